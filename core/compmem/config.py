@@ -1,0 +1,153 @@
+"""Settings by lifetime: `IndexConfig` is baked into an index, `RecallConfig` serves one question."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from compmem.schema import Encoder
+
+VectorType = Literal["int8", "fp16"]
+KVType = Literal["bf16", "int8"]
+Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """How documents become memory. Kept in the index and compared when it is opened.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    memory: Literal["dense", "kv"] = "dense"
+    """What a memory block holds: sentence vectors, or KV states of a backbone as well."""
+    encoder: str | Encoder | None = DEFAULT_ENCODER
+    """Name or folder of a sentence-transformers model, or an object with `encode(texts)`."""
+    vectors: VectorType = "int8"
+    """How vectors are stored: a byte or two a dimension."""
+    search: Search = "exact"
+    """Dense first stage: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
+    chunk_tokens: int = 256
+    """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
+    backbone: str | None = None
+    """Name or folder of the causal LM, for KV memory."""
+    ratio: int = 4
+    """Compression ratio: source tokens per memory token, for KV memory."""
+    kv: KVType = "bf16"
+    """How KV states are stored."""
+
+    def __post_init__(self) -> None:
+        _one_of("memory", self.memory, ("dense", "kv"))
+        _one_of("vectors", self.vectors, ("int8", "fp16"))
+        _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
+        _one_of("kv", self.kv, ("bf16", "int8"))
+        _at_least("chunk_tokens", self.chunk_tokens, 16)
+        _at_least("ratio", self.ratio, 1)
+        if self.memory == "dense" and self.encoder is None:
+            raise ValueError("encoder=None needs memory='kv': dense memory is made of the encoder's vectors")
+        if self.memory == "kv" and self.backbone is None:
+            raise ValueError("memory='kv' needs backbone=, the name or folder of a causal LM")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallConfig:
+    """How one question is answered. Every system of the papers is a setting of this one loop.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    reader: Any = "extractive"
+    """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`."""
+    chat: Callable[..., Any] | None = None
+    """The chat model: a callable `messages -> text`, sync, async or streaming."""
+    candidates: Literal["first stage", "all"] = "first stage"
+    """What may be recalled at all: what the first stage proposes, or every chunk."""
+    first_stage: int = 40
+    """Chunks each of the first stage's signals proposes in a step."""
+    links: bool = True
+    """Propose chunks whose title, heading or defined term is named in the question or the working memory."""
+    gate: Literal["learned", "question", "similarity", "off"] = "learned"
+    """What scores a block: the gate; the gate blind to the working memory; the first stage; nothing (read all)."""
+    threshold: float | None = None
+    """Blocks whose gate score is lower are turned down. None: the gate's own."""
+    order: Literal["best", "document"] = "best"
+    """Blocks are read best first, or in document order."""
+    reask: bool = True
+    """Ask the first stage and the gate again after each update of the working memory."""
+    backtrack: bool = True
+    """A block once turned down may be recalled in a later step."""
+    update_gate: bool = True
+    """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
+    exit_gate: bool = True
+    """The loop stops when the reader says that enough is known (2602.10560, E_t)."""
+    blocks_per_step: int = 1
+    """Recalled blocks read in one step."""
+    max_steps: int | None = 12
+    """Most steps. None: as many as there are blocks to read."""
+    max_seconds: float | None = None
+    """Most seconds for the whole question; the answer is written from what is known by then."""
+    memory_tokens: int = 1024
+    """Most tokens of working memory; what was written last is kept."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reader, str):
+            _one_of("reader", self.reader, ("extractive", "chat", "latent"))
+        if self.reader == "chat" and self.chat is None:
+            raise ValueError("reader='chat' needs chat=, a callable that takes messages and gives text")
+        _one_of("candidates", self.candidates, ("first stage", "all"))
+        _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
+        _one_of("order", self.order, ("best", "document"))
+        _at_least("first_stage", self.first_stage, 1)
+        _at_least("blocks_per_step", self.blocks_per_step, 1)
+        _at_least("memory_tokens", self.memory_tokens, 1)
+        if self.max_steps is not None:
+            _at_least("max_steps", self.max_steps, 1)
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold!r} must be between 0 and 1")
+
+    def but(self, **changes: Any) -> "RecallConfig":
+        """These settings with some changed."""
+        return replace(self, **changes)
+
+    @classmethod
+    def memagent(cls, **changes: Any) -> "RecallConfig":
+        """MemAgent (2507.02259): every chunk in document order, the memory overwritten in each step."""
+        return cls(
+            candidates="all", gate="off", order="document", reask=False, backtrack=False,
+            update_gate=False, exit_gate=False, max_steps=None,
+        ).but(**changes)  # fmt: skip
+
+    @classmethod
+    def gru_mem(cls, *, exit_gate: bool = True, **changes: Any) -> "RecallConfig":
+        """GRU-Mem (2602.10560): MemAgent's scan with an update gate and, by choice, an exit gate."""
+        return cls.memagent(update_gate=True, exit_gate=exit_gate).but(**changes)
+
+    @classmethod
+    def lychee(cls, *, gate: bool = True, **changes: Any) -> "RecallConfig":
+        """LycheeMemory (2602.08382): one pass in document order, each chunk gated at 0.5 with the memory so far."""
+        if not gate:
+            return cls.memagent().but(**changes)
+        return cls.memagent(gate="learned", threshold=0.5).but(**changes)
+
+    @classmethod
+    def rag(cls, k: int = 8, **changes: Any) -> "RecallConfig":
+        """One-shot RAG: the k most similar chunks, read at once."""
+        return cls(
+            gate="similarity", threshold=0.0, links=False, reask=False, backtrack=False,
+            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1,
+        ).but(**changes)  # fmt: skip
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")

@@ -1,0 +1,40 @@
+"""The exceptions a caller may catch. A bad argument is a `ValueError`, a missing extra an `ImportError`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class CompMemError(Exception):
+    """Anything this library raises on purpose."""
+
+
+class StoreError(CompMemError):
+    """The folder of an index cannot be used as asked."""
+
+
+class IncompatibleStoreError(StoreError):
+    """The index was made with another encoder, backbone, ratio or format."""
+
+
+class CorruptStoreError(StoreError):
+    """Bytes of the index do not match their checksum."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is writing to the index."""
+
+
+class CheckpointError(CompMemError):
+    """A model folder lacks something, or holds something of another shape."""
+
+
+class ReaderError(CompMemError):
+    """The chat model failed or timed out.
+
+    Attributes:
+        steps: The steps made before it failed, as `compmem.Step`.
+    """
+
+    def __init__(self, message: str, steps: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.steps = tuple(steps)

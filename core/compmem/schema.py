@@ -1,0 +1,246 @@
+"""The nouns that flow: documents in, chunks and memory blocks between, recalls, steps and answers out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Vectors = NDArray[np.float32]
+"""Unit vectors, one a row, `[rows, dim]`."""
+
+Message = Mapping[str, str]
+"""One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors. Any object with this one method fits."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of the texts `[texts, dim]`, in order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A run of one document's text, compressed as a unit."""
+
+    text: str
+    """The text itself: `document.text[start:end]`."""
+    document_id: str = ""
+    """The document it was cut from; set when the document is added."""
+    ordinal: int = 0
+    """Its place among the document's chunks, from 0."""
+    start: int = 0
+    """Offset of its first character in the document's text."""
+    title: str = ""
+    """The document's title."""
+    headings: tuple[str, ...] = ()
+    """The headings it stands under, outermost first."""
+    sentences: tuple[tuple[int, int], ...] = ()
+    """Sentence spans `(start, end)` within `text`, in order, not overlapping."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """The document's metadata."""
+
+    @property
+    def id(self) -> str:
+        """Name of the chunk within its index: document id, `#`, ordinal."""
+        return f"{self.document_id}#{self.ordinal}"
+
+    @property
+    def end(self) -> int:
+        """Offset after its last character in the document's text."""
+        return self.start + len(self.text)
+
+    def sentence_texts(self) -> list[str]:
+        """Its sentences, stripped; the whole text where no spans are known."""
+        return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """Text with an id, a title and metadata from the caller; or chunks that are already split.
+
+    Raises:
+        ValueError: Both `text` and `chunks` are given.
+    """
+
+    text: str = ""
+    """The whole text. With `chunks`, it is their concatenation."""
+    id: str = ""
+    """Unique within an index. Empty: a hash of title and text."""
+    title: str = ""
+    """What the document is about, in a few words. A name that questions may use."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values by name, for filters and for the caller's own use."""
+    chunks: Sequence[Chunk | str] | None = None
+    """The text already split; strings are cut into sentences only."""
+
+    def __post_init__(self) -> None:
+        if self.chunks is not None:
+            if self.text:
+                raise ValueError("give a document either text or chunks, not both")
+            parts = [c if isinstance(c, str) else c.text for c in self.chunks]
+            object.__setattr__(self, "text", "".join(parts))
+            object.__setattr__(self, "chunks", tuple(self.chunks))
+        if not self.id:
+            digest = hashlib.sha256(f"{self.title}\0{self.text}".encode("utf-8", "surrogatepass"))
+            object.__setattr__(self, "id", digest.hexdigest()[:32])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVStates:
+    """Per-layer key and value states of memory tokens, `[layers, kv_heads, memory_tokens, head_dim]` each.
+
+    Keys are stored before rotation, so a reader may place the block anywhere.
+    """
+
+    keys: "torch.Tensor"
+    values: "torch.Tensor"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryBlock:
+    """One chunk's compressed representation."""
+
+    chunk: Chunk
+    vectors: Vectors | None = None
+    """`[1 + sentences, dim]`: the chunk as a whole, then each of its sentences."""
+    kv: KVStates | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recall:
+    """A block the gate let through: its chunk and its score in [0, 1]."""
+
+    chunk: Chunk
+    score: float
+    block: int
+    """Number of the block within its store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """A sentence a reader kept, and where it stands."""
+
+    text: str
+    chunk: Chunk
+    start: int
+    """Offset within the chunk's text."""
+    end: int
+    score: float
+    """How strongly it bears on the question, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkingMemory:
+    """The text carried from step to step, and the evidence it was made from where the reader quotes."""
+
+    text: str = ""
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a question has cost. Two of them add up."""
+
+    steps: int = 0
+    blocks_scored: int = 0
+    """Blocks the gate gave a probability, counted again when re-gated."""
+    blocks_read: int = 0
+    model_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    malformed_replies: int = 0
+    """Replies of the chat model that did not follow the format; the memory was kept."""
+    seconds: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.__slots__})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a reader makes of the blocks of one step: a candidate memory and its two gates (2602.10560)."""
+
+    memory: WorkingMemory
+    """The candidate working memory; kept only where `update` is true or the update gate is off."""
+    update: bool
+    """The update gate: the blocks hold something that bears on the question."""
+    exit: bool
+    """The exit gate: enough is known to answer."""
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One reading of one recalled block, or of a group of blocks."""
+
+    number: int
+    """From 1."""
+    recalls: tuple[Recall, ...]
+    """The blocks read in this step."""
+    working_memory: str
+    """The working memory after the step."""
+    updated: bool
+    """The update gate opened."""
+    exit: bool
+    """The exit gate asked to stop."""
+    backtracked: bool
+    """A block read here had been turned down in an earlier step."""
+    candidates: int
+    """Blocks the first stage proposed for this step."""
+    seconds: float
+
+
+ExitReason = Literal["exit gate", "nothing left", "steps", "seconds", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The answer to a question, what it rests on, and how it was reached."""
+
+    question: str
+    text: str
+    found: bool
+    """False where nothing in the index bears on the question."""
+    sources: tuple[Recall, ...]
+    """The blocks the answer rests on, in the order in which they were read."""
+    evidence: tuple[Evidence, ...]
+    """The sentences kept, where the reader quotes; empty for a chat or latent reader."""
+    steps: tuple[Step, ...]
+    working_memory: str
+    usage: Usage
+    exited: ExitReason
+    """Why the loop ended."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerToken:
+    """A piece of the answer's text, as it is written."""
+
+    text: str
+
+
+Event = Step | AnswerToken | Answer
+"""What a streamed answer is made of: steps as they end, pieces of the answer, and last the answer itself."""
+
+
+class Reader(Protocol):
+    """What reads recalled blocks and writes the answer. The loop calls one half, sync or async."""
+
+    def read(self, question: str, memory: WorkingMemory, recalls: Sequence[Recall]) -> Reading:
+        """The candidate working memory after reading these blocks, and the two gates."""
+        ...
+
+    async def aread(self, question: str, memory: WorkingMemory, recalls: Sequence[Recall]) -> Reading:
+        """The same without blocking the event loop."""
+        ...
