@@ -1,7 +1,7 @@
 """The nouns that flow: documents in, chunks and memory blocks between, recalls, steps and answers out."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -235,12 +235,20 @@ Event = Step | AnswerToken | Answer
 
 
 class Reader(Protocol):
-    """What reads recalled blocks and writes the answer. The loop calls one half, sync or async."""
+    """What reads recalled blocks and writes the answer; the loop calls the sync half or the async half."""
 
-    def read(self, question: str, memory: WorkingMemory, recalls: Sequence[Recall]) -> Reading:
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The candidate working memory after reading these blocks, and the two gates."""
         ...
 
-    async def aread(self, question: str, memory: WorkingMemory, recalls: Sequence[Recall]) -> Reading:
+    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """The same without blocking the event loop."""
+        ...
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The answer's text in pieces as they come, and last what it cost."""
+        ...
+
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same without blocking the event loop."""
         ...

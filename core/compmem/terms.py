@@ -1,0 +1,125 @@
+"""Text as terms and names: what the lexical index, the links and the gate's features compare.
+
+A term is a stemmed word, or a pair of neighbouring characters where a script writes no spaces (Chinese, Japanese)
+or glues particles to words (Korean). A name is a run of whole words: a title, a heading, a defined term.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import snowballstemmer
+
+NameKind = Literal["title", "heading", "term"]
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_HANGUL = "\u1100-\u11ff\uac00-\ud7af"
+_PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
+_WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
+_ASIDE = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
+_DEFINED = re.compile(
+    r"^\s*(?:class|def|async def|module|package)\s+([\w.]+)|^\s*([\w.]+)\(.*\)\s*(?:->|$)|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
+    re.MULTILINE,
+)
+_stemmer = snowballstemmer.stemmer("english")
+
+LONGEST_NAME = 12
+"""Words in the longest name that is looked for in a text."""
+
+STOPWORDS = frozenset(
+    """a about above after again all also am an and any are as at be because been before being below between both but
+    by can could did do does doing down during each few for from further had has have having he her here hers him his
+    how i if in into is it its itself just me more most my no nor not now of off on once only or other our out over own
+    s same she should so some such t than that the their theirs them then there these they this those through to too
+    under until up very was we were what when where which while who whom whose why will with would you your""".split()
+)
+"""English words that carry no subject of their own."""
+
+
+def fold(text: str) -> str:
+    """The text without differences of case, width and accent."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
+
+
+def words(text: str) -> list[str]:
+    """The folded words of a text; a run of characters without spaces is one word."""
+    return _WORD.findall(text.casefold() if text.isascii() else fold(text))
+
+
+def terms(text: str) -> list[str]:
+    """The terms of a text, in order, with repeats."""
+    out: list[str] = []
+    for word in words(text):
+        if word.isascii() or not _PAIRED.match(word):
+            out.append(_stem(word))
+        elif len(word) == 1:
+            out.append(word)
+        else:
+            out.extend(word[i : i + 2] for i in range(len(word) - 1))
+    return out
+
+
+def content_terms(text: str) -> list[str]:
+    """The distinct terms of a text that are not stopwords, in order of first use."""
+    kept = [w for w in words(text) if w not in STOPWORDS]
+    return list(dict.fromkeys(terms(" ".join(kept))))
+
+
+def name(text: str) -> str:
+    """The form in which a name is stored and looked up: folded words, one space between."""
+    return " ".join(words(text))
+
+
+def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, NameKind]]:
+    """The names a chunk answers to, each once: title (with and without a closing aside), headings, defined terms."""
+    found: dict[str, NameKind] = {}
+
+    def keep(raw: str, kind: NameKind) -> None:
+        for form in (name(raw), name(_ASIDE.sub("", raw))):
+            if len(form) > 1 and form not in STOPWORDS and form.count(" ") < LONGEST_NAME:
+                found.setdefault(form, kind)
+
+    keep(title, "title")
+    for heading in headings:
+        keep(heading, "heading")
+    for match in _DEFINED.finditer(text):
+        keep(next(g for g in match.groups() if g), "term")
+    return list(found.items())
+
+
+def possible_names(text: str) -> list[str]:
+    """Every run of up to `LONGEST_NAME` words of the text, longest first: what may be a name in it."""
+    parts = words(text)
+    runs: dict[str, None] = {}
+    for length in range(min(LONGEST_NAME, len(parts)), 0, -1):
+        for i in range(len(parts) - length + 1):
+            if length == 1 and parts[i] in STOPWORDS:
+                continue
+            runs[" ".join(parts[i : i + length])] = None
+    return list(runs)
+
+
+def longest_names(text: str, known: Iterable[str]) -> list[str]:
+    """The known names that the text holds, less those that only occur inside a longer one, in order of place."""
+    parts = words(text)
+    known = set(known)
+    out: dict[str, None] = {}
+    at = 0
+    while at < len(parts):
+        for length in range(min(LONGEST_NAME, len(parts) - at), 0, -1):
+            run = " ".join(parts[at : at + length])
+            if run in known:
+                out[run] = None
+                at += length
+                break
+        else:
+            at += 1
+    return list(out)
+
+
+@lru_cache(maxsize=1 << 17)
+def _stem(word: str) -> str:
+    return str(_stemmer.stemWord(word))
