@@ -7,6 +7,7 @@ or glues particles to words (Korean). A name is a run of whole words: a title, a
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -20,13 +21,18 @@ _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
 _WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
 _ASIDE = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
 _DEFINED = re.compile(
-    r"^\s*(?:class|def|async def|module|package)\s+([\w.]+)|^\s*([\w.]+)\(.*\)\s*(?:->|$)|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
+    r"^\s*(?:class|def|async def|module|package)\s+([\w.]+)"
+    r"|^\s*([\w.]+)\([^()\n]*\)\s*(?:->|$)"
+    r"|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
     re.MULTILINE,
 )
 _stemmer = snowballstemmer.stemmer("english")
 
 LONGEST_NAME = 12
 """Words in the longest name that is looked for in a text."""
+
+NEARBY = 5
+"""Words on each side of a mention that count as said of it."""
 
 STOPWORDS = frozenset(
     """a about above after again all also am an and any are as at be because been before being below between both but
@@ -102,22 +108,47 @@ def possible_names(text: str) -> list[str]:
     return list(runs)
 
 
-def longest_names(text: str, known: Iterable[str]) -> list[str]:
-    """The known names that the text holds, less those that only occur inside a longer one, in order of place."""
-    parts = words(text)
-    known = set(known)
-    out: dict[str, None] = {}
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A known name in a text."""
+
+    name: str
+    capitalised: float
+    """Share of its words that begin with a capital in the text."""
+    nearby: frozenset[str]
+    """Roots of the words within `NEARBY` words of it: what the text says of it."""
+
+
+def mentions(text: str, known: Iterable[str]) -> list[Mention]:
+    """The known names that a text holds, in order; not those that only occur inside a longer one."""
+    raw = _WORD.findall(unicodedata.normalize("NFC", text))
+    parts = [fold(word) for word in raw]
+    known = frozenset(known)
+    out: dict[str, Mention] = {}
     at = 0
     while at < len(parts):
         for length in range(min(LONGEST_NAME, len(parts) - at), 0, -1):
             run = " ".join(parts[at : at + length])
-            if run in known:
-                out[run] = None
+            if run in known and run not in STOPWORDS:
+                around = parts[max(0, at - NEARBY) : at] + parts[at + length : at + length + NEARBY]
+                capitals = sum(not word[0].islower() for word in raw[at : at + length]) / length
+                mention = Mention(run, capitals, frozenset(root(w) for w in around if w not in STOPWORDS))
+                known_before = out.get(run)
+                if known_before is not None:
+                    mention = Mention(
+                        run, max(capitals, known_before.capitalised), mention.nearby | known_before.nearby
+                    )
+                out[run] = mention
                 at += length
                 break
         else:
             at += 1
-    return list(out)
+    return list(out.values())
+
+
+def root(word: str) -> str:
+    """The first five letters of a folded word: `director` and `directed` share them, as stems do not."""
+    return word[:5]
 
 
 @lru_cache(maxsize=1 << 17)
