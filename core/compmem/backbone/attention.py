@@ -1,0 +1,45 @@
+"""Grouped-query attention with the mask each device has a fast kernel for."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """What the queries read, `[rows, queries, heads * head_dim]`.
+
+    Args:
+        query: `[rows, heads, queries, head_dim]`.
+        key: `[rows, kv_heads, slots, head_dim]`.
+        value: As `key`.
+        scale: Factor of the scores.
+        mask: True where a query may look, `[rows, 1, queries, slots]`. None: causal, the last query sees every slot.
+        dropout: Share of attention weights dropped.
+    """
+    rows, heads, queries, head_dim = query.shape
+    kv_heads, slots = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    if queries == 1:
+        # The heads that share a key are so many queries of it: no copy of keys and values.
+        folded = query.reshape(rows, kv_heads, groups, head_dim)
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return out.reshape(rows, 1, heads * head_dim)
+    if mask is None and queries == slots:
+        out = scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=groups > 1
+        )
+    elif mask is None and query.is_cuda:
+        bias = causal_lower_right(queries, slots)
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale, enable_gqa=groups > 1
+        )
+    else:
+        if mask is None:
+            mask = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(slots - queries)
+        # Kernels that take a mask do not share keys between heads; without them the scores would be materialised.
+        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return out.transpose(1, 2).reshape(rows, queries, heads * head_dim)

@@ -1,0 +1,378 @@
+"""The backbone: one causal LM that compresses, reads, scores and writes, with an adapter a role."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from compmem.backbone import checkpoint
+from compmem.backbone.batching import batches, halving
+from compmem.backbone.checkpoint import Parts
+from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
+from compmem.backbone.decode import Engine, Sampling
+from compmem.backbone.decoder import Decoder
+from compmem.backbone.memory import compress, memory_count
+from compmem.backbone.prompts import Prompt
+from compmem.backbone.prune import prune
+from compmem.backbone.reading import Layout, Prefix, Reading
+from compmem.backbone.rotary import Rotary
+from compmem.backbone.stop import Stop
+from compmem.errors import CheckpointError
+from compmem.schema import KVStates
+
+Blocks = Sequence[Sequence[KVStates]]
+"""The recalled blocks of each row, read one after the other."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOOK_EVERY = 16
+"""Steps between two looks for the end of rows, where looking makes the device wait."""
+
+
+class Backbone:
+    """A stock causal LM with memory tokens. Gradients flow unless the caller turns them off.
+
+    Attributes:
+        model: The stock model, unchanged.
+        tokenizer: Its tokenizer.
+        decoder: The same layers, run over contexts of our own, with the parameters that are added.
+        memory: How chunks become memory.
+        adapters: The adapter of each role that has one.
+    """
+
+    def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
+        self.model: Any = parts.model
+        self.tokenizer: Any = parts.tokenizer
+        self.decoder: Decoder = parts.decoder
+        self.memory: MemoryConfig = parts.memory
+        self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
+        self._rotary = Rotary(parts.model.model.rotary_emb)
+        self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        ratio: int | None = None,
+        graphs: bool | None = None,
+    ) -> "Backbone":
+        """Load a stock pretrained model, a folder in the public LycheeMemory format, or one saved here.
+
+        Args:
+            name: Folder, or name on the Hugging Face hub.
+            device: Where it runs. None: a GPU where there is one.
+            dtype: Of weights and states. None: the checkpoint's own.
+            ratio: Compression ratio. None: the checkpoint's own.
+            graphs: Decode by CUDA graph. None: on a GPU.
+
+        Raises:
+            CheckpointError: The folder lacks something, or holds something this cannot run.
+            ValueError: The device or dtype is not there.
+        """
+        place = _device(device)
+        return cls(checkpoint.load(name, device=place, dtype=_dtype(dtype), ratio=ratio), graphs=graphs)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
+        """A backbone over a stock model that is loaded already."""
+        memory = MemoryConfig(trained=False, own=())
+        parts = Parts(model=model, tokenizer=tokenizer, decoder=Decoder(model).eval(), memory=memory, adapters={})
+        return cls(parts, graphs=graphs)
+
+    def save(self, folder: str | Path, *, base: str | None = None) -> None:
+        """Write everything to a folder; with `base`, only what is added to the model of that name."""
+        checkpoint.save(Path(folder), self._parts(), base=base)
+
+    def _parts(self) -> Parts:
+        return Parts(
+            model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory, adapters=self.adapters
+        )
+
+    def add_memory(self, config: MemoryConfig) -> None:
+        """Give it memory tokens that start as copies of what the stock model has (the end token's embedding)."""
+        end = self.tokenizer.eos_token_id
+        self.decoder.add_memory(config, 0 if end is None else end)
+        self.memory = config
+
+    def add_adapter(self, role: Role, config: AdapterConfig) -> None:
+        """Give a role an adapter that changes nothing yet."""
+        self.decoder.add_adapter(role, config)
+        self.adapters[role] = config
+
+    def add_gate(self) -> None:
+        """Give it a gate head that scores every block alike until it is trained."""
+        self.decoder.add_gate()
+
+    def parameters(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
+        """The parameters of one part, by name, for an optimiser."""
+        added = self.decoder.added()
+        if part == "base":
+            return {name: p for name, p in self.decoder.named_parameters() if name not in added}
+        marks = {
+            "memory": ("memory_embedding", ".own.", ".adapters.memory_"),
+            "reasoner": (".adapters.reasoner_",),
+            "gate": (".adapters.gate_", "gate_head."),
+        }[part]
+        return {name: p for name, p in added.items() if any(mark in name for mark in marks)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def context(self) -> int:
+        """Most positions the stock model knows."""
+        positions: int = self.model.config.max_position_embeddings
+        return positions
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Layers, KV heads and head width: what a block's KV states must have."""
+        return self.decoder.kv_shape
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether `score` can be asked."""
+        return self.decoder.gate_head is not None
+
+    def fingerprint(self) -> str:
+        """A hash of what makes a block: settings and weights (a sample of each, rounded to bfloat16).
+
+        The same whatever the device and whether loaded in float32 or bfloat16; adapters that only read are left out.
+        """
+        memory = asdict(self.memory)
+        digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode())
+        readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")
+        for name, parameter in sorted(self.decoder.named_parameters()):
+            if any(mark in name for mark in readers):
+                continue
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.bfloat16)
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def prompt(self, text: str, *, thinking: bool = False) -> Prompt:
+        """A user turn with gaps, in the tokenizer's chat template."""
+        return Prompt(text, self.tokenizer, thinking=thinking)
+
+    def compress(self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None) -> list[KVStates]:
+        """The KV states that stand for each chunk, one for every `ratio` tokens, keys before rotation.
+
+        Raises:
+            ValueError: A chunk is empty or larger than the context, or the window is no multiple of the ratio.
+            MemoryError: One chunk alone does not fit on the device.
+        """
+        ratio = ratio or self.memory.ratio
+        for number, chunk in enumerate(chunks):
+            if not chunk:
+                raise ValueError(f"chunk {number} has no tokens")
+            carried = memory_count(len(chunk), ratio)
+            at_once = min(len(chunk), self.memory.window) + carried if self.memory.trained else len(chunk)
+            if at_once > self.context:
+                raise ValueError(f"chunk {number} of {len(chunk)} tokens is larger than the context of {self.context}")
+        if self.memory.trained and self.memory.window % ratio:
+            raise ValueError(f"ratio={ratio} must divide the window of {self.memory.window}")
+        states: dict[int, KVStates] = {}
+        for batch in batches([len(chunk) for chunk in chunks], self._budget):
+            made = halving(lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk")
+            states.update(zip(batch, made, strict=True))
+        return [states[i] for i in range(len(chunks))]
+
+    def _compress(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[KVStates]:
+        if not self.memory.trained:
+            return prune(self.decoder, self._rotary, chunks, ratio=ratio)
+        return compress(self.decoder, self._rotary, chunks, ratio=ratio, window=self.memory.window)
+
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        blocks: Blocks | None = None,
+        *,
+        role: Role | None = "reasoner",
+        start: int | None = None,
+    ) -> Tensor:
+        """Hidden states `[rows, prompt, hidden]` of prompts behind their blocks; shorter ones are padded on the right.
+
+        Args:
+            prompts: Token ids of each row.
+            blocks: Recalled blocks of each row.
+            role: Whose adapter is used, where there is one.
+            start: Position of the first prompt token. None: right behind the row's memory.
+        """
+        prefix, layout = self._lay_out(prompts, blocks, start, 0)
+        hidden: Tensor = self.decoder(layout.ids, Reading(prefix, layout, self._rotary), role=role)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., vocabulary]` of hidden states."""
+        logits: Tensor = self.decoder.lm_head(hidden)
+        return logits
+
+    def score(self, prompts: Sequence[Sequence[int]], blocks: Blocks, *, start: int | None = None) -> Tensor:
+        """The gate's logits `[rows]`: the head on the last hidden state of each prompt behind its blocks.
+
+        Raises:
+            CheckpointError: There is no gate head.
+        """
+        head = self.decoder.gate_head
+        if head is None:
+            raise CheckpointError("this backbone has no gate head; train one, or use the dense gate")
+
+        def run(rows: Sequence[int]) -> list[Tensor]:
+            asked = [prompts[row] for row in rows]
+            hidden = self.read(asked, [blocks[row] for row in rows], role="gate", start=start)
+            last = torch.tensor([len(prompt) - 1 for prompt in asked], device=hidden.device)
+            return list(head(hidden[torch.arange(len(rows), device=hidden.device), last])[:, 0])
+
+        scores: dict[int, Tensor] = {}
+        sizes = [len(prompt) + sum(b.keys.shape[2] for b in row) for prompt, row in zip(prompts, blocks, strict=True)]
+        for batch in batches(sizes, self._budget):
+            scores.update(zip(batch, halving(run, batch, "a block with its prompt"), strict=True))
+        return torch.stack([scores[row] for row in range(len(prompts))])
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        blocks: Blocks | None = None,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        role: Role | None = "reasoner",
+        start: int | None = None,
+    ) -> list[list[int]]:
+        """The tokens written after each prompt: a stop id is left out, what completes a stop string is in.
+
+        Args:
+            prompts: Token ids of each row.
+            blocks: Recalled blocks of each row.
+            max_new_tokens: Most tokens in a row.
+            stop_ids: Ids that end a row. None: the model's end tokens.
+            stop_strings: Texts that end a row.
+            temperature: 0 takes the likeliest token.
+            seeds: One a row, where tokens are drawn.
+            role: Whose adapter is used, where there is one.
+            start: Position of the first prompt token. None: right behind the row's memory.
+
+        Raises:
+            ValueError: A prompt does not fit in the context with what is to be written.
+            MemoryError: One row alone does not fit on the device.
+        """
+        rows_seeds = range(len(prompts)) if seeds is None else seeds
+        if len(rows_seeds) != len(prompts):
+            raise ValueError(f"{len(rows_seeds)} seeds for {len(prompts)} prompts")
+        ids = self.end_ids if stop_ids is None else stop_ids
+
+        def run(rows: Sequence[int]) -> list[list[int]]:
+            stops = [Stop(self.tokenizer, ids, stop_strings) for _ in rows]
+            sampling = Sampling(temperature=temperature, seeds=[rows_seeds[row] for row in rows])
+            prefix, layout = self._lay_out(
+                [prompts[row] for row in rows], [blocks[row] for row in rows] if blocks else None, start, max_new_tokens
+            )
+            look = LOOK_EVERY if layout.ids.is_cuda else 1
+            for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=look, role=role):
+                for stop, tokens in zip(stops, made, strict=True):
+                    stop.take(tokens)
+                if all(stop.done for stop in stops):
+                    break
+            return [stop.tokens for stop in stops]
+
+        return halving(run, range(len(prompts)), "a prompt with its memory") if prompts else []
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        blocks: Sequence[KVStates] = (),
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+        role: Role | None = "reasoner",
+        start: int | None = None,
+    ) -> Iterator[int]:
+        """The same tokens as `generate` gives for one prompt, as they come."""
+        prefix, layout = self._lay_out([prompt], [blocks], start, max_new_tokens)
+        stop = Stop(self.tokenizer, self.end_ids if stop_ids is None else stop_ids, stop_strings)
+        sampling = Sampling(temperature=temperature, seeds=[seed])
+        for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=1, role=role):
+            yield from stop.take(made[0])
+            if stop.done:
+                return
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: the generation config's, and the tokenizer's end token."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of one forward pass."""
+        return 131072 if self.device.type == "cuda" else 8192
+
+    def _lay_out(
+        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | None, more: int
+    ) -> tuple[Prefix, Layout]:
+        rows = [()] * len(prompts) if blocks is None else blocks
+        if len(rows) != len(prompts):
+            raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
+        layers, heads, width = self.shape
+        for states in (states for row in rows for states in row):
+            if (*states.keys.shape[:2], states.keys.shape[3]) != self.shape or states.keys.shape != states.values.shape:
+                raise ValueError(
+                    f"KV states of shape {tuple(states.keys.shape)} are of another backbone: "
+                    f"this one has {layers} layers, {heads} KV heads of {width}"
+                )
+        prefix = Prefix(rows, self._rotary, self.memory.positions, self.decoder.embed_tokens.weight)
+        for number, (prompt, count) in enumerate(zip(prompts, prefix.counts, strict=True)):
+            if not prompt:
+                raise ValueError(f"prompt {number} has no tokens")
+            end = (count if start is None else start) + len(prompt) + more
+            if end > self.context:
+                raise ValueError(
+                    f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
+                    f"is larger than the context of {self.context}"
+                )
+        return prefix, Layout.of(prompts, prefix.counts, start, self.device)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; use device='cpu'")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,51 @@
+"""Batches that fit: cut by a budget of tokens, and halved where the device runs out of memory."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices of items, longest first, in batches of at most `budget` once padded to their longest."""
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    while order:
+        width = max(1, sizes[order[0]])
+        count = max(1, budget // width)
+        yield order[:count]
+        order = order[count:]
+
+
+def halving(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], what: str) -> list[Result]:
+    """Results of the items, run as one batch, or in halves where the device runs out of memory.
+
+    Raises:
+        MemoryError: One item alone does not fit.
+    """
+    return _halving(run, items, what, (len(items),))
+
+
+def _halving(
+    run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], what: str, tried: tuple[int, ...]
+) -> list[Result]:
+    reason = ""
+    try:
+        return run(items)
+    except torch.OutOfMemoryError as error:
+        # Only its text is kept: the traceback would keep the tensors that did not fit.
+        reason = str(error).split(". ")[0]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(items) == 1:
+        sizes = ", ".join(map(str, tried))
+        raise MemoryError(f"{what} does not fit on the device even one at a time (tried batches of {sizes}): {reason}")
+    half = len(items) // 2
+    log.warning("out of memory with a batch of %d, going on with halves", len(items))
+    parts = (items[:half], items[half:])
+    return [result for part in parts for result in _halving(run, part, what, (*tried, len(part)))]

@@ -1,0 +1,253 @@
+"""Model folders: a stock pretrained model, the public LycheeMemory format, and our own, which adds two files.
+
+`compmem.json` holds the memory and adapter settings, `compmem.safetensors` the parameters the stock model does not
+have. Without a stock model beside them, `base` in `compmem.json` names the one they belong to.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
+from compmem.backbone.decoder import Decoder
+from compmem.errors import CheckpointError
+
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
+SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
+"""Settings of the public format that change what is computed, and the one value of each that is released."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a backbone is made of."""
+
+    model: Any
+    tokenizer: Any
+    decoder: Decoder
+    memory: MemoryConfig
+    adapters: Mapping[Role, AdapterConfig]
+
+
+def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, ratio: int | None) -> Parts:
+    """Load a model with its memory.
+
+    Raises:
+        CheckpointError: The folder lacks something, or holds something this cannot run.
+    """
+    folder = _find(name)
+    settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    stock = folder if (folder / "config.json").exists() else _find(_field(settings, "base", folder))
+    config = _read_json(stock / "config.json")
+    _check_family(config, stock)
+    model = _load_stock(stock, dtype).to(device)
+    decoder = Decoder(model)
+    adapters: dict[Role, AdapterConfig] = {}
+    if settings:
+        memory = _restore(decoder, settings, folder)
+        adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
+    elif any(key.startswith("lychee_memory_") for key in config):
+        memory = _restore_lychee(decoder, config, folder, ratio)
+    else:
+        memory = MemoryConfig(trained=False, own=())
+    if ratio is not None and ratio != memory.ratio:
+        memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
+    decoder.to(device=device, dtype=model.dtype).eval()
+    return Parts(model=model, tokenizer=_load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters)
+
+
+def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
+    """Write a backbone; with `base`, only what is added to that model.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        parts.model.save_pretrained(folder)
+        parts.tokenizer.save_pretrained(folder)
+    added = {name: tensor.detach().contiguous().cpu() for name, tensor in parts.decoder.added().items()}
+    save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
+    settings = {
+        "format": FORMAT,
+        "base": base,
+        "memory": asdict(parts.memory),
+        "memory_tokens": parts.decoder.memory_embedding is not None,
+        "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
+        "gate": parts.decoder.gate_head is not None,
+    }
+    # Written last: a folder with settings is a folder with weights.
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _find(name: str | Path) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(
+            f"{str(name)!r} is no folder, and no model of that name could be fetched: {error}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(path)!r} holds no JSON object")
+    return content
+
+
+def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
+    if settings.get(key) is None:
+        raise CheckpointError(f"{str(folder)!r} holds no model: no config.json, and no {key!r} in {SETTINGS}")
+    return settings[key]
+
+
+def _check_family(config: Mapping[str, Any], folder: Path) -> None:
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{str(folder)!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
+    slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
+    if slides or "sliding_attention" in (config.get("layer_types") or ()):
+        raise CheckpointError(
+            f"{str(folder)!r} uses sliding-window attention, which cannot see a memory left of its window"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise CheckpointError(
+            f"{str(folder)!r} uses {kind!r} rotary positions, which change with the length; "
+            f"supported are {', '.join(_ROPE_TYPES)}"
+        )
+
+
+def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _memory_weights_unreported():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{str(folder)!r} cannot be loaded: {error}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} weights of the model, such as {missing[0]!r}")
+    return model
+
+
+@contextmanager
+def _memory_weights_unreported() -> Iterator[None]:
+    """Keep the loader from listing the memory's weights as unexpected: they are read right after."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # AutoTokenizer puts a family's own splitting rules in place of those in tokenizer.json, without a word.
+    cls = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+    try:
+        return cls.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
+
+
+def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> MemoryConfig:
+    if settings.get("format") != FORMAT:
+        raise CheckpointError(f"{str(folder)!r} has the format {settings.get('format')!r}; this reads {FORMAT}")
+    try:
+        memory = MemoryConfig(**settings["memory"])
+        adapters = {role: AdapterConfig(**values) for role, values in settings["adapters"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} cannot be understood: {error}") from error
+    if settings.get("memory_tokens"):
+        decoder.add_memory(memory, 0)
+    for role, config in adapters.items():
+        decoder.add_adapter(role, config)
+    if settings.get("gate"):
+        decoder.add_gate()
+    names = {name: name for name in decoder.added()}
+    _fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
+    return memory
+
+
+def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, ratio: int | None) -> MemoryConfig:
+    for key, value in _LYCHEE.items():
+        found = config.get(f"lychee_memory_{key}", value)
+        if found != value:
+            raise CheckpointError(f"{str(folder)!r} has lychee_memory_{key}={found!r}; supported is {value!r}")
+    window, ratios = config.get("lychee_memory_window", 1024), config.get("lychee_memory_ratio", [4])
+    if config.get("lychee_memory_stride", window) != window:
+        raise CheckpointError(f"{str(folder)!r} has a stride other than its window of {window}")
+    ratios = [ratios] if isinstance(ratios, int) else ratios
+    own = tuple(config.get("lychee_memory_param", ()))
+    try:
+        memory = MemoryConfig(
+            ratio=ratio or (4 if 4 in ratios else ratios[0]),
+            window=window,
+            own=cast("tuple[Projection, ...]", own),
+            positions="unrotated",
+        )
+    except (ValueError, IndexError) as error:
+        raise CheckpointError(f"{str(folder)!r}: {error}") from error
+    decoder.add_memory(memory, 0)
+    names = {"memory_embedding": "model.lychee_memory_embed_tokens.weight"}
+    for name in decoder.added():
+        if name.startswith("layers."):
+            _, layer, _, projection, kind = name.split(".")
+            names[name] = f"model.layers.{layer}.self_attn.lychee_memory_{projection}_proj.{kind}"
+    tensors = _read_tensors(sorted(folder.glob("*.safetensors")), set(names.values()))
+    _fill(decoder, names, tensors, folder)
+    return memory
+
+
+def _read_tensors(files: list[Path], names: set[str]) -> dict[str, Tensor]:
+    tensors = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in names & set(file.keys())})
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
+    return tensors
+
+
+def _fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill the added parameters with tensors; `names` maps ours to the file's."""
+    if missing := sorted(set(names.values()) - set(tensors)):
+        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} memory weights, such as {missing[0]!r}")
+    for name, parameter in decoder.added().items():
+        tensor = tensors[names[name]]
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{names[name]!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(tensor)

@@ -1,0 +1,62 @@
+"""How a backbone's memory is made: the memory tokens and the adapters, kept with its checkpoint."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Projection = Literal["q", "k", "v", "o"]
+Linear = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Role = Literal["memory", "reasoner", "gate"]
+Positions = Literal["rotated", "unrotated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryConfig:
+    """How a chunk becomes the KV states of memory tokens, and where these stand when they are read.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    trained: bool = True
+    """Memory tokens with weights of their own. False: the most important KV states of the chunk's own tokens."""
+    ratio: int = 4
+    """Compression ratio: source tokens per memory token."""
+    window: int = 2048
+    """Source tokens compressed in one forward pass; the memory tokens of earlier windows are carried over."""
+    own: tuple[Projection, ...] = ("q", "k", "v")
+    """The attention projections of which memory tokens have their own."""
+    positions: Positions = "rotated"
+    """Memory keys are rotated to positions 0.. when read, or not at all (as released with 2602.08382)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own", tuple(self.own))
+        if not isinstance(self.ratio, int) or self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio!r} must be a whole number of at least 1")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window={self.window!r} must be a whole number of at least 1")
+        if self.trained and self.window % self.ratio:
+            raise ValueError(f"window={self.window} must be a multiple of ratio={self.ratio}")
+        if unknown := set(self.own) - set(get_args(Projection)):
+            raise ValueError(f"own={self.own!r} holds {sorted(unknown)!r}; the projections are q, k, v, o")
+        if self.positions not in get_args(Positions):
+            raise ValueError(f"positions={self.positions!r} must be 'rotated' or 'unrotated'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """A low-rank adapter of one role: which linear layers, how wide, how strong (2106.09685).
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[Linear, ...] = ("q", "k", "v", "o")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank={self.rank!r} must be a whole number of at least 1")
+        if not self.targets or (unknown := set(self.targets) - set(get_args(Linear))):
+            raise ValueError(f"targets={self.targets!r} must be some of {', '.join(get_args(Linear))}, not {unknown!r}")

@@ -1,0 +1,208 @@
+"""Decoding: preallocated KV slots, one step as a CUDA graph, the same step run plainly on a CPU.
+
+Everything a step reads or writes has a fixed address: slots, columns, positions, the mask, the tokens chosen so far and
+the random numbers that choose them. So a step is replayed without host work; the host looks at the tokens every few
+steps only, to see whether all rows have stopped.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compmem.backbone.attention import attention
+from compmem.backbone.config import Role
+from compmem.backbone.decoder import Context, Decoder
+from compmem.backbone.reading import Layout, Prefix, Reading
+from compmem.backbone.rotary import Rotary, rotate
+
+SLOT_STEP = 512
+"""Slots are allocated in multiples of this on a GPU, so that graphs are used again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are chosen: the likeliest (temperature 0), or drawn with a generator of each row's own."""
+
+    temperature: float = 0.0
+    seeds: Sequence[int] = ()
+
+    def numbers(self, steps: int) -> Tensor:
+        """Uniform numbers `[steps, rows]`, the same on every device and for every batch."""
+        rows = [
+            torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in self.seeds
+        ]
+        return torch.stack(rows, dim=1)
+
+
+def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tensor:
+    """Tokens `[rows]` from logits `[rows, vocabulary]`, by inverting the distribution at `numbers` `[rows]`."""
+    if temperature is None:
+        return logits.argmax(dim=-1)
+    mass = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)
+    chosen = torch.searchsorted(mass, (numbers * mass[:, -1])[:, None], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[-1] - 1)
+
+
+class Slots(Context):
+    """Preallocated keys and values of every layer, and the state of one step, for so many rows and slots."""
+
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, steps: int, sampled: bool) -> None:
+        weight = decoder.embed_tokens.weight
+        layers, heads, width = decoder.kv_shape
+        # Slots used again by a graph must not be inference tensors: those could not be written to outside that mode.
+        with torch.inference_mode(False):
+            # Zeros, not garbage: a masked slot still enters the sum with weight zero.
+            self.keys = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
+            self.values = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
+            device = weight.device
+            self.open = torch.zeros(rows, 1, 1, slots, dtype=torch.bool, device=device)
+            self.column = torch.zeros(rows, dtype=torch.long, device=device)
+            self.position = torch.zeros(rows, dtype=torch.long, device=device)
+            self.step = torch.zeros(1, dtype=torch.long, device=device)
+            self.tokens = torch.zeros(steps + 1, rows, dtype=torch.long, device=device)
+            self.numbers = torch.zeros(steps + 1, rows, dtype=torch.float64, device=device)
+            self.temperature = torch.ones((), device=device) if sampled else None
+        self.rows = torch.arange(rows, device=device)
+        self.length = slots
+        """Slots that attention looks at; a plain step leaves out those not written yet."""
+        self._decoder = decoder
+        self._rotary = rotary
+        self._angles: tuple[Tensor, Tensor] = (weight, weight)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        """Attention of one token a row; its states are written to the row's column."""
+        cos, sin = self._angles
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.rows, :, self.column] = rotate(key, cos, sin)[:, :, 0].detach()
+        values[self.rows, :, self.column] = value[:, :, 0].detach()
+        return attention(
+            rotate(query, cos, sin), keys[:, :, : self.length], values[:, :, : self.length],
+            scale=scale, mask=self.open[..., : self.length], dropout=dropout,
+        )  # fmt: skip
+
+    def advance(self, role: Role | None) -> None:
+        """Run the token chosen last and choose the next one."""
+        last = self.tokens.index_select(0, self.step)[0]
+        self.open[self.rows, 0, 0, self.column] = True
+        cos, sin = self._rotary.at(self.position, self.keys[0])
+        self._angles = (cos[:, None, None], sin[:, None, None])
+        hidden = self._decoder(last[:, None], self, role=role)
+        self.step.add_(1)
+        self.put(self._decoder.lm_head(hidden[:, -1]))
+        self.column.add_(1)
+        self.position.add_(1)
+
+    def put(self, logits: Tensor) -> None:
+        """Choose tokens from logits `[rows, vocabulary]` and keep them as this step's."""
+        numbers = self.numbers.index_select(0, self.step)[0]
+        self.tokens.index_copy_(0, self.step, choose(logits.detach(), numbers, self.temperature)[None])
+
+    def start(self, prefix: Prefix, layout: Layout, sampling: Sampling, role: Role | None) -> None:
+        """Run the prompts, fill the slots, and choose the first tokens."""
+        self.open.zero_()
+        self.step.zero_()
+        slots = torch.arange(self.open.shape[-1], device=self.open.device)
+        behind = slots - prefix.longest
+        recalled, prompted = slots < layout.counts[:, None], (behind >= 0) & (behind < layout.lengths[:, None])
+        self.open.copy_((recalled | prompted)[:, None, None])
+        self.column.copy_(layout.lengths + prefix.longest)
+        self.position.copy_(layout.positions[:, 0] + layout.lengths)
+        if self.temperature is not None:
+            self.temperature.fill_(sampling.temperature)
+            self.numbers.copy_(sampling.numbers(len(self.numbers)))
+        hidden = self._decoder(layout.ids, _Filling(self, prefix, layout, self._rotary), role=role)
+        self.put(self._decoder.lm_head(hidden[self.rows, layout.lengths - 1]))
+
+
+class _Filling(Context):
+    """Prompts behind their blocks, run once, everything kept in the slots."""
+
+    def __init__(self, slots: Slots, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
+        self._slots = slots
+        self._prefix = prefix
+        self._layout = layout
+        self._reading = Reading(prefix, layout, rotary)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        query, key = self._reading.place(query, key)
+        memory, end = self._prefix.longest, self._prefix.longest + key.shape[2]
+        keys, values = self._slots.keys[layer], self._slots.values[layer]
+        if memory:
+            past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
+            keys[:, :, :memory], values[:, :, :memory] = past_key.detach(), past_value.detach()
+        keys[:, :, memory:end], values[:, :, memory:end] = key.detach(), value.detach()
+        return attention(
+            query, keys[:, :, :end], values[:, :, :end], scale=scale, mask=self._layout.mask, dropout=dropout
+        )
+
+
+class Engine:
+    """Runs the steps of a batch, by graph on a GPU, and keeps the graphs of the last few shapes."""
+
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 4) -> None:
+        self._decoder = decoder
+        self._rotary = rotary
+        self._graphs = graphs
+        self._kept = kept
+        self._ready: dict[tuple[int, int, bool, Role | None], tuple[Slots, torch.cuda.CUDAGraph]] = {}
+
+    def run(
+        self, prefix: Prefix, layout: Layout, sampling: Sampling, *, steps: int, look_every: int, role: Role | None
+    ) -> Iterator[list[list[int]]]:
+        """The tokens of every row, as lists of those chosen since the last look.
+
+        Args:
+            prefix: Recalled blocks of each row.
+            layout: Prompts behind them.
+            sampling: How tokens are chosen.
+            steps: Most tokens in a row.
+            look_every: Steps between two looks of the host.
+            role: Whose adapter is used.
+        """
+        rows, prompt = layout.ids.shape
+        needed = prefix.longest + prompt + steps
+        by_graph = layout.ids.is_cuda if self._graphs is None else self._graphs
+        sampled = sampling.temperature > 0
+        graph = None
+        if by_graph:
+            slots, graph = self._graph(rows, -(-needed // SLOT_STEP) * SLOT_STEP, sampled, role)
+        else:
+            slots = Slots(self._decoder, self._rotary, rows=rows, slots=needed, steps=steps, sampled=sampled)
+        slots.start(prefix, layout, sampling, role)
+        seen = 0
+        for made in range(1, steps + 1):
+            if made == steps or made % look_every == 0:
+                yield slots.tokens[seen:made].T.tolist()
+                seen = made
+            if made == steps:
+                return
+            if graph is None:
+                slots.length = prefix.longest + prompt + made
+                slots.advance(role)
+            else:
+                graph.replay()
+
+    def _graph(self, rows: int, slots: int, sampled: bool, role: Role | None) -> tuple[Slots, torch.cuda.CUDAGraph]:
+        key = (rows, slots, sampled, role)
+        if key not in self._ready:
+            while len(self._ready) >= self._kept:
+                del self._ready[next(iter(self._ready))]
+            state = Slots(self._decoder, self._rotary, rows=rows, slots=slots, steps=slots, sampled=sampled)
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(2):
+                    state.advance(role)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                state.advance(role)
+            self._ready[key] = (state, graph)
+        self._ready[key] = self._ready.pop(key)
+        return self._ready[key]
+
+    def forget(self) -> None:
+        """Give back the memory of all graphs."""
+        self._ready.clear()

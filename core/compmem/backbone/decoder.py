@@ -1,0 +1,182 @@
+"""The stock model's layers, run with attention over a context of our choosing.
+
+A stock decoder layer knows one kind of past: its cache. Compressing and reading need others: keys that are not
+rotated yet, blocks recalled from a store, positions that start anywhere. So the stock modules (norms, projections,
+feed-forward) are called as they are, and between the projections stands a `Context`, which holds the past, rotates,
+masks and attends. Nothing of the stock model is changed: it still saves, loads and generates by itself.
+"""
+
+import copy
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from compmem.backbone.adapters import LoRA
+from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Projection, Role
+
+
+class Context(Protocol):
+    """What stands left of the tokens that are run, and how they attend to it."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        """Attention of one layer `[rows, queries, heads * head_dim]`, from states before rotation.
+
+        Args:
+            layer: Number of the layer.
+            query: `[rows, heads, queries, head_dim]`.
+            key: `[rows, kv_heads, queries, head_dim]`.
+            value: As `key`.
+            scale: Factor of the scores.
+            dropout: Share of attention weights dropped.
+        """
+        ...
+
+
+class Layer(nn.Module):
+    """One stock decoder layer, with the projections memory tokens have of their own and the adapters of each role.
+
+    It is the unit to wrap for sharding and for gradient checkpointing.
+    """
+
+    def __init__(self, stock: Any, index: int, family: str) -> None:
+        super().__init__()
+        self.stock = stock
+        self.index = index
+        self.own = nn.ModuleDict()
+        self.adapters = nn.ModuleDict()
+        self._normed_heads = family == "qwen3"
+
+    def linear(self, name: Linear) -> nn.Linear:
+        """The stock linear layer of this name."""
+        owner = self.stock.self_attn if name in ("q", "k", "v", "o") else self.stock.mlp
+        module: nn.Linear = getattr(owner, f"{name}_proj")
+        return module
+
+    def add_own(self, names: tuple[Projection, ...]) -> None:
+        """Give memory tokens their own copy of these projections."""
+        for name in names:
+            self.own[name] = copy.deepcopy(self.linear(name))
+
+    def add_adapter(self, role: Role, config: AdapterConfig) -> None:
+        """Give a role an adapter that changes nothing yet."""
+        for name in config.targets:
+            self.adapters[f"{role}_{name}"] = LoRA(self.linear(name), config)
+
+    def forward(self, x: Tensor, context: Context, memory_rows: Tensor | None, role: Role | None) -> Tensor:
+        """The layer's output `[rows, tokens, hidden]`.
+
+        Args:
+            x: `[rows, tokens, hidden]`.
+            context: What the tokens attend to.
+            memory_rows: Where the memory tokens are in `x.flatten(0, 1)`.
+            role: Whose adapter is added for every token.
+        """
+        attn = self.stock.self_attn
+        shape = (*x.shape[:2], -1, attn.head_dim)
+        normed = self.stock.input_layernorm(x)
+        query, key, value = (self._project(name, normed, memory_rows, role).view(shape) for name in ("q", "k", "v"))
+        if self._normed_heads:
+            query, key = attn.q_norm(query), attn.k_norm(key)
+        read = context.attend(
+            self.index, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+            scale=attn.scaling, dropout=attn.attention_dropout if self.training else 0.0,
+        )  # fmt: skip
+        x = x + self._project("o", read, memory_rows, role)
+        normed = self.stock.post_attention_layernorm(x)
+        gate = self.stock.mlp.act_fn(self._project("gate", normed, memory_rows, role))
+        wide = gate * self._project("up", normed, memory_rows, role)
+        return x + self._project("down", wide, memory_rows, role)
+
+    def _project(self, name: Linear, x: Tensor, memory_rows: Tensor | None, role: Role | None) -> Tensor:
+        out: Tensor = self.linear(name)(x)
+        adapter = _get(self.adapters, f"{role}_{name}")
+        if adapter is not None:
+            out = out + adapter(x)
+        own, memory_adapter = _get(self.own, name), _get(self.adapters, f"memory_{name}")
+        if memory_rows is None or (own is None and memory_adapter is None):
+            return out
+        flat = out.flatten(0, 1)
+        picked = x.flatten(0, 1).index_select(0, memory_rows)
+        replaced: Tensor = flat.index_select(0, memory_rows) if own is None else own(picked)
+        if memory_adapter is not None:
+            replaced = replaced + memory_adapter(picked)
+        return flat.index_copy(0, memory_rows, replaced).view_as(out)
+
+
+class Decoder(nn.Module):
+    """A stock causal LM's layers with memory tokens, adapters by role and a gate head beside them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.embed_tokens: nn.Embedding = model.model.embed_tokens
+        family = model.config.model_type
+        self._layers = [Layer(stock, index, family) for index, stock in enumerate(model.model.layers)]
+        self.layers = nn.ModuleList(self._layers)
+        self.norm: nn.Module = model.model.norm
+        self.lm_head: nn.Linear = model.lm_head
+        self.memory_embedding: Parameter | None = None
+        self.gate_head: nn.Linear | None = None
+        attn = model.model.layers[0].self_attn
+        self.kv_shape: tuple[int, int, int] = (
+            len(self._layers),
+            attn.k_proj.out_features // attn.head_dim,
+            attn.head_dim,
+        )
+        """Layers, KV heads and head width."""
+        self.checkpointing = False
+        """Run the layers again in the backward pass instead of keeping what they computed."""
+
+    def add_memory(self, config: MemoryConfig, token: int) -> None:
+        """Give memory tokens an embedding (a copy of `token`'s) and their own projections (copies too)."""
+        self.memory_embedding = Parameter(self.embed_tokens.weight[token : token + 1].detach().clone())
+        for layer in self._layers:
+            layer.add_own(config.own)
+
+    def add_adapter(self, role: Role, config: AdapterConfig) -> None:
+        """Give a role an adapter that changes nothing yet."""
+        for layer in self._layers:
+            layer.add_adapter(role, config)
+
+    def add_gate(self) -> None:
+        """Give the gate a linear head; it scores every block 0.5 until it is trained."""
+        weight = self.embed_tokens.weight
+        self.gate_head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=weight.device)
+        nn.init.zeros_(self.gate_head.weight)
+        nn.init.zeros_(self.gate_head.bias)
+
+    def added(self) -> dict[str, Parameter]:
+        """The parameters that the stock model does not have, by name."""
+        stock = ("embed_tokens.", "norm.", "lm_head.")
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith(stock) and ".stock." not in name
+        }
+
+    def embed(self, ids: Tensor, memory_rows: Tensor | None = None) -> Tensor:
+        """Embeddings `[rows, tokens, hidden]` of ids, those at `memory_rows` of the flat batch a memory token's."""
+        x: Tensor = self.embed_tokens(ids)
+        if memory_rows is None:
+            return x
+        assert self.memory_embedding is not None
+        memory = self.memory_embedding.expand(len(memory_rows), -1).to(x.dtype)
+        return x.flatten(0, 1).index_copy(0, memory_rows, memory).view_as(x)
+
+    def forward(
+        self, ids: Tensor, context: Context, *, memory_rows: Tensor | None = None, role: Role | None = None
+    ) -> Tensor:
+        """Hidden states `[rows, tokens, hidden]` of ids `[rows, tokens]`, ready for the head."""
+        x = self.embed(ids, memory_rows)
+        for layer in self.layers:
+            if self.checkpointing and x.requires_grad:
+                x = checkpoint(layer, x, context, memory_rows, role, use_reentrant=False)
+            else:
+                x = layer(x, context, memory_rows, role)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+
+def _get(modules: nn.ModuleDict, key: str) -> nn.Module | None:
+    return modules[key] if key in modules else None  # noqa: SIM401 - a ModuleDict has no get

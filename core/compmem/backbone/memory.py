@@ -1,0 +1,95 @@
+"""Compression by memory tokens: one after every few source tokens, window by window (2602.08382, section 3).
+
+Chunks are laid out without padding inside: a last group that is not full has its memory token right behind it. So
+causal attention alone keeps rows of different lengths apart, and no mask is needed. Keys are kept as they are before
+rotation; in each window, all memory carried over stands at positions 0.., the window's tokens behind it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compmem.backbone.attention import attention
+from compmem.backbone.decoder import Context, Decoder
+from compmem.backbone.rotary import Rotary, rotate
+from compmem.schema import KVStates
+
+States = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, `[rows, kv_heads, memory_tokens, head_dim]`."""
+
+
+def memory_count(tokens: int, ratio: int) -> int:
+    """Memory tokens that stand for so many source tokens."""
+    return -(-tokens // ratio)
+
+
+def compress(
+    decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int, window: int
+) -> list[KVStates]:
+    """The KV states of each chunk's memory tokens, in order."""
+    order = sorted(range(len(chunks)), key=lambda i: -len(chunks[i]))
+    carried: States = []
+    pieces: list[tuple[list[int], Tensor, Tensor]] = []
+    for start in range(0, len(chunks[order[0]]), window):
+        parts = [chunks[i][start : start + window] for i in order if len(chunks[i]) > start]
+        carried = [(key[: len(parts)], value[: len(parts)]) for key, value in carried]
+        made = _run_window(decoder, rotary, parts, carried, ratio)
+        counts = [memory_count(len(part), ratio) for part in parts]
+        pieces.append((counts, torch.stack([key for key, _ in made]), torch.stack([value for _, value in made])))
+        carried = [
+            (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
+            for old, new in zip(carried, made, strict=True)
+        ] if carried else made  # fmt: skip
+    states: list[KVStates | None] = [None] * len(chunks)
+    for row, index in enumerate(order):
+        mine = [(counts[row], keys[:, row], values[:, row]) for counts, keys, values in pieces if row < len(counts)]
+        states[index] = KVStates(
+            keys=torch.cat([keys[:, :, :count] for count, keys, _ in mine], dim=2),
+            values=torch.cat([values[:, :, :count] for count, _, values in mine], dim=2),
+        )
+    return [state for state in states if state is not None]
+
+
+def _run_window(
+    decoder: Decoder, rotary: Rotary, parts: Sequence[Sequence[int]], carried: States, ratio: int
+) -> States:
+    """Run one window of every row and take the states at its memory tokens."""
+    device = decoder.embed_tokens.weight.device
+    counts = [memory_count(len(part), ratio) for part in parts]
+    width = len(parts[0]) + counts[0]
+    ids = torch.zeros(len(parts), width, dtype=torch.long)
+    columns = torch.zeros(len(parts), counts[0], dtype=torch.long)
+    for row, (part, count) in enumerate(zip(parts, counts, strict=True)):
+        place = torch.arange(len(part))
+        ids[row, place + place // ratio] = torch.tensor(part, dtype=torch.long)
+        number = torch.arange(count)
+        columns[row, :count] = ((number + 1) * ratio).clamp(max=len(part)) + number
+    real = torch.arange(counts[0])[None] < torch.tensor(counts)[:, None]
+    flat = (columns + torch.arange(len(parts))[:, None] * width)[real]
+    context = _Window(rotary, carried, columns.to(device), len(decoder.layers))
+    decoder(ids.to(device), context, memory_rows=flat.to(device))
+    return context.made
+
+
+class _Window(Context):
+    """One window of each row behind the memory carried over; keeps the states of the memory tokens it sees."""
+
+    def __init__(self, rotary: Rotary, carried: States, columns: Tensor, layers: int) -> None:
+        self._rotary = rotary
+        self._carried = carried
+        self._columns = columns[:, None, :, None]
+        empty = torch.empty(0)
+        self.made: States = [(empty, empty)] * layers
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        index = self._columns.expand(-1, key.shape[1], -1, key.shape[3])
+        self.made[layer] = (key.gather(2, index), value.gather(2, index))
+        if self._carried:
+            old_key, old_value = self._carried[layer]
+            key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
+        cos, sin = self._rotary(key.shape[2], key)
+        past = key.shape[2] - query.shape[2]
+        return attention(
+            rotate(query, cos[past:], sin[past:]), rotate(key, cos, sin), value, scale=scale, dropout=dropout
+        )

@@ -1,0 +1,50 @@
+"""Prompts as token ids with gaps, so that text carried from step to step is never decoded and encoded again."""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
+
+
+class Prompt:
+    """One user turn with named gaps `{name}`, tokenised piece by piece between them.
+
+    Without a chat template the turn's text stands alone.
+    """
+
+    def __init__(self, text: str, tokenizer: Any, *, thinking: bool = False) -> None:
+        parts = _GAP.split(_as_turn(text, tokenizer, thinking))
+        self.gaps = tuple(parts[1::2])
+        self._pieces = [list(tokenizer.encode(part, add_special_tokens=False)) for part in parts[::2]]
+
+    def __len__(self) -> int:
+        """Tokens of the prompt with nothing in its gaps."""
+        return sum(map(len, self._pieces))
+
+    def fill(self, **ids: Sequence[int]) -> list[int]:
+        """The prompt's token ids with these in its gaps.
+
+        Raises:
+            ValueError: A gap is not given, or is given and not there.
+        """
+        if set(ids) != set(self.gaps):
+            raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps))}, not {sorted(ids)}")
+        filled = list(self._pieces[0])
+        for gap, piece in zip(self.gaps, self._pieces[1:], strict=True):
+            filled += [*ids[gap], *piece]
+        return filled
+
+
+def _as_turn(text: str, tokenizer: Any, thinking: bool) -> str:
+    if not tokenizer.chat_template:
+        log.warning("tokenizer of %r has no chat template: prompts are given as plain text", tokenizer.name_or_path)
+        return f"{tokenizer.bos_token or ''}{text}"
+    # The text is put in afterwards: some templates strip what they are given.
+    turn: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "{message}"}], add_generation_prompt=True, tokenize=False, enable_thinking=thinking
+    )
+    return turn.replace("{message}", text)

@@ -1,0 +1,113 @@
+"""Reading: recalled blocks as KV states left of a prompt.
+
+Each row's memory is padded on the right to the longest, the prompts behind it as well, so that rows whose memories are
+equally long need no mask at all. Positions are given, never derived from a mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from compmem.backbone.attention import attention
+from compmem.backbone.config import Positions
+from compmem.backbone.decoder import Context
+from compmem.backbone.rotary import Rotary, rotate
+from compmem.schema import KVStates
+
+
+class Prefix:
+    """The recalled blocks of each row, one after the other, placed layer by layer when they are read."""
+
+    def __init__(self, rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor) -> None:
+        self._rows = rows
+        self._rotary = rotary
+        self._positions = positions
+        self._like = like
+        self.counts = [sum(states.keys.shape[2] for states in row) for row in rows]
+        self.longest = max(self.counts, default=0)
+
+    def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Keys at their positions, and values, `[rows, kv_heads, longest, head_dim]` each."""
+        empty = self._like.new_empty(heads, 0, head_dim)
+        keys = self._stack([[states.keys[number] for states in row] or [empty] for row in self._rows])
+        values = self._stack([[states.values[number] for states in row] or [empty] for row in self._rows])
+        if self._positions == "rotated":
+            cos, sin = self._rotary(self.longest, keys)
+            keys = rotate(keys, cos, sin)
+        return keys, values
+
+    def _stack(self, rows: list[list[Tensor]]) -> Tensor:
+        like = self._like
+        joined = [
+            (row[0] if len(row) == 1 else torch.cat(row, dim=1)).to(like.device, like.dtype, non_blocking=True)
+            for row in rows
+        ]
+        return torch.stack([pad(row, (0, 0, 0, self.longest - row.shape[1])) for row in joined])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where memory and prompt of every row stand, in slots and in positions."""
+
+    ids: Tensor
+    """Prompts padded on the right, `[rows, prompt]`."""
+    lengths: Tensor
+    """Tokens of each prompt, `[rows]`."""
+    counts: Tensor
+    """Memory tokens of each row, `[rows]`."""
+    positions: Tensor
+    """Position of each prompt token, `[rows, prompt]`."""
+    mask: Tensor | None
+    """Where a prompt token may look, `[rows, 1, prompt, slots]`. None: causal attention is enough."""
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], start: int | None, device: torch.device
+    ) -> "Layout":
+        """Lay prompts out behind memories of `counts` tokens, the first prompt token at `start` or right behind."""
+        width, longest = max(map(len, prompts)), max(counts)
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        memory = torch.tensor(counts)
+        first = memory if start is None else torch.full_like(memory, start)
+        mask = None
+        if min(counts) < longest:
+            causal = torch.ones(width, width, dtype=torch.bool).tril()
+            recalled = torch.arange(longest)[None] < memory[:, None]
+            mask = torch.cat(
+                (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(prompts), -1, -1)), dim=2
+            )[:, None].to(device)
+        return cls(
+            ids=ids.to(device),
+            lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
+            counts=memory.to(device),
+            positions=(first[:, None] + torch.arange(width)).to(device),
+            mask=mask,
+        )
+
+
+class Reading(Context):
+    """Prompts behind their recalled blocks, run once, with gradients where the caller wants them."""
+
+    def __init__(self, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
+        self._prefix = prefix
+        self._layout = layout
+        self._rotary = rotary
+        self._last = int(layout.positions.max()) + 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        """Attention of the prompts, each behind its row's memory."""
+        query, key = self.place(query, key)
+        if self._prefix.longest:
+            past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
+            key, value = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
+        return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
+
+    def place(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned to the prompts' positions."""
+        cos, sin = (table[self._layout.positions][:, None] for table in self._rotary(self._last, key))
+        return rotate(query, cos, sin), rotate(key, cos, sin)
