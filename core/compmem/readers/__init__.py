@@ -1,0 +1,6 @@
+"""What reads a recalled block and writes the answer: by quoting, with a chat model, or with the backbone itself."""
+
+from compmem.readers.calls import ChatModel
+from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
+
+__all__ = ["NOTHING_FOUND", "ChatModel", "ChatPrompts", "ChatReader"]

@@ -1,0 +1,145 @@
+"""What a chat model wrote, read: the structured reply of a step, and the spoken part of an answer."""
+
+import re
+from dataclasses import dataclass
+
+from compmem.errors import ReaderError
+
+# Blanks are bounded so that no text takes more than linear time.
+_TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}(think|check|update|next)(?:(?<=k)ing)?\s{0,9}>", re.IGNORECASE)
+_FENCED = re.compile(r"\s*```[^\n]*\n(.*)", re.DOTALL)
+_FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
+_YES_NO = re.compile(r"\W{0,99}(yes|no)\b", re.IGNORECASE)
+_CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
+_MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A structured reply: the two gates and the candidate memory between them."""
+
+    check: bool
+    """The update gate: the blocks help."""
+    update: str
+    """The candidate memory; empty only where `check` is false."""
+    end: bool
+    """The exit gate: enough is known."""
+
+
+def parse_reply(text: str) -> Reply | None:
+    """The structured reply in what the model wrote, or None where it cannot be told.
+
+    Case, blanks, fences around the whole, missing thoughts, a missing `<next>` and a last tag left open are forgiven.
+    Nothing inside thoughts counts, nor do tags inside the candidate memory. None where no check is given, or the check
+    is yes and no memory follows.
+    """
+    if fenced := _FENCED.match(text):
+        text = _FENCE_END.sub("", fenced[1])
+    return _parse_parts(text[_after_thoughts(text) :]) or _parse_parts(_without_thoughts(text))
+
+
+def spoken(text: str) -> str:
+    """A whole reply without the thoughts before it; empty where it ends within them."""
+    rest = text[_after_thoughts(text) :].strip()
+    return "" if (tag := _TAG.match(rest)) and _name(tag) == "think" else rest
+
+
+def thinks_untagged(text: str) -> bool:
+    """Whether a thought ends in the reply that never began: some servers swallow the opening tag."""
+    names = [_name(tag) for tag in _TAG.finditer(text)]
+    return names.count("/think") > names.count("think")
+
+
+class Spoken:
+    """What of a streamed answer is meant to be heard: all but the thoughts before it.
+
+    Args:
+        hold: The model is known to end thoughts that never began; nothing is passed on until one has ended.
+    """
+
+    def __init__(self, *, hold: bool) -> None:
+        self.heard = ""
+        self._hold = hold
+        self._speaking = False
+        self._spoke = False
+
+    def feed(self, piece: str) -> str:
+        """What can be passed on after this piece."""
+        self.heard += piece
+        if self._speaking:
+            return self._passed(piece)
+        start = self.heard.lstrip()
+        if after := _after_thoughts(self.heard):
+            start = self.heard[after:]
+        elif self._hold or not start or _MAY_THINK.match(start):
+            return ""
+        self._speaking = True
+        return self._passed(start)
+
+    def rest(self) -> str:
+        """What was kept back and turned out to be no thought.
+
+        Raises:
+            ReaderError: Nothing was said at all.
+        """
+        held = "" if self._speaking else self._passed(spoken(self.heard))
+        if not self._spoke:
+            raise ReaderError("the chat model gave an empty answer")
+        return held
+
+    def _passed(self, text: str) -> str:
+        text = text if self._spoke else text.lstrip()
+        self._spoke = self._spoke or bool(text)
+        return text
+
+
+def _name(tag: re.Match[str]) -> str:
+    return (tag[1] + tag[2]).lower()
+
+
+def _after_thoughts(text: str) -> int:
+    """Offset after the last thought that ended; 0 where none did."""
+    return max((tag.end() for tag in _TAG.finditer(text) if _name(tag) == "/think"), default=0)
+
+
+def _without_thoughts(text: str) -> str:
+    parts: list[str] = []
+    start: int | None = 0
+    for tag in _TAG.finditer(text):
+        if start is not None and _name(tag) == "think":
+            parts.append(text[start : tag.start()])
+            start = None
+        elif start is None and _name(tag) == "/think":
+            start = tag.end()
+    return "".join(parts) + (text[start:] if start is not None else "")
+
+
+def _parse_parts(text: str) -> Reply | None:
+    tags = list(_TAG.finditer(text))
+    unended = next((tag.start() for tag in tags if _name(tag) == "think"), len(text))
+    tags = [tag for tag in tags if tag.start() < unended]
+    start, end = _update_span(tags, unended)
+    outside = [tag for tag in tags if not start <= tag.start() < end]
+    check = _last_value(outside, "check", _YES_NO)
+    update = text[start:end].strip()
+    if check is None or (check == "yes" and not update):
+        return None
+    return Reply(check=check == "yes", update=update, end=_last_value(outside, "next", _CONTINUE_END) == "end")
+
+
+def _update_span(tags: list[re.Match[str]], end: int) -> tuple[int, int]:
+    """Where the candidate memory stands: to its last closing tag, else to the next part or the end of the text."""
+    opened = next((tag.end() for tag in tags if _name(tag) == "update"), None)
+    if opened is None:
+        return 0, 0
+    later = [tag for tag in tags if tag.start() >= opened]
+    closed = [tag.start() for tag in later if _name(tag) == "/update"]
+    if closed:
+        return opened, closed[-1]
+    return opened, next((tag.start() for tag in later if _name(tag) in ("check", "next")), end)
+
+
+def _last_value(tags: list[re.Match[str]], name: str, value: re.Pattern[str]) -> str | None:
+    """The last allowed value that follows an opening tag of that name."""
+    found = [value.match(tag.string, tag.end()) for tag in tags if _name(tag) == name]
+    return next((match[1].lower() for match in reversed(found) if match), None)
