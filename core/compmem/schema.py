@@ -57,6 +57,11 @@ class Chunk:
         """Offset after its last character in the document's text."""
         return self.start + len(self.text)
 
+    @property
+    def label(self) -> str:
+        """What the chunk is about: its title and headings, outermost first."""
+        return " › ".join(dict.fromkeys(part for part in (self.title, *self.headings) if part))
+
     def sentence_texts(self) -> list[str]:
         """Its sentences, stripped; the whole text where no spans are known."""
         return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]

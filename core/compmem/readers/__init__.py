@@ -2,5 +2,6 @@
 
 from compmem.readers.calls import ChatModel
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
+from compmem.readers.extractive import ExtractiveReader
 
-__all__ = ["NOTHING_FOUND", "ChatModel", "ChatPrompts", "ChatReader"]
+__all__ = ["NOTHING_FOUND", "ChatModel", "ChatPrompts", "ChatReader", "ExtractiveReader"]

@@ -1,0 +1,79 @@
+"""CompMem: compress documents into memory once, answer multi-hop questions from it for ever."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from compmem.config import IndexConfig, RecallConfig
+from compmem.errors import (
+    CheckpointError,
+    CompMemError,
+    CorruptStoreError,
+    IncompatibleStoreError,
+    ReaderError,
+    StoreError,
+    StoreLockedError,
+)
+from compmem.schema import (
+    Answer,
+    AnswerToken,
+    Chunk,
+    Document,
+    Encoder,
+    Event,
+    Evidence,
+    Reader,
+    Recall,
+    Step,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from compmem.index import MemoryIndex
+    from compmem.readers import ChatPrompts, ChatReader
+    from compmem.store import DocumentInfo, StoreInfo
+
+__version__ = "0.1.0"
+
+# These pull in torch, so they load when they are first asked for.
+_LATER = {
+    "MemoryIndex": "compmem.index",
+    "ChatPrompts": "compmem.readers",
+    "ChatReader": "compmem.readers",
+    "DocumentInfo": "compmem.store",
+    "StoreInfo": "compmem.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "Answer",
+    "AnswerToken",
+    "ChatPrompts",
+    "ChatReader",
+    "CheckpointError",
+    "Chunk",
+    "CompMemError",
+    "CorruptStoreError",
+    "Document",
+    "DocumentInfo",
+    "Encoder",
+    "Event",
+    "Evidence",
+    "IncompatibleStoreError",
+    "IndexConfig",
+    "MemoryIndex",
+    "Reader",
+    "ReaderError",
+    "Recall",
+    "RecallConfig",
+    "Step",
+    "StoreError",
+    "StoreInfo",
+    "StoreLockedError",
+    "Usage",
+]

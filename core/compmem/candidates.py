@@ -1,0 +1,192 @@
+"""The first stage: dense, lexical and link signals propose the blocks that the gate is to look at.
+
+Each signal is asked again with every new working memory: the vectors of question and memory together, the question's
+terms that the memory does not cover yet, and the names that the memory holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compmem.config import Search
+from compmem.schema import Vectors
+from compmem.store import ChunkVectors, Snapshot
+from compmem.view import View, Viewer
+
+JOINT_LINES = 4
+"""Memory lines, the newest, whose joint vector with the question is searched."""
+
+PER_NAME = 30
+"""Blocks proposed for one name that the question or the memory holds."""
+
+PER_MENTION = 15
+"""Blocks proposed because their text holds such a name."""
+
+FAISS_FROM = 200_000
+"""Blocks from which `auto` takes FAISS where it is installed."""
+
+
+class DenseSearch(Protocol):
+    """Nearest blocks by the vector of the whole chunk."""
+
+    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
+        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSearch:
+    """Matrix products over the memory-mapped vectors, a slice at a time, on any device."""
+
+    vectors: ChunkVectors
+    device: str = "cpu"
+    slice_rows: int = 16384
+
+    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
+        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+        numbers = self.vectors.numbers
+        if not len(numbers) or not len(queries):
+            return [[] for _ in queries]
+        asked = torch.from_numpy(np.ascontiguousarray(queries.T)).to(self.device)
+        scores = torch.empty(len(numbers), len(queries))
+        for start in range(0, len(numbers), self.slice_rows):
+            rows = self.vectors.floats(start, start + self.slice_rows)
+            scores[start : start + len(rows)] = (torch.from_numpy(rows).to(self.device) @ asked).cpu()
+        if admitted is not None:
+            scores[torch.from_numpy(~np.isin(numbers, admitted))] = -torch.inf
+        best = torch.topk(scores, min(k, len(numbers)), dim=0)
+        return [
+            [int(numbers[i]) for i, s in zip(rows, values, strict=True) if s > -torch.inf]
+            for rows, values in zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True)
+        ]
+
+
+class FaissSearch:
+    """A FAISS index over the vectors of one snapshot: flat, HNSW, or IVF-PQ.
+
+    Raises:
+        ImportError: FAISS is not installed.
+    """
+
+    def __init__(self, vectors: ChunkVectors, kind: Search) -> None:
+        self._faiss = _import_faiss()
+        self._numbers = vectors.numbers
+        faiss, dim, count = self._faiss, vectors.dim, len(vectors)
+        if kind == "hnsw":
+            self._index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+        elif kind == "ivf-pq" and count >= IVF_LEAST:
+            lists = int(4 * np.sqrt(count))
+            parts = next(m for m in (dim // 4, dim // 8, 1) if m and dim % m == 0)
+            self._index = faiss.index_factory(dim, f"IVF{lists},PQ{parts}", faiss.METRIC_INNER_PRODUCT)
+            sample = np.random.default_rng(0).permutation(count)[: 64 * lists]
+            self._index.train(vectors.of(vectors.numbers[np.sort(sample)]))
+            self._index.nprobe = max(8, lists // 16)
+        else:
+            self._index = faiss.IndexFlatIP(dim)
+        for start in range(0, count, 65536):
+            self._index.add(vectors.floats(start, start + 65536))
+
+    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
+        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+        if not len(self._numbers) or not len(queries):
+            return [[] for _ in queries]
+        settings = None
+        if admitted is not None:
+            selector = self._faiss.IDSelectorBatch(np.flatnonzero(np.isin(self._numbers, admitted)))
+            settings = self._parameters(selector)
+        _, found = self._index.search(np.ascontiguousarray(queries), min(k, len(self._numbers)), params=settings)
+        return [[int(self._numbers[i]) for i in row if i >= 0] for row in found]
+
+    def _parameters(self, selector: Any) -> Any:
+        faiss = self._faiss
+        if isinstance(self._index, faiss.IndexHNSW):
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=128)
+        if isinstance(self._index, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
+        return faiss.SearchParameters(sel=selector)
+
+
+IVF_LEAST = 10_000
+"""Vectors below which IVF-PQ has too few to train on, and a flat index serves."""
+
+
+def dense_search(vectors: ChunkVectors, kind: Search, device: str = "cpu") -> DenseSearch:
+    """The search that the settings ask for.
+
+    Raises:
+        ImportError: A FAISS kind is asked for and FAISS is not installed.
+    """
+    if kind == "exact" or (kind == "auto" and (len(vectors) < FAISS_FROM or not _has_faiss())):
+        return ExactSearch(vectors, device)
+    return FaissSearch(vectors, "ivf-pq" if kind == "auto" else kind)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """What proposes blocks for one question: every signal asked with the view of question and working memory."""
+
+    viewer: Viewer
+    snapshot: Snapshot
+    dense: DenseSearch | None
+    admitted: NDArray[np.int64] | None
+    """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
+    per_signal: int
+    links: bool = True
+
+    def propose(self, memory: str) -> list[int]:
+        """Numbers of the blocks that may bear on the question, each once, the strongest signal first."""
+        view = self.viewer.view(memory)
+        found: dict[int, None] = dict.fromkeys(self.nearest(view.question[None], self.per_signal))
+        found.update(dict.fromkeys(self.worded(list(view.weights), self.per_signal)))
+        if view.lines:
+            found.update(dict.fromkeys(self.nearest(view.joint[-JOINT_LINES:], self.per_signal // 2)))
+            missing = [t for t in view.weights if t not in view.covered]
+            found.update(dict.fromkeys(self.worded(missing, self.per_signal // 2)))
+        if self.links:
+            found.update(dict.fromkeys(self._linked(view)))
+        return list(found)
+
+    def nearest(self, queries: Vectors, k: int) -> list[int]:
+        """The k blocks nearest to each query `[queries, dim]`."""
+        if self.dense is None:
+            return []
+        return [n for row in self.dense.search(queries, k, self.admitted) for n in row]
+
+    def worded(self, terms: Sequence[str], k: int) -> list[int]:
+        """The k blocks that hold these terms best, by BM25."""
+        return [n for n, _ in self.snapshot.lexical(terms, k, self.admitted)] if terms else []
+
+    def _linked(self, view: View) -> Iterable[int]:
+        """Blocks that answer to a name which the question or the memory holds, then blocks that mention it."""
+        told = {m.name: m for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5}
+        names = list(dict.fromkeys([*view.names, *told]))
+        for blocks in self.snapshot.named(names, PER_NAME).values():
+            yield from self._only_admitted([n for n, _ in blocks])
+        for name in names:
+            if len(name) > 3:
+                yield from self.snapshot.phrase(name.split(), PER_MENTION, self.admitted)
+
+    def _only_admitted(self, blocks: list[int]) -> list[int]:
+        if self.admitted is None:
+            return blocks
+        return [n for n, ok in zip(blocks, np.isin(blocks, self.admitted), strict=True) if ok]
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError('FAISS is not installed: pip install "compmem[faiss]"') from error
+    return faiss
+
+
+def _has_faiss() -> bool:
+    try:
+        _import_faiss()
+    except ImportError:
+        return False
+    return True

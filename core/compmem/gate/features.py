@@ -1,0 +1,175 @@
+"""What the dense gate sees: a question and a working memory on one side, a memory block on the other, as numbers.
+
+The features carry over from one collection to another because none names a word: they say how much of the question a
+block covers, how much of what is *still missing* after the working memory, how near the vectors are, and whether one
+side names the other (2602.08382 gates on question, memory and block; A7: without the memory the gate is far weaker).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compmem.schema import MemoryBlock, Vectors
+from compmem.terms import STOPWORDS, Mention, content_terms, name, root, terms, words
+from compmem.view import LINES, View
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Digest:
+    """A memory block, taken apart once and compared with each new view."""
+
+    vectors: Vectors
+    titles: tuple[str, ...]
+    """The forms of its title, longest first."""
+    title_terms: frozenset[str]
+    sentence_terms: tuple[frozenset[str], ...]
+    counts: Mapping[str, int]
+    roots: frozenset[str]
+    text: str
+    """Its folded words between single spaces, title left out."""
+    length: int
+
+
+def digest(block: MemoryBlock) -> Digest:
+    """The block taken apart."""
+    assert block.vectors is not None, "the dense gate needs dense memory"
+    chunk = block.chunk
+    sentences = chunk.sentence_texts()
+    counts: dict[str, int] = {}
+    per_sentence = []
+    for sentence in sentences:
+        found = terms(sentence)
+        per_sentence.append(frozenset(found))
+        for term in found:
+            counts[term] = counts.get(term, 0) + 1
+    plain = words(chunk.text)
+    title = name(chunk.title)
+    bare = name(chunk.title.split("(")[0])
+    return Digest(
+        vectors=block.vectors,
+        titles=tuple(dict.fromkeys(t for t in (title, bare) if t)),
+        title_terms=frozenset(content_terms(chunk.title)),
+        sentence_terms=tuple(per_sentence),
+        counts=counts,
+        roots=frozenset(root(w) for w in plain if w not in STOPWORDS),
+        text=f" {' '.join(plain)} ",
+        length=len(plain),
+    )
+
+
+FEATURES = (
+    "question_chunk", "question_sentence", "question_second", "joint_chunk", "joint_sentence", "joint_gain",
+    "lexical", "coverage", "coverage_sentence", "coverage_missing", "coverage_missing_sentence", "coverage_roots",
+    "title_coverage", "title_in_question", "title_in_memory",
+    "named_in_question", "named_in_question_weight", "named_in_question_capital", "named_in_question_shared",
+    "named_in_memory", "named_in_memory_weight", "named_in_memory_capital", "named_in_memory_shared",
+    "named_in_memory_nearby", "named_in_memory_bearing",
+    "names_question", "names_question_weight", "names_memory", "names_memory_weight",
+    "already_named", "names_open", "names_total", "covered", "memory_lines", "length",
+)  # fmt: skip
+"""The features by name, in the order of the columns."""
+
+
+def features(view: View, blocks: Sequence[Digest]) -> Vectors:
+    """Each block's features under this view, `[blocks, features]`."""
+    dense = _dense(view, blocks)
+    lexical = [_lexical(view, block) for block in blocks]
+    links = [_links(view, block) for block in blocks]
+    total = sum(view.weights.values()) or 1.0
+    state = [
+        sum(1 for n in view.names.values() if not any(n.name in line.mentions for line in view.lines)) / 3,
+        len(view.names) / 3,
+        sum(view.weights[t] for t in view.covered) / total,
+        min(view.read, LINES) / LINES,
+    ]
+    rows = [
+        [*d, *x, *k, *state, math.log1p(b.length) / 6] for d, x, k, b in zip(dense, lexical, links, blocks, strict=True)
+    ]
+    return np.asarray(rows, dtype=np.float32).reshape(len(blocks), len(FEATURES))
+
+
+def _dense(view: View, blocks: Sequence[Digest]) -> list[list[float]]:
+    if not blocks:
+        return []
+    sizes = [len(b.vectors) for b in blocks]
+    near = np.concatenate([b.vectors for b in blocks]) @ np.vstack([view.question[None], view.joint]).T
+    rows, at = [], 0
+    for size in sizes:
+        block = near[at : at + size]
+        at += size
+        sentences = block[1:] if size > 1 else block
+        asked = np.sort(sentences[:, 0])
+        joint = block[:, 1:]
+        chunk_joint = float(joint[0].max()) if joint.size else float(block[0, 0])
+        sentence_joint = float(sentences[:, 1:].max()) if joint.size else float(asked[-1])
+        rows.append([
+            float(block[0, 0]), float(asked[-1]), float(asked[-2] if len(asked) > 1 else asked[-1]),
+            chunk_joint, sentence_joint, sentence_joint - float(asked[-1]),
+        ])  # fmt: skip
+    return rows
+
+
+def _lexical(view: View, block: Digest) -> list[float]:
+    total = sum(view.weights.values()) or 1.0
+    missing = {t: w for t, w in view.weights.items() if t not in view.covered}
+    open_weight = sum(missing.values()) or 1.0
+    held = {t for t in view.weights if t in block.counts or t in block.title_terms}
+    saturation = 1.2 * (0.5 + 0.5 * block.length / 80)
+    score = sum(
+        view.weights[t] * 2.2 * n / (n + saturation)
+        for t in held
+        if (n := block.counts.get(t, 0) + 2 * (t in block.title_terms))
+    )
+    sentences = [s | block.title_terms for s in block.sentence_terms]
+    root_total = sum(view.roots.values()) or 1.0
+    return [
+        score / (2.2 * total),
+        sum(view.weights[t] for t in held) / total,
+        max(sum(w for t, w in view.weights.items() if t in s) for s in sentences) / total,
+        sum(w for t, w in missing.items() if t in held) / open_weight,
+        max(sum(w for t, w in missing.items() if t in s) for s in block.sentence_terms) / open_weight,
+        sum(w for r, w in view.roots.items() if r in block.roots) / root_total,
+        sum(view.weights[t] for t in block.title_terms if t in view.weights) / total,
+        _share(block.title_terms, view.weights),
+        max((_share(block.title_terms, line.terms) for line in view.lines), default=0.0),
+    ]
+
+
+def _links(view: View, block: Digest) -> list[float]:
+    asked = [view.names[t] for t in block.titles if t in view.names]
+    told = [(line.mentions[t], line) for line in view.lines for t in block.titles if t in line.mentions]
+    told = [(m, line) for m, line in told if m.name not in view.names]
+    spoken = {n for line in view.lines for n in line.mentions}
+    own = set(block.titles)
+    holds_asked = [n for n in view.names if n not in own and f" {n} " in block.text]
+    holds_told = [n for n in spoken if n not in own and n not in view.names and f" {n} " in block.text]
+    root_total = sum(view.roots.values()) or 1.0
+    nearby = [sum(w for r, w in view.roots.items() if r in m.nearby) / root_total for m, _ in told]
+    return [
+        *_named(view, asked),
+        *_named(view, [m for m, _ in told]),
+        max(nearby, default=0.0),
+        max((line.bearing for _, line in told), default=0.0),
+        min(len(holds_asked), 3) / 3,
+        max((_weight(view, n) for n in holds_asked), default=0.0),
+        min(len(holds_told), 3) / 3,
+        max((_weight(view, n) for n in holds_told), default=0.0),
+        float(any(t in spoken for t in block.titles)),
+    ]
+
+
+def _named(view: View, found: Sequence[Mention]) -> list[float]:
+    if not found:
+        return [0.0, 0.0, 0.0, 0.0]
+    best = max(found, key=lambda m: (m.capitalised, _weight(view, m.name)))
+    return [1.0, _weight(view, best.name), best.capitalised, math.log1p(view.shared[best.name]) / 4]
+
+
+def _weight(view: View, named: str) -> float:
+    return sum(view.rarity[w] for w in named.split()) / 20
+
+
+def _share(part: frozenset[str], whole: Mapping[str, float] | frozenset[str]) -> float:
+    return sum(t in whole for t in part) / len(part) if part else 0.0

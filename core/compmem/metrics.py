@@ -1,0 +1,80 @@
+"""How an answer or a recall is scored. Rewards and benchmarks share these."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, articles and repeated spaces (SQuAD's normalisation)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 where the prediction equals one of the answers after normalisation."""
+    said = normalize(prediction)
+    return float(any(said == normalize(a) for a in answers))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """The best harmonic mean of token precision and recall over the answers."""
+    return max((_f1(normalize(prediction).split(), normalize(a).split()) for a in answers), default=0.0)
+
+
+def sub_em(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 where the prediction holds one of the answers as whole words. One way: saying less never counts."""
+    said = f" {normalize(prediction)} "
+    return float(any(a and f" {a} " in said for a in map(normalize, answers)))
+
+
+def sub_em_two_way(prediction: str, answers: Sequence[str]) -> float:
+    """The published sub-EM (2507.02259): first answer in prediction, or prediction in first answer.
+
+    Kept to compare with published tables: an empty prediction after normalisation counts as a hit.
+    """
+    said, gold = normalize(prediction), normalize(answers[0])
+    return float(gold in said or said in gold)
+
+
+def string_match(prediction: str, references: Sequence[str]) -> float:
+    """Share of the references that the prediction holds, case ignored (RULER)."""
+    said = prediction.lower()
+    return sum(r.lower() in said for r in references) / len(references)
+
+
+def recall_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
+    """Share of the gold items among the first k."""
+    return len(set(ranked[:k]) & set(gold)) / len(set(gold))
+
+
+def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.floating], bins: int = 10) -> float:
+    """Expected calibration error: mean gap between probability and frequency over equal-width bins, by their size."""
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    gaps = [
+        abs(float(probabilities[which == b].mean() - labels[which == b].mean())) * float((which == b).mean())
+        for b in range(bins)
+        if (which == b).any()
+    ]
+    return sum(gaps)
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean, from resampled questions."""
+    data = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
+    low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _f1(said: list[str], gold: list[str]) -> float:
+    if not said or not gold:
+        return float(said == gold)
+    shared = sum((Counter(said) & Counter(gold)).values())
+    return 2 * shared / (len(said) + len(gold))

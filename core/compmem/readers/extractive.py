@@ -1,0 +1,108 @@
+"""The reader that needs no language model: it keeps the sentences that bear on the question and quotes them."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
+from compmem.terms import STOPWORDS, root, terms, words
+from compmem.view import View, Viewer
+
+NOTHING_FOUND = "Nothing in the index bears on this question."
+
+KEPT = 3
+"""Most sentences kept of one block."""
+
+QUOTED = 3
+"""Most sentences quoted in an answer."""
+
+BEARING = 0.25
+"""A sentence below this score does not bear on the question."""
+
+COVERED = 0.98
+"""Share of the question's weight that the memory must cover before the exit gate opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractiveReader:
+    """Quotes. Serves one question: it shares the viewer, and so the encoded question, with the gate."""
+
+    viewer: Viewer
+
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """The memory with the best sentences of these blocks added."""
+        view = self.viewer.view(memory.text)
+        known = set(memory.text.split("\n"))
+        new = [e for block in blocks for e in best_sentences(view, block) if line_of(e) not in known]
+        kept = WorkingMemory(
+            text="\n".join([*filter(None, memory.text.split("\n")), *map(line_of, new)]),
+            evidence=(*memory.evidence, *new),
+        )
+        enough = _covered(view, kept.text) >= COVERED
+        return Reading(memory=kept, update=any(e.score >= BEARING for e in new), exit=enough and bool(new))
+
+    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """The same: it never waits for anything."""
+        return self.read(question, memory, blocks)
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The fewest kept sentences that cover what the memory covers of the question, in reading order."""
+        if not memory.evidence:
+            yield NOTHING_FOUND
+            return
+        view = self.viewer.view("")
+        for number, evidence in enumerate(_supporting(view, memory.evidence)):
+            yield ("" if number == 0 else " ") + evidence.text
+
+    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The same: it never waits for anything."""
+        for piece in self.write(question, memory):
+            yield piece
+
+
+def line_of(evidence: Evidence) -> str:
+    """A sentence as the working memory carries it: what it is about, then what it says."""
+    label = evidence.chunk.label
+    said = " ".join(evidence.text.split())
+    return f"{label}: {said}" if label else said
+
+
+def best_sentences(view: View, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
+    """The sentences of a block that bear most on the question, in their order."""
+    chunk = block.chunk
+    spans = chunk.sentences or ((0, len(chunk.text)),)
+    scores = _sentence_scores(view, block, [chunk.text[a:b] for a, b in spans])
+    best = sorted(np.argsort(-scores, kind="stable")[:most].tolist())
+    return [
+        Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=float(scores[i]))
+        for i in best
+        for a, b in [spans[i]]
+    ]
+
+
+def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Vectors:
+    """How much each sentence bears on the question, `[sentences]` in [0, 1]: nearness and share of words."""
+    assert block.vectors is not None, "the extractive reader needs dense memory"
+    near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
+    total = sum(view.weights.values()) or 1.0
+    shares = [sum(view.weights.get(t, 0.0) for t in set(terms(s))) / total for s in sentences]
+    return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
+
+
+def _covered(view: View, text: str) -> float:
+    held = {root(w) for w in words(text) if w not in STOPWORDS}
+    total = sum(view.roots.values())
+    return sum(w for r, w in view.roots.items() if r in held) / total if total else 0.0
+
+
+def _supporting(view: View, evidence: Sequence[Evidence]) -> list[Evidence]:
+    """Greedy cover of the question by the best sentence of each chunk, the shorter first where two are as good."""
+    best: dict[str, Evidence] = {}
+    for item in evidence:
+        held = best.get(item.chunk.id)
+        if held is None or (item.score, -len(item.text)) > (held.score, -len(held.text)):
+            best[item.chunk.id] = item
+    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))[:QUOTED]
+    chosen = {id(e) for e in ranked}
+    return [e for e in best.values() if id(e) in chosen]

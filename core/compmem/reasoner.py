@@ -1,0 +1,351 @@
+"""The loop: candidates, gate, recall, read, working memory, again; then the answer.
+
+The loop does no waiting of its own. It is a generator that yields what it wants read or written and is sent the
+result; one synchronous and one asynchronous driver run it, so sync, async, streamed, batched and cancelled answers are
+one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG are settings.
+
+Two things set the default apart. After each update of the working memory the first stage and the gate are asked again;
+and a block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
+LycheeMemory's published errors are early clues rejected for good).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from compmem.config import RecallConfig
+from compmem.errors import ReaderError
+from compmem.schema import (
+    Answer,
+    AnswerToken,
+    Event,
+    ExitReason,
+    MemoryBlock,
+    Reader,
+    Reading,
+    Recall,
+    Step,
+    Usage,
+    WorkingMemory,
+)
+
+WINDOW = 64
+"""Blocks gated at once in a pass in document order."""
+
+
+class Bench(Protocol):
+    """What the loop works on: the index as one question sees it."""
+
+    def propose(self, memory: str) -> list[int]:
+        """Numbers of the blocks that may bear on the question, given the working memory."""
+        ...
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The gate score of each block, given the working memory."""
+        ...
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        """The blocks themselves."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, for the budget of the working memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The loop asks its driver to have these blocks read."""
+
+    memory: WorkingMemory
+    blocks: tuple[MemoryBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the loop ends with: everything but the answer's text."""
+
+    memory: WorkingMemory
+    steps: tuple[Step, ...]
+    scores: dict[int, float]
+    """The last gate score of every block that was scored; a read block keeps the score it was read with."""
+    kept: tuple[Recall, ...]
+    """Recalls whose step updated the memory, in reading order."""
+    usage: Usage
+    exited: ExitReason
+
+
+@dataclass(slots=True)
+class _State:
+    memory: WorkingMemory = field(default_factory=WorkingMemory)
+    steps: list[Step] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+    read: dict[int, Recall] = field(default_factory=dict)
+    kept: list[Recall] = field(default_factory=list)
+    declined: set[int] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
+    proposed: int = 0
+
+
+Loop = Generator[Read | Step, Reading | None, Gathered]
+
+
+def gather(
+    bench: Bench,
+    config: RecallConfig,
+    threshold: float,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Loop:
+    """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered."""
+    state, began = _State(), clock()
+    picks = (
+        _in_order(bench, config, threshold, state)
+        if config.order == "document"
+        else _best(bench, config, threshold, state)
+    )
+    exited: ExitReason = "nothing left"
+    while True:
+        if cancelled():
+            exited = "cancelled"
+            break
+        if config.max_steps is not None and len(state.steps) >= config.max_steps:
+            exited = "steps"
+            break
+        if config.max_seconds is not None and clock() - began >= config.max_seconds:
+            exited = "seconds"
+            break
+        started = clock()
+        chosen = next(picks, None)
+        if chosen is None:
+            break
+        step = yield from _step(bench, config, state, chosen, started, clock)
+        yield step
+        if config.exit_gate and step.exit:
+            exited = "exit gate"
+            break
+    usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
+    return Gathered(state.memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited)
+
+
+def _step(
+    bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float]
+) -> Generator[Read | Step, Reading | None, Step]:
+    blocks = bench.fetch(chosen)
+    recalls = tuple(
+        Recall(chunk=b.chunk, score=state.scores.get(n, 1.0), block=n) for n, b in zip(chosen, blocks, strict=True)
+    )
+    reading = yield Read(state.memory, tuple(blocks))
+    assert reading is not None, "a driver answers every Read"
+    state.usage += reading.usage + Usage(blocks_read=len(chosen))
+    state.read.update(zip(chosen, recalls, strict=True))
+    if reading.update or not config.update_gate:
+        state.memory = _newest(reading.memory, config.memory_tokens, bench.count_tokens)
+        state.kept.extend(recalls)
+    step = Step(
+        number=len(state.steps) + 1,
+        recalls=recalls,
+        working_memory=state.memory.text,
+        updated=reading.update,
+        exit=reading.exit,
+        backtracked=any(n in state.declined for n in chosen),
+        candidates=state.proposed,
+        seconds=clock() - started,
+    )
+    state.steps.append(step)
+    return step
+
+
+def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, float]:
+    scores = dict(zip(blocks, bench.score(state.memory.text, blocks), strict=True))
+    state.usage += Usage(blocks_scored=len(blocks))
+    state.scores.update(scores)
+    return scores
+
+
+def _best(bench: Bench, config: RecallConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+    """Groups of blocks, best first; asked again after each step where the settings say so."""
+    seen_memory: str | None = None
+    scores: dict[int, float] = {}
+    while True:
+        if seen_memory is None or (config.reask and state.memory.text != seen_memory):
+            seen_memory = state.memory.text
+            proposed = [n for n in bench.propose(seen_memory) if n not in state.read]
+            if not config.backtrack:
+                proposed = [n for n in proposed if n not in state.declined]
+            state.proposed = len(proposed)
+            scores = _score(bench, state, proposed)
+        left = {n: s for n, s in scores.items() if n not in state.read}
+        admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
+        state.declined.update(n for n, s in left.items() if s < threshold)
+        if not admitted:
+            return
+        yield admitted[: config.blocks_per_step]
+
+
+def _in_order(bench: Bench, config: RecallConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+    """Groups of blocks in document order, each gated with the memory as it is when its turn comes."""
+    while True:
+        before = state.memory.text
+        proposed = sorted(n for n in bench.propose(before) if n not in state.read)
+        state.proposed = len(proposed)
+        yield from _one_pass(bench, config, threshold, state, proposed)
+        if not (config.backtrack and state.memory.text != before):
+            return
+
+
+def _one_pass(
+    bench: Bench, config: RecallConfig, threshold: float, state: _State, proposed: list[int]
+) -> Iterator[list[int]]:
+    group: list[int] = []
+    at = 0
+    while at < len(proposed):
+        window = proposed[at : at + WINDOW]
+        scores = _score(bench, state, window)
+        for n in window:
+            at += 1
+            if scores[n] < threshold:
+                state.declined.add(n)
+                continue
+            group.append(n)
+            if len(group) == config.blocks_per_step:
+                before = state.memory.text
+                yield group
+                group = []
+                if state.memory.text != before and config.gate == "learned":
+                    break  # the blocks after this one are gated again, with the new memory
+    if group:
+        yield group
+
+
+def _newest(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
+    """The memory within its budget: what was written last is kept."""
+    if count(memory.text) <= limit:
+        return memory
+    lines = memory.text.split("\n")
+    while len(lines) > 1 and count("\n".join(lines)) > limit:
+        lines = lines[1:]
+    text = "\n".join(lines)
+    if count(text) > limit:
+        words = text.split(" ")
+        low, high = 0, len(words)
+        while low < high:  # the shortest cut that fits
+            middle = (low + high) // 2
+            low, high = (low, middle) if count(" ".join(words[middle:])) <= limit else (middle + 1, high)
+        text = " ".join(words[low:])
+    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if e.text in text))
+
+
+def stream(question: str, loop: Loop, reader: Reader) -> Iterator[Event]:
+    """Runs the loop to its end: each step as it is made, the answer in pieces, last the whole answer.
+
+    Raises:
+        ReaderError: The reader failed; the error carries the steps so far.
+    """
+    steps: list[Step] = []
+    try:
+        gathered = yield from _drive(question, loop, reader, steps)
+        pieces, cost = [], Usage()
+        for piece in reader.write(question, gathered.memory):
+            if isinstance(piece, Usage):
+                cost += piece
+            else:
+                pieces.append(piece)
+                yield AnswerToken(text=piece)
+    except ReaderError as error:
+        error.steps = tuple(steps)
+        raise
+    yield _answer(question, gathered, "".join(pieces), cost)
+
+
+def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Generator[Event, None, Gathered]:
+    reply: Reading | None = None
+    while True:
+        try:
+            asked = loop.send(reply)
+        except StopIteration as end:
+            gathered: Gathered = end.value
+            return gathered
+        if isinstance(asked, Read):
+            reply = reader.read(question, asked.memory, asked.blocks)
+        else:
+            reply = None
+            steps.append(asked)
+            yield asked
+
+
+def gathered(question: str, loop: Loop, reader: Reader) -> Gathered:
+    """Runs the loop without the answer's turn."""
+    drive = _drive(question, loop, reader, [])
+    while True:
+        try:
+            next(drive)
+        except StopIteration as end:
+            result: Gathered = end.value
+            return result
+
+
+async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Event]:
+    """`stream` for an event loop: the thinking runs in a thread, the reader's own waiting on the loop."""
+    steps: list[Step] = []
+    try:
+        reply: Reading | None = None
+        while True:
+            asked = await asyncio.to_thread(_advance, loop, reply)
+            reply = None
+            if isinstance(asked, Gathered):
+                break
+            if isinstance(asked, Read):
+                reply = await reader.aread(question, asked.memory, asked.blocks)
+            else:
+                steps.append(asked)
+                yield asked
+        pieces, cost = [], Usage()
+        async for piece in reader.awrite(question, asked.memory):
+            if isinstance(piece, Usage):
+                cost += piece
+            else:
+                pieces.append(piece)
+                yield AnswerToken(text=piece)
+    except ReaderError as error:
+        error.steps = tuple(steps)
+        raise
+    yield _answer(question, asked, "".join(pieces), cost)
+
+
+async def agathered(question: str, loop: Loop, reader: Reader) -> Gathered:
+    """`gathered` for an event loop."""
+    reply: Reading | None = None
+    while True:
+        asked = await asyncio.to_thread(_advance, loop, reply)
+        if isinstance(asked, Gathered):
+            return asked
+        reply = await reader.aread(question, asked.memory, asked.blocks) if isinstance(asked, Read) else None
+
+
+def _advance(loop: Loop, reply: Reading | None) -> Read | Step | Gathered:
+    # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
+    try:
+        return loop.send(reply)
+    except StopIteration as end:
+        result: Gathered = end.value
+        return result
+
+
+def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer:
+    quoted = {e.chunk.id for e in gathered.memory.evidence}
+    sources = [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
+    return Answer(
+        question=question,
+        text=text.strip(),
+        found=bool(gathered.memory.text.strip()),
+        sources=tuple({r.block: r for r in sources}.values()),
+        evidence=gathered.memory.evidence,
+        steps=gathered.steps,
+        working_memory=gathered.memory.text,
+        usage=gathered.usage + cost,
+        exited=gathered.exited,
+    )

@@ -1,0 +1,1 @@
+"""Questions with contexts and evidence. Training and benchmarks read the same ones."""

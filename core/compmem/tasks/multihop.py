@@ -1,0 +1,163 @@
+"""Multi-hop questions whose evidence is known: HotpotQA, 2WikiMultihopQA, MuSiQue in one JSONL form.
+
+A line is `{"id", "dataset", "type", "question", "answer", "aliases", "paragraphs"}`, a paragraph `{"title",
+"sentences", "supporting"}` with the numbers of its supporting sentences; or, where the passages are in a file of their
+own (`{"title", "text"}` a line), `{"id", "question", "answer", "aliases", "gold_titles"}`. Files may be compressed.
+"""
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from compmem.schema import Chunk, Document
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """A titled paragraph."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Its sentences with one space between."""
+        return " ".join(s.strip() for s in self.sentences if s.strip())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A question, its answers, and the passages that hold the evidence."""
+
+    id: str
+    dataset: str
+    type: str
+    question: str
+    answers: tuple[str, ...]
+    gold: frozenset[int]
+    """Numbers of the supporting passages in the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """Passages, each once, and the questions about them."""
+
+    passages: tuple[Passage, ...]
+    questions: tuple[Question, ...]
+
+    def documents(self) -> list[Document]:
+        """One document a passage; its id is its number."""
+        return [Document(id=str(i), title=p.title, chunks=[_chunk(p)]) for i, p in enumerate(self.passages)]
+
+
+def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterable[Passage] = ()) -> Corpus:
+    """Questions over the union of their paragraphs, or over the passages of a file of their own.
+
+    Args:
+        questions: The questions' file.
+        passages: The passages' file, where the questions name their gold passages by title.
+        extra: More passages to be passed over.
+
+    Raises:
+        ValueError: A line is broken, or a gold title is in no passage; the message names file and line.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    kept: list[Passage] = []
+    titles: dict[str, list[int]] = {}
+
+    def number_of(passage: Passage) -> int:
+        key = (passage.title, passage.text)
+        if key not in numbers:
+            numbers[key] = len(kept)
+            titles.setdefault(passage.title, []).append(len(kept))
+            kept.append(passage)
+        return numbers[key]
+
+    if passages is not None:
+        for _, line in read_lines(passages, ("title", "text")):
+            number_of(Passage(title=line["title"], sentences=(line["text"],)))
+    asked = []
+    for number, line in read_lines(questions, ("id", "question", "answer")):
+        if passages is None:
+            found = [(number_of(p), bool(s)) for p, s in _paragraphs(line, questions, number)]
+            gold = frozenset(n for n, supporting in found if supporting)
+        else:
+            missing = [t for t in line.get("gold_titles", ()) if t not in titles]
+            if missing:
+                raise ValueError(f"{questions}:{number}: no passage is titled {missing[0]!r}")
+            gold = frozenset(n for t in line["gold_titles"] for n in titles[t])
+        asked.append(_question(line, gold))
+    for passage in extra:
+        number_of(passage)
+    return Corpus(passages=tuple(kept), questions=tuple(asked))
+
+
+def leads(path: Path, words: int = 130) -> Iterator[Passage]:
+    """The first real paragraph of each page of a file of `{"title", "text"}` lines, to be passed over."""
+    for _, line in read_lines(path, ("title", "text")):
+        paragraph = next((p.strip() for p in line["text"].split("\n") if len(p.strip()) > 120), None)
+        if paragraph is not None:
+            yield Passage(title=line["title"], sentences=(" ".join(paragraph.split()[:words]),))
+
+
+def read_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers.
+
+    Raises:
+        ValueError: A line is no JSON object, or lacks a needed key.
+    """
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
+            lacking = [k for k in needed if not isinstance(value, dict) or k not in value]
+            if lacking:
+                raise ValueError(f"{path}:{number}: {lacking[0]!r} is missing")
+            yield number, value
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _paragraphs(line: dict[str, Any], path: Path, number: int) -> Iterator[tuple[Passage, list[int]]]:
+    try:
+        for p in line["paragraphs"]:
+            yield Passage(title=p["title"], sentences=tuple(p["sentences"])), list(p["supporting"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}:{number}: a paragraph needs title, sentences and supporting ({error})") from error
+
+
+def _question(line: dict[str, Any], gold: frozenset[int]) -> Question:
+    return Question(
+        id=str(line["id"]),
+        dataset=str(line.get("dataset", "")),
+        type=str(line.get("type", "")),
+        question=line["question"],
+        answers=(line["answer"], *line.get("aliases", ())),
+        gold=gold,
+    )
+
+
+def _chunk(passage: Passage) -> Chunk | str:
+    """The passage as one chunk; given sentences are kept as they are."""
+    said = [s.strip() for s in passage.sentences if s.strip()]
+    if len(said) < 2:
+        return passage.text
+    spans, at = [], 0
+    for sentence in said:
+        spans.append((at, at + len(sentence)))
+        at += len(sentence) + 1
+    return Chunk(text=passage.text, title=passage.title, sentences=tuple(spans))
