@@ -1,0 +1,19 @@
+"""The folder on disk: manifest, vectors, KV segments, lexical index; add, delete, compact, verify. No model in here."""
+
+from compmem.store.manifest import FORMAT, JSON
+from compmem.store.records import content_hash
+from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
+from compmem.store.store import Store, StoreInfo
+from compmem.store.vectors import ChunkVectors
+
+__all__ = [
+    "FORMAT",
+    "JSON",
+    "ChunkVectors",
+    "DocumentInfo",
+    "Filter",
+    "Snapshot",
+    "Store",
+    "StoreInfo",
+    "content_hash",
+]

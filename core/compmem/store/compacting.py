@@ -1,0 +1,104 @@
+"""Compaction: live blocks copied into new files, in one transaction that also forgets the old ones."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from compmem.store import kv
+from compmem.store.folder import Folder
+from compmem.store.manifest import State, read_state, rows_of, write_state
+from compmem.store.snapshot import Cache, Place, kv_parts, raw_rows, read_places
+from compmem.store.vectors import RowFormat, grow_segments
+from compmem.store.writing import refresh_terms
+
+_SLICE: Final = 4096
+_SEGMENT_BYTES: Final = 1 << 28
+"""A rewritten KV segment is closed at this size; one at least half as large without dead blocks stays as it is."""
+
+
+def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> None:
+    """Rewrite what has garbage in it, as part of a write transaction.
+
+    Raises:
+        CorruptStoreError: A block does not match its checksum: nothing is copied, so that `verify` still finds it.
+        StoreError: The new files cannot be written.
+    """
+    refresh_terms(connection)
+    rows = rows_of(connection)
+    state = read_state(rows)
+    numbers = [number for (number,) in rows("SELECT number FROM blocks ORDER BY number")]
+    places = read_places(rows, numbers)
+    state = _rewrite_vectors(connection, folder, cache, state, [place for place in places if place.row is not None])
+    state = _rewrite_kv(connection, folder, cache, state, [place for place in places if place.kv is not None])
+    connection.execute("INSERT INTO lexical(lexical) VALUES ('optimize')")
+    write_state(
+        connection,
+        replace(state, generation=state.generation + 1, epoch=state.epoch + 1, deleted=0, garbage=True),
+    )
+
+
+def _rewrite_vectors(
+    connection: sqlite3.Connection, folder: Folder, cache: Cache, old: State, places: list[Place]
+) -> State:
+    if old.dim is None:
+        return old
+    layout = RowFormat(cache.kind, old.dim)
+    new = replace(old, vectors=old.next_file, next_file=old.next_file + 1, chunk_rows=0, sentence_rows=0)
+    connection.execute("DELETE FROM segments")
+    for at in range(0, max(len(places), 1), _SLICE):
+        part = places[at : at + _SLICE]
+        raws = [raw_rows(place, cache.chunk_rows(old), cache.sentence_rows(old)) for place in part]
+        empty = np.empty((0, layout.width), np.uint8)
+        chunks = np.concatenate([empty, *(raw[:1] for raw in raws)])
+        sentences = np.concatenate([empty, *(raw[1:] for raw in raws)])
+        folder.append(folder.chunks(new.vectors), new.chunk_rows * layout.width, chunks)
+        folder.append(folder.sentences(new.vectors), new.sentence_rows * layout.width, sentences)
+        moved = []
+        sentence_row = new.sentence_rows
+        for i, place in enumerate(part):
+            moved.append((new.chunk_rows + i, sentence_row, place.number))
+            sentence_row += place.sentence_rows
+        connection.executemany("UPDATE blocks SET row = ?, sentence_row = ? WHERE number = ?", moved)
+        connection.executemany(
+            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)",
+            grow_segments(rows_of(connection), new.chunk_rows, chunks),
+        )
+        new = replace(new, chunk_rows=new.chunk_rows + len(chunks), sentence_rows=sentence_row)
+    folder.sync()
+    return new
+
+
+def _rewrite_kv(
+    connection: sqlite3.Connection, folder: Folder, cache: Cache, state: State, places: list[Place]
+) -> State:
+    live: dict[int, int] = {}
+    for place in places:
+        if place.kv is not None:
+            live[place.kv] = live.get(place.kv, 0) + 1
+    segments = rows_of(connection)("SELECT serial, bytes, blocks FROM kv")
+    moving = {serial for serial, size, blocks in segments if live.get(serial) != blocks or size < _SEGMENT_BYTES // 2}
+    for part in _by_size([place for place in places if place.kv in moving], cache):
+        size = kv.write_segment(folder, state.next_file, part)
+        connection.execute("INSERT INTO kv VALUES (?, ?, ?)", (state.next_file, size, len(part)))
+        connection.executemany("UPDATE blocks SET kv = ? WHERE number = ?", [(state.next_file, n) for n in part])
+        state = replace(state, next_file=state.next_file + 1)
+    connection.executemany("DELETE FROM kv WHERE serial = ?", [(serial,) for serial in moving])
+    folder.sync()
+    return state
+
+
+def _by_size(places: list[Place], cache: Cache) -> Iterator[dict[int, kv.Parts]]:
+    part: dict[int, kv.Parts] = {}
+    size = 0
+    for place in places:
+        assert place.kv is not None
+        part[place.number] = kv_parts(place, place.kv, cache.kv)
+        size += sum(tensor.nbytes for tensor in part[place.number].values())
+        if size >= _SEGMENT_BYTES:
+            yield part
+            part, size = {}, 0
+    if part:
+        yield part

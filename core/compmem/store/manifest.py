@@ -1,0 +1,338 @@
+"""The SQLite file of an index: its schema, its state, its connections, and what their errors mean.
+
+Read transactions come from a pool, so a snapshot may be opened inside another one and used from any thread.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError, StoreLockedError
+from compmem.store.folder import Folder
+
+JSON = bool | int | float | str | None | list[Any] | dict[str, Any]
+Rows = Callable[..., list[tuple[Any, ...]]]
+"""Runs one query in a read transaction: `rows(sql, *parameters)`."""
+
+FORMAT: Final = 1
+_APPLICATION: Final = 0x434D454D
+_BUSY_SECONDS: Final = 10.0
+_LOG_BYTES: Final = 1 << 26
+
+_SCHEMA: Final = """
+CREATE TABLE manifest(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE documents(key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, hash TEXT NOT NULL,
+    title TEXT NOT NULL, metadata TEXT NOT NULL);
+CREATE TABLE blocks(number INTEGER PRIMARY KEY, document INTEGER NOT NULL, ordinal INTEGER NOT NULL,
+    start INTEGER NOT NULL, characters INTEGER NOT NULL, sentences INTEGER NOT NULL, text_crc INTEGER NOT NULL,
+    row INTEGER, sentence_row INTEGER, sentence_rows INTEGER, vector_crc INTEGER, kv INTEGER, kv_crc INTEGER);
+CREATE UNIQUE INDEX blocks_of_document ON blocks(document, ordinal);
+CREATE TABLE texts(number INTEGER PRIMARY KEY, text TEXT NOT NULL, headings TEXT NOT NULL, spans BLOB NOT NULL);
+CREATE TABLE segments(start INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE kv(serial INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, blocks INTEGER NOT NULL);
+CREATE TABLE names(name TEXT NOT NULL, kind INTEGER NOT NULL, block INTEGER NOT NULL,
+    PRIMARY KEY(name, kind, block)) WITHOUT ROWID;
+CREATE INDEX names_of_block ON names(block);
+CREATE VIRTUAL TABLE lexical USING fts5(title, body, content='', tokenize="ascii tokenchars '_'");
+CREATE VIRTUAL TABLE vocabulary USING fts5vocab(lexical, 'row');
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What one commit fixes: the lengths of the vector files and the counters."""
+
+    generation: int = 0
+    """Grows with every commit."""
+    epoch: int = 0
+    """Grows when blocks are deleted or moved; between two of equal epoch blocks were only added."""
+    next_block: int = 1
+    """The next block's number; a number is never used twice."""
+    next_file: int = 1
+    """The next file's serial; a serial is never used twice."""
+    vectors: int = 0
+    """Serial of the two vector files."""
+    dim: int | None = None
+    chunk_rows: int = 0
+    sentence_rows: int = 0
+    deleted: int = 0
+    """Blocks deleted whose bytes are still in the vector and KV files."""
+    garbage: bool = False
+    """Files that no row names may be left in the folder."""
+
+    @classmethod
+    def parse(cls, text: str) -> "State":
+        """The state as `dump` wrote it.
+
+        Raises:
+            CorruptStoreError: It is not one.
+        """
+        try:
+            values = json.loads(text)
+            state = cls(**values)
+        except (ValueError, TypeError) as error:
+            raise CorruptStoreError(f"the manifest's state cannot be read: {error}") from error
+        for field in fields(cls):
+            value = getattr(state, field.name)
+            if not (isinstance(value, int) and value >= 0) and not (field.name == "dim" and value is None):
+                raise CorruptStoreError(f"the manifest's state has {field.name}={value!r}")
+        return state
+
+    def dump(self) -> str:
+        """The state as JSON."""
+        return json.dumps(asdict(self))
+
+
+class Manifest:
+    """Connections to the SQLite file: a pool of readers, and one writer at a time."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._idle: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._process = os.getpid()
+        self._closed = False
+        self._mode = _mode_of(folder)
+        self._stamp = _stamp_of(folder)
+
+    @staticmethod
+    def create(folder: Folder, facts: Mapping[str, JSON], state: State) -> None:
+        """Write an empty manifest, whole or not at all."""
+        new = folder.path / "manifest.sqlite.new"
+        new.unlink(missing_ok=True)
+        with errors(folder.path), closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA application_id={_APPLICATION}")
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN")
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            rows = [(name, json.dumps(value)) for name, value in facts.items()]
+            connection.executemany("INSERT INTO manifest VALUES (?, ?)", [*rows, ("state", state.dump())])
+            connection.execute("COMMIT")
+        os.replace(new, folder.manifest)
+        folder.sync()
+
+    def check(self) -> dict[str, Any]:
+        """The facts fixed at creation, after a look at format and schema.
+
+        Raises:
+            IncompatibleStoreError: The folder is of another format.
+            CorruptStoreError: Tables are missing, or are not the ones this library makes.
+        """
+        with self.reading() as rows:
+            if rows("PRAGMA application_id") != [(_APPLICATION,)]:
+                raise CorruptStoreError(f"{str(self.folder.manifest)!r} is not the manifest of an index")
+            found = rows("PRAGMA user_version")[0][0]
+            if found != FORMAT:
+                raise IncompatibleStoreError(
+                    f"{str(self.folder.path)!r} has format {found}, this version of compmem reads format {FORMAT}"
+                )
+            if _schema_of(rows) != _expected_schema():
+                raise CorruptStoreError(f"the tables in {str(self.folder.manifest)!r} are not those of an index")
+            try:
+                facts = {name: json.loads(value) for name, value in rows("SELECT name, value FROM manifest")}
+            except (ValueError, TypeError) as error:
+                raise CorruptStoreError(f"the manifest's facts cannot be read: {error}") from error
+            read_state(rows)
+        return facts
+
+    @contextmanager
+    def reading(self) -> Iterator[Rows]:
+        """A read transaction: every query in it sees the same commit."""
+        connection = self._acquire()
+        guard = threading.Lock()
+
+        def rows(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+            with guard, errors(self.folder.path):
+                return connection.execute(sql, parameters).fetchall()
+
+        try:
+            rows("BEGIN")
+            rows("SELECT 1 FROM manifest LIMIT 1")  # a deferred transaction starts with its first read
+            yield rows
+        finally:
+            self._release(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, committed at the end of the block and rolled back if the block raises."""
+        with errors(self.folder.path), closing(self._connect("rw")) as connection:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def settled(self) -> bool:
+        """Whether every reader sees the last commit, so that files only older ones name may go.
+
+        SQLite copies the last frame of its log into the database only when no reader needs what stands there.
+        """
+        with errors(self.folder.path), closing(self._connect("rw")) as connection:
+            busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return bool(busy == 0 and frames == copied)
+
+    def vacuum(self) -> None:
+        """Give the pages of deleted rows back to the file system."""
+        with errors(self.folder.path), closing(self._connect("rw")) as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA busy_timeout=0")  # readers in flight may keep the log for now
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        """Close the idle connections now and the busy ones when they come back."""
+        with self._guard:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        if self._process == os.getpid():
+            for connection in idle:
+                connection.close()
+
+    def _acquire(self) -> sqlite3.Connection:
+        with self._guard:
+            if self._closed:
+                raise StoreError(f"the index {str(self.folder.path)!r} is closed")
+            if self._process != os.getpid():
+                _orphans.extend(self._idle)
+                self._idle, self._process = [], os.getpid()
+            if self._mode == "immutable" and (stamp := _stamp_of(self.folder)) != self._stamp:
+                self._idle, self._stamp = [], stamp
+                self._mode = _mode_of(self.folder)
+            if self._idle:
+                return self._idle.pop()
+        connection = self._connect(self._mode)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    def _release(self, connection: sqlite3.Connection) -> None:
+        with errors(self.folder.path):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        with self._guard:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        self.folder.check_plain(self.folder.manifest)
+        with errors(self.folder.path):
+            return _connect(self.folder.manifest, mode)
+
+
+_orphans: list[sqlite3.Connection] = []
+"""Connections made before a fork: SQLite forbids the child to use them, and to close them."""
+
+
+def rows_of(connection: sqlite3.Connection) -> Rows:
+    """Queries within a write transaction."""
+    return lambda sql, *parameters: connection.execute(sql, parameters).fetchall()
+
+
+def read_state(rows: Rows) -> State:
+    """The state that this transaction sees."""
+    found = rows("SELECT value FROM manifest WHERE name = 'state'")
+    if not found:
+        raise CorruptStoreError("the manifest has no state")
+    return State.parse(found[0][0])
+
+
+def write_state(connection: sqlite3.Connection, state: State) -> None:
+    """Set the state, as part of a write transaction."""
+    connection.execute("UPDATE manifest SET value = ? WHERE name = 'state'", (state.dump(),))
+
+
+@contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Turns what SQLite raises into the errors of the store."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", None)  # errors of the Python layer have none
+        kind = None if code is None else code & 0xFF
+        where = f"the index {str(path)!r}"
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLockedError(f"{where} is being written by another process") from error
+        if kind == sqlite3.SQLITE_FULL:
+            raise StoreError(f"cannot write {where}: the disk is full; it is as it was") from error
+        if kind == sqlite3.SQLITE_IOERR:
+            raise StoreError(f"cannot read or write {where}: {error}; it is as it was") from error
+        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            raise StoreError(f"cannot open {where} for this: {error}") from error
+        raise CorruptStoreError(f"the manifest of {where} cannot be used: {error}") from error
+
+
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
+    query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
+    connection = sqlite3.connect(
+        f"{file.absolute().as_uri()}?{query}",
+        uri=True,
+        isolation_level=None,
+        timeout=_BUSY_SECONDS,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.create_function("holds_folded", 2, _holds_folded, deterministic=True)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _holds_folded(text: str, part: str) -> bool:
+    return part in text.casefold()
+
+
+def _mode_of(folder: Folder) -> str:
+    """How readers open the manifest: `rw` keeps the log short, the others serve folders without write rights."""
+    if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
+        return "rw"
+    try:
+        with closing(_connect(folder.manifest, "ro")) as connection:
+            connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
+    except sqlite3.OperationalError as error:
+        log = folder.path / "manifest.sqlite-wal"
+        if log.exists() and log.stat().st_size:
+            raise StoreError(
+                f"{str(folder.path)!r} is read-only and was not closed: open it once with write rights"
+            ) from error
+        return "immutable"
+    return "ro"
+
+
+def _stamp_of(folder: Folder) -> tuple[int, int, bool]:
+    found = folder.manifest.stat()
+    return found.st_mtime_ns, found.st_size, (folder.path / "manifest.sqlite-wal").exists()
+
+
+def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:
+    # The shadow tables' SQL is the FTS5 library's own and may differ between its versions.
+    return {
+        (kind, name, "" if name.startswith(("lexical_", "sqlite_")) else " ".join(sql.split()))
+        for kind, name, sql in rows("SELECT type, name, coalesce(sql, '') FROM sqlite_master")
+    }
+
+
+def _expected_schema() -> set[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        try:
+            connection.executescript(_SCHEMA)
+        except sqlite3.OperationalError as error:
+            raise StoreError(f"this Python's SQLite {sqlite3.sqlite_version} lacks FTS5: {error}") from error
+        return _schema_of(rows_of(connection))

@@ -1,0 +1,188 @@
+"""Documents on their way into the store: checked, and in the form in which rows hold them."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from compmem.errors import CorruptStoreError
+from compmem.schema import Chunk, Document, MemoryBlock, Vectors
+
+_UNIT = 1e-2
+"""How far the length of a vector may be from 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A document that may be written as it is."""
+
+    id: str
+    title: str
+    metadata: str
+    hash: str
+    blocks: tuple[MemoryBlock, ...]
+    vectors: tuple[Vectors, ...] | None
+    """One array a block, `[1 + sentences, dim]`."""
+
+
+def content_hash(document: Document, chunks: Sequence[Chunk]) -> str:
+    """What changes when anything that the store keeps of a document does: text, title, metadata, chunk borders.
+
+    Raises:
+        ValueError: The metadata is not JSON, or a text cannot be stored.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, document.title, _metadata_json(document), *(c.text for c in chunks))
+    for chunk in chunks:
+        _feed(digest, *chunk.headings)
+        digest.update(pack_spans(chunk.sentences))
+    return digest.hexdigest()[:32]
+
+
+def record_of(document: Document, blocks: Sequence[MemoryBlock]) -> Record:
+    """The document as a record.
+
+    Raises:
+        ValueError: Something in it cannot be stored; the message names the document.
+    """
+    name = f"document {document.id!r}"
+    if not isinstance(document.id, str) or "\0" in document.id:
+        raise ValueError(f"{name}: its id must be a string without NUL characters")
+    for what, text in (("id", document.id), ("title", document.title), ("text", document.text)):
+        _check_text(name, what, text)
+    if not document.text.strip():
+        raise ValueError(f"{name} has no text: there is nothing to remember")
+    if "".join(block.chunk.text for block in blocks) != document.text:
+        raise ValueError(f"{name}: its chunks do not cover its text exactly")
+    for block in blocks:
+        _check_chunk(name, block.chunk)
+    return Record(
+        id=document.id,
+        title=document.title,
+        metadata=_metadata_json(document),
+        hash=content_hash(document, [block.chunk for block in blocks]),
+        blocks=tuple(blocks),
+        vectors=_vectors_of(name, blocks),
+    )
+
+
+def pack_spans(spans: Sequence[tuple[int, int]]) -> bytes:
+    """Sentence spans as bytes."""
+    return np.asarray(spans, "<u4").reshape(-1, 2).tobytes()
+
+
+def unpack_spans(data: bytes, length: int) -> tuple[tuple[int, int], ...]:
+    """Sentence spans from bytes, within a text of that length."""
+    if len(data) % 8:
+        raise CorruptStoreError("sentence spans of a block have an impossible length")
+    flat = np.frombuffer(data, "<u4").tolist()
+    if any(b < a for a, b in pairwise(flat)) or (flat and flat[-1] > length):
+        raise CorruptStoreError("sentence spans of a block are out of its text")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def text_crc(text: str, headings: str, spans: bytes) -> int:
+    """Checksum of what `texts` holds of a block."""
+    return zlib.crc32(spans, zlib.crc32(headings.encode(), zlib.crc32(text.encode())))
+
+
+def headings_json(chunk: Chunk) -> str:
+    """A chunk's headings as a row holds them."""
+    return json.dumps(list(chunk.headings), ensure_ascii=False)
+
+
+def parse_headings(text: str) -> list[str]:
+    """Headings from their row.
+
+    Raises:
+        CorruptStoreError: They are not a list of strings.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise CorruptStoreError(f"the headings of a block cannot be read: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(heading, str) for heading in found):
+        raise CorruptStoreError("the headings of a block are not a list of strings")
+    return found
+
+
+def _feed(digest: "hashlib._Hash", *texts: str) -> None:
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    digest.update(len(texts).to_bytes(8, "little"))
+
+
+def _check_text(name: str, what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: its {what} holds the lone surrogate {text[error.start]!r} at {error.start}, which is not text; "
+            "decode the source with errors='replace'"
+        ) from error
+
+
+def _check_chunk(name: str, chunk: Chunk) -> None:
+    for heading in chunk.headings:
+        _check_text(name, "headings", heading)
+    edge = 0
+    for start, end in chunk.sentences:
+        if not edge <= start <= end <= len(chunk.text):
+            raise ValueError(f"{name}: sentence span {(start, end)} overlaps another or leaves its chunk")
+        edge = end
+
+
+def _vectors_of(name: str, blocks: Sequence[MemoryBlock]) -> tuple[Vectors, ...] | None:
+    given = [block.vectors for block in blocks if block.vectors is not None]
+    if not given:
+        return None
+    if len(given) != len(blocks):
+        raise ValueError(f"{name}: some of its blocks have vectors and some have none")
+    out = []
+    for block, vectors in zip(blocks, given, strict=True):
+        array = np.asarray(vectors, np.float32)
+        sentences = len(block.chunk.sentences)
+        if array.ndim != 2 or len(array) not in ({1 + sentences} if sentences else {1, 2}):
+            raise ValueError(f"{name}: vectors of shape {array.shape} for a chunk of {sentences} sentences")
+        lengths = np.linalg.norm(array, axis=1)
+        if not np.all((np.abs(lengths - 1) < _UNIT) | (lengths == 0)):
+            raise ValueError(f"{name}: its vectors must be finite and of length 1, one has length {lengths.max():.4g}")
+        out.append(array)
+    return tuple(out)
+
+
+def _metadata_json(document: Document) -> str:
+    if not isinstance(document.metadata, Mapping):
+        raise ValueError(f"document {document.id!r}: its metadata must be a mapping, not {document.metadata!r}")
+    plain = {}
+    for key, value in document.metadata.items():
+        where = f"document {document.id!r}: metadata {key!r}"
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: a key must be a string")
+        try:
+            plain[key] = _plain(value)
+            json.dumps({key: plain[key]}, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+        if "\\u0000" in json.dumps({key: plain[key]}):
+            raise ValueError(f"{where} holds a NUL character")
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"the key {wrong[0]!r} is not a string")
+        return {key: _plain(item) for key, item in value.items()}
+    raise ValueError(f"a value of type {type(value).__name__}")

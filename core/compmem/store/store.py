@@ -1,0 +1,335 @@
+"""The store: the folder of all memory blocks. It keeps what it is handed and knows no model."""
+
+import json
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, get_args
+
+from filelock import FileLock, Timeout
+
+from compmem.config import KVType, VectorType
+from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
+from compmem.schema import Document, MemoryBlock
+from compmem.store import compacting, lexical, verifying, writing
+from compmem.store.folder import Folder, os_errors
+from compmem.store.manifest import FORMAT, JSON, Manifest, State, read_state, rows_of, write_state
+from compmem.store.records import record_of
+from compmem.store.snapshot import Cache, Snapshot
+from compmem.store.vectors import RowFormat
+
+LOCK_SECONDS: Final = 2.0
+"""How long a writer waits for another one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreInfo:
+    """What a store holds, and what it takes on disk."""
+
+    documents: int
+    blocks: int
+    sentences: int
+    characters: int
+    deleted: int
+    """Blocks deleted whose bytes `compact` would give back."""
+    dim: int | None
+    """Dimensions of the vectors. None: there are none yet."""
+    vector_bytes: int
+    kv_bytes: int
+    text_bytes: int
+    """Texts, lexical index and everything else in the manifest, with its log."""
+    format: int
+
+
+class Store:
+    """A folder of memory blocks. Many may read it, one writes; threads may share one object.
+
+    Attributes:
+        path: The folder.
+        config: The settings it was created with.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest, facts: Mapping[str, Any]) -> None:
+        self.path = folder.path
+        self.config: Mapping[str, Any] = facts["config"]
+        self._kinds: tuple[VectorType, KVType] = (facts["vectors"], self.config.get("kv", "bf16"))
+        self._folder = folder
+        self._manifest = manifest
+        self._cache = Cache(folder, self._kinds[0])
+        self._mutex = threading.RLock()
+        self._lock = FileLock(folder.lock, thread_local=False)
+        self._remove: weakref.finalize[[str, bool], Store] | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path | str | None, *, config: Mapping[str, Any], dim: int | None, vectors: VectorType
+    ) -> Self:
+        """An empty store in a new or empty folder.
+
+        Args:
+            path: The folder. None: a temporary one, removed when the store is closed.
+            config: JSON settings to keep with it.
+            dim: Dimensions of its vectors. None: those of the first ones added.
+            vectors: How vectors are stored.
+
+        Raises:
+            ValueError: The path is a file, or a folder that holds something; or a setting is not JSON.
+            StoreLockedError: Another process is creating an index there.
+            StoreError: The folder cannot be written.
+        """
+        if dim is not None and (not isinstance(dim, int) or dim < 1):
+            raise ValueError(f"dim={dim!r} must be a whole number of at least 1")
+        facts: dict[str, JSON] = {
+            "config": _json("config", dict(config)),
+            "vectors": vectors,
+            "terms": lexical.fingerprint(),
+        }
+        _check_kinds(facts)
+        folder = Folder(Path(tempfile.mkdtemp(prefix="compmem-")) if path is None else Path(path))
+        folder.prepare()
+        with _locked(FileLock(folder.lock), folder):
+            folder.prepare()
+            Manifest.create(folder, facts, State(dim=dim))
+        store = cls.open(folder.path)
+        if path is None:
+            store._remove = weakref.finalize(store, shutil.rmtree, str(folder.path), True)
+        return store
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """The store in a folder.
+
+        Raises:
+            StoreError: There is none.
+            IncompatibleStoreError: It has a format that this version does not read.
+            CorruptStoreError: Its manifest is damaged, or no manifest of ours.
+        """
+        folder = Folder(Path(path))
+        if not folder.manifest.exists() and not folder.manifest.is_symlink():
+            what = "is a file, not the folder of an index" if folder.path.is_file() else "holds no index"
+            raise StoreError(f"{str(path)!r} {what}: create one with MemoryIndex.create({str(path)!r})")
+        manifest = Manifest(folder)
+        try:
+            facts = manifest.check()
+            try:
+                _check_kinds(facts)
+            except ValueError as error:
+                raise CorruptStoreError(f"the manifest of {str(path)!r} cannot be used: {error}") from error
+            return cls(folder, manifest, facts)
+        except BaseException:
+            manifest.close()
+            raise
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with every commit, of any process."""
+        with self._manifest.reading() as rows:
+            return read_state(rows).generation
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """A consistent view, for as long as the block lasts: later commits do not show in it."""
+        with self._manifest.reading() as rows:
+            yield Snapshot(rows, self._cache)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock for the block, over several calls that write.
+
+        Raises:
+            StoreLockedError: Another process holds it.
+            StoreError: The folder cannot be written.
+        """
+        with self._mutex, _locked(self._lock, self._folder):
+            yield
+
+    def add(self, documents: Sequence[tuple[Document, Sequence[MemoryBlock]]]) -> None:
+        """Add documents with their blocks, all or none; a document whose id is known is replaced.
+
+        Raises:
+            ValueError: A document cannot be stored as it is, or an id occurs twice.
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written; nothing has changed.
+        """
+        records = [record_of(document, blocks) for document, blocks in documents]
+        seen: set[str] = set()
+        for record in records:
+            if record.id in seen:
+                raise ValueError(f"document {record.id!r} is given twice in one call")
+            seen.add(record.id)
+        if not records:
+            return
+        with self._transaction() as connection:
+            writing.insert(connection, self._folder, records, self._kinds)
+
+    def hashes(self, ids: Sequence[str]) -> dict[str, str]:
+        """The content hash of each of these documents that is known."""
+        with self._manifest.reading() as rows:
+            found = {i: rows("SELECT hash FROM documents WHERE id = ?", i) for i in ids if lexical.storable(i)}
+        return {i: hashes[0][0] for i, hashes in found.items() if hashes}
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents; the number that were there.
+
+        Raises:
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written; nothing has changed.
+        """
+        with self._transaction() as connection:
+            writing.refresh_terms(connection)
+            return writing.remove(connection, ids)
+
+    def compact(self) -> None:
+        """Rewrite the files without what was deleted. Snapshots in flight go on; their files go when they end.
+
+        Raises:
+            CorruptStoreError: A block does not match its checksum; nothing has changed.
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written; nothing has changed.
+        """
+        with self.writing():
+            with self._transaction() as connection:
+                compacting.compact(connection, self._folder, self._cache)
+            self._manifest.vacuum()
+            self._sweep()
+
+    def verify(self) -> list[str]:
+        """Problems found after reading everything; none where the store is whole."""
+        with self._manifest.reading() as rows:
+            try:
+                state = read_state(rows)
+            except CorruptStoreError as error:
+                return [str(error)]
+            return verifying.verify(rows, state, self._cache)
+
+    def put_meta(self, key: str, value: JSON) -> None:
+        """Keep a small JSON fact under a name.
+
+        Raises:
+            ValueError: It is not JSON.
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written; nothing has changed.
+        """
+        text = json.dumps(_json(key, value))
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
+            state = read_state(rows_of(connection))
+            write_state(connection, replace(state, generation=state.generation + 1))
+
+    def get_meta(self, key: str) -> JSON:
+        """The fact under a name, or None.
+
+        Raises:
+            CorruptStoreError: It cannot be read.
+        """
+        with self._manifest.reading() as rows:
+            found = rows("SELECT value FROM meta WHERE name = ?", key)
+        try:
+            value: JSON = json.loads(found[0][0]) if found else None
+        except (ValueError, TypeError) as error:
+            raise CorruptStoreError(f"the fact {key!r} of {str(self.path)!r} cannot be read: {error}") from error
+        return value
+
+    def info(self) -> StoreInfo:
+        """What the store holds, and what it takes on disk."""
+        with self._manifest.reading() as rows:
+            state = read_state(rows)
+            (documents,) = rows("SELECT count(*) FROM documents")[0]
+            blocks, sentences, characters = rows("SELECT count(*), total(sentences), total(characters) FROM blocks")[0]
+            (kv_bytes,) = rows("SELECT total(bytes) FROM kv")[0]
+        width = RowFormat(self._kinds[0], state.dim or 0).width
+        logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
+        return StoreInfo(
+            documents=documents,
+            blocks=blocks,
+            sentences=int(sentences),
+            characters=int(characters),
+            deleted=state.deleted,
+            dim=state.dim,
+            vector_bytes=width * (state.chunk_rows + state.sentence_rows),
+            kv_bytes=int(kv_bytes),
+            text_bytes=sum(file.stat().st_size for file in logs if file.exists()),
+            format=FORMAT,
+        )
+
+    def close(self) -> None:
+        """Close the connections; a temporary folder is removed. Snapshots in flight may end in peace."""
+        self._manifest.close()
+        self._cache.close()
+        if self._remove is not None:
+            self._remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with self.writing():
+            with self._manifest.reading() as rows:
+                before = read_state(rows)
+            try:
+                with self._manifest.writing() as connection:
+                    yield connection
+            except BaseException:
+                self._folder.remove_from(before.next_file)
+                raise
+            if before.garbage:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove files that no row names, once no reader can be at a commit that named them."""
+        if not self._manifest.settled():
+            return
+        with self._manifest.writing() as connection:
+            rows = rows_of(connection)
+            state = read_state(rows)
+            serials = [serial for (serial,) in rows("SELECT serial FROM kv")]
+            named = {self._folder.kv(serial) for serial in serials}
+            named |= {self._folder.chunks(state.vectors), self._folder.sentences(state.vectors)}
+            done = self._folder.sweep(named)
+            write_state(connection, replace(state, garbage=not done))
+
+
+@contextmanager
+def _locked(lock: FileLock, folder: Folder) -> Iterator[None]:
+    try:
+        with os_errors(folder.lock, "lock"):
+            lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise StoreLockedError(
+            f"another process is writing to the index {str(folder.path)!r}: wait for it to end, or use another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_kinds(facts: Mapping[str, Any]) -> None:
+    if not isinstance(facts.get("config"), dict):
+        raise ValueError("config is not a mapping")
+    for name, value, allowed in (
+        ("vectors", facts.get("vectors"), get_args(VectorType)),
+        ("kv", facts["config"].get("kv", "bf16"), get_args(KVType)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def _json(name: str, value: Any) -> JSON:
+    try:
+        kept: JSON = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name!r} is not JSON: {error}") from error
+    return kept

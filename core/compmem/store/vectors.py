@@ -1,0 +1,218 @@
+"""Dense vectors on disk: rows of one width in two append-only files, mapped into memory and checked by checksum."""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.config import VectorType
+from compmem.errors import CorruptStoreError
+from compmem.schema import Vectors
+from compmem.store.folder import Folder
+from compmem.store.manifest import Rows
+
+Raw = NDArray[np.uint8]
+"""Rows as the file holds them, `[rows, width]`."""
+
+SEGMENT_ROWS: Final = 8192
+"""Rows of the whole-chunk file that share a checksum, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """How one vector lies in a file: half floats, or a float32 scale and a byte a dimension."""
+
+    kind: VectorType
+    dim: int
+
+    @property
+    def width(self) -> int:
+        """Bytes a row."""
+        return 2 * self.dim if self.kind == "fp16" else 4 + self.dim
+
+    def pack(self, vectors: Vectors) -> Raw:
+        """Rows for vectors `[rows, dim]`. With int8, the scale makes the row that is read of length 1 again."""
+        out = np.empty((len(vectors), self.width), np.uint8)
+        if self.kind == "fp16":
+            out[:] = np.ascontiguousarray(vectors, "<f2").view(np.uint8)
+            return out
+        peak = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+        whole = np.rint(vectors * np.divide(127, peak, out=np.zeros_like(peak), where=peak > 0))
+        length = np.linalg.norm(whole, axis=1, keepdims=True)
+        scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
+        out[:, :4] = scale.astype("<f4").view(np.uint8)
+        out[:, 4:] = whole.astype(np.int8).view(np.uint8)
+        return out
+
+    def parts(self, raw: Raw) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:
+        """Stored values `[rows, dim]` and their scales `[rows]`, without a copy where the rows allow it."""
+        if self.kind == "fp16":
+            return raw.view("<f2"), None
+        return raw[:, 4:].view(np.int8), np.ascontiguousarray(raw[:, :4]).view("<f4")[:, 0]
+
+    def unpack(self, raw: Raw) -> Vectors:
+        """Vectors `[rows, dim]` of rows."""
+        values, scales = self.parts(raw)
+        out = values.astype(np.float32)
+        if scales is not None:
+            out *= scales[:, None]
+        return out
+
+
+def map_rows(folder: Folder, file: Path, rows: int, width: int) -> Raw:
+    """The committed rows of a file, mapped; none where the file holds none.
+
+    Raises:
+        CorruptStoreError: The file is shorter than what was committed, or no plain file.
+    """
+    if not rows:
+        return np.empty((0, width), np.uint8)
+    folder.check_plain(file, rows * width)
+    return np.memmap(file, np.uint8, "r", shape=(rows, width))
+
+
+def crc_of(raw: Raw, crc: int = 0) -> int:
+    """Checksum of rows, going on from that of the rows before them."""
+    return zlib.crc32(raw.data, crc)
+
+
+def grow_segments(rows: Rows, start: int, added: Raw) -> list[tuple[int, int, int]]:
+    """Segments `(start, rows, checksum)` after rows were added: the last one is filled up before a new one begins."""
+    last = rows("SELECT start, rows, crc FROM segments ORDER BY start DESC LIMIT 1")
+    out: list[tuple[int, int, int]] = []
+    if last and last[0][1] < SEGMENT_ROWS and len(added):
+        first, held, crc = last[0]
+        taken = added[: SEGMENT_ROWS - held]
+        out.append((first, held + len(taken), crc_of(taken, crc)))
+        start, added = start + len(taken), added[len(taken) :]
+    for at in range(0, len(added), SEGMENT_ROWS):
+        part = added[at : at + SEGMENT_ROWS]
+        out.append((start + at, len(part), crc_of(part)))
+    return out
+
+
+class ChunkVectors:
+    """The whole-chunk vectors of every live block, for an exact scan.
+
+    Values are read from the mapped file when they are asked for. A segment's checksum is verified when one of its
+    rows is first asked for.
+
+    Attributes:
+        numbers: The blocks' numbers, rising, `[n]`. Position `i` below stands for block `numbers[i]`.
+        dim: Dimensions.
+        kind: How they are stored.
+    """
+
+    def __init__(
+        self,
+        numbers: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        raw: Raw,
+        layout: RowFormat,
+        segments: Sequence[tuple[int, int, int]],
+        verified: set[tuple[int, int, int, int]],
+        serial: int,
+    ) -> None:
+        self.numbers = numbers
+        self.dim = layout.dim
+        self.kind = layout.kind
+        self._rows = rows
+        self._raw = raw
+        self._layout = layout
+        self._segments = segments
+        self._verified = verified
+        self._serial = serial
+        self._whole = bool(len(rows)) and int(rows[-1] - rows[0]) == len(rows) - 1 and bool(np.all(np.diff(rows) == 1))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def stored(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:
+        """Values `[stop - start, dim]` as they are stored, and for int8 the scales `[stop - start]` that go with them.
+
+        Raises:
+            CorruptStoreError: A checksum does not match.
+        """
+        return self._layout.parts(self._take(start, stop))
+
+    def floats(self, start: int = 0, stop: int | None = None) -> Vectors:
+        """Vectors `[stop - start, dim]`.
+
+        Raises:
+            CorruptStoreError: A checksum does not match.
+        """
+        return self._layout.unpack(self._take(start, stop))
+
+    def of(self, blocks: Sequence[int] | NDArray[np.int64]) -> Vectors:
+        """Vectors `[blocks, dim]` of blocks by number, in the order asked.
+
+        Raises:
+            ValueError: A block is not here.
+            CorruptStoreError: A checksum does not match.
+        """
+        asked = np.asarray(blocks, np.int64)
+        at = np.searchsorted(self.numbers, asked)
+        if len(asked) and (not len(self) or np.any(self.numbers[np.minimum(at, len(self) - 1)] != asked)):
+            raise ValueError("a block without a vector in this snapshot was asked for")
+        rows = self._rows[at]
+        if len(rows):
+            self._verify(int(rows.min()), int(rows.max()))
+        return self._layout.unpack(self._raw[rows])
+
+    def _take(self, start: int, stop: int | None) -> Raw:
+        rows = self._rows[start:stop]
+        if not len(rows):
+            return self._raw[:0]
+        first, last = (int(rows[0]), int(rows[-1])) if self._whole else (int(rows.min()), int(rows.max()))
+        self._verify(first, last)
+        return self._raw[first : last + 1] if self._whole else self._raw[rows]
+
+    def _verify(self, first: int, last: int) -> None:
+        for segment in self._segments:
+            start, rows, _ = segment
+            key = (self._serial, *segment)
+            if start <= last and start + rows > first and key not in self._verified:
+                check_segment(self._raw, segment)
+                self._verified.add(key)
+
+
+def check_segment(raw: Raw, segment: tuple[int, int, int]) -> None:
+    """Compare the whole-chunk rows of a segment with its checksum.
+
+    Raises:
+        CorruptStoreError: They differ.
+    """
+    start, rows, crc = segment
+    if crc_of(raw[start : start + rows]) != crc:
+        raise CorruptStoreError(
+            f"whole-chunk vectors {start} to {start + rows} do not match their checksum; `verify` names the blocks"
+        )
+
+
+def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
+    """The segments of the whole-chunk file, which must cover its committed rows.
+
+    Raises:
+        CorruptStoreError: They do not.
+    """
+    found = [(int(a), int(n), int(crc)) for a, n, crc in rows("SELECT start, rows, crc FROM segments ORDER BY start")]
+    edge = 0
+    for start, count, _ in found:
+        if start != edge or count <= 0:
+            raise CorruptStoreError(f"the segments of the whole-chunk vectors have a gap at row {edge}")
+        edge += count
+    if edge != committed:
+        raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, {committed} were committed")
+    return found
+
+
+def number_list(numbers: Sequence[int] | NDArray[np.int64]) -> str:
+    """Block numbers as one SQL parameter, for `json_each`."""
+    return json.dumps([int(n) for n in numbers])
