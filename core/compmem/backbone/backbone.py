@@ -71,7 +71,7 @@ class Backbone:
             device: Where it runs. None: a GPU where there is one.
             dtype: Of weights and states. None: the checkpoint's own.
             ratio: Compression ratio. None: the checkpoint's own.
-            graphs: Decode by CUDA graph. None: on a GPU.
+            graphs: Decode in slots of fixed size, by CUDA graph on a GPU. None: on a GPU.
 
         Raises:
             CheckpointError: The folder lacks something, or holds something this cannot run.
@@ -82,7 +82,12 @@ class Backbone:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
-        """A backbone over a stock model that is loaded already."""
+        """A backbone over a stock model that is loaded already.
+
+        Raises:
+            CheckpointError: It is of another family.
+        """
+        checkpoint.check_family(model.config.to_dict(), model.name_or_path)
         memory = MemoryConfig(trained=False, own=())
         parts = Parts(model=model, tokenizer=tokenizer, decoder=Decoder(model).eval(), memory=memory, adapters={})
         return cls(parts, graphs=graphs)
@@ -90,6 +95,9 @@ class Backbone:
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write everything to a folder; with `base`, only what is added to the model of that name."""
         checkpoint.save(Path(folder), self._parts(), base=base)
+
+    def _release(self) -> None:
+        self._engine.forget()
 
     def _parts(self) -> Parts:
         return Parts(
@@ -106,6 +114,7 @@ class Backbone:
         """Give a role an adapter that changes nothing yet."""
         self.decoder.add_adapter(role, config)
         self.adapters[role] = config
+        self._engine.forget()
 
     def add_gate(self) -> None:
         """Give it a gate head that scores every block alike until it is trained."""
@@ -194,7 +203,9 @@ class Backbone:
             raise ValueError(f"ratio={ratio} must divide the window of {self.memory.window}")
         states: dict[int, KVStates] = {}
         for batch in batches([len(chunk) for chunk in chunks], self._budget):
-            made = halving(lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk")
+            made = halving(
+                lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk", self._release
+            )
             states.update(zip(batch, made, strict=True))
         return [states[i] for i in range(len(chunks))]
 
@@ -247,7 +258,7 @@ class Backbone:
         scores: dict[int, Tensor] = {}
         sizes = [len(prompt) + sum(b.keys.shape[2] for b in row) for prompt, row in zip(prompts, blocks, strict=True)]
         for batch in batches(sizes, self._budget):
-            scores.update(zip(batch, halving(run, batch, "a block with its prompt"), strict=True))
+            scores.update(zip(batch, halving(run, batch, "a block with its prompt", self._release), strict=True))
         return torch.stack([scores[row] for row in range(len(prompts))])
 
     def generate(
@@ -299,7 +310,7 @@ class Backbone:
                     break
             return [stop.tokens for stop in stops]
 
-        return halving(run, range(len(prompts)), "a prompt with its memory") if prompts else []
+        return halving(run, range(len(prompts)), "a prompt with its memory", self._release) if prompts else []
 
     def stream(
         self,

@@ -22,17 +22,32 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def halving(run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], what: str) -> list[Result]:
+def halving(
+    run: Callable[[Sequence[Item]], list[Result]],
+    items: Sequence[Item],
+    what: str,
+    release: Callable[[], None] = lambda: None,
+) -> list[Result]:
     """Results of the items, run as one batch, or in halves where the device runs out of memory.
+
+    Args:
+        run: Makes the results of a batch.
+        items: All of them.
+        what: One item, for the error.
+        release: Gives back memory that is kept for later, before going on.
 
     Raises:
         MemoryError: One item alone does not fit.
     """
-    return _halving(run, items, what, (len(items),))
+    return _halving(run, items, what, release, (len(items),))
 
 
 def _halving(
-    run: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], what: str, tried: tuple[int, ...]
+    run: Callable[[Sequence[Item]], list[Result]],
+    items: Sequence[Item],
+    what: str,
+    release: Callable[[], None],
+    tried: tuple[int, ...],
 ) -> list[Result]:
     reason = ""
     try:
@@ -40,6 +55,7 @@ def _halving(
     except torch.OutOfMemoryError as error:
         # Only its text is kept: the traceback would keep the tensors that did not fit.
         reason = str(error).split(". ")[0]
+    release()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(items) == 1:
@@ -48,4 +64,4 @@ def _halving(
     half = len(items) // 2
     log.warning("out of memory with a batch of %d, going on with halves", len(items))
     parts = (items[:half], items[half:])
-    return [result for part in parts for result in _halving(run, part, what, (*tried, len(part)))]
+    return [result for part in parts for result in _halving(run, part, what, release, (*tried, len(part)))]

@@ -50,7 +50,7 @@ def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, r
     settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
     stock = folder if (folder / "config.json").exists() else _find(_field(settings, "base", folder))
     config = _read_json(stock / "config.json")
-    _check_family(config, stock)
+    check_family(config, str(stock))
     model = _load_stock(stock, dtype).to(device)
     decoder = Decoder(model)
     adapters: dict[Role, AdapterConfig] = {}
@@ -123,20 +123,23 @@ def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     return settings[key]
 
 
-def _check_family(config: Mapping[str, Any], folder: Path) -> None:
+def check_family(config: Mapping[str, Any], name: str) -> None:
+    """Refuse what this cannot run, by a model's config.
+
+    Raises:
+        CheckpointError: Another family, a sliding window, or positions that change with the length.
+    """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise CheckpointError(f"{str(folder)!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{name!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
     slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
     if slides or "sliding_attention" in (config.get("layer_types") or ()):
-        raise CheckpointError(
-            f"{str(folder)!r} uses sliding-window attention, which cannot see a memory left of its window"
-        )
+        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see a memory left of its window")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
-            f"{str(folder)!r} uses {kind!r} rotary positions, which change with the length; "
+            f"{name!r} uses {kind!r} rotary positions, which change with the length; "
             f"supported are {', '.join(_ROPE_TYPES)}"
         )
 

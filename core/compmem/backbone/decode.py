@@ -5,8 +5,10 @@ the random numbers that choose them. So a step is replayed without host work; th
 steps only, to see whether all rows have stopped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tenso
 class Slots(Context):
     """Preallocated keys and values of every layer, and the state of one step, for so many rows and slots."""
 
-    def __init__(self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, steps: int, sampled: bool) -> None:
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool) -> None:
         weight = decoder.embed_tokens.weight
         layers, heads, width = decoder.kv_shape
         # Slots used again by a graph must not be inference tensors: those could not be written to outside that mode.
@@ -61,8 +63,8 @@ class Slots(Context):
             self.column = torch.zeros(rows, dtype=torch.long, device=device)
             self.position = torch.zeros(rows, dtype=torch.long, device=device)
             self.step = torch.zeros(1, dtype=torch.long, device=device)
-            self.tokens = torch.zeros(steps + 1, rows, dtype=torch.long, device=device)
-            self.numbers = torch.zeros(steps + 1, rows, dtype=torch.float64, device=device)
+            self.tokens = torch.zeros(slots, rows, dtype=torch.long, device=device)
+            self.numbers = torch.zeros(slots, rows, dtype=torch.float64, device=device)
             self.temperature = torch.ones((), device=device) if sampled else None
         self.rows = torch.arange(rows, device=device)
         self.length = slots
@@ -138,15 +140,20 @@ class _Filling(Context):
         )
 
 
+Step = Callable[[], object]
+"""Runs one step of the slots it was made for."""
+
+
 class Engine:
-    """Runs the steps of a batch, by graph on a GPU, and keeps the graphs of the last few shapes."""
+    """Runs the steps of a batch, and keeps the slots and graphs of the last few shapes."""
 
     def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 4) -> None:
         self._decoder = decoder
         self._rotary = rotary
         self._graphs = graphs
         self._kept = kept
-        self._ready: dict[tuple[int, int, bool, Role | None], tuple[Slots, torch.cuda.CUDAGraph]] = {}
+        self._ready: dict[tuple[int, int, bool, Role | None], tuple[Slots, Step]] = {}
+        self._capturing = Lock()
 
     def run(
         self, prefix: Prefix, layout: Layout, sampling: Sampling, *, steps: int, look_every: int, role: Role | None
@@ -161,47 +168,45 @@ class Engine:
             look_every: Steps between two looks of the host.
             role: Whose adapter is used.
         """
-        rows, prompt = layout.ids.shape
-        needed = prefix.longest + prompt + steps
-        by_graph = layout.ids.is_cuda if self._graphs is None else self._graphs
-        sampled = sampling.temperature > 0
-        graph = None
-        if by_graph:
-            slots, graph = self._graph(rows, -(-needed // SLOT_STEP) * SLOT_STEP, sampled, role)
-        else:
-            slots = Slots(self._decoder, self._rotary, rows=rows, slots=needed, steps=steps, sampled=sampled)
-        slots.start(prefix, layout, sampling, role)
-        seen = 0
-        for made in range(1, steps + 1):
-            if made == steps or made % look_every == 0:
-                yield slots.tokens[seen:made].T.tolist()
-                seen = made
-            if made == steps:
-                return
-            if graph is None:
-                slots.length = prefix.longest + prompt + made
-                slots.advance(role)
-            else:
-                graph.replay()
+        written, seen = prefix.longest + layout.ids.shape[1], 0
+        fixed = layout.ids.is_cuda if self._graphs is None else self._graphs
+        size = -(-(written + steps) // SLOT_STEP) * SLOT_STEP if fixed else written + steps
+        key = (len(layout.ids), size, sampling.temperature > 0, role)
+        # Taken out while in use: a second run of this shape, say beside a stream, gets slots of its own.
+        taken: tuple[Slots, Step] | None = self._ready.pop(key, None)
+        slots, step = taken or self._prepare(*key, fixed=fixed)
+        try:
+            slots.start(prefix, layout, sampling, role)
+            for made in range(1, steps + 1):
+                if made == steps or made % look_every == 0:
+                    yield slots.tokens[seen:made].T.tolist()
+                    seen = made
+                if made == steps:
+                    return
+                if not fixed:
+                    slots.length = written + made
+                step()
+        finally:
+            if fixed:
+                self._ready[key] = (slots, step)
+                while len(self._ready) > self._kept:
+                    self._ready.pop(next(iter(self._ready)), None)
 
-    def _graph(self, rows: int, slots: int, sampled: bool, role: Role | None) -> tuple[Slots, torch.cuda.CUDAGraph]:
-        key = (rows, slots, sampled, role)
-        if key not in self._ready:
-            while len(self._ready) >= self._kept:
-                del self._ready[next(iter(self._ready))]
-            state = Slots(self._decoder, self._rotary, rows=rows, slots=slots, steps=slots, sampled=sampled)
+    def _prepare(self, rows: int, size: int, sampled: bool, role: Role | None, *, fixed: bool) -> tuple[Slots, Step]:
+        slots = Slots(self._decoder, self._rotary, rows=rows, slots=size, sampled=sampled)
+        if not (fixed and slots.column.is_cuda):
+            return slots, partial(slots.advance, role)
+        with self._capturing:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(2):
-                    state.advance(role)
+                    slots.advance(role)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                state.advance(role)
-            self._ready[key] = (state, graph)
-        self._ready[key] = self._ready.pop(key)
-        return self._ready[key]
+                slots.advance(role)
+            return slots, graph.replay
 
     def forget(self) -> None:
         """Give back the memory of all graphs."""

@@ -20,8 +20,12 @@ from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Project
 class Context(Protocol):
     """What stands left of the tokens that are run, and how they attend to it."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
         """Attention of one layer `[rows, queries, heads * head_dim]`, from states before rotation.
+
+        None where the context wanted the states alone and nobody reads what the layer puts out.
 
         Args:
             layer: Number of the layer.
@@ -83,6 +87,8 @@ class Layer(nn.Module):
             self.index, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
             scale=attn.scaling, dropout=attn.attention_dropout if self.training else 0.0,
         )  # fmt: skip
+        if read is None:
+            return x
         x = x + self._project("o", read, memory_rows, role)
         normed = self.stock.post_attention_layernorm(x)
         gate = self.stock.mlp.act_fn(self._project("gate", normed, memory_rows, role))

@@ -82,9 +82,13 @@ class _Window(Context):
         empty = torch.empty(0)
         self.made: States = [(empty, empty)] * layers
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
         index = self._columns.expand(-1, key.shape[1], -1, key.shape[3])
         self.made[layer] = (key.gather(2, index), value.gather(2, index))
+        if layer == len(self.made) - 1:
+            return None
         if self._carried:
             old_key, old_value = self._carried[layer]
             key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)

@@ -44,7 +44,9 @@ class _Scoring(Context):
         self._ratio = ratio
         self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
         cos, sin = self._rotary(key.shape[2] + 1, key)
         rotated = rotate(key, cos[:-1], sin[:-1])
         self.kept[layer] = []
@@ -58,6 +60,8 @@ class _Scoring(Context):
                 index = score.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, key.shape[3])
                 mine = (mine[0].gather(1, index), mine[1].gather(1, index))
             self.kept[layer].append(mine)
+        if layer == len(self.kept) - 1:
+            return None
         return attention(rotate(query, cos[:-1], sin[:-1]), rotated, value, scale=scale, dropout=dropout)
 
 
