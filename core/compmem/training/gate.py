@@ -237,8 +237,12 @@ def validate(
 
 
 def _ranked(index: MemoryIndex, head: GateHead, question: Question, config: RecallConfig) -> list[int]:
-    with_head = MemoryIndex(index.store, index.config, encoder=index.encoder, gate=head)
-    return [int(r.chunk.document_id) for r in with_head.recall(question.question, 10, config=config)]
+    recalls = _with_gate(index, head).recall(question.question, 10, config=config)
+    return [int(r.chunk.document_id) for r in recalls]
+
+
+def _with_gate(index: MemoryIndex, head: GateHead) -> MemoryIndex:
+    return MemoryIndex(index.store, index.config, encoder=index.encoder, gate=head)
 
 
 def _number(bench: QuestionBench, block: int) -> int:
@@ -247,7 +251,7 @@ def _number(bench: QuestionBench, block: int) -> int:
 
 def _index(settings: GateTraining, corpus: Corpus) -> MemoryIndex:
     if settings.cache is not None and settings.cache.exists():
-        return MemoryIndex.open(settings.cache)
+        return _with_gate(MemoryIndex.open(settings.cache), GateHead(settings.hidden))
     index = MemoryIndex.create(settings.cache)
     index.add(corpus.documents(), show_progress=True)
-    return index
+    return _with_gate(index, GateHead(settings.hidden))

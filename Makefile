@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow test-gpu lint format bench bench-gpu install clean
+
+demo: $(STAMP)  ## index the Python standard library's documentation and answer multi-hop questions from it
+	$(BIN)/compmem demo
+
+test: $(STAMP)  ## the tests: CPU, offline
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)  ## the long fault, load and growth tests
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP)  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## what core/results/ reports; needs DATA, the folder of the evaluation files
+	$(BIN)/python -m compmem.bench.all --data "$(DATA)" --out core/results
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,24 @@
+"""An encoder that needs no model: texts that share words have near vectors."""
+
+import time
+import zlib
+
+import numpy as np
+
+from compmem.terms import terms
+
+
+class HashEncoder:
+    """Each term is a fixed random direction; a text is their sum."""
+
+    def __init__(self, dim: int = 96, seconds: float = 0.0) -> None:
+        self.dim = dim
+        self.seconds = seconds
+
+    def encode(self, texts):
+        time.sleep(self.seconds)
+        rows = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for term in terms(text) or ["nothing"]:
+                row += np.random.default_rng(zlib.crc32(term.encode())).standard_normal(self.dim).astype(np.float32)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)

@@ -1,0 +1,203 @@
+"""The loop on a bench of five blocks whose relevance to the memory is known."""
+
+import asyncio
+import time
+
+import pytest
+
+from compmem.config import RecallConfig
+from compmem.errors import ReaderError
+from compmem.reasoner import Gathered, agathered, astream, gather, gathered, stream
+from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
+
+TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]
+
+
+class Bench:
+    """Block 3 bears on the question; block 1 bears on it only once `harbour` is known."""
+
+    def __init__(self):
+        self.asked = []
+
+    def propose(self, memory):
+        self.asked.append(memory)
+        return list(range(len(TEXTS)))
+
+    def score(self, memory, blocks):
+        clear = {3: 0.9, 1: 0.8 if "harbour" in memory else 0.2}
+        return [clear.get(n, 0.05) for n in blocks]
+
+    def fetch(self, blocks):
+        return [MemoryBlock(chunk=Chunk(text=TEXTS[n], document_id=str(n))) for n in blocks]
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+class Keeper:
+    """Appends what it reads; finds nothing in weather and cooking; knows enough at `lloyd`."""
+
+    def __init__(self, fails_at=None):
+        self.read_texts = []
+        self.fails_at = fails_at
+
+    def read(self, question, memory, blocks):
+        texts = [b.chunk.text for b in blocks]
+        self.read_texts.append(texts)
+        if self.fails_at in texts:
+            raise ReaderError("model is gone")
+        new = WorkingMemory(text=" | ".join(filter(None, [memory.text, *texts])))
+        useful = any(t in (TEXTS[1], TEXTS[3]) for t in texts)
+        return Reading(memory=new, update=useful, exit="lloyd" in new.text, usage=Usage(model_calls=1))
+
+    async def aread(self, question, memory, blocks):
+        await asyncio.sleep(0)
+        return self.read(question, memory, blocks)
+
+    def write(self, question, memory):
+        yield "from "
+        yield memory.text
+        yield Usage(model_calls=1, completion_tokens=3)
+
+    async def awrite(self, question, memory):
+        for piece in self.write(question, memory):
+            yield piece
+
+
+def run(config, reader=None, threshold=None, **options):
+    threshold = config.threshold if threshold is None else threshold
+    loop = gather(Bench(), config, 0.5 if threshold is None else threshold, **options)
+    *events, answer = stream("who insures what acme rents?", loop, reader or Keeper())
+    assert isinstance(answer, Answer)
+    assert all(isinstance(e, Step | AnswerToken) for e in events)
+    return answer
+
+
+def read_blocks(answer):
+    return [int(r.chunk.document_id) for s in answer.steps for r in s.recalls]
+
+
+def test_the_default_goes_back_to_a_block_it_had_turned_down():
+    answer = run(RecallConfig())
+    assert read_blocks(answer) == [3, 1]
+    assert [s.backtracked for s in answer.steps] == [False, True]
+    assert answer.exited == "exit gate"
+    assert answer.text == "from acme rents harbour | harbour insured by lloyd"
+    assert [int(s.chunk.document_id) for s in answer.sources] == [3, 1]
+    assert answer.usage.model_calls == 3
+    assert answer.usage.blocks_read == answer.usage.steps == 2
+
+
+def test_without_backtracking_or_asking_again_the_second_hop_is_lost():
+    assert read_blocks(run(RecallConfig(backtrack=False))) == [3]
+    assert read_blocks(run(RecallConfig(reask=False))) == [3]
+
+
+def test_memagent_reads_all_in_order_and_always_overwrites():
+    answer = run(RecallConfig.memagent(), threshold=0.0)
+    assert read_blocks(answer) == [0, 1, 2, 3, 4]
+    assert answer.working_memory.count("|") == 4
+    assert answer.exited == "nothing left"
+
+
+def test_gru_mem_keeps_its_memory_where_nothing_was_found_and_stops_when_it_may():
+    scan = run(RecallConfig.gru_mem(exit_gate=False), threshold=0.0)
+    assert read_blocks(scan) == [0, 1, 2, 3, 4]
+    assert scan.working_memory == "harbour insured by lloyd | acme rents harbour"
+    early = run(RecallConfig.gru_mem(), threshold=0.0)
+    assert read_blocks(early) == [0, 1]
+    assert early.exited == "exit gate"
+
+
+def test_lychee_gates_in_one_pass_with_the_memory_so_far():
+    answer = run(RecallConfig.lychee())
+    assert read_blocks(answer) == [3]  # block 1 stood before its clue, and there is no way back
+    assert run(RecallConfig.lychee(gate=False), threshold=0.0).usage.blocks_read == 5
+
+
+def test_one_shot_rag_reads_k_at_once():
+    answer = run(RecallConfig.rag(k=2))
+    assert [[int(r.chunk.document_id) for r in s.recalls] for s in answer.steps] == [[3, 1]]
+
+
+def test_several_blocks_a_step():
+    assert len(run(RecallConfig(blocks_per_step=5, threshold=0.0, exit_gate=False)).steps) == 1
+
+
+def test_document_order_with_backtracking_passes_again_over_what_was_turned_down():
+    answer = run(RecallConfig(order="document", exit_gate=False))
+    assert read_blocks(answer) == [3, 1]
+
+
+def test_budgets_end_the_loop_and_the_answer_is_written_all_the_same():
+    assert run(RecallConfig(max_steps=1)).exited == "steps"
+    ticks = iter(range(100))
+    slow = run(RecallConfig(max_seconds=4.0), clock=lambda: float(next(ticks)))
+    assert slow.exited == "seconds"
+    assert slow.text.startswith("from")
+    small = run(RecallConfig(memory_tokens=3, exit_gate=False))
+    assert small.working_memory == "insured by lloyd"
+
+
+def test_cancelling_stops_before_the_next_step():
+    flags = iter([False, True])
+    answer = run(RecallConfig(threshold=0.0, exit_gate=False), cancelled=lambda: next(flags))
+    assert answer.exited == "cancelled"
+    assert len(answer.steps) == 1
+
+
+def test_sync_and_async_are_one_loop():
+    async def twin():
+        loop = gather(Bench(), RecallConfig(), 0.5)
+        return [e async for e in astream("q?", loop, Keeper())]
+
+    *events, answer = asyncio.run(twin())
+    *other_events, other = stream("q?", gather(Bench(), RecallConfig(), 0.5), Keeper())
+    assert (answer.text, answer.sources, answer.working_memory) == (other.text, other.sources, other.working_memory)
+    assert len(events) == len(other_events)
+
+
+def test_gathering_leaves_the_answer_unwritten():
+    found = gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper())
+    again = asyncio.run(agathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper()))
+    assert isinstance(found, Gathered)
+    assert found.memory == again.memory
+    assert found.scores[1] == 0.8
+    assert found.usage.model_calls == 2
+
+
+def test_a_failing_reader_tells_how_far_it_came():
+    with pytest.raises(ReaderError, match="gone") as caught:
+        run(RecallConfig(), reader=Keeper(fails_at=TEXTS[1]))
+    assert [s.number for s in caught.value.steps] == [1]
+
+
+def test_the_event_loop_is_never_blocked():
+    class Slow(Bench):
+        def score(self, memory, blocks):
+            time.sleep(0.2)
+            return super().score(memory, blocks)
+
+    async def four():
+        began = time.perf_counter()
+        await asyncio.gather(*(agathered("q?", gather(Slow(), RecallConfig(), 0.5), Keeper()) for _ in range(4)))
+        return time.perf_counter() - began
+
+    assert asyncio.run(four()) < 1.2  # two gatings each: 1.6 s one after the other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reader": "oracle"}, "oracle"),
+        ({"reader": "chat"}, "chat="),
+        ({"threshold": 1.5}, "1.5"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_seconds": 0}, "max_seconds"),
+        ({"order": "random"}, "random"),
+        ({"blocks_per_step": True}, "blocks_per_step"),
+    ],
+)
+def test_settings_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        RecallConfig(**change)
