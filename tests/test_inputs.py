@@ -250,8 +250,9 @@ def test_html_keeps_headings_lists_tables_and_code():
     title, text = page_text(PAGE.encode())
     assert title == "The lease"
     assert text == (
-        "# Lease\n\nAcme rents the building.\nIt is old.\n\n## Who pays\n\n- Acme pays the rent.\n"
-        "- Bob pays the rest.\n\nYear | Rent\n2024 | 100\n\n```\ndef f():\n    return 1\n\n# not collapsed\n```\n\nEnd\n"
+        "# Lease\n\nAcme rents the building.\nIt is old.\n\n"
+        "## Who pays\n\n- Acme pays the rent.\n- Bob pays the rest.\n\n"
+        "Year | Rent\n2024 | 100\n\n```\ndef f():\n    return 1\n\n# not collapsed\n```\n\nEnd\n"
     )
 
 
