@@ -19,7 +19,8 @@ def chunk(text, document_id, start=0, title="", headings=()):
 
 def a_step(**values):
     defaults = {
-        "number": 1, "recalls": (), "updated": True, "exit": False, "backtracked": False, "candidates": 1, "seconds": 0.0,
+        "number": 1, "recalls": (), "updated": True, "exit": False, "backtracked": False, "candidates": 1,
+        "seconds": 0.0,
     }  # fmt: skip
     return Step(**{**defaults, **values})
 
