@@ -46,10 +46,10 @@ def entry(
     kv: bool = False,
     dim: int | None = DIM,
     seed: int = 0,
-    **metadata: Any,
+    metadata: dict[str, Any] | None = None,
 ) -> tuple[Document, list[MemoryBlock]]:
     """A document of these chunks, each cut into two sentences, with random vectors."""
-    document = Document(id=id, text="".join(texts), title=title, metadata=metadata)
+    document = Document(id=id, text="".join(texts), title=title, metadata=metadata or {})
     blocks = []
     start = 0
     for i, text in enumerate(texts):
@@ -87,7 +87,7 @@ def everything(store: Store) -> dict[str, Any]:
 
 def test_what_goes_in_comes_out(store: Store):
     document, blocks = entry(
-        "d", ["Alpha one. Beta. ", "Gamma two. Delta."], title="Greek", year=2024, tags=["a", None]
+        "d", ["Alpha one. Beta. ", "Gamma two. Delta."], title="Greek", metadata={"year": 2024, "tags": ["a", None]}
     )
     store.add([(document, blocks)])
     with store.snapshot() as view:
@@ -389,7 +389,9 @@ RECORDS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def filtered():
     with Store.create(None, config={}, dim=None, vectors="int8") as store:
-        store.add([entry(f"r{i}", ["Text. "], title=f"T{i}", dim=None, **record) for i, record in enumerate(RECORDS)])
+        store.add(
+            [entry(f"r{i}", ["Text. "], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(RECORDS)]
+        )
         yield store
 
 
@@ -477,15 +479,15 @@ def test_bad_filters(filtered: Store, wanted: Any, message: str):
 
 def test_filters_may_be_nested_but_not_for_ever(filtered: Store):
     def nested(levels: int) -> Any:
-        wanted: Any = {"or": [{"year": i} for i in range(50)] + [{"year": {"all": ["x"] * 50}}, {"year": 2024}]}
+        wanted: Any = {"or": [{"year": i} for i in range(500)] + [{"year": {"all": ["x"] * 500}}, {"year": 2024}]}
         for _ in range(levels):
-            wanted = {"not": {"and": [wanted, wanted]}} if levels < 6 else {"not": wanted}
+            wanted = {"not": {"and": [wanted, {}]}}
         return wanted
 
-    assert admitted(filtered, nested(4)) == [1]
-    assert admitted(filtered, nested(10)) == [1]
-    with pytest.raises(ValueError, match="12 levels deep"):
-        admitted(filtered, nested(13))
+    assert admitted(filtered, nested(2)) == [1]
+    assert admitted(filtered, nested(15)) == [0, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="32 levels deep"):
+        admitted(filtered, nested(20))
 
 
 VALUES = st.one_of(
@@ -565,11 +567,11 @@ def leaf(operator: str, have: Any, v: Any) -> bool:
     }[operator]()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(METADATA, min_size=1, max_size=6), st.lists(FILTERS, min_size=1, max_size=12))
 def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: list[Any]):
     with Store.create(None, config={}, dim=None, vectors="int8") as store:
-        store.add([entry(f"r{i}", ["x"], title=f"T{i}", dim=None, **record) for i, record in enumerate(records)])
+        store.add([entry(f"r{i}", ["x"], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(records)])
         for wanted in filters:
             own = [{"document_id": f"r{i}", "title": f"T{i}", **record} for i, record in enumerate(records)]
             assert admitted(store, wanted) == [i for i, data in enumerate(own) if holds(wanted, data)], wanted
@@ -589,13 +591,25 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
         ),
         (lambda: entry("d\0", ["text"]), "its id must be a string without NUL"),
         (lambda: entry("d", ["text"], title="\udc00"), "its title holds the lone surrogate"),
-        (lambda: entry("d", ["text"], bad={1, 2}), "document 'd': metadata 'bad' is not JSON: a value of type set"),
-        (lambda: entry("d", ["text"], bad=float("inf")), "metadata 'bad' is not JSON"),
-        (lambda: entry("d", ["text"], bad={1: 2}), "metadata 'bad' is not JSON: the key 1 is not a string"),
-        (lambda: entry("d", ["text"], bad=np.int64(3)), "metadata 'bad' is not JSON: a value of type int64"),
-        (lambda: entry("d", ["text"], bad="a\0b"), "metadata 'bad' holds a NUL"),
-        (lambda: entry("d", ["text"], bad="\ud800"), "metadata 'bad' is not JSON"),
-        (lambda: (Document(id="d", text="text", metadata={1: 2}), []), "metadata 1: a key must be a string"),
+        (
+            lambda: entry("d", ["text"], metadata={"bad": {1, 2}}),
+            "document 'd': metadata 'bad' is not JSON: a value of type set",
+        ),
+        (lambda: entry("d", ["text"], metadata={"bad": float("inf")}), "metadata 'bad' is not JSON"),
+        (
+            lambda: entry("d", ["text"], metadata={"bad": {1: 2}}),
+            "metadata 'bad' is not JSON: the key 1 is not a string",
+        ),
+        (
+            lambda: entry("d", ["text"], metadata={"bad": np.int64(3)}),
+            "metadata 'bad' is not JSON: a value of type int64",
+        ),
+        (lambda: entry("d", ["text"], metadata={"bad": "a\0b"}), "metadata 'bad' holds a NUL"),
+        (lambda: entry("d", ["text"], metadata={"bad": "\ud800"}), "metadata 'bad' is not JSON"),
+        (
+            lambda: (Document(id="d", text="text", metadata={1: 2}), entry("d", ["text"])[1]),
+            "metadata 1: a key must be a string",
+        ),
         (lambda: (Document(id="d", text="text"), []), "its chunks do not cover its text exactly"),
         (lambda: (Document(id="d", text="other"), entry("d", ["text"])[1]), "do not cover its text exactly"),
         (lambda: entry("d", ["text"], dim=DIM + 1), "vectors of 17 dimensions, the index holds 16"),
@@ -605,10 +619,8 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
 def test_bad_documents_change_nothing(store: Store, make: Any, message: str):
     store.add([entry("kept", ["Alpha one."])])
     before, generation = everything(store), store.generation
+    document, blocks = make()
     with pytest.raises(ValueError, match=message):
-        document, blocks = make()
-        if not blocks and "cover" not in message:
-            blocks = entry("d", [document.text])[1]
         store.add([entry("good", ["Alpha too."]), (document, blocks)])
     assert everything(store) == before
     assert store.generation == generation
@@ -665,21 +677,17 @@ def test_nul_bytes_in_text_are_kept(store: Store):
     assert store.verify() == []
 
 
-def test_a_50_mb_single_line(tmp_path: Path):
-    words = " ".join(f"w{i % 5000}" for i in range(8_700_000))
-    text = words[: 50 << 20]
-    chunk = 1 << 20
+def test_a_50_mb_single_line():
+    line = ("x" * 63 + " ") * (50 << 14) + "last"
     with Store.create(None, config={}, dim=None, vectors="int8") as store:
-        texts = [text[i : i + chunk] for i in range(0, 2 * chunk, chunk)]
-        rest = Chunk(text=text[2 * chunk :].replace("w", "\u200b"), ordinal=2)
-        document, blocks = entry("big", texts, dim=None)
-        whole = Document(id="big", text=document.text + rest.text)
-        store.add([(whole, [*blocks, MemoryBlock(chunk=rest)])])
+        chunks = [Chunk(text=line[:1000]), Chunk(text=line[1000:])]
+        store.add([(Document(id="big", text=line), [MemoryBlock(chunk=chunk) for chunk in chunks])])
         with store.snapshot() as view:
-            assert view.document("big").text == whole.text
+            assert view.document("big").text == line
+            assert [n for n, _ in view.lexical(["last"], 5)] == [2]
             begin = time.perf_counter()
-            view.chunks([1])
-            assert time.perf_counter() - begin < 1, "a chunk is read without its document"
+            assert view.chunks([1])[0].end == 1000
+            assert time.perf_counter() - begin < 0.1, "a chunk is read without its document"
 
 
 def test_paths(tmp_path: Path):
@@ -778,8 +786,7 @@ def test_a_strangers_rows_are_found(tmp_path: Path, spoil: str):
     with Store.open(tmp_path / "s") as store:
         assert store.verify() != []
         with store.snapshot() as view, pytest.raises(CorruptStoreError):
-            view.blocks([1])
-            view.vectors().floats()
+            assert view.blocks([1]) and view.vectors().floats() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
@@ -789,16 +796,18 @@ def test_links_are_not_followed(tmp_path: Path, file: str):
         store.add([entry("d", ["Alpha one."])])
     (tmp_path / "s" / file).rename(tmp_path / "outside")
     (tmp_path / "s" / file).symlink_to(tmp_path / "outside")
-    with pytest.raises(StoreError, match="not a plain file|cannot write"):
-        with Store.open(tmp_path / "s") as store:
-            store.add([entry("e", ["Beta."])])
-    with pytest.raises(CorruptStoreError, match="not a plain file"):
-        with Store.open(tmp_path / "s") as store, store.snapshot() as view:
+    with pytest.raises(StoreError, match=r"not a plain file|cannot write"), Store.open(tmp_path / "s") as store:
+        store.add([entry("e", ["Beta."])])
+    if file == "manifest.sqlite":
+        return
+    with Store.open(tmp_path / "s") as store, store.snapshot() as view:
+        assert "not a plain file" in " ".join(store.verify())
+        with pytest.raises(CorruptStoreError, match="not a plain file"):
             view.blocks([1])
 
 
 READ_ONLY = """
-    import os, sys
+    import mmap, os, sys
     from compmem.errors import StoreError
     from compmem.schema import Chunk, Document, MemoryBlock
     from compmem.store import Store
@@ -817,7 +826,7 @@ READ_ONLY = """
 def test_a_read_only_folder_is_read(tmp_path: Path):
     folder = tmp_path / "s"
     with Store.create(folder, config={}, dim=None, vectors="int8") as store:
-        store.add([entry("d", ["Alpha one."], year=2024)])
+        store.add([entry("d", ["Alpha one."], metadata={"year": 2024})])
     for parent in [folder, *folder.parents]:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o055)

@@ -295,8 +295,8 @@ def _connect(file: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def _holds_folded(text: str, part: str) -> bool:
-    return part in text.casefold()
+def _holds_folded(text: object, part: str) -> bool:
+    return isinstance(text, str) and part in text.casefold()  # SQLite may ask before it has looked at the type
 
 
 def _mode_of(folder: Folder) -> str:

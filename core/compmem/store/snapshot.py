@@ -14,7 +14,7 @@ from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock, Vectors
 from compmem.store import lexical
-from compmem.store.filters import compile_filter
+from compmem.store.filters import admitted, compile_filter
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments, Parts, checksum, unpack
 from compmem.store.manifest import Rows, State, read_state
@@ -208,13 +208,11 @@ class Snapshot:
         """
         if filter is None:
             return self._arrays.numbers
-        condition, parameters = compile_filter(filter)
-        key = (self.generation, condition + json.dumps(parameters))
+        wanted = compile_filter(filter)
+        key = (self.generation, repr(wanted))
         found = self._cache.selection(key)
         if found is None:
-            sql = f"SELECT d.key FROM documents AS d WHERE {condition} ORDER BY d.key"  # noqa: S608  (values are parameters)
-            keys = np.array([k for (k,) in self._rows(sql, *parameters)], np.int64)
-            found = self._arrays.numbers[np.isin(self._arrays.documents, keys)]
+            found = self._arrays.numbers[np.isin(self._arrays.documents, admitted(wanted, self._rows))]
             found.setflags(write=False)
             self._cache.keep_selection(key, found)
         return found
@@ -274,9 +272,7 @@ class Snapshot:
         Raises:
             ValueError: An operator is unknown, or a value is of a type that it does not take.
         """
-        condition, parameters = ("1 = 1", []) if filter is None else compile_filter(filter)
-        sql = f"SELECT d.key FROM documents AS d WHERE {condition} ORDER BY d.key"  # noqa: S608  (values are parameters)
-        return self._document_infos([key for (key,) in self._rows(sql, *parameters)])
+        return self._document_infos(admitted(compile_filter({} if filter is None else filter), self._rows))
 
     def document(self, document_id: str) -> Document | None:
         """A document with its text, or None.
@@ -306,7 +302,7 @@ class Snapshot:
     def _arrays(self) -> Arrays:
         return self._cache.arrays(self._rows, self._state)
 
-    def _document_infos(self, keys: Sequence[int]) -> Iterator[DocumentInfo]:
+    def _document_infos(self, keys: Numbers) -> Iterator[DocumentInfo]:
         sql = (
             "SELECT d.id, d.title, d.metadata, sum(b.characters), count(*) FROM documents AS d "
             "JOIN blocks AS b ON b.document = d.key WHERE d.key IN (SELECT value FROM json_each(?)) GROUP BY d.key"
