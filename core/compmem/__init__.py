@@ -21,10 +21,13 @@ from compmem.schema import (
     Encoder,
     Event,
     Evidence,
+    MemoryBlock,
     Reader,
+    Reading,
     Recall,
     Step,
     Usage,
+    WorkingMemory,
 )
 
 if TYPE_CHECKING:
@@ -66,9 +69,11 @@ __all__ = [
     "Evidence",
     "IncompatibleStoreError",
     "IndexConfig",
+    "MemoryBlock",
     "MemoryIndex",
     "Reader",
     "ReaderError",
+    "Reading",
     "Recall",
     "RecallConfig",
     "Step",
@@ -76,4 +81,5 @@ __all__ = [
     "StoreInfo",
     "StoreLockedError",
     "Usage",
+    "WorkingMemory",
 ]

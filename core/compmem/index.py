@@ -135,6 +135,11 @@ class MemoryIndex:
         with self.store.snapshot() as snapshot:
             return len(snapshot)
 
+    def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
+        """A copy, in this process or another, is the same folder opened again."""
+        encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
+        return _reopened, (self.path, encoder, self._gate, self._device, self._dtype)
+
     # Writing
 
     def add(self, documents: Iterable[Document], *, show_progress: bool = False) -> int:
@@ -264,8 +269,16 @@ class MemoryIndex:
         *,
         filter: Filter | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        wrap: Callable[[Reader], Reader] = lambda reader: reader,
     ) -> Iterator[Event]:
         """The answer as it comes: each step when it is made, the text in pieces, last the whole `Answer`.
+
+        Args:
+            question: What is asked.
+            config: How it is answered.
+            filter: Which documents may be looked at.
+            cancelled: Asked before each step; true ends the loop there.
+            wrap: Puts something around the reader that the settings name, such as tracing.
 
         Raises:
             ValueError: The question is empty or overlong, or the filter is none.
@@ -275,7 +288,7 @@ class MemoryIndex:
         with self.bench(question, filter, config) as bench:
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
-                yield from stream(question, loop, self._reader(config, bench))
+                yield from stream(question, loop, wrap(self._reader(config, bench)))
 
     def answer(
         self,
@@ -291,7 +304,12 @@ class MemoryIndex:
         return last
 
     async def astream(
-        self, question: str, config: RecallConfig | None = None, *, filter: Filter | None = None
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        wrap: Callable[[Reader], Reader] = lambda reader: reader,
     ) -> AsyncIterator[Event]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
         config = config or RecallConfig()
@@ -300,7 +318,7 @@ class MemoryIndex:
         bench = await asyncio.to_thread(bench_of.__enter__)
         try:
             loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-            async for event in astream(question, loop, self._reader(config, bench)):
+            async for event in astream(question, loop, wrap(self._reader(config, bench))):
                 yield event
         finally:
             stop.set()
@@ -472,6 +490,14 @@ class QuestionBench:
         for number, block in zip(new, self.snapshot.blocks(new), strict=True):
             self._blocks[number] = block
             self._digests[number] = digest(block)
+
+
+def _reopened(
+    path: Path, encoder: Encoder | None, gate: GateHead | None, device: str | None, dtype: str | None
+) -> MemoryIndex:
+    index = MemoryIndex.open(path, encoder=encoder, device=device, dtype=dtype)
+    index._gate = gate
+    return index
 
 
 def _batches(documents: Iterable[Document], seen: set[str]) -> Iterator[list[Document]]:
