@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 
 def attention(
@@ -27,19 +27,26 @@ def attention(
         folded = query.reshape(rows, kv_heads, groups, head_dim)
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
         return out.reshape(rows, 1, heads * head_dim)
-    if mask is None and queries == slots:
-        out = scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=groups > 1
-        )
-    elif mask is None and query.is_cuda:
+    past = slots - queries
+    bias: Tensor | None = mask
+    if mask is None and query.is_cuda and past:
         bias = causal_lower_right(queries, slots)
-        out = scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale, enable_gqa=groups > 1
-        )
-    else:
-        if mask is None:
-            mask = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(slots - queries)
-        # Kernels that take a mask do not share keys between heads; without them the scores would be materialised.
-        key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
-        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return out.transpose(1, 2).reshape(rows, queries, heads * head_dim)
+    elif mask is None and past > queries:
+        bias = torch.ones(queries, slots, dtype=torch.bool).tril(past)
+    elif mask is None and past:
+        # Empty queries in front make it plainly causal, and cost a CPU less than a mask.
+        query = pad(query, (0, 0, past, 0))
+    elif mask is not None and query.is_cuda and groups > 1:
+        # CUDA kernels that take a mask do not share keys between heads; the fallback would keep every score.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=bias,
+        dropout_p=dropout,
+        is_causal=bias is None,
+        scale=scale,
+        enable_gqa=key.shape[1] != heads,
+    )
+    return out[:, :, -queries:].transpose(1, 2).reshape(rows, queries, heads * head_dim)

@@ -116,6 +116,17 @@ class Backbone:
         self.adapters[role] = config
         self._engine.forget()
 
+    def load_adapter(self, role: Role, folder: str | Path) -> None:
+        """Give a role a LoRA that was saved by the peft library.
+
+        Raises:
+            CheckpointError: The folder holds none, or one for another model.
+        """
+        config, tensors = checkpoint.read_lora(Path(folder), role)
+        self.add_adapter(role, config)
+        names = {name: name for name in self.decoder.added() if f".adapters.{role}_" in name}
+        checkpoint.fill(self.decoder, names, tensors, Path(folder))
+
     def add_gate(self) -> None:
         """Give it a gate head that scores every block alike until it is trained."""
         self.decoder.add_gate()

@@ -6,6 +6,7 @@ have. Without a stock model beside them, `base` in `compmem.json` names the one 
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
+from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
 from compmem.errors import CheckpointError
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
 
+_PEFT_NAME = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj\.lora_(A|B)\.weight$")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
 """Settings of the public format that change what is computed, and the one value of each that is released."""
@@ -89,6 +91,52 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
     }
     # Written last: a folder with settings is a folder with weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def read_lora(folder: Path, role: Role) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """A LoRA in the format of the peft library: its settings, and its weights by the names they have here.
+
+    Raises:
+        CheckpointError: It is none, or of a kind that this cannot run.
+    """
+    config = _read_json(folder / "adapter_config.json")
+    plain = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "bias": "none"}
+    plain |= {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
+    for key, value in plain.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{str(folder)!r} has {key}={config[key]!r}; supported is {value!r}")
+    stored = _read_tensors([folder / "adapter_model.safetensors"], None)
+    tensors: dict[str, Tensor] = {}
+    targets: set[Linear] = set()
+    for name, tensor in stored.items():
+        match = _PEFT_NAME.search(name)
+        if match is None:
+            raise CheckpointError(f"{str(folder)!r} adapts {name!r}; supported are the projections of a layer")
+        layer, linear, side = match.groups()
+        targets.add(cast("Linear", linear))
+        tensors[f"layers.{layer}.adapters.{role}_{linear}.{'down' if side == 'A' else 'up'}"] = tensor
+    try:
+        return AdapterConfig(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(sorted(targets))), tensors
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{str(folder)!r} holds no LoRA that can be understood: {error}") from error
+
+
+def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill added parameters with tensors; `names` maps ours to the file's.
+
+    Raises:
+        CheckpointError: A tensor is missing, or of another shape.
+    """
+    if missing := sorted(set(names.values()) - set(tensors)):
+        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} memory weights, such as {missing[0]!r}")
+    added = decoder.added()
+    for name, theirs in names.items():
+        parameter, tensor = added[name], tensors[theirs]
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{theirs!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(tensor)
 
 
 def _find(name: str | Path) -> Path:
@@ -198,7 +246,7 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
     if settings.get("gate"):
         decoder.add_gate()
     names = {name: name for name in decoder.added()}
-    _fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
+    fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
     return memory
 
 
@@ -228,29 +276,18 @@ def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, r
             _, layer, _, projection, kind = name.split(".")
             names[name] = f"model.layers.{layer}.self_attn.lychee_memory_{projection}_proj.{kind}"
     tensors = _read_tensors(sorted(folder.glob("*.safetensors")), set(names.values()))
-    _fill(decoder, names, tensors, folder)
+    fill(decoder, names, tensors, folder)
     return memory
 
 
-def _read_tensors(files: list[Path], names: set[str]) -> dict[str, Tensor]:
+def _read_tensors(files: list[Path], names: set[str] | None) -> dict[str, Tensor]:
+    """Tensors of these names that the files hold; all of them for None."""
     tensors = {}
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in names & set(file.keys())})
+                wanted = set(file.keys()) if names is None else names & set(file.keys())
+                tensors.update({name: file.get_tensor(name) for name in wanted})
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
     return tensors
-
-
-def _fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill the added parameters with tensors; `names` maps ours to the file's."""
-    if missing := sorted(set(names.values()) - set(tensors)):
-        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} memory weights, such as {missing[0]!r}")
-    for name, parameter in decoder.added().items():
-        tensor = tensors[names[name]]
-        if tensor.shape != parameter.shape:
-            raise CheckpointError(
-                f"{names[name]!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            )
-        parameter.data.copy_(tensor)

@@ -87,7 +87,7 @@ class Slots(Context):
     def advance(self, role: Role | None) -> None:
         """Run the token chosen last and choose the next one."""
         last = self.tokens.index_select(0, self.step)[0]
-        self.open[self.rows, 0, 0, self.column] = True
+        self.open[:, 0, 0].scatter_(1, self.column[:, None], True)
         cos, sin = self._rotary.at(self.position, self.keys[0])
         self._angles = (cos[:, None, None], sin[:, None, None])
         hidden = self._decoder(last[:, None], self, role=role)

@@ -45,7 +45,12 @@ class Prefix:
             (row[0] if len(row) == 1 else torch.cat(row, dim=1)).to(like.device, like.dtype, non_blocking=True)
             for row in rows
         ]
-        return torch.stack([pad(row, (0, 0, 0, self.longest - row.shape[1])) for row in joined])
+        return torch.stack(
+            [
+                row if row.shape[1] == self.longest else pad(row, (0, 0, 0, self.longest - row.shape[1]))
+                for row in joined
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
