@@ -22,7 +22,7 @@ from compmem.errors import IncompatibleStoreError
 from compmem.gate import Digest, GateHead, digest, features
 from compmem.readers import ChatReader, ExtractiveReader
 from compmem.reasoner import Gathered, agathered, astream, gather, gathered, stream
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, MemoryBlock, Reader, Recall, Vectors
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, MemoryBlock, Reader, Recall, Step, Vectors
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo, content_hash
 from compmem.view import Viewer
 
@@ -190,6 +190,15 @@ class MemoryIndex:
         """Rewrites the folder without what was deleted or replaced."""
         self.store.compact()
 
+    def copy_to(self, path: str | Path) -> None:
+        """Copies the index as it is now into another folder; readers go on, a writer waits.
+
+        Raises:
+            ValueError: The path is a file, or a folder that holds something already.
+            StoreLockedError: Another process is writing.
+        """
+        self.store.copy_to(path)
+
     # Looking in
 
     def get(self, document_id: str) -> Document | None:
@@ -225,11 +234,13 @@ class MemoryIndex:
         filter: Filter | None = None,
         config: RecallConfig | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
         """The k blocks that the question needs, best first; fewer only where the filter admits fewer.
 
         The loop gathers them, so a block may be here for what another one said. `RecallConfig(max_steps=1,
-        reask=False)` takes one pass: candidates and gate with an empty working memory.
+        reask=False)` takes one pass: candidates and gate with an empty working memory. `on_step` is told of each step
+        of the loop when it is made.
 
         Raises:
             ValueError: The question is empty or overlong, k is below 1, or the filter is none.
@@ -237,28 +248,38 @@ class MemoryIndex:
         config = config or RecallConfig()
         _check_k(k)
         with self.bench(question, filter, config) as bench:
-            if config.max_steps == 1 and not config.reask:
+            if _takes_one_pass(config):
                 return bench.one_pass(k)
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
-                return bench.ranked(gathered(question, loop, self._reader(config, bench)), k)
+                return bench.ranked(gathered(question, loop, self._reader(config, bench), on_step), k)
 
     async def arecall(
-        self, question: str, k: int = 8, *, filter: Filter | None = None, config: RecallConfig | None = None
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        filter: Filter | None = None,
+        config: RecallConfig | None = None,
+        on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
         config = config or RecallConfig()
         _check_k(k)
         stop = threading.Event()
         try:
-            if config.reader == "extractive":
+            if config.reader == "extractive" or _takes_one_pass(config):
                 return await asyncio.to_thread(
-                    self.recall, question, k, filter=filter, config=config, cancelled=stop.is_set
+                    self.recall, question, k, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
                 )
-            with self.bench(question, filter, config) as bench:
+            bench_of = self.bench(question, filter, config)
+            bench = await asyncio.to_thread(bench_of.__enter__)
+            try:
                 loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-                found = await agathered(question, loop, self._reader(config, bench))
+                found = await agathered(question, loop, self._reader(config, bench), on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
+            finally:
+                bench_of.__exit__(None, None, None)
         finally:
             stop.set()
 
@@ -522,6 +543,10 @@ def _check_ids(documents: Sequence[Document]) -> None:
         if document.id in seen:
             raise ValueError(f"document id {document.id!r} is given twice")
         seen.add(document.id)
+
+
+def _takes_one_pass(config: RecallConfig) -> bool:
+    return config.max_steps == 1 and not config.reask
 
 
 def _check_k(k: int) -> None:

@@ -277,15 +277,19 @@ def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Gene
             yield asked
 
 
-def gathered(question: str, loop: Loop, reader: Reader) -> Gathered:
-    """Runs the loop without the answer's turn."""
+def gathered(
+    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
+) -> Gathered:
+    """Runs the loop without the answer's turn; each step is handed over when it is made."""
     drive = _drive(question, loop, reader, [])
     while True:
         try:
-            next(drive)
+            event = next(drive)
         except StopIteration as end:
             result: Gathered = end.value
             return result
+        if isinstance(event, Step):
+            on_step(event)
 
 
 async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Event]:
@@ -316,14 +320,20 @@ async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Ev
     yield _answer(question, asked, "".join(pieces), cost)
 
 
-async def agathered(question: str, loop: Loop, reader: Reader) -> Gathered:
+async def agathered(
+    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
+) -> Gathered:
     """`gathered` for an event loop."""
     reply: Reading | None = None
     while True:
         asked = await asyncio.to_thread(_advance, loop, reply)
+        reply = None
         if isinstance(asked, Gathered):
             return asked
-        reply = await reader.aread(question, asked.memory, asked.blocks) if isinstance(asked, Read) else None
+        if isinstance(asked, Read):
+            reply = await reader.aread(question, asked.memory, asked.blocks)
+        else:
+            on_step(asked)
 
 
 def _advance(loop: Loop, reply: Reading | None) -> Read | Step | Gathered:

@@ -192,6 +192,19 @@ class Manifest:
             connection.execute("PRAGMA busy_timeout=0")  # readers in flight may keep the log for now
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def copy_to(self, folder: Folder) -> None:
+        """Copy the last commit into another folder, whole or not at all."""
+        new = folder.path / "manifest.sqlite.new"
+        new.unlink(missing_ok=True)
+        with (
+            errors(folder.path),
+            closing(self._connect(self._mode)) as source,
+            closing(sqlite3.connect(new, isolation_level=None)) as target,
+        ):
+            source.backup(target)
+        os.replace(new, folder.manifest)
+        folder.sync()
+
     def close(self) -> None:
         """Close the idle connections now and the busy ones when they come back."""
         with self._guard:

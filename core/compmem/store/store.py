@@ -19,7 +19,7 @@ from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Document, MemoryBlock
 from compmem.store import compacting, lexical, verifying, writing
 from compmem.store.folder import Folder, os_errors
-from compmem.store.manifest import FORMAT, JSON, Manifest, State, read_state, rows_of, write_state
+from compmem.store.manifest import FORMAT, JSON, Manifest, Rows, State, read_state, rows_of, write_state
 from compmem.store.records import record_of
 from compmem.store.snapshot import Cache, Snapshot
 from compmem.store.vectors import RowFormat
@@ -199,6 +199,24 @@ class Store:
             self._manifest.vacuum()
             self._sweep()
 
+    def copy_to(self, path: Path | str) -> None:
+        """Copy everything that the last commit names into a new or empty folder.
+
+        Raises:
+            ValueError: The path is a file, or a folder that holds something.
+            StoreLockedError: Another process is writing.
+            StoreError: The other folder cannot be written.
+        """
+        other = Folder(Path(path))
+        other.prepare()
+        with self.writing(), os_errors(other.path, "write"):
+            with self._manifest.reading() as rows:
+                files = _named_files(rows, self._folder)
+            for file in files:
+                if file.exists():
+                    shutil.copyfile(file, other.path / file.name)
+            self._manifest.copy_to(other)
+
     def verify(self) -> list[str]:
         """Problems found after reading everything; none where the store is whole."""
         with self._manifest.reading() as rows:
@@ -293,23 +311,27 @@ class Store:
             return
         with self._manifest.writing() as connection:
             rows = rows_of(connection)
-            state = read_state(rows)
-            serials = [serial for (serial,) in rows("SELECT serial FROM kv")]
-            named = {self._folder.kv(serial) for serial in serials}
-            named |= {self._folder.chunks(state.vectors), self._folder.sentences(state.vectors)}
-            done = self._folder.sweep(named)
-            write_state(connection, replace(state, garbage=not done))
+            done = self._folder.sweep(_named_files(rows, self._folder))
+            write_state(connection, replace(read_state(rows), garbage=not done))
+
+
+def _named_files(rows: Rows, folder: Folder) -> set[Path]:
+    """The files that a commit names; one that was never written to may be missing."""
+    serial = read_state(rows).vectors
+    segments = {folder.kv(number) for (number,) in rows("SELECT serial FROM kv")}
+    return segments | {folder.chunks(serial), folder.sentences(serial)}
 
 
 @contextmanager
 def _locked(lock: FileLock, folder: Folder) -> Iterator[None]:
-    try:
-        with os_errors(folder.lock, "lock"):
+    with os_errors(folder.lock, "lock"):
+        try:
             lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise StoreLockedError(
-            f"another process is writing to the index {str(folder.path)!r}: wait for it to end, or use another folder"
-        ) from None
+        except Timeout:  # which is an OSError too
+            raise StoreLockedError(
+                f"another process is writing to the index {str(folder.path)!r}: "
+                "wait for it to end, or use another folder"
+            ) from None
     try:
         yield
     finally:
