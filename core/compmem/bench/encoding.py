@@ -1,0 +1,89 @@
+"""How fast the encoder is beside stock `SentenceTransformer.encode`, and how like its vectors are."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from compmem.config import DEFAULT_ENCODER
+from compmem.encoder import load_encoder, stock_encoder
+from compmem.schema import Vectors
+
+
+def measure(
+    passages: Sequence[str],
+    *,
+    encoder: str = DEFAULT_ENCODER,
+    device: str = "cpu",
+    dtype: str | None = None,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Tokens a second of both, their ratio, and the cosine of their vectors.
+
+    The two take turns, so that what else the machine does falls on both; each figure is the median of its rounds.
+
+    Args:
+        passages: Texts to encode; tokens beyond what the encoder reads are not counted.
+        encoder: Name or folder of a sentence-transformers model.
+        device: Torch device of both.
+        dtype: Of the encoder; the stock one stays fp32, at its defaults.
+        rounds: How often each encodes all passages, after a short warm-up.
+        threads: CPU threads of both. None: torch's own choice.
+
+    Raises:
+        ValueError: No passages.
+    """
+    if not passages:
+        raise ValueError("passages is empty: nothing to measure")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    start = time.perf_counter()
+    ours = load_encoder(encoder, device=device, dtype=dtype)
+    load_seconds = time.perf_counter() - start
+    stock = stock_encoder(encoder, device=device)
+    tokens = sum(min(n, ours.max_tokens) for n in ours.count_tokens(passages))
+    runs: dict[str, Callable[[Sequence[str]], Vectors]] = {
+        "stock": lambda texts: np.asarray(stock.encode(list(texts), show_progress_bar=False), dtype=np.float32),
+        "ours": ours.encode,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    vectors: dict[str, Vectors] = {}
+    for run in runs.values():
+        run(passages[:32])
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            vectors[name] = run(passages)
+            seconds[name].append(time.perf_counter() - start)
+    norms = np.linalg.norm(vectors["stock"], axis=1)
+    cosine = (vectors["ours"] * vectors["stock"]).sum(1) / np.maximum(norms, 1e-12)
+    return {
+        "encoder": encoder,
+        "kind": ours.dtype,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "passages": len(passages),
+        "tokens": tokens,
+        "load_seconds": load_seconds,
+        "stock_tokens_per_second": tokens / median(seconds["stock"]),
+        "tokens_per_second": tokens / median(seconds["ours"]),
+        "ratio": median(s / o for s, o in zip(seconds["stock"], seconds["ours"], strict=True)),
+        "cosine_mean": float(cosine.mean()),
+        "cosine_min": float(cosine.min()),
+        "query_ms": _query_ms(ours.encode),
+    }
+
+
+def _query_ms(encode: Callable[[Sequence[str]], Vectors]) -> float:
+    """Median milliseconds of one question of about twenty tokens."""
+    question = "Who pays the insurance of the building that Acme has rented in Hamburg since the spring of 2021?"
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        encode([question])
+        times.append(time.perf_counter() - start)
+    return median(times) * 1000

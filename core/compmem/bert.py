@@ -1,0 +1,486 @@
+"""BERT sentence encoders, run without transformers: plain on any device, in 8 bits on a CPU that is faster so.
+
+The 8-bit layers have static scales, so a text's vector does not depend on the texts beside it. Ranges come from one
+pass over a fixed text and random tokens at load time. What makes 8 bits hold (after SmoothQuant, 2211.10438, and
+LLM.int8(), 2208.07339): the channels of a linear layer's input are evened out against its weights, which costs
+nothing as the factors go into the layer norm before it; and the few hidden channels with large values stay in fp32.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from compmem.parts import Parts, Window, parts_as_texts, windows
+from compmem.schema import Vectors
+
+logger = logging.getLogger(__name__)
+
+_CALIBRATION = """The lease of the warehouse ends on 31 December 2026; until then Acme pays the insurance. Who pays it \
+afterwards?
+Marie Curie (1867-1934) won two Nobel Prizes, one in physics and one in chemistry. She was born in Warsaw.
+def read(path: str, *, encoding="utf-8") -> list[str]: return open(path).read().split("\\n")
+Die Versicherung zahlt der Mieter, z. B. bei Brand oder Wasser.
+보험료는 임차인이 냅니다. 保険料は借主が払います。 保险费由承租人支付。
+"It costs $3.50!", she said: 1, 2, 3... and left; see https://example.com/a?b=c&d=e [12].
+what
+Raised when an operation would block, for example a read from a socket set to non-blocking mode. The argument is \
+ignored if it is None. Changed in version 3.11: returns a tuple of integers instead of a string."""
+_FAITHFUL = 0.998
+_OUTLIERS = 32
+_BUDGET = {"cpu": 2048, "cuda": 65536}
+
+Pair = tuple[Tensor, Tensor]
+"""Weight and bias."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BertSettings:
+    """What the folder of a BERT sentence encoder says about it."""
+
+    dim: int
+    heads: int
+    layers: int
+    eps: float
+    max_tokens: int
+    pooling: Literal["mean", "cls"]
+
+    @classmethod
+    def read(cls, folder: Path) -> "BertSettings | None":
+        """Settings of a plain BERT that pools by mean or first token; None for anything else."""
+        try:
+            config, modules, sentence, pooling, prompts = (
+                json.loads((folder / name).read_text("utf-8"))
+                for name in (
+                    "config.json", "modules.json", "sentence_bert_config.json",
+                    "1_Pooling/config.json", "config_sentence_transformers.json",
+                )
+            )  # fmt: skip
+            tokenizer = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        modes = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True}
+        plain = (
+            config.get("model_type") == "bert"
+            and config.get("hidden_act") == "gelu"
+            and config.get("position_embedding_type", "absolute") == "absolute"
+            and kinds in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+            and modes in ({"pooling_mode_mean_tokens"}, {"pooling_mode_cls_token"})
+            and not sentence.get("do_lower_case")
+            and not prompts.get("default_prompt_name")
+            and (folder / "model.safetensors").exists()
+            and (folder / "tokenizer.json").exists()
+        )
+        if not plain:
+            return None
+        places = config["max_position_embeddings"]
+        limit = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or places
+        return cls(
+            dim=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            layers=config["num_hidden_layers"],
+            eps=config["layer_norm_eps"],
+            max_tokens=min(limit, places),
+            pooling="mean" if "pooling_mode_mean_tokens" in modes else "cls",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LayerWeights:
+    """One transformer layer. `norm_in` is the layer norm before it: the previous layer's, or the embedding's."""
+
+    norm_in: Pair
+    qkv: Pair
+    out: Pair
+    norm_mid: Pair
+    up: Pair
+    down: Pair
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """How the tokens `[rows * width, dim]` of a batch stand; `mask` is added to attention scores."""
+
+    rows: int
+    width: int
+    heads: int
+    eps: float
+    mask: Tensor | None
+
+
+_Layer = Callable[[Tensor, _Shape], Tensor]
+"""Sums before the layer's first norm -> sums before its last norm, `[tokens, dim]` each."""
+
+
+class Bert:
+    """A BERT sentence encoder over batches of texts of like length.
+
+    Args:
+        folder: A sentence-transformers model folder.
+        settings: What the folder says.
+        device: Torch device. None: CUDA where there is one, else the CPU.
+        dtype: Name of a torch dtype, `"int8"` for 8-bit layers. None: the fastest that keeps the vectors.
+    """
+
+    def __init__(self, folder: Path, settings: BertSettings, device: str | None, dtype: str | None) -> None:
+        self.settings = settings
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._end: int = self._tokenizer.encode("").ids[-1]
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raw = load_file(folder / "model.safetensors", device=str(self._device))
+        weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
+        kind = dtype or (_fastest(settings.dim) if self._device.type == "cpu" else "float16")
+        with torch.inference_mode():
+            number = torch.float32 if kind == "int8" else getattr(torch, kind)
+            weights = {k: v.to(number) for k, v in weights.items()}
+            self._words = weights["embeddings.word_embeddings.weight"]
+            kinds = weights["embeddings.token_type_embeddings.weight"]
+            self._places = weights["embeddings.position_embeddings.weight"] + kinds[0]
+            layers, self._last_norm = _layers(weights, settings.layers)
+            self._layers: list[_Layer] = [_FloatLayer(layer) for layer in layers]
+            self.dtype = kind
+            if kind == "int8":
+                self._quantise(layers, must=dtype is not None)
+
+    def _quantise(self, layers: Sequence[_LayerWeights], *, must: bool) -> None:
+        """Take 8-bit layers, unless they change the vectors and the caller did not ask for them."""
+        plain, before = self._probe(), self._layers
+        ranges = self._ranges(layers)
+        self._layers = [_ByteLayer(layer, found) for layer, found in zip(layers, ranges, strict=True)]
+        likeness = float((plain * self._probe()).sum(1).mean())
+        if likeness < _FAITHFUL and not must:
+            logger.info("8-bit layers give vectors of cosine %.4f with this model; using fp32", likeness)
+            self._layers, self.dtype = before, "float32"
+
+    def _probe(self) -> Tensor:
+        vectors = self.encode(_CALIBRATION.split("\n"), False)
+        return F.normalize(torch.from_numpy(vectors), dim=1)
+
+    def _ranges(self, layers: Sequence[_LayerWeights]) -> list["_Ranges"]:
+        """What each layer's inputs range over in the calibration text and in random tokens."""
+        words = torch.Generator().manual_seed(0)
+        start = self._tokenizer.encode("").ids[0]
+        rows = [
+            [start, *row, self._end]
+            for row in torch.randint(1000, len(self._words), (12, 48), generator=words).tolist()
+        ]
+        rows += self._ids([_CALIBRATION, *_CALIBRATION.split("\n")])
+        found = [_Ranges() for _ in layers]
+        for row in rows:
+            x, shape, _ = self._embed([row])
+            for layer, ranges in zip(layers, found, strict=True):
+                x = _FloatLayer(layer, ranges)(x, shape)
+        return found
+
+    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+        """Vectors of the texts `[texts, dim]`, not normalised."""
+        limit = self.settings.max_tokens
+        rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts)]
+        out = np.empty((len(rows), self.settings.dim), dtype=np.float32)
+        batches: Iterable[list[int]] = _batches([len(r) for r in rows], _BUDGET.get(self._device.type, 8192))
+        if show_progress:
+            from rich.progress import track
+
+            batches = track(list(batches), description="Encoding")
+        with torch.inference_mode():
+            for batch in batches:
+                out[batch] = self._forward([rows[i] for i in batch]).float().cpu().numpy()
+        return out
+
+    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
+        """Vectors `[1 + spans, dim]` of each text and its parts, pooled from one reading, not normalised."""
+        if self.settings.pooling == "cls":
+            return parts_as_texts(lambda texts: self.encode(texts, False), parts)
+        sums = [np.zeros((1 + len(p.spans), self.settings.dim), dtype=np.float32) for p in parts]
+        rows, places = self._windows(parts)
+        with torch.inference_mode():
+            for batch in _batches([len(r) for r in rows], _BUDGET.get(self._device.type, 8192)):
+                states = self._states([rows[i] for i in batch])[0].float().cpu().numpy()
+                for state, i in zip(states, batch, strict=True):
+                    number, shift, window = places[i]
+                    sums[number][0] += state[: len(rows[i])].sum(0)
+                    for part, first, last in window.parts:
+                        sums[number][1 + part] += state[first + shift : last + shift].sum(0)
+        for found in sums:  # a part whose characters the tokenizer drops is taken for the whole
+            found[~found.any(axis=1)] = found[0]
+        return sums
+
+    def _windows(self, parts: Sequence[Parts]) -> tuple[list[list[int]], list[tuple[int, int, Window]]]:
+        """Token rows, and for each its text's number, how far its tokens are shifted, and its window."""
+        start, end = self._tokenizer.encode("").ids
+        limit = self.settings.max_tokens - 2
+        heads = self._tokenizer.encode_batch([p.head for p in parts], add_special_tokens=False)
+        texts = self._tokenizer.encode_batch([p.text for p in parts], add_special_tokens=False)
+        rows: list[list[int]] = []
+        places: list[tuple[int, int, Window]] = []
+        for number, (part, head, text) in enumerate(zip(parts, heads, texts, strict=True)):
+            under = [start, *head.ids[: limit // 2]]
+            for window in windows(text.offsets, part.spans, limit + 1 - len(under)):
+                rows.append([*under, *text.ids[window.first : window.last], end])
+                places.append((number, len(under) - window.first, window))
+        return rows, places
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with the special ones."""
+        return [len(ids) for ids in self._ids(texts)]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        out: list[list[int]] = []
+        for at in range(0, len(texts), 1024):
+            out.extend(e.ids for e in self._tokenizer.encode_batch_fast(list(texts[at : at + 1024])))
+        return out
+
+    def _embed(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, _Shape, Tensor]:
+        """Sums before the first norm, their shape, and which places hold a token `[rows, width]`."""
+        lengths = [len(r) for r in rows]
+        width = max(lengths)
+        ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self._device)
+        keep = torch.arange(width) < torch.tensor(lengths)[:, None]
+        mask = None
+        if min(lengths) < width:
+            mask = torch.zeros(len(rows), 1, 1, width, dtype=self._words.dtype)
+            mask = mask.masked_fill_(~keep[:, None, None], -torch.inf).to(self._device)
+        x = (self._words[ids] + self._places[:width]).flatten(0, 1)
+        shape = _Shape(rows=len(rows), width=width, heads=self.settings.heads, eps=self.settings.eps, mask=mask)
+        return x, shape, keep.to(self._device)
+
+    def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token states `[rows, width, dim]`, and which of them are of a text `[rows, width]`."""
+        x, shape, keep = self._embed(rows)
+        for layer in self._layers:
+            x = layer(x, shape)
+        return _norm(x, self._last_norm, shape).view(shape.rows, shape.width, -1), keep
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        x, keep = self._states(rows)
+        kept = keep[..., None]
+        pooled: Tensor = x[:, 0] if self.settings.pooling == "cls" else (x.float() * kept).sum(1) / kept.sum(1)
+        return pooled
+
+
+class _Ranges:
+    """Least and largest value of each channel of the four inputs of linear layers, `[channels]` each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Pair] = {}
+
+    def see(self, name: str, x: Tensor) -> None:
+        low, high = x.amin(0), x.amax(0)
+        if name in self._found:
+            low, high = torch.minimum(low, self._found[name][0]), torch.maximum(high, self._found[name][1])
+        self._found[name] = low, high
+
+    def __getitem__(self, name: str) -> Pair:
+        return self._found[name]
+
+
+class _FloatLayer:
+    """A layer as the paper has it."""
+
+    def __init__(self, weights: _LayerWeights, ranges: _Ranges | None = None) -> None:
+        self._w = weights
+        self._ranges = ranges
+
+    def __call__(self, x: Tensor, shape: _Shape) -> Tensor:
+        w = self._w
+        x = _norm(x, w.norm_in, shape)
+        a = _merge(_attend(F.linear(x, *w.qkv), shape))
+        y = _norm(x + F.linear(a, *w.out), w.norm_mid, shape)
+        h = F.gelu(F.linear(y, *w.up))
+        if self._ranges is not None:
+            for name, value in (("x", x), ("a", a), ("y", y), ("h", h)):
+                self._ranges.see(name, value)
+        return y + F.linear(h, *w.down)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ByteLinear:
+    """A linear layer of 8-bit weights, a scale a row, whose input is bytes `round(x / smooth / scale) + zero`."""
+
+    smooth: Tensor
+    scale: float
+    zero: int
+    packed: Tensor
+    weight_scales: Tensor
+    bias: Tensor
+
+    @classmethod
+    def make(cls, layer: Pair, low: Tensor, high: Tensor, *, alpha: float, margin: float) -> "_ByteLinear":
+        """From fp32 weights and the range of each input channel; `alpha` is how much of it the weights take over."""
+        weight, bias = layer
+        most = torch.maximum(low.abs(), high.abs()).clamp(min=1e-5)
+        smooth = most**alpha / weight.abs().amax(0).clamp(min=1e-5) ** (1 - alpha) if alpha else torch.ones_like(most)
+        least, largest = float((low / smooth).min()) * margin, float((high / smooth).max()) * margin
+        scale = (largest - least) / 255
+        weight = weight * smooth
+        scales = weight.abs().amax(1).clamp(min=1e-8) / 127
+        packed = torch.ops.onednn.qlinear_prepack((weight / scales[:, None]).round().to(torch.int8), None)
+        zero = round(-least / scale)
+        return cls(smooth=smooth, scale=scale, zero=zero, packed=packed, weight_scales=scales, bias=bias)
+
+    def norm(self, norm: Pair) -> Pair:
+        """A layer norm that gives this layer's input but for cutting it down to bytes, which rounds."""
+        factor = 1 / (self.smooth * self.scale)
+        return norm[0] * factor, norm[1] * factor + self.zero + 0.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, self.scale, self.zero, self.packed, self.weight_scales, _zeros(self), self.bias,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return out
+
+    def gelu(self, x: Tensor, scale: float, zero: int) -> Tensor:
+        """The layer and GELU, as bytes of that scale and zero."""
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, self.scale, self.zero, self.packed, self.weight_scales, _zeros(self), self.bias,
+            scale, zero, torch.uint8, "gelu", [], "none",
+        )  # fmt: skip
+        return out
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """The layer's output added to `other`, in place."""
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+            x, self.scale, self.zero, self.packed, self.weight_scales, _zeros(self), other, self.bias,
+            1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+        return out
+
+
+def _zeros(layer: _ByteLinear) -> Tensor:
+    return torch.zeros(len(layer.weight_scales), dtype=torch.int64)
+
+
+class _ByteLayer:
+    """A layer whose four linear layers take bytes; sums, norms and attention stay in fp32."""
+
+    def __init__(self, weights: _LayerWeights, ranges: _Ranges) -> None:
+        w = self._w = weights
+        dim = len(w.norm_in[0])
+        self._out = _ByteLinear.make(w.out, *ranges["a"], alpha=0.5, margin=1.05)
+        # Attention is linear in the values, so their weights can give it in the units of the next layer's bytes.
+        bytes_of = 1 / (self._out.smooth * self._out.scale)
+        weight, bias = w.qkv[0].clone(), w.qkv[1].clone()
+        weight[2 * dim :] *= bytes_of[:, None]
+        bias[2 * dim :] = bias[2 * dim :] * bytes_of + self._out.zero + 0.5
+        self._qkv = _ByteLinear.make((weight, bias), *ranges["x"], alpha=0.8, margin=1.15)
+        self._up = _ByteLinear.make(w.up, *ranges["y"], alpha=0.65, margin=1.05)
+        self._norm_qkv, self._norm_up = self._qkv.norm(w.norm_in), self._up.norm(w.norm_mid)
+        low, high = ranges["h"]
+        large = high.topk(min(_OUTLIERS, len(high) // 8)).indices
+        self._up_large = w.up[0][large], w.up[1][large]
+        self._down_large = w.down[0][:, large].T.contiguous()
+        rest = w.down[0].clone()
+        rest[:, large] = 0
+        low, high = low.clone(), high.clone()
+        high[large] = 0
+        self._down = _ByteLinear.make((rest, w.down[1]), low, high, alpha=0, margin=1.05)
+
+    def __call__(self, x: Tensor, shape: _Shape) -> Tensor:
+        states = self._qkv(_bytes(_norm(x, self._norm_qkv, shape)))
+        a = _merge(_bytes(_attend(states, shape)))
+        mid = self._out.add(a, _norm(x, self._w.norm_in, shape))
+        h = self._up.gelu(_bytes(_norm(mid, self._norm_up, shape)), self._down.scale, self._down.zero)
+        y = _norm(mid, self._w.norm_mid, shape)
+        y.addmm_(F.gelu(F.linear(y, *self._up_large)), self._down_large)
+        return self._down.add(h, y)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.clamp_(0, 255).to(torch.uint8)
+
+
+def _norm(x: Tensor, norm: Pair, shape: _Shape) -> Tensor:
+    return F.layer_norm(x, norm[0].shape, *norm, shape.eps)
+
+
+def _attend(states: Tensor, shape: _Shape) -> Tensor:
+    """Attention over queries, keys and values `[tokens, 3 * dim]` -> `[rows, heads, width, head_dim]`."""
+    parts = states.view(shape.rows, shape.width, 3, shape.heads, -1).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=shape.mask)
+
+
+def _merge(a: Tensor) -> Tensor:
+    """Heads side by side: `[rows, heads, width, head_dim]` -> `[tokens, dim]`."""
+    return a.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _layers(weights: dict[str, Tensor], count: int) -> tuple[list[_LayerWeights], Pair]:
+    """The layers, and the norm after the last."""
+
+    def pair(name: str) -> Pair:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    norm = pair("embeddings.LayerNorm")
+    layers: list[_LayerWeights] = []
+    for number in range(count):
+        at = f"encoder.layer.{number}"
+        parts = [pair(f"{at}.attention.self.{name}") for name in ("query", "key", "value")]
+        layers.append(
+            _LayerWeights(
+                norm_in=norm,
+                qkv=(torch.cat([w for w, _ in parts]), torch.cat([b for _, b in parts])),
+                out=pair(f"{at}.attention.output.dense"),
+                norm_mid=pair(f"{at}.attention.output.LayerNorm"),
+                up=pair(f"{at}.intermediate.dense"),
+                down=pair(f"{at}.output.dense"),
+            )
+        )
+        norm = pair(f"{at}.output.LayerNorm")
+    return layers, norm
+
+
+def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Numbers of the texts in batches of like length, at most `budget` tokens with padding, longest first."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _fastest(dim: int) -> str:
+    """The kind of layer whose matrix product is fastest on this CPU, tried on a small one."""
+    x, weight = torch.randn(256, dim), torch.randn(4 * dim, dim)
+    half_x, half_weight = x.bfloat16(), weight.bfloat16()
+    runs: dict[str, Callable[[], object]] = {
+        "float32": lambda: F.linear(x, weight),
+        "bfloat16": lambda: F.linear(half_x, half_weight),
+    }
+    try:
+        ones = torch.ones(dim)
+        layer = _ByteLinear.make((weight, torch.zeros(4 * dim)), -ones, ones, alpha=0.5, margin=1)
+        small = torch.full((256, dim), 100, dtype=torch.uint8)
+        layer(small)
+        runs["int8"] = lambda: layer(small)
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        logger.debug("no 8-bit linear layers in this torch: %s", error)
+    seconds = {name: _best_time(run) for name, run in runs.items()}
+    # Eight bits and half precision pay only where they win by more than what is lost around the products.
+    seconds["float32"] *= 0.7
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _best_time(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
