@@ -1,0 +1,132 @@
+"""A chat model of LangChain as the callable that CompMem's chat reader asks, inside the run that is open."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from compmem import ReaderError
+
+Messages = Sequence[Mapping[str, str]]
+
+ChatModel = Runnable[LanguageModelInput, BaseMessage]
+"""Any `BaseChatModel`, or one with retries, fallbacks or bound arguments."""
+
+LONGEST_QUESTION = 2_000
+"""Characters of a question that a chat model makes standalone; a longer reply is not a question."""
+
+STANDALONE: BasePromptTemplate[Any] = ChatPromptTemplate.from_messages(
+    [
+        (
+            "system",
+            "Below is a conversation and then the newest question of it. Rewrite that question so that it can be "
+            "understood without the conversation: put names in the place of words that refer back. Do not answer it. "
+            "If it needs no change, repeat it. Reply with the question alone.",
+        ),
+        MessagesPlaceholder("chat_history"),
+        ("human", "{question}"),
+    ]
+)
+"""The prompt that makes a follow-up question standalone; variables `chat_history` and `question`."""
+
+
+class Place(NamedTuple):
+    """Where the next calls of the model belong."""
+
+    config: RunnableConfig
+    """The caller's config, with the open run as parent."""
+    streamed: bool
+    """Whether the reply is for the user's eyes, and so comes in pieces."""
+
+
+class ChatCalls:
+    """The chat model for one question: sync as `ask`, async as `aask`."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self.model = model
+        self.place = Place({}, False)
+        self.calls = 0
+        self.usage: UsageMetadata | None = None
+        self._counted: set[int] = set()
+
+    @property
+    def counted(self) -> UsageMetadata | None:
+        """Tokens as the model counted them; None where a call came without."""
+        return self.usage if len(self._counted) == self.calls else None
+
+    def ask(self, messages: Messages) -> Iterator[Any]:
+        """The reply in pieces."""
+        self.calls += 1
+        if self.place.streamed:
+            for piece in self.model.stream(_input(messages), self.place.config):
+                yield self.text(piece)
+        else:
+            yield self.text(self.model.invoke(_input(messages), self.place.config))
+
+    async def aask(self, messages: Messages) -> AsyncIterator[Any]:
+        """The reply in pieces."""
+        self.calls += 1
+        if self.place.streamed:
+            async for piece in self.model.astream(_input(messages), self.place.config):
+                yield self.text(piece)
+        else:
+            yield self.text(await self.model.ainvoke(_input(messages), self.place.config))
+
+    def text(self, reply: object) -> Any:
+        """The text of a message; whatever is none stays as it is, for the reader to turn down."""
+        if not isinstance(reply, BaseMessage):
+            return reply
+        if isinstance(reply, AIMessage) and reply.usage_metadata is not None:
+            self._counted.add(self.calls)
+            self.usage = add_usage(self.usage, reply.usage_metadata)
+        return str(reply.text)
+
+    def standalone(self, prompt: BasePromptTemplate[Any], question: str, history: list[BaseMessage]) -> str:
+        """The question as it reads without the conversation.
+
+        Raises:
+            ReaderError: The model failed.
+        """
+        self.calls += 1
+        try:
+            reply = (prompt | self.model).invoke(_asked(question, history), self.place.config)
+        except Exception as error:
+            raise ReaderError(_failed(error)) from error
+        return self._question(reply, question)
+
+    async def astandalone(self, prompt: BasePromptTemplate[Any], question: str, history: list[BaseMessage]) -> str:
+        """`standalone` for an event loop."""
+        self.calls += 1
+        try:
+            reply = await (prompt | self.model).ainvoke(_asked(question, history), self.place.config)
+        except Exception as error:
+            raise ReaderError(_failed(error)) from error
+        return self._question(reply, question)
+
+    def _question(self, reply: object, question: str) -> str:
+        said = self.text(reply)
+        if not isinstance(said, str):
+            raise ReaderError(f"the chat model gave a {type(said).__name__}, not text")
+        return said.strip() if said.strip() and len(said) <= LONGEST_QUESTION else question
+
+
+def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What the user and the model said to each other, without tool calls and instructions."""
+    return [type(m)(content=str(m.text)) for m in messages if m.type in ("human", "ai") and str(m.text).strip()]
+
+
+def _asked(question: str, history: list[BaseMessage]) -> dict[str, Any]:
+    return {"question": question, "chat_history": spoken(history)}
+
+
+def _input(messages: Messages) -> list[dict[str, Any]]:
+    return [dict(message) for message in messages]
+
+
+def _failed(error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    return f"the chat model failed: {type(error).__name__}{': ' if said else ''}{said}"

@@ -1,0 +1,251 @@
+"""The reasoner: the working-memory loop as a runnable, for chains, graphs and chat bots."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, closing
+from typing import Any, cast
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+
+from compmem import ChatPrompts, ChatReader, Event, ReaderError, RecallConfig
+from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place
+from langchain_compmem.documents import Filter, Index
+from langchain_compmem.errors import ReasoningError
+from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
+from langchain_compmem.tracing import AsyncTracedReader, TracedReader
+
+
+class Question(BaseModel):
+    """What an agent passes to the tool."""
+
+    question: str = Field(description="The whole question, with full names; it is understood on its own.")
+
+
+class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput]):
+    """Answers a question from an index: recall, read, note, and recall again, until enough is known.
+
+    Without a chat model it quotes the sentences that bear on the question. With one, the model reads what is recalled,
+    keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
+    `recall_config` decides everything else; with `RecallConfig(reader="latent")` the index's own backbone reads, on
+    the device on which the index was opened, and the chat model only makes questions standalone.
+
+    A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
+    documents, the working memory and what it cost.
+
+    Example:
+        >>> reasoner = CompMemReasoner(index="handbook.mem", chat_model=model)
+        >>> reasoner.invoke("Who insures the building that Acme rents?")["answer"]
+    """
+
+    index: Index
+    """The index, or the path of its folder."""
+    chat_model: ChatModel | None = None
+    """Any `BaseChatModel`, or one with retries, fallbacks or bound arguments. None: answers are quotations."""
+    recall_config: InstanceOf[RecallConfig] = RecallConfig()
+    """How the loop runs: first stage, gate, steps, seconds, reader."""
+    filter: Filter | None = None
+    """Metadata filter of every question that brings none of its own."""
+    prompts: InstanceOf[ChatPrompts] | None = None
+    """What the chat model is told while it reads and answers."""
+    standalone_prompt: BasePromptTemplate[Any] = STANDALONE
+    """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def invoke(
+        self,
+        input: str | ReasonerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> ReasonerOutput:
+        """The answer.
+
+        Raises:
+            ValueError: The input, its chat history or its filter is none.
+            ReasoningError: The chat model failed; the error carries the steps so far.
+        """
+        return self._call_with_config(self._invoke, input, config, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: str | ReasonerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> ReasonerOutput:
+        """`invoke` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+
+    def stream(
+        self,
+        input: str | ReasonerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ReasonerOutput]:
+        """Parts of the output as they are made; they add up to it."""
+        yield from self.transform(iter([input]), config, **kwargs)
+
+    async def astream(
+        self,
+        input: str | ReasonerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[ReasonerOutput, None]:
+        """`stream` for an event loop; closing or cancelling it stops the work within a step."""
+        async with aclosing(self.atransform(_one(input), config, **kwargs)) as parts:
+            async for part in parts:
+                yield part
+
+    def transform(
+        self,
+        input: Iterator[str | ReasonerInput],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ReasonerOutput]:
+        """`stream` of an input that comes in parts."""
+        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+
+    async def atransform(
+        self,
+        input: AsyncIterator[str | ReasonerInput],  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[ReasonerOutput, None]:
+        """`astream` of an input that comes in parts."""
+        parts = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
+        async with aclosing(cast("AsyncGenerator[ReasonerOutput, None]", parts)) as closed:
+            async for part in closed:
+                yield part
+
+    def as_tool(
+        self,
+        args_schema: type[BaseModel] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+    ) -> BaseTool:
+        """A tool for agents: content is the answer with its sources, artifact the whole output.
+
+        Args:
+            args_schema: What the agent passes, keys of `ReasonerInput`. None: the question alone.
+            name: What the agent calls it.
+            description: When the agent should use it.
+            arg_types: Not taken: the schema says it all.
+
+        Raises:
+            ValueError: `arg_types` is given.
+        """
+        if arg_types is not None:
+            raise ValueError("as_tool takes args_schema=, not arg_types=")
+
+        def ask(config: RunnableConfig, **asked: Any) -> tuple[str, ReasonerOutput]:
+            output = self.invoke(ReasonerInput(**asked), config)  # type: ignore[typeddict-item]
+            return told(output), output
+
+        async def aask(config: RunnableConfig, **asked: Any) -> tuple[str, ReasonerOutput]:
+            output = await self.ainvoke(ReasonerInput(**asked), config)  # type: ignore[typeddict-item]
+            return told(output), output
+
+        return StructuredTool.from_function(
+            ask,
+            aask,
+            name=name or "answer_from_memory",
+            description=description or "Answers a question from the documents in memory, several hops if need be.",
+            args_schema=args_schema or Question,
+            response_format="content_and_artifact",
+        )
+
+    def _invoke(
+        self, given: str | ReasonerInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> ReasonerOutput:
+        return whole(list(self._parts(given, run_manager, config)))
+
+    async def _ainvoke(
+        self, given: str | ReasonerInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> ReasonerOutput:
+        async with aclosing(self._aparts(given, run_manager, config)) as parts:
+            return whole([part async for part in parts])
+
+    def _transform(
+        self, inputs: Iterator[str | ReasonerInput], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Iterator[ReasonerOutput]:
+        yield from self._parts(joined(list(inputs)), run_manager, config)
+
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[str | ReasonerInput],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+    ) -> AsyncGenerator[ReasonerOutput, None]:
+        asked = joined([part async for part in inputs])
+        async with aclosing(self._aparts(asked, run_manager, config)) as parts:
+            async for part in parts:
+                yield part
+
+    def _parts(
+        self, given: str | ReasonerInput, run: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Iterator[ReasonerOutput]:
+        asked, chat = parse(given, self.filter), self._chat()
+        try:
+            if chat is not None and asked.history:
+                chat.place = _standalone(config, run)
+                asked = asked._replace(question=chat.standalone(self.standalone_prompt, asked.question, asked.history))
+            settings = self._settings(None if chat is None else chat.ask)
+            traced = TracedReader(question=asked.question, recall=settings, config=config, chat=chat, parent=run)
+            traced.begin()
+            try:
+                events = self.index.stream(asked.question, settings, filter=asked.filter, wrap=traced.around)
+                with closing(cast("Generator[Event, None, None]", events)) as closed:
+                    for event in closed:
+                        yield part_of(event, chat)
+            except BaseException as error:
+                traced.failed(error)
+                raise
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
+
+    async def _aparts(
+        self, given: str | ReasonerInput, run: AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> AsyncGenerator[ReasonerOutput, None]:
+        asked, chat = parse(given, self.filter), self._chat()
+        try:
+            if chat is not None and asked.history:
+                chat.place = _standalone(config, run)
+                question = await chat.astandalone(self.standalone_prompt, asked.question, asked.history)
+                asked = asked._replace(question=question)
+            settings = self._settings(None if chat is None else chat.aask)
+            traced = AsyncTracedReader(question=asked.question, recall=settings, config=config, chat=chat, parent=run)
+            await traced.begin()
+            try:
+                events = self.index.astream(asked.question, settings, filter=asked.filter, wrap=traced.around)
+                async with aclosing(cast("AsyncGenerator[Event, None]", events)) as closed:
+                    async for event in closed:
+                        yield part_of(event, chat)
+            except BaseException as error:
+                await traced.failed(error)
+                raise
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
+
+    def _chat(self) -> ChatCalls | None:
+        return None if self.chat_model is None else ChatCalls(self.chat_model)
+
+    def _settings(self, ask: Callable[..., Any] | None) -> RecallConfig:
+        """The settings of one question: the chat model reads unless another reader is named."""
+        wanted = self.recall_config
+        if ask is None or wanted.reader not in ("extractive", "chat"):
+            return wanted
+        gated = wanted.update_gate or wanted.exit_gate
+        reader = ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)
+        return wanted.but(reader=reader)
+
+
+def _standalone(config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> Place:
+    return Place(patch_config(config, callbacks=run.get_child("standalone"), run_name="standalone question"), False)
+
+
+async def _one(given: str | ReasonerInput) -> AsyncGenerator[str | ReasonerInput, None]:
+    yield given

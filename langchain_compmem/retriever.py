@@ -1,0 +1,170 @@
+"""The retriever: a document index of LangChain that can be written to, searched with the loop or in one pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.indexing import DocumentIndex, UpsertResponse
+from langchain_core.indexing.base import DeleteResponse
+from langchain_core.retrievers import LangSmithRetrieverParams
+from pydantic import Field, InstanceOf
+
+from compmem import IndexConfig, MemoryIndex, ReaderError, Recall, RecallConfig
+from langchain_compmem.documents import EmbeddingsEncoder, Filter, Index, from_core, from_recall, to_core
+from langchain_compmem.errors import ReasoningError
+
+
+class CompMemRetriever(DocumentIndex):
+    """Documents that a question needs, gathered by the loop: one may be found for what another one said.
+
+    The score in `metadata["score"]` is the gate's probability, in [0, 1], that the document holds what the question
+    needs. It is a `DocumentIndex`: `upsert`, `delete`, `get`, their async twins, and `langchain_core.indexing.index`.
+
+    Example:
+        >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)
+        >>> retriever.invoke("Who pays the insurance?", k=2, filter={"year": 2024})
+    """
+
+    index: Index
+    """The index, or the path of its folder."""
+    k: int = Field(default=4, ge=1)
+    """How many documents come back; fewer only where the filter admits fewer."""
+    filter: Filter | None = None
+    """Metadata filter of every call that brings none of its own."""
+    one_pass: bool = False
+    """Candidates and gate once, without the loop: faster, and blind to what the documents say about each other."""
+    split: bool = False
+    """Whether `upsert` lets CompMem split documents; else each is one chunk, as your text splitter made it."""
+    recall_config: InstanceOf[RecallConfig] = RecallConfig()
+    """How the loop runs: first stage, gate, steps, seconds."""
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[Document],
+        *,
+        embeddings: Embeddings | None = None,
+        path: str | Path | None = None,
+        config: IndexConfig | None = None,
+        **fields: Any,
+    ) -> Self:
+        """A retriever over a new index with these documents.
+
+        Args:
+            documents: What it holds to begin with.
+            embeddings: The encoder. None: the one `config` names.
+            path: Folder of the index, which must be new. None: a temporary one.
+            config: How documents become memory.
+            **fields: Fields of the retriever, such as `k`.
+
+        Raises:
+            ValueError: The folder holds something already, or both `embeddings` and `config` are given.
+        """
+        if embeddings is not None:
+            if config is not None:
+                raise ValueError("give either embeddings or config, with encoder=EmbeddingsEncoder(embeddings)")
+            config = IndexConfig(encoder=EmbeddingsEncoder(embeddings))
+        made = cls(index=MemoryIndex.create(path, config), **fields)
+        made.upsert(documents)
+        return made
+
+    def upsert(self, items: Sequence[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
+        """Compresses documents and keeps them; one whose id is known is replaced if it changed, else costs nothing.
+
+        A document without an id gets a hash of its content. Of documents with the same id the last one counts.
+
+        Raises:
+            ValueError: A document is empty or its metadata is not JSON.
+            TypeError: An argument is unknown.
+        """
+        _refuse("upsert", kwargs)
+        documents = [to_core(item, split=self.split) for item in items]
+        self.index.add(list({d.id: d for d in documents}.values()), show_progress=show_progress)
+        return UpsertResponse(succeeded=[d.id for d in documents], failed=[])
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
+        """Forgets documents; ids that are unknown are passed over.
+
+        Raises:
+            ValueError: No ids are given.
+            TypeError: An argument is unknown.
+        """
+        _refuse("delete", kwargs)
+        if ids is None:
+            raise ValueError("delete needs ids=, the documents to forget")
+        return DeleteResponse(num_deleted=self.index.delete(ids), num_failed=0, failed=[])
+
+    def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
+        """The documents of these ids, whole, in that order, without those that are unknown.
+
+        Raises:
+            TypeError: An argument is unknown.
+        """
+        _refuse("get", kwargs)
+        found = (self.index.get(document_id) for document_id in dict.fromkeys(ids))
+        return [from_core(document) for document in found if document is not None]
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Filter | None = None,
+        one_pass: bool | None = None,
+    ) -> list[Document]:
+        try:
+            recalls = self.index.recall(
+                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+            )
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
+        return _documents(recalls)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Filter | None = None,
+        one_pass: bool | None = None,
+    ) -> list[Document]:
+        try:
+            recalls = await self.index.arecall(
+                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+            )
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
+        return _documents(recalls)
+
+    def _filter(self, given: Filter | None) -> Filter | None:
+        return self.filter if given is None else given
+
+    def _config(self, one_pass: bool | None) -> RecallConfig:
+        if self.one_pass if one_pass is None else one_pass:
+            return self.recall_config.but(max_steps=1, reask=False)
+        return self.recall_config
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        encoder = self.index.config.encoder
+        kind = type(encoder.embeddings if isinstance(encoder, EmbeddingsEncoder) else encoder)
+        named = isinstance(encoder, str)
+        return LangSmithRetrieverParams(
+            **super()._get_ls_params(**kwargs),
+            ls_vector_store_provider="compmem",
+            ls_embedding_provider="sentence-transformers" if named else kind.__module__.partition(".")[0],
+            ls_embedding_model=encoder if isinstance(encoder, str) else kind.__name__,
+        )
+
+
+def _documents(recalls: Sequence[Recall]) -> list[Document]:
+    return [from_recall(recall) for recall in recalls]
+
+
+def _refuse(method: str, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"{method}() got unexpected arguments {sorted(kwargs)!r}")

@@ -1,0 +1,205 @@
+"""Recalls, readings and the answer as runs of their own, under the run of the reasoner.
+
+A traced reader stands around the reader of the loop, which asks it to read what was just recalled, and last to write.
+A recall run lasts from the end of one reading to the beginning of the next.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForChainRun,
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
+    CallbackManagerForChainRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig, patch_config
+
+from compmem import MemoryBlock, Reader, Reading, RecallConfig, Usage, WorkingMemory
+from langchain_compmem.chat import ChatCalls, Place
+from langchain_compmem.documents import from_chunk
+
+READING = "reading"
+ANSWER = "answer"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Around:
+    """A reader that passes everything on."""
+
+    question: str
+    recall: RecallConfig
+    config: RunnableConfig
+    chat: ChatCalls | None
+    _inner: Reader = field(init=False)
+    _steps: int = field(default=0, init=False)
+
+    def around(self, inner: Reader) -> Self:
+        """This reader, around that one: what `wrap=` of `MemoryIndex.stream` takes."""
+        self._inner = inner
+        return self
+
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """What the inner reader makes of the blocks."""
+        return self._inner.read(question, memory, blocks)
+
+    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """What the inner reader makes of the blocks."""
+        return await self._inner.aread(question, memory, blocks)
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The answer as the inner reader writes it."""
+        return self._inner.write(question, memory)
+
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The answer as the inner reader writes it."""
+        return self._inner.awrite(question, memory)
+
+    def _place(self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool) -> None:
+        """Tells the chat model which run its next calls belong to."""
+        if self.chat is not None:
+            self.chat.place = Place(patch_config(self.config, callbacks=manager), streamed)
+
+    def _more(self, reading: Reading) -> bool:
+        """Whether the loop recalls again after this reading, as far as the reading tells."""
+        last = self.recall.max_steps is not None and self._steps >= self.recall.max_steps
+        return not last and not (self.recall.exit_gate and reading.exit)
+
+
+@dataclass(slots=True, kw_only=True)
+class TracedReader(_Around):
+    """The sync half, traced."""
+
+    parent: CallbackManagerForChainRun
+    _recalling: CallbackManagerForRetrieverRun | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """A recall begins."""
+        children = self.parent.get_child(_tag(self._steps + 1))
+        self._recalling = children.on_retriever_start(None, self.question, name="recall")
+
+    def recalled(self, documents: list[Document]) -> None:
+        """The recall that is going on ends with these documents."""
+        if self._recalling is not None:
+            self._recalling.on_retriever_end(documents)
+            self._recalling = None
+
+    def failed(self, error: BaseException) -> None:
+        """The recall that is going on ends with this error."""
+        if self._recalling is not None:
+            self._recalling.on_retriever_error(error)
+            self._recalling = None
+
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """What the inner reader makes of the blocks, in a run."""
+        self._steps += 1
+        documents = [from_chunk(block.chunk) for block in blocks]
+        self.recalled(documents)
+        with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
+            reading = self._inner.read(question, memory, blocks)
+            outputs.update(_made(reading))
+        if self._more(reading):
+            self.begin()
+        return reading
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The answer as the inner reader writes it, in a run."""
+        self.recalled([])
+        with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
+            for piece in self._inner.write(question, memory):
+                _hear(outputs, piece)
+                yield piece
+
+    @contextmanager
+    def _run(self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False) -> Iterator[dict[str, Any]]:
+        run = self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
+        self._place(run.get_child(tag), streamed=streamed)
+        outputs: dict[str, Any] = {}
+        try:
+            yield outputs
+        except BaseException as error:
+            run.on_chain_error(error)
+            raise
+        run.on_chain_end(outputs)
+
+
+@dataclass(slots=True, kw_only=True)
+class AsyncTracedReader(_Around):
+    """The async half, traced."""
+
+    parent: AsyncCallbackManagerForChainRun
+    _recalling: AsyncCallbackManagerForRetrieverRun | None = field(default=None, init=False)
+
+    async def begin(self) -> None:
+        """A recall begins."""
+        children = self.parent.get_child(_tag(self._steps + 1))
+        self._recalling = await children.on_retriever_start(None, self.question, name="recall")
+
+    async def recalled(self, documents: list[Document]) -> None:
+        """The recall that is going on ends with these documents."""
+        if self._recalling is not None:
+            ending, self._recalling = self._recalling, None
+            await ending.on_retriever_end(documents)
+
+    async def failed(self, error: BaseException) -> None:
+        """The recall that is going on ends with this error."""
+        if self._recalling is not None:
+            ending, self._recalling = self._recalling, None
+            await ending.on_retriever_error(error)
+
+    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+        """What the inner reader makes of the blocks, in a run."""
+        self._steps += 1
+        documents = [from_chunk(block.chunk) for block in blocks]
+        await self.recalled(documents)
+        async with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
+            reading = await self._inner.aread(question, memory, blocks)
+            outputs.update(_made(reading))
+        if self._more(reading):
+            await self.begin()
+        return reading
+
+    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The answer as the inner reader writes it, in a run."""
+        await self.recalled([])
+        async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
+            async for piece in self._inner.awrite(question, memory):
+                _hear(outputs, piece)
+                yield piece
+
+    @asynccontextmanager
+    async def _run(
+        self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        run = await self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
+        self._place(run.get_child(tag), streamed=streamed)
+        outputs: dict[str, Any] = {}
+        try:
+            yield outputs
+        except BaseException as error:
+            await run.on_chain_error(error)
+            raise
+        await run.on_chain_end(outputs)
+
+
+def _tag(step: int) -> str:
+    return f"step:{step}"
+
+
+def _seen(question: str, memory: WorkingMemory, documents: list[Document] | None = None) -> dict[str, Any]:
+    seen = {"question": question, "working_memory": memory.text}
+    return seen if documents is None else {**seen, "context": documents}
+
+
+def _made(reading: Reading) -> dict[str, Any]:
+    return {"working_memory": reading.memory.text, "updated": reading.update, "exit": reading.exit}
+
+
+def _hear(outputs: dict[str, Any], piece: str | Usage) -> None:
+    if isinstance(piece, str):
+        outputs[ANSWER] = outputs.get(ANSWER, "") + piece
