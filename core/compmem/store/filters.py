@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compmem.store.manifest import Rows
+from compmem.store.manifest import Rows, storable
 
 DEEPEST: Final = 32
 """Levels of nesting a filter may have."""
@@ -273,7 +273,7 @@ def _scalars(key: str, operator: str, operand: Any) -> list[Any]:
 
 
 def _text(key: str, text: str) -> str:
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if not storable(text):
         raise ValueError(f"filter {key!r}: {text!r} holds a NUL character or a lone surrogate, which no metadata holds")
     return text
 

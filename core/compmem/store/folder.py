@@ -64,8 +64,8 @@ class Folder:
         with os_errors(self.path, "make"):
             self.path.mkdir(parents=True, exist_ok=True)
 
-    def check_plain(self, file: Path, at_least: int = 0) -> None:
-        """Make sure that a file is there, is no link and is long enough.
+    def check_plain(self, file: Path, at_least: int = 0, *, missing: bool = False) -> None:
+        """Make sure that a file is no link and is long enough; with `missing`, it need not be there.
 
         Raises:
             CorruptStoreError: It is not.
@@ -73,6 +73,8 @@ class Folder:
         try:
             found = os.lstat(file)
         except FileNotFoundError:
+            if missing:
+                return
             raise CorruptStoreError(f"{file.name} is missing from the index {str(self.path)!r}") from None
         if not stat.S_ISREG(found.st_mode):
             raise CorruptStoreError(f"{file.name} in the index {str(self.path)!r} is not a plain file")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
-from compmem.store.manifest import Rows
+from compmem.store.manifest import Rows, storable
 from compmem.terms import NameKind, names_of, terms
 
 KINDS: Final[tuple[NameKind, ...]] = get_args(NameKind)
@@ -120,8 +120,8 @@ def named(rows: Rows, names: Iterable[str], per_name: int) -> dict[str, list[tup
         found = rows("SELECT block, kind FROM names WHERE name = ? ORDER BY kind, block LIMIT ?", name, per_name)
         if found:
             try:
-                out[name] = [(int(block), KINDS[kind]) for block, kind in found]
-            except (IndexError, TypeError) as error:
+                out[name] = [(int(block), KINDS[range(len(KINDS))[kind]]) for block, kind in found]
+            except (IndexError, TypeError, ValueError) as error:
                 raise CorruptStoreError(f"the name {name!r} is stored with an unknown kind") from error
     return out
 
@@ -160,8 +160,3 @@ def _terms(text: str) -> list[str]:
 
 def _quoted(term: str) -> str:
     return '"' + term.replace('"', '""') + '"'
-
-
-def storable(text: str) -> bool:
-    """Whether SQLite takes the text as a parameter and FTS5 reads all of it."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)

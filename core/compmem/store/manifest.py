@@ -24,6 +24,7 @@ FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
 _BUSY_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 1 << 26
+_MOST_IDLE: Final = 16
 
 _SCHEMA: Final = """
 CREATE TABLE manifest(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -95,6 +96,7 @@ class Manifest:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
+        self._check_files()
         self._idle: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._process = os.getpid()
@@ -149,9 +151,12 @@ class Manifest:
         """A read transaction: every query in it sees the same commit."""
         connection = self._acquire()
         guard = threading.Lock()
+        over = False
 
         def rows(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
             with guard, errors(self.folder.path):
+                if over:
+                    raise StoreError(f"this view of {str(self.folder.path)!r} is closed")
                 return connection.execute(sql, parameters).fetchall()
 
         try:
@@ -159,6 +164,8 @@ class Manifest:
             rows("SELECT 1 FROM manifest LIMIT 1")  # a deferred transaction starts with its first read
             yield rows
         finally:
+            with guard:
+                over = True
             self._release(connection)
 
     @contextmanager
@@ -231,19 +238,27 @@ class Manifest:
         return connection
 
     def _release(self, connection: sqlite3.Connection) -> None:
-        with errors(self.folder.path):
+        try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+        except sqlite3.Error:  # nothing was written; only the connection is of no more use
+            connection.close()
+            return
         with self._guard:
-            if not self._closed:
+            if not self._closed and len(self._idle) < _MOST_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        self.folder.check_plain(self.folder.manifest)
+        self._check_files()
         with errors(self.folder.path):
             return _connect(self.folder.manifest, mode)
+
+    def _check_files(self) -> None:
+        self.folder.check_plain(self.folder.manifest)
+        for end in ("-wal", "-shm", "-journal"):
+            self.folder.check_plain(self.folder.path / f"manifest.sqlite{end}", missing=True)
 
 
 _orphans: list[sqlite3.Connection] = []
@@ -253,6 +268,15 @@ _orphans: list[sqlite3.Connection] = []
 def rows_of(connection: sqlite3.Connection) -> Rows:
     """Queries within a write transaction."""
     return lambda sql, *parameters: connection.execute(sql, parameters).fetchall()
+
+
+def storable(text: str) -> bool:
+    """Whether SQLite takes the text as a parameter and reads all of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def read_state(rows: Rows) -> State:
@@ -285,6 +309,8 @@ def errors(path: Path) -> Iterator[None]:
             raise StoreError(f"cannot read or write {where}: {error}; it is as it was") from error
         if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise StoreError(f"cannot open {where} for this: {error}") from error
+        if kind in (sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_INTERRUPT):
+            raise StoreError(f"{where} cannot do this: {error}; it is as it was") from error
         raise CorruptStoreError(f"the manifest of {where} cannot be used: {error}") from error
 
 
@@ -317,9 +343,11 @@ def _mode_of(folder: Folder) -> str:
     if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
         return "rw"
     try:
-        with closing(_connect(folder.manifest, "ro")) as connection:
+        with errors(folder.path), closing(_connect(folder.manifest, "ro")) as connection:
             connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
-    except sqlite3.OperationalError as error:
+    except CorruptStoreError:
+        raise
+    except StoreError as error:
         log = folder.path / "manifest.sqlite-wal"
         if log.exists() and log.stat().st_size:
             raise StoreError(

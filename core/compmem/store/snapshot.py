@@ -17,7 +17,7 @@ from compmem.store import lexical
 from compmem.store.filters import admitted, compile_filter
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments, Parts, checksum, unpack
-from compmem.store.manifest import Rows, State, read_state
+from compmem.store.manifest import Rows, State, read_state, storable
 from compmem.store.records import parse_headings, text_crc, unpack_spans
 from compmem.store.vectors import ChunkVectors, Raw, RowFormat, crc_of, map_rows, number_list, segments_of
 from compmem.terms import NameKind
@@ -103,6 +103,8 @@ class Cache:
             new = _read_arrays(rows, state, base)
             if known is None or known.generation < state.generation:
                 self._arrays = new
+                if known is not None and known.epoch != new.epoch:
+                    self.kv.close()  # an open segment that was compacted away would keep its space
             return new
 
     def chunk_vectors(self, rows: Rows, state: State, arrays: Arrays) -> ChunkVectors:
@@ -293,7 +295,7 @@ class Snapshot:
 
     def document_blocks(self, document_id: str) -> list[int]:
         """Numbers of a document's blocks in order; none for an unknown document."""
-        if not lexical.storable(document_id):
+        if not storable(document_id):
             return []
         sql = "SELECT number FROM blocks WHERE document = (SELECT key FROM documents WHERE id = ?) ORDER BY ordinal"
         return [int(number) for (number,) in self._rows(sql, document_id)]
@@ -362,6 +364,8 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
             place = _place(row[: len(Place._fields)])
             ordinal, start, title, metadata, text, headings, spans, crc = row[len(Place._fields) :]
             try:
+                if not isinstance(title, str) or not isinstance(ordinal, int) or not isinstance(start, int):
+                    raise ValueError(f"title {title!r}, ordinal {ordinal!r}, start {start!r}")
                 if text_crc(text, headings, spans) != crc:
                     raise CorruptStoreError(f"the text of {place} does not match its checksum")
                 if metadata not in parsed:
@@ -431,7 +435,7 @@ def parse_metadata(text: str, document_id: str) -> Mapping[str, Any]:
     """
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptStoreError(f"the metadata of document {document_id!r} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise CorruptStoreError(f"the metadata of document {document_id!r} is not an object")
@@ -442,7 +446,7 @@ def _place(row: Sequence[Any]) -> Place:
     place = Place(*row)
     for name, value in zip(Place._fields, place, strict=True):
         whole = isinstance(value, int) or (value is None and name in ("row", "kv"))
-        if name != "document" and not whole:
+        if not (isinstance(value, str) if name == "document" else whole):
             raise CorruptStoreError(f"the row of {place} has {name}={value!r}")
     return place
 

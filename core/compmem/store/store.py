@@ -19,7 +19,7 @@ from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Document, MemoryBlock
 from compmem.store import compacting, lexical, verifying, writing
 from compmem.store.folder import Folder, os_errors
-from compmem.store.manifest import FORMAT, JSON, Manifest, Rows, State, read_state, rows_of, write_state
+from compmem.store.manifest import FORMAT, JSON, Manifest, Rows, State, read_state, rows_of, storable, write_state
 from compmem.store.records import record_of
 from compmem.store.snapshot import Cache, Snapshot
 from compmem.store.vectors import RowFormat
@@ -171,7 +171,7 @@ class Store:
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""
         with self._manifest.reading() as rows:
-            found = {i: rows("SELECT hash FROM documents WHERE id = ?", i) for i in ids if lexical.storable(i)}
+            found = {i: rows("SELECT hash FROM documents WHERE id = ?", i) for i in ids if storable(i)}
         return {i: hashes[0][0] for i, hashes in found.items() if hashes}
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -300,10 +300,15 @@ class Store:
                 with self._manifest.writing() as connection:
                     yield connection
             except BaseException:
-                self._folder.remove_from(before.next_file)
+                self._drop_unnamed()
                 raise
             if before.garbage:
                 self._sweep()
+
+    def _drop_unnamed(self) -> None:
+        """Remove the files of a transaction that failed. The state is read again: an interrupt may follow a commit."""
+        with self._manifest.reading() as rows:
+            self._folder.remove_from(read_state(rows).next_file)
 
     def _sweep(self) -> None:
         """Remove files that no row names, once no reader can be at a commit that named them."""
@@ -324,6 +329,7 @@ def _named_files(rows: Rows, folder: Folder) -> set[Path]:
 
 @contextmanager
 def _locked(lock: FileLock, folder: Folder) -> Iterator[None]:
+    folder.check_plain(folder.lock, missing=True)
     with os_errors(folder.lock, "lock"):
         try:
             lock.acquire(timeout=LOCK_SECONDS)

@@ -73,7 +73,7 @@ def map_rows(folder: Folder, file: Path, rows: int, width: int) -> Raw:
     if not rows:
         return np.empty((0, width), np.uint8)
     folder.check_plain(file, rows * width)
-    return np.memmap(file, np.uint8, "r", shape=(rows, width))
+    return np.memmap(file, np.uint8, "r", shape=(rows, width)).view(np.ndarray)
 
 
 def crc_of(raw: Raw, crc: int = 0) -> int:
@@ -202,7 +202,9 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
     Raises:
         CorruptStoreError: They do not.
     """
-    found = [(int(a), int(n), int(crc)) for a, n, crc in rows("SELECT start, rows, crc FROM segments ORDER BY start")]
+    found = rows("SELECT start, rows, crc FROM segments ORDER BY start")
+    if not all(isinstance(value, int) for segment in found for value in segment):
+        raise CorruptStoreError("the segments of the whole-chunk vectors are not numbers")
     edge = 0
     for start, count, _ in found:
         if start != edge or count <= 0:
@@ -210,7 +212,7 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
         edge += count
     if edge != committed:
         raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, {committed} were committed")
-    return found
+    return [(start, count, crc) for start, count, crc in found]
 
 
 def number_list(numbers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -14,7 +14,7 @@ from compmem.config import KVType, VectorType
 from compmem.schema import MemoryBlock
 from compmem.store import kv, lexical
 from compmem.store.folder import Folder
-from compmem.store.manifest import State, read_state, rows_of, write_state
+from compmem.store.manifest import State, read_state, rows_of, storable, write_state
 from compmem.store.records import Record, headings_json, pack_spans, parse_headings, text_crc
 from compmem.store.vectors import RowFormat, crc_of, grow_segments
 
@@ -65,7 +65,7 @@ def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
     rows = rows_of(connection)
     removed = blocks = 0
     for name in dict.fromkeys(ids):
-        found = rows("SELECT key FROM documents WHERE id = ?", name) if lexical.storable(name) else []
+        found = rows("SELECT key FROM documents WHERE id = ?", name) if storable(name) else []
         if not found:
             continue
         key = found[0][0]
