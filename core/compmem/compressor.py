@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compmem.encoder import LoadedEncoder
+from compmem.parts import Parts
 from compmem.schema import Chunk, MemoryBlock
 
 
@@ -15,14 +16,6 @@ class DenseCompressor:
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block a chunk, in order."""
-        texts: list[str] = []
-        for chunk in chunks:
-            head = f"{chunk.label}. " if chunk.label else ""
-            texts += [head + chunk.text, *(head + s for s in chunk.sentence_texts())]
-        vectors = self.encoder.encode(texts)
-        out, at = [], 0
-        for chunk in chunks:
-            size = 1 + len(chunk.sentence_texts())
-            out.append(MemoryBlock(chunk=chunk, vectors=vectors[at : at + size]))
-            at += size
-        return out
+        parts = [Parts(c.label, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
+        vectors = self.encoder.encode_parts(parts)
+        return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]

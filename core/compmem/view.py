@@ -45,7 +45,7 @@ class View:
     """A question and a working memory, taken apart once and compared with many blocks."""
 
     weights: Mapping[str, float]
-    """Inverse document frequency of the question's terms."""
+    """Inverse document frequency of the question's terms, in [0, 1]."""
     roots: Mapping[str, float]
     """Weight of the roots of the question's words."""
     names: Mapping[str, Mention]
@@ -126,4 +126,5 @@ class Viewer:
 
 
 def _idf(frequency: int, total: int) -> float:
-    return math.log1p((total - frequency + 0.5) / (frequency + 0.5))
+    """Inverse document frequency as a share of a unique term's, so that it means the same in an index of any size."""
+    return math.log1p((total - frequency + 0.5) / (frequency + 0.5)) / math.log1p((total + 0.5) / 0.5)

@@ -11,6 +11,8 @@ from rich.progress import track
 from compmem.config import IndexConfig, RecallConfig
 from compmem.index import MemoryIndex
 from compmem.metrics import bootstrap_interval, recall_at
+from compmem.readers import ExtractiveReader
+from compmem.reasoner import gather, gathered
 from compmem.schema import Recall
 from compmem.tasks.multihop import Corpus, Question, read_corpus
 
@@ -18,6 +20,9 @@ KS = (2, 5, 10)
 
 FUSION = 60
 """Rank offset of reciprocal-rank fusion (Cormack et al. 2009)."""
+
+SAMPLED = 200
+"""Questions on which losses are counted."""
 
 System = Callable[[MemoryIndex, str, int], list[int]]
 """Passages for a question, best first: `(index, question, k) -> document numbers`."""
@@ -49,7 +54,7 @@ def measure(
             "passages": len(task.passages),
             "index_seconds": seconds,
             "systems": systems,
-            "losses": losses(index, questions),
+            "losses": losses(index, questions[:SAMPLED]),
         }
 
 
@@ -58,14 +63,13 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
     shares: dict[str, list[float]] = {"proposed_at_first": [], "proposed_ever": [], "read": []}
     for question in track(questions, "losses", transient=True):
         with index.bench(question.question, None, RecallConfig()) as bench:
-            first = _documents(bench.fetch(bench.propose("")))
-        answer = index.answer(question.question)
-        read = [r for s in answer.steps for r in s.recalls]
-        ever = index.recall(question.question, 10_000)
-        gold = question.gold
-        shares["proposed_at_first"].append(len(gold & set(first)) / len(gold))
-        shares["proposed_ever"].append(len(gold & {_document(r) for r in ever if r.score > 0}) / len(gold))
-        shares["read"].append(len(gold & {_document(r) for r in read}) / len(gold))
+            first = bench.propose("")
+            steps = gather(bench, RecallConfig(), bench.threshold)
+            found = gathered(question.question, steps, ExtractiveReader(bench.viewer))
+            read = [r.block for s in found.steps for r in s.recalls]
+            for name, blocks in zip(shares, (first, list(found.scores), read), strict=True):
+                held = question.gold & set(_documents(bench.fetch(blocks)))
+                shares[name].append(len(held) / len(question.gold))
     return {name: round(100 * float(np.mean(values)), 1) for name, values in shares.items()}
 
 

@@ -168,7 +168,7 @@ def _named(view: View, found: Sequence[Mention]) -> list[float]:
 
 
 def _weight(view: View, named: str) -> float:
-    return sum(view.rarity[w] for w in named.split()) / 20
+    return sum(view.rarity[w] for w in named.split()) / 3
 
 
 def _share(part: frozenset[str], whole: Mapping[str, float] | frozenset[str]) -> float:

@@ -40,6 +40,8 @@ class Question:
     answers: tuple[str, ...]
     gold: frozenset[int]
     """Numbers of the supporting passages in the corpus."""
+    own: frozenset[int] = frozenset()
+    """Numbers of the question's own paragraphs, supporting or not, where the file gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,15 +84,17 @@ def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterabl
             number_of(Passage(title=line["title"], sentences=(line["text"],)))
     asked = []
     for number, line in read_lines(questions, ("id", "question", "answer")):
+        own: frozenset[int] = frozenset()
         if passages is None:
             found = [(number_of(p), bool(s)) for p, s in _paragraphs(line, questions, number)]
+            own = frozenset(n for n, _ in found)
             gold = frozenset(n for n, supporting in found if supporting)
         else:
             missing = [t for t in line.get("gold_titles", ()) if t not in titles]
             if missing:
                 raise ValueError(f"{questions}:{number}: no passage is titled {missing[0]!r}")
             gold = frozenset(n for t in line["gold_titles"] for n in titles[t])
-        asked.append(_question(line, gold))
+        asked.append(_question(line, gold, own))
     for passage in extra:
         number_of(passage)
     return Corpus(passages=tuple(kept), questions=tuple(asked))
@@ -140,7 +144,7 @@ def _paragraphs(line: dict[str, Any], path: Path, number: int) -> Iterator[tuple
         raise ValueError(f"{path}:{number}: a paragraph needs title, sentences and supporting ({error})") from error
 
 
-def _question(line: dict[str, Any], gold: frozenset[int]) -> Question:
+def _question(line: dict[str, Any], gold: frozenset[int], own: frozenset[int]) -> Question:
     return Question(
         id=str(line["id"]),
         dataset=str(line.get("dataset", "")),
@@ -148,6 +152,7 @@ def _question(line: dict[str, Any], gold: frozenset[int]) -> Question:
         question=line["question"],
         answers=(line["answer"], *line.get("aliases", ())),
         gold=gold,
+        own=own,
     )
 
 

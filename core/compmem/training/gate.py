@@ -29,7 +29,7 @@ from compmem.gate import GateHead
 from compmem.index import MemoryIndex, QuestionBench
 from compmem.metrics import calibration_error, recall_at
 from compmem.readers import ExtractiveReader
-from compmem.schema import Vectors, WorkingMemory
+from compmem.schema import Document, Vectors, WorkingMemory
 from compmem.tasks.multihop import Corpus, Question, leads, read_corpus
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class GateTraining:
     distractor_count: int = 7000
     dataset_weights: dict[str, float] = field(default_factory=dict)
     """How much an example of a set counts; 1 where it is not named."""
+    small_worlds: tuple[int, ...] = (1, 5, 25)
+    """Questions whose paragraphs make an index of their own, in turn: the gate has to serve small indexes too."""
     steps: int = 4
     """Steps of each rollout."""
     rounds: int = 2
@@ -83,6 +85,10 @@ def train(settings: GateTraining) -> dict[str, Any]:
     for number in range(settings.rounds):
         for question in [*parts["training"], *parts["selection"], *parts["validation"]]:
             examples[question.id].append(states(index, question, rng, head, settings.steps))
+        for small, questions in small_worlds(index, settings, parts, rng):
+            for question in questions:
+                examples[question.id].append(states(small, question, rng, head, settings.steps))
+            small.close()
         head = fit(settings, [(q, e) for q in parts["training"] for e in examples[q.id]])
         logger.info("round %d: %d examples", number, sum(len(y) for es in examples.values() for _, y in es))
     assert head is not None
@@ -110,6 +116,31 @@ def split_questions(questions: Sequence[Question]) -> dict[str, list[Question]]:
         tenth = hashlib.sha256(question.id.encode()).digest()[0] % 10
         parts["selection" if tenth == 8 else "validation" if tenth == 9 else "training"].append(question)
     return parts
+
+
+def small_worlds(
+    index: MemoryIndex, settings: GateTraining, parts: dict[str, list[Question]], rng: np.random.Generator
+) -> Iterator[tuple[MemoryIndex, list[Question]]]:
+    """Indexes over the own paragraphs of a few questions each, and those questions; no part shares one with another."""
+    for part in parts.values():
+        left = [part[i] for i in rng.permutation(len(part))]
+        for size in itertools.cycle(settings.small_worlds):
+            group, left = left[:size], left[size:]
+            if not group:
+                break
+            yield _copy(index, sorted(frozenset[int]().union(*(q.own for q in group)))), group
+
+
+def _copy(index: MemoryIndex, passages: Sequence[int]) -> MemoryIndex:
+    """An index over some of the passages, with the vectors that they have."""
+    small = MemoryIndex.create(None, index.config)
+    with index.store.snapshot() as snapshot:
+        blocks = [snapshot.blocks(snapshot.document_blocks(str(p))) for p in passages]
+    small.store.add([
+        (Document(id=str(p), title=own[0].chunk.title, chunks=[b.chunk for b in own]), own)
+        for p, own in zip(passages, blocks, strict=True)
+    ])  # fmt: skip
+    return MemoryIndex(small.store, index.config, encoder=index.encoder, gate=index.gate)
 
 
 def states(
@@ -198,9 +229,9 @@ def choose_threshold(
 ) -> tuple[float, list[dict[str, float]]]:
     """The highest threshold whose recall@5 is within 0.5 points of the best one's."""
     sweep = []
-    for threshold in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5):
-        config = RecallConfig(threshold=threshold)
-        ranks = [_ranked(index, head, q, config) for q in questions]
+    gated = _with_gate(index, head)
+    for threshold in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5):
+        ranks = [_ranked(gated, q, RecallConfig(threshold=threshold)) for q in questions]
         recall = 100 * float(np.mean([recall_at(r, q.gold, 5) for r, q in zip(ranks, questions, strict=True)]))
         sweep.append({"threshold": threshold, "recall@5": round(recall, 2)})
     best = max(s["recall@5"] for s in sweep)
@@ -216,10 +247,11 @@ def validate(
     with torch.inference_mode():
         p = head.probabilities(x)
     said = p >= head.threshold
+    gated = _with_gate(index, head)
     recalls: dict[str, dict[str, float]] = {}
     for name in sorted({q.dataset for q in questions}):
         own = [q for q in questions if q.dataset == name]
-        ranks = [_ranked(index, head, q, RecallConfig(threshold=head.threshold)) for q in own]
+        ranks = [_ranked(gated, q, RecallConfig(threshold=head.threshold)) for q in own]
         recalls[name] = {
             f"recall@{k}": round(
                 100 * float(np.mean([recall_at(r, q.gold, k) for r, q in zip(ranks, own, strict=True)])), 1
@@ -236,9 +268,8 @@ def validate(
     }
 
 
-def _ranked(index: MemoryIndex, head: GateHead, question: Question, config: RecallConfig) -> list[int]:
-    recalls = _with_gate(index, head).recall(question.question, 10, config=config)
-    return [int(r.chunk.document_id) for r in recalls]
+def _ranked(index: MemoryIndex, question: Question, config: RecallConfig) -> list[int]:
+    return [int(r.chunk.document_id) for r in index.recall(question.question, 10, config=config)]
 
 
 def _with_gate(index: MemoryIndex, head: GateHead) -> MemoryIndex:

@@ -1,0 +1,296 @@
+"""The index from end to end, with an encoder that needs no model."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+import torch
+
+from compmem import (
+    Answer,
+    AnswerToken,
+    Document,
+    IncompatibleStoreError,
+    IndexConfig,
+    MemoryIndex,
+    RecallConfig,
+    ReaderError,
+    Step,
+    StoreError,
+)
+from tests.hashing import HashEncoder
+
+LEASE = [
+    Document(id="acme", title="Acme", text="Acme rents the Harbour Building. It makes rockets.", metadata={"year": 2024}),
+    Document(id="harbour", title="Harbour Building", text="The Harbour Building is insured by Lloyd.", metadata={"year": 2020}),
+    Document(id="zoo", title="Zoo", text="Animals live in the zoo. The zoo was founded in 1901.", metadata={"year": 2020}),
+    Document(id="weather", title="Weather", text="It rains in autumn. Snow falls in winter.", metadata={}),
+]
+QUESTION = "Who insures the building that Acme rents?"
+
+
+@pytest.fixture
+def config():
+    return IndexConfig(encoder=HashEncoder())
+
+
+@pytest.fixture
+def index(config):
+    with MemoryIndex.create(None, config) as made:
+        made.add(LEASE)
+        yield made
+
+
+def test_recall_gathers_both_hops_and_gives_exactly_k(index):
+    found = index.recall(QUESTION, k=3)
+    assert {"acme", "harbour"} <= {r.chunk.document_id for r in found}
+    assert len(found) == 3
+    assert all(0 <= r.score <= 1 for r in found)
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert len(index.recall(QUESTION, k=50)) == 4
+
+
+def test_one_pass_and_loop_take_the_same_arguments(index):
+    found = index.recall(QUESTION, k=2, config=RecallConfig(max_steps=1, reask=False))
+    assert len(found) == 2
+
+
+def test_an_answer_has_sources_steps_and_text_from_the_documents(index):
+    answer = index.answer(QUESTION)
+    assert "Lloyd" in answer.text
+    assert answer.found
+    assert {s.chunk.document_id for s in answer.sources} >= {"harbour"}
+    for evidence in answer.evidence:
+        assert evidence.chunk.text[evidence.start : evidence.end].strip() == evidence.text
+    assert answer.usage.steps == len(answer.steps) > 0
+
+
+def test_a_filter_decides_what_may_be_a_candidate_at_all(index):
+    found = index.recall(QUESTION, k=10, filter={"year": 2020})
+    assert {r.chunk.document_id for r in found} == {"harbour", "zoo"}
+    answer = index.answer(QUESTION, filter={"year": {">": 2021}})
+    assert {r.chunk.document_id for s in answer.steps for r in s.recalls} <= {"acme"}
+    assert index.recall(QUESTION, k=5, filter={"year": 1800}) == []
+
+
+def test_nothing_admitted_means_nothing_found(index):
+    answer = index.answer(QUESTION, filter={"year": 1800})
+    assert not answer.found
+    assert answer.sources == ()
+    assert answer.exited == "nothing left"
+
+
+def test_adding_the_same_again_does_nothing_and_a_change_replaces(index):
+    assert index.add(LEASE) == 0
+    changed = Document(id="harbour", title="Harbour Building", text="The Harbour Building is insured by Axa.")
+    assert index.add([changed]) == 1
+    assert "Axa" in index.answer(QUESTION).text
+    assert len(index) == 4
+    assert index.get("harbour").text == changed.text
+
+
+def test_delete_and_compact_keep_the_rest(index):
+    assert index.delete(["zoo", "unknown"]) == 1
+    index.compact()
+    assert index.verify() == []
+    assert {d.id for d in index.documents()} == {"acme", "harbour", "weather"}
+    assert {r.chunk.document_id for r in index.recall(QUESTION, k=9)} == {"acme", "harbour", "weather"}
+
+
+def test_an_index_opened_again_answers_the_same(tmp_path, config):
+    with MemoryIndex.create(tmp_path / "a.mem", config) as index:
+        index.add(LEASE)
+        before = index.answer(QUESTION)
+    with MemoryIndex.open(tmp_path / "a.mem", encoder=config.encoder) as index:
+        after = index.answer(QUESTION)
+    assert (after.text, after.working_memory) == (before.text, before.working_memory)
+
+
+def test_opening_with_another_encoder_is_refused(tmp_path, config):
+    with MemoryIndex.create(tmp_path / "a.mem", config) as index:
+        index.add(LEASE)
+    with pytest.raises(IncompatibleStoreError, match="HashEncoder"):
+        MemoryIndex.open(tmp_path / "a.mem")
+    with pytest.raises(IncompatibleStoreError, match="all-MiniLM-L6-v2"):
+        MemoryIndex.open(tmp_path / "a.mem", encoder="all-MiniLM-L6-v2")
+    with (
+        MemoryIndex.open(tmp_path / "a.mem", encoder=HashEncoder(dim=32)) as other,
+        pytest.raises(IncompatibleStoreError, match="weights"),
+    ):
+        other.recall(QUESTION)
+
+
+def test_streaming_gives_steps_then_tokens_then_the_answer(index):
+    events = list(index.stream(QUESTION))
+    kinds = [type(e) for e in events]
+    assert kinds == sorted(kinds, key=[Step, AnswerToken, Answer].index)
+    assert "".join(e.text for e in events if isinstance(e, AnswerToken)) == events[-1].text
+
+
+def test_the_async_twins_give_the_same(index):
+    async def twins():
+        return (
+            await index.aanswer(QUESTION),
+            await index.arecall(QUESTION, 3),
+            [e async for e in index.astream(QUESTION)],
+        )
+
+    answer, recalls, events = asyncio.run(twins())
+    assert answer.text == index.answer(QUESTION).text == events[-1].text
+    assert [r.block for r in recalls] == [r.block for r in index.recall(QUESTION, 3)]
+
+
+def test_eight_threads_give_the_answers_of_one(index):
+    questions = [QUESTION, "Where do animals live?", "When does snow fall?"] * 4
+    expected = [index.answer(q).text for q in questions]
+    got = [[] for _ in range(8)]
+    threads = [threading.Thread(target=lambda g=g: g.extend(index.answer(q).text for q in questions)) for g in got]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(g == expected for g in got)
+
+
+def test_the_chat_reader_answers_through_the_same_loop(index):
+    def chat(messages):
+        if "Lloyd" in messages[-1]["content"] and "<update>" in json.dumps(messages):
+            return "<check>yes</check><update>Lloyd insures the Harbour Building</update><next>end</next>"
+        if "<update>" in json.dumps(messages):
+            return "<check>yes</check><update>Acme rents the Harbour Building</update><next>continue</next>"
+        return "Lloyd"
+
+    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
+    assert answer.text == "Lloyd"
+    assert answer.usage.model_calls == len(answer.steps) + 1
+
+
+def test_a_chat_model_that_raises_is_a_reader_error_with_the_steps(index):
+    def chat(messages):
+        raise TimeoutError("no reply")
+
+    with pytest.raises(ReaderError, match="no reply"):
+        index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
+
+
+def test_cancelling_an_async_answer_frees_its_thread(config):
+    slow = IndexConfig(encoder=HashEncoder(seconds=0.15))
+    with MemoryIndex.create(None, slow) as index:
+        index.add(LEASE)
+
+        async def cancelled():
+            task = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(threshold=0.0, exit_gate=False)))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(cancelled())
+        began = time.perf_counter()
+        index.add([Document(text="Another text.")])
+        assert time.perf_counter() - began < 5
+
+
+def test_already_split_documents_keep_their_borders(index):
+    index.add([Document(id="split", chunks=["Lloyd was founded in 1688. ", "It began in a coffee house."])])
+    assert [c.text for c in index.chunks("split")] == ["Lloyd was founded in 1688. ", "It began in a coffee house."]
+    assert index.get("split").text == "Lloyd was founded in 1688. It began in a coffee house."
+
+
+def test_a_long_document_comes_back_whole(index):
+    text = "\n\n".join(f"Paragraph {i} tells of item {i}. It is followed by another." for i in range(400))
+    index.add([Document(id="long", text=text)])
+    assert index.get("long").text == text
+    assert len(index.chunks("long")) > 10
+
+
+@pytest.mark.parametrize("text", ["", "   \n\t "])
+def test_an_empty_document_is_refused_and_nothing_is_lost(index, text):
+    with pytest.raises(ValueError, match="'hollow' has no text"):
+        index.add([Document(id="hollow", text=text)])
+    assert len(index.documents()) == 4
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([Document(id="x", text="one"), Document(id="x", text="two")], "'x' is given twice"),
+        ([Document(id="x", text="lone \ud800 surrogate")], "'x'"),
+        ([Document(id="x", text="fine", metadata={"when": object()})], "'x'"),
+    ],
+)
+def test_bad_documents_are_named(index, documents, message):
+    with pytest.raises(ValueError, match=message):
+        index.add(documents)
+    assert len(index.documents()) == 4
+    assert index.verify() == []
+
+
+def test_bad_calls_are_named(index, tmp_path):
+    with pytest.raises(ValueError, match="k=0"):
+        index.recall(QUESTION, k=0)
+    with pytest.raises(ValueError, match="empty"):
+        index.recall("  ")
+    with pytest.raises(ValueError, match="characters"):
+        index.answer("why " * 25_000)
+    with pytest.raises(ValueError, match="near"):
+        index.recall(QUESTION, filter={"year": {"near": 3}})
+    with pytest.raises(ValueError, match="list of ids"):
+        index.delete("acme")
+    with pytest.raises(ValueError, match="not one document"):
+        index.add(LEASE[0])
+    with pytest.raises(StoreError, match="missing"):
+        MemoryIndex.open(tmp_path / "missing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises((ValueError, StoreError), match="file"):
+        MemoryIndex.create(tmp_path / "file")
+
+
+def test_adding_streams_and_never_holds_the_corpus(index):
+    alive = 0
+    most = 0
+
+    class Counted(str):
+        def __new__(cls, text):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            return super().__new__(cls, text)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def documents():
+        for i in range(60):
+            yield Document(id=f"d{i}", text=Counted(f"Text number {i}. " * 2500))
+
+    index.add(documents())
+    assert len(index.documents()) == 64
+    assert most < 40
+
+
+def test_every_search_finds_the_nearest(config):
+    pytest.importorskip("faiss")
+    documents = [Document(id=str(i), text=f"Item {i} weighs {i * 7} grams.") for i in range(80)]
+    for search in ("exact", "flat", "hnsw", "ivf-pq", "auto"):
+        with MemoryIndex.create(None, IndexConfig(encoder=config.encoder, search=search)) as index:
+            index.add(documents)
+            one_pass = RecallConfig(max_steps=1, reask=False, gate="similarity", links=False)
+            found = index.recall("Item 13 weighs 91 grams.", k=1, config=one_pass)
+            assert found[0].chunk.document_id == "13", search
+            kept = index.recall("Item 13 weighs 91 grams.", k=5, config=one_pass, filter={"document_id": {"in": ["7", "9"]}})
+            assert {r.chunk.document_id for r in kept} == {"7", "9"}, search
+
+
+def test_a_threshold_of_zero_visits_everything_that_was_proposed(index):
+    answer = index.answer(QUESTION, RecallConfig(threshold=0.0, exit_gate=False, max_steps=None))
+    assert {r.chunk.document_id for s in answer.steps for r in s.recalls} == {"acme", "harbour", "zoo", "weather"}
+
+
+def test_no_gradient_is_kept(index):
+    index.recall(QUESTION)
+    assert all(p.grad is None for p in index.gate.parameters())
+    assert torch.is_grad_enabled()
