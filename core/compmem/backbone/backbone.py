@@ -30,6 +30,11 @@ Blocks = Sequence[Sequence[KVStates]]
 """The recalled blocks of each row, read one after the other."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPRESS_TOKENS = {"cuda": 16384}
+"""Tokens of one forward pass that compresses; beyond it a GPU gets no faster, only fuller."""
+SCORE_SLOTS = {"cuda": 65536}
+"""Memory and prompt tokens of one forward pass that scores."""
+CPU_TOKENS = 4096
 LOOK_EVERY = 16
 """Steps between two looks for the end of rows, where looking makes the device wait."""
 
@@ -105,7 +110,13 @@ class Backbone:
         )
 
     def add_memory(self, config: MemoryConfig) -> None:
-        """Give it memory tokens that start as copies of what the stock model has (the end token's embedding)."""
+        """Give it memory tokens that start as copies of what the stock model has (the end token's embedding).
+
+        Raises:
+            ValueError: The settings are those of a backbone without memory tokens.
+        """
+        if not config.trained:
+            raise ValueError("memory tokens are added to be trained: give a MemoryConfig with trained=True")
         end = self.tokenizer.eos_token_id
         self.decoder.add_memory(config, 0 if end is None else end)
         self.memory = config
@@ -170,6 +181,8 @@ class Backbone:
         The same whatever the device and whether loaded in float32 or bfloat16; adapters that only read are left out.
         """
         memory = asdict(self.memory)
+        # The store compares the ratio by itself, and says so.
+        del memory["ratio"]
         digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode())
         readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")
         for name, parameter in sorted(self.decoder.named_parameters()):
@@ -213,7 +226,7 @@ class Backbone:
         if self.memory.trained and self.memory.window % ratio:
             raise ValueError(f"ratio={ratio} must divide the window of {self.memory.window}")
         states: dict[int, KVStates] = {}
-        for batch in batches([len(chunk) for chunk in chunks], self._budget):
+        for batch in batches([len(chunk) for chunk in chunks], COMPRESS_TOKENS.get(self.device.type, CPU_TOKENS)):
             made = halving(
                 lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk", self._release
             )
@@ -268,7 +281,7 @@ class Backbone:
 
         scores: dict[int, Tensor] = {}
         sizes = [len(prompt) + sum(b.keys.shape[2] for b in row) for prompt, row in zip(prompts, blocks, strict=True)]
-        for batch in batches(sizes, self._budget):
+        for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
             scores.update(zip(batch, halving(run, batch, "a block with its prompt", self._release), strict=True))
         return torch.stack([scores[row] for row in range(len(prompts))])
 
@@ -351,11 +364,6 @@ class Backbone:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
-
-    @property
-    def _budget(self) -> int:
-        """Tokens of one forward pass."""
-        return 131072 if self.device.type == "cuda" else 8192
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | None, more: int

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,7 +85,6 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
         "format": FORMAT,
         "base": base,
         "memory": asdict(parts.memory),
-        "memory_tokens": parts.decoder.memory_embedding is not None,
         "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
         "gate": parts.decoder.gate_head is not None,
     }
@@ -198,7 +197,7 @@ def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
     try:
         with _memory_weights_unreported():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True
+                folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{str(folder)!r} cannot be loaded: {error}") from error
@@ -239,7 +238,9 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
         adapters = {role: AdapterConfig(**values) for role, values in settings["adapters"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{str(folder / SETTINGS)!r} cannot be understood: {error}") from error
-    if settings.get("memory_tokens"):
+    if unknown := sorted(set(adapters) - set(get_args(Role))):
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} names the roles {unknown!r}; there are {get_args(Role)!r}")
+    if memory.trained:
         decoder.add_memory(memory, 0)
     for role, config in adapters.items():
         decoder.add_adapter(role, config)

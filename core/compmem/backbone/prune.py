@@ -18,7 +18,9 @@ from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates
 
 SINKS = 4
+"""First tokens kept by every head (2309.17453); fewer where a block is small."""
 SAMPLES = 64
+"""Queries of the chunk that stand for a reader's."""
 
 
 def prune(decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int) -> list[KVStates]:
@@ -56,7 +58,7 @@ class _Scoring(Context):
             if count < length:
                 behind = rotate(_samples(query[row, :, :length]), cos[length], sin[length])
                 score = _expected(behind, rotated[row, :, :length], scale) * mine[1].norm(dim=-1)
-                score[:, : min(SINKS, count)] = torch.inf
+                score[:, : min(SINKS, max(1, count // 4))] = torch.inf
                 index = score.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, key.shape[3])
                 mine = (mine[0].gather(1, index), mine[1].gather(1, index))
             self.kept[layer].append(mine)
