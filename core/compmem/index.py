@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -291,7 +291,7 @@ class MemoryIndex:
         filter: Filter | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The answer as it comes: each step when it is made, the text in pieces, last the whole `Answer`.
 
         Args:
@@ -331,7 +331,7 @@ class MemoryIndex:
         *,
         filter: Filter | None = None,
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
         config = config or RecallConfig()
         stop = threading.Event()
