@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from compmem.store import kv
+from compmem.store.blocks import Place, kv_parts, raw_rows, read_places
+from compmem.store.cache import Cache
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, write_state
-from compmem.store.snapshot import Cache, Place, kv_parts, raw_rows, read_places
 from compmem.store.vectors import RowFormat, grow_segments
 from compmem.store.writing import refresh_terms
 

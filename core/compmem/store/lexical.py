@@ -15,6 +15,7 @@ from compmem.store.manifest import Rows, storable
 from compmem.terms import NameKind, names_of, terms
 
 KINDS: Final[tuple[NameKind, ...]] = get_args(NameKind)
+_KINDS: Final = dict(enumerate(KINDS))
 TITLE_WEIGHT: Final = 2.0
 LONGEST_TERM: Final = 256
 """Characters of a term that count."""
@@ -120,8 +121,8 @@ def named(rows: Rows, names: Iterable[str], per_name: int) -> dict[str, list[tup
         found = rows("SELECT block, kind FROM names WHERE name = ? ORDER BY kind, block LIMIT ?", name, per_name)
         if found:
             try:
-                out[name] = [(int(block), KINDS[range(len(KINDS))[kind]]) for block, kind in found]
-            except (IndexError, TypeError, ValueError) as error:
+                out[name] = [(int(block), _KINDS[kind]) for block, kind in found]
+            except (KeyError, TypeError, ValueError) as error:
                 raise CorruptStoreError(f"the name {name!r} is stored with an unknown kind") from error
     return out
 

@@ -18,10 +18,11 @@ from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Document, MemoryBlock
 from compmem.store import compacting, lexical, verifying, writing
+from compmem.store.cache import Cache
 from compmem.store.folder import Folder, os_errors
 from compmem.store.manifest import FORMAT, JSON, Manifest, Rows, State, read_state, rows_of, storable, write_state
 from compmem.store.records import record_of
-from compmem.store.snapshot import Cache, Snapshot
+from compmem.store.snapshot import Snapshot
 from compmem.store.vectors import RowFormat
 
 LOCK_SECONDS: Final = 2.0

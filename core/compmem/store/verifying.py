@@ -7,9 +7,10 @@ from typing import Final
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document
 from compmem.store import lexical
+from compmem.store.blocks import Placed, kv_parts, parse_metadata, raw_rows, read_blocks
+from compmem.store.cache import Cache
 from compmem.store.manifest import Rows, State
 from compmem.store.records import content_hash
-from compmem.store.snapshot import Cache, Placed, kv_parts, parse_metadata, raw_rows, read_blocks
 from compmem.store.vectors import check_segment, segments_of
 
 _ORPHANS: Final = {

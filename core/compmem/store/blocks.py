@@ -1,0 +1,154 @@
+"""A block's rows in the manifest and its bytes in the files: read, checked, put together."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.errors import CorruptStoreError
+from compmem.schema import Chunk
+from compmem.store.kv import KVSegments, Parts, checksum
+from compmem.store.manifest import Rows
+from compmem.store.records import parse_headings, text_crc, unpack_spans
+from compmem.store.vectors import Raw, crc_of, number_list
+
+Numbers = NDArray[np.int64]
+
+BATCH: Final = 1000
+"""Rows asked for in one query."""
+
+
+class Place(NamedTuple):
+    """Where a block's vectors and KV states lie, in the order of the columns in `_PLACE`."""
+
+    number: int
+    document: str
+    row: int | None
+    sentence_row: int
+    sentence_rows: int
+    vector_crc: int
+    kv: int | None
+    kv_bytes: int
+    kv_crc: int
+
+    def __str__(self) -> str:
+        return f"block {self.number} of document {self.document!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A block's chunk, and where the rest of it lies."""
+
+    chunk: Chunk
+    place: Place
+
+
+_PLACE: Final = (
+    "b.number, d.id, b.row, coalesce(b.sentence_row, 0), coalesce(b.sentence_rows, 0), coalesce(b.vector_crc, 0), "
+    "b.kv, coalesce(k.bytes, 0), coalesce(b.kv_crc, 0)"
+)
+_CHUNK: Final = "b.ordinal, b.start, d.title, d.metadata, t.text, t.headings, t.spans, b.text_crc"
+_FROM: Final = (
+    "FROM blocks AS b JOIN documents AS d ON d.key = b.document LEFT JOIN kv AS k ON k.serial = b.kv "
+    "JOIN texts AS t ON t.number = b.number"
+)
+_ASKED: Final = "WHERE b.number IN (SELECT value FROM json_each(?)) ORDER BY b.number"
+
+
+def read_places(rows: Rows, numbers: Sequence[int] | Numbers) -> list[Place]:
+    """Where blocks lie, by rising number.
+
+    Raises:
+        CorruptStoreError: A row is not one.
+    """
+    sql = f"SELECT {_PLACE} {_FROM} {_ASKED}"
+    parts = (number_list(numbers[at : at + BATCH]) for at in range(0, len(numbers), BATCH))
+    return [_place(row) for part in parts for row in rows(sql, part)]
+
+
+def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed]:
+    """Blocks by rising number, without vectors and KV states; unknown numbers are left out.
+
+    Raises:
+        CorruptStoreError: A text does not match its checksum.
+    """
+    parsed: dict[str, Mapping[str, Any]] = {}
+    for at in range(0, len(numbers), BATCH):
+        part = number_list(numbers[at : at + BATCH])
+        for row in rows(f"SELECT {_PLACE}, {_CHUNK} {_FROM} {_ASKED}", part):
+            place = _place(row[: len(Place._fields)])
+            ordinal, start, title, metadata, text, headings, spans, crc = row[len(Place._fields) :]
+            try:
+                if not isinstance(title, str) or not isinstance(ordinal, int) or not isinstance(start, int):
+                    raise ValueError(f"title {title!r}, ordinal {ordinal!r}, start {start!r}")
+                if text_crc(text, headings, spans) != crc:
+                    raise CorruptStoreError(f"the text of {place} does not match its checksum")
+                if metadata not in parsed:
+                    parsed[metadata] = parse_metadata(metadata, place.document)
+                chunk = Chunk(
+                    text=text,
+                    document_id=place.document,
+                    ordinal=ordinal,
+                    start=start,
+                    title=title,
+                    headings=tuple(parse_headings(headings)),
+                    sentences=unpack_spans(spans, len(text)),
+                    metadata=parsed[metadata],
+                )
+            except (TypeError, ValueError, AttributeError) as error:
+                raise CorruptStoreError(f"the row of {place} cannot be read: {error}") from error
+            yield Placed(chunk, place)
+
+
+def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw) -> Raw:
+    """A block's stored rows: the whole chunk's, then its sentences'.
+
+    Raises:
+        CorruptStoreError: They do not match their checksum.
+    """
+    row, first, last = place.row, place.sentence_row, place.sentence_row + place.sentence_rows
+    if row is None or not 0 <= row < len(chunk_rows) or not 0 <= first <= last <= len(sentence_rows):
+        raise CorruptStoreError(f"the vectors of {place} lie outside their file")
+    raw = np.concatenate([chunk_rows[row : row + 1], sentence_rows[first:last]])
+    if crc_of(raw) != place.vector_crc:
+        raise CorruptStoreError(f"the vectors of {place} do not match their checksum")
+    return raw
+
+
+def kv_parts(place: Place, serial: int, segments: KVSegments, *, verify: bool = True) -> Parts:
+    """A block's stored KV tensors.
+
+    Raises:
+        CorruptStoreError: They do not match their checksum.
+    """
+    parts = segments.read(serial, place.number, place.kv_bytes)
+    if verify and checksum(parts) != place.kv_crc:
+        raise CorruptStoreError(f"the KV states of {place} do not match their checksum")
+    return parts
+
+
+def parse_metadata(text: str, document_id: str) -> Mapping[str, Any]:
+    """Metadata from its row.
+
+    Raises:
+        CorruptStoreError: It is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptStoreError(f"the metadata of document {document_id!r} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CorruptStoreError(f"the metadata of document {document_id!r} is not an object")
+    return found
+
+
+def _place(row: Sequence[Any]) -> Place:
+    place = Place(*row)
+    for name, value in zip(Place._fields, place, strict=True):
+        whole = isinstance(value, int) or (value is None and name in ("row", "kv"))
+        if not (isinstance(value, str) if name == "document" else whole):
+            raise CorruptStoreError(f"the row of {place} has {name}={value!r}")
+    return place

@@ -1,0 +1,172 @@
+"""What the snapshots of one process share: live blocks by generation, mapped files, checks already made."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from compmem.config import VectorType
+from compmem.errors import CorruptStoreError
+from compmem.schema import KVStates, MemoryBlock, Vectors
+from compmem.store.blocks import Numbers, Place, Placed, kv_parts, raw_rows
+from compmem.store.folder import Folder
+from compmem.store.kv import KVSegments, unpack
+from compmem.store.manifest import Rows, State
+from compmem.store.vectors import ChunkVectors, Raw, RowFormat, map_rows, segments_of
+
+_SELECTIONS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """The live blocks of one generation, rising by number: their documents' keys and their vectors' rows (-1: none)."""
+
+    generation: int
+    epoch: int
+    numbers: Numbers
+    documents: Numbers
+    rows: Numbers
+
+
+class Cache:
+    """What snapshots of one generation share, in one process."""
+
+    def __init__(self, folder: Folder, vectors: VectorType) -> None:
+        self.folder = folder
+        self.kind = vectors
+        self.kv = KVSegments(folder)
+        self._guard = threading.RLock()
+        self._arrays: Arrays | None = None
+        self._vectors: tuple[int, ChunkVectors] | None = None
+        self._verified_segments: set[tuple[int, int, int, int]] = set()
+        self._verified_kv: set[tuple[int, int]] = set()
+        self._maps: dict[tuple[str, int], Raw] = {}
+        self._frequency: tuple[int, dict[str, int]] = (-1, {})
+        self._selections: OrderedDict[tuple[int, str], Numbers] = OrderedDict()
+
+    def arrays(self, rows: Rows, state: State) -> Arrays:
+        """The arrays of this generation; where blocks were only added since the last ones, only those are read."""
+        with self._guard:
+            known = self._arrays
+            if known is not None and known.generation == state.generation:
+                return known
+            grown = known is not None and known.epoch == state.epoch and known.generation < state.generation
+            base = known if grown else None
+            new = _read_arrays(rows, state, base)
+            if known is None or known.generation < state.generation:
+                self._arrays = new
+                if known is not None and known.epoch != new.epoch:
+                    self.kv.close()  # an open segment that was compacted away would keep its space
+            return new
+
+    def chunk_vectors(self, rows: Rows, state: State, arrays: Arrays) -> ChunkVectors:
+        """The whole-chunk vectors of this generation."""
+        with self._guard:
+            if self._vectors is not None and self._vectors[0] == state.generation:
+                return self._vectors[1]
+            layout = RowFormat(self.kind, state.dim or 0)
+            placed = arrays.rows >= 0
+            every = bool(placed.all())
+            made = ChunkVectors(
+                arrays.numbers if every else arrays.numbers[placed],
+                arrays.rows if every else arrays.rows[placed],
+                self.chunk_rows(state),
+                layout,
+                segments_of(rows, state.chunk_rows),
+                self._verified_segments,
+                state.vectors,
+            )
+            if self._vectors is None or self._vectors[0] < state.generation:
+                self._vectors = (state.generation, made)
+            return made
+
+    def chunk_rows(self, state: State) -> Raw:
+        """The file of whole-chunk vectors, as far as this generation reaches."""
+        return self._map("chunks", state, state.chunk_rows)
+
+    def sentence_rows(self, state: State) -> Raw:
+        """The file of sentence vectors, as far as this generation reaches."""
+        return self._map("sentences", state, state.sentence_rows)
+
+    def load(self, block: Placed, state: State) -> MemoryBlock:
+        """The whole block: vectors and KV states read and checked.
+
+        Raises:
+            CorruptStoreError: They do not match their checksums.
+        """
+        place = block.place
+        vectors: Vectors | None = None
+        if place.row is not None:
+            raw = raw_rows(place, self.chunk_rows(state), self.sentence_rows(state))
+            vectors = RowFormat(self.kind, state.dim or 0).unpack(raw)
+        kv = None if place.kv is None else self.kv_states(place, place.kv)
+        return MemoryBlock(chunk=block.chunk, vectors=vectors, kv=kv)
+
+    def kv_states(self, place: Place, serial: int) -> KVStates:
+        """A block's KV states, whose checksum is verified once a process.
+
+        Raises:
+            CorruptStoreError: It does not match.
+        """
+        known = (serial, place.number) in self._verified_kv
+        parts = kv_parts(place, serial, self.kv, verify=not known)
+        self._verified_kv.add((serial, place.number))
+        return unpack(parts)
+
+    def frequency(self, generation: int) -> dict[str, int]:
+        """Document frequencies counted so far in this generation."""
+        with self._guard:
+            if self._frequency[0] < generation:
+                self._frequency = (generation, {})
+            return self._frequency[1] if self._frequency[0] == generation else {}  # an older snapshot counts for itself
+
+    def selection(self, key: tuple[int, str]) -> Numbers | None:
+        """A filter's blocks, where it was asked for lately."""
+        with self._guard:
+            if key in self._selections:
+                self._selections.move_to_end(key)
+            return self._selections.get(key)
+
+    def keep_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
+        """Remember a filter's blocks."""
+        with self._guard:
+            self._selections[key] = numbers
+            if len(self._selections) > _SELECTIONS:
+                self._selections.popitem(last=False)
+
+    def close(self) -> None:
+        """Let go of mapped files."""
+        with self._guard:
+            self.kv.close()
+            self._maps = {}
+            self._vectors = None
+
+    def _map(self, name: str, state: State, rows: int) -> Raw:
+        with self._guard:
+            held = self._maps.get((name, state.vectors))
+            if held is None or len(held) < rows:
+                file = self.folder.chunks(state.vectors) if name == "chunks" else self.folder.sentences(state.vectors)
+                held = map_rows(self.folder, file, rows, RowFormat(self.kind, state.dim or 0).width)
+                self._maps = {k: v for k, v in self._maps.items() if k[1] == state.vectors}
+                self._maps[name, state.vectors] = held
+            return held[:rows]
+
+
+def _read_arrays(rows: Rows, state: State, base: Arrays | None) -> Arrays:
+    after = int(base.numbers[-1]) if base is not None and len(base.numbers) else 0
+    sql = "SELECT number, document, coalesce(row, -1) FROM blocks WHERE number > ? ORDER BY number"
+    found = rows(sql, after)
+    try:
+        table = np.array(found, np.int64).reshape(-1, 3).T
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CorruptStoreError(f"the rows of blocks cannot be read: {error}") from error
+    if base is not None:
+        table = np.concatenate([np.stack([base.numbers, base.documents, base.rows]), table], axis=1)
+    if table.size and int(table[2].max()) >= state.chunk_rows:
+        raise CorruptStoreError("a block's vector lies outside its file")
+    numbers, documents, placed = (np.ascontiguousarray(column) for column in table)
+    for column in (numbers, documents, placed):
+        column.setflags(write=False)
+    return Arrays(state.generation, state.epoch, numbers, documents, placed)
