@@ -587,6 +587,10 @@ def test_what_does_not_fit_is_named(tiny_backbone):
         backbone.read([[1], [2]], [[states]])
     with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
         backbone.generate([[1], [2]], max_new_tokens=1, seeds=[0])
+    with pytest.raises(ValueError, match="max_new_tokens=0 must be at least 1"):
+        backbone.generate([[1]], max_new_tokens=0)
+    with pytest.raises(ValueError, match=r"temperature=-1 must not be negative"):
+        next(backbone.stream([1], max_new_tokens=1, temperature=-1))
     with pytest.raises(CheckpointError, match="no gate head"):
         backbone.score([[1]], [[states]])
     other = tiny_backbone(memory=MEMORY, num_hidden_layers=3).compress([tokens(8)])

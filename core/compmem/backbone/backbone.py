@@ -318,6 +318,7 @@ class Backbone:
         rows_seeds = range(len(prompts)) if seeds is None else seeds
         if len(rows_seeds) != len(prompts):
             raise ValueError(f"{len(rows_seeds)} seeds for {len(prompts)} prompts")
+        _check_writing(max_new_tokens, temperature)
         ids = self.end_ids if stop_ids is None else stop_ids
 
         def run(rows: Sequence[int]) -> list[list[int]]:
@@ -350,6 +351,7 @@ class Backbone:
         start: int | None = None,
     ) -> Iterator[int]:
         """The same tokens as `generate` gives for one prompt, as they come."""
+        _check_writing(max_new_tokens, temperature)
         prefix, layout = self._lay_out([prompt], [blocks], start, max_new_tokens)
         stop = Stop(self.tokenizer, self.end_ids if stop_ids is None else stop_ids, stop_strings)
         sampling = Sampling(temperature=temperature, seeds=[seed])
@@ -389,6 +391,13 @@ class Backbone:
                     f"is larger than the context of {self.context}"
                 )
         return prefix, Layout.of(prompts, prefix.counts, start, self.device)
+
+
+def _check_writing(max_new_tokens: int, temperature: float) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature!r} must not be negative")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -66,7 +66,7 @@ class Slots(Context):
             self.tokens = torch.zeros(slots, rows, dtype=torch.long, device=device)
             self.numbers = torch.zeros(slots, rows, dtype=torch.float64, device=device)
             self.temperature = torch.ones((), device=device) if sampled else None
-        self.rows = torch.arange(rows, device=device)
+            self.rows = torch.arange(rows, device=device)
         self.length = slots
         """Slots that attention looks at; a plain step leaves out those not written yet."""
         self._decoder = decoder
