@@ -23,9 +23,18 @@ from compmem import (
 from tests.hashing import HashEncoder
 
 LEASE = [
-    Document(id="acme", title="Acme", text="Acme rents the Harbour Building. It makes rockets.", metadata={"year": 2024}),
-    Document(id="harbour", title="Harbour Building", text="The Harbour Building is insured by Lloyd.", metadata={"year": 2020}),
-    Document(id="zoo", title="Zoo", text="Animals live in the zoo. The zoo was founded in 1901.", metadata={"year": 2020}),
+    Document(
+        id="acme", title="Acme", text="Acme rents the Harbour Building. It makes rockets.", metadata={"year": 2024}
+    ),
+    Document(
+        id="harbour",
+        title="Harbour Building",
+        text="The Harbour Building is insured by Lloyd.",
+        metadata={"year": 2020},
+    ),
+    Document(
+        id="zoo", title="Zoo", text="Animals live in the zoo. The zoo was founded in 1901.", metadata={"year": 2020}
+    ),
     Document(id="weather", title="Weather", text="It rains in autumn. Snow falls in winter.", metadata={}),
 ]
 QUESTION = "Who insures the building that Acme rents?"
@@ -281,7 +290,9 @@ def test_every_search_finds_the_nearest(config):
             one_pass = RecallConfig(max_steps=1, reask=False, gate="similarity", links=False)
             found = index.recall("Item 13 weighs 91 grams.", k=1, config=one_pass)
             assert found[0].chunk.document_id == "13", search
-            kept = index.recall("Item 13 weighs 91 grams.", k=5, config=one_pass, filter={"document_id": {"in": ["7", "9"]}})
+            kept = index.recall(
+                "Item 13 weighs 91 grams.", k=5, config=one_pass, filter={"document_id": {"in": ["7", "9"]}}
+            )
             assert {r.chunk.document_id for r in kept} == {"7", "9"}, search
 
 

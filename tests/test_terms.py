@@ -27,7 +27,9 @@ def test_content_terms_leave_stopwords_out():
 
 
 def test_names_of_gives_titles_with_and_without_their_aside_headings_and_defined_terms():
-    found = dict(names_of("Polish-Russian War (film)", ["Handler objects"], 'class logging.Handler(x)\n"Rent" means money'))
+    found = dict(
+        names_of("Polish-Russian War (film)", ["Handler objects"], 'class logging.Handler(x)\n"Rent" means money')
+    )
     assert found["polish russian war film"] == "title"
     assert found["polish russian war"] == "title"
     assert found["handler objects"] == "heading"

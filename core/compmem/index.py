@@ -119,6 +119,11 @@ class MemoryIndex:
         """The folder of the index."""
         return self.store.path
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the folder goes when the index is closed."""
+        return self.store.temporary
+
     def close(self) -> None:
         """Gives files back; a temporary index is removed."""
         self.store.close()
@@ -166,6 +171,8 @@ class MemoryIndex:
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
         encoder = self.encoder
+        for document in batch:
+            _check_unicode(document)
         pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=encoder.count_tokens)) for d in batch]
         for document, chunks in pieces:
             if not chunks:
@@ -547,6 +554,15 @@ def _check_ids(documents: Sequence[Document]) -> None:
 
 def _takes_one_pass(config: RecallConfig) -> bool:
     return config.max_steps == 1 and not config.reask
+
+
+def _check_unicode(document: Document) -> None:
+    try:
+        (document.title + document.text).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"document {document.id!r} has a lone surrogate in its title or text: {error.reason}"
+        ) from error
 
 
 def _check_k(k: int) -> None:

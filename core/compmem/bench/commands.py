@@ -1,0 +1,108 @@
+"""`compmem bench ...`: each measurement prints a table, or JSON for programs, and is written where it is asked for."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed; the published runs came from here.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Also write the result, with its command and machine, to this file.")]
+
+
+@app.command()
+def recall(
+    data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages (JSONL) where the questions name them by title.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Keep the index here and find it again.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
+    from compmem.bench.recall import KS, measure
+
+    result = measure(data, corpus, limit=limit, index_folder=index)
+    table = Table(title=f"{result['data']}: {result['questions']} questions, {result['passages']} passages")
+    for column in ("system", *(f"recall@{k}" for k in KS), "seconds per question"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, row in result["systems"].items():
+        table.add_row(name, *(str(row[f"recall@{k}"]) for k in KS), str(row["seconds_per_question"]))
+    _deliver(result, table, out, as_json)
+
+
+@app.command()
+def encode(
+    pages: Annotated[Path, typer.Option(help="Pages to encode: JSONL with `text`.")],
+    count: Annotated[int, typer.Option(help="Passages.")] = 1500,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second of the encoder beside stock `SentenceTransformer.encode`, and how like the vectors are."""
+    from compmem.bench.encoding import measure
+    from compmem.tasks.multihop import leads
+
+    passages = [p.text for _, p in zip(range(count), leads(pages, words=180), strict=False)]
+    _deliver_flat(measure(passages), "encoding", out, as_json)
+
+
+@app.command()
+def scale(
+    pages: Annotated[Path, typer.Option(help="Pages to add: JSONL with `title` and `text`.")],
+    chunks: Annotated[int, typer.Option(help="How large the index grows.")] = 100_000,
+    questions: Annotated[int, typer.Option(help="Questions that are timed.")] = 60,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Adding, opening, one pass and the loop as an index grows."""
+    from compmem.bench.scale import measure
+
+    _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
+
+
+def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
+    table = Table("what", "measured", title=title)
+    for name, value in result.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    _deliver(result, table, out, as_json)
+
+
+def _deliver(result: Mapping[str, Any], table: Table, out: Path | None, as_json: bool) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"command": _command(), "machine": machine(), **result}, indent=1) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        Console().print(table)
+
+
+def _command() -> str:
+    """The command as a reader would type it: without the folders of this machine."""
+    return " ".join(["compmem", *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "cpu_features": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

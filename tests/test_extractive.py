@@ -1,0 +1,70 @@
+import numpy as np
+
+from compmem.readers import ExtractiveReader
+from compmem.readers.extractive import NOTHING_FOUND
+from compmem.schema import Chunk, MemoryBlock, WorkingMemory
+from compmem.view import Viewer
+from tests.hashing import HashEncoder
+from tests.test_gate import QUESTION, Words
+
+
+def block(title, *sentences):
+    text = " ".join(sentences)
+    spans, at = [], 0
+    for s in sentences:
+        spans.append((at, at + len(s)))
+        at += len(s) + 1
+    chunk = Chunk(text=text, title=title, document_id=title, sentences=tuple(spans))
+    return MemoryBlock(chunk=chunk, vectors=HashEncoder().encode([text, *sentences]))
+
+
+ACME = block("Acme", "It was founded long ago.", "Acme rents the Harbour Building.", "It makes rockets.", "It is big.")
+HARBOUR = block("Harbour Building", "The Harbour Building is insured by Lloyd.", "It was built in 1920.")
+ZOO = block("Zoo", "Animals live there.")
+
+
+def reader():
+    return ExtractiveReader(Viewer(QUESTION, HashEncoder(), Words()))
+
+
+def test_it_keeps_sentences_of_the_text_with_what_they_are_about():
+    reading = reader().read(QUESTION, WorkingMemory(), [ACME])
+    assert reading.update
+    assert "Acme: Acme rents the Harbour Building." in reading.memory.text.split("\n")
+    for kept in reading.memory.evidence:
+        assert ACME.chunk.text[kept.start : kept.end] == kept.text
+        assert 0 <= kept.score <= 1
+
+
+def test_a_block_that_does_not_bear_on_the_question_closes_the_update_gate():
+    assert not reader().read(QUESTION, WorkingMemory(), [ZOO]).update
+
+
+def test_several_blocks_at_once_are_the_blocks_one_after_another():
+    one = reader()
+    together = one.read(QUESTION, WorkingMemory(), [ACME, HARBOUR]).memory
+    first = one.read(QUESTION, WorkingMemory(), [ACME]).memory
+    after = one.read(QUESTION, first, [HARBOUR]).memory
+    assert set(together.text.split("\n")) == set(after.text.split("\n"))
+
+
+def test_reading_a_block_again_adds_nothing():
+    one = reader()
+    memory = one.read(QUESTION, WorkingMemory(), [ACME]).memory
+    again = one.read(QUESTION, memory, [ACME])
+    assert again.memory.text == memory.text
+    assert not again.update
+    assert not again.exit
+
+
+def test_the_answer_quotes_the_best_sentence_of_each_source():
+    one = reader()
+    memory = one.read(QUESTION, WorkingMemory(), [ACME, HARBOUR]).memory
+    text = "".join(p for p in one.write(QUESTION, memory) if isinstance(p, str))
+    assert text == "Acme rents the Harbour Building. The Harbour Building is insured by Lloyd."
+    assert list(one.write(QUESTION, WorkingMemory())) == [NOTHING_FOUND]
+
+
+def test_a_block_of_one_vector_is_read_as_a_whole():
+    whole = MemoryBlock(chunk=Chunk(text="Acme rents."), vectors=np.asarray(HashEncoder().encode(["Acme rents."])))
+    assert reader().read(QUESTION, WorkingMemory(), [whole]).memory.evidence[0].text == "Acme rents."
