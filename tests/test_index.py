@@ -15,8 +15,8 @@ from compmem import (
     IncompatibleStoreError,
     IndexConfig,
     MemoryIndex,
-    RecallConfig,
     ReaderError,
+    RecallConfig,
     Step,
     StoreError,
 )
