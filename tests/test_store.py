@@ -806,6 +806,20 @@ def test_links_are_not_followed(tmp_path: Path, file: str):
             view.blocks([1])
 
 
+@pytest.mark.parametrize(
+    "file", ["manifest.sqlite-wal", "manifest.sqlite-shm", "manifest.sqlite-journal", "writer.lock"]
+)
+def test_what_a_link_points_to_stays_as_it_is(tmp_path: Path, file: str):
+    Store.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (tmp_path / "s" / file).unlink(missing_ok=True)
+    (tmp_path / "s" / file).symlink_to(outside)
+    with pytest.raises(CorruptStoreError, match=f"{file} .* not a plain file"), Store.open(tmp_path / "s") as store:
+        store.add([entry("e", ["Beta."])])
+    assert outside.read_text() == "precious"
+
+
 READ_ONLY = """
     import mmap, os, sys
     from compmem.errors import StoreError
@@ -855,6 +869,16 @@ def test_snapshots_nest_and_wander_between_threads(store: Store):
         for thread in threads:
             thread.join()
     assert seen == [2] * 8
+
+
+def test_a_view_does_not_outlive_its_block(store: Store):
+    store.add([entry("d", ["Alpha one."])])
+    with store.snapshot() as view:
+        rest = view.documents()
+    with pytest.raises(StoreError, match="closed"):
+        next(rest)
+    with pytest.raises(StoreError, match="closed"):
+        view.chunks([1])
 
 
 def test_threads_add_at_once(store: Store):

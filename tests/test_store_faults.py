@@ -22,7 +22,8 @@ import torch
 
 from compmem.errors import CompMemError, CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import Snapshot, Store
+from compmem.store import Snapshot, Store, writing
+from compmem.store.records import record_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes")
 
@@ -383,6 +384,46 @@ def test_a_second_writer_is_told_and_a_dead_one_leaves_no_lock(tmp_path: Path):
         child.join()
         store.add([entry("new", 1)])
         assert store.verify() == []
+
+
+def read_in_a_fork(store: Store) -> None:
+    with store.snapshot() as view:
+        assert len(check(view)) == 4
+    store.add([entry("forked", 1)])
+
+
+def test_a_store_opened_before_a_fork_serves_both(tmp_path: Path):
+    with Store.open(filled(tmp_path / "s")) as store:
+        with store.snapshot() as view:
+            in_a_child(read_in_a_fork, store)
+            assert len(check(view)) == 4
+        with store.snapshot() as view:
+            assert len(check(view)) == 5
+        store.add([entry("after", 1)])
+        assert store.verify() == []
+
+
+def add_and_be_interrupted(store: Store, name: str, *, committed: bool) -> None:
+    with store._transaction() as connection:
+        writing.insert(connection, store._folder, [record_of(*entry(name, 1))], ("int8", "bf16"))
+        if committed:
+            connection.execute("COMMIT")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path):
+    """The transaction is committed, then an exception comes on the way out: the files it names must stay."""
+    with Store.open(filled(tmp_path / "s")) as store:
+        with pytest.raises(KeyboardInterrupt):
+            add_and_be_interrupted(store, "new", committed=True)
+        assert store.verify() == []
+        with store.snapshot() as view:
+            assert len(check(view)) == 5
+        with pytest.raises(KeyboardInterrupt):
+            add_and_be_interrupted(store, "other", committed=False)
+        assert len(list((tmp_path / "s").glob("kv-*"))) == 2
+        with store.snapshot() as view:
+            assert len(check(view)) == 5
 
 
 def read_until(path: Path, end: float) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -90,19 +91,30 @@ class Cache:
         """The file of sentence vectors, as far as this generation reaches."""
         return self._map("sentences", state, state.sentence_rows)
 
-    def load(self, block: Placed, state: State) -> MemoryBlock:
-        """The whole block: vectors and KV states read and checked.
+    def load(self, blocks: Sequence[Placed], state: State) -> list[MemoryBlock]:
+        """Whole blocks: vectors and KV states read and checked.
 
         Raises:
             CorruptStoreError: They do not match their checksums.
         """
-        place = block.place
-        vectors: Vectors | None = None
-        if place.row is not None:
-            raw = raw_rows(place, self.chunk_rows(state), self.sentence_rows(state))
-            vectors = RowFormat(self.kind, state.dim or 0).unpack(raw)
-        kv = None if place.kv is None else self.kv_states(place, place.kv)
-        return MemoryBlock(chunk=block.chunk, vectors=vectors, kv=kv)
+        places = [block.place for block in blocks]
+        vectors: list[Vectors | None] = [None] * len(places)
+        dense = [i for i, place in enumerate(places) if place.row is not None]
+        if dense:
+            chunk_rows, sentence_rows = self.chunk_rows(state), self.sentence_rows(state)
+            raws = [raw_rows(places[i], chunk_rows, sentence_rows) for i in dense]
+            every = RowFormat(self.kind, state.dim or 0).unpack(np.concatenate(raws))
+            ends = np.cumsum([len(raw) for raw in raws])
+            for i, own in zip(dense, np.split(every, ends[:-1]), strict=True):
+                vectors[i] = own
+        return [
+            MemoryBlock(
+                chunk=block.chunk,
+                vectors=vectors[i],
+                kv=None if block.place.kv is None else self.kv_states(block.place, block.place.kv),
+            )
+            for i, block in enumerate(blocks)
+        ]
 
     def kv_states(self, place: Place, serial: int) -> KVStates:
         """A block's KV states, whose checksum is verified once a process.

@@ -39,7 +39,7 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Condition:
     """A condition on a row `d` of `documents`: SQL text, and the values of its parameters in order."""
 
     sql: str
@@ -61,9 +61,9 @@ class Not:
     part: "Node"
 
 
-Node = Test | Group | Not
-_ALL: Final = Test("1")
-_NONE: Final = Test("0")
+Node = Condition | Group | Not
+_ALL: Final = Condition("1")
+_NONE: Final = Condition("0")
 
 
 def compile_filter(wanted: Mapping[str, Any] | Sequence[Any]) -> Node:
@@ -77,7 +77,8 @@ def compile_filter(wanted: Mapping[str, Any] | Sequence[Any]) -> Node:
 
 def admitted(node: Node, rows: Rows) -> Numbers:
     """Keys of the documents that a filter admits, rising."""
-    if isinstance(node, Test):
+    node = _opposite(node)
+    if isinstance(node, Condition):
         sql = f"SELECT d.key FROM documents AS d WHERE {node.sql} ORDER BY d.key"  # noqa: S608  (values are parameters)
         return np.array([key for (key,) in rows(sql, *node.parameters)], np.int64)
     if isinstance(node, Not):
@@ -90,13 +91,21 @@ def admitted(node: Node, rows: Rows) -> Numbers:
 
 def _merged(group: Group) -> list[Node]:
     """The parts of a group, with its plain conditions in as few queries as may be."""
-    tests = [part for part in group.parts if isinstance(part, Test)]
-    out: list[Node] = [part for part in group.parts if not isinstance(part, Test)]
+    parts = [_opposite(part) for part in group.parts]
+    tests = [part for part in parts if isinstance(part, Condition)]
+    out: list[Node] = [part for part in parts if not isinstance(part, Condition)]
     for at in range(0, len(tests), _AT_ONCE):
         some = tests[at : at + _AT_ONCE]
         sql = f" {group.word} ".join(test.sql for test in some)
-        out.append(Test(sql, tuple(value for test in some for value in test.parameters)))
+        out.append(Condition(sql, tuple(value for test in some for value in test.parameters)))
     return out
+
+
+def _opposite(node: Node) -> Node:
+    """The same node, as one condition where it is the opposite of one."""
+    if isinstance(node, Not) and isinstance(node.part, Condition):
+        return Condition(f"NOT {node.part.sql}", node.part.parameters)
+    return node
 
 
 def _compile(wanted: Any, depth: int) -> Node:
@@ -161,9 +170,9 @@ def _ordered(key: str, operator: str, operand: Any) -> Node:
     if isinstance(operand, bool) or not isinstance(operand, int | float | str):
         raise ValueError(f"filter {key!r}: {operator!r} takes a number or a string, not {operand!r}")
     if isinstance(operand, str):
-        return _exists(key, Test(f"m.type = 'text' AND m.atom {operator} ?", (_text(key, operand),)))
+        return _exists(key, Condition(f"m.type = 'text' AND m.atom {operator} ?", (_text(key, operand),)))
     number = _number(key, operand)
-    return _exists(key, Test(f"{_NUMBER.format('m')} AND m.atom {operator} json_extract(?, '$')", (number,)))
+    return _exists(key, Condition(f"{_NUMBER.format('m')} AND m.atom {operator} json_extract(?, '$')", (number,)))
 
 
 def _any(key: str, operator: str, operand: Any) -> Node:
@@ -172,21 +181,21 @@ def _any(key: str, operator: str, operand: Any) -> Node:
 
 def _all(key: str, operator: str, operand: Any) -> Node:
     parts = [_exists(key, _holds([value])) for value in _scalars(key, operator, operand)]
-    return Group("AND", (_exists(key, Test("m.type = 'array'")), *parts))
+    return Group("AND", (_exists(key, Condition("m.type = 'array'")), *parts))
 
 
 def _contains(key: str, operator: str, operand: Any) -> Node:
     listed = _exists(key, _holds([_scalar(key, operator, operand)]))
     if not isinstance(operand, str):
         return listed
-    part = Test("m.type = 'text' AND instr(m.atom, ?) > 0", (_text(key, operand),))
+    part = Condition("m.type = 'text' AND instr(m.atom, ?) > 0", (_text(key, operand),))
     return Group("OR", (listed, _exists(key, part)))
 
 
 def _text_match(key: str, operator: str, operand: Any) -> Node:
     if not isinstance(operand, str):
         raise ValueError(f"filter {key!r}: {operator!r} takes a string, not {operand!r}")
-    return _exists(key, Test("m.type = 'text' AND holds_folded(m.atom, ?)", (_text(key, operand.casefold()),)))
+    return _exists(key, Condition("m.type = 'text' AND holds_folded(m.atom, ?)", (_text(key, operand.casefold()),)))
 
 
 def _is_empty(key: str, operator: str, operand: Any) -> Node:
@@ -214,33 +223,33 @@ _OPERATORS: Final[dict[str, Callable[[str, str, Any], Node]]] = {
 _LISTED: Final = ", ".join(_OPERATORS)
 
 
-def _exists(key: str, test: Test) -> Test:
+def _exists(key: str, test: Condition) -> Condition:
     source = _source(key)
     sql = f"EXISTS (SELECT 1 FROM {source.sql} AS m WHERE {test.sql})"  # noqa: S608  (values are parameters)
-    return Test(sql, (*source.parameters, *test.parameters))
+    return Condition(sql, (*source.parameters, *test.parameters))
 
 
-def _absent(key: str, empty: str) -> Test:
+def _absent(key: str, empty: str) -> Condition:
     source = _source(key)
     sql = f"NOT EXISTS (SELECT 1 FROM {source.sql} AS m WHERE NOT ({empty}))"  # noqa: S608  (our own text)
-    return Test(sql, source.parameters)
+    return Condition(sql, source.parameters)
 
 
-def _source(key: str) -> Test:
+def _source(key: str) -> Condition:
     name = _text(key, key)
     if key in _OWN:
-        return Test(_OWN_SOURCE.format(column=_OWN[key]), (name, name))
-    return Test(_SOURCE, (name,))
+        return Condition(_OWN_SOURCE.format(column=_OWN[key]), (name, name))
+    return Condition(_SOURCE, (name,))
 
 
-def _holds(values: list[Any]) -> Test:
+def _holds(values: list[Any]) -> Condition:
     """The metadata is a list that holds one of the values."""
     test = _one_of("e", values)
     sql = f"m.type = 'array' AND EXISTS (SELECT 1 FROM json_each(m.value) AS e WHERE {test.sql})"  # noqa: S608  (our own)
-    return Test(sql, test.parameters)
+    return Condition(sql, test.parameters)
 
 
-def _one_of(row: str, values: list[Any]) -> Test:
+def _one_of(row: str, values: list[Any]) -> Condition:
     """The JSON value in a row is one of the values, type and all."""
     texts = [value for value in values if isinstance(value, str)]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -252,7 +261,7 @@ def _one_of(row: str, values: list[Any]) -> Test:
         (f"{row}.type IN {_LIST}", types),
     ]
     asked = [(sql, json.dumps(some, ensure_ascii=False)) for sql, some in parts if some]
-    return Test(" OR ".join(sql for sql, _ in asked) or "0", tuple(values for _, values in asked))
+    return Condition(" OR ".join(sql for sql, _ in asked) or "0", tuple(values for _, values in asked))
 
 
 def _scalar(key: str, operator: str, operand: Any) -> Any:

@@ -24,6 +24,7 @@ COMMON: Final = 0.15
 POSTINGS: Final = 12_000
 """Occurrences that one question may touch, rarest terms first: what bounds its time in a large index."""
 _LEAST_TERMS: Final = 3
+_IN_ORDER: Final = "SELECT rowid, 0.0 FROM lexical WHERE lexical MATCH ? ORDER BY rowid LIMIT ?"
 _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
 _PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα x"
 
@@ -107,8 +108,8 @@ def with_phrase(
     run = _terms(" ".join(words))
     if not run or limit <= 0:
         return []
-    sql = "SELECT rowid, 0.0 FROM lexical WHERE lexical MATCH ? ORDER BY rowid"
-    found = rows(sql, _quoted(" ".join(run)))
+    every = admitted is None or len(admitted) == len(live)
+    found = rows(_IN_ORDER, _quoted(" ".join(run)), limit if every else -1)
     return [number for number, _ in _kept(found, live if admitted is None else admitted, limit)]
 
 

@@ -79,7 +79,8 @@ class Snapshot:
             ValueError: A block is not in this snapshot.
             CorruptStoreError: A text, vectors or KV states do not match their checksum.
         """
-        found = {number: self._cache.load(block, self._state) for number, block in self._fetch(blocks).items()}
+        placed = self._fetch(blocks)
+        found = dict(zip(placed, self._cache.load(list(placed.values()), self._state), strict=True))
         return [found[int(number)] for number in blocks]
 
     def vectors(self) -> ChunkVectors:

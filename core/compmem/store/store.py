@@ -64,7 +64,7 @@ class Store:
         self._manifest = manifest
         self._cache = Cache(folder, self._kinds[0])
         self._mutex = threading.RLock()
-        self._lock = FileLock(folder.lock, thread_local=False)
+        self._writing = False
         self._remove: weakref.finalize[[str, bool], Store] | None = None
 
     @classmethod
@@ -128,6 +128,11 @@ class Store:
             raise
 
     @property
+    def temporary(self) -> bool:
+        """Whether the folder goes when the store is closed."""
+        return self._remove is not None
+
+    @property
     def generation(self) -> int:
         """A number that grows with every commit, of any process."""
         with self._manifest.reading() as rows:
@@ -147,8 +152,17 @@ class Store:
             StoreLockedError: Another process holds it.
             StoreError: The folder cannot be written.
         """
-        with self._mutex, _locked(self._lock, self._folder):
-            yield
+        with self._mutex:
+            if self._writing:
+                yield
+                return
+            # A new lock object each time: one that a fork inherits is of no use.
+            with _locked(FileLock(self._folder.lock, thread_local=False), self._folder):
+                self._writing = True
+                try:
+                    yield
+                finally:
+                    self._writing = False
 
     def add(self, documents: Sequence[tuple[Document, Sequence[MemoryBlock]]]) -> None:
         """Add documents with their blocks, all or none; a document whose id is known is replaced.
