@@ -1,0 +1,8 @@
+"""CompMem in LlamaIndex: an index, and the retriever, query engine and chat engine over it."""
+
+from llama_index_compmem.chat_engine import CompMemChatEngine
+from llama_index_compmem.index import CompMemIndex
+from llama_index_compmem.query_engine import CompMemQueryEngine
+from llama_index_compmem.retriever import CompMemRetriever
+
+__all__ = ["CompMemChatEngine", "CompMemIndex", "CompMemQueryEngine", "CompMemRetriever"]

@@ -1,0 +1,197 @@
+"""The chat engine: each message made standalone, then answered from memory."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.callbacks import CallbackManager, trace_method
+from llama_index.core.chat_engine.types import AgentChatResponse, BaseChatEngine, StreamingAgentChatResponse
+from llama_index.core.chat_engine.utils import aresponse_gen_from_query_engine, response_gen_from_query_engine
+from llama_index.core.llms import LLM
+from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.tools import ToolOutput
+from llama_index.core.types import Thread
+
+from llama_index_compmem.query_engine import CompMemQueryEngine
+from llama_index_compmem.standalone import CONDENSE, astandalone, standalone, standalone_by_rule
+
+logger = logging.getLogger(__name__)
+
+
+class CompMemChatEngine(BaseChatEngine):
+    """A conversation over memory. One engine is one conversation.
+
+    A follow-up message is first made standalone: by the LLM, or without one by a plain rule (a message that points
+    back, with a pronoun or because it is so short, is asked with the names that the last answer brought up). Then the
+    query engine answers it. A message and its answer enter the history together when the answer is complete;
+    where one fails, neither does.
+
+    Args:
+        query_engine: What answers.
+        llm: Makes messages standalone.
+        memory: The history. Default: a buffer in this process.
+        chat_history: How the conversation began.
+        condense_prompt: What the LLM is asked; fields `chat_history` and `question`.
+        callback_manager: Legacy callbacks. Default: the query engine's.
+
+    Raises:
+        ValueError: The chat history is none.
+    """
+
+    def __init__(
+        self,
+        query_engine: CompMemQueryEngine,
+        llm: LLM | None = None,
+        *,
+        memory: BaseMemory | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        condense_prompt: BasePromptTemplate = CONDENSE,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        self._engine = query_engine
+        self._llm = llm
+        self._memory = memory if memory is not None else ChatMemoryBuffer.from_defaults()
+        self._condense_prompt = condense_prompt
+        self.callback_manager = callback_manager or query_engine.callback_manager
+        if chat_history is not None:
+            self._memory.set(_checked_history(chat_history))
+
+    @property
+    def query_engine(self) -> CompMemQueryEngine:
+        """What answers."""
+        return self._engine
+
+    @property
+    def chat_history(self) -> list[ChatMessage]:
+        """The conversation so far."""
+        return self._memory.get_all()
+
+    def reset(self) -> None:
+        """Begins a new conversation."""
+        self._memory.reset()
+
+    @trace_method("chat")
+    def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
+        """The answer to a message; `chat_history` replaces the conversation so far."""
+        question = self._standalone(message, chat_history)
+        response = self._engine.with_streaming(False).query(question)
+        assert isinstance(response, Response)
+        self._memory.put_messages(_turn(message, str(response)))
+        return AgentChatResponse(
+            response=str(response),
+            sources=[_output(question, response)],
+            source_nodes=response.source_nodes,
+            metadata=response.metadata,
+        )
+
+    @trace_method("chat")
+    async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
+        """`chat` for an event loop."""
+        question = await self._astandalone(message, chat_history)
+        response = await self._engine.with_streaming(False).aquery(question)
+        assert isinstance(response, Response)
+        await self._memory.aput_messages(_turn(message, str(response)))
+        return AgentChatResponse(
+            response=str(response),
+            sources=[_output(question, response)],
+            source_nodes=response.source_nodes,
+            metadata=response.metadata,
+        )
+
+    @trace_method("chat")
+    def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
+        """The answer to a message as it is written."""
+        question = self._standalone(message, chat_history)
+        response = self._engine.with_streaming(True).query(question)
+        assert isinstance(response, StreamingResponse)
+        streamed = StreamingAgentChatResponse(
+            chat_stream=self._told(message, response_gen_from_query_engine(response.response_gen)),
+            sources=[_output(question, response)],
+            source_nodes=response.source_nodes,
+        )
+        thread = Thread(target=_quietly, args=(streamed, self._memory), daemon=True)
+        streamed.write_response_to_history_thread = thread
+        thread.start()
+        return streamed
+
+    @trace_method("chat")
+    async def astream_chat(
+        self, message: str, chat_history: list[ChatMessage] | None = None
+    ) -> StreamingAgentChatResponse:
+        """`stream_chat` for an event loop."""
+        question = await self._astandalone(message, chat_history)
+        response = await self._engine.with_streaming(True).aquery(question)
+        assert isinstance(response, AsyncStreamingResponse)
+        streamed = StreamingAgentChatResponse(
+            achat_stream=self._atold(message, aresponse_gen_from_query_engine(response.response_gen)),
+            sources=[_output(question, response)],
+            source_nodes=response.source_nodes,
+        )
+        streamed._ensure_async_setup()
+        streamed.awrite_response_to_history_task = asyncio.create_task(
+            streamed.awrite_response_to_history(self._memory)
+        )
+        return streamed
+
+    def _standalone(self, message: str, chat_history: list[ChatMessage] | None) -> str:
+        _check_message(message)
+        if chat_history is not None:
+            self._memory.set(_checked_history(chat_history))
+        history = self._memory.get(input=message)
+        if self._llm is None:
+            return standalone_by_rule(history, message)
+        return standalone(self._llm, self._condense_prompt, history, message)
+
+    async def _astandalone(self, message: str, chat_history: list[ChatMessage] | None) -> str:
+        _check_message(message)
+        if chat_history is not None:
+            await self._memory.aset(_checked_history(chat_history))
+        history = await self._memory.aget(input=message)
+        if self._llm is None:
+            return standalone_by_rule(history, message)
+        return await astandalone(self._llm, self._condense_prompt, history, message)
+
+    def _told(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
+        """The stream, with the message put into the history before the framework puts the answer there."""
+        yield from stream
+        self._memory.put(ChatMessage(role=MessageRole.USER, content=message))
+
+    async def _atold(self, message: str, stream: Any) -> AsyncGenerator[ChatResponse, None]:
+        async for response in stream:
+            yield response
+        await self._memory.aput(ChatMessage(role=MessageRole.USER, content=message))
+
+
+def _quietly(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
+    """Writes the answer to the history; whoever reads the stream is given the error that is kept with it."""
+    try:
+        streamed.write_response_to_history(memory)
+    except Exception:
+        logger.debug("a streamed answer failed", exc_info=True)
+
+
+def _turn(message: str, answer: str) -> list[ChatMessage]:
+    return [
+        ChatMessage(role=MessageRole.USER, content=message),
+        ChatMessage(role=MessageRole.ASSISTANT, content=answer),
+    ]
+
+
+def _output(question: str, response: Response | StreamingResponse | AsyncStreamingResponse) -> ToolOutput:
+    content = str(response) if isinstance(response, Response) else ""
+    return ToolOutput(content=content, tool_name="query_engine", raw_input={"query": question}, raw_output=response)
+
+
+def _check_message(message: object) -> None:
+    if not isinstance(message, str) or not message.strip():
+        raise ValueError(f"message={message!r} must be a text that says something")
+
+
+def _checked_history(history: object) -> list[ChatMessage]:
+    if not isinstance(history, list) or not all(isinstance(m, ChatMessage) for m in history):
+        raise ValueError(f"chat_history={history!r} must be a list of ChatMessage")
+    return history

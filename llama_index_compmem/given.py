@@ -1,0 +1,33 @@
+"""Answering from nodes that somebody else chose."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llama_index.core.schema import NodeWithScore
+
+import compmem
+from compmem import RecallConfig
+from llama_index_compmem.nodes import to_bare_document
+
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+
+def memory_of_nodes(like: "MemoryIndex", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":
+    """A temporary index of these nodes as they are now: a postprocessor may have changed their text.
+
+    It shares the encoder of the other index and goes with the object.
+    """
+    encoder = None if like.config.encoder is None else like.encoder
+    memory = compmem.MemoryIndex.create(None, replace(like.config, encoder=encoder))
+    documents = [to_bare_document(n.node) for n in nodes]
+    memory.add({d.id: d for d in documents if d.text.strip()}.values())
+    return memory
+
+
+def reading_all(config: RecallConfig, nodes: int) -> RecallConfig:
+    """The settings under which so many nodes are all read, in their order, in as many steps as there may be."""
+    steps = min(config.max_steps or nodes, nodes) or 1
+    together = max(config.blocks_per_step, -(-nodes // steps))
+    return config.but(candidates="all", gate="off", order="best", reask=False, blocks_per_step=together)

@@ -1,0 +1,321 @@
+"""The index: a CompMem index behind LlamaIndex's `BaseIndex`."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
+from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.llms.utils import LLMType, resolve_llm
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TransformComponent
+from llama_index.core.storage.docstore.types import RefDocInfo
+from llama_index.core.storage.storage_context import StorageContext
+from llama_index.core.vector_stores.types import MetadataFilters
+
+import compmem
+from compmem import Document, Encoder, IndexConfig, RecallConfig
+from llama_index_compmem.chat_engine import CompMemChatEngine
+from llama_index_compmem.errors import framework_errors
+from llama_index_compmem.llm import ChatModel
+from llama_index_compmem.nodes import NODE, REF_DOC, source_hash, to_document
+from llama_index_compmem.opening import as_encoder, open_memory
+from llama_index_compmem.query_engine import CompMemQueryEngine
+from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
+from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, Shelf, unpack
+
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+logger = logging.getLogger(__name__)
+
+
+class CompMemIndex(BaseIndex[CompMemStruct]):
+    """Documents compressed into memory once, in place of a vector index.
+
+    Give `path=` and the memory lives in that folder: what is inserted is there at once, other processes may read it,
+    and `storage_context.persist` names it. Without, it is temporary, and `persist` packs it into the persist folder,
+    which may then be moved; large memories want a folder of their own. An LLM is asked only where one is given.
+
+    Chunks of some 256 tokens without overlap suit memory best:
+    `from_documents(..., transformations=[SentenceSplitter(chunk_size=256, chunk_overlap=0)])`.
+
+    Args:
+        nodes: Nodes to remember.
+        objects: Nodes that stand for other retrievers, engines or nodes.
+        index_struct: What a loader has read; nothing is remembered anew.
+        storage_context: Where documents' hashes are kept, and what is persisted.
+        callback_manager: Legacy callbacks.
+        transformations: How `insert` splits documents.
+        show_progress: Show a bar while remembering.
+        path: Folder of the memory; new, or with `index_struct` the one to open.
+        config: How documents become memory.
+        embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, in place of the encoder that
+            `config` names. Models and objects are not persisted: a loader needs them again.
+        recall: Settings of the loop for the engines made from this index.
+        device: Torch device of the models.
+        dtype: Name of a torch dtype.
+        memory: With `index_struct`, the memory already opened; see `from_memory`.
+
+    Raises:
+        ValueError: Nodes are documents or nothing, the folder holds something already or no index, or a node's metadata
+            is not JSON.
+    """
+
+    index_struct_cls = CompMemStruct
+
+    def __init__(
+        self,
+        nodes: Sequence[BaseNode] | None = None,
+        objects: Sequence[IndexNode] | None = None,
+        index_struct: CompMemStruct | None = None,
+        storage_context: StorageContext | None = None,
+        callback_manager: CallbackManager | None = None,
+        transformations: list[TransformComponent] | None = None,
+        show_progress: bool = False,
+        *,
+        path: str | Path | None = None,
+        config: IndexConfig | None = None,
+        embed_model: BaseEmbedding | Encoder | None = None,
+        recall: RecallConfig | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        memory: "MemoryIndex | None" = None,
+    ) -> None:
+        self._recall = recall
+        self._folder = path
+        self._config = config or IndexConfig()
+        if embed_model is not None:
+            self._config = replace(self._config, encoder=as_encoder(embed_model))
+        self._device, self._dtype = device, dtype
+        storage_context = storage_context or StorageContext.from_defaults()
+        if index_struct is not None:
+            self._memory = memory or self._opened(index_struct, storage_context, embed_model)
+            self._shelve(index_struct, storage_context)
+        super().__init__(
+            nodes=None if nodes is None else list(nodes),
+            objects=None if objects is None else list(objects),
+            index_struct=index_struct,
+            storage_context=storage_context,
+            callback_manager=callback_manager,
+            transformations=transformations,
+            show_progress=show_progress,
+        )
+
+    @classmethod
+    def from_nodes(cls, nodes: Sequence[BaseNode], **options: Any) -> "CompMemIndex":
+        """An index of nodes that are already split; the options are those of the class."""
+        return cls(nodes=nodes, **options)
+
+    @classmethod
+    def from_memory(
+        cls,
+        memory: "MemoryIndex | str | Path",
+        storage_context: StorageContext | None = None,
+        *,
+        embed_model: BaseEmbedding | Encoder | None = None,
+        **options: Any,
+    ) -> "CompMemIndex":
+        """An index over a CompMem index that is there already, by the object or its folder.
+
+        What was put in by other means than LlamaIndex comes back as text nodes, one a chunk. The other options are
+        those of the class.
+
+        Raises:
+            ValueError: There is no index, or it was made with another embedding model.
+        """
+        opened = open_memory(memory, embed_model) if isinstance(memory, str | Path) else memory
+        struct = CompMemStruct(path=None if opened.temporary else str(opened.path.absolute()))
+        index = cls(
+            index_struct=struct, storage_context=storage_context, memory=opened, embed_model=embed_model, **options
+        )
+        for document in opened.documents():  # so that refresh knows what has not changed
+            if (ref_doc_id := document.metadata.get(REF_DOC)) and (known := source_hash(document.metadata)):
+                index.docstore.set_document_hash(ref_doc_id, known)
+        return index
+
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        return self._memory
+
+    # Writing
+
+    def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> CompMemStruct:
+        documents = _documents(nodes)
+        with framework_errors():
+            self._memory = compmem.MemoryIndex.create(
+                self._folder, self._config, device=self._device, dtype=self._dtype
+            )
+            self._memory.add(documents, show_progress=self._show_progress)
+        struct = CompMemStruct(path=None if self._folder is None else str(Path(self._folder).absolute()))
+        self._shelve(struct, self._storage_context)
+        return struct
+
+    def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        documents = _documents(nodes)
+        with framework_errors():
+            self._memory.add(documents, show_progress=self._show_progress)
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Inserts nodes without blocking the event loop."""
+        await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
+
+    def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
+        with framework_errors():
+            self._memory.delete([node_id])
+
+    def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Forgets nodes, all in one commit; unknown ids are passed over."""
+        with framework_errors():
+            self._memory.delete(node_ids)
+        super().delete_nodes([], **delete_kwargs)
+        if delete_from_docstore:
+            for node_id in node_ids:
+                self.docstore.delete_document(node_id, raise_error=False)
+
+    async def adelete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """`delete_nodes` for an event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, delete_from_docstore, **delete_kwargs)
+
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """Forgets every node that was cut from a document."""
+        node_ids = [d.id for d in self._memory.documents({REF_DOC: ref_doc_id})]
+        if not node_ids and (found := self._memory.get(ref_doc_id)) and NODE not in found.metadata:
+            node_ids = [ref_doc_id]
+        if not node_ids:
+            logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
+        self.delete_nodes(node_ids, delete_from_docstore=delete_from_docstore, **delete_kwargs)
+        if delete_from_docstore:
+            self.docstore.delete_ref_doc(ref_doc_id, raise_error=False)
+            self.docstore.delete_document(ref_doc_id, raise_error=False)
+
+    async def adelete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
+        """`delete_ref_doc` for an event loop."""
+        await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
+
+    @property
+    def ref_doc_info(self) -> dict[str, RefDocInfo]:
+        """The documents that nodes were cut from, with the nodes' ids and the first one's metadata."""
+        found: dict[str, RefDocInfo] = {}
+        for document in self._memory.documents():
+            if NODE in document.metadata:
+                ref_doc_id, ids = document.metadata.get(REF_DOC), [document.id]
+            else:
+                ref_doc_id, ids = document.id, [f"{document.id}#{n}" for n in range(document.chunks)]
+            if ref_doc_id:
+                metadata = {k: v for k, v in document.metadata.items() if k not in (NODE, REF_DOC)}
+                found.setdefault(ref_doc_id, RefDocInfo(metadata=metadata)).node_ids.extend(ids)
+        return found
+
+    # Asking
+
+    def as_retriever(  # type: ignore[override]  # unknown options are refused, not passed over
+        self,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        *,
+        loop: bool = True,
+        recall: RecallConfig | None = None,
+        verbose: bool = False,
+    ) -> CompMemRetriever:
+        """A retriever over this index; see `CompMemRetriever`."""
+        return CompMemRetriever(
+            self,
+            similarity_top_k,
+            filters,
+            loop=loop,
+            recall=recall or self._recall,
+            callback_manager=self._callback_manager,
+            object_map=self._object_map,
+            verbose=verbose,
+        )
+
+    def as_query_engine(  # type: ignore[override]  # unknown options are refused, not passed over
+        self,
+        llm: LLMType | None = None,
+        *,
+        chat: ChatModel | None = None,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        recall: RecallConfig | None = None,
+        streaming: bool = False,
+        node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
+        prompts: dict[str, BasePromptTemplate] | None = None,
+    ) -> CompMemQueryEngine:
+        """A query engine over this index; see `CompMemQueryEngine`. Without `llm` none is asked."""
+        return CompMemQueryEngine(
+            self,
+            None if llm is None else resolve_llm(llm, callback_manager=self._callback_manager),
+            chat=chat,
+            similarity_top_k=similarity_top_k,
+            filters=filters,
+            recall=recall or self._recall,
+            streaming=streaming,
+            node_postprocessors=node_postprocessors,
+            prompts=prompts,
+            callback_manager=self._callback_manager,
+        )
+
+    def as_chat_engine(
+        self, chat_mode: ChatMode = ChatMode.BEST, llm: LLMType | None = None, **options: Any
+    ) -> BaseChatEngine:
+        """A conversation over this index.
+
+        `best` and `condense_question` are a `CompMemChatEngine`, which needs no LLM; its options are `memory`,
+        `chat_history`, `condense_prompt` and those of `as_query_engine`. `context`, `condense_plus_context` and
+        `simple` are the framework's own engines, the first two over this index's retriever with its options.
+
+        Raises:
+            ValueError: The mode is unknown or gone, or needs an LLM and none is given.
+        """
+        asked = None if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
+        if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
+            own = _taken(options, "memory", "chat_history", "condense_prompt")
+            return CompMemChatEngine(self.as_query_engine(asked, **options), asked, **own)
+        if asked is None:
+            raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
+        if chat_mode == ChatMode.SIMPLE:
+            return SimpleChatEngine.from_defaults(llm=asked, **options)
+        if chat_mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT):
+            retriever = self.as_retriever(**_taken(options, "similarity_top_k", "filters", "loop", "recall"))
+            kind = ContextChatEngine if chat_mode == ChatMode.CONTEXT else CondensePlusContextChatEngine
+            return kind.from_defaults(retriever=retriever, llm=asked, **options)
+        return super().as_chat_engine(chat_mode, llm=asked)
+
+    def _opened(
+        self, struct: CompMemStruct, storage: StorageContext, embed_model: BaseEmbedding | Encoder | None
+    ) -> "MemoryIndex":
+        if self._folder is not None or struct.path is not None:
+            return open_memory(self._folder or struct.path or "", embed_model, self._device, self._dtype)
+        return unpack(storage.vector_stores.get(struct.shelf), embed_model, self._device, self._dtype)
+
+    def _shelve(self, struct: CompMemStruct, storage: StorageContext) -> None:
+        """Lets the storage context persist a memory that has no folder of its own."""
+        if struct.path is None:
+            storage.vector_stores[struct.shelf] = Shelf(self._memory)
+
+
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
+
+
+def _documents(nodes: Sequence[BaseNode]) -> list[Document]:
+    """The nodes as documents, all of them checked before the first is compressed."""
+    kept = [n for n in nodes if n.get_content(metadata_mode=MetadataMode.NONE).strip()]
+    if len(kept) < len(nodes):
+        logger.warning("%d nodes have no text and are left out", len(nodes) - len(kept))
+    return [to_document(n) for n in kept]
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names if name in options}

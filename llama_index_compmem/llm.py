@@ -1,0 +1,87 @@
+"""An LLM of LlamaIndex as the chat model that the core asks, and its prompts as the core's."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from llama_index.core.llms import LLM, ChatMessage, CustomLLM
+from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+
+from compmem import ChatPrompts
+
+Messages = Sequence[Mapping[str, str]]
+ChatModel = Callable[[Messages], Any]
+
+
+def sync_chat(llm: LLM, *, streaming: bool) -> ChatModel:
+    """The LLM as a callable `messages -> text`, or `messages -> pieces of text`."""
+
+    def whole(messages: Messages) -> str:
+        return llm.chat(_messages(messages)).message.content or ""
+
+    def pieces(messages: Messages) -> Iterator[str]:
+        for reply in llm.stream_chat(_messages(messages)):
+            yield reply.delta or ""
+
+    return pieces if streaming else whole
+
+
+def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
+    """The same for an event loop.
+
+    An LLM whose async methods are `CustomLLM`'s would block the loop, for they call its sync ones; the core runs a
+    sync callable in a thread.
+    """
+    if isinstance(llm, CustomLLM) and type(llm).achat is CustomLLM.achat:
+        return sync_chat(llm, streaming=streaming)
+
+    async def whole(messages: Messages) -> str:
+        return (await llm.achat(_messages(messages))).message.content or ""
+
+    async def pieces(messages: Messages) -> AsyncIterator[str]:
+        async for reply in await llm.astream_chat(_messages(messages)):
+            yield reply.delta or ""
+
+    return pieces if streaming else whole
+
+
+def to_templates(prompts: ChatPrompts) -> dict[str, BasePromptTemplate]:
+    """The core's prompts as templates of the framework, by name."""
+    return {field.name: PromptTemplate(getattr(prompts, field.name)) for field in fields(prompts)}
+
+
+def with_templates(prompts: ChatPrompts, changed: Mapping[str, BasePromptTemplate]) -> ChatPrompts:
+    """The prompts with some replaced by templates of the framework.
+
+    Raises:
+        ValueError: A name is unknown, or a template lacks a field that it needs or has one that it may not have.
+    """
+    names = [field.name for field in fields(prompts)]
+    if unknown := sorted(set(changed) - set(names)):
+        raise ValueError(f"unknown prompt {unknown[0]!r}; there are {names}")
+    return replace(prompts, **{name: _template_text(template) for name, template in changed.items()})
+
+
+def _messages(messages: Messages) -> list[ChatMessage]:
+    return [ChatMessage(role=m["role"], content=m["content"]) for m in messages]
+
+
+_FIELDS = ("question", "memory", "blocks")
+
+
+def _template_text(template: BasePromptTemplate) -> str:
+    """The text of a template with its mappings and fixed values filled in, for `str.format`.
+
+    Its fields are filled with marks first, so that braces which are meant as braces can be told from fields.
+    """
+    if not isinstance(template, BasePromptTemplate):
+        raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")
+    marks: dict[str, Any] = {name: f"\x00{name}\x00" for name in _FIELDS}
+    try:
+        text = template.format(**marks)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"a prompt has the field {error}, allowed: {', '.join(_FIELDS)}") from error
+    text = text.replace("{", "{{").replace("}", "}}")
+    for name, mark in marks.items():
+        text = text.replace(mark, f"{{{name}}}")
+    return text

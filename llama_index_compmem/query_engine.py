@@ -1,0 +1,228 @@
+"""The query engine: CompMem's loop behind LlamaIndex's `BaseQueryEngine`."""
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+from llama_index.core.llms import LLM
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
+from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from compmem import ChatPrompts, ChatReader, RecallConfig
+from llama_index_compmem.filters import to_filter
+from llama_index_compmem.given import memory_of_nodes, reading_all
+from llama_index_compmem.llm import ChatModel, async_chat, sync_chat, to_templates, with_templates
+from llama_index_compmem.opening import HasMemory, memory_of
+from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
+from llama_index_compmem.trail import Trail
+
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+
+class CompMemQueryEngine(BaseQueryEngine):
+    """Answers from memory: recalls what bears on the question, reads it step by step, and writes the answer.
+
+    Without `llm` or `chat` no language model is asked, not even the one in `Settings`: the answer is quoted from the
+    documents, or written by the backbone where the index holds KV memory. `response.metadata` has the steps, the
+    working memory and the usage; of a streamed response it is complete when the stream has ended, as are its sources.
+
+    Args:
+        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
+        llm: An LLM that reads the recalled blocks and writes the answer.
+        chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
+        similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
+        filters: Which nodes may be looked at at all.
+        recall: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        streaming: Give the answer as it is written.
+        node_postprocessors: Applied to what `retrieve` finds; where there are some, answers come from what they leave.
+        prompts: Prompts that replace the default ones; see `get_prompts`.
+        callback_manager: Legacy callbacks.
+
+    Raises:
+        ValueError: There is no index, both `llm` and `chat` are given, or a filter or prompt cannot be used.
+    """
+
+    def __init__(
+        self,
+        index: "HasMemory | MemoryIndex | str | Path",
+        llm: LLM | None = None,
+        *,
+        chat: ChatModel | None = None,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        recall: RecallConfig | None = None,
+        streaming: bool = False,
+        node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
+        prompts: dict[str, BasePromptTemplate] | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        if llm is not None and chat is not None:
+            raise ValueError("give llm= or chat=, not both")
+        if llm is not None and not isinstance(llm, LLM):
+            raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
+        super().__init__(callback_manager)
+        self._memory = memory_of(index)
+        self._llm = llm
+        self._chat = chat
+        self._filter = to_filter(filters)
+        latent = recall is None and llm is None and chat is None and self._memory.config.memory == "kv"
+        self._recall = recall or RecallConfig(reader="latent" if latent else "extractive")
+        self.streaming = streaming
+        self._node_postprocessors = list(node_postprocessors or [])
+        self._prompts = ChatPrompts()
+        self._retriever = CompMemRetriever(
+            self._memory, similarity_top_k, filters, recall=recall, callback_manager=self.callback_manager
+        )
+        if prompts:
+            self.update_prompts(prompts)
+
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        return self._memory
+
+    @property
+    def retriever(self) -> CompMemRetriever:
+        """What `retrieve` asks."""
+        return self._retriever
+
+    def with_streaming(self, streaming: bool) -> "CompMemQueryEngine":
+        """This engine, or one like it over the same index, that streams or does not."""
+        if streaming == self.streaming:
+            return self
+        other = copy.copy(self)
+        other.streaming = streaming
+        return other
+
+    # Prompts
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {}
+
+    def _get_prompts(self) -> PromptDictType:
+        return to_templates(self._prompts) if self._has_model else {}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        if not self._has_model:
+            raise ValueError("this engine asks no LLM, so it has no prompts: give it llm= or chat=")
+        self._prompts = with_templates(self._prompts, prompts)
+
+    @property
+    def _has_model(self) -> bool:
+        return self._llm is not None or self._chat is not None
+
+    # Parts of a query engine
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """The nodes that the question needs, best first."""
+        nodes = self._retriever.retrieve(query_bundle)
+        for postprocessor in self._node_postprocessors:
+            nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
+        return nodes
+
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """`retrieve` for an event loop."""
+        nodes = await self._retriever.aretrieve(query_bundle)
+        for postprocessor in self._node_postprocessors:
+            nodes = await postprocessor.apostprocess_nodes(nodes, query_bundle=query_bundle)
+        return nodes
+
+    def synthesize(
+        self,
+        query_bundle: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """The answer from these nodes alone, all of them read in their order."""
+        memory = memory_of_nodes(self._memory, nodes)
+        trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
+        return self._ask(trail, memory, reading_all(self._config(sync_chat), len(nodes)), None)
+
+    async def asynthesize(
+        self,
+        query_bundle: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+    ) -> RESPONSE_TYPE:
+        """`synthesize` for an event loop."""
+        memory = await asyncio.to_thread(memory_of_nodes, self._memory, nodes)
+        trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
+        return await self._aask(trail, memory, reading_all(self._config(async_chat), len(nodes)), None)
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
+            if self._node_postprocessors:
+                response = self.synthesize(query_bundle, self.retrieve(query_bundle))
+            else:
+                trail = Trail(query_bundle, self.callback_manager)
+                response = self._ask(trail, self._memory, self._config(sync_chat), self._filter)
+            event.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
+            if self._node_postprocessors:
+                response = await self.asynthesize(query_bundle, await self.aretrieve(query_bundle))
+            else:
+                trail = Trail(query_bundle, self.callback_manager)
+                response = await self._aask(trail, self._memory, self._config(async_chat), self._filter)
+            event.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    def _config(self, chat_of: Any) -> RecallConfig:
+        if self._llm is not None:
+            chat: ChatModel | None = chat_of(self._llm, streaming=self.streaming)
+        else:
+            chat = self._chat
+        if chat is None:
+            return self._recall
+        settings = self._recall
+        reader = ChatReader(
+            chat,
+            prompts=self._prompts,
+            structured=settings.update_gate or settings.exit_gate,
+            memory_tokens=settings.memory_tokens,
+        )
+        return settings.but(reader=reader)
+
+    def _ask(
+        self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None
+    ) -> RESPONSE_TYPE:
+        events = memory.stream(trail.question, config, filter=filter)
+        first = trail.gather(events)
+        with trail.writing() as wrote:
+            pieces = trail.pieces(first, events)
+            if self.streaming:
+                return wrote(StreamingResponse(pieces, trail.nodes, trail.metadata))
+            for _ in pieces:
+                pass
+            return wrote(Response(trail.text, trail.nodes, trail.metadata))
+
+    async def _aask(
+        self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None
+    ) -> RESPONSE_TYPE:
+        events = memory.astream(trail.question, config, filter=filter)
+        first = await trail.agather(events)
+        with trail.writing() as wrote:
+            pieces = trail.apieces(first, events)
+            if self.streaming:
+                return wrote(AsyncStreamingResponse(pieces, trail.nodes, trail.metadata))
+            async for _ in pieces:
+                pass
+            return wrote(Response(trail.text, trail.nodes, trail.metadata))
+
+
+def _bundle(query: QueryType) -> QueryBundle:
+    return QueryBundle(query) if isinstance(query, str) else query

@@ -1,0 +1,114 @@
+"""The retriever: CompMem's recall behind LlamaIndex's `BaseRetriever`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from compmem import RecallConfig, Step
+from llama_index_compmem.errors import framework_errors
+from llama_index_compmem.events import announce
+from llama_index_compmem.filters import to_filter
+from llama_index_compmem.nodes import to_scored
+from llama_index_compmem.opening import HasMemory, memory_of
+
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+DEFAULT_TOP_K = 8
+"""Nodes retrieved unless said otherwise: a multi-hop question needs several."""
+
+
+class CompMemRetriever(BaseRetriever):
+    """Retrieves the nodes that a question needs, each with the gate's probability as its score.
+
+    The loop gathers them: what one node says leads to the next, so a node may be here that shares no word with the
+    question. Nodes come back whole, with their ids, metadata and relationships. Asked with the text of a query bundle;
+    a vector in it, made by another model, is not looked at.
+
+    Args:
+        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
+        similarity_top_k: How many nodes; fewer only where the filters admit fewer.
+        filters: Which nodes may be looked at at all.
+        loop: Gather with the loop. False: one pass, as plain retrieval does.
+        recall: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        callback_manager: Legacy callbacks.
+        object_map: Objects that retrieved `IndexNode`s stand for, by index id.
+        objects: The same, as `IndexNode`s that hold their object.
+        verbose: Print when retrieval enters such an object.
+
+    Raises:
+        ValueError: There is no index, an operator or value of a filter is unknown, or similarity_top_k is negative.
+    """
+
+    def __init__(
+        self,
+        index: "HasMemory | MemoryIndex | str | Path",
+        similarity_top_k: int = DEFAULT_TOP_K,
+        filters: MetadataFilters | None = None,
+        *,
+        loop: bool = True,
+        recall: RecallConfig | None = None,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self._memory = memory_of(index)
+        self.similarity_top_k = similarity_top_k
+        self._filter = to_filter(filters)
+        recall = recall or RecallConfig()
+        self._recall = recall if loop else recall.but(max_steps=1, reask=False)
+        super().__init__(callback_manager, object_map, objects, verbose)
+
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        return self._memory
+
+    @property
+    def similarity_top_k(self) -> int:
+        """How many nodes are retrieved."""
+        return self._top_k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, value: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"similarity_top_k={value!r} must be a whole number of at least 0")
+        self._top_k = value
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if not self._top_k:
+            return []
+        with framework_errors():
+            recalls = self._memory.recall(
+                query_bundle.query_str,
+                self._top_k,
+                filter=self._filter,
+                config=self._recall,
+                on_step=self._announcer(query_bundle),
+            )
+        return to_scored(recalls)
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if not self._top_k:
+            return []
+        with framework_errors():
+            recalls = await self._memory.arecall(
+                query_bundle.query_str,
+                self._top_k,
+                filter=self._filter,
+                config=self._recall,
+                on_step=self._announcer(query_bundle),
+            )
+        return to_scored(recalls)
+
+    def _announcer(self, query_bundle: QueryBundle) -> Callable[[Step], None]:
+        def tell(step: Step) -> None:
+            announce(query_bundle.query_str, step, self.callback_manager)
+
+        return tell
