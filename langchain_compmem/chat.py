@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
-from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.prompt_values import PromptValue
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from compmem import ReaderError
@@ -16,10 +17,13 @@ Messages = Sequence[Mapping[str, str]]
 ChatModel = Runnable[LanguageModelInput, BaseMessage]
 """Any `BaseChatModel`, or one with retries, fallbacks or bound arguments."""
 
+Prompt = Runnable[dict[str, Any], PromptValue]
+"""Any prompt template."""
+
 LONGEST_QUESTION = 2_000
 """Characters of a question that a chat model makes standalone; a longer reply is not a question."""
 
-STANDALONE: BasePromptTemplate[Any] = ChatPromptTemplate.from_messages(
+STANDALONE: Prompt = ChatPromptTemplate.from_messages(
     [
         (
             "system",
@@ -85,7 +89,7 @@ class ChatCalls:
             self.usage = add_usage(self.usage, reply.usage_metadata)
         return str(reply.text)
 
-    def standalone(self, prompt: BasePromptTemplate[Any], question: str, history: list[BaseMessage]) -> str:
+    def standalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """The question as it reads without the conversation.
 
         Raises:
@@ -98,7 +102,7 @@ class ChatCalls:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)
 
-    async def astandalone(self, prompt: BasePromptTemplate[Any], question: str, history: list[BaseMessage]) -> str:
+    async def astandalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """`standalone` for an event loop."""
         self.calls += 1
         try:

@@ -1,17 +1,16 @@
 """The reasoner: the working-memory loop as a runnable, for chains, graphs and chat bots."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from compmem import ChatPrompts, ChatReader, Event, ReaderError, RecallConfig
-from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place
+from compmem import ChatPrompts, ChatReader, ReaderError, RecallConfig
+from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place, Prompt
 from langchain_compmem.documents import Filter, Index
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
@@ -50,7 +49,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """Metadata filter of every question that brings none of its own."""
     prompts: InstanceOf[ChatPrompts] | None = None
     """What the chat model is told while it reads and answers."""
-    standalone_prompt: BasePromptTemplate[Any] = STANDALONE
+    standalone_prompt: Prompt = STANDALONE
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -141,12 +140,12 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if arg_types is not None:
             raise ValueError("as_tool takes args_schema=, not arg_types=")
 
-        def ask(config: RunnableConfig, **asked: Any) -> tuple[str, ReasonerOutput]:
-            output = self.invoke(ReasonerInput(**asked), config)  # type: ignore[typeddict-item]
+        def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, and so the parent
+            output = self.invoke(cast("ReasonerInput", asked))
             return told(output), output
 
-        async def aask(config: RunnableConfig, **asked: Any) -> tuple[str, ReasonerOutput]:
-            output = await self.ainvoke(ReasonerInput(**asked), config)  # type: ignore[typeddict-item]
+        async def aask(**asked: Any) -> tuple[str, ReasonerOutput]:
+            output = await self.ainvoke(cast("ReasonerInput", asked))
             return told(output), output
 
         return StructuredTool.from_function(
@@ -198,8 +197,8 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             traced.begin()
             try:
                 events = self.index.stream(asked.question, settings, filter=asked.filter, wrap=traced.around)
-                with closing(cast("Generator[Event, None, None]", events)) as closed:
-                    for event in closed:
+                with closing(events):
+                    for event in events:
                         yield part_of(event, chat)
             except BaseException as error:
                 traced.failed(error)
@@ -221,8 +220,8 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             await traced.begin()
             try:
                 events = self.index.astream(asked.question, settings, filter=asked.filter, wrap=traced.around)
-                async with aclosing(cast("AsyncGenerator[Event, None]", events)) as closed:
-                    async for event in closed:
+                async with aclosing(events):
+                    async for event in events:
                         yield part_of(event, chat)
             except BaseException as error:
                 await traced.failed(error)

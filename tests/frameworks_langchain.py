@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field
 
 from compmem import IndexConfig, MemoryIndex
 
@@ -76,8 +77,8 @@ def make_index(path=None, encoder=None):
 class ScriptedChat(BaseChatModel):
     """Gives its replies one after the other, streamed a word at a time; keeps what it was told."""
 
-    replies: list = []
-    asked: list = []
+    replies: list = Field(default_factory=list)
+    asked: list = Field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -119,7 +120,8 @@ class Recorder(BaseCallbackHandler):
     def _start(self, kind, run_id, parent_run_id, tags, metadata, name, inputs):
         with self.guard:
             self.started[run_id] = {
-                "kind": kind, "name": name, "parent": parent_run_id, "tags": tags, "metadata": metadata, "inputs": inputs
+                "kind": kind, "name": name, "parent": parent_run_id, "tags": tags, "metadata": metadata,
+                "inputs": inputs,
             }  # fmt: skip
 
     def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, tags=None, metadata=None, **kw):
