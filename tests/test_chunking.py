@@ -21,9 +21,10 @@ def cut(text, chunk_tokens=32, count=count):
 
 PIECES = st.sampled_from(
     ["# Head\n", "Title\n=====\n\n", "A sentence here. ", "And more of it! ", "\n\n", "\n", " ", "- item\n",
-     "1.2 Part\n", "def f(x):\n    return x\n", "class Foo(Bar):\n", "```\n# code\n```\n", "「行こう。」と言った。", "你好。",
-     "그는 갔다. ", "z. B. ", "Dr. ", "3.14 ", "x" * 80, "\r\n", "\t", "\x00", "\u2028", "e\u0301", "👩‍👩‍👧", '"', "...",
-     "a" * 700, " " * 700]
+     "1.2 Part\n",
+     "def f(x):\n    return x\n", "class Foo(Bar):\n", "```\n# code\n```\n", "「行こう。」と言った。",
+     "你好。", "z. B. ", "Dr. ", "3.14 ", "x" * 80, "\r\n", "\t", "\x00", "\u2028", "e\u0301",
+     "\U0001f469\u200d\U0001f467", '"', "...", "a" * 700, " " * 700]
 )  # fmt: skip
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=12)), max_size=60).map("".join)
 
@@ -68,3 +69,122 @@ def test_given_chunks_keep_their_borders(caplog):
     assert chunks[0].sentences == ((0, 4), (5, 9))
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "'d#1'" in caplog.text
+
+
+SENTENCES = {
+    "english": [
+        "Dr. Smith lives in the U.S. today.", "He works at 3.5 p.m. daily, e.g. in Fig. 3.", "John F. Kennedy won.",
+        '"What is it?" he asked.', "U.S. Army units came.", "It rose by 1.5 percent.[1]", "Really?!", "Yes.",
+    ],
+    "german": [
+        "Am 3. Oktober feiern wir z. B. Die Einheit.", "Der 2. Weltkrieg endete 1945.", "Danach kam Dr. Adenauer.",
+        "Das kostet 1.000,50 Euro.", "Im 19. Jahrhundert war es anders, d. h. Ärmer.",
+    ],
+    "korean": ["그는 서울에 갔다.", "3.1 운동은 1919년에 일어났다.", "정말?", '"네."', "그가 말했다.",
+               "2024. 3. 1. 시작했다."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_sentences_of_a_language(language):
+    text = " ".join(SENTENCES[language])
+    assert [text[a:b] for a, b in sentences(text)] == SENTENCES[language]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["「行こう。早く。」と彼は言った。", "雨が降る。", "彼女は「はい。」と答えた！", "そう？"],
+        ["你好。", "他说：“我们走吧！”", "真的？", "数字是3.14。"],
+        ["갔다.", "왔다!", "봤다."],
+    ],
+)
+def test_sentences_without_spaces(parts):
+    text = "".join(parts)
+    assert [text[a:b] for a, b in sentences(text)] == parts
+
+
+def test_lines_that_stand_for_themselves():
+    text = "# Title\nWrapped\nprose. More.\n- item one\n  goes on\n- item two\n1. first\n\n"
+    text += ">>> f(x)\nx = 1\ny = 2\n| a | b |\n"
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "# Title", "Wrapped\nprose.", "More.", "- item one\n  goes on", "- item two", "1. first",
+        ">>> f(x)", "x = 1", "y = 2", "| a | b |",
+    ]  # fmt: skip
+
+
+def paragraph(words, name="w"):
+    return " ".join([name] * (words - 1)) + " end.\n\n"
+
+
+def test_chunks_end_with_paragraphs_then_sentences():
+    text = paragraph(20, "a") + paragraph(20, "b") + "One two three four. " * 20
+    assert [c.text for c in cut(text, 32)][:2] == [paragraph(20, "a"), paragraph(20, "b")]
+    assert all(c.text.rstrip().endswith(".") for c in cut(text, 32))
+
+
+def test_a_heading_begins_a_chunk_once_the_last_is_half_full():
+    text = "# A\n\n" + paragraph(20) + "## B\n\n" + paragraph(5) + "## C\n\n" + paragraph(15)
+    chunks = cut(text, 40)
+    assert [c.text.split("\n")[0] for c in chunks] == ["# A", "## B"]
+    assert [c.headings for c in chunks] == [("A",), ("A", "B")]
+
+
+def test_a_heading_is_not_left_at_the_end():
+    text = paragraph(14) + "# B\n\n" + paragraph(20)
+    assert [c.text.startswith("# B") for c in cut(text, 32)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "headings"),
+    [
+        ("# A #\n## B\ntext", ("A", "B")),
+        ("## A\n### B\n## C\ntext", ("C",)),
+        ("Title\n=====\n\nPart\n----\n\ntext", ("Title", "Part")),
+        ("=====\nTitle\n=====\n\nPart\n~~~~\n\ntext", ("Title", "Part")),
+        ("2 Means\n\n2.1 Ways of going\n\ntext", ("Means", "Ways of going")),
+        ("class Foo(Bar):\n\n    def run(self) -> None:\n        pass", ("Foo", "run")),
+        ("```\n# no heading\n```\n", ()),
+        ("#hashtag\n\n2.1 is a number.\n\nclass action suits\n", ()),
+        ("a line\n1.2 Not alone\n", ()),
+    ],
+)
+def test_headings(text, headings):
+    assert cut(text, 64)[0].headings == headings
+
+
+def test_each_piece_is_counted_once_and_in_batches():
+    seen: list[str] = []
+    calls = 0
+
+    def counting(texts):
+        nonlocal calls
+        calls += 1
+        seen.extend(texts)
+        return count(texts)
+
+    line = " ".join(f"word{i}" for i in range(60_000))
+    chunks = cut(line, 64, counting)
+    assert "".join(c.text for c in chunks) == line
+    assert len(seen) == len(set(seen))
+    assert calls < 12
+
+
+def test_words_are_not_cut_where_there_are_blanks():
+    chunks = cut("supercalifragilistic " * 100, 32)
+    assert all(c.text.endswith("supercalifragilistic ") for c in chunks)
+
+
+def test_counter_whose_whole_is_more_than_its_parts():
+    def squares(texts):
+        return [(len(text.split()) ** 2) // 4 for text in texts]
+
+    text = "one two. " * 200
+    chunks = cut(text, 16, squares)
+    assert "".join(c.text for c in chunks) == text
+    assert all(n <= 16 for n in squares([c.text for c in chunks]))
+
+
+def test_given_spans_are_checked():
+    with pytest.raises(ValueError, match=r"sentence span \(0, 9\) is out of order or outside a chunk of 4"):
+        split(Document(chunks=[Chunk(text="Abc.", sentences=((0, 9),))]), chunk_tokens=32, count=count)

