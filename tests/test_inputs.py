@@ -71,7 +71,7 @@ def test_a_folder_is_read_in_order_with_ids_titles_and_metadata(tmp_path, monkey
     assert found[2].text == "Acme pays.\n"
     assert count_files(["docs", "-"]) == 7
     again, _ = read("docs/a.txt", docs / "a.txt", "./docs/../docs/a.txt")
-    assert {d.id for d in again} == {"docs/a.txt"}, "a file has one id, however it is named"
+    assert [d.id for d in again] == ["docs/a.txt"], "a file has one id, however it is named"
 
 
 def test_a_folder_elsewhere_is_named_by_its_last_part(tmp_path, monkeypatch):
@@ -207,10 +207,27 @@ def test_a_broken_json_line_is_named_by_file_and_number(tmp_path, line, message)
     assert message in errors[0]
 
 
-def test_lines_without_an_id_get_one_by_content():
+def test_lines_without_an_id_get_one_by_content(caplog):
     lines = io.BytesIO(b'{"text": "one"}\n{"text": "two"}\n{"text": "one"}\n')
-    found, _ = read("-", stdin=lines, stdin_format="jsonl")
-    assert found[0].id == found[2].id != found[1].id
+    found, errors = read("-", stdin=lines, stdin_format="jsonl")
+    assert [d.text for d in found] == ["one", "two"]
+    assert errors == []
+    assert "given twice, the second is left out" in caplog.text
+
+
+def test_one_id_for_two_documents_and_text_that_cannot_be_kept_are_errors():
+    lines = rb"""{"id": "a", "text": "one"}
+{"id": "a", "text": "two"}
+{"id": "b", "text": "lone \ud800 surrogate"}
+{"id": "c\u0000", "text": "three"}
+{"id": "d", "text": "four"}"""
+    found, errors = read("-", stdin=io.BytesIO(lines), stdin_format="jsonl")
+    assert [d.id for d in found] == ["a", "d"]
+    assert errors == [
+        "-: another document has the id 'a'",
+        "-: holds a lone surrogate, '\\ud800'",
+        "-: the id holds a NUL character",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 
 from compmem.errors import CompMemError
 from compmem.schema import Document
+from compmem.trace import printable
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def documents(
 ) -> Iterator[Document]:
     """The documents in files, folders and standard input, in the order given; only one is held at a time.
 
-    A folder is walked in sorted order without hidden files; symbolic links that leave it are not followed.
+    A folder is walked in sorted order without hidden files; symbolic links that leave it are not followed. Of documents
+    with the same id only the first is given.
 
     Args:
         sources: Paths; `-` is standard input.
@@ -62,6 +64,32 @@ def documents(
         stdin: Standard input, as bytes.
         stdin_format: What standard input holds.
     """
+    seen: dict[str, int] = {}
+    for document in _each(sources, report, stdin, stdin_format):
+        content = hash((document.title, document.text))
+        if problem := _unfit(document):
+            report(InputError(f"{document.metadata['path']}: {problem}"))
+        elif document.id not in seen:
+            seen[document.id] = content
+            yield document
+        elif seen[document.id] == content:
+            logger.warning("%s: given twice, the second is left out", printable(document.id))
+        else:
+            report(InputError(f"{document.metadata['path']}: another document has the id {document.id!r}"))
+
+
+def _unfit(document: Document) -> str:
+    """Why an index would not take the document; empty where it would."""
+    if "\0" in document.id:
+        return "the id holds a NUL character"
+    try:
+        f"{document.id}{document.title}{document.text}".encode()
+    except UnicodeEncodeError as error:
+        return f"holds a lone surrogate, {error.object[error.start]!r}"
+    return ""
+
+
+def _each(sources: Iterable[str], report: Report, stdin: BinaryIO | None, stdin_format: Format) -> Iterator[Document]:
     for source in sources:
         if source == STDIN:
             if stdin is None:

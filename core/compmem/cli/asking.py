@@ -1,0 +1,143 @@
+"""`compmem ask` and `compmem recall`: questions to an index."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import compmem
+from compmem.cli import show
+from compmem.cli.app import app, err, out, parse_filter, write_json
+from compmem.cli.endpoint import Endpoint
+from compmem.schema import Answer, AnswerToken, Event, Step
+from compmem.trace import as_page, printable
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--filter", metavar="JSON", help='Only documents whose metadata fit, as in \'{"year": {">=": 2020}}\'.'
+    ),
+]
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="The question.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
+
+
+class ReaderName(StrEnum):
+    """The readers that a command line can name."""
+
+    extractive = "extractive"
+    chat = "chat"
+
+
+ReaderOption = Annotated[ReaderName, typer.Option(help="Quote the documents, or let a chat model write.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable with the endpoint's key. Default: OPENAI_API_KEY, and none with --base-url.",
+    ),
+]
+TraceOption = Annotated[bool, typer.Option("--trace/--quiet", help="Show steps and sources, or only the answer.")]
+PageOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole as an HTML page.")]
+
+
+@app.command()
+def ask(
+    index: IndexPath,
+    question: QuestionArgument,
+    filter: Filter = None,
+    k: Annotated[int | None, typer.Option("--k", help="Most blocks that may be read.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Answer with what is known after so many seconds.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
+    reader: ReaderOption = ReaderName.extractive,
+    model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    api_key_env: KeyOption = None,
+    trace: TraceOption = True,
+    page: PageOption = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from the index, step by step, with sources."""
+    chat = _chat(reader, model, base_url, api_key_env)
+    config = compmem.RecallConfig(reader=str(reader), chat=chat, max_seconds=max_seconds, threshold=threshold)
+    config = config if k is None else config.but(max_steps=k)
+    with compmem.MemoryIndex.open(index, device=device) as opened:
+        events = opened.stream(question, config, filter=parse_filter(filter))
+        answer = last(events) if as_json else follow(out(), events, trace=trace)
+    if as_json:
+        write_json(show.answer_json(answer))
+    if page is not None:
+        page.write_text(as_page(answer), encoding="utf-8")
+        err().print(Text(f"wrote {page}", style="dim"), soft_wrap=True)
+
+
+@app.command()
+def recall(
+    index: IndexPath,
+    question: QuestionArgument,
+    k: Annotated[int, typer.Option("--k", help="How many blocks.")] = 8,
+    filter: Filter = None,
+    one_pass: Annotated[bool, typer.Option("--one-pass", help="Gate once, without a working memory.")] = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the blocks that a question needs, best first; no answer is written."""
+    config = compmem.RecallConfig(max_steps=1, reask=False) if one_pass else compmem.RecallConfig()
+    with compmem.MemoryIndex.open(index, device=device) as opened:
+        found = opened.recall(question, k, filter=parse_filter(filter), config=config)
+    if as_json:
+        write_json([show.recall_json(r) for r in found])
+    elif found:
+        out().print(show.recalls_table(found))
+    else:
+        out().print("Nothing to recall.")
+
+
+def last(events: Iterator[Event]) -> Answer:
+    """The answer at the end of the events."""
+    *_, answer = events
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def follow(console: Console, events: Iterator[Event], *, trace: bool) -> Answer:
+    """Prints the events as they come; returns the answer."""
+    with err().status("opening the index"):
+        first = next(events)
+    before = ""
+    writing = False
+    for event in chain([first], events):
+        if isinstance(event, Step):
+            if trace:
+                show.step_trace(console, event, before)
+            before = event.working_memory
+        elif isinstance(event, AnswerToken):
+            if trace and not writing:
+                console.print(Text("\nanswer", style="bold cyan"))
+            writing = True
+            console.print(Text(printable(event.text)), end="", soft_wrap=True)
+        else:
+            console.print()
+            if trace:
+                show.sources(console, event)
+                show.footer(console, event)
+            return event
+    raise AssertionError("the events end with the answer")
+
+
+def _chat(reader: ReaderName, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
+    if reader is ReaderName.chat:
+        if model is None:
+            raise typer.BadParameter("--reader chat needs --model, and --base-url unless it is OpenAI's")
+        return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
+    if model or base_url or api_key_env:
+        raise typer.BadParameter("--model, --base-url and --api-key-env need --reader chat")
+    return None

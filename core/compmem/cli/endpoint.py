@@ -1,0 +1,50 @@
+"""A chat model behind any endpoint that speaks OpenAI's protocol, through the maintained client."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compmem.errors import CompMemError
+from compmem.schema import Message
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+
+
+class Endpoint:
+    """A chat model: `messages -> pieces of text` as they come.
+
+    Args:
+        model: Name of the model, as the endpoint knows it.
+        base_url: The endpoint. None: OpenAI's.
+        api_key_env: Environment variable that holds the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, and no
+            key for any other, so that a key never goes where it was not meant to.
+        timeout: Seconds until a request is given up.
+
+    Raises:
+        ImportError: The client is not installed.
+        CompMemError: The environment variable is not set.
+    """
+
+    def __init__(
+        self, model: str, *, base_url: str | None = None, api_key_env: str | None = None, timeout: float = 120.0
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError('the chat reader needs the openai client: pip install "compmem[chat]"') from error
+
+        name = api_key_env or (DEFAULT_KEY if base_url is None else None)
+        key = os.environ.get(name) if name else "none"
+        if not key:
+            raise CompMemError(f"environment variable {name!r} is not set: it should hold the key of the endpoint")
+        self._model = model
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
+
+    def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
+        """The reply in pieces."""
+        plain: Any = [{"role": m["role"], "content": m["content"]} for m in messages]
+        stream = self._client.chat.completions.create(model=self._model, messages=plain, stream=True)
+        with stream:
+            for part in stream:
+                if part.choices and (text := part.choices[0].delta.content):
+                    yield text

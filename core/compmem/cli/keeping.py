@@ -1,0 +1,208 @@
+"""`compmem add`, `delete`, `compact`, `info` and `verify`: what is in an index."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+import compmem
+from compmem.cli import inputs, show
+from compmem.cli.app import app, err, fail, out, parse_filter, write_json
+from compmem.cli.asking import AsJson, Device, Filter, IndexPath
+from compmem.schema import Document
+
+
+@app.command()
+def add(
+    index: IndexPath,
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Files and folders: .txt .md .html .pdf .jsonl; - is standard input.", show_default=False),
+    ],
+    stdin_format: Annotated[str, typer.Option(help=f"What - holds: {', '.join(inputs.FORMATS)}.")] = "txt",
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder of a new index: a name or folder.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Most tokens in a chunk of a new index.")] = None,
+    vectors: Annotated[str | None, typer.Option(help="Vectors of a new index: int8 or fp16.")] = None,
+    search: Annotated[
+        str | None, typer.Option(help="First stage of a new index: exact, auto, flat, hnsw or ivf-pq.")
+    ] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add documents to an index, made where there is none; known ones cost nothing, changed ones replace."""
+    form = next((known for known in inputs.FORMATS if known == stdin_format), None)
+    if form is None:
+        raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
+    given = {"encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors, "search": search}
+    settings = {name: value for name, value in given.items() if value is not None}
+    errors: list[str] = []
+
+    def report(error: inputs.InputError) -> None:
+        errors.append(str(error))
+        fail(str(error))
+
+    started = time.perf_counter()
+    found = inputs.documents(paths, report=report, stdin=sys.stdin.buffer, stdin_format=form)
+    with opened(index, settings, device) as memory:
+        with progress() as bar:
+            seen = _Tracked(found, bar, inputs.count_files(paths))
+            added = memory.add(seen)
+        kept = memory.info().documents
+    seconds = time.perf_counter() - started
+    if as_json:
+        write_json({
+            "added": added, "unchanged": seen.count - added, "documents": kept, "errors": errors, "seconds": seconds,
+        })  # fmt: skip
+    else:
+        out().print(
+            f"{added} added or changed, {seen.count - added} unchanged, {kept} documents in all ({seconds:.1f} s)"
+        )
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.", show_default=False)] = None,
+    filter: Filter = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget documents, by id or by filter. `compact` gives their bytes back."""
+    if bool(ids) == (filter is not None):
+        raise typer.BadParameter("name the ids of documents, or give --filter")
+    with _store(index) as store:
+        with store.snapshot() as snapshot:
+            wanted = [d.id for d in snapshot.documents(parse_filter(filter))] if filter is not None else list(ids or ())
+            unknown = [i for i in wanted if not snapshot.document_blocks(i)]
+        deleted = store.delete(wanted)
+    if as_json:
+        write_json({"deleted": deleted, "unknown": unknown})
+        return
+    for missing in unknown:
+        err().print(Text("not in the index: ") + show.shown(missing), soft_wrap=True)
+    out().print(f"{deleted} deleted")
+
+
+@app.command()
+def compact(index: IndexPath, as_json: AsJson = False) -> None:
+    """Give back the bytes of what was deleted or replaced."""
+    with _store(index) as store:
+        before = _bytes(store.info())
+        with err().status("compacting"):
+            store.compact()
+        after = _bytes(store.info())
+    if as_json:
+        write_json({"bytes_before": before, "bytes": after})
+    else:
+        out().print(f"{before:,} bytes before, {after:,} now")
+
+
+@app.command()
+def verify(index: IndexPath, as_json: AsJson = False) -> None:
+    """Read everything and compare checksums. Problems end it with exit code 1."""
+    with _store(index) as store, err().status("reading every block"):
+        problems = store.verify()
+    if as_json:
+        write_json({"problems": problems})
+    else:
+        for problem in problems:
+            fail(problem)
+        out().print(f"{len(problems)} problems" if problems else "no problem found")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    index: IndexPath,
+    documents: Annotated[bool, typer.Option("--documents", help="List the documents as well.")] = False,
+    filter: Filter = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an index holds, its settings and what it takes on disk."""
+    wanted = parse_filter(filter)
+    with _store(index) as store:
+        facts = asdict(store.info())
+        settings = dict(store.config)
+        with store.snapshot() as snapshot:
+            listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
+    if as_json:
+        shown = {"path": str(index), **facts, "settings": settings}
+        write_json({**shown, **({"list": [_document_json(d) for d in listed]} if documents or filter else {})})
+        return
+    console = out()
+    console.print(show.facts_table({"path": str(index), **facts, **settings}))
+    if listed:
+        made = show.table("id", "title", "characters", "chunks", "metadata", numbers=("characters", "chunks"))
+        for d in listed:
+            about = ", ".join(f"{k}={v}" for k, v in d.metadata.items())
+            made.add_row(show.shown(d.id), show.shown(d.title), f"{d.characters:,}", f"{d.chunks:,}", show.shown(about))
+        console.print(made)
+
+
+class _Tracked:
+    """Documents counted on their way into an index; a step of the bar is a file."""
+
+    def __init__(self, documents: Iterator[Document], bar: Progress, total: int) -> None:
+        self.count = 0
+        self._documents = documents
+        self._bar = bar
+        self._task = bar.add_task("compressing", total=total)
+
+    def __iter__(self) -> Iterator[Document]:
+        files: set[object] = set()
+        for document in self._documents:
+            self.count += 1
+            files.add(document.metadata.get("path"))
+            self._bar.update(self._task, completed=len(files))
+            yield document
+
+
+def progress() -> Progress:
+    """A bar on standard error, where that is a terminal."""
+    console = err()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def opened(path: Path | None, settings: dict[str, Any], device: str | None) -> "compmem.MemoryIndex":
+    """The index in a folder, made where there is none; settings given must be those it was made with."""
+    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), device=device)
+    memory = compmem.MemoryIndex.open(path, device=device)
+    for name, value in settings.items():
+        if (made := getattr(memory.config, name)) != value:
+            memory.close()
+            raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
+    return memory
+
+
+def _store(path: Path) -> Any:
+    # What needs no encoder works on any index, also one whose encoder is an object of another program.
+    from compmem.store import Store
+
+    return Store.open(path)
+
+
+def _bytes(facts: Any) -> int:
+    return int(facts.vector_bytes + facts.kv_bytes + facts.text_bytes)
+
+
+def _document_json(document: Any) -> dict[str, Any]:
+    return {
+        "id": document.id, "title": document.title, "characters": document.characters, "chunks": document.chunks,
+        "metadata": dict(document.metadata),
+    }  # fmt: skip

@@ -1,0 +1,285 @@
+"""The command: every sub-command on a small real index, JSON, exit codes, one-line errors, a chat endpoint."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from typer.testing import CliRunner
+
+from compmem import Document, IndexConfig, MemoryIndex
+from compmem.cli import app
+from tests.hashing import HashEncoder
+
+DOCUMENTS = {
+    "lease.md": "# Lease\n\nAcme rents Mill House for ten years. The rent is due in May.\n",
+    "houses.md": "# Mill House\n\nMill House belongs to Dora Finch. It has three floors and a red roof.\n",
+    "people.txt": "Dora Finch was born in Leeds. She collects clocks.\n",
+    "year.jsonl": '{"id": "old", "title": "Note", "text": "The mill burned in 1920.", "metadata": {"year": 1920}}\n',
+}
+
+
+def run(*args, stdin=None):
+    return CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+
+
+def done(*args, stdin=None):
+    """The JSON that a command prints when it succeeds."""
+    result = run(*args, "--json", stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def failed(code, *args, stdin=None):
+    """The error lines of a command that fails with this code."""
+    result = run(*args, stdin=stdin)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "docs"
+    folder.mkdir()
+    for name, text in DOCUMENTS.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(docs):
+    path = docs.parent / "small.mem"
+    added = done("add", path, docs)
+    assert (added["added"], added["unchanged"], added["documents"], added["errors"]) == (4, 0, 4, [])
+    return path
+
+
+def test_known_documents_cost_nothing_and_changed_ones_replace(docs, tmp_path):
+    path = tmp_path / "a.mem"
+    assert done("add", path, docs / "lease.md")["added"] == 1
+    again = done("add", path, docs / "lease.md")
+    assert (again["added"], again["unchanged"]) == (0, 1)
+    changed = tmp_path / "lease.md"
+    changed.write_text("Acme left.")
+    result = run("add", path, changed, docs / "people.txt")
+    assert result.exit_code == 0
+    assert re.match(r"1 added or changed, 1 unchanged|2 added or changed, 0 unchanged", result.stdout)
+
+
+def test_documents_come_from_standard_input(tmp_path):
+    lines = "".join(json.dumps({"id": i, "text": f"Note {i} is short."}) + "\n" for i in range(3))
+    assert done("add", tmp_path / "a.mem", "-", "--stdin-format", "jsonl", stdin=lines)["added"] == 3
+    assert done("add", tmp_path / "b.mem", "-", stdin="Just a text.")["documents"] == 1
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_added(docs, tmp_path):
+    result = run("add", tmp_path / "a.mem", docs / "lease.md", tmp_path / "missing.txt", tmp_path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["added"] == 1
+    assert result.stderr.splitlines() == [f"error: {tmp_path}/missing.txt: no such file or folder"]
+
+
+def test_ask_answers_with_steps_sources_and_a_page(index, tmp_path):
+    page = tmp_path / "answer.html"
+    question = "Where was the owner of the house born that Acme rents?"
+    result = run("ask", index, question, "--threshold", "0", "--k", "4", "--page", page)
+    assert result.exit_code == 0, result.output
+    for part in ("step 1", "candidates", "answer", "docs/lease.md", "score", "ended by"):
+        assert part in result.stdout
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    quiet = run("ask", index, question, "--threshold", "0", "--quiet")
+    answer = done("ask", index, question, "--threshold", "0")
+    assert "".join(quiet.stdout.split()) == "".join(answer["answer"].split())
+    assert answer["found"]
+    assert answer["steps"][0]["recalls"][0]["score"] >= 0
+    for source in answer["sources"]:
+        assert source["end"] - source["start"] == len(source["text"])
+    with MemoryIndex.open(index) as opened:
+        for evidence in answer["evidence"]:
+            text = opened.get(evidence["chunk"].rpartition("#")[0]).text
+            assert text[evidence["start"] : evidence["end"]] == evidence["text"]
+
+
+def test_recall_shows_blocks_best_first_and_heeds_the_filter(index):
+    found = done("recall", index, "Who owns Mill House?", "--k", "3")
+    assert len(found) == 3
+    assert sorted((f["score"] for f in found), reverse=True) == [f["score"] for f in found]
+    assert [f["document"] for f in done("recall", index, "mill", "--filter", '{"year": {"<": 2000}}')] == ["old"]
+    assert [f["document"] for f in done("recall", index, "mill", "--one-pass", "--k", "1")] == [
+        done("recall", index, "mill", "--one-pass")[0]["document"]
+    ]
+    table = run("recall", index, "Who owns Mill House?").stdout
+    assert "docs/houses.md" in table
+    assert run("recall", index, "mill", "--filter", '{"year": 1}').stdout == "Nothing to recall.\n"
+
+
+def test_info_delete_compact_and_verify(docs, tmp_path):
+    path = tmp_path / "a.mem"
+    done("add", path, docs)
+    facts = done("info", path, "--documents")
+    assert facts["documents"] == 4
+    assert facts["settings"]["encoder"] == "all-MiniLM-L6-v2"
+    listed = {d["id"]: d["metadata"] for d in facts["list"]}
+    assert listed["old"] == {"path": "docs/year.jsonl", "format": "jsonl", "year": 1920}
+    assert "docs/lease.md" in run("info", path, "--documents").stdout
+    assert done("delete", path, "docs/lease.md", "nobody") == {"deleted": 1, "unknown": ["nobody"]}
+    assert done("delete", path, "--filter", '{"year": 1920}') == {"deleted": 1, "unknown": []}
+    compacted = done("compact", path)
+    assert set(compacted) == {"bytes_before", "bytes"}
+    facts = done("info", path)
+    assert (facts["documents"], facts["deleted"]) == (2, 0)
+    assert done("verify", path) == {"problems": []}
+    assert run("verify", path).stdout == "no problem found\n"
+
+    vectors = next(path.glob("chunks-*.bin"))
+    data = bytearray(vectors.read_bytes())
+    data[5] ^= 1
+    vectors.write_bytes(data)
+    result = run("verify", path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert run("verify", path, "--json").exit_code == 1
+
+
+def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
+    path = tmp_path / "a.mem"
+    with MemoryIndex.create(path, IndexConfig(encoder=HashEncoder())) as made:
+        made.add([Document(id="a", text="Text."), Document(id="b", text="More.")])
+    assert done("info", path)["documents"] == 2
+    assert done("delete", path, "a")["deleted"] == 1
+    assert done("verify", path) == {"problems": []}
+    assert "HashEncoder" in failed(1, "ask", path, "q")
+
+
+@pytest.mark.parametrize(
+    ("code", "args", "message"),
+    [
+        (2, [], "Usage"),
+        (2, ["nothing"], "No such command"),
+        (2, ["ask"], "Missing argument"),
+        (1, ["ask", "NOWHERE", "q"], "holds no index"),
+        (1, ["info", "FILE"], "is a file, not the folder of an index"),
+        (1, ["add", "FILE", "FILE"], "is a file, not the folder of an index"),
+        (1, ["add", "DOCS", "FILE"], "holds no index"),
+        (2, ["ask", "INDEX", " "], "the question is empty"),
+        (2, ["recall", "INDEX", "q", "--k", "0"], "k=0"),
+        (2, ["ask", "INDEX", "q", "--k", "0"], "max_steps=0"),
+        (2, ["recall", "INDEX", "q", "--filter", "{"], "--filter is not JSON"),
+        (2, ["recall", "INDEX", "q", "--filter", '{"a": {"~": 1}}'], "unknown filter operator '~'"),
+        (2, ["delete", "INDEX"], "name the ids"),
+        (2, ["ask", "INDEX", "q", "--threshold", "3"], "threshold=3.0"),
+        (2, ["ask", "INDEX", "q", "--reader", "latent"], "latent"),
+        (2, ["ask", "INDEX", "q", "--reader", "chat"], "needs --model"),
+        (2, ["ask", "INDEX", "q", "--model", "m"], "need --reader chat"),
+        (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m"], "'OPENAI_API_KEY' is not set"),
+        (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m", "--api-key-env", "KEY_7"], "'KEY_7' is not set"),
+        (1, ["add", "INDEX", "FILE", "--chunk-tokens", "99"], "was made with chunk_tokens=256, not 99"),
+        (2, ["add", "NEW", "FILE", "--vectors", "fp64"], "vectors='fp64'"),
+        (2, ["add", "NEW", "-", "--stdin-format", "doc"], "must be one of txt"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_with_an_exit_code(index, docs, tmp_path, monkeypatch, code, args, message):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    names = {
+        "INDEX": index, "DOCS": docs, "FILE": docs / "lease.md", "NOWHERE": tmp_path / "a", "NEW": tmp_path / "b",
+    }  # fmt: skip
+    said = failed(code, *(names.get(a, a) for a in args))
+    if args == []:
+        return
+    assert message in said
+    if said.startswith("error: "):
+        assert said.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = run("--debug", "info", tmp_path / "nowhere")
+    assert type(result.exception).__name__ == "StoreError"
+
+
+def test_help_needs_no_heavy_library():
+    code = (
+        "import sys\nimport compmem\nassert 'typer' not in sys.modules\nfrom compmem.cli import app\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'openai', 'bs4', 'pypdf', 'faiss'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="core")
+    for command in (
+        [],
+        ["add"],
+        ["ask"],
+        ["recall"],
+        ["delete"],
+        ["compact"],
+        ["info"],
+        ["verify"],
+        ["demo"],
+        ["bench"],
+        ["train"],
+    ):
+        result = run(*command, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.stdout
+
+
+REPLY = "<think>It says so.</think><check>yes</check><update>Dora Finch owns Mill House.</update><next>end</next>"
+
+
+class ChatServer(BaseHTTPRequestHandler):
+    """A chat endpoint that streams: notes while reading, an answer at the end."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, self.headers["Authorization"], body))
+        if self.server.fails:
+            self.send_error(400, "no such model")
+            return
+        text = REPLY if "<block>" in body["messages"][1]["content"] else "Dora \x1b[31mFinch."
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for at in range(0, len(text), 9):
+            part = {
+                "id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m",
+                "choices": [{"index": 0, "delta": {"content": text[at : at + 9]}, "finish_reason": None}],
+            }  # fmt: skip
+            self.wfile.write(f"data: {json.dumps(part)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ChatServer)
+    server.seen, server.fails = [], False
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "not for others")
+    monkeypatch.setenv("MY_KEY", "secret")
+    url = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    args = ["ask", index, "Who owns Mill House?", "--threshold", "0"]
+    args += ["--reader", "chat", "--model", "m", "--base-url", url]
+    answer = done(*args, "--api-key-env", "MY_KEY")
+    assert answer["working_memory"] == "Dora Finch owns Mill House."
+    assert answer["exited"] == "exit gate"
+    assert answer["usage"]["model_calls"] == 2
+    assert [key for _, key, _ in endpoint.seen] == ["Bearer secret"] * 2
+    assert endpoint.seen[0][0] == "/v1/chat/completions"
+    assert endpoint.seen[0][2]["stream"]
+    shown = run(*args)
+    assert "Dora \ufffd[31mFinch." in shown.stdout
+    assert endpoint.seen[-1][1] == "Bearer none", "a key goes only where it was named for"
+    endpoint.fails = True
+    assert "error: the chat model failed: BadRequestError" in failed(1, *args)
