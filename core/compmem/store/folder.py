@@ -5,6 +5,7 @@ No name is ever read from the manifest: names are made of serial numbers, and a 
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,18 @@ class Folder:
             except OSError:
                 stream.truncate(committed)
                 raise
+
+    def copy_into(self, other: "Folder", file: Path) -> None:
+        """Copy a file, if it is there, into another folder and sync it.
+
+        Raises:
+            CorruptStoreError: It is a link.
+        """
+        self.check_plain(file, missing=True)
+        if file.exists():
+            copy = shutil.copyfile(file, other.path / file.name)
+            with open(copy, "rb+") as stream:
+                os.fsync(stream.fileno())
 
     def sync(self) -> None:
         """Make new names in the folder durable."""

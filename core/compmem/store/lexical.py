@@ -96,9 +96,13 @@ def ranked(
     if not asked or limit <= 0:
         return []
     query = " OR ".join(map(_quoted, asked))
-    every = admitted is None or len(admitted) == len(live)
-    found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", limit if every else -1)
-    return _kept(found, live if admitted is None else admitted, limit)
+    allowed = live if admitted is None else admitted
+    for most in (_likely_enough(limit, len(allowed), len(live)), -1):
+        found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", most)
+        kept = _kept(found, allowed, limit)
+        if len(kept) == limit or len(found) < most:
+            break
+    return kept
 
 
 def with_phrase(
@@ -126,6 +130,11 @@ def named(rows: Rows, names: Iterable[str], per_name: int) -> dict[str, list[tup
             except (KeyError, TypeError, ValueError) as error:
                 raise CorruptStoreError(f"the name {name!r} is stored with an unknown kind") from error
     return out
+
+
+def _likely_enough(limit: int, allowed: int, live: int) -> int:
+    """How many of the best rows are likely to hold `limit` allowed ones."""
+    return limit if allowed == live else 64 + 2 * limit * live // max(allowed, 1)
 
 
 def _worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:

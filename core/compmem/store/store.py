@@ -228,8 +228,7 @@ class Store:
             with self._manifest.reading() as rows:
                 files = _named_files(rows, self._folder)
             for file in files:
-                if file.exists():
-                    shutil.copyfile(file, other.path / file.name)
+                self._folder.copy_into(other, file)
             self._manifest.copy_to(other)
 
     def verify(self) -> list[str]:
