@@ -1,0 +1,91 @@
+"""An existing chat bot before and after: vector RAG over some documents, then CompMem in its place.
+
+Both answer the same questions about the Python standard library, each of which needs two places of its documentation.
+Both have the same documents, the same chunks, the same encoder, and only quote, so that nothing but the method differs.
+Runs offline: the model of the bot is a stand-in that quotes; put any `BaseChatModel` in its place, in both bots.
+
+    python examples/chatbot_before_after.py
+"""
+
+import re
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from compmem import MemoryIndex
+from compmem.cli.demo_docs import documents
+from langchain_compmem import CompMemReasoner, CompMemRetriever
+
+MODULES = ("code", "fnmatch", "glob", "queue", "sched")
+QUESTIONS = (
+    "What does the class deal with on which code.InteractiveConsole builds?",
+    "In which wildcards does glob.glob believe, and what does [!seq] match in them?",
+    "By which calls is the exception raised that queue.Queue.get_nowait raises if no item is available?",
+)
+PROMPT = ChatPromptTemplate.from_template("Answer from the context.\n\n{context}\n\nQuestion: {question}")
+
+
+class IndexEmbeddings(Embeddings):
+    """The encoder of the index for the vector store, so that both bots see the same vectors."""
+
+    def __init__(self, index: MemoryIndex) -> None:
+        self.index = index
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self.index.encoder.encode(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def quote(prompt: Any) -> str:
+    """A stand-in for a chat model: the two sentences of its prompt that share most words with the question."""
+    context, _, question = prompt.to_string().rpartition("Question: ")
+    asked = set(re.findall(r"[\w.]{3,}", question.lower()))
+    sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+|\n\n+", context) if s.strip()]
+    ranked = sorted(sentences, key=lambda s: -len(asked & set(re.findall(r"[\w.]{3,}", s.lower()))))
+    return " ".join(ranked[:2])
+
+
+def before(chunks: list[Document], embeddings: Embeddings) -> Runnable[Any, Any]:
+    """The bot as it was: the most similar chunks, stuffed into a prompt."""
+    store = InMemoryVectorStore.from_documents(chunks, embeddings)
+    stuff = RunnableLambda(lambda x: {**x, "context": "\n\n".join(d.page_content for d in x["context"])})
+    answer = stuff | PROMPT | quote | StrOutputParser()
+    search = itemgetter("question") | store.as_retriever(search_kwargs={"k": 3})
+    return RunnablePassthrough.assign(context=search) | RunnablePassthrough.assign(answer=answer)
+
+
+def after(index: MemoryIndex) -> Runnable[Any, Any]:
+    """The bot as it is: the same input, `answer` and `context` in the output."""
+    return CompMemReasoner(index=index)
+
+
+def main() -> None:
+    """Asks both bots and prints what they say and where they have it from."""
+    given = [
+        Document(id=d.id, page_content=d.text, metadata={"title": d.title, "module": d.id})
+        for d in documents()
+        if d.id in MODULES
+    ]
+    retriever = CompMemRetriever.from_documents(given, split=True)
+    index = retriever.index
+    chunks = [Document(id=c.id, page_content=c.text) for d in given for c in index.chunks(str(d.id))]
+    bots = {"before": before(chunks, IndexEmbeddings(index)), "after": after(index)}
+    for question in QUESTIONS:
+        print(f"\n{question}")
+        for name, bot in bots.items():
+            output = bot.invoke({"question": question})
+            print(f"  {name}: {' '.join(output['answer'].split())}")
+            print(f"    sources: {', '.join(str(d.id) for d in output['context']) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
