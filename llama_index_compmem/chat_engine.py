@@ -194,4 +194,4 @@ def _check_message(message: object) -> None:
 def _checked_history(history: object) -> list[ChatMessage]:
     if not isinstance(history, list) or not all(isinstance(m, ChatMessage) for m in history):
         raise ValueError(f"chat_history={history!r} must be a list of ChatMessage")
-    return history
+    return list(history)  # some memories keep the very list they are given

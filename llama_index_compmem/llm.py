@@ -1,5 +1,6 @@
 """An LLM of LlamaIndex as the chat model that the core asks, and its prompts as the core's."""
 
+import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -47,14 +48,14 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
 
 def to_templates(prompts: ChatPrompts) -> dict[str, BasePromptTemplate]:
     """The core's prompts as templates of the framework, by name."""
-    return {field.name: PromptTemplate(getattr(prompts, field.name)) for field in fields(prompts)}
+    return {field.name: PromptTemplate(_as_seen(getattr(prompts, field.name))) for field in fields(prompts)}
 
 
 def with_templates(prompts: ChatPrompts, changed: Mapping[str, BasePromptTemplate]) -> ChatPrompts:
     """The prompts with some replaced by templates of the framework.
 
     Raises:
-        ValueError: A name is unknown, or a template lacks a field that it needs or has one that it may not have.
+        ValueError: A name is unknown, or a template lacks a field that it needs or has one of another prompt's.
     """
     names = [field.name for field in fields(prompts)]
     if unknown := sorted(set(changed) - set(names)):
@@ -69,19 +70,21 @@ def _messages(messages: Messages) -> list[ChatMessage]:
 _FIELDS = ("question", "memory", "blocks")
 
 
+def _as_seen(text: str) -> str:
+    """A text for `str.format` with its doubled braces single, as templates of the framework have them."""
+    parts = string.Formatter().parse(text)
+    return "".join(said + ("" if field is None else f"{{{field}}}") for said, field, _, _ in parts)
+
+
 def _template_text(template: BasePromptTemplate) -> str:
     """The text of a template with its mappings and fixed values filled in, for `str.format`.
 
-    Its fields are filled with marks first, so that braces which are meant as braces can be told from fields.
+    Its fields are filled with marks first. Braces around anything else are then braces, as in the framework.
     """
     if not isinstance(template, BasePromptTemplate):
         raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")
     marks: dict[str, Any] = {name: f"\x00{name}\x00" for name in _FIELDS}
-    try:
-        text = template.format(**marks)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"a prompt has the field {error}, allowed: {', '.join(_FIELDS)}") from error
-    text = text.replace("{", "{{").replace("}", "}}")
+    text = template.format(**marks).replace("{", "{{").replace("}", "}}")
     for name, mark in marks.items():
         text = text.replace(mark, f"{{{name}}}")
     return text

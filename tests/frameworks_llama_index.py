@@ -105,6 +105,8 @@ class FakeLLM(CustomLLM):
     def _streamed(text):
         so_far = ""
         for piece in re.findall(r"\S+\s*", text):
+            if piece.strip() == "<break>":
+                raise RuntimeError("connection lost")
             so_far += piece
             yield ChatResponse(message=ChatMessage(role="assistant", content=so_far), delta=piece)
 

@@ -1,0 +1,254 @@
+"""The LlamaIndex index and its storage against the framework's own classes."""
+
+import asyncio
+import logging
+import shutil
+
+import pytest
+from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import Document, NodeRelationship, RelatedNodeInfo, TextNode
+
+import llama_index_compmem
+from compmem import Document as CoreDocument
+from compmem import IndexConfig, MemoryIndex
+from llama_index_compmem import CompMemIndex, CompMemRetriever
+from tests.frameworks_llama_index import QUESTION, HashingEncoder, documents, make_index
+
+
+@pytest.fixture(scope="module")
+def index():
+    return make_index()
+
+
+@pytest.fixture(autouse=True)
+def _no_llm():
+    Settings._llm = None
+    yield
+    assert Settings._llm is None, "something asked for Settings.llm"
+
+
+def names(nodes):
+    return [n.node.ref_doc_id for n in nodes]
+
+
+def test_the_public_names_are_these():
+    assert llama_index_compmem.__all__ == [
+        "CompMemChatEngine",
+        "CompMemIndex",
+        "CompMemQueryEngine",
+        "CompMemRetriever",
+    ]
+    assert issubclass(CompMemIndex, BaseIndex)
+    assert issubclass(CompMemRetriever, BaseRetriever)
+
+
+# The index
+
+
+def test_from_documents_and_from_nodes_hold_the_same(index):
+    nodes = [
+        TextNode(
+            text=d.text,
+            metadata=d.metadata,
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=d.id_, hash=d.hash)},
+        )
+        for d in documents()
+    ]
+    made = CompMemIndex.from_nodes(nodes, config=IndexConfig(encoder=HashingEncoder()), show_progress=True)
+    assert names(made.as_retriever(3).retrieve(QUESTION)) == names(index.as_retriever(3).retrieve(QUESTION))
+    assert {n.node_id for n in nodes} == {d.id for d in made.memory.documents()}
+
+
+def test_the_constructor_refuses_documents_and_nothing():
+    with pytest.raises(ValueError, match="One of nodes, objects, or index_struct"):
+        CompMemIndex()
+    with pytest.raises((ValueError, TypeError)):
+        CompMemIndex(nodes=["text"])
+
+
+def test_documents_are_inserted_refreshed_and_deleted():
+    index = make_index()
+    index.insert(Document(doc_id="quarry", text="The Quarry of Dunmore was closed in 1971."))
+    assert names(index.as_retriever(1).retrieve("When was the Quarry of Dunmore closed?")) == ["quarry"]
+    changed = Document(doc_id="esk", text="The river Esk was renamed Ask.", metadata={"title": "Esk"})
+    new = Document(doc_id="mill", text="The mill of Hob burnt down.")
+    same = documents()[0]
+    assert index.refresh_ref_docs([same, changed, new]) == [False, True, True]
+    assert index.refresh_ref_docs([same, changed, new]) == [False, False, False]
+    found = index.as_retriever(1).retrieve("What was the river Esk renamed?")
+    assert found[0].node.get_content() == "The river Esk was renamed Ask."
+    assert set(index.ref_doc_info) == {"orchid", "marsh", "tarnhill", "veld", "esk", "quarry", "mill"}
+    assert index.ref_doc_info["orchid"].metadata["year"] == 1998
+    index.delete_ref_doc("mill", delete_from_docstore=True)
+    assert "mill" not in index.ref_doc_info
+    assert index.docstore.get_document_hash("mill") is None
+    assert index.refresh_ref_docs([new]) == [True]
+
+
+def test_nodes_are_inserted_and_deleted():
+    index = make_index()
+    index.insert_nodes([TextNode(id_="a", text="Anvil Rock is red."), TextNode(id_="b", text="Beacon Hill is green.")])
+    assert index.as_retriever(1).retrieve("Anvil Rock")[0].node.node_id == "a"
+    index.delete_nodes(["a", "no such node"], delete_from_docstore=True)
+    assert "a" not in {d.id for d in index.memory.documents()}
+    assert index.docstore.get_node("b").get_content() == "Beacon Hill is green."
+    with pytest.raises(ValueError, match="a not found"):
+        index.docstore.get_node("a")
+
+
+async def test_the_async_half_does_the_same():
+    index = make_index(encoder=HashingEncoder(seconds=0.05))
+    ticks, running = [], True
+
+    async def tick():
+        while running:
+            ticks.append(1)
+            await asyncio.sleep(0.005)
+
+    task = asyncio.create_task(tick())
+    await index.ainsert_nodes([TextNode(id_="a", text="Anvil Rock is red.")])
+    await index.ainsert(Document(doc_id="b", text="Beacon Hill is green."))
+    assert await index.arefresh_ref_docs([documents()[0]]) == [False]
+    await index.adelete_ref_doc("b", delete_from_docstore=True)
+    await index.adelete_nodes(["a"])
+    running = False
+    await task
+    assert len(ticks) > 10, "the event loop was blocked"
+    assert len(index.memory) == 5
+
+
+def test_deleting_what_is_not_there_warns(index, caplog):
+    with caplog.at_level(logging.WARNING):
+        index.delete_ref_doc("nobody")
+    assert "nobody not found" in caplog.text
+
+
+def test_nodes_without_text_are_left_out_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        made = CompMemIndex.from_nodes(
+            [TextNode(text=" "), TextNode(text="Anvil Rock is red.")], embed_model=HashingEncoder()
+        )
+    assert "1 nodes have no text" in caplog.text
+    assert len(made.memory) == 1
+
+
+def test_an_index_of_no_nodes_can_be_asked():
+    empty = CompMemIndex.from_nodes([], embed_model=HashingEncoder())
+    assert empty.as_retriever().retrieve(QUESTION) == []
+    empty.insert(documents()[0])
+    assert names(empty.as_retriever().retrieve(QUESTION)) == ["orchid"]
+
+
+def test_an_embedding_model_of_the_framework_serves_as_encoder():
+    made = make_index(encoder=MockEmbedding(embed_dim=8))
+    assert made.memory.info().dim == 8
+    assert len(made.as_retriever(3).retrieve(QUESTION)) == 3
+
+
+def test_metadata_that_cannot_be_kept_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'compmem:node' is kept for CompMem"):
+        CompMemIndex.from_nodes([TextNode(text="x", metadata={"compmem:node": 1})], embed_model=HashingEncoder())
+    node = TextNode(id_="odd", text="x", metadata={"when": object()})
+    with pytest.raises(ValueError, match="odd"):
+        CompMemIndex.from_nodes([node], embed_model=HashingEncoder(), path=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+# Storage
+
+
+def reload(folder, **options):
+    return load_index_from_storage(
+        StorageContext.from_defaults(persist_dir=str(folder)), embed_model=HashingEncoder(), **options
+    )
+
+
+def test_persisting_gives_the_same_class_back_wherever_the_folder_is_moved(index, tmp_path):
+    index.storage_context.persist(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    loaded = reload(tmp_path / "there")
+    assert type(loaded) is CompMemIndex
+    before, after = index.as_retriever(4).retrieve(QUESTION), loaded.as_retriever(4).retrieve(QUESTION)
+    assert [(n.node.node_id, n.score) for n in before] == [(n.node.node_id, n.score) for n in after]
+    assert loaded.refresh_ref_docs(documents()) == [False] * 5
+    loaded.insert(Document(doc_id="mill", text="The mill of Hob burnt down."))
+    loaded.storage_context.persist(tmp_path / "again")
+    assert "mill" in reload(tmp_path / "again").ref_doc_info
+    assert "mill" not in index.ref_doc_info
+
+
+def test_an_index_with_a_folder_is_named_by_it(tmp_path):
+    made = make_index(path=tmp_path / "world.mem")
+    made.storage_context.persist(tmp_path / "storage")
+    made.insert(Document(doc_id="mill", text="The mill of Hob burnt down."))
+    assert "mill" in reload(tmp_path / "storage").ref_doc_info
+    shutil.move(tmp_path / "world.mem", tmp_path / "moved.mem")
+    with pytest.raises(ValueError, match=r"world\.mem' holds no index"):
+        reload(tmp_path / "storage")
+    assert "mill" in reload(tmp_path / "storage", path=tmp_path / "moved.mem").ref_doc_info
+
+
+def test_two_indexes_share_a_storage_context(tmp_path):
+    context = StorageContext.from_defaults()
+    one, two = make_index(storage_context=context), make_index(storage_context=context)
+    one.set_index_id("one")
+    two.set_index_id("two")
+    two.delete_ref_doc("esk")
+    context.persist(tmp_path / "storage")
+    assert len(reload(tmp_path / "storage", index_id="one").memory) == 5
+    assert len(reload(tmp_path / "storage", index_id="two").memory) == 4
+    other = StorageContext.from_dict(context.to_dict())
+    assert len(load_index_from_storage(other, index_id="two", embed_model=HashingEncoder()).memory) == 4
+
+
+def test_a_vector_index_of_the_framework_still_loads_as_itself(tmp_path):
+    VectorStoreIndex.from_documents(documents(), embed_model=MockEmbedding(8)).storage_context.persist(tmp_path)
+    loaded = load_index_from_storage(
+        StorageContext.from_defaults(persist_dir=str(tmp_path)), embed_model=MockEmbedding(8)
+    )
+    assert type(loaded) is VectorStoreIndex
+
+
+def test_a_storage_context_that_was_tampered_with_is_refused(index, tmp_path):
+    index.storage_context.persist(tmp_path / "storage")
+    store = next((tmp_path / "storage").glob("compmem-*__vector_store.json"))
+    content = store.read_text()
+    store.write_text(content.replace('"manifest.sqlite"', '"../evil.sqlite"'))
+    with pytest.raises(ValueError, match=r"'\.\./evil\.sqlite', which is none of an index"):
+        reload(tmp_path / "storage")
+    store.write_text(content.replace('"manifest.sqlite": "', '"manifest.sqlite": "AAAA'))
+    with pytest.raises(ValueError, match="manifest"):
+        reload(tmp_path / "storage")
+    store.unlink()
+    with pytest.raises(ValueError, match="does not hold the memory of this index: give its folder as path="):
+        reload(tmp_path / "storage")
+
+
+def test_loading_with_another_embedding_model_is_refused(index, tmp_path):
+    index.storage_context.persist(tmp_path)
+    with pytest.raises(ValueError, match="embed_model="):
+        load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path)))
+
+
+def test_a_compmem_index_made_by_other_means_becomes_an_index(tmp_path):
+    core = MemoryIndex.create(tmp_path / "core.mem", IndexConfig(encoder=HashingEncoder()))
+    core.add([CoreDocument(id="d", text="Anvil Rock is red. It stands in Dunmore.", metadata={"year": 1900})])
+    made = CompMemIndex.from_memory(tmp_path / "core.mem", embed_model=HashingEncoder())
+    (found,) = made.as_retriever().retrieve("What colour has Anvil Rock?")
+    assert (found.node.node_id, found.node.ref_doc_id, found.node.metadata) == ("d#0", "d", {"year": 1900})
+    assert made.ref_doc_info["d"].node_ids == ["d#0"]
+    made.delete_ref_doc("d")
+    assert len(made.memory) == 0
+
+
+def test_an_index_opened_by_its_folder_knows_what_has_not_changed(tmp_path):
+    make_index(path=tmp_path / "world.mem")
+    opened = CompMemIndex.from_memory(tmp_path / "world.mem", embed_model=HashingEncoder())
+    assert opened.refresh_ref_docs(documents()) == [False] * 5
+    opened.delete_ref_doc("esk", delete_from_docstore=True)
+    assert opened.refresh_ref_docs(documents()) == [False, False, False, False, True]
+    with pytest.raises(ValueError, match="holds no index"):
+        CompMemIndex.from_memory(tmp_path / "nothing.mem")

@@ -1,0 +1,467 @@
+"""The LlamaIndex query engine and chat engine against the framework's own classes."""
+
+import asyncio
+import time
+
+import pytest
+from llama_index.core import Settings
+from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
+from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
+from llama_index.core.chat_engine.types import ChatMode
+from llama_index.core.llms import ChatMessage, MockLLM
+from llama_index.core.llms.mock import MockFunctionCallingLLM
+from llama_index.core.memory import Memory
+from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
+from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
+from llama_index.core.question_gen import LLMQuestionGenerator
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.selectors import LLMSingleSelector
+from llama_index.core.tools import QueryEngineTool
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+
+from compmem import ReaderError, RecallConfig
+from llama_index_compmem import CompMemChatEngine, CompMemQueryEngine
+from tests.frameworks_llama_index import QUESTION, FakeLLM, make_index, read_reply
+
+QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
+
+
+@pytest.fixture(scope="module")
+def index():
+    return make_index()
+
+
+@pytest.fixture(autouse=True)
+def _no_llm():
+    Settings._llm = None
+    yield
+    assert Settings._llm is None, "something asked for Settings.llm"
+
+
+def names(nodes):
+    return [n.node.ref_doc_id for n in nodes]
+
+
+# Answers
+
+
+async def test_without_an_llm_the_answer_is_quoted(index):
+    engine = index.as_query_engine()
+    for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
+        assert isinstance(response, Response)
+        assert str(response) == QUOTED
+        assert names(response.source_nodes) == ["orchid", "marsh"]
+        assert all(0 < n.score <= 1 for n in response.source_nodes)
+        assert "Tarnhill" in response.get_formatted_sources()
+        told = response.metadata
+        assert [s["number"] for s in told["steps"]] == list(range(1, told["usage"]["steps"] + 1))
+        assert told["steps"][0]["node_ids"] == [response.source_nodes[0].node.node_id]
+        assert "born in Tarnhill" in told["working_memory"]
+        assert (told["found"], told["exited"] in ("exit gate", "nothing left", "steps")) == (True, True)
+        assert told[response.source_nodes[0].node.node_id]["year"] == 1998
+
+
+async def test_an_llm_reads_and_answers(index):
+    llm = FakeLLM()
+    engine = index.as_query_engine(llm)
+    response = engine.query(QUESTION)
+    assert str(response) == "The answer is Tarnhill."
+    assert names(response.source_nodes) == ["orchid", "marsh"]
+    assert {kind for kind, _ in llm.calls} == {"chat"}
+    assert response.metadata["usage"]["model_calls"] == len(llm.calls) == 3
+    llm.calls.clear()
+    assert str(await engine.aquery(QUESTION)) == "The answer is Tarnhill."
+    assert {kind for kind, _ in llm.calls} == {"achat"}
+
+
+async def test_answers_are_streamed(index):
+    engine = index.as_query_engine(FakeLLM(), streaming=True)
+    response = engine.query(QUESTION)
+    assert isinstance(response, StreamingResponse)
+    assert names(response.source_nodes) == ["orchid", "marsh"]
+    assert list(response.response_gen) == ["The ", "answer ", "is ", "Tarnhill."]
+    assert response.metadata["usage"]["model_calls"] == 3
+    response = await engine.aquery(QUESTION)
+    assert isinstance(response, AsyncStreamingResponse)
+    assert [p async for p in response.async_response_gen()] == ["The ", "answer ", "is ", "Tarnhill."]
+    assert response.metadata["exited"] == "exit gate"
+    assert str(index.as_query_engine(streaming=True).query(QUESTION)) == QUOTED
+    abandoned = engine.query(QUESTION)
+    assert next(abandoned.response_gen) == "The "
+    abandoned.response_gen.close()
+
+
+async def test_any_callable_is_a_chat_model(index):
+    async def achat(messages):
+        return read_reply(messages[-1]["content"])
+
+    def chat(messages):
+        return read_reply(messages[-1]["content"])
+
+    for model in (chat, achat):
+        assert str(await index.as_query_engine(chat=model).aquery(QUESTION)) == "The answer is Tarnhill."
+    assert str(index.as_query_engine(chat=chat).query(QUESTION)) == "The answer is Tarnhill."
+    with pytest.raises(ValueError, match="llm= or chat=, not both"):
+        index.as_query_engine(FakeLLM(), chat=chat)
+    with pytest.raises(ValueError, match="a callable goes to chat="):
+        CompMemQueryEngine(index, chat)
+
+
+def test_filters_hold_in_every_step(index):
+    recent = MetadataFilters(filters=[MetadataFilter(key="year", value=1962, operator=">")])
+    response = index.as_query_engine(filters=recent).query(QUESTION)
+    assert "orchid" in names(response.source_nodes)
+    assert "marsh" not in names(response.source_nodes)
+
+
+def test_settings_of_the_loop_hold(index):
+    engine = index.as_query_engine(recall=RecallConfig(max_steps=1))
+    assert len(engine.query(QUESTION).metadata["steps"]) == 1
+    assert make_index(recall=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata["exited"] == "steps"
+    memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall=RecallConfig.memagent())
+    assert len(memagent.query(QUESTION).metadata["steps"]) == 5
+
+
+def test_unknown_options_are_refused_not_passed_over(index):
+    with pytest.raises(TypeError, match="response_mode"):
+        index.as_query_engine(response_mode="tree_summarize")
+
+
+# Prompts
+
+
+def test_prompts_are_shown_and_changed(index):
+    llm = FakeLLM()
+    engine = index.as_query_engine(llm)
+    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer"}
+    engine.update_prompts({"answer": PromptTemplate("Say {it}: {question} Notes: {memory} {tone}", tone="Briefly.")})
+    engine.query(QUESTION)
+    said = llm.calls[-1][1][-1].content
+    assert engine.get_prompts()["answer"].template.startswith("Say {it}: {question}")
+    engine.update_prompts(engine.get_prompts())
+    assert said.startswith(f"Say {{it}}: {QUESTION} Notes: ")
+    assert said.endswith("Briefly.")
+    mapped = PromptTemplate(
+        "{query_str} {context_str}", template_var_mappings={"question": "query_str", "memory": "context_str"}
+    )
+    engine.update_prompts({"answer": mapped})
+    chat = ChatPromptTemplate.from_messages([("user", "Q: {question}"), ("user", "N: {memory}")])
+    made = CompMemQueryEngine(index, llm, prompts={"answer": chat})
+    assert "Q: {question}" in made.get_prompts()["answer"].get_template()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"answer": PromptTemplate("{question}")}, r"prompt 'answer' lacks \{memory\}"),
+        ({"answer": PromptTemplate("{question} {memory} {blocks}")}, "prompt 'answer' has fields"),
+        ({"reply": PromptTemplate("{question}")}, "unknown prompt 'reply'"),
+        ({"answer": "{question}"}, "must be a PromptTemplate"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_refused(index, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        index.as_query_engine(FakeLLM()).update_prompts(prompts)
+
+
+def test_without_a_model_there_are_no_prompts(index):
+    engine = index.as_query_engine()
+    assert engine.get_prompts() == {}
+    with pytest.raises(ValueError, match="has no prompts"):
+        engine.update_prompts({"answer": PromptTemplate("{question}{memory}")})
+
+
+# Retrieve and synthesize
+
+
+async def test_retrieving_and_synthesizing_apart(index):
+    engine = index.as_query_engine(FakeLLM(), similarity_top_k=3)
+    bundle = QueryBundle(QUESTION)
+    nodes = engine.retrieve(bundle)
+    assert len(nodes) == 3
+    assert await engine.aretrieve(bundle) == nodes
+    extra = NodeWithScore(node=TextNode(text="More."), score=0.5)
+    for response in (
+        engine.synthesize(bundle, nodes, [extra]),
+        await engine.asynthesize(bundle, nodes, additional_source_nodes=[extra]),
+    ):
+        assert str(response) == "The answer is Tarnhill."
+        assert response.source_nodes == [*nodes, extra]
+    assert str(index.as_query_engine().synthesize(QUESTION, nodes)) != ""
+    assert index.as_query_engine().synthesize(QUESTION, []).metadata["found"] is False
+
+
+def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(index):
+    seen = []
+
+    def chat(messages):
+        seen.append(messages[-1]["content"])
+        return "<check>no</check><update></update><next>continue</next>"
+
+    nodes = [NodeWithScore(node=TextNode(text=f"Fact number {i}.")) for i in range(30)]
+    response = index.as_query_engine(chat=chat).synthesize(QUESTION, nodes)
+    told = "".join(seen)
+    assert [told.index(f"Fact number {i}.") for i in range(30)] == sorted(
+        told.index(f"Fact number {i}.") for i in range(30)
+    )
+    assert len(response.metadata["steps"]) <= 12
+    assert response.metadata["steps"][0]["node_ids"] == [n.node.node_id for n in nodes[:3]]
+
+
+async def test_postprocessors_choose_what_is_read(index):
+    chosen = [SimilarityPostprocessor(similarity_cutoff=0.3), LongContextReorder()]
+    engine = index.as_query_engine(FakeLLM(), similarity_top_k=5, node_postprocessors=chosen)
+    for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
+        assert set(names(response.source_nodes)) == {"orchid", "marsh"}
+        assert str(response) == "The answer is Tarnhill."
+
+
+# Inside other parts of the framework
+
+
+async def test_as_a_tool_of_agents(index):
+    tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="memory", description="All about the Orchid.")
+    assert str(tool.call(input=QUESTION)) == QUOTED
+    assert str((await tool.acall(input=QUESTION)).raw_output) == QUOTED
+
+    def call_then_say(messages, **kwargs):
+        if messages[-1].role == "tool":
+            return ChatMessage(role="assistant", content=f"It says: {messages[-1].content}")
+        call = ToolCallBlock(tool_call_id="1", tool_name="memory", tool_kwargs={"input": QUESTION})
+        return ChatMessage(role="assistant", blocks=[call])
+
+    agent = FunctionAgent(tools=[tool], llm=MockFunctionCallingLLM(response_generator=call_then_say))
+    assert str(await agent.run("Where?")) == f"It says: {QUOTED}"
+
+    def think(prompt):
+        if "Observation:" in prompt:
+            return "Thought: I can answer.\nAnswer: Tarnhill."
+        return f'Thought: I must look.\nAction: memory\nAction Input: {{"input": "{QUESTION}"}}'
+
+    llm = FakeLLM(think)
+    assert str(await ReActAgent(tools=[tool], llm=llm, streaming=False).run("Where?")) == "Tarnhill."
+    assert QUOTED in str(llm.calls[-1][1])
+
+
+def test_inside_a_sub_question_engine(index):
+    def reply(prompt):
+        if "<Tools>" in prompt or "Tools:" in prompt or "tool_name" in prompt:
+            return (
+                '```json\n{"items": [{"sub_question": "Who invented the Orchid device?", "tool_name": "memory"},'
+                ' {"sub_question": "Where was Elena Marsh born?", "tool_name": "memory"}]}\n```'
+            )
+        return "From both: Tarnhill." if "born in Tarnhill" in prompt else "Nothing."
+
+    llm = FakeLLM(reply)
+    tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="memory", description="All about the Orchid.")
+    for use_async in (False, True):
+        engine = SubQuestionQueryEngine.from_defaults(
+            [tool],
+            llm=llm,
+            question_gen=LLMQuestionGenerator.from_defaults(llm=llm),
+            response_synthesizer=get_response_synthesizer(llm=llm),
+            use_async=use_async,
+            verbose=False,
+        )
+        assert str(engine.query(QUESTION)) == "From both: Tarnhill."
+
+
+async def test_inside_a_router_engine(index):
+    llm = FakeLLM(lambda prompt: '[{"choice": 1, "reason": "it fits"}]')
+    tool = QueryEngineTool.from_defaults(index.as_query_engine(), name="memory", description="All about the Orchid.")
+    router = RouterQueryEngine(LLMSingleSelector.from_defaults(llm=llm), [tool], llm=llm)
+    assert str(router.query(QUESTION)) == QUOTED
+    assert str(await router.aquery(QUESTION)) == QUOTED
+
+
+class Asking(Workflow):
+    """A workflow of one step that asks an engine."""
+
+    engine = None
+
+    @step
+    async def ask(self, ev: StartEvent) -> StopEvent:
+        return StopEvent(result=str(await self.engine.aquery(ev.question)))
+
+
+async def test_inside_a_workflow(index):
+    flow = Asking(timeout=10)
+    flow.engine = index.as_query_engine()
+    assert await flow.run(question=QUESTION) == QUOTED
+
+
+# Chat
+
+
+async def test_a_conversation_without_an_llm(index):
+    chat = index.as_chat_engine()
+    assert isinstance(chat, CompMemChatEngine)
+    first = chat.chat("Who invented the Orchid device?")
+    assert "Elena Marsh" in first.response
+    assert names(first.source_nodes) == ["orchid"]
+    second = await chat.achat("And where was she born?")
+    assert second.response.startswith("Elena Marsh was born in Tarnhill.")
+    assert second.sources[0].raw_input == {"query": "And where was she born? (Dr Elena Marsh)"}
+    third = chat.chat("Who plays the cello?")
+    assert third.sources[0].raw_input == {"query": "Who plays the cello?"}
+    assert [m.role for m in chat.chat_history] == ["user", "assistant"] * 3
+    assert chat.chat_history[2].content == "And where was she born?"
+    chat.reset()
+    assert chat.chat_history == []
+    assert chat.chat("Why?").sources[0].raw_input == {"query": "Why?"}
+
+
+async def test_a_conversation_with_an_llm(index):
+    def reply(prompt):
+        if "Rewrite the message" in prompt:
+            assert "user: Who made the Orchid device?" in prompt
+            return "Where was Elena Marsh, who invented the Orchid device, born?"
+        return read_reply(prompt)
+
+    for asked in ("chat", "achat"):
+        llm = FakeLLM(reply)
+        chat = index.as_chat_engine(llm=llm)
+        chat.chat("Who made the Orchid device?")
+        message = "And where was she born?"
+        response = chat.chat(message) if asked == "chat" else await chat.achat(message)
+        assert response.response == "The answer is Tarnhill."
+        assert response.sources[0].raw_input["query"].startswith("Where was Elena Marsh")
+        assert response.metadata["found"]
+
+
+async def test_a_conversation_is_streamed(index):
+    chat = index.as_chat_engine("condense_question", llm=FakeLLM())
+    streamed = chat.stream_chat(QUESTION)
+    assert list(streamed.response_gen) == ["The ", "answer ", "is ", "Tarnhill."]
+    assert names(streamed.source_nodes) == ["orchid", "marsh"]
+    assert [m.content for m in chat.chat_history] == [QUESTION, "The answer is Tarnhill."]
+    chat = index.as_chat_engine()
+    streamed = await chat.astream_chat(QUESTION)
+    assert "".join([p async for p in streamed.async_response_gen()]) == QUOTED
+    assert [m.content for m in chat.chat_history] == [QUESTION, QUOTED]
+
+
+async def test_a_history_is_given_and_kept_elsewhere(index):
+    before = [
+        ChatMessage(role="user", content="Who is it?"),
+        ChatMessage(role="assistant", content="It is Jonas Veld."),
+    ]
+    chat = index.as_chat_engine(chat_history=before)
+    assert chat.chat("What does he play?").sources[0].raw_input == {"query": "What does he play? (Jonas Veld)"}
+    chat.chat("What does he play?", chat_history=before)
+    assert len(chat.chat_history) == 4
+    kept = Memory.from_defaults(session_id="s")
+    other = index.as_chat_engine(memory=kept)
+    await other.achat(QUESTION)
+    assert [m.content for m in await kept.aget_all()] == [QUESTION, QUOTED]
+
+
+def test_other_modes_are_the_frameworks_own(index):
+    llm = FakeLLM(lambda prompt: "Tarnhill.")
+    for mode, kind in (
+        (ChatMode.CONTEXT, ContextChatEngine),
+        ("condense_plus_context", CondensePlusContextChatEngine),
+        ("simple", SimpleChatEngine),
+    ):
+        chat = index.as_chat_engine(mode, llm=llm)
+        assert isinstance(chat, kind)
+        assert str(chat.chat(QUESTION)) == "Tarnhill."
+        with pytest.raises(ValueError, match="needs llm="):
+            index.as_chat_engine(mode)
+    assert len(index.as_chat_engine("context", llm=llm, similarity_top_k=1).chat(QUESTION).source_nodes) == 1
+    for gone in ("react", "nonsense"):
+        with pytest.raises(ValueError, match=r"removed|Unknown chat mode"):
+            index.as_chat_engine(gone, llm=llm)
+
+
+# What goes wrong
+
+
+def failing(prompt):
+    if "born in" in prompt:
+        raise RuntimeError("rate limit")
+    return read_reply(prompt)
+
+
+async def test_an_llm_that_raises_is_told_with_the_steps_so_far(index):
+    engine = index.as_query_engine(FakeLLM(failing))
+    with pytest.raises(ValueError, match="RuntimeError: rate limit") as sync:
+        engine.query(QUESTION)
+    with pytest.raises(ReaderError, match="RuntimeError: rate limit") as asynchronous:
+        await engine.aquery(QUESTION)
+    for caught in (sync, asynchronous):
+        assert [s.number for s in caught.value.steps] == [1]
+        assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
+    with pytest.raises(ValueError, match="TimeoutError"):
+        index.as_query_engine(FakeLLM(lambda prompt: TimeoutError())).query(QUESTION)
+
+    def silent_at_last(prompt):
+        return read_reply(prompt) if "Blocks to read" in prompt else ""
+
+    engine = index.as_query_engine(FakeLLM(silent_at_last))
+    with pytest.raises(ValueError, match="empty answer") as caught:
+        engine.query(QUESTION)
+    assert len(caught.value.steps) == 2
+    with pytest.raises(ValueError, match="empty answer"):
+        list(engine.with_streaming(True).query(QUESTION).response_gen)
+    with pytest.raises(ValueError, match="empty answer"):
+        await engine.aquery(QUESTION)
+
+
+def test_an_llm_that_talks_nonsense_finds_nothing(index):
+    for llm in (MockLLM(max_tokens=7), FakeLLM(lambda prompt: "")):
+        response = index.as_query_engine(llm).query(QUESTION)
+        assert response.metadata["found"] is False
+        assert response.metadata["usage"]["malformed_replies"] == len(response.metadata["steps"]) > 0
+
+
+async def test_a_slow_llm_is_left_when_the_caller_has_waited_enough(index):
+    engine = index.as_query_engine(FakeLLM(seconds=30))
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(engine.aquery(QUESTION), 0.2)
+    assert time.monotonic() - began < 2
+
+
+async def test_a_chat_that_fails_leaves_the_history_alone(index):
+    chat = index.as_chat_engine(llm=FakeLLM(failing))
+    with pytest.raises(ValueError, match="rate limit"):
+        chat.chat(QUESTION)
+    with pytest.raises(ValueError, match="rate limit"):
+        await chat.achat(QUESTION)
+
+    def broken(prompt):
+        return read_reply(prompt) if "Blocks to read" in prompt else "The answer <break> is"
+
+    streaming = index.as_chat_engine(llm=FakeLLM(broken))
+    with pytest.raises(ValueError, match="connection lost"):
+        list(streaming.stream_chat(QUESTION).response_gen)
+    streamed = await streaming.astream_chat(QUESTION)
+    with pytest.raises(ValueError, match="connection lost"):
+        [p async for p in streamed.async_response_gen()]
+    assert chat.chat_history == streaming.chat_history == []
+    silent = index.as_chat_engine(llm=FakeLLM(lambda prompt: ""), chat_history=[ChatMessage(role="user", content="Hm")])
+    with pytest.raises(ValueError, match="gave nothing when asked to make the message standalone"):
+        silent.chat("Who?")
+
+
+def test_messages_and_histories_of_the_wrong_type_are_refused(index):
+    chat = index.as_chat_engine()
+    for wrong in ("hello", ["hello"], {"role": "user"}, [("user", "hello")]):
+        with pytest.raises(ValueError, match="must be a list of ChatMessage"):
+            chat.chat("Hello?", chat_history=wrong)
+        with pytest.raises(ValueError, match="must be a list of ChatMessage"):
+            index.as_chat_engine(chat_history=wrong)
+    for wrong in ("", None, 3):
+        with pytest.raises(ValueError, match="must be a text"):
+            chat.chat(wrong)
+    with pytest.raises(ValueError, match="question is empty"):
+        index.as_query_engine().query(" ")
