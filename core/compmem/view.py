@@ -73,9 +73,15 @@ class Viewer:
     encoder: Encoder
     lexicon: Lexicon
     _vectors: dict[str, Vectors] = field(default_factory=dict)
+    _views: dict[str, View] = field(default_factory=dict)
 
     def view(self, memory: str) -> View:
-        """The question and this working memory, taken apart."""
+        """The question and this working memory, taken apart; the first stage, the gate and the reader share it."""
+        if memory not in self._views:
+            self._views[memory] = self._view(memory)
+        return self._views[memory]
+
+    def _view(self, memory: str) -> View:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)
         frequency = self.lexicon.document_frequency(asked)
