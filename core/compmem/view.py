@@ -73,6 +73,7 @@ class Viewer:
     encoder: Encoder
     lexicon: Lexicon
     _vectors: dict[str, Vectors] = field(default_factory=dict)
+    _names: dict[str, Sequence[object]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
 
     def view(self, memory: str) -> View:
@@ -87,9 +88,7 @@ class Viewer:
         frequency = self.lexicon.document_frequency(asked)
         total = len(self.lexicon)
         weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
-        known = self.lexicon.named(
-            list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
-        )
+        known = self._known([self.question, *lines])
         of_question = {m.name: m for m in mentions(self.question, known)}
         spoken = sorted({w for n in known for w in n.split()})
         stems = {w: (terms(w) or [w])[0] for w in spoken}
@@ -114,6 +113,14 @@ class Viewer:
             rarity={w: _idf(seen.get(stems[w], 0), total) for w in spoken},
             read=len(lines),
         )
+
+    def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
+        """The names of blocks that these texts hold, or may hold; each is looked up once."""
+        possible = dict.fromkeys(n for text in texts for n in possible_names(text))
+        new = [n for n in possible if n not in self._names]
+        found = self.lexicon.named(new)
+        self._names.update((n, found.get(n, ())) for n in new)
+        return {n: blocks for n in possible if (blocks := self._names[n])}
 
     def _line(self, line: str, known: Mapping[str, object], weights: Mapping[str, float]) -> Line:
         held = frozenset(terms(line))
