@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, InstanceOf
+from pydantic import PlainValidator
 
 import compmem
 
@@ -33,22 +33,39 @@ class EmbeddingsEncoder:
         return np.asarray(self.embeddings.embed_documents(list(texts)), dtype=np.float32)
 
 
-def opened(index: Any) -> Any:
-    """The index in that folder, where a path was given.
+def opened(index: object) -> "compmem.MemoryIndex":
+    """The index, or the one in that folder where a path is given.
 
     Raises:
         ValueError: There is no index there, or it cannot be used here.
     """
-    if not isinstance(index, str | Path):
+    if isinstance(index, compmem.MemoryIndex):
         return index
+    if not isinstance(index, str | Path):
+        raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {index!r}")
     try:
         return compmem.MemoryIndex.open(index)
     except compmem.StoreError as error:
         raise ValueError(str(error)) from error
 
 
-Index = Annotated[InstanceOf[compmem.MemoryIndex], BeforeValidator(opened)]
-"""A field that takes an index, or the path of one."""
+def checked(prompts: object) -> "compmem.ChatPrompts | None":
+    """The prompts of the chat reader.
+
+    Raises:
+        ValueError: They are something else.
+    """
+    if prompts is None or isinstance(prompts, compmem.ChatPrompts):
+        return prompts
+    raise ValueError(f"prompts must be ChatPrompts, not {prompts!r}")
+
+
+if TYPE_CHECKING:
+    Index = compmem.MemoryIndex
+    Prompts = compmem.ChatPrompts | None
+else:  # pydantic wants its types when a class is made; these would load torch by then
+    Index = Annotated[Any, PlainValidator(opened)]
+    Prompts = Annotated[Any, PlainValidator(checked)]
 
 
 def to_core(document: Document, *, split: bool) -> compmem.Document:

@@ -9,9 +9,10 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from compmem import ChatPrompts, ChatReader, ReaderError, RecallConfig
+import compmem
+from compmem import ReaderError, RecallConfig
 from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place, Prompt
-from langchain_compmem.documents import Filter, Index
+from langchain_compmem.documents import Filter, Index, Prompts
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
 from langchain_compmem.tracing import AsyncTracedReader, TracedReader
@@ -47,7 +48,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """How the loop runs: first stage, gate, steps, seconds, reader."""
     filter: Filter | None = None
     """Metadata filter of every question that brings none of its own."""
-    prompts: InstanceOf[ChatPrompts] | None = None
+    prompts: Prompts = None
     """What the chat model is told while it reads and answers."""
     standalone_prompt: Prompt = STANDALONE
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
@@ -238,7 +239,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if ask is None or wanted.reader not in ("extractive", "chat"):
             return wanted
         gated = wanted.update_gate or wanted.exit_gate
-        reader = ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)
+        reader = compmem.ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)
         return wanted.but(reader=reader)
 
 

@@ -12,7 +12,8 @@ from langchain_core.indexing.base import DeleteResponse
 from langchain_core.retrievers import LangSmithRetrieverParams
 from pydantic import Field, InstanceOf
 
-from compmem import IndexConfig, MemoryIndex, ReaderError, Recall, RecallConfig
+import compmem
+from compmem import IndexConfig, ReaderError, Recall, RecallConfig
 from langchain_compmem.documents import EmbeddingsEncoder, Filter, Index, from_core, from_recall, to_core
 from langchain_compmem.errors import ReasoningError
 
@@ -67,7 +68,7 @@ class CompMemRetriever(DocumentIndex):
             if config is not None:
                 raise ValueError("give either embeddings or config, with encoder=EmbeddingsEncoder(embeddings)")
             config = IndexConfig(encoder=EmbeddingsEncoder(embeddings))
-        made = cls(index=MemoryIndex.create(path, config), **fields)
+        made = cls(index=compmem.MemoryIndex.create(path, config), **fields)
         made.upsert(documents)
         return made
 
