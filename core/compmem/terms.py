@@ -21,8 +21,8 @@ _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
 _WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
 _ASIDE = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
 _DEFINED = re.compile(
-    r"^\s*(?:class|def|async def|module|package)\s+([\w.]+)"
-    r"|^\s*([\w.]+)\([^()\n]*\)\s*(?:->|$)"
+    r"^[ \t]*(?:class|def|async def|module|package)[ \t]+([\w.]+)"
+    r"|^[ \t]*([\w.]+)\([^()\n]*\)\s*(?:->|$)"
     r"|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
     re.MULTILINE,
 )
