@@ -32,7 +32,7 @@ from compmem.schema import (
 
 if TYPE_CHECKING:
     from compmem.index import MemoryIndex
-    from compmem.readers import ChatPrompts, ChatReader
+    from compmem.readers import ChatPrompts, ChatReader, LatentPrompts, LatentReader
     from compmem.store import DocumentInfo, StoreInfo
 
 __version__ = "0.1.0"
@@ -42,6 +42,8 @@ _LATER = {
     "MemoryIndex": "compmem.index",
     "ChatPrompts": "compmem.readers",
     "ChatReader": "compmem.readers",
+    "LatentPrompts": "compmem.readers",
+    "LatentReader": "compmem.readers",
     "DocumentInfo": "compmem.store",
     "StoreInfo": "compmem.store",
 }
@@ -69,6 +71,8 @@ __all__ = [
     "Evidence",
     "IncompatibleStoreError",
     "IndexConfig",
+    "LatentPrompts",
+    "LatentReader",
     "MemoryBlock",
     "MemoryIndex",
     "Reader",

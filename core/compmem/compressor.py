@@ -1,11 +1,15 @@
 """Chunk to memory block: done once for each chunk, whatever is asked later."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from compmem.backbone import Backbone
 from compmem.encoder import LoadedEncoder
 from compmem.parts import Parts
-from compmem.schema import Chunk, MemoryBlock
+from compmem.schema import Chunk, KVStates, MemoryBlock
+
+AT_ONCE = 64
+"""Chunks whose KV states are on the device at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +23,39 @@ class DenseCompressor:
         parts = [Parts(c.label, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
         vectors = self.encoder.encode_parts(parts)
         return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class KVCompressor:
+    """KV states of a chunk's memory tokens, and its vectors too where there is an encoder."""
+
+    backbone: Backbone
+    ratio: int
+    dense: DenseCompressor | None
+
+    def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
+        """One block a chunk, in order, its KV states off the device.
+
+        Raises:
+            ValueError: A chunk is larger than the backbone's context.
+            MemoryError: One chunk alone does not fit on the device.
+        """
+        bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
+        blocks: list[MemoryBlock] = []
+        for at in range(0, len(bare), AT_ONCE):
+            group = bare[at : at + AT_ONCE]
+            states = self.backbone.compress([chunk_ids(self.backbone, b.chunk) for b in group], ratio=self.ratio)
+            blocks += [
+                replace(b, kv=KVStates(keys=s.keys.cpu(), values=s.values.cpu()))
+                for b, s in zip(group, states, strict=True)
+            ]
+        return blocks
+
+
+def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
+    """What the backbone reads of a chunk: its label on a line of its own where it has one, then the text.
+
+    Released checkpoints were trained on bare text, and place a prompt behind the memory of a whole chunk of it.
+    """
+    labelled = chunk.label and backbone.memory.positions == "rotated"
+    return backbone.encode(f"{chunk.label}\n{chunk.text}" if labelled else chunk.text)

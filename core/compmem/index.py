@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -13,18 +14,23 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
 from compmem.chunking import split
-from compmem.compressor import DenseCompressor
+from compmem.compressor import DenseCompressor, KVCompressor
 from compmem.config import IndexConfig, RecallConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
-from compmem.gate import Digest, GateHead, digest, features
-from compmem.readers import ChatReader, ExtractiveReader
-from compmem.reasoner import Gathered, agathered, astream, gather, gathered, stream
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, MemoryBlock, Reader, Recall, Step, Vectors
+from compmem.gate import GateHead, LatentGate
+from compmem.question import QuestionBench
+from compmem.readers import ChatReader, ExtractiveReader, LatentReader
+from compmem.reasoner import agathered, astream, gather, gathered, stream
+from compmem.resident import RESIDENT_BYTES, Resident
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, MemoryBlock, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo, content_hash
 from compmem.view import Viewer
+
+log = logging.getLogger(__name__)
 
 Filter = Mapping[str, Any] | Sequence[Any]
 
@@ -47,17 +53,25 @@ class MemoryIndex:
         config: IndexConfig,
         *,
         encoder: LoadedEncoder | None = None,
+        backbone: Backbone | None = None,
         gate: GateHead | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
+        if resident_bytes < 0:
+            raise ValueError(f"resident_bytes={resident_bytes!r} must not be negative")
         self.store = store
         self.config = config
         self._device = device
         self._dtype = dtype
         self._encoder = encoder
+        self._backbone = backbone
         self._gate = gate
-        self._checked: LoadedEncoder | None = None
+        self._resident_bytes = resident_bytes
+        self._resident: Resident | None = None
+        self._checked: set[int] = set()
+        self._told_of_gate = False
         self._dense: tuple[int, DenseSearch] | None = None
         self._guard = threading.RLock()
 
@@ -67,17 +81,27 @@ class MemoryIndex:
         path: str | Path | None = None,
         config: IndexConfig | None = None,
         *,
+        backbone: Backbone | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> Self:
         """A new index in a folder; without a path, a temporary one that goes when it is closed.
+
+        Args:
+            path: The folder.
+            config: How documents become memory.
+            backbone: For KV memory, one that is loaded already; the settings' name is kept as its name.
+            device: Torch device of the models. None: CUDA where there is one, else the CPU.
+            dtype: Name of a torch dtype. None: the fastest that keeps the results.
+            resident_bytes: KV blocks kept on the device between questions, in bytes.
 
         Raises:
             ValueError: The path is a file, or a folder that holds something already.
         """
         config = config or IndexConfig()
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
-        return cls(store, config, device=device, dtype=dtype)
+        return cls(store, config, backbone=backbone, device=device, dtype=dtype, resident_bytes=resident_bytes)
 
     @classmethod
     def open(
@@ -85,25 +109,30 @@ class MemoryIndex:
         path: str | Path,
         *,
         encoder: str | Encoder | None = None,
+        backbone: str | Backbone | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> Self:
         """The index in a folder, by this or another process.
 
         Args:
             path: The folder.
             encoder: Only where the index was made with an object: that object again.
+            backbone: Only where the backbone lies elsewhere now, or is loaded already: its folder, or itself. Its
+                weights are compared when they are loaded.
             device: Torch device of the models. None: CUDA where there is one, else the CPU.
             dtype: Name of a torch dtype. None: the fastest that keeps the results.
+            resident_bytes: KV blocks kept on the device between questions, in bytes.
 
         Raises:
             StoreError: There is no index there.
-            IncompatibleStoreError: It was made in another format or with another encoder.
+            IncompatibleStoreError: It was made in another format, with another encoder or another backbone.
         """
         store = Store.open(path)
         kept = dict(store.config)
-        named = str(kept["encoder"])
-        if encoder is None and named.startswith(_OBJECT):
+        named = kept["encoder"]
+        if encoder is None and str(named).startswith(_OBJECT):
             raise IncompatibleStoreError(
                 f"{str(path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: open it with encoder="
             )
@@ -112,7 +141,14 @@ class MemoryIndex:
             raise IncompatibleStoreError(
                 f"{str(path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
             )
-        return cls(store, IndexConfig(**{**kept, "encoder": given}), device=device, dtype=dtype)
+        if isinstance(backbone, str):
+            kept["backbone"] = backbone
+        config = IndexConfig(**{**kept, "encoder": given})
+        loaded = None if isinstance(backbone, str) else backbone
+        index = cls(store, config, backbone=loaded, device=device, dtype=dtype, resident_bytes=resident_bytes)
+        if loaded is not None:
+            index._check_backbone(loaded)
+        return index
 
     @property
     def path(self) -> Path:
@@ -143,7 +179,7 @@ class MemoryIndex:
     def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
         """A copy, in this process or another, is the same folder opened again."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
-        return _reopened, (self.path, encoder, self._gate, self._device, self._dtype)
+        return _reopened, (self.path, encoder, self._gate, self._device, self._dtype, self._resident_bytes)
 
     # Writing
 
@@ -170,10 +206,10 @@ class MemoryIndex:
         return written
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
-        encoder = self.encoder
+        count = self._count_tokens
         for document in batch:
             _check_unicode(document)
-        pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=encoder.count_tokens)) for d in batch]
+        pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=count)) for d in batch]
         for document, chunks in pieces:
             if not chunks:
                 raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
@@ -181,11 +217,29 @@ class MemoryIndex:
         new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
         if not new:
             return 0
-        if self.store.get_meta(_FINGERPRINT) is None:
-            self.store.put_meta(_FINGERPRINT, [round(float(x), 5) for x in encoder.fingerprint()])
-        blocks = iter(DenseCompressor(encoder).compress([c for _, chunks in new for c in chunks]))
+        blocks = iter(self._compress([c for _, chunks in new for c in chunks]))
         self.store.add([(d, [next(blocks) for _ in chunks]) for d, chunks in new])
         return len(new)
+
+    def _compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
+        dense = None
+        if self.config.encoder is not None:
+            if self.store.get_meta(_FINGERPRINT) is None:
+                self.store.put_meta(_FINGERPRINT, [round(float(x), 5) for x in self.encoder.fingerprint()])
+            dense = DenseCompressor(self.encoder)
+        if self.config.memory == "dense":
+            assert dense is not None, "dense memory is made by an encoder"
+            return dense.compress(chunks)
+        if self.store.get_meta(_BACKBONE) is None:
+            named = {"name": self.config.backbone, "fingerprint": self.backbone.fingerprint()}
+            self.store.put_meta(_BACKBONE, named)
+        with torch.inference_mode():
+            return KVCompressor(self.backbone, self.config.ratio, dense).compress(chunks)
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        if self.config.memory == "kv":
+            return [len(self.backbone.encode(text)) for text in texts]
+        return self.encoder.count_tokens(texts)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Forgets documents; returns how many there were. Unknown ids are passed over."""
@@ -252,7 +306,7 @@ class MemoryIndex:
         Raises:
             ValueError: The question is empty or overlong, k is below 1, or the filter is none.
         """
-        config = config or RecallConfig()
+        config = config or self._natural()
         _check_k(k)
         with self.bench(question, filter, config) as bench:
             if _takes_one_pass(config):
@@ -271,11 +325,11 @@ class MemoryIndex:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
-        config = config or RecallConfig()
+        config = config or self._natural()
         _check_k(k)
         stop = threading.Event()
         try:
-            if config.reader == "extractive" or _takes_one_pass(config):
+            if config.reader in ("extractive", "latent") or _takes_one_pass(config):
                 return await asyncio.to_thread(
                     self.recall, question, k, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
                 )
@@ -312,7 +366,7 @@ class MemoryIndex:
             ValueError: The question is empty or overlong, or the filter is none.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
-        config = config or RecallConfig()
+        config = config or self._natural()
         with self.bench(question, filter, config) as bench:
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
@@ -340,7 +394,7 @@ class MemoryIndex:
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
-        config = config or RecallConfig()
+        config = config or self._natural()
         stop = threading.Event()
         bench_of = self.bench(question, filter, config)
         bench = await asyncio.to_thread(bench_of.__enter__)
@@ -369,25 +423,50 @@ class MemoryIndex:
         """The encoder, loaded once and compared with the one that made the index.
 
         Raises:
+            ValueError: The index was made without one.
             IncompatibleStoreError: It gives other vectors than the one that made the index.
         """
         with self._guard:
             if self._encoder is None:
-                assert self.config.encoder is not None
+                if self.config.encoder is None:
+                    raise ValueError("this index was made with encoder=None")
                 self._encoder = load_encoder(self.config.encoder, device=self._device, dtype=self._dtype)
             self._check_fingerprint(self._encoder)
             return self._encoder
 
     @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded once and compared with the one that made the index.
+
+        Raises:
+            ValueError: The index holds dense memory, or the device is not there.
+            CheckpointError: It cannot be loaded.
+            IncompatibleStoreError: It has other weights than the one that made the index.
+        """
+        with self._guard:
+            if self._backbone is None:
+                if self.config.backbone is None or self.config.memory != "kv":
+                    raise ValueError("this index holds dense memory, which has no backbone: make one with memory='kv'")
+                self._backbone = Backbone.load(self.config.backbone, device=self._device, dtype=self._dtype)
+                trained = self._backbone.memory
+                if trained.trained and trained.ratio != self.config.ratio:
+                    log.warning(
+                        "%r compresses at ratio %d by itself, the index at %d",
+                        self.config.backbone, trained.ratio, self.config.ratio,
+                    )  # fmt: skip
+            self._check_backbone(self._backbone)
+            return self._backbone
+
+    @property
     def gate(self) -> GateHead:
-        """The trained gate."""
+        """The trained dense gate."""
         with self._guard:
             if self._gate is None:
                 self._gate = GateHead.load()
             return self._gate
 
     def _check_fingerprint(self, encoder: LoadedEncoder) -> None:
-        if self._checked is encoder:
+        if id(encoder) in self._checked:
             return
         kept = self.store.get_meta(_FINGERPRINT)
         if kept is not None:
@@ -397,19 +476,49 @@ class MemoryIndex:
                     f"{str(self.path)!r} was made with other weights than the encoder {encoder.name!r} has here: "
                     "their vectors of the probe text differ"
                 )
-        self._checked = encoder
+        self._checked.add(id(encoder))
 
-    def _reader(self, config: RecallConfig, bench: "QuestionBench") -> Reader:
+    def _check_backbone(self, backbone: Backbone) -> None:
+        if id(backbone) in self._checked:
+            return
+        kept = self.store.get_meta(_BACKBONE)
+        if kept is not None:
+            here = backbone.fingerprint()
+            name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
+            if made != here:
+                raise IncompatibleStoreError(
+                    f"{str(self.path)!r} was made with the backbone {name!r} ({made}), not with "
+                    f"{str(backbone.tokenizer.name_or_path) or self.config.backbone!r} ({here}): its weights or its "
+                    "memory settings differ"
+                )
+        self._checked.add(id(backbone))
+
+    def _natural(self) -> RecallConfig:
+        """The settings where none are given: the backbone reads KV memory itself."""
+        return RecallConfig(reader="latent") if self.config.memory == "kv" else RecallConfig()
+
+    def _reader(self, config: RecallConfig, bench: QuestionBench) -> Reader:
         if config.reader == "extractive":
             return ExtractiveReader(bench.viewer)
         if config.reader == "chat":
             assert config.chat is not None
             return ChatReader(config.chat)
+        if config.reader == "latent":
+            if self.config.memory != "kv":
+                raise ValueError(
+                    "reader='latent' reads KV states, and this index holds dense memory: make one with "
+                    "IndexConfig(memory='kv', backbone=...), or use reader='extractive' or 'chat'"
+                )
+            # A reader that overwrites without asking for the gates is what both gates off mean (MemAgent).
+            structured = None if config.update_gate or config.exit_gate else False
+            return LatentReader(
+                self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._whole
+            )
         reader: Reader = config.reader
         return reader
 
     @contextmanager
-    def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator["QuestionBench"]:
+    def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator[QuestionBench]:
         """The index as one question sees it, from one snapshot: what the loop, the trainers and benchmarks work on.
 
         Raises:
@@ -419,12 +528,53 @@ class MemoryIndex:
             raise ValueError("the question is empty")
         if len(question) > LONGEST_QUESTION:
             raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
-        encoder = self.encoder
+        encoder = None if self.config.encoder is None else self.encoder
+        latent = self._latent_gate(question)
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
-            viewer = Viewer(question, encoder, snapshot)
-            stage = FirstStage(viewer, snapshot, self._search(snapshot), admitted, config.first_stage, config.links)
-            yield QuestionBench(viewer, snapshot, stage, self.gate, config, encoder)
+            stage = None
+            if encoder is not None:
+                viewer = Viewer(question, encoder, snapshot)
+                stage = FirstStage(viewer, snapshot, self._search(snapshot), admitted, config.first_stage, config.links)
+            yield QuestionBench(
+                snapshot=snapshot,
+                config=config,
+                admitted=admitted,
+                count=self._count_tokens,
+                dense=stage,
+                gate=None if encoder is None or latent else self.gate,
+                latent=latent,
+                resident=self._residents() if self.config.memory == "kv" else None,
+            )
+
+    def _latent_gate(self, question: str) -> LatentGate | None:
+        """The gate on the backbone, where there is one; what serves in its place is told once."""
+        if self.config.memory != "kv":
+            return None
+        if self.backbone.has_gate:
+            return LatentGate(self.backbone, question, behind=self._whole)
+        if not self._told_of_gate:
+            self._told_of_gate = True
+            log.info(
+                "the backbone %r has no trained gate: %s", self.config.backbone,
+                "the dense gate serves" if self.config.encoder is not None
+                else "without an encoder every block is read, in document order",
+            )  # fmt: skip
+        return None
+
+    @property
+    def _whole(self) -> int | None:
+        """Memory tokens of a whole chunk, where prompts stand behind them also if a chunk is smaller."""
+        if self.backbone.memory.positions == "rotated":
+            return None
+        return self.config.chunk_tokens // self.config.ratio
+
+    def _residents(self) -> Resident:
+        with self._guard:
+            if self._resident is None:
+                weight = self.backbone.decoder.embed_tokens.weight
+                self._resident = Resident(weight.device, weight.dtype, budget=self._resident_bytes)
+            return self._resident
 
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
         with self._guard:
@@ -440,90 +590,18 @@ SAME_ENCODER = 0.99
 
 _OBJECT = "object:"
 _FINGERPRINT = "encoder fingerprint"
-
-
-@dataclasses.dataclass(slots=True)
-class QuestionBench:
-    """The index as one question sees it: what the loop works on."""
-
-    viewer: Viewer
-    snapshot: Snapshot
-    stage: FirstStage
-    gate: GateHead
-    config: RecallConfig
-    encoder: LoadedEncoder
-    _digests: dict[int, Digest] = dataclasses.field(default_factory=dict)
-    _blocks: dict[int, MemoryBlock] = dataclasses.field(default_factory=dict)
-
-    @property
-    def threshold(self) -> float:
-        """Below it a block is turned down."""
-        if self.config.threshold is not None:
-            return self.config.threshold
-        return self.gate.threshold if self.config.gate in ("learned", "question") else 0.0
-
-    def propose(self, memory: str) -> list[int]:
-        """Numbers of the blocks that may bear on the question, given the working memory."""
-        if self.config.candidates == "all":
-            admitted = self.stage.admitted
-            return [int(n) for n in (self.snapshot.select(None) if admitted is None else admitted)]
-        return self.stage.propose(memory)
-
-    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        """The gate score of each block, given the working memory."""
-        if not blocks or self.config.gate == "off":
-            return [1.0] * len(blocks)
-        if self.config.gate == "similarity":
-            self._load(blocks)
-            asked = self.viewer.view("").question
-            return [float(np.clip(self._digests[n].vectors[0] @ asked, 0.0, 1.0)) for n in blocks]
-        seen = self.features("" if self.config.gate == "question" else memory, blocks)
-        with torch.inference_mode():
-            return [float(p) for p in self.gate.probabilities(seen)]
-
-    def features(self, memory: str, blocks: Sequence[int]) -> Vectors:
-        """What the gate sees of the blocks, `[blocks, features]`."""
-        self._load(blocks)
-        return features(self.viewer.view(memory), [self._digests[n] for n in blocks])
-
-    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        """The blocks themselves."""
-        self._load(blocks)
-        return [self._blocks[n] for n in blocks]
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text by the encoder's tokenizer."""
-        return self.encoder.count_tokens([text])[0]
-
-    def one_pass(self, k: int) -> list[Recall]:
-        """Candidates and gate with an empty working memory, best first."""
-        proposed = self.propose("")
-        return self._recalls(dict(zip(proposed, self.score("", proposed), strict=True)), k)
-
-    def ranked(self, found: Gathered, k: int) -> list[Recall]:
-        """What the loop gathered, best first."""
-        return self._recalls(found.scores, k)
-
-    def _recalls(self, scores: dict[int, float], k: int) -> list[Recall]:
-        best = sorted(scores, key=lambda n: (-scores[n], n))[:k]
-        if len(best) < k:  # the caller asked for k: the nearest of the rest, below everything that was scored
-            asked = self.viewer.view("").question[None]
-            rest = dict.fromkeys(n for n in self.stage.nearest(asked, k + len(best)) if n not in scores)
-            best += list(rest)[: k - len(best)]
-        blocks = self.fetch(best)
-        return [Recall(chunk=b.chunk, score=scores.get(n, 0.0), block=n) for n, b in zip(best, blocks, strict=True)]
-
-    def _load(self, blocks: Sequence[int]) -> None:
-        new = [n for n in blocks if n not in self._blocks]
-        for number, block in zip(new, self.snapshot.blocks(new), strict=True):
-            self._blocks[number] = block
-            self._digests[number] = digest(block)
+_BACKBONE = "backbone"
 
 
 def _reopened(
-    path: Path, encoder: Encoder | None, gate: GateHead | None, device: str | None, dtype: str | None
+    path: Path,
+    encoder: Encoder | None,
+    gate: GateHead | None,
+    device: str | None,
+    dtype: str | None,
+    resident_bytes: int,
 ) -> MemoryIndex:
-    index = MemoryIndex.open(path, encoder=encoder, device=device, dtype=dtype)
+    index = MemoryIndex.open(path, encoder=encoder, device=device, dtype=dtype, resident_bytes=resident_bytes)
     index._gate = gate
     return index
 
@@ -570,8 +648,8 @@ def _check_k(k: int) -> None:
         raise ValueError(f"k={k!r} must be a whole number of at least 1")
 
 
-def _encoder_name(encoder: str | Encoder | None) -> str:
-    return encoder if isinstance(encoder, str) else f"{_OBJECT}{type(encoder).__name__}"
+def _encoder_name(encoder: str | Encoder | None) -> str | None:
+    return encoder if encoder is None or isinstance(encoder, str) else f"{_OBJECT}{type(encoder).__name__}"
 
 
 def _as_json(config: IndexConfig) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +60,7 @@ class Backbone:
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
+        self._control = _control_tokens(parts.tokenizer)
 
     @classmethod
     def load(
@@ -195,9 +198,9 @@ class Backbone:
         return digest.hexdigest()[:32]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        """Token ids of a text, nothing added; a control token spelled in it stays the letters that it is."""
+        cuts = [0, *(found.start() + 1 for found in self._control.finditer(text)), len(text)]
+        return [i for a, b in pairwise(cuts) for i in self.tokenizer.encode(text[a:b], add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -391,6 +394,13 @@ class Backbone:
                     f"is larger than the context of {self.context}"
                 )
         return prefix, Layout.of(prompts, prefix.counts, start, self.device)
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """What finds a tokenizer's control tokens in a text."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    spelled = sorted({t for t in (*added, *tokenizer.all_special_tokens) if len(t) > 1}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
 
 def _check_writing(max_new_tokens: int, temperature: float) -> None:

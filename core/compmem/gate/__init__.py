@@ -2,5 +2,6 @@
 
 from compmem.gate.features import FEATURES, Digest, digest, features
 from compmem.gate.head import GateHead
+from compmem.gate.latent import LatentGate
 
-__all__ = ["FEATURES", "Digest", "GateHead", "digest", "features"]
+__all__ = ["FEATURES", "Digest", "GateHead", "LatentGate", "digest", "features"]

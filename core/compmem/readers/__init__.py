@@ -3,5 +3,14 @@
 from compmem.readers.calls import ChatModel
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
 from compmem.readers.extractive import ExtractiveReader
+from compmem.readers.latent import LatentPrompts, LatentReader
 
-__all__ = ["NOTHING_FOUND", "ChatModel", "ChatPrompts", "ChatReader", "ExtractiveReader"]
+__all__ = [
+    "NOTHING_FOUND",
+    "ChatModel",
+    "ChatPrompts",
+    "ChatReader",
+    "ExtractiveReader",
+    "LatentPrompts",
+    "LatentReader",
+]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from compmem.readers.calls import ChatModel, apieces, pieces
-from compmem.readers.replies import Reply, Spoken, parse_reply, spoken, thinks_untagged
+from compmem.readers.replies import Spoken, thinks_untagged, understand
 from compmem.schema import MemoryBlock, Message, Reading, Usage, WorkingMemory
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
@@ -232,11 +232,7 @@ class ChatReader:
 
     def _reading(self, text: str, memory: WorkingMemory, messages: Sequence[Message]) -> Reading:
         self._thinks_untagged = self._thinks_untagged or thinks_untagged(text)
-        if self.structured:
-            reply = parse_reply(text)
-        else:
-            notes = spoken(text)
-            reply = Reply(check=True, update=notes, end=False) if notes else None
+        reply = understand(text, structured=self.structured)
         usage = self._usage(messages, text, malformed=reply is None)
         if reply is None:
             return Reading(memory=memory, update=False, exit=False, usage=usage)

@@ -38,6 +38,14 @@ def parse_reply(text: str) -> Reply | None:
     return _parse_parts(text[_after_thoughts(text) :]) or _parse_parts(_without_thoughts(text))
 
 
+def understand(text: str, *, structured: bool) -> Reply | None:
+    """What a step's reply says, or None where it cannot be told; an unstructured one is the new memory itself."""
+    if structured:
+        return parse_reply(text)
+    notes = spoken(text)
+    return Reply(check=True, update=notes, end=False) if notes else None
+
+
 def spoken(text: str) -> str:
     """A whole reply without the thoughts before it; empty where it ends within them."""
     rest = text[_after_thoughts(text) :].strip()

@@ -91,8 +91,8 @@ class Cache:
         """The file of sentence vectors, as far as this generation reaches."""
         return self._map("sentences", state, state.sentence_rows)
 
-    def load(self, blocks: Sequence[Placed], state: State) -> list[MemoryBlock]:
-        """Whole blocks: vectors and KV states read and checked.
+    def load(self, blocks: Sequence[Placed], state: State, *, kv: bool = True) -> list[MemoryBlock]:
+        """Whole blocks: vectors and, unless told otherwise, KV states read and checked.
 
         Raises:
             CorruptStoreError: They do not match their checksums.
@@ -111,7 +111,7 @@ class Cache:
             MemoryBlock(
                 chunk=block.chunk,
                 vectors=vectors[i],
-                kv=None if block.place.kv is None else self.kv_states(block.place, block.place.kv),
+                kv=self.kv_states(block.place, block.place.kv) if kv and block.place.kv is not None else None,
             )
             for i, block in enumerate(blocks)
         ]

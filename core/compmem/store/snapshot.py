@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from compmem.schema import Chunk, Document, MemoryBlock
+from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import lexical
-from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks
+from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import admitted, compile_filter
 from compmem.store.manifest import Rows, read_state, storable
@@ -72,16 +72,32 @@ class Snapshot:
         found = self._fetch(blocks)
         return [found[int(number)].chunk for number in blocks]
 
-    def blocks(self, blocks: Sequence[int] | Numbers) -> list[MemoryBlock]:
-        """Blocks by number with their vectors and KV states, in the order asked.
+    def blocks(self, blocks: Sequence[int] | Numbers, *, kv: bool = True) -> list[MemoryBlock]:
+        """Blocks by number with their vectors and, unless told otherwise, KV states, in the order asked.
 
         Raises:
             ValueError: A block is not in this snapshot.
             CorruptStoreError: A text, vectors or KV states do not match their checksum.
         """
         placed = self._fetch(blocks)
-        found = dict(zip(placed, self._cache.load(list(placed.values()), self._state), strict=True))
+        found = dict(zip(placed, self._cache.load(list(placed.values()), self._state, kv=kv), strict=True))
         return [found[int(number)] for number in blocks]
+
+    def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
+        """The KV states alone, mapped from the files, in the order asked.
+
+        Raises:
+            ValueError: A block is not in this snapshot, or has none.
+            CorruptStoreError: They do not match their checksum.
+        """
+        places = {place.number: place for place in read_places(self._rows, blocks)}
+        found: list[KVStates] = []
+        for number in blocks:
+            place = places.get(int(number))
+            if place is None or place.kv is None:
+                raise ValueError(f"block {number} is not in this snapshot, or has no KV states")
+            found.append(self._cache.kv_states(place, place.kv))
+        return found
 
     def vectors(self) -> ChunkVectors:
         """The whole-chunk vectors of all live blocks that have one."""

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from compmem.config import RecallConfig
 from compmem.gate import GateHead
-from compmem.index import MemoryIndex, QuestionBench
+from compmem.index import MemoryIndex
 from compmem.metrics import calibration_error, recall_at
+from compmem.question import QuestionBench
 from compmem.readers import ExtractiveReader
 from compmem.schema import Document, Vectors, WorkingMemory
 from compmem.tasks.multihop import Corpus, Question, leads, read_corpus

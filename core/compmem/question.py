@@ -1,0 +1,150 @@
+"""The index as one question sees it: candidates, gate scores and blocks, from one snapshot."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compmem.candidates import FirstStage
+from compmem.config import RecallConfig
+from compmem.gate import Digest, GateHead, LatentGate, digest, features
+from compmem.reasoner import Gathered
+from compmem.resident import Resident
+from compmem.schema import MemoryBlock, Recall, Vectors
+from compmem.store import Snapshot
+from compmem.view import Viewer
+
+GATED_AT_ONCE = 64
+"""Blocks whose KV states are fetched together for the gate on the backbone."""
+
+
+@dataclass(slots=True)
+class QuestionBench:
+    """What the loop works on: the index as one question sees it.
+
+    Without an encoder there is no first stage, and every block that a filter admits is a candidate. Without an encoder
+    and without a trained gate on the backbone, every candidate passes, in document order.
+    """
+
+    snapshot: Snapshot
+    config: RecallConfig
+    admitted: NDArray[np.int64] | None
+    """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
+    count: Callable[[Sequence[str]], list[int]]
+    """Tokens of texts."""
+    dense: FirstStage | None
+    """The first stage; None where the index has no encoder."""
+    gate: GateHead | None
+    """The dense gate; None where the gate on the backbone serves, or where there are no vectors to look at."""
+    latent: LatentGate | None = None
+    """The gate on the backbone, where the checkpoint has one that is trained."""
+    resident: Resident | None = None
+    """KV blocks on the device; None for dense memory."""
+    _digests: dict[int, Digest] = field(default_factory=dict)
+    _blocks: dict[int, MemoryBlock] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> FirstStage:
+        """The first stage.
+
+        Raises:
+            ValueError: The index was made without an encoder.
+        """
+        if self.dense is None:
+            raise ValueError(
+                "this index was made with encoder=None, so it has no vectors: use reader='latent' and gate='learned' "
+                "or 'off', or make the index with an encoder"
+            )
+        return self.dense
+
+    @property
+    def viewer(self) -> Viewer:
+        """The question taken apart, for the dense gate and the extractive reader. Raises what `stage` raises."""
+        return self.stage.viewer
+
+    @property
+    def threshold(self) -> float:
+        """Below it a block is turned down."""
+        if self.config.threshold is not None:
+            return self.config.threshold
+        if self.config.gate not in ("learned", "question"):
+            return 0.0
+        gate = self.latent or self.gate
+        return gate.threshold if gate else 0.0
+
+    def propose(self, memory: str) -> list[int]:
+        """Numbers of the blocks that may bear on the question, given the working memory."""
+        if self.config.candidates == "all" or self.dense is None:
+            return [int(n) for n in (self.snapshot.select(None) if self.admitted is None else self.admitted)]
+        return self.dense.propose(memory)
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The gate score of each block, given the working memory."""
+        if not blocks or self.config.gate == "off":
+            return [1.0] * len(blocks)
+        if self.config.gate == "similarity":
+            asked = self.viewer.view("").question
+            self._load(blocks)
+            return [float(np.clip(self._digests[n].vectors[0] @ asked, 0.0, 1.0)) for n in blocks]
+        known = "" if self.config.gate == "question" else memory
+        with torch.inference_mode():
+            if self.latent is not None:
+                return self._score_latent(self.latent, known, blocks)
+            if self.gate is not None:
+                return [float(p) for p in self.gate.probabilities(self.features(known, blocks))]
+        return [1.0] * len(blocks)
+
+    def features(self, memory: str, blocks: Sequence[int]) -> Vectors:
+        """What the dense gate sees of the blocks, `[blocks, features]`."""
+        self._load(blocks)
+        return features(self.viewer.view(memory), [self._digests[n] for n in blocks])
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        """The blocks themselves, those of KV memory with their states on the device."""
+        self._load(blocks)
+        found = [self._blocks[n] for n in blocks]
+        if self.resident is None:
+            return found
+        states = self.resident.take(blocks, self.snapshot.kv_states)
+        return [replace(block, kv=kv) for block, kv in zip(found, states, strict=True)]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, by the backbone's tokenizer for KV memory, else by the encoder's."""
+        return self.count([text])[0]
+
+    def one_pass(self, k: int) -> list[Recall]:
+        """Candidates and gate with an empty working memory, best first."""
+        proposed = self.propose("")
+        return self._recalls(dict(zip(proposed, self.score("", proposed), strict=True)), k)
+
+    def ranked(self, found: Gathered, k: int) -> list[Recall]:
+        """What the loop gathered, best first."""
+        return self._recalls(found.scores, k)
+
+    def _score_latent(self, gate: LatentGate, memory: str, blocks: Sequence[int]) -> list[float]:
+        assert self.resident is not None, "a gate on the backbone goes with KV memory"
+        groups = self.resident.stream(blocks, self.snapshot.kv_states, size=GATED_AT_ONCE)
+        return [p for states in groups for p in gate.probabilities(memory, states)]
+
+    def _recalls(self, scores: dict[int, float], k: int) -> list[Recall]:
+        best = sorted(scores, key=lambda n: (-scores[n], n))[:k]
+        if len(best) < k:  # the caller asked for k: the rest, below everything that was scored
+            best += self._rest(scores, k)[: k - len(best)]
+        self._load(best)
+        return [Recall(chunk=self._blocks[n].chunk, score=scores.get(n, 0.0), block=n) for n in best]
+
+    def _rest(self, scores: dict[int, float], k: int) -> list[int]:
+        """Blocks that were not scored: the nearest where there are vectors, else in document order."""
+        if self.dense is None:
+            return [n for n in self.propose("") if n not in scores]
+        asked = self.viewer.view("").question[None]
+        return list(dict.fromkeys(n for n in self.dense.nearest(asked, k + len(scores)) if n not in scores))
+
+    def _load(self, blocks: Sequence[int]) -> None:
+        new = [n for n in blocks if n not in self._blocks]
+        for number, block in zip(new, self.snapshot.blocks(new, kv=False), strict=True):
+            self._blocks[number] = block
+            if block.vectors is not None:
+                self._digests[number] = digest(block)
