@@ -3,12 +3,13 @@
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 
-from compmem import ChatPrompts
+if TYPE_CHECKING:
+    from compmem import ChatPrompts
 
 Messages = Sequence[Mapping[str, str]]
 ChatModel = Callable[[Messages], Any]
@@ -46,12 +47,12 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     return pieces if streaming else whole
 
 
-def to_templates(prompts: ChatPrompts) -> dict[str, BasePromptTemplate]:
+def to_templates(prompts: "ChatPrompts") -> dict[str, BasePromptTemplate]:
     """The core's prompts as templates of the framework, by name."""
     return {field.name: PromptTemplate(_as_seen(getattr(prompts, field.name))) for field in fields(prompts)}
 
 
-def with_templates(prompts: ChatPrompts, changed: Mapping[str, BasePromptTemplate]) -> ChatPrompts:
+def with_templates(prompts: "ChatPrompts", changed: Mapping[str, BasePromptTemplate]) -> "ChatPrompts":
     """The prompts with some replaced by templates of the framework.
 
     Raises:

@@ -17,7 +17,8 @@ from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from compmem import ChatPrompts, ChatReader, RecallConfig
+import compmem
+from compmem import RecallConfig
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.given import memory_of_nodes, reading_all
 from llama_index_compmem.llm import ChatModel, async_chat, sync_chat, to_templates, with_templates
@@ -79,7 +80,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         self._recall = recall or RecallConfig(reader="latent" if latent else "extractive")
         self.streaming = streaming
         self._node_postprocessors = list(node_postprocessors or [])
-        self._prompts = ChatPrompts()
+        self._prompts = compmem.ChatPrompts()
         self._retriever = CompMemRetriever(
             self._memory, similarity_top_k, filters, recall=recall, callback_manager=self.callback_manager
         )
@@ -189,7 +190,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         if chat is None:
             return self._recall
         settings = self._recall
-        reader = ChatReader(
+        reader = compmem.ChatReader(
             chat,
             prompts=self._prompts,
             structured=settings.update_gate or settings.exit_gate,

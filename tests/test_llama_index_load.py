@@ -1,0 +1,281 @@
+"""The LlamaIndex classes under load and under watch: concurrency, copies, tracing, what they cost."""
+
+import asyncio
+import copy
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from llama_index.core import Settings
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.callbacks.schema import EventPayload
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.query import QueryEndEvent, QueryStartEvent
+from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from workflows.errors import WorkflowTimeoutError
+
+from compmem import RecallConfig
+from llama_index_compmem.events import CompMemStepEvent
+from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, make_index
+
+QUESTIONS = [
+    QUESTION,
+    "Who invented the Orchid device?",
+    "Who plays the cello?",
+    "Where does the river Esk rise?",
+    "Who is the mayor of the town in which Elena Marsh was born?",
+]
+
+
+@pytest.fixture(scope="module")
+def index():
+    return make_index()
+
+
+@pytest.fixture(autouse=True)
+def _no_llm():
+    Settings._llm = None
+    yield
+    assert Settings._llm is None, "something asked for Settings.llm"
+
+
+# Concurrency
+
+
+async def test_four_retrievals_with_a_slow_encoder_run_side_by_side():
+    encoder = HashingEncoder()
+    retriever = make_index(encoder=encoder).as_retriever(3, loop=False)
+    await retriever.aretrieve(QUESTION)
+    encoder.seconds = 0.3
+    began = time.monotonic()
+    found = await asyncio.gather(*(retriever.aretrieve(q) for q in QUESTIONS[:4]))
+    assert time.monotonic() - began < 0.6
+    assert all(len(nodes) == 3 for nodes in found)
+
+
+async def _stays_responsive(work):
+    """Runs the coroutine; the longest time for which the event loop did nothing else."""
+    longest, last, done = 0.0, time.monotonic(), False
+
+    async def watch():
+        nonlocal longest, last
+        while not done:
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+            await asyncio.sleep(0.005)
+
+    task = asyncio.create_task(watch())
+    await work
+    done = True
+    await task
+    return longest
+
+
+async def test_the_event_loop_is_never_blocked():
+    index = make_index(encoder=HashingEncoder(seconds=0.2))
+    streaming = index.as_query_engine(streaming=True)
+
+    async def streamed():
+        return [p async for p in (await streaming.aquery(QUESTION)).async_response_gen()]
+
+    for work in (
+        index.as_retriever().aretrieve(QUESTION),
+        index.as_query_engine().aquery(QUESTION),
+        index.as_query_engine(FakeLLM()).aquery(QUESTION),
+        streamed(),
+        index.as_chat_engine().achat(QUESTION),
+    ):
+        assert await _stays_responsive(work) < 0.15
+
+
+async def _stops(encoder, start):
+    """Cancels what was started; the encoder is asked at most once more."""
+    task = asyncio.create_task(start())
+    await asyncio.sleep(0.3)
+    assert encoder.calls
+    assert not task.done()
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 0.1
+    calls = encoder.calls
+    await asyncio.sleep(0.8)
+    assert encoder.calls <= calls + 1
+
+
+@pytest.mark.parametrize("how", ["aretrieve", "aquery", "aquery with an llm"])
+async def test_cancelling_stops_the_loop_within_a_step(how):
+    encoder = HashingEncoder()
+    index = make_index(encoder=encoder)
+    settings = RecallConfig(gate="off", exit_gate=False)
+    start = {
+        "aretrieve": index.as_retriever(recall=settings).aretrieve,
+        "aquery": index.as_query_engine(recall=settings).aquery,
+        "aquery with an llm": index.as_query_engine(FakeLLM(), recall=settings).aquery,
+    }[how]
+    await start(QUESTION)
+    encoder.seconds, encoder.calls = 0.2, 0
+    before = threading.active_count()
+    await _stops(encoder, lambda: start(QUESTION))
+    assert threading.active_count() <= before + 1  # the executor's idle threads stay for reuse
+
+
+async def test_a_timeout_stops_the_loop():
+    encoder = HashingEncoder()
+    index = make_index(encoder=encoder)
+    slow = RecallConfig(gate="off", exit_gate=False)
+    engine = index.as_query_engine(recall=slow.but(max_seconds=0.3))
+    encoder.seconds = 0.1
+    response = engine.query(QUESTION)
+    assert response.metadata["exited"] == "seconds"
+    assert len(response.metadata["steps"]) < 5
+    assert response.metadata["usage"]["seconds"] < 0.8
+
+    class Asking(Workflow):
+        @step
+        async def ask(self, ev: StartEvent) -> StopEvent:
+            return StopEvent(result=str(await index.as_query_engine(recall=slow).aquery(QUESTION)))
+
+    with pytest.raises(WorkflowTimeoutError):
+        await Asking(timeout=0.2).run()
+    calls = encoder.calls
+    await asyncio.sleep(0.5)
+    assert encoder.calls <= calls + 1
+
+
+def test_eight_threads_give_the_answers_of_one(index):
+    engine, retriever = index.as_query_engine(), index.as_retriever(3)
+
+    def ask(number):
+        question = QUESTIONS[number % 5]
+        if number % 2:
+            return str(engine.query(question))
+        return [(n.node.node_id, round(n.score, 6)) for n in retriever.retrieve(question)]
+
+    alone = [ask(n) for n in range(50)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: [ask(n) for n in range(50)], range(8)))
+    assert all(answers == alone for answers in together)
+
+
+# Copies
+
+
+def test_retrievers_and_engines_are_copied_and_pickled(tmp_path):
+    index = make_index(path=tmp_path / "world.mem")
+    llm = FakeLLM()
+    engines = [index.as_query_engine(), index.as_query_engine(llm, similarity_top_k=3)]
+    for made in [*engines, index.as_chat_engine(), index.as_chat_engine(llm=llm)]:
+        ask = made.query if made in engines else made.chat
+        expected = str(ask(QUESTION))
+        for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), copy.copy(made)):
+            if made not in engines:
+                other.reset()
+            assert str((other.query if made in engines else other.chat)(QUESTION)) == expected
+    retriever = index.as_retriever(3)
+    for other in (copy.deepcopy(retriever), pickle.loads(pickle.dumps(retriever))):
+        assert other.retrieve(QUESTION) == retriever.retrieve(QUESTION)
+        assert other.memory.path == index.memory.path
+
+
+# Tracing
+
+
+class Kept(BaseEventHandler):
+    """Keeps every event."""
+
+    events: list
+
+    def handle(self, event, **kwargs):
+        self.events.append(event)
+
+
+@pytest.fixture
+def kept():
+    handler, root = Kept(events=[]), get_dispatcher()
+    root.add_event_handler(handler)
+    yield handler.events
+    root.event_handlers.remove(handler)
+
+
+async def test_the_dispatcher_is_told_of_queries_retrievals_and_steps(index, kept):
+    for ask in ("sync", "async"):
+        kept.clear()
+        engine = index.as_query_engine()
+        response = engine.query(QUESTION) if ask == "sync" else await engine.aquery(QUESTION)
+        kinds = [type(e) for e in kept]
+        for kind in (QueryStartEvent, QueryEndEvent, RetrievalStartEvent, RetrievalEndEvent):
+            assert kinds.count(kind) == 1
+        steps = [e for e in kept if isinstance(e, CompMemStepEvent)]
+        assert [e.number for e in steps] == [s["number"] for s in response.metadata["steps"]]
+        assert (steps[0].question, steps[0].node_ids) == (QUESTION, response.metadata["steps"][0]["node_ids"])
+        ended = next(e for e in kept if isinstance(e, RetrievalEndEvent))
+        assert [n.node.ref_doc_id for n in ended.nodes] == ["orchid", "marsh"]
+        assert {e.span_id.partition("-")[0] for e in steps} <= {
+            "CompMemQueryEngine._query",
+            "CompMemQueryEngine._aquery",
+        }
+        kept.clear()
+        retriever = index.as_retriever(2)
+        nodes = retriever.retrieve(QUESTION) if ask == "sync" else await retriever.aretrieve(QUESTION)
+        kinds = [type(e) for e in kept]
+        assert kinds[0] is RetrievalStartEvent
+        assert kinds[-1] is RetrievalEndEvent
+        assert kept[-1].nodes == nodes
+        assert kinds.count(CompMemStepEvent) == len(steps)
+
+
+async def test_legacy_callbacks_are_told_too():
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    index = make_index(callback_manager=CallbackManager([debug]))
+    for ask in ("sync", "async"):
+        debug.flush_event_logs()
+        engine = index.as_query_engine()
+        response = engine.query(QUESTION) if ask == "sync" else await engine.aquery(QUESTION)
+        for kind in (CBEventType.QUERY, CBEventType.RETRIEVE, CBEventType.SYNTHESIZE):
+            ((start, end),) = debug.get_event_pairs(kind)
+            assert start.payload[EventPayload.QUERY_STR] == QUESTION
+        assert end.payload[EventPayload.RESPONSE] is response
+        assert len(debug.get_event_pairs(CBEventType.AGENT_STEP)) == len(response.metadata["steps"])
+        debug.flush_event_logs()
+        nodes = index.as_retriever(2).retrieve(QUESTION)
+        ((_, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)
+        assert end.payload[EventPayload.NODES] == nodes
+
+
+# Cost
+
+
+def test_the_adapter_costs_little_beyond_the_core(index):
+    engine, retriever, memory = index.as_query_engine(), index.as_retriever(3), index.memory
+
+    def median(ask):
+        times = []
+        for _ in range(15):
+            began = time.perf_counter()
+            ask()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    over_query = median(lambda: engine.query(QUESTION)) - median(lambda: memory.answer(QUESTION))
+    over_retrieve = median(lambda: retriever.retrieve(QUESTION)) - median(lambda: memory.recall(QUESTION, 3))
+    assert max(over_query, over_retrieve) < 0.02, "5 ms on a machine with nothing else to do"
+
+
+def test_importing_costs_little_beyond_the_framework():
+    code = (
+        "import time, llama_index.core, sys; began = time.perf_counter(); import llama_index_compmem; "
+        "print(time.perf_counter() - began); assert 'torch' not in sys.modules"
+    )
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=there)
+    assert float(run.stdout) < 0.6, "0.3 s on a machine with nothing else to do"
