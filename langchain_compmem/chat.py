@@ -54,6 +54,7 @@ class ChatCalls:
         self.model = model
         self.place = Place({}, False)
         self.calls = 0
+        self.rewritten = 0
         self.usage: UsageMetadata | None = None
         self._counted: set[int] = set()
 
@@ -95,7 +96,7 @@ class ChatCalls:
         Raises:
             ReaderError: The model failed.
         """
-        self.calls += 1
+        self.calls, self.rewritten = self.calls + 1, 1
         try:
             reply = (prompt | self.model).invoke(_asked(question, history), self.place.config)
         except Exception as error:
@@ -104,7 +105,7 @@ class ChatCalls:
 
     async def astandalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """`standalone` for an event loop."""
-        self.calls += 1
+        self.calls, self.rewritten = self.calls + 1, 1
         try:
             reply = await (prompt | self.model).ainvoke(_asked(question, history), self.place.config)
         except Exception as error:

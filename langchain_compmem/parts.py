@@ -139,9 +139,9 @@ def _step(step: Step) -> ReasonerStep:
 
 
 def _usage(usage: Usage, chat: ChatCalls | None) -> dict[str, float]:
-    """What it cost; tokens as the model counted them where it says so, else estimated."""
+    """What it cost; tokens as the chat model counted them where it says so of every call, else estimated."""
     if chat is not None:
-        usage = replace(usage, model_calls=chat.calls)
-        if chat.calls and (counted := chat.counted):
+        usage = replace(usage, model_calls=usage.model_calls + chat.rewritten)
+        if (counted := chat.counted) and chat.calls == usage.model_calls:
             usage = replace(usage, prompt_tokens=counted["input_tokens"], completion_tokens=counted["output_tokens"])
     return asdict(usage)

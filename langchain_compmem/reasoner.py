@@ -27,10 +27,10 @@ class Question(BaseModel):
 class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput]):
     """Answers a question from an index: recall, read, note, and recall again, until enough is known.
 
-    Without a chat model it quotes the sentences that bear on the question. With one, the model reads what is recalled,
+    Without a chat model it quotes the sentences that bear on the question; over KV memory the index's own backbone
+    reads and answers, on the device on which the index was opened. With a chat model, the model reads what is recalled,
     keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
-    `recall_config` decides everything else; with `RecallConfig(reader="latent")` the index's own backbone reads, on
-    the device on which the index was opened, and the chat model only makes questions standalone.
+    With `RecallConfig(reader="latent")` or a reader of your own, that is all the chat model does.
 
     A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
     documents, the working memory and what it cost.
@@ -44,8 +44,8 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """The index, or the path of its folder."""
     chat_model: ChatModel | None = None
     """Any `BaseChatModel`, or one with retries, fallbacks or bound arguments. None: answers are quotations."""
-    recall_config: InstanceOf[RecallConfig] = RecallConfig()
-    """How the loop runs: first stage, gate, steps, seconds, reader."""
+    recall_config: InstanceOf[RecallConfig] | None = None
+    """How the loop runs: first stage, gate, steps, seconds, reader. None: as suits index and chat model."""
     filter: Filter | None = None
     """Metadata filter of every question that brings none of its own."""
     prompts: Prompts = None
@@ -233,10 +233,12 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     def _chat(self) -> ChatCalls | None:
         return None if self.chat_model is None else ChatCalls(self.chat_model)
 
-    def _settings(self, ask: Callable[..., Any] | None) -> RecallConfig:
+    def _settings(self, ask: Callable[..., Any] | None) -> RecallConfig | None:
         """The settings of one question: the chat model reads unless another reader is named."""
-        wanted = self.recall_config
-        if ask is None or wanted.reader not in ("extractive", "chat"):
+        if ask is None:
+            return self.recall_config
+        wanted = self.recall_config or RecallConfig()
+        if wanted.reader not in ("extractive", "chat"):
             return wanted
         gated = wanted.update_gate or wanted.exit_gate
         reader = compmem.ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)

@@ -39,8 +39,8 @@ class CompMemRetriever(DocumentIndex):
     """Candidates and gate once, without the loop: faster, and blind to what the documents say about each other."""
     split: bool = False
     """Whether `upsert` lets CompMem split documents; else each is one chunk, as your text splitter made it."""
-    recall_config: InstanceOf[RecallConfig] = RecallConfig()
-    """How the loop runs: first stage, gate, steps, seconds."""
+    recall_config: InstanceOf[RecallConfig] | None = None
+    """How the loop runs: first stage, gate, steps, seconds. None: as suits the index."""
 
     @classmethod
     def from_documents(
@@ -145,9 +145,9 @@ class CompMemRetriever(DocumentIndex):
     def _filter(self, given: Filter | None) -> Filter | None:
         return self.filter if given is None else given
 
-    def _config(self, one_pass: bool | None) -> RecallConfig:
+    def _config(self, one_pass: bool | None) -> RecallConfig | None:
         if self.one_pass if one_pass is None else one_pass:
-            return self.recall_config.but(max_steps=1, reask=False)
+            return (self.recall_config or RecallConfig()).but(max_steps=1, reask=False)
         return self.recall_config
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:

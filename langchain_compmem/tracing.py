@@ -33,7 +33,7 @@ class _Around:
     """A reader that passes everything on."""
 
     question: str
-    recall: RecallConfig
+    recall: RecallConfig | None
     config: RunnableConfig
     chat: ChatCalls | None
     _inner: Reader = field(init=False)
@@ -67,8 +67,9 @@ class _Around:
 
     def _more(self, reading: Reading) -> bool:
         """Whether the loop recalls again after this reading, as far as the reading tells."""
-        last = self.recall.max_steps is not None and self._steps >= self.recall.max_steps
-        return not last and not (self.recall.exit_gate and reading.exit)
+        recall = self.recall or RecallConfig()
+        last = recall.max_steps is not None and self._steps >= recall.max_steps
+        return not last and not (recall.exit_gate and reading.exit)
 
 
 @dataclass(slots=True, kw_only=True)

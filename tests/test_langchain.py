@@ -383,8 +383,32 @@ def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone
     chat = ScriptedChat(replies=["Where was Elena Marsh born?"])
     reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=READ_ALL.but(reader=Parrot()))
     asked = {"question": "Where was she born?", "chat_history": [HumanMessage("Who is Marsh?")]}
-    assert reasoner.invoke(asked)["answer"] == "Where was Elena Marsh born?"
-    assert len(chat.asked) == 1
+    output = reasoner.invoke(asked)
+    assert output["answer"] == "Where was Elena Marsh born?"
+    assert output["usage"]["model_calls"] == len(chat.asked) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("encoder", [HashingEncoder(), None])
+async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, device, encoder):
+    settings = IndexConfig(memory="kv", backbone=str(saved_model()), encoder=encoder, chunk_tokens=256)
+    with MemoryIndex.create(tmp_path / "index", settings, device=device) as made:
+        retriever = CompMemRetriever(index=made, k=2)
+        retriever.upsert(WORLD)
+        assert len(retriever.invoke(QUESTION)) == len(retriever.invoke(QUESTION, one_pass=True)) == 2
+        recorder, reasoner = Recorder(), CompMemReasoner(index=made)
+        output = reasoner.invoke(QUESTION, {"callbacks": [recorder]})
+        assert output["usage"]["model_calls"] >= len(output["steps"]) > 0
+        assert [n for _, n, _ in recorder.tree()].count("reading") == len(output["steps"])
+        streamed = list(reasoner.stream(QUESTION))
+        assert _same(sum(streamed[1:], streamed[0]), output)
+        assert _same(await reasoner.ainvoke(QUESTION), output)
+        assert all(_same(one, output) for one in await reasoner.abatch([QUESTION] * 3))
+        assert _same(copy.deepcopy(reasoner).invoke(QUESTION), output)
+        chat = ScriptedChat(replies=["Where was Elena Marsh born?"])
+        talking = CompMemReasoner(index=made, chat_model=chat, recall_config=RecallConfig(reader="latent"))
+        told = talking.invoke({"question": "Where was she born?", "chat_history": [HumanMessage("Who is Marsh?")]})
+        assert told["usage"]["model_calls"] == len(told["steps"]) + 1 + bool(told["working_memory"])
 
 
 TREE = [
