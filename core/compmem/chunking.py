@@ -197,7 +197,7 @@ def _given(document: Document, chunk_tokens: int, counter: _Counter) -> list[Chu
     counts = counter([(c.start, c.end) for c in chunks])
     large = [c for c, n in zip(chunks, counts, strict=True) if n + counter.overhead > chunk_tokens]
     if large:
-        logger.warning(
+        logger.info(
             "document %r: %d given chunk(s) have more than chunk_tokens=%d tokens, the first is %r; kept as given",
             document.id, len(large), chunk_tokens, large[0].id,
         )  # fmt: skip
