@@ -8,8 +8,11 @@ no cost as the factors go into the layer norm before it; and the few hidden chan
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,15 +191,27 @@ class Bert:
         """Vectors of the texts `[texts, dim]`, not normalised."""
         limit = self.settings.max_tokens
         rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts)]
+        lengths = [len(r) for r in rows]
         out = np.empty((len(rows), self.settings.dim), dtype=np.float32)
-        batches: Iterable[list[int]] = _batches([len(r) for r in rows], _BUDGET.get(self._device.type, 8192))
+
+        def run(batch: list[int]) -> None:
+            with torch.inference_mode():
+                out[batch] = self._forward([rows[i] for i in batch]).float().cpu().numpy()
+
+        budget = _BUDGET.get(self._device.type, 8192)
+        if self._device.type == "cpu":
+            cores = torch.get_num_threads()
+            batches = _batches(lengths, min(budget, -(-sum(lengths) // cores)))
+            done: Iterable[None] = _workers(cores).map(run, batches)
+        else:
+            batches = _batches(lengths, budget)
+            done = map(run, batches)
         if show_progress:
             from rich.progress import track
 
-            batches = track(list(batches), description="Encoding")
-        with torch.inference_mode():
-            for batch in batches:
-                out[batch] = self._forward([rows[i] for i in batch]).float().cpu().numpy()
+            done = track(done, description="Encoding", total=len(batches))
+        for _ in done:
+            pass
         return out
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
@@ -440,6 +455,19 @@ def _layers(weights: dict[str, Tensor], count: int) -> tuple[list[_LayerWeights]
         )
         norm = pair(f"{at}.output.LayerNorm")
     return layers, norm
+
+
+@cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads of one core each: batches side by side wait less for each other than cores within each product."""
+    pool = ThreadPoolExecutor(count, "compmem-encoder", initializer=torch.set_num_threads, initargs=(1,))
+    started = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(started.wait)
+    started.wait()
+    # torch gives a thread that starts later the number that was set last, in whatever thread.
+    torch.set_num_threads(count)
+    return pool
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
