@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def memory_of_nodes(like: "MemoryIndex", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":
     """A temporary index of these nodes as they are now: a postprocessor may have changed their text.
 
-    It shares the encoder of the other index and goes with the object.
+    It shares the encoder and the backbone of the other index and goes with the object.
     """
     encoder = None if like.config.encoder is None else like.encoder
-    memory = compmem.MemoryIndex.create(None, replace(like.config, encoder=encoder))
+    backbone = like.backbone if like.config.memory == "kv" else None
+    memory = compmem.MemoryIndex.create(None, replace(like.config, encoder=encoder), backbone=backbone)
     documents = [to_bare_document(n.node) for n in nodes]
     memory.add({d.id: d for d in documents if d.text.strip()}.values())
     return memory

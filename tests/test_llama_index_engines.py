@@ -24,9 +24,9 @@ from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 
-from compmem import ReaderError, RecallConfig
-from llama_index_compmem import CompMemChatEngine, CompMemQueryEngine
-from tests.frameworks_llama_index import QUESTION, FakeLLM, make_index, read_reply
+from compmem import IndexConfig, ReaderError, RecallConfig
+from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
+from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, read_reply
 
 QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
 
@@ -130,6 +130,23 @@ def test_settings_of_the_loop_hold(index):
 def test_unknown_options_are_refused_not_passed_over(index):
     with pytest.raises(TypeError, match="response_mode"):
         index.as_query_engine(response_mode="tree_summarize")
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encoder):
+    settings = IndexConfig(
+        memory="kv", backbone=str(saved_model("qwen2")), encoder=HashingEncoder() if encoder else None, chunk_tokens=64
+    )
+    index = CompMemIndex.from_documents(documents()[:2], config=settings, device="cpu")
+    engine = index.as_query_engine(recall=None)
+    assert engine.get_prompts() == {}
+    response = engine.query(QUESTION)
+    assert response.metadata["usage"]["model_calls"] > 0
+    assert str(await engine.aquery(QUESTION)) == str(response)
+    nodes = index.as_retriever(2).retrieve(QUESTION)
+    assert len(nodes) == 2
+    assert isinstance(engine.synthesize(QUESTION, nodes), Response)
+    assert str(index.as_query_engine(FakeLLM()).query(QUESTION)) == "The answer is Tarnhill."
 
 
 # Prompts
