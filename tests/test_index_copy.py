@@ -77,3 +77,8 @@ def test_recalling_with_a_reader_of_ones_own_tells_of_each_step_too():
     found = asyncio.run(index.arecall(QUESTION, k=2, config=config, on_step=seen.append))
     assert len(found) == 2
     assert len(seen) == len(reader.threads) == 2
+
+
+def test_an_index_knows_whether_it_is_temporary(tmp_path):
+    assert make_index().temporary
+    assert not make_index(tmp_path / "index").temporary
