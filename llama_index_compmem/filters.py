@@ -26,7 +26,8 @@ def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
     """The filter that admits what `filters` admits; None where there is nothing to filter by.
 
     As in the framework's own stores a missing key passes `!=` and `nin` and nothing else, `any` and `all` look for
-    members of a list or parts of a string, and `not` admits what none of its filters admits.
+    members of a list or parts of a string, and `not` admits what none of its filters admits. The keys `document_id` and
+    `title` stand for the node's own id and title where its metadata has neither.
 
     Raises:
         ValueError: An operator or condition is unknown, or a value does not fit its operator.

@@ -25,6 +25,7 @@ import compmem
 from compmem import Document, Encoder, IndexConfig, RecallConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.errors import framework_errors
+from llama_index_compmem.ingestion import Remember
 from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.nodes import NODE, REF_DOC, source_hash, to_document
 from llama_index_compmem.opening import as_encoder, open_memory
@@ -168,6 +169,10 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
         """Inserts nodes without blocking the event loop."""
         await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
+
+    def as_transformation(self) -> Remember:
+        """This index as the last step of an `IngestionPipeline`."""
+        return Remember(self)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         with framework_errors():

@@ -65,7 +65,7 @@ def to_node(chunk: Chunk) -> BaseNode:
         )
     try:
         node = json_to_doc(json.loads(kept))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"the node {chunk.document_id!r} in the index cannot be read: {error}") from error
     if isinstance(node, TextNode):
         node.text = chunk.text
@@ -89,7 +89,7 @@ def source_hash(metadata: Mapping[str, Any]) -> str | None:
     """Hash of the document that a node was cut from, from what is kept of the node."""
     try:
         found = json.loads(metadata[NODE])["__data__"]["relationships"][NodeRelationship.SOURCE.value]["hash"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return found if isinstance(found, str) else None
 

@@ -2,20 +2,32 @@
 
 import pytest
 from llama_index.core import Settings
-from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import QueryFusionRetriever, RecursiveRetriever, RouterRetriever
-from llama_index.core.schema import Document, IndexNode, NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    Document,
+    IndexNode,
+    MediaResource,
+    Node,
+    NodeRelationship,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.selectors import LLMSingleSelector
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from compmem import RecallConfig
+from compmem import Document as CoreDocument
+from compmem import IndexConfig, MemoryIndex, RecallConfig
 from llama_index_compmem import CompMemIndex, CompMemRetriever
+from llama_index_compmem.nodes import NODE
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index
 
 
@@ -84,13 +96,16 @@ def test_nodes_come_back_whole():
         },
     )
     second = IndexNode(id_="second", text="Beacon Hill is green.", index_id="other")
-    made = CompMemIndex.from_nodes([first, second], embed_model=HashingEncoder())
+    third = Node(id_="third", text_resource=MediaResource(text="Cape Dun is grey."), metadata={"k": 1})
+    fourth = Document(doc_id="fourth", text="Dale End is gold.", metadata={"k": 2})
+    made = CompMemIndex.from_nodes([first, second, third, fourth], embed_model=HashingEncoder())
     found = {n.node.node_id: n.node for n in made.as_retriever().retrieve("Anvil Rock")}
     assert found["first"] == first
     assert found["first"].hash == first.hash
     assert list(found["first"].metadata) == ["zeta", "alpha", "title"]
     assert isinstance(found["second"], IndexNode)
     assert found["second"].index_id == "other"
+    assert (found["third"], found["fourth"]) == (third, fourth)
 
 
 def test_a_retriever_is_made_of_an_index_a_memory_or_a_folder(index, tmp_path):
@@ -240,6 +255,17 @@ def test_index_nodes_that_hold_an_object_lead_to_it(index):
     assert set(names(made.as_retriever(1).retrieve(QUESTION))) == {"orchid", "marsh"}
 
 
+async def test_inside_an_ingestion_pipeline():
+    made = CompMemIndex.from_nodes([], embed_model=HashingEncoder())
+    steps = [SentenceSplitter(chunk_size=40, chunk_overlap=0), made.as_transformation()]
+    once = DocstoreStrategy.DUPLICATES_ONLY
+    pipeline = IngestionPipeline(transformations=steps, docstore=SimpleDocumentStore(), docstore_strategy=once)
+    assert len(pipeline.run(documents=documents())) == len(made.memory) == 5
+    assert pipeline.run(documents=documents()) == []
+    await pipeline.arun(documents=[Document(doc_id="mill", text="The mill of Hob burnt down in 1910.")])
+    assert names(made.as_retriever(1).retrieve("When did the mill of Hob burn down?")) == ["mill"]
+
+
 def test_behind_an_ingestion_pipeline():
     pipeline = IngestionPipeline(transformations=[SentenceSplitter(chunk_size=40, chunk_overlap=0)])
     made = CompMemIndex.from_nodes(pipeline.run(documents=documents()), embed_model=HashingEncoder())
@@ -251,3 +277,10 @@ def test_behind_an_ingestion_pipeline():
 def test_settings_of_the_loop_are_passed_on(index):
     rag = CompMemRetriever(index, 2, recall=RecallConfig.rag(2))
     assert rag.retrieve(QUESTION)[0].node.ref_doc_id in {"orchid", "marsh"}
+
+
+def test_a_node_that_cannot_be_read_is_told(tmp_path):
+    core = MemoryIndex.create(tmp_path / "odd.mem", IndexConfig(encoder=HashingEncoder()))
+    core.add([CoreDocument(id="odd", text="Anvil Rock is red.", metadata={NODE: "[" * 50_000})])
+    with pytest.raises(ValueError, match="the node 'odd' in the index cannot be read"):
+        CompMemRetriever(core).retrieve("Anvil Rock?")

@@ -1,0 +1,33 @@
+"""The last step of an ingestion pipeline."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode, TransformComponent
+
+if TYPE_CHECKING:
+    from llama_index_compmem.index import CompMemIndex
+
+
+class Remember(TransformComponent):
+    """Puts the nodes that reach it into an index and passes them on. Made by `CompMemIndex.as_transformation`."""
+
+    index_id: str
+    """Part of what a pipeline's cache goes by: another index has to be told, too."""
+    _index: Any = PrivateAttr()
+
+    def __init__(self, index: "CompMemIndex") -> None:
+        super().__init__(index_id=index.index_id)
+        self._index = index
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Puts the nodes in."""
+        self._index.insert_nodes(nodes)
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Puts the nodes in without blocking the event loop."""
+        await asyncio.to_thread(self._index.insert_nodes, nodes)
+        return nodes
