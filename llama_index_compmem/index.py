@@ -172,7 +172,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
     def as_transformation(self) -> Remember:
         """This index as the last step of an `IngestionPipeline`."""
-        return Remember(self)
+        return Remember.into(self)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         with framework_errors():

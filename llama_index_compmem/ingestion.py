@@ -18,9 +18,12 @@ class Remember(TransformComponent):
     """Part of what a pipeline's cache goes by: another index has to be told, too."""
     _index: Any = PrivateAttr()
 
-    def __init__(self, index: "CompMemIndex") -> None:
-        super().__init__(index_id=index.index_id)
-        self._index = index
+    @classmethod
+    def into(cls, index: "CompMemIndex") -> "Remember":
+        """The step that puts nodes into an index."""
+        made = cls(index_id=index.index_id)
+        made._index = index
+        return made
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Puts the nodes in."""
