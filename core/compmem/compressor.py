@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compmem.backbone import Backbone
-from compmem.encoder import LoadedEncoder
-from compmem.parts import Parts
+from compmem.encoder import LoadedEncoder, Parts
 from compmem.schema import Chunk, KVStates, MemoryBlock
 
 AT_ONCE = 64

@@ -19,7 +19,7 @@ Message = Mapping[str, str]
 
 
 class Encoder(Protocol):
-    """What turns texts into vectors. Any object with this one method fits."""
+    """What turns texts into vectors. Any object with this one method fits; several threads may call it at once."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors of the texts `[texts, dim]`, in order."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from compmem.config import DEFAULT_ENCODER
-from compmem.parts import Parts, parts_as_texts
+from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.schema import Encoder, Vectors
 
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
@@ -118,7 +118,7 @@ def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str |
         return LoadedEncoder(name=type(spec).__name__, max_tokens=_FOREIGN_TOKENS, _engine=_Foreign(spec))
     folder = _local_folder(spec)
     if folder is not None and (folder / "modules.json").exists():
-        from compmem.bert import Bert, BertSettings
+        from compmem.encoder.bert import Bert, BertSettings
 
         settings = BertSettings.read(folder)
     else:
@@ -168,11 +168,9 @@ class _Foreign:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        with self._lock:
-            return self._encoder.encode(texts)
+        return self._encoder.encode(texts)
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
         return parts_as_texts(lambda texts: self.encode(texts, False), parts)

@@ -8,6 +8,7 @@ no cost as the factors go into the layer norm before it; and the few hidden chan
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compmem.parts import Parts, Window, parts_as_texts, windows
+from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
 from compmem.schema import Vectors
 
 logger = logging.getLogger(__name__)
@@ -191,13 +192,20 @@ class Bert:
         """Vectors of the texts `[texts, dim]`, not normalised."""
         limit = self.settings.max_tokens
         rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts)]
-        lengths = [len(r) for r in rows]
         out = np.empty((len(rows), self.settings.dim), dtype=np.float32)
 
         def run(batch: list[int]) -> None:
             with torch.inference_mode():
                 out[batch] = self._forward([rows[i] for i in batch]).float().cpu().numpy()
 
+        self._in_batches(rows, run, show_progress)
+        return out
+
+    def _in_batches(
+        self, rows: Sequence[Sequence[int]], run: Callable[[list[int]], None], show_progress: bool = False
+    ) -> None:
+        """Runs batches of the rows' numbers; on a CPU several at once, a core each."""
+        lengths = [len(r) for r in rows]
         budget = _BUDGET.get(self._device.type, 8192)
         if self._device.type == "cpu":
             cores = torch.get_num_threads()
@@ -212,22 +220,28 @@ class Bert:
             done = track(done, description="Encoding", total=len(batches))
         for _ in done:
             pass
-        return out
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
         """Vectors `[1 + spans, dim]` of each text and its parts, pooled from one reading, not normalised."""
         if self.settings.pooling == "cls":
             return parts_as_texts(lambda texts: self.encode(texts, False), parts)
-        sums = [np.zeros((1 + len(p.spans), self.settings.dim), dtype=np.float32) for p in parts]
         rows, places = self._windows(parts)
-        with torch.inference_mode():
-            for batch in _batches([len(r) for r in rows], _BUDGET.get(self._device.type, 8192)):
+        pooled: list[Vectors] = [np.empty(0, dtype=np.float32)] * len(rows)
+
+        def run(batch: list[int]) -> None:
+            with torch.inference_mode():
                 states = self._states([rows[i] for i in batch])[0].float().cpu().numpy()
-                for state, i in zip(states, batch, strict=True):
-                    number, shift, window = places[i]
-                    sums[number][0] += state[: len(rows[i])].sum(0)
-                    for part, first, last in window.parts:
-                        sums[number][1 + part] += state[first + shift : last + shift].sum(0)
+            for state, i in zip(states, batch, strict=True):
+                _, shift, window = places[i]
+                held = [state[first + shift : last + shift].sum(0) for _, first, last in window.parts]
+                pooled[i] = np.stack([state[: len(rows[i])].sum(0), *held])
+
+        self._in_batches(rows, run)
+        sums = [np.zeros((1 + len(p.spans), self.settings.dim), dtype=np.float32) for p in parts]
+        for (number, _, window), found in zip(places, pooled, strict=True):
+            sums[number][0] += found[0]
+            for (part, _, _), row in zip(window.parts, found[1:], strict=True):
+                sums[number][1 + part] += row
         for found in sums:  # a part whose characters the tokenizer drops is taken for the whole
             found[~found.any(axis=1)] = found[0]
         return sums
@@ -468,6 +482,9 @@ def _workers(count: int) -> ThreadPoolExecutor:
     # torch gives a thread that starts later the number that was set last, in whatever thread.
     torch.set_num_threads(count)
     return pool
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of its parent's threads
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -1,0 +1,6 @@
+"""Texts to vectors. The only room that imports sentence_transformers."""
+
+from compmem.encoder.loading import LoadedEncoder, load_encoder, stock_encoder
+from compmem.encoder.parts import Parts
+
+__all__ = ["LoadedEncoder", "Parts", "load_encoder", "stock_encoder"]
