@@ -1,0 +1,102 @@
+"""Stage 3 on a small world of tenants, buildings and insurers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from compmem.gate import FEATURES, GateHead
+from compmem.metrics import calibration_error
+from compmem.tasks.multihop import read_corpus
+from compmem.training.commands import read_settings
+from compmem.training.gate import GateTraining, calibrate, fit, split_questions, train
+from tests.test_tasks import write
+
+COUNT = 40
+
+
+@pytest.fixture
+def world(tmp_path):
+    rng = np.random.default_rng(0)
+    name = lambda: "".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(3)).title()  # noqa: E731
+    facts = [(name(), name() + " House", name()) for _ in range(COUNT)]
+    lines = []
+    for i, (tenant, house, insurer) in enumerate(facts):
+        others = [facts[j] for j in rng.integers(0, COUNT, 3) if j != i]
+        paragraphs = [
+            {"title": tenant, "sentences": [f"{tenant} rents {house}.", "It makes rockets."], "supporting": [0]},
+            {"title": house, "sentences": [f"{house} is insured by {insurer}."], "supporting": [0]},
+            *(
+                {"title": t, "sentences": [f"{t} rents {h}.", "It makes rockets."], "supporting": []}
+                for t, h, _ in others
+            ),
+        ]
+        asked = f"Who insures the building that {tenant} rents?"
+        lines.append({"id": f"q{i}", "dataset": "own", "question": asked, "answer": insurer, "paragraphs": paragraphs})
+    return write(tmp_path / "world.jsonl", *lines)
+
+
+def test_a_trained_gate_finds_the_second_hop(world, tmp_path):
+    settings = GateTraining(
+        questions=world, out=tmp_path / "out", rounds=1, steps=2, epochs=15, hidden=16, small_worlds=(5,)
+    )
+    report = train(settings)
+    validation = report["validation"]
+    assert validation["questions"]["own"]["recall@2"] >= 90
+    assert validation["calibration_error"] <= 0.1
+    gate = GateHead.load(tmp_path / "out" / "dense_gate.safetensors")
+    assert gate.threshold == report["threshold"]
+    assert json.loads((tmp_path / "out" / "dense_gate.json").read_text())["questions"]["training"] > 20
+
+
+def test_the_split_is_by_id_and_shares_nothing(world):
+    questions = read_corpus(world).questions
+    parts = split_questions(questions)
+    ids = [q.id for part in parts.values() for q in part]
+    assert sorted(ids) == sorted(q.id for q in questions)
+    assert {n: [q.id for q in p] for n, p in split_questions(questions[::-1]).items()} == {
+        n: [q.id for q in p][::-1] for n, p in parts.items()
+    }
+
+
+def test_the_same_seed_gives_the_same_gate(world):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((200, len(FEATURES))).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.float32)
+    question = read_corpus(world).questions[0]
+    settings = GateTraining(questions=world, out=world, epochs=2, hidden=8)
+    one, two = (fit(settings, [(question, (x, y))]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_calibration_mends_an_overconfident_gate():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((4000, len(FEATURES))).astype(np.float32)
+    torch.manual_seed(0)
+    gate = GateHead(hidden=8)
+    with torch.no_grad():
+        gate.layers[-1].weight.mul_(30)
+        logits = gate(torch.from_numpy(x)).numpy()
+    y = (rng.random(4000) < 1 / (1 + np.exp(-0.1 * logits))).astype(np.float32)
+    with torch.no_grad():
+        before = calibration_error(gate.probabilities(x), y)
+    calibrate(gate, [(x, y)])
+    with torch.no_grad():
+        after = calibration_error(gate.probabilities(x), y)
+    assert after < 0.03 < before
+
+
+def test_settings_come_from_a_file_and_unknown_ones_are_named(tmp_path):
+    path = tmp_path / "gate.toml"
+    path.write_text('questions = "q.jsonl"\nout = "out"\nsmall_worlds = [2]\n[dataset_weights]\nown = 2.0\n')
+    settings = read_settings(path, GateTraining)
+    assert settings.questions == tmp_path / "q.jsonl"
+    assert settings.small_worlds == (2,)
+    assert settings.dataset_weights == {"own": 2.0}
+    path.write_text('questions = "q"\nout = "o"\nspeed = 3\n')
+    with pytest.raises(ValueError, match="unknown setting 'speed'"):
+        read_settings(path, GateTraining)
+    path.write_text("= nonsense")
+    with pytest.raises(ValueError, match="not TOML"):
+        read_settings(path, GateTraining)
