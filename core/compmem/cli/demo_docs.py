@@ -1,6 +1,6 @@
-"""The documentation of the Python standard library as documents: one a module, as `pydoc` tells it.
+"""The documentation of the Python standard library as documents, as `pydoc` tells it.
 
-Every class, function and method stands under a heading of its own, with its full name, its signature and its docstring.
+A document for each module, class, method and function, with its full name, its signature and its docstring.
 """
 
 import importlib
@@ -37,7 +37,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def documents() -> Iterator[Document]:
-    """A document for each module."""
+    """The documents, module after module."""
     for name in MODULES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,20 +45,35 @@ def documents() -> Iterator[Document]:
                 module = importlib.import_module(name)
             except ImportError:
                 continue
-            text = "\n\n".join(_module(name, module)) + "\n"
-        yield Document(id=name, title=name, text=text, metadata={"module": name})
+            found = list(_of_module(name, module))
+        yield from found
 
 
-def _module(name: str, module: ModuleType) -> Iterator[str]:
-    yield f"# {name}"
-    yield _doc(module)
-    members = [(n, o) for n, o in _public(module) if not inspect.ismodule(o)]
-    for member, thing in members:
-        if inspect.isclass(thing):
-            yield from _class(f"{name}.{member}", thing)
-    for member, thing in members:
-        if inspect.isroutine(thing):
-            yield from _entry(f"{name}.{member}", thing, "##")
+def _of_module(name: str, module: ModuleType) -> Iterator[Document]:
+    """The module itself, then what it offers."""
+    if doc := _doc(module):
+        yield _document(name, f"The {name} module", "module", doc)
+    for member, thing in _public(module):
+        full = f"{name}.{member}"
+        if isinstance(thing, type):
+            yield from _of_class(full, thing)
+        elif doc := _doc(thing):
+            yield _document(full, full, "function", f"{_signature(full, thing)}\n{doc}")
+
+
+def _of_class(name: str, cls: type) -> Iterator[Document]:
+    bases = ", ".join(_qualified(base) for base in cls.__bases__ if base is not object)
+    line = f"class {name.rpartition('.')[2]}({bases})" if bases else f"class {name.rpartition('.')[2]}"
+    yield _document(name, name, "class", f"{line}\n{_signature(name, cls)}\n{_doc(cls)}")
+    for member in sorted(vars(cls)):
+        thing = getattr(cls, member, None)
+        shown = not member.startswith("_") and (inspect.isroutine(thing) or isinstance(thing, property))
+        if shown and (doc := _doc(thing)):
+            yield _document(f"{name}.{member}", f"{name}.{member}", "method", f"{_signature(member, thing)}\n{doc}")
+
+
+def _document(id: str, title: str, kind: str, text: str) -> Document:
+    return Document(id=id, title=title, text=text.strip() + "\n", metadata={"kind": kind})
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, object]]:
@@ -71,23 +86,6 @@ def _public(module: ModuleType) -> Iterator[tuple[str, object]]:
             continue
         if inspect.isclass(thing) or inspect.isroutine(thing):
             yield name, thing
-
-
-def _class(name: str, cls: type) -> Iterator[str]:
-    bases = ", ".join(_qualified(base) for base in cls.__bases__ if base is not object)
-    line = f"class {name.rpartition('.')[2]}({bases})" if bases else f"class {name.rpartition('.')[2]}"
-    yield f"## {name}\n\n{line}\n{_signature(name, cls)}".rstrip()
-    if doc := _doc(cls):
-        yield doc
-    for member in sorted(vars(cls)):
-        thing = getattr(cls, member, None)
-        if not member.startswith("_") and (inspect.isroutine(thing) or isinstance(thing, property)):
-            yield from _entry(f"{name}.{member}", thing, "###")
-
-
-def _entry(name: str, thing: object, level: str) -> Iterator[str]:
-    if doc := _doc(thing):
-        yield f"{level} {name}\n\n{_signature(name, thing)}\n{doc}"
 
 
 def _qualified(cls: type) -> str:

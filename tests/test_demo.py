@@ -1,0 +1,100 @@
+"""The demo: its documents, the evidence of its questions, and at least four of five answered."""
+
+import json
+import re
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from compmem import MemoryIndex
+from compmem.chunking import split
+from compmem.cli import app
+from compmem.cli.demo import CONFIG, QUESTIONS
+from compmem.cli.demo_docs import MODULES, documents
+from compmem.config import IndexConfig
+from compmem.encoder import load_encoder
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {document.id: document for document in documents()}
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder(IndexConfig().encoder)
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_the_documentation_is_read_quietly_and_the_same_each_time(found, capsys):
+    again = list(documents())
+    assert capsys.readouterr() == ("", "")
+    assert [(d.id, d.text) for d in again] == [(d.id, d.text) for d in found.values()], "ids are unique, texts settled"
+    assert not any(re.search(r" at 0x[0-9a-f]+", d.text) for d in again)
+    assert all(d.text.strip() and d.title for d in again)
+    assert {"module", "class", "function", "method"} == {d.metadata["kind"] for d in again}
+    assert not {"tkinter", "idlelib", "antigravity", "this", "test", "turtle"} & set(MODULES)
+
+
+def test_it_has_about_three_hundred_thousand_tokens(found, encoder):
+    tokens = sum(encoder.count_tokens([d.text for d in found.values()]))
+    assert 240_000 < tokens < 360_000
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.first[0])
+def test_the_evidence_of_each_question_stands_in_two_chunks(found, encoder, question):
+    chunks = []
+    for document, words in (question.first, question.second):
+        pieces = split(found[document], chunk_tokens=IndexConfig().chunk_tokens, count=encoder.count_tokens)
+        holding = [piece.id for piece in pieces if words in flat(piece.text)]
+        assert holding, f"{words!r} is not in {document}"
+        chunks.append(set(holding))
+    assert not chunks[0] & chunks[1]
+    assert question.right(found[question.second[0]].text)
+    assert not question.right(question.text)
+    assert not question.right(found[question.first[0]].text), "one document does not suffice"
+    assert question.second[0] not in question.text, "the second document is not named by the question"
+
+
+def test_four_of_five_are_right_in_the_modules_they_are_about(found):
+    modules = {
+        "ssl",
+        "urllib",
+        "http",
+        "socketserver",
+        "sys",
+        "importlib",
+        "weakref",
+        "collections",
+        "enum",
+        "code",
+        "queue",
+    }
+    with MemoryIndex.create() as index:
+        index.add(d for d in found.values() if d.id.split(".")[0] in modules)
+        answers = [index.answer(q.text, CONFIG) for q in QUESTIONS]
+    right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
+    assert sum(right) >= 0.8 * len(right), [a.text for a in answers]
+    for question, answer, is_right in zip(QUESTIONS, answers, right, strict=True):
+        if is_right:
+            assert {question.first[0], question.second[0]} <= {s.chunk.document_id for s in answer.sources}
+
+
+@pytest.mark.slow
+def test_the_whole_demo_in_time(tmp_path):
+    started = time.perf_counter()
+    result = CliRunner().invoke(app, ["demo", "--json", "--index", str(tmp_path / "a"), "--pages", str(tmp_path / "b")])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["right"] >= 0.8 * len(told["questions"])
+    assert time.perf_counter() - started < 90
+    assert len(list((tmp_path / "b").glob("*.html"))) == len(QUESTIONS)
+    again = CliRunner().invoke(app, ["demo", "--index", str(tmp_path / "a")])
+    assert again.exit_code == 0
+    assert "0 documents compressed" in again.stdout
+    for part in ("question 1", "step 1", "answer", "score", "expected", f"of {len(QUESTIONS)} right"):
+        assert part in again.stdout
