@@ -30,6 +30,10 @@ format: $(STAMP)
 bench: $(STAMP)  ## what core/results/ reports; needs DATA, the folder of the evaluation files
 	$(BIN)/python -m compmem.bench.all --data "$(DATA)" --out core/results
 
+bench-gpu:  ## speed on a CUDA device, a part of under eight minutes a call, until nothing is left; needs no install
+	PYTHONPATH=core $(PYTHON) -m compmem.bench.speed --shape qwen2.5-7b --device cuda \
+		--out core/results/speed_gpu.json --minutes 7.5
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt

@@ -104,7 +104,8 @@ class Backbone:
         """Write everything to a folder; with `base`, only what is added to the model of that name."""
         checkpoint.save(Path(folder), self._parts(), base=base)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give back what decoding keeps for the next time: slots and graphs."""
         self._engine.forget()
 
     def _parts(self) -> Parts:
@@ -231,7 +232,7 @@ class Backbone:
         states: dict[int, KVStates] = {}
         for batch in batches([len(chunk) for chunk in chunks], COMPRESS_TOKENS.get(self.device.type, CPU_TOKENS)):
             made = halving(
-                lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk", self._release
+                lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk", self.release
             )
             states.update(zip(batch, made, strict=True))
         return [states[i] for i in range(len(chunks))]
@@ -285,7 +286,7 @@ class Backbone:
         scores: dict[int, Tensor] = {}
         sizes = [len(prompt) + sum(b.keys.shape[2] for b in row) for prompt, row in zip(prompts, blocks, strict=True)]
         for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
-            scores.update(zip(batch, halving(run, batch, "a block with its prompt", self._release), strict=True))
+            scores.update(zip(batch, halving(run, batch, "a block with its prompt", self.release), strict=True))
         return torch.stack([scores[row] for row in range(len(prompts))])
 
     def generate(
@@ -338,7 +339,7 @@ class Backbone:
                     break
             return [stop.tokens for stop in stops]
 
-        return halving(run, range(len(prompts)), "a prompt with its memory", self._release) if prompts else []
+        return halving(run, range(len(prompts)), "a prompt with its memory", self.release) if prompts else []
 
     def stream(
         self,

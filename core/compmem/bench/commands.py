@@ -1,7 +1,6 @@
 """`compmem bench ...`: each measurement prints a table, or JSON for programs, and is written where it is asked for."""
 
 import json
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from compmem.bench.machine import command, machine
 
 app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed; the published runs came from here.")
 
@@ -69,6 +70,15 @@ def scale(
     _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def speed(context: typer.Context) -> None:
+    """CompMem, MemAgent's loop, the loop without a gate and the whole context on one backbone; --help for options."""
+    # Its options are its own: a bare GPU machine runs it as a module, where there is no typer.
+    from compmem.bench.speed import main
+
+    raise typer.Exit(main(context.args))
+
+
 def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
     table = Table("what", "measured", title=title)
     for name, value in result.items():
@@ -79,30 +89,8 @@ def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_js
 def _deliver(result: Mapping[str, Any], table: Table, out: Path | None, as_json: bool) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"command": _command(), "machine": machine(), **result}, indent=1) + "\n")
+        out.write_text(json.dumps({"command": command(), "machine": machine(), **result}, indent=1) + "\n")
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     else:
         Console().print(table)
-
-
-def _command() -> str:
-    """The command as a reader would type it: without the folders of this machine."""
-    return " ".join(["compmem", *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "cpu_features": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

@@ -1,0 +1,369 @@
+"""Seconds, bytes and growth of four ways to answer from a long document, on one backbone and one engine.
+
+CompMem, MemAgent's loop (2507.02259), the loop without a gate, and the whole document in the context. All use the same
+backbone, dtype, document, tokens per step, and the same tokens decoded in every step and in the answer. Weights may be
+random: what is measured does not depend on what is written. The question's vector is drawn, not encoded, and the gate's
+head is untrained where the checkpoint has none; both cost what they cost otherwise, but for the encoder's milliseconds.
+
+Needs torch, transformers, safetensors and numpy alone, so that it runs on a bare GPU machine:
+`python -m compmem.bench.speed --shape qwen2.5-7b --device cuda --out speed_gpu.json --minutes 7.5`, again until it says
+that nothing is left.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compmem.backbone import Backbone
+from compmem.bench.peak import Peak
+from compmem.bench.rules import Rules
+from compmem.bench.shapes import SHAPES, random_backbone
+from compmem.bench.speed_report import report, table
+from compmem.resident import Resident
+from compmem.schema import KVStates
+
+Cell = dict[str, Any]
+"""One finished measurement: figures by name, or why there are none."""
+
+LENGTHS = {"7K": 7_000, "28K": 28_000, "112K": 112_000, "448K": 448_000, "1.75M": 1_750_000}
+LOOPS = ("memagent", "memagent generate", "no gate")
+DIM = 384
+"""Dimensions of the first stage's vectors."""
+SEGMENT = 16
+"""Blocks compressed together and written to one file."""
+
+
+@dataclass(slots=True)
+class Rig:
+    """A backbone and the rules: each system's step, made of the same parts."""
+
+    backbone: Backbone
+    rules: Rules
+    random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def ids(self, count: int) -> list[int]:
+        """Token ids drawn at random."""
+        drawn: list[int] = torch.randint(
+            3, self.backbone.model.config.vocab_size - 1, (count,), generator=self.random
+        ).tolist()
+        return drawn
+
+    def turn(self) -> list[int]:
+        """A prompt without a chunk: question and working memory."""
+        return self.ids(self.rules.prompt_tokens + self.rules.memory_tokens)
+
+    def write(self, prompts: Sequence[list[int]], blocks: Sequence[Sequence[KVStates]] | None, tokens: int) -> None:
+        """Decode so many tokens a row, whatever they are."""
+        written = self.backbone.generate(prompts, blocks, max_new_tokens=tokens, stop_ids=())
+        assert all(len(row) == tokens for row in written), "every system decodes the same number of tokens"
+
+    def read(self, blocks: Sequence[KVStates], rows: int = 1) -> None:
+        """A step behind recalled blocks: CompMem's, and the loop's without a gate."""
+        self.write([self.turn() for _ in range(rows)], [blocks] * rows, self.rules.memory_tokens)
+
+    def overwrite(self, rows: int = 1) -> None:
+        """A step of MemAgent's loop: the chunk's text in the prompt."""
+        prompts = [self.ids(self.rules.chunk_tokens) + self.turn() for _ in range(rows)]
+        self.write(prompts, None, self.rules.memory_tokens)
+
+    def overwrite_stock(self) -> None:
+        """The same step with the library's own `generate`."""
+        ids = torch.tensor([self.ids(self.rules.chunk_tokens) + self.turn()], device=self.backbone.device)
+        count = self.rules.memory_tokens
+        self.backbone.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=count, max_new_tokens=count,
+            pad_token_id=0,
+        )  # fmt: skip
+
+    def conclude(self) -> None:
+        """The answer, from question and working memory."""
+        self.write([self.turn()], None, self.rules.answer_tokens)
+
+
+@dataclass(slots=True)
+class Folder:
+    """A document's KV blocks in files of a folder, and the vectors of its chunks."""
+
+    path: Path
+    vectors: torch.Tensor
+    blocks: int = 0
+    bytes: int = 0
+
+    def put(self, states: Sequence[KVStates]) -> None:
+        """Write blocks as one file."""
+        file = self.path / f"{self.blocks // SEGMENT:06d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for s in states:
+            tensors[f"{self.blocks}.keys"] = s.keys.to(torch.bfloat16).cpu().contiguous()
+            tensors[f"{self.blocks}.values"] = s.values.to(torch.bfloat16).cpu().contiguous()
+            self.blocks += 1
+        save_file(tensors, file)
+        self.bytes += file.stat().st_size
+
+    def load(self, numbers: Sequence[int]) -> list[KVStates]:
+        """Blocks by number, mapped from their files."""
+        found: list[KVStates] = []
+        for number in numbers:
+            with safe_open(self.path / f"{number // SEGMENT:06d}.safetensors", "pt") as file:
+                keys, values = file.get_tensor(f"{number}.keys"), file.get_tensor(f"{number}.values")
+            found.append(KVStates(keys=keys, values=values))
+        return found
+
+
+def compress(rig: Rig, length: int, folder: Folder) -> None:
+    """Compress a document of so many tokens and write its blocks."""
+    starts = range(0, length, rig.rules.chunk_tokens)
+    sizes = [min(rig.rules.chunk_tokens, length - start) for start in starts]
+    for at in range(0, len(sizes), SEGMENT):
+        folder.put(rig.backbone.compress([rig.ids(size) for size in sizes[at : at + SEGMENT]], ratio=rig.rules.ratio))
+
+
+def answer(rig: Rig, folder: Folder, resident: Resident, *, per_step: int) -> None:
+    """CompMem's answer: first stage and gate asked again in every step, the best blocks read, the answer written."""
+    random = torch.Generator().manual_seed(1)
+    read: list[int] = []
+    most = min(rig.rules.recalled, folder.blocks)
+    while len(read) < most:
+        asked = torch.randn(DIM, generator=random).to(folder.vectors)
+        nearest = torch.argsort(folder.vectors @ asked, descending=True).tolist()
+        proposed = [n for n in nearest if n not in read][: rig.rules.candidates]
+        turn = rig.turn()
+        states = resident.take(proposed, folder.load)
+        scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states])
+        best = torch.argsort(scores, descending=True, stable=True)[: min(per_step, most - len(read))].tolist()
+        rig.read([states[i] for i in best])
+        read += [proposed[i] for i in best]
+    rig.conclude()
+
+
+def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
+    """CompMem on one document: compressing, the first answer, and answers with its blocks on the device."""
+    count = -(-length // rig.rules.chunk_tokens)
+    with tempfile.TemporaryDirectory(prefix="compmem-speed-") as name:
+        folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
+        out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
+        weight = rig.backbone.decoder.embed_tokens.weight
+        resident = Resident(weight.device, weight.dtype, budget=64 << 30)
+        for label, per_step in (("one", 1), ("several", rig.rules.recalled)):
+            resident = Resident(weight.device, weight.dtype, budget=64 << 30)
+            out[f"cold {label}"] = clock.time(lambda p=per_step, r=resident: answer(rig, folder, r, per_step=p))  # type: ignore[misc]
+            out[f"warm {label}"] = clock.time(lambda p=per_step, r=resident: answer(rig, folder, r, per_step=p))  # type: ignore[misc]
+        return {**out, "blocks": count, "disk_bytes": folder.bytes}
+
+
+def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
+    """Seconds of one step of a loop of equal steps, and of its answer."""
+    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    step: Callable[[], None] = {
+        "memagent": rig.overwrite,
+        "memagent generate": rig.overwrite_stock,
+        "no gate": lambda: rig.read([block]),
+    }[system]
+    step()  # allocates, captures and compiles outside the times
+    timed = [clock.time(step) for _ in range(rig.rules.timed_steps)]
+    return {
+        "steps": len(timed),
+        "step": {"seconds": sum(t["seconds"] for t in timed) / len(timed), "peak": timed[-1]["peak"]},
+        "answer": clock.time(rig.conclude),
+    }
+
+
+def measure_full(rig: Rig, length: int, clock: "Clock") -> Cell:
+    """The whole document in the context, then the answer."""
+    prompt = rig.ids(length) + rig.turn()
+    return {"answer": clock.time(lambda: rig.write([prompt], None, rig.rules.answer_tokens))}
+
+
+def measure_rates(rig: Rig, clock: "Clock") -> Cell:
+    """Tokens a second of the parts: stock prefill, compressing, gate; milliseconds a token of decoding."""
+    chunk, backbone = rig.rules.chunk_tokens, rig.backbone
+    rows = 4 if backbone.device.type == "cuda" else 1
+    ids = [rig.ids(chunk) for _ in range(rows)]
+    stacked = torch.tensor(ids, device=backbone.device)
+    ratio = rig.rules.ratio
+    prefill = clock.median(lambda: backbone.model(stacked, use_cache=True, logits_to_keep=1))
+    compressing = clock.median(lambda: backbone.compress(ids, ratio=ratio))
+    carried = 1 + 1 / ratio if backbone.memory.trained else 1.0
+    block = backbone.compress(ids[:1], ratio=ratio)
+    gated = 64 if backbone.device.type == "cuda" else rig.rules.candidates
+    turn = rig.turn()
+    gate = clock.median(lambda: backbone.score([turn] * gated, [block] * gated))
+    out: Cell = {
+        "prefill_tokens_per_second": rows * chunk / prefill,
+        "compressed_source_tokens_per_second": rows * chunk / compressing,
+        "compressed_tokens_per_second": rows * chunk * carried / compressing,
+        "gate_prompt_tokens_per_second": gated * len(turn) / gate,
+        "gate_blocks_per_second": gated / gate,
+    }
+    for batch in (1, 4, 16):
+        turns, blocks = [turn] * batch, [block] * batch
+        short = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 1))  # type: ignore[misc]
+        long = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 129))  # type: ignore[misc]
+        out[f"decode_ms_per_token_batch_{batch}"] = 1000 * (long - short) / 128
+    return out
+
+
+def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
+    """One step for several questions at once: what it takes beyond the weights."""
+    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    rig.read([block], rows)
+    return {
+        "rows": rows,
+        "compmem": clock.time(lambda: rig.read([block], rows)),
+        "memagent": clock.time(lambda: rig.overwrite(rows)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Times work on a device, and watches what it takes beyond the weights."""
+
+    device: torch.device
+    weights: int
+    """Bytes on a GPU before anything was done."""
+
+    def time(self, work: Callable[[], object]) -> Cell:
+        """Seconds, and bytes beyond the weights at most (None where that cannot be told)."""
+        peak = Peak(self.device, self.weights)
+        began = time.perf_counter()
+        work()
+        self.wait()
+        return {"seconds": time.perf_counter() - began, "peak": peak.bytes()}
+
+    def median(self, work: Callable[[], object], rounds: int = 3) -> float:
+        """Median seconds of some rounds after a first one."""
+        work()
+        return float(median(self.time(work)["seconds"] for _ in range(rounds)))
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+Plan = list[tuple[str, Callable[[], Cell]]]
+
+
+def plan(rig: Rig, lengths: Sequence[str], full_until: int) -> Plan:
+    """The cells by name, short ones first."""
+    device = rig.backbone.device
+    clock = Clock(device, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
+    cells: Plan = [("rates", lambda: measure_rates(rig, clock)), ("batch", lambda: measure_batch(rig, clock))]
+    cells += [(f"loop {s}", lambda s=s: measure_loop(rig, s, clock)) for s in LOOPS]  # type: ignore[misc]
+    for name in lengths:
+        length = LENGTHS[name]
+        cells.append((f"compmem {name}", lambda n=length: measure_length(rig, n, clock)))  # type: ignore[misc]
+        if length <= full_until:
+            cells.append((f"full {name}", lambda n=length: measure_full(rig, n, clock)))  # type: ignore[misc]
+    return cells
+
+
+def run(rig: Rig, cells: Plan, folder: Path, minutes: float) -> list[str]:
+    """Measure what is not measured yet, as long as there is time; the names of the cells that are left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    began, longest = time.monotonic(), 0.0
+    left = [(name, work) for name, work in cells if not _file(folder, name).exists()]
+    for done, (name, work) in enumerate(left):
+        if done and time.monotonic() - began + longest > 60 * minutes:
+            return [name for name, _ in left[done:]]
+        started = time.monotonic()
+        rig.backbone.release()
+        try:
+            with torch.inference_mode():
+                cell = work()
+        except (MemoryError, torch.OutOfMemoryError, ValueError) as error:
+            cell = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        longest = max(longest, time.monotonic() - started)
+        _keep(_file(folder, name), cell)
+        sys.stderr.write(f"{name}: {time.monotonic() - started:.0f} s\n")
+    return []
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-')}.json"
+
+
+def _keep(file: Path, cell: Cell) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _finished(cells: Plan, folder: Path) -> Iterator[tuple[str, Cell]]:
+    for name, _ in cells:
+        if _file(folder, name).exists():
+            yield name, json.loads(_file(folder, name).read_text(encoding="utf-8"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = argparse.ArgumentParser("compmem bench speed", description=__doc__.split("\n\n")[0])
+    made.add_argument("--model", help="folder or name of a causal LM, in place of a shape")
+    made.add_argument("--shape", choices=sorted(SHAPES), default="tiny-8x256", help="random weights of this shape")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    made.add_argument("--lengths", default=",".join(LENGTHS), help="of the document, by comma")
+    made.add_argument("--full-until", type=int, help="longest document read as a whole; default 28000, GPU 448000")
+    made.add_argument(
+        "--out", type=Path, default=Path("speed.json"), help="result; its cells lie in a folder beside it"
+    )
+    made.add_argument(
+        "--minutes", type=float, default=600.0, help="begin no cell that may end later; run again to go on"
+    )
+    made.add_argument("--fresh", action="store_true", help="forget the cells that are finished")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the result, print the table; 0 also where cells are left for the next call."""
+    given = parser().parse_args(arguments)
+    lengths = [name.strip() for name in given.lengths.split(",")]
+    if unknown := [name for name in lengths if name not in LENGTHS]:
+        raise SystemExit(f"--lengths {unknown[0]!r}: the lengths are {', '.join(LENGTHS)}")
+    on_gpu = torch.device(given.device).type == "cuda"
+    dtype = given.dtype or ("bfloat16" if on_gpu else "float32")
+    rules = Rules()
+    if given.model:
+        backbone = Backbone.load(given.model, device=given.device, dtype=dtype)
+    else:
+        backbone = random_backbone(given.shape, device=given.device, dtype=dtype, ratio=rules.ratio)
+    if not backbone.has_gate:
+        backbone.add_gate()
+    folder = given.out.with_suffix("")
+    if given.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    full = given.full_until if given.full_until is not None else (448_000 if on_gpu else 28_000)
+    rig = Rig(backbone, rules)
+    cells = plan(rig, lengths, full)
+    left = run(rig, cells, folder, given.minutes)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    about = {
+        "backbone": Path(given.model).name if given.model else given.shape, "parameters": parameters,
+        "compressor": "memory tokens" if backbone.memory.trained else "training-free", "device": given.device,
+        "dtype": dtype,
+    }  # fmt: skip
+    result = report(dict(_finished(cells, folder)), about, rules, {n: LENGTHS[n] for n in lengths}, left)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write((json.dumps(result, indent=1) if given.json else "\n".join(table(result))) + "\n")
+    for name in itertools.islice(left, 8):
+        sys.stderr.write(f"left: {name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
