@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -10,27 +9,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import torch
 from rich.progress import track
 
 from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
 from compmem.chunking import split
-from compmem.compressor import DenseCompressor, KVCompressor
 from compmem.config import IndexConfig, RecallConfig
-from compmem.encoder import LoadedEncoder, load_encoder
+from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
-from compmem.gate import GateHead, LatentGate
-from compmem.question import QuestionBench
+from compmem.gate import GateHead
+from compmem.models import Models
+from compmem.question import QuestionBench, Seen
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import agathered, astream, gather, gathered, stream
-from compmem.resident import RESIDENT_BYTES, Resident
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, MemoryBlock, Reader, Recall, Step
+from compmem.resident import RESIDENT_BYTES
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo, content_hash
 from compmem.view import Viewer
-
-log = logging.getLogger(__name__)
 
 Filter = Mapping[str, Any] | Sequence[Any]
 
@@ -59,19 +54,13 @@ class MemoryIndex:
         dtype: str | None = None,
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
-        if resident_bytes < 0:
-            raise ValueError(f"resident_bytes={resident_bytes!r} must not be negative")
         self.store = store
         self.config = config
-        self._device = device
-        self._dtype = dtype
-        self._encoder = encoder
-        self._backbone = backbone
-        self._gate = gate
-        self._resident_bytes = resident_bytes
-        self._resident: Resident | None = None
-        self._checked: set[int] = set()
-        self._told_of_gate = False
+        self._models = Models(
+            store, config, encoder=encoder, backbone=backbone, gate=gate, device=device, dtype=dtype,
+            resident_bytes=resident_bytes,
+        )  # fmt: skip
+        self._seen = Seen()
         self._dense: tuple[int, DenseSearch] | None = None
         self._guard = threading.RLock()
 
@@ -147,7 +136,7 @@ class MemoryIndex:
         loaded = None if isinstance(backbone, str) else backbone
         index = cls(store, config, backbone=loaded, device=device, dtype=dtype, resident_bytes=resident_bytes)
         if loaded is not None:
-            index._check_backbone(loaded)
+            index._models.check_backbone(loaded)
         return index
 
     @property
@@ -179,7 +168,9 @@ class MemoryIndex:
     def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
         """A copy, in this process or another, is the same folder opened again."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
-        return _reopened, (self.path, encoder, self._gate, self._device, self._dtype, self._resident_bytes)
+        models = self._models
+        settings = {"device": models.device, "dtype": models.dtype, "resident_bytes": models.resident_bytes}
+        return _reopened, (self.path, encoder, models.given_gate, settings)
 
     # Writing
 
@@ -206,10 +197,9 @@ class MemoryIndex:
         return written
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
-        count = self._count_tokens
         for document in batch:
             _check_unicode(document)
-        pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=count)) for d in batch]
+        pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)) for d in batch]
         for document, chunks in pieces:
             if not chunks:
                 raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
@@ -217,29 +207,9 @@ class MemoryIndex:
         new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
         if not new:
             return 0
-        blocks = iter(self._compress([c for _, chunks in new for c in chunks]))
+        blocks = iter(self._models.compress([c for _, chunks in new for c in chunks]))
         self.store.add([(d, [next(blocks) for _ in chunks]) for d, chunks in new])
         return len(new)
-
-    def _compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
-        dense = None
-        if self.config.encoder is not None:
-            if self.store.get_meta(_FINGERPRINT) is None:
-                self.store.put_meta(_FINGERPRINT, [round(float(x), 5) for x in self.encoder.fingerprint()])
-            dense = DenseCompressor(self.encoder)
-        if self.config.memory == "dense":
-            assert dense is not None, "dense memory is made by an encoder"
-            return dense.compress(chunks)
-        if self.store.get_meta(_BACKBONE) is None:
-            named = {"name": self.config.backbone, "fingerprint": self.backbone.fingerprint()}
-            self.store.put_meta(_BACKBONE, named)
-        with torch.inference_mode():
-            return KVCompressor(self.backbone, self.config.ratio, dense).compress(chunks)
-
-    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
-        if self.config.memory == "kv":
-            return [len(self.backbone.encode(text)) for text in texts]
-        return self.encoder.count_tokens(texts)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Forgets documents; returns how many there were. Unknown ids are passed over."""
@@ -426,13 +396,7 @@ class MemoryIndex:
             ValueError: The index was made without one.
             IncompatibleStoreError: It gives other vectors than the one that made the index.
         """
-        with self._guard:
-            if self._encoder is None:
-                if self.config.encoder is None:
-                    raise ValueError("this index was made with encoder=None")
-                self._encoder = load_encoder(self.config.encoder, device=self._device, dtype=self._dtype)
-            self._check_fingerprint(self._encoder)
-            return self._encoder
+        return self._models.encoder
 
     @property
     def backbone(self) -> Backbone:
@@ -443,55 +407,12 @@ class MemoryIndex:
             CheckpointError: It cannot be loaded.
             IncompatibleStoreError: It has other weights than the one that made the index.
         """
-        with self._guard:
-            if self._backbone is None:
-                if self.config.backbone is None or self.config.memory != "kv":
-                    raise ValueError("this index holds dense memory, which has no backbone: make one with memory='kv'")
-                self._backbone = Backbone.load(self.config.backbone, device=self._device, dtype=self._dtype)
-                trained = self._backbone.memory
-                if trained.trained and trained.ratio != self.config.ratio:
-                    log.warning(
-                        "%r compresses at ratio %d by itself, the index at %d",
-                        self.config.backbone, trained.ratio, self.config.ratio,
-                    )  # fmt: skip
-            self._check_backbone(self._backbone)
-            return self._backbone
+        return self._models.backbone
 
     @property
     def gate(self) -> GateHead:
         """The trained dense gate."""
-        with self._guard:
-            if self._gate is None:
-                self._gate = GateHead.load()
-            return self._gate
-
-    def _check_fingerprint(self, encoder: LoadedEncoder) -> None:
-        if id(encoder) in self._checked:
-            return
-        kept = self.store.get_meta(_FINGERPRINT)
-        if kept is not None:
-            here = encoder.fingerprint()
-            if not (isinstance(kept, list) and len(kept) == len(here) and float(np.dot(kept, here)) >= SAME_ENCODER):
-                raise IncompatibleStoreError(
-                    f"{str(self.path)!r} was made with other weights than the encoder {encoder.name!r} has here: "
-                    "their vectors of the probe text differ"
-                )
-        self._checked.add(id(encoder))
-
-    def _check_backbone(self, backbone: Backbone) -> None:
-        if id(backbone) in self._checked:
-            return
-        kept = self.store.get_meta(_BACKBONE)
-        if kept is not None:
-            here = backbone.fingerprint()
-            name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
-            if made != here:
-                raise IncompatibleStoreError(
-                    f"{str(self.path)!r} was made with the backbone {name!r} ({made}), not with "
-                    f"{str(backbone.tokenizer.name_or_path) or self.config.backbone!r} ({here}): its weights or its "
-                    "memory settings differ"
-                )
-        self._checked.add(id(backbone))
+        return self._models.gate
 
     def _natural(self) -> RecallConfig:
         """The settings where none are given: the backbone reads KV memory itself."""
@@ -509,10 +430,10 @@ class MemoryIndex:
                     "reader='latent' reads KV states, and this index holds dense memory: make one with "
                     "IndexConfig(memory='kv', backbone=...), or use reader='extractive' or 'chat'"
                 )
-            # A reader that overwrites without asking for the gates is what both gates off mean (MemAgent).
+            # Both gates off is a memory that each step overwrites (MemAgent): nothing is asked for beside it.
             structured = None if config.update_gate or config.exit_gate else False
             return LatentReader(
-                self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._whole
+                self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._models.whole
             )
         reader: Reader = config.reader
         return reader
@@ -529,7 +450,7 @@ class MemoryIndex:
         if len(question) > LONGEST_QUESTION:
             raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
         encoder = None if self.config.encoder is None else self.encoder
-        latent = self._latent_gate(question)
+        latent = self._models.latent_gate(question)
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             stage = None
@@ -540,69 +461,29 @@ class MemoryIndex:
                 snapshot=snapshot,
                 config=config,
                 admitted=admitted,
-                count=self._count_tokens,
+                count=self._models.count_tokens,
                 dense=stage,
                 gate=None if encoder is None or latent else self.gate,
                 latent=latent,
-                resident=self._residents() if self.config.memory == "kv" else None,
+                resident=self._models.resident,
+                seen=self._seen,
             )
-
-    def _latent_gate(self, question: str) -> LatentGate | None:
-        """The gate on the backbone, where there is one; what serves in its place is told once."""
-        if self.config.memory != "kv":
-            return None
-        if self.backbone.has_gate:
-            return LatentGate(self.backbone, question, behind=self._whole)
-        if not self._told_of_gate:
-            self._told_of_gate = True
-            log.info(
-                "the backbone %r has no trained gate: %s", self.config.backbone,
-                "the dense gate serves" if self.config.encoder is not None
-                else "without an encoder every block is read, in document order",
-            )  # fmt: skip
-        return None
-
-    @property
-    def _whole(self) -> int | None:
-        """Memory tokens of a whole chunk, where prompts stand behind them also if a chunk is smaller."""
-        if self.backbone.memory.positions == "rotated":
-            return None
-        return self.config.chunk_tokens // self.config.ratio
-
-    def _residents(self) -> Resident:
-        with self._guard:
-            if self._resident is None:
-                weight = self.backbone.decoder.embed_tokens.weight
-                self._resident = Resident(weight.device, weight.dtype, budget=self._resident_bytes)
-            return self._resident
 
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
         with self._guard:
             if self._dense is None or self._dense[0] != snapshot.generation:
                 vectors = snapshot.vectors()
-                device = self._device or "cpu"
+                device = self._models.device or "cpu"
                 self._dense = (snapshot.generation, dense_search(vectors, self.config.search, device))
             return self._dense[1]
 
 
-SAME_ENCODER = 0.99
-"""Cosine of the probe's vectors from which two encoders count as one: another device's rounding passes."""
-
 _OBJECT = "object:"
-_FINGERPRINT = "encoder fingerprint"
-_BACKBONE = "backbone"
 
 
-def _reopened(
-    path: Path,
-    encoder: Encoder | None,
-    gate: GateHead | None,
-    device: str | None,
-    dtype: str | None,
-    resident_bytes: int,
-) -> MemoryIndex:
-    index = MemoryIndex.open(path, encoder=encoder, device=device, dtype=dtype, resident_bytes=resident_bytes)
-    index._gate = gate
+def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settings: Mapping[str, Any]) -> MemoryIndex:
+    index = MemoryIndex.open(path, encoder=encoder, **settings)
+    index._models.use_gate(gate)
     return index
 
 

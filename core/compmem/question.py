@@ -1,6 +1,8 @@
 """The index as one question sees it: candidates, gate scores and blocks, from one snapshot."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -42,6 +44,8 @@ class QuestionBench:
     """The gate on the backbone, where the checkpoint has one that is trained."""
     resident: Resident | None = None
     """KV blocks on the device; None for dense memory."""
+    seen: "Seen" = field(default_factory=lambda: Seen())
+    """Blocks that were read and taken apart lately, for this or an earlier question."""
     _digests: dict[int, Digest] = field(default_factory=dict)
     _blocks: dict[int, MemoryBlock] = field(default_factory=dict)
 
@@ -144,7 +148,36 @@ class QuestionBench:
 
     def _load(self, blocks: Sequence[int]) -> None:
         new = [n for n in blocks if n not in self._blocks]
-        for number, block in zip(new, self.snapshot.blocks(new, kv=False), strict=True):
+        found = self.seen.take(new)
+        missing = [n for n in new if n not in found]
+        for number, block in zip(missing, self.snapshot.blocks(missing, kv=False), strict=True):
+            found[number] = (block, None if block.vectors is None else digest(block))
+        self.seen.keep({n: found[n] for n in missing})
+        for number, (block, taken_apart) in found.items():
             self._blocks[number] = block
-            if block.vectors is not None:
-                self._digests[number] = digest(block)
+            if taken_apart is not None:
+                self._digests[number] = taken_apart
+
+
+class Seen:
+    """The blocks that were looked at last, of any question; numbers are never given to another block."""
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._held: OrderedDict[int, tuple[MemoryBlock, Digest | None]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def take(self, blocks: Sequence[int]) -> dict[int, tuple[MemoryBlock, Digest | None]]:
+        """Those of the blocks that are held."""
+        with self._guard:
+            found = {n: self._held[n] for n in blocks if n in self._held}
+            for number in found:
+                self._held.move_to_end(number)
+            return found
+
+    def keep(self, blocks: Mapping[int, tuple[MemoryBlock, Digest | None]]) -> None:
+        """Holds these as well, and lets go of the oldest."""
+        with self._guard:
+            self._held.update(blocks)
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
