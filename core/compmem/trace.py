@@ -22,8 +22,8 @@ def printable(text: str) -> str:
 def place(recall: Recall) -> str:
     """Where a recalled block stands: document, title and headings, characters of the document."""
     chunk = recall.chunk
-    label = "" if chunk.label == chunk.document_id else chunk.label
-    parts = [chunk.document_id, *([label] if label else []), f"characters {chunk.start}-{chunk.end}"]
+    named = [chunk.document_id] if chunk.document_id not in (chunk.title, *chunk.headings) else []
+    parts = [*named, *([chunk.label] if chunk.label else []), f"characters {chunk.start}-{chunk.end}"]
     return printable(" · ".join(" ".join(part.split()) for part in parts))
 
 

@@ -45,10 +45,17 @@ QUESTIONS: Final = (
         second=("ssl.SSLContext", "such as certificates and possibly a private key."),
     ),
     Question(
-        text="What does the mix-in do that http.server.ThreadingHTTPServer is based on?",
+        text="How does the mix-in class handle requests on which http.server.ThreadingHTTPServer is based?",
         expected="handle each request in a new thread",
         first=("http.server.ThreadingHTTPServer", "(socketserver.ThreadingMixIn, http.server.HTTPServer)"),
         second=("socketserver.ThreadingMixIn", "handle each request in a new thread."),
+    ),
+    Question(
+        text="Which method of a file object is not simulated by the class on which xmlrpc.client.GzipDecodedResponse "
+        "is based?",
+        expected="with the exception of the truncate() method",
+        first=("xmlrpc.client.GzipDecodedResponse", "class GzipDecodedResponse(gzip.GzipFile)"),
+        second=("gzip.GzipFile", "most of the methods of a file object with the exception of the truncate() method."),
     ),
     Question(
         text="When can the actual frequency of switching threads be lower than the interval that "
@@ -58,27 +65,18 @@ QUESTIONS: Final = (
         second=("sys.setswitchinterval", "can be lower if the interpreter executes long sequences of uninterruptible"),
     ),
     Question(
-        text="importlib.util.find_spec takes its package argument like another function: when is it required there?",
-        expected="required when performing a relative import",
-        first=("importlib.util.find_spec", "arguments work the same as importlib.import_module()."),
-        second=("importlib.import_module", "The 'package' argument is required when performing a relative import."),
+        text="For what are interpreters often useful that are written with the base class of pdb.Pdb?",
+        expected="test harnesses, administrative tools",
+        first=("pdb.Pdb", "class Pdb(bdb.Bdb, cmd.Cmd)"),
+        second=("cmd.Cmd", "These are often useful for test harnesses, administrative tools, and prototypes"),
     ),
     Question(
-        text="What does the base class of weakref.WeakValueDictionary associate?",
-        expected="associating key/value pairs",
-        first=("weakref.WeakValueDictionary", "class WeakValueDictionary(collections.abc.MutableMapping)"),
-        second=("collections.abc.MutableMapping", "is a generic container for associating key/value pairs."),
-    ),
-    Question(
-        text="What must the members of the enum be on which ssl.VerifyMode is based?",
-        expected="ints",
-        first=("ssl.VerifyMode", "class VerifyMode(enum.IntEnum)"),
-        second=("enum.IntEnum", "Enum where members are also (and must be) ints"),
+        text="In which terms should numerator and denominator be in the base class of numbers.Integral?",
+        expected="in lowest terms",
+        first=("numbers.Integral", "class Integral(numbers.Rational)"),
+        second=("numbers.Rational", ".numerator and .denominator should be in lowest terms."),
     ),
 )
-
-CONFIG: Final = compmem.RecallConfig(threshold=0.2)
-"""The gate learned from encyclopaedia paragraphs. It ranks reference documentation as well, with lower scores."""
 
 
 def add_documents(index: "compmem.MemoryIndex") -> int:
@@ -130,7 +128,7 @@ def demo(
 
 def _answered(console: Console, memory: "compmem.MemoryIndex", number: int, as_json: bool) -> Answer:
     question = QUESTIONS[number]
-    events = memory.stream(question.text, CONFIG)
+    events = memory.stream(question.text)
     if as_json:
         return last(events)
     console.print(Rule(Text(f"question {number + 1}"), align="left", style="cyan"))

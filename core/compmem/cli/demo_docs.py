@@ -97,6 +97,8 @@ def _signature(name: str, thing: object) -> str:
         shown = str(inspect.signature(thing))  # type: ignore[arg-type]
     except (ValueError, TypeError):
         return ""
+    if "<weakref" in shown:  # a default value that tells of this process, not of the library
+        return ""
     return name.rpartition(".")[2] + _ADDRESS.sub("", shown)
 
 

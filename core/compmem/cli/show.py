@@ -36,11 +36,11 @@ def step_trace(console: Console, step: Step, before: str) -> None:
     console.print(head + Text(f"  {step.candidates} candidates, {step.seconds:.2f} s", style="dim"))
     for recall in step.recalls:
         score = Text(f"{recall.score:.2f} ", style="green" if step.updated else "yellow")
-        console.print(Padding(score + Text(place(recall)), (0, 0, 0, 2)))
+        console.print(Padding(score + Text(place(recall)), (0, 0, 0, 2), expand=False))
     for line in gained(step, before).split("\n"):
         if line.strip():
-            console.print(Padding(Text("+ ", style="green") + shown(line), (0, 0, 0, 4)))
-    console.print(Padding(Text(", ".join(gates(step)), style="dim"), (0, 0, 0, 4)))
+            console.print(Padding(Text("+ ", style="green") + shown(line), (0, 0, 0, 4), expand=False))
+    console.print(Padding(Text(", ".join(gates(step)), style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def sources(console: Console, answer: Answer) -> None:
@@ -50,7 +50,8 @@ def sources(console: Console, answer: Answer) -> None:
     made = table("", "score", "document", "section", "characters", "says", numbers=("score", "characters"))
     for number, source in enumerate(answer.sources, start=1):
         chunk = source.chunk
-        said = " … ".join(q.text for q in quotes(answer, source)) or chunk.text
+        kept = quotes(answer, source)
+        said = max(kept, key=lambda quote: quote.score).text if kept else chunk.text
         made.add_row(
             str(number), f"{source.score:.2f}", shown(chunk.document_id), shown(_section(chunk)),
             f"{chunk.start}-{chunk.end}", shown(_cut(said)),
