@@ -3,12 +3,13 @@
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import content_hash
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
-from compmem.store.store import Store, StoreInfo
+from compmem.store.store import KV_WRITTEN, Store, StoreInfo
 from compmem.store.vectors import ChunkVectors
 
 __all__ = [
     "FORMAT",
     "JSON",
+    "KV_WRITTEN",
     "ChunkVectors",
     "DocumentInfo",
     "Filter",

@@ -25,6 +25,9 @@ from compmem.store.records import record_of
 from compmem.store.snapshot import Snapshot
 from compmem.store.vectors import RowFormat
 
+KV_WRITTEN: Final = "kv written"
+"""The fact that holds how many tokens of documents, in how many blocks, KV states were ever written for."""
+
 LOCK_SECONDS: Final = 2.0
 """How long a writer waits for another one."""
 
@@ -43,6 +46,8 @@ class StoreInfo:
     """Dimensions of the vectors. None: there are none yet."""
     vector_bytes: int
     kv_bytes: int
+    kv_bytes_per_token: float | None
+    """Bytes of KV states for a token of the documents. None: there are none, or nobody has counted."""
     text_bytes: int
     """Texts, lexical index and everything else in the manifest, with its log."""
     format: int
@@ -274,7 +279,7 @@ class Store:
             state = read_state(rows)
             (documents,) = rows("SELECT count(*) FROM documents")[0]
             blocks, sentences, characters = rows("SELECT count(*), total(sentences), total(characters) FROM blocks")[0]
-            (kv_bytes,) = rows("SELECT total(bytes) FROM kv")[0]
+            kv_bytes, kv_blocks = rows("SELECT total(bytes), total(blocks) FROM kv")[0]
         width = RowFormat(self._kinds[0], state.dim or 0).width
         logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
         return StoreInfo(
@@ -286,9 +291,19 @@ class Store:
             dim=state.dim,
             vector_bytes=width * (state.chunk_rows + state.sentence_rows),
             kv_bytes=int(kv_bytes),
+            kv_bytes_per_token=self._per_token(kv_bytes, kv_blocks),
             text_bytes=sum(file.stat().st_size for file in logs if file.exists()),
             format=FORMAT,
         )
+
+    def _per_token(self, size: float, blocks: float) -> float | None:
+        written = self.get_meta(KV_WRITTEN)
+        if not blocks or not isinstance(written, dict):
+            return None
+        tokens, counted = written.get("tokens"), written.get("blocks")
+        if not isinstance(tokens, int) or not isinstance(counted, int) or tokens < 1 or counted < 1:
+            return None
+        return round(size / blocks / (tokens / counted), 2)
 
     def close(self) -> None:
         """Close the connections; a temporary folder is removed. Snapshots in flight may end in peace."""
