@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +29,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from compmem.backbone import Backbone
-from compmem.bench.peak import Peak
 from compmem.bench.rules import Rules
 from compmem.bench.shapes import SHAPES, random_backbone
 from compmem.bench.speed_report import report, table
@@ -156,11 +156,11 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
         folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
         out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
         weight = rig.backbone.decoder.embed_tokens.weight
-        resident = Resident(weight.device, weight.dtype, budget=64 << 30)
         for label, per_step in (("one", 1), ("several", rig.rules.recalled)):
             resident = Resident(weight.device, weight.dtype, budget=64 << 30)
-            out[f"cold {label}"] = clock.time(lambda p=per_step, r=resident: answer(rig, folder, r, per_step=p))  # type: ignore[misc]
-            out[f"warm {label}"] = clock.time(lambda p=per_step, r=resident: answer(rig, folder, r, per_step=p))  # type: ignore[misc]
+            ask = partial(answer, rig, folder, resident, per_step=per_step)
+            out[f"cold {label}"] = clock.time(ask)
+            out[f"warm {label}"] = clock.middle(ask, rounds=3)
         return {**out, "blocks": count, "disk_bytes": folder.bytes}
 
 
@@ -173,12 +173,8 @@ def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
         "no gate": lambda: rig.read([block]),
     }[system]
     step()  # allocates, captures and compiles outside the times
-    timed = [clock.time(step) for _ in range(rig.rules.timed_steps)]
-    return {
-        "steps": len(timed),
-        "step": {"seconds": sum(t["seconds"] for t in timed) / len(timed), "peak": timed[-1]["peak"]},
-        "answer": clock.time(rig.conclude),
-    }
+    timed = clock.middle(step, rounds=rig.rules.timed_steps)
+    return {"steps": rig.rules.timed_steps, "step": timed, "answer": clock.middle(rig.conclude, rounds=3)}
 
 
 def measure_full(rig: Rig, length: int, clock: "Clock") -> Cell:
@@ -236,17 +232,32 @@ class Clock:
     """Bytes on a GPU before anything was done."""
 
     def time(self, work: Callable[[], object]) -> Cell:
-        """Seconds, and bytes beyond the weights at most (None where that cannot be told)."""
-        peak = Peak(self.device, self.weights)
+        """Seconds, and on a GPU the bytes it took beyond the weights at most (None on a CPU)."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         began = time.perf_counter()
         work()
         self.wait()
-        return {"seconds": time.perf_counter() - began, "peak": peak.bytes()}
+        seconds = time.perf_counter() - began
+        return {
+            "seconds": seconds,
+            "peak": torch.cuda.max_memory_allocated(self.device) - self.weights if on_gpu else None,
+        }
 
-    def median(self, work: Callable[[], object], rounds: int = 3) -> float:
-        """Median seconds of some rounds after a first one."""
+    def middle(self, work: Callable[[], object], *, rounds: int) -> Cell:
+        """The median of some rounds, so that what else the machine does weighs little; the highest peak."""
+        timed = [self.time(work) for _ in range(rounds)]
+        return {
+            "seconds": float(median(t["seconds"] for t in timed)),
+            "slowest": max(t["seconds"] for t in timed),
+            "peak": max((t["peak"] for t in timed if t["peak"] is not None), default=None),
+        }
+
+    def median(self, work: Callable[[], object]) -> float:
+        """Median seconds of three rounds after a first one."""
         work()
-        return float(median(self.time(work)["seconds"] for _ in range(rounds)))
+        return float(self.middle(work, rounds=3)["seconds"])
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
