@@ -22,7 +22,7 @@ from compmem.models import Models
 from compmem.question import QuestionBench, Seen
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import agathered, astream, gather, gathered, stream
-from compmem.resident import RESIDENT_BYTES
+from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo, content_hash
 from compmem.view import Viewer
@@ -89,6 +89,7 @@ class MemoryIndex:
             ValueError: The path is a file, or a folder that holds something already.
         """
         config = config or IndexConfig()
+        check_budget(resident_bytes)
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
         return cls(store, config, backbone=backbone, device=device, dtype=dtype, resident_bytes=resident_bytes)
 
@@ -118,6 +119,7 @@ class MemoryIndex:
             StoreError: There is no index there.
             IncompatibleStoreError: It was made in another format, with another encoder or another backbone.
         """
+        check_budget(resident_bytes)
         store = Store.open(path)
         kept = dict(store.config)
         named = kept["encoder"]

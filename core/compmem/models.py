@@ -41,8 +41,6 @@ class Models:
         dtype: str | None,
         resident_bytes: int,
     ) -> None:
-        if resident_bytes < 0:
-            raise ValueError(f"resident_bytes={resident_bytes!r} must not be negative")
         self.device = device
         self.dtype = dtype
         self.resident_bytes = resident_bytes

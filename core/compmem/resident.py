@@ -17,6 +17,16 @@ Load = Callable[[Sequence[int]], Sequence[KVStates]]
 """KV states of blocks by number, from wherever they are kept."""
 
 
+def check_budget(budget: int) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        ValueError: It is negative.
+    """
+    if budget < 0:
+        raise ValueError(f"resident_bytes={budget!r} must not be negative")
+
+
 class Resident:
     """Blocks by number on one device, in the type that it computes in; any number of threads may use it.
 
@@ -30,8 +40,7 @@ class Resident:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = RESIDENT_BYTES) -> None:
-        if budget < 0:
-            raise ValueError(f"resident_bytes={budget!r} must not be negative")
+        check_budget(budget)
         self.budget = budget
         self.bytes = 0
         """Bytes held."""
