@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def command() -> str:
     """The command as a reader would type it: without the folders of this machine."""
@@ -17,6 +15,8 @@ def command() -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, threads, GPU and versions."""
+    import torch
+
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     return {
