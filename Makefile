@@ -27,8 +27,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## what core/results/ reports; needs DATA, the folder of the evaluation files
-	$(BIN)/python -m compmem.bench.all --data "$(DATA)" --out core/results
+DATA ?= data
+RETRIEVAL := 2wikimultihopqa_retrieval
+bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evaluation files, PAGES a file of pages
+	$(BIN)/compmem bench recall --data $(DATA)/$(RETRIEVAL)_questions.jsonl.gz \
+		--corpus $(DATA)/$(RETRIEVAL)_corpus.jsonl.gz --out core/results/recall_2wiki.json
+	$(BIN)/compmem bench recall --data $(DATA)/hotpotqa_dev.jsonl.gz --out core/results/recall_hotpotqa.json
+	$(BIN)/compmem bench recall --data $(DATA)/musique_dev.jsonl.gz --out core/results/recall_musique.json
+	$(BIN)/compmem bench encode --pages $(PAGES) --out core/results/encode.json
+	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
+	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --out core/results/speed_cpu.json
+	$(BIN)/compmem bench report
 
 bench-gpu:  ## speed on a CUDA device, a part of under eight minutes a call, until nothing is left; needs no install
 	PYTHONPATH=core $(PYTHON) -m compmem.bench.speed --shape qwen2.5-7b --device cuda \

@@ -1,7 +1,6 @@
 import numpy as np
 
-from compmem.readers import ExtractiveReader
-from compmem.readers.extractive import NOTHING_FOUND
+from compmem.readers import NOTHING_FOUND, ExtractiveReader
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from compmem.view import Viewer
 from tests.hashing import HashEncoder

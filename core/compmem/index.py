@@ -425,7 +425,8 @@ class MemoryIndex:
             return ExtractiveReader(bench.viewer)
         if config.reader == "chat":
             assert config.chat is not None
-            return ChatReader(config.chat)
+            gated = config.update_gate or config.exit_gate
+            return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
         if config.reader == "latent":
             if self.config.memory != "kv":
                 raise ValueError(

@@ -79,6 +79,14 @@ def speed(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
+@app.command()
+def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
+    """Writes the page of results from the files that the measurements wrote."""
+    from compmem.bench.report import report as page
+
+    (results / "README.md").write_text(page(results), encoding="utf-8")
+
+
 def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
     table = Table("what", "measured", title=title)
     for name, value in result.items():

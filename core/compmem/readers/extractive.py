@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compmem.readers.chat import NOTHING_FOUND
 from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.terms import STOPWORDS, root, terms, words
 from compmem.view import View, Viewer
-
-NOTHING_FOUND = "Nothing in the index bears on this question."
 
 KEPT = 3
 """Most sentences kept of one block."""
@@ -53,7 +52,7 @@ class ExtractiveReader:
             return
         view = self.viewer.view("")
         for number, evidence in enumerate(_supporting(view, memory.evidence)):
-            yield ("" if number == 0 else " ") + evidence.text
+            yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same: it never waits for anything."""

@@ -1,0 +1,77 @@
+"""The page of results, made from the files that the measurements wrote and from nothing else."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compmem.bench.recall import KS
+
+PUBLISHED = {
+    "2wikimultihopqa_retrieval": "76.5 (NV-Embed-v2, 7B), 90.4 (HippoRAG 2, 70B LLM); their 1,000 questions",
+    "hotpotqa": "94.5 (NV-Embed-v2), 96.3 (HippoRAG 2); another sample",
+    "musique": "69.7 (NV-Embed-v2), 74.7 (HippoRAG 2); another sample",
+}
+"""Recall@5 as published, with what sets it apart from the run here."""
+
+
+def report(results: Path) -> str:
+    """The page as Markdown, from every result in the folder.
+
+    Raises:
+        ValueError: The folder holds no result.
+    """
+    runs = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    if not runs:
+        raise ValueError(f"no results in {str(results)!r}")
+    lines = ["# Results", "", "Made by `compmem bench report` from the JSON files beside it. Failures stay in.", ""]
+    for name, run in runs.items():
+        body = _recall(run) if "systems" in run else _speed(run) if "rows" in run else _flat(run)
+        lines += [f"## {name}", "", *body, "", f"`{run['command']}`  ", f"{_machine(run['machine'])}", ""]
+    return "\n".join(lines)
+
+
+def _recall(run: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{run['questions']} questions over {run['passages']} passages; per cent, 95 % bootstrap interval at 5."
+    published = next((v for k, v in PUBLISHED.items() if run["data"].startswith(k)), None)
+    if published:
+        yield f"Published recall@5: {published}."
+    yield ""
+    yield "| system | " + " | ".join(f"recall@{k}" for k in KS) + " | interval at 5 | seconds a question |"
+    yield "| --- |" + " ---: |" * (len(KS) + 2)
+    for name, row in run["systems"].items():
+        low, high = row["recall@5 95%"]
+        cells = [f"{row[f'recall@{k}']:.1f}" for k in KS]
+        yield f"| {name} | {' | '.join(cells)} | {low:.1f} to {high:.1f} | {row['seconds_per_question']:.3f} |"
+    losses = run["losses"]
+    yield ""
+    yield (
+        f"Where gold passages are lost (first 200 questions): the first stage proposes {losses['proposed_at_first']} % "
+        f"at once and {losses['proposed_ever']} % over the loop; {losses['read']} % are read."
+    )
+
+
+def _speed(run: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Backbone {run['backbone']}, {run['device']}, {run['dtype']}, compressor: {run['compressor']}."
+    yield ""
+    yield "| system | tokens | first answer, s | warm answer, s | extrapolated |"
+    yield "| --- | ---: | ---: | ---: | --- |"
+    for row in run["rows"]:
+        shown = [f"{row[k]:.2f}" if isinstance(row.get(k), float) else "-" for k in ("first_seconds", "warm_seconds")]
+        known = "yes" if row.get("extrapolated") else ""
+        yield f"| {row['system']} | {row['length']} | {' | '.join(shown)} | {known} |"
+
+
+def _flat(run: Mapping[str, Any]) -> Iterator[str]:
+    yield "| what | measured |"
+    yield "| --- | --- |"
+    for name, value in run.items():
+        if name in ("command", "machine"):
+            continue
+        shown = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        yield f"| {name} | {shown} |"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    where = machine["gpu"] or f"{machine['cpu']} with {', '.join(machine['cpu_features'])}"
+    return f"{machine['threads']} CPU threads, {where}; Python {machine['python']}, torch {machine['torch']}."

@@ -1,0 +1,29 @@
+import json
+
+import pytest
+
+from compmem.bench.report import report
+
+MACHINE = {"cpu": "x", "threads": 2, "cpu_features": ["avx2"], "gpu": None, "python": "3.11", "torch": "2"}
+RUN = {
+    "command": "compmem bench recall", "machine": MACHINE, "data": "own.jsonl", "questions": 3, "passages": 9,
+    "systems": {"loop": {"recall@2": 50.0, "recall@5": 75.0, "recall@10": 80.0, "recall@5 95%": [70.0, 79.9],
+                         "seconds_per_question": 0.1234}},
+    "losses": {"proposed_at_first": 60.0, "proposed_ever": 90.0, "read": 70.0},
+}  # fmt: skip
+
+
+def test_every_figure_on_the_page_comes_from_a_file(tmp_path):
+    (tmp_path / "recall_own.json").write_text(json.dumps(RUN))
+    flat = {"command": "compmem bench encode", "machine": MACHINE, "ratio": 3.5, "cosine": {"mean": 0.999}}
+    (tmp_path / "encode.json").write_text(json.dumps(flat))
+    page = report(tmp_path)
+    assert "| loop | 50.0 | 75.0 | 80.0 | 70.0 to 79.9 | 0.123 |" in page
+    assert "| ratio | 3.5 |" in page
+    assert "mean: 0.999" in page
+    assert "`compmem bench recall`" in page
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no results"):
+        report(tmp_path)
