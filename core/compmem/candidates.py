@@ -44,7 +44,7 @@ class ExactSearch:
 
     vectors: ChunkVectors
     device: str = "cpu"
-    slice_rows: int = 16384
+    slice_rows: int = 4096
 
     def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
         """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
@@ -54,8 +54,12 @@ class ExactSearch:
         asked = torch.from_numpy(np.ascontiguousarray(queries.T)).to(self.device)
         scores = torch.empty(len(numbers), len(queries))
         for start in range(0, len(numbers), self.slice_rows):
-            rows = self.vectors.floats(start, start + self.slice_rows)
-            scores[start : start + len(rows)] = (torch.from_numpy(rows).to(self.device) @ asked).cpu()
+            # Slices that stay in the cache: bytes become floats there, not in memory.
+            values, scales = self.vectors.stored(start, start + self.slice_rows)
+            part = torch.from_numpy(np.ascontiguousarray(values)).to(self.device).float() @ asked
+            if scales is not None:
+                part *= torch.from_numpy(np.ascontiguousarray(scales)).to(self.device)[:, None]
+            scores[start : start + len(part)] = part.cpu()
         if admitted is not None:
             scores[torch.from_numpy(~np.isin(numbers, admitted))] = -torch.inf
         best = torch.topk(scores, min(k, len(numbers)), dim=0)
