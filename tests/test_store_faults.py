@@ -29,6 +29,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits pro
 
 DIM = 8
 PROCESS = multiprocessing.get_context("fork")
+# A forked child has none of its parent's OpenMP threads and would wait for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 Entry = tuple[Document, list[MemoryBlock]]
 
 
