@@ -57,8 +57,13 @@ def words(text: str) -> list[str]:
 
 def terms(text: str) -> list[str]:
     """The terms of a text, in order, with repeats."""
+    return terms_of(words(text))
+
+
+def terms_of(parts: Iterable[str]) -> list[str]:
+    """The terms of words that `words` gave."""
     out: list[str] = []
-    for word in words(text):
+    for word in parts:
         if word.isascii() or not _PAIRED.match(word):
             out.append(_stem(word))
         elif len(word) == 1:
@@ -71,7 +76,7 @@ def terms(text: str) -> list[str]:
 def content_terms(text: str) -> list[str]:
     """The distinct terms of a text that are not stopwords, in order of first use."""
     kept = [w for w in words(text) if w not in STOPWORDS]
-    return list(dict.fromkeys(terms(" ".join(kept))))
+    return list(dict.fromkeys(terms_of(kept)))
 
 
 def name(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compmem.schema import MemoryBlock, Vectors
-from compmem.terms import STOPWORDS, Mention, content_terms, name, root, terms, words
+from compmem.terms import STOPWORDS, Mention, content_terms, name, root, terms_of, words
 from compmem.view import LINES, View
 
 
@@ -36,15 +36,16 @@ def digest(block: MemoryBlock) -> Digest:
     """The block taken apart."""
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
-    sentences = chunk.sentence_texts()
     counts: dict[str, int] = {}
-    per_sentence = []
-    for sentence in sentences:
-        found = terms(sentence)
+    per_sentence: list[frozenset[str]] = []
+    plain: list[str] = []
+    for sentence in chunk.sentence_texts():
+        spoken = words(sentence)
+        found = terms_of(spoken)
+        plain += spoken
         per_sentence.append(frozenset(found))
         for term in found:
             counts[term] = counts.get(term, 0) + 1
-    plain = words(chunk.text)
     title = name(chunk.title)
     bare = name(chunk.title.split("(")[0])
     return Digest(
