@@ -22,11 +22,11 @@ from compmem import MemoryIndex
 from compmem.cli.demo_docs import documents
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 
-MODULES = ("code", "fnmatch", "glob", "queue", "sched")
+MODULES = ("http.server", "socketserver", "urllib.request", "ssl", "numbers")
 QUESTIONS = (
-    "What does the class deal with on which code.InteractiveConsole builds?",
-    "In which wildcards does glob.glob believe, and what does [!seq] match in them?",
-    "By which calls is the exception raised that queue.Queue.get_nowait raises if no item is available?",
+    "How does the mix-in class handle requests on which http.server.ThreadingHTTPServer is based?",
+    "What configuration does the ssl context hold that urllib.request.urlopen accepts?",
+    "In which terms should numerator and denominator be in the base class of numbers.Integral?",
 )
 PROMPT = ChatPromptTemplate.from_template("Answer from the context.\n\n{context}\n\nQuestion: {question}")
 
@@ -71,9 +71,9 @@ def after(index: MemoryIndex) -> Runnable[Any, Any]:
 def main() -> None:
     """Asks both bots and prints what they say and where they have it from."""
     given = [
-        Document(id=d.id, page_content=d.text, metadata={"title": d.title, "module": d.id})
+        Document(id=d.id, page_content=d.text, metadata={"title": d.title})
         for d in documents()
-        if d.id in MODULES
+        if d.id in MODULES or d.id.startswith(tuple(f"{m}." for m in MODULES))
     ]
     retriever = CompMemRetriever.from_documents(given, split=True)
     index = retriever.index

@@ -37,9 +37,9 @@ def test_the_chatbot_before_and_after():
     blocks = run("chatbot_before_after.py").strip().split("\n\n")
     assert len(blocks) == 3
     expected = (
-        "deals with parsing and interpreter state",
-        "matches any char not in seq",
-        "Queue.get(block=0)/get_nowait()",
+        "handle each request in a new thread",
+        "certificates and possibly a private key",
+        "in lowest terms",
     )
     said = {"before": 0, "after": 0}
     for block, answer in zip(blocks, expected, strict=True):
@@ -48,4 +48,4 @@ def test_the_chatbot_before_and_after():
         assert "sources: " in after_sources
         said["before"] += answer in before
         said["after"] += answer in after
-    assert said["after"] >= said["before"]
+    assert said["after"] == 3 > said["before"]

@@ -97,9 +97,10 @@ def measure(
     for question in asked[:3]:  # loads models and maps files, outside the times
         index.recall(question, 8)
     groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's blocks
-    one_pass = [_timed(partial(index.recall, q, 8, config=ONE_PASS)) for q in groups[0]]
-    loop = [_timed(partial(index.recall, q, 8)) for q in groups[1]]
-    four = [_timed(partial(index.recall, q, 8, config=FOUR_STEPS)) for q in groups[2]]
+    timed: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
+    for turn in zip(*groups, strict=True):  # in turns, so that what warms with time warms for all alike
+        for times, question, config in zip(timed.values(), turn, (ONE_PASS, RecallConfig(), FOUR_STEPS), strict=True):
+            times.append(_timed(partial(index.recall, question, 8, config=config)))
     tenth = max(1, len(growth) // 10)
     bytes_on_disk = info.vector_bytes + info.text_bytes
     return {
@@ -107,9 +108,7 @@ def measure(
         "sentences": info.sentences,
         "corpus_megabytes": round(characters / 1e6, 1),
         "open_seconds": round(opened, 3),
-        "one_pass_ms": _percentiles(one_pass),
-        "loop_ms": _percentiles(loop),
-        "loop_of_four_steps_ms": _percentiles(four),
+        **{name: _percentiles(times) for name, times in timed.items()},
         "seconds_per_document": {
             "first tenth": round(sum(g["seconds"] for g in growth[:tenth]) / (tenth * batch), 5),
             "last tenth": round(sum(g["seconds"] for g in growth[-tenth:]) / (tenth * batch), 5),
