@@ -14,6 +14,10 @@ LINES = 12
 """Lines of working memory that are compared one by one, the newest."""
 
 
+LEAST_BLOCKS = 1000
+"""A smaller index weighs terms as if it had so many blocks: a word that both of two hold is still no stopword."""
+
+
 class Lexicon(Protocol):
     """What the store knows of words: how many blocks hold a term, which blocks answer to a name."""
 
@@ -138,6 +142,7 @@ class Viewer:
         return np.stack([self._vectors[t] for t in texts])
 
 
-def _idf(frequency: int, total: int) -> float:
+def _idf(frequency: int, blocks: int) -> float:
     """Inverse document frequency as a share of a unique term's, so that it means the same in an index of any size."""
+    total = max(blocks, LEAST_BLOCKS)
     return math.log1p((total - frequency + 0.5) / (frequency + 0.5)) / math.log1p((total + 0.5) / 0.5)

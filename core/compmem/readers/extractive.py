@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
-from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
+from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.terms import STOPWORDS, root, terms, words
 from compmem.view import View, Viewer
 
@@ -72,12 +72,18 @@ def best_sentences(view: View, block: MemoryBlock, most: int = KEPT) -> list[Evi
     chunk = block.chunk
     spans = chunk.sentences or ((0, len(chunk.text)),)
     scores = _sentence_scores(view, block, [chunk.text[a:b] for a, b in spans])
-    best = sorted(np.argsort(-scores, kind="stable")[:most].tolist())
+    about = set(words(chunk.label))
+    telling = [i for i in np.argsort(-scores, kind="stable").tolist() if not about.issuperset(_said(chunk, spans[i]))]
+    best = sorted((telling or [0])[:most])  # a heading says nothing that the label does not
     return [
         Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=float(scores[i]))
         for i in best
         for a, b in [spans[i]]
     ]
+
+
+def _said(chunk: Chunk, span: tuple[int, int]) -> list[str]:
+    return words(chunk.text[span[0] : span[1]])
 
 
 def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Vectors:
