@@ -18,6 +18,6 @@ def test_the_pipeline():
     assert "Astrid Holm was born in Varberg." in told["answer"]
     assert sorted(v.partition(" (")[0] for k, _, v in said if k == "source") == ["Astrid Holm", "Lindgren Collection"]
     assert told["step 2"].startswith("Astrid Holm: ")
-    assert told["only recent"] == "The Town Gallery shows the Brandt Collection."
+    assert told["only recent"].startswith("The Town Gallery shows the Brandt Collection.")
     assert [v for k, _, v in said if k == "chat"][-1].startswith("Astrid Holm was born in Varberg.")
     assert told["agent"] == f"The papers say: {told['answer']}"

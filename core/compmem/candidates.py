@@ -56,9 +56,9 @@ class ExactSearch:
         for start in range(0, len(numbers), self.slice_rows):
             # Slices that stay in the cache: bytes become floats there, not in memory.
             values, scales = self.vectors.stored(start, start + self.slice_rows)
-            part = torch.from_numpy(np.ascontiguousarray(values)).to(self.device).float() @ asked
+            part = torch.from_numpy(np.array(values)).to(self.device).float() @ asked
             if scales is not None:
-                part *= torch.from_numpy(np.ascontiguousarray(scales)).to(self.device)[:, None]
+                part *= torch.from_numpy(np.array(scales)).to(self.device)[:, None]
             scores[start : start + len(part)] = part.cpu()
         if admitted is not None:
             scores[torch.from_numpy(~np.isin(numbers, admitted))] = -torch.inf
