@@ -108,7 +108,7 @@ def test_a_batch_of_chunks_makes_the_blocks_of_each_alone(tiny_backbone):
         torch.testing.assert_close(a.kv.values, b.kv.values, atol=1e-5, rtol=1e-4)
 
 
-def test_int8_blocks_answer_as_bf16_blocks_do(tiny_backbone):
+def test_int8_blocks_give_the_first_token_of_bf16_blocks(tiny_backbone):
     backbone = tiny_backbone()
     prompt = backbone.prompt(SHORT.overwrite)
     ids = prompt.fill(question=backbone.encode("Which?"), memory=backbone.encode("none"))
@@ -120,8 +120,9 @@ def test_int8_blocks_answer_as_bf16_blocks_do(tiny_backbone):
             kept = [[unpack(pack(s, kind))] for s in states]
             first[kind] = backbone.logits(backbone.read([ids] * len(texts), kept)[:, -1])
     worst = (first["bf16"] - first["int8"]).abs().amax(-1)
-    # Measured 0.034: the worst logit of a case is off by 3.4 % of its logits' standard deviation. Answers are of one
-    # token, since with random weights the first two candidates lie far nearer to each other than after training.
+    # Measured 0.034: the worst logit of a case is off by 3.4 % of its logits' standard deviation. One token is all that
+    # this holds: whole answers of four tokens agreed in only 94 of 100 cases, below the goal of 99. Whether a trained
+    # model does better has not been measured.
     assert (worst / first["bf16"].std(-1)).mean() < 0.05
     assert (first["bf16"].argmax(-1) == first["int8"].argmax(-1)).sum() >= 99
 

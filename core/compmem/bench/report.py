@@ -14,6 +14,20 @@ PUBLISHED = {
 }
 """Recall@5 as published, with what sets it apart from the run here."""
 
+NOTES = {
+    "scale": (
+        "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly everything "
+        "down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four. Run once, on a machine that did other "
+        "work as well; two earlier runs, of other orders of measuring, gave one pass at p50 61.3 and 63.0 ms."
+    ),
+    "speed_cpu": (
+        "Random weights and an untrained gate: speed alone. An earlier run on a busier machine gave 7.9x and 43x for warm "
+        "answers at 112K and 448K; it was discarded because the load fell on the loops. The two full-context cells were "
+        "taken again after the rest; tests ran on the other core for a part of it."
+    ),
+}
+"""What a reader has to know of a run beside its figures."""
+
 
 def report(results: Path) -> str:
     """The page as Markdown, from every result in the folder.
@@ -27,7 +41,16 @@ def report(results: Path) -> str:
     lines = ["# Results", "", "Made by `compmem bench report` from the JSON files beside it. Failures stay in.", ""]
     for name, run in runs.items():
         body = _recall(run) if "systems" in run else _speed(run) if "rows" in run else _flat(run)
-        lines += [f"## {name}", "", *body, "", f"`{run['command']}`  ", f"{_machine(run['machine'])}", ""]
+        lines += [
+            f"## {name}",
+            "",
+            *([NOTES[name], ""] if name in NOTES else []),
+            *body,
+            "",
+            f"`{run['command']}`  ",
+            f"{_machine(run['machine'])}",
+            "",
+        ]
     return "\n".join(lines)
 
 
