@@ -16,14 +16,15 @@ PUBLISHED = {
 
 NOTES = {
     "scale": (
-        "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly everything "
-        "down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four. Run once, on a machine that did other "
-        "work as well; two earlier runs, of other orders of measuring, gave one pass at p50 61.3 and 63.0 ms."
+        "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
+        "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four. Measured on a machine that "
+        "did other work as well; two earlier runs, of another order of measuring and partly older code, gave one pass "
+        "at p50 61.3 and 63.0 ms."
     ),
     "speed_cpu": (
-        "Random weights and an untrained gate: speed alone. An earlier run on a busier machine gave 7.9x and 43x for warm "
-        "answers at 112K and 448K; it was discarded because the load fell on the loops. The two full-context cells were "
-        "taken again after the rest; tests ran on the other core for a part of it."
+        "Random weights and an untrained gate: speed alone. An earlier run on a busier machine gave 7.9x and 43x for "
+        "warm answers at 112K and 448K; it was discarded because the load fell on the loops. The two full-context cells "
+        "were taken again after the rest; tests ran on the other core for a part of it."
     ),
 }
 """What a reader has to know of a run beside its figures."""
