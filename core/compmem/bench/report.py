@@ -23,7 +23,7 @@ NOTES = {
     ),
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. An earlier run on a busier machine gave 7.9x and 43x for "
-        "warm answers at 112K and 448K; it was discarded because the load fell on the loops. The two full-context cells "
+        "warm answers at 112K and 448K; it was discarded because the load fell on the loops. The full-context cells "
         "were taken again after the rest; tests ran on the other core for a part of it."
     ),
 }
