@@ -1,0 +1,68 @@
+"""One question over one context of known length: what a benchmark asks and a trainer learns from."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from compmem.metrics import string_match, sub_em
+from compmem.schema import Chunk, Document
+
+Metric = Literal["sub_em", "all", "any", "unanswerable"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A run of one document's text that holds evidence."""
+
+    document: str
+    """Id of the document."""
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A question, the documents it is asked of, in order, and where its evidence stands."""
+
+    id: str
+    task: str
+    question: str
+    answers: tuple[str, ...]
+    """For `sub_em` and `any` one of them is enough; for `all` the share that is told counts."""
+    documents: tuple[Document, ...]
+    evidence: tuple[Span, ...]
+    """In the order in which the facts build on one another, where that is known."""
+    metric: Metric = "sub_em"
+    tokens: int = 0
+    """Tokens of the documents, by the counter that the task was built with."""
+
+    def score(self, prediction: str, *, found: bool = True) -> float:
+        """What an answer is worth, in [0, 1]. `found` is what the answer says of itself."""
+        if self.metric == "unanswerable":
+            return float(not found)
+        if self.metric == "sub_em":
+            return sub_em(prediction, self.answers)
+        share = string_match(prediction, self.answers)
+        return share if self.metric == "all" else float(share > 0)
+
+    def supports(self, chunk: Chunk) -> bool:
+        """Whether a chunk holds at least half of a span of evidence."""
+        return any(self.holds(chunk, span) for span in self.evidence)
+
+    def holds(self, chunk: Chunk, span: Span) -> bool:
+        """Whether a chunk holds at least half of this span."""
+        shared = min(chunk.end, span.end) - max(chunk.start, span.start)
+        return chunk.document_id == span.document and 2 * shared >= span.end - span.start
+
+    def joined(self, id: str = "context", separator: str = "\n\n") -> "Sample":
+        """The same question over one document that holds all the texts, each under its title."""
+        parts, starts, at = [], {}, 0
+        for document in self.documents:
+            head = f"{document.title}\n" if document.title else ""
+            starts[document.id] = at + len(head)
+            parts.append(head + document.text)
+            at += len(parts[-1]) + len(separator)
+        moved = tuple(
+            Span(document=id, start=starts[s.document] + s.start, end=starts[s.document] + s.end)
+            for s in self.evidence
+        )  # fmt: skip
+        return replace(self, documents=(Document(id=id, text=separator.join(parts)),), evidence=moved)
