@@ -19,10 +19,10 @@ def train() -> None:
     """Train what ships trained, one stage at a time."""
 
 
-@app.command()
-def gate(config: Annotated[Path, typer.Option(help="Settings of `GateTraining` in TOML.")]) -> None:
+@app.command("dense-gate")
+def dense_gate(config: Annotated[Path, typer.Option(help="Settings of `GateTraining` in TOML.")]) -> None:
     """The dense gate: a calibrated classifier of question, working memory and block."""
-    from compmem.training.gate import GateTraining, train
+    from compmem.training.dense_gate import GateTraining, train
 
     sys.stdout.write(json.dumps(train(read_settings(config, GateTraining)), indent=1) + "\n")
 

@@ -10,7 +10,7 @@ from compmem.gate import FEATURES, GateHead
 from compmem.metrics import calibration_error
 from compmem.tasks.multihop import read_corpus
 from compmem.training.commands import read_settings
-from compmem.training.gate import GateTraining, calibrate, fit, split_questions, train
+from compmem.training.dense_gate import GateTraining, calibrate, fit, split_questions, train
 from tests.test_tasks import write
 
 COUNT = 40
@@ -88,7 +88,7 @@ def test_calibration_mends_an_overconfident_gate():
 
 
 def test_settings_come_from_a_file_and_unknown_ones_are_named(tmp_path):
-    path = tmp_path / "gate.toml"
+    path = tmp_path / "dense_gate.toml"
     path.write_text('questions = "q.jsonl"\nout = "out"\nsmall_worlds = [2]\n[dataset_weights]\nown = 2.0\n')
     settings = read_settings(path, GateTraining)
     assert settings.questions == tmp_path / "q.jsonl"
