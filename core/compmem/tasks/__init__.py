@@ -1,1 +1,7 @@
-"""Questions with contexts and evidence. Training and benchmarks read the same ones."""
+"""Questions with contexts and evidence. Training and benchmarks read the same ones.
+
+* `sample`: what every task yields. `multihop`: HotpotQA, 2Wiki and MuSiQue in one record form, and single-hop records.
+* `contexts`: long contexts of an asked length from such a corpus, with placements and unanswerable variants.
+* `worlds`: made-up multi-hop worlds with exact evidence. `ruler`: the RULER tasks.
+* `official`: the data sets' own files. `jsonl`: samples as lines of a file.
+"""

@@ -28,6 +28,15 @@ class Passage:
         """Its sentences with one space between."""
         return " ".join(s.strip() for s in self.sentences if s.strip())
 
+    def spans(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """Where these sentences stand in its text; numbers of empty or missing sentences are passed over."""
+        found, at = {}, 0
+        for number, sentence in enumerate(self.sentences):
+            if said := sentence.strip():
+                found[number] = (at, at + len(said))
+                at += len(said) + 1
+        return [found[n] for n in numbers if n in found]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
@@ -42,6 +51,11 @@ class Question:
     """Numbers of the supporting passages in the corpus."""
     own: frozenset[int] = frozenset()
     """Numbers of the question's own paragraphs, supporting or not, where the file gives them."""
+    support: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Each gold passage and the numbers of its supporting sentences (none: the passage as a whole).
+
+    In the order of the hops by the `evidences` of the line; where it has none, passages that hold the answer come last.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,15 +100,16 @@ def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterabl
     for number, line in read_lines(questions, ("id", "question", "answer")):
         own: frozenset[int] = frozenset()
         if passages is None:
-            found = [(number_of(p), bool(s)) for p, s in _paragraphs(line, questions, number)]
+            found = [(number_of(p), tuple(s)) for p, s in _paragraphs(line, questions, number)]
             own = frozenset(n for n, _ in found)
-            gold = frozenset(n for n, supporting in found if supporting)
+            gold = {n: s for n, s in found if s}
         else:
             missing = [t for t in line.get("gold_titles", ()) if t not in titles]
             if missing:
                 raise ValueError(f"{questions}:{number}: no passage is titled {missing[0]!r}")
-            gold = frozenset(n for t in line["gold_titles"] for n in titles[t])
-        asked.append(_question(line, gold, own))
+            gold = {n: () for t in line.get("gold_titles", ()) for n in titles[t]}
+        support = tuple((n, gold[n]) for n in _hops(line, {n: kept[n] for n in gold}))
+        asked.append(_question(line, support, own))
     for passage in extra:
         number_of(passage)
     return Corpus(passages=tuple(kept), questions=tuple(asked))
@@ -144,25 +159,35 @@ def _paragraphs(line: dict[str, Any], path: Path, number: int) -> Iterator[tuple
         raise ValueError(f"{path}:{number}: a paragraph needs title, sentences and supporting ({error})") from error
 
 
-def _question(line: dict[str, Any], gold: frozenset[int], own: frozenset[int]) -> Question:
+def _hops(line: dict[str, Any], gold: dict[int, Passage]) -> list[int]:
+    """The gold passages in the order of the hops."""
+    subjects = [str(triple[0]).casefold() for triple in line.get("evidences", ()) if triple]
+    answers = [str(a).casefold() for a in (line["answer"], *line.get("aliases", ()))]
+
+    def place(number: int) -> tuple[int, bool]:
+        title, text = gold[number].title.casefold(), gold[number].text.casefold()
+        named = (at for at, subject in enumerate(subjects) if subject == title or title.startswith(f"{subject} ("))
+        return next(named, len(subjects)), any(a in text for a in answers)
+
+    return sorted(gold, key=place)
+
+
+def _question(line: dict[str, Any], support: tuple[tuple[int, tuple[int, ...]], ...], own: frozenset[int]) -> Question:
     return Question(
         id=str(line["id"]),
         dataset=str(line.get("dataset", "")),
         type=str(line.get("type", "")),
         question=line["question"],
         answers=(line["answer"], *line.get("aliases", ())),
-        gold=gold,
+        gold=frozenset(n for n, _ in support),
         own=own,
+        support=support,
     )
 
 
 def _chunk(passage: Passage) -> Chunk | str:
     """The passage as one chunk; given sentences are kept as they are."""
-    said = [s.strip() for s in passage.sentences if s.strip()]
-    if len(said) < 2:
+    spans = passage.spans(range(len(passage.sentences)))
+    if len(spans) < 2:
         return passage.text
-    spans, at = [], 0
-    for sentence in said:
-        spans.append((at, at + len(sentence)))
-        at += len(sentence) + 1
     return Chunk(text=passage.text, title=passage.title, sentences=tuple(spans))
