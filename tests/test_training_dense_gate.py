@@ -9,8 +9,8 @@ import torch
 from compmem.gate import FEATURES, GateHead
 from compmem.metrics import calibration_error
 from compmem.tasks.multihop import read_corpus
-from compmem.training.commands import read_settings
-from compmem.training.dense_gate import GateTraining, calibrate, fit, split_questions, train
+from compmem.training.settings import read_settings
+from compmem.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, train
 from tests.test_tasks import write
 
 COUNT = 40
@@ -38,7 +38,7 @@ def world(tmp_path):
 
 
 def test_a_trained_gate_finds_the_second_hop(world, tmp_path):
-    settings = GateTraining(
+    settings = DenseGateTraining(
         questions=world, out=tmp_path / "out", rounds=1, steps=2, epochs=15, hidden=16, small_worlds=(5,)
     )
     report = train(settings)
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_gate(world):
     x = rng.standard_normal((200, len(FEATURES))).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.float32)
     question = read_corpus(world).questions[0]
-    settings = GateTraining(questions=world, out=world, epochs=2, hidden=8)
+    settings = DenseGateTraining(questions=world, out=world, epochs=2, hidden=8)
     one, two = (fit(settings, [(question, (x, y))]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
@@ -90,13 +90,13 @@ def test_calibration_mends_an_overconfident_gate():
 def test_settings_come_from_a_file_and_unknown_ones_are_named(tmp_path):
     path = tmp_path / "dense_gate.toml"
     path.write_text('questions = "q.jsonl"\nout = "out"\nsmall_worlds = [2]\n[dataset_weights]\nown = 2.0\n')
-    settings = read_settings(path, GateTraining)
+    settings = read_settings(path, DenseGateTraining)
     assert settings.questions == tmp_path / "q.jsonl"
     assert settings.small_worlds == (2,)
     assert settings.dataset_weights == {"own": 2.0}
     path.write_text('questions = "q"\nout = "o"\nspeed = 3\n')
     with pytest.raises(ValueError, match="unknown setting 'speed'"):
-        read_settings(path, GateTraining)
+        read_settings(path, DenseGateTraining)
     path.write_text("= nonsense")
     with pytest.raises(ValueError, match="not TOML"):
-        read_settings(path, GateTraining)
+        read_settings(path, DenseGateTraining)

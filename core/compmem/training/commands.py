@@ -1,15 +1,15 @@
 """`compmem train STAGE --config FILE`: one stage of training, its settings in a TOML file."""
 
-import dataclasses
 import json
 import sys
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-Settings = TypeVar("Settings")
+from compmem.training.stages import run_stage
+
+Config = Annotated[Path, typer.Option(help="Settings of the stage in TOML; see compmem/training/configs.")]
 
 app = typer.Typer(no_args_is_help=True, help="Train what ships trained.")
 
@@ -19,32 +19,41 @@ def train() -> None:
     """Train what ships trained, one stage at a time."""
 
 
+@app.command()
+def lm(config: Config) -> None:
+    """Stage 0: a tokenizer and a small language model from scratch."""
+    _run("lm", config)
+
+
+@app.command()
+def compressor(config: Config) -> None:
+    """Stage 1: the memory tokens."""
+    _run("compressor", config)
+
+
+@app.command()
+def warmup(config: Config) -> None:
+    """The reasoner's first lessons: step traces with evidence labels."""
+    _run("warmup", config)
+
+
+@app.command()
+def rl(config: Config) -> None:
+    """Stage 2: compressor and reasoner together, by reinforcement."""
+    _run("rl", config)
+
+
+@app.command()
+def gate(config: Config) -> None:
+    """Stage 3: the gate on the backbone."""
+    _run("gate", config)
+
+
 @app.command("dense-gate")
-def dense_gate(config: Annotated[Path, typer.Option(help="Settings of `GateTraining` in TOML.")]) -> None:
-    """The dense gate: a calibrated classifier of question, working memory and block."""
-    from compmem.training.dense_gate import GateTraining, train
-
-    sys.stdout.write(json.dumps(train(read_settings(config, GateTraining)), indent=1) + "\n")
+def dense_gate(config: Config) -> None:
+    """The gate of dense memory: a calibrated classifier of question, working memory and block."""
+    _run("dense-gate", config)
 
 
-def read_settings(path: Path, kind: type[Settings]) -> Settings:
-    """A trainer's settings from a TOML file. Paths in it are relative to the file.
-
-    Raises:
-        ValueError: The file is no TOML, or has a key that the settings lack.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise ValueError(f"{path}: unknown setting {unknown[0]!r}; there are {', '.join(sorted(fields))}")
-    return kind(**{name: _read(path, fields[name].type, value) for name, value in values.items()})
-
-
-def _read(file: Path, kind: Any, value: Any) -> Any:
-    if "Path" in str(kind):
-        return file.parent / Path(value).expanduser()
-    return tuple(value) if isinstance(value, list) else value
+def _run(stage: str, config: Path) -> None:
+    sys.stdout.write(json.dumps(run_stage(stage, config), indent=1) + "\n")

@@ -41,7 +41,7 @@ Examples = tuple[Vectors, Labels]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GateTraining:
+class DenseGateTraining:
     """Settings of one training run, saved in its report."""
 
     questions: Path
@@ -69,7 +69,7 @@ class GateTraining:
     """Folder of the index over the corpus, reused where it exists."""
 
 
-def train(settings: GateTraining) -> dict[str, Any]:
+def train(settings: DenseGateTraining) -> dict[str, Any]:
     """Trains, calibrates, chooses the threshold, writes weights and report; returns the report.
 
     Raises:
@@ -120,7 +120,7 @@ def split_questions(questions: Sequence[Question]) -> dict[str, list[Question]]:
 
 
 def small_worlds(
-    index: MemoryIndex, settings: GateTraining, parts: dict[str, list[Question]], rng: np.random.Generator
+    index: MemoryIndex, settings: DenseGateTraining, parts: dict[str, list[Question]], rng: np.random.Generator
 ) -> Iterator[tuple[MemoryIndex, list[Question]]]:
     """Indexes over the own paragraphs of a few questions each, and those questions; no part shares one with another."""
     for part in parts.values():
@@ -181,7 +181,7 @@ def _rollout(
         memory = reading.memory if reading.update else memory
 
 
-def fit(settings: GateTraining, examples: Sequence[tuple[Question, Examples]]) -> GateHead:
+def fit(settings: DenseGateTraining, examples: Sequence[tuple[Question, Examples]]) -> GateHead:
     """A gate trained on these examples by binary cross-entropy."""
     torch.manual_seed(settings.seed)
     x = torch.from_numpy(np.concatenate([e[0] for _, e in examples]))
@@ -281,7 +281,7 @@ def _number(bench: QuestionBench, block: int) -> int:
     return int(bench.fetch([block])[0].chunk.document_id)
 
 
-def _index(settings: GateTraining, corpus: Corpus) -> MemoryIndex:
+def _index(settings: DenseGateTraining, corpus: Corpus) -> MemoryIndex:
     if settings.cache is not None and settings.cache.exists():
         return _with_gate(MemoryIndex.open(settings.cache), GateHead(settings.hidden))
     index = MemoryIndex.create(settings.cache)

@@ -1,0 +1,105 @@
+"""Checkpoints of a run: one safetensors file with weights, optimiser state and place, replaced in one move.
+
+There is no random state to keep: what a step draws depends on the run's seed and the step's number alone.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compmem.errors import CheckpointError
+
+WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """Where a run stands."""
+
+    stage: str
+    step: int
+    """Steps made, and so the place in the data."""
+    seconds: float
+    """Training time so far."""
+    weights: Mapping[str, Tensor]
+    """The trained parameters by name."""
+    optimizer: Mapping[str, Tensor]
+    """The optimiser's tensors, by the parameter's name and their own: `norm.weight/exp_avg`."""
+
+
+def write(file: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in a file; a kill or a full disk on the way leaves the last one as it was.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    tensors = {f"{WEIGHTS}{name}": t for name, t in checkpoint.weights.items()}
+    tensors |= {f"{OPTIMIZER}{name}": t for name, t in checkpoint.optimizer.items()}
+    place = {"stage": checkpoint.stage, "step": checkpoint.step, "seconds": round(checkpoint.seconds, 3)}
+    replace(file, tensors, {"compmem": json.dumps(place)})
+
+
+def replace(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file, whole or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written; what stood there before still does.
+    """
+    part = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=metadata)
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        kept = "; the last one is as it was" if file.exists() else ""
+        raise CheckpointError(f"{str(file)!r} could not be written: {error}{kept}") from error
+
+
+def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """The checkpoint in a file, for parameters of these shapes.
+
+    Raises:
+        CheckpointError: It cannot be read, or is of another stage or of parameters of other shapes.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            place = json.loads((opened.metadata() or {})["compmem"])
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        found = Checkpoint(
+            stage=place["stage"],
+            step=int(place["step"]),
+            seconds=float(place["seconds"]),
+            weights={n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)},
+            optimizer={n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)},
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{str(file)!r} is no checkpoint: {error}") from error
+    if found.stage != stage:
+        raise CheckpointError(f"{str(file)!r} is of the stage {found.stage!r}, not {stage!r}: use another folder")
+    check_shapes(file, found.weights, shapes)
+    return found
+
+
+def check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare tensors with what is needed.
+
+    Raises:
+        CheckpointError: One is missing, too many, or of another shape; the message names the first.
+    """
+    here = str(file)
+    if missing := sorted(set(shapes) - set(tensors)):
+        raise CheckpointError(f"{here!r} lacks {len(missing)} weights, such as {missing[0]!r}")
+    if more := sorted(set(tensors) - set(shapes)):
+        raise CheckpointError(f"{here!r} has {len(more)} weights too many, such as {more[0]!r}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise CheckpointError(f"{name!r} in {here!r} has the shape {tuple(tensor.shape)}, not {shapes[name]}")

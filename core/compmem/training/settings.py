@@ -1,0 +1,63 @@
+"""Settings from TOML files: one frozen dataclass a table, an unknown key is an error."""
+
+import dataclasses
+import tomllib
+import types
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(path: Path, kind: type[Settings]) -> Settings:
+    """A trainer's settings from a TOML file. Paths in it are relative to the file.
+
+    Raises:
+        ValueError: The file cannot be read or is no TOML, has a key that the settings lack, lacks one that they need,
+            or gives one a value that they refuse.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from error
+    return from_table(values, kind, path)
+
+
+def from_table(values: dict[str, Any], kind: type[Settings], file: Path, name: str = "") -> Settings:
+    """Settings from one table of a file.
+
+    Raises:
+        ValueError: As `read_settings`; the message names the file and the key.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    inside = f"{file}: in [{name}]" if name else f"{file}"
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{inside}: unknown setting {unknown[0]!r}; there are {', '.join(sorted(fields))}")
+    needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if lacking := sorted(needed - set(values)):
+        raise ValueError(f"{inside}: the setting {lacking[0]!r} is missing")
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{key: _read(value, hints[key], file, key) for key, value in values.items()})
+    except TypeError as error:
+        raise ValueError(f"{inside}: {error}") from error
+
+
+def _read(value: Any, hint: Any, file: Path, name: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{file}: {name!r} must be a table")
+        return from_table(value, hint, file, name)  # type: ignore[arg-type]
+    if hint is Path:
+        return file.parent / Path(value).expanduser()
+    if isinstance(value, list):
+        return tuple(_read(item, get_args(hint)[0], file, name) for item in value)
+    if isinstance(value, int) and hint is float:
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise ValueError(f"{file}: {name}={value!r} must be of the type {hint.__name__}")
+    return value

@@ -1,0 +1,32 @@
+"""The stages by name: the module of each and its settings. Needs nothing but what the stage itself needs."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from compmem.training.settings import read_settings
+
+STAGES = {
+    "lm": ("lm", "LMTraining"),
+    "compressor": ("compressor", "CompressorTraining"),
+    "warmup": ("warmup", "WarmupTraining"),
+    "rl": ("rl", "RLTraining"),
+    "gate": ("gate", "GateTraining"),
+    "dense-gate": ("dense_gate", "DenseGateTraining"),
+}
+"""Module and settings of each stage; a module's `train` takes the settings and gives its figures."""
+
+
+def run_stage(name: str, config: Path) -> dict[str, Any]:
+    """Run one stage by the settings in a file; gives its figures.
+
+    Raises:
+        ValueError: There is no such stage, or the settings are wrong.
+        CheckpointError: A checkpoint cannot be read or written.
+    """
+    if name not in STAGES:
+        raise ValueError(f"no stage is called {name!r}; there are {', '.join(STAGES)}")
+    place, settings = STAGES[name]
+    module = import_module(f"compmem.training.{place}")
+    report: dict[str, Any] = module.train(read_settings(config, getattr(module, settings)))
+    return report
