@@ -24,6 +24,9 @@ from compmem.errors import CheckpointError
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
+EMBEDDED = "embedded"
+"""Name of the small backbone that ships with the library."""
+_SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
 
 _PEFT_NAME = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj\.lora_(A|B)\.weight$")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -139,6 +142,12 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
 
 
 def _find(name: str | Path) -> Path:
+    if name == EMBEDDED:
+        if not (_SHIPPED / "config.json").exists():
+            raise CheckpointError(
+                "this build ships no embedded backbone: train one with `compmem train embedded`, or name another model"
+            )
+        return _SHIPPED
     folder = Path(name)
     if folder.is_dir():
         return folder
