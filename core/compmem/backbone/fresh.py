@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, words: Sequence[st
     if vocabulary < len(alphabet) + len(CONTROL) + len(words):
         raise ValueError(f"vocabulary={vocabulary} has no room for {len(alphabet)} bytes and the tokens added")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[no-untyped-call]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +58,7 @@ def wrap_tokenizer(tokenizer: Any) -> Any:
     """A tokenizer of `train_tokenizer` as the backbone takes it."""
     from transformers import PreTrainedTokenizerFast
 
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)  # type: ignore[no-untyped-call]
     wrapped.chat_template = TEMPLATE
     return wrapped
 

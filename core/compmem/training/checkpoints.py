@@ -27,6 +27,8 @@ class Checkpoint:
     """Steps made, and so the place in the data."""
     seconds: float
     """Training time so far."""
+    state: Mapping[str, float]
+    """The stage's own numbers."""
     weights: Mapping[str, Tensor]
     """The trained parameters by name."""
     optimizer: Mapping[str, Tensor]
@@ -41,7 +43,12 @@ def write(file: Path, checkpoint: Checkpoint) -> None:
     """
     tensors = {f"{WEIGHTS}{name}": t for name, t in checkpoint.weights.items()}
     tensors |= {f"{OPTIMIZER}{name}": t for name, t in checkpoint.optimizer.items()}
-    place = {"stage": checkpoint.stage, "step": checkpoint.step, "seconds": round(checkpoint.seconds, 3)}
+    place = {
+        "stage": checkpoint.stage,
+        "step": checkpoint.step,
+        "seconds": round(checkpoint.seconds, 3),
+        "state": dict(checkpoint.state),
+    }
     replace(file, tensors, {"compmem": json.dumps(place)})
 
 
@@ -78,10 +85,11 @@ def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Check
             stage=place["stage"],
             step=int(place["step"]),
             seconds=float(place["seconds"]),
+            state={str(k): float(v) for k, v in place["state"].items()},
             weights={n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)},
             optimizer={n.removeprefix(OPTIMIZER): t for n, t in tensors.items() if n.startswith(OPTIMIZER)},
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{str(file)!r} is no checkpoint: {error}") from error
     if found.stage != stage:
         raise CheckpointError(f"{str(file)!r} is of the stage {found.stage!r}, not {stage!r}: use another folder")

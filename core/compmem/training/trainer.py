@@ -125,7 +125,12 @@ class Stage(Protocol[B]):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each part of the loss."""
+        """The weight of each part of the loss; one of weight 0 is a figure that is only told."""
+        ...
+
+    @property
+    def state(self) -> dict[str, float]:
+        """Numbers that are kept with a checkpoint: how far a curriculum has come, say."""
         ...
 
     def parameters(self) -> dict[str, Parameter]:
@@ -138,6 +143,10 @@ class Stage(Protocol[B]):
 
     def losses(self, batch: B) -> dict[str, Tensor]:
         """The parts of the loss, each a sum, with gradients."""
+        ...
+
+    def after(self, figures: Mapping[str, float]) -> bool:
+        """Take note of a step's figures, by part; True where batches that were made ahead are out of date."""
         ...
 
     def measure(self, step: int) -> dict[str, float]:
@@ -206,7 +215,7 @@ class _Run(Generic[B]):
             betas=(settings.betas[0], settings.betas[1]),
         )
         self._module, self._optimizer = accelerator.prepare(_Inside(decoder), optimizer)
-        self._step, self._spent, self._broken = 0, 0.0, 0
+        self._step, self._spent, self._broken, self._stale = 0, 0.0, 0, False
 
     def run(self) -> dict[str, Any]:
         settings, stage = self._settings, self._stage
@@ -279,21 +288,23 @@ class _Run(Generic[B]):
     def _batches(self) -> Iterator[Sequence[B]]:
         """The micro-batches of each step from here on, on this process."""
         settings, each = self._settings, self._settings.accumulate
-        steps = range(self._step, settings.steps)
         view = _Numbered(self._stage, settings, self._accelerator.process_index, self._processes)
-        if not settings.workers:
-            for step in steps:
-                yield [view[step * each + i] for i in range(each)]
-            return
-        numbers = range(steps.start * each, steps.stop * each)
-        made = iter(
-            torch.utils.data.DataLoader(
-                view, batch_size=None, sampler=numbers, num_workers=settings.workers,
+        while self._step < settings.steps:
+            self._stale = False
+            made = self._ahead(view, range(self._step * each, settings.steps * each))
+            while self._step < settings.steps and not self._stale:
+                yield [next(made) for _ in range(each)]
+
+    def _ahead(self, view: "_Numbered[B]", numbers: range) -> Iterator[B]:
+        if not self._settings.workers:
+            return (view[number] for number in numbers)
+        loader: Any = torch.utils.data.DataLoader
+        return iter(
+            loader(
+                view, batch_size=None, sampler=numbers, num_workers=self._settings.workers,
                 multiprocessing_context="fork", prefetch_factor=4,
             )
         )  # fmt: skip
-        for _ in steps:
-            yield [next(made) for _ in range(each)]
 
     def _make_step(self, micro: Sequence[B]) -> tuple[dict[str, Any], int]:
         """One change of the weights; gives the loss and its parts, and the tokens seen."""
@@ -323,11 +334,12 @@ class _Run(Generic[B]):
         self._optimizer.zero_grad()
         self._step += 1
         values = dict(zip(names, told.tolist(), strict=True))
+        self._stale = self._stage.after(values)
         tokens = torch.tensor(sum(batch.tokens for batch in micro), device=accelerator.device)
         line = {
             "step": self._step,
             "loss": sum(self._stage.weights[n] * value for n, value in values.items()),
-            **{f"loss_{n}": value for n, value in values.items() if len(names) > 1},
+            **{f"loss_{n}" if self._stage.weights[n] else n: v for n, v in values.items() if len(values) > 1},
             "gradient_norm": round(norm, 4),
             "learning_rate": rate,
         }
@@ -379,11 +391,12 @@ class _Run(Generic[B]):
             model = get_model_state_dict(self._module, options=options)
         if not self._accelerator.is_main_process:
             return
-        weights = {n.removeprefix("decoder."): t for n, t in model.items()}
+        weights: dict[str, Any] = {n.removeprefix("decoder."): t for n, t in model.items()}
         place = Checkpoint(
             stage=self._stage.name,
             step=self._step,
             seconds=self._spent,
+            state=dict(self._stage.state),
             weights={n: t for n, t in weights.items() if n in self._trained},
             optimizer={f"{n}/{k}": t for n, kept in optimizer.get("state", {}).items() for k, t in kept.items()},
         )
@@ -402,6 +415,7 @@ class _Run(Generic[B]):
         shapes = {name: tuple(p.shape) for name, p in self._trained.items()}
         found = checkpoints.read(self._file, self._stage.name, shapes)
         self._step, self._spent = found.step, found.seconds
+        self._stage.state.update(found.state)
         whole = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self._module, {f"decoder.{n}": t for n, t in found.weights.items()}, options=whole)
         if found.optimizer:
