@@ -283,3 +283,17 @@ def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
     assert endpoint.seen[-1][1] == "Bearer none", "a key goes only where it was named for"
     endpoint.fails = True
     assert "error: the chat model failed: BadRequestError" in failed(1, *args)
+
+
+def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_path, saved_model):
+    model = saved_model("qwen2")
+    made = done("add", tmp_path / "kv", docs, "--backbone", model, "--ratio", 2, "--kv", "int8")
+    facts = done("info", tmp_path / "kv")
+    assert facts["documents"] == made["added"] == 4 and facts["kv_bytes"] > 0
+    assert (facts["settings"]["memory"], facts["settings"]["ratio"]) == ("kv", 2)
+    question = "Who pays the insurance?"
+    assert done("ask", tmp_path / "kv", question, "--k", 1, "--threshold", 0)["usage"]["model_calls"] == 1
+    quoted = done("ask", tmp_path / "kv", question, "--reader", "extractive")
+    assert quoted["usage"]["model_calls"] == 0
+    assert "made with ratio=2, not 4" in failed(1, "add", tmp_path / "kv", docs, "--ratio", 4)
+    assert "this index holds dense memory" in failed(2, "ask", index, question, "--reader", "latent")

@@ -402,3 +402,14 @@ def test_a_released_checkpoint_loads_by_its_folder_and_answers(tmp_path):
     with MemoryIndex.open(tmp_path / "a", device="cpu") as index:
         reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, whole=16)
         assert index.answer(QUESTION, RecallConfig.lychee(gate=False, reader=reader)).text == before.text
+
+
+def test_an_index_takes_the_checkpoints_own_ratio_and_holds_to_it(tiny_backbone, made, tmp_path):
+    backbone = tiny_backbone(memory=MemoryConfig(ratio=8, window=16))
+    made(tmp_path / "i", backbone=backbone).close()
+    with MemoryIndex.open(tmp_path / "i", backbone=backbone) as index, index.store.snapshot() as snapshot:
+        block = snapshot.blocks(snapshot.document_blocks("acme"))[0]
+        assert block.kv.keys.shape[2] == -(-len(chunk_ids(backbone, block.chunk)) // 8)
+    backbone.memory = replace(backbone.memory, ratio=4)
+    with pytest.raises(IncompatibleStoreError, match=r"made with ratio=8.* compresses at ratio=4 now"):
+        MemoryIndex.open(tmp_path / "i", backbone=backbone)

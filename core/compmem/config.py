@@ -33,8 +33,8 @@ class IndexConfig:
     """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
     backbone: str | None = None
     """Name or folder of the causal LM, for KV memory."""
-    ratio: int = 4
-    """Compression ratio: source tokens per memory token, for KV memory."""
+    ratio: int | None = None
+    """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv: KVType = "bf16"
     """How KV states are stored."""
 
@@ -44,7 +44,8 @@ class IndexConfig:
         _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
         _one_of("kv", self.kv, ("bf16", "int8"))
         _at_least("chunk_tokens", self.chunk_tokens, 16)
-        _at_least("ratio", self.ratio, 1)
+        if self.ratio is not None:
+            _at_least("ratio", self.ratio, 1)
         if self.memory == "dense" and self.encoder is None:
             raise ValueError("encoder=None needs memory='kv': dense memory is made of the encoder's vectors")
         if self.memory == "kv" and self.backbone is None:

@@ -85,10 +85,10 @@ class Models:
             if self._backbone is None:
                 self._backbone = Backbone.load(self._config.backbone, device=self.device, dtype=self.dtype)
                 memory = self._backbone.memory
-                if memory.trained and memory.ratio != self._config.ratio:
+                if memory.trained and memory.ratio != self._ratio(self._backbone):
                     log.warning(
                         "%r compresses at ratio %d by itself, this index at %d",
-                        self._config.backbone, memory.ratio, self._config.ratio,
+                        self._config.backbone, memory.ratio, self._ratio(self._backbone),
                     )  # fmt: skip
             self.check_backbone(self._backbone)
             return self._backbone
@@ -126,7 +126,7 @@ class Models:
         """Memory tokens of a whole chunk, where prompts stand behind so many also if a block has fewer."""
         if self.backbone.memory.positions == "rotated":
             return None
-        return self._config.chunk_tokens // self._config.ratio
+        return self._config.chunk_tokens // self._ratio(self.backbone)
 
     def latent_gate(self, question: str) -> LatentGate | None:
         """The gate on the backbone for a question, where it is trained; what serves in its place is told once."""
@@ -158,11 +158,14 @@ class Models:
             assert dense is not None, "dense memory is made by an encoder"
             return dense.compress(chunks)
         if self._store.get_meta(BACKBONE) is None:
-            named = {"name": self._config.backbone, "fingerprint": self.backbone.fingerprint()}
-            self._store.put_meta(BACKBONE, named)
+            made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
+            self._store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
         self._count_source(chunks)
         with torch.inference_mode():
-            return KVCompressor(self.backbone, self._config.ratio, dense).compress(chunks)
+            return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
+
+    def _ratio(self, backbone: Backbone) -> int:
+        return self._config.ratio or backbone.memory.ratio
 
     def _count_source(self, chunks: Sequence[Chunk]) -> None:
         kept = self._store.get_meta(KV_WRITTEN)
@@ -177,7 +180,7 @@ class Models:
         """Compare a backbone with the one that made the index, once.
 
         Raises:
-            IncompatibleStoreError: It has other weights or other memory settings.
+            IncompatibleStoreError: It has other weights, other memory settings or another ratio.
         """
         if id(backbone) in self._checked:
             return
@@ -189,6 +192,11 @@ class Models:
                 raise IncompatibleStoreError(
                     f"{str(self._store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
                     f"({here}): weights or memory settings differ"
+                )
+            if isinstance(kept, dict) and kept.get("ratio") != self._ratio(backbone):
+                raise IncompatibleStoreError(
+                    f"{str(self._store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone {name!r} "
+                    f"compresses at ratio={self._ratio(backbone)!r} now"
                 )
         self._checked.add(id(backbone))
 

@@ -34,9 +34,16 @@ class ReaderName(StrEnum):
 
     extractive = "extractive"
     chat = "chat"
+    latent = "latent"
 
 
-ReaderOption = Annotated[ReaderName, typer.Option(help="Quote the documents, or let a chat model write.")]
+ReaderOption = Annotated[
+    ReaderName | None,
+    typer.Option(
+        help="Quote the documents, let a chat model write, or the index's own backbone. Default: the backbone where "
+        "the index holds KV memory, else quotes."
+    ),
+]
 KeyOption = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +63,7 @@ def ask(
     k: Annotated[int | None, typer.Option("--k", help="Most blocks that may be read.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Answer with what is known after so many seconds.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
-    reader: ReaderOption = ReaderName.extractive,
+    reader: ReaderOption = None,
     model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
     api_key_env: KeyOption = None,
@@ -67,9 +74,10 @@ def ask(
 ) -> None:
     """Answer a question from the index, step by step, with sources."""
     chat = _chat(reader, model, base_url, api_key_env)
-    config = compmem.RecallConfig(reader=str(reader), chat=chat, max_seconds=max_seconds, threshold=threshold)
-    config = config if k is None else config.but(max_steps=k)
     with compmem.MemoryIndex.open(index, device=device) as opened:
+        named = str(reader) if reader else "latent" if opened.config.memory == "kv" else "extractive"
+        config = compmem.RecallConfig(reader=named, chat=chat, max_seconds=max_seconds, threshold=threshold)
+        config = config if k is None else config.but(max_steps=k)
         events = opened.stream(question, config, filter=parse_filter(filter))
         answer = last(events) if as_json else follow(out(), events, trace=trace)
     if as_json:
@@ -90,7 +98,7 @@ def recall(
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks that a question needs, best first; no answer is written."""
-    config = compmem.RecallConfig(max_steps=1, reask=False) if one_pass else compmem.RecallConfig()
+    config = compmem.RecallConfig(max_steps=1, reask=False) if one_pass else None
     with compmem.MemoryIndex.open(index, device=device) as opened:
         found = opened.recall(question, k, filter=parse_filter(filter), config=config)
     if as_json:
@@ -133,7 +141,7 @@ def follow(console: Console, events: Iterator[Event], *, trace: bool) -> Answer:
     raise AssertionError("the events end with the answer")
 
 
-def _chat(reader: ReaderName, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
+def _chat(reader: ReaderName | None, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
     if reader is ReaderName.chat:
         if model is None:
             raise typer.BadParameter("--reader chat needs --model, and --base-url unless it is OpenAI's")

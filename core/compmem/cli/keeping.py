@@ -32,6 +32,13 @@ def add(
     search: Annotated[
         str | None, typer.Option(help="First stage of a new index: exact, auto, flat, hnsw or ivf-pq.")
     ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Causal LM of a new index that holds KV memory: a name or folder.")
+    ] = None,
+    ratio: Annotated[
+        int | None, typer.Option(help="Source tokens per memory token. Default: the checkpoint's own.")
+    ] = None,
+    kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +46,10 @@ def add(
     form = next((known for known in inputs.FORMATS if known == stdin_format), None)
     if form is None:
         raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
-    given = {"encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors, "search": search}
+    given = {
+        "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors, "search": search,
+        "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio, "kv": kv,
+    }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     errors: list[str] = []
 
