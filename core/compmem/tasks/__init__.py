@@ -2,6 +2,6 @@
 
 * `sample`: what every task yields. `multihop`: HotpotQA, 2Wiki and MuSiQue in one record form, and single-hop records.
 * `contexts`: long contexts of an asked length from such a corpus, with placements and unanswerable variants.
-* `worlds`: made-up multi-hop worlds with exact evidence. `ruler`: the RULER tasks.
+* `worlds`: made-up multi-hop worlds with exact evidence (`names`, `relations`; `filler` fills them up). `ruler`: RULER.
 * `official`: the data sets' own files. `jsonl`: samples as lines of a file.
 """

@@ -1,7 +1,7 @@
 """One question over one context of known length: what a benchmark asks and a trainer learns from."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from compmem.metrics import string_match, sub_em
 from compmem.schema import Chunk, Document
@@ -53,7 +53,7 @@ class Sample:
         shared = min(chunk.end, span.end) - max(chunk.start, span.start)
         return chunk.document_id == span.document and 2 * shared >= span.end - span.start
 
-    def joined(self, id: str = "context", separator: str = "\n\n") -> "Sample":
+    def joined(self, id: str = "context", separator: str = "\n\n") -> Self:
         """The same question over one document that holds all the texts, each under its title."""
         parts, starts, at = [], {}, 0
         for document in self.documents:

@@ -1,0 +1,153 @@
+"""Text that fills contexts up: passages handed in, parted for training and evaluation, or made-up facts.
+
+Facts that fill up are of the relations of `relations`, about names that no question is asked of.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from random import Random
+
+from compmem.chunking import TokenCounter, sentences
+from compmem.schema import Document
+from compmem.tasks.multihop import Passage
+from compmem.tasks.names import Role, Split, draw
+from compmem.tasks.relations import OPENINGS, RELATIONS
+
+_EVAL_SHARE = 4
+"""One of so many passages handed in is for evaluation."""
+_SLACK = 0.005
+"""Share of the asked tokens that may stay empty."""
+_MISFITS = 4
+_FIRST_DRAW = 4096
+_SENTENCES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A passage of filler, its tokens with what `Sample.joined` sets around it, and where its sentences begin."""
+
+    document: Document
+    tokens: int
+
+    @cached_property
+    def borders(self) -> list[int]:
+        """Offsets at which a sentence may be set in: before each sentence, and the end."""
+        return [start for start, _ in sentences(self.document.text)] + [len(self.document.text)]
+
+
+class Filler:
+    """Passages to fill contexts up with, counted once and shared by all tasks of a run."""
+
+    def __init__(self, counter: TokenCounter, passages: Iterable[Passage] | None = None) -> None:
+        """Part the passages by their titles and texts: one in four is for evaluation.
+
+        Args:
+            counter: Counts tokens.
+            passages: What to fill up with; None: made-up facts, as many as are asked for.
+        """
+        self.counter = counter
+        self._made_up = passages is None
+        self._pieces: dict[Split, list[Piece]] = {"train": [], "eval": []}
+        parted: dict[Split, dict[str, Document]] = {"train": {}, "eval": {}}
+        for passage in passages or ():
+            document = Document(title=passage.title, text=passage.text)
+            parted[split_of(document)][document.id] = document
+        for split, documents in parted.items():
+            self._pieces[split] = self._counted(list(documents.values()))
+
+    def take(self, split: Split, tokens: int, rng: Random) -> list[Piece]:
+        """Different pieces in random order that have this many tokens together, to half a percent.
+
+        Raises:
+            ValueError: The passages of this split have fewer.
+        """
+        pool = self._pool(split, tokens)
+        taken: list[Piece] = []
+        room, slack = tokens, max(2, int(_SLACK * tokens))
+        misfits: list[Piece] = []
+        for number in _shuffled(len(pool), rng):
+            if room <= slack or len(misfits) > _MISFITS:
+                break
+            if pool[number].tokens <= room:
+                taken.append(pool[number])
+                room -= pool[number].tokens
+            else:
+                misfits.append(pool[number])
+        if room > slack and not misfits:
+            raise ValueError(f"{tokens} tokens of filler for {split!r}; the passages have {tokens - room}")
+        cut = self._cut(misfits[-1], room) if room > slack else None
+        return [*taken, cut] if cut else taken
+
+    def _pool(self, split: Split, tokens: int) -> list[Piece]:
+        """All passages of the split, or enough made-up ones; how many depends on the tokens alone."""
+        pieces = self._pieces[split]
+        if not self._made_up:
+            return pieces
+        size = _FIRST_DRAW
+        while True:
+            if len(pieces) < size:
+                pieces += self._counted([_facts(split, n) for n in range(len(pieces), size)])
+            if sum(p.tokens for p in pieces[:size]) > 1.2 * tokens:
+                return pieces[:size]
+            size += size // 4
+
+    def _counted(self, documents: list[Document]) -> list[Piece]:
+        sizes = self.counter([written(d) for d in documents])
+        return [Piece(document=d, tokens=size) for d, size in zip(documents, sizes, strict=True)]
+
+    def _cut(self, piece: Piece, room: int) -> Piece | None:
+        """The first words of a piece that fit, if any do."""
+        words = piece.document.text.split(" ")
+        for share in (1.0, 0.9, 0.7, 0.4):
+            text = " ".join(words[: int(share * len(words) * room / piece.tokens)])
+            cut = Document(title=piece.document.title, text=text)
+            tokens = self.counter([written(cut)])[0]
+            if text and tokens <= room:
+                return Piece(document=cut, tokens=tokens)
+        return None
+
+
+def split_of(document: Document) -> Split:
+    """Which split a passage handed in is for: the document's content decides."""
+    return "eval" if sha256(f"{document.title}\0{document.text}".encode()).digest()[0] % _EVAL_SHARE == 0 else "train"
+
+
+def written(document: Document) -> str:
+    """A document as `Sample.joined` sets it into a longer one."""
+    return f"{document.title}\n{document.text}\n\n" if document.title else f"{document.text}\n\n"
+
+
+def opened(opening: str, sentence: str) -> str:
+    """A sentence after an opening; its own first letter gets small where it is no name."""
+    return (
+        opening + sentence[0].lower() + sentence[1:] if opening and sentence.startswith("The ") else opening + sentence
+    )
+
+
+def _facts(split: Split, number: int) -> Document:
+    """A few unrelated facts; the number decides on them."""
+    rng = Random(f"filler:{split}:{number}")
+    role: Role = "train filler" if split == "train" else "eval filler"
+    said = []
+    for _ in range(_SENTENCES):
+        relation = rng.choice(RELATIONS)
+        template = rng.choice(relation.wording(split).statements)
+        subject, object_ = draw(rng, relation.subject, role), draw(rng, relation.object, role)
+        sentence = opened(rng.choice(OPENINGS[split]), template).format(s=subject.name, o=object_.name)
+        said.append(sentence)
+    return Document(text=" ".join(said))
+
+
+def _shuffled(count: int, rng: Random) -> Iterator[int]:
+    """The numbers below a count in random order, cheap where only few are wanted."""
+    seen: set[int] = set()
+    while 2 * len(seen) < count:
+        number = rng.randrange(count)
+        if number not in seen:
+            seen.add(number)
+            yield number
+    rest = [n for n in range(count) if n not in seen]
+    rng.shuffle(rest)
+    yield from rest
