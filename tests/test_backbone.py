@@ -240,17 +240,46 @@ def test_a_batch_reads_scores_and_writes_as_one_by_one(tiny_backbone):
     made = backbone.compress([tokens(n, n) for n in (40, 16, 30)])
     rows = [[made[0]], [], [made[1], made[2]], [made[2]]]
     prompts = [tokens(n, 50 + n) for n in (7, 19, 4, 11)]
-    hidden, scores = backbone.read(prompts, rows), backbone.score(prompts, rows)
+    hidden, scores = backbone.read(prompts, rows), backbone.score(prompts, rows, tokens(3))
     written = backbone.generate(prompts, rows, max_new_tokens=8, stop_ids=())
     drawn = backbone.generate(prompts, rows, max_new_tokens=8, temperature=1.0, seeds=[3, 1, 4, 1])
     assert len(set(map(tuple, written))) == 4
     assert drawn != written
     for i, (prompt, blocks) in enumerate(zip(prompts, rows, strict=True)):
         close(hidden[i, : len(prompt)], backbone.read([prompt], [blocks])[0])
-        close(scores[i], backbone.score([prompt], [blocks])[0])
+        close(scores[i], backbone.score([prompt], [blocks], tokens(3))[0])
         assert backbone.generate([prompt], [blocks], max_new_tokens=8, stop_ids=()) == [written[i]]
         alone = backbone.generate([prompt], [blocks], max_new_tokens=8, temperature=1.0, seeds=[[3, 1, 4, 1][i]])
         assert alone == [drawn[i]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("positions", ["rotated", "unrotated"])
+def test_a_question_in_front_of_blocks_is_scored_as_if_all_was_read_in_a_row(tiny_backbone, positions):
+    backbone = tiny_backbone(memory=MemoryConfig(window=16, positions=positions))
+    backbone.add_gate()
+    randomize(backbone, "gate")
+    asked, probe = tokens(9, 1), tokens(4, 2)
+    head = backbone.decoder.gate_head
+    # Without a block, question and probe are one prompt.
+    start = 5 if positions == "unrotated" else None
+    close(
+        backbone.score([asked], [[]], probe, start=start)[0],
+        head(backbone.read([asked + probe], start=start)[0, -1])[0],
+    )
+    if positions == "rotated":
+        with pytest.raises(ValueError, match="reads from position 0"):
+            backbone.score([asked], [[]], probe, start=5)
+    # Two blocks are their concatenation; another question gives another score.
+    parts = backbone.compress([tokens(40, 3), tokens(13, 4)])
+    whole = KVStates(keys=torch.cat([p.keys for p in parts], 2), values=torch.cat([p.values for p in parts], 2))
+    close(backbone.score([asked], [parts], probe), backbone.score([asked], [[whole]], probe), atol=0)
+    assert not torch.allclose(backbone.score([asked], [parts], probe), backbone.score([probe], [parts], probe))
+    # The same question for several blocks is run once.
+    runs = []
+    backbone.decoder.register_forward_pre_hook(lambda module, args: runs.append(args[0].shape))
+    backbone.score([asked] * 3, [[p] for p in (*parts, whole)], probe)
+    assert [shape for shape in runs if shape[1] == len(asked)] == [(1, 9)]
 
 
 @torch.inference_mode()
@@ -369,7 +398,7 @@ def test_a_saved_backbone_is_the_one_loaded(tiny_backbone, tmp_path):
         for mine, theirs in zip(loaded.compress([tokens(40)]), backbone.compress([tokens(40)]), strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
-        assert torch.equal(loaded.score([tokens(5)], [[mine]]), backbone.score([tokens(5)], [[mine]]))
+        assert torch.equal(loaded.score([[5, 6]], [[mine]], [7]), backbone.score([[5, 6]], [[mine]], [7]))
     assert not (tmp_path / "added" / "config.json").exists()
 
 
@@ -592,7 +621,7 @@ def test_what_does_not_fit_is_named(tiny_backbone):
     with pytest.raises(ValueError, match=r"temperature=-1 must not be negative"):
         next(backbone.stream([1], max_new_tokens=1, temperature=-1))
     with pytest.raises(CheckpointError, match="no gate head"):
-        backbone.score([[1]], [[states]])
+        backbone.score([[1]], [[states]], [2])
     other = tiny_backbone(memory=MEMORY, num_hidden_layers=3).compress([tokens(8)])
     with pytest.raises(ValueError, match=r"KV states of shape \(3, 2, 2, 16\) are of another backbone: .* 2 layers"):
         backbone.read([[1]], [other])

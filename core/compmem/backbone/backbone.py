@@ -23,7 +23,7 @@ from compmem.backbone.fresh import fresh_model
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prompts import Prompt
 from compmem.backbone.prune import prune
-from compmem.backbone.reading import Layout, Prefix, Reading
+from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stop import Stop
 from compmem.errors import CheckpointError
@@ -256,7 +256,7 @@ class Backbone:
         blocks: Blocks | None = None,
         *,
         role: Role | None = "reasoner",
-        start: int | None = None,
+        start: int | Sequence[int] | None = None,
     ) -> Tensor:
         """Hidden states `[rows, prompt, hidden]` of prompts behind their blocks; shorter ones are padded on the right.
 
@@ -264,7 +264,7 @@ class Backbone:
             prompts: Token ids of each row.
             blocks: Recalled blocks of each row.
             role: Whose adapter is used, where there is one.
-            start: Position of the first prompt token. None: right behind the row's memory.
+            start: Position of the first prompt token, of all rows or of each. None: right behind the row's memory.
         """
         prefix, layout = self._lay_out(prompts, blocks, start, 0)
         hidden: Tensor = self.decoder(layout.ids, Reading(prefix, layout, self._rotary), role=role)
@@ -275,27 +275,59 @@ class Backbone:
         logits: Tensor = self.decoder.lm_head(hidden)
         return logits
 
-    def score(self, prompts: Sequence[Sequence[int]], blocks: Blocks, *, start: int | None = None) -> Tensor:
-        """The gate's logits `[rows]`: the head on the last hidden state of each prompt behind its blocks.
+    def score(
+        self,
+        asked: Sequence[Sequence[int]],
+        blocks: Blocks,
+        probe: Sequence[int],
+        *,
+        start: int | None = None,
+    ) -> Tensor:
+        """The gate's logits `[rows]`: the head on the last hidden state of a probe behind a question and its blocks.
+
+        What is asked stands in front of the blocks, so that its states are made once for all of them; a block costs
+        the few tokens of the probe.
+
+        Args:
+            asked: Token ids of question and working memory, of each row.
+            blocks: The blocks of each row.
+            probe: Token ids behind the blocks.
+            start: Position of the first token of what is asked, where blocks are read without being rotated. None: 0.
 
         Raises:
+            ValueError: A start is given, and this backbone rotates blocks to where they are read.
             CheckpointError: There is no gate head.
         """
         head = self.decoder.gate_head
         if head is None:
             raise CheckpointError("this backbone has no gate head; train one, or use the dense gate")
+        if start is not None and self.memory.positions == "rotated":
+            raise ValueError(f"start={start!r}: a backbone that rotates its blocks reads from position 0")
+        distinct = list(dict.fromkeys(map(tuple, asked)))
+        states = dict(zip(distinct, self._ask(distinct, start), strict=True)) if distinct else {}
 
         def run(rows: Sequence[int]) -> list[Tensor]:
-            asked = [prompts[row] for row in rows]
-            hidden = self.read(asked, [blocks[row] for row in rows], role="gate", start=start)
-            last = torch.tensor([len(prompt) - 1 for prompt in asked], device=hidden.device)
-            return list(head(hidden[torch.arange(len(rows), device=hidden.device), last])[:, 0])
+            behind = [[states[tuple(asked[row])], *blocks[row]] for row in rows]
+            first = [start + len(asked[row]) for row in rows] if start is not None else None
+            return list(head(self.read([probe] * len(rows), behind, role="gate", start=first)[:, -1])[:, 0])
 
         scores: dict[int, Tensor] = {}
-        sizes = [len(prompt) + sum(b.keys.shape[2] for b in row) for prompt, row in zip(prompts, blocks, strict=True)]
+        sizes = [len(turn) + sum(b.keys.shape[2] for b in row) for turn, row in zip(asked, blocks, strict=True)]
         for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
-            scores.update(zip(batch, halving(run, batch, "a block with its prompt", self.release), strict=True))
-        return torch.stack([scores[row] for row in range(len(prompts))])
+            scores.update(zip(batch, halving(run, batch, "a block with its question", self.release), strict=True))
+        return torch.stack([scores[row] for row in range(len(asked))])
+
+    def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
+        """What the gate's adapter makes of prompts, as blocks to stand in front of others."""
+        prefix, layout = self._lay_out(prompts, None, start, 0)
+        reading = Reading(prefix, layout, self._rotary)
+        kept = Kept(reading, len(self.decoder.layers), self.memory.positions)
+        self.decoder(layout.ids, kept, role="gate")
+        keys, values = (torch.stack(states) for states in zip(*kept.made, strict=True))
+        return [
+            KVStates(keys=keys[:, row, :, : len(prompt)], values=values[:, row, :, : len(prompt)])
+            for row, prompt in enumerate(prompts)
+        ]
 
     def generate(
         self,
@@ -380,7 +412,7 @@ class Backbone:
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
 
     def _lay_out(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | None, more: int
+        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int
     ) -> tuple[Prefix, Layout]:
         rows = [()] * len(prompts) if blocks is None else blocks
         if len(rows) != len(prompts):
@@ -393,16 +425,17 @@ class Backbone:
                     f"this one has {layers} layers, {heads} KV heads of {width}"
                 )
         prefix = Prefix(rows, self._rotary, self.memory.positions, self.decoder.embed_tokens.weight)
-        for number, (prompt, count) in enumerate(zip(prompts, prefix.counts, strict=True)):
+        starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
+        for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
             if not prompt:
                 raise ValueError(f"prompt {number} has no tokens")
-            end = (count if start is None else start) + len(prompt) + more
+            end = first + len(prompt) + more
             if end > self.context:
                 raise ValueError(
                     f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
                     f"is larger than the context of {self.context}"
                 )
-        return prefix, Layout.of(prompts, prefix.counts, start, self.device)
+        return prefix, Layout.of(prompts, prefix.counts, starts, self.device)
 
 
 def _control_tokens(tokenizer: Any) -> re.Pattern[str]:

@@ -25,6 +25,24 @@ class Prompt:
         """Tokens of the prompt with nothing in its gaps."""
         return sum(map(len, self._pieces))
 
+    def around(self, gap: str, **ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The token ids before and after one gap, the others filled with these.
+
+        Raises:
+            ValueError: A gap is not given, or is given and not there.
+        """
+        if gap not in self.gaps:
+            raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps))}, not {gap!r}")
+        if set(ids) != set(self.gaps) - {gap}:
+            raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps) - {gap})} beside, not {sorted(ids)}")
+        halves: tuple[list[int], list[int]] = (list(self._pieces[0]), [])
+        half = 0
+        for name, piece in zip(self.gaps, self._pieces[1:], strict=True):
+            if name == gap:
+                half = 1
+            halves[half].extend([*ids.get(name, ()), *piece])
+        return halves
+
     def fill(self, **ids: Sequence[int]) -> list[int]:
         """The prompt's token ids with these in its gaps.
 

@@ -70,15 +70,15 @@ class Layout:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], start: int | None, device: torch.device
+        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], device: torch.device
     ) -> "Layout":
-        """Lay prompts out behind memories of `counts` tokens, the first prompt token at `start` or right behind."""
+        """Lay prompts out behind memories of `counts` tokens, the first token of each at its start."""
         width, longest = max(map(len, prompts)), max(counts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
         memory = torch.tensor(counts)
-        first = memory if start is None else torch.full_like(memory, start)
+        first = torch.tensor(starts)
         mask = None
         if min(counts) < longest:
             causal = torch.ones(width, width, dtype=torch.bool).tril()
@@ -116,3 +116,24 @@ class Reading(Context):
         """Queries and keys turned to the prompts' positions."""
         cos, sin = (table[self._layout.positions][:, None] for table in self._rotary(self._last, key))
         return rotate(query, cos, sin), rotate(key, cos, sin)
+
+
+class Kept(Context):
+    """Prompts without a past, of which the states are wanted: as a reader would place them in front of a block."""
+
+    def __init__(self, reading: Reading, layers: int, positions: Positions) -> None:
+        self._reading = reading
+        self._placed = positions == "unrotated"
+        empty = torch.empty(0)
+        self.made: list[tuple[Tensor, Tensor]] = [(empty, empty)] * layers
+        """Keys and values of each layer, `[rows, kv_heads, prompt, head_dim]`."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
+        """Attention among the prompt's own tokens; nothing for the last layer, whose output nobody reads."""
+        # Where blocks are read without being rotated, these keys must have their places already.
+        self.made[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
+        if layer == len(self.made) - 1:
+            return None
+        return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)

@@ -13,6 +13,8 @@ class Rules:
     """Tokens of working memory in a prompt, which every step decodes anew."""
     prompt_tokens: int = 64
     """Tokens of a prompt beside memory and chunk: the question and what is asked for."""
+    probe_tokens: int = 12
+    """Tokens that the gate reads behind each block; question and memory stand before it, once for all."""
     answer_tokens: int = 64
     recalled: int = 6
     """Blocks that the gated systems read."""

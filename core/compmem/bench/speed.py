@@ -142,7 +142,7 @@ def answer(rig: Rig, folder: Folder, resident: Resident, *, per_step: int) -> No
         proposed = [n for n in nearest if n not in read][: rig.rules.candidates]
         turn = rig.turn()
         states = resident.take(proposed, folder.load)
-        scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states])
+        scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states], rig.ids(rig.rules.probe_tokens))
         best = torch.argsort(scores, descending=True, stable=True)[: min(per_step, most - len(read))].tolist()
         rig.read([states[i] for i in best])
         read += [proposed[i] for i in best]
@@ -196,12 +196,12 @@ def measure_rates(rig: Rig, clock: "Clock") -> Cell:
     block = backbone.compress(ids[:1], ratio=ratio)
     gated = 64 if backbone.device.type == "cuda" else rig.rules.candidates
     turn = rig.turn()
-    gate = clock.median(lambda: backbone.score([turn] * gated, [block] * gated))
+    probe = rig.ids(rig.rules.probe_tokens)
+    gate = clock.median(lambda: backbone.score([turn] * gated, [block] * gated, probe))
     out: Cell = {
         "prefill_tokens_per_second": rows * chunk / prefill,
         "compressed_source_tokens_per_second": rows * chunk / compressing,
         "compressed_tokens_per_second": rows * chunk * carried / compressing,
-        "gate_prompt_tokens_per_second": gated * len(turn) / gate,
         "gate_blocks_per_second": gated / gate,
     }
     for batch in (1, 4, 16):
