@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -44,7 +45,7 @@ def test_each_fact_is_said_where_its_span_is(filler, split, hops):
             assert fact.subject in sentence
             assert fact.object in sentence
             assert sentence.endswith(".")
-        for before, after in zip(sample.facts, sample.facts[1:], strict=False):
+        for before, after in pairwise(sample.facts):
             assert before.object == after.subject
         assert sample.answers == (sample.facts[-1].object,)
         assert sample.facts[0].subject in sample.question

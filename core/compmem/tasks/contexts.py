@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from compmem.chunking import TokenCounter
 from compmem.metrics import normalize
 from compmem.schema import Document
+from compmem.tasks.filler import additive, written
 from compmem.tasks.multihop import Corpus, Passage, Question
 from compmem.tasks.sample import Sample, Span
 
@@ -50,7 +51,7 @@ class Contexts:
 
         Args:
             corpus: Questions and their passages.
-            counter: Counts tokens.
+            counter: Counts tokens; what it adds to each text of its own is taken off.
             extra: Passages that fill up where the corpus does not hold enough; those it holds already are passed over.
             task: Name of the samples' task; empty: the question's data set.
             seed: With a question's id, decides on its distractors and their order.
@@ -61,8 +62,7 @@ class Contexts:
         self._passages = (*corpus.passages, *more.values())
         self._own_count = len(corpus.passages)
         self._documents = [Document(title=p.title, text=p.text) for p in self._passages]
-        written = [f"{d.title}\n{d.text}\n\n" if d.title else f"{d.text}\n\n" for d in self._documents]
-        self._sizes = counter(written)
+        self._sizes = additive(counter)([written(d) for d in self._documents])
         self._extra_ids = {d.id for d in self._documents[self._own_count :]}
         self._task = task
         self._seed = seed

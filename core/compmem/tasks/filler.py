@@ -3,7 +3,7 @@
 Facts that fill up are of the relations of `relations`, about names that no question is asked of.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -14,6 +14,7 @@ from compmem.schema import Document
 from compmem.tasks.multihop import Passage
 from compmem.tasks.names import Role, Split, draw
 from compmem.tasks.relations import OPENINGS, RELATIONS
+from compmem.tasks.sample import Span
 
 _EVAL_SHARE = 4
 """One of so many passages handed in is for evaluation."""
@@ -44,10 +45,10 @@ class Filler:
         """Part the passages by their titles and texts: one in four is for evaluation.
 
         Args:
-            counter: Counts tokens.
+            counter: Counts tokens; what it adds to each text of its own is taken off.
             passages: What to fill up with; None: made-up facts, as many as are asked for.
         """
-        self.counter = counter
+        self.counter = additive(counter)
         self._made_up = passages is None
         self._pieces: dict[Split, list[Piece]] = {"train": [], "eval": []}
         parted: dict[Split, dict[str, Document]] = {"train": {}, "eval": {}}
@@ -109,9 +110,41 @@ class Filler:
         return None
 
 
+def plant(
+    pieces: Sequence[Piece], said: Sequence[str], rng: Random, *, apart: int = 0
+) -> tuple[tuple[Document, ...], tuple[Span, ...]]:
+    """The pieces as documents with these sentences set in between theirs, and where each of them stands.
+
+    Args:
+        pieces: In the order of the context; none: the sentences make a document of their own.
+        said: The sentences, each set in once.
+        rng: Decides on the places.
+        apart: So many sentences, the first ones, stand in different documents where there are enough.
+    """
+    number = max(1, len(pieces))
+    homes = rng.sample(range(number), apart) if apart <= number else []
+    homes += [rng.randrange(number) for _ in said[len(homes) :]]
+    documents = [p.document for p in pieces] or [Document(id="facts")]
+    spans: dict[int, Span] = {}
+    for home in sorted(set(homes)):
+        inserted = [i for i, h in enumerate(homes) if h == home]
+        borders = pieces[home].borders if pieces else [0]
+        text, starts = _set_in(documents[home].text, borders, [said[i] for i in inserted], rng)
+        documents[home] = Document(title=documents[home].title, text=text)
+        for i, start in zip(inserted, starts, strict=True):
+            spans[i] = Span(document=documents[home].id, start=start, end=start + len(said[i]))
+    return tuple(documents), tuple(spans[i] for i in range(len(said)))
+
+
 def split_of(document: Document) -> Split:
     """Which split a passage handed in is for: the document's content decides."""
     return "eval" if sha256(f"{document.title}\0{document.text}".encode()).digest()[0] % _EVAL_SHARE == 0 else "train"
+
+
+def additive(counter: TokenCounter) -> TokenCounter:
+    """The counter without what it adds to each text (begin and end marks), so that counts of parts add up."""
+    extra = counter([""])[0]
+    return lambda texts: [tokens - extra for tokens in counter(texts)]
 
 
 def written(document: Document) -> str:
@@ -151,3 +184,19 @@ def _shuffled(count: int, rng: Random) -> Iterator[int]:
     rest = [n for n in range(count) if n not in seen]
     rng.shuffle(rest)
     yield from rest
+
+
+def _set_in(text: str, borders: list[int], said: list[str], rng: Random) -> tuple[str, list[int]]:
+    """The text with the sentences at random borders, and where each of them begins."""
+    places = sorted((rng.choice(borders), rng.random(), i) for i in range(len(said)))
+    parts, starts, last, at = [], [0] * len(said), 0, 0
+    for border, _, i in places:
+        before = text[last:border].strip()
+        parts += [before] if before else []
+        at += len(before) + 1 if before else 0
+        starts[i] = at
+        parts.append(said[i])
+        at += len(said[i]) + 1
+        last = border
+    rest = text[last:].strip()
+    return " ".join([*parts, rest] if rest else parts), starts

@@ -12,7 +12,7 @@ from random import Random
 from typing import Literal, get_args
 
 from compmem.schema import Document
-from compmem.tasks.filler import Filler, opened
+from compmem.tasks.filler import Filler, opened, plant
 from compmem.tasks.names import Entity, Kind, Split, draw
 from compmem.tasks.relations import OPENINGS, RELATIONS, Relation
 from compmem.tasks.sample import Sample, Span
@@ -128,17 +128,8 @@ class Worlds:
         if own > self.config.tokens:
             raise ValueError(f"tokens={self.config.tokens}; the facts alone have {own}")
         pieces = self._filler.take(self.config.split, self.config.tokens - own, rng)
-        homes = _homes(len(said), facts, max(1, len(pieces)), rng)
-        documents = [p.document for p in pieces] or [Document(id="facts")]
-        spans: dict[int, Span] = {}
-        for home in sorted(set(homes)):
-            inserted = [i for i, h in enumerate(homes) if h == home]
-            borders = pieces[home].borders if pieces else [0]
-            text, starts = _set_in(documents[home].text, borders, [said[i] for i in inserted], rng)
-            documents[home] = Document(title=documents[home].title, text=text)
-            for i, start in zip(inserted, starts, strict=True):
-                spans[i] = Span(document=documents[home].id, start=start, end=start + len(said[i]))
-        return tuple(documents), tuple(spans[i] for i in range(facts)), own + sum(p.tokens for p in pieces)
+        documents, spans = plant(pieces, said, rng, apart=facts)
+        return documents, spans[:facts], own + sum(p.tokens for p in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,27 +228,3 @@ def _paths() -> dict[int, list[tuple[Relation, ...]]]:
 
 
 _PATHS = _paths()
-
-
-def _homes(sentences: int, facts: int, documents: int, rng: Random) -> list[int]:
-    """The document of each sentence; the facts of the chain stand in different ones where there are enough."""
-    apart = (
-        rng.sample(range(documents), facts) if facts <= documents else [rng.randrange(documents) for _ in range(facts)]
-    )
-    return apart + [rng.randrange(documents) for _ in range(sentences - facts)]
-
-
-def _set_in(text: str, borders: list[int], said: list[str], rng: Random) -> tuple[str, list[int]]:
-    """The text with the sentences at random borders, and where each of them begins."""
-    places = sorted((rng.choice(borders), rng.random(), i) for i in range(len(said)))
-    parts, starts, last, at = [], [0] * len(said), 0, 0
-    for border, _, i in places:
-        before = text[last:border].strip()
-        parts += [before] if before else []
-        at += len(before) + 1 if before else 0
-        starts[i] = at
-        parts.append(said[i])
-        at += len(said[i]) + 1
-        last = border
-    rest = text[last:].strip()
-    return " ".join([*parts, rest] if rest else parts), starts
