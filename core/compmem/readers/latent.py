@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,6 +91,8 @@ Answer the question from these notes alone, as briefly as it allows: a name, a n
 not hold the answer, say what is missing.
 """
     """The answer at the end."""
+    gates: bool = True
+    """Whether a step's reply has the two gates. Checkpoints of the public format write nothing but the new memory."""
 
     def __post_init__(self) -> None:
         for name in ("update", "overwrite", "answer"):
@@ -99,17 +101,33 @@ not hold the answer, say what is missing.
 
     @classmethod
     def read(cls, file: Path) -> "LatentPrompts":
-        """The prompts that a checkpoint was trained with, which overwrite the memory in each step.
+        """The prompts that a checkpoint was trained with: in our form, or in the public one, which has no gates.
 
         Raises:
-            CheckpointError: The file cannot be read, or lacks a prompt.
+            CheckpointError: The file cannot be read, lacks a prompt, or has one that is unknown.
         """
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
+            if "update" in kept:
+                return cls(**kept)
             overwrite, answer = (_renamed(kept[f"{name}_template"]) for name in ("memory_update", "final_answer"))
-            return cls(nothing=str(kept["memory_init_text"]), overwrite=overwrite, answer=answer)
+            return cls(nothing=str(kept["memory_init_text"]), overwrite=overwrite, answer=answer, gates=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the prompts in {str(file)!r} cannot be used: {error}") from error
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "LatentPrompts":
+        """The prompts that a backbone's checkpoint brings, else ours.
+
+        Raises:
+            CheckpointError: The checkpoint's prompt file cannot be used.
+        """
+        own = Path(str(backbone.tokenizer.name_or_path)) / PROMPT_FILE
+        return cls.read(own) if own.is_file() else cls()
+
+    def write(self, folder: Path) -> None:
+        """Put them beside a checkpoint, for whoever loads it."""
+        (folder / PROMPT_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
 def _renamed(template: str) -> str:
@@ -126,7 +144,7 @@ class LatentReader:
     Args:
         backbone: The one that compressed the blocks.
         prompts: What it is told. None: the checkpoint's own where it brings a prompt file, else ours.
-        structured: Ask for the two gates. None: unless the checkpoint brings prompts, which have none.
+        structured: Ask for the two gates. None: as the prompts say.
         memory_tokens: Most tokens of working memory that one step writes.
         answer_tokens: Most tokens of the answer.
         whole: Memory tokens of a whole chunk, for checkpoints whose prompts stand behind a whole chunk's memory also
@@ -149,11 +167,9 @@ class LatentReader:
     ) -> None:
         if memory_tokens < 1 or answer_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} and answer_tokens={answer_tokens!r} must be at least 1")
-        own = Path(str(backbone.tokenizer.name_or_path)) / PROMPT_FILE
-        brings = prompts is None and own.is_file()
         self.backbone = backbone
-        self.prompts = prompts or (LatentPrompts.read(own) if brings else LatentPrompts())
-        self.structured = not brings if structured is None else structured
+        self.prompts = prompts or LatentPrompts.of(backbone)
+        self.structured = self.prompts.gates if structured is None else structured
         self.memory_tokens = memory_tokens
         self.answer_tokens = answer_tokens
         self._whole = whole

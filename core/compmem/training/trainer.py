@@ -153,6 +153,10 @@ class Stage(Protocol[B]):
         """Figures on held-out examples, by name."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write what was trained, for the next stage to start from."""
+        ...
+
 
 class Trainer:
     """Runs one stage.
@@ -272,7 +276,7 @@ class _Run(Generic[B]):
         figures = self._measure()
         self._log.write({"step": self._step, **figures})
         if self._accelerator.is_main_process:
-            self._stage.backbone.save(self._settings.out / BACKBONE)
+            self._stage.save(self._settings.out / BACKBONE)
             plot(self._settings.out)
         return {"stage": self._stage.name, "steps": self._step, "seconds": round(self._spent, 1), **figures}
 
@@ -333,13 +337,14 @@ class _Run(Generic[B]):
             self._optimizer.step()
         self._optimizer.zero_grad()
         self._step += 1
-        values = dict(zip(names, told.tolist(), strict=True))
+        # A part that no row of this step belongs to has no value.
+        values = {n: v for n, v, count in zip(names, told.tolist(), counts.tolist(), strict=True) if count > 1e-6}
         self._stale = self._stage.after(values)
         tokens = torch.tensor(sum(batch.tokens for batch in micro), device=accelerator.device)
         line = {
             "step": self._step,
             "loss": sum(self._stage.weights[n] * value for n, value in values.items()),
-            **{f"loss_{n}" if self._stage.weights[n] else n: v for n, v in values.items() if len(values) > 1},
+            **{f"loss_{n}" if self._stage.weights[n] else n: v for n, v in values.items() if len(names) > 1},
             "gradient_norm": round(norm, 4),
             "learning_rate": rate,
         }

@@ -1,0 +1,144 @@
+"""Plain text to train on: read as a stream, a tokenizer trained on it, and its tokens packed into one small file."""
+
+import itertools
+import lzma
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer, wrap_tokenizer
+from compmem.errors import CheckpointError
+from compmem.tasks.multihop import read_lines
+
+TOKENS, TOKENIZER = "tokens.safetensors.xz", "tokenizer"
+HELD_OUT = 0.02
+"""Share of the tokens, at the end, that only measure."""
+
+TokenIds = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPreparation:
+    """Settings: texts to a tokenizer and packed tokens.
+
+    Raises:
+        ValueError: The vocabulary does not fit in two bytes.
+    """
+
+    texts: tuple[Path, ...]
+    """Files of `{"text"}` lines, which may be compressed."""
+    out: Path
+    vocabulary: int = 4096
+    learn_from: int = 20_000_000
+    """Characters that the tokenizer is trained on."""
+    tokens: int = 12_000_000
+    """Most tokens that are packed."""
+    words: tuple[str, ...] = REPLY_TAGS
+    """Strings that are one token each."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.vocabulary <= 65_536:
+            raise ValueError(f"vocabulary={self.vocabulary!r} must be between 1 and 65536")
+
+
+def train(settings: TextPreparation) -> dict[str, Any]:
+    """Train the tokenizer, pack the tokens; gives their numbers.
+
+    Raises:
+        ValueError: A file has a broken line.
+        CheckpointError: What was made cannot be written.
+    """
+    tokenizer = train_tokenizer(_some(read_texts(settings.texts), settings.learn_from), settings.vocabulary,
+                                words=settings.words)  # fmt: skip
+    tokens = np.concatenate([*_packed(settings, tokenizer)])[: settings.tokens]
+    file = settings.out / TOKENS
+    try:
+        tokenizer.save_pretrained(settings.out / TOKENIZER)
+        file.write_bytes(lzma.compress(save({"text": tokens})))
+    except OSError as error:
+        raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
+    return {"vocabulary": len(tokenizer), "tokens": len(tokens), "bytes": file.stat().st_size}
+
+
+def read_texts(files: Sequence[Path]) -> Iterator[str]:
+    """The texts of files of `{"text"}` lines, one after the other.
+
+    Raises:
+        ValueError: A line is broken; the message names file and line.
+    """
+    for file in files:
+        for _, line in read_lines(file, ("text",)):
+            yield str(line["text"])
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder that `train` made.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / TOKENIZER / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{str(folder)!r} holds no tokenizer: make one with `compmem train text`")
+    return wrap_tokenizer(Tokenizer.from_file(str(file)))
+
+
+class Text:
+    """Packed tokens; windows of them start anywhere.
+
+    Args:
+        folder: A folder that `train` made.
+
+    Raises:
+        CheckpointError: There are no tokens, or what is there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / TOKENS
+        try:
+            tokens: TokenIds = load(lzma.decompress(file.read_bytes()))["text"]
+        except (OSError, lzma.LZMAError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{str(file)!r} holds no tokens: {error}") from error
+        held = int(len(tokens) * HELD_OUT)
+        self._parts = {"train": tokens[: len(tokens) - held], "held": tokens[len(tokens) - held :]}
+
+    def window(self, rng: np.random.Generator, size: int, *, held: bool) -> list[int]:
+        """So many tokens from a random place.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        tokens = self._parts["held" if held else "train"]
+        if len(tokens) < size:
+            raise ValueError(f"a window of {size} tokens is wanted, and there are {len(tokens)}")
+        at = int(rng.integers(0, len(tokens) - size + 1))
+        window: list[int] = tokens[at : at + size].tolist()
+        return window
+
+
+def _some(texts: Iterator[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _packed(settings: TextPreparation, tokenizer: Any) -> Iterator[TokenIds]:
+    """The tokens of each text and an end token; a control token spelled in a text stays the letters that it is."""
+    plain = tokenizer.backend_tokenizer
+    plain.encode_special_tokens = True
+    texts, count = read_texts(settings.texts), 0
+    while count < settings.tokens and (group := list(itertools.islice(texts, 256))):
+        for made in plain.encode_batch(group, add_special_tokens=False):
+            count += len(made.ids) + 1
+            yield np.array([*made.ids, tokenizer.eos_token_id], dtype=np.uint16)
+    plain.encode_special_tokens = False
