@@ -329,6 +329,18 @@ class Ruler:
         return has_role(text, self._split)
 
 
+def needle(rng: Random, split: Split) -> tuple[str, str, str]:
+    """One needle, the question for its value, and the value: to learn from without a haystack."""
+    kind: _Thing = rng.choice(("number", "number", "uuid"))
+    while not has_role(key := _thing("word", rng), split):
+        pass
+    while not has_role(value := _thing(kind, rng), split):
+        pass
+    templates, thing = TEMPLATES[split], _told(kind)
+    said = rng.choice(templates.needles).format(thing=thing, key=key, value=value)
+    return said, rng.choice(templates.asks_one).format(thing=thing, key=key), value
+
+
 def _thing(kind: _Thing, rng: Random) -> str:
     if kind == "word":
         return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"

@@ -20,6 +20,12 @@ def train() -> None:
 
 
 @app.command()
+def text(config: Config) -> None:
+    """Before stage 0: a tokenizer and packed tokens from plain text."""
+    _run("text", config)
+
+
+@app.command()
 def lm(config: Config) -> None:
     """Stage 0: a tokenizer and a small language model from scratch."""
     _run("lm", config)

@@ -21,10 +21,20 @@ from compmem.tasks.multihop import Passage, read_lines
 from compmem.tasks.names import Kind as NameKind
 from compmem.tasks.names import draw
 from compmem.tasks.relations import RELATIONS, Relation
+from compmem.tasks.ruler import RulerTask, needle
 from compmem.tasks.worlds import WorldConfig
 from compmem.training.examples import Example, Ids
 from compmem.training.text import Text
-from compmem.training.traces import ANSWER, SKIP, STEP, QuestionSource, SampleSource, StepPrompts, StepRows, WorldSource
+from compmem.training.traces import (
+    ANSWER,
+    SKIP,
+    STEP,
+    MadeUpSource,
+    QuestionSource,
+    SampleSource,
+    StepPrompts,
+    StepRows,
+)
 
 Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
 """Plain text; random tokens to be written again; text to be written again; keys and values; made-up facts; questions
@@ -34,6 +44,7 @@ Rng = np.random.Generator
 Maker = Callable[[Rng, int, int, bool], list[Example]]
 """Rows of one shape: generator, tokens of the chunk, items in it, whether they are held out."""
 
+NEEDLE = "needle"
 HELD_SHARE = 50
 """One in so many paragraphs is held out."""
 FILLER_TOKENS, FILLER_PASSAGES = 48, 4000
@@ -69,8 +80,10 @@ class Component:
     """The figure: right tokens, or spans right to the last token."""
     grow_over: int = 5
     """Steps in a row, of those with rows of it, that the figure must be above."""
+    tasks: tuple[str, ...] = ("world",)
+    """Of what, drawn evenly: "world" (made-up facts), for `facts` "needle" too, for `steps` any RULER task."""
     file: Path | None = None
-    """Questions, for `singlehop` and `steps`. None: made-up worlds."""
+    """Questions, for `singlehop` and `steps`. None: made up, by `tasks`."""
     wordings: int | None = None
     """Most wordings of a made-up fact. None: all."""
     syllables: int = 2
@@ -85,6 +98,9 @@ class Component:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(get_args(Kind))}")
+        known = {"facts": ("world", NEEDLE), "steps": ("world", *get_args(RulerTask))}.get(self.kind, ("world",))
+        if not self.tasks or not set(self.tasks) <= set(known):
+            raise ValueError(f"tasks={self.tasks!r} must be some of {', '.join(known)} for the kind {self.kind!r}")
         if self.kind == "singlehop" and self.file is None:
             raise ValueError("kind='singlehop' needs a file")
         if min(len(self.sizes), len(self.items)) != 1 and len(self.sizes) != len(self.items):
@@ -249,7 +265,9 @@ class FactRows:
     ) -> tuple[list[int], list[tuple[str, str, str]]]:
         """So many tokens with facts in them, and the facts; fewer where their names are too long."""
         while True:
-            facts = self._facts(chance, items)
+            needles = sum(chance.choice(self._component.tasks) == NEEDLE for _ in range(items))
+            facts = [needle(chance, "train") for _ in range(needles)] + self._facts(chance, items - needles)
+            chance.shuffle(facts)
             said = [self._turns.encode(f" {statement}") for statement, _, _ in facts]
             room = size - sum(map(len, said))
             if room >= 0:
@@ -341,7 +359,8 @@ def step_rows(component: Component, prompts: StepPrompts, text: Text | None) -> 
         config = WorldConfig(
             distractors=component.distractors, wordings=component.wordings, syllables=component.syllables
         )
-        source = WorldSource(Filler(count, _passages(prompts.backbone, text)), config, chunks=component.chunks)
+        filler = Filler(count, _passages(prompts.backbone, text))
+        source = MadeUpSource(filler, config, component.tasks, chunks=component.chunks)
     return StepRows(prompts, source, tokens=component.tokens, skips=component.skips, prefix=component.prefix)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from compmem.training.settings import read_settings
 
 STAGES = {
+    "text": ("text", "TextPreparation"),
     "lm": ("lm", "LMTraining"),
     "compressor": ("compressor", "CompressorTraining"),
     "warmup": ("warmup", "WarmupTraining"),

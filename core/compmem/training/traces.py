@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Protocol, cast
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +22,7 @@ from compmem.schema import Chunk
 from compmem.tasks.contexts import Contexts
 from compmem.tasks.filler import Filler
 from compmem.tasks.multihop import Question, read_corpus
+from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds, WorldSample
 from compmem.training.examples import Example
@@ -67,23 +68,35 @@ def notes_of(sample: Sample) -> list[str]:
     return [texts[span.document][span.start : span.end].strip() for span in sample.evidence]
 
 
+def answer_of(sample: Sample, memory: str) -> str:
+    """What is to be said: the first answer that counts, or all of them in the order of the notes."""
+    if sample.metric != "all":
+        return sample.answers[0]
+    return ", ".join(sorted(sample.answers, key=memory.find))
+
+
 def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
     """The steps over the chunks in this order, up to the one that completes the notes."""
-    notes, known = notes_of(sample), 0
-    # What cannot be answered is never complete, whatever is found.
-    enough = len(notes) if notes and sample.metric != "unanswerable" else -1
-    memory = ""
+    notes, memory = notes_of(sample), ""
+    open_ = list(range(len(notes)))
     for chunk in chunks:
-        if known == enough:
-            return
-        before, first = memory, known
-        while known < len(notes) and sample.holds(chunk, sample.evidence[known]):
-            memory = f"{memory} {notes[known]}".strip()
-            known += 1
+        before, found = memory, list[int]()
+        while due := [i for i in _due(sample, open_) if sample.holds(chunk, sample.evidence[i])]:
+            found.append(due[0])
+            open_.remove(due[0])
+        memory = " ".join(part for part in (before, *(notes[i] for i in found)) if part)
+        # What cannot be answered is never complete, whatever is found.
+        end = bool(notes) and not open_ and sample.metric != "unanswerable"
         yield TraceStep(
-            chunk=chunk, question=sample.question, memory=before, check=known > first, update=memory,
-            end=known == enough,
+            chunk=chunk, question=sample.question, memory=before, check=bool(found), update=memory, end=end
         )  # fmt: skip
+        if end:
+            return
+
+
+def _due(sample: Sample, open_: Sequence[int]) -> Sequence[int]:
+    """The evidence that can be told from what is known: all of it where nothing builds on it, else the next fact."""
+    return open_ if sample.task.startswith("niah_") else open_[:1]
 
 
 def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
@@ -158,26 +171,30 @@ class SampleSource(Protocol):
         ...
 
 
-class WorldSource:
-    """Made-up worlds of a few chunks each.
+class MadeUpSource:
+    """Made-up worlds and RULER tasks of a few chunks each.
 
     Args:
         filler: What stands between the facts.
-        config: How hard they are; tokens and hops are set by the level.
+        config: How hard worlds are; tokens and hops are set by the level.
+        tasks: "world" and names of RULER tasks; each sample draws one.
         chunks: Chunks of one context, about.
     """
 
-    def __init__(self, filler: Filler, config: WorldConfig, *, chunks: int) -> None:
+    def __init__(self, filler: Filler, config: WorldConfig, tasks: Sequence[str], *, chunks: int) -> None:
         self._filler = filler
         self._config = config
+        self._tasks = tasks
         self._chunks = chunks
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """The world of a number, as one document; held-out ones have a seed of their own."""
-        config = replace(
-            self._config, tokens=size * self._chunks, hops=tuple(range(1, items + 1)), seed=self._config.seed + held
-        )
-        return Worlds(config, self._filler).sample(number).joined()
+        """The sample of a number, as one document; held-out ones have a seed of their own."""
+        task, tokens, seed = self._tasks[number % len(self._tasks)], size * self._chunks, self._config.seed + held
+        if task == "world":
+            config = replace(self._config, tokens=tokens, hops=tuple(range(1, items + 1)), seed=seed)
+            return Worlds(config, self._filler).sample(number).joined()
+        ruler = Ruler(self._filler, split=self._config.split, seed=seed)
+        return ruler.sample(cast("RulerTask", task), tokens, number).joined()
 
 
 class QuestionSource:
@@ -239,6 +256,6 @@ class StepRows:
                 memory, done = step.update, step.end
                 used += size
             if done:
-                answer = sample.answers[0]
+                answer = answer_of(sample, memory)
                 rows.append(self._prompts.answer_example(sample.question, memory, answer, prefix=self._prefix))
         return rows
