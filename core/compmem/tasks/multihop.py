@@ -8,12 +8,18 @@ own (`{"title", "text"}` a line), `{"id", "question", "answer", "aliases", "gold
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from compmem.schema import Chunk, Document
+
+UNREADABLE = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+"""What reading a text file raises where its bytes are broken."""
+
+_NEEDED = ("id", "question", "answer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +87,25 @@ def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterabl
     Raises:
         ValueError: A line is broken, or a gold title is in no passage; the message names file and line.
     """
+    given = None
+    if passages is not None:
+        lines = read_lines(passages, ("title", "text"))
+        given = [Passage(title=line["title"], sentences=(line["text"],)) for _, line in lines]
+    records = ((f"{questions}:{n}", line) for n, line in read_lines(questions, _NEEDED))
+    return corpus_of(records, given, extra=extra)
+
+
+def corpus_of(
+    records: Iterable[tuple[str, dict[str, Any]]],
+    passages: Iterable[Passage] | None = None,
+    *,
+    extra: Iterable[Passage] = (),
+) -> Corpus:
+    """The corpus of records, each with the place that is named where it is broken; see `read_corpus`.
+
+    Raises:
+        ValueError: A record is broken, or a gold title is in no passage.
+    """
     numbers: dict[tuple[str, str], int] = {}
     kept: list[Passage] = []
     titles: dict[str, list[int]] = {}
@@ -93,20 +118,20 @@ def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterabl
             kept.append(passage)
         return numbers[key]
 
-    if passages is not None:
-        for _, line in read_lines(passages, ("title", "text")):
-            number_of(Passage(title=line["title"], sentences=(line["text"],)))
+    for passage in passages or ():
+        number_of(passage)
     asked = []
-    for number, line in read_lines(questions, ("id", "question", "answer")):
+    for place, line in records:
+        _check(line, place)
         own: frozenset[int] = frozenset()
         if passages is None:
-            found = [(number_of(p), tuple(s)) for p, s in _paragraphs(line, questions, number)]
+            found = [(number_of(p), s) for p, s in _paragraphs(line, place)]
             own = frozenset(n for n, _ in found)
             gold = {n: s for n, s in found if s}
         else:
             missing = [t for t in line.get("gold_titles", ()) if t not in titles]
             if missing:
-                raise ValueError(f"{questions}:{number}: no passage is titled {missing[0]!r}")
+                raise ValueError(f"{place}: no passage is titled {missing[0]!r}")
             gold = {n: () for t in line.get("gold_titles", ()) for n in titles[t]}
         support = tuple((n, gold[n]) for n in _hops(line, {n: kept[n] for n in gold}))
         asked.append(_question(line, support, own))
@@ -129,40 +154,71 @@ def read_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[st
     Raises:
         ValueError: A line is no JSON object, or lacks a needed key.
     """
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from error
-            lacking = [k for k in needed if not isinstance(value, dict) or k not in value]
-            if lacking:
-                raise ValueError(f"{path}:{number}: {lacking[0]!r} is missing")
-            yield number, value
+    number = 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _object(line, f"{path}:{number}", needed)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}:{number + 1}: cannot be read ({error})") from error
 
 
-def _open(path: Path) -> TextIO:
+def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
+    """A text file in UTF-8, compressed where its name ends in .gz or .xz."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
+        return gzip.open(path, mode, encoding="utf-8")
     if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return lzma.open(path, mode, encoding="utf-8")
+    return path.open(mode, encoding="utf-8")
 
 
-def _paragraphs(line: dict[str, Any], path: Path, number: int) -> Iterator[tuple[Passage, list[int]]]:
+def _object(line: str, place: str, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: not a JSON object")
+    if lacking := [k for k in needed if k not in value]:
+        raise ValueError(f"{place}: {lacking[0]!r} is missing")
+    return value
+
+
+def _check(line: dict[str, Any], place: str) -> None:
+    """That a record can be a question at all."""
+    if lacking := [k for k in _NEEDED if k not in line]:
+        raise ValueError(f"{place}: {lacking[0]!r} is missing")
+    for key in ("question", "answer"):
+        if not isinstance(line[key], str):
+            raise ValueError(f"{place}: {key!r} is no text")
+    for key in ("aliases", "gold_titles"):
+        if not _texts(line.get(key, [])):
+            raise ValueError(f"{place}: {key!r} is no list of texts")
+    triples = line.get("evidences", [])
+    if not isinstance(triples, list) or not all(map(_texts, triples)):
+        raise ValueError(f"{place}: 'evidences' is no list of triples")
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _paragraphs(line: dict[str, Any], place: str) -> Iterator[tuple[Passage, tuple[int, ...]]]:
     try:
         for p in line["paragraphs"]:
-            yield Passage(title=p["title"], sentences=tuple(p["sentences"])), list(p["supporting"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}:{number}: a paragraph needs title, sentences and supporting ({error})") from error
+            title, said, supporting = p["title"], p["sentences"], tuple(p["supporting"])
+            if not _texts([title]) or not _texts(said) or not all(isinstance(n, int) for n in supporting):
+                raise TypeError("of another type")
+            yield Passage(title=title, sentences=tuple(said)), supporting
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: a paragraph needs title, sentences and supporting ({error})") from error
 
 
 def _hops(line: dict[str, Any], gold: dict[int, Passage]) -> list[int]:
     """The gold passages in the order of the hops."""
-    subjects = [str(triple[0]).casefold() for triple in line.get("evidences", ()) if triple]
-    answers = [str(a).casefold() for a in (line["answer"], *line.get("aliases", ()))]
+    subjects = [triple[0].casefold() for triple in line.get("evidences", ()) if triple]
+    answers = [a.casefold() for a in (line["answer"], *line.get("aliases", ()))]
 
     def place(number: int) -> tuple[int, bool]:
         title, text = gold[number].title.casefold(), gold[number].text.casefold()
