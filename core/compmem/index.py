@@ -285,7 +285,7 @@ class MemoryIndex:
                 return bench.one_pass(k)
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
-                return bench.ranked(gathered(question, loop, self._reader(config, bench), on_step), k)
+                return bench.ranked(gathered(question, loop, self.reader(config, bench), on_step), k)
 
     async def arecall(
         self,
@@ -309,7 +309,7 @@ class MemoryIndex:
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
                 loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-                found = await agathered(question, loop, self._reader(config, bench), on_step)
+                found = await agathered(question, loop, self.reader(config, bench), on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
             finally:
                 bench_of.__exit__(None, None, None)
@@ -342,7 +342,7 @@ class MemoryIndex:
         with self.bench(question, filter, config) as bench:
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
-                yield from stream(question, loop, wrap(self._reader(config, bench)))
+                yield from stream(question, loop, wrap(self.reader(config, bench)))
 
     def answer(
         self,
@@ -372,7 +372,7 @@ class MemoryIndex:
         bench = await asyncio.to_thread(bench_of.__enter__)
         try:
             loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-            async for event in astream(question, loop, wrap(self._reader(config, bench))):
+            async for event in astream(question, loop, wrap(self.reader(config, bench))):
                 yield event
         finally:
             stop.set()
@@ -420,7 +420,12 @@ class MemoryIndex:
         """The settings where none are given: the backbone reads KV memory itself."""
         return RecallConfig(reader="latent") if self.config.memory == "kv" else RecallConfig()
 
-    def _reader(self, config: RecallConfig, bench: QuestionBench) -> Reader:
+    def reader(self, config: RecallConfig, bench: QuestionBench) -> Reader:
+        """What reads and writes for one question, as the settings name it.
+
+        Raises:
+            ValueError: The latent reader is asked for, and the index holds dense memory.
+        """
         if config.reader == "extractive":
             return ExtractiveReader(bench.viewer)
         if config.reader == "chat":

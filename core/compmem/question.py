@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from compmem.candidates import FirstStage
 from compmem.config import RecallConfig
-from compmem.gate import Digest, GateHead, LatentGate, digest, features
+from compmem.gate import Digest, GateHead, LatentGate, digest, digests, features
 from compmem.reasoner import Gathered
 from compmem.resident import Resident
 from compmem.schema import MemoryBlock, Recall, Vectors
@@ -46,7 +46,7 @@ class QuestionBench:
     """KV blocks on the device; None for dense memory."""
     seen: "Seen" = field(default_factory=lambda: Seen())
     """Blocks that were read and taken apart lately, for this or an earlier question."""
-    _digests: dict[int, Digest] = field(default_factory=dict)
+    _digests: dict[int, tuple[Digest, ...]] = field(default_factory=dict)
     _blocks: dict[int, MemoryBlock] = field(default_factory=dict)
 
     @property
@@ -91,19 +91,20 @@ class QuestionBench:
         if self.config.gate == "similarity":
             asked = self.viewer.view("").question
             self._load(blocks)
-            return [float(np.clip(self._digests[n].vectors[0] @ asked, 0.0, 1.0)) for n in blocks]
+            return [float(np.clip(max(d.vectors[0] @ asked for d in self._digests[n]), 0.0, 1.0)) for n in blocks]
         known = "" if self.config.gate == "question" else memory
         with torch.inference_mode():
             if self.latent is not None:
                 return self._score_latent(self.latent, known, blocks)
             if self.gate is not None:
-                return [float(p) for p in self.gate.probabilities(self.features(known, blocks))]
+                return self._score_dense(self.gate, known, blocks)
         return [1.0] * len(blocks)
 
     def features(self, memory: str, blocks: Sequence[int]) -> Vectors:
-        """What the dense gate sees of the blocks, `[blocks, features]`."""
+        """What the dense gate learns from: each block as a whole, `[blocks, features]`."""
         self._load(blocks)
-        return features(self.viewer.view(memory), [self._digests[n] for n in blocks])
+        seen = [(self._digests[n], self._blocks[n]) for n in blocks]
+        return features(self.viewer.view(memory), [d[0] if len(d) == 1 else digest(b) for d, b in seen])
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks themselves, those of KV memory with their states on the device."""
@@ -126,6 +127,14 @@ class QuestionBench:
     def ranked(self, found: Gathered, k: int) -> list[Recall]:
         """What the loop gathered, best first."""
         return self._recalls(found.scores, k)
+
+    def _score_dense(self, gate: GateHead, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The highest score of each block's windows; a block of usual size is one window."""
+        self._load(blocks)
+        windows = [d for n in blocks for d in self._digests[n]]
+        scores = gate.probabilities(features(self.viewer.view(memory), windows))
+        starts = np.cumsum([0, *(len(self._digests[n]) for n in blocks[:-1])])
+        return [float(p) for p in np.maximum.reduceat(scores, starts)]
 
     def _score_latent(self, gate: LatentGate, memory: str, blocks: Sequence[int]) -> list[float]:
         assert self.resident is not None, "a gate on the backbone goes with KV memory"
@@ -151,7 +160,7 @@ class QuestionBench:
         found = self.seen.take(new)
         missing = [n for n in new if n not in found]
         for number, block in zip(missing, self.snapshot.blocks(missing, kv=False), strict=True):
-            found[number] = (block, None if block.vectors is None else digest(block))
+            found[number] = (block, None if block.vectors is None else digests(block))
         self.seen.keep({n: found[n] for n in missing})
         for number, (block, taken_apart) in found.items():
             self._blocks[number] = block
@@ -164,10 +173,10 @@ class Seen:
 
     def __init__(self, most: int = 4096) -> None:
         self._most = most
-        self._held: OrderedDict[int, tuple[MemoryBlock, Digest | None]] = OrderedDict()
+        self._held: OrderedDict[int, tuple[MemoryBlock, tuple[Digest, ...] | None]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def take(self, blocks: Sequence[int]) -> dict[int, tuple[MemoryBlock, Digest | None]]:
+    def take(self, blocks: Sequence[int]) -> dict[int, tuple[MemoryBlock, tuple[Digest, ...] | None]]:
         """Those of the blocks that are held."""
         with self._guard:
             found = {n: self._held[n] for n in blocks if n in self._held}
@@ -175,7 +184,7 @@ class Seen:
                 self._held.move_to_end(number)
             return found
 
-    def keep(self, blocks: Mapping[int, tuple[MemoryBlock, Digest | None]]) -> None:
+    def keep(self, blocks: Mapping[int, tuple[MemoryBlock, tuple[Digest, ...] | None]]) -> None:
         """Holds these as well, and lets go of the oldest."""
         with self._guard:
             self._held.update(blocks)

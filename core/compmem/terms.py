@@ -26,7 +26,11 @@ _DEFINED = re.compile(
     r"|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
     re.MULTILINE,
 )
+_HEADED = re.compile(r"(?:\A|\n[ \t]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\n(?=[^\n]{40})")
 _stemmer = snowballstemmer.stemmer("english")
+
+_HEAD = 400
+"""Characters of a paragraph in which its heading is looked for."""
 
 LONGEST_NAME = 12
 """Words in the longest name that is looked for in a text."""
@@ -46,7 +50,8 @@ STOPWORDS = frozenset(
 
 def fold(text: str) -> str:
     """The text without differences of case, width and accent."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    # Twice: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
+    decomposed = unicodedata.normalize("NFKD", text.casefold()).casefold()
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
@@ -85,7 +90,10 @@ def name(text: str) -> str:
 
 
 def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, NameKind]]:
-    """The names a chunk answers to, each once: title (with and without a closing aside), headings, defined terms."""
+    """The names a chunk answers to, each once: title and headings (with and without a closing aside), defined terms.
+
+    Headings are those it stands under and those within it.
+    """
     found: dict[str, NameKind] = {}
 
     def keep(raw: str, kind: NameKind) -> None:
@@ -94,11 +102,34 @@ def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, 
                 found.setdefault(form, kind)
 
     keep(title, "title")
-    for heading in headings:
+    for heading in (*headings, *headings_in(text)):
         keep(heading, "heading")
     for match in _DEFINED.finditer(text):
         keep(next(g for g in match.groups() if g), "term")
     return list(found.items())
+
+
+def headings_in(text: str) -> list[str]:
+    """Lines that stand over a paragraph as its heading in plain text: short, no sentence, with a long line below."""
+    found = [(m[1], text[m.end() : text.find("\n", m.end()) % (len(text) + 1)]) for m in _HEADED.finditer(text)]
+    return [line for line, below in found if _is_heading(line, below)]
+
+
+def heading_at(text: str, start: int) -> str:
+    """The heading with which a paragraph begins there; empty where it has none."""
+    part = text[start : start + _HEAD]
+    found = headings_in(part)
+    return found[0] if found and part.startswith(found[0]) else ""
+
+
+def heading_over(text: str, at: int) -> str:
+    """The heading of the paragraph in which a place lies; empty where it has none."""
+    blank = text.rfind("\n\n", 0, at + 1)
+    return heading_at(text, 0 if blank < 0 else blank + 2)
+
+
+def _is_heading(line: str, below: str) -> bool:
+    return not line[0].islower() and len(line) < len(below) and len(line.split()) <= LONGEST_NAME
 
 
 def possible_names(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from compmem.bench import rankings
 from compmem.config import IndexConfig, RecallConfig
 from compmem.index import MemoryIndex
 from compmem.metrics import bootstrap_interval, recall_at
@@ -17,9 +18,6 @@ from compmem.schema import Recall
 from compmem.tasks.multihop import Corpus, Question, read_corpus
 
 KS = (2, 5, 10)
-
-FUSION = 60
-"""Rank offset of reciprocal-rank fusion (Cormack et al. 2009)."""
 
 SAMPLED = 200
 """Questions on which losses are counted."""
@@ -73,25 +71,14 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
     return {name: round(100 * float(np.mean(values)), 1) for name, values in shares.items()}
 
 
-def dense(index: MemoryIndex, question: str, k: int) -> list[int]:
-    """The nearest passages by the vector of the whole passage."""
-    with index.bench(question, None, RecallConfig()) as bench:
-        return _documents(bench.fetch(bench.stage.nearest(bench.viewer.view("").question[None], k)))
+def ranked(rank: rankings.Rank) -> System:
+    """The passages of a ranking by the question alone."""
 
+    def system(index: MemoryIndex, question: str, k: int) -> list[int]:
+        with index.bench(question, None, RecallConfig()) as bench:
+            return _documents(bench.fetch(rank(bench, k)))
 
-def bm25(index: MemoryIndex, question: str, k: int) -> list[int]:
-    """The best passages by BM25."""
-    with index.bench(question, None, RecallConfig()) as bench:
-        return _documents(bench.fetch(bench.stage.worded(list(bench.viewer.view("").weights), k)))
-
-
-def fused(index: MemoryIndex, question: str, k: int) -> list[int]:
-    """Both, by reciprocal-rank fusion of the first hundred each."""
-    scores: dict[int, float] = {}
-    for ranking in (dense(index, question, 100), bm25(index, question, 100)):
-        for rank, passage in enumerate(ranking, 1):
-            scores[passage] = scores.get(passage, 0.0) + 1 / (FUSION + rank)
-    return sorted(scores, key=lambda p: -scores[p])[:k]
+    return system
 
 
 def one_shot_gate(index: MemoryIndex, question: str, k: int) -> list[int]:
@@ -105,9 +92,9 @@ def loop(index: MemoryIndex, question: str, k: int) -> list[int]:
 
 
 SYSTEMS: dict[str, System] = {
-    "dense": dense,
-    "bm25": bm25,
-    "fused": fused,
+    "dense": ranked(rankings.dense),
+    "bm25": ranked(rankings.bm25),
+    "fused": ranked(rankings.fused),
     "one-shot gate": one_shot_gate,
     "loop": loop,
 }

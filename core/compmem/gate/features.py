@@ -6,14 +6,20 @@ side names the other (2602.08382 gates on question, memory and block; A7: withou
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compmem.schema import MemoryBlock, Vectors
-from compmem.terms import STOPWORDS, Mention, content_terms, name, root, terms_of, words
+from compmem.schema import Chunk, MemoryBlock, Vectors
+from compmem.terms import STOPWORDS, Mention, content_terms, heading_at, headings_in, name, root, terms_of, words
 from compmem.view import LINES, View
+
+LONGEST = 200
+"""Words of a text that is gated as one, about what a block of 256 tokens holds: the gate has learnt on such blocks."""
+
+PARAGRAPH = 30
+"""Words from which a window ends with its paragraph."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +64,56 @@ def digest(block: MemoryBlock) -> Digest:
         text=f" {' '.join(plain)} ",
         length=len(plain),
     )
+
+
+def digests(block: MemoryBlock) -> tuple[Digest, ...]:
+    """The block taken apart as the gate has learnt to see one: a long block as several windows of whole sentences.
+
+    A block lets a reader see everything in it, so it is worth recalling where one of its windows is: its gate score is
+    the highest of theirs. Shares of words and of counts would else grow with a block's length, and mean nothing.
+    """
+    chunk = block.chunk
+    short = len(chunk.text) <= LONGEST or len(words(chunk.text)) <= LONGEST
+    if short and (chunk.title or not headings_in(chunk.text)):
+        return (digest(block),)
+    return tuple(digest(window) for window in _windows(block))
+
+
+def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
+    """Runs of whole sentences of at most `LONGEST` words, cut at the ends of paragraphs where they are long enough.
+
+    A paragraph under a heading of its own is a window of its own, with the heading for its title.
+    """
+    assert block.vectors is not None, "the dense gate needs dense memory"
+    chunk = block.chunk
+    first = held = 0
+    title = over = chunk.title
+    for number, (start, end) in enumerate(chunk.sentences):
+        count = len(words(chunk.text[start:end]))
+        parted = number == 0 or "\n\n" in chunk.text[chunk.sentences[number - 1][1] : start]
+        heading = heading_at(chunk.text, start) if parted and not chunk.title else ""
+        full = held + count > LONGEST or heading or (parted and held >= PARAGRAPH)
+        if number > first and full:
+            yield _window(chunk, block.vectors, first, number, title)
+            first, held = number, 0
+        over = heading or (chunk.title if parted else over)
+        title = over if number == first else title
+        held += count
+    yield _window(chunk, block.vectors, first, len(chunk.sentences), title)
+
+
+def _window(chunk: Chunk, vectors: Vectors, first: int, last: int, title: str) -> MemoryBlock:
+    """Some of a block's sentences as a block of their own; its whole vector is their mean."""
+    spans = chunk.sentences[first:last]
+    if not spans:
+        return MemoryBlock(chunk=chunk, vectors=vectors)
+    start, end = spans[0][0], spans[-1][1]
+    own = vectors[1 + first : 1 + last]
+    mean = (own * np.array([[b - a] for a, b in spans], dtype=np.float32)).sum(0)
+    whole = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    moved = tuple((a - start, b - start) for a, b in spans)
+    kept = replace(chunk, text=chunk.text[start:end], sentences=moved, title=title)
+    return MemoryBlock(chunk=kept, vectors=np.concatenate([whole[None], own]).astype(np.float32))
 
 
 FEATURES = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.terms import STOPWORDS, root, terms, words
+from compmem.terms import STOPWORDS, heading_over, root, terms, words
 from compmem.view import View, Viewer
 
 KEPT = 3
@@ -62,8 +62,11 @@ class ExtractiveReader:
 
 def line_of(evidence: Evidence) -> str:
     """A sentence as the working memory carries it: what it is about, then what it says."""
-    label = evidence.chunk.label
-    said = " ".join(evidence.text.split())
+    label, text = evidence.chunk.label, evidence.text
+    if not label:  # within a block of many matters, the paragraph's own heading says what it is about
+        label = heading_over(evidence.chunk.text, evidence.start)
+        text = text.removeprefix(label)
+    said = " ".join(text.split())
     return f"{label}: {said}" if label else said
 
 

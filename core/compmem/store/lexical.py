@@ -29,9 +29,12 @@ _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank
 _PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα x"
 
 
+_HEADED: Final = f"Head (aside)\n{'A line of some length stands below it.' * 2}\n\nno head\n{'x' * 50}"
+
+
 def fingerprint() -> str:
-    """How this version of the library cuts text into terms, by example."""
-    return " ".join(terms(_PROBE))
+    """How this version of the library cuts text into terms and finds names, by example."""
+    return " ".join([*terms(_PROBE), *(name for name, _ in names_of("", (), _HEADED))])
 
 
 def index_block(connection: sqlite3.Connection, number: int, title: str, headings: Sequence[str], text: str) -> None:

@@ -1,0 +1,139 @@
+"""The systems that are measured: settings of the one loop, each with the memory it reads from.
+
+A system is named `SYSTEM` or `SYSTEM:READER`. Without a language model the extractive reader stands in for one, so that
+what the loop finds can be compared on any CPU; with one, `:chat` and `:latent` are the systems as published.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compmem.config import RecallConfig
+
+Layout = Literal["passages", "chunks"]
+"""What a block is: a passage of at most 256 tokens under its title, or 4096 tokens of one joined text."""
+
+Ranking = Literal["loop", "dense", "bm25", "fused", "micro"]
+"""What orders the blocks: the loop's own candidates and gate, or a fixed ranking by the question alone."""
+
+ReaderKind = Literal["extractive", "chat", "latent"]
+
+EVERYTHING = 1 << 30
+"""A number of blocks or tokens that no context has."""
+
+RECALLED = 8
+"""Blocks that one-shot RAG reads, and at which recall is measured (2602.08382, table 3)."""
+
+TRUNCATED = 32_768
+"""Tokens that the truncated context keeps: its beginning and its end, half each (2507.02259 cuts out the middle)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class System:
+    """What is measured."""
+
+    name: str
+    about: str
+    config: RecallConfig
+    layout: Layout = "passages"
+    ranking: Ranking = "loop"
+    keeps: bool = True
+    """It keeps a memory between questions; one that does not reads the text anew for each."""
+    scans: bool = False
+    """Its steps grow with the context: above some length they are timed on a sample."""
+    direct: bool = False
+    """With a language model, blocks go into the prompt of the answer; no notes are taken between."""
+    most_tokens: int | None = None
+    """Tokens of the context that it sees at all."""
+    readers: tuple[ReaderKind, ...] = ("extractive", "chat")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entrant:
+    """A system with a reader."""
+
+    system: System
+    reader: ReaderKind
+
+    @property
+    def name(self) -> str:
+        """As it is named on the command line and in results."""
+        return self.system.name if self.reader == "extractive" else f"{self.system.name}:{self.reader}"
+
+
+def _scan(name: str, about: str, config: RecallConfig, **settings: Any) -> System:
+    return System(name=name, about=about, config=config, layout="chunks", scans=True, **settings)
+
+
+_WHOLE = RecallConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING)
+_RAG = RecallConfig.rag(RECALLED, memory_tokens=EVERYTHING)
+_OURS = RecallConfig()
+_ALL: tuple[ReaderKind, ...] = ("extractive", "chat", "latent")
+_LATENT: tuple[ReaderKind, ...] = ("extractive", "latent")
+
+SYSTEMS = {s.name: s for s in (
+    _scan("full-context", "everything read at once", _WHOLE, keeps=False, direct=True),
+    System(
+        name="truncation", about=f"the first and last {TRUNCATED // 2} tokens read at once", config=_WHOLE,
+        layout="chunks", keeps=False, direct=True, most_tokens=TRUNCATED,
+    ),
+    System(name="rag-bm25", about="BM25, 8 passages read at once", config=_RAG, ranking="bm25", direct=True),
+    System(name="rag-dense", about="nearest 8 passages read at once", config=_RAG, ranking="dense", direct=True),
+    System(name="rag-fused", about="both by reciprocal rank", config=_RAG, ranking="fused", direct=True),
+    _scan("memagent", "MemAgent: every chunk in order, memory overwritten", RecallConfig.memagent(), keeps=False),
+    _scan("gru-mem", "GRU-Mem with its exit gate", RecallConfig.gru_mem(), keeps=False),
+    _scan("gru-mem-no-exit", "GRU-Mem to the end", RecallConfig.gru_mem(exit_gate=False), keeps=False),
+    _scan("lychee", "LycheeMemory: every chunk gated at 0.5, in order", RecallConfig.lychee(), readers=_LATENT),
+    _scan("lychee-no-gate", "LycheeMemory: every block read", RecallConfig.lychee(gate=False), readers=_LATENT),
+    System(name="compmem", about="CompMem at its defaults", config=_OURS, readers=_ALL),
+    System(
+        name="compmem-no-backtracking", about="what was turned down once stays so", config=_OURS.but(backtrack=False)
+    ),
+    System(name="compmem-no-links", about="no candidates by name", config=_OURS.but(links=False)),
+    System(name="compmem-no-update-gate", about="every step updates", config=_OURS.but(update_gate=False)),
+    System(name="compmem-no-exit-gate", about="reads on to the end", config=_OURS.but(exit_gate=False)),
+    System(name="compmem-one-pass", about="one step", config=_OURS.but(max_steps=1)),
+    System(name="compmem-question-gate", about="a gate blind to the memory", config=_OURS.but(gate="question")),
+    System(name="chunks-dense", about="whole chunks by their vectors", config=_RAG, layout="chunks", ranking="dense"),
+    System(
+        name="chunks-sentences", about="chunks by their nearest sentence", config=_RAG, layout="chunks", ranking="micro"
+    ),
+    System(name="chunks-bm25", about="chunks by BM25", config=_RAG, layout="chunks", ranking="bm25"),
+    System(
+        name="chunks-question-gate", about="the gate without a working memory",
+        config=_OURS.but(gate="question", max_steps=1, reask=False), layout="chunks",
+    ),
+    System(name="chunks-loop", about="gate and loop over chunks", config=_OURS, layout="chunks", readers=_ALL),
+)}  # fmt: skip
+"""Every system by its name."""
+
+BASELINES = (
+    "full-context", "truncation", "rag-bm25", "rag-dense", "rag-fused", "memagent", "gru-mem", "gru-mem-no-exit",
+    "lychee", "lychee-no-gate",
+)  # fmt: skip
+ABLATIONS = (
+    "compmem-no-backtracking", "compmem-no-links", "compmem-no-update-gate", "compmem-no-exit-gate",
+    "compmem-one-pass", "compmem-question-gate",
+)  # fmt: skip
+CHUNKS = ("chunks-dense", "chunks-sentences", "chunks-bm25", "chunks-question-gate", "chunks-loop")
+
+
+def entrant(name: str) -> Entrant:
+    """The system of that name with its reader.
+
+    Raises:
+        ValueError: There is no such system, or it has no such reader.
+    """
+    base, _, reader = name.partition(":")
+    if base not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}: there are {', '.join(SYSTEMS)}")
+    kinds = {kind: kind for kind in SYSTEMS[base].readers}
+    wanted = reader or "extractive"
+    if wanted not in kinds:
+        raise ValueError(f"unknown system {name!r}: {base} has the readers {', '.join(kinds)}")
+    return Entrant(system=SYSTEMS[base], reader=next(k for k in kinds if k == wanted))
+
+
+def with_readers(names: Sequence[str]) -> list[str]:
+    """These systems, each with every reader it has."""
+    return [Entrant(system=SYSTEMS[n], reader=r).name for n in names for r in SYSTEMS[n].readers]
