@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import BaseNode, TransformComponent
-
-if TYPE_CHECKING:
-    from llama_index_compmem.index import CompMemIndex
 
 
 class Remember(TransformComponent):
@@ -16,10 +14,10 @@ class Remember(TransformComponent):
 
     index_id: str
     """Part of what a pipeline's cache goes by: another index has to be told, too."""
-    _index: Any = PrivateAttr()
+    _index: BaseIndex[Any] = PrivateAttr()
 
     @classmethod
-    def into(cls, index: "CompMemIndex") -> "Remember":
+    def into(cls, index: BaseIndex[Any]) -> "Remember":
         """The step that puts nodes into an index."""
         made = cls(index_id=index.index_id)
         made._index = index
