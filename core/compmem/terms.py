@@ -9,9 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
-
-import snowballstemmer
+from typing import Any, Literal
 
 NameKind = Literal["title", "heading", "term"]
 
@@ -27,7 +25,6 @@ _DEFINED = re.compile(
     re.MULTILINE,
 )
 _HEADED = re.compile(r"(?:\A|\n[ \t]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\n(?=[^\n]{40})")
-_stemmer = snowballstemmer.stemmer("english")
 
 _HEAD = 400
 """Characters of a paragraph in which its heading is looked for."""
@@ -189,4 +186,12 @@ def root(word: str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def _stem(word: str) -> str:
-    return str(_stemmer.stemWord(word))
+    return str(_stemmer().stemWord(word))
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    # Imported when first needed: what only reads with the backbone runs without it.
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")
