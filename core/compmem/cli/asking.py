@@ -13,7 +13,7 @@ from rich.text import Text
 import compmem
 from compmem.cli import show
 from compmem.cli.app import app, err, out, parse_filter, write_json
-from compmem.cli.endpoint import Endpoint
+from compmem.readers.endpoint import Endpoint
 from compmem.schema import Answer, AnswerToken, Event, Step
 from compmem.trace import as_page, printable
 
