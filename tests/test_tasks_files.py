@@ -7,7 +7,7 @@ import pytest
 from compmem.schema import Document
 from compmem.tasks import official
 from compmem.tasks.jsonl import read_samples, write_samples
-from compmem.tasks.multihop import read_corpus, read_lines
+from compmem.tasks.multihop import paragraphs, read_corpus, read_lines
 from compmem.tasks.official import read_official, records, write_records
 from compmem.tasks.sample import Sample, Span
 from compmem.tasks.singlehop import read_singlehop
@@ -260,3 +260,8 @@ def test_broken_samples_are_named_with_file_and_line(tmp_path, change, message):
     path = write(tmp_path / "s.jsonl", LINE, {**LINE, **change})
     with pytest.raises(ValueError, match=rf"s.jsonl:2: {message}"):
         list(read_samples(path))
+
+
+def test_paragraphs_are_those_that_are_long_enough(tmp_path):
+    path = write(tmp_path / "p.jsonl", {"title": "T", "text": "Heading\n" + "long " * 50 + "\n\n" + "more " * 50})
+    assert [(p.title, p.text.split()[0]) for p in paragraphs(path)] == [("T", "long"), ("T", "more")]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import islice
 from random import Random
 
 from compmem.chunking import TokenCounter, sentences
@@ -42,7 +43,7 @@ class Filler:
     """Passages to fill contexts up with, counted once and shared by all tasks of a run."""
 
     def __init__(self, counter: TokenCounter, passages: Iterable[Passage] | None = None) -> None:
-        """Part the passages by their titles and texts: one in four is for evaluation.
+        """Part the passages by their titles: one in four is for evaluation.
 
         Args:
             counter: Counts tokens; what it adds to each text of its own is taken off.
@@ -78,8 +79,8 @@ class Filler:
                 misfits.append(pool[number])
         if room > slack and not misfits:
             raise ValueError(f"{tokens} tokens of filler for {split!r}; the passages have {tokens - room}")
-        cut = self._cut(misfits[-1], room) if room > slack else None
-        return [*taken, cut] if cut else taken
+        cuts = (self._cut(piece, room) for piece in misfits if room > slack)
+        return [*taken, *islice((c for c in cuts if c), 1)]
 
     def _pool(self, split: Split, tokens: int) -> list[Piece]:
         """All passages of the split, or enough made-up ones; how many depends on the tokens alone."""
@@ -100,14 +101,17 @@ class Filler:
 
     def _cut(self, piece: Piece, room: int) -> Piece | None:
         """The first words of a piece that fit, if any do."""
-        words = piece.document.text.split(" ")
-        for share in (1.0, 0.9, 0.7, 0.4):
-            text = " ".join(words[: int(share * len(words) * room / piece.tokens)])
-            cut = Document(title=piece.document.title, text=text)
-            tokens = self.counter([written(cut)])[0]
-            if text and tokens <= room:
-                return Piece(document=cut, tokens=tokens)
-        return None
+        title, words = piece.document.title, piece.document.text.split(" ")
+        low, high = 0, len(words)
+        best = None
+        while low + 1 < high:
+            middle = (low + high) // 2
+            cut = self._counted([Document(title=title, text=" ".join(words[:middle]))])[0]
+            if cut.tokens <= room:
+                low, best = middle, cut
+            else:
+                high = middle
+        return best
 
 
 def plant(
@@ -137,8 +141,9 @@ def plant(
 
 
 def split_of(document: Document) -> Split:
-    """Which split a passage handed in is for: the document's content decides."""
-    return "eval" if sha256(f"{document.title}\0{document.text}".encode()).digest()[0] % _EVAL_SHARE == 0 else "train"
+    """Which split a passage handed in is for: its title decides (or its text), so no page is parted."""
+    name = (document.title or document.text).encode("utf-8", "surrogatepass")
+    return "eval" if sha256(name).digest()[0] % _EVAL_SHARE == 0 else "train"
 
 
 def additive(counter: TokenCounter) -> TokenCounter:

@@ -148,6 +148,14 @@ def leads(path: Path, words: int = 130) -> Iterator[Passage]:
             yield Passage(title=line["title"], sentences=(" ".join(paragraph.split()[:words]),))
 
 
+def paragraphs(path: Path, least: int = 200) -> Iterator[Passage]:
+    """All paragraphs of at least so many characters of a file of `{"title", "text"}` lines, under the page's title."""
+    for _, line in read_lines(path, ("title", "text")):
+        for text in line["text"].split("\n"):
+            if len(text.strip()) >= least:
+                yield Passage(title=line["title"], sentences=(text.strip(),))
+
+
 def read_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers.
 
