@@ -55,6 +55,12 @@ def gate(config: Config) -> None:
     _run("gate", config)
 
 
+@app.command()
+def evaluate(config: Config) -> None:
+    """The loop over compressed chunks, on worlds and RULER tasks of any length."""
+    _run("evaluate", config)
+
+
 @app.command("dense-gate")
 def dense_gate(config: Config) -> None:
     """The gate of dense memory: a calibrated classifier of question, working memory and block."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from compmem.backbone import Backbone
 from compmem.tasks.filler import Filler
-from compmem.tasks.multihop import Passage, read_lines
+from compmem.tasks.multihop import read_lines
 from compmem.tasks.names import Kind as NameKind
 from compmem.tasks.names import draw
 from compmem.tasks.relations import RELATIONS, Relation
@@ -34,6 +34,7 @@ from compmem.training.traces import (
     SampleSource,
     StepPrompts,
     StepRows,
+    passages_of,
 )
 
 Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
@@ -47,8 +48,6 @@ Maker = Callable[[Rng, int, int, bool], list[Example]]
 NEEDLE = "needle"
 HELD_SHARE = 50
 """One in so many paragraphs is held out."""
-FILLER_TOKENS, FILLER_PASSAGES = 48, 4000
-"""Size and number of the windows of text that fill up worlds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,15 +358,6 @@ def step_rows(component: Component, prompts: StepPrompts, text: Text | None) -> 
         config = WorldConfig(
             distractors=component.distractors, wordings=component.wordings, syllables=component.syllables
         )
-        filler = Filler(count, _passages(prompts.backbone, text))
+        filler = Filler(count, passages_of(prompts.backbone, text))
         source = MadeUpSource(filler, config, component.tasks, chunks=component.chunks)
     return StepRows(prompts, source, tokens=component.tokens, skips=component.skips, prefix=component.prefix)
-
-
-def _passages(backbone: Backbone, text: Text | None) -> list[Passage] | None:
-    """Windows of the packed text as filler; None, for made-up facts, where there is no text."""
-    if text is None:
-        return None
-    rng = np.random.default_rng(0)
-    windows = [text.window(rng, FILLER_TOKENS, held=False) for _ in range(FILLER_PASSAGES)]
-    return [Passage(title="", sentences=(backbone.decode(w).replace("\ufffd", " "),)) for w in windows]

@@ -13,6 +13,7 @@ STAGES = {
     "warmup": ("warmup", "WarmupTraining"),
     "rl": ("rl", "RLTraining"),
     "gate": ("gate", "GateTraining"),
+    "evaluate": ("evaluate", "Evaluation"),
     "dense-gate": ("dense_gate", "DenseGateTraining"),
 }
 """Module and settings of each stage; a module's `train` takes the settings and gives its figures."""

@@ -21,14 +21,17 @@ from compmem.readers.latent import LatentPrompts
 from compmem.schema import Chunk
 from compmem.tasks.contexts import Contexts
 from compmem.tasks.filler import Filler
-from compmem.tasks.multihop import Question, read_corpus
+from compmem.tasks.multihop import Passage, Question, read_corpus
 from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds, WorldSample
 from compmem.training.examples import Example
+from compmem.training.text import Text
 
 STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
+FILLER_TOKENS = 48
+"""Tokens of a window of text that fills up."""
 HELD_SHARE = 20
 """One in so many questions of a set is held out."""
 
@@ -103,6 +106,17 @@ def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
     """The chunks of a sample's documents, in order."""
     count = lambda texts: [len(backbone.encode(t)) for t in texts]  # noqa: E731
     return [c for document in sample.documents for c in split(document, chunk_tokens=tokens, count=count)]
+
+
+def passages_of(
+    backbone: Backbone, text: Text | None, *, tokens: int = 200_000, held: bool = False
+) -> list[Passage] | None:
+    """Windows of packed text as filler, of so many tokens together; None, for made-up facts, where there is no text."""
+    if text is None:
+        return None
+    rng = np.random.default_rng(int(held))
+    windows = (text.window(rng, FILLER_TOKENS, held=held) for _ in range(-(-tokens // FILLER_TOKENS)))
+    return [Passage(title="", sentences=(backbone.decode(w).replace("\ufffd", " "),)) for w in windows]
 
 
 def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:

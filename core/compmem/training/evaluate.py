@@ -1,0 +1,327 @@
+"""What a backbone's loop over compressed chunks gets right, on made-up worlds and RULER tasks of any length.
+
+Every question's loop is the one of `reasoner.py`. Many run at once: each waits where it asks for a block to be read,
+and all that wait are decoded as one batch. Names, wordings and keys are those of evaluation, which no training sees.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from compmem.backbone import Backbone
+from compmem.compressor import chunk_ids
+from compmem.config import RecallConfig
+from compmem.gate import LatentGate
+from compmem.metrics import bootstrap_interval
+from compmem.readers.latent import LatentPrompts
+from compmem.readers.replies import spoken, understand
+from compmem.reasoner import Gathered, Read, gather
+from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
+from compmem.tasks.filler import Filler
+from compmem.tasks.ruler import Ruler, RulerTask
+from compmem.tasks.sample import Sample
+from compmem.tasks.worlds import WorldConfig, Worlds
+from compmem.training.progress import device_name
+from compmem.training.text import Text
+from compmem.training.traces import StepPrompts, chunks_of, passages_of
+
+logger = logging.getLogger(__name__)
+
+System = Literal["compmem", "compmem-no-exit", "scan", "gru-mem", "memagent"]
+"""Best first behind the gate, with and without the exit gate; every block in document order, gated in one pass
+(2602.08382); all of them with update and exit gate (2602.10560); all of them with neither (2507.02259)."""
+
+TAGS = 64
+"""Tokens of a structured reply beside the memory; these backbones write no thoughts."""
+WORLDS = ("world-1hop", "world-2hop", "world-3hop")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Settings of one evaluation.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    start: Path
+    """Folder of the backbone, or its name."""
+    out: Path
+    """JSON file of the figures; lines that it has already are kept, so a run goes on where it stopped."""
+    tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
+    lengths: tuple[int, ...] = (7000, 28000)
+    """Tokens of the context."""
+    systems: tuple[System, ...] = ("compmem",)
+    questions: int = 100
+    """Of each task and length."""
+    at_once: int = 25
+    """Questions whose loops run together."""
+    chunk_tokens: int = 512
+    ratio: int | None = None
+    """None: the backbone's own."""
+    threshold: float | None = None
+    """None: the gate's own."""
+    max_steps: int | None = 12
+    """Most steps of the systems that pick blocks; those that scan read all."""
+    memory_tokens: int = 256
+    answer_tokens: int = 64
+    distractors: int = 3
+    syllables: int = 2
+    wordings: int | None = None
+    data: Path | None = None
+    """Packed text that fills contexts up. None: made-up facts do."""
+    device: str | None = None
+    dtype: str | None = None
+    minutes: float | None = None
+    """No new batch of questions is begun after it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks) - {*WORLDS, *get_args(RulerTask)}):
+            raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join((*WORLDS, *get_args(RulerTask)))}")
+        if unknown := sorted(set(self.systems) - set(get_args(System))):
+            raise ValueError(f"systems holds {unknown[0]!r}; there are {', '.join(get_args(System))}")
+        for name in ("questions", "at_once", "chunk_tokens", "memory_tokens", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+
+
+def train(settings: Evaluation) -> dict[str, Any]:
+    """Measure, write the figures, and give them: every stage is entered by this name, this one trains nothing.
+
+    Raises:
+        CheckpointError: The backbone or the packed text cannot be loaded.
+    """
+    began = time.monotonic()
+    backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
+    lines = json.loads(settings.out.read_text(encoding="utf-8"))["lines"] if settings.out.exists() else []
+    done = {(line["task"], line["length"], line["system"]) for line in lines}
+    makers = _Makers(settings, backbone)
+    for length in settings.lengths:
+        for task in settings.tasks:
+            for system in settings.systems:
+                spent = (time.monotonic() - began) / 60
+                if (task, length, system) in done or (settings.minutes is not None and spent > settings.minutes):
+                    continue
+                figures = _measure(settings, backbone, makers.samples(task, length), config_of(system, settings))
+                lines.append({"task": task, "length": length, "system": system, **figures})
+                logger.info("%s", lines[-1])
+                _write(settings, backbone, lines)
+    return {"lines": lines, "seconds": round(time.monotonic() - began, 1)}
+
+
+def config_of(system: System, settings: Evaluation) -> RecallConfig:
+    """The loop's settings of a system."""
+    picks = {"candidates": "all", "max_steps": settings.max_steps, "memory_tokens": settings.memory_tokens}
+    match system:
+        case "compmem":
+            return RecallConfig(**cast("Any", picks))
+        case "compmem-no-exit":
+            return RecallConfig(**cast("Any", picks), exit_gate=False)
+        case "scan":
+            return RecallConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
+        case "gru-mem":
+            return RecallConfig.gru_mem(memory_tokens=settings.memory_tokens)
+        case "memagent":
+            return RecallConfig.memagent(memory_tokens=settings.memory_tokens)
+
+
+class _Makers:
+    """Samples by task, length and number."""
+
+    def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
+        def count(texts: Sequence[str]) -> list[int]:
+            return [len(backbone.encode(text)) for text in texts]
+
+        self._settings = settings
+        text = Text(settings.data) if settings.data else None
+        self._filler = Filler(count, passages_of(backbone, text, tokens=2 * max(settings.lengths), held=True))
+        self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)
+
+    def samples(self, task: str, length: int) -> list[Sample]:
+        """The questions of a task at a length, each over one document."""
+        settings = self._settings
+        if task not in WORLDS:
+            made = self._ruler.samples(cast("RulerTask", task), length, settings.questions)
+            return [sample.joined() for sample in made]
+        config = WorldConfig(
+            split="eval", tokens=length, hops=(1 + WORLDS.index(task),), distractors=settings.distractors,
+            syllables=settings.syllables, wordings=settings.wordings, seed=settings.seed,
+        )  # fmt: skip
+        return [sample.joined() for sample in Worlds(config, self._filler).samples(settings.questions)]
+
+
+def _measure(
+    settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: RecallConfig
+) -> dict[str, Any]:  # fmt: skip
+    """One line of figures."""
+    scores, read, blocks, compressing, asking = list[float](), list[int](), list[int](), 0.0, 0.0
+    loop = Loops(backbone, settings, config)
+    for at in range(0, len(samples), settings.at_once):
+        group = samples[at : at + settings.at_once]
+        chunks = [chunks_of(sample, backbone, settings.chunk_tokens) for sample in group]
+        start = time.monotonic()
+        states = [_compressed(backbone, own, settings.ratio) for own in chunks]
+        middle = time.monotonic()
+        answers = loop.answer([s.question for s in group], chunks, states)
+        compressing, asking = compressing + middle - start, asking + time.monotonic() - middle
+        scores += [s.score(text, found=found) for s, (text, found, _) in zip(group, answers, strict=True)]
+        read += [steps for _, _, steps in answers]
+        blocks += [len(own) for own in chunks]
+    low, high = bootstrap_interval(scores)
+    count = len(samples)
+    return {
+        "questions": count,
+        "accuracy": round(100 * sum(scores) / count, 1),
+        "interval": [round(100 * low, 1), round(100 * high, 1)],
+        "blocks": round(sum(blocks) / count, 1),
+        "blocks_read": round(sum(read) / count, 2),
+        "seconds_compress": round(compressing / count, 3),
+        "seconds_answer": round(asking / count, 3),
+        "malformed": loop.malformed,
+    }
+
+
+def _compressed(backbone: Backbone, chunks: Sequence[Chunk], ratio: int | None) -> list[KVStates]:
+    with torch.inference_mode():
+        return backbone.compress([chunk_ids(backbone, chunk) for chunk in chunks], ratio=ratio)
+
+
+class Loops:
+    """Answers many questions at once, each by its own loop over its own blocks.
+
+    Args:
+        backbone: It reads, gates and writes.
+        settings: Budgets.
+        config: The loop's settings.
+    """
+
+    def __init__(self, backbone: Backbone, settings: Evaluation, config: RecallConfig) -> None:
+        self._backbone = backbone
+        self._settings = settings
+        self._config = config
+        self._prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
+        self.malformed = 0
+        """Replies that could not be understood."""
+
+    def answer(
+        self, questions: Sequence[str], chunks: Sequence[Sequence[Chunk]], states: Sequence[Sequence[KVStates]]
+    ) -> list[tuple[str, bool, int]]:
+        """Answer, whether anything was found, and blocks read, for each question."""
+        loops = [
+            _Loop(self._backbone, self._config, self._settings.threshold, question, own, kv)
+            for question, own, kv in zip(questions, chunks, states, strict=True)
+        ]
+        while waiting := [loop for loop in loops if loop.asked is not None]:
+            self._read(waiting)
+        prompts = [self._prompts.answer(loop.question, loop.memory) for loop in loops]
+        with torch.inference_mode():
+            written = self._backbone.generate(prompts, max_new_tokens=self._settings.answer_tokens)
+        texts = [spoken(self._backbone.decode(ids)).strip() for ids in written]
+        return [
+            (text if loop.memory else "", bool(loop.memory), loop.steps)
+            for text, loop in zip(texts, loops, strict=True)
+        ]
+
+    def _read(self, loops: Sequence["_Loop"]) -> None:
+        """One step of each loop."""
+        asked = [loop.asked for loop in loops if loop.asked is not None]
+        prompts = [
+            self._prompts.update(loop.question, read.memory.text) for loop, read in zip(loops, asked, strict=True)
+        ]
+        blocks = [[block.kv for block in read.blocks if block.kv is not None] for read in asked]
+        with torch.inference_mode():
+            written = self._backbone.generate(
+                prompts, blocks, max_new_tokens=self._room(prompts, blocks), stop_strings=("</next>",)
+            )
+        for loop, read, ids in zip(loops, asked, written, strict=True):
+            reply = understand(self._backbone.decode(ids), structured=True)
+            self.malformed += reply is None
+            if reply is None:
+                loop.advance(Reading(memory=read.memory, update=False, exit=False))
+                continue
+            notes = WorkingMemory(text=reply.update) if reply.update else read.memory
+            loop.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
+
+    def _room(self, prompts: Sequence[Sequence[int]], blocks: Sequence[Sequence[KVStates]]) -> int:
+        """Tokens that a reply may have; 1 where there is no room, for the backbone to refuse and say why."""
+        used = max(len(p) + sum(b.keys.shape[2] for b in row) for p, row in zip(prompts, blocks, strict=True))
+        return max(1, min(self._settings.memory_tokens + TAGS, self._backbone.context - used))
+
+
+class _Loop:
+    """One question's loop: it waits for a reading, or has ended."""
+
+    def __init__(
+        self, backbone: Backbone, config: RecallConfig, threshold: float | None, question: str,
+        chunks: Sequence[Chunk], states: Sequence[KVStates],
+    ) -> None:  # fmt: skip
+        self.question = question
+        self.memory = ""
+        self.steps = 0
+        self.asked: Read | None = None
+        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate == "learned" else None
+        limit = threshold if threshold is not None else gate.threshold if gate else 0.0
+        self._loop = gather(_Bench(backbone, gate, chunks, states), config, limit if gate else 0.0)
+        self.advance(None)
+
+    def advance(self, reading: Reading | None) -> None:
+        """Run the loop until it wants blocks read, or to its end."""
+        try:
+            asked = self._loop.send(reading)
+            while not isinstance(asked, Read):
+                self.steps += 1
+                asked = self._loop.send(None)
+        except StopIteration as end:
+            gathered: Gathered = end.value
+            self.asked, self.memory = None, gathered.memory.text.strip()
+            return
+        self.asked = asked
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Blocks in memory, as the loop sees them; without a gate every block passes."""
+
+    backbone: Backbone
+    gate: LatentGate | None
+    chunks: Sequence[Chunk]
+    states: Sequence[KVStates]
+
+    def propose(self, memory: str) -> list[int]:
+        return list(range(len(self.chunks)))
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        if self.gate is None or not blocks:
+            return [1.0] * len(blocks)
+        with torch.inference_mode():
+            return self.gate.probabilities(memory, [self.states[n] for n in blocks])
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        return [MemoryBlock(chunk=self.chunks[n], kv=self.states[n]) for n in blocks]
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.backbone.encode(text))
+
+
+def _write(settings: Evaluation, backbone: Backbone, lines: Sequence[dict[str, Any]]) -> None:
+    report = {
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        "backbone": {
+            "fingerprint": backbone.fingerprint(),
+            "parameters": sum(p.numel() for p in backbone.decoder.parameters()),
+            "ratio": settings.ratio or backbone.memory.ratio,
+            "gate": backbone.has_gate,
+        },
+        "device": device_name(backbone.device),
+        "torch": torch.__version__,
+        "lines": list(lines),
+    }
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
