@@ -1,0 +1,99 @@
+"""What is maximised: clipped importance ratios times advantages, by whole replies (GSPO) or by token (DAPO).
+
+Both sum over turns; the trainer divides by the number of trajectories (GSPO) or of tokens (DAPO).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Algorithm = Literal["gspo", "dapo"]
+
+CLIPS: Final[Mapping[Algorithm, tuple[float, float]]] = {"gspo": (3e-4, 4e-4), "dapo": (0.2, 0.2)}
+"""Published ranges: 2507.18071, section 5.1; MemAgent's configuration (2507.02259)."""
+FAR: Final = 20.0
+"""Log ratios beyond it are cut off, or their exponential would overflow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """Which objective, and how far one update may go.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    algorithm: Algorithm = "gspo"
+    clip: tuple[float, ...] | None = None
+    """How far the ratio may fall below and rise above 1. None: the published range of the algorithm."""
+    dual_clip: float | None = None
+    """Bound of the ratio where the advantage is negative (1912.09729); MemAgent has 3."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in get_args(Algorithm):
+            raise ValueError(f"algorithm={self.algorithm!r} must be 'gspo' or 'dapo'")
+        if self.clip is not None and (len(self.clip) != 2 or min(self.clip) <= 0 or self.clip[0] >= 1):
+            raise ValueError(f"clip={self.clip!r} must be two numbers above 0, the first below 1")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip={self.dual_clip!r} must be above 1")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """How far the ratio may fall below and rise above 1."""
+        low, high = CLIPS[self.algorithm] if self.clip is None else self.clip
+        return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """The replies of many turns, padded on the right."""
+
+    now: Tensor
+    """Log-probability of each token under the policy, `[turns, tokens]`, with gradients."""
+    then: Tensor
+    """The same under the policy that drew them; `now` without gradients where that is the same."""
+    mask: Tensor
+    """Where a token is, `[turns, tokens]`."""
+    advantages: Tensor
+    """`[turns]`."""
+    shares: Tensor
+    """Share of a turn in its trajectory: 1 over the number of its turns, `[turns]`."""
+
+
+def policy_loss(replies: Replies, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The loss summed over turns (GSPO: by their shares) or tokens (DAPO), and the sum of what was clipped."""
+    mask = replies.mask
+    apart = torch.where(mask, replies.now - replies.then, 0.0)
+    advantages = replies.advantages
+    weights = mask.to(apart.dtype)
+    if objective.algorithm == "gspo":
+        # The geometric mean of the tokens' ratios (2507.18071, eq. 7).
+        apart = apart.sum(1) / weights.sum(1)
+        weights = replies.shares
+    else:
+        advantages = advantages[:, None]
+    ratio = apart.clamp(-FAR, FAR).exp()
+    low, high = objective.range
+    free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    gain = torch.minimum(free, held)
+    if objective.dual_clip is not None:
+        gain = torch.where(advantages < 0, torch.maximum(gain, objective.dual_clip * advantages), gain)
+    return -(gain * weights).sum(), ((gain.detach() != free.detach()) * weights).sum()
+
+
+def divergence(replies: Replies, reference: Tensor, algorithm: Algorithm) -> Tensor:
+    """KL to a reference, summed as the loss is: `r - log r - 1` with `r` its ratio, never negative (Schulman's k3).
+
+    Args:
+        replies: Under the policy.
+        reference: Log-probabilities under the reference, `[turns, tokens]`.
+        algorithm: How turns and tokens are weighted.
+    """
+    apart = torch.where(replies.mask, reference - replies.now, 0.0).clamp(-FAR, FAR)
+    each = apart.exp() - apart - 1
+    if algorithm == "gspo":
+        return (each.sum(1) / replies.mask.sum(1) * replies.shares).sum()
+    return each.sum()
