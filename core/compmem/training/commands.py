@@ -61,6 +61,24 @@ def evaluate(config: Config) -> None:
     _run("evaluate", config)
 
 
+@app.command()
+def export(config: Config) -> None:
+    """What was trained, as it ships."""
+    _run("export", config)
+
+
+@app.command()
+def embedded(
+    config: Annotated[Path, typer.Option(help="The phases, in TOML; see compmem/training/configs/embedded.")],
+    out: Annotated[Path, typer.Option(help="Folder of data, runs and what is carried between machines.")],
+    phase: Annotated[int | None, typer.Option(help="Only this phase, from 1 on.")] = None,
+) -> None:
+    """The small backbone that ships: all stages, one phase after the other."""
+    from compmem.training.embedded import run_all
+
+    sys.stdout.write(json.dumps(run_all(config, out, phase), indent=1) + "\n")
+
+
 @app.command("dense-gate")
 def dense_gate(config: Config) -> None:
     """The gate of dense memory: a calibrated classifier of question, working memory and block."""

@@ -141,7 +141,8 @@ class _Makers:
 
         self._settings = settings
         text = Text(settings.data) if settings.data else None
-        self._filler = Filler(count, passages_of(backbone, text, tokens=2 * max(settings.lengths), held=True))
+        # One passage in four is for evaluation, and none is used twice in a context.
+        self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
         self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)
 
     def samples(self, task: str, length: int) -> list[Sample]:

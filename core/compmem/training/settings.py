@@ -9,8 +9,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 Settings = TypeVar("Settings")
 
 
-def read_settings(path: Path, kind: type[Settings]) -> Settings:
-    """A trainer's settings from a TOML file. Paths in it are relative to the file.
+def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None) -> Settings:
+    """A trainer's settings from a TOML file. Paths in it are relative to `base`; None: to the file.
 
     Raises:
         ValueError: The file cannot be read or is no TOML, has a key that the settings lack, lacks one that they need,
@@ -22,15 +22,11 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
-    return from_table(values, kind, path)
+    return _from_table(values, kind, path, path.parent if base is None else base)
 
 
-def from_table(values: dict[str, Any], kind: type[Settings], file: Path, name: str = "") -> Settings:
-    """Settings from one table of a file.
-
-    Raises:
-        ValueError: As `read_settings`; the message names the file and the key.
-    """
+def _from_table(values: dict[str, Any], kind: type[Settings], file: Path, base: Path, name: str = "") -> Settings:
+    """Settings from one table of a file."""
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     inside = f"{file}: in [{name}]" if name else f"{file}"
     if unknown := sorted(set(values) - set(fields)):
@@ -40,22 +36,22 @@ def from_table(values: dict[str, Any], kind: type[Settings], file: Path, name: s
         raise ValueError(f"{inside}: the setting {lacking[0]!r} is missing")
     hints = get_type_hints(kind)
     try:
-        return kind(**{key: _read(value, hints[key], file, key) for key, value in values.items()})
+        return kind(**{key: _read(value, hints[key], file, base, key) for key, value in values.items()})
     except TypeError as error:
         raise ValueError(f"{inside}: {error}") from error
 
 
-def _read(value: Any, hint: Any, file: Path, name: str) -> Any:
+def _read(value: Any, hint: Any, file: Path, base: Path, name: str) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"{file}: {name!r} must be a table")
-        return from_table(value, hint, file, name)  # type: ignore[arg-type]
+        return _from_table(value, hint, file, base, name)  # type: ignore[arg-type]
     if hint is Path:
-        return file.parent / Path(value).expanduser()
+        return base / Path(value).expanduser()
     if isinstance(value, list):
-        return tuple(_read(item, get_args(hint)[0], file, name) for item in value)
+        return tuple(_read(item, get_args(hint)[0], file, base, name) for item in value)
     if isinstance(value, int) and hint is float:
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:

@@ -5,6 +5,7 @@ import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from safetensors.numpy import load, save
 from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer, wrap_tokenizer
 from compmem.errors import CheckpointError
 from compmem.tasks.multihop import read_lines
+from compmem.tasks.names import draw
+from compmem.tasks.relations import RELATIONS
 
 TOKENS, TOKENIZER = "tokens.safetensors.xz", "tokenizer"
 HELD_OUT = 0.02
@@ -37,6 +40,8 @@ class TextPreparation:
     vocabulary: int = 4096
     learn_from: int = 20_000_000
     """Characters that the tokenizer is trained on."""
+    made_up: int = 0
+    """Lines of made-up facts that it is trained on as well, so that their words and names take few tokens."""
     tokens: int = 12_000_000
     """Most tokens that are packed."""
     words: tuple[str, ...] = REPLY_TAGS
@@ -54,8 +59,8 @@ def train(settings: TextPreparation) -> dict[str, Any]:
         ValueError: A file has a broken line.
         CheckpointError: What was made cannot be written.
     """
-    tokenizer = train_tokenizer(_some(read_texts(settings.texts), settings.learn_from), settings.vocabulary,
-                                words=settings.words)  # fmt: skip
+    sample = itertools.chain(_some(read_texts(settings.texts), settings.learn_from), made_up(settings.made_up))
+    tokenizer = train_tokenizer(sample, settings.vocabulary, words=settings.words)
     tokens = np.concatenate([*_packed(settings, tokenizer)])[: settings.tokens]
     file = settings.out / TOKENS
     try:
@@ -122,6 +127,16 @@ class Text:
         at = int(rng.integers(0, len(tokens) - size + 1))
         window: list[int] = tokens[at : at + size].tolist()
         return window
+
+
+def made_up(lines: int, seed: int = 0) -> Iterator[str]:
+    """Statement, question and answer of made-up facts, as the training split words them."""
+    chance = Random(seed)
+    for _ in range(lines):
+        relation = chance.choice(RELATIONS)
+        subject, answer = (draw(chance, kind, "train").name for kind in (relation.subject, relation.object))
+        statement = chance.choice(relation.train.statements).format(s=subject, o=answer)
+        yield f"{statement} {chance.choice(relation.train.questions).format(s=subject)} {answer}"
 
 
 def _some(texts: Iterator[str], characters: int) -> Iterator[str]:

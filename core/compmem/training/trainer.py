@@ -226,6 +226,7 @@ class _Run(Generic[B]):
         self._resume()
         self._log = Log(settings.out, self._step, main=self._accelerator.is_main_process)
         self._ceiling = matmul_ceiling(stage.backbone.device, bf16=settings.bf16)
+        self._operations = operations(stage.backbone, self._trained)
         self._log.write(self._heading())
         told, tokens = self._spent, 0
         began = time.monotonic()
@@ -248,7 +249,7 @@ class _Run(Generic[B]):
         return {
             "step": self._step,
             "stage": self._stage.name,
-            "parameters": self._size(),
+            "parameters": sum(p.numel() for p in self._stage.backbone.decoder.parameters()),
             "trained": sum(p.numel() for p in self._trained.values()),
             "device": device_name(self._stage.backbone.device),
             "processes": self._processes,
@@ -256,13 +257,10 @@ class _Run(Generic[B]):
         }
 
     def _throughput(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Tokens a second, and the share of the matrix-product ceiling at 6 operations a parameter and token."""
+        """Tokens a second, and their share of the matrix-product ceiling: at least so much is computed."""
         speed = tokens / max(seconds, 1e-9)
-        share = 6 * self._size() * speed / (self._ceiling * self._processes)
+        share = self._operations * speed / (self._ceiling * self._processes)
         return {"seconds": round(self._spent, 2), "tokens_per_second": round(speed), "ceiling_share": round(share, 4)}
-
-    def _size(self) -> int:
-        return sum(p.numel() for p in self._stage.backbone.decoder.parameters())
 
     def _now_and_then(self) -> None:
         settings = self._settings
@@ -444,6 +442,16 @@ class _Numbered(Generic[B]):
         each = self._settings.accumulate * self._processes
         first = (step * each + micro * self._processes + self._process) * self._settings.batch
         return self._stage.batch(step, range(first, first + self._settings.batch))
+
+
+def operations(backbone: Backbone, trained: Mapping[str, Parameter]) -> int:
+    """Floating-point operations of a token at least: in the matrices that every token goes through.
+
+    Two each forward and two for what goes back through them, two more where they are trained. Attention, the head and
+    the memory tokens' own projections, which some tokens go through, are left out.
+    """
+    matrices = {n: p for n, p in backbone.decoder.named_parameters() if ".stock." in n and p.dim() == 2}
+    return sum(p.numel() * (6 if name in trained else 4) for name, p in matrices.items())
 
 
 def _groups(trained: Mapping[str, Parameter], decay: float) -> list[dict[str, Any]]:
