@@ -1,6 +1,5 @@
 """How much better a trajectory, and each of its steps, did than the others of its group."""
 
-import torch
 from torch import Tensor
 
 STD_FLOOR = 1e-6
