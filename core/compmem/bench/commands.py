@@ -80,11 +80,43 @@ def speed(context: typer.Context) -> None:
 
 
 @app.command()
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder of the evaluation files.")],
+    suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks or memory.")] = "length",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
+    cells: Annotated[str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")] = None,
+    systems: Annotated[str | None, typer.Option(help="In place of the suite's: SYSTEM[:READER], by comma.")] = None,
+    questions: Annotated[int, typer.Option(help="Questions of each cell.")] = 20,
+    seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
+    scan_until: Annotated[int, typer.Option(help="Tokens up to which systems that scan are run whole.")] = 28_000,
+    model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Folder of a causal LM, for latent and chat systems.")] = None,
+) -> None:
+    """The papers' tasks by the papers' systems; killed and started again, it goes on where it was."""
+    from compmem.bench.quality import Sweep, sweep
+    from compmem.bench.quality import suite as suite_of
+
+    cells_of, systems_of = suite_of(suite, readers=model is not None or backbone is not None)
+    settings = Sweep(
+        data=data, out=out or Path("core/results") / suite, cells=_listed(cells) or cells_of,
+        systems=_listed(systems) or systems_of, questions=questions, seed=seed, scan_until=scan_until, model=model,
+        base_url=base_url, api_key_env=api_key_env, backbone=backbone,
+    )  # fmt: skip
+    raise typer.Exit(1 if sweep(settings) else 0)
+
+
+@app.command()
 def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
     """Writes the page of results from the files that the measurements wrote."""
     from compmem.bench.report import report as page
 
     (results / "README.md").write_text(page(results), encoding="utf-8")
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(n.strip() for n in (names or "").split(",") if n.strip())
 
 
 def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
