@@ -84,7 +84,7 @@ def plot(folder: Path) -> None:
     figure.savefig(folder / PLOT, dpi=120)
 
 
-def matmul_ceiling(device: torch.device, *, bf16: bool, seconds: float = 1.0) -> float:
+def matmul_ceiling(device: torch.device, *, bf16: bool, seconds: float) -> float:
     """Floating-point operations a second of a large matrix product on the device, the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)

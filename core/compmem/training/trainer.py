@@ -77,6 +77,8 @@ class RunSettings:
     log_every: int = 10
     measure_every: int = 200
     """Steps between two measurements; 0: only at the end."""
+    ceiling_seconds: float = 1.0
+    """Time to find out, before the first step, what the device's matrix products reach."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every"):
@@ -225,7 +227,7 @@ class _Run(Generic[B]):
         settings, stage = self._settings, self._stage
         self._resume()
         self._log = Log(settings.out, self._step, main=self._accelerator.is_main_process)
-        self._ceiling = matmul_ceiling(stage.backbone.device, bf16=settings.bf16)
+        self._ceiling = matmul_ceiling(stage.backbone.device, bf16=settings.bf16, seconds=settings.ceiling_seconds)
         self._operations = operations(stage.backbone, self._trained)
         self._log.write(self._heading())
         told, tokens = self._spent, 0

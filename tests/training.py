@@ -1,0 +1,96 @@
+"""Tiny stages to train: a stage over fixed rows of random tokens, and packed text made of made-up facts."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from compmem.backbone import Backbone
+from compmem.training.text import TextPreparation, made_up, train
+from compmem.training.trainer import RunSettings, Trainer
+from tests.conftest import make_model, make_tokenizer
+
+
+@dataclass
+class Rows:
+    ids: list[list[int]]
+    counts: dict[str, float]
+    tokens: int
+
+
+@dataclass
+class Toy:
+    """Next tokens of random rows in two parts whose sizes differ, so that a mean of means would show."""
+
+    killed_at: int | None = None
+    name: str = "toy"
+    hidden: int = 32
+    scale: float = 1.0
+    weights: dict[str, float] = field(default_factory=lambda: {"even": 1.0, "odd": 0.5, "exact_even": 0.0})
+    state: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.backbone = Backbone.of(
+            make_model("qwen3", hidden_size=self.hidden, tie_word_embeddings=True), make_tokenizer()
+        )
+
+    def parameters(self):
+        return self.backbone.parameters("base")
+
+    def batch(self, step, rows):
+        if step == self.killed_at:
+            raise KeyboardInterrupt
+        ids = [np.random.default_rng(row).integers(3, 50, 4 + row % 5).tolist() for row in rows]
+        counts = {"even": 0.0, "odd": 0.0, "exact_even": 0.0}
+        for row in ids:
+            counts[self._part(row)] += len(row) - 1
+        counts["exact_even"] = counts["even"]
+        return Rows(ids, counts, sum(map(len, ids)))
+
+    def losses(self, batch):
+        sums = {name: torch.zeros(()) for name in self.weights}
+        for row in batch.ids:
+            logits = self.backbone.logits(self.backbone.read([row[:-1]]))[0]
+            target = torch.tensor(row[1:])
+            sums[self._part(row)] = sums[self._part(row)] + self.scale * torch.nn.functional.cross_entropy(
+                logits, target, reduction="sum"
+            )
+            if self._part(row) == "even":
+                sums["exact_even"] = sums["exact_even"] + (logits.argmax(-1) == target).sum()
+        return sums
+
+    def after(self, figures):
+        self.state["steps"] = self.state.get("steps", 0.0) + 1
+        return self.state["steps"] == 3
+
+    def measure(self, step):
+        return {"held_exact": float(step)}
+
+    def save(self, folder):
+        self.backbone.save(folder)
+
+    @staticmethod
+    def _part(row):
+        return "odd" if len(row) % 2 else "even"
+
+
+def run(out, stage=None, **settings):
+    """Runs a stage to its end, or to its kill; gives its figures."""
+    defaults = {
+        "steps": 6, "batch": 8, "device": "cpu", "checkpoint_every": 2, "log_every": 1, "warmup": 2,
+        "ceiling_seconds": 0.01,
+    }  # fmt: skip
+    return Trainer(RunSettings(out=out, **{**defaults, **settings})).run(stage or Toy())
+
+
+def write_texts(file, lines=400):
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in made_up(lines, seed=1)))
+    return file
+
+
+def prepare(folder, vocabulary=400):
+    """Packed text of made-up facts, with a tokenizer of its own."""
+    texts = write_texts(folder / "texts.jsonl")
+    train(TextPreparation(texts=(texts,), out=folder / "data", vocabulary=vocabulary, made_up=50))
+    return folder / "data"
