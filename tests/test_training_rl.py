@@ -1,5 +1,7 @@
 """Rewards, advantages and objectives of reinforcement: by hand, on trajectories small enough to check."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,10 +72,18 @@ def chained():
 
 def test_a_fact_is_due_once_those_before_it_are_known():
     any_, due = Evidence(*chained(), "any"), Evidence(*chained(), "due")
-    assert [any_.supports(n) for n in range(4)] == [False, True, True, False]
-    assert [due.supports(n, known=0) for n in range(4)] == [False, False, True, False]
-    assert [due.supports(n, known=1) for n in range(4)] == [False, True, False, False]
-    assert (due.known_after(1, 0), due.known_after(2, 0), due.known_after(1, 1)) == (0, 1, 2)
+    assert any_.all == (0, 1)
+    assert [any_.supports(n, (1,)) for n in range(4)] == [False, True, True, False]
+    assert [due.supports(n, (0, 1)) for n in range(4)] == [False, False, True, False]
+    assert [due.supports(n, (1,)) for n in range(4)] == [False, True, False, False]
+    assert (due.open_after(1, (0, 1)), due.open_after(2, (0, 1)), due.open_after(1, (1,))) == ((0, 1), (1,), ())
+
+
+def test_needles_are_always_due():
+    sample, chunks = chained()
+    due = Evidence(replace(sample, task="niah_multivalue"), chunks, "due")
+    assert [due.supports(n, (0, 1)) for n in range(4)] == [False, True, True, False]
+    assert due.enough(range(4), [True] * 4) == 2
 
 
 def test_where_to_stop():
@@ -192,7 +202,7 @@ def test_divergence_is_nothing_on_policy_and_never_negative(algorithm):
     each = torch.tensor([[0.3, -0.2], [0.0, 0.1]])
     each = each.exp() - each - 1
     expected = each.sum() if algorithm == "dapo" else each.mean(1).sum() / 2
-    assert float(divergence(replies, apart, algorithm)) == pytest.approx(float(expected), rel=1e-4)
+    assert divergence(replies, apart, algorithm).item() == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_turns_of_a_trajectory_come_in_order():

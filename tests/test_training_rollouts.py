@@ -1,4 +1,4 @@
-"""Rollouts and the likelihood of their replies: what is trained is what runs, and the gradient reaches the compressor."""
+"""Rollouts and their likelihood: what is trained is what runs, and the gradient reaches the compressor."""
 
 import pytest
 import torch
@@ -28,7 +28,9 @@ def context(backbone, number=0, count=3):
     texts = [f"chunk {number}{n} says so" for n in range(count)]
     document = Document(id="d", text="".join(texts))
     spans = (Span(document="d", start=len(texts[0]), end=len(texts[0]) + 5),)
-    sample = Sample(id=f"q{number}", task="t", question=f"w{number}?", answers=("x",), documents=(document,), evidence=spans)  # fmt: skip
+    sample = Sample(
+        id=f"q{number}", task="t", question=f"w{number}?", answers=("x",), documents=(document,), evidence=spans
+    )  # fmt: skip
     starts = [sum(map(len, texts[:n])) for n in range(count)]
     chunks = [Chunk(text=t, document_id="d", start=s) for t, s in zip(texts, starts, strict=True)]
     return Context.of(sample, chunks, backbone)
@@ -185,12 +187,11 @@ def test_pieces_change_neither_value_nor_gradient(backbone):
         made = likelihood(backbone, turns, piece_tokens)
         backbone.decoder.zero_grad()
         made.square().sum().backward()
-        gradients.append((made.detach(), [p.grad.clone() for p in backbone.parameters("memory").values() if p.grad is not None]))  # fmt: skip
+        grads = [p.grad.clone() for p in backbone.parameters("memory").values() if p.grad is not None]
+        gradients.append((made.detach(), torch.cat([g.flatten() for g in grads])))
     assert torch.allclose(gradients[0][0], gradients[1][0], atol=1e-5)
-    assert gradients[0][1]
-    assert all(
-        torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(gradients[0][1], gradients[1][1], strict=True)
-    )
+    assert gradients[0][1].abs().max() > 1
+    assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["memory_embedding", "layers.0.own.v.weight", "layers.1.own.k.weight"])
@@ -235,7 +236,8 @@ def test_the_reference_stays_and_shares_what_is_frozen(backbone):
 
 def test_what_does_not_fit_in_the_context_is_refused(tiny_backbone):
     small = tiny_backbone("qwen3", memory=MEMORY, max_position_embeddings=32)
-    rollouts = Rollouts(small, settings(), LatentPrompts(update="{question}{memory}" + "x" * 40, answer="{question}{memory}"), 4)  # fmt: skip
+    long = LatentPrompts(update="{question}{memory}" + "x" * 40, answer="{question}{memory}")
+    rollouts = Rollouts(small, settings(), long, 4)
     with pytest.raises(ValueError, match="larger than the context of 32"):
         rollouts.run([context(small)], [[0]])
 

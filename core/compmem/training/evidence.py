@@ -20,25 +20,29 @@ class Evidence:
         sample: The question.
         chunks: Its context.
         labels: "any": evidence is evidence; "due": only the next fact of the chain is.
+
+    Attributes:
+        all: Numbers of the facts that answer the question.
     """
 
     def __init__(self, sample: Sample, chunks: Sequence[Chunk], labels: Labels = "any") -> None:
+        self.all = tuple(range(len(sample.evidence)))
         self._holds = [[sample.holds(chunk, span) for span in sample.evidence] for chunk in chunks]
-        self._facts = len(sample.evidence)
         # What cannot be answered is never complete, whatever is found.
-        self._answerable = sample.metric != "unanswerable" and self._facts > 0
+        self._answerable = sample.metric != "unanswerable" and bool(self.all)
         self._due = labels == "due"
+        # Needles do not build on one another.
+        self._chained = not sample.task.startswith("niah_")
 
-    def supports(self, chunk: int, known: int = 0) -> bool:
-        """Whether a chunk helps where so many facts of the chain are known."""
-        held = self._holds[chunk]
-        return known < self._facts and held[known] if self._due else any(held)
+    def supports(self, chunk: int, open_: Sequence[int]) -> bool:
+        """Whether a chunk helps where these facts are still unknown."""
+        return any(self._holds[chunk][fact] for fact in (self._next(open_) if self._due else self.all))
 
-    def known_after(self, chunk: int, known: int) -> int:
-        """Facts of the chain that are known once this chunk was read and noted."""
-        while known < self._facts and self._holds[chunk][known]:
-            known += 1
-        return known
+    def open_after(self, chunk: int, open_: Sequence[int]) -> tuple[int, ...]:
+        """The facts still unknown once this chunk was read and noted."""
+        while found := [fact for fact in self._next(open_) if self._holds[chunk][fact]]:
+            open_ = [fact for fact in open_ if fact != found[0]]
+        return tuple(open_)
 
     def enough(self, order: Sequence[int], noted: Sequence[bool]) -> int:
         """The step after which to stop, for chunks read in this order; the last one where evidence is never complete.
@@ -47,15 +51,19 @@ class Evidence:
             order: Chunks in reading order, those that were not reached too.
             noted: Whether each step that was made put its chunk into the notes.
         """
+        last = len(order) - 1
         if not self._answerable:
-            return len(order) - 1
+            return last
         if not self._due:
-            return max((step for step, chunk in enumerate(order) if any(self._holds[chunk])), default=len(order) - 1)
-        known = 0
+            return max((step for step, chunk in enumerate(order) if any(self._holds[chunk])), default=last)
+        open_ = self.all
         for step, chunk in enumerate(order):
             # A chunk that was not reached would have been noted.
             if step >= len(noted) or noted[step]:
-                known = self.known_after(chunk, known)
-            if known == self._facts:
+                open_ = self.open_after(chunk, open_)
+            if not open_:
                 return step
-        return len(order) - 1
+        return last
+
+    def _next(self, open_: Sequence[int]) -> Sequence[int]:
+        return open_[:1] if self._chained else open_

@@ -209,7 +209,7 @@ class _Rollout:
         self._settings = rollouts.settings
         self._rng = np.random.default_rng(seed)
         self._evidence = Evidence(context.sample, context.chunks, rollouts.settings.labels)
-        self._known = 0
+        self._open = self._evidence.all
         self._steps: list[Step] = []
         self._last: tuple[str, Turn | None, bool] = ("", None, True)
         self._loop = gather(_Scan(context, rollouts.backbone), rollouts.settings.recall, 0.0)
@@ -230,9 +230,9 @@ class _Rollout:
         before = self.wanted.memory
         reply = understand(text, structured=self._settings.gates)
         check = reply is not None and reply.check
-        evidence = self._evidence.supports(self.number, self._known)
+        evidence = self._evidence.supports(self.number, self._open)
         if check:
-            self._known = self._evidence.known_after(self.number, self._known)
+            self._open = self._evidence.open_after(self.number, self._open)
         self._steps.append(
             Step(
                 evidence=evidence, check=check, formed=reply is not None and ended, memory=before.text,
