@@ -85,7 +85,8 @@ def _group(backbone: Backbone, examples: Sequence[Example], ratio: int, role: Ro
             spans += [count] * (end - start)
             count += 1
     at, wanted, which = (torch.tensor(v, device=hidden.device) for v in (place, targets, spans))
-    logits = backbone.logits(hidden.flatten(0, 1).index_select(0, at)).float()
+    logits = backbone.logits(hidden.flatten(0, 1).index_select(0, at))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     right = logits.detach().argmax(-1) == wanted
     wrong_spans = torch.zeros(count, device=hidden.device).index_add_(0, which, (~right).float())
     return F.cross_entropy(logits, wanted, reduction="sum"), right.sum(), (wrong_spans == 0).sum()

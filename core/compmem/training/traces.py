@@ -32,6 +32,8 @@ STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
 FILLER_TOKENS = 48
 """Tokens of a window of text that fills up."""
+ROOM = 8
+"""Most times that a context is made larger for the facts to fit in."""
 HELD_SHARE = 20
 """One in so many questions of a set is held out."""
 
@@ -203,12 +205,22 @@ class MadeUpSource:
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
         """The sample of a number, as one document; held-out ones have a seed of their own."""
-        task, tokens, seed = self._tasks[number % len(self._tasks)], size * self._chunks, self._config.seed + held
+        task, seed = self._tasks[number % len(self._tasks)], self._config.seed + held
+        tokens = size * self._chunks
+        while True:
+            try:
+                return self._made(task, number, tokens, items, seed).joined()
+            except ValueError:
+                # Facts with long names need more room; how much shows when they are made.
+                if tokens > ROOM * size * self._chunks:
+                    raise
+                tokens *= 2
+
+    def _made(self, task: str, number: int, tokens: int, hops: int, seed: int) -> Sample:
         if task == "world":
-            config = replace(self._config, tokens=tokens, hops=tuple(range(1, items + 1)), seed=seed)
-            return Worlds(config, self._filler).sample(number).joined()
-        ruler = Ruler(self._filler, split=self._config.split, seed=seed)
-        return ruler.sample(cast("RulerTask", task), tokens, number).joined()
+            config = replace(self._config, tokens=tokens, hops=tuple(range(1, hops + 1)), seed=seed)
+            return Worlds(config, self._filler).sample(number)
+        return Ruler(self._filler, split=self._config.split, seed=seed).sample(cast("RulerTask", task), tokens, number)
 
 
 class QuestionSource:
