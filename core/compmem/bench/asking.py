@@ -1,11 +1,11 @@
 """One question asked of one system, and everything that is measured of it."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from compmem.bench import rankings
+from compmem.bench.clock import Times, none, now
 from compmem.bench.direct import DirectReader
 from compmem.bench.memory import Memory, Models
 from compmem.bench.peak import Peak
@@ -23,6 +23,9 @@ Row = dict[str, Any]
 
 KEPT = 60
 """Characters of an answer that are kept in a row."""
+
+TIMES = ("index_s", "first_s", "warm_s")
+"""Making the memory, the first answer, a warm one."""
 
 RANKS: dict[str, rankings.Rank] = {
     "dense": rankings.dense, "bm25": rankings.bm25, "fused": rankings.fused, "micro": rankings.by_sentence,
@@ -106,16 +109,16 @@ def measure(entrant: Entrant, memory: Memory, sample: Sample, models: Models, *,
     """
     device = models.backbone.device if models.backbone is not None and entrant.reader == "latent" else None
     with Peak(device) as peak:
-        began = time.perf_counter()
+        began = now()
         told = ask(entrant, memory.index, sample.question, models)
-        cold = time.perf_counter() - began
+        cold = now() - began
     warm = cold
     if entrant.reader == "extractive" and not entrant.system.scans:  # a model is asked once: its calls are the time
         again = memory.reopened(models)
         ask(entrant, again, before, models)
-        began = time.perf_counter()
+        began = now()
         ask(entrant, again, sample.question, models)
-        warm = time.perf_counter() - began
+        warm = now() - began
     steps = told.found.steps
     row: Row = {
         "id": sample.id,
@@ -181,26 +184,27 @@ def _tokens(entrant: Entrant, told: Told, models: Models) -> Row:
     return {"in": read, "out": said, "memory": count([s.working_memory for s in told.found.steps])}
 
 
-def _seconds(entrant: Entrant, memory: Memory, cold: float, warm: float) -> Row:
-    """Seconds of making the memory, of the first answer, and of one once the memory is there.
+def _seconds(entrant: Entrant, memory: Memory, cold: Times, warm: Times) -> Row:
+    """Seconds of making the memory, of the first answer, and of one once the memory is there: clock and processor.
 
     A system without a memory between questions reads the text anew for each; with a language model that is a part of
     its calls, and for the extractive reader it is the encoder's work.
     """
-    made = memory.seconds
+    made = memory.times
     if entrant.system.keeps:
         index, first, again = made, made + cold, warm
     else:
-        reading = made if entrant.reader == "extractive" else 0.0
-        index, first, again = 0.0, reading + cold, reading + warm
-    return {"index_s": round(index, 4), "first_s": round(first, 4), "warm_s": round(again, 4)}
+        reading = made if entrant.reader == "extractive" else none()
+        index, first, again = none(), reading + cold, reading + warm
+    if memory.share < 1 and entrant.system.scans:
+        index, first, again = index / memory.share, first / memory.share, again / memory.share
+    named = zip(TIMES, (index, first, again), strict=True)
+    return {name: [round(float(t), 4) for t in times] for name, times in named}
 
 
 def _whole(row: Row, share: float) -> Row:
     """The figures of a scan whose steps were timed on a sample, for all of its steps."""
     timed = row["steps"]
-    for name in ("index_s", "first_s", "warm_s"):
-        row[name] = round(row[name] / share, 4)
     for name in ("blocks", "in", "disk"):
         row[name] = round(row[name] / share)
     return {**row, "steps": round(timed / share), "timed_steps": timed, "memory": [], "peak": None}

@@ -109,10 +109,13 @@ def quality(
 
 @app.command()
 def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
-    """Writes the page of results from the files that the measurements wrote."""
+    """Writes the page of results and its plots from the files that the measurements wrote."""
+    from compmem.bench.plots import draw
+    from compmem.bench.quality_report import results as runs
     from compmem.bench.report import report as page
 
-    (results / "README.md").write_text(page(results), encoding="utf-8")
+    plots = draw(runs(results), results / "plots")
+    (results / "README.md").write_text(page(results, plots), encoding="utf-8")
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

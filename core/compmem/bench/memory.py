@@ -1,6 +1,5 @@
 """One question's own context made into the memory that a system reads from."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from compmem.backbone import Backbone
+from compmem.bench.clock import Times, none, now
 from compmem.bench.sharing import ReadOnce, shared
 from compmem.bench.systems import Entrant, Layout
 from compmem.chunking import split
@@ -63,7 +63,7 @@ class Memory:
     """Numbers of the blocks that hold evidence."""
     gold_in_all: int
     """Blocks of the whole context that hold evidence."""
-    seconds: float
+    times: Times
     """What making it took, the encoder's work counted as if it had not been shared."""
     share: float
     """The share of the context's blocks that are in it."""
@@ -87,7 +87,7 @@ class Memories:
         self._models = models
         self._scan_until = scan_until
         self._made: dict[tuple[Layout, bool, str], Memory] = {}
-        self._split: dict[bool, tuple[list[Chunk], float]] = {}
+        self._split: dict[bool, tuple[list[Chunk], Times]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -113,14 +113,14 @@ class Memories:
 
     def _make(self, layout: Layout, latent: bool, part: str, most: int | None) -> Memory:
         account = self._models.account
-        began, spent, charged = time.perf_counter(), account.spent, account.charged
+        began, spent, charged = now(), account.spent, account.charged
         index = self._index(layout, latent)
         sample = self.sample if layout == "passages" else self.sample.joined()
         documents = sample.documents
         gold_in_all, share, supports = None, 1.0, sample.supports
         if part:
             chunks, splitting = self._chunks(documents[0], latent)
-            began -= splitting
+            began = began - splitting
             kept = _ends(chunks, most or 0) if part == "ends" else _spread(chunks)
             gold_in_all = sum(map(sample.supports, chunks))
             share = len(kept) / len(chunks)
@@ -128,11 +128,11 @@ class Memories:
             original = dict(enumerate(kept))
             supports = lambda chunk: sample.supports(original[chunk.ordinal])  # noqa: E731
         index.add(documents)
-        seconds = time.perf_counter() - began - (account.spent - spent) + (account.charged - charged)
+        times = now() - began - (account.spent - spent) + (account.charged - charged)
         gold = _gold(index, documents if layout == "chunks" else _holding(sample), supports)
         return Memory(
             index=index, gold=gold, gold_in_all=len(gold) if gold_in_all is None else gold_in_all,
-            seconds=seconds, share=share,
+            times=times, share=share,
         )  # fmt: skip
 
     def _index(self, layout: Layout, latent: bool) -> MemoryIndex:
@@ -146,15 +146,15 @@ class Memories:
         store = MemoryIndex.create(None, config).store
         return MemoryIndex(store, config, encoder=models.encoder, backbone=models.backbone, gate=models.gate)
 
-    def _chunks(self, document: Document, latent: bool) -> tuple[list[Chunk], float]:
-        """The chunks of the whole context, cut once, and the seconds that a system has to be charged for it."""
+    def _chunks(self, document: Document, latent: bool) -> tuple[list[Chunk], Times]:
+        """The chunks of the whole context, cut once, and the time that a system has to be charged for it."""
         known = self._split.get(latent)
         if known is not None:
             return known
-        began = time.perf_counter()
+        began = now()
         chunks = split(document, chunk_tokens=CHUNK, count=self._counter(latent))
-        self._split[latent] = chunks, time.perf_counter() - began
-        return chunks, 0.0
+        self._split[latent] = chunks, now() - began
+        return chunks, none()
 
     def _counter(self, latent: bool) -> Callable[[Sequence[str]], list[int]]:
         backbone = self._models.backbone

@@ -91,46 +91,58 @@ def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
     models = _models(settings, entrants, run, tell)
     entrants = list(_able(entrants, models, tell))
     sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
+    asked = dict(_asked(cells, sources, run, tell))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    given_up: set[tuple[str, str]] = set()
     with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("", total=len(cells) * settings.questions * len(entrants))
-        for number, cell in enumerate(cells):
-            progress.update(bar, description=cell.name, completed=number * settings.questions * len(entrants))
-            try:
-                samples = sources.samples(cell)
-            except (ValueError, OSError) as error:
-                _told(run, tell, cell.name, "", error)
-                continue
-            _cell(run, cell, samples, entrants, models, settings.scan_until, tell, lambda: progress.advance(bar))
-            run.note(
-                cell.name,
-                tokens=round(sum(s.tokens for s in samples) / max(len(samples), 1)),
-                filled=round(sources.extras(cell, samples), 4),
-            )
-            run.files |= sources.used
+        bar = progress.add_task("", total=sum(map(len, asked.values())))
+        # Question by question over all cells: a run that is stopped has as many of each.
+        for number in range(settings.questions):
+            for cell, samples in asked.items():
+                if number < len(samples):
+                    progress.update(bar, description=f"{cell}, question {number + 1}")
+                    _question(run, cell, samples, number, entrants, models, settings.scan_until, tell, given_up)
+                    progress.advance(bar)
             run.close()
     run.close()
     return len(run.failed)
 
 
-def _cell(
-    run: Run, cell: Cell, samples: Sequence[Sample], entrants: Sequence[Entrant], models: Models, scan_until: int,
-    tell: Callable[[str], None], advance: Callable[[], None],
+def _asked(
+    cells: Sequence[Cell], sources: Sources, run: Run, tell: Callable[[str], None]
+) -> Iterator[tuple[str, list[Sample]]]:
+    """The samples of each cell that has some."""
+    for cell in cells:
+        try:
+            samples = sources.samples(cell)
+        except (ValueError, OSError) as error:
+            _told(run, tell, cell.name, "", error)
+            continue
+        run.note(
+            cell.name,
+            tokens=round(sum(s.tokens for s in samples) / max(len(samples), 1)),
+            filled=round(sources.extras(cell, samples), 4),
+        )
+        run.files |= sources.used
+        yield cell.name, samples
+
+
+def _question(
+    run: Run, cell: str, samples: Sequence[Sample], number: int, entrants: Sequence[Entrant], models: Models,
+    scan_until: int, tell: Callable[[str], None], given_up: set[tuple[str, str]],
 ) -> None:  # fmt: skip
+    sample, before = samples[number], samples[number - 1].question
     done = run.done()
-    given_up: set[str] = set()
-    for number, sample in enumerate(samples):
-        before = samples[number - 1].question
-        with Memories(sample, models, scan_until=scan_until) as memories:
-            for one in entrants:
-                if (cell.name, sample.id, one.name) not in done and one.name not in given_up:
-                    try:
-                        row = measure(one, memories.of(one), sample, models, before=before)
-                        run.add({"cell": cell.name, **row})
-                    except (CompMemError, ValueError, MemoryError, OSError) as error:
-                        given_up.add(one.name)
-                        _told(run, tell, cell.name, one.name, error)
-                advance()
+    with Memories(sample, models, scan_until=scan_until) as memories:
+        for one in entrants:
+            if (cell, sample.id, one.name) in done or (cell, one.name) in given_up:
+                continue
+            try:
+                row = measure(one, memories.of(one), sample, models, before=before)
+                run.add({"cell": cell, **row})
+            except (CompMemError, ValueError, MemoryError, OSError) as error:
+                given_up.add((cell, one.name))
+                _told(run, tell, cell, one.name, error)
 
 
 def _understood(

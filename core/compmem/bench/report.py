@@ -1,10 +1,11 @@
 """The page of results, made from the files that the measurements wrote and from nothing else."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compmem.bench import quality_report
 from compmem.bench.recall import KS
 
 PUBLISHED = {
@@ -30,16 +31,22 @@ NOTES = {
 """What a reader has to know of a run beside its figures."""
 
 
-def report(results: Path) -> str:
+def report(results: Path, plots: Sequence[Path] = ()) -> str:
     """The page as Markdown, from every result in the folder.
+
+    Args:
+        results: The folder.
+        plots: Plots of the runs, to be shown; they lie below the folder.
 
     Raises:
         ValueError: The folder holds no result.
     """
     runs = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
-    if not runs:
+    sweeps = quality_report.results(results)
+    if not runs and not sweeps:
         raise ValueError(f"no results in {str(results)!r}")
-    lines = ["# Results", "", "Made by `compmem bench report` from the JSON files beside it. Failures stay in.", ""]
+    lines = ["# Results", "", "Made by `compmem bench report` from the files beside it. Failures stay in.", ""]
+    lines += _quality(sweeps, plots)
     for name, run in runs.items():
         body = _recall(run) if "systems" in run else _speed(run) if "rows" in run else _flat(run)
         lines += [
@@ -53,6 +60,19 @@ def report(results: Path) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _quality(sweeps: Sequence[quality_report.Result], plots: Sequence[Path]) -> Iterator[str]:
+    if sweeps:
+        yield from ("## Quality", "", quality_report.READING, "")
+    for result in sweeps:
+        yield from (f"### {result.name}", "")
+        for plot in plots:
+            if plot.stem.startswith(f"{result.name}-"):
+                yield from (f"![{plot.stem.replace('-', ', ')}]({plot.parent.name}/{plot.name})", "")
+        yield from quality_report.pages(result)
+        about = result.environment
+        yield from (f"`{about['command']}`  ", _machine(about["machine"]), "")
 
 
 def _recall(run: Mapping[str, Any]) -> Iterator[str]:

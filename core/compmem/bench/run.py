@@ -16,6 +16,9 @@ from compmem.bench.scores import summary
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 
+GROWING = ("cells", "systems")
+"""Settings that may be others when a run is gone on with: what is new is added."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -41,14 +44,16 @@ class Run:
         kept = folder / CONFIG
         if kept.exists():
             before = json.loads(kept.read_text(encoding="utf-8"))
+            grown = {n: list(dict.fromkeys([*before.get(n, ()), *config.get(n, ())])) for n in GROWING}
+            before, config = {**before, **grown}, {**config, **grown}
             for name in sorted({*before, *config}):
                 if before.get(name) != config.get(name):
                     raise ValueError(
                         f"{str(folder)!r} holds a run with {name}={before.get(name)!r}, not {config.get(name)!r}: "
                         "choose another folder, or remove it"
                     )
-        else:
-            _write(kept, config)
+        _write(kept, config)
+        if not (folder / ENVIRONMENT).exists():
             _write(folder / ENVIRONMENT, {"command": command(), "machine": machine()})
         run = cls(folder, config, rows=_read_rows(folder / ROWS))
         if (folder / SCORES).exists():

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
+from compmem.bench.asking import TIMES
 from compmem.bench.systems import RECALLED
 from compmem.metrics import bootstrap_interval
 
@@ -12,7 +13,6 @@ SHARES = ("score", "em", "f1", "sub_em", "sub_em_two_way", f"recall@{RECALLED}",
 """Figures in [0, 1], shown in per cent with an interval."""
 
 COUNTS = ("blocks", "steps", "in", "out", "disk")
-TIMES = ("index_s", "first_s", "warm_s")
 
 Figures = dict[str, Any]
 
@@ -35,10 +35,10 @@ def _figures(cell: str, system: str, rows: Sequence[dict[str, Any]], seed: int) 
     for name in COUNTS:
         out[name] = round(mean(r[name] for r in rows), 2)
     for name in TIMES:
-        values = [float(r[name]) for r in rows]
-        low, high = bootstrap_interval(values, seed=seed)
-        out[name] = [round(v, 4) for v in (mean(values), low, high)]
-        out[f"{name} median"] = round(median(values), 4)
+        for place, clock in enumerate(("clock", "processor")):
+            values = [float(r[name][place]) for r in rows]
+            low, high = bootstrap_interval(values, seed=seed)
+            out[f"{name} {clock}"] = [round(v, 4) for v in (mean(values), low, high)]
     peaks = [r["peak"] for r in rows if r["peak"] is not None]
     out["peak"] = max(peaks) if peaks else None
     if exits := Counter(r["exit"] for r in rows if "exit" in r):

@@ -5,12 +5,12 @@ Each question still gets its own index over its own context; only the vectors ar
 paragraph was met, and the seconds that it took then are charged again.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from compmem.bench.clock import Times, none, now
 from compmem.encoder import LoadedEncoder, Parts
 from compmem.schema import Vectors
 
@@ -27,11 +27,11 @@ class ReadOnce:
     """
 
     inner: LoadedEncoder
-    charged: float = 0.0
-    """Seconds that reading everything asked for would have taken without sharing."""
-    spent: float = 0.0
-    """Seconds that reading took."""
-    _known: dict[Key, tuple[Vectors, float]] = field(default_factory=dict)
+    charged: Times = field(default_factory=none)
+    """Time that reading everything asked for would have taken without sharing."""
+    spent: Times = field(default_factory=none)
+    """Time that reading took."""
+    _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
         """Vectors of the texts `[texts, dim]`; questions are not shared."""
@@ -48,7 +48,7 @@ class ReadOnce:
         out: list[Vectors] = []
         for paragraphs in cut:
             found = [self._known[_key(p)] for p in paragraphs]
-            self.charged += sum(seconds for _, seconds in found)
+            self.charged = self.charged + np.sum([times for _, times in found], axis=0)
             whole = np.sum([v[0] for v, _ in found], axis=0)
             out.append(np.concatenate([whole[None], *(v[1:] for v, _ in found)]))
         return out
@@ -57,12 +57,12 @@ class ReadOnce:
         new = list({_key(p): p for p in paragraphs if _key(p) not in self._known}.values())
         if not new:
             return
-        began = time.perf_counter()
+        began = now()
         # The engine's own vectors: the encoder's are normalised, and sums of those are no mean over tokens.
         vectors = self.inner._engine.encode_parts(new)
-        seconds = time.perf_counter() - began
-        self.spent += seconds
-        share = seconds / sum(len(p.text) for p in new)
+        took = now() - began
+        self.spent = self.spent + took
+        share = took / sum(len(p.text) for p in new)
         for paragraph, found in zip(new, vectors, strict=True):
             self._known[_key(paragraph)] = found, share * len(paragraph.text)
 
