@@ -1,5 +1,6 @@
 """What a trajectory is worth: outcome, update, exit and format (2602.10560, section 3; outcome alone: 2602.08382)."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,6 +17,17 @@ EARLY: Final = -0.75
 """Reward for stopping before the last evidence was read."""
 LATE: Final = -0.5
 """Reward for reading on after it."""
+
+_FORM = re.compile(
+    r"\s*(<think>[^<]*</think>)?\s*<check>\s*(yes|no)\s*</check>\s*<update>[^<]*</update>\s*"
+    r"<next>\s*(continue|end)\s*</next>\s*",
+    re.IGNORECASE,
+)
+
+
+def well_formed(reply: str) -> bool:
+    """Whether a structured reply has its parts, each once, in order and closed. What parses may fall short of that."""
+    return _FORM.fullmatch(reply) is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
 from compmem.tasks.sample import Sample
 from compmem.training.evidence import Evidence, Labels
+from compmem.training.rewards import well_formed
 from compmem.training.trajectory import Step, Trajectory, Turn
 
 System = Literal["gru-mem", "lychee"]
@@ -230,13 +231,14 @@ class _Rollout:
         before = self.wanted.memory
         reply = understand(text, structured=self._settings.gates)
         check = reply is not None and reply.check
+        formed = reply is not None and (not self._settings.gates or well_formed(text))
         evidence = self._evidence.supports(self.number, self._open)
         if check:
             self._open = self._evidence.open_after(self.number, self._open)
         self._steps.append(
             Step(
-                evidence=evidence, check=check, formed=reply is not None and ended, memory=before.text,
-                number=self.number, turn=turn,
+                evidence=evidence, check=check, formed=formed and ended, memory=before.text, number=self.number,
+                turn=turn,
             )
         )  # fmt: skip
         if reply is None:

@@ -1,0 +1,193 @@
+"""The embedded backbone's recipe: phases from weights alone, what is carried, what is measured, what ships."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from compmem.backbone import Backbone
+from compmem.errors import CheckpointError
+from compmem.readers.latent import LatentPrompts
+from compmem.training.carry import pack, unpack
+from compmem.training.embedded import Embedded, run_all
+from compmem.training.evaluate import Evaluation, Loops, config_of, train
+from compmem.training.export import Export
+from compmem.training.export import train as export
+from compmem.training.settings import read_settings
+from compmem.training.stages import load_stage
+from compmem.training.traces import chunks_of
+from tests.training import prepare
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "core" / "compmem" / "training" / "configs"
+
+PHASES = {
+    "embedded": '[[phases]]\nstage = "lm"\nconfig = "one.toml"\n[[phases]]\nstage = "compressor"\nconfig = "two.toml"\n'
+    '[[phases]]\nstage = "export"\nconfig = "three.toml"\n',
+    "one": 'data = "data"\n[decoder]\nhidden = 32\nlayers = 2\nheads = 2\nkv_heads = 1\nhead_dim = 16\ninner = 48\n'
+    'context = 2048\n[memory]\nwindow = 64\n[run]\nout = "one"\nsteps = 2\nbatch = 1\ndevice = "cpu"\n'
+    'ceiling_seconds = 0.01\n[mixture]\n[[mixture.components]]\nkind = "random"\nsizes = [8]\ntokens = 64\n',
+    "two": 'start = "one/backbone"\ntrain = ["base", "memory"]\n[run]\nout = "two"\nsteps = 2\nbatch = 1\n'
+    'device = "cpu"\nceiling_seconds = 0.01\n[mixture]\n[[mixture.components]]\nkind = "random"\nsizes = [8]\n'
+    "tokens = 64\n",
+    "three": 'start = "two/backbone"\nout = "export"\nlogs = ["one", "two"]\n',
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    for name, text in PHASES.items():
+        (folder / f"{name}.toml").write_text(text)
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(recipe):
+    return run_all(recipe / "embedded.toml", recipe), recipe
+
+
+def test_all_phases_run_one_after_the_other_and_end_in_what_ships(trained):
+    reports, folder = trained
+    assert [r["phase"] for r in reports] == ["one", "two", "three"]
+    shipped = Backbone.load(folder / "export", device="cpu")
+    assert shipped.decoder.embed_tokens.weight.dtype == torch.bfloat16
+    assert shipped.memory.window == 64
+    told = json.loads((folder / "export" / "training.json").read_text())
+    assert [run["stage"] for run in told["runs"]] == ["lm", "compressor"]
+    assert told["runs"][0]["steps"] == 2
+    assert told["runs"][0]["tokens_per_second"] > 0
+    assert told["fingerprint"] == shipped.fingerprint()
+    assert LatentPrompts.of(shipped) == LatentPrompts()
+
+
+def test_a_phase_on_another_machine_starts_from_what_was_carried(trained, recipe, tmp_path):
+    run_all(recipe / "embedded.toml", recipe, 1)
+    carried = recipe / "carried"
+    assert len(list(carried.iterdir())) <= 8
+    assert all(file.stat().st_size < 16_000_000 for file in carried.iterdir())
+    (tmp_path / "carried").mkdir()
+    for file in carried.glob("weights-*"):
+        (tmp_path / "carried" / file.name).write_bytes(file.read_bytes())
+    [report] = run_all(recipe / "embedded.toml", tmp_path, 2)
+    assert report["stage"] == "compressor"
+    here, there = (Backbone.load(f / "two" / "backbone", device="cpu") for f in (recipe, tmp_path))
+    for name, parameter in here.decoder.named_parameters():
+        # Carried in bfloat16, two steps later.
+        torch.testing.assert_close(dict(there.decoder.named_parameters())[name], parameter, atol=0.02, rtol=0.02)
+
+
+def test_what_is_carried_is_whole_or_refused(trained, recipe, tmp_path):
+    start = recipe / "one" / "backbone"
+    files = pack(start, tmp_path / "c", dtype=torch.float32, limit=40_000)
+    assert len(files) > 1
+    unpack(tmp_path / "c", tmp_path / "b")
+    assert Backbone.load(tmp_path / "b", device="cpu").fingerprint() == Backbone.load(start, device="cpu").fingerprint()
+    files[-1].unlink()
+    with pytest.raises(CheckpointError, match="not all of them"):
+        unpack(tmp_path / "c", tmp_path / "d")
+    with pytest.raises(CheckpointError, match="6 are carried"):
+        pack(start, tmp_path / "e", dtype=torch.float32, limit=2_000)
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        pack(tmp_path / "c" / "none", tmp_path / "e", dtype=torch.float32)
+    evil = {"texts": json.dumps({"../config.json": "{}"})}
+    save_file({"model.safetensors/x": torch.ones(1)}, tmp_path / "weights-1-of-1.safetensors", metadata=evil)
+    with pytest.raises(CheckpointError, match="is no file of a backbone"):
+        unpack(tmp_path, tmp_path / "f")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_phases_that_are_not_there_are_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="phase=4: there are 1 to 3"):
+        run_all(recipe / "embedded.toml", tmp_path, 4)
+    with pytest.raises(CheckpointError, match="holds 0 files of weights"):
+        run_all(recipe / "embedded.toml", tmp_path, 2)
+    (tmp_path / "e.toml").write_text("phases = []\n")
+    with pytest.raises(ValueError, match="nothing to do"):
+        read_settings(tmp_path / "e.toml", Embedded)
+
+
+def test_what_is_too_large_to_ship_is_refused(trained, recipe, tmp_path):
+    with pytest.raises(CheckpointError, match="may be shipped"):
+        export(Export(start=recipe / "two" / "backbone", out=tmp_path, most_bytes=1000))
+    with pytest.raises(CheckpointError, match="holds no log"):
+        export(Export(start=recipe / "two" / "backbone", out=tmp_path, logs=(tmp_path,)))
+
+
+def test_the_recipe_needs_only_what_training_needs(recipe, tmp_path):
+    blocked = ("pydantic", "faiss", "typer", "matplotlib", "snowballstemmer", "Stemmer", "sentence_transformers")
+    script = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from compmem.training.embedded import main
+main(["--config", {str(recipe / "embedded.toml")!r}, "--out", {str(tmp_path)!r}, "--phase", "1"])
+import compmem.training.evaluate, compmem.training.warmup, compmem.training.export
+"""
+    (tmp_path / "data").symlink_to(recipe / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False,
+        env={"PYTHONPATH": str(ROOT / "core"), "OMP_NUM_THREADS": "1", "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)[0]["phase"] == "one"
+    assert "no plot" in done.stderr
+
+
+def _phases():
+    phases = tomllib.loads((CONFIGS / "embedded" / "embedded.toml").read_text())["phases"]
+    return [("text", "text.toml"), *((p["stage"], p["config"]) for p in phases)]
+
+
+@pytest.mark.parametrize(("stage", "file"), _phases())
+def test_the_recipe_that_ships_can_be_read(stage, file, tmp_path):
+    kind, _ = load_stage(stage)
+    assert read_settings(CONFIGS / "embedded" / file, kind, base=tmp_path)
+
+
+# --- the evaluation
+
+
+def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path):
+    made = {
+        "start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (400,), "questions": 3,
+        "at_once": 2, "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 3,
+    }  # fmt: skip
+    train(Evaluation(**made, tasks=("world-2hop",)))
+    report = train(Evaluation(**made, tasks=("world-2hop", "niah_single_1"), systems=("compmem", "gru-mem")))
+    told = [(line["task"], line["system"]) for line in report["lines"]]
+    assert told == [(task, system) for task in ("world-2hop", "niah_single_1") for system in ("compmem", "gru-mem")]
+    kept = json.loads((tmp_path / "e.json").read_text())
+    assert kept["lines"] == report["lines"]
+    scan = report["lines"][1]
+    assert scan["blocks_read"] == scan["blocks"] > 5
+    assert report["lines"][0]["blocks_read"] == 3
+    with pytest.raises(ValueError, match="tasks holds 'world-9hop'"):
+        Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
+
+
+def test_loops_together_answer_as_loops_alone(trained, recipe):
+    backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
+    settings = Evaluation(start=recipe, out=recipe, memory_tokens=8, answer_tokens=6)
+    from tests.test_training_stages import TEXTS, world
+
+    samples = [world(TEXTS, [TEXTS[2], TEXTS[0]]), world(TEXTS[1:], [TEXTS[2]], question="Who made Ox?")]
+    chunks = [chunks_of(s, backbone, 64) for s in samples]
+    with torch.inference_mode():
+        states = [backbone.compress([backbone.encode(c.text) for c in own]) for own in chunks]
+    for system in ("compmem", "memagent"):
+        loops = Loops(backbone, settings, config_of(system, settings))
+        together = loops.answer([s.question for s in samples], chunks, states)
+        alone = [
+            loops.answer([s.question], [c], [k])[0] for s, c, k in zip(samples, chunks, states, strict=True)
+        ]  # fmt: skip
+        assert together == alone
