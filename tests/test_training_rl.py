@@ -10,7 +10,7 @@ from compmem.tasks.sample import Sample, Span
 from compmem.training.advantages import group_advantages, mixed_advantages, step_advantages
 from compmem.training.evidence import Evidence
 from compmem.training.objective import Objective, Replies, divergence, policy_loss
-from compmem.training.rewards import EARLY, LATE, reward
+from compmem.training.rewards import EARLY, LATE, reward, well_formed
 from compmem.training.trajectory import Step, Trajectory, Turn
 
 SAMPLE = Sample(id="q", task="t", question="Who?", answers=("Anna Bel",), documents=(), evidence=())
@@ -223,3 +223,18 @@ def test_turns_of_a_trajectory_come_in_order():
 def test_objectives_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         Objective(**changes)
+
+
+@pytest.mark.parametrize(
+    ("reply", "formed"),
+    [
+        ("<check>yes</check><update>a note</update><next>end</next>", True),
+        ("<think>so</think>\n<check> no </check>\n<update></update>\n<next>continue</next>\n", True),
+        ("<check>no</next>", False),
+        ("<check>yes</check><update>a note</update>", False),
+        ("<check>maybe</check><update></update><next>end</next>", False),
+        ("<check>yes</check><update>a</update><next>end</next> and more", False),
+    ],
+)
+def test_the_format_asks_for_more_than_the_parser_forgives(reply, formed):
+    assert well_formed(reply) == formed

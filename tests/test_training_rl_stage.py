@@ -1,0 +1,273 @@
+"""Stage 2 as the trainer runs it: a toy that learns to see a mark in compressed chunks by reward alone."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
+from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
+from compmem.readers.latent import LatentPrompts
+from compmem.schema import Chunk, Document
+from compmem.tasks.sample import Sample, Span
+from compmem.training.examples import Example, Rows, row_losses
+from compmem.training.objective import Objective
+from compmem.training.rl import RLStage, RLTraining
+from compmem.training.rollouts import Context, RolloutSettings
+from compmem.training.stages import run_stage
+from compmem.training.traces import StepPrompts, structured
+from compmem.training.trainer import RunSettings, Trainer
+
+PROMPTS = LatentPrompts(
+    nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}="
+)
+MARK = " mark"
+
+
+def make_toy(seed=0):
+    words = (*REPLY_TAGS, "yes", "no", "continue", "end", "note", MARK, " b", " c")
+    tokenizer = train_tokenizer(["a"], 261 + len(words), words=words)
+    shape = DecoderConfig(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, inner=64, context=256)
+    backbone = Backbone.fresh(shape, tokenizer, seed=seed, device="cpu")
+    with torch.no_grad():
+        for parameter in backbone.decoder.parameters():
+            # Small widths need larger weights than the usual ones to see anything at first.
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    backbone.add_memory(MemoryConfig(ratio=4, window=16))
+    return backbone
+
+
+def context(backbone, number):
+    """One chunk of eight tokens, with a mark or without."""
+    rng = np.random.default_rng(number)
+    words = [[" b", " c"][i] for i in rng.integers(2, size=8)]
+    marked = bool(rng.integers(2))
+    if marked:
+        words[::2] = [MARK] * 4
+    text = "".join(words)
+    at = text.find(MARK)
+    spans = (Span(document="d", start=at, end=at + len(MARK)),) if marked else ()
+    document = Document(id="d", text=text)
+    sample = Sample(id=str(number), task="toy", question="q", answers=("note",), documents=(document,), evidence=spans)
+    return Context.of(sample, [Chunk(text=text, document_id="d")], backbone)
+
+
+def warm_up(backbone, steps=60):
+    """Teach it the form of a reply and to name what it reads, but nothing of when to say yes."""
+    prompts, rng = StepPrompts(backbone, PROMPTS), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(backbone.decoder.parameters(), 1e-2)
+    for step in range(steps):
+        rows = []
+        for number in range(16):
+            check = bool(rng.integers(2))
+            seen = context(backbone, 10_000 + 16 * step + number)
+            reply = structured(check=check, update=MARK if seen.sample.evidence else " b", end=True)
+            ids = [*prompts.update("q", ""), *backbone.encode(reply)]
+            rows.append(
+                Example(part="step", blocks=(seen.ids[0],), ids=ids, spans=((len(prompts.update("q", "")), len(ids)),))
+            )
+        batch = Rows.of(rows, 4)
+        optimizer.zero_grad()
+        (row_losses(backbone, batch)["step"] / batch.counts["step"]).backward()
+        optimizer.step()
+    return backbone
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """The device's ceiling takes a second to measure, and says nothing here."""
+    monkeypatch.setattr("compmem.training.trainer.matmul_ceiling", lambda device, *, bf16: 1e12)
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """Weights that write well-formed replies with a random check."""
+    backbone = warm_up(make_toy())
+    return {name: p.detach().clone() for name, p in backbone.decoder.named_parameters()}
+
+
+def toy_of(warm):
+    backbone = make_toy()
+    with torch.no_grad():
+        for name, parameter in backbone.decoder.named_parameters():
+            parameter.copy_(warm[name])
+    return backbone
+
+
+def settings(out, **changes):
+    run = {"steps": 3, "batch": 4, "learning_rate": 3e-3, "warmup": 1, "log_every": 1, "measure_every": 0}
+    run |= {"device": "cpu", "checkpoint_every": 0, **changes.pop("run", {})}
+    defaults = {
+        "start": out, "run": RunSettings(out=out, **run), "rewards": ("update", "format"), "train": ("base",),
+        "rollouts": RolloutSettings(group=4, memory_tokens=2, overhead=8, answer_tokens=2), "prompts": PROMPTS,
+        "alpha": 0.3, "beta": 0.0, "held": 4,
+    }  # fmt: skip
+    return RLTraining(**defaults | changes)
+
+
+def train(backbone, given):
+    stage = RLStage(given, backbone, lambda number, held: context(backbone, number + 7 * held))
+    return Trainer(given.run).run(stage)
+
+
+def log_of(out, *names):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [[line[name] for name in names] for line in lines if set(names) <= set(line)]
+
+
+def test_it_learns_to_see_the_mark_by_reward_alone(warm, tmp_path):
+    given = settings(
+        tmp_path, run={"steps": 40, "batch": 8}, rollouts=replace(settings(tmp_path).rollouts, group=8), held=32
+    )
+    figures = train(toy_of(warm), given)
+    rewards = [reward for [reward] in log_of(tmp_path, "reward_update")]
+    assert abs(np.mean(rewards[:5])) < 0.3
+    assert np.mean(rewards[-10:]) > 0.6
+    assert figures["held_reward_update"] > 0.8
+
+
+CURVE = ("loss", "reward", "outcome", "reward_update", "clipped", "gradient_norm")
+
+
+def test_the_same_seed_gives_the_same_curve_and_a_killed_run_goes_on_in_it(warm, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(toy_of(warm), settings(whole))
+    run = {"checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(toy_of(warm), settings(parts, run=run), after=2)
+    train(toy_of(warm), settings(parts, run=run))
+    assert log_of(parts, *CURVE) == log_of(whole, *CURVE)
+    assert len(log_of(whole, *CURVE)) == 3
+
+
+def interrupted(backbone, given, after):
+    class Killed(RLStage):
+        def batch(self, step, rows):
+            if step == after:
+                raise KeyboardInterrupt
+            return super().batch(step, rows)
+
+    Trainer(given.run).run(Killed(given, backbone, lambda number, held: context(backbone, number + 7 * held)))
+
+
+@pytest.mark.parametrize("algorithm", ["gspo", "dapo"])
+def test_accumulated_questions_weigh_as_those_of_one_batch(warm, tmp_path, algorithm):
+    losses = []
+    for batch, accumulate in ((4, 1), (1, 4)):
+        out = tmp_path / str(batch)
+        run = {"steps": 1, "batch": batch, "accumulate": accumulate}
+        train(toy_of(warm), settings(out, run=run, objective=Objective(algorithm=algorithm), beta=0.1))
+        losses.append(log_of(out, *CURVE)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3, abs=1e-5)
+
+
+def weights(backbone, part):
+    return {name: p.detach().clone() for name, p in backbone.parameters(part).items()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_compressor_is_trained_unless_it_is_frozen(warm, tmp_path, frozen):
+    backbone = toy_of(warm)
+    backbone.add_adapter("reasoner", AdapterConfig(rank=4))
+    before = {part: weights(backbone, part) for part in ("base", "memory", "reasoner")}
+    train(backbone, settings(tmp_path, train=("reasoner",), freeze_compressor=frozen, run={"steps": 2}))
+    changed = {
+        part: any(not torch.equal(p, now[name]) for name, p in before[part].items())
+        for part in before
+        for now in [weights(backbone, part)]
+    }
+    assert changed == {"base": False, "memory": not frozen, "reasoner": True}
+
+
+def test_the_divergence_grows_from_nothing(warm, tmp_path):
+    train(toy_of(warm), settings(tmp_path, beta=1e-3))
+    [[first], *_, [last]] = log_of(tmp_path, "loss_kl")
+    assert first == pytest.approx(0, abs=1e-6)
+    assert last > 1e-4
+
+
+def test_the_reference_may_be_the_base_without_its_adapter(warm, tmp_path):
+    backbone = toy_of(warm)
+    backbone.add_adapter("reasoner", AdapterConfig(rank=4))
+    given = settings(tmp_path, train=("reasoner",), freeze_compressor=True, beta=1e-3, reference="base")
+    train(backbone, given)
+    [[first], *_, [last]] = log_of(tmp_path, "loss_kl")
+    assert first == pytest.approx(0, abs=1e-6)
+    assert last > first
+
+
+def test_more_updates_on_the_rollouts_of_one_policy(warm, tmp_path):
+    policies = []
+
+    class Watched(RLStage):
+        def _learn(self, batches):
+            policies.append(len(batches))
+            return super()._learn(batches)
+
+    given = settings(tmp_path, updates=2, run={"steps": 4, "learning_rate": 2e-2})
+    backbone = toy_of(warm)
+    Trainer(given.run).run(Watched(given, backbone, lambda number, held: context(backbone, number)))
+    assert policies == [2, 2]
+    clipped = [share for [share] in log_of(tmp_path, "clipped")]
+    assert clipped[0] == clipped[2] == 0, "the first update of a round is on policy"
+    assert max(clipped[1], clipped[3]) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": ("luck",)}, "luck"),
+        ({"rewards": ()}, "nothing to learn from"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"updates": 3, "run": {"checkpoint_every": 4}}, "multiple of updates=3"),
+        ({"run": {"workers": 1}}, "workers=0"),
+        ({"rollouts": RolloutSettings(group=1)}, "at least 2"),
+        ({"freeze_compressor": True}, "train a reasoner's adapter"),
+        ({"reference": "base"}, "base that is not trained"),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **changes)
+
+
+def test_nothing_to_train_is_an_error(warm, tmp_path):
+    with pytest.raises(ValueError, match="nothing to train"):
+        RLStage(settings(tmp_path, train=(), freeze_compressor=True), toy_of(warm), lambda number, held: None)
+
+
+def test_a_config_file_runs_it_on_made_up_worlds(warm, tmp_path):
+    toy_of(warm).save(tmp_path / "start")
+    PROMPTS.write(tmp_path / "start")
+    file = tmp_path / "rl.toml"
+    file.write_text("""
+start = "start"
+train = ["base"]
+beta = 0.01
+held = 1
+[run]
+out = "out"
+steps = 1
+batch = 1
+device = "cpu"
+[questions]
+hops = 1
+chunk_tokens = 64
+chunks = 2
+distractors = 0
+syllables = 1
+[rollouts]
+group = 2
+memory_tokens = 4
+overhead = 8
+answer_tokens = 4
+[objective]
+algorithm = "dapo"
+clip = [0.2, 0.28]
+""")
+    figures = run_stage("rl", file)
+    assert figures["steps"] == 1
+    assert 0 <= figures["held_exact_answer"] <= 1
+    assert Backbone.load(tmp_path / "out" / "backbone", device="cpu").memory.trained
