@@ -30,20 +30,22 @@ def compress(
     """The KV states of each chunk's memory tokens, in order."""
     order = sorted(range(len(chunks)), key=lambda i: -len(chunks[i]))
     carried: States = []
-    pieces: list[tuple[list[int], Tensor, Tensor]] = []
+    pieces: list[tuple[list[int], Sequence[Tensor], Sequence[Tensor]]] = []
     for start in range(0, len(chunks[order[0]]), window):
         parts = [chunks[i][start : start + window] for i in order if len(chunks[i]) > start]
         carried = [(key[: len(parts)], value[: len(parts)]) for key, value in carried]
         made = _run_window(decoder, rotary, parts, carried, ratio)
         counts = [memory_count(len(part), ratio) for part in parts]
-        pieces.append((counts, torch.stack([key for key, _ in made]), torch.stack([value for _, value in made])))
+        keys, values = (torch.stack(states, dim=1) for states in zip(*made, strict=True))
+        # Taken apart at once: the gradient of one row at a time would be as large as all of them.
+        pieces.append((counts, keys.unbind(), values.unbind()))
         carried = [
             (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
             for old, new in zip(carried, made, strict=True)
         ] if carried else made  # fmt: skip
     states: list[KVStates | None] = [None] * len(chunks)
     for row, index in enumerate(order):
-        mine = [(counts[row], keys[:, row], values[:, row]) for counts, keys, values in pieces if row < len(counts)]
+        mine = [(counts[row], keys[row], values[row]) for counts, keys, values in pieces if row < len(counts)]
         states[index] = KVStates(
             keys=torch.cat([keys[:, :, :count] for count, keys, _ in mine], dim=2),
             values=torch.cat([values[:, :, :count] for count, _, values in mine], dim=2),

@@ -22,7 +22,9 @@ class Prefix:
     """The recalled blocks of each row, one after the other, placed layer by layer when they are read."""
 
     def __init__(self, rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor) -> None:
-        self._rows = rows
+        # Taken apart at once: the gradient of one layer at a time would be as large as all of them.
+        self._keys = [[states.keys.unbind() for states in row] for row in rows]
+        self._values = [[states.values.unbind() for states in row] for row in rows]
         self._rotary = rotary
         self._positions = positions
         self._like = like
@@ -32,8 +34,8 @@ class Prefix:
     def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """Keys at their positions, and values, `[rows, kv_heads, longest, head_dim]` each."""
         empty = self._like.new_empty(heads, 0, head_dim)
-        keys = self._stack([[states.keys[number] for states in row] or [empty] for row in self._rows])
-        values = self._stack([[states.values[number] for states in row] or [empty] for row in self._rows])
+        keys = self._stack([[layers[number] for layers in row] or [empty] for row in self._keys])
+        values = self._stack([[layers[number] for layers in row] or [empty] for row in self._values])
         if self._positions == "rotated":
             cos, sin = self._rotary(self.longest, keys)
             keys = rotate(keys, cos, sin)
