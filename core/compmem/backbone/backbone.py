@@ -51,6 +51,7 @@ class Backbone:
         decoder: The same layers, run over contexts of our own, with the parameters that are added.
         memory: How chunks become memory.
         adapters: The adapter of each role that has one.
+        threshold: Gate score from which on a block is let through.
     """
 
     def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
@@ -59,6 +60,7 @@ class Backbone:
         self.decoder: Decoder = parts.decoder
         self.memory: MemoryConfig = parts.memory
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
+        self.threshold = parts.threshold
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
         self._control = _control_tokens(parts.tokenizer)
@@ -118,8 +120,9 @@ class Backbone:
 
     def _parts(self) -> Parts:
         return Parts(
-            model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory, adapters=self.adapters
-        )
+            model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
+            adapters=self.adapters, threshold=self.threshold,
+        )  # fmt: skip
 
     def add_memory(self, config: MemoryConfig) -> None:
         """Give it memory tokens that start as copies of what the stock model has (the end token's embedding).
@@ -149,6 +152,14 @@ class Backbone:
         self.add_adapter(role, config)
         names = {name: name for name in self.decoder.added() if f".adapters.{role}_" in name}
         checkpoint.fill(self.decoder, names, tensors, Path(folder))
+
+    def save_adapter(self, role: Role, folder: str | Path, *, base: str | None = None) -> None:
+        """Write a role's LoRA for the peft library, as one of the model of the name `base`.
+
+        Raises:
+            CheckpointError: The role has no adapter.
+        """
+        checkpoint.write_lora(Path(folder), role, self._parts(), base=base)
 
     def add_gate(self) -> None:
         """Give it a gate head that scores every block alike until it is trained."""

@@ -43,6 +43,8 @@ class Parts:
     decoder: Decoder
     memory: MemoryConfig
     adapters: Mapping[Role, AdapterConfig]
+    threshold: float = 0.5
+    """Gate score from which on a block is let through."""
 
 
 def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, ratio: int | None) -> Parts:
@@ -59,8 +61,10 @@ def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, r
     model = _load_stock(stock, dtype).to(device)
     decoder = Decoder(model)
     adapters: dict[Role, AdapterConfig] = {}
+    threshold = 0.5
     if settings:
         memory = _restore(decoder, settings, folder)
+        threshold = _threshold(settings, folder)
         adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     elif any(key.startswith("lychee_memory_") for key in config):
         memory = _restore_lychee(decoder, config, folder, ratio)
@@ -69,7 +73,10 @@ def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, r
     if ratio is not None and ratio != memory.ratio:
         memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
     decoder.to(device=device, dtype=model.dtype).eval()
-    return Parts(model=model, tokenizer=_load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters)
+    return Parts(
+        model=model, tokenizer=_load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
+        threshold=threshold,
+    )  # fmt: skip
 
 
 def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
@@ -90,6 +97,7 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
         "memory": asdict(parts.memory),
         "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
         "gate": parts.decoder.gate_head is not None,
+        "threshold": parts.threshold,
     }
     # Written last: a folder with settings is a folder with weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -121,6 +129,33 @@ def read_lora(folder: Path, role: Role) -> tuple[AdapterConfig, dict[str, Tensor
         return AdapterConfig(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(sorted(targets))), tensors
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{str(folder)!r} holds no LoRA that can be understood: {error}") from error
+
+
+def write_lora(folder: Path, role: Role, parts: Parts, *, base: str | None = None) -> None:
+    """Write one role's LoRA in the format of the peft library, for the model of the name `base`.
+
+    Raises:
+        CheckpointError: The role has no adapter.
+        OSError: The folder cannot be written.
+    """
+    config = parts.adapters.get(role)
+    if config is None:
+        raise CheckpointError(f"the role {role!r} has no adapter to write")
+    tensors = {}
+    for name, tensor in parts.decoder.added().items():
+        if match := re.fullmatch(rf"layers\.(\d+)\.adapters\.{role}_(\w+)\.(down|up)", name):
+            layer, linear, side = match.groups()
+            owner = "self_attn" if linear in ("q", "k", "v", "o") else "mlp"
+            place = f"base_model.model.model.layers.{layer}.{owner}.{linear}_proj"
+            tensors[f"{place}.lora_{'A' if side == 'down' else 'B'}.weight"] = tensor.detach().contiguous().cpu()
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
+        "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "target_modules": [f"{target}_proj" for target in config.targets],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -258,6 +293,13 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
     names = {name: name for name in decoder.added()}
     fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
     return memory
+
+
+def _threshold(settings: Mapping[str, Any], folder: Path) -> float:
+    value = settings.get("threshold", 0.5)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the threshold {value!r}; it lies between 0 and 1")
+    return float(value)
 
 
 def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, ratio: int | None) -> MemoryConfig:

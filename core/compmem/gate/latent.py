@@ -38,12 +38,13 @@ class LatentGate:
         backbone: One with a trained gate head.
         question: What is asked.
         behind: Position of the question, for checkpoints that read blocks without rotating them. None: 0.
+
+    Attributes:
+        threshold: Below it a block is turned down.
     """
 
-    threshold = 0.5
-    """Below it a block is turned down."""
-
     def __init__(self, backbone: Backbone, question: str, *, behind: int | None = None) -> None:
+        self.threshold = backbone.threshold
         self._backbone = backbone
         self._question = backbone.encode(question)
         self._prompt = gate_prompt(backbone)
