@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
 from compmem.backbone.fresh import train_tokenizer
@@ -199,6 +200,28 @@ def test_a_stage_that_has_nothing_to_train_says_so(data, tmp_path, backbone):
         lm.train(lm.LMTraining(data=tmp_path, run=settings(tmp_path / "o"), mixture=mixture))
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_frozen_model_in_bfloat16_gets_a_compressor_in_float32(saved_model, tmp_path, family):
+    parts = (
+        Component(kind="rebuild", sizes=(16,), tokens=32), Component(kind="create", sizes=(16,), tokens=32),
+        Component(kind="facts", sizes=(160,), tokens=160),
+    )  # fmt: skip
+    start = saved_model(family)
+    texts = write_texts(tmp_path / "t.jsonl", 200)
+    text.train(TextPreparation(texts=(texts,), out=tmp_path / "packed", tokenizer=str(start)))
+    report = compressor.train(
+        compressor.CompressorTraining(
+            start=start, run=settings(tmp_path / "o", steps=2, batch=3, bf16=True), memory=MEMORY,
+            mixture=MixtureSettings(components=parts, data=tmp_path / "packed", ratios=(2, 4)),
+            adapter=AdapterConfig(rank=2), dtype="bfloat16", created_tokens=4,
+        )
+    )  # fmt: skip
+    assert {n for n in report if n.startswith("held")} == {f"held_exact_{n}" for n in ("rebuild", "create", "facts")}
+    kept = load_file(tmp_path / "o" / "checkpoint.safetensors")
+    assert {t.dtype for n, t in kept.items() if n.startswith("weights/")} == {torch.float32}
+    assert not [n for n in kept if ".stock." in n]
+
+
 # --- the compressor's gradient
 
 
@@ -306,7 +329,7 @@ def test_a_mixture_grows_when_it_is_learned_and_only_then(backbone, data):
 
 def test_held_out_rows_are_never_drawn_for_training(backbone, data):
     stage = few(backbone, Component(kind="text", sizes=(16,), tokens=160), data=data)
-    packed = Text(data)
+    packed = Text(data, 400)
     held = packed.window(np.random.default_rng(0), 16, held=True)
     drawn = {tuple(e.ids) for number in range(50) for e in Mixture.batch(stage, 0, range(number, number + 1)).examples}
     assert tuple(held) not in drawn
@@ -462,16 +485,18 @@ def test_the_tokenizer_keeps_bytes_tags_and_control_tokens_apart(tmp_path):
 def test_packed_text_is_the_text(tmp_path):
     texts = write_texts(tmp_path / "t.jsonl", 50)
     told = text.train(TextPreparation(texts=(texts,), out=tmp_path, vocabulary=320))
-    tokens = Text(tmp_path)
+    tokens = Text(tmp_path, 320)
     ids = tokens.window(np.random.default_rng(0), told["tokens"] - int(told["tokens"] * 0.02), held=False)
     said = read_tokenizer(tmp_path).decode(ids)
     first = json.loads(texts.read_text().splitlines()[0])["text"]
     assert said.startswith(first + "<|end|>")
     with pytest.raises(ValueError, match="is wanted, and there are"):
         tokens.window(np.random.default_rng(0), 10**6, held=False)
+    with pytest.raises(CheckpointError, match="of 320 tokens, and this one has 321"):
+        Text(tmp_path, 321)
     (tmp_path / "tokens.safetensors.xz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="holds no tokens"):
-        Text(tmp_path)
+        Text(tmp_path, 320)
     texts.write_text('{"text": "a"}\n{"tex\n')
     with pytest.raises(ValueError, match=r"t\.jsonl:2: not JSON"):
         text.train(TextPreparation(texts=(texts,), out=tmp_path))

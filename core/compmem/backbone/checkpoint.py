@@ -214,6 +214,15 @@ def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     return settings[key]
 
 
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model folder, or of a model's name.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    return _load_tokenizer(_find(name))
+
+
 def check_family(config: Mapping[str, Any], name: str) -> None:
     """Refuse what this cannot run, by a model's config.
 

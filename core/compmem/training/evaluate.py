@@ -140,7 +140,7 @@ class _Makers:
             return [len(backbone.encode(text)) for text in texts]
 
         self._settings = settings
-        text = Text(settings.data) if settings.data else None
+        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
         # One passage in four is for evaluation, and none is used twice in a context.
         self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
         self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)

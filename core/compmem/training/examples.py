@@ -105,11 +105,19 @@ def written_exactly(
     backbone: Backbone, examples: Sequence[Example], ratio: int, *, role: Role | None = "reasoner"
 ) -> float:
     """Share of rows whose last span greedy decoding writes to the letter behind their memory."""
-    memory = recalled(backbone, examples, ratio)
     prompts = [list(e.ids[: e.spans[-1][0]]) for e in examples]
     wanted = [list(e.ids[slice(*e.spans[-1])]) for e in examples]
-    written = backbone.generate(prompts, memory, max_new_tokens=max(map(len, wanted)), role=role)
+    with torch.no_grad(), writing(backbone):
+        memory = recalled(backbone, examples, ratio)
+        written = backbone.generate(prompts, memory, max_new_tokens=max(map(len, wanted)), role=role)
     return sum(w == _unended(g, backbone) for w, g in zip(written, wanted, strict=True)) / len(examples)
+
+
+def writing(backbone: Backbone) -> torch.autocast:
+    """What a backbone in training writes under: what is trained is float32 even where the frozen weights are not."""
+    weight = backbone.decoder.embed_tokens.weight
+    half = weight.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(weight.device.type, weight.dtype if half else torch.bfloat16, enabled=half)
 
 
 def _unended(ids: list[int], backbone: Backbone) -> list[int]:

@@ -93,7 +93,7 @@ class Mixture:
         self._seed = seed
         self._role = role
         self._finish = finish
-        text = Text(settings.data) if settings.data else None
+        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
         turns = Turns(backbone, settings.prompts)
         self._steps = steps
         self._makers = [_maker(c, turns, text, steps) for c in settings.components]

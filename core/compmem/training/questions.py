@@ -64,7 +64,7 @@ def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
         source = QuestionSource(settings.file, count, chunks=settings.chunks)
     else:
         config = WorldConfig(distractors=settings.distractors, wordings=settings.wordings, syllables=settings.syllables)
-        text = Text(settings.data) if settings.data else None
+        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
         filler = Filler(count, passages_of(backbone, text))
         source = MadeUpSource(filler, config, settings.tasks, chunks=settings.chunks)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from compmem.backbone.checkpoint import load_tokenizer
 from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer, wrap_tokenizer
 from compmem.errors import CheckpointError
 from compmem.tasks.multihop import read_lines
@@ -23,7 +24,7 @@ TOKENS, TOKENIZER = "tokens.safetensors.xz", "tokenizer"
 HELD_OUT = 0.02
 """Share of the tokens, at the end, that only measure."""
 
-TokenIds = NDArray[np.uint16]
+TokenIds = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,8 @@ class TextPreparation:
     texts: tuple[Path, ...]
     """Files of `{"text"}` lines, which may be compressed."""
     out: Path
+    tokenizer: str | None = None
+    """Folder or name of a model whose tokenizer packs. None: one is trained."""
     vocabulary: int = 4096
     learn_from: int = 20_000_000
     """Characters that the tokenizer is trained on."""
@@ -59,13 +62,16 @@ def train(settings: TextPreparation) -> dict[str, Any]:
         ValueError: A file has a broken line.
         CheckpointError: What was made cannot be written.
     """
-    sample = itertools.chain(_some(read_texts(settings.texts), settings.learn_from), made_up(settings.made_up))
-    tokenizer = train_tokenizer(sample, settings.vocabulary, words=settings.words)
+    if settings.tokenizer is not None:
+        tokenizer = load_tokenizer(settings.tokenizer)
+    else:
+        sample = itertools.chain(_some(read_texts(settings.texts), settings.learn_from), made_up(settings.made_up))
+        tokenizer = train_tokenizer(sample, settings.vocabulary, words=settings.words)
     tokens = np.concatenate([*_packed(settings, tokenizer)])[: settings.tokens]
     file = settings.out / TOKENS
     try:
         tokenizer.save_pretrained(settings.out / TOKENIZER)
-        file.write_bytes(lzma.compress(save({"text": tokens})))
+        file.write_bytes(lzma.compress(save({"text": tokens, "vocabulary": np.array([len(tokenizer)])})))
     except OSError as error:
         raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
     return {"vocabulary": len(tokenizer), "tokens": len(tokens), "bytes": file.stat().st_size}
@@ -101,17 +107,24 @@ class Text:
 
     Args:
         folder: A folder that `train` made.
+        vocabulary: Tokens of the tokenizer that reads them.
 
     Raises:
-        CheckpointError: There are no tokens, or what is there is none.
+        CheckpointError: There are no tokens, or those of another tokenizer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vocabulary: int) -> None:
         file = folder / TOKENS
         try:
-            tokens: TokenIds = load(lzma.decompress(file.read_bytes()))["text"]
+            kept = load(lzma.decompress(file.read_bytes()))
+            tokens, known = kept["text"], int(kept["vocabulary"][0])
         except (OSError, lzma.LZMAError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"{str(file)!r} holds no tokens: {error}") from error
+        if known != vocabulary:
+            raise CheckpointError(
+                f"{str(file)!r} was packed with a tokenizer of {known} tokens, and this one has {vocabulary}: pack the "
+                "text with the model's own, by `compmem train text` with the setting 'tokenizer'"
+            )
         held = int(len(tokens) * HELD_OUT)
         self._parts = {"train": tokens[: len(tokens) - held], "held": tokens[len(tokens) - held :]}
 
@@ -152,8 +165,9 @@ def _packed(settings: TextPreparation, tokenizer: Any) -> Iterator[TokenIds]:
     plain = tokenizer.backend_tokenizer
     plain.encode_special_tokens = True
     texts, count = read_texts(settings.texts), 0
+    kind: type[np.unsignedinteger[Any]] = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     while count < settings.tokens and (group := list(itertools.islice(texts, 256))):
         for made in plain.encode_batch(group, add_special_tokens=False):
             count += len(made.ids) + 1
-            yield np.array([*made.ids, tokenizer.eos_token_id], dtype=np.uint16)
+            yield np.array([*made.ids, tokenizer.eos_token_id], dtype=kind)
     plain.encode_special_tokens = False
