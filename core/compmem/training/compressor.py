@@ -14,8 +14,9 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers.latent import LatentPrompts
-from compmem.training.examples import Example, writing
+from compmem.training.examples import Example
 from compmem.training.mixture import Mixture, MixtureSettings
+from compmem.training.precision import precision
 from compmem.training.traces import StepPrompts
 from compmem.training.trainer import RunSettings, Trainer
 
@@ -84,7 +85,7 @@ def written_by_itself(backbone: Backbone, rows: Sequence[Example], most: int) ->
     if not open_:
         return list(rows)
     prompts = [[*(i for block in rows[n].blocks for i in block), *rows[n].ids] for n in open_]
-    with torch.no_grad(), writing(backbone):
+    with torch.no_grad(), precision(backbone):
         written = backbone.generate(prompts, max_new_tokens=most, role=None)
     done = list(rows)
     end = backbone.tokenizer.eos_token_id

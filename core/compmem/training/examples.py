@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compmem.backbone import Backbone, Role
+from compmem.training.precision import precision
 
 Ids = Sequence[int]
 
@@ -107,17 +108,10 @@ def written_exactly(
     """Share of rows whose last span greedy decoding writes to the letter behind their memory."""
     prompts = [list(e.ids[: e.spans[-1][0]]) for e in examples]
     wanted = [list(e.ids[slice(*e.spans[-1])]) for e in examples]
-    with torch.no_grad(), writing(backbone):
+    with torch.no_grad(), precision(backbone):
         memory = recalled(backbone, examples, ratio)
         written = backbone.generate(prompts, memory, max_new_tokens=max(map(len, wanted)), role=role)
     return sum(w == _unended(g, backbone) for w, g in zip(written, wanted, strict=True)) / len(examples)
-
-
-def writing(backbone: Backbone) -> torch.autocast:
-    """What a backbone in training writes under: what is trained is float32 even where the frozen weights are not."""
-    weight = backbone.decoder.embed_tokens.weight
-    half = weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(weight.device.type, weight.dtype if half else torch.bfloat16, enabled=half)
 
 
 def _unended(ids: list[int], backbone: Backbone) -> list[int]:
