@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
@@ -24,7 +23,7 @@ from compmem.training.objective import Objective, Replies, divergence, policy_lo
 from compmem.training.questions import Draw, QuestionSettings, drawing
 from compmem.training.reference import frozen_copy
 from compmem.training.rewards import Outcome, Part, Rewards, reward
-from compmem.training.rollouts import Rollouts, RolloutSettings
+from compmem.training.rollouts import Rollouts, RolloutSettings, drawn_seeds
 from compmem.training.trainer import RunSettings, Trainer
 from compmem.training.trajectory import Trajectory, Turn
 
@@ -213,7 +212,7 @@ class RLStage:
         began = time.monotonic()
         rows = [row for batch in batches for row in batch]
         contexts = [self._draw(row, False) for row in rows]
-        seeds = [_seeds(settings.run.seed, row, settings.rollouts.group) for row in rows]
+        seeds = [drawn_seeds(settings.run.seed, row, settings.rollouts.group) for row in rows]
         groups = self._rollouts.run(contexts, seeds)
         self.backbone.release()
         seconds = (time.monotonic() - began) / len(batches)
@@ -279,11 +278,6 @@ class RLStage:
             temperature=settings.rollouts.temperature or 1.0, role=None if base else "reasoner",
             through_memory=not settings.freeze_compressor,
         )  # fmt: skip
-
-
-def _seeds(seed: int, row: int, group: int) -> list[int]:
-    """A seed for each rollout of a question."""
-    return [int(s) for s in np.random.default_rng((seed, row, 1)).integers(1 << 62, size=group)]
 
 
 def _processes() -> int:

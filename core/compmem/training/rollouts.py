@@ -115,7 +115,7 @@ class Rollouts:
             ValueError: A step is larger than the model's context.
             MemoryError: One step alone does not fit on the device.
         """
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), precision(self.backbone):
             rollouts = [
                 _Rollout(context, states, seed, self)
                 for context, states, own in zip(contexts, self._compressed(contexts), seeds, strict=True)
@@ -126,12 +126,6 @@ class Rollouts:
             self._conclude([rollout for rollout in rollouts if rollout.memory.text.strip()])
         made = iter(rollouts)
         return [[next(made).trajectory() for _ in own] for own in seeds]
-
-    def _precision(self) -> torch.autocast:
-        """What is trained is float32 even where the frozen weights are not: these then say what is computed in."""
-        weight = self.backbone.decoder.embed_tokens.weight
-        mixed = weight.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed)
 
     def _compressed(self, contexts: Sequence[Context]) -> list[list[KVStates]]:
         """The memory of every chunk; each different one is compressed once."""
@@ -195,6 +189,18 @@ class Rollouts:
             chunk = rollout.context.ids[rollout.number] if blocks else ()
             assert blocks is None or blocks[row], "a step reads a chunk"
             yield Turn(prompt=prompt, reply=drawn, chunk=chunk), ended
+
+
+def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
+    """Seeds for so many rollouts of the question of a number."""
+    return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]
+
+
+def precision(backbone: Backbone) -> torch.autocast:
+    """What is trained is float32 even where the frozen weights are not: those then say what is computed in."""
+    weight = backbone.decoder.embed_tokens.weight
+    mixed = weight.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed)
 
 
 class _Rollout:
