@@ -79,6 +79,18 @@ def embedded(
     sys.stdout.write(json.dumps(run_all(config, out, phase), indent=1) + "\n")
 
 
+@app.command()
+def estimate(
+    stage: Annotated[str, typer.Argument(help="compressor, warmup, rl or gate.")],
+    config: Config,
+    model: Annotated[str | None, typer.Option(help="Folder or name of the stock model. None: where it starts.")] = None,
+) -> None:
+    """GiB of device memory that a stage takes, by what takes it."""
+    from compmem.training.estimate import estimate_file
+
+    sys.stdout.write(json.dumps(estimate_file(stage, config, model), indent=1) + "\n")
+
+
 @app.command("dense-gate")
 def dense_gate(config: Config) -> None:
     """The gate of dense memory: a calibrated classifier of question, working memory and block."""

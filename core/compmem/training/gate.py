@@ -23,8 +23,9 @@ from compmem.schema import KVStates
 from compmem.training import gate_examples
 from compmem.training.calibration import auc, platt, threshold_for
 from compmem.training.gate_examples import GateContext, GateState
+from compmem.training.precision import precision
 from compmem.training.questions import Draw, QuestionSettings, drawing
-from compmem.training.rollouts import Rollouts, RolloutSettings, drawn_seeds, precision
+from compmem.training.rollouts import Rollouts, RolloutSettings, drawn_seeds
 from compmem.training.trainer import RunSettings, Trainer
 
 HELD = 1 << 40

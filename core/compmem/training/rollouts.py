@@ -21,6 +21,7 @@ from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
 from compmem.tasks.sample import Sample
 from compmem.training.evidence import Evidence, Labels
+from compmem.training.precision import precision
 from compmem.training.rewards import well_formed
 from compmem.training.trajectory import Step, Trajectory, Turn
 
@@ -194,13 +195,6 @@ class Rollouts:
 def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
     """Seeds for so many rollouts of the question of a number."""
     return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]
-
-
-def precision(backbone: Backbone) -> torch.autocast:
-    """What is trained is float32 even where the frozen weights are not: those then say what is computed in."""
-    weight = backbone.decoder.embed_tokens.weight
-    mixed = weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed)
 
 
 class _Rollout:
