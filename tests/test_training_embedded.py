@@ -157,10 +157,12 @@ def test_the_recipe_that_ships_can_be_read(stage, file, tmp_path):
 # --- the evaluation
 
 
-def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path):
+def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("compmem.training.traces.PASSAGES", 60)
     made = {
         "start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (400,), "questions": 3,
         "at_once": 2, "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 3,
+        "data": recipe / "data",
     }  # fmt: skip
     train(Evaluation(**made, tasks=("world-2hop",)))
     report = train(Evaluation(**made, tasks=("world-2hop", "niah_single_1"), systems=("compmem", "gru-mem")))

@@ -38,6 +38,11 @@ def data(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(autouse=True)
+def _little_filler(monkeypatch):
+    monkeypatch.setattr("compmem.training.traces.PASSAGES", 60)
+
+
 @pytest.fixture
 def backbone(data):
     config = DecoderConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=96, context=1024)
@@ -74,7 +79,7 @@ def few(backbone, *components, prompts=PROMPTS, data=None, trained=("base", "mem
         (Component(kind="random", sizes=(8,), tokens=32), 60),
         (Component(kind="facts", sizes=(48,), items=(2,), tokens=144), 70),
         (Component(kind="lookup", sizes=(24,), items=(2,), tokens=72), 60),
-        (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=200), 70),
+        (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 70),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
@@ -128,12 +133,14 @@ data = "{data}"
 [[mixture.components]]
 kind = "text"
 sizes = [16, 32]
+tokens = 64
 grow_at = 0.0
 grow_over = 1
 [[mixture.components]]
 kind = "random"
 raw = 1.0
 sizes = [8]
+tokens = 64
 """)
     report = lm.train(read_settings(tmp_path / "lm.toml", lm.LMTraining))
     assert report["steps"] == 2
@@ -156,9 +163,11 @@ ratios = [2, 4, 8]
 [[mixture.components]]
 kind = "rebuild"
 sizes = [16]
+tokens = 64
 [[mixture.components]]
 kind = "create"
 sizes = [16]
+tokens = 64
 weight = 0.5
 """)
     compressor.train(read_settings(tmp_path / "c.toml", compressor.CompressorTraining))
@@ -179,6 +188,7 @@ data = "{data}"
 [[mixture.components]]
 kind = "steps"
 sizes = [48]
+tokens = 96
 tasks = ["world", "niah_single_2"]
 """)
     warmup.train(read_settings(tmp_path / "w.toml", warmup.WarmupTraining))
@@ -285,7 +295,7 @@ def test_the_figures_are_those_of_greedy_decoding(backbone, data):
 
 def test_rows_of_many_shapes_lose_as_one_by_one(backbone, data):
     parts = [
-        Component(kind="facts", sizes=(48,), items=(2,), tokens=96, raw=0.5), Component(kind="text", sizes=(20,)),
+        Component(kind="facts", sizes=(48,), items=(2,), tokens=96, raw=0.5), Component(kind="text", sizes=(20,), tokens=60),
         Component(kind="rebuild", sizes=(9,), tokens=27),
     ]  # fmt: skip
     rows = Mixture.batch(few(backbone, *parts, data=data), 0, range(6))

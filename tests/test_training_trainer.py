@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_curve(whole, tmp_path):
     assert curve(whole)[-1] != curve(whole)[0]
 
 
-@pytest.mark.parametrize("killed_at", [1, 4, 5])
+@pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_run_that_was_killed_goes_on_with_the_same_curve(whole, tmp_path, killed_at):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Toy(killed_at=killed_at))

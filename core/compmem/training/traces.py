@@ -30,8 +30,8 @@ from compmem.training.text import Text
 
 STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
-FILLER_TOKENS = 48
-"""Tokens of a window of text that fills up."""
+FILLER_TOKENS, PASSAGES = 48, 4000
+"""Tokens of a window of text that fills up, and how many there are at least."""
 ROOM = 8
 """Most times that a context is made larger for the facts to fit in."""
 HELD_SHARE = 20
@@ -110,14 +110,13 @@ def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
     return [c for document in sample.documents for c in split(document, chunk_tokens=tokens, count=count)]
 
 
-def passages_of(
-    backbone: Backbone, text: Text | None, *, tokens: int = 200_000, held: bool = False
-) -> list[Passage] | None:
-    """Windows of packed text as filler, of so many tokens together; None, for made-up facts, where there is no text."""
+def passages_of(backbone: Backbone, text: Text | None, *, tokens: int = 0, held: bool = False) -> list[Passage] | None:
+    """Windows of packed text as filler, of so many tokens at least; None, for made-up facts, where there is no text."""
     if text is None:
         return None
     rng = np.random.default_rng(int(held))
-    windows = (text.window(rng, FILLER_TOKENS, held=held) for _ in range(-(-tokens // FILLER_TOKENS)))
+    count = max(PASSAGES, tokens // FILLER_TOKENS)
+    windows = (text.window(rng, FILLER_TOKENS, held=held) for _ in range(count))
     return [Passage(title="", sentences=(backbone.decode(w).replace("\ufffd", " "),)) for w in windows]
 
 
