@@ -295,7 +295,8 @@ def test_the_figures_are_those_of_greedy_decoding(backbone, data):
 
 def test_rows_of_many_shapes_lose_as_one_by_one(backbone, data):
     parts = [
-        Component(kind="facts", sizes=(48,), items=(2,), tokens=96, raw=0.5), Component(kind="text", sizes=(20,), tokens=60),
+        Component(kind="facts", sizes=(48,), items=(2,), tokens=96, raw=0.5),
+        Component(kind="text", sizes=(20,), tokens=60),
         Component(kind="rebuild", sizes=(9,), tokens=27),
     ]  # fmt: skip
     rows = Mixture.batch(few(backbone, *parts, data=data), 0, range(6))
