@@ -1,7 +1,12 @@
 """Stage 2 as the trainer runs it: a toy that learns to see a mark in compressed chunks by reward alone."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +218,60 @@ def test_more_updates_on_the_rollouts_of_one_policy(warm, tmp_path):
     clipped = [share for [share] in log_of(tmp_path, "clipped")]
     assert clipped[0] == clipped[2] == 0, "the first update of a round is on policy"
     assert max(clipped[1], clipped[3]) > 0
+
+
+@pytest.mark.parametrize("system", ["gru-mem", "lychee"])
+def test_adapters_train_in_float32_on_frozen_bfloat16(warm, tmp_path, system):
+    start = toy_of(warm)
+    for role in ("reasoner", "memory"):
+        start.add_adapter(role, AdapterConfig(rank=2))
+    start.save(tmp_path / "start")
+    backbone = Backbone.load(tmp_path / "start", device="cpu", dtype="bfloat16")
+    rollouts = RolloutSettings(system=system, group=4, memory_tokens=3, overhead=8, answer_tokens=2)
+    run = {"steps": 2, "bf16": True, "checkpointing": True}
+    changes = {"rollouts": rollouts, "rewards": ("outcome", "format"), "scale": True, "beta": 0.01, "piece_tokens": 200}
+    train(backbone, settings(tmp_path, train=("reasoner",), run=run, **changes))
+    assert {p.dtype for p in backbone.parameters("base").values()} == {torch.bfloat16}
+    assert {p.dtype for part in ("reasoner", "memory") for p in backbone.parameters(part).values()} == {torch.float32}
+    assert all(np.isfinite(loss) for [loss] in log_of(tmp_path, "loss"))
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.test_training_rl_stage import make_toy, settings, train, warm_up
+out, batch = Path(sys.argv[1]), int(sys.argv[2])
+run = {"steps": 4, "batch": 2, "accumulate": batch}
+train(warm_up(make_toy(), 20), settings(out, beta=0.01, updates=2, run=run))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(tmp_path):
+    root = Path(__file__).parents[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    curves = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        place = {**os.environ, "PYTHONPATH": f"{root / 'core'}:{root}", "OMP_NUM_THREADS": "1"}
+        place |= {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+        place |= {"MASTER_PORT": str(port)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", LAUNCHED, str(out), str(3 - processes)],
+                env={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=root, stderr=subprocess.PIPE,
+            )
+            for rank in range(processes)
+        ]  # fmt: skip
+        told = [rank.communicate(timeout=300)[1].decode() for rank in ranks]
+        assert all(rank.returncode == 0 for rank in ranks), told
+        curves.append(log_of(out, "loss", "loss_kl", "reward", "clipped"))
+    assert len(curves[0]) == 4
+    assert np.allclose(curves[0], curves[1], atol=1e-4)
 
 
 @pytest.mark.parametrize(
