@@ -37,8 +37,8 @@ bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evalua
 	$(BIN)/compmem bench encode --pages $(PAGES) --out core/results/encode.json
 	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
 	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --out core/results/speed_cpu.json
-	for suite in length chunks ablations tasks; do \
-		$(BIN)/compmem bench quality --data $(DATA) --suite $$suite || exit 1; done
+	failed=0; for suite in length chunks ablations tasks; do \
+		$(BIN)/compmem bench quality --data $(DATA) --suite $$suite || failed=1; done; exit $$failed
 	$(BIN)/compmem bench quality --data $(DATA) --suite memory --scan-until 120000
 	$(BIN)/compmem bench report
 

@@ -19,8 +19,7 @@ ABOUT = {
     "length": "RULER-HQA at rising length. Every question has a context of its own; a row tells how much of it is "
     "filled up from another data set, as HotpotQA's paragraphs end at about 1.5M tokens.",
     "chunks": f"Recall of the chunks of at most 4096 tokens that hold evidence, among the first {RECALLED} "
-    "(2602.08382, table 3), over one joined text. Each paragraph is encoded once for all questions, so the encoder's "
-    "windows end with paragraphs here.",
+    "(2602.08382, table 3), over one joined text.",
     "ablations": "CompMem with one part left out, on the same questions as whole.",
     "tasks": "Other tasks by the same systems: other data sets, where the evidence stands, questions without an "
     "answer (score: the system says that it found nothing), RULER.",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compmem.bench.clock import Times, none, now
-from compmem.encoder import LoadedEncoder, Parts
+from compmem.encoder import LoadedEncoder, Parts, paragraphs
 from compmem.schema import Vectors
 
 Key = tuple[str, str, tuple[tuple[int, int], ...]]
@@ -20,10 +20,10 @@ Key = tuple[str, str, tuple[tuple[int, int], ...]]
 
 @dataclass(slots=True)
 class ReadOnce:
-    """The engine of an encoder whose windows end with paragraphs, so that a paragraph's vectors are its own.
+    """The engine of an encoder that reads a paragraph by itself, as the encoder within does: the vectors are its own.
 
-    A text of several paragraphs is read a paragraph at a time; its whole vector is the mean over all of its tokens, as
-    it is where windows run across paragraphs. A text of one paragraph has exactly the vectors of the encoder within.
+    But for rounding, every text has the vectors that the encoder gives it; its whole vector is the mean over all of its
+    tokens.
     """
 
     inner: LoadedEncoder
@@ -80,16 +80,12 @@ def _key(part: Parts) -> Key:
 
 
 def _paragraphs(part: Parts) -> Iterator[Parts]:
-    """The text cut at blank lines between its spans; each piece with the spans that lie in it."""
-    groups: list[list[tuple[int, int]]] = []
-    for span in part.spans:
-        if groups and "\n\n" not in part.text[groups[-1][-1][1] : span[0]]:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
+    """The text cut as the encoder reads it; each piece with the spans that lie in it."""
+    groups = paragraphs(part.text, part.spans)
     if len(groups) < 2:
         yield part
         return
-    for group in groups:
-        start, end = group[0][0], group[-1][1]
-        yield Parts(part.label, part.text[start:end], tuple((a - start, b - start) for a, b in group))
+    for first, last in groups:
+        start, end = part.spans[first][0], part.spans[last - 1][1]
+        spans = tuple((a - start, b - start) for a, b in part.spans[first:last])
+        yield Parts(part.label, part.text[start:end], spans)

@@ -1,6 +1,6 @@
 """Texts to vectors. The only room that imports sentence_transformers."""
 
 from compmem.encoder.loading import LoadedEncoder, load_encoder, stock_encoder
-from compmem.encoder.parts import Parts
+from compmem.encoder.parts import Parts, paragraphs
 
-__all__ = ["LoadedEncoder", "Parts", "load_encoder", "stock_encoder"]
+__all__ = ["LoadedEncoder", "Parts", "load_encoder", "paragraphs", "stock_encoder"]

@@ -256,7 +256,7 @@ class Bert:
         places: list[tuple[int, int, Window]] = []
         for number, (part, head, text) in enumerate(zip(parts, heads, texts, strict=True)):
             under = [start, *head.ids[: limit // 2]]
-            for window in windows(text.offsets, part.spans, limit + 1 - len(under)):
+            for window in windows(text.offsets, part, limit + 1 - len(under)):
                 rows.append([*under, *text.ids[window.first : window.last], end])
                 places.append((number, len(under) - window.first, window))
         return rows, places

@@ -37,14 +37,34 @@ class Window:
     """`(part, first, last)`: which part, and which of the text's tokens are its."""
 
 
-def windows(offsets: Sequence[tuple[int, int]], spans: Spans, limit: int) -> list[Window]:
-    """Runs of at most `limit` tokens, cut between parts where that is possible.
+PARAGRAPH = 120
+"""Characters from which a paragraph, or several short ones together, are read by themselves."""
+
+
+def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
+    """Numbers of the parts `(first, last)` that are read together: those of a paragraph, or of several short ones.
+
+    A sentence is meant within its paragraph. Read with the end of the one before, it would have a vector of both.
+    """
+    groups: list[tuple[int, int]] = []
+    first = 0
+    for number in range(1, len(spans)):
+        held = spans[number - 1][1] - spans[first][0]
+        if held >= PARAGRAPH and "\n\n" in text[spans[number - 1][1] : spans[number][0]]:
+            groups.append((first, number))
+            first = number
+    return [*groups, (first, len(spans))] if spans else []
+
+
+def windows(offsets: Sequence[tuple[int, int]], part: Parts, limit: int) -> list[Window]:
+    """Runs of at most `limit` tokens, cut at the ends of paragraphs, and between parts where that is possible.
 
     A part longer than a window is cut itself and stands in several. `offsets` are the tokens' places in the text.
     """
+    opening = {first for first, _ in paragraphs(part.text, part.spans)}
     pieces: list[tuple[int, int, int]] = []
     at = 0
-    for number, (_, end) in enumerate(spans):
+    for number, (_, end) in enumerate(part.spans):
         first = at
         while at < len(offsets) and offsets[at][0] < end:
             at += 1
@@ -52,9 +72,12 @@ def windows(offsets: Sequence[tuple[int, int]], spans: Spans, limit: int) -> lis
     if at < len(offsets) or not pieces:
         pieces += [(-1, i, min(i + limit, len(offsets))) for i in range(at, max(len(offsets), at + 1), limit)]
     out: list[Window] = []
+    begun: set[int] = set()
     for number, first, last in pieces:
         own = ((number, first, last),) if number >= 0 else ()
-        if out and last - out[-1].first <= limit:
+        opens = number in opening and number not in begun
+        begun.add(number)
+        if out and last - out[-1].first <= limit and not opens:
             out[-1] = Window(out[-1].first, last, out[-1].parts + own)
         else:
             out.append(Window(first, last, own))
