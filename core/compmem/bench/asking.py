@@ -190,14 +190,16 @@ def _seconds(entrant: Entrant, memory: Memory, cold: Times, warm: Times) -> Row:
     A system without a memory between questions reads the text anew for each; with a language model that is a part of
     its calls, and for the extractive reader it is the encoder's work.
     """
-    made = memory.times
+    made, scale = memory.times + memory.cutting, 1.0
+    if memory.share < 1 and entrant.system.scans:
+        scale = 1 / memory.share
+        made = memory.times * scale + memory.cutting
+    cold, warm = cold * scale, warm * scale
     if entrant.system.keeps:
         index, first, again = made, made + cold, warm
     else:
         reading = made if entrant.reader == "extractive" else none()
         index, first, again = none(), reading + cold, reading + warm
-    if memory.share < 1 and entrant.system.scans:
-        index, first, again = index / memory.share, first / memory.share, again / memory.share
     named = zip(TIMES, (index, first, again), strict=True)
     return {name: [round(float(t), 4) for t in times] for name, times in named}
 

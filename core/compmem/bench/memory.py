@@ -65,6 +65,8 @@ class Memory:
     """Blocks of the whole context that hold evidence."""
     times: Times
     """What making it took, the encoder's work counted as if it had not been shared."""
+    cutting: Times
+    """What cutting the whole context took, where only a part of it was made into memory."""
     share: float
     """The share of the context's blocks that are in it."""
 
@@ -117,10 +119,11 @@ class Memories:
         index = self._index(layout, latent)
         sample = self.sample if layout == "passages" else self.sample.joined()
         documents = sample.documents
-        gold_in_all, share, supports = None, 1.0, sample.supports
+        gold_in_all, share, supports, cutting = None, 1.0, sample.supports, none()
         if part:
-            chunks, splitting = self._chunks(documents[0], latent)
-            began = began - splitting
+            started = now()
+            chunks, cutting = self._chunks(documents[0], latent)
+            began = began + (now() - started)  # it is told apart: it does not grow with the part
             kept = _ends(chunks, most or 0) if part == "ends" else _spread(chunks)
             gold_in_all = sum(map(sample.supports, chunks))
             share = len(kept) / len(chunks)
@@ -132,7 +135,7 @@ class Memories:
         gold = _gold(index, documents if layout == "chunks" else _holding(sample), supports)
         return Memory(
             index=index, gold=gold, gold_in_all=len(gold) if gold_in_all is None else gold_in_all,
-            times=times, share=share,
+            times=times, cutting=cutting, share=share,
         )  # fmt: skip
 
     def _index(self, layout: Layout, latent: bool) -> MemoryIndex:
@@ -147,14 +150,14 @@ class Memories:
         return MemoryIndex(store, config, encoder=models.encoder, backbone=models.backbone, gate=models.gate)
 
     def _chunks(self, document: Document, latent: bool) -> tuple[list[Chunk], Times]:
-        """The chunks of the whole context, cut once, and the time that a system has to be charged for it."""
+        """The chunks of the whole context, cut once, and the time that it took."""
         known = self._split.get(latent)
         if known is not None:
             return known
         began = now()
         chunks = split(document, chunk_tokens=CHUNK, count=self._counter(latent))
         self._split[latent] = chunks, now() - began
-        return chunks, none()
+        return self._split[latent]
 
     def _counter(self, latent: bool) -> Callable[[Sequence[str]], list[int]]:
         backbone = self._models.backbone

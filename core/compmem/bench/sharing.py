@@ -44,10 +44,10 @@ class ReadOnce:
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
         """Vectors `[1 + spans, dim]` of each text and its parts, not normalised."""
         cut = [list(_paragraphs(p)) for p in parts]
-        self._read([p for paragraphs in cut for p in paragraphs])
+        self._read([p for pieces in cut for p in pieces])
         out: list[Vectors] = []
-        for paragraphs in cut:
-            found = [self._known[_key(p)] for p in paragraphs]
+        for pieces in cut:
+            found = [self._known[_key(p)] for p in pieces]
             self.charged = self.charged + np.sum([times for _, times in found], axis=0)
             whole = np.sum([v[0] for v, _ in found], axis=0)
             out.append(np.concatenate([whole[None], *(v[1:] for v, _ in found)]))
