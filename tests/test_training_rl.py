@@ -9,6 +9,7 @@ from compmem.schema import Chunk, Document
 from compmem.tasks.sample import Sample, Span
 from compmem.training.advantages import group_advantages, mixed_advantages, step_advantages
 from compmem.training.evidence import Evidence
+from compmem.training.lessons import figures_of, turn_advantages
 from compmem.training.objective import Objective, Replies, divergence, policy_loss
 from compmem.training.rewards import EARLY, LATE, reward, well_formed
 from compmem.training.trajectory import Step, Trajectory, Turn
@@ -110,6 +111,29 @@ def test_step_advantages_compare_those_still_running():
     assert torch.allclose(made, torch.tensor(expected))
     mixed = mixed_advantages(torch.tensor([1.0, 0.0, -1.0]), made, 0.9)
     assert torch.allclose(mixed[:, 0], torch.tensor([0.9 + 0.2 / 3, 0.2 / 3, -0.9 - 0.4 / 3]))
+
+
+def test_every_turn_has_its_advantage_and_the_answer_the_trajectory_s():
+    runs = [
+        replace(run([False, True], enough=1), turn=Turn(prompt=[0], reply=[1])),
+        run([True], enough=1, answer=""),
+    ]
+    worth = [reward(r, SAMPLE) for r in runs]
+    used = ("outcome", "exit", "format", "update")
+    whole = (2.0 - 0.25) / 2
+    first, second = turn_advantages(runs, worth, used, alpha=0.9, scale=False)
+    assert first == pytest.approx([0.9 * whole + 0.1 * 1.0, 0.9 * whole, whole])
+    assert second == pytest.approx([-0.9 * whole - 0.1 * 1.0])
+    plain, _ = turn_advantages(runs, worth, used, alpha=None, scale=False)
+    assert plain == pytest.approx([whole] * 3)
+
+
+def test_figures_are_sums_with_what_they_are_divided_by():
+    runs = [run([False, True, False, True]), run([True, True]), run([False, True, False, True, False])]
+    sums, counts = figures_of(runs, [reward(r, SAMPLE) for r in runs], ("outcome",))
+    assert (sums["early"], sums["late"], sums["blocks_read"], counts["early"]) == (1, 1, 11, 3)
+    assert (sums["reward_update"], counts["reward_update"]) == (9, 11)
+    assert sums["reward"] == sums["outcome"] == 3
 
 
 def toy(logits, tokens, advantages, shares, *, then=None):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
 from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
@@ -20,7 +21,7 @@ from compmem.tasks.sample import Sample, Span
 from compmem.training.examples import Example, Rows, row_losses
 from compmem.training.objective import Objective
 from compmem.training.rl import RLStage, RLTraining
-from compmem.training.rollouts import Context, RolloutSettings
+from compmem.training.rollouts import Context, RolloutSettings, check_whole
 from compmem.training.stages import run_stage
 from compmem.training.traces import StepPrompts, structured
 from compmem.training.trainer import RunSettings, Trainer
@@ -290,6 +291,15 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(tmp_pat
 def test_settings_that_do_not_go_together(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **changes)
+
+
+def test_sharded_weights_are_refused(monkeypatch):
+    class Sharded:
+        distributed_type = DistributedType.FSDP
+
+    monkeypatch.setattr("accelerate.state.AcceleratorState", Sharded)
+    with pytest.raises(ValueError, match="without FSDP"):
+        check_whole()
 
 
 def test_nothing_to_train_is_an_error(warm, tmp_path):

@@ -25,7 +25,7 @@ from compmem.training.calibration import auc, platt, threshold_for
 from compmem.training.gate_examples import GateContext, GateState
 from compmem.training.precision import precision
 from compmem.training.questions import Draw, QuestionSettings, drawing
-from compmem.training.rollouts import Rollouts, RolloutSettings, drawn_seeds
+from compmem.training.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 from compmem.training.trainer import RunSettings, Trainer
 
 HELD = 1 << 40
@@ -100,9 +100,10 @@ def train(settings: GateTraining) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
-        ValueError: A data file is broken.
+        ValueError: A data file is broken, or the weights are sharded.
     """
     trainer = Trainer(settings.run)
+    check_whole()
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "gate" not in backbone.adapters:
         backbone.add_adapter("gate", settings.adapter)

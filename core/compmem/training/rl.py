@@ -23,7 +23,7 @@ from compmem.training.objective import Objective, Replies, divergence, policy_lo
 from compmem.training.questions import Draw, QuestionSettings, drawing
 from compmem.training.reference import frozen_copy
 from compmem.training.rewards import Outcome, Part, Rewards, reward
-from compmem.training.rollouts import Rollouts, RolloutSettings, drawn_seeds
+from compmem.training.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 from compmem.training.trainer import RunSettings, Trainer
 from compmem.training.trajectory import Trajectory, Turn
 
@@ -108,9 +108,10 @@ def train(settings: RLTraining) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
-        ValueError: There is nothing to train, or a data file is broken.
+        ValueError: There is nothing to train, a data file is broken, or the weights are sharded.
     """
     trainer = Trainer(settings.run)
+    check_whole()
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)

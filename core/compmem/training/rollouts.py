@@ -192,6 +192,18 @@ class Rollouts:
             yield Turn(prompt=prompt, reply=drawn, chunk=chunk), ended
 
 
+def check_whole() -> None:
+    """Refuse sharded weights: rollouts run between the steps, where a process has no more than its shard.
+
+    Raises:
+        ValueError: The run was launched with FSDP.
+    """
+    from accelerate.state import AcceleratorState
+
+    if str(AcceleratorState().distributed_type) == "DistributedType.FSDP":
+        raise ValueError("rollouts need whole weights on every process: launch without FSDP, and train adapters")
+
+
 def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
     """Seeds for so many rollouts of the question of a number."""
     return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]
