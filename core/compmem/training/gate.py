@@ -104,6 +104,8 @@ def train(settings: GateTraining) -> dict[str, Any]:
     """
     trainer = Trainer(settings.run)
     check_whole()
+    # A fresh adapter is drawn.
+    torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "gate" not in backbone.adapters:
         backbone.add_adapter("gate", settings.adapter)

@@ -112,6 +112,8 @@ def train(settings: RLTraining) -> dict[str, Any]:
     """
     trainer = Trainer(settings.run)
     check_whole()
+    # A fresh adapter is drawn.
+    torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)
