@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from compmem.backbone import AdapterConfig
 from compmem.backbone.config import Linear
@@ -71,7 +71,7 @@ class Shape:
     def parameters(self) -> int:
         """Of the stock model."""
         heads = 2 * self.head_dim if self.normed_heads else 0
-        layer = sum(map(self.linear, ("q", "k", "v", "o", "gate", "up", "down"))) + 2 * self.hidden + heads
+        layer = sum(self.linear(name) for name in get_args(Linear)) + 2 * self.hidden + heads
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
     def sides(self, name: Linear) -> tuple[int, int]:
