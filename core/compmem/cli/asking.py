@@ -13,7 +13,6 @@ from rich.text import Text
 import compmem
 from compmem.cli import show
 from compmem.cli.app import app, err, out, parse_filter, write_json
-from compmem.readers.endpoint import Endpoint
 from compmem.schema import Answer, AnswerToken, Event, Step
 from compmem.trace import as_page, printable
 
@@ -145,6 +144,8 @@ def _chat(reader: ReaderName | None, model: str | None, base_url: str | None, ap
     if reader is ReaderName.chat:
         if model is None:
             raise typer.BadParameter("--reader chat needs --model, and --base-url unless it is OpenAI's")
+        from compmem.readers.endpoint import Endpoint  # its room loads torch, which a command's help can do without
+
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
     if model or base_url or api_key_env:
         raise typer.BadParameter("--model, --base-url and --api-key-env need --reader chat")
