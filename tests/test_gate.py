@@ -22,15 +22,15 @@ QUESTION = "Who insures the building that Acme rents?"
 class Words:
     """What a store knows of words, of four passages."""
 
-    def __init__(self):
-        self.held = [set(terms(f"{t} {p}")) for t, p in PASSAGES.items()]
+    def __init__(self, passages=PASSAGES):
+        self.held = [set(terms(f"{t} {p}")) for t, p in passages.items()]
         self.names = {}
-        for number, title in enumerate(PASSAGES):
+        for number, title in enumerate(passages):
             for name, _ in names_of(title, (), ""):
                 self.names.setdefault(name, []).append(number)
 
     def __len__(self):
-        return len(PASSAGES)
+        return len(self.held)
 
     def document_frequency(self, asked):
         return {t: n for t in asked if (n := sum(t in held for held in self.held))}
@@ -135,3 +135,33 @@ def test_files_that_are_no_gate_are_named(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=facts)
     with pytest.raises(CheckpointError, match="other features"):
         GateHead.load(tmp_path / "old.safetensors")
+
+
+def test_a_name_that_no_block_answers_to_still_leads_on():
+    """Two pages speak of Jane Roe and none is about her."""
+    encoder = HashEncoder()
+    said = {
+        "Big Eyes": "Big Eyes was directed by Jane Roe in Oslo.",
+        "The Fall": "The Fall is a play by Jane Roe and her spouse Ann Poe.",
+        "The Rise": "The Rise is a play by John Doe and his spouse Ida Low.",
+    }
+    blocks = []
+    for title, text in said.items():
+        chunk = Chunk(text=text, title=title, sentences=((0, len(text)),))
+        blocks.append(digest(MemoryBlock(chunk=chunk, vectors=encoder.encode([text, text]))))
+    viewer = Viewer("Who is the spouse of the person who directed Big Eyes?", encoder, Words(said))
+    before = features(viewer.view(""), blocks)
+    assert not column(before, "spoken").any()
+    after = features(viewer.view("Big Eyes: Big Eyes was directed by Jane Roe in Oslo."), blocks)
+    for name in ("spoken_weight", "spoken_nearby", "fresh_capital"):
+        assert column(after, name)[1] > column(after, name)[2] == 0
+    assert column(after, "fresh_missing")[1] > 0  # the sentence that names her says "spouse", which is still missing
+    assert column(after, "asked_spoken").tolist() == pytest.approx([1 / 3, 0, 0])
+
+
+def test_the_mean_of_gates_is_one_gate():
+    torch.manual_seed(0)
+    gates = [GateHead(hidden=h) for h in (4, 6, 4)]
+    one = GateHead.averaged(gates)
+    x = torch.randn(20, len(FEATURES))
+    torch.testing.assert_close(one(x), torch.stack([g(x) for g in gates]).mean(0))

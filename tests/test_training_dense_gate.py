@@ -9,7 +9,7 @@ import torch
 from compmem.gate import FEATURES, GateHead
 from compmem.metrics import calibration_error
 from compmem.tasks.multihop import read_corpus
-from compmem.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, train
+from compmem.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, state_loss, train
 from compmem.training.settings import read_settings
 from tests.test_tasks import write
 
@@ -100,3 +100,38 @@ def test_settings_come_from_a_file_and_unknown_ones_are_named(tmp_path):
     path.write_text("= nonsense")
     with pytest.raises(ValueError, match="not TOML"):
         read_settings(path, DenseGateTraining)
+
+
+def test_the_loss_is_that_of_each_state_by_itself():
+    torch.manual_seed(0)
+    logits, sizes, counts = torch.randn(9), [4, 3, 2], torch.tensor([1.0, 3.0, 2.0])
+    y = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 0, 0])  # two supporting, one, none
+    state = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    ranked = []
+    for z, t in zip(logits.split(sizes), y.split(sizes), strict=True):
+        shares = torch.log_softmax(z, 0)
+        ranked.append(-shares[t == 1].mean() if t.any() else torch.tensor(0.0))
+    apart = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=counts[state])
+    expected = apart + 0.3 * (torch.stack(ranked) * counts).sum() / counts.sum()
+    torch.testing.assert_close(state_loss(logits, y, state, counts, 0.3), expected)
+
+
+def test_composed_questions_are_taught_and_never_judge(world, tmp_path):
+    names = ["Anna Berg", "Carl Dorn", "Ewa Falk"]
+    pages = [
+        {"title": f"Play {i}", "text": f"Play {i} is a drama written by {n}, who also acted in it. " * 3}
+        for i, n in enumerate(names)
+    ]
+    single = [
+        {"id": f"s{i}", "dataset": "nq_qed", "context": f"{n} was born in town number {i}.", "question": f"where was {n} born", "answer": f"number {i}", "start": len(n) + 18}  # noqa: E501
+        for i, n in enumerate(names)
+    ]  # fmt: skip
+    settings = DenseGateTraining(
+        questions=world, out=tmp_path / "out", rounds=1, steps=1, epochs=1, hidden=4, heads=1, small_worlds=(5,),
+        distractors=write(tmp_path / "pages.jsonl", *pages), singlehop=write(tmp_path / "single.jsonl", *single),
+        per_set=10,
+    )  # fmt: skip
+    report = train(settings)
+    assert 0 < report["composed"] <= 6  # three single questions, each asked at most twice
+    assert report["questions"]["training"] == 10
+    assert set(report["validation"]["questions"]) == {"own"}

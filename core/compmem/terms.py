@@ -6,7 +6,7 @@ or glues particles to words (Korean). A name is a run of whole words: a title, a
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -34,6 +34,11 @@ LONGEST_NAME = 12
 
 NEARBY = 5
 """Words on each side of a mention that count as said of it."""
+
+_JOINTS = frozenset((" ", "-", "'", "\u2019"))
+_INITIAL = 2
+"""Letters of a word after which a full stop is not the end of a sentence: `J. R. R. Tolkien`, `St. Louis`."""
+_WITHIN = frozenset(("of", "the", "de", "la", "le", "du", "von", "van", "der", "den", "del", "di", "da", "al"))
 
 STOPWORDS = frozenset(
     """a about above after again all also am an and any are as at be because been before being below between both but
@@ -177,6 +182,43 @@ def mentions(text: str, known: Iterable[str]) -> list[Mention]:
         else:
             at += 1
     return list(out.values())
+
+
+def spoken_names(text: str) -> list[Mention]:
+    """Runs of capitalised words, whether or not a block answers to them, each once in order of first use.
+
+    A word such as "of" may stand within a run; punctuation ends it.
+    """
+    text = unicodedata.normalize("NFC", text)
+    found = list(_WORD.finditer(text))
+    parts = [fold(match[0]) for match in found]
+    out: dict[str, Mention] = {}
+    for first, last in _capital_runs(text, found, parts):
+        around = parts[max(0, first - NEARBY) : first] + parts[last : last + NEARBY]
+        run = " ".join(parts[first:last])
+        nearby = frozenset(root(w) for w in around if w not in STOPWORDS)
+        before = out.get(run)
+        out[run] = Mention(run, 1.0, nearby if before is None else nearby | before.nearby)
+    return list(out.values())
+
+
+def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where runs of capitalised words begin and end, as numbers of words."""
+    first = last = -1
+    for at, match in enumerate(found):
+        capital = match[0][0].isupper()
+        if first >= 0:
+            gap = text[found[at - 1].end() : match.start()]
+            joined = gap in _JOINTS or (gap == ". " and len(parts[at - 1]) <= _INITIAL)
+            within = capital or match[0][0].isdigit() or parts[at] in _WITHIN
+            if not (joined and within and at - first < LONGEST_NAME):
+                yield first, last
+                first = -1
+        if capital and (first >= 0 or parts[at] not in STOPWORDS):
+            first = at if first < 0 else first
+            last = at + 1
+    if first >= 0:
+        yield first, last
 
 
 def root(word: str) -> str:

@@ -8,7 +8,18 @@ from typing import Protocol
 import numpy as np
 
 from compmem.schema import Encoder, Vectors
-from compmem.terms import STOPWORDS, Mention, content_terms, mentions, possible_names, root, terms, words
+from compmem.terms import (
+    STOPWORDS,
+    Mention,
+    content_terms,
+    mentions,
+    name,
+    possible_names,
+    root,
+    spoken_names,
+    terms,
+    words,
+)
 
 LINES = 12
 """Lines of working memory that are compared one by one, the newest."""
@@ -42,6 +53,12 @@ class Line:
     terms: frozenset[str]
     bearing: float
     """Share of the question's weight that the line covers."""
+    spoken: Mapping[str, Mention]
+    """Runs of capitalised words that the question does not hold, known or not."""
+    fresh: Mapping[str, float]
+    """Inverse document frequency of the line's terms that the question does not hold."""
+    capitals: Mapping[str, float]
+    """Those of them that are capitalised."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +71,8 @@ class View:
     """Weight of the roots of the question's words."""
     names: Mapping[str, Mention]
     """Known names in the question."""
+    spoken: Mapping[str, Mention]
+    """Runs of capitalised words in the question, known or not."""
     covered: frozenset[str]
     """Question terms that the working memory already covers."""
     lines: tuple[Line, ...]
@@ -79,6 +98,7 @@ class Viewer:
     _vectors: dict[str, Vectors] = field(default_factory=dict)
     _names: dict[str, Sequence[object]] = field(default_factory=dict)
     _views: dict[str, View] = field(default_factory=dict)
+    _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
 
     def view(self, memory: str) -> View:
         """The question and this working memory, taken apart; the first stage, the gate and the reader share it."""
@@ -93,30 +113,37 @@ class Viewer:
         total = len(self.lexicon)
         weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
         known = self._known([self.question, *lines])
-        of_question = {m.name: m for m in mentions(self.question, known)}
-        spoken = sorted({w for n in known for w in n.split()})
-        stems = {w: (terms(w) or [w])[0] for w in spoken}
-        seen = self.lexicon.document_frequency(list(dict.fromkeys(stems.values())))
+        capitalised = self._spoken(self.question)
+        rarity = self._rarity([*known, *capitalised, *(n for line in lines for n in self._spoken(line))])
+        parts = self._lines(lines, known, weights)
+        everything = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
+        vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
+        return View(
+            weights=weights,
+            roots=self._roots(weights),
+            names={m.name: m for m in mentions(self.question, known)},
+            spoken=capitalised,
+            covered=frozenset(weights) & everything,
+            lines=parts,
+            question=vectors[0],
+            joint=vectors[1:],
+            shared={n: len(blocks) for n, blocks in known.items()},
+            rarity=rarity,
+            read=len(lines),
+        )
+
+    def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
         roots: dict[str, float] = {}
         for word in words(self.question):
             if word not in STOPWORDS:
                 weight = max((weights.get(t, 0.0) for t in terms(word)), default=0.0)
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))
-        parts = [self._line(line, known, weights) for line in lines]
-        everything = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
-        vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
-        return View(
-            weights=weights,
-            roots=roots,
-            names=of_question,
-            covered=frozenset(weights) & everything,
-            lines=tuple(parts),
-            question=vectors[0],
-            joint=vectors[1:],
-            shared={n: len(blocks) for n, blocks in known.items()},
-            rarity={w: _idf(seen.get(stems[w], 0), total) for w in spoken},
-            read=len(lines),
-        )
+        return roots
+
+    def _rarity(self, names: Sequence[str]) -> dict[str, float]:
+        stems = {w: (terms(w) or [w])[0] for w in dict.fromkeys(w for n in names for w in n.split())}
+        seen = self.lexicon.document_frequency(list(dict.fromkeys(stems.values())))
+        return {w: _idf(seen.get(stem, 0), len(self.lexicon)) for w, stem in stems.items()}
 
     def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """The names of blocks that these texts hold, or may hold; each is looked up once."""
@@ -126,14 +153,35 @@ class Viewer:
         self._names.update((n, found.get(n, ())) for n in new)
         return {n: blocks for n in possible if (blocks := self._names[n])}
 
-    def _line(self, line: str, known: Mapping[str, object], weights: Mapping[str, float]) -> Line:
-        held = frozenset(terms(line))
+    def _spoken(self, text: str) -> dict[str, Mention]:
+        if text not in self._capitalised:
+            self._capitalised[text] = {m.name: m for m in spoken_names(text)}
+        return self._capitalised[text]
+
+    def _lines(
+        self, lines: Sequence[str], known: Mapping[str, object], weights: Mapping[str, float]
+    ) -> tuple[Line, ...]:
+        asked = frozenset(content_terms(self.question))
+        spaced = f" {name(self.question)} "
         total = sum(weights.values()) or 1.0
-        return Line(
-            mentions={m.name: m for m in mentions(line, known)},
-            terms=held,
-            bearing=sum(w for t, w in weights.items() if t in held) / total,
-        )
+        content = {line: [t for t in content_terms(line) if t not in asked] for line in lines}
+        frequency = self.lexicon.document_frequency(list(dict.fromkeys(t for own in content.values() for t in own)))
+        out = []
+        for line in lines:
+            held = frozenset(terms(line))
+            spoken = {n: m for n, m in self._spoken(line).items() if f" {n} " not in spaced}
+            fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in content[line]}
+            out.append(
+                Line(
+                    mentions={m.name: m for m in mentions(line, known)},
+                    terms=held,
+                    bearing=sum(w for t, w in weights.items() if t in held) / total,
+                    spoken=spoken,
+                    fresh=fresh,
+                    capitals={t: fresh[t] for n in spoken for t in terms(n) if t in fresh},
+                )
+            )
+        return tuple(out)
 
     def _encode(self, texts: list[str]) -> Vectors:
         new = [t for t in dict.fromkeys(texts) if t not in self._vectors]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compmem.gate.bridges import BRIDGES, bridges, weight
 from compmem.schema import Chunk, MemoryBlock, Vectors
 from compmem.terms import STOPWORDS, Mention, content_terms, heading_at, headings_in, name, root, terms_of, words
 from compmem.view import LINES, View
@@ -124,7 +125,9 @@ FEATURES = (
     "named_in_memory", "named_in_memory_weight", "named_in_memory_capital", "named_in_memory_shared",
     "named_in_memory_nearby", "named_in_memory_bearing",
     "names_question", "names_question_weight", "names_memory", "names_memory_weight",
-    "already_named", "names_open", "names_total", "covered", "memory_lines", "length",
+    "already_named",
+    *BRIDGES,
+    "names_open", "names_total", "covered", "memory_lines", "length",
 )  # fmt: skip
 """The features by name, in the order of the columns."""
 
@@ -134,6 +137,7 @@ def features(view: View, blocks: Sequence[Digest]) -> Vectors:
     dense = _dense(view, blocks)
     lexical = [_lexical(view, block) for block in blocks]
     links = [_links(view, block) for block in blocks]
+    joints = bridges(view, blocks)
     total = sum(view.weights.values()) or 1.0
     state = [
         sum(1 for n in view.names.values() if not any(n.name in line.mentions for line in view.lines)) / 3,
@@ -142,7 +146,8 @@ def features(view: View, blocks: Sequence[Digest]) -> Vectors:
         min(view.read, LINES) / LINES,
     ]
     rows = [
-        [*d, *x, *k, *state, math.log1p(b.length) / 6] for d, x, k, b in zip(dense, lexical, links, blocks, strict=True)
+        [*d, *x, *k, *j, *state, math.log1p(b.length) / 6]
+        for d, x, k, j, b in zip(dense, lexical, links, joints, blocks, strict=True)
     ]
     return np.asarray(rows, dtype=np.float32).reshape(len(blocks), len(FEATURES))
 
@@ -210,9 +215,9 @@ def _links(view: View, block: Digest) -> list[float]:
         max(nearby, default=0.0),
         max((line.bearing for _, line in told), default=0.0),
         min(len(holds_asked), 3) / 3,
-        max((_weight(view, n) for n in holds_asked), default=0.0),
+        max((weight(view, n) for n in holds_asked), default=0.0),
         min(len(holds_told), 3) / 3,
-        max((_weight(view, n) for n in holds_told), default=0.0),
+        max((weight(view, n) for n in holds_told), default=0.0),
         float(any(t in spoken for t in block.titles)),
     ]
 
@@ -220,12 +225,8 @@ def _links(view: View, block: Digest) -> list[float]:
 def _named(view: View, found: Sequence[Mention]) -> list[float]:
     if not found:
         return [0.0, 0.0, 0.0, 0.0]
-    best = max(found, key=lambda m: (m.capitalised, _weight(view, m.name)))
-    return [1.0, _weight(view, best.name), best.capitalised, math.log1p(view.shared[best.name]) / 4]
-
-
-def _weight(view: View, named: str) -> float:
-    return sum(view.rarity[w] for w in named.split()) / 3
+    best = max(found, key=lambda m: (m.capitalised, weight(view, m.name)))
+    return [1.0, weight(view, best.name), best.capitalised, math.log1p(view.shared[best.name]) / 4]
 
 
 def _share(part: frozenset[str], whole: Mapping[str, float] | frozenset[str]) -> float:

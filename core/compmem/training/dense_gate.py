@@ -1,9 +1,12 @@
 """Trains the dense gate: a classifier of (question, working memory, block), apart from the loop (2602.08382, stage 3).
 
-The label is the paper's: does the block hold supporting facts? The states come from the loop itself. For each question
-the first states follow the evidence, one supporting block after another, and beside them a careless reader that also
-keeps what it should not. In the second round the gate trained so far drives, and what it meets is added: it is judged
-later on states of its own making, so it has to have seen them.
+The label is the paper's: does the block hold supporting facts? Beside each block's own probability, the loss looks at
+the share that the supporting blocks of a state have among all of it, because the loop reads the best first. The states
+come from the loop itself. For each question the first states follow the evidence, one supporting block after another,
+and beside them a careless reader that also keeps what it should not. In the second round the gate trained so far
+drives, and what it meets is added: it is judged later on states of its own making, so it has to have seen them. Beside
+the sets' own questions stand composed ones, in a corpus of their own (`compmem.tasks.composed`): they are many, and
+what connects their hops is seldom a title.
 
 Questions are split once into training, selection (calibration and threshold) and validation (the reported figures).
 """
@@ -31,13 +34,18 @@ from compmem.metrics import calibration_error, recall_at
 from compmem.question import QuestionBench
 from compmem.readers import ExtractiveReader
 from compmem.schema import Document, Vectors, WorkingMemory
-from compmem.tasks.multihop import Corpus, Question, leads, read_corpus
+from compmem.tasks.composed import compose, passage_of
+from compmem.tasks.multihop import Corpus, Question, corpus_of, leads, read_corpus
+from compmem.tasks.singlehop import read_singlehop
 
 logger = logging.getLogger(__name__)
 
+COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")
+"""Sets of single questions that ask for facts about named things."""
+
 Labels = NDArray[np.float32]
 Examples = tuple[Vectors, Labels]
-"""Features `[blocks, features]` and whether each block is supporting `[blocks]`."""
+"""One state's blocks: features `[blocks, features]` and whether each is supporting `[blocks]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +59,14 @@ class DenseGateTraining:
     distractors: Path | None = None
     """Pages (`{"title", "text"}` lines) whose first paragraphs join the corpus."""
     distractor_count: int = 7000
+    singlehop: Path | None = None
+    """Questions about one text each, of which further questions are composed; see `compmem.tasks.singlehop`."""
+    composed: int = 400
+    """Composed questions; all of them are for training."""
+    per_set: int | None = None
+    """Most training questions of one set. None: all."""
+    threshold: float | None = None
+    """The gate's own threshold, chosen by cross-validation elsewhere. None: chosen on the selection questions."""
     dataset_weights: dict[str, float] = field(default_factory=dict)
     """How much an example of a set counts; 1 where it is not named."""
     small_worlds: tuple[int, ...] = (1, 5, 25)
@@ -60,8 +76,13 @@ class DenseGateTraining:
     rounds: int = 2
     """Rounds of rollouts; from the second on, the gate trained so far drives."""
     hidden: int = 64
+    heads: int = 2
+    """Networks trained apart whose mean is the gate."""
     epochs: int = 12
-    batch: int = 1024
+    batch: int = 16
+    """States in a batch."""
+    ranking: float = 0.3
+    """How much the share of a state's supporting blocks counts beside the probability of each block."""
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     seed: int = 0
@@ -78,27 +99,39 @@ def train(settings: DenseGateTraining) -> dict[str, Any]:
     began = time.monotonic()
     extra = itertools.islice(leads(settings.distractors), settings.distractor_count) if settings.distractors else ()
     corpus = read_corpus(settings.questions, extra=extra)
-    index = _index(settings, corpus)
+    index = _index(settings, corpus, settings.cache)
     parts = split_questions(corpus.questions)
+    parts["training"] = _at_most(parts["training"], settings.per_set)
     rng = np.random.default_rng(settings.seed)
+    composed = _composed(settings, rng)
     examples: dict[str, list[Examples]] = defaultdict(list)
     head: GateHead | None = None
     for number in range(settings.rounds):
         for question in [*parts["training"], *parts["selection"], *parts["validation"]]:
-            examples[question.id].append(states(index, question, rng, head, settings.steps))
+            examples[question.id].extend(states(index, question, rng, head, settings.steps))
         for small, questions in small_worlds(index, settings, parts, rng):
             for question in questions:
-                examples[question.id].append(states(small, question, rng, head, settings.steps))
+                examples[question.id].extend(states(small, question, rng, head, settings.steps))
             small.close()
-        head = fit(settings, [(q, e) for q in parts["training"] for e in examples[q.id]])
+        if composed is not None:
+            for question in composed[1]:
+                examples[question.id].extend(states(composed[0], question, rng, head, settings.steps, along=False))
+        logger.info("round %d: %d questions rolled out", number, len(examples))
+        taught = [*parts["training"], *(composed[1] if composed else ())]
+        head = fit(settings, [(q, e) for q in taught for e in examples[q.id]])
         logger.info("round %d: %d examples", number, sum(len(y) for es in examples.values() for _, y in es))
     assert head is not None
     calibrate(head, [e for q in parts["selection"] for e in examples[q.id]])
-    head.threshold, sweep = choose_threshold(index, head, parts["selection"])
+    sweep: list[dict[str, float]] = []
+    if settings.threshold is not None:
+        head.threshold = settings.threshold
+    else:
+        head.threshold, sweep = choose_threshold(index, head, parts["selection"])
     report = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "passages": len(corpus.passages),
         "questions": {name: len(part) for name, part in parts.items()},
+        "composed": 0 if composed is None else len(composed[1]),
         "threshold": head.threshold,
         "threshold_sweep": sweep,
         "validation": validate(index, head, parts["validation"], examples),
@@ -117,6 +150,29 @@ def split_questions(questions: Sequence[Question]) -> dict[str, list[Question]]:
         tenth = hashlib.sha256(question.id.encode()).digest()[0] % 10
         parts["selection" if tenth == 8 else "validation" if tenth == 9 else "training"].append(question)
     return parts
+
+
+def _at_most(questions: Sequence[Question], most: int | None) -> list[Question]:
+    held: dict[str, int] = defaultdict(int)
+    kept = []
+    for question in questions:
+        held[question.dataset] += 1
+        if most is None or held[question.dataset] <= most:
+            kept.append(question)
+    return kept
+
+
+def _composed(settings: DenseGateTraining, rng: np.random.Generator) -> tuple[MemoryIndex, list[Question]] | None:
+    """Composed questions and the index over their passages and as many that answer none of them."""
+    if settings.singlehop is None:
+        return None
+    about = [q for q in read_singlehop(settings.singlehop) if q.dataset in COMPOSED_OF]
+    pages = list(leads(settings.distractors)) if settings.distractors else []
+    records = compose(pages, about, rng, most=settings.composed)
+    apart = [passage_of(about[i]) for i in rng.permutation(len(about))[: 2 * settings.composed]]
+    corpus = corpus_of(((r["id"], r) for r in records), extra=apart)
+    cache = settings.cache.with_name(f"{settings.cache.name}-composed") if settings.cache else None
+    return _index(settings, corpus, cache), list(corpus.questions)
 
 
 def small_worlds(
@@ -145,13 +201,19 @@ def _copy(index: MemoryIndex, passages: Sequence[int]) -> MemoryIndex:
 
 
 def states(
-    index: MemoryIndex, question: Question, rng: np.random.Generator, head: GateHead | None, steps: int
-) -> Examples:
-    """Examples from the states of two rollouts of one question: one along the evidence, one that errs."""
+    index: MemoryIndex,
+    question: Question,
+    rng: np.random.Generator,
+    head: GateHead | None,
+    steps: int,
+    *,
+    along: bool = True,
+) -> list[Examples]:
+    """The states of two rollouts of one question: one along the evidence, where it is asked for, and one that errs."""
     with index.bench(question.question, None, RecallConfig()) as bench:
-        found = [*_rollout(bench, question, rng, head, steps, errs=False)] if head is None else []
+        found = [*_rollout(bench, question, rng, head, steps, errs=False)] if head is None and along else []
         found += _rollout(bench, question, rng, head, steps, errs=True)
-    return np.concatenate([x for x, _ in found]), np.concatenate([y for _, y in found])
+    return found
 
 
 def _rollout(
@@ -182,28 +244,73 @@ def _rollout(
 
 
 def fit(settings: DenseGateTraining, examples: Sequence[tuple[Question, Examples]]) -> GateHead:
-    """A gate trained on these examples by binary cross-entropy."""
-    torch.manual_seed(settings.seed)
-    x = torch.from_numpy(np.concatenate([e[0] for _, e in examples]))
-    y = torch.from_numpy(np.concatenate([e[1] for _, e in examples]))
-    counts = np.concatenate([
-        np.full(len(e[1]), settings.dataset_weights.get(q.dataset, 1.0), dtype=np.float32) for q, e in examples
-    ])  # fmt: skip
-    weight = torch.from_numpy(counts)
+    """A gate trained on these states: the mean of networks that differ in their seed."""
+    x = torch.from_numpy(np.concatenate([x for _, (x, _) in examples]))
+    y = torch.from_numpy(np.concatenate([y for _, (_, y) in examples]))
+    sizes = torch.tensor([len(y) for _, (_, y) in examples])
+    counts = torch.tensor([settings.dataset_weights.get(q.dataset, 1.0) for q, _ in examples])
+    mean, scale = x.mean(0), x.std(0) + 1e-3
+    data = _States((x - mean) / scale, y, sizes, counts)
+    heads = [_network(settings, data, settings.seed + number) for number in range(settings.heads)]
+    for head in heads:
+        head.mean.copy_(mean)
+        head.scale.copy_(scale)
+    return GateHead.averaged(heads)
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """States one after another."""
+
+    x: torch.Tensor
+    """Scaled features `[blocks, features]`."""
+    y: torch.Tensor
+    """`[blocks]`."""
+    sizes: torch.Tensor
+    """Blocks of each state."""
+    counts: torch.Tensor
+    """How much each state counts."""
+
+
+def _network(settings: DenseGateTraining, data: _States, seed: int) -> GateHead:
+    torch.manual_seed(seed)
     head = GateHead(settings.hidden)
-    head.mean.copy_(x.mean(0))
-    head.scale.copy_(x.std(0) + 1e-3)
     optimizer = torch.optim.AdamW(head.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    total = settings.epochs * -(-len(x) // settings.batch)
+    total = settings.epochs * -(-len(data.sizes) // settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=total)
+    blocks = torch.split(torch.arange(len(data.x)), data.sizes.tolist())
     for _ in range(settings.epochs):
-        for rows in torch.split(torch.randperm(len(x)), settings.batch):
-            loss = F.binary_cross_entropy_with_logits(head(x[rows]), y[rows], weight=weight[rows])
+        for chosen in torch.split(torch.randperm(len(data.sizes)), settings.batch):
+            rows = torch.cat([blocks[i] for i in chosen.tolist()])
+            state = torch.repeat_interleave(torch.arange(len(chosen)), data.sizes[chosen])
+            logits = head.layers(data.x[rows]).squeeze(-1)
+            loss = state_loss(logits, data.y[rows], state, data.counts[chosen], settings.ranking)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return head.eval()
+
+
+def state_loss(
+    logits: torch.Tensor, y: torch.Tensor, state: torch.Tensor, counts: torch.Tensor, ranking: float
+) -> torch.Tensor:
+    """Binary cross-entropy of each block, and that of a state's supporting blocks in a softmax over the state.
+
+    Args:
+        logits: `[blocks]`.
+        y: `[blocks]`.
+        state: The state of each block, `[blocks]`.
+        counts: How much each state counts, `[states]`.
+        ranking: How much the second part counts.
+    """
+    apart = F.binary_cross_entropy_with_logits(logits, y, weight=counts[state])
+    none = torch.zeros(len(counts))
+    top = none.scatter_reduce(0, state, logits.detach(), "amax", include_self=False)
+    whole = top + torch.log(none.index_add(0, state, torch.exp(logits - top[state])))
+    supporting = none.index_add(0, state, y)
+    lost = none.index_add(0, state, (whole[state] - logits) * y) / supporting.clamp(min=1)
+    return apart + ranking * (lost * counts).sum() / counts.sum()
 
 
 def calibrate(head: GateHead, examples: Sequence[Examples]) -> None:
@@ -281,9 +388,9 @@ def _number(bench: QuestionBench, block: int) -> int:
     return int(bench.fetch([block])[0].chunk.document_id)
 
 
-def _index(settings: DenseGateTraining, corpus: Corpus) -> MemoryIndex:
-    if settings.cache is not None and settings.cache.exists():
-        return _with_gate(MemoryIndex.open(settings.cache), GateHead(settings.hidden))
-    index = MemoryIndex.create(settings.cache)
+def _index(settings: DenseGateTraining, corpus: Corpus, cache: Path | None) -> MemoryIndex:
+    if cache is not None and cache.exists():
+        return _with_gate(MemoryIndex.open(cache), GateHead(settings.hidden))
+    index = MemoryIndex.create(cache)
     index.add(corpus.documents(), show_progress=True)
     return _with_gate(index, GateHead(settings.hidden))
