@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentPrompts
-from compmem.training.carry import pack, unpack
 from compmem.training.embedded import Embedded, run_all
 from compmem.training.evaluate import Evaluation, Loops, config_of, train
 from compmem.training.export import Export
 from compmem.training.export import train as export
-from compmem.training.settings import read_settings
+from compmem.training.rows.sources import chunks_of
+from compmem.training.running.carry import pack, unpack
+from compmem.training.running.settings import read_settings
 from compmem.training.stages import load_stage
-from compmem.training.traces import chunks_of
 from tests.training import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -158,7 +158,7 @@ def test_the_recipe_that_ships_can_be_read(stage, file, tmp_path):
 
 
 def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("compmem.training.traces.PASSAGES", 60)
+    monkeypatch.setattr("compmem.training.rows.sources.PASSAGES", 60)
     made = {
         "start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (400,), "questions": 3,
         "at_once": 2, "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 3,

@@ -7,15 +7,15 @@ import torch
 
 import compmem.training
 from compmem.backbone import AdapterConfig, MemoryConfig
-from compmem.training.components import Component
 from compmem.training.compressor import CompressorTraining
-from compmem.training.estimate import STAGES, activation_bytes, estimate, estimate_file
-from compmem.training.mixture import MixtureSettings
+from compmem.training.footprint.estimate import STAGES, activation_bytes, estimate, estimate_file
+from compmem.training.footprint.shape import KNOWN, Shape
 from compmem.training.rl import RLTraining
-from compmem.training.settings import read_settings
-from compmem.training.shape import KNOWN, Shape
+from compmem.training.rows.components import Component
+from compmem.training.rows.mixture import MixtureSettings
+from compmem.training.running.settings import read_settings
+from compmem.training.running.trainer import RunSettings
 from compmem.training.text import TextPreparation
-from compmem.training.trainer import RunSettings
 
 CONFIGS = Path(compmem.training.__file__).parent / "configs"
 READY = {"qwen2.5-7b": "Qwen2.5-7B-Instruct", "qwen3-4b": "Qwen3-4B"}

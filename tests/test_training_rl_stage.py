@@ -18,13 +18,14 @@ from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
 from compmem.readers.latent import LatentPrompts
 from compmem.schema import Chunk, Document
 from compmem.tasks.sample import Sample, Span
-from compmem.training.examples import Example, Rows, row_losses
-from compmem.training.objective import Objective
 from compmem.training.rl import RLStage, RLTraining
-from compmem.training.rollouts import Context, RolloutSettings, check_whole
+from compmem.training.rollouts.objective import Objective
+from compmem.training.rollouts.questions import Context
+from compmem.training.rollouts.rollouts import RolloutSettings, check_whole
+from compmem.training.rows.examples import Example, Rows, row_losses
+from compmem.training.rows.traces import StepPrompts, structured
+from compmem.training.running.trainer import RunSettings, Trainer
 from compmem.training.stages import run_stage
-from compmem.training.traces import StepPrompts, structured
-from compmem.training.trainer import RunSettings, Trainer
 
 PROMPTS = LatentPrompts(
     nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}="
@@ -84,7 +85,7 @@ def warm_up(backbone, steps=60):
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
     """The device's ceiling takes a second to measure, and says nothing here."""
-    monkeypatch.setattr("compmem.training.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    monkeypatch.setattr("compmem.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
 @pytest.fixture(scope="module")

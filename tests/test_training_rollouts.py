@@ -10,10 +10,10 @@ from compmem.readers.latent import LatentPrompts, LatentReader
 from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
 from compmem.tasks.sample import Sample, Span
-from compmem.training.likelihood import reply_likelihood
-from compmem.training.reference import frozen_copy
-from compmem.training.rollouts import Context, Rollouts, RolloutSettings
-from compmem.training.trajectory import Turn
+from compmem.training.rollouts.likelihood import frozen_copy, reply_likelihood
+from compmem.training.rollouts.questions import Context
+from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings
+from compmem.training.rollouts.trajectory import Turn
 
 PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{memory}!", answer="{question}|{memory}=")
 MEMORY = MemoryConfig(ratio=4, window=16, own=("q", "k", "v"))

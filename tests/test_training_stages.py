@@ -18,13 +18,15 @@ from compmem.schema import Document
 from compmem.tasks.sample import Sample, Span
 from compmem.tasks.worlds import Fact, WorldSample
 from compmem.training import compressor, lm, text, warmup
-from compmem.training.components import Component, Turns
-from compmem.training.examples import Rows, row_losses, written_exactly
-from compmem.training.mixture import Mixture, MixtureSettings
-from compmem.training.settings import read_settings
-from compmem.training.text import Text, TextPreparation, read_tokenizer
-from compmem.training.traces import StepPrompts, chunks_of, in_lessons, trace
-from compmem.training.trainer import RunSettings, Trainer
+from compmem.training.rows.components import Component, Turns
+from compmem.training.rows.examples import Rows, row_losses, written_exactly
+from compmem.training.rows.mixture import Mixture, MixtureSettings
+from compmem.training.rows.packed import Text, read_tokenizer
+from compmem.training.rows.sources import chunks_of
+from compmem.training.rows.traces import StepPrompts, in_lessons, trace
+from compmem.training.running.settings import read_settings
+from compmem.training.running.trainer import RunSettings, Trainer
+from compmem.training.text import TextPreparation
 from tests.training import prepare, write_texts
 
 PROMPTS = LatentPrompts(
@@ -40,7 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _little_filler(monkeypatch):
-    monkeypatch.setattr("compmem.training.traces.PASSAGES", 60)
+    monkeypatch.setattr("compmem.training.rows.sources.PASSAGES", 60)
 
 
 @pytest.fixture

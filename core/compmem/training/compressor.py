@@ -8,19 +8,17 @@ the model itself makes of the text when it sees it (self-distilled). The weights
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers.latent import LatentPrompts
-from compmem.training.examples import Example
-from compmem.training.mixture import Mixture, MixtureSettings
-from compmem.training.precision import precision
-from compmem.training.traces import StepPrompts
-from compmem.training.trainer import RunSettings, Trainer
-
-Part = Literal["base", "memory", "reasoner"]
+from compmem.training.rows.examples import Example
+from compmem.training.rows.mixture import Mixture, MixtureSettings, Part
+from compmem.training.rows.traces import StepPrompts
+from compmem.training.running.device import precision
+from compmem.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

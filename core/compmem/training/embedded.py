@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compmem.backbone.backbone import DTYPES
-from compmem.training.carry import pack, unpack
-from compmem.training.progress import LOG
-from compmem.training.settings import read_settings
+from compmem.training.running.carry import pack, unpack
+from compmem.training.running.log import LOG
+from compmem.training.running.settings import read_settings
+from compmem.training.running.trainer import BACKBONE
 from compmem.training.stages import load_stage
-from compmem.training.trainer import BACKBONE
 
 CARRIED, REPORT = "carried", "report.json"
 """What a phase leaves for the next machine: a folder of weights, log and report."""

@@ -27,9 +27,10 @@ from compmem.tasks.filler import Filler
 from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds
-from compmem.training.progress import device_name
-from compmem.training.text import Text
-from compmem.training.traces import StepPrompts, chunks_of, passages_of
+from compmem.training.rows.packed import Text
+from compmem.training.rows.sources import chunks_of, passages_of, token_counter
+from compmem.training.rows.traces import StepPrompts
+from compmem.training.running.device import device_name
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +137,12 @@ class _Makers:
     """Samples by task, length and number."""
 
     def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
-        def count(texts: Sequence[str]) -> list[int]:
-            return [len(backbone.encode(text)) for text in texts]
-
         self._settings = settings
         text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
         # One passage in four is for evaluation, and none is used twice in a context.
-        self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
+        self._filler = Filler(
+            token_counter(backbone), passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True)
+        )
         self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)
 
     def samples(self, task: str, length: int) -> list[Sample]:

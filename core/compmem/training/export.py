@@ -9,7 +9,7 @@ from compmem.backbone import Backbone
 from compmem.backbone.backbone import DTYPES
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentPrompts
-from compmem.training.progress import read_log
+from compmem.training.running.log import read_log
 
 REPORT = "training.json"
 

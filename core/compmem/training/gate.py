@@ -20,16 +20,15 @@ from compmem.gate.latent import NO_NOTES, gate_prompt
 from compmem.metrics import calibration_error
 from compmem.readers.latent import LatentPrompts
 from compmem.schema import KVStates
-from compmem.training import gate_examples
-from compmem.training.calibration import auc, platt, threshold_for
-from compmem.training.gate_examples import GateContext, GateState
-from compmem.training.precision import precision
-from compmem.training.questions import Draw, QuestionSettings, drawing
-from compmem.training.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
-from compmem.training.trainer import RunSettings, Trainer
+from compmem.training.gating import gate_examples
+from compmem.training.gating.calibration import auc, platt, threshold_for
+from compmem.training.gating.gate_examples import GateContext, GateState
+from compmem.training.rollouts.questions import Draw, QuestionSettings, drawing
+from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem.training.running.device import precision
+from compmem.training.running.stage import HELD
+from compmem.training.running.trainer import RunSettings, Trainer
 
-HELD = 1 << 40
-"""Numbers from here on are drawn for calibrating and measuring alone."""
 ROLLOUTS = "rollouts.jsonl"
 """What was learned from, kept in the run's folder."""
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from compmem.backbone import Backbone, DecoderConfig, MemoryConfig
 from compmem.readers.latent import LatentPrompts
-from compmem.training.mixture import Mixture, MixtureSettings
-from compmem.training.text import read_tokenizer
-from compmem.training.traces import StepPrompts
-from compmem.training.trainer import RunSettings, Trainer
+from compmem.training.rows.mixture import Mixture, MixtureSettings
+from compmem.training.rows.packed import read_tokenizer
+from compmem.training.rows.traces import StepPrompts
+from compmem.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

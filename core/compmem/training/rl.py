@@ -17,18 +17,15 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers.latent import LatentPrompts
-from compmem.training.lessons import FIGURES, Lessons, figures_of, turn_advantages
-from compmem.training.likelihood import mask_of, reply_likelihood, run_tokens
-from compmem.training.objective import Objective, Replies, divergence, policy_loss
-from compmem.training.questions import Draw, QuestionSettings, drawing
-from compmem.training.reference import frozen_copy
-from compmem.training.rewards import Outcome, Part, Rewards, reward
-from compmem.training.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
-from compmem.training.trainer import RunSettings, Trainer
-from compmem.training.trajectory import Trajectory, Turn
-
-HELD = 1 << 40
-"""Numbers from here on are drawn for measuring alone."""
+from compmem.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn_advantages
+from compmem.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
+from compmem.training.rollouts.objective import Objective, Replies, divergence, policy_loss
+from compmem.training.rollouts.questions import Draw, QuestionSettings, drawing
+from compmem.training.rollouts.rewards import Outcome, Part, Rewards, reward
+from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem.training.rollouts.trajectory import Trajectory, Turn
+from compmem.training.running.stage import HELD
+from compmem.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

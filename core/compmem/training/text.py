@@ -1,7 +1,6 @@
-"""Plain text to train on: read as a stream, a tokenizer trained on it, and its tokens packed into one small file."""
+"""Before stage 0: plain text read as a stream, a tokenizer trained on it, and its tokens packed into one small file."""
 
 import itertools
-import lzma
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +8,14 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from compmem.backbone.checkpoint import load_tokenizer
-from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer, wrap_tokenizer
+from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
 from compmem.errors import CheckpointError
 from compmem.tasks.multihop import read_lines
 from compmem.tasks.names import draw
 from compmem.tasks.relations import RELATIONS
-
-TOKENS, TOKENIZER = "tokens.safetensors.xz", "tokenizer"
-HELD_OUT = 0.02
-"""Share of the tokens, at the end, that only measure."""
-
-TokenIds = NDArray[np.unsignedinteger[Any]]
+from compmem.training.rows.packed import TOKENIZER, TOKENS, TokenIds, packed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +62,7 @@ def train(settings: TextPreparation) -> dict[str, Any]:
     file = settings.out / TOKENS
     try:
         tokenizer.save_pretrained(settings.out / TOKENIZER)
-        file.write_bytes(lzma.compress(save({"text": tokens, "vocabulary": np.array([len(tokenizer)])})))
+        file.write_bytes(packed(tokens, len(tokenizer)))
     except OSError as error:
         raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
     return {"vocabulary": len(tokenizer), "tokens": len(tokens), "bytes": file.stat().st_size}
@@ -86,60 +77,6 @@ def read_texts(files: Sequence[Path]) -> Iterator[str]:
     for file in files:
         for _, line in read_lines(file, ("text",)):
             yield str(line["text"])
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder that `train` made.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    from tokenizers import Tokenizer
-
-    file = folder / TOKENIZER / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"{str(folder)!r} holds no tokenizer: make one with `compmem train text`")
-    return wrap_tokenizer(Tokenizer.from_file(str(file)))
-
-
-class Text:
-    """Packed tokens; windows of them start anywhere.
-
-    Args:
-        folder: A folder that `train` made.
-        vocabulary: Tokens of the tokenizer that reads them.
-
-    Raises:
-        CheckpointError: There are no tokens, or those of another tokenizer.
-    """
-
-    def __init__(self, folder: Path, vocabulary: int) -> None:
-        file = folder / TOKENS
-        try:
-            kept = load(lzma.decompress(file.read_bytes()))
-            tokens, known = kept["text"], int(kept["vocabulary"][0])
-        except (OSError, lzma.LZMAError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{str(file)!r} holds no tokens: {error}") from error
-        if known != vocabulary:
-            raise CheckpointError(
-                f"{str(file)!r} was packed with a tokenizer of {known} tokens, and this one has {vocabulary}: pack the "
-                "text with the model's own, by `compmem train text` with the setting 'tokenizer'"
-            )
-        held = int(len(tokens) * HELD_OUT)
-        self._parts = {"train": tokens[: len(tokens) - held], "held": tokens[len(tokens) - held :]}
-
-    def window(self, rng: np.random.Generator, size: int, *, held: bool) -> list[int]:
-        """So many tokens from a random place.
-
-        Raises:
-            ValueError: There are not so many.
-        """
-        tokens = self._parts["held" if held else "train"]
-        if len(tokens) < size:
-            raise ValueError(f"a window of {size} tokens is wanted, and there are {len(tokens)}")
-        at = int(rng.integers(0, len(tokens) - size + 1))
-        window: list[int] = tokens[at : at + size].tolist()
-        return window
 
 
 def made_up(lines: int, seed: int = 0) -> Iterator[str]:

@@ -10,10 +10,9 @@ from typing import Any
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers.latent import LatentPrompts
-from compmem.training.compressor import Part
-from compmem.training.mixture import Mixture, MixtureSettings
-from compmem.training.traces import StepPrompts
-from compmem.training.trainer import RunSettings, Trainer
+from compmem.training.rows.mixture import Mixture, MixtureSettings, Part
+from compmem.training.rows.traces import StepPrompts
+from compmem.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone, Role
-from compmem.training.components import (
+from compmem.training.rows.components import (
     Component,
     FactRows,
     Maker,
@@ -22,12 +23,13 @@ from compmem.training.components import (
     step_rows,
     text_rows,
 )
-from compmem.training.examples import Example, Rows, figures_of, row_losses, written_exactly
-from compmem.training.text import Text
-from compmem.training.traces import StepPrompts
+from compmem.training.rows.examples import Example, Rows, figures_of, row_losses, written_exactly
+from compmem.training.rows.packed import Text
+from compmem.training.rows.traces import StepPrompts
+from compmem.training.running.stage import HELD
 
-HELD = 1 << 40
-"""Numbers from here on are drawn for measuring alone."""
+Part = Literal["base", "memory", "reasoner"]
+"""Of the backbone: what a supervised stage may change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

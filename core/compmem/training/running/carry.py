@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compmem.errors import CheckpointError
-from compmem.training import checkpoints
+from compmem.training.running import checkpoints
 
 TEXTS: Final = (".json", ".jinja", ".txt")
 """Suffixes of the small files that belong to a backbone."""

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from compmem.metrics import exact_match
 from compmem.tasks.sample import Sample
-from compmem.training.trajectory import Trajectory
+from compmem.training.rollouts.trajectory import Trajectory
 
 Part = Literal["outcome", "update", "exit", "format"]
 Outcome = Literal["exact", "score"]

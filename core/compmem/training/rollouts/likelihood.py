@@ -2,18 +2,22 @@
 
 The chunks are compressed anew, so that what the replies are worth also teaches the compressor what to keep
 (2602.08382, section 4: reasoning, recalled KV, compressor). Turns are run in pieces; a piece is computed again in the
-backward pass, so no more than one stands in memory with all its activations.
+backward pass, so no more than one stands in memory with all its activations. A frozen copy of the policy is what a
+divergence is measured from.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.parameter import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from compmem.backbone import Backbone, Role
-from compmem.training.trajectory import Turn
+from compmem.backbone.checkpoint import Parts
+from compmem.training.rollouts.trajectory import Turn
 
 
 def reply_likelihood(
@@ -52,6 +56,21 @@ def reply_likelihood(
         rows = torch.tensor(numbers, device=made.device)[:, None]
         made = made.index_put((rows, torch.arange(likely.shape[1], device=made.device)[None]), likely)
     return made
+
+
+def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
+    """The policy as it is now, to compare with later; it shares every weight that is not trained."""
+    kept = {id(p) for p in trained}
+    shared = {id(p): p for p in backbone.decoder.parameters() if id(p) not in kept}
+    model, decoder = copy.deepcopy((backbone.model, backbone.decoder), shared)
+    for parameter in decoder.parameters():
+        if id(parameter) not in shared:
+            parameter.requires_grad_(False)
+    parts = Parts(
+        model=model, tokenizer=backbone.tokenizer, decoder=decoder.eval(), memory=backbone.memory,
+        adapters=backbone.adapters,
+    )  # fmt: skip
+    return Backbone(parts)
 
 
 def mask_of(turns: Sequence[Turn], device: torch.device) -> Tensor:

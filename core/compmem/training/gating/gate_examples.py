@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compmem.training.evidence import Evidence, Labels
-from compmem.training.rollouts import Context, Rollouts
-from compmem.training.trajectory import Trajectory
+from compmem.training.rollouts.evidence import Evidence, Labels
+from compmem.training.rollouts.questions import Context
+from compmem.training.rollouts.rollouts import Rollouts
+from compmem.training.rollouts.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from compmem.training.advantages import group_advantages, mixed_advantages, step_advantages
-from compmem.training.rewards import Part, Rewards
-from compmem.training.trajectory import Trajectory, Turn
+from compmem.training.rollouts.rewards import Part, Rewards
+from compmem.training.rollouts.trajectory import Trajectory, Turn
 
 FIGURES: Final = (
     "reward", "outcome", "reward_update", "reward_exit", "reward_format", "early", "late", "blocks_read",
     "reply_tokens", "clipped", "rollout_tokens_per_second",
 )  # fmt: skip
 """What is told of each step beside the losses; means over trajectories, or over their steps."""
+STD_FLOOR: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,32 @@ def turn_advantages(
         [*each[g, : len(run.steps)].tolist(), *([float(whole[g])] if run.turn is not None else [])]
         for g, run in enumerate(runs)
     ]
+
+
+def group_advantages(rewards: Tensor, *, scale: bool) -> Tensor:
+    """Rewards `[group]` without their mean; with `scale` in units of their deviation.
+
+    Without it as in Dr.GRPO (2503.20783) and MemAgent (2507.02259); with it the group norm of 2602.08382, algorithm 1.
+    """
+    centred = rewards - rewards.mean()
+    return centred / (rewards.std(correction=0) + STD_FLOOR) if scale else centred
+
+
+def step_advantages(rewards: Tensor, alive: Tensor) -> Tensor:
+    """Rewards `[group, steps]` without the mean of those still running at that step; 0 where one is not.
+
+    Args:
+        rewards: Of each step.
+        alive: Which trajectories made that step, `[group, steps]`.
+    """
+    running = alive.to(rewards.dtype)
+    mean = (rewards * running).sum(0) / running.sum(0).clamp(min=1)
+    return (rewards - mean) * running
+
+
+def mixed_advantages(whole: Tensor, steps: Tensor, alpha: float) -> Tensor:
+    """Those of each step `[group, steps]`: alpha of the trajectory's, the rest its own (2602.10560)."""
+    return alpha * whole[:, None] + (1 - alpha) * steps
 
 
 def figures_of(

@@ -6,36 +6,22 @@ of any other evidence its sentence.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from random import Random
-from typing import Protocol, cast
-from zlib import crc32
 
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.chunking import TokenCounter, split
 from compmem.compressor import chunk_ids
 from compmem.readers.latent import LatentPrompts
 from compmem.schema import Chunk
-from compmem.tasks.contexts import Contexts
-from compmem.tasks.filler import Filler
-from compmem.tasks.multihop import Passage, Question, read_corpus
-from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
-from compmem.tasks.worlds import WorldConfig, Worlds, WorldSample
-from compmem.training.examples import Example
-from compmem.training.text import Text
+from compmem.tasks.worlds import WorldSample
+from compmem.training.rows.examples import Example
+from compmem.training.rows.sources import SampleSource, chunks_of
 
 STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
-FILLER_TOKENS, PASSAGES = 48, 4000
-"""Tokens of a window of text that fills up, and how many there are at least."""
-ROOM = 8
-"""Most times that a context is made larger for the facts to fit in."""
-HELD_SHARE = 20
-"""One in so many questions of a set is held out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,22 +90,6 @@ def _due(sample: Sample, open_: Sequence[int]) -> Sequence[int]:
     return open_ if sample.task.startswith("niah_") else open_[:1]
 
 
-def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
-    """The chunks of a sample's documents, in order."""
-    count = lambda texts: [len(backbone.encode(t)) for t in texts]  # noqa: E731
-    return [c for document in sample.documents for c in split(document, chunk_tokens=tokens, count=count)]
-
-
-def passages_of(backbone: Backbone, text: Text | None, *, tokens: int = 0, held: bool = False) -> list[Passage] | None:
-    """Windows of packed text as filler, of so many tokens at least; None, for made-up facts, where there is no text."""
-    if text is None:
-        return None
-    rng = np.random.default_rng(int(held))
-    count = max(PASSAGES, tokens // FILLER_TOKENS)
-    windows = (text.window(rng, FILLER_TOKENS, held=held) for _ in range(count))
-    return [Passage(title="", sentences=(backbone.decode(w).replace("\ufffd", " "),)) for w in windows]
-
-
 def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:
     """The chunks in an order to learn from: those with evidence as it builds up, and before each some that lack it.
 
@@ -176,77 +146,6 @@ class StepPrompts:
         written = [*self.backbone.encode(reply), self.backbone.tokenizer.eos_token_id]
         ids = [*prompt, *written]
         return Example(part=part, blocks=blocks, ids=ids, spans=((len(prompt), len(ids)),))
-
-
-class SampleSource(Protocol):
-    """Where the samples of step rows come from."""
-
-    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """The sample of a number, for chunks of so many tokens and at most so many hops."""
-        ...
-
-
-class MadeUpSource:
-    """Made-up worlds and RULER tasks of a few chunks each.
-
-    Args:
-        filler: What stands between the facts.
-        config: How hard worlds are; tokens and hops are set by the level.
-        tasks: "world" and names of RULER tasks; each sample draws one.
-        chunks: Chunks of one context, about.
-    """
-
-    def __init__(self, filler: Filler, config: WorldConfig, tasks: Sequence[str], *, chunks: int) -> None:
-        self._filler = filler
-        self._config = config
-        self._tasks = tasks
-        self._chunks = chunks
-
-    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """The sample of a number, as one document; held-out ones have a seed of their own."""
-        task, seed = self._tasks[number % len(self._tasks)], self._config.seed + held
-        tokens = size * self._chunks
-        while True:
-            try:
-                return self._made(task, number, tokens, items, seed).joined()
-            except ValueError:
-                # Facts with long names need more room; how much shows when they are made.
-                if tokens > ROOM * size * self._chunks:
-                    raise
-                tokens *= 2
-
-    def _made(self, task: str, number: int, tokens: int, hops: int, seed: int) -> Sample:
-        if task == "world":
-            config = replace(self._config, tokens=tokens, hops=tuple(range(1, hops + 1)), seed=seed)
-            return Worlds(config, self._filler).sample(number)
-        return Ruler(self._filler, split=self._config.split, seed=seed).sample(cast("RulerTask", task), tokens, number)
-
-
-class QuestionSource:
-    """Questions of a multi-hop set among their own paragraphs; one in a few is held out.
-
-    Args:
-        file: The set.
-        count: Counts tokens.
-        chunks: Chunks of one context, about.
-
-    Raises:
-        ValueError: The file has a broken line, or too few questions.
-    """
-
-    def __init__(self, file: Path, count: TokenCounter, *, chunks: int) -> None:
-        self._contexts = Contexts(read_corpus(file), count)
-        self._chunks = chunks
-        self._parts: dict[bool, list[Question]] = {True: [], False: []}
-        for question in self._contexts.questions:
-            self._parts[crc32(question.id.encode()) % HELD_SHARE == 0].append(question)
-        if not all(self._parts.values()):
-            raise ValueError(f"{file}: {len(self._contexts.questions)} questions are too few to hold some out")
-
-    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """A question of this number; the hops are as they come."""
-        part = self._parts[held]
-        return self._contexts.sample(part[number % len(part)], size * self._chunks)
 
 
 class StepRows:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Final
 
 from compmem.training.compressor import CompressorTraining
+from compmem.training.footprint.shape import Shape
 from compmem.training.gate import GateTraining
 from compmem.training.rl import RLTraining
-from compmem.training.rollouts import RolloutSettings
-from compmem.training.settings import read_settings
-from compmem.training.shape import Shape
-from compmem.training.trainer import RunSettings
+from compmem.training.rollouts.rollouts import RolloutSettings
+from compmem.training.running.settings import read_settings
+from compmem.training.running.trainer import RunSettings
 from compmem.training.warmup import WarmupTraining
 
 Settings = CompressorTraining | WarmupTraining | RLTraining | GateTraining

@@ -1,14 +1,10 @@
-"""What a run tells of itself: JSON lines, a plot of them, and the throughput they are compared with."""
+"""What a run tells of itself: JSON lines, and a plot of them."""
 
 import json
 import logging
-import platform
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 logger = logging.getLogger(__name__)
 
@@ -82,29 +78,3 @@ def plot(folder: Path) -> None:
         if names:
             axis.legend(fontsize="small")
     figure.savefig(folder / PLOT, dpi=120)
-
-
-def matmul_ceiling(device: torch.device, *, bf16: bool, seconds: float) -> float:
-    """Floating-point operations a second of a large matrix product on the device, the best of a few."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best, began = float("inf"), time.monotonic()
-    while time.monotonic() - began < seconds or best == float("inf"):
-        _settle(device)
-        start = time.perf_counter()
-        a @ a
-        _settle(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def device_name(device: torch.device) -> str:
-    """What computes."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

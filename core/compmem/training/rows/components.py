@@ -16,26 +16,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.tasks.filler import Filler
 from compmem.tasks.multihop import read_lines
 from compmem.tasks.names import Kind as NameKind
 from compmem.tasks.names import draw
 from compmem.tasks.relations import RELATIONS, Relation
 from compmem.tasks.ruler import RulerTask, needle
 from compmem.tasks.worlds import WorldConfig
-from compmem.training.examples import Example, Ids
-from compmem.training.text import Text
-from compmem.training.traces import (
-    ANSWER,
-    SKIP,
-    STEP,
-    MadeUpSource,
-    QuestionSource,
-    SampleSource,
-    StepPrompts,
-    StepRows,
-    passages_of,
-)
+from compmem.training.rows.examples import Example, Ids
+from compmem.training.rows.packed import Text
+from compmem.training.rows.sources import source_of
+from compmem.training.rows.traces import ANSWER, SKIP, STEP, StepPrompts, StepRows
 
 Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
 """Plain text; random tokens to be written again; text to be written again; keys and values; made-up facts; questions
@@ -346,18 +336,6 @@ def step_rows(component: Component, prompts: StepPrompts, text: Text | None) -> 
     Raises:
         ValueError: The file has a broken line.
     """
-    encode = prompts.backbone.encode
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(encode(t)) for t in texts]
-
-    source: SampleSource
-    if component.file is not None:
-        source = QuestionSource(component.file, count, chunks=component.chunks)
-    else:
-        config = WorldConfig(
-            distractors=component.distractors, wordings=component.wordings, syllables=component.syllables
-        )
-        filler = Filler(count, passages_of(prompts.backbone, text))
-        source = MadeUpSource(filler, config, component.tasks, chunks=component.chunks)
+    config = WorldConfig(distractors=component.distractors, wordings=component.wordings, syllables=component.syllables)
+    source = source_of(prompts.backbone, component.file, config, component.tasks, chunks=component.chunks, text=text)
     return StepRows(prompts, source, tokens=component.tokens, skips=component.skips, prefix=component.prefix)

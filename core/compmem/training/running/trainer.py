@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone
-from compmem.training import checkpoints
-from compmem.training.checkpoints import Checkpoint
-from compmem.training.progress import Log, device_name, matmul_ceiling, plot
-from compmem.training.stage import B, Stage
+from compmem.training.running import checkpoints
+from compmem.training.running.checkpoints import Checkpoint
+from compmem.training.running.device import device_name, matmul_ceiling
+from compmem.training.running.log import Log, plot
+from compmem.training.running.stage import B, Stage
 
 logger = logging.getLogger(__name__)
 

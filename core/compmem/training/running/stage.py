@@ -9,6 +9,9 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone
 
+HELD = 1 << 40
+"""Numbers of examples from here on are drawn for measuring alone."""
+
 
 class Batch(Protocol):
     """What one micro-batch sees."""

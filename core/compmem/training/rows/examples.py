@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compmem.backbone import Backbone, Role
-from compmem.training.precision import precision
+from compmem.training.running.device import precision
 
 Ids = Sequence[int]
 

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
-from compmem.compressor import chunk_ids
 from compmem.config import RecallConfig
 from compmem.readers.latent import OVERHEAD, LatentPrompts
 from compmem.readers.replies import spoken, understand
 from compmem.reasoner import Gathered, Read, gather
-from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
-from compmem.tasks.sample import Sample
-from compmem.training.evidence import Evidence, Labels
-from compmem.training.precision import precision
-from compmem.training.rewards import well_formed
-from compmem.training.trajectory import Step, Trajectory, Turn
+from compmem.schema import KVStates, MemoryBlock, Reading, WorkingMemory
+from compmem.training.rollouts.evidence import Evidence, Labels
+from compmem.training.rollouts.questions import Context
+from compmem.training.rollouts.rewards import well_formed
+from compmem.training.rollouts.trajectory import Step, Trajectory, Turn
+from compmem.training.running.device import precision
 
 System = Literal["gru-mem", "lychee"]
 
@@ -73,20 +72,6 @@ class RolloutSettings:
         if self.gates:
             return RecallConfig.gru_mem(exit_gate=self.exit_gate, memory_tokens=self.memory_tokens)
         return RecallConfig.lychee(gate=False, memory_tokens=self.memory_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """One question, and its chunks as the backbone reads them."""
-
-    sample: Sample
-    chunks: Sequence[Chunk]
-    ids: Sequence[Sequence[int]]
-
-    @classmethod
-    def of(cls, sample: Sample, chunks: Sequence[Chunk], backbone: Backbone) -> "Context":
-        """A question over these chunks."""
-        return cls(sample, chunks, [chunk_ids(backbone, chunk) for chunk in chunks])
 
 
 class Rollouts:

@@ -7,11 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.tasks.filler import Filler
+from compmem.compressor import chunk_ids
+from compmem.schema import Chunk
+from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig
-from compmem.training.rollouts import Context
-from compmem.training.text import Text
-from compmem.training.traces import MadeUpSource, QuestionSource, SampleSource, chunks_of, passages_of
+from compmem.training.rows.packed import Text
+from compmem.training.rows.sources import chunks_of, source_of
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One question, and its chunks as the backbone reads them."""
+
+    sample: Sample
+    chunks: Sequence[Chunk]
+    ids: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, sample: Sample, chunks: Sequence[Chunk], backbone: Backbone) -> "Context":
+        """A question over these chunks."""
+        return cls(sample, chunks, [chunk_ids(backbone, chunk) for chunk in chunks])
+
 
 Draw = Callable[[int, bool], Context]
 """The context of a number, from the questions that are held out or from the others."""
@@ -55,18 +71,10 @@ def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
     Raises:
         ValueError: A file has a broken line, or too few questions.
     """
-
-    def count(texts: Sequence[str]) -> list[int]:
-        return [len(backbone.encode(text)) for text in texts]
-
-    source: SampleSource
-    if settings.file is not None:
-        source = QuestionSource(settings.file, count, chunks=settings.chunks)
-    else:
-        config = WorldConfig(distractors=settings.distractors, wordings=settings.wordings, syllables=settings.syllables)
-        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
-        filler = Filler(count, passages_of(backbone, text))
-        source = MadeUpSource(filler, config, settings.tasks, chunks=settings.chunks)
+    config = WorldConfig(distractors=settings.distractors, wordings=settings.wordings, syllables=settings.syllables)
+    data = settings.data if settings.file is None else None
+    text = Text(data, len(backbone.tokenizer)) if data else None
+    source = source_of(backbone, settings.file, config, settings.tasks, chunks=settings.chunks, text=text)
 
     def draw(number: int, held: bool) -> Context:
         drawn = int(np.random.default_rng((seed, number)).integers(1 << 31))

@@ -1,0 +1,1 @@
+"""How much device memory a stage takes, told before it is run."""

@@ -1,0 +1,1 @@
+"""What runs any stage: settings, trainer, checkpoints, log, and what is carried to the next machine."""
