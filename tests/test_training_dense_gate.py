@@ -10,7 +10,7 @@ from compmem.gate import FEATURES, GateHead
 from compmem.metrics import calibration_error
 from compmem.tasks.multihop import read_corpus
 from compmem.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, state_loss, train
-from compmem.training.settings import read_settings
+from compmem.training.running.settings import read_settings
 from tests.test_tasks import write
 
 COUNT = 40
