@@ -37,6 +37,7 @@ from compmem.schema import Document, Vectors, WorkingMemory
 from compmem.tasks.composed import compose, passage_of
 from compmem.tasks.multihop import Corpus, Question, corpus_of, leads, read_corpus
 from compmem.tasks.singlehop import read_singlehop
+from compmem.training.gating.calibration import platt
 
 logger = logging.getLogger(__name__)
 
@@ -319,17 +320,7 @@ def calibrate(head: GateHead, examples: Sequence[Examples]) -> None:
     y = torch.from_numpy(np.concatenate([e[1] for e in examples]))
     with torch.no_grad():
         logits = head(x)
-    scale = torch.tensor([1.0, 0.0], requires_grad=True)
-    optimizer = torch.optim.LBFGS([scale], max_iter=100)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(scale[0] * logits + scale[1], y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    head.calibration.copy_(scale.detach())
+    head.calibration.copy_(torch.tensor(platt(logits, y, decay=0.0)))
 
 
 def choose_threshold(

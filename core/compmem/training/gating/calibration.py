@@ -5,8 +5,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 
-def platt(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Slope and bias that make logits those of probabilities, by maximum likelihood (Platt's scaling)."""
+def platt(logits: Tensor, labels: Tensor, *, decay: float = 1e-4) -> tuple[float, float]:
+    """Slope and bias that make logits those of probabilities, by maximum likelihood (Platt's scaling).
+
+    Args:
+        logits: `[n]`.
+        labels: `[n]`.
+        decay: A little of it keeps the slope finite where the labels can be told apart without error.
+    """
     scale = torch.tensor([1.0, 0.0], dtype=torch.float64)
     scores, wanted = logits.double().cpu(), labels.double().cpu()
     if wanted.min() == wanted.max():
@@ -18,8 +24,8 @@ def platt(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            # A little decay keeps the slope finite where the labels can be told apart without error.
-            loss = binary_cross_entropy_with_logits(scale[0] * scores + scale[1], wanted) + 1e-4 * scale.square().sum()
+            loss = binary_cross_entropy_with_logits(scale[0] * scores + scale[1], wanted)
+            loss = loss + decay * scale.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
