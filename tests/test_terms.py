@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,3 +75,10 @@ def test_spoken_names_are_runs_of_capitals_whether_known_or_not():
     (mention,) = spoken_names("it was directed by Tim Burton alone")
     assert mention.nearby == {"direc", "alone"}
     assert spoken_names("東京都 and nothing else") == []
+
+
+@given(st.text())
+def test_folding_by_runs_is_folding_the_whole(text):
+    decomposed = unicodedata.normalize("NFKD", text.casefold()).casefold()
+    whole = unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
+    assert fold(text) == whole

@@ -16,6 +16,7 @@ NameKind = Literal["title", "heading", "term"]
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _HANGUL = "\u1100-\u11ff\uac00-\ud7af"
 _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
 _ASIDE = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
 _DEFINED = re.compile(
@@ -52,14 +53,21 @@ STOPWORDS = frozenset(
 
 def fold(text: str) -> str:
     """The text without differences of case, width and accent."""
-    # Twice: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
-    decomposed = unicodedata.normalize("NFKD", text.casefold()).casefold()
+    folded = text.casefold()
+    return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
+
+
+@lru_cache(maxsize=1 << 14)
+def _fold_run(run: str) -> str:
+    """A run of characters beyond ASCII, folded by itself: nothing in it composes with what stands before it."""
+    # Folded again: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
+    decomposed = unicodedata.normalize("NFKD", run).casefold()
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
 def words(text: str) -> list[str]:
     """The folded words of a text; a run of characters without spaces is one word."""
-    return _WORD.findall(text.casefold() if text.isascii() else fold(text))
+    return _WORD.findall(fold(text))
 
 
 def terms(text: str) -> list[str]:
@@ -69,6 +77,9 @@ def terms(text: str) -> list[str]:
 
 def terms_of(parts: Iterable[str]) -> list[str]:
     """The terms of words that `words` gave."""
+    parts = list(parts)
+    if "".join(parts).isascii():
+        return list(map(_stem, parts))
     out: list[str] = []
     for word in parts:
         if word.isascii() or not _PAIRED.match(word):

@@ -6,6 +6,7 @@ side names the other (2602.08382 gates on question, memory and block; A7: withou
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,7 +44,7 @@ def digest(block: MemoryBlock) -> Digest:
     """The block taken apart."""
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     per_sentence: list[frozenset[str]] = []
     plain: list[str] = []
     for sentence in chunk.sentence_texts():
@@ -51,8 +52,7 @@ def digest(block: MemoryBlock) -> Digest:
         found = terms_of(spoken)
         plain += spoken
         per_sentence.append(frozenset(found))
-        for term in found:
-            counts[term] = counts.get(term, 0) + 1
+        counts.update(found)
     title = name(chunk.title)
     bare = name(chunk.title.split("(")[0])
     return Digest(
@@ -61,7 +61,7 @@ def digest(block: MemoryBlock) -> Digest:
         title_terms=frozenset(content_terms(chunk.title)),
         sentence_terms=tuple(per_sentence),
         counts=counts,
-        roots=frozenset(root(w) for w in plain if w not in STOPWORDS),
+        roots=frozenset(map(root, {*plain} - STOPWORDS)),
         text=f" {' '.join(plain)} ",
         length=len(plain),
     )
