@@ -24,6 +24,19 @@ def test_every_figure_on_the_page_comes_from_a_file(tmp_path):
     assert "`compmem bench recall`" in page
 
 
+def test_what_a_trained_backbone_gets_right_is_told_with_its_interval(tmp_path):
+    line = {"task": "world-2hop", "length": 7000, "system": "compmem", "questions": 40, "accuracy": 12.5,
+            "interval": [2.5, 22.5], "blocks": 136.0, "blocks_read": 7.8, "seconds_compress": 0.5, "seconds_answer": 0.25,
+            "malformed": 1}  # fmt: skip
+    run = {"settings": {"chunk_tokens": 96, "max_steps": 12}, "backbone": {"parameters": 2001217, "ratio": 4},
+           "device": "cpu", "torch": "2", "lines": [line]}  # fmt: skip
+    (tmp_path / "embedded.json").write_text(json.dumps(run))
+    page = report(tmp_path)
+    assert "2,001,217 parameters, ratio 4, chunks of at most 96 tokens, at most 12 steps" in page
+    assert "| world-2hop | 7000 | compmem | 40 | 12.5 [2, 22] | 7.8 of 136.0 | 0.50 / 0.25 | 1 |" in page
+    assert "`compmem train evaluate`" in page
+
+
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         report(tmp_path)
