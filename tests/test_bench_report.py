@@ -26,8 +26,8 @@ def test_every_figure_on_the_page_comes_from_a_file(tmp_path):
 
 def test_what_a_trained_backbone_gets_right_is_told_with_its_interval(tmp_path):
     line = {"task": "world-2hop", "length": 7000, "system": "compmem", "questions": 40, "accuracy": 12.5,
-            "interval": [2.5, 22.5], "blocks": 136.0, "blocks_read": 7.8, "seconds_compress": 0.5, "seconds_answer": 0.25,
-            "malformed": 1}  # fmt: skip
+            "interval": [2.5, 22.5], "blocks": 136.0, "blocks_read": 7.8, "seconds_compress": 0.5,
+            "seconds_answer": 0.25, "malformed": 1}  # fmt: skip
     run = {"settings": {"chunk_tokens": 96, "max_steps": 12}, "backbone": {"parameters": 2001217, "ratio": 4},
            "device": "cpu", "torch": "2", "lines": [line]}  # fmt: skip
     (tmp_path / "embedded.json").write_text(json.dumps(run))
