@@ -14,7 +14,7 @@ from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentPrompts
 from compmem.training.embedded import Embedded, run_all
-from compmem.training.evaluate import Evaluation, Loops, config_of, train
+from compmem.training.evaluate import Evaluation, answered, config_of, train
 from compmem.training.export import Export
 from compmem.training.export import train as export
 from compmem.training.rows.sources import chunks_of
@@ -186,10 +186,16 @@ def test_loops_together_answer_as_loops_alone(trained, recipe):
     chunks = [chunks_of(s, backbone, 64) for s in samples]
     with torch.inference_mode():
         states = [backbone.compress([backbone.encode(c.text) for c in own]) for own in chunks]
+    questions = [s.question for s in samples]
     for system in ("compmem", "memagent"):
-        loops = Loops(backbone, settings, config_of(system, settings))
-        together = loops.answer([s.question for s in samples], chunks, states)
+        config = config_of(system, settings)
+        together = answered(settings, backbone, config, questions, chunks, states)
         alone = [
-            loops.answer([s.question], [c], [k])[0] for s, c, k in zip(samples, chunks, states, strict=True)
-        ]  # fmt: skip
-        assert together == alone
+            answered(settings, backbone, config, [q], [c], [k])[0]
+            for q, c, k in zip(questions, chunks, states, strict=True)
+        ]
+        assert [told(loop) for loop in together] == [told(loop) for loop in alone]
+
+
+def told(loop):
+    return loop.steps, loop.memory, loop.answer

@@ -1,7 +1,7 @@
 """What a backbone's loop over compressed chunks gets right, on made-up worlds and RULER tasks of any length.
 
-Every question's loop is the one of `reasoner.py`. Many run at once: each waits where it asks for a block to be read,
-and all that wait are decoded as one batch. Names, wordings and keys are those of evaluation, which no training sees.
+Every question's loop is the one of `reasoner.py`, and many run at once. Names, wordings and keys are those of
+evaluation, which no training sees.
 """
 
 import json
@@ -17,20 +17,18 @@ import torch
 from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
 from compmem.config import RecallConfig
-from compmem.gate import LatentGate
 from compmem.metrics import bootstrap_interval
 from compmem.readers.latent import LatentPrompts
-from compmem.readers.replies import spoken, understand
-from compmem.reasoner import Gathered, Read, gather
-from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
+from compmem.schema import Chunk, KVStates
 from compmem.tasks.filler import Filler
 from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds
+from compmem.training.rollouts.loops import Loop, Loops
 from compmem.training.rows.packed import Text
 from compmem.training.rows.sources import chunks_of, passages_of, token_counter
 from compmem.training.rows.traces import StepPrompts
-from compmem.training.running.device import device_name
+from compmem.training.running.device import device_name, precision
 
 logger = logging.getLogger(__name__)
 
@@ -162,18 +160,18 @@ def _measure(
     settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: RecallConfig
 ) -> dict[str, Any]:  # fmt: skip
     """One line of figures."""
-    scores, read, blocks, compressing, asking = list[float](), list[int](), list[int](), 0.0, 0.0
-    loop = Loops(backbone, settings, config)
+    scores, read, blocks, compressing, asking, malformed = list[float](), list[int](), list[int](), 0.0, 0.0, 0
     for at in range(0, len(samples), settings.at_once):
         group = samples[at : at + settings.at_once]
         chunks = [chunks_of(sample, backbone, settings.chunk_tokens) for sample in group]
         start = time.monotonic()
         states = [_compressed(backbone, own, settings.ratio) for own in chunks]
         middle = time.monotonic()
-        answers = loop.answer([s.question for s in group], chunks, states)
+        loops = answered(settings, backbone, config, [s.question for s in group], chunks, states)
         compressing, asking = compressing + middle - start, asking + time.monotonic() - middle
-        scores += [s.score(text, found=found) for s, (text, found, _) in zip(group, answers, strict=True)]
-        read += [steps for _, _, steps in answers]
+        scores += [s.score(loop.said, found=loop.answer is not None) for s, loop in zip(group, loops, strict=True)]
+        read += [len(loop.steps) for loop in loops]
+        malformed += sum(step.reply is None for loop in loops for step in loop.steps)
         blocks += [len(own) for own in chunks]
     low, high = bootstrap_interval(scores)
     count = len(samples)
@@ -185,130 +183,35 @@ def _measure(
         "blocks_read": round(sum(read) / count, 2),
         "seconds_compress": round(compressing / count, 3),
         "seconds_answer": round(asking / count, 3),
-        "malformed": loop.malformed,
+        "malformed": malformed,
     }
 
 
 def _compressed(backbone: Backbone, chunks: Sequence[Chunk], ratio: int | None) -> list[KVStates]:
-    with torch.inference_mode():
+    with torch.no_grad(), precision(backbone):
         return backbone.compress([chunk_ids(backbone, chunk) for chunk in chunks], ratio=ratio)
 
 
-class Loops:
-    """Answers many questions at once, each by its own loop over its own blocks.
-
-    Args:
-        backbone: It reads, gates and writes.
-        settings: Budgets.
-        config: The loop's settings.
-    """
-
-    def __init__(self, backbone: Backbone, settings: Evaluation, config: RecallConfig) -> None:
-        self._backbone = backbone
-        self._settings = settings
-        self._config = config
-        self._prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
-        self.malformed = 0
-        """Replies that could not be understood."""
-
-    def answer(
-        self, questions: Sequence[str], chunks: Sequence[Sequence[Chunk]], states: Sequence[Sequence[KVStates]]
-    ) -> list[tuple[str, bool, int]]:
-        """Answer, whether anything was found, and blocks read, for each question."""
-        loops = [
-            _Loop(self._backbone, self._config, self._settings.threshold, question, own, kv)
-            for question, own, kv in zip(questions, chunks, states, strict=True)
-        ]
-        while waiting := [loop for loop in loops if loop.asked is not None]:
-            self._read(waiting)
-        prompts = [self._prompts.answer(loop.question, loop.memory) for loop in loops]
-        with torch.inference_mode():
-            written = self._backbone.generate(prompts, max_new_tokens=self._settings.answer_tokens)
-        texts = [spoken(self._backbone.decode(ids)).strip() for ids in written]
-        return [
-            (text if loop.memory else "", bool(loop.memory), loop.steps)
-            for text, loop in zip(texts, loops, strict=True)
-        ]
-
-    def _read(self, loops: Sequence["_Loop"]) -> None:
-        """One step of each loop."""
-        asked = [loop.asked for loop in loops if loop.asked is not None]
-        prompts = [
-            self._prompts.update(loop.question, read.memory.text) for loop, read in zip(loops, asked, strict=True)
-        ]
-        blocks = [[block.kv for block in read.blocks if block.kv is not None] for read in asked]
-        with torch.inference_mode():
-            written = self._backbone.generate(
-                prompts, blocks, max_new_tokens=self._room(prompts, blocks), stop_strings=("</next>",)
-            )
-        for loop, read, ids in zip(loops, asked, written, strict=True):
-            reply = understand(self._backbone.decode(ids), structured=True)
-            self.malformed += reply is None
-            if reply is None:
-                loop.advance(Reading(memory=read.memory, update=False, exit=False))
-                continue
-            notes = WorkingMemory(text=reply.update) if reply.update else read.memory
-            loop.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
-
-    def _room(self, prompts: Sequence[Sequence[int]], blocks: Sequence[Sequence[KVStates]]) -> int:
-        """Tokens that a reply may have; 1 where there is no room, for the backbone to refuse and say why."""
-        used = max(len(p) + sum(b.keys.shape[2] for b in row) for p, row in zip(prompts, blocks, strict=True))
-        return max(1, min(self._settings.memory_tokens + TAGS, self._backbone.context - used))
-
-
-class _Loop:
-    """One question's loop: it waits for a reading, or has ended."""
-
-    def __init__(
-        self, backbone: Backbone, config: RecallConfig, threshold: float | None, question: str,
-        chunks: Sequence[Chunk], states: Sequence[KVStates],
-    ) -> None:  # fmt: skip
-        self.question = question
-        self.memory = ""
-        self.steps = 0
-        self.asked: Read | None = None
-        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate == "learned" else None
-        limit = threshold if threshold is not None else gate.threshold if gate else 0.0
-        self._loop = gather(_Bench(backbone, gate, chunks, states), config, limit if gate else 0.0)
-        self.advance(None)
-
-    def advance(self, reading: Reading | None) -> None:
-        """Run the loop until it wants blocks read, or to its end."""
-        try:
-            asked = self._loop.send(reading)
-            while not isinstance(asked, Read):
-                self.steps += 1
-                asked = self._loop.send(None)
-        except StopIteration as end:
-            gathered: Gathered = end.value
-            self.asked, self.memory = None, gathered.memory.text.strip()
-            return
-        self.asked = asked
-
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """Blocks in memory, as the loop sees them; without a gate every block passes."""
-
-    backbone: Backbone
-    gate: LatentGate | None
-    chunks: Sequence[Chunk]
-    states: Sequence[KVStates]
-
-    def propose(self, memory: str) -> list[int]:
-        return list(range(len(self.chunks)))
-
-    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        if self.gate is None or not blocks:
-            return [1.0] * len(blocks)
-        with torch.inference_mode():
-            return self.gate.probabilities(memory, [self.states[n] for n in blocks])
-
-    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        return [MemoryBlock(chunk=self.chunks[n], kv=self.states[n]) for n in blocks]
-
-    def count_tokens(self, text: str) -> int:
-        return len(self.backbone.encode(text))
+def answered(
+    settings: Evaluation,
+    backbone: Backbone,
+    config: RecallConfig,
+    questions: Sequence[str],
+    chunks: Sequence[Sequence[Chunk]],
+    states: Sequence[Sequence[KVStates]],
+) -> list[Loop]:
+    """The loop of each question over its own blocks, run to its answer."""
+    loops = [
+        Loop(backbone, question, own, kv, config, threshold=settings.threshold)
+        for question, own, kv in zip(questions, chunks, states, strict=True)
+    ]
+    Loops(
+        prompts=StepPrompts(backbone, LatentPrompts.of(backbone)),
+        step_tokens=settings.memory_tokens + TAGS,
+        answer_tokens=settings.answer_tokens,
+        ends=backbone.end_ids,
+    ).run(loops)
+    return loops
 
 
 def _write(settings: Evaluation, backbone: Backbone, lines: Sequence[dict[str, Any]]) -> None:

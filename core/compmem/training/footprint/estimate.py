@@ -149,8 +149,7 @@ def _supervised(settings: CompressorTraining | WarmupTraining, shape: Shape) -> 
 
 def _reply(rollouts: RolloutSettings) -> int:
     """Most tokens of one reply."""
-    step = rollouts.memory_tokens + (rollouts.overhead if rollouts.gates else 0)
-    return max(step, rollouts.answer_tokens)
+    return max(rollouts.step_tokens, rollouts.answer_tokens)
 
 
 def _rolled(rollouts: RolloutSettings, chunk: int, chunks: int, questions: int, ratio: int) -> int:

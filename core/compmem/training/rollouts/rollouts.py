@@ -1,11 +1,10 @@
 """Rollouts: the loop itself, run for many questions and their groups at once, every turn's tokens kept.
 
-Each rollout is the loop of `reasoner.py` under the settings of a published system, so what is trained is what runs
-later. A rollout waits where the loop asks for a chunk to be read; all that wait are decoded as one batch, and those
-that end drop out of it. Chunks are compressed once a question, whatever the group's size.
+Each rollout is the loop under the settings of a published system, so what is trained is what runs later. Chunks are
+compressed once a question, whatever the group's size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,13 +14,13 @@ import torch
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
 from compmem.readers.latent import OVERHEAD, LatentPrompts
-from compmem.readers.replies import spoken, understand
-from compmem.reasoner import Gathered, Read, gather
-from compmem.schema import KVStates, MemoryBlock, Reading, WorkingMemory
+from compmem.schema import KVStates
 from compmem.training.rollouts.evidence import Evidence, Labels
+from compmem.training.rollouts.loops import Loop, Loops, Written
 from compmem.training.rollouts.questions import Context
 from compmem.training.rollouts.rewards import well_formed
 from compmem.training.rollouts.trajectory import Step, Trajectory, Turn
+from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.device import precision
 
 System = Literal["gru-mem", "lychee"]
@@ -67,6 +66,11 @@ class RolloutSettings:
         return self.system == "gru-mem"
 
     @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step's reply."""
+        return self.memory_tokens + (self.overhead if self.gates else 0)
+
+    @property
     def recall(self) -> RecallConfig:
         """The loop's settings."""
         if self.gates:
@@ -87,12 +91,15 @@ class Rollouts:
     def __init__(self, backbone: Backbone, settings: RolloutSettings, prompts: LatentPrompts, ratio: int) -> None:
         self.backbone = backbone
         self.settings = settings
-        self.nothing = prompts.nothing
         self._ratio = ratio
-        self._step = backbone.prompt(prompts.update if settings.gates else prompts.overwrite)
-        self._answer = backbone.prompt(prompts.answer)
         end = backbone.tokenizer.eos_token_id
-        self._ends = backbone.end_ids if end is None else (int(end),)
+        self._loops = Loops(
+            prompts=StepPrompts(backbone, prompts, structured=settings.gates),
+            step_tokens=settings.step_tokens,
+            answer_tokens=settings.answer_tokens,
+            ends=backbone.end_ids if end is None else (int(end),),
+            temperature=settings.temperature,
+        )
 
     def run(self, contexts: Sequence[Context], seeds: Sequence[Sequence[int]]) -> list[list[Trajectory]]:
         """The trajectories of each question's group, one for each of its seeds.
@@ -101,80 +108,51 @@ class Rollouts:
             ValueError: A step is larger than the model's context.
             MemoryError: One step alone does not fit on the device.
         """
-        with torch.no_grad(), precision(self.backbone):
-            rollouts = [
-                _Rollout(context, states, seed, self)
-                for context, states, own in zip(contexts, self._compressed(contexts), seeds, strict=True)
-                for seed in own
-            ]
-            while waiting := [rollout for rollout in rollouts if rollout.asked is not None]:
-                self._read(waiting)
-            self._conclude([rollout for rollout in rollouts if rollout.memory.text.strip()])
-        made = iter(rollouts)
-        return [[next(made).trajectory() for _ in own] for own in seeds]
+        recall = self.settings.recall
+        groups = [
+            [Loop(self.backbone, c.sample.question, c.chunks, states, recall, seed=seed) for seed in own]
+            for c, states, own in zip(contexts, self._compressed(contexts), seeds, strict=True)
+        ]
+        self._loops.run([loop for group in groups for loop in group])
+        return [
+            [self._trajectory(context, loop) for loop in group] for context, group in zip(contexts, groups, strict=True)
+        ]
 
     def _compressed(self, contexts: Sequence[Context]) -> list[list[KVStates]]:
         """The memory of every chunk; each different one is compressed once."""
         distinct = list(dict.fromkeys(tuple(ids) for context in contexts for ids in context.ids))
-        states = dict(zip(distinct, self.backbone.compress(distinct, ratio=self._ratio), strict=True))
+        with torch.no_grad(), precision(self.backbone):
+            states = dict(zip(distinct, self.backbone.compress(distinct, ratio=self._ratio), strict=True))
         return [[states[tuple(ids)] for ids in context.ids] for context in contexts]
 
-    def _read(self, rollouts: Sequence["_Rollout"]) -> None:
-        """One step of every rollout that waits for one."""
-        settings = self.settings
-        prompts = [self._step.fill(**self._gaps(rollout, rollout.wanted.memory)) for rollout in rollouts]
-        turns = self._written(
-            rollouts, prompts,
-            blocks=[[r.states[r.number]] for r in rollouts],
-            most=settings.memory_tokens + settings.overhead if settings.gates else settings.memory_tokens,
-            stop=("</next>",) if settings.gates else (),
-        )  # fmt: skip
-        for rollout, (turn, ended) in zip(rollouts, turns, strict=True):
-            rollout.take(turn, self.backbone.decode(turn.reply), ended)
+    def _trajectory(self, context: Context, loop: Loop) -> Trajectory:
+        """What came of a loop; its steps are the chunks in document order."""
+        evidence = Evidence(context.sample, context.chunks, self.settings.labels)
+        open_, steps = evidence.all, list[Step]()
+        for number, step in enumerate(loop.steps):
+            check = step.reply is not None and step.reply.check
+            formed = step.reply is not None and (not self.settings.gates or well_formed(step.text))
+            steps.append(
+                Step(
+                    evidence=evidence.supports(number, open_), check=check, formed=formed and step.ended,
+                    memory=step.memory.text, number=number, turn=_turn(step, context.ids[number]),
+                )
+            )  # fmt: skip
+            if check:
+                open_ = evidence.open_after(number, open_)
+        last = loop.answer
+        return Trajectory(
+            steps=tuple(steps),
+            enough=evidence.enough(range(len(context.chunks)), [step.check for step in steps]),
+            answer=loop.said,
+            found=last is not None,
+            formed=last is None or (last.ended and bool(loop.said)),
+            turn=_turn(last) if last else None,
+        )
 
-    def _conclude(self, rollouts: Sequence["_Rollout"]) -> None:
-        """The answer of every rollout that has notes to answer from."""
-        if not rollouts:
-            return
-        prompts = [self._answer.fill(**self._gaps(rollout, rollout.memory)) for rollout in rollouts]
-        turns = self._written(rollouts, prompts, blocks=None, most=self.settings.answer_tokens, stop=())
-        for rollout, (turn, ended) in zip(rollouts, turns, strict=True):
-            rollout.conclude(turn, spoken(self.backbone.decode(turn.reply)), ended)
 
-    def _gaps(self, rollout: "_Rollout", memory: WorkingMemory) -> dict[str, list[int]]:
-        encode = self.backbone.encode
-        notes = encode(memory.text if memory.text.strip() else self.nothing)
-        return {"question": rollout.question, "memory": notes}
-
-    def _written(
-        self,
-        rollouts: Sequence["_Rollout"],
-        prompts: Sequence[Sequence[int]],
-        *,
-        blocks: Sequence[Sequence[KVStates]] | None,
-        most: int,
-        stop: tuple[str, ...],
-    ) -> Iterator[tuple[Turn, bool]]:
-        """The reply to each prompt, and whether it came to its end."""
-        room = [
-            self.backbone.context - len(prompt) - (blocks[row][0].keys.shape[2] if blocks else 0)
-            for row, prompt in enumerate(prompts)
-        ]
-        # Where there is no room at all the backbone refuses, and says why.
-        most = max(1, min(most, *room))
-        replies = self.backbone.generate(
-            prompts, blocks, max_new_tokens=most, stop_ids=self._ends, stop_strings=stop,
-            temperature=self.settings.temperature, seeds=[rollout.draw() for rollout in rollouts],
-        )  # fmt: skip
-        for row, (rollout, prompt, reply) in enumerate(zip(rollouts, prompts, replies, strict=True)):
-            said = self.backbone.decode(reply)
-            stopped = any(mark in said for mark in stop)
-            ended = stopped or len(reply) < most
-            # Ending is an action as well: the policy is to learn when.
-            drawn = reply if stopped or not ended else [*reply, self._ends[0]]
-            chunk = rollout.context.ids[rollout.number] if blocks else ()
-            assert blocks is None or blocks[row], "a step reads a chunk"
-            yield Turn(prompt=prompt, reply=drawn, chunk=chunk), ended
+def _turn(written: Written, chunk: Sequence[int] = ()) -> Turn:
+    return Turn(prompt=written.prompt, reply=written.ids, chunk=chunk)
 
 
 def check_whole() -> None:
@@ -192,104 +170,3 @@ def check_whole() -> None:
 def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
     """Seeds for so many rollouts of the question of a number."""
     return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]
-
-
-class _Rollout:
-    """One run of the loop, waiting for a chunk to be read or at its end."""
-
-    def __init__(self, context: Context, states: Sequence[KVStates], seed: int, rollouts: Rollouts) -> None:
-        self.context = context
-        self.states = states
-        self.question = rollouts.backbone.encode(context.sample.question)
-        self.memory = WorkingMemory()
-        self.asked: Read | None = None
-        self.number = -1
-        self._settings = rollouts.settings
-        self._rng = np.random.default_rng(seed)
-        self._evidence = Evidence(context.sample, context.chunks, rollouts.settings.labels)
-        self._open = self._evidence.all
-        self._steps: list[Step] = []
-        self._last: tuple[str, Turn | None, bool] = ("", None, True)
-        self._loop = gather(_Scan(context, rollouts.backbone), rollouts.settings.recall, 0.0)
-        self._advance(None)
-
-    @property
-    def wanted(self) -> Read:
-        """What the loop waits for."""
-        assert self.asked is not None, "only those that wait are read"
-        return self.asked
-
-    def draw(self) -> int:
-        """A seed for the next turn."""
-        return int(self._rng.integers(1 << 62))
-
-    def take(self, turn: Turn, text: str, ended: bool) -> None:
-        """Hand the loop its reply, and keep the step."""
-        before = self.wanted.memory
-        reply = understand(text, structured=self._settings.gates)
-        check = reply is not None and reply.check
-        formed = reply is not None and (not self._settings.gates or well_formed(text))
-        evidence = self._evidence.supports(self.number, self._open)
-        if check:
-            self._open = self._evidence.open_after(self.number, self._open)
-        self._steps.append(
-            Step(
-                evidence=evidence, check=check, formed=formed and ended, memory=before.text, number=self.number,
-                turn=turn,
-            )
-        )  # fmt: skip
-        if reply is None:
-            self._advance(Reading(memory=before, update=False, exit=False))
-            return
-        notes = WorkingMemory(text=reply.update) if reply.update else before
-        self._advance(Reading(memory=notes, update=reply.check, exit=reply.end))
-
-    def conclude(self, turn: Turn, answer: str, ended: bool) -> None:
-        """Keep the answer."""
-        self._last = (answer.strip(), turn, ended and bool(answer.strip()))
-
-    def trajectory(self) -> Trajectory:
-        """What came of it."""
-        answer, turn, formed = self._last
-        order = range(len(self.context.chunks))
-        return Trajectory(
-            steps=tuple(self._steps),
-            enough=self._evidence.enough(order, [step.check for step in self._steps]),
-            answer=answer,
-            found=bool(self.memory.text.strip()),
-            formed=formed,
-            turn=turn,
-        )
-
-    def _advance(self, reading: Reading | None) -> None:
-        """Run the loop until it wants something read, or to its end."""
-        try:
-            asked = self._loop.send(reading)
-            while not isinstance(asked, Read):
-                asked = self._loop.send(None)
-        except StopIteration as end:
-            gathered: Gathered = end.value
-            self.memory, self.asked = gathered.memory, None
-            return
-        self.asked = asked
-        self.number += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """A context as the loop sees it: every chunk, in document order."""
-
-    context: Context
-    backbone: Backbone
-
-    def propose(self, memory: str) -> list[int]:
-        return list(range(len(self.context.chunks)))
-
-    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        return [1.0] * len(blocks)
-
-    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        return [MemoryBlock(chunk=self.context.chunks[n]) for n in blocks]
-
-    def count_tokens(self, text: str) -> int:
-        return len(self.backbone.encode(text))

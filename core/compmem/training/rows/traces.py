@@ -113,30 +113,33 @@ class StepPrompts:
     Args:
         backbone: Whose template and tokenizer serve.
         prompts: What it is told.
+        structured: A step's reply has the two gates; False: it is the new memory itself.
     """
 
-    def __init__(self, backbone: Backbone, prompts: LatentPrompts) -> None:
+    def __init__(self, backbone: Backbone, prompts: LatentPrompts, *, structured: bool = True) -> None:
         self.backbone = backbone
         self.prompts = prompts
-        self._update = backbone.prompt(prompts.update)
+        self.structured = structured
+        self._step = backbone.prompt(prompts.update if structured else prompts.overwrite)
         self._answer = backbone.prompt(prompts.answer)
 
-    def update(self, question: str, memory: str) -> list[int]:
+    def step(self, question: str, memory: str) -> list[int]:
         """The prompt of a step, behind a block."""
-        return self._update.fill(question=self.backbone.encode(question), memory=self._notes(memory))
+        return self._step.fill(**self._gaps(question, memory))
 
     def answer(self, question: str, memory: str) -> list[int]:
         """The prompt of the answer."""
-        return self._answer.fill(question=self.backbone.encode(question), memory=self._notes(memory))
+        return self._answer.fill(**self._gaps(question, memory))
 
-    def _notes(self, memory: str) -> list[int]:
-        return self.backbone.encode(memory.strip() or self.prompts.nothing)
+    def _gaps(self, question: str, memory: str) -> dict[str, list[int]]:
+        encode = self.backbone.encode
+        return {"question": encode(question), "memory": encode(memory if memory.strip() else self.prompts.nothing)}
 
     def step_example(self, step: TraceStep, *, prefix: str = "") -> Example:
         """A step as a row to learn from."""
         name = prefix + (STEP if step.check else SKIP)
         chunk = chunk_ids(self.backbone, step.chunk)
-        return self._learned(name, self.update(step.question, step.memory), step.reply, (chunk,))
+        return self._learned(name, self.step(step.question, step.memory), step.reply, (chunk,))
 
     def answer_example(self, question: str, memory: str, answer: str, *, prefix: str = "") -> Example:
         """An answer as a row to learn from."""
