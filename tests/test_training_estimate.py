@@ -8,7 +8,7 @@ import torch
 import compmem.training
 from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem.training.compressor import CompressorTraining
-from compmem.training.footprint.estimate import STAGES, activation_bytes, estimate, estimate_file
+from compmem.training.footprint.estimate import ESTIMATED, activation_bytes, estimate, estimate_file
 from compmem.training.footprint.shape import KNOWN, Shape
 from compmem.training.rl import RLTraining
 from compmem.training.rows.components import Component
@@ -93,7 +93,7 @@ def test_what_is_asked_for_costs():
     assert bound["total"] > bound["weights"] + max(bound["activations"], bound["rollouts"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ESTIMATED)
 @pytest.mark.parametrize("folder", READY)
 def test_ready_configs_are_read_and_fit_on_one_gpu(folder, stage):
     made = estimate_file(stage, CONFIGS / folder / f"{stage}.toml", READY[folder])
@@ -102,7 +102,7 @@ def test_ready_configs_are_read_and_fit_on_one_gpu(folder, stage):
 
 @pytest.mark.parametrize("folder", READY)
 def test_ready_configs_follow_one_another(folder):
-    files = {stage: read_settings(CONFIGS / folder / f"{stage}.toml", kind) for stage, kind in STAGES.items()}
+    files = {stage: read_settings(CONFIGS / folder / f"{stage}.toml", kind) for stage, kind in ESTIMATED.items()}
     text = read_settings(CONFIGS / folder / "text.toml", TextPreparation)
     assert files["compressor"].start.name == text.tokenizer == READY[folder]
     for before, after in (("compressor", "warmup"), ("warmup", "rl"), ("rl", "gate")):

@@ -1,5 +1,6 @@
 """One question over one context of known length: what a benchmark asks and a trainer learns from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -52,6 +53,20 @@ class Sample:
         """Whether a chunk holds at least half of this span."""
         shared = min(chunk.end, span.end) - max(chunk.start, span.start)
         return chunk.document_id == span.document and 2 * shared >= span.end - span.start
+
+    def told(self, chunk: Chunk, open_: Sequence[int]) -> list[int]:
+        """The evidence, by number, that a chunk adds where these pieces are still unknown, in the order it is told in.
+
+        A fact that builds on others says nothing before they are known; needles build on nothing.
+        """
+        left, found = list(open_), list[int]()
+        while due := [n for n in self._due(left) if self.holds(chunk, self.evidence[n])]:
+            found.append(due[0])
+            left.remove(due[0])
+        return found
+
+    def _due(self, open_: Sequence[int]) -> Sequence[int]:
+        return open_ if self.task.startswith("niah_") else open_[:1]
 
     def joined(self, id: str = "context", separator: str = "\n\n") -> Self:
         """The same question over one document that holds all the texts, each under its title."""

@@ -15,7 +15,7 @@ import torch
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers.latent import LatentPrompts
 from compmem.training.rows.examples import Example
-from compmem.training.rows.mixture import Mixture, MixtureSettings, Part
+from compmem.training.rows.mixture import Mixture, MixtureSettings, Trainable
 from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.device import precision
 from compmem.training.running.trainer import RunSettings, Trainer
@@ -33,7 +33,7 @@ class CompressorTraining:
     """Folder of the backbone, or its name."""
     run: RunSettings
     mixture: MixtureSettings
-    train: tuple[Part, ...] = ("memory",)
+    train: tuple[Trainable, ...] = ("memory",)
     """What changes. "base": the decoding side too, for small backbones; else it is frozen."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Memory tokens, where the backbone has none yet."""

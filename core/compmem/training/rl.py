@@ -21,7 +21,7 @@ from compmem.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn
 from compmem.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem.training.rollouts.objective import Objective, Replies, divergence, policy_loss
 from compmem.training.rollouts.questions import Draw, QuestionSettings, drawing
-from compmem.training.rollouts.rewards import Outcome, Part, Rewards, reward
+from compmem.training.rollouts.rewards import Outcome, RewardPart, Rewards, reward
 from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 from compmem.training.rollouts.trajectory import Trajectory, Turn
 from compmem.training.running.stage import HELD
@@ -42,7 +42,7 @@ class RLTraining:
     questions: QuestionSettings = field(default_factory=QuestionSettings)
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     objective: Objective = field(default_factory=Objective)
-    rewards: tuple[Part, ...] = ("outcome", "update", "exit", "format")
+    rewards: tuple[RewardPart, ...] = ("outcome", "update", "exit", "format")
     """The rewards that count; the others are told."""
     outcome: Outcome = "exact"
     scale: bool = False
@@ -75,8 +75,8 @@ class RLTraining:
     """What it is told. None: the checkpoint's own."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.rewards) - set(get_args(Part)):
-            raise ValueError(f"rewards={self.rewards!r} holds {sorted(unknown)!r}; there are {get_args(Part)!r}")
+        if unknown := set(self.rewards) - set(get_args(RewardPart)):
+            raise ValueError(f"rewards={self.rewards!r} holds {sorted(unknown)!r}; there are {get_args(RewardPart)!r}")
         if not self.rewards:
             raise ValueError("rewards=[] leaves nothing to learn from")
         if not 0 <= self.alpha <= 1 or self.beta < 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers.latent import LatentPrompts
-from compmem.training.rows.mixture import Mixture, MixtureSettings, Part
+from compmem.training.rows.mixture import Mixture, MixtureSettings, Trainable
 from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.trainer import RunSettings, Trainer
 
@@ -27,7 +27,7 @@ class WarmupTraining:
     """Folder of a backbone with memory tokens, or its name."""
     run: RunSettings
     mixture: MixtureSettings
-    train: tuple[Part, ...] = ("reasoner",)
+    train: tuple[Trainable, ...] = ("reasoner",)
     """What changes. With "memory" the compressor learns along, with "base" everything does."""
     adapter: AdapterConfig | None = None
     """Of the reasoner, where the backbone has none yet."""

@@ -28,7 +28,7 @@ from compmem.training.warmup import WarmupTraining
 
 Settings = CompressorTraining | WarmupTraining | RLTraining | GateTraining
 
-STAGES: Final[dict[str, type[Settings]]] = {
+ESTIMATED: Final[dict[str, type[Settings]]] = {
     "compressor": CompressorTraining, "warmup": WarmupTraining, "rl": RLTraining, "gate": GateTraining,
 }  # fmt: skip
 
@@ -63,9 +63,9 @@ def estimate_file(stage: str, config: Path, model: str | None = None) -> dict[st
     Raises:
         ValueError: There is no such stage to estimate, the settings are wrong, or nothing is known of the model.
     """
-    if stage not in STAGES:
-        raise ValueError(f"no estimate for {stage!r}; there are {', '.join(STAGES)}")
-    settings = read_settings(config, STAGES[stage])
+    if stage not in ESTIMATED:
+        raise ValueError(f"no estimate for {stage!r}; there are {', '.join(ESTIMATED)}")
+    settings = read_settings(config, ESTIMATED[stage])
     return estimate(settings, Shape.find(settings.start if model is None else model))
 
 

@@ -27,22 +27,20 @@ class Evidence:
 
     def __init__(self, sample: Sample, chunks: Sequence[Chunk], labels: Labels = "any") -> None:
         self.all = tuple(range(len(sample.evidence)))
-        self._holds = [[sample.holds(chunk, span) for span in sample.evidence] for chunk in chunks]
+        self._sample = sample
+        self._chunks = chunks
         # What cannot be answered is never complete, whatever is found.
         self._answerable = sample.metric != "unanswerable" and bool(self.all)
         self._due = labels == "due"
-        # Needles do not build on one another.
-        self._chained = not sample.task.startswith("niah_")
 
     def supports(self, chunk: int, open_: Sequence[int]) -> bool:
         """Whether a chunk helps where these facts are still unknown."""
-        return any(self._holds[chunk][fact] for fact in (self._next(open_) if self._due else self.all))
+        return bool(self._told(chunk, open_)) if self._due else self._sample.supports(self._chunks[chunk])
 
     def open_after(self, chunk: int, open_: Sequence[int]) -> tuple[int, ...]:
         """The facts still unknown once this chunk was read and noted."""
-        while found := [fact for fact in self._next(open_) if self._holds[chunk][fact]]:
-            open_ = [fact for fact in open_ if fact != found[0]]
-        return tuple(open_)
+        told = self._told(chunk, open_)
+        return tuple(fact for fact in open_ if fact not in told)
 
     def enough(self, order: Sequence[int], noted: Sequence[bool]) -> int:
         """The step after which to stop, for chunks read in this order; the last one where evidence is never complete.
@@ -55,7 +53,7 @@ class Evidence:
         if not self._answerable:
             return last
         if not self._due:
-            return max((step for step, chunk in enumerate(order) if any(self._holds[chunk])), default=last)
+            return max((step for step, chunk in enumerate(order) if self.supports(chunk, self.all)), default=last)
         open_ = self.all
         for step, chunk in enumerate(order):
             # A chunk that was not reached would have been noted.
@@ -65,5 +63,5 @@ class Evidence:
                 return step
         return last
 
-    def _next(self, open_: Sequence[int]) -> Sequence[int]:
-        return open_[:1] if self._chained else open_
+    def _told(self, chunk: int, open_: Sequence[int]) -> list[int]:
+        return self._sample.told(self._chunks[chunk], open_)

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from compmem.training.rollouts.rewards import Part, Rewards
+from compmem.training.rollouts.rewards import RewardPart, Rewards
 from compmem.training.rollouts.trajectory import Trajectory, Turn
 
 FIGURES: Final = (
@@ -37,8 +37,9 @@ class Lessons:
 
 
 def turn_advantages(
-    runs: Sequence[Trajectory], worth: Sequence[Rewards], used: Sequence[Part], *, alpha: float | None, scale: bool
-) -> list[list[float]]:
+    runs: Sequence[Trajectory], worth: Sequence[Rewards], used: Sequence[RewardPart], *, alpha: float | None,
+    scale: bool,
+) -> list[list[float]]:  # fmt: skip
     """The advantage of every turn of every trajectory of one group.
 
     Args:
@@ -89,7 +90,7 @@ def mixed_advantages(whole: Tensor, steps: Tensor, alpha: float) -> Tensor:
 
 
 def figures_of(
-    runs: Sequence[Trajectory], worth: Sequence[Rewards], used: Sequence[Part]
+    runs: Sequence[Trajectory], worth: Sequence[Rewards], used: Sequence[RewardPart]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Sums of what is told of trajectories, and what they are divided by."""
     steps, last = sum(len(run.steps) for run in runs), [len(run.steps) - 1 for run in runs]

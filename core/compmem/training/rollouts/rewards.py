@@ -9,7 +9,7 @@ from compmem.metrics import exact_match
 from compmem.tasks.sample import Sample
 from compmem.training.rollouts.trajectory import Trajectory
 
-Part = Literal["outcome", "update", "exit", "format"]
+RewardPart = Literal["outcome", "update", "exit", "format"]
 Outcome = Literal["exact", "score"]
 """What makes an answer right: equal to the gold one once normalised, or what the task's own metric gives."""
 
@@ -43,9 +43,9 @@ class Rewards:
     update: tuple[float, ...]
     """Of each step: 1 where the check is right, else -1."""
 
-    def total(self, used: Collection[Part]) -> float:
+    def total(self, used: Collection[RewardPart]) -> float:
         """The whole trajectory's reward, of the parts that are used; `update` belongs to its steps."""
-        parts: dict[Part, float] = {"outcome": self.outcome, "exit": self.exit, "format": self.format}
+        parts: dict[RewardPart, float] = {"outcome": self.outcome, "exit": self.exit, "format": self.format}
         return sum(value for part, value in parts.items() if part in used)
 
 

@@ -28,8 +28,8 @@ from compmem.training.rows.packed import Text
 from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.stage import HELD
 
-Part = Literal["base", "memory", "reasoner"]
-"""Of the backbone: what a supervised stage may change."""
+Trainable = Literal["base", "memory", "reasoner"]
+"""What of the backbone a supervised stage may change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,10 +71,8 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
     notes, memory = notes_of(sample), ""
     open_ = list(range(len(notes)))
     for chunk in chunks:
-        before, found = memory, list[int]()
-        while due := [i for i in _due(sample, open_) if sample.holds(chunk, sample.evidence[i])]:
-            found.append(due[0])
-            open_.remove(due[0])
+        before, found = memory, sample.told(chunk, open_)
+        open_ = [i for i in open_ if i not in found]
         memory = " ".join(part for part in (before, *(notes[i] for i in found)) if part)
         # What cannot be answered is never complete, whatever is found.
         end = bool(notes) and not open_ and sample.metric != "unanswerable"
@@ -83,11 +81,6 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
         )  # fmt: skip
         if end:
             return
-
-
-def _due(sample: Sample, open_: Sequence[int]) -> Sequence[int]:
-    """The evidence that can be told from what is known: all of it where nothing builds on it, else the next fact."""
-    return open_ if sample.task.startswith("niah_") else open_[:1]
 
 
 def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:
