@@ -9,11 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.progress import track
-
+from compmem.adding import Adding
 from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
-from compmem.chunking import split
 from compmem.config import IndexConfig, RecallConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
@@ -24,13 +22,10 @@ from compmem.readers import ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import agathered, astream, gather, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
-from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo, content_hash
+from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.view import Viewer
 
 Filter = Mapping[str, Any] | Sequence[Any]
-
-BATCH_CHARACTERS = 400_000
-"""Text that is compressed and committed at once while adding."""
 
 LONGEST_QUESTION = 20_000
 """Characters of a question; a longer one is a document."""
@@ -187,31 +182,9 @@ class MemoryIndex:
                 earlier batches stay.
             StoreLockedError: Another process is writing.
         """
-        if isinstance(documents, Document):
-            raise ValueError("add takes documents in a list or another iterable, not one document")
-        if isinstance(documents, Sequence):
-            _check_ids(documents)
-        incoming = track(documents, "compressing") if show_progress else documents
-        seen: set[str] = set()
-        written = 0
-        for batch in _batches(incoming, seen):
-            written += self._add_batch(batch)
-        return written
-
-    def _add_batch(self, batch: Sequence[Document]) -> int:
-        for document in batch:
-            _check_unicode(document)
-        pieces = [(d, split(d, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)) for d in batch]
-        for document, chunks in pieces:
-            if not chunks:
-                raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
-        known = self.store.hashes([d.id for d in batch])
-        new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
-        if not new:
-            return 0
-        blocks = iter(self._models.compress([c for _, chunks in new for c in chunks]))
-        self.store.add([(d, [next(blocks) for _ in chunks]) for d, chunks in new])
-        return len(new)
+        models = self._models
+        adding = Adding(self.store, self.config.chunk_tokens, count=models.count_tokens, compress=models.compress)
+        return adding.add(documents, show_progress=show_progress)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Forgets documents; returns how many there were. Unknown ids are passed over."""
@@ -495,41 +468,8 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
     return index
 
 
-def _batches(documents: Iterable[Document], seen: set[str]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    held = 0
-    for document in documents:
-        if document.id in seen:
-            raise ValueError(f"document id {document.id!r} is given twice")
-        seen.add(document.id)
-        batch.append(document)
-        held += len(document.text)
-        if held >= BATCH_CHARACTERS:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-def _check_ids(documents: Sequence[Document]) -> None:
-    seen: set[str] = set()
-    for document in documents:
-        if document.id in seen:
-            raise ValueError(f"document id {document.id!r} is given twice")
-        seen.add(document.id)
-
-
 def _takes_one_pass(config: RecallConfig) -> bool:
     return config.max_steps == 1 and not config.reask
-
-
-def _check_unicode(document: Document) -> None:
-    try:
-        (document.title + document.text).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"document {document.id!r} has a lone surrogate in its title or text: {error.reason}"
-        ) from error
 
 
 def _check_k(k: int) -> None:
