@@ -171,7 +171,8 @@ def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, 
     kept = json.loads((tmp_path / "e.json").read_text())
     assert kept["lines"] == report["lines"]
     scan = report["lines"][1]
-    assert scan["blocks_read"] == scan["blocks"] > 5
+    assert scan["blocks_read"] == pytest.approx(scan["blocks"], abs=0.06)  # rounded to one digit and to two
+    assert scan["blocks"] > 5
     assert report["lines"][0]["blocks_read"] == 3
     with pytest.raises(ValueError, match="tasks holds 'world-9hop'"):
         Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
