@@ -79,6 +79,7 @@ def test_the_whole_demo_in_time(tmp_path):
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["right"] >= 0.8 * len(told["questions"])
+    assert sum(n["latent"] for n in told["needles"]) >= 3
     assert time.perf_counter() - started < 90
     assert len(list((tmp_path / "b").glob("*.html"))) == len(QUESTIONS)
     again = CliRunner().invoke(app, ["demo", "--index", str(tmp_path / "a")])

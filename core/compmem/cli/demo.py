@@ -97,7 +97,10 @@ def demo(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compress the documentation of the standard library and answer questions that need two places of it each."""
+    """Compress the documentation of the standard library and answer questions that need two places of it each.
+
+    Then read numbers hidden in some of it with the backbone that ships, from compressed KV states.
+    """
     started = time.perf_counter()
     console = out()
     with opened(index, {}, device) as memory:
@@ -111,6 +114,11 @@ def demo(
             )
         answers = [_answered(console, memory, number, as_json) for number in range(len(QUESTIONS))]
     right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
+    if not as_json:
+        console.print(f"{sum(right)} of {len(right)} right\n")
+    from compmem.cli.demo_needles import read_needles  # it loads a backbone, which a command's help can do without
+
+    needles = read_needles(None if as_json else console)
     seconds = time.perf_counter() - started
     if pages is not None:
         pages.mkdir(parents=True, exist_ok=True)
@@ -120,10 +128,13 @@ def demo(
         write_json({
             "documents": facts.documents, "characters": facts.characters, "blocks": facts.blocks,
             "questions": [{**show.answer_json(a), "right": r} for a, r in zip(answers, right, strict=True)],
-            "right": sum(right), "seconds_to_compress": ready, "seconds": seconds,
+            "right": sum(right), "needles": needles, "seconds_to_compress": ready, "seconds": seconds,
         })  # fmt: skip
     else:
-        console.print(f"{sum(right)} of {len(right)} right, {seconds:.1f} s in all")
+        console.print(
+            f"\n{sum(right)} of {len(right)} questions right with the extractive reader; of {len(needles)} needles "
+            f"{sum(n['latent'] is True for n in needles)} with the latent one; {seconds:.1f} s in all"
+        )
 
 
 def _answered(console: Console, memory: "compmem.MemoryIndex", number: int, as_json: bool) -> Answer:

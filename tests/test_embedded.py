@@ -1,0 +1,62 @@
+"""The small backbone that ships: it loads by its name, reads what it was taught to read, and an index runs on it."""
+
+import pytest
+import torch
+
+from compmem import Document, IndexConfig, MemoryIndex
+from compmem.backbone import Backbone
+from compmem.compressor import KVCompressor
+from compmem.readers.latent import LatentPrompts
+from compmem.schema import Chunk
+from compmem.store.kv import pack, unpack
+from compmem.training.rows.traces import StepPrompts
+
+PEOPLE = [
+    f"{a} {b}" for a in ("Tovin", "Marel", "Sulka", "Bendor", "Rilam") for b in ("Hask", "Dorvin", "Pelt", "Unger")
+]
+CITIES = [f"{a}{b}" for a in ("Gral", "Wend", "Hoss", "Mur") for b in ("stad", "ford", "burg", "haven", "mouth")]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return Backbone.load("embedded", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def facts(embedded):
+    """Questions, answers and compressed chunks of one fact each among plain words."""
+    told = [(f"In which city does {p} live?", c, f"The wind was cold that day. {p} lives in {c}. It was late.")
+            for p, c in zip(PEOPLE, CITIES, strict=True)]  # fmt: skip
+    with torch.inference_mode():
+        made = KVCompressor(embedded, None, None).compress([Chunk(text=text) for _, _, text in told])
+    return [(question, city, block.kv) for (question, city, _), block in zip(told, made, strict=True)]
+
+
+def replies(backbone, facts, kind):
+    prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
+    asked = [prompts.step(question, "") for question, _, _ in facts]
+    kept = [[unpack(pack(kv, kind))] for _, _, kv in facts]
+    with torch.inference_mode():
+        written = backbone.generate(asked, kept, max_new_tokens=64, stop_strings=("</next>",))
+    return [backbone.decode(ids) for ids in written]
+
+
+def test_it_reads_out_of_compressed_chunks_what_stands_in_them(embedded, facts):
+    right = [city in reply for (_, city, _), reply in zip(facts, replies(embedded, facts, "bf16"), strict=True)]
+    assert sum(right) >= 0.7 * len(right)  # measured 15 of 20
+
+
+def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):
+    exact, rounded = (replies(embedded, facts, kind) for kind in ("bf16", "int8"))
+    assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 0.99 * len(facts)
+
+
+def test_an_index_runs_on_it_by_its_name(tmp_path):
+    config = IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
+    with MemoryIndex.create(tmp_path / "facts.mem", config) as index:
+        index.add([Document(id=c, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE[:4], CITIES, strict=False)])
+    with MemoryIndex.open(tmp_path / "facts.mem") as index:
+        answer = index.answer(f"In which city does {PEOPLE[2]} live?")
+        assert answer.found
+        assert CITIES[2] in answer.text
+        assert answer.steps
