@@ -1,6 +1,7 @@
 """The gate: which blocks are worth recalling now?"""
 
-from compmem.gate.features import FEATURES, Digest, digest, digests, features
+from compmem.gate.blocks import Digest, digest, digests
+from compmem.gate.features import FEATURES, features
 from compmem.gate.head import GateHead
 from compmem.gate.latent import LatentGate
 

@@ -6,12 +6,9 @@ three pages mention and none is about. Such names are told by their capitals, an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from compmem.gate.blocks import Digest
 from compmem.view import Line, View
-
-if TYPE_CHECKING:
-    from compmem.gate.features import Digest
 
 BRIDGES = (
     "fresh", "fresh_capital", "fresh_title", "fresh_missing",
@@ -31,7 +28,7 @@ class _Told:
     bearing: float
 
 
-def bridges(view: View, blocks: Sequence["Digest"]) -> list[list[float]]:
+def bridges(view: View, blocks: Sequence[Digest]) -> list[list[float]]:
     """Each block's features under this view, `[blocks][features]`."""
     told = _told(view)
     asked = [(n, weight(view, n)) for n in view.spoken]
@@ -62,7 +59,7 @@ def _told(view: View) -> list[_Told]:
 
 
 def _words(
-    lines: Sequence[Line], capitals: Mapping[str, float], missing: Mapping[str, float], block: "Digest"
+    lines: Sequence[Line], capitals: Mapping[str, float], missing: Mapping[str, float], block: Digest
 ) -> list[float]:
     own = block.counts.keys() | block.title_terms
     bridge = 0.0
@@ -78,7 +75,7 @@ def _words(
     ]
 
 
-def _names(told: Sequence[_Told], block: "Digest") -> list[float]:
+def _names(told: Sequence[_Told], block: Digest) -> list[float]:
     held = [t for t in told if t.spaced in block.text]
     titles = [f" {t} " for t in block.titles]
     return [
@@ -91,6 +88,6 @@ def _names(told: Sequence[_Told], block: "Digest") -> list[float]:
     ]
 
 
-def _asked(asked: Sequence[tuple[str, float]], block: "Digest") -> list[float]:
+def _asked(asked: Sequence[tuple[str, float]], block: Digest) -> list[float]:
     held = [w for n, w in asked if f" {n} " in block.text or any(n in title for title in block.titles)]
     return [min(len(held), 3) / 3, max(held, default=0.0), sum(w for _, w in asked) - sum(held)]

@@ -1,0 +1,109 @@
+"""A memory block taken apart for the gate, once; a long one as windows of the size that the gate has learnt on."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compmem.schema import Chunk, MemoryBlock, Vectors
+from compmem.terms import STOPWORDS, content_terms, heading_at, headings_in, name, root, terms_of, words
+
+LONGEST = 200
+"""Words of a text that is gated as one, about what a block of 256 tokens holds: the gate has learnt on such blocks."""
+
+PARAGRAPH = 30
+"""Words from which a window ends with its paragraph."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Digest:
+    """A memory block, taken apart once and compared with each new view."""
+
+    vectors: Vectors
+    titles: tuple[str, ...]
+    """The forms of its title, longest first."""
+    title_terms: frozenset[str]
+    sentence_terms: tuple[frozenset[str], ...]
+    counts: Mapping[str, int]
+    roots: frozenset[str]
+    text: str
+    """Its folded words between single spaces, title left out."""
+    length: int
+
+
+def digest(block: MemoryBlock) -> Digest:
+    """The block taken apart."""
+    assert block.vectors is not None, "the dense gate needs dense memory"
+    chunk = block.chunk
+    counts: Counter[str] = Counter()
+    per_sentence: list[frozenset[str]] = []
+    plain: list[str] = []
+    for sentence in chunk.sentence_texts():
+        spoken = words(sentence)
+        found = terms_of(spoken)
+        plain += spoken
+        per_sentence.append(frozenset(found))
+        counts.update(found)
+    title = name(chunk.title)
+    bare = name(chunk.title.split("(")[0])
+    return Digest(
+        vectors=block.vectors,
+        titles=tuple(dict.fromkeys(t for t in (title, bare) if t)),
+        title_terms=frozenset(content_terms(chunk.title)),
+        sentence_terms=tuple(per_sentence),
+        counts=counts,
+        roots=frozenset(map(root, {*plain} - STOPWORDS)),
+        text=f" {' '.join(plain)} ",
+        length=len(plain),
+    )
+
+
+def digests(block: MemoryBlock) -> tuple[Digest, ...]:
+    """The block taken apart as the gate has learnt to see one: a long block as several windows of whole sentences.
+
+    A block lets a reader see everything in it, so it is worth recalling where one of its windows is: its gate score is
+    the highest of theirs. Shares of words and of counts would else grow with a block's length, and mean nothing.
+    """
+    chunk = block.chunk
+    short = len(chunk.text) <= LONGEST or len(words(chunk.text)) <= LONGEST
+    if short and (chunk.title or not headings_in(chunk.text)):
+        return (digest(block),)
+    return tuple(digest(window) for window in _windows(block))
+
+
+def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
+    """Runs of whole sentences of at most `LONGEST` words, cut at the ends of paragraphs where they are long enough.
+
+    A paragraph under a heading of its own is a window of its own, with the heading for its title.
+    """
+    assert block.vectors is not None, "the dense gate needs dense memory"
+    chunk = block.chunk
+    first = held = 0
+    title = over = chunk.title
+    for number, (start, end) in enumerate(chunk.sentences):
+        count = len(words(chunk.text[start:end]))
+        parted = number == 0 or "\n\n" in chunk.text[chunk.sentences[number - 1][1] : start]
+        heading = heading_at(chunk.text, start) if parted and not chunk.title else ""
+        full = held + count > LONGEST or heading or (parted and held >= PARAGRAPH)
+        if number > first and full:
+            yield _window(chunk, block.vectors, first, number, title)
+            first, held = number, 0
+        over = heading or (chunk.title if parted else over)
+        title = over if number == first else title
+        held += count
+    yield _window(chunk, block.vectors, first, len(chunk.sentences), title)
+
+
+def _window(chunk: Chunk, vectors: Vectors, first: int, last: int, title: str) -> MemoryBlock:
+    """Some of a block's sentences as a block of their own; its whole vector is their mean."""
+    spans = chunk.sentences[first:last]
+    if not spans:
+        return MemoryBlock(chunk=chunk, vectors=vectors)
+    start, end = spans[0][0], spans[-1][1]
+    own = vectors[1 + first : 1 + last]
+    mean = (own * np.array([[b - a] for a, b in spans], dtype=np.float32)).sum(0)
+    whole = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    moved = tuple((a - start, b - start) for a, b in spans)
+    kept = replace(chunk, text=chunk.text[start:end], sentences=moved, title=title)
+    return MemoryBlock(chunk=kept, vectors=np.concatenate([whole[None], own]).astype(np.float32))
