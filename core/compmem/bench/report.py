@@ -20,12 +20,16 @@ NOTES = {
         "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
     ),
-    "speed_cpu": "Random weights and an untrained gate: speed alone.",
+    "speed_cpu": (
+        "Random weights and an untrained gate: speed alone. A package was being installed on the other core while "
+        "the gated answers over 112K tokens were timed; several blocks a step took 2.9 s in an earlier run, 28 times faster."
+    ),
     "embedded": (
         "The backbone that ships, through the loop of `reasoner.py` over compressed chunks, behind its own gate, on "
         "names, wordings and keys of evaluation that no stage saw. The goals for a backbone trained on a CPU are 85 % "
         "at 7K and 80 % at 28K tokens for two hops, and 98 % for a single needle."
     ),
+    "embedded_systems": "The papers' settings of the same loop, on the same backbone and the same questions.",
 }
 """What a reader has to know of a run beside its figures."""
 
