@@ -22,7 +22,7 @@ NOTES = {
     ),
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. A package was being installed on the other core while "
-        "the gated answers over 112K tokens were timed; several blocks a step took 2.9 s in an earlier run, 28 times faster."
+        "the gated answers over 112K tokens were timed; in an earlier run several blocks a step were 28 times faster."
     ),
     "embedded": (
         "The backbone that ships, through the loop of `reasoner.py` over compressed chunks, behind its own gate, on "
