@@ -2,14 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from compmem import MemoryIndex
 from compmem.chunking import split
-from compmem.cli import app
 from compmem.cli.demo import QUESTIONS
 from compmem.cli.demo_docs import MODULES, documents
 from compmem.config import IndexConfig
@@ -74,16 +75,18 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
 
 @pytest.mark.slow
 def test_the_whole_demo_in_time(tmp_path):
+    # Processes of their own, as the command is run: what a process has loaded changes some documentation.
+    command = [str(Path(sys.executable).with_name("compmem")), "demo", "--index", str(tmp_path / "a")]
     started = time.perf_counter()
-    result = CliRunner().invoke(app, ["demo", "--json", "--index", str(tmp_path / "a"), "--pages", str(tmp_path / "b")])
-    assert result.exit_code == 0, result.output
+    result = subprocess.run([*command, "--json", "--pages", str(tmp_path / "b")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
     assert told["right"] >= 0.8 * len(told["questions"])
     assert sum(n["latent"] for n in told["needles"]) >= 3
     assert time.perf_counter() - started < 90
     assert len(list((tmp_path / "b").glob("*.html"))) == len(QUESTIONS)
-    again = CliRunner().invoke(app, ["demo", "--index", str(tmp_path / "a")])
-    assert again.exit_code == 0
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0
     assert "0 documents compressed" in again.stdout
     for part in ("question 1", "step 1", "answer", "score", "expected", f"of {len(QUESTIONS)} right"):
         assert part in again.stdout
