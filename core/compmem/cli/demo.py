@@ -113,12 +113,13 @@ def demo(
                 f"{added} documents compressed in {ready:.1f} s\n"
             )
         answers = [_answered(console, memory, number, as_json) for number in range(len(QUESTIONS))]
+        encoder = memory.encoder
     right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
     if not as_json:
         console.print(f"{sum(right)} of {len(right)} right\n")
     from compmem.cli.demo_needles import read_needles  # it loads a backbone, which a command's help can do without
 
-    needles = read_needles(None if as_json else console)
+    needles = read_needles(None if as_json else console, encoder, device)
     seconds = time.perf_counter() - started
     if pages is not None:
         pages.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from rich.text import Text
 import compmem
 from compmem.backbone import Backbone
 from compmem.cli.demo_docs import documents
+from compmem.schema import Encoder
 from compmem.tasks.filler import Filler
 from compmem.tasks.multihop import Passage
 from compmem.tasks.ruler import Ruler
@@ -20,17 +21,18 @@ NEEDLES, TOKENS, PAGES = 5, 2000, 400
 Result = dict[str, str | bool]
 
 
-def read_needles(console: Console | None) -> list[Result]:
+def read_needles(console: Console | None, encoder: Encoder, device: str | None) -> list[Result]:
     """What both readers say to each question; on the console, where there is one."""
-    backbone = Backbone.load("embedded")
+    backbone = Backbone.load("embedded", device=device)
     if console is not None:
         console.print(Rule("the same loop on compressed KV states", align="left", style="cyan"))
         size = sum(p.numel() for p in backbone.decoder.parameters())
         console.print(
             f"A number is hidden in {TOKENS:,} tokens of documentation. The embedded backbone, {size:,} parameters "
-            "trained on a CPU, reads it from the states of every fourth token; the extractive reader quotes.\n"
+            f"trained on a CPU, reads it from one memory token for {backbone.memory.ratio} of the text; the extractive "
+            "reader quotes.\n"
         )
-    return [_asked(backbone, sample, console) for sample in _samples(backbone)]
+    return [_asked(backbone, encoder, sample, console) for sample in _samples(backbone)]
 
 
 def _samples(backbone: Backbone) -> list[Sample]:
@@ -39,12 +41,12 @@ def _samples(backbone: Backbone) -> list[Sample]:
     return Ruler(filler, split="eval").samples("niah_single_2", TOKENS, NEEDLES)
 
 
-def _asked(backbone: Backbone, sample: Sample, console: Console | None) -> Result:
+def _asked(backbone: Backbone, encoder: Encoder, sample: Sample, console: Console | None) -> Result:
     kv = compmem.IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
     with compmem.MemoryIndex.create(None, kv, backbone=backbone) as memory:
         memory.add(sample.documents)
         latent = memory.answer(sample.question)
-    with compmem.MemoryIndex.create() as memory:
+    with compmem.MemoryIndex.create(None, compmem.IndexConfig(encoder=encoder)) as memory:
         memory.add(sample.documents)
         quoted = memory.answer(sample.question)
     expected = sample.answers[0]
