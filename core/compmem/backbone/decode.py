@@ -69,6 +69,8 @@ class Slots(Context):
             self.rows = torch.arange(rows, device=device)
         self.length = slots
         """Slots that attention looks at; a plain step leaves out those not written yet."""
+        self.gaps = True
+        """Whether some of those are not to be looked at; a mask costs a CPU half of attention's time."""
         self._decoder = decoder
         self._rotary = rotary
         self._angles: tuple[Tensor, Tensor] = (weight, weight)
@@ -81,7 +83,7 @@ class Slots(Context):
         values[self.rows, :, self.column] = value[:, :, 0].detach()
         return attention(
             rotate(query, cos, sin), keys[:, :, : self.length], values[:, :, : self.length],
-            scale=scale, mask=self.open[..., : self.length], dropout=dropout,
+            scale=scale, mask=self.open[..., : self.length] if self.gaps else None, dropout=dropout,
         )  # fmt: skip
 
     def advance(self, role: Role | None) -> None:
@@ -175,6 +177,7 @@ class Engine:
         # Taken out while in use: a second run of this shape, say beside a stream, gets slots of its own.
         taken: tuple[Slots, Step] | None = self._ready.pop(key, None)
         slots, step = taken or self._prepare(*key, fixed=fixed)
+        slots.gaps = fixed or not layout.even
         try:
             slots.start(prefix, layout, sampling, role)
             for made in range(1, steps + 1):

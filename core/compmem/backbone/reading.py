@@ -69,6 +69,8 @@ class Layout:
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
     """Where a prompt token may look, `[rows, 1, prompt, slots]`. None: causal attention is enough."""
+    even: bool
+    """Whether memory and prompt of all rows are equally long."""
 
     @classmethod
     def of(
@@ -94,6 +96,7 @@ class Layout:
             counts=memory.to(device),
             positions=(first[:, None] + torch.arange(width)).to(device),
             mask=mask,
+            even=mask is None and len({len(prompt) for prompt in prompts}) == 1,
         )
 
 
