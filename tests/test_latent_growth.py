@@ -32,7 +32,8 @@ def test_a_question_over_a_large_store_holds_little_of_it(tiny_backbone, tmp_pat
         for n, text in enumerate(texts):
             index.add([Document(id=str(n), text=text)])
     size = sum(file.stat().st_size for file in (tmp_path / "large.mem").glob("kv-*"))
-    assert size > 8 * HELD
+    whole = size * {"bf16": 2, "int8": 4}[kv]  # as it is read, in fp32
+    assert whole > 30 * HELD
     read_all = RecallConfig.lychee(gate=False, memory_tokens=8).but(
         reader=LatentReader(backbone, structured=False, memory_tokens=1, answer_tokens=1)
     )
@@ -54,5 +55,5 @@ def test_a_question_over_a_large_store_holds_little_of_it(tiny_backbone, tmp_pat
             over.set()
             watcher.join()
         assert answer.usage.blocks_read == index.info().blocks
-    # Measured 50 to 145 MB, whether the store has 140 or 590: the budget, the step at work, what malloc keeps.
-    assert highest - before < size / 3
+    # Measured 50 to 145 MB whatever the size of the store: the budget, the step at work, what malloc keeps.
+    assert highest - before < 6 * HELD
