@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from compmem.schema import Document
+from compmem.schema import Chunk, Document
 from compmem.tasks.filler import Filler, split_of, written
 from compmem.tasks.multihop import Passage
 from compmem.tasks.names import draw, has_role
@@ -54,7 +54,7 @@ def test_each_fact_is_said_where_its_span_is(filler, split, hops):
 
 def test_the_answer_follows_from_the_text_alone(filler):
     """Reading the whole context by the templates finds one object for each subject and relation of the chain."""
-    name = r"((?:[A-Z][a-z]+|of)(?: (?:[A-Z][a-z]+|of))*)"
+    name = r"([A-Z][a-z]+(?: (?:[A-Z][a-z]+|of))*)"
     statements = {r.name: r.train.statements for r in RELATIONS}
     found = 0
     for sample in Worlds(WorldConfig(tokens=300, distractors=6, hops=(2,)), filler).samples(40):
@@ -66,6 +66,38 @@ def test_the_answer_follows_from_the_text_alone(filler):
             assert said == {fact.object}
             found += 1
     assert found == 80
+
+
+def test_distractors_stand_where_they_are_said_to(filler):
+    close = 0
+    for sample in Worlds(WorldConfig(tokens=500, hops=(1, 2), similar=1.0), filler).samples(30):
+        assert [len(own) for own in sample.distractors] == [3] * len(sample.facts)
+        for own in (sample, sample.joined()):
+            texts = texts_of(own)
+            for fact, spans in zip(own.facts, own.distractors, strict=True):
+                said = [texts[s.document][s.start : s.end] for s in spans]
+                assert all(sentence.endswith(".") for sentence in said)
+                close += sum(fact.subject in sentence or fact.object in sentence for sentence in said)
+                assert not any(fact.subject in sentence and fact.object in sentence for sentence in said)
+        chunks = [Chunk(document_id=d.id, text=d.text) for d in sample.documents]
+        for chunk in chunks:
+            held = any(s.document == chunk.document_id for s in sample.distractors[0])
+            assert sample.lures(chunk, 0) == held
+        assert not sample.lures(chunks[0], 2)
+    assert close > 60
+
+
+def test_a_contrast_comes_close_and_is_not_answered(filler):
+    same = 0
+    for sample in Worlds(WorldConfig(tokens=500, hops=(1, 2)), filler).samples(60):
+        first, *rest = sample.contrasts
+        assert len(sample.contrasts) == len(sample.facts)
+        about = sample.facts[0].subject in first
+        same += about
+        assert all(sample.facts[0].subject in question for question in rest if question)
+        assert not any(fact.object in question for fact in sample.facts for question in sample.contrasts)
+        assert sample.question not in sample.contrasts
+    assert 20 < same < 60
 
 
 def test_distractors_resemble_the_chain(filler):

@@ -411,8 +411,14 @@ def world(texts, facts, **changes):
         evidence.append(Span(document=str(n), start=texts[n].index(fact), end=texts[n].index(fact) + len(fact)))
     values = {"id": "w", "task": "world-2hop", "question": "Where was the maker of Ox born?", "answers": ("Ulm",)}
     told = (("Ox", "maker", "Ida"), ("Ida", "birthplace", "Ulm"))[: len(facts)]
-    notes = tuple(Fact(subject=s, relation=r, object=o) for s, r, o in told)
-    return WorldSample(**{**values, "documents": documents, "evidence": tuple(evidence), "facts": notes, **changes})
+    facts = tuple(Fact(subject=s, relation=r, object=o) for s, r, o in told)
+    values |= {
+        "documents": documents,
+        "evidence": tuple(evidence),
+        "facts": facts,
+        "notes": tuple(f.note for f in facts),
+    }
+    return WorldSample(**{**values, **changes})
 
 
 TEXTS = ["Ida was born in Ulm.", "It rained.", "Ox was made by Ida.", "Bo was born in Kiel."]

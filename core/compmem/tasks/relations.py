@@ -2,9 +2,12 @@
 
 A statement is a sentence that says a fact of subject `{s}` and object `{o}`. A question asks for the object; a phrase
 stands for it, so that phrases nest: "the spouse of {s}" of "the director of {s}". Any opening may precede a statement.
+In training a thing may be named with what it is ("the film {s}"); what would be a wording of evaluation is left out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 
 from compmem.tasks.names import Kind, Split
 
@@ -37,11 +40,16 @@ class Relation:
 
 OPENINGS: dict[Split, tuple[str, ...]] = {
     "train": (
-        *[""] * 4,
+        *[""] * 9,
         "As is well known, ",
         "Records show that ",
         "It was reported that ",
         "In the papers one reads that ",
+        "It is said that ",
+        "As everybody knows, ",
+        "A letter tells that ",
+        "According to a report, ",
+        "For years it has been true that ",
     ),
     "eval": (*[""] * 3, "It is well known that ", "According to the records, ", "The papers reported that "),
 }
@@ -54,8 +62,48 @@ def _wording(statements: str, questions: str, phrases: str) -> Wording:
     return Wording(statements=parts[0], questions=parts[1], phrases=parts[2])
 
 
+_NOUNS: dict[Kind, str] = {
+    "city": "city of", "country": "country of", "company": "company", "film": "film", "book": "book", "band": "band",
+    "school": "school",
+}  # fmt: skip
+"""What things are called in front of their names."""
+
+
+def _named(wording: str, kinds: dict[str, Kind]) -> Iterator[str]:
+    """The wording, and with things named by what they are where it does not say so already."""
+    forms = []
+    for gap, kind in kinds.items():
+        noun = _NOUNS.get(kind)
+        plain = noun is None or noun.split()[0] in wording or gap not in wording
+        forms.append([gap] if plain else [gap, f"the {noun} {gap}"])
+    for chosen in product(*forms):
+        made = wording
+        for gap, form in zip(kinds, chosen, strict=True):
+            made = made.replace(gap, form)
+        yield made[0].upper() + made[1:] if wording[0] in "{ABCDEFGHIJKLMNOPQRSTUVWXYZ" else made
+
+
+def _taught(relation: "Relation") -> "Relation":
+    """The relation with every wording of training that these names make, but for those of evaluation."""
+    kinds: dict[str, Kind] = {"{s}": relation.subject, "{o}": relation.object}
+
+    def varied(wordings: tuple[str, ...], shut: tuple[str, ...]) -> tuple[str, ...]:
+        made = dict.fromkeys(wordings) | dict.fromkeys(v for w in wordings for v in _named(w, kinds))
+        return tuple(w for w in made if w not in shut)
+
+    own, other = relation.train, relation.eval
+    return replace(
+        relation,
+        train=Wording(
+            statements=varied(own.statements, other.statements),
+            questions=varied(own.questions, other.questions),
+            phrases=varied(own.phrases, other.phrases),
+        ),
+    )
+
+
 # fmt: off
-RELATIONS = (
+_RELATIONS = (
     Relation(
         name="birthplace", subject="person", object="city", shared=True,
         train=_wording(
@@ -384,4 +432,6 @@ RELATIONS = (
     ),
 )
 # fmt: on
+
+RELATIONS = tuple(map(_taught, _RELATIONS))
 """All of them; a relation's object may be another's subject, so they make chains."""

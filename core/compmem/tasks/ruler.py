@@ -217,7 +217,8 @@ class Ruler:
         hit = [i for i, (key, _) in enumerate(pairs) if key in wanted]
         asks = self._templates.asks_all if len(hit) > 1 else self._templates.asks_one
         question = rng.choice(asks).format(thing=_told(kind.value), key=_listed(wanted))
-        return _sample(question, [pairs[i][1] for i in hit], documents, [spans[i] for i in hit], used)
+        made = _sample(question, [pairs[i][1] for i in hit], documents, [spans[i] for i in hit], used)
+        return replace(made, notes=tuple("{}: {}.".format(*pairs[i]) for i in hit))
 
     def _haystack(
         self, kind: _Needles, template: str, needles: list[str], tokens: int, rng: Random, shut: set[str]

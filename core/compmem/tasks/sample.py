@@ -1,6 +1,6 @@
 """One question over one context of known length: what a benchmark asks and a trainer learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -35,6 +35,10 @@ class Sample:
     metric: Metric = "sub_em"
     tokens: int = 0
     """Tokens of the documents, by the counter that the task was built with."""
+    notes: tuple[str, ...] = ()
+    """What a working memory keeps of each piece of evidence; empty: the evidence as it is written."""
+    distractors: tuple[tuple[Span, ...], ...] = ()
+    """For each piece of evidence what is easily taken for it, where that is known."""
 
     def score(self, prediction: str, *, found: bool = True) -> float:
         """What an answer is worth, in [0, 1]. `found` is what the answer says of itself."""
@@ -53,6 +57,10 @@ class Sample:
         """Whether a chunk holds at least half of this span."""
         shared = min(chunk.end, span.end) - max(chunk.start, span.start)
         return chunk.document_id == span.document and 2 * shared >= span.end - span.start
+
+    def lures(self, chunk: Chunk, piece: int) -> bool:
+        """Whether a chunk holds what is easily taken for this piece of evidence."""
+        return piece < len(self.distractors) and any(self.holds(chunk, span) for span in self.distractors[piece])
 
     def told(self, chunk: Chunk, open_: Sequence[int]) -> list[int]:
         """The evidence, by number, that a chunk adds where these pieces are still unknown, in the order it is told in.
@@ -76,8 +84,14 @@ class Sample:
             starts[document.id] = at + len(head)
             parts.append(head + document.text)
             at += len(parts[-1]) + len(separator)
-        moved = tuple(
-            Span(document=id, start=starts[s.document] + s.start, end=starts[s.document] + s.end)
-            for s in self.evidence
-        )  # fmt: skip
-        return replace(self, documents=(Document(id=id, text=separator.join(parts)),), evidence=moved)
+
+        def moved(spans: Iterable[Span]) -> tuple[Span, ...]:
+            shifted = ((s, starts[s.document]) for s in spans)
+            return tuple(Span(document=id, start=by + s.start, end=by + s.end) for s, by in shifted)
+
+        return replace(
+            self,
+            documents=(Document(id=id, text=separator.join(parts)),),
+            evidence=moved(self.evidence),
+            distractors=tuple(map(moved, self.distractors)),
+        )

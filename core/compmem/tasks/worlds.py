@@ -7,7 +7,7 @@ for it. Names, wordings and filler texts of `train` and `eval` are disjoint.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, cycle, islice
+from itertools import chain, count, cycle, islice
 from random import Random
 from typing import Literal, get_args
 
@@ -42,6 +42,9 @@ class WorldSample(Sample):
 
     facts: tuple[Fact, ...]
     """In the order of the hops; fact `i` stands at `evidence[i]`."""
+    contrasts: tuple[str, ...] = ()
+    """For each fact a question that it does not answer though it comes close: the way to its subject is the same, but
+    something else is asked of it; or the same is asked of another one. Empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,32 +107,40 @@ class Worlds:
         config = self.config
         rng = Random(f"worlds:{config.split}:{config.seed}:{number}")
         world = _World(config, rng)
-        chain = world.chain(rng.choice(config.hops))
+        path = world.chain(rng.choice(config.hops))
         answerable = rng.random() >= config.unanswerable
-        told = chain if answerable else chain[:-1]
-        others = [f for fact in chain for f in world.resembling(fact)]
-        sentences = [world.say(f) for f in (*told, *others)]
+        told = path if answerable else path[:-1]
+        others = [list(world.resembling(fact)) for fact in path]
+        sentences = [world.say(f) for f in (*told, *chain.from_iterable(others))]
+        facts = tuple(Fact(subject=f.subject.name, relation=f.relation.name, object=f.object.name) for f in told)
         documents, spans, tokens = self._context(sentences, len(told), rng)
+        evidence, rest = spans[: len(told)], iter(spans[len(told) :])
         return WorldSample(
             id=f"{config.split}-{config.seed}-{number}",
-            task=f"world-{len(chain)}hop",
-            question=world.ask(chain),
-            answers=(chain[-1].object.name,),
+            task=f"world-{len(path)}hop",
+            question=world.ask(path),
+            answers=(path[-1].object.name,),
             documents=documents,
-            evidence=spans,
+            evidence=evidence,
             metric="sub_em" if answerable else "unanswerable",
             tokens=tokens,
-            facts=tuple(Fact(subject=f.subject.name, relation=f.relation.name, object=f.object.name) for f in told),
+            notes=tuple(fact.note for fact in facts),
+            distractors=tuple(tuple(islice(rest, len(own))) for own in others),
+            facts=facts,
+            contrasts=tuple(world.contrast(path[: hop + 1]) for hop in range(len(told))),
         )
 
     def _context(self, said: list[str], facts: int, rng: Random) -> tuple[tuple[Document, ...], tuple[Span, ...], int]:
-        """The sentences set into filler between its sentences, spans of the first ones, and the tokens."""
+        """The sentences set into filler between its sentences, where they stand, and the tokens.
+
+        The first ones, the facts, stand apart.
+        """
         own = sum(self._filler.counter([f" {s}" for s in said]))
         if own > self.config.tokens:
             raise ValueError(f"tokens={self.config.tokens}; the facts alone have {own}")
         pieces = self._filler.take(self.config.split, self.config.tokens - own, rng)
         documents, spans = plant(pieces, said, rng, apart=facts)
-        return documents, spans[:facts], own + sum(p.tokens for p in pieces)
+        return documents, spans, own + sum(p.tokens for p in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +219,16 @@ class _World:
         for link in chain[:-1]:
             subject = self._choice(link.relation.wording(self._config.split).phrases).format(s=subject)
         return self._choice(chain[-1].relation.wording(self._config.split).questions).format(s=subject)
+
+    def contrast(self, chain: list[_Link]) -> str:
+        """A question that the last fact does not answer, though it comes close."""
+        last = chain[-1]
+        other = [r for r in RELATIONS if r.subject == last.subject.kind and r != last.relation]
+        if len(chain) == 1 and (not other or self._rng.random() < self._config.similar / 2):
+            return self.ask([_Link(self._entity(last.subject.kind, last.subject), last.relation, last.object)])
+        if not other:
+            return ""
+        return self.ask([*chain[:-1], _Link(last.subject, self._rng.choice(other), last.object)])
 
     def _choice(self, wordings: tuple[str, ...]) -> str:
         return self._rng.choice(wordings[: self._config.wordings])

@@ -6,16 +6,21 @@ own tokens behind it), questions (the answers alone), a step of the loop (the st
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from compmem.backbone import Backbone, Role
+from compmem.backbone.backbone import Blocks
+from compmem.backbone.memory import memory_count
+from compmem.schema import KVStates
 from compmem.training.running.device import precision
 
 Ids = Sequence[int]
+
+ALIKE = 64
+"""Tokens by which rows that are run at once may differ, in their memory and behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +53,8 @@ class Rows:
             learned = sum(end - start for start, end in example.spans)
             for name, count in zip(figures_of(example.part), (learned, learned, len(example.spans)), strict=True):
                 counts[name] = counts.get(name, 0.0) + count
-        inside = sum(len(block) + -(-len(block) // ratio) for e in kept for block in e.blocks)
+        chunks = {tuple(block) for e in kept for block in e.blocks}
+        inside = sum(len(chunk) + memory_count(len(chunk), ratio) for chunk in chunks)
         return cls(examples=kept, ratio=ratio, counts=counts, tokens=inside + sum(len(e.ids) for e in kept))
 
 
@@ -62,21 +68,27 @@ def figures_of(part: str) -> tuple[str, str, str]:
 
 def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner") -> dict[str, Tensor]:
     """Cross-entropy of the learned tokens, right tokens and right spans, summed by part; with gradients."""
-    groups: dict[tuple[str, int, int], list[Example]] = {}
-    for example in rows.examples:
-        # Rows with as much memory need no mask, and rows of one length no padding.
-        key = (example.part, sum(map(len, example.blocks)), len(example.ids) // 64)
-        groups.setdefault(key, []).append(example)
+    memory = recalled(backbone, rows.examples, rows.ratio)
+    groups: dict[tuple[str, int, int], list[int]] = {}
+    for number, example in enumerate(rows.examples):
+        # Little is padded where lengths are alike; each group is a forward pass, and many small ones cost more.
+        slots = sum(states.keys.shape[2] for states in memory[number])
+        key = (example.part, -(-slots // ALIKE), len(example.ids) // ALIKE)
+        groups.setdefault(key, []).append(number)
     sums: dict[str, Tensor] = {}
-    for (part, _, _), examples in groups.items():
-        for name, value in zip(figures_of(part), _group(backbone, examples, rows.ratio, role), strict=True):
+    for (part, slots, _), numbers in groups.items():
+        behind = [memory[n] for n in numbers] if slots else None
+        values = _group(backbone, [rows.examples[n] for n in numbers], behind, role)
+        for name, value in zip(figures_of(part), values, strict=True):
             sums[name] = sums[name] + value if name in sums else value
     return sums
 
 
-def _group(backbone: Backbone, examples: Sequence[Example], ratio: int, role: Role | None) -> tuple[Tensor, ...]:
+def _group(
+    backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Loss, right tokens and right spans of rows that are run at once."""
-    hidden = backbone.read([e.ids[:-1] for e in examples], recalled(backbone, examples, ratio), role=role)
+    hidden = backbone.read([e.ids[:-1] for e in examples], memory, role=role)
     place, targets, spans = list[int](), list[int](), list[int]()
     count = 0
     for row, example in enumerate(examples):
@@ -93,13 +105,11 @@ def _group(backbone: Backbone, examples: Sequence[Example], ratio: int, role: Ro
     return F.cross_entropy(logits, wanted, reduction="sum"), right.sum(), (wrong_spans == 0).sum()
 
 
-def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> list[list[Any]] | None:
-    """The memory of each row's blocks, or None where no row has any."""
-    chunks = [block for e in examples for block in e.blocks]
-    if not chunks:
-        return None
-    states = iter(backbone.compress(chunks, ratio=ratio))
-    return [[next(states) for _ in e.blocks] for e in examples]
+def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> list[list[KVStates]]:
+    """The memory of each row's blocks; what several rows read is compressed once."""
+    chunks = list(dict.fromkeys(tuple(block) for e in examples for block in e.blocks))
+    states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}
+    return [[states[tuple(block)] for block in e.blocks] for e in examples]
 
 
 def written_exactly(

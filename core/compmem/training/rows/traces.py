@@ -6,7 +6,7 @@ of any other evidence its sentence.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -22,6 +22,8 @@ from compmem.training.rows.sources import SampleSource, chunks_of
 
 STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
+HARD = 0.8
+"""Share of chunks to pass over that hold what is easily taken for the evidence, where there are such."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class TraceStep:
     """The notes after it."""
     end: bool
     """Whether they suffice."""
+    due: int = 0
+    """The piece of evidence that was to come next."""
 
     @property
     def reply(self) -> str:
@@ -51,12 +55,12 @@ def structured(*, check: bool, update: str, end: bool) -> str:
     return f"<check>{said}</check><update>{update}</update><next>{then}</next>"
 
 
-def notes_of(sample: Sample) -> list[str]:
-    """What a working memory keeps of each span of evidence."""
-    if isinstance(sample, WorldSample):
-        return [fact.note for fact in sample.facts]
+def notes_of(sample: Sample) -> tuple[str, ...]:
+    """What a working memory keeps of each piece of evidence."""
+    if sample.notes:
+        return sample.notes
     texts = {document.id: document.text for document in sample.documents}
-    return [texts[span.document][span.start : span.end].strip() for span in sample.evidence]
+    return tuple(texts[span.document][span.start : span.end].strip() for span in sample.evidence)
 
 
 def answer_of(sample: Sample, memory: str) -> str:
@@ -71,32 +75,45 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
     notes, memory = notes_of(sample), ""
     open_ = list(range(len(notes)))
     for chunk in chunks:
-        before, found = memory, sample.told(chunk, open_)
+        before, due, found = memory, min(open_, default=0), sample.told(chunk, open_)
         open_ = [i for i in open_ if i not in found]
         memory = " ".join(part for part in (before, *(notes[i] for i in found)) if part)
         # What cannot be answered is never complete, whatever is found.
         end = bool(notes) and not open_ and sample.metric != "unanswerable"
         yield TraceStep(
-            chunk=chunk, question=sample.question, memory=before, check=bool(found), update=memory, end=end
+            chunk=chunk, question=sample.question, memory=before, check=bool(found), update=memory, end=end, due=due
         )  # fmt: skip
         if end:
             return
 
 
+def contrast(sample: Sample, step: TraceStep) -> TraceStep | None:
+    """The same chunk and notes under a question to which the chunk says nothing, where the sample has one."""
+    questions = sample.contrasts if step.check and isinstance(sample, WorldSample) else ()
+    if not any(questions[step.due : step.due + 1]):
+        return None
+    return replace(step, question=questions[step.due], check=False, update=step.memory, end=False)
+
+
 def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:
     """The chunks in an order to learn from: those with evidence as it builds up, and before each some that lack it.
 
-    Chunks with evidence that is not due yet stand among those, as they do in a document.
+    Most of those hold what is easily taken for the evidence, since that is what a gate puts in front of a reader.
+    Chunks with evidence that is not due yet stand among them, as they do in a document.
     """
     due: list[Chunk] = []
     for span in sample.evidence:
         due += [c for c in chunks if sample.holds(c, span) and c not in due]
     others = [c for c in chunks if c not in due]
-    chance.shuffle(others)
     order: list[Chunk] = []
     for number, chunk in enumerate(due):
-        later = [c for c in due[number + 1 :] if chance.random() < 0.5]
-        order += [*others[number * skips : (number + 1) * skips], *later, chunk]
+        for _ in range(min(skips, len(others))):
+            hard = [c for c in others if any(sample.lures(c, piece) for piece in range(number + 1))]
+            passed = chance.choice(hard if hard and chance.random() < HARD else others)
+            others.remove(passed)
+            order.append(passed)
+        order += [c for c in due[number + 1 :] if chance.random() < 0.5]
+        order.append(chunk)
     return order or others[:skips]
 
 
@@ -172,7 +189,8 @@ class StepRows:
             chunks = in_lessons(sample, chunks_of(sample, self._prompts.backbone, size), chance, self._skips)
             memory, done = "", False
             for step in trace(sample, chunks):
-                rows.append(self._prompts.step_example(step, prefix=self._prefix))
+                asked = (step, contrast(sample, step))
+                rows += [self._prompts.step_example(s, prefix=self._prefix) for s in asked if s]
                 memory, done = step.update, step.end
                 used += size
             if done:
