@@ -83,6 +83,12 @@ def test_what_cannot_be_read_is_told_and_the_rest_added(docs, tmp_path):
     assert result.stderr.splitlines() == [f"error: {tmp_path}/missing.txt: no such file or folder"]
 
 
+def test_no_index_is_made_of_nothing(tmp_path):
+    result = run("add", tmp_path / "a.mem", tmp_path / "missing.txt")
+    assert result.exit_code == 1
+    assert not (tmp_path / "a.mem").exists()
+
+
 def test_ask_answers_with_steps_sources_and_a_page(index, tmp_path):
     page = tmp_path / "answer.html"
     question = "Where was the owner of the house born that Acme rents?"

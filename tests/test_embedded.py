@@ -51,6 +51,11 @@ def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 0.99 * len(facts)
 
 
+def test_it_loads_without_a_word(capfd):
+    Backbone.load("embedded", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_index_runs_on_it_by_its_name(tmp_path):
     config = IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
     with MemoryIndex.create(tmp_path / "facts.mem", config) as index:

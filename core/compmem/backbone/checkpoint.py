@@ -248,7 +248,7 @@ def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _memory_weights_unreported():
+        with _quietly():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -261,15 +261,20 @@ def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
 
 
 @contextmanager
-def _memory_weights_unreported() -> Iterator[None]:
-    """Keep the loader from listing the memory's weights as unexpected: they are read right after."""
+def _quietly() -> Iterator[None]:
+    """Keep the loader from drawing a bar, and from listing the memory's weights as unexpected: they are read next."""
+    from transformers.utils import logging as told
+
     logger = logging.getLogger("transformers")
-    level = logger.level
+    level, bars = logger.level, told.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    told.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logger.setLevel(level)
+        if bars:
+            told.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,9 +60,12 @@ def add(
 
     started = time.perf_counter()
     found = inputs.documents(paths, report=report, stdin=sys.stdin.buffer, stdin_format=form)
+    first = list(islice(found, 1))
+    if errors and not first and not index.exists():
+        raise typer.Exit(1)  # nothing to make an index for
     with opened(index, settings, device) as memory:
         with progress() as bar:
-            seen = _Tracked(found, bar, inputs.count_files(paths))
+            seen = _Tracked(chain(first, found), bar, inputs.count_files(paths))
             added = memory.add(seen)
         kept = memory.info().documents
     seconds = time.perf_counter() - started
