@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from compmem.backbone import Backbone
+from compmem.config import RecallConfig
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentPrompts
+from compmem.schema import Reading, WorkingMemory
 from compmem.training.embedded import Embedded, run_all
 from compmem.training.evaluate import Evaluation, answered, config_of, train
 from compmem.training.export import Export
 from compmem.training.export import train as export
+from compmem.training.rollouts.loops import Loop
 from compmem.training.rows.sources import chunks_of
 from compmem.training.running.carry import pack, unpack
 from compmem.training.running.settings import read_settings
@@ -176,6 +179,29 @@ def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, 
     assert report["lines"][0]["blocks_read"] == 3
     with pytest.raises(ValueError, match="tasks holds 'world-9hop'"):
         Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
+
+
+def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch):
+    backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
+    backbone.add_gate()
+    seen: dict[str, set[str]] = {"learned": set(), "question": set()}
+    from tests.test_training_stages import TEXTS, world
+
+    [sample] = [world(TEXTS, [TEXTS[2], TEXTS[0]])]
+    chunks = chunks_of(sample, backbone, 64)
+    with torch.inference_mode():
+        states = backbone.compress([backbone.encode(c.text) for c in chunks])
+    for kind, memories in seen.items():
+
+        def probabilities(self, memory, blocks, memories=memories):
+            memories.add(memory)
+            return [1.0] * len(blocks)
+
+        monkeypatch.setattr("compmem.gate.LatentGate.probabilities", probabilities)
+        loop = Loop(backbone, sample.question, chunks, states, RecallConfig(candidates="all", gate=kind))
+        loop.advance()
+        loop.advance(Reading(memory=WorkingMemory(text="Ox, maker: Ida."), update=True, exit=False))
+    assert seen == {"learned": {"", "Ox, maker: Ida."}, "question": {""}}
 
 
 def test_loops_together_answer_as_loops_alone(trained, recipe):

@@ -32,9 +32,9 @@ from compmem.training.running.device import device_name, precision
 
 logger = logging.getLogger(__name__)
 
-System = Literal["compmem", "compmem-no-exit", "scan", "gru-mem", "memagent"]
-"""Best first behind the gate, with and without the exit gate; every block in document order, gated in one pass
-(2602.08382); all of them with update and exit gate (2602.10560); all of them with neither (2507.02259)."""
+System = Literal["compmem", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"]
+"""Best first behind the gate; without the exit gate; behind a gate blind to the working memory. Every block in document
+order, gated in one pass (2602.08382); all of them with update and exit gate (2602.10560); with neither (2507.02259)."""
 
 TAGS = 64
 """Tokens of a structured reply beside the memory; these backbones write no thoughts."""
@@ -123,6 +123,8 @@ def config_of(system: System, settings: Evaluation) -> RecallConfig:
             return RecallConfig(**cast("Any", picks))
         case "compmem-no-exit":
             return RecallConfig(**cast("Any", picks), exit_gate=False)
+        case "compmem-question-gate":
+            return RecallConfig(**cast("Any", picks), gate="question")
         case "scan":
             return RecallConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
         case "gru-mem":

@@ -66,9 +66,11 @@ class Loop:
         self.memory = WorkingMemory()
         self.answer: Written | None = None
         self.rng = np.random.default_rng(seed)
-        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate == "learned" else None
+        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
         limit = threshold if threshold is not None else gate.threshold if gate else 0.0
-        self._loop = gather(_Bench(backbone, gate, chunks, states), config, limit if gate else 0.0)
+        self._loop = gather(
+            _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0
+        )
 
     @property
     def said(self) -> str:
@@ -106,6 +108,8 @@ class _Bench:
     gate: LatentGate | None
     chunks: Sequence[Chunk]
     states: Sequence[KVStates]
+    blind: bool = False
+    """The gate does not see the working memory."""
 
     def propose(self, memory: str) -> list[int]:
         return list(range(len(self.chunks)))
@@ -113,7 +117,7 @@ class _Bench:
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         if self.gate is None or not blocks:
             return [1.0] * len(blocks)
-        return self.gate.probabilities(memory, [self.states[n] for n in blocks])
+        return self.gate.probabilities("" if self.blind else memory, [self.states[n] for n in blocks])
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         return [MemoryBlock(chunk=self.chunks[n], kv=self.states[n]) for n in blocks]
