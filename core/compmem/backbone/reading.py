@@ -4,12 +4,11 @@ Each row's memory is padded on the right to the longest, the prompts behind it a
 equally long need no mask at all. Positions are given, never derived from a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from compmem.backbone.attention import attention
 from compmem.backbone.config import Positions
@@ -33,26 +32,21 @@ class Prefix:
 
     def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """Keys at their positions, and values, `[rows, kv_heads, longest, head_dim]` each."""
-        empty = self._like.new_empty(heads, 0, head_dim)
-        keys = self._stack([[layers[number] for layers in row] or [empty] for row in self._keys])
-        values = self._stack([[layers[number] for layers in row] or [empty] for row in self._values])
+        keys = self._joined(((layers[number] for layers in row) for row in self._keys), heads, head_dim)
+        values = self._joined(((layers[number] for layers in row) for row in self._values), heads, head_dim)
         if self._positions == "rotated":
             cos, sin = self._rotary(self.longest, keys)
             keys = rotate(keys, cos, sin)
         return keys, values
 
-    def _stack(self, rows: list[list[Tensor]]) -> Tensor:
-        like = self._like
-        joined = [
-            (row[0] if len(row) == 1 else torch.cat(row, dim=1)).to(like.device, like.dtype, non_blocking=True)
-            for row in rows
-        ]
-        return torch.stack(
-            [
-                row if row.shape[1] == self.longest else pad(row, (0, 0, 0, self.longest - row.shape[1]))
-                for row in joined
-            ]
-        )
+    def _joined(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
+        """The blocks of all rows, each row filled up to the longest, copied once."""
+        like, pieces = self._like, list[Tensor]()
+        for blocks, count in zip(rows, self.counts, strict=True):
+            pieces += (states.to(like.device, like.dtype, non_blocking=True) for states in blocks)
+            if count < self.longest:
+                pieces.append(like.new_zeros(heads, self.longest - count, head_dim))
+        return torch.cat(pieces, dim=1).view(heads, len(self.counts), self.longest, head_dim).transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +62,7 @@ class Layout:
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
-    """Where a prompt token may look, `[rows, 1, prompt, slots]`. None: causal attention is enough."""
+    """Where a prompt token may look, `[rows or 1, 1, prompt, slots]`. None: causal attention is enough."""
     even: bool
     """Whether memory and prompt of all rows are equally long."""
 
@@ -83,12 +77,13 @@ class Layout:
             ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
         memory = torch.tensor(counts)
         first = torch.tensor(starts)
-        mask = None
-        if min(counts) < longest:
+        mask, alike = None, len(set(counts)) == 1
+        if not alike or (device.type == "cpu" and longest > width):
+            # A CPU knows no other way to say that a short prompt sees all of a long past; said once, for all layers.
             causal = torch.ones(width, width, dtype=torch.bool).tril()
-            recalled = torch.arange(longest)[None] < memory[:, None]
+            recalled = torch.arange(longest)[None] < (memory[:1] if alike else memory)[:, None]
             mask = torch.cat(
-                (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(prompts), -1, -1)), dim=2
+                (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(recalled), -1, -1)), dim=2
             )[:, None].to(device)
         return cls(
             ids=ids.to(device),
@@ -96,7 +91,7 @@ class Layout:
             counts=memory.to(device),
             positions=(first[:, None] + torch.arange(width)).to(device),
             mask=mask,
-            even=mask is None and len({len(prompt) for prompt in prompts}) == 1,
+            even=alike and len({len(prompt) for prompt in prompts}) == 1,
         )
 
 
