@@ -19,6 +19,7 @@ from compmem.backbone import AdapterConfig, Backbone
 from compmem.gate.latent import NO_NOTES, gate_prompt
 from compmem.metrics import calibration_error
 from compmem.readers.latent import LatentPrompts
+from compmem.resident import Resident
 from compmem.schema import KVStates
 from compmem.training.gating import gate_examples
 from compmem.training.gating.calibration import auc, platt, threshold_for
@@ -168,6 +169,9 @@ class GateStage:
         self._ratio = settings.ratio or backbone.memory.ratio
         self._prompt = gate_prompt(backbone)
         self._scale = (1.0, 0.0)
+        self._numbers: dict[tuple[int, ...], int] = {}
+        weight = backbone.decoder.embed_tokens.weight
+        self._resident = Resident(weight.device, weight.dtype)
 
     def parameters(self) -> dict[str, Parameter]:
         """What the optimiser changes."""
@@ -237,10 +241,10 @@ class GateStage:
 
     def _paired(self, pairs: Sequence[tuple[GateContext, GateState, int]]) -> Pairs:
         chunks = list(dict.fromkeys(context.chunks[n] for context, _, n in pairs))
-        with torch.no_grad(), precision(self.backbone):
-            states = dict(zip(chunks, self.backbone.compress(chunks, ratio=self._ratio), strict=True))
+        new = sum(len(chunk) for chunk in chunks if chunk not in self._numbers)
+        states = dict(zip(chunks, self._compressed(chunks), strict=True))
         halves = [self._asked(context, state) for context, state, _ in pairs]
-        tokens = sum(map(len, chunks)) + sum(len(asked) for asked in {tuple(asked) for asked, _ in halves})
+        tokens = new + sum(len(asked) for asked in {tuple(asked) for asked, _ in halves})
         tokens += sum(len(probe) for _, probe in halves)
         return Pairs(
             asked=[asked for asked, _ in halves],
@@ -249,6 +253,16 @@ class GateStage:
             counts={"gate": float(len(pairs))},
             tokens=tokens,
         )
+
+    def _compressed(self, chunks: Sequence[tuple[int, ...]]) -> list[KVStates]:
+        """The memory of these chunks: the compressor does not change, so what was made lately is kept."""
+        named = {self._numbers.setdefault(chunk, len(self._numbers)): chunk for chunk in chunks}
+
+        def make(numbers: Sequence[int]) -> list[KVStates]:
+            with torch.no_grad(), precision(self.backbone):
+                return self.backbone.compress([named[n] for n in numbers], ratio=self._ratio)
+
+        return self._resident.take(list(named), make)
 
     def _asked(self, context: GateContext, state: GateState) -> tuple[list[int], list[int]]:
         encode = self.backbone.encode
