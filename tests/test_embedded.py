@@ -51,8 +51,8 @@ def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 0.99 * len(facts)
 
 
-def test_it_loads_without_a_word(capfd):
-    Backbone.load("embedded", device="cpu")
+def test_it_loads_and_saves_without_a_word(capfd, tmp_path):
+    Backbone.load("embedded", device="cpu").save(tmp_path)
     assert capfd.readouterr() == ("", "")
 
 

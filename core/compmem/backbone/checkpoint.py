@@ -87,8 +87,9 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
-        parts.model.save_pretrained(folder)
-        parts.tokenizer.save_pretrained(folder)
+        with _quietly():
+            parts.model.save_pretrained(folder)
+            parts.tokenizer.save_pretrained(folder)
     added = {name: tensor.detach().contiguous().cpu() for name, tensor in parts.decoder.added().items()}
     save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
     settings = {
@@ -262,7 +263,7 @@ def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep the loader from drawing a bar, and from listing the memory's weights as unexpected: they are read next."""
+    """Keep transformers from drawing bars, and from listing the memory's weights as unexpected: they are read next."""
     from transformers.utils import logging as told
 
     logger = logging.getLogger("transformers")
