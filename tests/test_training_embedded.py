@@ -181,6 +181,28 @@ def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, 
         Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
 
 
+def test_an_evaluation_asks_the_questions_of_a_set(trained, recipe, tmp_path):
+    file = tmp_path / "set.jsonl"
+    towns = ("Ulm", "Kiel", "Bonn")
+    file.write_text("".join(
+        json.dumps({
+            "id": f"q{n}", "dataset": "own", "question": f"Where was Ida{n} born?", "answer": town, "answers": [town],
+            "paragraphs": [
+                {"title": f"Ida{n}", "sentences": [f"Ida{n} was born in {town}. " * 4], "supporting": [0]},
+                {"title": f"Bo{n}", "sentences": ["Bo sings. " * 20], "supporting": []},
+            ],
+        }) + "\n"
+        for n, town in enumerate(towns)
+    ))  # fmt: skip
+    made = {"start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (200,), "chunk_tokens": 64,
+            "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "questions": 2, "max_steps": 2}  # fmt: skip
+    [line] = train(Evaluation(**made, tasks=("questions",), file=file))["lines"]
+    assert (line["task"], line["questions"]) == ("questions", 2)
+    assert line["blocks"] > 2
+    with pytest.raises(ValueError, match="the task 'questions' needs a file"):
+        Evaluation(**made, tasks=("questions",))
+
+
 def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch):
     backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
     backbone.add_gate()

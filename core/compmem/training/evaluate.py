@@ -1,4 +1,4 @@
-"""What a backbone's loop over compressed chunks gets right, on made-up worlds and RULER tasks of any length.
+"""What a backbone's loop over compressed chunks gets right: made-up worlds, RULER tasks, the questions of a set.
 
 Every question's loop is the one of `reasoner.py`, and many run at once. Names, wordings and keys are those of
 evaluation, which no training sees.
@@ -20,7 +20,9 @@ from compmem.config import RecallConfig
 from compmem.metrics import bootstrap_interval
 from compmem.readers.latent import LatentPrompts
 from compmem.schema import Chunk, KVStates
+from compmem.tasks.contexts import Contexts
 from compmem.tasks.filler import Filler
+from compmem.tasks.multihop import read_corpus
 from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds
@@ -39,6 +41,9 @@ order, gated in one pass (2602.08382); all of them with update and exit gate (26
 TAGS = 64
 """Tokens of a structured reply beside the memory; these backbones write no thoughts."""
 WORLDS = ("world-1hop", "world-2hop", "world-3hop")
+QUESTIONS = "questions"
+"""The task that is a set's questions, each among its own paragraphs and others of the set."""
+TASKS = (*WORLDS, *get_args(RulerTask), QUESTIONS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +59,8 @@ class Evaluation:
     out: Path
     """JSON file of the figures; lines that it has already are kept, so a run goes on where it stopped."""
     tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
+    file: Path | None = None
+    """A multi-hop set, for the task "questions"; see `compmem.tasks.multihop`."""
     lengths: tuple[int, ...] = (7000, 28000)
     """Tokens of the context."""
     systems: tuple[System, ...] = ("compmem",)
@@ -82,8 +89,10 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.tasks) - {*WORLDS, *get_args(RulerTask)}):
-            raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join((*WORLDS, *get_args(RulerTask)))}")
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join(TASKS)}")
+        if QUESTIONS in self.tasks and self.file is None:
+            raise ValueError(f"the task {QUESTIONS!r} needs a file of them")
         if unknown := sorted(set(self.systems) - set(get_args(System))):
             raise ValueError(f"systems holds {unknown[0]!r}; there are {', '.join(get_args(System))}")
         for name in ("questions", "at_once", "chunk_tokens", "memory_tokens", "answer_tokens"):
@@ -96,6 +105,7 @@ def train(settings: Evaluation) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone or the packed text cannot be loaded.
+        ValueError: The file of questions has a broken line.
     """
     began = time.monotonic()
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
@@ -139,15 +149,18 @@ class _Makers:
     def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
         self._settings = settings
         text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
+        count = token_counter(backbone)
+        self._contexts = Contexts(read_corpus(settings.file), count) if settings.file else None
         # One passage in four is for evaluation, and none is used twice in a context.
-        self._filler = Filler(
-            token_counter(backbone), passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True)
-        )
+        self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
         self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)
 
     def samples(self, task: str, length: int) -> list[Sample]:
         """The questions of a task at a length, each over one document."""
         settings = self._settings
+        if task == QUESTIONS:
+            assert self._contexts is not None, "the settings were checked"
+            return [sample.joined() for sample in self._contexts.samples(length, settings.questions)]
         if task not in WORLDS:
             made = self._ruler.samples(cast("RulerTask", task), length, settings.questions)
             return [sample.joined() for sample in made]
