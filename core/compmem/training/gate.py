@@ -243,11 +243,12 @@ class GateStage:
         chunks = list(dict.fromkeys(context.chunks[n] for context, _, n in pairs))
         new = sum(len(chunk) for chunk in chunks if chunk not in self._numbers)
         states = dict(zip(chunks, self._compressed(chunks), strict=True))
-        halves = [self._asked(context, state) for context, state, _ in pairs]
-        tokens = new + sum(len(asked) for asked in {tuple(asked) for asked, _ in halves})
-        tokens += sum(len(probe) for _, probe in halves)
+        # A working memory stands beside several blocks, and is put into tokens once.
+        turns = [(context.question, state.memory) for context, state, _ in pairs]
+        halves = {turn: self._asked(*turn) for turn in dict.fromkeys(turns)}
+        tokens = new + sum(len(asked) for asked, _ in halves.values()) + sum(len(halves[turn][1]) for turn in turns)
         return Pairs(
-            asked=[asked for asked, _ in halves],
+            asked=[halves[turn][0] for turn in turns],
             blocks=[[states[context.chunks[n]]] for context, _, n in pairs],
             labels=torch.tensor([float(state.labels[n]) for _, state, n in pairs], device=self.backbone.device),
             counts={"gate": float(len(pairs))},
@@ -264,10 +265,10 @@ class GateStage:
 
         return self._resident.take(list(named), make)
 
-    def _asked(self, context: GateContext, state: GateState) -> tuple[list[int], list[int]]:
+    def _asked(self, question: str, memory: str) -> tuple[list[int], list[int]]:
         encode = self.backbone.encode
-        notes = NO_NOTES if self._settings.blind or not state.memory else state.memory
-        return self._prompt.around("block", question=encode(context.question), memory=encode(notes))
+        notes = NO_NOTES if self._settings.blind or not memory else memory
+        return self._prompt.around("block", question=encode(question), memory=encode(notes))
 
     def _logits(self, pairs: Pairs) -> Tensor:
         _, probe = self._prompt.around("block", question=[], memory=[])
