@@ -2,16 +2,13 @@
 
 A statement is a sentence that says a fact of subject `{s}` and object `{o}`. A question asks for the object; a phrase
 stands for it, so that phrases nest: "the spouse of {s}" of "the director of {s}". Any opening may precede a statement.
-In training a wording may be turned and a thing named with what it is ("the film {s}"); what would be a wording of
-evaluation is left out.
+Those of training are multiplied by `wordings`, but for what would be one of evaluation.
 """
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 from compmem.tasks.names import Kind, Split
+from compmem.tasks.wordings import said_otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,71 +61,16 @@ def _wording(statements: str, questions: str, phrases: str) -> Wording:
     return Wording(statements=parts[0], questions=parts[1], phrases=parts[2])
 
 
-_NOUNS: dict[Kind, str] = {
-    "city": "city of", "country": "country of", "company": "company", "film": "film", "book": "book", "band": "band",
-    "school": "school",
-}  # fmt: skip
-"""What things are called in front of their names."""
-
-
-_TURNS = tuple((re.compile(pattern), turned) for pattern, turned in (
-    (r"\bthe (city|country) where\b", r"the \1 in which"),
-    (r"\bthe (school|company) where\b", r"the \1 at which"),
-    (r"\bthe person who\b", "the one who"),
-    (r"\bthe one who\b", "the person who"),
-    (r"^In which (city|country) (.*)\?$", r"Which \1 \2 in?"),
-    (r"^At which (school|company) (.*)\?$", r"Which \1 \2 at?"),
-    (r"^From which city (.*)\?$", r"Which city \1 from?"),
-    (r"^Where ((?:is|was|are) .*)\?$", r"In which place \1?"),
-    (r"^Who (.*)\?$", r"Which person \1?"),
-    (r"^Who (?!is |was )(.*)\?$", r"Who was it that \1?"),
-    (r"^The (.*) of \{s\} is \{o\}\.$", r"{o} is the \1 of {s}."),
-    (r"^\{o\} is the (.*) of \{s\}\.$", r"{s} has {o} as the \1."),
-    (r"^\{s\} (is|was) (\w+) by \{o\}\.$", r"It was by {o} that {s} \1 \2."),
-    (r"^\{s\} (\w+(?: \w+)?) in \{o\}\.$", r"It is in {o} that {s} \1."),
-))  # fmt: skip
-"""How a wording may be turned without saying anything else."""
-
-
-def _turned(wording: str) -> Iterator[str]:
-    """The wording, and each way to turn it."""
-    yield wording
-    for pattern, turned in _TURNS:
-        if pattern.search(wording):
-            yield pattern.sub(turned, wording)
-
-
-def _named(wording: str, kinds: dict[str, Kind]) -> Iterator[str]:
-    """The wording, and with things named by what they are where it does not say so already."""
-    forms = []
-    for gap, kind in kinds.items():
-        noun = _NOUNS.get(kind)
-        plain = noun is None or noun.split()[0] in wording or gap not in wording
-        forms.append([gap] if plain else [gap, f"the {noun} {gap}"])
-    for chosen in product(*forms):
-        made = wording
-        for gap, form in zip(kinds, chosen, strict=True):
-            made = made.replace(gap, form)
-        yield made[0].upper() + made[1:] if wording[0] in "{ABCDEFGHIJKLMNOPQRSTUVWXYZ" else made
-
-
-def _taught(relation: "Relation") -> "Relation":
-    """The relation with every wording of training that turns and names make, but for those of evaluation."""
+def _taught(relation: Relation) -> Relation:
+    """The relation with its wordings of training said otherwise; what would be one of evaluation is left out."""
     kinds: dict[str, Kind] = {"{s}": relation.subject, "{o}": relation.object}
-
-    def varied(wordings: tuple[str, ...], shut: tuple[str, ...]) -> tuple[str, ...]:
-        made = dict.fromkeys(wordings) | dict.fromkeys(
-            v for w in wordings for t in _turned(w) for v in _named(t, kinds)
-        )
-        return tuple(w for w in made if w not in shut)
-
     own, other = relation.train, relation.eval
     return replace(
         relation,
         train=Wording(
-            statements=varied(own.statements, other.statements),
-            questions=varied(own.questions, other.questions),
-            phrases=varied(own.phrases, other.phrases),
+            statements=said_otherwise(own.statements, kinds, shut=other.statements),
+            questions=said_otherwise(own.questions, kinds, shut=other.questions),
+            phrases=said_otherwise(own.phrases, kinds, shut=other.phrases),
         ),
     )
 
