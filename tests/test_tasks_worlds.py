@@ -242,21 +242,13 @@ def test_contexts_that_cannot_be_made_are_named(filler):
         Worlds(WorldConfig(tokens=5000), Filler(count, passages(3))).sample(0)
 
 
-def test_wordings_are_turned_and_things_named():
+def test_things_are_named_with_what_they_are():
     kinds = {"{s}": "film", "{o}": "city"}
-    made = said_otherwise(["{s} was shot in {o}."], kinds)
-    assert made == (
+    assert said_otherwise(["{s} was shot in {o}."], kinds) == (
         "{s} was shot in {o}.",
         "{s} was shot in the city of {o}.",
         "The film {s} was shot in {o}.",
         "The film {s} was shot in the city of {o}.",
-        "It is in {o} that {s} was shot.",
-        "It is in the city of {o} that {s} was shot.",
-        "It is in {o} that the film {s} was shot.",
-        "It is in the city of {o} that the film {s} was shot.",
     )
     assert said_otherwise(["the film {s}"], kinds) == ("the film {s}",)
-    assert said_otherwise(["Who made {s}?"], {"{s}": "film"}, shut=["Which person made {s}?"]) == (
-        "Who made {s}?", "Who made the film {s}?", "Which person made the film {s}?", "Who was it that made {s}?",
-        "Who was it that made the film {s}?",
-    )  # fmt: skip
+    assert said_otherwise(["Who made {s}?"], {"{s}": "film"}, shut=["Who made the film {s}?"]) == ("Who made {s}?",)
