@@ -35,6 +35,10 @@ NOTES = {
         "of reinforcement of a LoRA reasoner on a CPU. The intervals of the last three overlap: reinforcement brought "
         "about three points, and with the compressor no more than without."
     ),
+    "embedded_questions": (
+        "Real questions, which the embedded backbone was not made for: it knows no English. What the extractive reader "
+        "gets of the same sets stands in `length` and `tasks`."
+    ),
     "embedded_systems": "The papers' settings of the same loop, on the same backbone and the same questions.",
 }
 """What a reader has to know of a run beside its figures."""
