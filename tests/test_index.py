@@ -248,6 +248,9 @@ def test_bad_calls_are_named(index, tmp_path):
         index.recall(QUESTION, filter={"year": {"near": 3}})
     with pytest.raises(ValueError, match="list of ids"):
         index.delete("acme")
+    for wrong in ("A text.", ["A text."], iter(["A text."])):
+        with pytest.raises(TypeError, match=r"add takes documents, not str: make each one with Document\(text="):
+            index.add(wrong)
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
     with pytest.raises(StoreError, match="missing"):

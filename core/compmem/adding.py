@@ -31,6 +31,7 @@ class Adding:
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one. Documents of earlier
                 batches stay.
+            TypeError: Something is no document.
             StoreLockedError: Another process is writing.
         """
         if isinstance(documents, Document):
@@ -60,6 +61,10 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents, up to one that has the id of another."""
     seen: set[str] = set()
     for document in documents:
+        if not isinstance(document, Document):
+            raise TypeError(
+                f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
+            )
         if document.id in seen:
             raise ValueError(f"document id {document.id!r} is given twice")
         seen.add(document.id)

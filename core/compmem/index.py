@@ -180,6 +180,7 @@ class MemoryIndex:
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another in this call. Documents of
                 earlier batches stay.
+            TypeError: Something is no document.
             StoreLockedError: Another process is writing.
         """
         models = self._models

@@ -119,7 +119,9 @@ class Store:
         folder = Folder(Path(path))
         if not folder.manifest.exists() and not folder.manifest.is_symlink():
             what = "is a file, not the folder of an index" if folder.path.is_file() else "holds no index"
-            raise StoreError(f"{str(path)!r} {what}: create one with MemoryIndex.create({str(path)!r})")
+            raise StoreError(
+                f"{str(path)!r} {what}: create one with MemoryIndex.create({str(path)!r}) or `compmem add`"
+            )
         manifest = Manifest(folder)
         try:
             facts = manifest.check()
