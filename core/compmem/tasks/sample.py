@@ -39,6 +39,9 @@ class Sample:
     """What a working memory keeps of each piece of evidence; empty: the evidence as it is written."""
     distractors: tuple[tuple[Span, ...], ...] = ()
     """For each piece of evidence what is easily taken for it, where that is known."""
+    contrasts: tuple[str, ...] = ()
+    """For each piece of evidence a question that it does not answer though it comes close: the way to its subject is
+    the same, but something else is asked of it; or the same is asked of another one. Empty where there is none."""
 
     def score(self, prediction: str, *, found: bool = True) -> float:
         """What an answer is worth, in [0, 1]. `found` is what the answer says of itself."""

@@ -42,9 +42,6 @@ class WorldSample(Sample):
 
     facts: tuple[Fact, ...]
     """In the order of the hops; fact `i` stands at `evidence[i]`."""
-    contrasts: tuple[str, ...] = ()
-    """For each fact a question that it does not answer though it comes close: the way to its subject is the same, but
-    something else is asked of it; or the same is asked of another one. Empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """What a backbone's loop over compressed chunks gets right: made-up worlds, RULER tasks, the questions of a set.
 
 Every question's loop is the one of `reasoner.py`, and many run at once. Names, wordings and keys are those of
-evaluation, which no training sees.
+evaluation, which no training sees, unless the settings ask for those of training.
 """
 
 import json
@@ -23,6 +23,7 @@ from compmem.schema import Chunk, KVStates
 from compmem.tasks.contexts import Contexts
 from compmem.tasks.filler import Filler
 from compmem.tasks.multihop import read_corpus
+from compmem.tasks.names import Split
 from compmem.tasks.ruler import Ruler, RulerTask
 from compmem.tasks.sample import Sample
 from compmem.tasks.worlds import WorldConfig, Worlds
@@ -61,6 +62,8 @@ class Evaluation:
     tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
     file: Path | None = None
     """A multi-hop set, for the task "questions"; see `compmem.tasks.multihop`."""
+    split: Split = "eval"
+    """Whose names, wordings and keys made-up tasks have; "train" tells what unseen wordings cost."""
     lengths: tuple[int, ...] = (7000, 28000)
     """Tokens of the context."""
     systems: tuple[System, ...] = ("compmem",)
@@ -91,6 +94,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join(TASKS)}")
+        if self.split not in get_args(Split):
+            raise ValueError(f"split={self.split!r} must be 'train' or 'eval'")
         if QUESTIONS in self.tasks and self.file is None:
             raise ValueError(f"the task {QUESTIONS!r} needs a file of them")
         if unknown := sorted(set(self.systems) - set(get_args(System))):
@@ -153,7 +158,7 @@ class _Makers:
         self._contexts = Contexts(read_corpus(settings.file), count) if settings.file else None
         # One passage in four is for evaluation, and none is used twice in a context.
         self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
-        self._ruler = Ruler(self._filler, split="eval", seed=settings.seed)
+        self._ruler = Ruler(self._filler, split=settings.split, seed=settings.seed)
 
     def samples(self, task: str, length: int) -> list[Sample]:
         """The questions of a task at a length, each over one document."""
@@ -165,7 +170,7 @@ class _Makers:
             made = self._ruler.samples(cast("RulerTask", task), length, settings.questions)
             return [sample.joined() for sample in made]
         config = WorldConfig(
-            split="eval", tokens=length, hops=(1 + WORLDS.index(task),), distractors=settings.distractors,
+            split=settings.split, tokens=length, hops=(1 + WORLDS.index(task),), distractors=settings.distractors,
             syllables=settings.syllables, wordings=settings.wordings, seed=settings.seed,
         )  # fmt: skip
         return [sample.joined() for sample in Worlds(config, self._filler).samples(settings.questions)]

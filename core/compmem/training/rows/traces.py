@@ -16,7 +16,6 @@ from compmem.compressor import chunk_ids
 from compmem.readers.latent import LatentPrompts
 from compmem.schema import Chunk
 from compmem.tasks.sample import Sample
-from compmem.tasks.worlds import WorldSample
 from compmem.training.rows.examples import Example
 from compmem.training.rows.sources import SampleSource, chunks_of
 
@@ -89,10 +88,8 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
 
 def contrast(sample: Sample, step: TraceStep) -> TraceStep | None:
     """The same chunk and notes under a question to which the chunk says nothing, where the sample has one."""
-    questions = sample.contrasts if step.check and isinstance(sample, WorldSample) else ()
-    if not any(questions[step.due : step.due + 1]):
-        return None
-    return replace(step, question=questions[step.due], check=False, update=step.memory, end=False)
+    question = "".join(sample.contrasts[step.due : step.due + 1]) if step.check else ""
+    return replace(step, question=question, check=False, update=step.memory, end=False) if question else None
 
 
 def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:
