@@ -1,6 +1,7 @@
 """The speed measurement: every system on a tiny backbone, resuming, and the table."""
 
 import json
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from compmem.bench import speed
 def small(monkeypatch):
     monkeypatch.setattr(speed, "LENGTHS", {"1K": 1000, "2K": 2000})
     rules = speed.Rules(
-        chunk_tokens=128, memory_tokens=4, prompt_tokens=8, answer_tokens=2, recalled=2, candidates=4, timed_steps=2
+        chunk_tokens=128, memory_tokens=4, prompt_tokens=8, answer_tokens=2, recalled=2, candidates=4, timed_steps=3
     )
     monkeypatch.setattr(speed, "Rules", lambda: rules)
     shape = {
@@ -32,7 +33,7 @@ def test_every_system_is_measured_and_a_finished_cell_is_not_measured_again(tmp_
     assert result["left"] == []
     assert len(result["rows"]) == 11
     loop = next(r for r in result["rows"] if r["system"] == "MemAgent's loop" and r["length"] == "2K")
-    assert (loop["steps"], loop["timed_steps"], loop["extrapolated"]) == (16, 2, True)
+    assert (loop["steps"], loop["timed_steps"], loop["extrapolated"]) == (16, 3, True)
     ours = next(r for r in result["rows"] if r["system"] == "CompMem, one block a step" and r["length"] == "2K")
     assert ours["disk_bytes"] > 16 * 32 * 2 * 16 * 2
     assert ours["warm_times_faster"] == pytest.approx(loop["warm_seconds"] / ours["warm_seconds"])
@@ -56,3 +57,12 @@ def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(tmp_path, small):
     assert speed.run(rig, [("full 1K", fails), ("rates", dict)], tmp_path, 10) == []
     assert json.loads((tmp_path / "full-1K.json").read_text()) == {"failed": "MemoryError: tried batches of 2, 1"}
     assert (tmp_path / "rates.json").exists()
+
+
+def test_works_that_take_turns_are_timed_each_by_itself():
+    done, clock = [], speed.Clock(speed.torch.device("cpu"), 0)
+    works = {"short": lambda: done.append("short"), "long": lambda: (done.append("long"), time.sleep(0.02))}
+    timed = clock.in_turns(works, rounds=3)
+    assert done == ["short", "long"] * 3
+    assert timed["long"]["seconds"] > 0.02 > timed["short"]["seconds"]
+    assert timed["long"]["slowest"] >= timed["long"]["seconds"]

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,8 @@ DIM = 384
 """Dimensions of the first stage's vectors."""
 SEGMENT = 16
 """Blocks compressed together and written to one file."""
+ROUNDS = 3
+"""Warm answers of each kind; the median counts."""
 
 
 @dataclass(slots=True)
@@ -74,10 +76,11 @@ class Rig:
         """A step behind recalled blocks: CompMem's, and the loop's without a gate."""
         self.write([self.turn() for _ in range(rows)], [blocks] * rows, self.rules.memory_tokens)
 
-    def overwrite(self, rows: int = 1) -> None:
-        """A step of MemAgent's loop: the chunk's text in the prompt."""
-        prompts = [self.ids(self.rules.chunk_tokens) + self.turn() for _ in range(rows)]
-        self.write(prompts, None, self.rules.memory_tokens)
+    def overwrite(self, rows: int = 1, *, times: int = 1) -> None:
+        """Steps of MemAgent's loop: the chunk's text in the prompt."""
+        for _ in range(times):
+            prompts = [self.ids(self.rules.chunk_tokens) + self.turn() for _ in range(rows)]
+            self.write(prompts, None, self.rules.memory_tokens)
 
     def overwrite_stock(self) -> None:
         """The same step with the library's own `generate`."""
@@ -150,18 +153,32 @@ def answer(rig: Rig, folder: Folder, resident: Resident, *, per_step: int) -> No
 
 
 def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
-    """CompMem on one document: compressing, the first answer, and answers with its blocks on the device."""
+    """CompMem on one document: compressing, the first answer, and answers with its blocks on the device.
+
+    Warm answers take turns with steps of MemAgent's loop: what they are compared with met the same machine.
+    """
     count = -(-length // rig.rules.chunk_tokens)
     with tempfile.TemporaryDirectory(prefix="compmem-speed-") as name:
         folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
         out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
         weight = rig.backbone.decoder.embed_tokens.weight
-        for label, per_step in (("one", 1), ("several", rig.rules.recalled)):
+        asks: dict[str, Callable[[], None]] = {}
+        # One block a step comes last: what its first step proposes, all of the other's, is on the device from then on.
+        for label, per_step in (("several", rig.rules.recalled), ("one", 1)):
             resident = Resident(weight.device, weight.dtype, budget=64 << 30)
-            ask = partial(answer, rig, folder, resident, per_step=per_step)
-            out[f"cold {label}"] = clock.time(ask)
-            out[f"warm {label}"] = clock.middle(ask, rounds=3)
-        return {**out, "blocks": count, "disk_bytes": folder.bytes}
+            asks[label] = partial(answer, rig, folder, resident, per_step=per_step)
+            out[f"cold {label}"] = clock.time(asks[label])
+        asks["several"] = partial(answer, rig, folder, resident, per_step=rig.rules.recalled)
+        each = -(-rig.rules.timed_steps // ROUNDS)
+        timed = clock.in_turns(
+            {**asks, "steps": lambda: rig.overwrite(times=each), "answer": rig.conclude}, rounds=ROUNDS
+        )
+        step = {**timed["steps"], "seconds": timed["steps"]["seconds"] / each}
+        return {
+            **out, "warm one": timed["one"], "warm several": timed["several"],
+            "memagent": {"steps": each * ROUNDS, "step": step, "answer": timed["answer"]},
+            "blocks": count, "disk_bytes": folder.bytes,
+        }  # fmt: skip
 
 
 def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
@@ -247,12 +264,12 @@ class Clock:
 
     def middle(self, work: Callable[[], object], *, rounds: int) -> Cell:
         """The median of some rounds, so that what else the machine does weighs little; the highest peak."""
-        timed = [self.time(work) for _ in range(rounds)]
-        return {
-            "seconds": float(median(t["seconds"] for t in timed)),
-            "slowest": max(t["seconds"] for t in timed),
-            "peak": max((t["peak"] for t in timed if t["peak"] is not None), default=None),
-        }
+        return self.in_turns({"work": work}, rounds=rounds)["work"]
+
+    def in_turns(self, works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Cell]:
+        """The same of several works that take turns: a slow minute of the machine weighs on all of them."""
+        timed = [{name: self.time(work) for name, work in works.items()} for _ in range(rounds)]
+        return {name: _middle([one[name] for one in timed]) for name in works}
 
     def median(self, work: Callable[[], object]) -> float:
         """Median seconds of three rounds after a first one."""
@@ -263,6 +280,14 @@ class Clock:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _middle(timed: Sequence[Cell]) -> Cell:
+    return {
+        "seconds": float(median(t["seconds"] for t in timed)),
+        "slowest": max(t["seconds"] for t in timed),
+        "peak": max((t["peak"] for t in timed if t["peak"] is not None), default=None),
+    }
 
 
 Plan = list[tuple[str, Callable[[], Cell]]]

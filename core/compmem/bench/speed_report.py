@@ -66,7 +66,7 @@ def _rows(cells: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, token
         (BASELINE, "memagent"), ("MemAgent's loop, stock generate()", "memagent generate"),
         ("the loop without a gate", "no gate"),
     ):  # fmt: skip
-        loop = cells.get(f"loop {cell}")
+        loop = (indexed or {}).get(cell) or cells.get(f"loop {cell}")
         if loop and "failed" in loop:
             rows.append(_failed(system, name, loop["failed"]))
         elif loop and (cell != "no gate" or indexed is not None):
