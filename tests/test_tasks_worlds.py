@@ -61,8 +61,9 @@ def test_the_answer_follows_from_the_text_alone(filler):
     for sample in Worlds(WorldConfig(tokens=300, distractors=6, hops=(2,)), filler).samples(40):
         text = sample.joined().documents[0].text
         for fact in sample.facts:
-            forms = [re.escape(s.format(s=fact.subject, o="\0")).replace("\0", name) for s in statements[fact.relation]]
-            forms += [form[0].lower() + form[1:] for form in forms if form.startswith("The")]
+            said = statements[fact.relation]
+            forms = [*said, *(form[0].lower() + form[1:] for form in said if not form.startswith("{"))]
+            forms = [re.escape(form.format(s=fact.subject, o="\0")).replace("\0", name) for form in forms]
             said = {o for form in forms for o in re.findall(rf"(?<!\w){form}", text)}
             assert said == {fact.object}
             found += 1

@@ -238,7 +238,7 @@ def test_a_frozen_model_in_bfloat16_gets_a_compressor_in_float32(saved_model, tm
 
 
 def test_the_compressors_loss_has_the_slope_that_its_gradient_says(backbone, data):
-    parts = (Component(kind="rebuild", sizes=(12,), tokens=24), Component(kind="facts", sizes=(40,), tokens=80))
+    parts = (Component(kind="rebuild", sizes=(12,), tokens=24), Component(kind="facts", sizes=(56,), tokens=112))
     stage = few(backbone, *parts, data=data, trained=("memory",))
     backbone.decoder.double()
     for parameter in backbone.decoder.parameters():

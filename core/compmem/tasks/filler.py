@@ -157,11 +157,9 @@ def written(document: Document) -> str:
     return f"{document.title}\n{document.text}\n\n" if document.title else f"{document.text}\n\n"
 
 
-def opened(opening: str, sentence: str) -> str:
-    """A sentence after an opening; its own first letter gets small where it is no name."""
-    return (
-        opening + sentence[0].lower() + sentence[1:] if opening and sentence.startswith("The ") else opening + sentence
-    )
+def opened(opening: str, template: str) -> str:
+    """A sentence, its names still gaps, after an opening; its own first letter gets small where it begins no name."""
+    return opening + (template if template.startswith("{") or not opening else template[0].lower() + template[1:])
 
 
 def _facts(split: Split, number: int) -> Document:
