@@ -30,7 +30,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     Without a chat model it quotes the sentences that bear on the question; over KV memory the index's own backbone
     reads and answers, on the device on which the index was opened. With a chat model, the model reads what is recalled,
     keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
-    With `RecallConfig(reader="latent")` or a reader of your own, that is all the chat model does.
+    Where `recall_config` names another reader, making questions standalone is all the chat model does.
 
     A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
     documents, the working memory and what it cost.
@@ -238,7 +238,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if ask is None:
             return self.recall_config
         wanted = self.recall_config or RecallConfig()
-        if wanted.reader not in ("extractive", "chat"):
+        if wanted.reader not in (None, "chat"):
             return wanted
         gated = wanted.update_gate or wanted.exit_gate
         reader = compmem.ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)

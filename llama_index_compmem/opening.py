@@ -9,7 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
 import compmem
-from compmem import Encoder, IncompatibleStoreError, RecallConfig
+from compmem import Encoder, IncompatibleStoreError
 from llama_index_compmem.errors import framework_errors
 
 if TYPE_CHECKING:
@@ -57,11 +57,6 @@ def open_memory(
             return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), device=device, dtype=dtype)
         except IncompatibleStoreError as error:
             raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
-
-
-def settings_of(memory: "MemoryIndex", recall: RecallConfig | None) -> RecallConfig:
-    """The settings given, else those that are natural for an index: the backbone reads KV memory itself."""
-    return recall or RecallConfig(reader="latent" if memory.config.memory == "kv" else "extractive")
 
 
 def as_encoder(model: BaseEmbedding | Encoder | None) -> Encoder | None:

@@ -22,7 +22,7 @@ from compmem import RecallConfig
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.given import memory_of_nodes, reading_all
 from llama_index_compmem.llm import ChatModel, async_chat, sync_chat, to_templates, with_templates
-from llama_index_compmem.opening import HasMemory, memory_of, settings_of
+from llama_index_compmem.opening import HasMemory, memory_of
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.trail import Trail
 
@@ -76,7 +76,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         self._llm = llm
         self._chat = chat
         self._filter = to_filter(filters)
-        self._recall = settings_of(self._memory, recall)
+        self._recall = recall or RecallConfig()
         self.streaming = streaming
         self._node_postprocessors = list(node_postprocessors or [])
         self._prompts = compmem.ChatPrompts()

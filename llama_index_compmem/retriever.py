@@ -14,7 +14,7 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.nodes import to_scored
-from llama_index_compmem.opening import HasMemory, memory_of, settings_of
+from llama_index_compmem.opening import HasMemory, memory_of
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -61,7 +61,7 @@ class CompMemRetriever(BaseRetriever):
         self._memory = memory_of(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
-        recall = settings_of(self._memory, recall)
+        recall = recall or RecallConfig()
         self._recall = recall if loop else recall.but(max_steps=1, reask=False)
         super().__init__(callback_manager, object_map, objects, verbose)
 

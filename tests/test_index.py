@@ -171,7 +171,7 @@ def test_the_chat_reader_answers_through_the_same_loop(index):
             return "<check>yes</check><update>Acme rents the Harbour Building</update><next>continue</next>"
         return "Lloyd"
 
-    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
+    answer = index.answer(QUESTION, RecallConfig(chat=chat))
     assert answer.text == "Lloyd"
     assert answer.usage.model_calls == len(answer.steps) + 1
 
@@ -253,6 +253,9 @@ def test_bad_calls_are_named(index, tmp_path):
             index.add(wrong)
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
+    for wrong, told in (({"reader": "chat"}, "needs chat="), ({"reader": "latent", "chat": print}, "asks no model")):
+        with pytest.raises(ValueError, match=told):
+            RecallConfig(**wrong)
     with pytest.raises(StoreError, match="missing"):
         MemoryIndex.open(tmp_path / "missing")
     (tmp_path / "file").write_text("x")

@@ -230,8 +230,15 @@ def test_info_tells_bytes_for_a_token(made):
     assert made(ratio=2).info().kv_bytes_per_token > made(ratio=2, kv="int8").info().kv_bytes_per_token
 
 
-def test_the_natural_reader_of_kv_memory_is_the_backbone(made):
-    assert made()._natural().reader == "latent"
+def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):
+    for settings in (RecallConfig(), RecallConfig(max_steps=2), RecallConfig.memagent(), RecallConfig.lychee()):
+        assert settings.reader_of("kv") == "latent"
+        assert settings.reader_of("dense") == "extractive"
+        assert settings.but(chat=print).reader_of("kv") == "chat"
+    index = made()
+    natural, latent = (index.answer(QUESTION, RecallConfig(max_steps=2, reader=r)) for r in (None, "latent"))
+    assert (natural.text, natural.evidence) == (latent.text, latent.evidence)
+    assert natural.usage.model_calls == latent.usage.model_calls > 0
 
 
 # The reader
@@ -318,7 +325,7 @@ def test_latent_reading_of_a_dense_index_says_what_to_do():
 
 def test_what_needs_vectors_says_so_without_an_encoder(made):
     index = made()
-    for config in (RecallConfig(), RecallConfig.rag(reader="latent")):
+    for config in (RecallConfig(reader="extractive"), RecallConfig.rag(reader="latent")):
         with pytest.raises(ValueError, match="encoder=None"):
             index.answer(QUESTION, config)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from compmem.schema import Encoder
 
+Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
@@ -21,7 +22,7 @@ class IndexConfig:
         ValueError: A value is out of its range.
     """
 
-    memory: Literal["dense", "kv"] = "dense"
+    memory: Memory = "dense"
     """What a memory block holds: sentence vectors, or KV states of a backbone as well."""
     encoder: str | Encoder | None = DEFAULT_ENCODER
     """Name or folder of a sentence-transformers model, or an object with `encode(texts)`."""
@@ -60,8 +61,9 @@ class RecallConfig:
         ValueError: A value is out of its range.
     """
 
-    reader: Any = "extractive"
-    """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`."""
+    reader: Any = None
+    """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`.
+    None: the chat model where `chat` is given, else what suits the memory: latent for KV states, else extractive."""
     chat: Callable[..., Any] | None = None
     """The chat model: a callable `messages -> text`, sync, async or streaming."""
     candidates: Literal["first stage", "all"] = "first stage"
@@ -98,6 +100,8 @@ class RecallConfig:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if self.reader == "chat" and self.chat is None:
             raise ValueError("reader='chat' needs chat=, a callable that takes messages and gives text")
+        if self.chat is not None and isinstance(self.reader, str) and self.reader != "chat":
+            raise ValueError(f"chat= is for reader='chat', and reader={self.reader!r} asks no model")
         _one_of("candidates", self.candidates, ("first stage", "all"))
         _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
         _one_of("order", self.order, ("best", "document"))
@@ -114,6 +118,12 @@ class RecallConfig:
     def but(self, **changes: Any) -> "RecallConfig":
         """These settings with some changed."""
         return replace(self, **changes)
+
+    def reader_of(self, memory: Memory) -> Any:
+        """What reads this kind of memory: the name of a reader, or an object that is one."""
+        if self.reader is not None:
+            return self.reader
+        return "chat" if self.chat is not None else "latent" if memory == "kv" else "extractive"
 
     @classmethod
     def memagent(cls, **changes: Any) -> "RecallConfig":

@@ -252,7 +252,7 @@ class MemoryIndex:
         Raises:
             ValueError: The question is empty or overlong, k is below 1, or the filter is none.
         """
-        config = config or self._natural()
+        config = config or RecallConfig()
         _check_k(k)
         with self.bench(question, filter, config) as bench:
             if _takes_one_pass(config):
@@ -271,11 +271,11 @@ class MemoryIndex:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
-        config = config or self._natural()
+        config = config or RecallConfig()
         _check_k(k)
         stop = threading.Event()
         try:
-            if config.reader in ("extractive", "latent") or _takes_one_pass(config):
+            if config.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(config):
                 return await asyncio.to_thread(
                     self.recall, question, k, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
                 )
@@ -312,7 +312,7 @@ class MemoryIndex:
             ValueError: The question is empty or overlong, or the filter is none.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
-        config = config or self._natural()
+        config = config or RecallConfig()
         with self.bench(question, filter, config) as bench:
             loop = gather(bench, config, bench.threshold, cancelled=cancelled)
             with closing(loop):
@@ -340,7 +340,7 @@ class MemoryIndex:
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
-        config = config or self._natural()
+        config = config or RecallConfig()
         stop = threading.Event()
         bench_of = self.bench(question, filter, config)
         bench = await asyncio.to_thread(bench_of.__enter__)
@@ -390,23 +390,20 @@ class MemoryIndex:
         """The trained dense gate."""
         return self._models.gate
 
-    def _natural(self) -> RecallConfig:
-        """The settings where none are given: the backbone reads KV memory itself."""
-        return RecallConfig(reader="latent") if self.config.memory == "kv" else RecallConfig()
-
     def reader(self, config: RecallConfig, bench: QuestionBench) -> Reader:
         """What reads and writes for one question, as the settings name it.
 
         Raises:
             ValueError: The latent reader is asked for, and the index holds dense memory.
         """
-        if config.reader == "extractive":
+        named = config.reader_of(self.config.memory)
+        if named == "extractive":
             return ExtractiveReader(bench.viewer)
-        if config.reader == "chat":
+        if named == "chat":
             assert config.chat is not None
             gated = config.update_gate or config.exit_gate
             return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
-        if config.reader == "latent":
+        if named == "latent":
             if self.config.memory != "kv":
                 raise ValueError(
                     "reader='latent' reads KV states, and this index holds dense memory: make one with "
@@ -417,7 +414,7 @@ class MemoryIndex:
             return LatentReader(
                 self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._models.whole
             )
-        reader: Reader = config.reader
+        reader: Reader = named
         return reader
 
     @contextmanager

@@ -74,7 +74,7 @@ def ask(
     """Answer a question from the index, step by step, with sources."""
     chat = _chat(reader, model, base_url, api_key_env)
     with compmem.MemoryIndex.open(index, device=device) as opened:
-        named = str(reader) if reader else "latent" if opened.config.memory == "kv" else "extractive"
+        named = str(reader) if reader else None
         config = compmem.RecallConfig(reader=named, chat=chat, max_seconds=max_seconds, threshold=threshold)
         config = config if k is None else config.but(max_steps=k)
         events = opened.stream(question, config, filter=parse_filter(filter))
