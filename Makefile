@@ -14,8 +14,9 @@ test: $(STAMP)  ## the tests: CPU, offline
 test-slow: $(STAMP)  ## the long fault, load and growth tests
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(STAMP)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+test-gpu:  ## the engine's tests on a CUDA device; needs no install but pytest
+	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
+		tests/test_backbone.py
 
 lint: $(STAMP)  ## style, types, floors
 	$(BIN)/ruff check .
@@ -36,7 +37,7 @@ bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evalua
 	$(BIN)/compmem bench recall --data $(DATA)/musique_dev.jsonl.gz --out core/results/recall_musique.json
 	$(BIN)/compmem bench encode --pages $(PAGES) --out core/results/encode.json
 	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
-	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --out core/results/speed_cpu.json
+	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --fresh --out core/results/speed_cpu.json
 	failed=0; for suite in length chunks ablations tasks; do \
 		$(BIN)/compmem bench quality --data $(DATA) --suite $$suite || failed=1; done; exit $$failed
 	$(BIN)/compmem bench quality --data $(DATA) --suite memory --scan-until 120000

@@ -38,10 +38,13 @@ def test_every_system_is_measured_and_a_finished_cell_is_not_measured_again(tmp_
     assert ours["disk_bytes"] > 16 * 32 * 2 * 16 * 2
     assert ours["warm_times_faster"] == pytest.approx(loop["warm_seconds"] / ours["warm_seconds"])
     assert set(result["growth"]) >= {"MemAgent's loop", "CompMem, one block a step"}
-    before = {file: file.read_text() for file in (tmp_path / "s").iterdir()}
     speed.main(given)
-    assert before == {file: file.read_text() for file in (tmp_path / "s").iterdir()}
+    assert json.loads(out.read_text()) == result
     assert "(extrapolated)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="measured with another dtype"):
+        speed.main([*given, "--dtype", "bfloat16"])
+    speed.main([*given, "--fresh", "--minutes", "0"])
+    assert list(json.loads(out.read_text())["cells"]) == ["rates"]
 
 
 def test_an_unknown_length_is_refused(tmp_path):
@@ -49,14 +52,34 @@ def test_an_unknown_length_is_refused(tmp_path):
         speed.main(["--lengths", "3G", "--out", str(tmp_path / "s.json")])
 
 
-def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(tmp_path, small):
+def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(small):
     def fails():
         raise MemoryError("tried batches of 2, 1")
 
     rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    assert speed.run(rig, [("full 1K", fails), ("rates", dict)], tmp_path, 10) == []
-    assert json.loads((tmp_path / "full-1K.json").read_text()) == {"failed": "MemoryError: tried batches of 2, 1"}
-    assert (tmp_path / "rates.json").exists()
+    cells, kept = {}, []
+    planned = [speed.Planned("full 1K", fails, 1000), speed.Planned("rates", dict)]
+    speed.run(rig, planned, cells, lambda: kept.append(len(cells)), until=float("inf"))
+    assert cells["full 1K"]["failed"] == "MemoryError: tried batches of 2, 1"
+    assert kept == [1, 2]
+
+
+def test_no_cell_begins_that_may_end_too_late(small):
+    cells = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
+    names = (
+        ("rates", 0),
+        ("batch", 0),
+        ("compmem 1K", 1000),
+        ("full 1K", 1000),
+        ("compmem 2K", 2000),
+        ("full 3K", 3000),
+    )
+    planned = [speed.Planned(name, dict, tokens) for name, tokens in names]
+    assert [speed._expected(one, planned, cells) for one in planned] == [30, 30, 30, 30, 20, 45]
+    rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
+    speed.run(rig, planned, cells, lambda: None, until=speed.time.monotonic() + 25)
+    assert "compmem 2K" in cells
+    assert "full 3K" not in cells
 
 
 def test_works_that_take_turns_are_timed_each_by_itself():

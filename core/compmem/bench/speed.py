@@ -13,11 +13,10 @@ that nothing is left.
 import argparse
 import itertools
 import json
-import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compmem.backbone import Backbone
@@ -162,21 +161,19 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
         folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
         out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
         weight = rig.backbone.decoder.embed_tokens.weight
-        asks: dict[str, Callable[[], None]] = {}
+        ways = {"several": rig.rules.recalled, "one": 1}
         # One block a step comes last: what its first step proposes, all of the other's, is on the device from then on.
-        for label, per_step in (("several", rig.rules.recalled), ("one", 1)):
+        for label, per_step in ways.items():
             resident = Resident(weight.device, weight.dtype, budget=64 << 30)
-            asks[label] = partial(answer, rig, folder, resident, per_step=per_step)
-            out[f"cold {label}"] = clock.time(asks[label])
-        asks["several"] = partial(answer, rig, folder, resident, per_step=rig.rules.recalled)
+            out[f"cold {label}"] = clock.time(partial(answer, rig, folder, resident, per_step=per_step))
+        asks = {f"warm {label}": partial(answer, rig, folder, resident, per_step=n) for label, n in ways.items()}
         each = -(-rig.rules.timed_steps // ROUNDS)
-        timed = clock.in_turns(
-            {**asks, "steps": lambda: rig.overwrite(times=each), "answer": rig.conclude}, rounds=ROUNDS
-        )
-        step = {**timed["steps"], "seconds": timed["steps"]["seconds"] / each}
+        steps = partial(rig.overwrite, times=each)
+        timed = clock.in_turns({**asks, "steps": steps, "answer": rig.conclude}, rounds=ROUNDS)
+        # Of MemAgent only seconds: its memory is measured where no block is on the device.
+        seconds = {"step": timed["steps"]["seconds"] / each, "answer": timed["answer"]["seconds"]}
         return {
-            **out, "warm one": timed["one"], "warm several": timed["several"],
-            "memagent": {"steps": each * ROUNDS, "step": step, "answer": timed["answer"]},
+            **out, **{label: timed[label] for label in asks}, "memagent": {"steps": each * ROUNDS, **seconds},
             "blocks": count, "disk_bytes": folder.bytes,
         }  # fmt: skip
 
@@ -232,12 +229,12 @@ def measure_rates(rig: Rig, clock: "Clock") -> Cell:
 def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
     """One step for several questions at once: what it takes beyond the weights."""
     [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
-    rig.read([block], rows)
-    return {
-        "rows": rows,
-        "compmem": clock.time(lambda: rig.read([block], rows)),
-        "memagent": clock.time(lambda: rig.overwrite(rows)),
-    }
+    out: Cell = {"rows": rows}
+    for name, step in (("compmem", partial(rig.read, [block], rows)), ("memagent", partial(rig.overwrite, rows))):
+        rig.backbone.release()  # the other's slots are not this one's memory
+        step()
+        out[name] = clock.time(step)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,58 +287,73 @@ def _middle(timed: Sequence[Cell]) -> Cell:
     }
 
 
-Plan = list[tuple[str, Callable[[], Cell]]]
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A cell that is to be measured."""
+
+    name: str
+    work: Callable[[], Cell]
+    tokens: int = 0
+    """Of its document; 0: it has none."""
+
+    @property
+    def kind(self) -> str:
+        """What it shares with the same cell of another length."""
+        return self.name.split()[0]
 
 
-def plan(rig: Rig, lengths: Sequence[str], full_until: int) -> Plan:
+def plan(rig: Rig, lengths: Sequence[str], full_until: int) -> list[Planned]:
     """The cells by name, short ones first."""
     device = rig.backbone.device
     clock = Clock(device, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
-    cells: Plan = [("rates", lambda: measure_rates(rig, clock)), ("batch", lambda: measure_batch(rig, clock))]
-    cells += [(f"loop {s}", lambda s=s: measure_loop(rig, s, clock)) for s in LOOPS]  # type: ignore[misc]
+    cells = [
+        Planned("rates", partial(measure_rates, rig, clock)), Planned("batch", partial(measure_batch, rig, clock)),
+        *(Planned(f"loop {system}", partial(measure_loop, rig, system, clock)) for system in LOOPS),
+    ]  # fmt: skip
     for name in lengths:
-        length = LENGTHS[name]
-        cells.append((f"compmem {name}", lambda n=length: measure_length(rig, n, clock)))  # type: ignore[misc]
-        if length <= full_until:
-            cells.append((f"full {name}", lambda n=length: measure_full(rig, n, clock)))  # type: ignore[misc]
+        tokens = LENGTHS[name]
+        cells.append(Planned(f"compmem {name}", partial(measure_length, rig, tokens, clock), tokens))
+        if tokens <= full_until:
+            cells.append(Planned(f"full {name}", partial(measure_full, rig, tokens, clock), tokens))
     return cells
 
 
-def run(rig: Rig, cells: Plan, folder: Path, minutes: float) -> list[str]:
-    """Measure what is not measured yet, as long as there is time; the names of the cells that are left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    began, longest = time.monotonic(), 0.0
-    left = [(name, work) for name, work in cells if not _file(folder, name).exists()]
-    for done, (name, work) in enumerate(left):
-        if done and time.monotonic() - began + longest > 60 * minutes:
-            return [name for name, _ in left[done:]]
-        started = time.monotonic()
+def run(
+    rig: Rig, planned: Sequence[Planned], cells: dict[str, Cell], keep: Callable[[], None], *, until: float
+) -> None:
+    """Measure what is not measured yet into the cells, keeping each, and begin none that may end too late.
+
+    Args:
+        rig: What is measured.
+        planned: All cells.
+        cells: Those that are measured.
+        keep: Called after each.
+        until: Time of the monotonic clock when all has to be done. The first cell is measured in any case.
+    """
+    left = [one for one in planned if one.name not in cells]
+    for one in left:
+        began = time.monotonic()
+        if one is not left[0] and began + _expected(one, planned, cells) > until:
+            return
         rig.backbone.release()
         try:
             with torch.inference_mode():
-                cell = work()
-        except (MemoryError, torch.OutOfMemoryError, ValueError) as error:
+                cell = one.work()
+        except (MemoryError, torch.OutOfMemoryError, ValueError, OSError, SafetensorError) as error:
             cell = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-        longest = max(longest, time.monotonic() - started)
-        _keep(_file(folder, name), cell)
-        sys.stderr.write(f"{name}: {time.monotonic() - started:.0f} s\n")
-    return []
+        cells[one.name] = {**cell, "took": time.monotonic() - began}
+        keep()
+        sys.stderr.write(f"{one.name}: {cells[one.name]['took']:.0f} s\n")
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name.replace(' ', '-')}.json"
-
-
-def _keep(file: Path, cell: Cell) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def _finished(cells: Plan, folder: Path) -> Iterator[tuple[str, Cell]]:
-    for name, _ in cells:
-        if _file(folder, name).exists():
-            yield name, json.loads(_file(folder, name).read_text(encoding="utf-8"))
+def _expected(one: Planned, planned: Sequence[Planned], cells: Mapping[str, Cell]) -> float:
+    """Seconds that a cell may take: what it took on the last shorter document, longer as this one is; else the most."""
+    alike = [p for p in planned if p.kind == one.kind and p.name in cells and 0 < p.tokens < one.tokens]
+    if not alike:
+        return max((float(cell["took"]) for cell in cells.values()), default=0.0)
+    last = max(alike, key=lambda p: p.tokens)
+    times = one.tokens / last.tokens
+    return float(cells[last.name]["took"]) * (times**2 if one.kind == "full" else times)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -354,7 +366,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lengths", default=",".join(LENGTHS), help="of the document, by comma")
     made.add_argument("--full-until", type=int, help="longest document read as a whole; default 28000, GPU 448000")
     made.add_argument(
-        "--out", type=Path, default=Path("speed.json"), help="result; its cells lie in a folder beside it"
+        "--out", type=Path, default=Path("speed.json"), help="result; what it holds is not measured again"
     )
     made.add_argument(
         "--minutes", type=float, default=600.0, help="begin no cell that may end later; run again to go on"
@@ -366,7 +378,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the result, print the table; 0 also where cells are left for the next call."""
-    given = parser().parse_args(arguments)
+    began, given = time.monotonic(), parser().parse_args(arguments)
     lengths = [name.strip() for name in given.lengths.split(",")]
     if unknown := [name for name in lengths if name not in LENGTHS]:
         raise SystemExit(f"--lengths {unknown[0]!r}: the lengths are {', '.join(LENGTHS)}")
@@ -379,26 +391,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backbone = random_backbone(given.shape, device=given.device, dtype=dtype, ratio=rules.ratio)
     if not backbone.has_gate:
         backbone.add_gate()
-    folder = given.out.with_suffix("")
-    if given.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
     full = given.full_until if given.full_until is not None else (448_000 if on_gpu else 28_000)
     rig = Rig(backbone, rules)
-    cells = plan(rig, lengths, full)
-    left = run(rig, cells, folder, given.minutes)
     parameters = sum(p.numel() for p in backbone.model.parameters())
     about = {
         "backbone": Path(given.model).name if given.model else given.shape, "parameters": parameters,
         "compressor": "memory tokens" if backbone.memory.trained else "training-free", "device": given.device,
         "dtype": dtype,
     }  # fmt: skip
-    result = report(dict(_finished(cells, folder)), about, rules, {n: LENGTHS[n] for n in lengths}, left)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    planned = plan(rig, lengths, full)
+    cells: dict[str, Cell] = {} if given.fresh else _measured(given.out, about)
+
+    def made() -> dict[str, Any]:
+        left = [one.name for one in planned if one.name not in cells]
+        return report(cells, about, rules, {n: LENGTHS[n] for n in lengths}, left)
+
+    run(rig, planned, cells, lambda: _keep(given.out, made()), until=began + 60 * given.minutes)
+    result = made()
+    _keep(given.out, result)
     sys.stdout.write((json.dumps(result, indent=1) if given.json else "\n".join(table(result))) + "\n")
-    for name in itertools.islice(left, 8):
+    for name in itertools.islice(result["left"], 8):
         sys.stderr.write(f"left: {name}\n")
     return 0
+
+
+def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
+    """The cells of an earlier call on the same backbone and device."""
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if other := [name for name, value in about.items() if found.get(name) != value]:
+        raise SystemExit(f"{file} was measured with another {other[0]}: give --fresh, or another --out")
+    cells: dict[str, Cell] = found.get("cells", {})
+    return cells
+
+
+def _keep(file: Path, result: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ def report(
         "machine": machine(),
         **about,
         "rules": asdict(rules),
-        "rates": cells.get("rates"),
+        "rates": {name: value for name, value in cells.get("rates", {}).items() if name != "took"},
         "batch": cells.get("batch"),
         "rows": rows,
         "growth": _growth(rows),
+        "cells": dict(cells),
         "left": list(left),
     }
 
@@ -66,7 +67,7 @@ def _rows(cells: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, token
         (BASELINE, "memagent"), ("MemAgent's loop, stock generate()", "memagent generate"),
         ("the loop without a gate", "no gate"),
     ):  # fmt: skip
-        loop = (indexed or {}).get(cell) or cells.get(f"loop {cell}")
+        loop = _beside(cells.get(f"loop {cell}"), (indexed or {}).get(cell))
         if loop and "failed" in loop:
             rows.append(_failed(system, name, loop["failed"]))
         elif loop and (cell != "no gate" or indexed is not None):
@@ -83,6 +84,14 @@ def _rows(cells: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, token
                  peak=full["answer"]["peak"])
         )  # fmt: skip
     return rows
+
+
+def _beside(loop: Mapping[str, Any] | None, seconds: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A loop's cell with the seconds that it took in turns with the answers it is compared with."""
+    if not loop or "failed" in loop or not seconds:
+        return loop
+    timed = {part: {**loop[part], "seconds": seconds[part]} for part in ("step", "answer")}
+    return {**loop, **timed, "steps": seconds["steps"]}
 
 
 def _compmem(system: str, name: str, cell: Mapping[str, Any], kind: str, decoded: int) -> Row:
@@ -166,7 +175,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         if "failed" in row:
             lines[-1] += f" {row['failed']}"
     lines += ["", *(f"growth of {s}: first {g['first']}, warm {g['warm']}" for s, g in result["growth"].items())]
-    lines += [f"{name}: {_shown(value)}" for name, value in (result["rates"] or {}).items()]
+    lines += [f"{name}: {_shown(value)}" for name, value in result["rates"].items()]
     if result["left"]:
         lines.append(f"not measured yet: {', '.join(result['left'])}; run the command again")
     return lines
