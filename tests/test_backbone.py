@@ -717,9 +717,9 @@ def check_fixed_slots(growing, fixed):
 def test_slots_of_fixed_size_used_again_write_what_growing_ones_do(tiny_backbone, tiny_model, tiny_tokenizer):
     fixed = Backbone.of(tiny_model("qwen3"), tiny_tokenizer, graphs=True)
     check_fixed_slots(tiny_backbone("qwen3"), fixed)
-    for count in range(1, 7):
+    for count in range(1, 11):
         fixed.generate([tokens(3)] * count, max_new_tokens=2)
-    assert len(fixed._engine._ready) == 4
+    assert len(fixed._engine._ready) == 8
 
 
 @pytest.mark.gpu
@@ -727,3 +727,16 @@ def test_slots_of_fixed_size_used_again_write_what_growing_ones_do(tiny_backbone
 def test_graph_decoding_is_eager_decoding_token_for_token(saved_model):
     folder = saved_model("qwen3")
     check_fixed_slots(*(Backbone.load(folder, device="cuda", dtype="float32", graphs=g) for g in (False, True)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+@torch.inference_mode()
+def test_bfloat16_finds_a_kernel_for_blocks_of_unlike_length(saved_model, graphs):
+    backbone = Backbone.load(saved_model("qwen3"), device="cuda", dtype="bfloat16", graphs=graphs)
+    blocks = [[states] for states in backbone.compress([tokens(n, n) for n in (60, 33, 48)])]
+    first, again = (
+        backbone.generate([tokens(n, n) for n in (7, 19, 4)], blocks, max_new_tokens=40, stop_ids=()) for _ in range(2)
+    )
+    assert first == again
+    assert [len(row) for row in first] == [40] * 3

@@ -137,7 +137,7 @@ def test_bfloat16_trains_float32_weights(whole, tmp_path):
 
 
 def test_a_run_ends_by_the_clock_with_a_checkpoint_and_the_rate_down(tmp_path):
-    report = run(tmp_path, steps=100_000, minutes=0.01, checkpoint_every=0, final_rate=0.1, learning_rate=1e-3)
+    report = run(tmp_path, steps=100_000, minutes=0.03, checkpoint_every=0, final_rate=0.1, learning_rate=1e-3)
     told = [line for line in read_log(tmp_path) if "loss" in line]
     assert 3 < report["steps"] < 100_000
     assert told[-1]["learning_rate"] < 3e-4 < told[2]["learning_rate"]

@@ -149,7 +149,7 @@ Step = Callable[[], object]
 class Engine:
     """Runs the steps of a batch, and keeps the slots and graphs of the last few shapes."""
 
-    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 4) -> None:
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 8) -> None:
         self._decoder = decoder
         self._rotary = rotary
         self._graphs = graphs
@@ -207,7 +207,8 @@ class Engine:
                     slots.advance(role)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Blocks are streamed to the device from another thread meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 slots.advance(role)
             return slots, graph.replay
 

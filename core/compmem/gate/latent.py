@@ -60,7 +60,8 @@ class LatentGate:
         notes = self._backbone.encode(memory or NO_NOTES)
         asked, probe = self._prompt.around("block", question=self._question, memory=notes)
         scores = self._backbone.score([asked] * len(blocks), [[b] for b in blocks], probe, start=self._behind)
-        return [float(p) for p in torch.sigmoid(scores.float())]
+        probabilities: list[float] = torch.sigmoid(scores.float()).tolist()
+        return probabilities
 
 
 def gate_prompt(backbone: Backbone) -> Prompt:

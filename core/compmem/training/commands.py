@@ -72,11 +72,12 @@ def embedded(
     config: Annotated[Path, typer.Option(help="The phases, in TOML; see compmem/training/configs/embedded.")],
     out: Annotated[Path, typer.Option(help="Folder of data, runs and what is carried between machines.")],
     phase: Annotated[int | None, typer.Option(help="Only this phase, from 1 on.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="No phase trains longer.")] = None,
 ) -> None:
     """The small backbone that ships: all stages, one phase after the other."""
     from compmem.training.embedded import run_all
 
-    sys.stdout.write(json.dumps(run_all(config, out, phase), indent=1) + "\n")
+    sys.stdout.write(json.dumps(run_all(config, out, phase, minutes=minutes), indent=1) + "\n")
 
 
 @app.command()

@@ -51,8 +51,13 @@ class CompressorTraining:
             raise ValueError("train=[] leaves nothing to train")
         if self.created_tokens < 1:
             raise ValueError(f"created_tokens={self.created_tokens!r} must be at least 1")
-        if self.run.workers and any(c.kind == "create" for c in self.mixture.components):
+        if self.run.workers and self.asks:
             raise ValueError("a mixture with 'create' asks the model for its rows: set workers=0")
+
+    @property
+    def asks(self) -> bool:
+        """Some rows are written by the model that is trained."""
+        return any(component.kind == "create" for component in self.mixture.components)
 
 
 def train(settings: CompressorTraining) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
         ValueError: A data file is broken.
     """
-    trainer = Trainer(settings.run)
+    trainer = Trainer(settings.run, asks=settings.asks)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
     if not backbone.memory.trained:
         backbone.add_memory(settings.memory)

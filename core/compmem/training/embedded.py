@@ -24,8 +24,8 @@ from compmem.training.running.settings import read_settings
 from compmem.training.running.trainer import BACKBONE
 from compmem.training.stages import load_stage
 
-CARRIED, REPORT = "carried", "report.json"
-"""What a phase leaves for the next machine: a folder of weights, log and report."""
+CARRIED, LOGS, REPORT = "carried", "logs.json", "report.json"
+"""What a phase leaves for the next machine: a folder of weights, the logs up to here and its report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +50,11 @@ class Embedded:
             raise ValueError("phases=[] leaves nothing to do")
 
 
-def run_all(config: Path, out: Path, phase: int | None = None) -> list[dict[str, Any]]:
+def run_all(config: Path, out: Path, phase: int | None = None, *, minutes: float | None = None) -> list[dict[str, Any]]:
     """Run all phases, or the one of this number (from 1 on); gives their figures.
 
-    A phase whose start is not in the folder takes what was carried there.
+    A phase whose start is not in the folder takes what was carried there. None trains longer than so many minutes; what
+    it measures and writes, and the gate's rollouts, come on top.
 
     Raises:
         ValueError: There is no such phase, or settings are wrong.
@@ -63,22 +64,43 @@ def run_all(config: Path, out: Path, phase: int | None = None) -> list[dict[str,
     if phase is not None and not 1 <= phase <= len(settings.phases):
         raise ValueError(f"phase={phase}: there are 1 to {len(settings.phases)}")
     chosen = settings.phases if phase is None else settings.phases[phase - 1 : phase]
-    return [_run(one, out, settings) for one in chosen]
+    return [_run(one, out, settings, minutes) for one in chosen]
 
 
-def _run(phase: Phase, out: Path, settings: Embedded) -> dict[str, Any]:
+def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> dict[str, Any]:
     kind, train = load_stage(phase.stage)
     values: Any = read_settings(phase.config, kind, base=out)
     names = {field.name for field in dataclasses.fields(kind)}
     if "start" in names and not (values.start / "config.json").exists():
         unpack(out / CARRIED, values.start)
+        _restore_logs(out)
+    if "run" in names and minutes is not None:
+        longest = min(minutes, values.run.minutes or minutes)
+        values = dataclasses.replace(values, run=dataclasses.replace(values.run, minutes=longest))
     figures: dict[str, Any] = {"phase": phase.config.stem, **train(values)}
     if "run" in names:
         carried = out / CARRIED
         pack(values.run.out / BACKBONE, carried, dtype=DTYPES[settings.dtype])
-        (carried / LOG).write_bytes((values.run.out / LOG).read_bytes())
+        logs = _logs(carried) | {values.run.out.name: (values.run.out / LOG).read_text(encoding="utf-8")}
+        (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
         (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
+
+
+def _logs(carried: Path) -> dict[str, str]:
+    """The logs of the phases so far, by the names of their folders."""
+    file = carried / LOGS
+    found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
+
+
+def _restore_logs(out: Path) -> None:
+    """What the phases on other machines logged, where the last one looks for it."""
+    for name, text in _logs(out / CARRIED).items():
+        log = out / Path(name).name / LOG
+        if not log.exists():
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,9 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="the phases, in TOML")
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and what is carried")
     parser.add_argument("--phase", type=int, help="only this phase, from 1 on")
+    parser.add_argument("--minutes", type=float, help="no phase trains longer")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.stdout.write(json.dumps(run_all(given.config, given.out, given.phase), indent=1) + "\n")
+    sys.stdout.write(json.dumps(run_all(given.config, given.out, given.phase, minutes=given.minutes), indent=1) + "\n")
 
 
 if __name__ == "__main__":

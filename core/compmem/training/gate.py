@@ -102,7 +102,7 @@ def train(settings: GateTraining) -> dict[str, Any]:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
         ValueError: A data file is broken, or the weights are sharded.
     """
-    trainer = Trainer(settings.run)
+    trainer = Trainer(settings.run, asks=True)
     check_whole()
     # A fresh adapter is drawn.
     torch.manual_seed(settings.run.seed)

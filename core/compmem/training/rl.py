@@ -107,7 +107,7 @@ def train(settings: RLTraining) -> dict[str, Any]:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
         ValueError: There is nothing to train, a data file is broken, or the weights are sharded.
     """
-    trainer = Trainer(settings.run)
+    trainer = Trainer(settings.run, asks=True)
     check_whole()
     # A fresh adapter is drawn.
     torch.manual_seed(settings.run.seed)

@@ -19,7 +19,10 @@ def precision(backbone: Backbone) -> torch.autocast:
     """To decode and measure under: what is trained is float32 even where the frozen weights are not."""
     weight = backbone.decoder.embed_tokens.weight
     mixed = weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed)
+    # A graph captured inside would go on reading cast copies that leaving the context frees: nothing is kept.
+    return torch.autocast(
+        weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed, cache_enabled=False
+    )
 
 
 def matmul_ceiling(device: torch.device, *, bf16: bool, seconds: float) -> float:

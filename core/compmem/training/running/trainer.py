@@ -10,10 +10,11 @@ with FSDP).
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -70,8 +71,9 @@ class RunSettings:
     seed: int = 0
     device: str | None = None
     """None: a GPU where there is one."""
-    workers: int = 0
-    """Processes that make batches ahead; 0 where a batch asks the model."""
+    workers: int | None = None
+    """Processes that make batches ahead. None: beside a GPU half as many as there are cores, at most 8, else none; a
+    batch that asks the model is made in the process that trains it."""
     checkpoint_every: int = 200
     """Steps between two checkpoints; 0: only at the end."""
     keep_optimizer: bool = True
@@ -86,7 +88,9 @@ class RunSettings:
         for name in ("steps", "batch", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        for name in ("warmup", "workers", "checkpoint_every", "measure_every"):
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers={self.workers!r} must not be negative")
+        for name in ("warmup", "checkpoint_every", "measure_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must not be negative")
         if self.learning_rate <= 0 or self.clip <= 0:
@@ -102,20 +106,22 @@ class Trainer:
 
     Args:
         settings: How.
+        asks: A batch asks the model, so no other process can make it.
 
     Attributes:
         device: Where this process computes; load the backbone there.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, *, asks: bool = False) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
         # A part of the memory's weights is read by nobody in the last layer.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(cpu=settings.device == "cpu", kwargs_handlers=[unused])
-        self.settings = settings
         self.device: torch.device = self._accelerator.device
+        spare = min(8, (os.cpu_count() or 1) // 2) if self.device.type == "cuda" and not asks else 0
+        self.settings = settings if settings.workers is not None else replace(settings, workers=spare)
         self.main: bool = self._accelerator.is_main_process
 
     def run(self, stage: Stage[B]) -> dict[str, Any]:
