@@ -146,15 +146,44 @@ import compmem.training.evaluate, compmem.training.warmup, compmem.training.expo
     assert "no plot" in done.stderr
 
 
-def _phases():
-    phases = tomllib.loads((CONFIGS / "embedded" / "embedded.toml").read_text())["phases"]
-    return [("text", "text.toml"), *((p["stage"], p["config"]) for p in phases)]
+def _phases(recipe):
+    phases = tomllib.loads((CONFIGS / recipe / "embedded.toml").read_text())["phases"]
+    return [(recipe, p["stage"], p["config"]) for p in [{"stage": "text", "config": "text.toml"}, *phases]]
 
 
-@pytest.mark.parametrize(("stage", "file"), _phases())
-def test_the_recipe_that_ships_can_be_read(stage, file, tmp_path):
+@pytest.mark.parametrize(("name", "stage", "file"), [*_phases("embedded"), *_phases("embedded_gpu")])
+def test_the_recipes_that_are_ready_can_be_read(name, stage, file, tmp_path):
     kind, _ = load_stage(stage)
-    assert read_settings(CONFIGS / "embedded" / file, kind, base=tmp_path)
+    assert read_settings(CONFIGS / name / file, kind, base=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded_gpu"])
+def test_each_phase_starts_from_the_one_before(name, tmp_path):
+    before = None
+    for _, stage, file in _phases(name)[1:]:
+        values = read_settings(CONFIGS / name / file, load_stage(stage)[0], base=tmp_path)
+        assert before is None or values.start == before / "backbone"
+        before = values.run.out if hasattr(values, "run") else before
+    assert [log.name for log in values.logs] == [
+        read_settings(CONFIGS / name / f, load_stage(s)[0], base=tmp_path).run.out.name
+        for _, s, f in _phases(name)[1:]
+        if s not in ("evaluate", "export")
+    ]
+
+
+def test_a_phase_trains_no_longer_than_it_is_told(recipe, tmp_path):
+    """One second is too short for so many steps; the logs of the phases before travel with the weights."""
+    for name, text in PHASES.items():
+        (tmp_path / f"{name}.toml").write_text(text.replace("steps = 2\n", "steps = 1000000\nlog_every = 1\n"))
+    (tmp_path / "data").symlink_to(recipe / "data")
+    [first] = run_all(tmp_path / "embedded.toml", tmp_path, 1, minutes=0.02)
+    assert first["seconds"] < 60
+    (there := tmp_path / "there").mkdir()
+    (tmp_path / "carried").rename(there / "carried")
+    run_all(tmp_path / "embedded.toml", there, 2, minutes=0.02)
+    run_all(tmp_path / "embedded.toml", there, 3)
+    told = json.loads((there / "export" / "training.json").read_text())
+    assert [run["stage"] for run in told["runs"]] == ["lm", "compressor"]
 
 
 # --- the evaluation

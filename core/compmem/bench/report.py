@@ -35,6 +35,10 @@ NOTES = {
         "of reinforcement of a LoRA reasoner on a CPU. The intervals of the last three overlap: reinforcement brought "
         "about three points, and with the compressor no more than without."
     ),
+    "embedded_wordings": (
+        "The backbone that ships as in `embedded`, but asked and told in wordings of training, about names that no stage "
+        "saw: what is between the two is what unseen wordings cost."
+    ),
     "embedded_questions": (
         "Real questions, which the embedded backbone was not made for: it knows no English. What the extractive reader "
         "gets of the same sets stands in `length` and `tasks`."
