@@ -36,7 +36,7 @@ NOTES = {
         "about three points, and with the compressor no more than without."
     ),
     "embedded_wordings": (
-        "The backbone that ships as in `embedded`, but asked and told in wordings of training, about names that no stage "
+        "As `embedded`, but asked and told in wordings of training, about names that no stage "
         "saw: what is between the two is what unseen wordings cost."
     ),
     "embedded_questions": (
