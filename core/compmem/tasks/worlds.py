@@ -215,7 +215,8 @@ class _World:
         subject = chain[0].subject.name
         for link in chain[:-1]:
             subject = self._choice(link.relation.wording(self._config.split).phrases).format(s=subject)
-        return self._choice(chain[-1].relation.wording(self._config.split).questions).format(s=subject)
+        question = self._choice(chain[-1].relation.wording(self._config.split).questions).format(s=subject)
+        return question[0].upper() + question[1:]
 
     def contrast(self, chain: list[_Link]) -> str:
         """A question that the last fact does not answer, though it comes close."""
