@@ -43,7 +43,7 @@ def replies(backbone, facts, kind):
 
 def test_it_reads_out_of_compressed_chunks_what_stands_in_them(embedded, facts):
     right = [city in reply for (_, city, _), reply in zip(facts, replies(embedded, facts, "bf16"), strict=True)]
-    assert sum(right) >= 0.7 * len(right)  # measured 15 of 20
+    assert sum(right) >= 0.7 * len(right)
 
 
 def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):

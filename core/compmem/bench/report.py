@@ -21,8 +21,9 @@ NOTES = {
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
     ),
     "speed_cpu": (
-        "Random weights and an untrained gate: speed alone. A package was being installed on the other core while "
-        "the gated answers over 112K tokens were timed; in an earlier run several blocks a step were 28 times faster."
+        "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "
+        "warm answers of the same length, so a slow minute of the machine weighs on both; rows of other lengths, the "
+        "loop without a gate and stock generate() met other minutes."
     ),
     "embedded": (
         "The backbone that ships, through the loop of `reasoner.py` over compressed chunks, behind its own gate, on "
