@@ -59,9 +59,11 @@ def test_it_loads_and_saves_without_a_word(capfd, tmp_path):
 def test_an_index_runs_on_it_by_its_name(tmp_path):
     config = IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
     with MemoryIndex.create(tmp_path / "facts.mem", config) as index:
-        index.add([Document(id=c, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE[:4], CITIES, strict=False)])
+        index.add(
+            Document(id=c, text=f"The wind was cold that day. {p} lives in {c}. It was late, and the road was empty.")
+            for p, c in zip(PEOPLE[:4], CITIES, strict=False)
+        )
     with MemoryIndex.open(tmp_path / "facts.mem") as index:
-        answer = index.answer(f"In which city does {PEOPLE[2]} live?")
-        assert answer.found
-        assert CITIES[2] in answer.text
-        assert answer.steps
+        answers = [index.answer(f"In which city does {p} live?") for p in PEOPLE[:4]]
+        assert all(answer.steps for answer in answers)
+        assert sum(answer.found and c in answer.text for answer, c in zip(answers, CITIES, strict=False)) >= 3
