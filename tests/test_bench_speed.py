@@ -41,7 +41,7 @@ def test_every_system_is_measured_and_a_finished_cell_is_not_measured_again(tmp_
     speed.main(given)
     assert json.loads(out.read_text()) == result
     assert "(extrapolated)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="measured with another dtype"):
+    with pytest.raises(SystemExit, match="measured with other dtype"):
         speed.main([*given, "--dtype", "bfloat16"])
     speed.main([*given, "--fresh", "--minutes", "0"])
     assert list(json.loads(out.read_text())["cells"]) == ["rates"]
@@ -66,18 +66,11 @@ def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(small):
 
 def test_no_cell_begins_that_may_end_too_late(small):
     cells = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
-    names = (
-        ("rates", 0),
-        ("batch", 0),
-        ("compmem 1K", 1000),
-        ("full 1K", 1000),
-        ("compmem 2K", 2000),
-        ("full 3K", 3000),
-    )
-    planned = [speed.Planned(name, dict, tokens) for name, tokens in names]
+    tokens = {"rates": 0, "batch": 0, "compmem 1K": 1000, "full 1K": 1000, "compmem 2K": 2000, "full 3K": 3000}
+    planned = [speed.Planned(name, dict, count) for name, count in tokens.items()]
     assert [speed._expected(one, planned, cells) for one in planned] == [30, 30, 30, 30, 20, 45]
     rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    speed.run(rig, planned, cells, lambda: None, until=speed.time.monotonic() + 25)
+    speed.run(rig, planned, cells, lambda: None, until=time.monotonic() + 25)
     assert "compmem 2K" in cells
     assert "full 3K" not in cells
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -400,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dtype": dtype,
     }  # fmt: skip
     planned = plan(rig, lengths, full)
-    cells: dict[str, Cell] = {} if given.fresh else _measured(given.out, about)
+    cells: dict[str, Cell] = {} if given.fresh else _measured(given.out, {**about, "rules": asdict(rules)})
 
     def made() -> dict[str, Any]:
         left = [one.name for one in planned if one.name not in cells]
@@ -416,12 +416,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
-    """The cells of an earlier call on the same backbone and device."""
+    """The cells of an earlier call on the same backbone and device, under the same rules."""
     if not file.exists():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))
     if other := [name for name, value in about.items() if found.get(name) != value]:
-        raise SystemExit(f"{file} was measured with another {other[0]}: give --fresh, or another --out")
+        raise SystemExit(f"{file} was measured with other {other[0]}: give --fresh, or another --out")
     cells: dict[str, Cell] = found.get("cells", {})
     return cells
 

@@ -73,7 +73,7 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
     names = {field.name for field in dataclasses.fields(kind)}
     if "start" in names and not (values.start / "config.json").exists():
         unpack(out / CARRIED, values.start)
-        _restore_logs(out)
+    _restore(getattr(values, "logs", ()), out / CARRIED)
     if "run" in names and minutes is not None:
         longest = min(minutes, values.run.minutes or minutes)
         values = dataclasses.replace(values, run=dataclasses.replace(values.run, minutes=longest))
@@ -94,13 +94,13 @@ def _logs(carried: Path) -> dict[str, str]:
     return found
 
 
-def _restore_logs(out: Path) -> None:
-    """What the phases on other machines logged, where the last one looks for it."""
-    for name, text in _logs(out / CARRIED).items():
-        log = out / Path(name).name / LOG
-        if not log.exists():
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(text, encoding="utf-8")
+def _restore(folders: Sequence[Path], carried: Path) -> None:
+    """What phases on other machines logged, where this one will look for it."""
+    known = _logs(carried)
+    for folder in folders:
+        if folder.name in known and not (folder / LOG).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOG).write_text(known[folder.name], encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
