@@ -20,7 +20,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
-from compmem import MemoryBlock, Reader, Reading, RecallConfig, Usage, WorkingMemory
+from compmem import MemoryBlock, Reader, Reading, RecallConfig, SecondReader, Usage, WorkingMemory
 from langchain_compmem.chat import ChatCalls, Place
 from langchain_compmem.documents import from_chunk
 
@@ -44,13 +44,19 @@ class _Around:
         self._inner = inner
         return self
 
-    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """What the inner reader makes of the blocks."""
-        return self._inner.read(question, memory, blocks)
+    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+        """What the inner reader thinks of the blocks before it reads them, if it can tell."""
+        return self._inner.weigh(question, memory, blocks) if isinstance(self._inner, SecondReader) else None
 
-    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
         """What the inner reader makes of the blocks."""
-        return await self._inner.aread(question, memory, blocks)
+        return self._inner.read(question, memory, blocks, **second)
+
+    async def aread(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
+    ) -> Reading:
+        """What the inner reader makes of the blocks."""
+        return await self._inner.aread(question, memory, blocks, **second)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
         """The answer as the inner reader writes it."""
@@ -96,13 +102,13 @@ class TracedReader(_Around):
             self._recalling.on_retriever_error(error)
             self._recalling = None
 
-    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
         """What the inner reader makes of the blocks, in a run."""
         self._steps += 1
         documents = [from_chunk(block.chunk) for block in blocks]
         self.recalled(documents)
         with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
-            reading = self._inner.read(question, memory, blocks)
+            reading = self._inner.read(question, memory, blocks, **second)
             outputs.update(_made(reading))
         if self._more(reading):
             self.begin()
@@ -153,13 +159,15 @@ class AsyncTracedReader(_Around):
             ending, self._recalling = self._recalling, None
             await ending.on_retriever_error(error)
 
-    async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
+    async def aread(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
+    ) -> Reading:
         """What the inner reader makes of the blocks, in a run."""
         self._steps += 1
         documents = [from_chunk(block.chunk) for block in blocks]
         await self.recalled(documents)
         async with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
-            reading = await self._inner.aread(question, memory, blocks)
+            reading = await self._inner.aread(question, memory, blocks, **second)
             outputs.update(_made(reading))
         if self._more(reading):
             await self.begin()

@@ -6,10 +6,9 @@ import torch
 from compmem import Document, IndexConfig, MemoryIndex
 from compmem.backbone import Backbone
 from compmem.compressor import KVCompressor
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
 from compmem.store.kv import pack, unpack
-from compmem.training.rows.traces import StepPrompts
 
 PEOPLE = [
     f"{a} {b}" for a in ("Tovin", "Marel", "Sulka", "Bendor", "Rilam") for b in ("Hask", "Dorvin", "Pelt", "Unger")

@@ -1,5 +1,6 @@
 """KV memory from end to end: the index, the latent reader, the gate on the backbone, blocks kept on the device."""
 
+import asyncio
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from compmem import (
 )
 from compmem.backbone import Backbone, MemoryConfig
 from compmem.compressor import KVCompressor, chunk_ids
+from compmem.readers.prompts import StepPrompts
 from compmem.resident import Resident
 from compmem.schema import Chunk, KVStates
 from compmem.store.kv import pack, unpack
@@ -255,6 +257,47 @@ def test_replies_are_read_as_a_chat_models(tiny_backbone, monkeypatch):
     reply = "no tags"
     reading = LatentReader(backbone).read(QUESTION, WorkingMemory(text="old"), [block])
     assert (reading.memory.text, reading.update, reading.usage.malformed_replies) == ("old", False, 1)
+
+
+def test_weighing_a_block_is_asking_the_stock_model_that_has_read_its_text(tiny_backbone):
+    backbone = tiny_backbone()
+    texts = [backbone.encode(text) for text in ("Harbour is insured by Lloyd.", "It rained.", "Acme rents Harbour.")]
+    prompts = StepPrompts(backbone, SHORT)
+    with torch.inference_mode():
+        odds = prompts.weigh(QUESTION, "none", backbone.compress(texts, ratio=1))
+        expected, (yes, no) = [], (backbone.encode(word)[0] for word in ("yes", "no"))
+        for text in texts:
+            ids = [*text, *prompts.step(QUESTION, "none"), *backbone.encode("<check>")]
+            logits = backbone.model(torch.tensor([ids])).logits[0, -1]
+            expected.append(float(logits[yes] - logits[no]))
+    assert odds == pytest.approx(expected, abs=1e-4)
+    assert len({round(o, 4) for o in odds}) == 3
+
+
+def test_a_reader_that_insists_begins_the_reply(tiny_backbone, monkeypatch):
+    backbone, asked = tiny_backbone(), []
+
+    def generate(prompts, blocks, **kept):
+        asked.append(prompts[0])
+        return [backbone.encode("Lloyd insures it.</update><next>continue</next>")]
+
+    monkeypatch.setattr(backbone, "generate", generate)
+    block = MemoryBlock(chunk=Chunk(text="some text"), kv=backbone.compress([backbone.encode("some text")])[0])
+    reader = LatentReader(backbone)
+    plain = reader.read(QUESTION, WorkingMemory(), [block])
+    second = asyncio.run(reader.aread(QUESTION, WorkingMemory(), [block], insist=True))
+    assert plain.usage.malformed_replies == 1
+    assert (second.memory.text, second.update, second.exit) == ("Lloyd insures it.", True, False)
+    assert asked[1] == asked[0] + backbone.encode("<check>yes</check><update>")
+
+
+def test_a_reader_without_gates_or_room_cannot_weigh(tiny_backbone):
+    backbone = tiny_backbone()
+    block = MemoryBlock(chunk=Chunk(text="some text"), kv=backbone.compress([backbone.encode("some text")])[0])
+    assert overwriting(backbone).weigh(QUESTION, WorkingMemory(), [block]) is None
+    assert LatentReader(backbone).weigh("?" * backbone.context, WorkingMemory(), [block]) is None
+    [odds] = LatentReader(backbone, prompts=SHORT).weigh(QUESTION, WorkingMemory(), [block])
+    assert -20 < odds < 20
 
 
 def test_control_tokens_in_texts_stay_text(tiny_backbone):

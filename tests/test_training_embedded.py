@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
 from compmem.errors import CheckpointError
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
 from compmem.training.embedded import Embedded, run_all
 from compmem.training.evaluate import Evaluation, answered, config_of, train

@@ -9,7 +9,7 @@ import torch
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.errors import CheckpointError
 from compmem.gate import LatentGate
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Chunk, Document
 from compmem.tasks.sample import Sample, Span
 from compmem.training.gate import GateStage, GateTraining, rolled_out

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 
 from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
 from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document
 from compmem.tasks.sample import Sample, Span
 from compmem.training.rl import RLStage, RLTraining
@@ -23,7 +23,7 @@ from compmem.training.rollouts.objective import Objective
 from compmem.training.rollouts.questions import Context
 from compmem.training.rollouts.rollouts import RolloutSettings, check_whole
 from compmem.training.rows.examples import Example, Rows, row_losses
-from compmem.training.rows.traces import StepPrompts, structured
+from compmem.training.rows.traces import structured
 from compmem.training.running.trainer import RunSettings, Trainer
 from compmem.training.stages import run_stage
 

@@ -6,7 +6,8 @@ import torch
 from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem.compressor import chunk_ids
 from compmem.config import RecallConfig
-from compmem.readers.latent import LatentPrompts, LatentReader
+from compmem.readers.latent import LatentReader
+from compmem.readers.prompts import LatentPrompts
 from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
 from compmem.tasks.sample import Sample, Span

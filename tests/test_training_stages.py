@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
 from compmem.backbone.fresh import train_tokenizer
 from compmem.errors import CheckpointError
-from compmem.readers.latent import LatentPrompts, LatentReader
+from compmem.readers.latent import LatentReader
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.readers.replies import parse_reply
 from compmem.schema import Document
 from compmem.tasks.sample import Sample, Span
@@ -23,7 +24,7 @@ from compmem.training.rows.examples import Rows, row_losses, written_exactly
 from compmem.training.rows.mixture import Mixture, MixtureSettings
 from compmem.training.rows.packed import Text, read_tokenizer
 from compmem.training.rows.sources import chunks_of
-from compmem.training.rows.traces import StepPrompts, in_lessons, trace
+from compmem.training.rows.traces import in_lessons, step_example, trace
 from compmem.training.running.settings import read_settings
 from compmem.training.running.trainer import RunSettings, Trainer
 from compmem.training.text import TextPreparation
@@ -475,7 +476,7 @@ def test_a_step_is_asked_and_told_as_the_reader_does(backbone, tmp_path):
     reader, steps = LatentReader(loaded), StepPrompts(loaded, LatentPrompts.of(loaded))
     sample = world(TEXTS, ["Ox was made by Ida.", "Ida was born in Ulm."])
     for step in trace(sample, chunks_of(sample, loaded, 64)):
-        row = steps.step_example(step)
+        row = step_example(steps, step)
         start, end = row.spans[0]
         asked = loaded.tokenizer.decode(row.ids[:start])
         assert step.question in asked

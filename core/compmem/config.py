@@ -82,6 +82,10 @@ class RecallConfig:
     """Ask the first stage and the gate again after each update of the working memory."""
     backtrack: bool = True
     """A block once turned down may be recalled in a later step."""
+    second_look: float | None = 0.02
+    """Where no block is left to read and enough is not known yet, the likeliest of those passed over is read as one
+    that helps, if the odds of gate and reader together make it at least this probable. None: never. It takes a reader
+    that can weigh blocks (the latent reader), `backtrack` and `update_gate`."""
     update_gate: bool = True
     """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
     exit_gate: bool = True
@@ -112,8 +116,10 @@ class RecallConfig:
             _at_least("max_steps", self.max_steps, 1)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold!r} must be between 0 and 1")
+        for name in ("threshold", "second_look"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} must be between 0 and 1")
 
     def but(self, **changes: Any) -> "RecallConfig":
         """These settings with some changed."""

@@ -19,9 +19,9 @@ from compmem.gate import GateHead
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader
-from compmem.reasoner import agathered, astream, gather, gathered, stream
+from compmem.reasoner import Loop, agathered, astream, gather, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, SecondReader, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.view import Viewer
 
@@ -257,9 +257,9 @@ class MemoryIndex:
         with self.bench(question, filter, config) as bench:
             if _takes_one_pass(config):
                 return bench.one_pass(k)
-            loop = gather(bench, config, bench.threshold, cancelled=cancelled)
-            with closing(loop):
-                return bench.ranked(gathered(question, loop, self.reader(config, bench), on_step), k)
+            reader = self.reader(config, bench)
+            with closing(_loop(bench, config, reader, cancelled)) as loop:
+                return bench.ranked(gathered(question, loop, reader, on_step), k)
 
     async def arecall(
         self,
@@ -282,8 +282,8 @@ class MemoryIndex:
             bench_of = self.bench(question, filter, config)
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
-                loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-                found = await agathered(question, loop, self.reader(config, bench), on_step)
+                reader = self.reader(config, bench)
+                found = await agathered(question, _loop(bench, config, reader, stop.is_set), reader, on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
             finally:
                 bench_of.__exit__(None, None, None)
@@ -314,9 +314,9 @@ class MemoryIndex:
         """
         config = config or RecallConfig()
         with self.bench(question, filter, config) as bench:
-            loop = gather(bench, config, bench.threshold, cancelled=cancelled)
-            with closing(loop):
-                yield from stream(question, loop, wrap(self.reader(config, bench)))
+            reader = self.reader(config, bench)
+            with closing(_loop(bench, config, reader, cancelled)) as loop:
+                yield from stream(question, loop, wrap(reader))
 
     def answer(
         self,
@@ -345,8 +345,8 @@ class MemoryIndex:
         bench_of = self.bench(question, filter, config)
         bench = await asyncio.to_thread(bench_of.__enter__)
         try:
-            loop = gather(bench, config, bench.threshold, cancelled=stop.is_set)
-            async for event in astream(question, loop, wrap(self.reader(config, bench))):
+            reader = self.reader(config, bench)
+            async for event in astream(question, _loop(bench, config, reader, stop.is_set), wrap(reader)):
                 yield event
         finally:
             stop.set()
@@ -464,6 +464,12 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
     index = MemoryIndex.open(path, encoder=encoder, **settings)
     index._models.use_gate(gate)
     return index
+
+
+def _loop(bench: QuestionBench, config: RecallConfig, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
+    """The loop over one question, as its reader can take part in it."""
+    weighs = isinstance(reader, SecondReader)
+    return gather(bench, config, bench.threshold, weighs=weighs, cancelled=cancelled)
 
 
 def _takes_one_pass(config: RecallConfig) -> bool:

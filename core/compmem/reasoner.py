@@ -4,12 +4,14 @@ The loop does no waiting of its own. It is a generator that yields what it wants
 result; one synchronous and one asynchronous driver run it, so sync, async, streamed, batched and cancelled answers are
 one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG are settings.
 
-Two things set the default apart. After each update of the working memory the first stage and the gate are asked again;
-and a block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
-LycheeMemory's published errors are early clues rejected for good).
+Three things set the default apart. After each update of the working memory first stage and gate are asked again. A
+block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
+LycheeMemory's published errors are early clues rejected for good). And where the blocks run out before enough is known,
+the likeliest of those that gate or reader passed over gets a second look.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from compmem.schema import (
     Reader,
     Reading,
     Recall,
+    SecondReader,
     Step,
     Usage,
     WorkingMemory,
@@ -33,6 +36,9 @@ from compmem.schema import (
 
 WINDOW = 64
 """Blocks gated at once in a pass in document order."""
+
+WEIGHED = 16
+"""Blocks, those with the highest gate scores, among which a second look chooses."""
 
 
 class Bench(Protocol):
@@ -61,6 +67,16 @@ class Read:
 
     memory: WorkingMemory
     blocks: tuple[MemoryBlock, ...]
+    insist: bool = False
+    """The reader is told that they help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """The loop asks its driver for the log-odds that each of these blocks helps; None where the reader cannot tell."""
+
+    memory: WorkingMemory
+    blocks: tuple[MemoryBlock, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +98,19 @@ class _State:
     memory: WorkingMemory = field(default_factory=WorkingMemory)
     steps: list[Step] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
+    scored_with: dict[int, str] = field(default_factory=dict)
+    """The working memory that each block's score was given with."""
     read: dict[int, Recall] = field(default_factory=dict)
     kept: list[Recall] = field(default_factory=list)
     declined: set[int] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
     proposed: int = 0
+    looked: str | None = None
+    """The working memory with which blocks were given a second look last."""
 
 
-Loop = Generator[Read | Step, Reading | None, Gathered]
+Odds = list[float] | None
+Loop = Generator[Read | Weigh | Step, Reading | Odds, Gathered]
 
 
 def gather(
@@ -97,16 +118,23 @@ def gather(
     config: RecallConfig,
     threshold: float,
     *,
+    weighs: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Loop:
-    """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered."""
+    """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered.
+
+    Args:
+        bench: The index as the question sees it.
+        config: How the question is answered.
+        threshold: Gate score below which a block is turned down.
+        weighs: The reader can give a second look.
+        cancelled: Asked before each step.
+        clock: Tells seconds.
+    """
     state, began = _State(), clock()
-    picks = (
-        _in_order(bench, config, threshold, state)
-        if config.order == "document"
-        else _best(bench, config, threshold, state)
-    )
+    order = _in_order if config.order == "document" else _best
+    picks = order(bench, config, threshold, state)
     exited: ExitReason = "nothing left"
     while True:
         if cancelled():
@@ -120,9 +148,13 @@ def gather(
             break
         started = clock()
         chosen = next(picks, None)
+        again = chosen is None
+        if chosen is None and weighs:
+            chosen = yield from _second_look(bench, config, state)
+            picks = order(bench, config, threshold, state)
         if chosen is None:
             break
-        step = yield from _step(bench, config, state, chosen, started, clock)
+        step = yield from _step(bench, config, state, chosen, started, clock, again=again)
         yield step
         if config.exit_gate and step.exit:
             exited = "exit gate"
@@ -131,15 +163,47 @@ def gather(
     return Gathered(state.memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited)
 
 
+def _second_look(
+    bench: Bench, config: RecallConfig, state: _State
+) -> Generator[Weigh, Reading | Odds, list[int] | None]:  # fmt: skip
+    """The block that was likeliest passed over wrongly, if there is one; asked once for each working memory."""
+    memory = state.memory
+    if config.second_look is None or not (config.backtrack and config.update_gate) or state.looked == memory.text:
+        return None
+    state.looked = memory.text
+    used = {recall.block for recall in state.kept}
+    gate = {n: score for n, score in state.scores.items() if state.scored_with[n] == memory.text and n not in used}
+    stale = [n for n in state.read if n not in gate and n not in used]
+    gate.update(zip(stale, bench.score(memory.text, stale), strict=True))
+    state.usage += Usage(blocks_scored=len(stale))
+    likely = sorted(gate, key=lambda n: (-gate[n], n))[:WEIGHED]
+    if not likely:
+        return None
+    reader = yield Weigh(memory, tuple(bench.fetch(likely)))
+    assert not isinstance(reader, Reading), "a driver answers Weigh with odds"
+    if reader is None:
+        return None
+    odds = {n: _log_odds(gate[n]) + said for n, said in zip(likely, reader, strict=True)}
+    best = max(odds, key=lambda n: (odds[n], -n))
+    return [best] if 1 / (1 + math.exp(-odds[best])) >= config.second_look else None
+
+
+def _log_odds(probability: float) -> float:
+    """Of a probability, kept finite."""
+    kept = min(max(probability, 1e-6), 1 - 1e-6)
+    return math.log(kept / (1 - kept))
+
+
 def _step(
-    bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float]
-) -> Generator[Read | Step, Reading | None, Step]:
+    bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float],
+    *, again: bool,
+) -> Generator[Read, Reading | Odds, Step]:  # fmt: skip
     blocks = bench.fetch(chosen)
     recalls = tuple(
         Recall(chunk=b.chunk, score=state.scores.get(n, 1.0), block=n) for n, b in zip(chosen, blocks, strict=True)
     )
-    reading = yield Read(state.memory, tuple(blocks))
-    assert reading is not None, "a driver answers every Read"
+    reading = yield Read(state.memory, tuple(blocks), insist=again)
+    assert isinstance(reading, Reading), "a driver answers every Read"
     state.usage += reading.usage + Usage(blocks_read=len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
     if reading.update or not config.update_gate:
@@ -151,7 +215,7 @@ def _step(
         working_memory=state.memory.text,
         updated=reading.update,
         exit=reading.exit,
-        backtracked=any(n in state.declined for n in chosen),
+        backtracked=again or any(n in state.declined for n in chosen),
         candidates=state.proposed,
         seconds=clock() - started,
     )
@@ -163,6 +227,7 @@ def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, floa
     scores = dict(zip(blocks, bench.score(state.memory.text, blocks), strict=True))
     state.usage += Usage(blocks_scored=len(blocks))
     state.scores.update(scores)
+    state.scored_with.update(dict.fromkeys(blocks, state.memory.text))
     return scores
 
 
@@ -262,14 +327,18 @@ def stream(question: str, loop: Loop, reader: Reader) -> Iterator[Event]:
 
 
 def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Generator[Event, None, Gathered]:
-    reply: Reading | None = None
+    reply: Reading | Odds = None
     while True:
         try:
             asked = loop.send(reply)
         except StopIteration as end:
             gathered: Gathered = end.value
             return gathered
-        if isinstance(asked, Read):
+        if isinstance(asked, Weigh):
+            reply = _second(reader).weigh(question, asked.memory, asked.blocks)
+        elif isinstance(asked, Read) and asked.insist:
+            reply = _second(reader).read(question, asked.memory, asked.blocks, insist=True)
+        elif isinstance(asked, Read):
             reply = reader.read(question, asked.memory, asked.blocks)
         else:
             reply = None
@@ -296,14 +365,14 @@ async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Ev
     """`stream` for an event loop: the thinking runs in a thread, the reader's own waiting on the loop."""
     steps: list[Step] = []
     try:
-        reply: Reading | None = None
+        reply: Reading | Odds = None
         while True:
             asked = await asyncio.to_thread(_advance, loop, reply)
             reply = None
             if isinstance(asked, Gathered):
                 break
-            if isinstance(asked, Read):
-                reply = await reader.aread(question, asked.memory, asked.blocks)
+            if isinstance(asked, Read | Weigh):
+                reply = await _answered(question, asked, reader)
             else:
                 steps.append(asked)
                 yield asked
@@ -324,19 +393,32 @@ async def agathered(
     question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
 ) -> Gathered:
     """`gathered` for an event loop."""
-    reply: Reading | None = None
+    reply: Reading | Odds = None
     while True:
         asked = await asyncio.to_thread(_advance, loop, reply)
         reply = None
         if isinstance(asked, Gathered):
             return asked
-        if isinstance(asked, Read):
-            reply = await reader.aread(question, asked.memory, asked.blocks)
+        if isinstance(asked, Read | Weigh):
+            reply = await _answered(question, asked, reader)
         else:
             on_step(asked)
 
 
-def _advance(loop: Loop, reply: Reading | None) -> Read | Step | Gathered:
+def _second(reader: Reader) -> SecondReader:
+    assert isinstance(reader, SecondReader), "a loop that gives second looks has a reader that can"
+    return reader
+
+
+async def _answered(question: str, asked: Read | Weigh, reader: Reader) -> Reading | Odds:
+    if isinstance(asked, Weigh):
+        return await asyncio.to_thread(_second(reader).weigh, question, asked.memory, asked.blocks)
+    if asked.insist:
+        return await _second(reader).aread(question, asked.memory, asked.blocks, insist=True)
+    return await reader.aread(question, asked.memory, asked.blocks)
+
+
+def _advance(loop: Loop, reply: Reading | Odds) -> Read | Weigh | Step | Gathered:
     # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
     try:
         return loop.send(reply)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,7 +197,7 @@ class Step:
     exit: bool
     """The exit gate asked to stop."""
     backtracked: bool
-    """A block read here had been turned down in an earlier step."""
+    """A block read here had been turned down, or passed over, in an earlier step."""
     candidates: int
     """Blocks the first stage proposed for this step."""
     seconds: float
@@ -255,5 +255,26 @@ class Reader(Protocol):
         ...
 
     def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The same without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class SecondReader(Reader, Protocol):
+    """A reader that can give a second look to blocks that were passed over."""
+
+    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+        """Log-odds that each block, by itself, helps; None where it cannot tell. Called from any thread."""
+        ...
+
+    def read(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+    ) -> Reading:
+        """As every reader reads; with `insist` it is told that these blocks help."""
+        ...
+
+    async def aread(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+    ) -> Reading:
         """The same without blocking the event loop."""
         ...

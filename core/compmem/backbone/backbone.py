@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -322,11 +322,44 @@ class Backbone:
             first = [start + len(asked[row]) for row in rows] if start is not None else None
             return list(head(self.read([probe] * len(rows), behind, role="gate", start=first)[:, -1])[:, 0])
 
-        scores: dict[int, Tensor] = {}
-        sizes = [len(turn) + sum(b.keys.shape[2] for b in row) for turn, row in zip(asked, blocks, strict=True)]
+        sizes = [len(turn) + _slots(row) for turn, row in zip(asked, blocks, strict=True)]
+        return torch.stack(self._in_batches(run, sizes, "a block with its question"))
+
+    def odds(
+        self,
+        prompts: Sequence[Sequence[int]],
+        blocks: Blocks,
+        yes: int,
+        no: int,
+        *,
+        starts: Sequence[int] | None = None,
+        role: Role | None = "reasoner",
+    ) -> Tensor:
+        """Log-odds `[rows]` of one token against another, right behind each prompt and its blocks.
+
+        Raises:
+            ValueError: A block is of another backbone, or a prompt does not fit in the context.
+            MemoryError: One row alone does not fit on the device.
+        """
+
+        def run(rows: Sequence[int]) -> list[Tensor]:
+            behind = [prompts[row] for row in rows], [blocks[row] for row in rows]
+            hidden = self.read(*behind, role=role, start=[starts[row] for row in rows] if starts else None)
+            last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=hidden.device)
+            logits = self.logits(hidden[torch.arange(len(rows), device=hidden.device), last]).float()
+            return list(logits[:, yes] - logits[:, no])
+
+        sizes = [len(prompt) + _slots(row) for prompt, row in zip(prompts, blocks, strict=True)]
+        return torch.stack(self._in_batches(run, sizes, "a block with its prompt"))
+
+    def _in_batches(
+        self, run: Callable[[Sequence[int]], list[Tensor]], sizes: Sequence[int], what: str
+    ) -> list[Tensor]:
+        """What `run` makes of the rows by number, in batches by their slots."""
+        made: dict[int, Tensor] = {}
         for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
-            scores.update(zip(batch, halving(run, batch, "a block with its question", self.release), strict=True))
-        return torch.stack([scores[row] for row in range(len(asked))])
+            made.update(zip(batch, halving(run, batch, what, self.release), strict=True))
+        return [made[row] for row in range(len(sizes))]
 
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
         """What the gate's adapter makes of prompts, as blocks to stand in front of others."""
@@ -447,6 +480,10 @@ class Backbone:
                     f"is larger than the context of {self.context}"
                 )
         return prefix, Layout.of(prompts, prefix.counts, starts, self.device)
+
+
+def _slots(row: Sequence[KVStates]) -> int:
+    return sum(states.keys.shape[2] for states in row)
 
 
 def _control_tokens(tokenizer: Any) -> re.Pattern[str]:

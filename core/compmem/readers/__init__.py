@@ -3,7 +3,8 @@
 from compmem.readers.calls import ChatModel
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
 from compmem.readers.extractive import ExtractiveReader
-from compmem.readers.latent import LatentPrompts, LatentReader
+from compmem.readers.latent import LatentReader
+from compmem.readers.prompts import LatentPrompts
 
 __all__ = [
     "NOTHING_FOUND",

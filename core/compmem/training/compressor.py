@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.training.rows.examples import Example
 from compmem.training.rows.mixture import Mixture, MixtureSettings, Trainable
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.device import precision
 from compmem.training.running.trainer import RunSettings, Trainer
 

@@ -18,7 +18,7 @@ from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
 from compmem.config import RecallConfig
 from compmem.metrics import bootstrap_interval
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
 from compmem.tasks.contexts import Contexts
 from compmem.tasks.filler import Filler
@@ -30,14 +30,16 @@ from compmem.tasks.worlds import WorldConfig, Worlds
 from compmem.training.rollouts.loops import Loop, Loops
 from compmem.training.rows.packed import Text
 from compmem.training.rows.sources import chunks_of, passages_of, token_counter
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.device import device_name, precision
 
 logger = logging.getLogger(__name__)
 
-System = Literal["compmem", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"]
-"""Best first behind the gate; without the exit gate; behind a gate blind to the working memory. Every block in document
-order, gated in one pass (2602.08382); all of them with update and exit gate (2602.10560); with neither (2507.02259)."""
+System = Literal[
+    "compmem", "compmem-no-second-look", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"
+]
+"""Best first behind the gate; without a second look at what was passed over; without the exit gate; behind a gate blind
+to the working memory. Every block in document order, gated in one pass (2602.08382); all of them with update and exit
+gate (2602.10560); with neither (2507.02259)."""
 
 TAGS = 64
 """Tokens of a structured reply beside the memory; these backbones write no thoughts."""
@@ -136,6 +138,8 @@ def config_of(system: System, settings: Evaluation) -> RecallConfig:
     match system:
         case "compmem":
             return RecallConfig(**cast("Any", picks))
+        case "compmem-no-second-look":
+            return RecallConfig(**cast("Any", picks), second_look=None)
         case "compmem-no-exit":
             return RecallConfig(**cast("Any", picks), exit_gate=False)
         case "compmem-question-gate":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from compmem.backbone import Backbone
 from compmem.backbone.backbone import DTYPES
 from compmem.errors import CheckpointError
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts
 from compmem.training.running.log import read_log
 
 REPORT = "training.json"

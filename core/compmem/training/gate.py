@@ -18,7 +18,7 @@ from torch.nn.parameter import Parameter
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.gate.latent import NO_NOTES, gate_prompt
 from compmem.metrics import calibration_error
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts
 from compmem.resident import Resident
 from compmem.schema import KVStates
 from compmem.training.gating import gate_examples

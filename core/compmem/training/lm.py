@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from compmem.backbone import Backbone, DecoderConfig, MemoryConfig
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.training.rows.mixture import Mixture, MixtureSettings
 from compmem.training.rows.packed import read_tokenizer
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.trainer import RunSettings, Trainer
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts
 from compmem.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn_advantages
 from compmem.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem.training.rollouts.objective import Objective, Replies, divergence, policy_loss

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compmem.backbone import AdapterConfig, Backbone
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.training.rows.mixture import Mixture, MixtureSettings, Trainable
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.trainer import RunSettings, Trainer
 
 

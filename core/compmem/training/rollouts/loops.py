@@ -14,10 +14,10 @@ import torch
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
 from compmem.gate import LatentGate
+from compmem.readers.prompts import StepPrompts
 from compmem.readers.replies import Reply, spoken, understand
-from compmem.reasoner import Gathered, Read, gather
-from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, WorkingMemory
-from compmem.training.rows.traces import StepPrompts
+from compmem.reasoner import Gathered, Odds, Read, Weigh, gather
+from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
 from compmem.training.running.device import precision
 
 
@@ -61,7 +61,7 @@ class Loop:
         config: RecallConfig, *, threshold: float | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.question = question
-        self.asked: Read | None = None
+        self.asked: Read | Weigh | None = None
         self.steps: list[Written] = []
         self.memory = WorkingMemory()
         self.answer: Written | None = None
@@ -69,8 +69,9 @@ class Loop:
         gate = LatentGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
         limit = threshold if threshold is not None else gate.threshold if gate else 0.0
         self._loop = gather(
-            _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0
-        )
+            _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0,
+            weighs=True,
+        )  # fmt: skip
 
     @property
     def said(self) -> str:
@@ -87,11 +88,11 @@ class Loop:
         notes = WorkingMemory(text=reply.update) if reply.update else before
         self.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
 
-    def advance(self, reading: Reading | None = None) -> None:
-        """Run until it wants blocks read, or to its end."""
+    def advance(self, reading: Reading | Odds = None) -> None:
+        """Run until it wants blocks read or weighed, or to its end."""
         try:
             asked = self._loop.send(reading)
-            while not isinstance(asked, Read):
+            while isinstance(asked, Step):
                 asked = self._loop.send(None)
         except StopIteration as end:
             gathered: Gathered = end.value
@@ -150,38 +151,48 @@ class Loops:
         with torch.no_grad(), precision(self.prompts.backbone):
             for loop in loops:
                 loop.advance()
-            while waiting := [(loop, loop.asked) for loop in loops if loop.asked is not None]:
-                blocks = [[block.kv for block in read.blocks if block.kv is not None] for _, read in waiting]
-                for loop, written in self._written([(loop, read.memory) for loop, read in waiting], blocks):
+            while any(loop.asked is not None for loop in loops):
+                for loop in loops:
+                    if isinstance(loop.asked, Weigh):
+                        memory, blocks = loop.asked.memory.text, _states(loop.asked.blocks)
+                        loop.advance(self.prompts.weigh(loop.question, memory, blocks))
+                waiting = [(loop, loop.asked) for loop in loops if isinstance(loop.asked, Read)]
+                for loop, written in self._written(waiting):
                     loop.take(written)
-            for loop, written in self._written([(loop, loop.memory) for loop in loops if loop.memory.text.strip()]):
+            ends = [(loop, Read(loop.memory, ())) for loop in loops if loop.memory.text.strip()]
+            for loop, written in self._written(ends):
                 loop.answer = written
 
-    def _written(
-        self, asked: Sequence[tuple[Loop, WorkingMemory]], blocks: Sequence[Sequence[KVStates]] | None = None
-    ) -> Iterator[tuple[Loop, Written]]:
+    def _written(self, asked: Sequence[tuple[Loop, Read]]) -> Iterator[tuple[Loop, Written]]:
         """A step of each loop behind its blocks, or the answer where there are none."""
         if not asked:
             return
         backbone, structured = self.prompts.backbone, self.prompts.structured
-        if blocks is None:
-            fill, most, stop = self.prompts.answer, self.answer_tokens, tuple[str, ...]()
-        else:
-            fill, most, stop = self.prompts.step, self.step_tokens, ("</next>",) if structured else ()
-        prompts = [fill(loop.question, memory.text) for loop, memory in asked]
-        behind = [sum(b.keys.shape[2] for b in row) for row in blocks or [()] * len(asked)]
+        blocks = [_states(read.blocks) for _, read in asked]
+        steps = any(blocks)
+        fill, most = (self.prompts.step, self.step_tokens) if steps else (self.prompts.answer, self.answer_tokens)
+        stop = ("</next>",) if steps and structured else ()
+        begun = [self.prompts.helps if read.insist else [] for _, read in asked]
+        prompts = [
+            [*fill(loop.question, read.memory.text), *start] for (loop, read), start in zip(asked, begun, strict=True)
+        ]
+        behind = [sum(b.keys.shape[2] for b in row) for row in blocks]
         room = backbone.context - max(len(prompt) + size for prompt, size in zip(prompts, behind, strict=True))
         # Where there is no room at all the backbone refuses, and says why.
         most = max(1, min(most, room))
         replies = backbone.generate(
-            prompts, blocks, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop, temperature=self.temperature,
-            seeds=[int(loop.rng.integers(1 << 62)) for loop, _ in asked],
+            prompts, blocks if steps else None, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop,
+            temperature=self.temperature, seeds=[int(loop.rng.integers(1 << 62)) for loop, _ in asked],
         )  # fmt: skip
-        for (loop, memory), prompt, ids in zip(asked, prompts, replies, strict=True):
-            text = backbone.decode(ids)
+        for (loop, read), prompt, start, ids in zip(asked, prompts, begun, replies, strict=True):
+            text = backbone.decode([*start, *ids])
             stopped = any(mark in text for mark in stop)
             ended = stopped or len(ids) < most
             # Ending is an action as well: the policy is to learn when.
             drawn = [*ids, self.ends[0]] if ended and not stopped else ids
-            reply = None if blocks is None else understand(text, structured=structured)
-            yield loop, Written(memory=memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)
+            reply = understand(text, structured=structured) if steps else None
+            yield loop, Written(memory=read.memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)
+
+
+def _states(blocks: Sequence[MemoryBlock]) -> list[KVStates]:
+    return [block.kv for block in blocks if block.kv is not None]

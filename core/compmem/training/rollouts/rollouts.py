@@ -13,14 +13,14 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
-from compmem.readers.latent import OVERHEAD, LatentPrompts
+from compmem.readers.latent import OVERHEAD
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import KVStates
 from compmem.training.rollouts.evidence import Evidence, Labels
 from compmem.training.rollouts.loops import Loop, Loops, Written
 from compmem.training.rollouts.questions import Context
 from compmem.training.rollouts.rewards import well_formed
 from compmem.training.rollouts.trajectory import Step, Trajectory, Turn
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.device import precision
 
 System = Literal["gru-mem", "lychee"]

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from compmem.backbone import Backbone
+from compmem.readers.prompts import StepPrompts
 from compmem.tasks.multihop import read_lines
 from compmem.tasks.names import Kind as NameKind
 from compmem.tasks.names import draw
@@ -25,7 +26,7 @@ from compmem.tasks.worlds import WorldConfig
 from compmem.training.rows.examples import Example, Ids
 from compmem.training.rows.packed import Text
 from compmem.training.rows.sources import source_of
-from compmem.training.rows.traces import ANSWER, SKIP, STEP, StepPrompts, StepRows
+from compmem.training.rows.traces import ANSWER, SKIP, STEP, StepRows
 
 Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
 """Plain text; random tokens to be written again; text to be written again; keys and values; made-up facts; questions

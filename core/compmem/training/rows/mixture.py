@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone, Role
+from compmem.readers.prompts import StepPrompts
 from compmem.training.rows.components import (
     Component,
     FactRows,
@@ -25,7 +26,6 @@ from compmem.training.rows.components import (
 )
 from compmem.training.rows.examples import Example, Rows, figures_of, row_losses, written_exactly
 from compmem.training.rows.packed import Text
-from compmem.training.rows.traces import StepPrompts
 from compmem.training.running.stage import HELD
 
 Trainable = Literal["base", "memory", "reasoner"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
-from compmem.readers.latent import LatentPrompts
+from compmem.readers.prompts import StepPrompts
 from compmem.schema import Chunk
 from compmem.tasks.sample import Sample
 from compmem.training.rows.examples import Example
@@ -114,48 +114,20 @@ def in_lessons(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: i
     return order or others[:skips]
 
 
-class StepPrompts:
-    """A step's and an answer's turns as the latent reader gives them.
+def step_example(prompts: StepPrompts, step: TraceStep, *, prefix: str = "") -> Example:
+    """A step as a row to learn from."""
+    name, chunk = prefix + (STEP if step.check else SKIP), chunk_ids(prompts.backbone, step.chunk)
+    return _learned(prompts.backbone, name, prompts.step(step.question, step.memory), step.reply, (chunk,))
 
-    Args:
-        backbone: Whose template and tokenizer serve.
-        prompts: What it is told.
-        structured: A step's reply has the two gates; False: it is the new memory itself.
-    """
 
-    def __init__(self, backbone: Backbone, prompts: LatentPrompts, *, structured: bool = True) -> None:
-        self.backbone = backbone
-        self.prompts = prompts
-        self.structured = structured
-        self._step = backbone.prompt(prompts.update if structured else prompts.overwrite)
-        self._answer = backbone.prompt(prompts.answer)
+def answer_example(prompts: StepPrompts, question: str, memory: str, answer: str, *, prefix: str = "") -> Example:
+    """An answer as a row to learn from."""
+    return _learned(prompts.backbone, prefix + ANSWER, prompts.answer(question, memory), answer, ())
 
-    def step(self, question: str, memory: str) -> list[int]:
-        """The prompt of a step, behind a block."""
-        return self._step.fill(**self._gaps(question, memory))
 
-    def answer(self, question: str, memory: str) -> list[int]:
-        """The prompt of the answer."""
-        return self._answer.fill(**self._gaps(question, memory))
-
-    def _gaps(self, question: str, memory: str) -> dict[str, list[int]]:
-        encode = self.backbone.encode
-        return {"question": encode(question), "memory": encode(memory if memory.strip() else self.prompts.nothing)}
-
-    def step_example(self, step: TraceStep, *, prefix: str = "") -> Example:
-        """A step as a row to learn from."""
-        name = prefix + (STEP if step.check else SKIP)
-        chunk = chunk_ids(self.backbone, step.chunk)
-        return self._learned(name, self.step(step.question, step.memory), step.reply, (chunk,))
-
-    def answer_example(self, question: str, memory: str, answer: str, *, prefix: str = "") -> Example:
-        """An answer as a row to learn from."""
-        return self._learned(prefix + ANSWER, self.answer(question, memory), answer, ())
-
-    def _learned(self, part: str, prompt: list[int], reply: str, blocks: tuple[list[int], ...]) -> Example:
-        written = [*self.backbone.encode(reply), self.backbone.tokenizer.eos_token_id]
-        ids = [*prompt, *written]
-        return Example(part=part, blocks=blocks, ids=ids, spans=((len(prompt), len(ids)),))
+def _learned(backbone: Backbone, part: str, prompt: list[int], reply: str, blocks: tuple[list[int], ...]) -> Example:
+    ids = [*prompt, *backbone.encode(reply), backbone.tokenizer.eos_token_id]
+    return Example(part=part, blocks=blocks, ids=ids, spans=((len(prompt), len(ids)),))
 
 
 class StepRows:
@@ -187,10 +159,10 @@ class StepRows:
             memory, done = "", False
             for step in trace(sample, chunks):
                 asked = (step, contrast(sample, step))
-                rows += [self._prompts.step_example(s, prefix=self._prefix) for s in asked if s]
+                rows += [step_example(self._prompts, s, prefix=self._prefix) for s in asked if s]
                 memory, done = step.update, step.end
                 used += size
             if done:
                 answer = answer_of(sample, memory)
-                rows.append(self._prompts.answer_example(sample.question, memory, answer, prefix=self._prefix))
+                rows.append(answer_example(self._prompts, sample.question, memory, answer, prefix=self._prefix))
         return rows
