@@ -16,7 +16,8 @@ def attention(
         key: `[rows, kv_heads, slots, head_dim]`.
         value: As `key`.
         scale: Factor of the scores.
-        mask: True where a query may look, `[rows, 1, queries, slots]`. None: causal, the last query sees every slot.
+        mask: True where a query may look, or what is added to the scores, `[rows, 1, queries, slots]`. None: causal,
+            the last query sees every slot.
         dropout: Share of attention weights dropped.
     """
     rows, heads, queries, head_dim = query.shape

@@ -479,7 +479,7 @@ class Backbone:
                     f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
                     f"is larger than the context of {self.context}"
                 )
-        return prefix, Layout.of(prompts, prefix.counts, starts, self.device)
+        return prefix, Layout.of(prompts, prefix.counts, starts, self.decoder.embed_tokens.weight)
 
 
 def _slots(row: Sequence[KVStates]) -> int:

@@ -62,15 +62,17 @@ class Layout:
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
-    """Where a prompt token may look, `[rows or 1, 1, prompt, slots]`. None: causal attention is enough."""
+    """Where a prompt token may look, `[rows or 1, 1, prompt, slots]`: True there (CPU: 0 there, else minus infinity).
+    None: causal attention is enough."""
     even: bool
     """Whether memory and prompt of all rows are equally long."""
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], device: torch.device
+        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], like: Tensor
     ) -> "Layout":
-        """Lay prompts out behind memories of `counts` tokens, the first token of each at its start."""
+        """Lay prompts out behind memories of `counts` tokens, each from its start on, for weights such as `like`."""
+        device = like.device
         width, longest = max(map(len, prompts)), max(counts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):
@@ -85,6 +87,10 @@ class Layout:
             mask = torch.cat(
                 (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(recalled), -1, -1)), dim=2
             )[:, None].to(device)
+            if device.type == "cpu":
+                # Else every layer would make this of it again. Of another type than doubles, doubles come out wrong.
+                kind = torch.promote_types(like.dtype, torch.float32)
+                mask = torch.zeros(mask.shape, dtype=kind).masked_fill(~mask, -torch.inf)
         return cls(
             ids=ids.to(device),
             lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
