@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from compmem.bench import speed
+from compmem.bench import speed, speed_cells
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_no_cell_begins_that_may_end_too_late(small):
 
 
 def test_works_that_take_turns_are_timed_each_by_itself():
-    done, clock = [], speed.Clock(speed.torch.device("cpu"), 0)
+    done, clock = [], speed_cells.Clock(speed.torch.device("cpu"), 0)
     works = {"short": lambda: done.append("short"), "long": lambda: (done.append("long"), time.sleep(0.02))}
     timed = clock.in_turns(works, rounds=3)
     assert done == ["short", "long"] * 3
