@@ -206,6 +206,8 @@ def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, 
     assert scan["blocks_read"] == pytest.approx(scan["blocks"], abs=0.06)  # rounded to one digit and to two
     assert scan["blocks"] > 5
     assert report["lines"][0]["blocks_read"] == 3
+    [line] = train(Evaluation(**{**made, "out": tmp_path / "u.json"}, tasks=("world-1hop-unanswerable",)))["lines"]
+    assert line["accuracy"] == 100  # it knows nothing, and finds nothing
     with pytest.raises(ValueError, match="tasks holds 'world-9hop'"):
         Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
 

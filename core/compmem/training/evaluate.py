@@ -44,9 +44,11 @@ gate (2602.10560); with neither (2507.02259)."""
 TAGS = 64
 """Tokens of a structured reply beside the memory; these backbones write no thoughts."""
 WORLDS = ("world-1hop", "world-2hop", "world-3hop")
+UNANSWERABLE = "world-1hop-unanswerable"
+"""The fact that is asked for is not told, what is easily taken for it is: right is to find nothing."""
 QUESTIONS = "questions"
 """The task that is a set's questions, each among its own paragraphs and others of the set."""
-TASKS = (*WORLDS, *get_args(RulerTask), QUESTIONS)
+TASKS = (*WORLDS, UNANSWERABLE, *get_args(RulerTask), QUESTIONS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,12 +172,13 @@ class _Makers:
         if task == QUESTIONS:
             assert self._contexts is not None, "the settings were checked"
             return [sample.joined() for sample in self._contexts.samples(length, settings.questions)]
-        if task not in WORLDS:
+        if task not in (*WORLDS, UNANSWERABLE):
             made = self._ruler.samples(cast("RulerTask", task), length, settings.questions)
             return [sample.joined() for sample in made]
+        hops, unanswerable = (1, 1.0) if task == UNANSWERABLE else (1 + WORLDS.index(task), 0.0)
         config = WorldConfig(
-            split=settings.split, tokens=length, hops=(1 + WORLDS.index(task),), distractors=settings.distractors,
-            syllables=settings.syllables, wordings=settings.wordings, seed=settings.seed,
+            split=settings.split, tokens=length, hops=(hops,), distractors=settings.distractors,
+            syllables=settings.syllables, wordings=settings.wordings, unanswerable=unanswerable, seed=settings.seed,
         )  # fmt: skip
         return [sample.joined() for sample in Worlds(config, self._filler).samples(settings.questions)]
 
