@@ -20,7 +20,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
-from compmem import MemoryBlock, Reader, Reading, RecallConfig, SecondReader, Usage, WorkingMemory
+from compmem import MemoryBlock, Reader, Reading, RecallConfig, Usage, WeighingReader, WorkingMemory
 from langchain_compmem.chat import ChatCalls, Place
 from langchain_compmem.documents import from_chunk
 
@@ -46,7 +46,7 @@ class _Around:
 
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """What the inner reader thinks of the blocks before it reads them, if it can tell."""
-        return self._inner.weigh(question, memory, blocks) if isinstance(self._inner, SecondReader) else None
+        return self._inner.weigh(question, memory, blocks) if isinstance(self._inner, WeighingReader) else None
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
         """What the inner reader makes of the blocks."""

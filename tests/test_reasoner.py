@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -115,79 +116,83 @@ def test_lychee_gates_in_one_pass_with_the_memory_so_far():
     assert run(RecallConfig.lychee(gate=False), threshold=0.0).usage.blocks_read == 5
 
 
-class Hesitant(Keeper):
-    """Passes over what bears on the question until it is told that it helps; weighs blocks as it is given to."""
+class Weigher(Keeper):
+    """Weighs blocks as it is given to; reads them as it is told."""
 
     def __init__(self, odds):
         super().__init__()
         self.odds = odds
         self.weighed = []
+        self.insisted = []
 
     def weigh(self, question, memory, blocks):
         self.weighed.append((memory.text, [int(b.chunk.document_id) for b in blocks]))
         return None if self.odds is None else [self.odds.get(int(b.chunk.document_id), -9.0) for b in blocks]
 
     def read(self, question, memory, blocks, *, insist=False):
+        self.insisted.append(insist)
         reading = super().read(question, memory, blocks)
-        return reading if insist else Reading(memory=memory, update=False, exit=False, usage=reading.usage)
+        return replace(reading, update=True) if insist else reading
 
     async def aread(self, question, memory, blocks, *, insist=False):
         return self.read(question, memory, blocks, insist=insist)
 
 
-def test_where_nothing_is_left_the_likeliest_block_passed_over_is_read_as_one_that_helps():
-    reader = Hesitant({3: -1.0, 1: 2.0})
-    answer = run(RecallConfig(), reader, weighs=True)
-    # 3 is read and passed over; then gate and reader together name it (0.9 at -1.0 against 0.2 at 2.0 would name 1
-    # without the gate); with the new memory 1 passes the gate, is passed over as well, and is named in turn.
-    assert read_blocks(answer) == [3, 3, 1, 1]
-    assert [s.backtracked for s in answer.steps] == [False, True, True, True]
-    assert [s.updated for s in answer.steps] == [False, True, False, True]
-    assert [memory for memory, _ in reader.weighed] == ["", "acme rents harbour"]
-    assert reader.weighed[0][1] == [3, 1, 0, 2, 4]
-    assert 3 not in reader.weighed[1][1]
-    assert answer.exited == "exit gate"
-    assert [r.block for r in answer.sources] == [3, 1]
+def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
+    reader = Weigher({1: 2.0, 3: 0.5, 2: -0.3})
+    answer = run(RecallConfig(exit_gate=False), reader, weighs=True)
+    # The gate alone would read 3 and then 1. All are weighed again with each new memory, but those that were read.
+    assert read_blocks(answer) == [1, 3, 2]
+    assert reader.weighed[0] == ("", [3, 1, 0, 2, 4])
+    assert [blocks for _, blocks in reader.weighed] == [[3, 1, 0, 2, 4], [3, 0, 2, 4], [0, 2, 4], [0, 4]]
+    assert reader.insisted == [True] * 3
+    assert all(step.updated for step in answer.steps)
+    assert [step.backtracked for step in answer.steps] == [True, False, True]
+    assert (answer.exited, answer.usage.blocks_scored) == ("nothing left", 5 + 4 + 3 + 2)
 
 
-def test_a_second_look_needs_odds_that_are_high_enough_together():
-    # The gate gives block 3 log-odds of 2.2, so 0.02 in all stands at -6.1 of the reader's.
-    for odds, read in ((-6.2, [3]), (-6.0, [3, 3])):
-        assert read_blocks(run(RecallConfig(max_steps=2), Hesitant({3: odds}), weighs=True)) == read
-    everything = run(RecallConfig(second_look=0.0, max_steps=2), Hesitant({3: -30.0, 1: -50.0, 0: -50.0}), weighs=True)
-    assert read_blocks(everything) == [3, 2]
+def test_it_reads_nothing_that_it_finds_too_unlikely():
+    assert read_blocks(run(RecallConfig(weigh=0.4), Weigher({3: -0.41}), weighs=True)) == []
+    assert read_blocks(run(RecallConfig(weigh=0.4, max_steps=1), Weigher({3: -0.40}), weighs=True)) == [3]
+    assert read_blocks(run(RecallConfig(weigh=0.0, exit_gate=False), Weigher({}), weighs=True)) == [0, 1, 2, 3, 4]
 
 
-def test_a_block_turned_down_may_be_the_one():
-    answer = run(RecallConfig(max_steps=2), Hesitant({1: 6.0}), weighs=True)
-    assert read_blocks(answer) == [3, 1]
-    assert answer.working_memory == "harbour insured by lloyd"
+def test_where_reading_changes_nothing_the_next_likely_block_is_read():
+    class Forgetful(Weigher):
+        def read(self, question, memory, blocks, *, insist=False):
+            return replace(super().read(question, memory, blocks), memory=memory)
+
+    reader = Forgetful({3: 3.0, 0: 2.0})
+    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [3, 0]
+    assert len(reader.weighed) == 1
 
 
 @pytest.mark.parametrize(
     "config",
-    [RecallConfig(second_look=None), RecallConfig(backtrack=False), RecallConfig(update_gate=False)],
-    ids=["off", "no way back", "no update gate"],
-)
-def test_second_looks_can_be_left_out(config):
-    reader = Hesitant({3: 5.0, 1: 5.0})
-    assert 3 not in read_blocks(run(config, reader, weighs=True))[1:]
-    assert reader.weighed == []
+    [
+        RecallConfig(weigh=None), RecallConfig(backtrack=False), RecallConfig(update_gate=False),
+        RecallConfig(blocks_per_step=2), RecallConfig.lychee(), RecallConfig.gru_mem(), RecallConfig.memagent(),
+    ],
+    ids=["off", "no way back", "no update gate", "several blocks", "lychee", "gru-mem", "memagent"],
+)  # fmt: skip
+def test_loops_that_do_not_weigh(config):
+    reader = Weigher({0: 9.0})
+    run(config, reader, weighs=True)
+    assert (reader.weighed, any(reader.insisted)) == ([], False)
 
 
-def test_a_reader_that_cannot_weigh_ends_where_nothing_is_left():
-    answer = run(RecallConfig(), Hesitant(None), weighs=True)
-    assert (read_blocks(answer), answer.exited) == ([3], "nothing left")
-    assert read_blocks(run(RecallConfig(), Hesitant({3: 9.0}))) == [3]
+def test_where_the_reader_cannot_tell_the_gate_decides():
+    reader = Weigher(None)
+    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [3, 1]
+    assert (len(reader.weighed), reader.insisted) == (1, [False, False])
+    assert read_blocks(run(RecallConfig(), Weigher({0: 9.0}))) == [3, 1]
 
 
-def test_a_second_look_that_finds_nothing_is_the_last():
-    class Stubborn(Hesitant):
-        def read(self, question, memory, blocks, *, insist=False):
-            return super().read(question, memory, blocks)
-
-    answer = run(RecallConfig(), Stubborn({3: 9.0}), weighs=True)
-    assert (read_blocks(answer), answer.exited) == ([3, 3], "nothing left")
+def test_at_most_so_many_blocks_are_weighed_at_once(monkeypatch):
+    monkeypatch.setattr("compmem.reasoner.WEIGHED", 2)
+    reader = Weigher({0: 9.0, 1: 1.0})
+    assert read_blocks(run(RecallConfig(max_steps=1), reader, weighs=True)) == [1]
+    assert reader.weighed == [("", [3, 1])]
 
 
 def test_one_shot_rag_reads_k_at_once():
@@ -232,17 +237,16 @@ def test_sync_and_async_are_one_loop():
     assert len(events) == len(other_events)
 
 
-def test_second_looks_are_the_same_sync_and_async():
-    async def twin():
-        loop = gather(Bench(), RecallConfig(), 0.5, weighs=True)
-        return [e async for e in astream("q?", loop, Hesitant({3: 2.0, 1: 2.0}))][-1]
-
+def test_weighing_is_the_same_sync_and_async():
     def loop():
         return gather(Bench(), RecallConfig(), 0.5, weighs=True)
 
-    answer, other = asyncio.run(twin()), run(RecallConfig(), Hesitant({3: 2.0, 1: 2.0}), weighs=True)
-    found = asyncio.run(agathered("q?", loop(), Hesitant({3: 2.0, 1: 2.0})))
-    assert len(answer.steps) == 4
+    async def twin():
+        return [e async for e in astream("q?", loop(), Weigher({3: 2.0, 1: 1.0}))][-1]
+
+    answer, other = asyncio.run(twin()), run(RecallConfig(), Weigher({3: 2.0, 1: 1.0}), weighs=True)
+    found = asyncio.run(agathered("q?", loop(), Weigher({3: 2.0, 1: 1.0})))
+    assert read_blocks(answer) == [3, 1]
     assert answer.working_memory == other.working_memory == found.memory.text
 
 

@@ -251,7 +251,8 @@ def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch)
             return [1.0] * len(blocks)
 
         monkeypatch.setattr("compmem.gate.LatentGate.probabilities", probabilities)
-        loop = Loop(backbone, sample.question, chunks, states, RecallConfig(candidates="all", gate=kind))
+        config = RecallConfig(candidates="all", gate=kind, weigh=None)
+        loop = Loop(backbone, sample.question, chunks, states, config)
         loop.advance()
         loop.advance(Reading(memory=WorkingMemory(text="Ox, maker: Ida."), update=True, exit=False))
     assert seen == {"learned": {"", "Ox, maker: Ida."}, "question": {""}}

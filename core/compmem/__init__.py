@@ -25,9 +25,9 @@ from compmem.schema import (
     Reader,
     Reading,
     Recall,
-    SecondReader,
     Step,
     Usage,
+    WeighingReader,
     WorkingMemory,
 )
 
@@ -81,11 +81,11 @@ __all__ = [
     "Reading",
     "Recall",
     "RecallConfig",
-    "SecondReader",
     "Step",
     "StoreError",
     "StoreInfo",
     "StoreLockedError",
     "Usage",
+    "WeighingReader",
     "WorkingMemory",
 ]

@@ -82,10 +82,10 @@ class RecallConfig:
     """Ask the first stage and the gate again after each update of the working memory."""
     backtrack: bool = True
     """A block once turned down may be recalled in a later step."""
-    second_look: float | None = 0.02
-    """Where no block is left to read and enough is not known yet, the likeliest of those passed over is read as one
-    that helps, if the odds of gate and reader together make it at least this probable. None: never. It takes a reader
-    that can weigh blocks (the latent reader), `backtrack` and `update_gate`."""
+    weigh: float | None = 0.4
+    """Where the reader can weigh blocks (the latent reader), it weighs those that the gate puts first, and reads the
+    likeliest as one that helps, as long as it finds it at least this probable. None: it reads what the gate lets
+    through, and says of each block whether it helps."""
     update_gate: bool = True
     """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
     exit_gate: bool = True
@@ -116,10 +116,16 @@ class RecallConfig:
             _at_least("max_steps", self.max_steps, 1)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
-        for name in ("threshold", "second_look"):
+        for name in ("threshold", "weigh"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be between 0 and 1")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a reader that can weighs blocks: not in the papers' loops, nor with several blocks a step."""
+        free = self.order == "best" and self.reask and self.backtrack and self.update_gate
+        return self.weigh is not None and free and self.blocks_per_step == 1
 
     def but(self, **changes: Any) -> "RecallConfig":
         """These settings with some changed."""

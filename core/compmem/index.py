@@ -21,7 +21,7 @@ from compmem.question import QuestionBench, Seen
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import Loop, agathered, astream, gather, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, SecondReader, Step
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step, WeighingReader
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.view import Viewer
 
@@ -468,7 +468,7 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
 
 def _loop(bench: QuestionBench, config: RecallConfig, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
     """The loop over one question, as its reader can take part in it."""
-    weighs = isinstance(reader, SecondReader)
+    weighs = isinstance(reader, WeighingReader)
     return gather(bench, config, bench.threshold, weighs=weighs, cancelled=cancelled)
 
 

@@ -6,8 +6,8 @@ one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2
 
 Three things set the default apart. After each update of the working memory first stage and gate are asked again. A
 block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
-LycheeMemory's published errors are early clues rejected for good). And where the blocks run out before enough is known,
-the likeliest of those that gate or reader passed over gets a second look.
+LycheeMemory's published errors are early clues rejected for good). And a reader that can weigh blocks does so before it
+reads one: no step is spent on a block that it would pass over.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from compmem.schema import (
     Reader,
     Reading,
     Recall,
-    SecondReader,
     Step,
     Usage,
+    WeighingReader,
     WorkingMemory,
 )
 
@@ -38,7 +38,7 @@ WINDOW = 64
 """Blocks gated at once in a pass in document order."""
 
 WEIGHED = 16
-"""Blocks, those with the highest gate scores, among which a second look chooses."""
+"""Blocks, those with the highest gate scores, that the reader is asked to weigh at once."""
 
 
 class Bench(Protocol):
@@ -68,7 +68,7 @@ class Read:
     memory: WorkingMemory
     blocks: tuple[MemoryBlock, ...]
     insist: bool = False
-    """The reader is told that they help."""
+    """The reader is told that they help: it has been weighed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,15 @@ class _State:
     memory: WorkingMemory = field(default_factory=WorkingMemory)
     steps: list[Step] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
-    scored_with: dict[int, str] = field(default_factory=dict)
-    """The working memory that each block's score was given with."""
     read: dict[int, Recall] = field(default_factory=dict)
     kept: list[Recall] = field(default_factory=list)
     declined: set[int] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
     proposed: int = 0
-    looked: str | None = None
-    """The working memory with which blocks were given a second look last."""
+    weighed: dict[int, float] = field(default_factory=dict)
+    """The reader's log-odds that a block helps."""
+    weighed_with: str | None = None
+    """The working memory that those were given with."""
 
 
 Odds = list[float] | None
@@ -128,13 +128,13 @@ def gather(
         bench: The index as the question sees it.
         config: How the question is answered.
         threshold: Gate score below which a block is turned down.
-        weighs: The reader can give a second look.
+        weighs: The reader can weigh blocks.
         cancelled: Asked before each step.
         clock: Tells seconds.
     """
     state, began = _State(), clock()
     order = _in_order if config.order == "document" else _best
-    picks = order(bench, config, threshold, state)
+    picks, weighing = order(bench, config, threshold, state), weighs and config.weighs
     exited: ExitReason = "nothing left"
     while True:
         if cancelled():
@@ -147,14 +147,13 @@ def gather(
             exited = "seconds"
             break
         started = clock()
-        chosen = next(picks, None)
-        again = chosen is None
-        if chosen is None and weighs:
-            chosen = yield from _second_look(bench, config, state)
-            picks = order(bench, config, threshold, state)
+        chosen = (yield from _likeliest(bench, config, threshold, state)) if weighing else None
+        weighing = chosen is not None
         if chosen is None:
+            chosen = next(picks, None)
+        if not chosen:
             break
-        step = yield from _step(bench, config, state, chosen, started, clock, again=again)
+        step = yield from _step(bench, config, state, chosen, started, clock, insist=weighing)
         yield step
         if config.exit_gate and step.exit:
             exited = "exit gate"
@@ -163,46 +162,41 @@ def gather(
     return Gathered(state.memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited)
 
 
-def _second_look(
-    bench: Bench, config: RecallConfig, state: _State
+def _likeliest(
+    bench: Bench, config: RecallConfig, threshold: float, state: _State
 ) -> Generator[Weigh, Reading | Odds, list[int] | None]:  # fmt: skip
-    """The block that was likeliest passed over wrongly, if there is one; asked once for each working memory."""
+    """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
+
+    None where the reader cannot tell.
+    """
     memory = state.memory
-    if config.second_look is None or not (config.backtrack and config.update_gate) or state.looked == memory.text:
-        return None
-    state.looked = memory.text
-    used = {recall.block for recall in state.kept}
-    gate = {n: score for n, score in state.scores.items() if state.scored_with[n] == memory.text and n not in used}
-    stale = [n for n in state.read if n not in gate and n not in used]
-    gate.update(zip(stale, bench.score(memory.text, stale), strict=True))
-    state.usage += Usage(blocks_scored=len(stale))
-    likely = sorted(gate, key=lambda n: (-gate[n], n))[:WEIGHED]
-    if not likely:
-        return None
-    reader = yield Weigh(memory, tuple(bench.fetch(likely)))
-    assert not isinstance(reader, Reading), "a driver answers Weigh with odds"
-    if reader is None:
-        return None
-    odds = {n: _log_odds(gate[n]) + said for n, said in zip(likely, reader, strict=True)}
-    best = max(odds, key=lambda n: (odds[n], -n))
-    return [best] if 1 / (1 + math.exp(-odds[best])) >= config.second_look else None
-
-
-def _log_odds(probability: float) -> float:
-    """Of a probability, kept finite."""
-    kept = min(max(probability, 1e-6), 1 - 1e-6)
-    return math.log(kept / (1 - kept))
+    if state.weighed_with != memory.text:
+        proposed = [n for n in bench.propose(memory.text) if n not in state.read]
+        state.proposed = len(proposed)
+        gate = _score(bench, state, proposed)
+        state.declined.update(n for n in proposed if gate[n] < threshold)
+        likely = sorted(proposed, key=lambda n: (-gate[n], n))[:WEIGHED]
+        odds = (yield Weigh(memory, tuple(bench.fetch(likely)))) if likely else []
+        assert not isinstance(odds, Reading), "a driver answers Weigh with odds"
+        if odds is None:
+            return None
+        state.weighed = dict(zip(likely, odds, strict=True))
+        state.weighed_with = memory.text
+    left = [n for n in state.weighed if n not in state.read]
+    best = max(left, key=lambda n: (state.weighed[n], -n), default=None)
+    assert config.weigh is not None, "blocks are weighed where the settings say so"
+    return [] if best is None or 1 / (1 + math.exp(-state.weighed[best])) < config.weigh else [best]
 
 
 def _step(
     bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float],
-    *, again: bool,
+    *, insist: bool,
 ) -> Generator[Read, Reading | Odds, Step]:  # fmt: skip
     blocks = bench.fetch(chosen)
     recalls = tuple(
         Recall(chunk=b.chunk, score=state.scores.get(n, 1.0), block=n) for n, b in zip(chosen, blocks, strict=True)
     )
-    reading = yield Read(state.memory, tuple(blocks), insist=again)
+    reading = yield Read(state.memory, tuple(blocks), insist=insist)
     assert isinstance(reading, Reading), "a driver answers every Read"
     state.usage += reading.usage + Usage(blocks_read=len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
@@ -215,7 +209,7 @@ def _step(
         working_memory=state.memory.text,
         updated=reading.update,
         exit=reading.exit,
-        backtracked=again or any(n in state.declined for n in chosen),
+        backtracked=any(n in state.declined for n in chosen),
         candidates=state.proposed,
         seconds=clock() - started,
     )
@@ -227,7 +221,6 @@ def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, floa
     scores = dict(zip(blocks, bench.score(state.memory.text, blocks), strict=True))
     state.usage += Usage(blocks_scored=len(blocks))
     state.scores.update(scores)
-    state.scored_with.update(dict.fromkeys(blocks, state.memory.text))
     return scores
 
 
@@ -335,9 +328,9 @@ def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Gene
             gathered: Gathered = end.value
             return gathered
         if isinstance(asked, Weigh):
-            reply = _second(reader).weigh(question, asked.memory, asked.blocks)
+            reply = _weigher(reader).weigh(question, asked.memory, asked.blocks)
         elif isinstance(asked, Read) and asked.insist:
-            reply = _second(reader).read(question, asked.memory, asked.blocks, insist=True)
+            reply = _weigher(reader).read(question, asked.memory, asked.blocks, insist=True)
         elif isinstance(asked, Read):
             reply = reader.read(question, asked.memory, asked.blocks)
         else:
@@ -405,16 +398,16 @@ async def agathered(
             on_step(asked)
 
 
-def _second(reader: Reader) -> SecondReader:
-    assert isinstance(reader, SecondReader), "a loop that gives second looks has a reader that can"
+def _weigher(reader: Reader) -> WeighingReader:
+    assert isinstance(reader, WeighingReader), "a loop that weighs has a reader that can"
     return reader
 
 
 async def _answered(question: str, asked: Read | Weigh, reader: Reader) -> Reading | Odds:
     if isinstance(asked, Weigh):
-        return await asyncio.to_thread(_second(reader).weigh, question, asked.memory, asked.blocks)
+        return await asyncio.to_thread(_weigher(reader).weigh, question, asked.memory, asked.blocks)
     if asked.insist:
-        return await _second(reader).aread(question, asked.memory, asked.blocks, insist=True)
+        return await _weigher(reader).aread(question, asked.memory, asked.blocks, insist=True)
     return await reader.aread(question, asked.memory, asked.blocks)
 
 

@@ -197,7 +197,7 @@ class Step:
     exit: bool
     """The exit gate asked to stop."""
     backtracked: bool
-    """A block read here had been turned down, or passed over, in an earlier step."""
+    """A block read here had been turned down in an earlier step."""
     candidates: int
     """Blocks the first stage proposed for this step."""
     seconds: float
@@ -260,8 +260,8 @@ class Reader(Protocol):
 
 
 @runtime_checkable
-class SecondReader(Reader, Protocol):
-    """A reader that can give a second look to blocks that were passed over."""
+class WeighingReader(Reader, Protocol):
+    """A reader that can tell how likely a block helps before it reads it."""
 
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block, by itself, helps; None where it cannot tell. Called from any thread."""

@@ -15,7 +15,7 @@ from compmem.index import MemoryIndex
 from compmem.metrics import exact_match, f1, recall_at, sub_em, sub_em_two_way
 from compmem.question import QuestionBench
 from compmem.reasoner import Gathered, gather, gathered
-from compmem.schema import MemoryBlock, Reader, SecondReader, Step, Usage
+from compmem.schema import MemoryBlock, Reader, Step, Usage, WeighingReader
 from compmem.tasks.sample import Sample
 
 Row = dict[str, Any]
@@ -88,7 +88,7 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
         reader = _reader(entrant, config, index, bench, models)
-        loop = gather(watched, config, bench.threshold, weighs=isinstance(reader, SecondReader))
+        loop = gather(watched, config, bench.threshold, weighs=isinstance(reader, WeighingReader))
         found = gathered(question, loop, reader)
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:

@@ -95,7 +95,7 @@ class LatentReader:
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block helps, by itself and before a word is written.
 
-        None where replies have no gates, or a reply that is begun has no room left.
+        None where replies have no gates or begin with thoughts, or one that is begun has no room left.
 
         Raises:
             ValueError: A block has no KV states or those of another backbone.

@@ -166,7 +166,7 @@ class StepPrompts:
     ) -> list[float] | None:
         """Log-odds that each block helps: of "yes" against "no" where a step's reply says which, before any other word.
 
-        None where replies have no gates, or one that is begun has no room left.
+        None where replies have no gates or begin with thoughts, or one that is begun has no room left.
 
         Args:
             question: What is asked.
@@ -179,8 +179,9 @@ class StepPrompts:
             MemoryError: One block alone does not fit on the device.
         """
         prompt = self.step(question, memory)
+        gated = self.structured and "<think>" not in self.prompts.update
         behind = starts or [block.keys.shape[2] for block in blocks]
-        if not self.structured or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
+        if not gated or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
             return None
         begun = [*prompt, *self.helps[: self._fork]]
         with torch.inference_mode():

@@ -35,11 +35,11 @@ from compmem.training.running.device import device_name, precision
 logger = logging.getLogger(__name__)
 
 System = Literal[
-    "compmem", "compmem-no-second-look", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"
+    "compmem", "compmem-gate-alone", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"
 ]
-"""Best first behind the gate; without a second look at what was passed over; without the exit gate; behind a gate blind
-to the working memory. Every block in document order, gated in one pass (2602.08382); all of them with update and exit
-gate (2602.10560); with neither (2507.02259)."""
+"""Best first, as gate and reader think; as the gate alone thinks; without the exit gate; behind a gate alone that is
+blind to the working memory. Every block in document order, gated in one pass (2602.08382); all of them with update and
+exit gate (2602.10560); with neither (2507.02259)."""
 
 TAGS = 64
 """Tokens of a structured reply beside the memory; these backbones write no thoughts."""
@@ -140,12 +140,12 @@ def config_of(system: System, settings: Evaluation) -> RecallConfig:
     match system:
         case "compmem":
             return RecallConfig(**cast("Any", picks))
-        case "compmem-no-second-look":
-            return RecallConfig(**cast("Any", picks), second_look=None)
+        case "compmem-gate-alone":
+            return RecallConfig(**cast("Any", picks), weigh=None)
         case "compmem-no-exit":
             return RecallConfig(**cast("Any", picks), exit_gate=False)
         case "compmem-question-gate":
-            return RecallConfig(**cast("Any", picks), gate="question")
+            return RecallConfig(**cast("Any", picks), gate="question", weigh=None)
         case "scan":
             return RecallConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
         case "gru-mem":
