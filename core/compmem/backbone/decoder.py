@@ -77,10 +77,12 @@ class Layer(nn.Module):
             memory_rows: Where the memory tokens are in `x.flatten(0, 1)`.
             role: Whose adapter is added for every token.
         """
-        attn = self.stock.self_attn
+        attn, mlp = self.stock.self_attn, self.stock.mlp
         shape = (*x.shape[:2], -1, attn.head_dim)
         normed = self.stock.input_layernorm(x)
-        query, key, value = (self._project(name, normed, memory_rows, role).view(shape) for name in ("q", "k", "v"))
+        query = self._project("q", attn.q_proj, normed, memory_rows, role).view(shape)
+        key = self._project("k", attn.k_proj, normed, memory_rows, role).view(shape)
+        value = self._project("v", attn.v_proj, normed, memory_rows, role).view(shape)
         if self._normed_heads:
             query, key = attn.q_norm(query), attn.k_norm(key)
         read = context.attend(
@@ -89,19 +91,23 @@ class Layer(nn.Module):
         )  # fmt: skip
         if read is None:
             return x
-        x = x + self._project("o", read, memory_rows, role)
+        x = x + self._project("o", attn.o_proj, read, memory_rows, role)
         normed = self.stock.post_attention_layernorm(x)
-        gate = self.stock.mlp.act_fn(self._project("gate", normed, memory_rows, role))
-        wide = gate * self._project("up", normed, memory_rows, role)
-        return x + self._project("down", wide, memory_rows, role)
+        gate = mlp.act_fn(self._project("gate", mlp.gate_proj, normed, memory_rows, role))
+        wide = gate * self._project("up", mlp.up_proj, normed, memory_rows, role)
+        return x + self._project("down", mlp.down_proj, wide, memory_rows, role)
 
-    def _project(self, name: Linear, x: Tensor, memory_rows: Tensor | None, role: Role | None) -> Tensor:
-        out: Tensor = self.linear(name)(x)
-        adapter = _get(self.adapters, f"{role}_{name}")
+    def _project(
+        self, name: Linear, stock: nn.Linear, x: Tensor, memory_rows: Tensor | None, role: Role | None
+    ) -> Tensor:
+        out: Tensor = stock(x)
+        adapter = _get(self.adapters, f"{role}_{name}") if self.adapters else None
         if adapter is not None:
             out = out + adapter(x)
+        if memory_rows is None:
+            return out
         own, memory_adapter = _get(self.own, name), _get(self.adapters, f"memory_{name}")
-        if memory_rows is None or (own is None and memory_adapter is None):
+        if own is None and memory_adapter is None:
             return out
         flat = out.flatten(0, 1)
         picked = x.flatten(0, 1).index_select(0, memory_rows)

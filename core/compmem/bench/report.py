@@ -28,16 +28,19 @@ NOTES = {
     "embedded": (
         "The backbone that ships, through the loop of `reasoner.py` over compressed chunks, behind its own gate, on "
         "names, wordings and keys of evaluation that no stage saw. The goals for a backbone trained on a CPU are 85 % "
-        "at 7K and 80 % at 28K tokens for two hops, and 98 % for a single needle."
+        "at 7K and 80 % at 28K tokens for two hops, and 98 % for a single needle. `compmem-gate-alone` reads what the "
+        "gate lets through, best first; `compmem` has the reader weigh that first. The threshold for that was chosen "
+        "in wordings of training. Nothing found is right where the fact is not told."
     ),
     "embedded_ordering": (
         "The backbone as each phase left it, before it has a gate: some 15 chunks, read in document order. Facts of "
         "two hops count only where they stand in the order of the hops, so half is the most. One seed, some 100 steps "
         "of reinforcement of a LoRA reasoner on a CPU. The intervals of the last three overlap: reinforcement brought "
-        "about three points, and with the compressor no more than without. Measured on the weights that shipped before."
+        "about three points, and with the compressor no more than without. Measured on earlier weights, as "
+        "`embedded_ratios` was on others."
     ),
     "embedded_ratios": (
-        "What shipped, trained on for ten minutes over chunks compressed at ratios of 2, 4, 8 and 16 in turn, then "
+        "Earlier weights, trained on for ten minutes over chunks compressed at ratios of 2, 4, 8 and 16 in turn, then "
         "asked at each; without a gate, some 15 chunks in document order. Facts of two hops count only where they "
         "stand in the order of the hops, so half is the most."
     ),
