@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.backbone import Backbone
 from compmem.compressor import KVCompressor
 from compmem.readers.prompts import LatentPrompts, StepPrompts
@@ -66,3 +66,19 @@ def test_an_index_runs_on_it_by_its_name(tmp_path):
         answers = [index.answer(f"In which city does {p} live?") for p in PEOPLE[:4]]
         assert all(answer.steps for answer in answers)
         assert sum(answer.found and c in answer.text for answer, c in zip(answers, CITIES, strict=False)) >= 3
+
+
+def test_weighing_reads_less_and_gets_more_right():
+    right, read = {None: 0, 0.4: 0}, {None: 0, 0.4: 0}
+    with MemoryIndex.create(
+        None, IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
+    ) as index:
+        index.add(Document(id=p, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE, CITIES, strict=True))
+        for weigh in right:
+            for person, city in zip(PEOPLE, CITIES, strict=True):
+                answer = index.answer(f"In which city does {person} live?", RecallConfig(weigh=weigh))
+                right[weigh] += city in answer.text
+                read[weigh] += answer.usage.blocks_read
+    assert right[0.4] >= 15
+    assert right[0.4] >= right[None]
+    assert read[0.4] <= min(22, read[None])

@@ -19,6 +19,7 @@ from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, DecoderConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling
 from compmem.backbone.decoder import Decoder
+from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.fresh import fresh_model
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prompts import Prompt
@@ -32,7 +33,6 @@ from compmem.schema import KVStates
 Blocks = Sequence[Sequence[KVStates]]
 """The recalled blocks of each row, read one after the other."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPRESS_TOKENS = {"cuda": 16384}
 """Tokens of one forward pass that compresses; beyond it a GPU gets no faster, only fuller."""
 SCORE_SLOTS = {"cuda": 65536}
@@ -88,8 +88,8 @@ class Backbone:
             CheckpointError: The folder lacks something, or holds something this cannot run.
             ValueError: The device or dtype is not there.
         """
-        place = _device(device)
-        return cls(checkpoint.load(name, device=place, dtype=_dtype(dtype), ratio=ratio), graphs=graphs)
+        place = device_of(device)
+        return cls(checkpoint.load(name, device=place, dtype=dtype_of(dtype), ratio=ratio), graphs=graphs)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
@@ -108,7 +108,7 @@ class Backbone:
         cls, config: DecoderConfig, tokenizer: Any, *, seed: int = 0, device: str | torch.device | None = None
     ) -> "Backbone":
         """A small backbone with random weights, to be trained from nothing; see `backbone.fresh.train_tokenizer`."""
-        return cls.of(fresh_model(config, tokenizer, seed=seed).to(_device(device)), tokenizer)
+        return cls.of(fresh_model(config, tokenizer, seed=seed).to(device_of(device)), tokenizer)
 
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write everything to a folder; with `base`, only what is added to the model of that name."""
@@ -498,20 +498,3 @@ def _check_writing(max_new_tokens: int, temperature: float) -> None:
         raise ValueError(f"max_new_tokens={max_new_tokens!r} must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature={temperature!r} must not be negative")
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; use device='cpu'")
-    return place
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from compmem.backbone import Backbone, MemoryConfig
-from compmem.backbone.backbone import DTYPES
+from compmem.backbone.devices import DTYPES
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny-8x256": {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compmem.backbone.backbone import DTYPES
+from compmem.backbone.devices import DTYPES
 from compmem.training.running.carry import pack, unpack
 from compmem.training.running.log import LOG
 from compmem.training.running.settings import read_settings

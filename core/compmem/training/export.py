@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compmem.backbone import Backbone
-from compmem.backbone.backbone import DTYPES
+from compmem.backbone.devices import DTYPES
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts
 from compmem.training.running.log import read_log
