@@ -50,6 +50,11 @@ def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 0.99 * len(facts)
 
 
+def test_it_runs_in_float32_on_a_cpu_unless_told_otherwise():
+    dtypes = [Backbone.load("embedded", device="cpu", dtype=d).model.dtype for d in (None, "bfloat16")]
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
 def test_it_loads_and_saves_without_a_word(capfd, tmp_path):
     Backbone.load("embedded", device="cpu").save(tmp_path)
     assert capfd.readouterr() == ("", "")

@@ -80,7 +80,7 @@ class Backbone:
         Args:
             name: Folder, name on the Hugging Face hub, or "embedded" for the small one that ships with the library.
             device: Where it runs. None: a GPU where there is one.
-            dtype: Of weights and states. None: the checkpoint's own.
+            dtype: Of weights and states. None: the checkpoint's own; float32 for the embedded one on a CPU.
             ratio: Compression ratio. None: the checkpoint's own.
             graphs: Decode in slots of fixed size, by CUDA graph on a GPU. None: on a GPU.
 

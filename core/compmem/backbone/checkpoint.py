@@ -58,6 +58,9 @@ def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, r
     stock = folder if (folder / "config.json").exists() else _find(_field(settings, "base", folder))
     config = _read_json(stock / "config.json")
     check_family(config, str(stock))
+    if dtype is None and folder == _SHIPPED and device.type == "cpu":
+        # Its matrices are so small that a CPU multiplies them two to four times as fast as in bfloat16.
+        dtype = torch.float32
     model = _load_stock(stock, dtype).to(device)
     decoder = Decoder(model)
     adapters: dict[Role, AdapterConfig] = {}
