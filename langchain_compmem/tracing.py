@@ -44,6 +44,11 @@ class _Around:
         self._inner = inner
         return self
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the inner reader can weigh blocks."""
+        return isinstance(self._inner, WeighingReader) and self._inner.weighs
+
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """What the inner reader thinks of the blocks before it reads them, if it can tell."""
         return self._inner.weigh(question, memory, blocks) if isinstance(self._inner, WeighingReader) else None

@@ -296,6 +296,9 @@ def test_a_reader_without_gates_or_room_cannot_weigh(tiny_backbone):
     block = MemoryBlock(chunk=Chunk(text="some text"), kv=backbone.compress([backbone.encode("some text")])[0])
     assert overwriting(backbone).weigh(QUESTION, WorkingMemory(), [block]) is None
     assert LatentReader(backbone).weigh("?" * backbone.context, WorkingMemory(), [block]) is None
+    assert LatentReader(backbone, prompts=replace(SHORT, update="{question}{memory}<think>")).weighs is False
+    assert overwriting(backbone).weighs is False
+    assert LatentReader(backbone, prompts=SHORT).weighs is True
     [odds] = LatentReader(backbone, prompts=SHORT).weigh(QUESTION, WorkingMemory(), [block])
     assert -20 < odds < 20
 

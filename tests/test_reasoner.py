@@ -119,6 +119,8 @@ def test_lychee_gates_in_one_pass_with_the_memory_so_far():
 class Weigher(Keeper):
     """Weighs blocks as it is given to; reads them as it is told."""
 
+    weighs = True
+
     def __init__(self, odds):
         super().__init__()
         self.odds = odds
@@ -186,6 +188,14 @@ def test_where_the_reader_cannot_tell_the_gate_decides():
     assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [3, 1]
     assert (len(reader.weighed), reader.insisted) == (1, [False, False])
     assert read_blocks(run(RecallConfig(), Weigher({0: 9.0}))) == [3, 1]
+
+
+def test_without_a_gate_too_many_blocks_are_not_weighed(monkeypatch):
+    monkeypatch.setattr("compmem.reasoner.WEIGHED", 2)
+    monkeypatch.setattr(Bench, "score", lambda self, memory, blocks: [1.0] * len(blocks))
+    reader = Weigher({4: 9.0})
+    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [0, 1]
+    assert reader.weighed == []
 
 
 def test_at_most_so_many_blocks_are_weighed_at_once(monkeypatch):

@@ -468,7 +468,7 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
 
 def _loop(bench: QuestionBench, config: RecallConfig, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
     """The loop over one question, as its reader can take part in it."""
-    weighs = isinstance(reader, WeighingReader)
+    weighs = isinstance(reader, WeighingReader) and reader.weighs
     return gather(bench, config, bench.threshold, weighs=weighs, cancelled=cancelled)
 
 

@@ -167,7 +167,7 @@ def _likeliest(
 ) -> Generator[Weigh, Reading | Odds, list[int] | None]:  # fmt: skip
     """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
 
-    None where the reader cannot tell.
+    None where the reader cannot tell, or no gate puts some of many blocks first.
     """
     memory = state.memory
     if state.weighed_with != memory.text:
@@ -175,6 +175,8 @@ def _likeliest(
         state.proposed = len(proposed)
         gate = _score(bench, state, proposed)
         state.declined.update(n for n in proposed if gate[n] < threshold)
+        if len(proposed) > WEIGHED and len(set(gate.values())) == 1:
+            return None
         likely = sorted(proposed, key=lambda n: (-gate[n], n))[:WEIGHED]
         odds = (yield Weigh(memory, tuple(bench.fetch(likely)))) if likely else []
         assert not isinstance(odds, Reading), "a driver answers Weigh with odds"
@@ -185,7 +187,11 @@ def _likeliest(
     left = [n for n in state.weighed if n not in state.read]
     best = max(left, key=lambda n: (state.weighed[n], -n), default=None)
     assert config.weigh is not None, "blocks are weighed where the settings say so"
-    return [] if best is None or 1 / (1 + math.exp(-state.weighed[best])) < config.weigh else [best]
+    return [] if best is None or _probability(state.weighed[best]) < config.weigh else [best]
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(min(-log_odds, 700.0)))
 
 
 def _step(

@@ -263,8 +263,13 @@ class Reader(Protocol):
 class WeighingReader(Reader, Protocol):
     """A reader that can tell how likely a block helps before it reads it."""
 
+    @property
+    def weighs(self) -> bool:
+        """Whether it can tell at all, as it is set up."""
+        ...
+
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """Log-odds that each block, by itself, helps; None where it cannot tell. Called from any thread."""
+        """Log-odds that each block, by itself, helps; None where it cannot tell now. Called from any thread."""
         ...
 
     def read(

@@ -88,7 +88,7 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
         reader = _reader(entrant, config, index, bench, models)
-        loop = gather(watched, config, bench.threshold, weighs=isinstance(reader, WeighingReader))
+        loop = gather(watched, config, bench.threshold, weighs=isinstance(reader, WeighingReader) and reader.weighs)
         found = gathered(question, loop, reader)
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:

@@ -92,10 +92,15 @@ class LatentReader:
         candidate = WorkingMemory(text=reply.update) if reply.update else memory
         return Reading(memory=candidate, update=reply.check, exit=reply.end, usage=usage)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether replies begin by saying whether a block helps: they have gates, and no thoughts before them."""
+        return self._turns.weighs
+
     def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block helps, by itself and before a word is written.
 
-        None where replies have no gates or begin with thoughts, or one that is begun has no room left.
+        None where a reply does not begin with that, or one that is begun has no room left.
 
         Raises:
             ValueError: A block has no KV states or those of another backbone.

@@ -152,6 +152,8 @@ class StepPrompts:
         other = backbone.encode(_HELPS_NOT)
         self._fork = next(i for i, (yes, no) in enumerate(zip(self.helps, other, strict=False)) if yes != no)
         self._yes, self._no = self.helps[self._fork], other[self._fork]
+        self.weighs = structured and "<think>" not in prompts.update
+        """Whether a step's reply begins by saying whether its blocks help."""
 
     def step(self, question: str, memory: str) -> list[int]:
         """The prompt of a step, behind its blocks."""
@@ -166,7 +168,7 @@ class StepPrompts:
     ) -> list[float] | None:
         """Log-odds that each block helps: of "yes" against "no" where a step's reply says which, before any other word.
 
-        None where replies have no gates or begin with thoughts, or one that is begun has no room left.
+        None where a reply does not begin with that, or one that is begun has no room left.
 
         Args:
             question: What is asked.
@@ -179,9 +181,8 @@ class StepPrompts:
             MemoryError: One block alone does not fit on the device.
         """
         prompt = self.step(question, memory)
-        gated = self.structured and "<think>" not in self.prompts.update
         behind = starts or [block.keys.shape[2] for block in blocks]
-        if not gated or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
+        if not self.weighs or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
             return None
         begun = [*prompt, *self.helps[: self._fork]]
         with torch.inference_mode():
