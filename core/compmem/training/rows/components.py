@@ -39,6 +39,8 @@ Maker = Callable[[Rng, int, int, bool], list[Example]]
 NEEDLE = "needle"
 HELD_SHARE = 50
 """One in so many paragraphs is held out."""
+DRAWS = 100
+"""Most times that facts are drawn until they fit into a chunk, one fewer each time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,8 +255,8 @@ class FactRows:
     def _chunk(
         self, rng: Rng, chance: Random, size: int, items: int, held: bool
     ) -> tuple[list[int], list[tuple[str, str, str]]]:
-        """So many tokens with facts in them, and the facts; fewer where their names are too long."""
-        while True:
+        """So many tokens with facts in them, and the facts; fewer, and shorter ones, where they do not fit."""
+        for _ in range(DRAWS):
             needles = sum(chance.choice(self._component.tasks) == NEEDLE for _ in range(items))
             facts = [needle(chance, "train") for _ in range(needles)] + self._facts(chance, items - needles)
             chance.shuffle(facts)
@@ -262,9 +264,9 @@ class FactRows:
             room = size - sum(map(len, said))
             if room >= 0:
                 break
-            if items == 1:
-                raise ValueError(f"a chunk of {size} tokens is too small for a fact of {len(said[0])}")
-            items -= 1
+            items = max(1, items - 1)
+        else:
+            raise ValueError(f"a chunk of {size} tokens is too small for a fact of {len(said[0])}")
         turns = self._turns
         between = self._text.window(rng, room, held=held) if self._text else turns.random(rng, room)
         cuts = [0, *sorted(rng.integers(0, room + 1, len(said)).tolist()), room]
