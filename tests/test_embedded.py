@@ -1,5 +1,7 @@
 """The small backbone that ships: it loads by its name, reads what it was taught to read, and an index runs on it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,8 +52,9 @@ def test_int8_blocks_give_the_replies_of_bf16_blocks(embedded, facts):
     assert sum(a == b for a, b in zip(exact, rounded, strict=True)) >= 0.99 * len(facts)
 
 
-def test_it_runs_in_float32_on_a_cpu_unless_told_otherwise():
-    dtypes = [Backbone.load("embedded", device="cpu", dtype=d).model.dtype for d in (None, "bfloat16")]
+@pytest.mark.parametrize("name", ["embedded", Path("embedded")], ids=["text", "path"])
+def test_it_runs_in_float32_on_a_cpu_unless_told_otherwise(name):
+    dtypes = [Backbone.load(name, device="cpu", dtype=d).model.dtype for d in (None, "bfloat16")]
     assert dtypes == [torch.float32, torch.bfloat16]
 
 

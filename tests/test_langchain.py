@@ -411,6 +411,20 @@ async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, device, encod
         assert told["usage"]["model_calls"] == len(told["steps"]) + 1 + bool(told["working_memory"])
 
 
+async def test_a_backbone_that_weighs_does_so_behind_the_tracing(tmp_path):
+    settings = IndexConfig(memory="kv", backbone="embedded", encoder=None, chunk_tokens=96)
+    with MemoryIndex.create(tmp_path / "index", settings, device="cpu") as made:
+        made.add(
+            CoreDocument(id=p, text=f"{p} lives in {c}.") for p, c in (("Tovin Hask", "Wend"), ("Marel Pelt", "Mur"))
+        )
+        question = "In which city does Tovin Hask live?"
+        recorder, reasoner, own = Recorder(), CompMemReasoner(index=made), made.answer(question)
+        output = reasoner.invoke(question, {"callbacks": [recorder]})
+        assert [step.recalls[0].chunk.document_id for step in own.steps] == ["Tovin Hask"]
+        assert len(output["steps"]) == [n for _, n, _ in recorder.tree()].count("reading") == 1
+        assert output["working_memory"] == (await reasoner.ainvoke(question))["working_memory"] == own.working_memory
+
+
 TREE = [
     ("chain", "asking", None),
     ("retriever", "recall", "asking"),

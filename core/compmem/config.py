@@ -83,9 +83,9 @@ class RecallConfig:
     backtrack: bool = True
     """A block once turned down may be recalled in a later step."""
     weigh: float | None = 0.4
-    """Where the reader can weigh blocks (the latent reader), it weighs those that the gate puts first, and reads the
-    likeliest as one that helps, as long as it finds it at least this probable. None: it reads what the gate lets
-    through, and says of each block whether it helps."""
+    """Where the reader can weigh blocks (the latent reader, if replies begin with their verdict, as the embedded
+    backbone's do), it weighs those that the gate puts first, and reads the likeliest as one that helps, as long as it
+    finds it at least this probable. None: it reads what the gate lets through, and says of each whether it helps."""
     update_gate: bool = True
     """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
     exit_gate: bool = True

@@ -333,9 +333,15 @@ class Backbone:
         no: int,
         *,
         starts: Sequence[int] | None = None,
-        role: Role | None = "reasoner",
     ) -> Tensor:
         """Log-odds `[rows]` of one token against another, right behind each prompt and its blocks.
+
+        Args:
+            prompts: Token ids of each row.
+            blocks: The blocks of each row.
+            yes: The token.
+            no: The other one.
+            starts: Position of the first token of each prompt. None: right behind the row's memory.
 
         Raises:
             ValueError: A block is of another backbone, or a prompt does not fit in the context.
@@ -343,8 +349,8 @@ class Backbone:
         """
 
         def run(rows: Sequence[int]) -> list[Tensor]:
-            behind = [prompts[row] for row in rows], [blocks[row] for row in rows]
-            hidden = self.read(*behind, role=role, start=[starts[row] for row in rows] if starts else None)
+            first = [starts[row] for row in rows] if starts else None
+            hidden = self.read([prompts[row] for row in rows], [blocks[row] for row in rows], start=first)
             last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=hidden.device)
             logits = self.logits(hidden[torch.arange(len(rows), device=hidden.device), last]).float()
             return list(logits[:, yes] - logits[:, no])

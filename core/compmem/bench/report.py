@@ -44,6 +44,9 @@ NOTES = {
         "asked at each; without a gate, some 15 chunks in document order. Facts of two hops count only where they "
         "stand in the order of the hops, so half is the most."
     ),
+    "embedded_dtype": (
+        "What shipped, as it is loaded on a CPU and in the type that it is stored in, both at once on a core each."
+    ),
     "embedded_wordings": (
         "As `embedded`, but asked and told in wordings of training, about names that no stage saw: what is between the "
         "two is what unseen wordings cost."

@@ -32,6 +32,22 @@ _OURS = re.compile(
 )
 
 
+ANSWER: Final = """\
+<question>
+{question}
+</question>
+
+Notes taken from the documents:
+<memory>
+{memory}
+</memory>
+
+Answer the question from these notes alone, as briefly as it allows: a name, a number or one sentence. If the notes do \
+not hold the answer, say what is missing.
+"""
+"""The last turn, of every reader that a language model answers for; fields `question`, `memory`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatPrompts:
     """What the chat model is told. Templates for `str.format`; braces in inserted text are left alone.
@@ -86,19 +102,7 @@ Write the notes as they should read from now on: keep every earlier fact that ma
 the blocks tell about it, in short sentences with full names, numbers and dates. Reply with the notes alone.
 """
     """One step without gates, where the reply is the new memory (MemAgent); fields as in `update`."""
-    answer: str = """\
-<question>
-{question}
-</question>
-
-Notes taken from the documents:
-<memory>
-{memory}
-</memory>
-
-Answer the question from these notes alone, as briefly as it allows: a name, a number or one sentence. If the notes do \
-not hold the answer, say what is missing.
-"""
+    answer: str = ANSWER
     """The answer at the end; fields `question`, `memory`."""
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
+from compmem.readers.chat import ANSWER
 from compmem.schema import KVStates
 
 PROMPT_FILE: Final = "templates.json"
@@ -74,19 +75,7 @@ Write the notes as they should read from now on: keep every earlier fact that ma
 this part tells about it, in short sentences with full names, numbers and dates. Reply with the notes alone.
 """
     """One step without gates: the reply is the new memory (2602.08382)."""
-    answer: str = """\
-<question>
-{question}
-</question>
-
-Notes taken from the documents:
-<memory>
-{memory}
-</memory>
-
-Answer the question from these notes alone, as briefly as it allows: a name, a number or one sentence. If the notes do \
-not hold the answer, say what is missing.
-"""
+    answer: str = ANSWER
     """The answer at the end."""
     gates: bool = True
     """Whether a step's reply has the two gates. Checkpoints of the public format write nothing but the new memory."""

@@ -228,12 +228,14 @@ def answered(
     states: Sequence[Sequence[KVStates]],
 ) -> list[Loop]:
     """The loop of each question over its own blocks, run to its answer."""
+    prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
+    config = config if prompts.weighs else config.but(weigh=None)
     loops = [
         Loop(backbone, question, own, kv, config, threshold=settings.threshold)
         for question, own, kv in zip(questions, chunks, states, strict=True)
     ]
     Loops(
-        prompts=StepPrompts(backbone, LatentPrompts.of(backbone)),
+        prompts=prompts,
         step_tokens=settings.memory_tokens + TAGS,
         answer_tokens=settings.answer_tokens,
         ends=backbone.end_ids,
