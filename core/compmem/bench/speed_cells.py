@@ -26,7 +26,7 @@ DIM = 384
 """Dimensions of the first stage's vectors."""
 SEGMENT = 16
 """Blocks compressed together and written to one file."""
-ROUNDS = 3
+ROUNDS = 6
 """Warm answers of each kind; the median counts."""
 
 
