@@ -30,7 +30,8 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     Without a chat model it quotes the sentences that bear on the question; over KV memory the index's own backbone
     reads and answers, on the device on which the index was opened. With a chat model, the model reads what is recalled,
     keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
-    Where `recall_config` names another reader, making questions standalone is all the chat model does.
+    With `RecallConfig(writer="chat")` it is asked once, to write the answer from what was recalled. Where
+    `recall_config` names another reader or writer, making questions standalone is all it does.
 
     A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
     documents, the working memory and what it cost.
@@ -238,11 +239,11 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if ask is None:
             return self.recall_config
         wanted = self.recall_config or RecallConfig()
-        if wanted.reader not in (None, "chat"):
+        if wanted.writer != "chat" and (wanted.writer is not None or wanted.reader not in (None, "chat")):
             return wanted
         gated = wanted.update_gate or wanted.exit_gate
         reader = compmem.ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)
-        return wanted.but(reader=reader)
+        return wanted.but(writer=reader) if wanted.writer == "chat" else wanted.but(reader=reader)
 
 
 def _standalone(config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> Place:

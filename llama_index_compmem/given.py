@@ -31,4 +31,6 @@ def reading_all(config: RecallConfig, nodes: int) -> RecallConfig:
     """The settings under which so many nodes are all read, in their order, in as many steps as there may be."""
     steps = min(config.max_steps or nodes, nodes) or 1
     together = max(config.blocks_per_step, -(-nodes // steps))
-    return config.but(candidates="all", gate="off", order="best", reask=False, blocks_per_step=together)
+    return config.but(
+        candidates="all", gate="off", order="best", reask=False, blocks_per_step=together, shown=max(nodes, 1)
+    )

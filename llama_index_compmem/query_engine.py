@@ -39,7 +39,8 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
-        llm: An LLM that reads the recalled blocks and writes the answer.
+        llm: An LLM that reads the recalled blocks and writes the answer; with `RecallConfig(writer="chat")` it is asked
+            once, to write the answer from the recalled blocks.
         chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
         similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
         filters: Which nodes may be looked at at all.
@@ -195,7 +196,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             structured=settings.update_gate or settings.exit_gate,
             memory_tokens=settings.memory_tokens,
         )
-        return settings.but(reader=reader)
+        return settings.but(writer=reader) if settings.writer == "chat" else settings.but(reader=reader)
 
     def _ask(
         self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None

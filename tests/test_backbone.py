@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, Prompt
 from compmem.backbone.attention import attention
 from compmem.backbone.batching import batches, halving
-from compmem.backbone.stop import Stop
+from compmem.backbone.stop import Stop, in_circles
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
@@ -740,3 +740,34 @@ def test_bfloat16_finds_a_kernel_for_blocks_of_unlike_length(saved_model, graphs
     )
     assert first == again
     assert [len(row) for row in first] == [40] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        ([*range(9)] * 3, True),
+        ([7] * 24, True),
+        ([1, 2] * 12, True),
+        ([3, *([*range(8)] * 3)], True),
+        ([*range(128)] * 3, True),
+        ([*range(129)] * 3, False),
+        ([*range(8)] * 2, False),
+        ([*([*range(8)] * 3), 9], False),
+        ([7] * 23, False),
+        ([], False),
+    ],
+)
+def test_the_same_run_of_tokens_three_times_is_a_circle(tokens, ends):
+    assert in_circles(tokens) is ends
+
+
+def test_a_row_that_goes_in_circles_ends_where_it_is_asked_to(tiny_backbone):
+    backbone = tiny_backbone()
+    prompt = backbone.prompt("{q}").fill(q=backbone.encode("Who?"))
+    with torch.inference_mode():
+        [long] = backbone.generate([prompt], max_new_tokens=400, stop_ids=())
+        [short] = backbone.generate([prompt], max_new_tokens=400, stop_ids=(), stop_circles=True)
+        streamed = list(backbone.stream(prompt, max_new_tokens=400, stop_ids=(), stop_circles=True))
+    assert len(long) == 400 and in_circles(long), "random weights do"
+    assert short == streamed == long[: len(short)] and len(short) < 400
+    assert in_circles(short) and not in_circles(short[:-1])

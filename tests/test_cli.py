@@ -180,7 +180,7 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["ask", "INDEX", "q", "--threshold", "3"], "threshold=3.0"),
         (2, ["ask", "INDEX", "q", "--reader", "latent"], "latent"),
         (2, ["ask", "INDEX", "q", "--reader", "chat"], "needs --model"),
-        (2, ["ask", "INDEX", "q", "--model", "m"], "need --reader chat"),
+        (2, ["ask", "INDEX", "q", "--model", "m"], "need --reader or --writer chat"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m"], "'OPENAI_API_KEY' is not set"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m", "--api-key-env", "KEY_7"], "'KEY_7' is not set"),
         (1, ["add", "INDEX", "FILE", "--chunk-tokens", "99"], "was made with chunk_tokens=256, not 99"),
@@ -287,6 +287,11 @@ def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
     shown = run(*args)
     assert "Dora \ufffd[31mFinch." in shown.stdout
     assert endpoint.seen[-1][1] == "Bearer none", "a key goes only where it was named for"
+    endpoint.seen.clear()
+    args[args.index("--reader")] = "--writer"
+    once = done(*args)
+    assert len(endpoint.seen) == once["usage"]["model_calls"] == 1
+    assert "Mill House" in endpoint.seen[0][2]["messages"][-1]["content"]
     endpoint.fails = True
     assert "error: the chat model failed: BadRequestError" in failed(1, *args)
 

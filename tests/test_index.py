@@ -176,6 +176,12 @@ def test_the_chat_reader_answers_through_the_same_loop(index):
     assert answer.usage.model_calls == len(answer.steps) + 1
 
 
+def test_replies_that_never_keep_to_the_format_are_told_in_the_log(index, caplog):
+    answer = index.answer(QUESTION, RecallConfig(chat=lambda messages: "I see."))
+    assert not answer.found and answer.usage.malformed_replies == len(answer.steps) > 0
+    assert "none of the model's" in caplog.text and "writer=" in caplog.text
+
+
 def test_a_chat_model_that_raises_is_a_reader_error_with_the_steps(index):
     def chat(messages):
         raise TimeoutError("no reply")

@@ -363,7 +363,7 @@ def test_scoring_does_not_read_the_states_of_blocks(made):
 def test_latent_reading_of_a_dense_index_says_what_to_do():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
         index.add(DOCUMENTS)
-        with pytest.raises(ValueError, match=r"reader='latent' reads KV states.*memory='kv'"):
+        with pytest.raises(ValueError, match=r"'latent' reads KV states.*memory='kv'"):
             index.answer(QUESTION, RecallConfig(reader="latent"))
         with pytest.raises(ValueError, match="dense memory, which has no backbone"):
             index.backbone  # noqa: B018

@@ -155,7 +155,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
 def test_prompts_are_shown_and_changed(index):
     llm = FakeLLM()
     engine = index.as_query_engine(llm)
-    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer"}
+    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks"}
     engine.update_prompts({"answer": PromptTemplate("Say {it}: {question} Notes: {memory} {tone}", tone="Briefly.")})
     engine.query(QUESTION)
     said = llm.calls[-1][1][-1].content
@@ -191,6 +191,22 @@ def test_without_a_model_there_are_no_prompts(index):
     assert engine.get_prompts() == {}
     with pytest.raises(ValueError, match="has no prompts"):
         engine.update_prompts({"answer": PromptTemplate("{question}{memory}")})
+
+
+async def test_an_llm_that_writes_is_asked_once(index):
+    llm = FakeLLM()
+    engine = index.as_query_engine(llm, recall=RecallConfig(writer="chat", shown=4))
+    engine.update_prompts({"from_blocks": PromptTemplate("Blocks: {blocks} Now say: {question}")})
+    for ask in (engine.query(QUESTION), await engine.aquery(QUESTION), engine.with_streaming(True).query(QUESTION)):
+        response = ask.get_response() if isinstance(ask, StreamingResponse) else ask
+        assert str(response) == "The answer is Tarnhill."
+        assert names(response.source_nodes)[:2] == ["orchid", "marsh"] and len(response.source_nodes) == 4
+    assert len(llm.calls) == 3
+    for _, messages in llm.calls:
+        assert "Now say: " in messages[-1].content and "born in Tarnhill" in messages[-1].content
+    nodes = index.as_retriever(similarity_top_k=5).retrieve(QUESTION)
+    assert len(engine.synthesize(QUESTION, nodes).source_nodes) == 5
+    assert llm.calls[-1][1][-1].content.count("<block>") == 5, "what is given is shown, however much it is"
 
 
 # Retrieve and synthesize

@@ -29,6 +29,7 @@ from compmem.schema import (
     Usage,
     WeighingReader,
     WorkingMemory,
+    Writer,
 )
 
 if TYPE_CHECKING:
@@ -88,4 +89,5 @@ __all__ = [
     "Usage",
     "WeighingReader",
     "WorkingMemory",
+    "Writer",
 ]

@@ -63,9 +63,15 @@ class RecallConfig:
 
     reader: Any = None
     """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`.
-    None: the chat model where `chat` is given, else what suits the memory: latent for KV states, else extractive."""
+    None: extractive where there is a `writer`, the chat model where `chat` is given, else what suits the memory: quotes
+    for dense memory; for KV states the backbone, which reads in every step if it was trained to, else only writes."""
     chat: Callable[..., Any] | None = None
     """The chat model: a callable `messages -> text`, sync, async or streaming."""
+    writer: Any = None
+    """`"chat"`, `"latent"` or an object with `write`: it writes the answer from the recalled blocks themselves, asked
+    once, whatever reads them on the way. None: the reader, from its working memory."""
+    shown: int = 8
+    """Most recalled blocks that a `writer` sees: those that were kept, then those with the highest gate scores."""
     candidates: Literal["first stage", "all"] = "first stage"
     """What may be recalled at all: what the first stage proposes, or every chunk."""
     first_stage: int = 40
@@ -102,15 +108,18 @@ class RecallConfig:
     def __post_init__(self) -> None:
         if isinstance(self.reader, str):
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
+        if isinstance(self.writer, str):
+            _one_of("writer", self.writer, ("chat", "latent"))
         if self.reader == "chat" and self.chat is None:
             raise ValueError("reader='chat' needs chat=, a callable that takes messages and gives text")
-        if self.chat is not None and isinstance(self.reader, str) and self.reader != "chat":
-            raise ValueError(f"chat= is for reader='chat', and reader={self.reader!r} asks no model")
+        if self.chat is not None and isinstance(self.reader, str) and "chat" not in (self.reader, self.writer):
+            raise ValueError(f"chat= is for reader='chat' or writer='chat', and reader={self.reader!r} asks no model")
         _one_of("candidates", self.candidates, ("first stage", "all"))
         _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
         _one_of("order", self.order, ("best", "document"))
         _at_least("first_stage", self.first_stage, 1)
         _at_least("blocks_per_step", self.blocks_per_step, 1)
+        _at_least("shown", self.shown, 1)
         _at_least("memory_tokens", self.memory_tokens, 1)
         if self.max_steps is not None:
             _at_least("max_steps", self.max_steps, 1)
@@ -135,6 +144,8 @@ class RecallConfig:
         """What reads this kind of memory: the name of a reader, or an object that is one."""
         if self.reader is not None:
             return self.reader
+        if self.writer is not None:
+            return "extractive"
         return "chat" if self.chat is not None else "latent" if memory == "kv" else "extractive"
 
     @classmethod

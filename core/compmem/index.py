@@ -18,7 +18,7 @@ from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
-from compmem.readers import ChatReader, ExtractiveReader, LatentReader
+from compmem.readers import Apart, ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import Loop, agathered, astream, gather, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step, WeighingReader
@@ -257,8 +257,8 @@ class MemoryIndex:
         with self.bench(question, filter, config) as bench:
             if _takes_one_pass(config):
                 return bench.one_pass(k)
-            reader = self.reader(config, bench)
-            with closing(_loop(bench, config, reader, cancelled)) as loop:
+            reader = self.reader(bench.config, bench)
+            with closing(_loop(bench, reader, cancelled)) as loop:
                 return bench.ranked(gathered(question, loop, reader, on_step), k)
 
     async def arecall(
@@ -282,8 +282,8 @@ class MemoryIndex:
             bench_of = self.bench(question, filter, config)
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
-                reader = self.reader(config, bench)
-                found = await agathered(question, _loop(bench, config, reader, stop.is_set), reader, on_step)
+                reader = self.reader(bench.config, bench)
+                found = await agathered(question, _loop(bench, reader, stop.is_set), reader, on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
             finally:
                 bench_of.__exit__(None, None, None)
@@ -314,8 +314,8 @@ class MemoryIndex:
         """
         config = config or RecallConfig()
         with self.bench(question, filter, config) as bench:
-            reader = self.reader(config, bench)
-            with closing(_loop(bench, config, reader, cancelled)) as loop:
+            reader = self.reader(bench.config, bench)
+            with closing(_loop(bench, reader, cancelled)) as loop:
                 yield from stream(question, loop, wrap(reader))
 
     def answer(
@@ -345,8 +345,8 @@ class MemoryIndex:
         bench_of = self.bench(question, filter, config)
         bench = await asyncio.to_thread(bench_of.__enter__)
         try:
-            reader = self.reader(config, bench)
-            async for event in astream(question, _loop(bench, config, reader, stop.is_set), wrap(reader)):
+            reader = self.reader(bench.config, bench)
+            async for event in astream(question, _loop(bench, reader, stop.is_set), wrap(reader)):
                 yield event
         finally:
             stop.set()
@@ -394,32 +394,39 @@ class MemoryIndex:
         """What reads and writes for one question, as the settings name it.
 
         Raises:
-            ValueError: The latent reader is asked for, and the index holds dense memory.
+            ValueError: The latent reader is asked for, and the index holds dense memory; or the chat model, and there
+                is none.
         """
-        named = config.reader_of(self.config.memory)
+        reader: Reader = self._part(config.reader_of(self.config.memory), config, bench)
+        return reader if config.writer is None else Apart(reader, self._part(config.writer, config, bench))
+
+    def _part(self, named: Any, config: RecallConfig, bench: QuestionBench) -> Any:
+        """The reader or writer of that name; what is no name is one itself."""
         if named == "extractive":
             return ExtractiveReader(bench.viewer)
         if named == "chat":
-            assert config.chat is not None
+            if config.chat is None:
+                raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
             gated = config.update_gate or config.exit_gate
             return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
         if named == "latent":
             if self.config.memory != "kv":
                 raise ValueError(
-                    "reader='latent' reads KV states, and this index holds dense memory: make one with "
-                    "IndexConfig(memory='kv', backbone=...), or use reader='extractive' or 'chat'"
+                    "'latent' reads KV states, and this index holds dense memory: make one with "
+                    "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
                 )
             # Both gates off is a memory that each step overwrites (MemAgent): nothing is asked for beside it.
             structured = None if config.update_gate or config.exit_gate else False
             return LatentReader(
                 self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._models.whole
             )
-        reader: Reader = named
-        return reader
+        return named
 
     @contextmanager
     def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator[QuestionBench]:
         """The index as one question sees it, from one snapshot: what the loop, the trainers and benchmarks work on.
+
+        Its settings are those given, and what suits the index where they name neither reader nor writer.
 
         Raises:
             ValueError: The question is empty or overlong, or the filter is none.
@@ -430,6 +437,7 @@ class MemoryIndex:
             raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
         encoder = None if self.config.encoder is None else self.encoder
         latent = self._models.latent_gate(question)
+        config = self._suited(config)
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             stage = None
@@ -447,6 +455,13 @@ class MemoryIndex:
                 resident=self._models.resident,
                 seen=self._seen,
             )
+
+    def _suited(self, config: RecallConfig) -> RecallConfig:
+        """The settings; where they name nobody, a backbone that was not trained for the loop only writes the answer."""
+        named = (config.reader, config.writer, config.chat) != (None, None, None)
+        if named or self.config.memory != "kv" or self.config.encoder is None or self.backbone.memory.trained:
+            return config
+        return config.but(writer="latent")
 
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
         with self._guard:
@@ -466,10 +481,12 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
     return index
 
 
-def _loop(bench: QuestionBench, config: RecallConfig, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
+def _loop(bench: QuestionBench, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
     """The loop over one question, as its reader can take part in it."""
+    config = bench.config
     weighs = isinstance(reader, WeighingReader) and reader.weighs
-    return gather(bench, config, bench.threshold, weighs=weighs, cancelled=cancelled)
+    shown = 0 if config.writer is None else config.shown
+    return gather(bench, config, bench.threshold, weighs=weighs, shown=shown, cancelled=cancelled)
 
 
 def _takes_one_pass(config: RecallConfig) -> bool:

@@ -11,6 +11,7 @@ reads one: no step is spent on a block that it would pass over.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -33,6 +34,8 @@ from compmem.schema import (
     WeighingReader,
     WorkingMemory,
 )
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 64
 """Blocks gated at once in a pass in document order."""
@@ -91,6 +94,8 @@ class Gathered:
     """Recalls whose step updated the memory, in reading order."""
     usage: Usage
     exited: ExitReason
+    shown: tuple[Recall, ...] = ()
+    """Recalls whose blocks the memory carries, for what writes the answer."""
 
 
 @dataclass(slots=True)
@@ -119,6 +124,7 @@ def gather(
     threshold: float,
     *,
     weighs: bool = False,
+    shown: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Loop:
@@ -129,6 +135,7 @@ def gather(
         config: How the question is answered.
         threshold: Gate score below which a block is turned down.
         weighs: The reader can weigh blocks.
+        shown: Most recalled blocks that the memory carries at the end.
         cancelled: Asked before each step.
         clock: Tells seconds.
     """
@@ -158,8 +165,23 @@ def gather(
         if config.exit_gate and step.exit:
             exited = "exit gate"
             break
+    recalls, memory = _shown(bench, state, shown)
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
-    return Gathered(state.memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited)
+    return Gathered(memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited, recalls)
+
+
+def _shown(bench: Bench, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
+    """The recalls that the answer is written from, best first, and the memory with their blocks."""
+    kept = [recall.block for recall in state.kept]
+    others = sorted(state.scores, key=lambda n: (-state.scores[n], n))
+    numbers = list(dict.fromkeys([*kept, *others]))[:most]
+    blocks = tuple(bench.fetch(numbers)) if numbers else ()
+    return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
+
+
+def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock]) -> tuple[Recall, ...]:
+    scores = [state.scores.get(n, 1.0) for n in numbers]
+    return tuple(Recall(chunk=b.chunk, score=s, block=n) for n, s, b in zip(numbers, scores, blocks, strict=True))
 
 
 def _likeliest(
@@ -199,9 +221,7 @@ def _step(
     *, insist: bool,
 ) -> Generator[Read, Reading | Odds, Step]:  # fmt: skip
     blocks = bench.fetch(chosen)
-    recalls = tuple(
-        Recall(chunk=b.chunk, score=state.scores.get(n, 1.0), block=n) for n, b in zip(chosen, blocks, strict=True)
-    )
+    recalls = _recalls(state, chosen, blocks)
     reading = yield Read(state.memory, tuple(blocks), insist=insist)
     assert isinstance(reading, Reading), "a driver answers every Read"
     state.usage += reading.usage + Usage(blocks_read=len(chosen))
@@ -427,8 +447,14 @@ def _advance(loop: Loop, reply: Reading | Odds) -> Read | Weigh | Step | Gathere
 
 
 def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer:
+    if 0 < len(gathered.steps) == gathered.usage.malformed_replies:
+        logger.warning(
+            "none of the model's %d replies kept to the format, so it took no notes; a model that cannot keep to it "
+            "answers better with RecallConfig(writer=...)",
+            len(gathered.steps),
+        )
     quoted = {e.chunk.id for e in gathered.memory.evidence}
-    sources = [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
+    sources = gathered.shown or [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
     return Answer(
         question=question,
         text=text.strip(),

@@ -148,6 +148,8 @@ class WorkingMemory:
 
     text: str = ""
     evidence: tuple[Evidence, ...] = ()
+    blocks: tuple[MemoryBlock, ...] = field(default=(), compare=False, repr=False)
+    """The recalled blocks themselves, best first: only for what writes the answer, where it is to see them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,7 +217,7 @@ class Answer:
     found: bool
     """False where nothing in the index bears on the question."""
     sources: tuple[Recall, ...]
-    """The blocks the answer rests on, in the order in which they were read."""
+    """The blocks the answer rests on, in the order in which they were read; all that a writer was shown."""
     evidence: tuple[Evidence, ...]
     """The sentences kept, where the reader quotes; empty for a chat or latent reader."""
     steps: tuple[Step, ...]
@@ -239,7 +241,19 @@ Event = Step | AnswerToken | Answer
 """What a streamed answer is made of: steps as they end, pieces of the answer, and last the answer itself."""
 
 
-class Reader(Protocol):
+class Writer(Protocol):
+    """What writes the answer: from the working memory, or from its blocks where it has some."""
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The answer's text in pieces as they come, and last what it cost."""
+        ...
+
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The same without blocking the event loop."""
+        ...
+
+
+class Reader(Writer, Protocol):
     """What reads recalled blocks and writes the answer; the loop calls the sync half or the async half."""
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
@@ -247,14 +261,6 @@ class Reader(Protocol):
         ...
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The same without blocking the event loop."""
-        ...
-
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The answer's text in pieces as they come, and last what it cost."""
-        ...
-
-    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same without blocking the event loop."""
         ...
 

@@ -387,6 +387,7 @@ class Backbone:
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
+        stop_circles: bool = False,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         role: Role | None = "reasoner",
@@ -400,6 +401,7 @@ class Backbone:
             max_new_tokens: Most tokens in a row.
             stop_ids: Ids that end a row. None: the model's end tokens.
             stop_strings: Texts that end a row.
+            stop_circles: End a row that writes the same over and over.
             temperature: 0 takes the likeliest token.
             seeds: One a row, where tokens are drawn.
             role: Whose adapter is used, where there is one.
@@ -416,7 +418,7 @@ class Backbone:
         ids = self.end_ids if stop_ids is None else stop_ids
 
         def run(rows: Sequence[int]) -> list[list[int]]:
-            stops = [Stop(self.tokenizer, ids, stop_strings) for _ in rows]
+            stops = [Stop(self.tokenizer, ids, stop_strings, circles=stop_circles) for _ in rows]
             sampling = Sampling(temperature=temperature, seeds=[rows_seeds[row] for row in rows])
             prefix, layout = self._lay_out(
                 [prompts[row] for row in rows], [blocks[row] for row in rows] if blocks else None, start, max_new_tokens
@@ -439,6 +441,7 @@ class Backbone:
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
+        stop_circles: bool = False,
         temperature: float = 0.0,
         seed: int = 0,
         role: Role | None = "reasoner",
@@ -447,7 +450,8 @@ class Backbone:
         """The same tokens as `generate` gives for one prompt, as they come."""
         _check_writing(max_new_tokens, temperature)
         prefix, layout = self._lay_out([prompt], [blocks], start, max_new_tokens)
-        stop = Stop(self.tokenizer, self.end_ids if stop_ids is None else stop_ids, stop_strings)
+        ids = self.end_ids if stop_ids is None else stop_ids
+        stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_circles)
         sampling = Sampling(temperature=temperature, seeds=[seed])
         for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=1, role=role):
             yield from stop.take(made[0])

@@ -6,7 +6,6 @@ from typing import Any
 
 from compmem.bench import rankings
 from compmem.bench.clock import Times, none, now
-from compmem.bench.direct import DirectReader
 from compmem.bench.memory import Memory, Models
 from compmem.bench.peak import Peak
 from compmem.bench.systems import RECALLED, Entrant
@@ -15,7 +14,7 @@ from compmem.index import MemoryIndex
 from compmem.metrics import exact_match, f1, recall_at, sub_em, sub_em_two_way
 from compmem.question import QuestionBench
 from compmem.reasoner import Gathered, gather, gathered
-from compmem.schema import MemoryBlock, Reader, Step, Usage, WeighingReader
+from compmem.schema import MemoryBlock, Step, Usage, WeighingReader
 from compmem.tasks.sample import Sample
 
 Row = dict[str, Any]
@@ -87,8 +86,10 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         watched = Watched(bench)
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
-        reader = _reader(entrant, config, index, bench, models)
-        loop = gather(watched, config, bench.threshold, weighs=isinstance(reader, WeighingReader) and reader.weighs)
+        reader = index.reader(config, bench)
+        weighs = isinstance(reader, WeighingReader) and reader.weighs
+        shown = 0 if config.writer is None else config.shown
+        loop = gather(watched, config, bench.threshold, weighs=weighs, shown=shown)
         found = gathered(question, loop, reader)
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:
@@ -214,14 +215,10 @@ def _whole(row: Row, share: float) -> Row:
 
 
 def _config(entrant: Entrant, models: Models) -> RecallConfig:
-    return entrant.system.config.but(reader=entrant.reader, chat=models.chat if entrant.reader == "chat" else None)
-
-
-def _reader(entrant: Entrant, config: RecallConfig, index: MemoryIndex, bench: QuestionBench, models: Models) -> Reader:
-    if entrant.system.direct and entrant.reader == "chat":
-        assert models.chat is not None, "a chat system is left out where there is no model"
-        return DirectReader(models.chat)
-    return index.reader(config, bench)
+    chat = models.chat if entrant.reader == "chat" else None
+    if entrant.system.direct and entrant.reader != "extractive":
+        return entrant.system.config.but(writer=entrant.reader, chat=chat)
+    return entrant.system.config.but(reader=entrant.reader, chat=chat)
 
 
 def _written(pieces: Iterator[str | Usage]) -> tuple[str, Usage]:

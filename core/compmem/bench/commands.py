@@ -93,6 +93,7 @@ def quality(
     base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
     api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder of a causal LM, for latent and chat systems.")] = None,
+    ratio: Annotated[int | None, typer.Option(help="Its source tokens per memory token. Default: its own.")] = None,
 ) -> None:
     """The papers' tasks by the papers' systems; killed and started again, it goes on where it was."""
     from compmem.bench.quality import Sweep, sweep
@@ -102,7 +103,7 @@ def quality(
     settings = Sweep(
         data=data, out=out or Path("core/results") / suite, cells=_listed(cells) or cells_of,
         systems=_listed(systems) or systems_of, questions=questions, seed=seed, scan_until=scan_until, model=model,
-        base_url=base_url, api_key_env=api_key_env, backbone=backbone,
+        base_url=base_url, api_key_env=api_key_env, backbone=backbone, ratio=ratio,
     )  # fmt: skip
     raise typer.Exit(1 if sweep(settings) else 0)
 

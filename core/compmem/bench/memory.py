@@ -103,7 +103,7 @@ class Memories:
     def of(self, entrant: Entrant) -> Memory:
         """The memory that a system reads from."""
         system, latent = entrant.system, entrant.reader == "latent"
-        layout: Layout = "chunks" if latent else system.layout
+        layout: Layout = "chunks" if latent and not system.direct else system.layout
         part = ""
         if system.most_tokens is not None and self.sample.tokens > system.most_tokens:
             part = "ends"
@@ -140,12 +140,12 @@ class Memories:
 
     def _index(self, layout: Layout, latent: bool) -> MemoryIndex:
         models = self._models
-        config = IndexConfig(chunk_tokens=CHUNK if layout == "chunks" else PASSAGE)
+        tokens = CHUNK if layout == "chunks" else PASSAGE
+        config = IndexConfig(chunk_tokens=tokens)
         if latent:
             assert models.backbone is not None, "a latent system is left out where there is no backbone"
-            config = IndexConfig(
-                memory="kv", backbone=models.backbone_name, chunk_tokens=CHUNK, ratio=models.backbone.memory.ratio
-            )
+            ratio = models.backbone.memory.ratio
+            config = IndexConfig(memory="kv", backbone=models.backbone_name, chunk_tokens=tokens, ratio=ratio)
         store = MemoryIndex.create(None, config).store
         return MemoryIndex(store, config, encoder=models.encoder, backbone=models.backbone, gate=models.gate)
 

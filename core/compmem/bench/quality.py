@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compmem.backbone import Backbone
 from compmem.bench.asking import measure
+from compmem.bench.backbone_chat import BackboneChat
 from compmem.bench.cells import Cell, Sources
-from compmem.bench.direct import BackboneChat
 from compmem.bench.memory import Memories, Models
 from compmem.bench.run import Run
-from compmem.bench.systems import ABLATIONS, BASELINES, CHUNKS, Entrant, entrant, with_readers
+from compmem.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, Entrant, entrant, with_readers
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatModel
 from compmem.readers.calls import pieces
@@ -64,6 +64,8 @@ class Sweep:
     api_key_env: str | None = None
     backbone: str | None = None
     """Folder of a causal LM: the latent reader, and the chat model where there is no other."""
+    ratio: int | None = None
+    """Source tokens per memory token of the backbone. None: its own."""
 
     def __post_init__(self) -> None:
         if self.questions < 1:
@@ -75,6 +77,7 @@ class Sweep:
             "cells": list(self.cells), "systems": list(self.systems), "questions": self.questions, "seed": self.seed,
             "scan_until": self.scan_until, "model": self.model, "base_url": self.base_url,
             "backbone": Path(self.backbone).name if self.backbone else None,
+            **({} if self.ratio is None else {"ratio": self.ratio}),
         }  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def _models(settings: Sweep, entrants: Sequence[Entrant], run: Run, tell: Callab
     readers = {e.reader for e in entrants}
     if settings.backbone is not None and readers & {"chat", "latent"}:
         try:
-            backbone = Backbone.load(settings.backbone)
+            backbone = Backbone.load(settings.backbone, ratio=settings.ratio)
             chat = BackboneChat(backbone)
         except (CompMemError, ValueError, OSError) as error:
             _told(run, tell, "", "backbone", error)
@@ -208,4 +211,6 @@ def suite(name: str, *, readers: bool = False) -> tuple[tuple[str, ...], tuple[s
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: there are {', '.join(SUITES)}")
     cells, systems = SUITES[name]
-    return cells, tuple(with_readers(systems)) if readers else systems
+    if not readers:
+        return cells, systems
+    return cells, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))

@@ -42,7 +42,7 @@ class System:
     scans: bool = False
     """Its steps grow with the context: above some length they are timed on a sample."""
     direct: bool = False
-    """With a language model, blocks go into the prompt of the answer; no notes are taken between."""
+    """A language model is asked once, for the answer, with the blocks before it; it takes no notes on the way."""
     most_tokens: int | None = None
     """Tokens of the context that it sees at all."""
     readers: tuple[ReaderKind, ...] = ("extractive", "chat")
@@ -65,11 +65,14 @@ def _scan(name: str, about: str, config: RecallConfig, **settings: Any) -> Syste
     return System(name=name, about=about, config=config, layout="chunks", scans=True, **settings)
 
 
-_WHOLE = RecallConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING)
-_RAG = RecallConfig.rag(RECALLED, memory_tokens=EVERYTHING)
+_WHOLE = RecallConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING, shown=EVERYTHING)
+_RAG = RecallConfig.rag(RECALLED, memory_tokens=EVERYTHING, shown=RECALLED)
 _OURS = RecallConfig()
 _ALL: tuple[ReaderKind, ...] = ("extractive", "chat", "latent")
 _LATENT: tuple[ReaderKind, ...] = ("extractive", "latent")
+
+ONCE = "compmem-once"
+"""The loop without a model's notes; it has nobody to write the answer without one."""
 
 SYSTEMS = {s.name: s for s in (
     _scan("full-context", "everything read at once", _WHOLE, keeps=False, direct=True),
@@ -79,13 +82,17 @@ SYSTEMS = {s.name: s for s in (
     ),
     System(name="rag-bm25", about="BM25, 8 passages read at once", config=_RAG, ranking="bm25", direct=True),
     System(name="rag-dense", about="nearest 8 passages read at once", config=_RAG, ranking="dense", direct=True),
-    System(name="rag-fused", about="both by reciprocal rank", config=_RAG, ranking="fused", direct=True),
+    System(name="rag-fused", about="both by reciprocal rank", config=_RAG, ranking="fused", direct=True, readers=_ALL),
     _scan("memagent", "MemAgent: every chunk in order, memory overwritten", RecallConfig.memagent(), keeps=False),
     _scan("gru-mem", "GRU-Mem with its exit gate", RecallConfig.gru_mem(), keeps=False),
     _scan("gru-mem-no-exit", "GRU-Mem to the end", RecallConfig.gru_mem(exit_gate=False), keeps=False),
     _scan("lychee", "LycheeMemory: every chunk gated at 0.5, in order", RecallConfig.lychee(), readers=_LATENT),
     _scan("lychee-no-gate", "LycheeMemory: every block read", RecallConfig.lychee(gate=False), readers=_LATENT),
     System(name="compmem", about="CompMem at its defaults", config=_OURS, readers=_ALL),
+    System(
+        name=ONCE, about="the loop quotes, a model answers from 8 recalled passages",
+        config=_OURS.but(shown=RECALLED), direct=True, readers=("chat", "latent"),
+    ),
     System(
         name="compmem-no-backtracking", about="what was turned down once stays so", config=_OURS.but(backtrack=False)
     ),

@@ -28,6 +28,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
 
 
+class WriterName(StrEnum):
+    """The writers that a command line can name."""
+
+    chat = "chat"
+    latent = "latent"
+
+
 class ReaderName(StrEnum):
     """The readers that a command line can name."""
 
@@ -42,6 +49,10 @@ ReaderOption = Annotated[
         help="Quote the documents, let a chat model write, or the index's own backbone. Default: the backbone where "
         "the index holds KV memory, else quotes."
     ),
+]
+WriterOption = Annotated[
+    WriterName | None,
+    typer.Option(help="Who writes the answer, in one call, from the recalled blocks. Default: the reader, from notes."),
 ]
 KeyOption = Annotated[
     str | None,
@@ -63,6 +74,7 @@ def ask(
     max_seconds: Annotated[float | None, typer.Option(help="Answer with what is known after so many seconds.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
+    writer: WriterOption = None,
     model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
     api_key_env: KeyOption = None,
@@ -72,10 +84,12 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from the index, step by step, with sources."""
-    chat = _chat(reader, model, base_url, api_key_env)
+    chat = _chat("chat" in (reader, writer), model, base_url, api_key_env)
     with compmem.MemoryIndex.open(index, device=device) as opened:
-        named = str(reader) if reader else None
-        config = compmem.RecallConfig(reader=named, chat=chat, max_seconds=max_seconds, threshold=threshold)
+        config = compmem.RecallConfig(
+            reader=str(reader) if reader else None, writer=str(writer) if writer else None, chat=chat,
+            max_seconds=max_seconds, threshold=threshold,
+        )  # fmt: skip
         config = config if k is None else config.but(max_steps=k)
         events = opened.stream(question, config, filter=parse_filter(filter))
         answer = last(events) if as_json else follow(out(), events, trace=trace)
@@ -140,13 +154,13 @@ def follow(console: Console, events: Iterator[Event], *, trace: bool) -> Answer:
     raise AssertionError("the events end with the answer")
 
 
-def _chat(reader: ReaderName | None, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
-    if reader is ReaderName.chat:
+def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
+    if wanted:
         if model is None:
-            raise typer.BadParameter("--reader chat needs --model, and --base-url unless it is OpenAI's")
+            raise typer.BadParameter("--reader or --writer chat needs --model, and --base-url unless it is OpenAI's")
         from compmem.readers.endpoint import Endpoint  # its room loads torch, which a command's help can do without
 
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
     if model or base_url or api_key_env:
-        raise typer.BadParameter("--model, --base-url and --api-key-env need --reader chat")
+        raise typer.BadParameter("--model, --base-url and --api-key-env need --reader or --writer chat")
     return None

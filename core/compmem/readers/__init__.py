@@ -1,5 +1,6 @@
 """What reads a recalled block and writes the answer: by quoting, with a chat model, or with the backbone itself."""
 
+from compmem.readers.apart import Apart
 from compmem.readers.calls import ChatModel
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
 from compmem.readers.extractive import ExtractiveReader
@@ -8,6 +9,7 @@ from compmem.readers.prompts import LatentPrompts
 
 __all__ = [
     "NOTHING_FOUND",
+    "Apart",
     "ChatModel",
     "ChatPrompts",
     "ChatReader",

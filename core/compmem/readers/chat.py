@@ -24,6 +24,7 @@ _FIELDS: Final = {
     "update": {"question", "memory", "blocks"},
     "overwrite": {"question", "memory", "blocks"},
     "answer": {"question", "memory"},
+    "from_blocks": {"question", "blocks"},
 }
 _OURS = re.compile(
     r"<(?=\s{0,9}/?\s{0,9}(?:think|thinking|check|update|next|question|memory|block|answer)\b"
@@ -76,13 +77,18 @@ Blocks to read now:
 {blocks}
 
 Do these blocks add something that helps to answer the question, alone or together with the notes? A fact that only \
-tells what to look for next helps too. Reply with these four parts and nothing else:
+tells what to look for next helps too. Reply with four parts and nothing else:
 
-<think>In a sentence or two: what the blocks say about the question and what is still unknown.</think>
-<check>yes if the blocks help, no if not</check>
-<update>The notes as they should read from now on: every earlier fact that is still needed, and the new ones, in \
-short sentences with full names, numbers and dates. Only what the notes and blocks say.</update>
-<next>end if the notes now suffice to answer the question, continue if something is still unknown</next>
+In <think>, a sentence or two on what the blocks say about the question and what is still unknown.
+In <check>, yes if the blocks help, no if not.
+In <update>, the new notes: every earlier fact that is still needed and what the blocks add, in short sentences with \
+full names, numbers and dates; only what the notes and blocks say.
+In <next>, end if the new notes suffice to answer the question, continue if something is still unknown.
+
+<think>...</think>
+<check>...</check>
+<update>...</update>
+<next>...</next>
 """
     """One step of reading with both gates; fields `question`, `memory`, `blocks`."""
     overwrite: str = """\
@@ -104,6 +110,17 @@ the blocks tell about it, in short sentences with full names, numbers and dates.
     """One step without gates, where the reply is the new memory (MemAgent); fields as in `update`."""
     answer: str = ANSWER
     """The answer at the end; fields `question`, `memory`."""
+    from_blocks: str = """\
+{blocks}
+
+Answer this question from the blocks alone, in as few words as it allows. If they do not hold the answer, say what is \
+missing.
+
+<question>
+{question}
+</question>
+"""
+    """The answer in one call, from the recalled blocks themselves; fields `question`, `blocks`."""
 
     def __post_init__(self) -> None:
         for template in fields(self):
@@ -184,15 +201,15 @@ class ChatReader:
         return self._reading(reply, memory, messages)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The answer from the working memory alone, in pieces as they come, and last what it cost.
+        """The answer in pieces as they come, and last what it cost: from the memory's blocks, or else its text alone.
 
         Raises:
             ReaderError: As in `read`, or the model gave an empty answer.
         """
-        if not memory.text.strip():
+        messages = self._answer_messages(question, memory)
+        if messages is None:
             yield from (NOTHING_FOUND, Usage())
             return
-        messages = self._answer_messages(question, memory)
         answer = Spoken(hold=self._thinks_untagged)
         with contextlib.closing(pieces(self._chat, messages)) as stream:
             for piece in stream:
@@ -204,11 +221,11 @@ class ChatReader:
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same without blocking the event loop."""
-        if not memory.text.strip():
+        messages = self._answer_messages(question, memory)
+        if messages is None:
             yield NOTHING_FOUND
             yield Usage()
             return
-        messages = self._answer_messages(question, memory)
         answer = Spoken(hold=self._thinks_untagged)
         async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
             async for piece in stream:
@@ -222,10 +239,15 @@ class ChatReader:
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
     ) -> list[dict[str, str]]:
         template = self.prompts.update if self.structured else self.prompts.overwrite
-        shown = "\n".join(_shown(block) for block in blocks)
-        return self._messages(template, question=_quoted(question), memory=_notes(memory), blocks=shown)
+        return self._messages(template, question=_quoted(question), memory=_notes(memory), blocks=_all_shown(blocks))
 
-    def _answer_messages(self, question: str, memory: WorkingMemory) -> list[dict[str, str]]:
+    def _answer_messages(self, question: str, memory: WorkingMemory) -> list[dict[str, str]] | None:
+        """What the model is asked at the end; None where there is nothing to answer from."""
+        if memory.blocks:
+            blocks = _all_shown(memory.blocks)
+            return self._messages(self.prompts.from_blocks, question=_quoted(question), blocks=blocks)
+        if not memory.text.strip():
+            return None
         return self._messages(self.prompts.answer, question=_quoted(question), memory=_notes(memory))
 
     def _messages(self, template: str, **parts: str) -> list[dict[str, str]]:
@@ -274,6 +296,10 @@ def _quoted(text: str) -> str:
 
 def _notes(memory: WorkingMemory) -> str:
     return _quoted(memory.text) or "(none yet)"
+
+
+def _all_shown(blocks: Sequence[MemoryBlock]) -> str:
+    return "\n".join(_shown(block) for block in blocks)
 
 
 def _shown(block: MemoryBlock) -> str:

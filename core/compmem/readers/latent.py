@@ -81,6 +81,7 @@ class LatentReader:
                 [states],
                 max_new_tokens=self._room(prompt, states, start, wanted),
                 stop_strings=("</next>",) if self.structured else (),
+                stop_circles=True,
                 start=start,
             )
         text = (HELPS if insist else "") + self.backbone.decode(written)
@@ -117,19 +118,27 @@ class LatentReader:
         return await asyncio.to_thread(self.read, question, memory, blocks, insist=insist)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The answer from the working memory alone, in pieces as they come, and last what it cost.
+        """The answer in pieces as they come, and last what it cost: behind the memory's blocks, or else from its text.
+
+        Of more blocks than the context holds, those that come last are left out.
 
         Raises:
             ReaderError: The backbone gave an empty answer.
-            ValueError: The prompt is larger than the context.
+            ValueError: The prompt is larger than the context, or a block has no KV states or those of another backbone.
         """
-        if not memory.text.strip():
+        if memory.blocks:
+            prompt = self._turns.from_blocks(question)
+            states = self._fitting([_states(block) for block in memory.blocks], len(prompt))
+        elif memory.text.strip():
+            prompt, states = self._turns.answer(question, memory.text), []
+        else:
             yield from (NOTHING_FOUND, Usage())
             return
-        prompt = self._turns.answer(question, memory.text)
-        most = self._room(prompt, (), None, self.answer_tokens)
+        start = self._behind(states) if states else None
+        most = self._room(prompt, states, start, self.answer_tokens)
         answer, written = Spoken(hold=self._thinks_untagged), list[int]()
-        for piece in _pieces(self.backbone, self.backbone.stream(prompt, max_new_tokens=most), written):
+        tokens = self.backbone.stream(prompt, states, max_new_tokens=most, stop_circles=True, start=start)
+        for piece in _pieces(self.backbone, tokens, written):
             if text := answer.feed(piece):
                 yield text
         if rest := answer.rest():
@@ -142,15 +151,27 @@ class LatentReader:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             yield piece
 
+    def _fitting(self, states: list[KVStates], prompt: int) -> list[KVStates]:
+        """The first blocks, as many as fit in the context before a prompt and an answer; at least one."""
+        while len(states) > 1 and (self._behind(states) or _slots(states)) + prompt + self.answer_tokens > (
+            self.backbone.context
+        ):
+            states = states[:-1]
+        return states
+
     def _behind(self, states: Sequence[KVStates]) -> int | None:
         if self._whole is None:
             return None
-        return max(self._whole * len(states), sum(s.keys.shape[2] for s in states))
+        return max(self._whole * len(states), _slots(states))
 
     def _room(self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, wanted: int) -> int:
         """Tokens that may be written; 1 where there is no room at all, for the backbone to refuse and say why."""
-        behind = sum(s.keys.shape[2] for s in states) if start is None else start
+        behind = _slots(states) if start is None else start
         return max(1, min(wanted, self.backbone.context - behind - len(prompt)))
+
+
+def _slots(states: Sequence[KVStates]) -> int:
+    return sum(s.keys.shape[2] for s in states)
 
 
 def _states(block: MemoryBlock) -> KVStates:

@@ -1,0 +1,41 @@
+"""One reads, another writes the answer from the blocks that were recalled."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from compmem.schema import MemoryBlock, Reader, Reading, Usage, WeighingReader, WorkingMemory, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A reader whose answers somebody else writes."""
+
+    reader: Reader
+    writer: Writer
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the reader can weigh blocks."""
+        return isinstance(self.reader, WeighingReader) and self.reader.weighs
+
+    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+        """What the reader thinks of the blocks before it reads them, if it can tell."""
+        return self.reader.weigh(question, memory, blocks) if isinstance(self.reader, WeighingReader) else None
+
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
+        """What the reader makes of the blocks."""
+        return self.reader.read(question, memory, blocks, **second)
+
+    async def aread(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
+    ) -> Reading:
+        """What the reader makes of the blocks."""
+        return await self.reader.aread(question, memory, blocks, **second)
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+        """The writer's answer."""
+        return self.writer.write(question, memory)
+
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+        """The writer's answer."""
+        return self.writer.awrite(question, memory)
