@@ -762,12 +762,11 @@ def test_the_same_run_of_tokens_three_times_is_a_circle(tokens, ends):
 
 
 def test_a_row_that_goes_in_circles_ends_where_it_is_asked_to(tiny_backbone):
-    backbone = tiny_backbone()
-    prompt = backbone.prompt("{q}").fill(q=backbone.encode("Who?"))
+    backbone, prompt = tiny_backbone(), [5, 6, 7]
+    backbone.decoder.lm_head.weight.data.zero_()  # always the first token
     with torch.inference_mode():
         [long] = backbone.generate([prompt], max_new_tokens=400, stop_ids=())
         [short] = backbone.generate([prompt], max_new_tokens=400, stop_ids=(), stop_circles=True)
         streamed = list(backbone.stream(prompt, max_new_tokens=400, stop_ids=(), stop_circles=True))
-    assert len(long) == 400 and in_circles(long), "random weights do"
-    assert short == streamed == long[: len(short)] and len(short) < 400
-    assert in_circles(short) and not in_circles(short[:-1])
+    assert len(long) == 400
+    assert short == streamed == long[:24]
