@@ -191,7 +191,7 @@ def test_names_of_systems_and_suites():
         entrant("lychee:chat")
     with pytest.raises(ValueError, match="unknown suite 'x'"):
         suite("x")
-    for cells, systems in map(suite, ("length", "chunks", "ablations", "tasks", "memory")):
+    for cells, systems in map(suite, ("length", "chunks", "ablations", "tasks", "memory", "model")):
         assert all(map(Cell.read, cells)) and all(map(entrant, systems))
     assert set(suite("length", readers=True)[1]) > {"compmem-once:chat", "compmem-once:latent", "rag-fused:latent"}
 

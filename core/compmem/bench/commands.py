@@ -82,7 +82,7 @@ def speed(context: typer.Context) -> None:
 @app.command()
 def quality(
     data: Annotated[Path, typer.Option(help="Folder of the evaluation files.")],
-    suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks or memory.")] = "length",
+    suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks, memory or model.")] = "length",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
     cells: Annotated[str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")] = None,
     systems: Annotated[str | None, typer.Option(help="In place of the suite's: SYSTEM[:READER], by comma.")] = None,

@@ -40,6 +40,10 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         COMPARED,
     ),
     "memory": (("hqa@112k",), ("memagent", "gru-mem-no-exit", "compmem")),
+    "model": (
+        ("hqa@7k",),
+        ("rag-fused:chat", "compmem:chat", "compmem-once:chat", "rag-fused:latent", "compmem-once:latent"),
+    ),
 }  # fmt: skip
 """What is measured together: cells and systems."""
 

@@ -24,6 +24,9 @@ ABOUT = {
     "tasks": "Other tasks by the same systems: other data sets, where the evidence stands, questions without an "
     "answer (score: the system says that it found nothing), RULER.",
     "memory": "Tokens of working memory after each step.",
+    "model": "One local language model, not trained for any of this, used in several ways: it answers from what was "
+    "recalled, in one prompt (rag-fused, compmem-once), which is text (chat) or KV states kept for each passage by the "
+    "training-free compressor (latent); or it takes notes in every step of the loop (compmem:chat).",
 }
 """What a run is, by the name of its suite."""
 
@@ -86,6 +89,8 @@ def pages(result: Result) -> Iterator[str]:
     """The lines of one run's section."""
     most = max(int(e["questions"]) for e in result.scores)
     yield f"{ABOUT.get(result.name, '')} {most} questions a cell, seed {result.config['seed']}.".strip()
+    if fewer := [f"{e['system']} {e['questions']}" for e in result.scores if e["questions"] < most]:
+        yield f"The first of them only: {', '.join(fewer)}."
     yield ""
     if set(result.systems) & set(CHUNKS):
         yield from _table(result, f"{RECALL}, per cent", _share(RECALL), CHUNK_RECALL)
@@ -190,6 +195,9 @@ def _foot(result: Result) -> Iterator[str]:
             yield f"*Published with the evidence in the first fifth, {name}: {told}.*  "
     for failure in result.failed:
         yield f"Not measured: {': '.join(v for v in failure.values() if v)}  "
-    about = [f"{s}: {SYSTEMS[s].about}" for s in result.systems if s in SYSTEMS]
-    yield f"Systems: {'; '.join(about)}.  "
+    names = dict.fromkeys(s.partition(":")[0] for s in result.systems)
+    yield f"Systems: {'; '.join(f'{name}: {SYSTEMS[name].about}' for name in names if name in SYSTEMS)}.  "
+    if model := result.config.get("model") or result.config.get("backbone"):
+        ratio = f", ratio {result.config['ratio']}" if "ratio" in result.config else ""
+        yield f"Language model: {model}{ratio}.  "
     yield f"Data: {', '.join(f'{name} ({digest})' for name, digest in result.files.items())}.  "

@@ -48,7 +48,7 @@ class System:
     readers: tuple[ReaderKind, ...] = ("extractive", "chat")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Entrant:
     """A system with a reader."""
 
@@ -142,5 +142,5 @@ def entrant(name: str) -> Entrant:
 
 
 def with_readers(names: Sequence[str]) -> list[str]:
-    """These systems, each with every reader it has."""
-    return [Entrant(system=SYSTEMS[n], reader=r).name for n in names for r in SYSTEMS[n].readers]
+    """These systems, each with every reader it has; one that is named with its reader, as it is."""
+    return [e for n in names for e in ([n] if ":" in n else [Entrant(SYSTEMS[n], r).name for r in SYSTEMS[n].readers])]
