@@ -1,5 +1,6 @@
 """The backbone over tiny real models: what must be equal is equal, what is wrong is said."""
 
+import copy
 import json
 import logging
 
@@ -194,15 +195,27 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
     backbone = tiny_backbone(family)
     texts, prompts = [tokens(50, 1), tokens(21, 2)], [tokens(12, 3), tokens(5, 4)]
     blocks = [[states] for states in backbone.compress(texts, ratio=1)]
+    lead = backbone.lead
+    assert lead, "the text stands in a chat turn"
     recalled = backbone.generate(prompts, blocks, max_new_tokens=12, stop_ids=())
+    assert recalled == backbone.generate([lead + p for p in prompts], blocks, max_new_tokens=12, stop_ids=())
+    assert recalled[0] == list(backbone.stream(prompts[0], blocks[0], max_new_tokens=12, stop_ids=()))
     for text, prompt, answer in zip(texts, prompts, recalled, strict=True):
-        stock = stock_answer(backbone, text + prompt)
+        stock = stock_answer(backbone, lead + text + prompt)
         assert answer[: len(stock)] == stock
+    odds = backbone.odds(prompts, blocks, 5, 6)
+    for text, prompt, found in zip(texts, prompts, odds, strict=True):
+        logits = backbone.model(torch.tensor([lead + text + prompt])).logits[0, -1]
+        close(found, logits[5] - logits[6], atol=1e-4)
 
 
 @torch.inference_mode()
 def test_pruning_keeps_the_first_tokens_and_states_of_the_text_in_order(tiny_backbone):
     backbone = tiny_backbone("qwen3")
+    bare = copy.deepcopy(backbone.tokenizer)
+    bare.chat_template = bare.bos_token = None
+    backbone = Backbone.of(backbone.model, bare)
+    assert backbone.lead == []
     chunks = [tokens(60, 1), tokens(9, 2), tokens(2, 3)]
     whole, kept = backbone.compress(chunks, ratio=1), backbone.compress(chunks, ratio=4)
     for full, some in zip(whole, kept, strict=True):

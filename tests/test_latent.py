@@ -83,7 +83,7 @@ def test_at_ratio_1_the_index_answers_as_plain_generation_does(tiny_backbone, ma
     index = made(backbone=backbone, ratio=1, add=False)
     index.add([Document(id="one", text="Harbour is insured by Lloyd.")])
     answer = index.answer(QUESTION, scan(backbone))
-    text = backbone.encode("Harbour is insured by Lloyd.")
+    text = backbone.lead + backbone.encode("Harbour is insured by Lloyd.\n\n")
     step, last = backbone.prompt(SHORT.overwrite), backbone.prompt(SHORT.answer)
 
     def plain(ids):
@@ -94,7 +94,9 @@ def test_at_ratio_1_the_index_answers_as_plain_generation_does(tiny_backbone, ma
         return backbone.decode(out[0, len(ids) :].tolist()).strip()
 
     question = backbone.encode(QUESTION)
-    memory = plain(text + step.fill(question=question, memory=backbone.encode("none")))
+    asked = step.fill(question=question, memory=backbone.encode("none"))
+    assert asked[: len(backbone.lead)] == backbone.lead, "the text stands within the turn"
+    memory = plain(text + asked[len(backbone.lead) :])
     assert answer.working_memory == memory
     assert answer.text == plain(last.fill(question=question, memory=backbone.encode(memory)))
 
@@ -115,18 +117,19 @@ def test_int8_blocks_give_the_first_token_of_bf16_blocks(tiny_backbone):
     prompt = backbone.prompt(SHORT.overwrite)
     ids = prompt.fill(question=backbone.encode("Which?"), memory=backbone.encode("none"))
     texts = [f"Case {n}: the number of the {'red' if n % 2 else 'old'} house is {n * 37 % 101}." for n in range(100)]
-    first = {}
+    logits, first = {}, {}
     with torch.inference_mode():
         states = backbone.compress([backbone.encode(t) for t in texts], ratio=2)
         for kind in ("bf16", "int8"):
             kept = [[unpack(pack(s, kind))] for s in states]
-            first[kind] = backbone.logits(backbone.read([ids] * len(texts), kept)[:, -1])
-    worst = (first["bf16"] - first["int8"]).abs().amax(-1)
+            logits[kind] = backbone.logits(backbone.read([ids] * len(texts), kept)[:, -1])
+            first[kind] = backbone.generate([ids] * len(texts), kept, max_new_tokens=1, stop_ids=())
+    worst = (logits["bf16"] - logits["int8"]).abs().amax(-1)
     # Measured 0.034: the worst logit of a case is off by 3.4 % of its logits' standard deviation. One token is all that
     # this holds: with random weights whole answers of four tokens agreed in only 94 of 100 cases. Whole replies of a
     # trained backbone are held in `test_embedded.py`.
-    assert (worst / first["bf16"].std(-1)).mean() < 0.05
-    assert (first["bf16"].argmax(-1) == first["int8"].argmax(-1)).sum() >= 99
+    assert (worst / logits["bf16"].std(-1)).mean() < 0.05
+    assert sum(a == b for a, b in zip(first["bf16"], first["int8"], strict=True)) >= 99
 
 
 def test_several_blocks_in_one_step_are_their_states_joined(tiny_backbone, made):
@@ -267,7 +270,8 @@ def test_weighing_a_block_is_asking_the_stock_model_that_has_read_its_text(tiny_
         odds = prompts.weigh(QUESTION, "none", backbone.compress(texts, ratio=1))
         expected, (yes, no) = [], (backbone.encode(word)[0] for word in ("yes", "no"))
         for text in texts:
-            ids = [*text, *prompts.step(QUESTION, "none"), *backbone.encode("<check>")]
+            turn = prompts.step(QUESTION, "none")[len(backbone.lead) :]
+            ids = [*backbone.lead, *text, *turn, *backbone.encode("<check>")]
             logits = backbone.model(torch.tensor([ids])).logits[0, -1]
             expected.append(float(logits[yes] - logits[no]))
     assert odds == pytest.approx(expected, abs=1e-4)
@@ -437,7 +441,7 @@ def test_bad_settings_are_refused(tiny_backbone):
 
 def test_labels_are_read_before_the_text(tiny_backbone):
     backbone = tiny_backbone()
-    assert backbone.decode(chunk_ids(backbone, Chunk(text="It is.", title="Acme"))) == "Acme\nIt is."
+    assert backbone.decode(chunk_ids(backbone, Chunk(text="It is.", title="Acme"))) == "Acme\nIt is.\n\n"
     released = tiny_backbone(memory=MemoryConfig(ratio=2, window=16, positions="unrotated"))
     assert released.decode(chunk_ids(released, Chunk(text="It is.", title="Acme"))) == "It is."
 

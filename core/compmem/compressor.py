@@ -54,7 +54,9 @@ class KVCompressor:
 def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
     """What the backbone reads of a chunk: its label on a line of its own where it has one, then the text.
 
-    Released checkpoints were trained on bare text, and place a prompt behind the memory of a whole chunk of it.
+    Released checkpoints were trained on bare text, and place a prompt behind the memory of a whole chunk of it. A model
+    that was not trained for memory sees an empty line behind each chunk, as between paragraphs.
     """
     labelled = chunk.label and backbone.memory.positions == "rotated"
-    return backbone.encode(f"{chunk.label}\n{chunk.text}" if labelled else chunk.text)
+    text = f"{chunk.label}\n{chunk.text}" if labelled else chunk.text
+    return backbone.encode(text if backbone.memory.trained else f"{text}\n\n")

@@ -22,7 +22,7 @@ from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.fresh import fresh_model
 from compmem.backbone.memory import compress, memory_count
-from compmem.backbone.prompts import Prompt
+from compmem.backbone.prompts import Prompt, lead
 from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
@@ -64,6 +64,8 @@ class Backbone:
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
         self._control = _control_tokens(parts.tokenizer)
+        self._lead = lead(parts.tokenizer)
+        self._led_by: KVStates | None = None
 
     @classmethod
     def load(
@@ -117,6 +119,7 @@ class Backbone:
     def release(self) -> None:
         """Give back what decoding keeps for the next time: slots and graphs."""
         self._engine.forget()
+        self._led_by = None
 
     def _parts(self) -> Parts:
         return Parts(
@@ -189,6 +192,14 @@ class Backbone:
         return positions
 
     @property
+    def lead(self) -> list[int]:
+        """Token ids that chunks are read behind when they are compressed; none where memory was trained.
+
+        When blocks are read, they stand behind it again: as text in a chat turn, which is what the model knows.
+        """
+        return [] if self.memory.trained else self._lead
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Layers, KV heads and head width: what a block's KV states must have."""
         return self.decoder.kv_shape
@@ -243,7 +254,8 @@ class Backbone:
             if not chunk:
                 raise ValueError(f"chunk {number} has no tokens")
             carried = memory_count(len(chunk), ratio)
-            at_once = min(len(chunk), self.memory.window) + carried if self.memory.trained else len(chunk)
+            alone = len(self.lead) + len(chunk)
+            at_once = min(len(chunk), self.memory.window) + carried if self.memory.trained else alone
             if at_once > self.context:
                 raise ValueError(f"chunk {number} of {len(chunk)} tokens is larger than the context of {self.context}")
         if self.memory.trained and self.memory.window % ratio:
@@ -258,7 +270,7 @@ class Backbone:
 
     def _compress(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[KVStates]:
         if not self.memory.trained:
-            return prune(self.decoder, self._rotary, chunks, ratio=ratio)
+            return prune(self.decoder, self._rotary, chunks, ratio=ratio, lead=self.lead)
         return compress(self.decoder, self._rotary, chunks, ratio=ratio, window=self.memory.window)
 
     def read(
@@ -347,6 +359,8 @@ class Backbone:
             ValueError: A block is of another backbone, or a prompt does not fit in the context.
             MemoryError: One row alone does not fit on the device.
         """
+        if starts is None:
+            prompts, blocks = self._led(prompts, blocks)
 
         def run(rows: Sequence[int]) -> list[Tensor]:
             first = [starts[row] for row in rows] if starts else None
@@ -416,6 +430,8 @@ class Backbone:
             raise ValueError(f"{len(rows_seeds)} seeds for {len(prompts)} prompts")
         _check_writing(max_new_tokens, temperature)
         ids = self.end_ids if stop_ids is None else stop_ids
+        if blocks is not None and start is None:
+            prompts, blocks = self._led(prompts, blocks)
 
         def run(rows: Sequence[int]) -> list[list[int]]:
             stops = [Stop(self.tokenizer, ids, stop_strings, circles=stop_circles) for _ in rows]
@@ -449,7 +465,8 @@ class Backbone:
     ) -> Iterator[int]:
         """The same tokens as `generate` gives for one prompt, as they come."""
         _check_writing(max_new_tokens, temperature)
-        prefix, layout = self._lay_out([prompt], [blocks], start, max_new_tokens)
+        prompts, rows = self._led([prompt], [blocks]) if start is None else ([prompt], [blocks])
+        prefix, layout = self._lay_out(prompts, rows, start, max_new_tokens)
         ids = self.end_ids if stop_ids is None else stop_ids
         stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_circles)
         sampling = Sampling(temperature=temperature, seeds=[seed])
@@ -464,6 +481,19 @@ class Backbone:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
+
+    def _led(
+        self, prompts: Sequence[Sequence[int]], blocks: Blocks
+    ) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[KVStates]]]:
+        """Prompts and blocks with the lead in front of the blocks, where they were made behind one."""
+        first = self.lead
+        if not first or not any(blocks):
+            return prompts, blocks
+        if self._led_by is None:
+            [self._led_by] = prune(self.decoder, self._rotary, [first], ratio=1)
+        rest = [prompt[len(first) :] if list(prompt[: len(first)]) == first else prompt for prompt in prompts]
+        led = [(part or prompt) if row else prompt for part, prompt, row in zip(rest, prompts, blocks, strict=True)]
+        return led, [[self._led_by, *row] if row else row for row in blocks]
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

@@ -7,6 +7,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+_MESSAGE = "{message}"
 _GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
 
 
@@ -57,12 +58,23 @@ class Prompt:
         return filled
 
 
+def lead(tokenizer: Any) -> list[int]:
+    """Token ids of a user turn before what the user says: the chat template's head, or the first token of a text."""
+    ids: list[int] = tokenizer.encode(_turn(tokenizer, False).partition(_MESSAGE)[0], add_special_tokens=False)
+    return ids
+
+
 def _as_turn(text: str, tokenizer: Any, thinking: bool) -> str:
     if not tokenizer.chat_template:
         log.warning("tokenizer of %r has no chat template: prompts are given as plain text", tokenizer.name_or_path)
-        return f"{tokenizer.bos_token or ''}{text}"
     # The text is put in afterwards: some templates strip what they are given.
+    return _turn(tokenizer, thinking).replace(_MESSAGE, text)
+
+
+def _turn(tokenizer: Any, thinking: bool) -> str:
+    if not tokenizer.chat_template:
+        return f"{tokenizer.bos_token or ''}{_MESSAGE}"
     turn: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "{message}"}], add_generation_prompt=True, tokenize=False, enable_thinking=thinking
+        [{"role": "user", "content": _MESSAGE}], add_generation_prompt=True, tokenize=False, enable_thinking=thinking
     )
-    return turn.replace("{message}", text)
+    return turn

@@ -3,7 +3,12 @@
 What will be asked is not known, but how the model asks is: its queries over the chunk itself are taken as samples of
 what a reader's will be, put right behind the chunk (in the manner of expected attention, 2510.00636, by sampling in
 place of a normal distribution). A state's score is the attention it would get, times the length of its value. Each
-head of each layer keeps its own states; the first tokens, where attention rests when it finds nothing, are kept by all.
+head of each layer keeps its own states.
+
+A chunk is read behind the head of a chat turn, where it will stand when it is recalled. Attention that finds nothing
+rests on the first tokens of a text (2309.17453): with the head in front, those are not the chunk's, and blocks put one
+after the other do not each bring such a resting place along (as in adaptive parallel encoding, 2502.05431). Without a
+head the first tokens of the chunk are kept by all heads.
 """
 
 from collections.abc import Sequence
@@ -18,18 +23,21 @@ from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates
 
 SINKS = 4
-"""First tokens kept by every head (2309.17453); fewer where a block is small."""
+"""First tokens kept by every head where nothing leads; fewer where a block is small."""
 SAMPLES = 64
 """Queries of the chunk that stand for a reader's."""
 
 
-def prune(decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int) -> list[KVStates]:
-    """The most important KV states of each chunk, one for every `ratio` tokens, in the order of the text."""
-    ids = torch.zeros(len(chunks), max(map(len, chunks)), dtype=torch.long)
-    for row, chunk in enumerate(chunks):
-        ids[row, : len(chunk)] = torch.tensor(chunk, dtype=torch.long)
+def prune(
+    decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int, lead: Sequence[int] = ()
+) -> list[KVStates]:
+    """The most important KV states of each chunk behind a lead, one for every `ratio` tokens, in the text's order."""
+    texts = [[*lead, *chunk] for chunk in chunks]
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
     device = decoder.embed_tokens.weight.device
-    context = _Scoring(rotary, [len(chunk) for chunk in chunks], ratio, len(decoder.layers))
+    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers))
     decoder(ids.to(device), context)
     return [
         KVStates(keys=torch.stack([key for key, _ in layers]), values=torch.stack([value for _, value in layers]))
@@ -38,11 +46,12 @@ def prune(decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, 
 
 
 class _Scoring(Context):
-    """Plain causal attention over the chunks, which picks the states to keep as it goes."""
+    """Plain causal attention over lead and chunks, which picks the chunks' states to keep as it goes."""
 
-    def __init__(self, rotary: Rotary, lengths: Sequence[int], ratio: int, layers: int) -> None:
+    def __init__(self, rotary: Rotary, lengths: Sequence[int], lead: int, ratio: int, layers: int) -> None:
         self._rotary = rotary
         self._lengths = lengths
+        self._lead = lead
         self._ratio = ratio
         self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
 
@@ -53,12 +62,14 @@ class _Scoring(Context):
         rotated = rotate(key, cos[:-1], sin[:-1])
         self.kept[layer] = []
         for row, length in enumerate(self._lengths):
-            mine = (key[row, :, :length], value[row, :, :length])
-            count = memory_count(length, self._ratio)
-            if count < length:
-                behind = rotate(_samples(query[row, :, :length]), cos[length], sin[length])
-                score = _expected(behind, rotated[row, :, :length], scale) * mine[1].norm(dim=-1)
-                score[:, : min(SINKS, max(1, count // 4))] = torch.inf
+            mine = (key[row, :, self._lead : length], value[row, :, self._lead : length])
+            count = memory_count(length - self._lead, self._ratio)
+            if count < length - self._lead:
+                behind = rotate(_samples(query[row, :, self._lead : length]), cos[length], sin[length])
+                expected = _expected(behind, rotated[row, :, :length], scale)[:, self._lead :]
+                score = expected * mine[1].norm(dim=-1)
+                if not self._lead:
+                    score[:, : min(SINKS, max(1, count // 4))] = torch.inf
                 index = score.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, key.shape[3])
                 mine = (mine[0].gather(1, index), mine[1].gather(1, index))
             self.kept[layer].append(mine)

@@ -77,18 +77,14 @@ Blocks to read now:
 {blocks}
 
 Do these blocks add something that helps to answer the question, alone or together with the notes? A fact that only \
-tells what to look for next helps too. Reply with four parts and nothing else:
+tells what to look for next helps too. Reply with these four parts and nothing else:
 
-In <think>, a sentence or two on what the blocks say about the question and what is still unknown.
-In <check>, yes if the blocks help, no if not.
-In <update>, the new notes: every earlier fact that is still needed and what the blocks add, in short sentences with \
-full names, numbers and dates; only what the notes and blocks say.
-In <next>, end if the new notes suffice to answer the question, continue if something is still unknown.
-
-<think>...</think>
-<check>...</check>
-<update>...</update>
-<next>...</next>
+<think>(a sentence or two: what the blocks say about the question and what is still unknown)</think>
+<check>(yes if the blocks help, no if not)</check>
+<update>(the notes written anew: every earlier fact that is still needed and the new ones, in short sentences with \
+full names, numbers and dates; only what the notes and \
+blocks say)</update>
+<next>(end if the notes now suffice to answer the question, continue if something is still unknown)</next>
 """
     """One step of reading with both gates; fields `question`, `memory`, `blocks`."""
     overwrite: str = """\

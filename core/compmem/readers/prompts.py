@@ -50,18 +50,13 @@ Your notes so far:
 </memory>
 
 Does this part add something that helps to answer the question, alone or together with the notes? A fact that only \
-tells what to look for next helps too. Reply with four parts and nothing else:
+tells what to look for next helps too. Reply with these four parts and nothing else:
 
-In <think>, a sentence or two on what this part says about the question and what is still unknown.
-In <check>, yes if it helps, no if not.
-In <update>, the new notes: every earlier fact that is still needed and what this part adds, in short sentences with \
-full names, numbers and dates.
-In <next>, end if the new notes suffice to answer the question, continue if something is still unknown.
-
-<think>...</think>
-<check>...</check>
-<update>...</update>
-<next>...</next>
+<think>(a sentence or two: what this part says about the question and what is still unknown)</think>
+<check>(yes if it helps, no if not)</check>
+<update>(the notes written anew: every earlier fact that is still needed and the new ones, in short sentences with \
+full names, numbers and dates)</update>
+<next>(end if the notes now suffice to answer the question, continue if something is still unknown)</next>
 """
     """One step with both gates (2602.10560)."""
     overwrite: str = """\
@@ -197,7 +192,7 @@ class StepPrompts:
         begun = [*prompt, *self.helps[: self._fork]]
         with torch.inference_mode():
             odds: list[float] = self.backbone.odds(
-                [begun] * len(blocks), [[block] for block in blocks], self._yes, self._no, starts=behind
+                [begun] * len(blocks), [[block] for block in blocks], self._yes, self._no, starts=starts
             ).tolist()
         return odds
 

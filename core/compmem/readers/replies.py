@@ -11,6 +11,7 @@ _FENCED = re.compile(r"\s*```[^\n]*\n(.*)", re.DOTALL)
 _FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
 _YES_NO = re.compile(r"\W{0,99}(yes|no)\b", re.IGNORECASE)
 _CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
+_WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes as they were shown
 _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
 
 
@@ -129,7 +130,7 @@ def _parse_parts(text: str) -> Reply | None:
     start, end = _update_span(tags, unended)
     outside = [tag for tag in tags if not start <= tag.start() < end]
     check = _last_value(outside, "check", _YES_NO)
-    update = text[start:end].strip()
+    update = _WRAPPED.sub("", text[start:end]).strip()
     if check is None or (check == "yes" and not update):
         return None
     return Reply(check=check == "yes", update=update, end=_last_value(outside, "next", _CONTINUE_END) == "end")
