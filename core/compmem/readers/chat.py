@@ -82,8 +82,7 @@ tells what to look for next helps too. Reply with these four parts and nothing e
 <think>(a sentence or two: what the blocks say about the question and what is still unknown)</think>
 <check>(yes if the blocks help, no if not)</check>
 <update>(the notes written anew: every earlier fact that is still needed and the new ones, in short sentences with \
-full names, numbers and dates; only what the notes and \
-blocks say)</update>
+full names, numbers and dates; only what the notes and blocks say)</update>
 <next>(end if the notes now suffice to answer the question, continue if something is still unknown)</next>
 """
     """One step of reading with both gates; fields `question`, `memory`, `blocks`."""
