@@ -21,8 +21,9 @@ from compmem.backbone.decode import Engine, Sampling
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.fresh import fresh_model
+from compmem.backbone.lead import Lead
 from compmem.backbone.memory import compress, memory_count
-from compmem.backbone.prompts import Prompt, lead
+from compmem.backbone.prompts import Prompt
 from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
@@ -64,8 +65,7 @@ class Backbone:
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
         self._control = _control_tokens(parts.tokenizer)
-        self._lead = lead(parts.tokenizer)
-        self._led_by: KVStates | None = None
+        self._lead = Lead(parts.tokenizer, parts.decoder, self._rotary)
 
     @classmethod
     def load(
@@ -117,9 +117,9 @@ class Backbone:
         checkpoint.save(Path(folder), self._parts(), base=base)
 
     def release(self) -> None:
-        """Give back what decoding keeps for the next time: slots and graphs."""
+        """Give back what is kept for the next time: slots, graphs and the head of a turn."""
         self._engine.forget()
-        self._led_by = None
+        self._lead.forget()
 
     def _parts(self) -> Parts:
         return Parts(
@@ -193,11 +193,8 @@ class Backbone:
 
     @property
     def lead(self) -> list[int]:
-        """Token ids that chunks are read behind when they are compressed; none where memory was trained.
-
-        When blocks are read, they stand behind it again: as text in a chat turn, which is what the model knows.
-        """
-        return [] if self.memory.trained else self._lead
+        """Token ids that chunks are compressed, and blocks read, behind; none where memory was trained."""
+        return [] if self.memory.trained else self._lead.ids
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -482,18 +479,8 @@ class Backbone:
         ids = configured if isinstance(configured, list) else [configured]
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
 
-    def _led(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks
-    ) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[KVStates]]]:
-        """Prompts and blocks with the lead in front of the blocks, where they were made behind one."""
-        first = self.lead
-        if not first or not any(blocks):
-            return prompts, blocks
-        if self._led_by is None:
-            [self._led_by] = prune(self.decoder, self._rotary, [first], ratio=1)
-        rest = [prompt[len(first) :] if list(prompt[: len(first)]) == first else prompt for prompt in prompts]
-        led = [(part or prompt) if row else prompt for part, prompt, row in zip(rest, prompts, blocks, strict=True)]
-        return led, [[self._led_by, *row] if row else row for row in blocks]
+    def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
+        return (prompts, blocks) if self.memory.trained else self._lead.before(prompts, blocks)
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

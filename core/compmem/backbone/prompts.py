@@ -58,7 +58,7 @@ class Prompt:
         return filled
 
 
-def lead(tokenizer: Any) -> list[int]:
+def head(tokenizer: Any) -> list[int]:
     """Token ids of a user turn before what the user says: the chat template's head, or the first token of a text."""
     ids: list[int] = tokenizer.encode(_turn(tokenizer, False).partition(_MESSAGE)[0], add_special_tokens=False)
     return ids
