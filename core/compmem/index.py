@@ -258,7 +258,7 @@ class MemoryIndex:
             if _takes_one_pass(config):
                 return bench.one_pass(k)
             reader = self.reader(bench.config, bench)
-            with closing(_loop(bench, reader, cancelled)) as loop:
+            with closing(_loop(bench, reader, cancelled, writes=False)) as loop:
                 return bench.ranked(gathered(question, loop, reader, on_step), k)
 
     async def arecall(
@@ -283,7 +283,7 @@ class MemoryIndex:
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
                 reader = self.reader(bench.config, bench)
-                found = await agathered(question, _loop(bench, reader, stop.is_set), reader, on_step)
+                found = await agathered(question, _loop(bench, reader, stop.is_set, writes=False), reader, on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
             finally:
                 bench_of.__exit__(None, None, None)
@@ -481,11 +481,11 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
     return index
 
 
-def _loop(bench: QuestionBench, reader: Reader, cancelled: Callable[[], bool]) -> Loop:
+def _loop(bench: QuestionBench, reader: Reader, cancelled: Callable[[], bool], *, writes: bool = True) -> Loop:
     """The loop over one question, as its reader can take part in it."""
     config = bench.config
     weighs = isinstance(reader, WeighingReader) and reader.weighs
-    shown = 0 if config.writer is None else config.shown
+    shown = config.shown if writes and config.writer is not None else 0
     return gather(bench, config, bench.threshold, weighs=weighs, shown=shown, cancelled=cancelled)
 
 
