@@ -203,6 +203,11 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
     for text, prompt, answer in zip(texts, prompts, recalled, strict=True):
         stock = stock_answer(backbone, lead + text + prompt)
         assert answer[: len(stock)] == stock
+    hidden = backbone.read([lead + prompts[0], prompts[1]], blocks)
+    for row, (text, prompt, skipped) in enumerate(zip(texts, prompts, (len(lead), 0), strict=True)):
+        over = backbone.model.model(torch.tensor([lead + text + prompt])).last_hidden_state[0, -len(prompt) :]
+        close(hidden[row, skipped : skipped + len(prompt)], over, atol=1e-4)
+        assert not hidden[row, :skipped].any(), "the head was read in front of the block"
     odds = backbone.odds(prompts, blocks, 5, 6)
     for text, prompt, found in zip(texts, prompts, odds, strict=True):
         logits = backbone.model(torch.tensor([lead + text + prompt])).logits[0, -1]

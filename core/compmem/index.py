@@ -18,10 +18,10 @@ from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
-from compmem.readers import Apart, ChatReader, ExtractiveReader, LatentReader
-from compmem.reasoner import Loop, agathered, astream, gather, gathered, stream
+from compmem.reasoner import agathered, astream, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
-from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step, WeighingReader
+from compmem.roles import loop_of, reader_of, suited
+from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.view import Viewer
 
@@ -258,7 +258,9 @@ class MemoryIndex:
             if _takes_one_pass(config):
                 return bench.one_pass(k)
             reader = self.reader(bench.config, bench)
-            with closing(_loop(bench, reader, cancelled, writes=False)) as loop:
+            with closing(
+                loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
+            ) as loop:
                 return bench.ranked(gathered(question, loop, reader, on_step), k)
 
     async def arecall(
@@ -283,7 +285,8 @@ class MemoryIndex:
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
                 reader = self.reader(bench.config, bench)
-                found = await agathered(question, _loop(bench, reader, stop.is_set, writes=False), reader, on_step)
+                loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=stop.is_set)
+                found = await agathered(question, loop, reader, on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
             finally:
                 bench_of.__exit__(None, None, None)
@@ -315,7 +318,7 @@ class MemoryIndex:
         config = config or RecallConfig()
         with self.bench(question, filter, config) as bench:
             reader = self.reader(bench.config, bench)
-            with closing(_loop(bench, reader, cancelled)) as loop:
+            with closing(loop_of(bench, bench.config, bench.threshold, reader, cancelled=cancelled)) as loop:
                 yield from stream(question, loop, wrap(reader))
 
     def answer(
@@ -346,7 +349,8 @@ class MemoryIndex:
         bench = await asyncio.to_thread(bench_of.__enter__)
         try:
             reader = self.reader(bench.config, bench)
-            async for event in astream(question, _loop(bench, reader, stop.is_set), wrap(reader)):
+            loop = loop_of(bench, bench.config, bench.threshold, reader, cancelled=stop.is_set)
+            async for event in astream(question, loop, wrap(reader)):
                 yield event
         finally:
             stop.set()
@@ -394,33 +398,10 @@ class MemoryIndex:
         """What reads and writes for one question, as the settings name it.
 
         Raises:
-            ValueError: The latent reader is asked for, and the index holds dense memory; or the chat model, and there
-                is none.
+            ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is
+                none.
         """
-        reader: Reader = self._part(config.reader_of(self.config.memory), config, bench)
-        return reader if config.writer is None else Apart(reader, self._part(config.writer, config, bench))
-
-    def _part(self, named: Any, config: RecallConfig, bench: QuestionBench) -> Any:
-        """The reader or writer of that name; what is no name is one itself."""
-        if named == "extractive":
-            return ExtractiveReader(bench.viewer)
-        if named == "chat":
-            if config.chat is None:
-                raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
-            gated = config.update_gate or config.exit_gate
-            return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
-        if named == "latent":
-            if self.config.memory != "kv":
-                raise ValueError(
-                    "'latent' reads KV states, and this index holds dense memory: make one with "
-                    "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
-                )
-            # Both gates off is a memory that each step overwrites (MemAgent): nothing is asked for beside it.
-            structured = None if config.update_gate or config.exit_gate else False
-            return LatentReader(
-                self.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=self._models.whole
-            )
-        return named
+        return reader_of(config, self.config, self._models, bench)
 
     @contextmanager
     def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator[QuestionBench]:
@@ -437,7 +418,7 @@ class MemoryIndex:
             raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
         encoder = None if self.config.encoder is None else self.encoder
         latent = self._models.latent_gate(question)
-        config = self._suited(config)
+        config = suited(config, self.config, self._models)
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             stage = None
@@ -456,13 +437,6 @@ class MemoryIndex:
                 seen=self._seen,
             )
 
-    def _suited(self, config: RecallConfig) -> RecallConfig:
-        """The settings; where they name nobody, a backbone that was not trained for the loop only writes the answer."""
-        named = (config.reader, config.writer, config.chat) != (None, None, None)
-        if named or self.config.memory != "kv" or self.config.encoder is None or self.backbone.memory.trained:
-            return config
-        return config.but(writer="latent")
-
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
         with self._guard:
             if self._dense is None or self._dense[0] != snapshot.generation:
@@ -479,14 +453,6 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settin
     index = MemoryIndex.open(path, encoder=encoder, **settings)
     index._models.use_gate(gate)
     return index
-
-
-def _loop(bench: QuestionBench, reader: Reader, cancelled: Callable[[], bool], *, writes: bool = True) -> Loop:
-    """The loop over one question, as its reader can take part in it."""
-    config = bench.config
-    weighs = isinstance(reader, WeighingReader) and reader.weighs
-    shown = config.shown if writes and config.writer is not None else 0
-    return gather(bench, config, bench.threshold, weighs=weighs, shown=shown, cancelled=cancelled)
 
 
 def _takes_one_pass(config: RecallConfig) -> bool:

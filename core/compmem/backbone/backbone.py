@@ -21,9 +21,9 @@ from compmem.backbone.decode import Engine, Sampling
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.fresh import fresh_model
-from compmem.backbone.lead import Lead
+from compmem.backbone.lead import aligned, led
 from compmem.backbone.memory import compress, memory_count
-from compmem.backbone.prompts import Prompt
+from compmem.backbone.prompts import Prompt, head
 from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
@@ -65,7 +65,7 @@ class Backbone:
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
         self._control = _control_tokens(parts.tokenizer)
-        self._lead = Lead(parts.tokenizer, parts.decoder, self._rotary)
+        self._head = head(parts.tokenizer)
 
     @classmethod
     def load(
@@ -117,9 +117,8 @@ class Backbone:
         checkpoint.save(Path(folder), self._parts(), base=base)
 
     def release(self) -> None:
-        """Give back what is kept for the next time: slots, graphs and the head of a turn."""
+        """Give back what decoding keeps for the next time: slots and graphs."""
         self._engine.forget()
-        self._lead.forget()
 
     def _parts(self) -> Parts:
         return Parts(
@@ -194,7 +193,7 @@ class Backbone:
     @property
     def lead(self) -> list[int]:
         """Token ids that chunks are compressed, and blocks read, behind; none where memory was trained."""
-        return [] if self.memory.trained else self._lead.ids
+        return [] if self.memory.trained else self._head
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -285,7 +284,22 @@ class Backbone:
             blocks: Recalled blocks of each row.
             role: Whose adapter is used, where there is one.
             start: Position of the first prompt token, of all rows or of each. None: right behind the row's memory.
+
+        Blocks of a stock model are read behind the head of a turn: if a prompt begins with it, its states are zeros.
         """
+        if blocks is None or start is not None:
+            return self._read(prompts, blocks, role, start)
+        rest, rows = self._led(prompts, blocks)
+        hidden = self._read(rest, rows, role, None)
+        return hidden if rest is prompts else aligned(hidden, prompts, rest)
+
+    def _read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        blocks: Blocks | None,
+        role: Role | None,
+        start: int | Sequence[int] | None,
+    ) -> Tensor:
         prefix, layout = self._lay_out(prompts, blocks, start, 0)
         hidden: Tensor = self.decoder(layout.ids, Reading(prefix, layout, self._rotary), role=role)
         return hidden
@@ -318,8 +332,8 @@ class Backbone:
             ValueError: A start is given, and this backbone rotates blocks to where they are read.
             CheckpointError: There is no gate head.
         """
-        head = self.decoder.gate_head
-        if head is None:
+        gate = self.decoder.gate_head
+        if gate is None:
             raise CheckpointError("this backbone has no gate head; train one, or use the dense gate")
         if start is not None and self.memory.positions == "rotated":
             raise ValueError(f"start={start!r}: a backbone that rotates its blocks reads from position 0")
@@ -329,7 +343,7 @@ class Backbone:
         def run(rows: Sequence[int]) -> list[Tensor]:
             behind = [[states[tuple(asked[row])], *blocks[row]] for row in rows]
             first = [start + len(asked[row]) for row in rows] if start is not None else None
-            return list(head(self.read([probe] * len(rows), behind, role="gate", start=first)[:, -1])[:, 0])
+            return list(gate(self._read([probe] * len(rows), behind, "gate", first)[:, -1])[:, 0])
 
         sizes = [len(turn) + _slots(row) for turn, row in zip(asked, blocks, strict=True)]
         return torch.stack(self._in_batches(run, sizes, "a block with its question"))
@@ -356,8 +370,6 @@ class Backbone:
             ValueError: A block is of another backbone, or a prompt does not fit in the context.
             MemoryError: One row alone does not fit on the device.
         """
-        if starts is None:
-            prompts, blocks = self._led(prompts, blocks)
 
         def run(rows: Sequence[int]) -> list[Tensor]:
             first = [starts[row] for row in rows] if starts else None
@@ -480,7 +492,7 @@ class Backbone:
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return (prompts, blocks) if self.memory.trained else self._lead.before(prompts, blocks)
+        return led(self.lead, lambda ids: prune(self.decoder, self._rotary, [ids], ratio=1)[0], prompts, blocks)
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

@@ -1,43 +1,41 @@
 """What stands in front of the text that a stock model reads: the head of a chat turn, before what the user says."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from compmem.backbone.decoder import Decoder
-from compmem.backbone.prompts import head
-from compmem.backbone.prune import prune
-from compmem.backbone.rotary import Rotary
+from torch import Tensor
+
 from compmem.schema import KVStates
 
+Prompts = Sequence[Sequence[int]]
 Rows = Sequence[Sequence[KVStates]]
 
 
-class Lead:
-    """The head of a turn: chunks are compressed behind it, and blocks are read behind it again, once for all of them.
+def led(
+    head: list[int], states_of: Callable[[list[int]], KVStates], prompts: Prompts, blocks: Rows
+) -> tuple[Prompts, Rows]:
+    """Prompts without the head and blocks with it in front; rows without blocks as they are.
 
-    Attributes:
-        ids: Its token ids; none where there is no chat template and texts begin with no token of their own.
+    Args:
+        head: Token ids of the head.
+        states_of: Makes KV states of token ids.
+        prompts: Token ids of each row.
+        blocks: Recalled blocks of each row.
     """
+    if not head or not any(blocks):
+        return prompts, blocks
+    states = states_of(head)
+    rest = [_without(head, prompt) if row else prompt for prompt, row in zip(prompts, blocks, strict=True)]
+    return rest, [[states, *row] if row else row for row in blocks]
 
-    def __init__(self, tokenizer: Any, decoder: Decoder, rotary: Rotary) -> None:
-        self.ids = head(tokenizer)
-        self._decoder = decoder
-        self._rotary = rotary
-        self._states: KVStates | None = None
 
-    def before(self, prompts: Sequence[Sequence[int]], blocks: Rows) -> tuple[Sequence[Sequence[int]], Rows]:
-        """Prompts without the head and blocks with it in front; rows without blocks as they are."""
-        if not self.ids or not any(blocks):
-            return prompts, blocks
-        if self._states is None:
-            [self._states] = prune(self._decoder, self._rotary, [self.ids], ratio=1)
-        led = [self._without(prompt) if row else prompt for prompt, row in zip(prompts, blocks, strict=True)]
-        return led, [[self._states, *row] if row else row for row in blocks]
+def aligned(hidden: Tensor, prompts: Prompts, rest: Prompts) -> Tensor:
+    """Hidden states `[rows, prompt, hidden]` of what is left of prompts, at their places in the whole; zeros before."""
+    whole = hidden.new_zeros(len(prompts), max(map(len, prompts)), hidden.shape[2])
+    for row, (prompt, part) in enumerate(zip(prompts, rest, strict=True)):
+        whole[row, len(prompt) - len(part) : len(prompt)] = hidden[row, : len(part)]
+    return whole
 
-    def forget(self) -> None:
-        """Give its states back."""
-        self._states = None
 
-    def _without(self, prompt: Sequence[int]) -> Sequence[int]:
-        count = len(self.ids)
-        return prompt[count:] if count < len(prompt) and list(prompt[:count]) == self.ids else prompt
+def _without(head: list[int], prompt: Sequence[int]) -> Sequence[int]:
+    count = len(head)
+    return prompt[count:] if count < len(prompt) and list(prompt[:count]) == head else prompt

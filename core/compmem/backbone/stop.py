@@ -41,7 +41,7 @@ class Stop:
             if self._strings:
                 tail = self._tokenizer.decode(self.tokens[-self._tail :])
                 self.done = any(s in tail for s in self._strings)
-            if self._circles and in_circles(self.tokens):
+            if self._circles and len(self.tokens) % CIRCLE.start == 0 and in_circles(self.tokens):
                 self.done = True
         return self.tokens[before:]
 

@@ -13,8 +13,9 @@ from compmem.config import RecallConfig
 from compmem.index import MemoryIndex
 from compmem.metrics import exact_match, f1, recall_at, sub_em, sub_em_two_way
 from compmem.question import QuestionBench
-from compmem.reasoner import Gathered, gather, gathered
-from compmem.schema import MemoryBlock, Step, Usage, WeighingReader
+from compmem.reasoner import Gathered, gathered
+from compmem.roles import loop_of
+from compmem.schema import MemoryBlock, Step, Usage
 from compmem.tasks.sample import Sample
 
 Row = dict[str, Any]
@@ -87,10 +88,7 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
         reader = index.reader(config, bench)
-        weighs = isinstance(reader, WeighingReader) and reader.weighs
-        shown = 0 if config.writer is None else config.shown
-        loop = gather(watched, config, bench.threshold, weighs=weighs, shown=shown)
-        found = gathered(question, loop, reader)
+        found = gathered(question, loop_of(watched, config, bench.threshold, reader), reader)
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:
             ranked = watched.order

@@ -1,0 +1,67 @@
+"""Who reads and who writes for one question, and the loop in which they take part."""
+
+from collections.abc import Callable
+from typing import Any
+
+from compmem.config import IndexConfig, RecallConfig
+from compmem.models import Models
+from compmem.question import QuestionBench
+from compmem.readers import Apart, ChatReader, ExtractiveReader, LatentReader
+from compmem.reasoner import Bench, Loop, gather
+from compmem.schema import Reader, WeighingReader
+
+
+def suited(config: RecallConfig, index: IndexConfig, models: Models) -> RecallConfig:
+    """The settings; where they name nobody, a backbone that was not trained for the loop only writes the answer."""
+    named = (config.reader, config.writer, config.chat) != (None, None, None)
+    if named or index.memory != "kv" or index.encoder is None or models.backbone.memory.trained:
+        return config
+    return config.but(writer="latent")
+
+
+def reader_of(config: RecallConfig, index: IndexConfig, models: Models, bench: QuestionBench) -> Reader:
+    """What reads and writes, as the settings name it.
+
+    Raises:
+        ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is none.
+    """
+
+    def part(named: Any) -> Any:
+        """The reader or writer of that name; what is no name is one itself."""
+        if named == "extractive":
+            return ExtractiveReader(bench.viewer)
+        if named == "chat":
+            if config.chat is None:
+                raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
+            gated = config.update_gate or config.exit_gate
+            return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
+        if named == "latent":
+            if index.memory != "kv":
+                raise ValueError(
+                    "'latent' reads KV states, and this index holds dense memory: make one with "
+                    "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
+                )
+            # Both gates off is a memory that each step overwrites (MemAgent): nothing is asked for beside it.
+            structured = None if config.update_gate or config.exit_gate else False
+            return LatentReader(
+                models.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=models.whole
+            )
+        return named
+
+    reader: Reader = part(config.reader_of(index.memory))
+    return reader if config.writer is None else Apart(reader, part(config.writer))
+
+
+def loop_of(
+    bench: Bench,
+    config: RecallConfig,
+    threshold: float,
+    reader: Reader,
+    *,
+    writes: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Loop:
+    """The loop over one question, as its reader can take part in it; a writer sees blocks only where one `writes`."""
+    weighs = isinstance(reader, WeighingReader) and reader.weighs
+    shown = config.shown if writes and config.writer is not None else 0
+    return gather(bench, config, threshold, weighs=weighs, shown=shown, cancelled=cancelled)
