@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from compmem.config import RecallConfig
+from compmem.drivers import agathered, astream, gathered, stream
 from compmem.errors import ReaderError
-from compmem.reasoner import Gathered, agathered, astream, gather, gathered, stream
+from compmem.reasoner import Gathered, gather
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
 
 TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]

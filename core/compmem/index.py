@@ -13,12 +13,12 @@ from compmem.adding import Adding
 from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
 from compmem.config import IndexConfig, RecallConfig
+from compmem.drivers import agathered, astream, gathered, stream
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
-from compmem.reasoner import agathered, astream, gathered, stream
 from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.roles import loop_of, reader_of, suited
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step

@@ -1,8 +1,9 @@
 """The loop: candidates, gate, recall, read, working memory, again; then the answer.
 
-The loop does no waiting of its own. It is a generator that yields what it wants read or written and is sent the
-result; one synchronous and one asynchronous driver run it, so sync, async, streamed, batched and cancelled answers are
-one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG are settings.
+The loop does no waiting of its own. It is a generator that yields what it wants read and is sent the result; a
+synchronous and an asynchronous driver (`compmem.drivers`) run it, so sync, async, streamed, batched and cancelled
+answers are one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG
+are settings.
 
 Three things set the default apart. After each update of the working memory first stage and gate are asked again. A
 block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
@@ -10,32 +11,14 @@ LycheeMemory's published errors are early clues rejected for good). And a reader
 reads one: no step is spent on a block that it would pass over.
 """
 
-import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from compmem.config import RecallConfig
-from compmem.errors import ReaderError
-from compmem.schema import (
-    Answer,
-    AnswerToken,
-    Event,
-    ExitReason,
-    MemoryBlock,
-    Reader,
-    Reading,
-    Recall,
-    Step,
-    Usage,
-    WeighingReader,
-    WorkingMemory,
-)
-
-logger = logging.getLogger(__name__)
+from compmem.schema import ExitReason, MemoryBlock, Reading, Recall, Step, Usage, WorkingMemory
 
 WINDOW = 64
 """Blocks gated at once in a pass in document order."""
@@ -321,148 +304,3 @@ def _newest(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> W
             low, high = (low, middle) if count(" ".join(words[middle:])) <= limit else (middle + 1, high)
         text = " ".join(words[low:])
     return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if e.text in text))
-
-
-def stream(question: str, loop: Loop, reader: Reader) -> Iterator[Event]:
-    """Runs the loop to its end: each step as it is made, the answer in pieces, last the whole answer.
-
-    Raises:
-        ReaderError: The reader failed; the error carries the steps so far.
-    """
-    steps: list[Step] = []
-    try:
-        gathered = yield from _drive(question, loop, reader, steps)
-        pieces, cost = [], Usage()
-        for piece in reader.write(question, gathered.memory):
-            if isinstance(piece, Usage):
-                cost += piece
-            else:
-                pieces.append(piece)
-                yield AnswerToken(text=piece)
-    except ReaderError as error:
-        error.steps = tuple(steps)
-        raise
-    yield _answer(question, gathered, "".join(pieces), cost)
-
-
-def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Generator[Event, None, Gathered]:
-    reply: Reading | Odds = None
-    while True:
-        try:
-            asked = loop.send(reply)
-        except StopIteration as end:
-            gathered: Gathered = end.value
-            return gathered
-        if isinstance(asked, Weigh):
-            reply = _weigher(reader).weigh(question, asked.memory, asked.blocks)
-        elif isinstance(asked, Read) and asked.insist:
-            reply = _weigher(reader).read(question, asked.memory, asked.blocks, insist=True)
-        elif isinstance(asked, Read):
-            reply = reader.read(question, asked.memory, asked.blocks)
-        else:
-            reply = None
-            steps.append(asked)
-            yield asked
-
-
-def gathered(
-    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
-) -> Gathered:
-    """Runs the loop without the answer's turn; each step is handed over when it is made."""
-    drive = _drive(question, loop, reader, [])
-    while True:
-        try:
-            event = next(drive)
-        except StopIteration as end:
-            result: Gathered = end.value
-            return result
-        if isinstance(event, Step):
-            on_step(event)
-
-
-async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Event]:
-    """`stream` for an event loop: the thinking runs in a thread, the reader's own waiting on the loop."""
-    steps: list[Step] = []
-    try:
-        reply: Reading | Odds = None
-        while True:
-            asked = await asyncio.to_thread(_advance, loop, reply)
-            reply = None
-            if isinstance(asked, Gathered):
-                break
-            if isinstance(asked, Read | Weigh):
-                reply = await _answered(question, asked, reader)
-            else:
-                steps.append(asked)
-                yield asked
-        pieces, cost = [], Usage()
-        async for piece in reader.awrite(question, asked.memory):
-            if isinstance(piece, Usage):
-                cost += piece
-            else:
-                pieces.append(piece)
-                yield AnswerToken(text=piece)
-    except ReaderError as error:
-        error.steps = tuple(steps)
-        raise
-    yield _answer(question, asked, "".join(pieces), cost)
-
-
-async def agathered(
-    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
-) -> Gathered:
-    """`gathered` for an event loop."""
-    reply: Reading | Odds = None
-    while True:
-        asked = await asyncio.to_thread(_advance, loop, reply)
-        reply = None
-        if isinstance(asked, Gathered):
-            return asked
-        if isinstance(asked, Read | Weigh):
-            reply = await _answered(question, asked, reader)
-        else:
-            on_step(asked)
-
-
-def _weigher(reader: Reader) -> WeighingReader:
-    assert isinstance(reader, WeighingReader), "a loop that weighs has a reader that can"
-    return reader
-
-
-async def _answered(question: str, asked: Read | Weigh, reader: Reader) -> Reading | Odds:
-    if isinstance(asked, Weigh):
-        return await asyncio.to_thread(_weigher(reader).weigh, question, asked.memory, asked.blocks)
-    if asked.insist:
-        return await _weigher(reader).aread(question, asked.memory, asked.blocks, insist=True)
-    return await reader.aread(question, asked.memory, asked.blocks)
-
-
-def _advance(loop: Loop, reply: Reading | Odds) -> Read | Weigh | Step | Gathered:
-    # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
-    try:
-        return loop.send(reply)
-    except StopIteration as end:
-        result: Gathered = end.value
-        return result
-
-
-def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer:
-    if 0 < len(gathered.steps) == gathered.usage.malformed_replies:
-        logger.warning(
-            "none of the model's %d replies kept to the format, so it took no notes; a model that cannot keep to it "
-            "answers better with RecallConfig(writer=...)",
-            len(gathered.steps),
-        )
-    quoted = {e.chunk.id for e in gathered.memory.evidence}
-    sources = gathered.shown or [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
-    return Answer(
-        question=question,
-        text=text.strip(),
-        found=bool(gathered.memory.text.strip()),
-        sources=tuple({r.block: r for r in sources}.values()),
-        evidence=gathered.memory.evidence,
-        steps=gathered.steps,
-        working_memory=gathered.memory.text,
-        usage=gathered.usage + cost,
-        exited=gathered.exited,
-    )

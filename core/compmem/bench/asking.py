@@ -10,10 +10,11 @@ from compmem.bench.memory import Memory, Models
 from compmem.bench.peak import Peak
 from compmem.bench.systems import RECALLED, Entrant
 from compmem.config import RecallConfig
+from compmem.drivers import gathered
 from compmem.index import MemoryIndex
 from compmem.metrics import exact_match, f1, recall_at, sub_em, sub_em_two_way
 from compmem.question import QuestionBench
-from compmem.reasoner import Gathered, gathered
+from compmem.reasoner import Gathered
 from compmem.roles import loop_of
 from compmem.schema import MemoryBlock, Step, Usage
 from compmem.tasks.sample import Sample

@@ -10,10 +10,11 @@ from rich.progress import track
 
 from compmem.bench import rankings
 from compmem.config import IndexConfig, RecallConfig
+from compmem.drivers import gathered
 from compmem.index import MemoryIndex
 from compmem.metrics import bootstrap_interval, recall_at
 from compmem.readers import ExtractiveReader
-from compmem.reasoner import gather, gathered
+from compmem.reasoner import gather
 from compmem.schema import Recall
 from compmem.tasks.multihop import Corpus, Question, read_corpus
 
