@@ -2,6 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Folder with checkpoints of the public LycheeMemory release; tests that compare with them are skipped without it.
+LYCHEE_REFERENCE_DIR ?= $(abspath $(wildcard ../shared/lychee_reference))
+ifneq ($(LYCHEE_REFERENCE_DIR),)
+export LYCHEE_REFERENCE_DIR
+endif
 
 .PHONY: demo test test-slow test-gpu lint format bench bench-gpu install clean
 
@@ -44,7 +49,7 @@ bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evalua
 	$(BIN)/compmem bench report
 
 bench-gpu:  ## speed on a CUDA device, a part of under eight minutes a call, until nothing is left; needs no install
-	PYTHONPATH=core $(PYTHON) -m compmem.bench.speed --shape qwen2.5-7b --device cuda \
+	PYTHONPATH=core $(PYTHON) -m compmem_research.bench.speed --shape qwen2.5-7b --device cuda \
 		--out core/results/speed_gpu.json --minutes 7.5
 
 install: $(STAMP)

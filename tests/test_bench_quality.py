@@ -12,24 +12,24 @@ import pytest
 from typer.testing import CliRunner
 
 from compmem.backbone import MemoryConfig
-from compmem.bench import memory as memories
-from compmem.bench.asking import TIMES, ask, measure
-from compmem.bench.backbone_chat import BackboneChat
-from compmem.bench.cells import Cell, Sources
-from compmem.bench.commands import app
-from compmem.bench.memory import Memories, Models
-from compmem.bench.plots import draw
-from compmem.bench.quality import Sweep, suite, sweep
-from compmem.bench.quality_report import results
-from compmem.bench.report import report
-from compmem.bench.scores import summary
-from compmem.bench.sharing import shared
-from compmem.bench.systems import SYSTEMS, entrant, with_readers
 from compmem.encoder import Parts, load_encoder
 from compmem.errors import ReaderError
 from compmem.schema import Document
-from compmem.tasks.jsonl import write_samples
-from compmem.tasks.sample import Sample, Span
+from compmem_research.bench import memory as memories
+from compmem_research.bench.asking import TIMES, ask, measure
+from compmem_research.bench.backbone_chat import BackboneChat
+from compmem_research.bench.cells import Cell, Sources
+from compmem_research.bench.commands import app
+from compmem_research.bench.memory import Memories, Models
+from compmem_research.bench.plots import draw
+from compmem_research.bench.quality import Sweep, suite, sweep
+from compmem_research.bench.quality_report import results
+from compmem_research.bench.report import report
+from compmem_research.bench.scores import summary
+from compmem_research.bench.sharing import shared
+from compmem_research.bench.systems import SYSTEMS, entrant, with_readers
+from compmem_research.tasks.jsonl import write_samples
+from compmem_research.tasks.sample import Sample, Span
 from tests.hashing import HashEncoder
 
 MEASURED = ("index_s", "first_s", "warm_s", "peak", "disk")
@@ -218,8 +218,9 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     given = {"data": tmp_path, "cells": (str(data),), "systems": ("rag-fused", "compmem"), "questions": 30}
     assert sweep(Sweep(out=tmp_path / "whole", **given)) == 0
     command = [
-        sys.executable, "-c", "from compmem.bench.commands import app; app()", "quality", "--data", str(tmp_path),
-        "--cells", str(data), "--systems", "rag-fused,compmem", "--questions", "30", "--out", str(tmp_path / "cut"),
+        sys.executable, "-c", "from compmem_research.bench.commands import app; app()", "quality",
+        "--data", str(tmp_path), "--cells", str(data), "--systems", "rag-fused,compmem", "--questions", "30",
+        "--out", str(tmp_path / "cut"),
     ]  # fmt: skip
     rows = tmp_path / "cut" / "predictions.jsonl"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ})

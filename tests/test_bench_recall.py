@@ -2,7 +2,7 @@ import json
 
 from typer.testing import CliRunner
 
-from compmem.bench.commands import app
+from compmem_research.bench.commands import app
 from tests.test_tasks import PARAGRAPHS, QUESTION, write
 
 ASKED = {**QUESTION, "question": "Who insures the building that Acme rents?", "paragraphs": PARAGRAPHS}

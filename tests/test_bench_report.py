@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from compmem.bench.report import report
+from compmem_research.bench.report import report
 
 MACHINE = {"cpu": "x", "threads": 2, "cpu_features": ["avx2"], "gpu": None, "python": "3.11", "torch": "2"}
 RUN = {

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from compmem.bench import speed, speed_cells
+from compmem_research.bench import speed, speed_cells
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from compmem.bench.encoding import measure
 from compmem.encoder import load_encoder
+from compmem_research.bench.encoding import measure
 
 TEXTS = [
     "The cat sat on the mat.", "Die Katze saß auf der Matte.", "고양이가 매트 위에 앉았다.", "", "x",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compmem.metrics import (
+from compmem_research.metrics import (
     bootstrap_interval,
     calibration_error,
     exact_match,

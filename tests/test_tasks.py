@@ -4,7 +4,7 @@ import lzma
 
 import pytest
 
-from compmem.tasks.multihop import leads, read_corpus
+from compmem_research.tasks.multihop import leads, read_corpus
 
 PARAGRAPHS = [
     {"title": "Acme", "sentences": ["Acme rents the Harbour Building.", " It makes rockets."], "supporting": [0]},

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from compmem.tasks.composed import answered, compose, facts, passage_of
-from compmem.tasks.multihop import Passage, corpus_of
-from compmem.tasks.singlehop import SingleHop
+from compmem_research.tasks.composed import answered, compose, facts, passage_of
+from compmem_research.tasks.multihop import Passage, corpus_of
+from compmem_research.tasks.singlehop import SingleHop
 
 
 def lead(title, text):

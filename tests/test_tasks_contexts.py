@@ -5,9 +5,9 @@ from itertools import accumulate, pairwise
 
 import pytest
 
-from compmem.metrics import normalize
-from compmem.tasks.contexts import LENGTHS, Contexts
-from compmem.tasks.multihop import Passage, read_corpus
+from compmem_research.metrics import normalize
+from compmem_research.tasks.contexts import LENGTHS, Contexts
+from compmem_research.tasks.multihop import Passage, read_corpus
 from tests.test_tasks import PARAGRAPHS, QUESTION, write
 
 
@@ -93,8 +93,8 @@ def test_without_marked_sentences_the_passage_is_the_evidence(tmp_path):
 
 def test_the_same_seed_gives_the_same_context_in_another_process(corpus, tmp_path):
     make = (
-        "import sys; from pathlib import Path; from compmem.tasks.contexts import Contexts;"
-        "from compmem.tasks.multihop import read_corpus;"
+        "import sys; from pathlib import Path; from compmem_research.tasks.contexts import Contexts;"
+        "from compmem_research.tasks.multihop import read_corpus;"
         "c = Contexts(read_corpus(Path(sys.argv[1])), lambda ts: [len(t.split()) for t in ts]);"
         "print([d.id for s in c.samples(1200) for d in s.documents])"
     )

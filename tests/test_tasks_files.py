@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from compmem.schema import Document
-from compmem.tasks import official
-from compmem.tasks.jsonl import read_samples, write_samples
-from compmem.tasks.multihop import paragraphs, read_corpus, read_lines
-from compmem.tasks.official import read_official, records, write_records
-from compmem.tasks.sample import Sample, Span
-from compmem.tasks.singlehop import read_singlehop
+from compmem_research.tasks import official
+from compmem_research.tasks.jsonl import read_samples, write_samples
+from compmem_research.tasks.multihop import paragraphs, read_corpus, read_lines
+from compmem_research.tasks.official import read_official, records, write_records
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.tasks.singlehop import read_singlehop
 from tests.test_tasks import PARAGRAPHS, QUESTION, write
 
 HOTPOT = {

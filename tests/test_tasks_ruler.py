@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
-from compmem.tasks.contexts import Contexts
-from compmem.tasks.filler import Filler
-from compmem.tasks.multihop import Corpus, Passage, Question
-from compmem.tasks.ruler import TEMPLATES, Ruler, RulerTask
+from compmem_research.tasks.contexts import Contexts
+from compmem_research.tasks.filler import Filler
+from compmem_research.tasks.multihop import Corpus, Passage, Question
+from compmem_research.tasks.ruler import TEMPLATES, Ruler, RulerTask
 
 MADE = [t for t in get_args(RulerTask) if not t.startswith("qa")]
 NIAH = [t for t in MADE if t.startswith("niah")]
@@ -184,7 +184,7 @@ def test_words_of_lists_are_disjoint(filler):
 
 def test_a_sample_depends_on_task_length_and_number_alone(ruler):
     make = (
-        "import re; from compmem.tasks.filler import Filler; from compmem.tasks.ruler import Ruler;"
+        "import re; from compmem_research.tasks.filler import Filler; from compmem_research.tasks.ruler import Ruler;"
         r"r = Ruler(Filler(lambda ts: [len(re.findall(r'\w+|[^\w\s]', t)) + 2 for t in ts]));"
         "print([r.sample(t, 1500, 2) for t in ('niah_multiquery', 'vt', 'cwe', 'fwe')])"
     )

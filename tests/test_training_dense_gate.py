@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from compmem.gate import FEATURES, GateHead
-from compmem.metrics import calibration_error
-from compmem.tasks.multihop import read_corpus
-from compmem.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, state_loss, train
-from compmem.training.running.settings import read_settings
+from compmem_research.metrics import calibration_error
+from compmem_research.tasks.multihop import read_corpus
+from compmem_research.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, state_loss, train
+from compmem_research.training.running.settings import read_settings
 from tests.test_tasks import write
 
 COUNT = 40

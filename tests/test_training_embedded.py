@@ -15,19 +15,19 @@ from compmem.config import RecallConfig
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
-from compmem.training.embedded import Embedded, run_all
-from compmem.training.evaluate import Evaluation, answered, config_of, train
-from compmem.training.export import Export
-from compmem.training.export import train as export
-from compmem.training.rollouts.loops import Loop
-from compmem.training.rows.sources import chunks_of
-from compmem.training.running.carry import pack, unpack
-from compmem.training.running.settings import read_settings
-from compmem.training.stages import load_stage
+from compmem_research.training.embedded import Embedded, run_all
+from compmem_research.training.evaluate import Evaluation, answered, config_of, train
+from compmem_research.training.export import Export
+from compmem_research.training.export import train as export
+from compmem_research.training.rollouts.loops import Loop
+from compmem_research.training.rows.sources import chunks_of
+from compmem_research.training.running.carry import pack, unpack
+from compmem_research.training.running.settings import read_settings
+from compmem_research.training.stages import load_stage
 from tests.training import prepare
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "core" / "compmem" / "training" / "configs"
+CONFIGS = ROOT / "core" / "compmem_research" / "training" / "configs"
 
 PHASES = {
     "embedded": '[[phases]]\nstage = "lm"\nconfig = "one.toml"\n[[phases]]\nstage = "compressor"\nconfig = "two.toml"\n'
@@ -132,9 +132,9 @@ class Absent:
         if name.split(".")[0] in {blocked!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-from compmem.training.embedded import main
+from compmem_research.training.embedded import main
 main(["--config", {str(recipe / "embedded.toml")!r}, "--out", {str(tmp_path)!r}, "--phase", "1"])
-import compmem.training.evaluate, compmem.training.warmup, compmem.training.export
+import compmem_research.training.evaluate, compmem_research.training.warmup, compmem_research.training.export
 """
     (tmp_path / "data").symlink_to(recipe / "data")
     done = subprocess.run(
@@ -190,7 +190,7 @@ def test_a_phase_trains_no_longer_than_it_is_told(recipe, tmp_path):
 
 
 def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("compmem.training.rows.sources.PASSAGES", 60)
+    monkeypatch.setattr("compmem_research.training.rows.sources.PASSAGES", 60)
     made = {
         "start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (400,), "questions": 3,
         "at_once": 2, "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 3,

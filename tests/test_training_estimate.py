@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import compmem.training
+import compmem_research.training
 from compmem.backbone import AdapterConfig, MemoryConfig
-from compmem.training.compressor import CompressorTraining
-from compmem.training.footprint.estimate import ESTIMATED, activation_bytes, estimate, estimate_file
-from compmem.training.footprint.shape import KNOWN, Shape
-from compmem.training.rl import RLTraining
-from compmem.training.rows.components import Component
-from compmem.training.rows.mixture import MixtureSettings
-from compmem.training.running.settings import read_settings
-from compmem.training.running.trainer import RunSettings
-from compmem.training.text import TextPreparation
+from compmem_research.training.compressor import CompressorTraining
+from compmem_research.training.footprint.estimate import ESTIMATED, activation_bytes, estimate, estimate_file
+from compmem_research.training.footprint.shape import KNOWN, Shape
+from compmem_research.training.rl import RLTraining
+from compmem_research.training.rows.components import Component
+from compmem_research.training.rows.mixture import MixtureSettings
+from compmem_research.training.running.settings import read_settings
+from compmem_research.training.running.trainer import RunSettings
+from compmem_research.training.text import TextPreparation
 
-CONFIGS = Path(compmem.training.__file__).parent / "configs"
+CONFIGS = Path(compmem_research.training.__file__).parent / "configs"
 READY = {"qwen2.5-7b": "Qwen2.5-7B-Instruct", "qwen3-4b": "Qwen3-4B"}
 ADAPTER = AdapterConfig(rank=3, targets=("q", "v", "o", "up", "down"))
 

@@ -11,16 +11,16 @@ from compmem.errors import CheckpointError
 from compmem.gate import LatentGate
 from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Chunk, Document
-from compmem.tasks.sample import Sample, Span
-from compmem.training.gate import GateStage, GateTraining, rolled_out
-from compmem.training.gating import gate_examples
-from compmem.training.gating.calibration import auc, platt, threshold_for
-from compmem.training.gating.gate_examples import GateContext, GateState, collect, states_of
-from compmem.training.rollouts.questions import Context
-from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings
-from compmem.training.rollouts.trajectory import Step, Trajectory
-from compmem.training.running.trainer import RunSettings, Trainer
-from compmem.training.stages import run_stage
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.gate import GateStage, GateTraining, rolled_out
+from compmem_research.training.gating import gate_examples
+from compmem_research.training.gating.calibration import auc, platt, threshold_for
+from compmem_research.training.gating.gate_examples import GateContext, GateState, collect, states_of
+from compmem_research.training.rollouts.questions import Context
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings
+from compmem_research.training.rollouts.trajectory import Step, Trajectory
+from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.stages import run_stage
 
 PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{memory}!", answer="{question}|{memory}=")
 
@@ -28,7 +28,7 @@ PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{me
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
     """The device's ceiling takes a second to measure, and says nothing here."""
-    monkeypatch.setattr("compmem.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    monkeypatch.setattr("compmem_research.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
 def test_platt_recovers_what_was_bent():

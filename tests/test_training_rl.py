@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from compmem.schema import Chunk, Document
-from compmem.tasks.sample import Sample, Span
-from compmem.training.rollouts.evidence import Evidence
-from compmem.training.rollouts.lessons import (
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.rollouts.evidence import Evidence
+from compmem_research.training.rollouts.lessons import (
     figures_of,
     group_advantages,
     mixed_advantages,
     step_advantages,
     turn_advantages,
 )
-from compmem.training.rollouts.objective import Objective, Replies, divergence, policy_loss
-from compmem.training.rollouts.rewards import EARLY, LATE, reward, well_formed
-from compmem.training.rollouts.trajectory import Step, Trajectory, Turn
+from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
+from compmem_research.training.rollouts.rewards import EARLY, LATE, reward, well_formed
+from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
 
 SAMPLE = Sample(id="q", task="t", question="Who?", answers=("Anna Bel",), documents=(), evidence=())
 EVIDENCE = (False, True, False, True, False)

@@ -13,19 +13,19 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
-from compmem.backbone.fresh import REPLY_TAGS, train_tokenizer
+from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document
-from compmem.tasks.sample import Sample, Span
-from compmem.training.rl import RLStage, RLTraining
-from compmem.training.rollouts.objective import Objective
-from compmem.training.rollouts.questions import Context
-from compmem.training.rollouts.rollouts import RolloutSettings, check_whole
-from compmem.training.rows.examples import Example, Rows, row_losses
-from compmem.training.rows.traces import structured
-from compmem.training.running.trainer import RunSettings, Trainer
-from compmem.training.stages import run_stage
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.from_scratch import REPLY_TAGS, DecoderConfig, train_tokenizer, untrained_backbone
+from compmem_research.training.rl import RLStage, RLTraining
+from compmem_research.training.rollouts.objective import Objective
+from compmem_research.training.rollouts.questions import Context
+from compmem_research.training.rollouts.rollouts import RolloutSettings, check_whole
+from compmem_research.training.rows.examples import Example, Rows, row_losses
+from compmem_research.training.rows.traces import structured
+from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.stages import run_stage
 
 PROMPTS = LatentPrompts(
     nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}="
@@ -37,7 +37,7 @@ def make_toy(seed=0):
     words = (*REPLY_TAGS, "yes", "no", "continue", "end", "note", MARK, " b", " c")
     tokenizer = train_tokenizer(["a"], 261 + len(words), words=words)
     shape = DecoderConfig(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, inner=64, context=256)
-    backbone = Backbone.fresh(shape, tokenizer, seed=seed, device="cpu")
+    backbone = untrained_backbone(shape, tokenizer, seed=seed, device="cpu")
     with torch.no_grad():
         for parameter in backbone.decoder.parameters():
             # Small widths need larger weights than the usual ones to see anything at first.
@@ -85,7 +85,7 @@ def warm_up(backbone, steps=60):
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
     """The device's ceiling takes a second to measure, and says nothing here."""
-    monkeypatch.setattr("compmem.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    monkeypatch.setattr("compmem_research.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from compmem.readers.latent import LatentReader
 from compmem.readers.prompts import LatentPrompts
 from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
-from compmem.tasks.sample import Sample, Span
-from compmem.training.rollouts.likelihood import frozen_copy, reply_likelihood
-from compmem.training.rollouts.questions import Context
-from compmem.training.rollouts.rollouts import Rollouts, RolloutSettings
-from compmem.training.rollouts.trajectory import Turn
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.rollouts.likelihood import frozen_copy, reply_likelihood
+from compmem_research.training.rollouts.questions import Context
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings
+from compmem_research.training.rollouts.trajectory import Turn
 
 PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{memory}!", answer="{question}|{memory}=")
 MEMORY = MemoryConfig(ratio=4, window=16, own=("q", "k", "v"))

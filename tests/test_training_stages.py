@@ -9,25 +9,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compmem.backbone import AdapterConfig, Backbone, DecoderConfig, MemoryConfig
-from compmem.backbone.fresh import train_tokenizer
+from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentReader
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.readers.replies import parse_reply
 from compmem.schema import Document
-from compmem.tasks.sample import Sample, Span
-from compmem.tasks.worlds import Fact, WorldSample
-from compmem.training import compressor, lm, text, warmup
-from compmem.training.rows.components import Component, Turns
-from compmem.training.rows.examples import Rows, row_losses, written_exactly
-from compmem.training.rows.mixture import Mixture, MixtureSettings
-from compmem.training.rows.packed import Text, read_tokenizer
-from compmem.training.rows.sources import chunks_of
-from compmem.training.rows.traces import in_lessons, step_example, trace
-from compmem.training.running.settings import read_settings
-from compmem.training.running.trainer import RunSettings, Trainer
-from compmem.training.text import TextPreparation
+from compmem_research.tasks.sample import Sample, Span
+from compmem_research.tasks.worlds import Fact, WorldSample
+from compmem_research.training import compressor, lm, text, warmup
+from compmem_research.training.from_scratch import DecoderConfig, train_tokenizer, untrained_backbone
+from compmem_research.training.rows.components import Component, Turns
+from compmem_research.training.rows.examples import Rows, row_losses, written_exactly
+from compmem_research.training.rows.mixture import Mixture, MixtureSettings
+from compmem_research.training.rows.packed import Text, read_tokenizer
+from compmem_research.training.rows.sources import chunks_of
+from compmem_research.training.rows.traces import in_lessons, step_example, trace
+from compmem_research.training.running.settings import read_settings
+from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.text import TextPreparation
 from tests.training import prepare, write_texts
 
 PROMPTS = LatentPrompts(
@@ -43,13 +43,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _little_filler(monkeypatch):
-    monkeypatch.setattr("compmem.training.rows.sources.PASSAGES", 60)
+    monkeypatch.setattr("compmem_research.training.rows.sources.PASSAGES", 60)
 
 
 @pytest.fixture
 def backbone(data):
     config = DecoderConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=96, context=1024)
-    made = Backbone.fresh(config, read_tokenizer(data), device="cpu")
+    made = untrained_backbone(config, read_tokenizer(data), device="cpu")
     made.add_memory(MEMORY)
     return made
 
@@ -492,7 +492,7 @@ def test_a_step_is_asked_and_told_as_the_reader_does(backbone, tmp_path):
 def test_the_tokenizer_keeps_bytes_tags_and_control_tokens_apart(tmp_path):
     tokenizer = train_tokenizer(["Anna met Bo in 1999."] * 9, 300)
     config = DecoderConfig(hidden=16, layers=1, heads=1, kv_heads=1, head_dim=16, inner=16, context=64)
-    made = Backbone.fresh(config, tokenizer, device="cpu")
+    made = untrained_backbone(config, tokenizer, device="cpu")
     for said in ("Größe 完 🙂 <check>yes</check>", "a<|end|>b", "1999"):
         assert made.decode(made.encode(said)) == said
     assert len(made.encode("<check>")) == 1

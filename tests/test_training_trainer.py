@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compmem.errors import CheckpointError
-from compmem.training.running.device import matmul_ceiling
-from compmem.training.running.log import read_log
-from compmem.training.running.settings import read_settings
-from compmem.training.running.trainer import RunSettings
-from compmem.training.stages import run_stage
+from compmem_research.training.running.device import matmul_ceiling
+from compmem_research.training.running.log import read_log
+from compmem_research.training.running.settings import read_settings
+from compmem_research.training.running.trainer import RunSettings
+from compmem_research.training.stages import run_stage
 from tests.training import Toy, run
 
 ROOT = Path(__file__).parents[1]

@@ -16,11 +16,10 @@ from torch.nn.parameter import Parameter
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import batches, halving
 from compmem.backbone.checkpoint import Parts
-from compmem.backbone.config import AdapterConfig, DecoderConfig, MemoryConfig, Role
+from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
-from compmem.backbone.fresh import fresh_model
 from compmem.backbone.lead import aligned, led
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prompts import Prompt, head
@@ -104,13 +103,6 @@ class Backbone:
         memory = MemoryConfig(trained=False, own=())
         parts = Parts(model=model, tokenizer=tokenizer, decoder=Decoder(model).eval(), memory=memory, adapters={})
         return cls(parts, graphs=graphs)
-
-    @classmethod
-    def fresh(
-        cls, config: DecoderConfig, tokenizer: Any, *, seed: int = 0, device: str | torch.device | None = None
-    ) -> "Backbone":
-        """A small backbone with random weights, to be trained from nothing; see `backbone.fresh.train_tokenizer`."""
-        return cls.of(fresh_model(config, tokenizer, seed=seed).to(device_of(device)), tokenizer)
 
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write everything to a folder; with `base`, only what is added to the model of that name."""

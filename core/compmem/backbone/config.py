@@ -60,33 +60,3 @@ class AdapterConfig:
             raise ValueError(f"rank={self.rank!r} must be a whole number of at least 1")
         if not self.targets or (unknown := set(self.targets) - set(get_args(Linear))):
             raise ValueError(f"targets={self.targets!r} must be some of {', '.join(get_args(Linear))}, not {unknown!r}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """The shape of a decoder made from nothing.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    hidden: int = 384
-    layers: int = 8
-    heads: int = 6
-    kv_heads: int = 2
-    head_dim: int = 64
-    inner: int = 1024
-    """Width of the feed-forward layers."""
-    context: int = 4096
-    """Most positions."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary positions' wavelengths."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "inner", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs")

@@ -1,6 +1,9 @@
 """The second part of the demo: numbers hidden in the documentation, read by the embedded backbone from KV states."""
 
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from random import Random
 
 from rich.console import Console
 from rich.rule import Rule
@@ -10,15 +13,22 @@ import compmem
 from compmem.backbone import Backbone
 from compmem.cli.demo_docs import documents
 from compmem.schema import Encoder
-from compmem.tasks.filler import Filler
-from compmem.tasks.multihop import Passage
-from compmem.tasks.ruler import Ruler
-from compmem.tasks.sample import Sample
 
-NEEDLES, TOKENS, PAGES = 5, 2000, 400
-"""Questions, tokens of a context (the backbone's), pages of documentation that contexts are filled up from."""
+NEEDLES, TOKENS, PAGES, EXCERPT = 5, 2000, 400, 300
+"""Questions; tokens of a haystack (the backbone's); pages that excerpts are taken from; characters of an excerpt."""
+ADJECTIVES = ("amber", "brisk", "copper", "gentle", "hollow", "quiet")
+NOUNS = ("anchor", "basket", "lantern", "orchard", "saddle", "violin")
 
 Result = dict[str, str | bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Haystack:
+    """Documents, one of which holds a number, and the question for it."""
+
+    documents: tuple[compmem.Document, ...]
+    question: str
+    answer: str
 
 
 def read_needles(console: Console | None, encoder: Encoder, device: str | None) -> list[Result]:
@@ -32,29 +42,41 @@ def read_needles(console: Console | None, encoder: Encoder, device: str | None) 
             f"trained on a CPU, reads it from one memory token for {backbone.memory.ratio} of the text; the extractive "
             "reader quotes.\n"
         )
-    return [_asked(backbone, encoder, sample, console) for sample in _samples(backbone)]
+    return [_asked(backbone, encoder, haystack, console) for haystack in _haystacks(backbone)]
 
 
-def _samples(backbone: Backbone) -> list[Sample]:
-    pages = (Passage(title="", sentences=(page.text[:300],)) for page in islice(documents(), PAGES))
-    filler = Filler(lambda texts: [len(backbone.encode(text)) for text in texts], pages)
-    return Ruler(filler, split="eval").samples("niah_single_2", TOKENS, NEEDLES)
+def _haystacks(backbone: Backbone) -> list[Haystack]:
+    """A haystack for each question: excerpts of documentation in random order, one of them with a number inside."""
+    excerpts = [page.text[:EXCERPT].strip() for page in islice(documents(), PAGES)]
+    sizes = [len(backbone.encode(text)) for text in excerpts]
+    return [_haystack(Random(number), excerpts, sizes) for number in range(NEEDLES)]
 
 
-def _asked(backbone: Backbone, encoder: Encoder, sample: Sample, console: Console | None) -> Result:
+def _haystack(rng: Random, excerpts: Sequence[str], sizes: Sequence[int]) -> Haystack:
+    numbers = rng.sample(range(len(excerpts)), len(excerpts))
+    ends = accumulate(sizes[n] for n in numbers)
+    texts = [excerpts[n] for n, end in zip(numbers, ends, strict=True) if end <= TOKENS]
+    key, value = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}", str(rng.randint(1_000_000, 9_999_999))
+    place = rng.randrange(len(texts))
+    texts[place] += f"\n\nOne hidden number that belongs to {key} is: {value}."
+    documents = tuple(compmem.Document(text=text) for text in dict.fromkeys(texts))
+    return Haystack(documents=documents, question=f"Which hidden number belongs to {key}?", answer=value)
+
+
+def _asked(backbone: Backbone, encoder: Encoder, haystack: Haystack, console: Console | None) -> Result:
     kv = compmem.IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
     with compmem.MemoryIndex.create(None, kv, backbone=backbone) as memory:
-        memory.add(sample.documents)
-        latent = memory.answer(sample.question)
+        memory.add(haystack.documents)
+        latent = memory.answer(haystack.question)
     with compmem.MemoryIndex.create(None, compmem.IndexConfig(encoder=encoder)) as memory:
-        memory.add(sample.documents)
-        quoted = memory.answer(sample.question)
-    expected = sample.answers[0]
+        memory.add(haystack.documents)
+        quoted = memory.answer(haystack.question)
+    expected = haystack.answer
     right = {name: expected in answer.text for name, answer in (("latent", latent), ("extractive", quoted))}
     if console is not None:
-        console.print(Text(sample.question, style="bold"))
+        console.print(Text(haystack.question, style="bold"))
         for name, answer in (("latent", latent), ("extractive", quoted)):
             mark = Text("right", style="green") if right[name] else Text("wrong", style="red")
             read = f"  {answer.usage.blocks_read} blocks read"
             console.print(Text(f"  {name:<11}") + mark + Text(f"  {answer.text}"[:100]) + Text(read, style="dim"))
-    return {"question": sample.question, "expected": expected, **right}
+    return {"question": haystack.question, "expected": expected, **right}

@@ -1,0 +1,140 @@
+"""`compmem bench ...`: each measurement prints a table, or JSON for programs, and is written where it is asked for."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compmem_research.bench.machine import command, machine
+
+app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed; the published runs came from here.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Also write the result, with its command and machine, to this file.")]
+
+
+@app.command()
+def recall(
+    data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages (JSONL) where the questions name them by title.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Keep the index here and find it again.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
+    from compmem_research.bench.recall import KS, measure
+
+    result = measure(data, corpus, limit=limit, index_folder=index)
+    table = Table(title=f"{result['data']}: {result['questions']} questions, {result['passages']} passages")
+    for column in ("system", *(f"recall@{k}" for k in KS), "seconds per question"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, row in result["systems"].items():
+        table.add_row(name, *(str(row[f"recall@{k}"]) for k in KS), str(row["seconds_per_question"]))
+    _deliver(result, table, out, as_json)
+
+
+@app.command()
+def encode(
+    pages: Annotated[Path, typer.Option(help="Pages to encode: JSONL with `text`.")],
+    count: Annotated[int, typer.Option(help="Passages.")] = 1500,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Tokens a second of the encoder beside stock `SentenceTransformer.encode`, and how like the vectors are."""
+    from compmem_research.bench.encoding import measure
+    from compmem_research.tasks.multihop import leads
+
+    passages = [p.text for _, p in zip(range(count), leads(pages, words=180), strict=False)]
+    _deliver_flat(measure(passages), "encoding", out, as_json)
+
+
+@app.command()
+def scale(
+    pages: Annotated[Path, typer.Option(help="Pages to add: JSONL with `title` and `text`.")],
+    chunks: Annotated[int, typer.Option(help="How large the index grows.")] = 100_000,
+    questions: Annotated[int, typer.Option(help="Questions that are timed.")] = 60,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Adding, opening, one pass and the loop as an index grows."""
+    from compmem_research.bench.scale import measure
+
+    _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def speed(context: typer.Context) -> None:
+    """CompMem, MemAgent's loop, the loop without a gate and the whole context on one backbone; --help for options."""
+    # Its options are its own: a bare GPU machine runs it as a module, where there is no typer.
+    from compmem_research.bench.speed import main
+
+    raise typer.Exit(main(context.args))
+
+
+@app.command()
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder of the evaluation files.")],
+    suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks, memory or model.")] = "length",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
+    cells: Annotated[str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")] = None,
+    systems: Annotated[str | None, typer.Option(help="In place of the suite's: SYSTEM[:READER], by comma.")] = None,
+    questions: Annotated[int, typer.Option(help="Questions of each cell.")] = 20,
+    seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
+    scan_until: Annotated[int, typer.Option(help="Tokens up to which systems that scan are run whole.")] = 28_000,
+    model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Folder of a causal LM, for latent and chat systems.")] = None,
+    ratio: Annotated[int | None, typer.Option(help="Its source tokens per memory token. Default: its own.")] = None,
+) -> None:
+    """The papers' tasks by the papers' systems; killed and started again, it goes on where it was."""
+    from compmem_research.bench.quality import Sweep, sweep
+    from compmem_research.bench.quality import suite as suite_of
+
+    cells_of, systems_of = suite_of(suite, readers=model is not None or backbone is not None)
+    settings = Sweep(
+        data=data, out=out or Path("core/results") / suite, cells=_listed(cells) or cells_of,
+        systems=_listed(systems) or systems_of, questions=questions, seed=seed, scan_until=scan_until, model=model,
+        base_url=base_url, api_key_env=api_key_env, backbone=backbone, ratio=ratio,
+    )  # fmt: skip
+    raise typer.Exit(1 if sweep(settings) else 0)
+
+
+@app.command()
+def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
+    """Writes the page of results and its plots from the files that the measurements wrote."""
+    from compmem_research.bench.plots import draw
+    from compmem_research.bench.quality_report import results as runs
+    from compmem_research.bench.report import report as page
+
+    plots = draw(runs(results), results / "plots")
+    (results / "README.md").write_text(page(results, plots), encoding="utf-8")
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(n.strip() for n in (names or "").split(",") if n.strip())
+
+
+def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
+    table = Table("what", "measured", title=title)
+    for name, value in result.items():
+        table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
+    _deliver(result, table, out, as_json)
+
+
+def _deliver(result: Mapping[str, Any], table: Table, out: Path | None, as_json: bool) -> None:
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"command": command(), "machine": machine(), **result}, indent=1) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
+        Console().print(table)

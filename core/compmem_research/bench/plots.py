@@ -1,0 +1,123 @@
+"""Plots of the runs, made from their folders: what is measured against the length of the context."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compmem_research.bench.cells import Cell
+from compmem_research.bench.published import CHUNK_RECALL, SUB_EM
+from compmem_research.bench.quality_report import RECALL, Result
+
+Points = Sequence[tuple[float, float]]
+"""Tokens of the context, and a figure."""
+
+PLAIN = ("compmem", "chunks-loop")
+"""Systems whose line is thick."""
+
+
+def draw(found: Sequence[Result], folder: Path) -> list[Path]:
+    """Writes the plots that the runs give; their files.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    written: list[Path] = []
+    for result in found:
+        lengths = {c for c in result.measured if Cell.read(c).task == "hqa" and not Cell.read(c).variant}
+        if result.name == "memory":
+            written.append(_memory(result, folder / "memory-tokens.png"))
+        elif len(lengths) > 2 and any(RECALL in e for e in result.scores) and result.name == "chunks":
+            told = _published(result, CHUNK_RECALL)
+            written.append(_lines(
+                _points(result, RECALL), told, folder / "chunks-recall.png", f"gold chunks in {RECALL}, %", log=False
+            ))  # fmt: skip
+        elif len(lengths) > 2:
+            told = _published(result, SUB_EM)
+            written += [
+                _lines(_points(result, "score"), told, folder / f"{result.name}-score.png", "score, %", log=False),
+                _lines(_points(result, "warm_s processor"), {}, folder / f"{result.name}-seconds.png",
+                       "processor seconds of a warm answer", log=True),
+            ]  # fmt: skip
+    return written
+
+
+def _points(result: Result, figure: str) -> dict[str, Points]:
+    lines: dict[str, Points] = {}
+    for system in result.systems:
+        entries = [(c, result.entry(c, system)) for c in result.measured]
+        points = [(_tokens(result, c), float(e[figure][0])) for c, e in entries if e is not None and figure in e]
+        if points:
+            lines[system] = points
+    return lines
+
+
+def _published(result: Result, figures: Mapping[str, Mapping[str, float]]) -> dict[str, Points]:
+    by_length = {Cell.read(c).length: _tokens(result, c) for c in result.measured}
+    return {
+        f"{name} (published)": [(by_length[length], value) for length, value in by.items() if length in by_length]
+        for name, by in figures.items()
+    }
+
+
+def _tokens(result: Result, cell: str) -> float:
+    return float(result.cells.get(cell, {}).get("tokens", Cell.read(cell).tokens))
+
+
+def _lines(lines: Mapping[str, Points], published: Mapping[str, Points], file: Path, what: str, *, log: bool) -> Path:
+    figure, axes = _axes(what, "tokens of the context")
+    colours = _colours(len(lines))
+    for (name, points), colour in zip(lines.items(), colours, strict=True):
+        width = 2.6 if name in PLAIN else 1.2
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, color=colour, label=name)
+    for number, (name, points) in enumerate(published.items()):
+        grey = str(0.35 + 0.1 * (number % 5))
+        axes.plot(*zip(*points, strict=True), linestyle=":", marker="x", markersize=3, color=grey, label=name)
+    axes.set_xscale("log")
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 102)
+    return _save(figure, axes, file)
+
+
+def _memory(result: Result, file: Path) -> Path:
+    figure, axes = _axes("tokens of working memory", "step")
+    for entry, colour in zip(result.scores, _colours(len(result.scores)), strict=True):
+        curve = entry.get("memory", [])
+        width = 2.6 if entry["system"] in PLAIN else 1.2
+        axes.plot(range(1, len(curve) + 1), curve, linewidth=width, color=colour, label=entry["system"])
+    axes.set_ylim(bottom=0)
+    return _save(figure, axes, file)
+
+
+def _axes(what: str, against: str) -> tuple[Any, Any]:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "compmem[bench]"') from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.6, 4.0), dpi=100)
+    axes.set_xlabel(against)
+    axes.set_ylabel(what)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    table = colormaps["tab20"]
+    return [table(i % 20) for i in range(count)]
+
+
+def _save(figure: Any, axes: Any, file: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return file

@@ -1,0 +1,220 @@
+"""The sweep: every system on every cell, question by question; what cannot be measured is told and passed over."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from compmem.backbone import Backbone
+from compmem.errors import CompMemError, ReaderError
+from compmem.readers import ChatModel
+from compmem.readers.calls import pieces
+from compmem.readers.endpoint import Endpoint
+from compmem_research.bench.asking import measure
+from compmem_research.bench.backbone_chat import BackboneChat
+from compmem_research.bench.cells import Cell, Sources
+from compmem_research.bench.memory import Memories, Models
+from compmem_research.bench.run import Run
+from compmem_research.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, Entrant, entrant, with_readers
+from compmem_research.tasks.sample import Sample
+
+Named = TypeVar("Named")
+
+LENGTHS = ("7k", "14k", "28k", "56k", "112k", "224k", "448k", "896k", "1.75m")
+NEEDLES = (
+    "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
+    "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_2",
+)  # fmt: skip
+COMPARED = ("truncation", "rag-dense", "rag-fused", "gru-mem", "compmem")
+
+SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "length": (tuple(f"hqa@{length}" for length in LENGTHS), (*BASELINES, "compmem")),
+    "chunks": (tuple(f"hqa@{length}" for length in LENGTHS[3:]), CHUNKS),
+    "ablations": (("hqa@112k", "hqa@448k"), ("compmem", *ABLATIONS)),
+    "tasks": (
+        ("2wiki@56k", "musique@56k", "hqa@56k+first", "hqa@56k+last", "hqa@56k+reversed", "hqa@56k+memagent",
+         "hqa@56k+unanswerable", *(f"{task}@14k" for task in NEEDLES)),
+        COMPARED,
+    ),
+    "memory": (("hqa@112k",), ("memagent", "gru-mem-no-exit", "compmem")),
+    "model": (
+        ("hqa@7k",),
+        ("rag-fused:chat", "compmem:chat", "compmem-once:chat", "rag-fused:latent", "compmem-once:latent"),
+    ),
+}  # fmt: skip
+"""What is measured together: cells and systems."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """Settings of one run."""
+
+    data: Path
+    """Folder of the evaluation files."""
+    out: Path
+    """Folder of the run."""
+    cells: tuple[str, ...]
+    systems: tuple[str, ...]
+    questions: int = 20
+    """Questions of each cell."""
+    seed: int = 0
+    scan_until: int = 28_000
+    """Tokens up to which systems that scan are run whole; above, some of their steps are timed."""
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    backbone: str | None = None
+    """Folder of a causal LM: the latent reader, and the chat model where there is no other."""
+    ratio: int | None = None
+    """Source tokens per memory token of the backbone. None: its own."""
+
+    def __post_init__(self) -> None:
+        if self.questions < 1:
+            raise ValueError(f"questions={self.questions!r} must be at least 1")
+
+    def config(self) -> dict[str, Any]:
+        """What decides on the figures, without this machine's folders."""
+        return {
+            "cells": list(self.cells), "systems": list(self.systems), "questions": self.questions, "seed": self.seed,
+            "scan_until": self.scan_until, "model": self.model, "base_url": self.base_url,
+            "backbone": Path(self.backbone).name if self.backbone else None,
+            **({} if self.ratio is None else {"ratio": self.ratio}),
+        }  # fmt: skip
+
+
+def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
+    """Measures what is not measured yet; the number of things that could not be.
+
+    Raises:
+        ValueError: The folder holds another run.
+    """
+    tell = tell or _to_stderr
+    run = Run.open(settings.out, settings.config())
+    cells = list(_understood(settings.cells, Cell.read, run, tell))
+    entrants = list(_understood(settings.systems, entrant, run, tell))
+    models = _models(settings, entrants, run, tell)
+    entrants = list(_able(entrants, models, tell))
+    sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
+    asked = dict(_asked(cells, sources, run, tell))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    given_up: set[tuple[str, str]] = set()
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("", total=sum(map(len, asked.values())))
+        # Question by question over all cells: a run that is stopped has as many of each.
+        for number in range(settings.questions):
+            for cell, samples in asked.items():
+                if number < len(samples):
+                    progress.update(bar, description=f"{cell}, question {number + 1}")
+                    _question(run, cell, samples, number, entrants, models, settings.scan_until, tell, given_up)
+                    progress.advance(bar)
+            run.close()
+    run.close()
+    return len(run.failed)
+
+
+def _asked(
+    cells: Sequence[Cell], sources: Sources, run: Run, tell: Callable[[str], None]
+) -> Iterator[tuple[str, list[Sample]]]:
+    """The samples of each cell that has some."""
+    for cell in cells:
+        try:
+            samples = sources.samples(cell)
+        except (ValueError, OSError) as error:
+            _told(run, tell, cell.name, "", error)
+            continue
+        run.note(
+            cell.name,
+            tokens=round(sum(s.tokens for s in samples) / max(len(samples), 1)),
+            filled=round(sources.extras(cell, samples), 4),
+        )
+        run.files |= sources.used
+        yield cell.name, samples
+
+
+def _question(
+    run: Run, cell: str, samples: Sequence[Sample], number: int, entrants: Sequence[Entrant], models: Models,
+    scan_until: int, tell: Callable[[str], None], given_up: set[tuple[str, str]],
+) -> None:  # fmt: skip
+    sample, before = samples[number], samples[number - 1].question
+    done = run.done()
+    with Memories(sample, models, scan_until=scan_until) as memories:
+        for one in entrants:
+            if (cell, sample.id, one.name) in done or (cell, one.name) in given_up:
+                continue
+            try:
+                row = measure(one, memories.of(one), sample, models, before=before)
+                run.add({"cell": cell, **row})
+            except (CompMemError, ValueError, MemoryError, OSError) as error:
+                given_up.add((cell, one.name))
+                _told(run, tell, cell, one.name, error)
+
+
+def _understood(
+    names: Sequence[str], read: Callable[[str], Named], run: Run, tell: Callable[[str], None]
+) -> Iterator[Named]:
+    for name in names:
+        try:
+            yield read(name)
+        except ValueError as error:
+            _told(run, tell, "", name, error)
+
+
+def _models(settings: Sweep, entrants: Sequence[Entrant], run: Run, tell: Callable[[str], None]) -> Models:
+    """What can be loaded of what is asked for; what cannot is told."""
+    backbone: Backbone | None = None
+    chat: ChatModel | None = None
+    readers = {e.reader for e in entrants}
+    if settings.backbone is not None and readers & {"chat", "latent"}:
+        try:
+            backbone = Backbone.load(settings.backbone, ratio=settings.ratio)
+            chat = BackboneChat(backbone)
+        except (CompMemError, ValueError, OSError) as error:
+            _told(run, tell, "", "backbone", error)
+    if settings.model is not None and "chat" in readers:
+        chat = None
+        try:
+            endpoint = Endpoint(settings.model, base_url=settings.base_url, api_key_env=settings.api_key_env)
+            "".join(pieces(endpoint, [{"role": "user", "content": "Reply with the word yes."}]))
+            chat = endpoint
+        except (ReaderError, CompMemError, ImportError) as error:
+            _told(run, tell, "", f"{settings.model} at {settings.base_url or 'its endpoint'}", error)
+    return Models(chat=chat, backbone=backbone, backbone_name=settings.backbone or "")
+
+
+def _able(entrants: Sequence[Entrant], models: Models, tell: Callable[[str], None]) -> Iterator[Entrant]:
+    left_out: list[str] = []
+    for one in entrants:
+        lacks = (one.reader == "chat" and models.chat is None) or (one.reader == "latent" and models.backbone is None)
+        if lacks:
+            left_out.append(one.name)
+        else:
+            yield one
+    if left_out:
+        tell(f"left out, as no model is given (--model, --backbone) or it cannot be used: {', '.join(left_out)}")
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _told(run: Run, tell: Callable[[str], None], cell: str, system: str, error: Exception) -> None:
+    why = " ".join(str(error).split())[:300] or type(error).__name__
+    run.fail(cell, system, why)
+    tell(": ".join(part for part in (cell, system, why) if part))
+
+
+def suite(name: str, *, readers: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The cells and systems of a suite; with every reader that a system has, or the extractive one alone.
+
+    Raises:
+        ValueError: There is no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}: there are {', '.join(SUITES)}")
+    cells, systems = SUITES[name]
+    if not readers:
+        return cells, systems
+    return cells, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))

@@ -1,0 +1,146 @@
+"""How an index behaves as it grows: adding, opening, one pass and the gathering loop, memory and disk.
+
+Documents are real pages; their vectors are random, because encoding a hundred thousand chunks says nothing about the
+index and takes an hour. Questions are encoded by the real encoder, so its time is part of every question's.
+"""
+
+import random
+import resource
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compmem.config import IndexConfig, RecallConfig
+from compmem.encoder import LoadedEncoder, load_encoder
+from compmem.index import MemoryIndex
+from compmem.schema import Document, Vectors
+from compmem_research.tasks.multihop import read_lines
+
+ONE_PASS = RecallConfig(max_steps=1, reask=False)
+
+FOUR_STEPS = RecallConfig(threshold=0.0, max_steps=4, exit_gate=False)
+"""With random vectors the gate turns nearly everything down, so the loop is also timed with four steps forced."""
+
+
+class StandIn:
+    """Random unit vectors for documents; for questions, once `real` is set, the real encoder."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.real: LoadedEncoder | None = None
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors `[texts, dim]`; the same for the same text."""
+        if self.real is not None:
+            return self.real.encode(texts)
+        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            row[:] = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(self.dim, dtype=np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+
+def measure(
+    pages: Path,
+    *,
+    chunks: int = 100_000,
+    questions: int = 60,
+    folder: Path | None = None,
+    batch: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Adds pages until the index has so many chunks, then asks; seconds, bytes and memory.
+
+    Args:
+        pages: `{"title", "text"}` lines, read again and again under new ids where there are too few.
+        chunks: How large the index grows.
+        questions: How many questions are timed; each is a sentence of the pages.
+        folder: Where the index is built. None: a temporary folder.
+        batch: Pages in one call of `add`.
+        seed: Which sentences are asked for.
+
+    Raises:
+        ValueError: The pages' file has a broken line.
+    """
+    real = load_encoder("all-MiniLM-L6-v2")
+    stand_in = StandIn(384)
+    index = MemoryIndex.create(folder, IndexConfig(encoder=stand_in))
+    before = _memory()
+    growth: list[dict[str, float]] = []
+    asked: list[str] = []
+    rng = random.Random(seed)
+    documents = _documents(pages)
+    characters = 0
+    while len(index) < chunks:
+        held = [next(documents) for _ in range(batch)]
+        characters += sum(len(d.text) for d in held)
+        asked.append(rng.choice(rng.choice(held).text.split(". ")).strip()[:200])
+        began = time.perf_counter()
+        index.add(held)
+        growth.append({"chunks": len(index), "seconds": time.perf_counter() - began, "documents": batch})
+    after = _memory()
+    info = index.info()
+    path = index.path
+    opened = _timed(lambda: len(MemoryIndex.open(path, encoder=stand_in)))
+    stand_in.real = real
+    index = MemoryIndex(index.store, index.config)
+    index.store.put_meta("encoder fingerprint", [float(x) for x in real.fingerprint()])
+    asked = [q for q in asked if len(q.split()) > 3]
+    rng.shuffle(asked)
+    asked *= -(-(3 + 3 * questions) // len(asked))
+    for question in asked[:3]:  # loads models and maps files, outside the times
+        index.recall(question, 8)
+    groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's blocks
+    timed: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
+    for turn in zip(*groups, strict=True):  # in turns, so that what warms with time warms for all alike
+        for times, question, config in zip(timed.values(), turn, (ONE_PASS, RecallConfig(), FOUR_STEPS), strict=True):
+            times.append(_timed(partial(index.recall, question, 8, config=config)))
+    tenth = max(1, len(growth) // 10)
+    bytes_on_disk = info.vector_bytes + info.text_bytes
+    return {
+        "chunks": info.blocks,
+        "sentences": info.sentences,
+        "corpus_megabytes": round(characters / 1e6, 1),
+        "open_seconds": round(opened, 3),
+        **{name: _percentiles(times) for name, times in timed.items()},
+        "seconds_per_document": {
+            "first tenth": round(sum(g["seconds"] for g in growth[:tenth]) / (tenth * batch), 5),
+            "last tenth": round(sum(g["seconds"] for g in growth[-tenth:]) / (tenth * batch), 5),
+        },
+        "bytes_per_character": {
+            "all": round(bytes_on_disk / characters, 2),
+            "vectors": round(info.vector_bytes / characters, 2),
+            "text and lexical": round(info.text_bytes / characters, 2),
+        },
+        "memory_megabytes": {"before adding": before, "highest while adding": after},
+    }
+
+
+def _documents(pages: Path) -> Iterator[Document]:
+    turn = 0
+    while True:
+        for number, line in read_lines(pages, ("title", "text")):
+            if line["text"].strip():
+                yield Document(id=f"{turn}-{number}", title=line["title"], text=line["text"])
+        turn += 1
+
+
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=20)
+    return {"p50": round(1000 * statistics.median(seconds), 1), "p95": round(1000 * cuts[18], 1)}

@@ -1,0 +1,91 @@
+"""An encoder that reads each paragraph once, however many contexts hold it, and tells what reading it cost.
+
+The contexts of a benchmark's questions are drawn from one corpus, and encoding is most of what building an index costs.
+Each question still gets its own index over its own context; only the vectors are taken from the first time that a
+paragraph was met, and the seconds that it took then are charged again.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compmem.encoder import LoadedEncoder, Parts, paragraphs
+from compmem.schema import Vectors
+from compmem_research.bench.clock import Times, none, now
+
+Key = tuple[str, str, tuple[tuple[int, int], ...]]
+"""Label, text and spans of a paragraph."""
+
+
+@dataclass(slots=True)
+class ReadOnce:
+    """The engine of an encoder that reads a paragraph by itself, as the encoder within does: the vectors are its own.
+
+    But for rounding, every text has the vectors that the encoder gives it; its whole vector is the mean over all of its
+    tokens.
+    """
+
+    inner: LoadedEncoder
+    charged: Times = field(default_factory=none)
+    """Time that reading everything asked for would have taken without sharing."""
+    spent: Times = field(default_factory=none)
+    """Time that reading took."""
+    _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
+
+    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+        """Vectors of the texts `[texts, dim]`; questions are not shared."""
+        return self.inner.encode(texts, show_progress=show_progress)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return self.inner.count_tokens(texts)
+
+    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
+        """Vectors `[1 + spans, dim]` of each text and its parts, not normalised."""
+        cut = [list(_paragraphs(p)) for p in parts]
+        self._read([p for pieces in cut for p in pieces])
+        out: list[Vectors] = []
+        for pieces in cut:
+            found = [self._known[_key(p)] for p in pieces]
+            self.charged = self.charged + np.sum([times for _, times in found], axis=0)
+            whole = np.sum([v[0] for v, _ in found], axis=0)
+            out.append(np.concatenate([whole[None], *(v[1:] for v, _ in found)]))
+        return out
+
+    def _read(self, paragraphs: Sequence[Parts]) -> None:
+        new = list({_key(p): p for p in paragraphs if _key(p) not in self._known}.values())
+        if not new:
+            return
+        began = now()
+        # The engine's own vectors: the encoder's are normalised, and sums of those are no mean over tokens.
+        vectors = self.inner._engine.encode_parts(new)
+        took = now() - began
+        self.spent = self.spent + took
+        share = took / sum(len(p.text) for p in new)
+        for paragraph, found in zip(new, vectors, strict=True):
+            self._known[_key(paragraph)] = found, share * len(paragraph.text)
+
+
+def shared(inner: LoadedEncoder) -> tuple[LoadedEncoder, ReadOnce]:
+    """An encoder that reads each paragraph once, and its engine, which keeps the account."""
+    engine = ReadOnce(inner)
+    dim = [] if inner.dim is None else [inner.dim]
+    encoder = LoadedEncoder(name=inner.name, max_tokens=inner.max_tokens, dtype=inner.dtype, _engine=engine, _dim=dim)
+    return encoder, engine
+
+
+def _key(part: Parts) -> Key:
+    return part.label, part.text, tuple(part.spans)
+
+
+def _paragraphs(part: Parts) -> Iterator[Parts]:
+    """The text cut as the encoder reads it; each piece with the spans that lie in it."""
+    groups = paragraphs(part.text, part.spans)
+    if len(groups) < 2:
+        yield part
+        return
+    for first, last in groups:
+        start, end = part.spans[first][0], part.spans[last - 1][1]
+        spans = tuple((a - start, b - start) for a, b in part.spans[first:last])
+        yield Parts(part.label, part.text[start:end], spans)

@@ -1,0 +1,102 @@
+"""`compmem train STAGE --config FILE`: one stage of training, its settings in a TOML file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compmem_research.training.stages import run_stage
+
+Config = Annotated[Path, typer.Option(help="Settings of the stage in TOML; see compmem_research/training/configs.")]
+
+app = typer.Typer(no_args_is_help=True, help="Train what ships trained.")
+
+
+@app.callback()
+def train() -> None:
+    """Train what ships trained, one stage at a time."""
+
+
+@app.command()
+def text(config: Config) -> None:
+    """Before stage 0: a tokenizer and packed tokens from plain text."""
+    _run("text", config)
+
+
+@app.command()
+def lm(config: Config) -> None:
+    """Stage 0: a tokenizer and a small language model from scratch."""
+    _run("lm", config)
+
+
+@app.command()
+def compressor(config: Config) -> None:
+    """Stage 1: the memory tokens."""
+    _run("compressor", config)
+
+
+@app.command()
+def warmup(config: Config) -> None:
+    """The reasoner's first lessons: step traces with evidence labels."""
+    _run("warmup", config)
+
+
+@app.command()
+def rl(config: Config) -> None:
+    """Stage 2: compressor and reasoner together, by reinforcement."""
+    _run("rl", config)
+
+
+@app.command()
+def gate(config: Config) -> None:
+    """Stage 3: the gate on the backbone."""
+    _run("gate", config)
+
+
+@app.command()
+def evaluate(config: Config) -> None:
+    """The loop over compressed chunks, on worlds and RULER tasks of any length."""
+    _run("evaluate", config)
+
+
+@app.command()
+def export(config: Config) -> None:
+    """What was trained, as it ships."""
+    _run("export", config)
+
+
+@app.command()
+def embedded(
+    config: Annotated[Path, typer.Option(help="The phases, in TOML; see compmem_research/training/configs/embedded.")],
+    out: Annotated[Path, typer.Option(help="Folder of data, runs and what is carried between machines.")],
+    phase: Annotated[int | None, typer.Option(help="Only this phase, from 1 on.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="No phase trains longer.")] = None,
+) -> None:
+    """The small backbone that ships: all stages, one phase after the other."""
+    from compmem_research.training.embedded import run_all
+
+    sys.stdout.write(json.dumps(run_all(config, out, phase, minutes=minutes), indent=1) + "\n")
+
+
+@app.command()
+def estimate(
+    stage: Annotated[str, typer.Argument(help="compressor, warmup, rl or gate.")],
+    config: Config,
+    model: Annotated[str | None, typer.Option(help="Folder or name of the stock model. None: where it starts.")] = None,
+) -> None:
+    """GiB of device memory that a stage takes, by what takes it."""
+    from compmem_research.training.footprint.estimate import estimate_file
+
+    sys.stdout.write(json.dumps(estimate_file(stage, config, model), indent=1) + "\n")
+
+
+@app.command("dense-gate")
+def dense_gate(config: Config) -> None:
+    """The gate of dense memory: a calibrated classifier of question, working memory and block."""
+    _run("dense-gate", config)
+
+
+def _run(stage: str, config: Path) -> None:
+    sys.stdout.write(json.dumps(run_stage(stage, config), indent=1) + "\n")

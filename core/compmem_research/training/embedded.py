@@ -1,0 +1,121 @@
+"""`compmem train embedded`: the small backbone that ships, from nothing to export, one phase after the other.
+
+A phase is one stage with its own file of settings, as `compmem train STAGE --config FILE` runs it. Phases may run on
+different machines: each starts from the weights of the one before, which it leaves in a few small files, and from
+packed data (`compmem train text`). It needs torch, transformers, tokenizers, safetensors, numpy and accelerate alone:
+
+    PYTHONPATH=core python -m compmem_research.training.embedded --config embedded.toml --out work --phase 2
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compmem.backbone.devices import DTYPES
+from compmem_research.training.running.carry import pack, unpack
+from compmem_research.training.running.log import LOG
+from compmem_research.training.running.settings import read_settings
+from compmem_research.training.running.trainer import BACKBONE
+from compmem_research.training.stages import load_stage
+
+CARRIED, LOGS, REPORT = "carried", "logs.json", "report.json"
+"""What a phase leaves for the next machine: a folder of weights, the logs up to here and its report."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """One stage with its settings."""
+
+    stage: str
+    config: Path
+    """Its settings; paths in them are relative to the folder of the whole run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """The phases, and what is carried between them."""
+
+    phases: tuple[Phase, ...]
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the weights that are carried."""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("phases=[] leaves nothing to do")
+
+
+def run_all(config: Path, out: Path, phase: int | None = None, *, minutes: float | None = None) -> list[dict[str, Any]]:
+    """Run all phases, or the one of this number (from 1 on); gives their figures.
+
+    A phase whose start is not in the folder takes what was carried there. None trains longer than so many minutes; what
+    it measures and writes, and the gate's rollouts, come on top.
+
+    Raises:
+        ValueError: There is no such phase, or settings are wrong.
+        CheckpointError: A checkpoint cannot be read or written.
+    """
+    settings = read_settings(config, Embedded)
+    if phase is not None and not 1 <= phase <= len(settings.phases):
+        raise ValueError(f"phase={phase}: there are 1 to {len(settings.phases)}")
+    chosen = settings.phases if phase is None else settings.phases[phase - 1 : phase]
+    return [_run(one, out, settings, minutes) for one in chosen]
+
+
+def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> dict[str, Any]:
+    kind, train = load_stage(phase.stage)
+    values: Any = read_settings(phase.config, kind, base=out)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if "start" in names and not (values.start / "config.json").exists():
+        unpack(out / CARRIED, values.start)
+    _restore(getattr(values, "logs", ()), out / CARRIED)
+    if "run" in names and minutes is not None:
+        longest = min(minutes, values.run.minutes or minutes)
+        values = dataclasses.replace(values, run=dataclasses.replace(values.run, minutes=longest))
+    figures: dict[str, Any] = {"phase": phase.config.stem, **train(values)}
+    if "run" in names:
+        carried = out / CARRIED
+        pack(values.run.out / BACKBONE, carried, dtype=DTYPES[settings.dtype])
+        logs = _logs(carried) | {values.run.out.name: (values.run.out / LOG).read_text(encoding="utf-8")}
+        (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
+        (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return figures
+
+
+def _logs(carried: Path) -> dict[str, str]:
+    """The logs of the phases so far, by the names of their folders."""
+    file = carried / LOGS
+    found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found
+
+
+def _restore(folders: Sequence[Path], carried: Path) -> None:
+    """What phases on other machines logged, where this one will look for it."""
+    known = _logs(carried)
+    for folder in folders:
+        if folder.name in known and not (folder / LOG).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOG).write_text(known[folder.name], encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command, for a machine that has only what training needs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m compmem_research.training.embedded", description="Train what ships."
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the phases, in TOML")
+    parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and what is carried")
+    parser.add_argument("--phase", type=int, help="only this phase, from 1 on")
+    parser.add_argument("--minutes", type=float, help="no phase trains longer")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    sys.stdout.write(json.dumps(run_all(given.config, given.out, given.phase, minutes=given.minutes), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

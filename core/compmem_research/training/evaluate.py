@@ -1,0 +1,260 @@
+"""What a backbone's loop over compressed chunks gets right: made-up worlds, RULER tasks, the questions of a set.
+
+Every question's loop is the one of `reasoner.py`, and many run at once. Names, wordings and keys are those of
+evaluation, which no training sees, unless the settings ask for those of training.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from compmem.backbone import Backbone
+from compmem.compressor import chunk_ids
+from compmem.config import RecallConfig
+from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.schema import Chunk, KVStates
+from compmem_research.metrics import bootstrap_interval
+from compmem_research.tasks.contexts import Contexts
+from compmem_research.tasks.filler import Filler
+from compmem_research.tasks.multihop import read_corpus
+from compmem_research.tasks.names import Split
+from compmem_research.tasks.ruler import Ruler, RulerTask
+from compmem_research.tasks.sample import Sample
+from compmem_research.tasks.worlds import WorldConfig, Worlds
+from compmem_research.training.rollouts.loops import Loop, Loops
+from compmem_research.training.rows.packed import Text
+from compmem_research.training.rows.sources import chunks_of, passages_of, token_counter
+from compmem_research.training.running.device import device_name, precision
+
+logger = logging.getLogger(__name__)
+
+System = Literal[
+    "compmem", "compmem-gate-alone", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"
+]
+"""Best first, as gate and reader think; as the gate alone thinks; without the exit gate; behind a gate alone that is
+blind to the working memory. Every block in document order, gated in one pass (2602.08382); all of them with update and
+exit gate (2602.10560); with neither (2507.02259)."""
+
+TAGS = 64
+"""Tokens of a structured reply beside the memory; these backbones write no thoughts."""
+WORLDS = ("world-1hop", "world-2hop", "world-3hop")
+UNANSWERABLE = "world-1hop-unanswerable"
+"""The fact that is asked for is not told, what is easily taken for it is: right is to find nothing."""
+QUESTIONS = "questions"
+"""The task that is a set's questions, each among its own paragraphs and others of the set."""
+TASKS = (*WORLDS, UNANSWERABLE, *get_args(RulerTask), QUESTIONS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Settings of one evaluation.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    start: Path
+    """Folder of the backbone, or its name."""
+    out: Path
+    """JSON file of the figures; lines that it has already are kept, so a run goes on where it stopped."""
+    tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
+    file: Path | None = None
+    """A multi-hop set, for the task "questions"; see `compmem_research.tasks.multihop`."""
+    split: Split = "eval"
+    """Whose names, wordings and keys made-up tasks have; "train" tells what unseen wordings cost."""
+    lengths: tuple[int, ...] = (7000, 28000)
+    """Tokens of the context."""
+    systems: tuple[System, ...] = ("compmem",)
+    questions: int = 100
+    """Of each task and length."""
+    at_once: int = 25
+    """Questions whose loops run together."""
+    chunk_tokens: int = 512
+    ratio: int | None = None
+    """None: the backbone's own."""
+    threshold: float | None = None
+    """None: the gate's own."""
+    max_steps: int | None = 12
+    """Most steps of the systems that pick blocks; those that scan read all."""
+    memory_tokens: int = 256
+    answer_tokens: int = 64
+    distractors: int = 3
+    syllables: int = 2
+    wordings: int | None = None
+    data: Path | None = None
+    """Packed text that fills contexts up. None: made-up facts do."""
+    device: str | None = None
+    dtype: str | None = None
+    minutes: float | None = None
+    """No new batch of questions is begun after it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join(TASKS)}")
+        if self.split not in get_args(Split):
+            raise ValueError(f"split={self.split!r} must be 'train' or 'eval'")
+        if QUESTIONS in self.tasks and self.file is None:
+            raise ValueError(f"the task {QUESTIONS!r} needs a file of them")
+        if unknown := sorted(set(self.systems) - set(get_args(System))):
+            raise ValueError(f"systems holds {unknown[0]!r}; there are {', '.join(get_args(System))}")
+        for name in ("questions", "at_once", "chunk_tokens", "memory_tokens", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+
+
+def train(settings: Evaluation) -> dict[str, Any]:
+    """Measure, write the figures, and give them: every stage is entered by this name, this one trains nothing.
+
+    Raises:
+        CheckpointError: The backbone or the packed text cannot be loaded.
+        ValueError: The file of questions has a broken line.
+    """
+    began = time.monotonic()
+    backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
+    lines = json.loads(settings.out.read_text(encoding="utf-8"))["lines"] if settings.out.exists() else []
+    done = {(line["task"], line["length"], line["system"]) for line in lines}
+    makers = _Makers(settings, backbone)
+    for length in settings.lengths:
+        for task in settings.tasks:
+            for system in settings.systems:
+                spent = (time.monotonic() - began) / 60
+                if (task, length, system) in done or (settings.minutes is not None and spent > settings.minutes):
+                    continue
+                figures = _measure(settings, backbone, makers.samples(task, length), config_of(system, settings))
+                lines.append({"task": task, "length": length, "system": system, **figures})
+                logger.info("%s", lines[-1])
+                _write(settings, backbone, lines)
+    return {"lines": lines, "seconds": round(time.monotonic() - began, 1)}
+
+
+def config_of(system: System, settings: Evaluation) -> RecallConfig:
+    """The loop's settings of a system."""
+    picks = {"candidates": "all", "max_steps": settings.max_steps, "memory_tokens": settings.memory_tokens}
+    match system:
+        case "compmem":
+            return RecallConfig(**cast("Any", picks))
+        case "compmem-gate-alone":
+            return RecallConfig(**cast("Any", picks), weigh=None)
+        case "compmem-no-exit":
+            return RecallConfig(**cast("Any", picks), exit_gate=False)
+        case "compmem-question-gate":
+            return RecallConfig(**cast("Any", picks), gate="question", weigh=None)
+        case "scan":
+            return RecallConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
+        case "gru-mem":
+            return RecallConfig.gru_mem(memory_tokens=settings.memory_tokens)
+        case "memagent":
+            return RecallConfig.memagent(memory_tokens=settings.memory_tokens)
+
+
+class _Makers:
+    """Samples by task, length and number."""
+
+    def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
+        self._settings = settings
+        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
+        count = token_counter(backbone)
+        self._contexts = Contexts(read_corpus(settings.file), count) if settings.file else None
+        # One passage in four is for evaluation, and none is used twice in a context.
+        self._filler = Filler(count, passages_of(backbone, text, tokens=6 * max(settings.lengths), held=True))
+        self._ruler = Ruler(self._filler, split=settings.split, seed=settings.seed)
+
+    def samples(self, task: str, length: int) -> list[Sample]:
+        """The questions of a task at a length, each over one document."""
+        settings = self._settings
+        if task == QUESTIONS:
+            assert self._contexts is not None, "the settings were checked"
+            return [sample.joined() for sample in self._contexts.samples(length, settings.questions)]
+        if task not in (*WORLDS, UNANSWERABLE):
+            made = self._ruler.samples(cast("RulerTask", task), length, settings.questions)
+            return [sample.joined() for sample in made]
+        hops, unanswerable = (1, 1.0) if task == UNANSWERABLE else (1 + WORLDS.index(task), 0.0)
+        config = WorldConfig(
+            split=settings.split, tokens=length, hops=(hops,), distractors=settings.distractors,
+            syllables=settings.syllables, wordings=settings.wordings, unanswerable=unanswerable, seed=settings.seed,
+        )  # fmt: skip
+        return [sample.joined() for sample in Worlds(config, self._filler).samples(settings.questions)]
+
+
+def _measure(
+    settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: RecallConfig
+) -> dict[str, Any]:  # fmt: skip
+    """One line of figures."""
+    scores, read, blocks, compressing, asking, malformed = list[float](), list[int](), list[int](), 0.0, 0.0, 0
+    for at in range(0, len(samples), settings.at_once):
+        group = samples[at : at + settings.at_once]
+        chunks = [chunks_of(sample, backbone, settings.chunk_tokens) for sample in group]
+        start = time.monotonic()
+        states = [_compressed(backbone, own, settings.ratio) for own in chunks]
+        middle = time.monotonic()
+        loops = answered(settings, backbone, config, [s.question for s in group], chunks, states)
+        compressing, asking = compressing + middle - start, asking + time.monotonic() - middle
+        scores += [s.score(loop.said, found=loop.answer is not None) for s, loop in zip(group, loops, strict=True)]
+        read += [len(loop.steps) for loop in loops]
+        malformed += sum(step.reply is None for loop in loops for step in loop.steps)
+        blocks += [len(own) for own in chunks]
+    low, high = bootstrap_interval(scores)
+    count = len(samples)
+    return {
+        "questions": count,
+        "accuracy": round(100 * sum(scores) / count, 1),
+        "interval": [round(100 * low, 1), round(100 * high, 1)],
+        "blocks": round(sum(blocks) / count, 1),
+        "blocks_read": round(sum(read) / count, 2),
+        "seconds_compress": round(compressing / count, 3),
+        "seconds_answer": round(asking / count, 3),
+        "malformed": malformed,
+    }
+
+
+def _compressed(backbone: Backbone, chunks: Sequence[Chunk], ratio: int | None) -> list[KVStates]:
+    with torch.no_grad(), precision(backbone):
+        return backbone.compress([chunk_ids(backbone, chunk) for chunk in chunks], ratio=ratio)
+
+
+def answered(
+    settings: Evaluation,
+    backbone: Backbone,
+    config: RecallConfig,
+    questions: Sequence[str],
+    chunks: Sequence[Sequence[Chunk]],
+    states: Sequence[Sequence[KVStates]],
+) -> list[Loop]:
+    """The loop of each question over its own blocks, run to its answer."""
+    prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
+    config = config if prompts.weighs else config.but(weigh=None)
+    loops = [
+        Loop(backbone, question, own, kv, config, threshold=settings.threshold)
+        for question, own, kv in zip(questions, chunks, states, strict=True)
+    ]
+    Loops(
+        prompts=prompts,
+        step_tokens=settings.memory_tokens + TAGS,
+        answer_tokens=settings.answer_tokens,
+        ends=backbone.end_ids,
+    ).run(loops)
+    return loops
+
+
+def _write(settings: Evaluation, backbone: Backbone, lines: Sequence[dict[str, Any]]) -> None:
+    report = {
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        "backbone": {
+            "fingerprint": backbone.fingerprint(),
+            "parameters": sum(p.numel() for p in backbone.decoder.parameters()),
+            "ratio": settings.ratio or backbone.memory.ratio,
+            "gate": backbone.has_gate,
+        },
+        "device": device_name(backbone.device),
+        "torch": torch.__version__,
+        "lines": list(lines),
+    }
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

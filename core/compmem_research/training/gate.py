@@ -1,0 +1,285 @@
+"""Stage 3: the gate on the backbone, a classifier of (question, working memory, block) on rollouts (2602.08382).
+
+Everything else stays as it is: the gate learns an adapter and a head of its own. Its logits are calibrated on questions
+that nothing was learned from, and the calibration is folded into the head, so that a score is a probability.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parameter import Parameter
+
+from compmem.backbone import AdapterConfig, Backbone
+from compmem.gate.latent import NO_NOTES, gate_prompt
+from compmem.readers.prompts import LatentPrompts
+from compmem.resident import Resident
+from compmem.schema import KVStates
+from compmem_research.metrics import calibration_error
+from compmem_research.training.gating import gate_examples
+from compmem_research.training.gating.calibration import auc, platt, threshold_for
+from compmem_research.training.gating.gate_examples import GateContext, GateState
+from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem_research.training.running.device import precision
+from compmem_research.training.running.stage import HELD
+from compmem_research.training.running.trainer import RunSettings, Trainer
+
+ROLLOUTS = "rollouts.jsonl"
+"""What was learned from, kept in the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateTraining:
+    """Settings of stage 3; `run.batch` counts working memories, each with several blocks.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    start: Path
+    """Folder of a backbone whose reasoner is trained, or its name."""
+    run: RunSettings
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    rollouts: RolloutSettings = field(default_factory=lambda: RolloutSettings(exit_gate=False, group=2))
+    contexts: int = 512
+    """Questions that are learned from."""
+    held: int = 64
+    """Questions to calibrate on, and as many to measure on."""
+    at_once: int = 16
+    """Questions rolled out at once."""
+    blocks: int = 16
+    """Most blocks beside one working memory in training: those that help, and others drawn at random."""
+    pos_weight: float = 3.0
+    """Weight of a block that helps."""
+    blind: bool = False
+    """Hide the working memory: the question-only gate, to compare."""
+    recall: float = 0.98
+    """Share of the blocks that help that the threshold is to let through."""
+    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
+    """Of the gate, where the backbone has none yet."""
+    ratio: int | None = None
+    """Compression ratio. None: the checkpoint's own."""
+    dtype: str | None = None
+    """Of the weights that are frozen. None: the checkpoint's own."""
+    prompts: LatentPrompts | None = None
+    """What the reasoner is told. None: the checkpoint's own."""
+
+    def __post_init__(self) -> None:
+        if min(self.contexts, self.held, self.at_once, self.blocks) < 1:
+            raise ValueError("contexts, held, at_once and blocks must be at least 1")
+        if self.pos_weight <= 0:
+            raise ValueError(f"pos_weight={self.pos_weight!r} must be above 0")
+        if not 0 < self.recall <= 1:
+            raise ValueError(f"recall={self.recall!r} must be in (0, 1]")
+        if self.rollouts.exit_gate:
+            raise ValueError("the gate learns from every chunk: set exit_gate = false in [rollouts]")
+        if self.run.workers:
+            raise ValueError("chunks are compressed by the model: set workers=0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Working memories and blocks beside them."""
+
+    asked: Sequence[Sequence[int]]
+    """Question and working memory of each pair, as tokens."""
+    blocks: Sequence[Sequence[KVStates]]
+    labels: Tensor
+    counts: Mapping[str, float]
+    tokens: int
+
+
+def train(settings: GateTraining) -> dict[str, Any]:
+    """Train the gate; gives the last figures.
+
+    Raises:
+        CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
+        ValueError: A data file is broken, or the weights are sharded.
+    """
+    trainer = Trainer(settings.run, asks=True)
+    check_whole()
+    # A fresh adapter is drawn.
+    torch.manual_seed(settings.run.seed)
+    backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
+    if settings.adapter is not None and "gate" not in backbone.adapters:
+        backbone.add_adapter("gate", settings.adapter)
+    if not backbone.has_gate:
+        backbone.add_gate()
+    draw = drawing(settings.questions, backbone, settings.run.seed)
+    learned, held = rolled_out(settings, backbone, draw, keep=trainer.main)
+    return trainer.run(GateStage(settings, backbone, learned, held))
+
+
+def rolled_out(
+    settings: GateTraining, backbone: Backbone, draw: Draw, *, keep: bool = True
+) -> tuple[list[GateContext], list[GateContext]]:
+    """Examples to learn from, and those held out; from the run's folder where they are there already.
+
+    Raises:
+        ValueError: The file in the run's folder is broken.
+    """
+    file = settings.run.out / ROLLOUTS
+    if file.exists():
+        made = gate_examples.read(file)
+    else:
+        prompts = settings.prompts or LatentPrompts.of(backbone)
+        rollouts = Rollouts(backbone, settings.rollouts, prompts, settings.ratio or backbone.memory.ratio)
+        numbers = [(n, False) for n in range(settings.contexts)]
+        numbers += [(HELD + n, True) for n in range(2 * settings.held)]
+        made = []
+        for at in range(0, len(numbers), settings.at_once):
+            part = numbers[at : at + settings.at_once]
+            seeds = [drawn_seeds(settings.run.seed, n, settings.rollouts.group) for n, _ in part]
+            made += gate_examples.collect(rollouts, [draw(n, held) for n, held in part], seeds)
+        backbone.release()
+        if keep:
+            gate_examples.write(file, made)
+    if len(made) != settings.contexts + 2 * settings.held:
+        raise ValueError(f"{file} holds {len(made)} questions, not those of these settings; remove it")
+    return made[: settings.contexts], made[settings.contexts :]
+
+
+class GateStage:
+    """What the trainer asks of a stage.
+
+    Args:
+        settings: Of the stage.
+        backbone: With an adapter and a head for the gate.
+        learned: Examples to learn from.
+        held: Examples to calibrate and measure on, half for each.
+    """
+
+    name = "gate"
+
+    def __init__(
+        self, settings: GateTraining, backbone: Backbone, learned: Sequence[GateContext], held: Sequence[GateContext]
+    ) -> None:
+        self.backbone = backbone
+        self.state: dict[str, float] = {}
+        self.weights = {"gate": 1.0}
+        self._settings = settings
+        self._rows = [(context, state) for context in learned for state in context.states]
+        self._held = held
+        self._ratio = settings.ratio or backbone.memory.ratio
+        self._prompt = gate_prompt(backbone)
+        self._scale = (1.0, 0.0)
+        self._numbers: dict[tuple[int, ...], int] = {}
+        weight = backbone.decoder.embed_tokens.weight
+        self._resident = Resident(weight.device, weight.dtype)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What the optimiser changes."""
+        return self.backbone.parameters("gate")
+
+    def batch(self, step: int, rows: range) -> Pairs:
+        """Working memories by number, in an order of their own in each pass over them."""
+        pairs = []
+        for number in rows:
+            turn, place = divmod(number, len(self._rows))
+            order = np.random.default_rng((self._settings.run.seed, turn)).permutation(len(self._rows))
+            context, state = self._rows[order[place]]
+            pairs += self._beside(context, state, number)
+        return self._paired(pairs)
+
+    def losses(self, batch: Pairs) -> dict[str, Tensor]:
+        """Binary cross-entropy, blocks that help weighing more."""
+        logits = self._logits(batch).float()
+        weight = torch.tensor(self._settings.pos_weight, device=logits.device)
+        return {"gate": binary_cross_entropy_with_logits(logits, batch.labels, pos_weight=weight, reduction="sum")}
+
+    def after(self, figures: Mapping[str, float]) -> bool:
+        """Nothing: no batch depends on what was learned."""
+        return False
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Calibrates on one half of the held-out questions and measures on the other."""
+        half = len(self._held) // 2
+        logits, labels = self._scored(self._held[:half])
+        self._scale = platt(logits, labels)
+        chances = torch.sigmoid(self._scale[0] * logits + self._scale[1])
+        self.backbone.threshold = threshold_for(chances, labels, self._settings.recall)
+        logits, labels = self._scored(self._held[half:])
+        chances = torch.sigmoid(self._scale[0] * logits + self._scale[1])
+        passed = chances >= self.backbone.threshold
+        return {
+            "held_auc": auc(logits, labels),
+            "held_calibration_error": calibration_error(chances.numpy(), labels.numpy()),
+            "held_recall": float(passed[labels.bool()].double().mean()) if labels.any() else 1.0,
+            "held_let_through": float(passed.double().mean()),
+            "held_helping": float(labels.mean()),
+            "threshold": self.backbone.threshold,
+        }
+
+    def save(self, folder: Path) -> None:
+        """The backbone, the last calibration folded into its head: a (w h + b) + c is again one of its kind."""
+        head = self.backbone.decoder.gate_head
+        assert head is not None, "the stage was made with one"
+        slope, bias = self._scale
+        with torch.no_grad():
+            head.weight.mul_(slope)
+            head.bias.mul_(slope).add_(bias)
+        self._scale = (1.0, 0.0)
+        self.backbone.save(folder)
+        (self._settings.prompts or LatentPrompts.of(self.backbone)).write(folder)
+
+    def _beside(self, context: GateContext, state: GateState, number: int) -> list[tuple[GateContext, GateState, int]]:
+        """The blocks that help, and as many others as there is room for."""
+        rng = np.random.default_rng((self._settings.run.seed, number, 3))
+        helping = [n for n, helps in enumerate(state.labels) if helps]
+        others = [n for n, helps in enumerate(state.labels) if not helps]
+        rng.shuffle(helping)
+        rng.shuffle(others)
+        picked = helping[: self._settings.blocks]
+        picked += others[: self._settings.blocks - len(picked)]
+        return [(context, state, n) for n in picked]
+
+    def _paired(self, pairs: Sequence[tuple[GateContext, GateState, int]]) -> Pairs:
+        chunks = list(dict.fromkeys(context.chunks[n] for context, _, n in pairs))
+        new = sum(len(chunk) for chunk in chunks if chunk not in self._numbers)
+        states = dict(zip(chunks, self._compressed(chunks), strict=True))
+        # A working memory stands beside several blocks, and is put into tokens once.
+        turns = [(context.question, state.memory) for context, state, _ in pairs]
+        halves = {turn: self._asked(*turn) for turn in dict.fromkeys(turns)}
+        tokens = new + sum(len(asked) for asked, _ in halves.values()) + sum(len(halves[turn][1]) for turn in turns)
+        return Pairs(
+            asked=[halves[turn][0] for turn in turns],
+            blocks=[[states[context.chunks[n]]] for context, _, n in pairs],
+            labels=torch.tensor([float(state.labels[n]) for _, state, n in pairs], device=self.backbone.device),
+            counts={"gate": float(len(pairs))},
+            tokens=tokens,
+        )
+
+    def _compressed(self, chunks: Sequence[tuple[int, ...]]) -> list[KVStates]:
+        """The memory of these chunks: the compressor does not change, so what was made lately is kept."""
+        named = {self._numbers.setdefault(chunk, len(self._numbers)): chunk for chunk in chunks}
+
+        def make(numbers: Sequence[int]) -> list[KVStates]:
+            with torch.no_grad(), precision(self.backbone):
+                return self.backbone.compress([named[n] for n in numbers], ratio=self._ratio)
+
+        return self._resident.take(list(named), make)
+
+    def _asked(self, question: str, memory: str) -> tuple[list[int], list[int]]:
+        encode = self.backbone.encode
+        notes = NO_NOTES if self._settings.blind or not memory else memory
+        return self._prompt.around("block", question=encode(question), memory=encode(notes))
+
+    def _logits(self, pairs: Pairs) -> Tensor:
+        _, probe = self._prompt.around("block", question=[], memory=[])
+        return self.backbone.score(pairs.asked, pairs.blocks, probe)
+
+    def _scored(self, contexts: Sequence[GateContext]) -> tuple[Tensor, Tensor]:
+        """Logits and labels of every block beside every working memory of these questions."""
+        logits, labels = [torch.empty(0)], [torch.empty(0)]
+        with torch.no_grad(), precision(self.backbone):
+            for context in contexts:
+                pairs = self._paired([(context, s, n) for s in context.states for n in range(len(context.chunks))])
+                logits.append(self._logits(pairs).float().cpu())
+                labels.append(pairs.labels.cpu())
+        return torch.cat(logits), torch.cat(labels)

@@ -1,0 +1,48 @@
+"""Stage 0: a small decoder from nothing, on plain text and on whatever else the mixture has.
+
+With a `memory` table it has memory tokens from the start, and kinds that are read as memory teach compressing and
+copying before anything else: plain text alone does not make so small a model copy.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compmem.backbone import MemoryConfig
+from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
+from compmem_research.training.rows.mixture import Mixture, MixtureSettings
+from compmem_research.training.rows.packed import read_tokenizer
+from compmem_research.training.running.trainer import RunSettings, Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LMTraining:
+    """Settings of stage 0."""
+
+    data: Path
+    """Folder of tokenizer and packed text (`compmem train text`)."""
+    run: RunSettings
+    mixture: MixtureSettings
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    memory: MemoryConfig | None = None
+    """None: memory tokens come with stage 1."""
+    prompts: LatentPrompts = field(default_factory=LatentPrompts)
+    """What it is told in a step of the loop; saved with the backbone."""
+
+
+def train(settings: LMTraining) -> dict[str, Any]:
+    """Train from random weights; gives the last figures.
+
+    Raises:
+        CheckpointError: There is no tokenizer, or a checkpoint cannot be read or written.
+        ValueError: A data file is broken.
+    """
+    trainer = Trainer(settings.run)
+    tokenizer = read_tokenizer(settings.data)
+    backbone = untrained_backbone(settings.decoder, tokenizer, seed=settings.run.seed, device=trainer.device)
+    if settings.memory is not None:
+        backbone.add_memory(settings.memory)
+    trained = backbone.parameters("base") | backbone.parameters("memory")
+    steps = StepPrompts(backbone, settings.prompts)
+    return trainer.run(Mixture("lm", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed))

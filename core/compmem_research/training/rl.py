@@ -1,0 +1,286 @@
+"""Stage 2: reinforcement of compressor and reasoner together, through the recalled memory (2602.08382, algorithm 1).
+
+Rollouts are drawn with the present weights; the update finds the replies' likelihood anew, from the chunks on, so the
+gradient reaches what the compressor keeps. GSPO with the outcome alone is LycheeMemory's training, DAPO with all four
+rewards and step advantages GRU-Mem's (2602.10560).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from compmem.backbone import AdapterConfig, Backbone
+from compmem.readers.prompts import LatentPrompts
+from compmem_research.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn_advantages
+from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
+from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
+from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
+from compmem_research.training.rollouts.rewards import Outcome, RewardPart, Rewards, reward
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem_research.training.rollouts.trajectory import Trajectory, Turn
+from compmem_research.training.running.stage import HELD
+from compmem_research.training.running.trainer import RunSettings, Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RLTraining:
+    """Settings of stage 2; `run.batch` counts questions.
+
+    Raises:
+        ValueError: A value is out of its range, or they do not go together.
+    """
+
+    start: Path
+    """Folder of a backbone that writes well-formed replies, or its name."""
+    run: RunSettings
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    objective: Objective = field(default_factory=Objective)
+    rewards: tuple[RewardPart, ...] = ("outcome", "update", "exit", "format")
+    """The rewards that count; the others are told."""
+    outcome: Outcome = "exact"
+    scale: bool = False
+    """Advantages in units of the group's deviation (2602.08382), or plain (2602.10560)."""
+    alpha: float = 0.9
+    """Share of the trajectory's advantage in a step's, where the update reward counts."""
+    beta: float = 1e-3
+    """Weight of the divergence from the reference; 0: none is needed."""
+    reference: Literal["start", "base"] = "start"
+    """The policy as it was at the start, or the model without the reasoner's adapter."""
+    updates: int = 1
+    """Steps that are made on the rollouts of one policy."""
+    train: tuple[Literal["base", "reasoner"], ...] = ("reasoner",)
+    """What changes of the reading side. "base", for small backbones: everything."""
+    freeze_compressor: bool = False
+    """Leave the memory as it is; else it is trained through what is read out of it."""
+    adapter: AdapterConfig | None = None
+    """Of the reasoner, where the backbone has none yet."""
+    memory_adapter: AdapterConfig | None = None
+    """Of the memory tokens, where the backbone has none yet."""
+    ratio: int | None = None
+    """Compression ratio. None: the checkpoint's own."""
+    piece_tokens: int = 16384
+    """Most tokens that the update runs at once."""
+    held: int = 16
+    """Questions of one measurement."""
+    dtype: str | None = None
+    """Of the weights that are frozen. None: the checkpoint's own."""
+    prompts: LatentPrompts | None = None
+    """What it is told. None: the checkpoint's own."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.rewards) - set(get_args(RewardPart)):
+            raise ValueError(f"rewards={self.rewards!r} holds {sorted(unknown)!r}; there are {get_args(RewardPart)!r}")
+        if not self.rewards:
+            raise ValueError("rewards=[] leaves nothing to learn from")
+        if not 0 <= self.alpha <= 1 or self.beta < 0:
+            raise ValueError(f"alpha={self.alpha!r} must be in [0, 1] and beta={self.beta!r} not negative")
+        if min(self.updates, self.piece_tokens, self.held) < 1:
+            raise ValueError("updates, piece_tokens and held must be at least 1")
+        if self.run.checkpoint_every % self.updates:
+            raise ValueError(
+                f"checkpoint_every={self.run.checkpoint_every} must be a multiple of updates={self.updates}: "
+                "rollouts are not kept with a checkpoint"
+            )
+        if self.run.workers:
+            raise ValueError("rollouts ask the model: set workers=0")
+        if self.rollouts.group < 2:
+            raise ValueError(f"group={self.rollouts.group} must be at least 2: advantages compare")
+        if self.freeze_compressor and "base" in self.train:
+            raise ValueError("freeze_compressor: the compressor runs on the base too; train a reasoner's adapter")
+        if self.reference not in ("start", "base"):
+            raise ValueError(f"reference={self.reference!r} must be 'start' or 'base'")
+        if self.reference == "base" and "base" in self.train:
+            raise ValueError("reference='base' needs a base that is not trained")
+
+
+def train(settings: RLTraining) -> dict[str, Any]:
+    """Train compressor and reasoner by reinforcement; gives the last figures.
+
+    Raises:
+        CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
+        ValueError: There is nothing to train, a data file is broken, or the weights are sharded.
+    """
+    trainer = Trainer(settings.run, asks=True)
+    check_whole()
+    # A fresh adapter is drawn.
+    torch.manual_seed(settings.run.seed)
+    backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
+    if settings.adapter is not None and "reasoner" not in backbone.adapters:
+        backbone.add_adapter("reasoner", settings.adapter)
+    if settings.memory_adapter is not None and "memory" not in backbone.adapters:
+        backbone.add_adapter("memory", settings.memory_adapter)
+    draw = drawing(settings.questions, backbone, settings.run.seed)
+    return trainer.run(RLStage(settings, backbone, draw))
+
+
+class RLStage:
+    """What the trainer asks of a stage.
+
+    Args:
+        settings: Of the stage.
+        backbone: The policy, compressor and all.
+        draw: Gives contexts by number.
+
+    Raises:
+        ValueError: There is nothing to train.
+    """
+
+    name = "rl"
+
+    def __init__(self, settings: RLTraining, backbone: Backbone, draw: Draw) -> None:
+        self.backbone = backbone
+        self.state: dict[str, float] = {}
+        self._settings = settings
+        self._draw = draw
+        self._prompts = settings.prompts or LatentPrompts.of(backbone)
+        self._ratio = settings.ratio or backbone.memory.ratio
+        self._rollouts = Rollouts(backbone, settings.rollouts, self._prompts, self._ratio)
+        self._greedy = Rollouts(backbone, replace(settings.rollouts, temperature=0.0), self._prompts, self._ratio)
+        parts = (*settings.train, *(() if settings.freeze_compressor else ("memory",)))
+        self._trained = {name: p for part in parts for name, p in backbone.parameters(part).items()}
+        if not self._trained:
+            raise ValueError("there is nothing to train: the backbone has no memory tokens and no reasoner's adapter")
+        start = settings.beta > 0 and settings.reference == "start"
+        self._reference = frozen_copy(backbone, self._trained.values()) if start else None
+        self._ahead: dict[int, Lessons] = {}
+        self.weights = {"policy": 1.0, **({"kl": settings.beta} if settings.beta else {})}
+        self.weights |= dict.fromkeys(FIGURES, 0.0)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What the optimiser changes."""
+        return self._trained
+
+    def batch(self, step: int, rows: range) -> Lessons:
+        """The lessons of these questions, from rollouts of the weights as they were at the round's first step."""
+        if rows.start not in self._ahead:
+            left = self._settings.updates - step % self._settings.updates
+            stride = self._settings.run.batch * self._settings.run.accumulate * _processes()
+            starts = [rows.start + later * stride for later in range(left)]
+            made = self._learn([range(start, start + len(rows)) for start in starts])
+            # A round that a killed run left half made is made again.
+            self._ahead |= dict(zip(starts, made, strict=True))
+        return self._ahead.pop(rows.start)
+
+    def losses(self, batch: Lessons) -> dict[str, Tensor]:
+        """The objective and the divergence with gradients, and the figures."""
+        settings = self._settings
+        now = self._likelihood(self.backbone, batch.turns)
+        replies = Replies(
+            now=now,
+            then=now.detach() if batch.then is None else batch.then,
+            mask=mask_of(batch.turns, now.device),
+            advantages=batch.advantages,
+            shares=batch.shares,
+        )
+        policy, clipped = policy_loss(replies, settings.objective)
+        sums = {"policy": policy, "clipped": clipped}
+        if batch.reference is not None:
+            sums["kl"] = divergence(replies, batch.reference, settings.objective.algorithm)
+        return sums | {name: torch.tensor(value, device=now.device) for name, value in batch.told.items()}
+
+    def after(self, figures: Mapping[str, float]) -> bool:
+        """Nothing: no batch is made ahead of its step."""
+        return False
+
+    def measure(self, step: int) -> dict[str, float]:
+        """What greedy rollouts of held-out questions are worth."""
+        contexts = [self._draw(HELD + number, True) for number in range(self._settings.held)]
+        [*groups] = self._greedy.run(contexts, [[0]] * len(contexts))
+        runs = [run for [run] in groups]
+        worth = [
+            reward(run, context.sample, self._settings.outcome) for run, context in zip(runs, contexts, strict=True)
+        ]
+        sums, counts = figures_of(runs, worth, self._settings.rewards)
+        figures = {f"held_{name}": value / max(counts[name], 1e-9) for name, value in sums.items()}
+        return {"held_exact_answer": figures.pop("held_outcome"), **figures}
+
+    def save(self, folder: Path) -> None:
+        """The backbone with the prompts it was trained with."""
+        self.backbone.save(folder)
+        self._prompts.write(folder)
+
+    def _learn(self, batches: Sequence[range]) -> list[Lessons]:
+        """Rollouts of all the batches' questions at once; the lessons of each batch."""
+        settings = self._settings
+        began = time.monotonic()
+        rows = [row for batch in batches for row in batch]
+        contexts = [self._draw(row, False) for row in rows]
+        seeds = [drawn_seeds(settings.run.seed, row, settings.rollouts.group) for row in rows]
+        groups = self._rollouts.run(contexts, seeds)
+        self.backbone.release()
+        seconds = (time.monotonic() - began) / len(batches)
+        worth = [
+            [reward(run, context.sample, settings.outcome) for run in group]
+            for group, context in zip(groups, contexts, strict=True)
+        ]
+        pairs = iter(zip(groups, worth, strict=True))
+        return [self._lessons([next(pairs) for _ in batch], seconds) for batch in batches]
+
+    def _lessons(self, groups: Sequence[tuple[list[Trajectory], list[Rewards]]], seconds: float) -> Lessons:
+        settings = self._settings
+        turns, advantages, shares = list[Turn](), list[float](), list[float]()
+        for runs, worth in groups:
+            for run, own in zip(runs, self._judged(runs, worth), strict=True):
+                turns += run.turns
+                advantages += own
+                shares += [1 / len(own)] * len(own)
+        runs = [run for group, _ in groups for run in group]
+        told, counts = figures_of(runs, [w for _, worth in groups for w in worth], settings.rewards)
+        drawn = sum(len(turn.reply) for turn in turns)
+        told |= {"rollout_tokens_per_second": drawn}
+        divisor = len(runs) if settings.objective.algorithm == "gspo" else drawn
+        counts |= {"rollout_tokens_per_second": seconds, **dict.fromkeys(("policy", "clipped", "kl"), divisor)}
+        if not settings.beta:
+            # Turns whose advantage is nothing have no gradient; one is kept for the loss to have a graph.
+            kept = [n for n, value in enumerate(advantages) if value] or [0]
+            turns = [turns[n] for n in kept]
+            advantages, shares = ([values[n] for n in kept] for values in (advantages, shares))
+        device = self.backbone.device
+        return Lessons(
+            turns=turns,
+            advantages=torch.tensor(advantages, device=device),
+            shares=torch.tensor(shares, device=device),
+            told=told,
+            counts=counts,
+            tokens=sum(run_tokens(turn, self._ratio) for turn in turns),
+            then=self._looked_up(self.backbone, turns) if settings.updates > 1 else None,
+            reference=self._referred(turns) if settings.beta else None,
+        )
+
+    def _judged(self, runs: Sequence[Trajectory], worth: Sequence[Rewards]) -> list[list[float]]:
+        settings = self._settings
+        # Steps have advantages of their own where they have rewards of their own.
+        alpha = settings.alpha if "update" in settings.rewards and settings.rollouts.gates else None
+        return turn_advantages(runs, worth, settings.rewards, alpha=alpha, scale=settings.scale)
+
+    def _referred(self, turns: Sequence[Turn]) -> Tensor:
+        if self._reference is None:
+            return self._looked_up(self.backbone, turns, base=True)
+        return self._looked_up(self._reference, turns)
+
+    def _looked_up(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
+        """Likelihoods without gradients, computed as the update computes them."""
+        bf16 = self._settings.run.bf16
+        with torch.no_grad(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
+            return self._likelihood(backbone, turns, base=base)
+
+    def _likelihood(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
+        settings = self._settings
+        return reply_likelihood(
+            backbone, turns, ratio=self._ratio, piece_tokens=settings.piece_tokens,
+            temperature=settings.rollouts.temperature or 1.0, role=None if base else "reasoner",
+            through_memory=not settings.freeze_compressor,
+        )  # fmt: skip
+
+
+def _processes() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)

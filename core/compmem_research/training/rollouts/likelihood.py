@@ -1,0 +1,121 @@
+"""How likely the policy finds replies that were drawn before, with gradients through the recalled memory.
+
+The chunks are compressed anew, so that what the replies are worth also teaches the compressor what to keep
+(2602.08382, section 4: reasoning, recalled KV, compressor). Turns are run in pieces; a piece is computed again in the
+backward pass, so no more than one stands in memory with all its activations. A frozen copy of the policy is what a
+divergence is measured from.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.parameter import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from compmem.backbone import Backbone, Role
+from compmem.backbone.checkpoint import Parts
+from compmem_research.training.rollouts.trajectory import Turn
+
+
+def reply_likelihood(
+    backbone: Backbone,
+    turns: Sequence[Turn],
+    *,
+    ratio: int,
+    piece_tokens: int,
+    temperature: float = 1.0,
+    role: Role | None = "reasoner",
+    through_memory: bool = True,
+) -> Tensor:
+    """Log-probability of each reply token `[turns, longest reply]`, 0 behind a reply's end.
+
+    Args:
+        backbone: The policy.
+        turns: Prompts, replies and chunks.
+        ratio: Compression ratio.
+        piece_tokens: Most tokens that are run at once, with their activations.
+        temperature: Of the distribution that the replies were drawn from.
+        role: Whose adapter reads.
+        through_memory: Whether gradients flow through the memory into the compressor.
+    """
+    width = max(len(turn.reply) for turn in turns)
+    exact = torch.promote_types(backbone.decoder.embed_tokens.weight.dtype, torch.float32)
+    made = torch.zeros(len(turns), width, dtype=exact, device=backbone.device)
+    pieces = list(_pieces(turns, piece_tokens))
+    for numbers in pieces:
+        part = [turns[n] for n in numbers]
+
+        def run(part: Sequence[Turn] = part) -> Tensor:
+            return _piece(backbone, part, ratio, temperature, role, through_memory)
+
+        again = len(pieces) > 1 and torch.is_grad_enabled()
+        likely = (checkpoint(run, use_reentrant=False) if again else run()).to(exact)
+        rows = torch.tensor(numbers, device=made.device)[:, None]
+        made = made.index_put((rows, torch.arange(likely.shape[1], device=made.device)[None]), likely)
+    return made
+
+
+def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
+    """The policy as it is now, to compare with later; it shares every weight that is not trained."""
+    kept = {id(p) for p in trained}
+    shared = {id(p): p for p in backbone.decoder.parameters() if id(p) not in kept}
+    model, decoder = copy.deepcopy((backbone.model, backbone.decoder), shared)
+    for parameter in decoder.parameters():
+        if id(parameter) not in shared:
+            parameter.requires_grad_(False)
+    parts = Parts(
+        model=model, tokenizer=backbone.tokenizer, decoder=decoder.eval(), memory=backbone.memory,
+        adapters=backbone.adapters,
+    )  # fmt: skip
+    return Backbone(parts)
+
+
+def mask_of(turns: Sequence[Turn], device: torch.device) -> Tensor:
+    """Where a reply has a token, `[turns, longest reply]`."""
+    lengths = torch.tensor([len(turn.reply) for turn in turns], device=device)
+    return torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
+
+
+def run_tokens(turn: Turn, ratio: int) -> int:
+    """Tokens that one turn sends through the decoder, its chunk's with it."""
+    return len(turn.chunk) - (-len(turn.chunk) // ratio) + len(turn.prompt) + len(turn.reply)
+
+
+def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
+    """Numbers of turns, those behind one chunk side by side, as many at once as the budget allows."""
+    order = sorted(range(len(turns)), key=lambda n: (len(turns[n].chunk), tuple(turns[n].chunk), len(turns[n].prompt)))
+    piece: list[int] = []
+    chunks: set[tuple[int, ...]] = set()
+    longest = 0
+    for number in order:
+        turn = turns[number]
+        wide = max(longest, len(turn.prompt) + len(turn.reply))
+        whole = {*chunks, tuple(turn.chunk)}
+        if piece and wide * (len(piece) + 1) + sum(map(len, whole)) > budget:
+            yield piece
+            piece, whole, wide = [], {tuple(turn.chunk)}, len(turn.prompt) + len(turn.reply)
+        piece.append(number)
+        chunks, longest = whole, wide
+    yield piece
+
+
+def _piece(
+    backbone: Backbone, turns: Sequence[Turn], ratio: int, temperature: float, role: Role | None, through_memory: bool
+) -> Tensor:
+    """Log-probabilities of one piece, `[turns, longest reply]`, 0 behind a reply's end."""
+    chunks = list(dict.fromkeys(tuple(turn.chunk) for turn in turns if turn.chunk))
+    with torch.set_grad_enabled(through_memory and torch.is_grad_enabled()):
+        states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}
+    blocks = [[states[tuple(turn.chunk)]] if turn.chunk else [] for turn in turns]
+    hidden = backbone.read([[*turn.prompt, *turn.reply][:-1] for turn in turns], blocks, role=role)
+    mask = mask_of(turns, hidden.device)
+    first = torch.tensor([len(turn.prompt) - 1 for turn in turns], device=hidden.device)
+    rows, columns = mask.nonzero(as_tuple=True)
+    logits = backbone.logits(hidden[rows, first[rows] + columns])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    wanted = torch.tensor([token for turn in turns for token in turn.reply], device=hidden.device)
+    likely = -cross_entropy(logits, wanted, reduction="none")
+    return likely.new_zeros(mask.shape).index_put((rows, columns), likely)

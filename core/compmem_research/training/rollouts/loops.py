@@ -1,0 +1,198 @@
+"""The loops of many questions, run together.
+
+Each is the loop of `reasoner.py` and waits where it asks for blocks to be read. All that wait are written for as one
+batch, and those that end drop out of it. Rollouts and evaluation both stand on this, so what is learned from and what
+is measured are what runs later.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compmem.backbone import Backbone
+from compmem.config import RecallConfig
+from compmem.gate import LatentGate
+from compmem.readers.prompts import StepPrompts
+from compmem.readers.replies import Reply, spoken, understand
+from compmem.reasoner import Gathered, Odds, Read, Weigh, gather
+from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
+from compmem_research.training.running.device import precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What was written behind one prompt."""
+
+    memory: WorkingMemory
+    """The working memory in the prompt."""
+    prompt: Sequence[int]
+    ids: Sequence[int]
+    """The tokens as they were drawn, the end token with them where they ended by one."""
+    text: str
+    ended: bool
+    """Whether it came to its end."""
+    reply: Reply | None = None
+    """What was understood of a step's reply."""
+
+
+class Loop:
+    """One question's loop over its own blocks: not begun, waiting for blocks to be read, or at its end.
+
+    Args:
+        backbone: Its gate scores the blocks, where it has one and the settings ask for it; else all pass.
+        question: What is asked.
+        chunks: Of all blocks.
+        states: Of all blocks.
+        config: The loop's settings.
+        threshold: Below it a block is turned down. None: the gate's own.
+        seed: Of what is drawn for it.
+
+    Attributes:
+        asked: What it waits for.
+        steps: Its steps so far.
+        memory: The working memory that it ended with.
+        answer: What was written from that; None where there was nothing to answer from.
+    """
+
+    def __init__(
+        self, backbone: Backbone, question: str, chunks: Sequence[Chunk], states: Sequence[KVStates],
+        config: RecallConfig, *, threshold: float | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.question = question
+        self.asked: Read | Weigh | None = None
+        self.steps: list[Written] = []
+        self.memory = WorkingMemory()
+        self.answer: Written | None = None
+        self.rng = np.random.default_rng(seed)
+        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
+        limit = threshold if threshold is not None else gate.threshold if gate else 0.0
+        self._loop = gather(
+            _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0,
+            weighs=True,
+        )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """The answer's text; empty where there is none."""
+        return spoken(self.answer.text).strip() if self.answer else ""
+
+    def take(self, written: Written) -> None:
+        """Keep a step, and go on with what was understood of it; if nothing was, with the memory and no gate open."""
+        self.steps.append(written)
+        before, reply = written.memory, written.reply
+        if reply is None:
+            self.advance(Reading(memory=before, update=False, exit=False))
+            return
+        notes = WorkingMemory(text=reply.update) if reply.update else before
+        self.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
+
+    def advance(self, reading: Reading | Odds = None) -> None:
+        """Run until it wants blocks read or weighed, or to its end."""
+        try:
+            asked = self._loop.send(reading)
+            while isinstance(asked, Step):
+                asked = self._loop.send(None)
+        except StopIteration as end:
+            gathered: Gathered = end.value
+            self.asked, self.memory = None, gathered.memory
+            return
+        self.asked = asked
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Blocks in memory, as the loop sees them; without a gate every block passes."""
+
+    backbone: Backbone
+    gate: LatentGate | None
+    chunks: Sequence[Chunk]
+    states: Sequence[KVStates]
+    blind: bool = False
+    """The gate does not see the working memory."""
+
+    def propose(self, memory: str) -> list[int]:
+        return list(range(len(self.chunks)))
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        if self.gate is None or not blocks:
+            return [1.0] * len(blocks)
+        return self.gate.probabilities("" if self.blind else memory, [self.states[n] for n in blocks])
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        return [MemoryBlock(chunk=self.chunks[n], kv=self.states[n]) for n in blocks]
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.backbone.encode(text))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loops:
+    """Runs loops with a backbone's present weights, without gradients."""
+
+    prompts: StepPrompts
+    """What the backbone is told."""
+    step_tokens: int
+    """Most tokens of a step's reply."""
+    answer_tokens: int
+    ends: Sequence[int]
+    """Ids that end a reply."""
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+
+    def run(self, loops: Sequence[Loop]) -> None:
+        """Run loops from their beginning to their answers.
+
+        Raises:
+            ValueError: A step is larger than the model's context.
+            MemoryError: One step alone does not fit on the device.
+        """
+        with torch.no_grad(), precision(self.prompts.backbone):
+            for loop in loops:
+                loop.advance()
+            while any(loop.asked is not None for loop in loops):
+                for loop in loops:
+                    if isinstance(loop.asked, Weigh):
+                        memory, blocks = loop.asked.memory.text, _states(loop.asked.blocks)
+                        loop.advance(self.prompts.weigh(loop.question, memory, blocks))
+                waiting = [(loop, loop.asked) for loop in loops if isinstance(loop.asked, Read)]
+                for loop, written in self._written(waiting):
+                    loop.take(written)
+            ends = [(loop, Read(loop.memory, ())) for loop in loops if loop.memory.text.strip()]
+            for loop, written in self._written(ends):
+                loop.answer = written
+
+    def _written(self, asked: Sequence[tuple[Loop, Read]]) -> Iterator[tuple[Loop, Written]]:
+        """A step of each loop behind its blocks, or the answer where there are none."""
+        if not asked:
+            return
+        backbone, structured = self.prompts.backbone, self.prompts.structured
+        blocks = [_states(read.blocks) for _, read in asked]
+        steps = any(blocks)
+        fill, most = (self.prompts.step, self.step_tokens) if steps else (self.prompts.answer, self.answer_tokens)
+        stop = ("</next>",) if steps and structured else ()
+        begun = [self.prompts.helps if read.insist else [] for _, read in asked]
+        prompts = [
+            [*fill(loop.question, read.memory.text), *start] for (loop, read), start in zip(asked, begun, strict=True)
+        ]
+        behind = [sum(b.keys.shape[2] for b in row) for row in blocks]
+        room = backbone.context - max(len(prompt) + size for prompt, size in zip(prompts, behind, strict=True))
+        # Where there is no room at all the backbone refuses, and says why.
+        most = max(1, min(most, room))
+        replies = backbone.generate(
+            prompts, blocks if steps else None, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop,
+            temperature=self.temperature, seeds=[int(loop.rng.integers(1 << 62)) for loop, _ in asked],
+        )  # fmt: skip
+        for (loop, read), prompt, start, ids in zip(asked, prompts, begun, replies, strict=True):
+            text = backbone.decode([*start, *ids])
+            stopped = any(mark in text for mark in stop)
+            ended = stopped or len(ids) < most
+            # Ending is an action as well: the policy is to learn when.
+            drawn = [*ids, self.ends[0]] if ended and not stopped else ids
+            reply = understand(text, structured=structured) if steps else None
+            yield loop, Written(memory=read.memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)
+
+
+def _states(blocks: Sequence[MemoryBlock]) -> list[KVStates]:
+    return [block.kv for block in blocks if block.kv is not None]

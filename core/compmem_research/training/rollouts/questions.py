@@ -1,0 +1,84 @@
+"""Where the questions of rollouts come from: made-up worlds, or the questions of a multi-hop set."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compmem.backbone import Backbone
+from compmem.compressor import chunk_ids
+from compmem.schema import Chunk
+from compmem_research.tasks.sample import Sample
+from compmem_research.tasks.worlds import WorldConfig
+from compmem_research.training.rows.packed import Text
+from compmem_research.training.rows.sources import chunks_of, source_of
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One question, and its chunks as the backbone reads them."""
+
+    sample: Sample
+    chunks: Sequence[Chunk]
+    ids: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, sample: Sample, chunks: Sequence[Chunk], backbone: Backbone) -> "Context":
+        """A question over these chunks."""
+        return cls(sample, chunks, [chunk_ids(backbone, chunk) for chunk in chunks])
+
+
+Draw = Callable[[int, bool], Context]
+"""The context of a number, from the questions that are held out or from the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionSettings:
+    """What is asked, over what.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    file: Path | None = None
+    """A multi-hop set. None: made-up tasks."""
+    tasks: tuple[str, ...] = ("world",)
+    """What is made up: "world", and names of RULER tasks."""
+    data: Path | None = None
+    """Folder of packed text (`compmem train text`) that fills worlds up. None: made-up facts do."""
+    hops: int = 2
+    """Most facts of a chain, in a world."""
+    chunk_tokens: int = 512
+    """Most tokens of a chunk."""
+    chunks: int = 4
+    """Chunks of one context, about."""
+    distractors: int = 3
+    """Facts that resemble each fact of the chain."""
+    wordings: int | None = None
+    """Most wordings of a fact. None: all."""
+    syllables: int = 2
+    """Of a made-up word."""
+
+    def __post_init__(self) -> None:
+        if min(self.hops, self.chunk_tokens, self.chunks) < 1:
+            raise ValueError("hops, chunk_tokens and chunks must be at least 1")
+
+
+def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
+    """Contexts by number, as the backbone reads them.
+
+    Raises:
+        ValueError: A file has a broken line, or too few questions.
+    """
+    config = WorldConfig(distractors=settings.distractors, wordings=settings.wordings, syllables=settings.syllables)
+    data = settings.data if settings.file is None else None
+    text = Text(data, len(backbone.tokenizer)) if data else None
+    source = source_of(backbone, settings.file, config, settings.tasks, chunks=settings.chunks, text=text)
+
+    def draw(number: int, held: bool) -> Context:
+        drawn = int(np.random.default_rng((seed, number)).integers(1 << 31))
+        sample = source(drawn, settings.chunk_tokens, settings.hops, held)
+        return Context.of(sample, chunks_of(sample, backbone, settings.chunk_tokens), backbone)
+
+    return draw

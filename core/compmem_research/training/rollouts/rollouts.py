@@ -1,0 +1,172 @@
+"""Rollouts: the loop itself, run for many questions and their groups at once, every turn's tokens kept.
+
+Each rollout is the loop under the settings of a published system, so what is trained is what runs later. Chunks are
+compressed once a question, whatever the group's size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from compmem.backbone import Backbone
+from compmem.config import RecallConfig
+from compmem.readers.latent import OVERHEAD
+from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.schema import KVStates
+from compmem_research.training.rollouts.evidence import Evidence, Labels
+from compmem_research.training.rollouts.loops import Loop, Loops, Written
+from compmem_research.training.rollouts.questions import Context
+from compmem_research.training.rollouts.rewards import well_formed
+from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
+from compmem_research.training.running.device import precision
+
+System = Literal["gru-mem", "lychee"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSettings:
+    """How rollouts are made.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    system: System = "gru-mem"
+    """A scan in document order whose replies have an update gate (and an exit gate), or overwrite the memory."""
+    exit_gate: bool = True
+    """Stop where the reply says so (2602.10560, with and without)."""
+    group: int = 8
+    """Rollouts of one question."""
+    temperature: float = 1.0
+    memory_tokens: int = 1024
+    """Most tokens of working memory."""
+    overhead: int = OVERHEAD
+    """Tokens of a structured reply beside the memory."""
+    answer_tokens: int = 512
+    """Most tokens of an answer."""
+    labels: Labels = "any"
+    """Which chunks count as evidence: all that hold any, or those whose turn has come."""
+
+    def __post_init__(self) -> None:
+        if self.system not in get_args(System):
+            raise ValueError(f"system={self.system!r} must be one of {', '.join(get_args(System))}")
+        if self.labels not in get_args(Labels):
+            raise ValueError(f"labels={self.labels!r} must be one of {', '.join(get_args(Labels))}")
+        if min(self.group, self.memory_tokens, self.answer_tokens) < 1 or self.overhead < 0:
+            raise ValueError("group, memory_tokens and answer_tokens must be at least 1, overhead not negative")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature!r} must not be negative")
+
+    @property
+    def gates(self) -> bool:
+        """Whether replies are structured."""
+        return self.system == "gru-mem"
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step's reply."""
+        return self.memory_tokens + (self.overhead if self.gates else 0)
+
+    @property
+    def recall(self) -> RecallConfig:
+        """The loop's settings."""
+        if self.gates:
+            return RecallConfig.gru_mem(exit_gate=self.exit_gate, memory_tokens=self.memory_tokens)
+        return RecallConfig.lychee(gate=False, memory_tokens=self.memory_tokens)
+
+
+class Rollouts:
+    """Makes rollouts with a backbone's present weights, without gradients.
+
+    Args:
+        backbone: The policy.
+        settings: How.
+        prompts: What it is told.
+        ratio: Compression ratio.
+    """
+
+    def __init__(self, backbone: Backbone, settings: RolloutSettings, prompts: LatentPrompts, ratio: int) -> None:
+        self.backbone = backbone
+        self.settings = settings
+        self._ratio = ratio
+        end = backbone.tokenizer.eos_token_id
+        self._loops = Loops(
+            prompts=StepPrompts(backbone, prompts, structured=settings.gates),
+            step_tokens=settings.step_tokens,
+            answer_tokens=settings.answer_tokens,
+            ends=backbone.end_ids if end is None else (int(end),),
+            temperature=settings.temperature,
+        )
+
+    def run(self, contexts: Sequence[Context], seeds: Sequence[Sequence[int]]) -> list[list[Trajectory]]:
+        """The trajectories of each question's group, one for each of its seeds.
+
+        Raises:
+            ValueError: A step is larger than the model's context.
+            MemoryError: One step alone does not fit on the device.
+        """
+        recall = self.settings.recall
+        groups = [
+            [Loop(self.backbone, c.sample.question, c.chunks, states, recall, seed=seed) for seed in own]
+            for c, states, own in zip(contexts, self._compressed(contexts), seeds, strict=True)
+        ]
+        self._loops.run([loop for group in groups for loop in group])
+        return [
+            [self._trajectory(context, loop) for loop in group] for context, group in zip(contexts, groups, strict=True)
+        ]
+
+    def _compressed(self, contexts: Sequence[Context]) -> list[list[KVStates]]:
+        """The memory of every chunk; each different one is compressed once."""
+        distinct = list(dict.fromkeys(tuple(ids) for context in contexts for ids in context.ids))
+        with torch.no_grad(), precision(self.backbone):
+            states = dict(zip(distinct, self.backbone.compress(distinct, ratio=self._ratio), strict=True))
+        return [[states[tuple(ids)] for ids in context.ids] for context in contexts]
+
+    def _trajectory(self, context: Context, loop: Loop) -> Trajectory:
+        """What came of a loop; its steps are the chunks in document order."""
+        evidence = Evidence(context.sample, context.chunks, self.settings.labels)
+        open_, steps = evidence.all, list[Step]()
+        for number, step in enumerate(loop.steps):
+            check = step.reply is not None and step.reply.check
+            formed = step.reply is not None and (not self.settings.gates or well_formed(step.text))
+            steps.append(
+                Step(
+                    evidence=evidence.supports(number, open_), check=check, formed=formed and step.ended,
+                    memory=step.memory.text, number=number, turn=_turn(step, context.ids[number]),
+                )
+            )  # fmt: skip
+            if check:
+                open_ = evidence.open_after(number, open_)
+        last = loop.answer
+        return Trajectory(
+            steps=tuple(steps),
+            enough=evidence.enough(range(len(context.chunks)), [step.check for step in steps]),
+            answer=loop.said,
+            found=last is not None,
+            formed=last is None or (last.ended and bool(loop.said)),
+            turn=_turn(last) if last else None,
+        )
+
+
+def _turn(written: Written, chunk: Sequence[int] = ()) -> Turn:
+    return Turn(prompt=written.prompt, reply=written.ids, chunk=chunk)
+
+
+def check_whole() -> None:
+    """Refuse sharded weights: rollouts run between the steps, where a process has no more than its shard.
+
+    Raises:
+        ValueError: The run was launched with FSDP.
+    """
+    from accelerate.state import AcceleratorState
+
+    if str(AcceleratorState().distributed_type) == "DistributedType.FSDP":
+        raise ValueError("rollouts need whole weights on every process: launch without FSDP, and train adapters")
+
+
+def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
+    """Seeds for so many rollouts of the question of a number."""
+    return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]

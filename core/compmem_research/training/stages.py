@@ -1,0 +1,45 @@
+"""The stages by name: the module of each and its settings. Needs nothing but what the stage itself needs."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from compmem_research.training.running.settings import read_settings
+
+STAGES = {
+    "text": ("text", "TextPreparation"),
+    "lm": ("lm", "LMTraining"),
+    "compressor": ("compressor", "CompressorTraining"),
+    "warmup": ("warmup", "WarmupTraining"),
+    "rl": ("rl", "RLTraining"),
+    "gate": ("gate", "GateTraining"),
+    "evaluate": ("evaluate", "Evaluation"),
+    "export": ("export", "Export"),
+    "dense-gate": ("dense_gate", "DenseGateTraining"),
+}
+"""Module and settings of each stage; a module's `train` takes the settings and gives its figures."""
+
+
+def load_stage(name: str) -> tuple[type[Any], Callable[[Any], dict[str, Any]]]:
+    """A stage's kind of settings, and what runs it and gives its figures.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if name not in STAGES:
+        raise ValueError(f"no stage is called {name!r}; there are {', '.join(STAGES)}")
+    place, settings = STAGES[name]
+    module = import_module(f"compmem_research.training.{place}")
+    return getattr(module, settings), module.train
+
+
+def run_stage(name: str, config: Path) -> dict[str, Any]:
+    """Run one stage by the settings in a file; gives its figures.
+
+    Raises:
+        ValueError: There is no such stage, or the settings are wrong.
+        CheckpointError: A checkpoint cannot be read or written.
+    """
+    kind, train = load_stage(name)
+    return train(read_settings(config, kind))

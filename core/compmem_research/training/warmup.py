@@ -1,0 +1,60 @@
+"""The reasoner's warm-up: step traces with evidence labels, before any reward (the "SFT" of 2602.08382, table 4).
+
+The mixture's `steps` are whole traces of the loop: the structured reply of each step behind its block, and the answer
+from the notes alone. Other kinds keep alive what was learned before.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compmem.backbone import AdapterConfig, Backbone
+from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem_research.training.rows.mixture import Mixture, MixtureSettings, Trainable
+from compmem_research.training.running.trainer import RunSettings, Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmupTraining:
+    """Settings of the warm-up.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    start: Path
+    """Folder of a backbone with memory tokens, or its name."""
+    run: RunSettings
+    mixture: MixtureSettings
+    train: tuple[Trainable, ...] = ("reasoner",)
+    """What changes. With "memory" the compressor learns along, with "base" everything does."""
+    adapter: AdapterConfig | None = None
+    """Of the reasoner, where the backbone has none yet."""
+    dtype: str | None = None
+    """Of the weights that are frozen. None: the checkpoint's own."""
+    prompts: LatentPrompts | None = None
+    """What it is told in a step. None: the checkpoint's own."""
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("train=[] leaves nothing to train")
+
+
+def train(settings: WarmupTraining) -> dict[str, Any]:
+    """Train the reasoner on traces; gives the last figures.
+
+    Raises:
+        CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
+        ValueError: There is nothing to train, or a data file is broken.
+    """
+    trainer = Trainer(settings.run)
+    backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
+    if settings.adapter is not None and "reasoner" not in backbone.adapters:
+        backbone.add_adapter("reasoner", settings.adapter)
+    trained = {name: p for part in settings.train for name, p in backbone.parameters(part).items()}
+    if not trained:
+        raise ValueError(
+            f"train={list(settings.train)!r}: the backbone has nothing of it; give the reasoner an adapter"
+        )
+    steps = StepPrompts(backbone, settings.prompts or LatentPrompts.of(backbone))
+    return trainer.run(Mixture("warmup", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed))
