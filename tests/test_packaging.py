@@ -32,5 +32,5 @@ def test_a_research_command_says_what_to_install(arguments):
     result = without_research(f"sys.argv[1:] = {arguments!r}\nfrom compmem.cli import main\nmain()")
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: `compmem {arguments[0]}` needs the package")
-    assert f"pip install \"compmem[{arguments[0]}]\"" in result.stderr
+    assert f'pip install "compmem[{arguments[0]}]"' in result.stderr
     assert result.stderr.count("\n") == 1
