@@ -86,8 +86,8 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _check_unicode(document: Document) -> None:
     try:
-        (document.title + document.text).encode()
+        (document.title + document.context + document.text).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"document {document.id!r} has a lone surrogate in its title or text: {error.reason}"
+            f"document {document.id!r} has a lone surrogate in its title, context or text: {error.reason}"
         ) from error

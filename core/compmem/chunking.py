@@ -122,6 +122,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> list
                 start=start,
                 title=document.title,
                 headings=_headings(group, path),
+                context=document.context,
                 sentences=tuple(sentences(text)),
                 metadata=document.metadata,
             )
@@ -189,6 +190,7 @@ def _given(document: Document, chunk_tokens: int, counter: _Counter) -> list[Chu
                 ordinal=len(chunks),
                 start=start,
                 title=document.title or chunk.title,
+                context=document.context or chunk.context,
                 sentences=_checked(chunk) or tuple(sentences(chunk.text)),
                 metadata={**document.metadata, **chunk.metadata},
             )

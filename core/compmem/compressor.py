@@ -19,7 +19,7 @@ class DenseCompressor:
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block a chunk, in order."""
-        parts = [Parts(c.label, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
+        parts = [Parts(c.head, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
         vectors = self.encoder.encode_parts(parts)
         return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]
 
@@ -52,11 +52,11 @@ class KVCompressor:
 
 
 def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
-    """What the backbone reads of a chunk: its label on a line of its own where it has one, then the text.
+    """What the backbone reads of a chunk: label and context on a line where it has some, then the text.
 
     Released checkpoints were trained on bare text, and place a prompt behind the memory of a whole chunk of it. A model
     that was not trained for memory sees an empty line behind each chunk, as between paragraphs.
     """
-    labelled = chunk.label and backbone.memory.positions == "rotated"
-    text = f"{chunk.label}\n{chunk.text}" if labelled else chunk.text
+    labelled = chunk.head and backbone.memory.positions == "rotated"
+    text = f"{chunk.head}\n{chunk.text}" if labelled else chunk.text
     return backbone.encode(text if backbone.memory.trained else f"{text}\n\n")

@@ -104,6 +104,9 @@ class RecallConfig:
     """Most seconds for the whole question; the answer is written from what is known by then."""
     memory_tokens: int = 1024
     """Most tokens of working memory; what was written last is kept."""
+    prompt_tokens: int | None = None
+    """Most tokens of a prompt to the chat model: its context window without what a reply may take. Blocks are cut, or
+    read in several calls, to fit. None: no limit."""
 
     def __post_init__(self) -> None:
         if isinstance(self.reader, str):
@@ -121,8 +124,9 @@ class RecallConfig:
         _at_least("blocks_per_step", self.blocks_per_step, 1)
         _at_least("shown", self.shown, 1)
         _at_least("memory_tokens", self.memory_tokens, 1)
-        if self.max_steps is not None:
-            _at_least("max_steps", self.max_steps, 1)
+        for name in ("max_steps", "prompt_tokens"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
         for name in ("threshold", "weigh"):

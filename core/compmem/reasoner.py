@@ -108,6 +108,7 @@ def gather(
     *,
     weighs: bool = False,
     shown: int = 0,
+    fallback: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Loop:
@@ -119,12 +120,16 @@ def gather(
         threshold: Gate score below which a block is turned down.
         weighs: The reader can weigh blocks.
         shown: Most recalled blocks that the memory carries at the end.
+        fallback: Blocks, the best, that are read together where all are turned down at first.
         cancelled: Asked before each step.
         clock: Tells seconds.
     """
     state, began = _State(), clock()
-    order = _in_order if config.order == "document" else _best
-    picks, weighing = order(bench, config, threshold, state), weighs and config.weighs
+    if config.order == "document":
+        picks = _in_order(bench, config, threshold, state)
+    else:
+        picks = _best(bench, config, threshold, state, fallback)
+    weighing = weighs and config.weighs
     exited: ExitReason = "nothing left"
     while True:
         if cancelled():
@@ -233,7 +238,9 @@ def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, floa
     return scores
 
 
-def _best(bench: Bench, config: RecallConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+def _best(
+    bench: Bench, config: RecallConfig, threshold: float, state: _State, fallback: int
+) -> Iterator[list[int]]:  # fmt: skip
     """Groups of blocks, best first; asked again after each step where the settings say so."""
     seen_memory: str | None = None
     scores: dict[int, float] = {}
@@ -248,9 +255,12 @@ def _best(bench: Bench, config: RecallConfig, threshold: float, state: _State) -
         left = {n: s for n, s in scores.items() if n not in state.read}
         admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
         state.declined.update(n for n, s in left.items() if s < threshold)
-        if not admitted:
+        if admitted:
+            yield admitted[: config.blocks_per_step]
+        elif fallback and left and not state.steps:
+            yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
+        else:
             return
-        yield admitted[: config.blocks_per_step]
 
 
 def _in_order(bench: Bench, config: RecallConfig, threshold: float, state: _State) -> Iterator[list[int]]:

@@ -34,7 +34,12 @@ def reader_of(config: RecallConfig, index: IndexConfig, models: Models, bench: Q
             if config.chat is None:
                 raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
             gated = config.update_gate or config.exit_gate
-            return ChatReader(config.chat, structured=gated, memory_tokens=config.memory_tokens)
+            return ChatReader(
+                config.chat,
+                structured=gated,
+                memory_tokens=config.memory_tokens,
+                prompt_tokens=config.prompt_tokens,
+            )
         if named == "latent":
             if index.memory != "kv":
                 raise ValueError(
@@ -52,6 +57,10 @@ def reader_of(config: RecallConfig, index: IndexConfig, models: Models, bench: Q
     return reader if config.writer is None else Apart(reader, part(config.writer))
 
 
+FALLBACK = 4
+"""Blocks that a language model reads in one step where the gate turned all down: it judges for itself."""
+
+
 def loop_of(
     bench: Bench,
     config: RecallConfig,
@@ -64,4 +73,5 @@ def loop_of(
     """The loop over one question, as its reader can take part in it; a writer sees blocks only where one `writes`."""
     weighs = isinstance(reader, WeighingReader) and reader.weighs
     shown = config.shown if writes and config.writer is not None else 0
-    return gather(bench, config, threshold, weighs=weighs, shown=shown, cancelled=cancelled)
+    fallback = FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0
+    return gather(bench, config, threshold, weighs=weighs, shown=shown, fallback=fallback, cancelled=cancelled)

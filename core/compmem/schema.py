@@ -42,6 +42,8 @@ class Chunk:
     """The document's title."""
     headings: tuple[str, ...] = ()
     """The headings it stands under, outermost first."""
+    context: str = ""
+    """The document's context: what searches see beside title, headings and text."""
     sentences: tuple[tuple[int, int], ...] = ()
     """Sentence spans `(start, end)` within `text`, in order, not overlapping."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +64,15 @@ class Chunk:
         """What the chunk is about: its title and headings, outermost first."""
         return " › ".join(dict.fromkeys(part for part in (self.title, *self.headings) if part))
 
+    @property
+    def head(self) -> str:
+        """What an encoder or a backbone reads before its text: the label and the context, on one line."""
+        return " › ".join(part for part in (self.label, "; ".join(self.context_lines())) if part)
+
+    def context_lines(self) -> list[str]:
+        """The lines of its context that say something, stripped."""
+        return [line.strip() for line in self.context.splitlines() if line.strip()]
+
     def sentence_texts(self) -> list[str]:
         """Its sentences, stripped; the whole text where no spans are known."""
         return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]
@@ -81,6 +92,9 @@ class Document:
     """Unique within an index. Empty: a hash of title and text."""
     title: str = ""
     """What the document is about, in a few words. A name that questions may use."""
+    context: str = ""
+    """Text beside the text that questions may ask by, such as `author: Bianca Rossi`, a fact a line. It is searched and
+    read with every chunk, and is no part of the text."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON values by name, for filters and for the caller's own use."""
     chunks: Sequence[Chunk | str] | None = None

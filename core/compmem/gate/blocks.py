@@ -28,7 +28,7 @@ class Digest:
     counts: Mapping[str, int]
     roots: frozenset[str]
     text: str
-    """Its folded words between single spaces, title left out."""
+    """The folded words of its context and text between single spaces, title left out."""
     length: int
 
 
@@ -36,14 +36,16 @@ def digest(block: MemoryBlock) -> Digest:
     """The block taken apart."""
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
-    counts: Counter[str] = Counter()
+    beside = words(chunk.context)
+    shared = terms_of(beside)
+    counts: Counter[str] = Counter(shared)
     per_sentence: list[frozenset[str]] = []
-    plain: list[str] = []
+    plain: list[str] = [*beside]
     for sentence in chunk.sentence_texts():
         spoken = words(sentence)
         found = terms_of(spoken)
         plain += spoken
-        per_sentence.append(frozenset(found))
+        per_sentence.append(frozenset([*shared, *found]))
         counts.update(found)
     title = name(chunk.title)
     bare = name(chunk.title.split("(")[0])

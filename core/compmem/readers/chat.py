@@ -8,16 +8,23 @@ one of our tags, or a control token of a chat template, became `&lt;`; and only 
 import contextlib
 import re
 import string
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
+from compmem.errors import ReaderError
 from compmem.readers.calls import ChatModel, apieces, pieces
+from compmem.readers.fitting import LEAST, Shown, fitted, packed
 from compmem.readers.replies import Spoken, thinks_untagged, understand
-from compmem.schema import MemoryBlock, Message, Reading, Usage, WorkingMemory
+from compmem.schema import Chunk, MemoryBlock, Message, Reading, Usage, WorkingMemory
+from compmem.terms import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
 """The answer where the working memory is empty; the model is not asked."""
+
+MARGIN: Final = 16
+"""Tokens that a chat template may add to a prompt."""
 
 _FIELDS: Final = {
     "system": set[str](),
@@ -145,18 +152,23 @@ class ChatReader:
     """Reads blocks and writes answers with any chat model.
 
     A memory longer than `memory_tokens` loses its beginning: what was written last is kept. Token counts in `Usage`
-    are what `count` says, an estimate unless a real counter is handed in. Not one reply decides alone: a malformed one
-    keeps the memory, opens neither gate, and is counted in `Usage.malformed_replies`.
+    are what `count` says, an estimate unless a real counter is handed in. No prompt is longer than `prompt_tokens`:
+    blocks that are too long for one are read in several calls, each with the notes of the one before, and what an
+    answer is written from in one call is cut to the sentences that bear on the question. Not one reply decides alone: a
+    malformed one keeps the memory, opens neither gate, and is counted in `Usage.malformed_replies`.
 
     Args:
         chat: The model; see `ChatModel`. A sync model never blocks the event loop, an async one serves sync callers.
         prompts: What the model is told.
         structured: Ask for the two gates. Without, each reply overwrites the memory (MemAgent, 2507.02259).
-        memory_tokens: Most tokens of working memory, as `count` counts them.
+        memory_tokens: Most tokens of working memory, as `count` counts them; at most a quarter of `prompt_tokens`.
         count: Tokens of a text.
+        prompt_tokens: Most tokens of a prompt: the model's context window without what its reply may take. None: no
+            limit.
+        render: What the model reads of a chunk. None: title, headings and context on a line each, then the text.
 
     Raises:
-        ValueError: `chat` is not callable or `memory_tokens` is below 1.
+        ValueError: `chat` is not callable, or `memory_tokens` or `prompt_tokens` is below 1.
     """
 
     def __init__(
@@ -167,33 +179,53 @@ class ChatReader:
         structured: bool = True,
         memory_tokens: int = 1024,
         count: Callable[[str], int] = estimate_tokens,
+        prompt_tokens: int | None = None,
+        render: Callable[[Chunk], str] | None = None,
     ) -> None:
         if not callable(chat):
             raise ValueError(f"chat={chat!r} must be a callable that takes messages and gives text")
         if memory_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} must be a whole number of at least 1")
+        if prompt_tokens is not None and prompt_tokens < 1:
+            raise ValueError(f"prompt_tokens={prompt_tokens!r} must be a whole number of at least 1")
         self.prompts = prompts or ChatPrompts()
         self.structured = structured
-        self.memory_tokens = memory_tokens
+        self.memory_tokens = memory_tokens if prompt_tokens is None else max(1, min(memory_tokens, prompt_tokens // 4))
+        self.prompt_tokens = prompt_tokens
         self._chat = chat
         self._count = count
+        self._render = render
         self._thinks_untagged = False
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The candidate memory and the two gates, as the model replies.
 
         Raises:
-            ReaderError: The model failed, gave something that is not text, or is async inside a running event loop.
+            ReaderError: The model failed, gave something that is not text, or is async inside a running event loop; or
+                the question leaves no space for blocks in a prompt.
         """
-        messages = self._reading_messages(question, memory, blocks)
-        return self._reading("".join(pieces(self._chat, messages)), memory, messages)
+        turns = self._turns(question, memory, blocks)
+        reply: str | None = None
+        while True:
+            try:
+                messages = next(turns) if reply is None else turns.send(reply)
+            except StopIteration as end:
+                reading: Reading = end.value
+                return reading
+            reply = "".join(pieces(self._chat, messages))
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same without blocking the event loop."""
-        messages = self._reading_messages(question, memory, blocks)
-        async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
-            reply = "".join([piece async for piece in stream])
-        return self._reading(reply, memory, messages)
+        turns = self._turns(question, memory, blocks)
+        reply: str | None = None
+        while True:
+            try:
+                messages = next(turns) if reply is None else turns.send(reply)
+            except StopIteration as end:
+                reading: Reading = end.value
+                return reading
+            async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
+                reply = "".join([piece async for piece in stream])
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
         """The answer in pieces as they come, and last what it cost: from the memory's blocks, or else its text alone.
@@ -230,20 +262,81 @@ class ChatReader:
             yield rest
         yield self._usage(messages, answer.heard)
 
-    def _reading_messages(
+    def _turns(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
-    ) -> list[dict[str, str]]:
+    ) -> Generator[list[dict[str, str]], str, Reading]:
+        """What the model is asked to read these blocks, one prompt or several; sent the replies, what it makes of them.
+
+        Raises:
+            ReaderError: The question leaves no space for blocks in a prompt.
+        """
         template = self.prompts.update if self.structured else self.prompts.overwrite
-        return self._messages(template, question=_quoted(question), memory=_notes(memory), blocks=_all_shown(blocks))
+        groups = [[self._shown(block) for block in blocks]]
+        if self.prompt_tokens is not None:
+            space = self._space(template, question=_quoted(question), memory="", blocks="") - self.memory_tokens
+            groups = packed(groups[0], self._enough(space), self._count)
+        update = end = False
+        usage = Usage()
+        for group in groups:
+            notes = _quoted(self._last_part(memory.text)) or "(none yet)"
+            shown = "\n".join(map(str, group))
+            messages = self._messages(template, question=_quoted(question), memory=notes, blocks=shown)
+            reply = yield messages
+            reading = self._reading(reply, memory, messages)
+            usage += reading.usage
+            if len(groups) == 1:
+                return reading
+            update, end = update or reading.update, reading.exit
+            if reading.update or not self.structured:
+                memory = reading.memory
+            if end:
+                break
+        return Reading(memory=memory, update=update, exit=end, usage=usage)
 
     def _answer_messages(self, question: str, memory: WorkingMemory) -> list[dict[str, str]] | None:
-        """What the model is asked at the end; None where there is nothing to answer from."""
+        """What the model is asked at the end; None where there is nothing to answer from.
+
+        Raises:
+            ReaderError: The question leaves no space for blocks in a prompt.
+        """
         if memory.blocks:
-            blocks = _all_shown(memory.blocks)
+            shown = [self._shown(block) for block in memory.blocks]
+            if self.prompt_tokens is not None:
+                space = self._space(self.prompts.from_blocks, question=_quoted(question), blocks="")
+                asked = frozenset(terms(f"{question} {memory.text}"))
+                shown = fitted(shown, self._enough(space), asked, self._count)
+            blocks = "\n".join(map(str, shown))
             return self._messages(self.prompts.from_blocks, question=_quoted(question), blocks=blocks)
         if not memory.text.strip():
             return None
-        return self._messages(self.prompts.answer, question=_quoted(question), memory=_notes(memory))
+        self._enough(self._space(self.prompts.answer, question=_quoted(question), memory="") - self.memory_tokens)
+        notes = _quoted(self._last_part(memory.text))
+        return self._messages(self.prompts.answer, question=_quoted(question), memory=notes)
+
+    def _space(self, template: str, **parts: str) -> int:
+        """Tokens that a prompt of these parts leaves."""
+        if self.prompt_tokens is None:
+            return sys.maxsize
+        return self.prompt_tokens - MARGIN - sum(self._count(m["content"]) for m in self._messages(template, **parts))
+
+    def _enough(self, space: int) -> int:
+        if space < LEAST:
+            raise ReaderError(
+                f"the question and the instructions leave {max(space, 0)} of prompt_tokens={self.prompt_tokens} tokens "
+                "for documents: ask a shorter question, or a model with a larger context window"
+            )
+        return space
+
+    def _shown(self, block: MemoryBlock) -> Shown:
+        """A block as the model sees it, parted around its text."""
+        chunk = block.chunk
+        text = _quoted(chunk.text.strip())
+        if self._render is None:
+            return Shown("\n".join(["<block>", *_above(chunk), "text:", ""]), text, "\n</block>")
+        before, found, after = _quoted(self._render(chunk)).partition(text or "\0")
+        if not found:  # what is rendered is all there is to read
+            before, text, after = "", before, ""
+        return Shown(f"<block>\n{before}", text, f"{after}\n</block>")
 
     def _messages(self, template: str, **parts: str) -> list[dict[str, str]]:
         return [
@@ -289,20 +382,11 @@ def _quoted(text: str) -> str:
     return _OURS.sub("&lt;", text)
 
 
-def _notes(memory: WorkingMemory) -> str:
-    return _quoted(memory.text) or "(none yet)"
-
-
-def _all_shown(blocks: Sequence[MemoryBlock]) -> str:
-    return "\n".join(_shown(block) for block in blocks)
-
-
-def _shown(block: MemoryBlock) -> str:
-    """A block as the model sees it: title and headings on a line each, then the text."""
-    chunk = block.chunk
-    lines = [
-        f"{label}: {_quoted(' '.join(value.split()))}"
-        for label, value in (("title", chunk.title), ("section", " > ".join(chunk.headings)))
-        if value.strip()
+def _above(chunk: Chunk) -> list[str]:
+    """What stands above a chunk's text: title, headings and context, each on a line."""
+    named = [
+        ("title: ", chunk.title),
+        ("section: ", " > ".join(chunk.headings)),
+        *(("", c) for c in chunk.context_lines()),
     ]
-    return "\n".join(["<block>", *lines, "text:", _quoted(chunk.text.strip()), "</block>"])
+    return [f"{label}{_quoted(' '.join(value.split()))}" for label, value in named if value.strip()]

@@ -33,9 +33,10 @@ class ExtractiveReader:
         """The memory with the best sentences of these blocks added."""
         view = self.viewer.view(memory.text)
         known = set(memory.text.split("\n"))
-        new = [e for block in blocks for e in best_sentences(view, block) if line_of(e) not in known]
+        found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
+        new = [e for e, line in found if line not in known]
         kept = WorkingMemory(
-            text="\n".join([*filter(None, memory.text.split("\n")), *map(line_of, new)]),
+            text="\n".join([*filter(None, memory.text.split("\n")), *(line for _, line in found if line not in known)]),
             evidence=(*memory.evidence, *new),
         )
         enough = _covered(view, kept.text) >= COVERED
@@ -60,14 +61,14 @@ class ExtractiveReader:
             yield piece
 
 
-def line_of(evidence: Evidence) -> str:
-    """A sentence as the working memory carries it: what it is about, then what it says."""
+def line_of(view: View, evidence: Evidence) -> str:
+    """A sentence as the working memory carries it: what it is about, what the question asks by, then what it says."""
     label, text = evidence.chunk.label, evidence.text
     if not label:  # within a block of many matters, the paragraph's own heading says what it is about
         label = heading_over(evidence.chunk.text, evidence.start)
         text = text.removeprefix(label)
-    said = " ".join(text.split())
-    return f"{label}: {said}" if label else said
+    asked_by = [line for line in evidence.chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
+    return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 
 
 def best_sentences(view: View, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
@@ -94,7 +95,8 @@ def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Ve
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
     total = sum(view.weights.values()) or 1.0
-    shares = [sum(view.weights.get(t, 0.0) for t in set(terms(s))) / total for s in sentences]
+    beside = terms(block.chunk.context)
+    shares = [sum(view.weights.get(t, 0.0) for t in {*beside, *terms(s)}) / total for s in sentences]
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
 
 

@@ -88,13 +88,15 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
                     raise CorruptStoreError(f"the text of {place} does not match its checksum")
                 if metadata not in parsed:
                     parsed[metadata] = parse_metadata(metadata, place.document)
+                above, context = parse_headings(headings)
                 chunk = Chunk(
                     text=text,
                     document_id=place.document,
                     ordinal=ordinal,
                     start=start,
                     title=title,
-                    headings=tuple(parse_headings(headings)),
+                    headings=above,
+                    context=context,
                     sentences=unpack_spans(spans, len(text)),
                     metadata=parsed[metadata],
                 )

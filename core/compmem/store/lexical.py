@@ -1,4 +1,4 @@
-"""The lexical index: FTS5 over the stemmed terms of titles, headings and texts, and the table of names.
+"""The lexical index: FTS5 over the stemmed terms of titles, headings, contexts and texts, and the table of names.
 
 FTS5 keeps no text of its own: it is handed the terms of a block when the block is added, and again when it goes.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
+from compmem.schema import Chunk
 from compmem.store.manifest import Rows, storable
 from compmem.terms import NameKind, names_of, terms
 
@@ -37,39 +38,36 @@ def fingerprint() -> str:
     return " ".join([*terms(_PROBE), *(name for name, _ in names_of("", (), _HEADED))])
 
 
-def index_block(connection: sqlite3.Connection, number: int, title: str, headings: Sequence[str], text: str) -> None:
+def index_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> None:
     """Add a block's terms and names."""
-    connection.execute(
-        "INSERT INTO lexical(rowid, title, body) VALUES (?, ?, ?)", (number, *_columns(title, headings, text))
-    )
-    connection.executemany("INSERT INTO names VALUES (?, ?, ?)", name_rows(number, title, headings, text))
+    connection.execute("INSERT INTO lexical(rowid, title, body) VALUES (?, ?, ?)", (number, *_columns(chunk)))
+    connection.executemany("INSERT INTO names VALUES (?, ?, ?)", name_rows(number, chunk))
 
 
-def forget_block(connection: sqlite3.Connection, number: int, title: str, headings: Sequence[str], text: str) -> None:
+def forget_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> None:
     """Take a block's terms and names out."""
     connection.execute(
-        "INSERT INTO lexical(lexical, rowid, title, body) VALUES ('delete', ?, ?, ?)",
-        (number, *_columns(title, headings, text)),
+        "INSERT INTO lexical(lexical, rowid, title, body) VALUES ('delete', ?, ?, ?)", (number, *_columns(chunk))
     )
     connection.execute("DELETE FROM names WHERE block = ?", (number,))
 
 
-def rebuild(connection: sqlite3.Connection, blocks: Iterable[tuple[int, str, Sequence[str], str]]) -> None:
-    """Make the whole index anew from `(number, title, headings, text)`."""
+def rebuild(connection: sqlite3.Connection, blocks: Iterable[tuple[int, Chunk]]) -> None:
+    """Make the whole index anew from `(number, chunk)`."""
     connection.execute("INSERT INTO lexical(lexical) VALUES ('delete-all')")
     connection.execute("DELETE FROM names")
-    for number, title, headings, text in blocks:
-        index_block(connection, number, title, headings, text)
+    for number, chunk in blocks:
+        index_block(connection, number, chunk)
 
 
-def name_rows(number: int, title: str, headings: Sequence[str], text: str) -> list[tuple[str, int, int]]:
+def name_rows(number: int, chunk: Chunk) -> list[tuple[str, int, int]]:
     """The rows of `names` for a block."""
-    return [(name, KINDS.index(kind), number) for name, kind in names_of(title, headings, text)]
+    return [(name, KINDS.index(kind), number) for name, kind in names_of(chunk.title, chunk.headings, chunk.text)]
 
 
-def indexed_terms(title: str, headings: Sequence[str], text: str) -> list[str]:
+def indexed_terms(chunk: Chunk) -> list[str]:
     """Every term of a block, with repeats, as the index holds it."""
-    return [*_terms(title), *(t for heading in headings for t in _terms(heading)), *_terms(text)]
+    return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
 def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) -> dict[str, int]:
@@ -163,9 +161,12 @@ def _kept(found: list[tuple[int, float]], admitted: NDArray[np.int64], limit: in
     return [(found[i][0], -found[i][1]) for i in keep.tolist()]
 
 
-def _columns(title: str, headings: Sequence[str], text: str) -> tuple[str, str]:
-    body = [t for heading in headings for t in _terms(heading)]
-    return " ".join(_terms(title)), " ".join([*body, *_terms(text)])
+def _columns(chunk: Chunk) -> tuple[str, str]:
+    return " ".join(_terms(chunk.title)), " ".join(term for part in _body(chunk) for term in _terms(part))
+
+
+def _body(chunk: Chunk) -> tuple[str, ...]:
+    return (*chunk.headings, chunk.context, chunk.text)
 
 
 def _terms(text: str) -> list[str]:

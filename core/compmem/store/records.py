@@ -30,7 +30,7 @@ class Record:
 
 
 def content_hash(document: Document, chunks: Sequence[Chunk]) -> str:
-    """What changes when anything that the store keeps of a document does: text, title, metadata, chunk borders.
+    """What changes when anything that the store keeps of a document does: texts, metadata, chunk borders.
 
     Raises:
         ValueError: The metadata is not JSON, or a text cannot be stored.
@@ -39,6 +39,8 @@ def content_hash(document: Document, chunks: Sequence[Chunk]) -> str:
     _feed(digest, document.title, _metadata_json(document), *(c.text for c in chunks))
     for chunk in chunks:
         _feed(digest, *chunk.headings)
+        if chunk.context:
+            _feed(digest, chunk.context)
         digest.update(pack_spans(chunk.sentences))
     return digest.hexdigest()[:32]
 
@@ -91,23 +93,30 @@ def text_crc(text: str, headings: str, spans: bytes) -> int:
 
 
 def headings_json(chunk: Chunk) -> str:
-    """A chunk's headings as a row holds them."""
-    return json.dumps(list(chunk.headings), ensure_ascii=False)
+    """A chunk's headings as a row holds them: a list, or an object with the context where it has one."""
+    headings = list(chunk.headings)
+    return json.dumps(
+        {"headings": headings, "context": chunk.context} if chunk.context else headings, ensure_ascii=False
+    )
 
 
-def parse_headings(text: str) -> list[str]:
-    """Headings from their row.
+def parse_headings(text: str) -> tuple[tuple[str, ...], str]:
+    """Headings and context from their row.
 
     Raises:
-        CorruptStoreError: They are not a list of strings.
+        CorruptStoreError: The row holds something else.
     """
     try:
         found = json.loads(text)
     except (ValueError, TypeError) as error:
         raise CorruptStoreError(f"the headings of a block cannot be read: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(heading, str) for heading in found):
+    if isinstance(found, dict) and found.keys() == {"headings", "context"}:
+        found, context = found["headings"], found["context"]
+    else:
+        context = ""
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in (*found, context)):
         raise CorruptStoreError("the headings of a block are not a list of strings")
-    return found
+    return tuple(found), context
 
 
 def _feed(digest: "hashlib._Hash", *texts: str) -> None:
@@ -131,6 +140,7 @@ def _check_text(name: str, what: str, text: str) -> None:
 def _check_chunk(name: str, chunk: Chunk) -> None:
     for heading in chunk.headings:
         _check_text(name, "headings", heading)
+    _check_text(name, "context", chunk.context)
     edge = 0
     for start, end in chunk.sentences:
         if not edge <= start <= end <= len(chunk.text):

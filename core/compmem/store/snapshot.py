@@ -149,6 +149,7 @@ class Snapshot:
         return Document(
             id=document_id,
             title=chunks[0].title,
+            context=chunks[0].context,
             metadata=chunks[0].metadata,
             text="".join(chunk.text for chunk in chunks),
         )

@@ -56,7 +56,7 @@ class _LexicalCheck:
         self._stale = False
 
     def add(self, chunk: Chunk) -> None:
-        terms = lexical.indexed_terms(chunk.title, chunk.headings, chunk.text)
+        terms = lexical.indexed_terms(chunk)
         self._uses.update(terms)
         self._blocks.update(set(terms))
 
@@ -124,7 +124,7 @@ def _block(rows: Rows, state: State, cache: Cache, block: Placed) -> Iterator[st
     except CorruptStoreError as error:
         yield str(error)
     names = set(rows("SELECT name, kind, block FROM names WHERE block = ?", place.number))
-    if names != set(lexical.name_rows(place.number, chunk.title, chunk.headings, chunk.text)):
+    if names != set(lexical.name_rows(place.number, chunk)):
         yield f"the names of {place} do not match its text"
 
 

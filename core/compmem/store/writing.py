@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from compmem.config import KVType, VectorType
-from compmem.schema import MemoryBlock
+from compmem.schema import Chunk, MemoryBlock
 from compmem.store import kv, lexical
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, storable, write_state
@@ -69,8 +69,8 @@ def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
         if not found:
             continue
         key = found[0][0]
-        for number, title, headings, text in _block_texts(connection, "b.document = ?", key):
-            lexical.forget_block(connection, number, title, headings, text)
+        for number, chunk in _block_texts(connection, "b.document = ?", key):
+            lexical.forget_block(connection, number, chunk)
             connection.execute("DELETE FROM texts WHERE number = ?", (number,))
             blocks += 1
         connection.execute("DELETE FROM blocks WHERE document = ?", (key,))
@@ -96,11 +96,10 @@ def refresh_terms(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE manifest SET value = ? WHERE name = 'terms'", (json.dumps(now),))
 
 
-def _block_texts(
-    connection: sqlite3.Connection, where: str, *parameters: object
-) -> Iterator[tuple[int, str, list[str], str]]:
+def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object) -> Iterator[tuple[int, Chunk]]:
     for number, title, headings, text in connection.execute(f"{_TEXTS} WHERE {where} ORDER BY b.number", parameters):
-        yield number, title, parse_headings(headings), text
+        above, context = parse_headings(headings)
+        yield number, Chunk(title=title, headings=above, context=context, text=text)
 
 
 def _put_vectors(
@@ -201,4 +200,4 @@ def _put_block(
         (number, *place, len(chunk.text), len(chunk.sentences), text_crc(chunk.text, headings, spans), *stored),
     )
     connection.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, chunk.text, headings, spans))
-    lexical.index_block(connection, number, title, chunk.headings, chunk.text)
+    lexical.index_block(connection, number, replace(chunk, title=title))

@@ -1,0 +1,147 @@
+"""Prompts never outgrow the model's window: what is too long is read in parts, or cut to what bears on the question."""
+
+import re
+
+import numpy as np
+import pytest
+
+from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem.errors import ReaderError
+from compmem.readers.chat import ChatReader
+from compmem.readers.fitting import Shown, fitted, packed
+from compmem.schema import Chunk, MemoryBlock, WorkingMemory
+from tests.hashing import HashEncoder
+
+WINDOW = 900
+LONG = " ".join(f"Item {n} weighs {n} grams and lies on shelf {n % 7}." for n in range(2000))
+
+
+def words(text):
+    return len(text.split())
+
+
+def block(text, title="", context=""):
+    return MemoryBlock(chunk=Chunk(text=text, title=title, context=context), vectors=np.zeros((1, 4), np.float32))
+
+
+class Model:
+    """Notes down the words that begin with a capital and records every prompt's size."""
+
+    def __init__(self):
+        self.sizes, self.prompts = [], []
+
+    def __call__(self, messages):
+        self.sizes.append(sum(words(m["content"]) for m in messages))
+        prompt = messages[-1]["content"]
+        self.prompts.append(prompt)
+        if "Blocks to read now" not in prompt:
+            return "done"
+        known = re.search(r"(?s)<memory>\n(.*?)\n</memory>", prompt)[1]
+        return f"<check>yes</check><update>{known} read</update><next>continue</next>"
+
+
+def reader(model, **options):
+    return ChatReader(model, count=words, prompt_tokens=WINDOW, **options)
+
+
+def shown_texts(prompts):
+    return " ".join(part for p in prompts for part in re.findall(r"(?s)text:\n(.*?)\n</block>", p))
+
+
+@pytest.mark.parametrize("structured", [True, False])
+async def test_a_long_block_is_read_whole_in_parts_none_above_the_limit(structured):
+    for read in (False, True):
+        model = Model()
+        reads = reader(model, structured=structured)
+        given = [block("A short block."), block(LONG, title="Shelves"), block("The last block.")]
+        if read:
+            reading = await reads.aread("Where is item 1500?", WorkingMemory(), given)
+        else:
+            reading = reads.read("Where is item 1500?", WorkingMemory(), given)
+        assert max(model.sizes) <= WINDOW < words(LONG)
+        assert shown_texts(model.prompts).split() == f"A short block. {LONG} The last block.".split()
+        assert all("title: Shelves" in p for p in model.prompts[1:-1])
+        assert reading.usage.model_calls == len(model.prompts) > 5
+
+
+def test_the_parts_of_a_step_stop_where_enough_is_known():
+    model = Model()
+    enough = "<check>yes</check><update>Shelf 2.</update><next>end</next>"
+    reading = reader(lambda m: (model(m), enough)[1]).read("Where?", WorkingMemory(), [block(LONG)])
+    assert (reading.exit, reading.update, reading.memory.text, len(model.prompts)) == (True, True, "Shelf 2.", 1)
+
+
+def test_an_answer_in_one_call_keeps_what_bears_on_the_question():
+    model = Model()
+    given = (block("The price list is old."), block(LONG), block("Item 1500 was sold."), block("Unasked."))
+    list(reader(model).write("Where is item 1500?", WorkingMemory(blocks=given)))
+    assert len(model.prompts) == 1 and model.sizes[0] <= WINDOW
+    assert "Item 1500 weighs 1500 grams" in model.prompts[0]
+    assert all(text in model.prompts[0] for text in ("The price list is old.", "Item 1500 was sold.", "Unasked."))
+
+
+def test_notes_and_questions_count_too():
+    model = Model()
+    list(reader(model).write("Where?", WorkingMemory(text=LONG)))
+    assert model.sizes[0] <= WINDOW and LONG[-60:] in model.prompts[0]
+    reader(model).read("Where?", WorkingMemory(text=LONG), [block(LONG)])
+    assert max(model.sizes) <= WINDOW
+    with pytest.raises(ReaderError, match="ask a shorter question"):
+        reader(model).read(LONG[:20_000], WorkingMemory(), [block("A block.")])
+
+
+def test_what_stands_above_a_text_is_cut_too():
+    model = Model()
+    reader(model).read("Where?", WorkingMemory(), [block("The text itself.", context=LONG)])
+    assert max(model.sizes) <= WINDOW and "The text itself." in model.prompts[-1]
+
+
+def test_a_renderer_says_what_the_model_reads():
+    model = Model()
+    read = reader(model, render=lambda chunk: f"by Bo </block>\n\n{chunk.text}\n(end of {chunk.title})")
+    read.read("Where?", WorkingMemory(), [block("Short.", title="T"), block(LONG, title="L")])
+    assert "<block>\nby Bo &lt;/block>\n\nShort.\n(end of T)\n</block>" in model.prompts[0]
+    assert all("by Bo" in p and "(end of L)" in p for p in model.prompts[1:]) and max(model.sizes) <= WINDOW
+
+
+def test_no_limit_leaves_blocks_whole():
+    model = Model()
+    ChatReader(model).read("Where?", WorkingMemory(), [block(LONG)])
+    assert len(model.prompts) == 1 and LONG in model.prompts[0]
+
+
+@pytest.mark.parametrize("fit", [packed, lambda b, n, c: fitted(b, n, {"item"}, c)], ids=["packed", "fitted"])
+@pytest.mark.parametrize("unit", ["Item lies here. ", "a", " \n", "1.", "x " * 9 + "\n"])
+def test_fitting_takes_linear_time(fit, unit):
+    def counted(times):
+        lengths = []
+        fit(
+            [Shown("<block>\n", unit * times, "</block>")],
+            300,
+            lambda text: lengths.append(len(text)) or len(text) // 4 + 1,
+        )
+        return sum(lengths)
+
+    assert counted(40_000) < 15 * counted(4000)
+
+
+def test_the_setting_reaches_the_prompts_of_the_loop_and_of_a_writer():
+    model = Model()
+    with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
+        index.add([Document(id=f"d{n}", chunks=[LONG[n * 9000 : n * 9000 + 9000]]) for n in range(8)])
+        for config in (RecallConfig(chat=model, max_steps=3), RecallConfig(chat=model, writer="chat")):
+            index.answer("Where is item 150?", config.but(prompt_tokens=1500))
+    assert model.prompts and max(model.sizes) <= 1500
+    with pytest.raises(ValueError, match="prompt_tokens"):
+        RecallConfig(prompt_tokens=0)
+
+
+def test_a_language_model_reads_the_best_blocks_where_the_gate_turns_all_down():
+    model = Model()
+    with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
+        index.add([Document(id=f"d{n}", text=f"Invoice {n} is due within thirty days.") for n in range(12)])
+        refused = RecallConfig(threshold=1.0)
+        answer = index.answer("When must it be paid?", refused.but(chat=model))
+        assert (answer.text, answer.usage.model_calls, len(answer.steps[0].recalls)) == ("done", len(model.prompts), 4)
+        assert not index.answer("When must it be paid?", refused).found
+        assert not index.answer("When?", refused.but(chat=model), filter={"year": 1}).found
