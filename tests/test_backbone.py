@@ -469,56 +469,6 @@ def test_the_public_format_loads_as_it_is(lychee, caplog):
     assert not caplog.records
 
 
-@pytest.fixture
-def lora(tmp_path):
-    """A folder as the peft library saves it, for two projections of both layers."""
-    generator, tensors = torch.Generator().manual_seed(9), {}
-    for layer in range(2):
-        for place, width, out in (("self_attn.v_proj", 64, 32), ("mlp.down_proj", 96, 64)):
-            name = f"base_model.model.model.layers.{layer}.{place}"
-            tensors[f"{name}.lora_A.weight"] = torch.randn(3, width, generator=generator) * 0.1
-            tensors[f"{name}.lora_B.weight"] = torch.randn(out, 3, generator=generator) * 0.1
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "bias": "none", "target_modules": ["v_proj", "down_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder, tensors
-
-
-@torch.inference_mode()
-def test_a_lora_of_the_peft_library_acts_as_if_merged(tiny_backbone, lora):
-    folder, tensors = lora
-    backbone, merged = tiny_backbone(), tiny_backbone()
-    for name in (name for name in tensors if "lora_A" in name):
-        change = 2.0 * tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
-        weight = merged.model.get_parameter(name.removeprefix("base_model.model.").replace("lora_A.", ""))
-        weight.add_(change)
-    backbone.load_adapter("reasoner", folder)
-    assert backbone.adapters["reasoner"] == AdapterConfig(rank=3, alpha=6, targets=("down", "v"))
-    close(backbone.read([tokens(9)]), merged.read([tokens(9)]))
-
-
-def test_loras_of_another_kind_are_refused(tiny_backbone, lora):
-    folder, tensors = lora
-    backbone, path = tiny_backbone(), folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    for field, message in (
-        ({"use_dora": True}, "has use_dora=True"),
-        ({"r": 4}, "has the shape"),
-        ({"r": 0}, "rank=0"),
-    ):
-        path.write_text(json.dumps({**config, **field}))
-        with pytest.raises(CheckpointError, match=message):
-            backbone.load_adapter("gate", folder)
-    path.write_text(json.dumps(config))
-    save_file(
-        {**tensors, "base_model.model.lm_head.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors"
-    )
-    with pytest.raises(CheckpointError, match=r"adapts 'base_model.model.lm_head.lora_A.weight'"):
-        backbone.load_adapter("gate", folder)
-
-
 def test_a_tokenizer_is_what_its_file_says(saved_model, tiny_tokenizer):
     folder = saved_model("qwen2")
     assert Backbone.load(folder, device="cpu").encode("it's  12345") == tiny_tokenizer.encode("it's  12345")

@@ -28,9 +28,9 @@ from compmem_research.bench.report import report
 from compmem_research.bench.scores import summary
 from compmem_research.bench.sharing import shared
 from compmem_research.bench.systems import SYSTEMS, entrant, with_readers
-from compmem_research.tasks.jsonl import write_samples
 from compmem_research.tasks.sample import Sample, Span
 from tests.hashing import HashEncoder
+from tests.samples import write_samples
 
 MEASURED = ("index_s", "first_s", "warm_s", "peak", "disk")
 

@@ -157,11 +157,3 @@ def test_a_name_that_no_block_answers_to_still_leads_on():
         assert column(after, name)[1] > column(after, name)[2] == 0
     assert column(after, "fresh_missing")[1] > 0  # the sentence that names her says "spouse", which is still missing
     assert column(after, "asked_spoken").tolist() == pytest.approx([1 / 3, 0, 0])
-
-
-def test_the_mean_of_gates_is_one_gate():
-    torch.manual_seed(0)
-    gates = [GateHead(hidden=h) for h in (4, 6, 4)]
-    one = GateHead.averaged(gates)
-    x = torch.randn(20, len(FEATURES))
-    torch.testing.assert_close(one(x), torch.stack([g(x) for g in gates]).mean(0))

@@ -148,9 +148,10 @@ def test_memagent_slots_leak_as_published(tmp_path, documents, slots):
 def test_extra_passages_fill_up_from_a_length_on(corpus):
     extra = [Passage(title=f"Extra {i}", sentences=(" ".join(["filler"] * 40),)) for i in range(50)]
     contexts = Contexts(corpus, count, extra=[*corpus.passages, *extra])
-    assert contexts.tokens == contexts.corpus_tokens + 50 * 42
+    own = Contexts(corpus, count).tokens
+    assert contexts.tokens == own + 50 * 42
     assert contexts.extras(contexts.samples(2500, 1)[0]) == 0
-    longer = contexts.samples(contexts.corpus_tokens + 1000, 1)[0]
+    longer = contexts.samples(own + 1000, 1)[0]
     assert contexts.extras(longer) in (22, 23)
     with pytest.raises(ValueError, match=r"tokens=20000; all passages have \d+"):
         contexts.samples(20000, 1)

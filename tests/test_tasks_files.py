@@ -3,14 +3,17 @@ import json
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from compmem.schema import Document
+from compmem_research.bench.commands import app
 from compmem_research.tasks import official
-from compmem_research.tasks.jsonl import read_samples, write_samples
+from compmem_research.tasks.jsonl import read_samples
 from compmem_research.tasks.multihop import paragraphs, read_corpus, read_lines
-from compmem_research.tasks.official import read_official, records, write_records
+from compmem_research.tasks.official import records, write_records
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.tasks.singlehop import read_singlehop
+from tests.samples import write_samples
 from tests.test_tasks import PARAGRAPHS, QUESTION, write
 
 HOTPOT = {
@@ -71,6 +74,11 @@ def put(path, text):
     return path
 
 
+def read_official(path, form):
+    write_records(path.with_name("records.jsonl"), records(path, form))
+    return read_corpus(path.with_name("records.jsonl"))
+
+
 def said(corpus, question):
     return [corpus.passages[n].sentences[i].strip() for n, numbers in question.support for i in numbers]
 
@@ -104,10 +112,12 @@ def test_squad_supports_with_the_sentence_of_the_answer(tmp_path):
     assert corpus.passages[0].text == CONTEXT
 
 
-def test_records_are_written_and_read_again(tmp_path):
-    found = list(records(put(tmp_path / "w.json", [WIKI, {**WIKI, "_id": "w2"}]), "2wikimultihopqa"))
-    assert write_records(tmp_path / "r.jsonl.xz", found) == 2
-    assert read_corpus(tmp_path / "r.jsonl.xz") == read_official(tmp_path / "w.json", "2wikimultihopqa")
+def test_the_command_converts_a_file_to_questions_that_are_read(tmp_path):
+    source, out = put(tmp_path / "w.json", [WIKI, {**WIKI, "_id": "w2"}]), tmp_path / "r.jsonl.xz"
+    result = CliRunner().invoke(app, ["convert", "2wikimultihopqa", str(source), str(out)])
+    assert result.exit_code == 0, result.output
+    assert "2 questions" in result.output
+    assert [q.id for q in read_corpus(out).questions] == [WIKI["_id"], "w2"]
 
 
 @pytest.mark.parametrize("block", [7, 64, 1000])
@@ -135,9 +145,9 @@ def test_a_first_record_comes_before_the_file_is_read_to_its_end(tmp_path):
         ('{"version": 1}', "squad", r"f.json: no array named 'data'"),
         ("[3]", "hotpotqa", r"f.json: item 1: not a JSON object"),
         ([{"_id": "x"}], "hotpotqa", r"f.json: item 1: not as 'hotpotqa' has it \(KeyError: 'supporting_facts'"),
-        ([{**HOTPOT, "context": [["T", "text"]]}], "hotpotqa", r"f.json: item 1: a paragraph needs title, sentences"),
-        ([{**HOTPOT, "answer": 3}], "hotpotqa", r"f.json: item 1: 'answer' is no text"),
-        ([{**WIKI, "evidences": [["a", 1, "b"]]}], "2wikimultihopqa", r"item 1: 'evidences' is no list of triples"),
+        ([{**HOTPOT, "context": [["T", "text"]]}], "hotpotqa", r":1: a paragraph needs title, sentences"),
+        ([{**HOTPOT, "answer": 3}], "hotpotqa", r":1: 'answer' is no text"),
+        ([{**WIKI, "evidences": [["a", 1, "b"]]}], "2wikimultihopqa", r":1: 'evidences' is no list of triples"),
         ({"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{"id": 1}]}]}]}, "squad", r"item 1: not as"),
         ('{"id": "x"}', "musique", r"f.json:1: 'question' is missing"),
         ({**MUSIQUE, "paragraphs": 5}, "musique", r"f.json:1: not as 'musique' has it"),
@@ -226,7 +236,7 @@ SAMPLE = Sample(
 @pytest.mark.parametrize("name", ["s.jsonl", "s.jsonl.gz", "s.jsonl.xz"])
 def test_samples_are_written_and_read_again(tmp_path, name):
     other = replace(SAMPLE, id="b", answers=(), metric="unanswerable", evidence=())
-    assert write_samples(tmp_path / name, [SAMPLE, other]) == 2
+    write_samples(tmp_path / name, [SAMPLE, other])
     assert list(read_samples(tmp_path / name)) == [SAMPLE, other]
 
 

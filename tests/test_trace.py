@@ -1,4 +1,4 @@
-"""An answer as text and as a page: whole, escaped, without control characters."""
+"""An answer as a page: whole, escaped, without control characters."""
 
 import re
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compmem.schema import Answer, Chunk, Evidence, Recall, Step, Usage
-from compmem.trace import as_page, as_text, gained, printable
+from compmem.trace import as_page, cost, gained, printable
 
 FIRST = "Acme rents Mill House. It is old."
 SECOND = "The owner of Mill House pays the insurance."
@@ -45,41 +45,12 @@ def an_answer(extra=""):
     )  # fmt: skip
 
 
-def test_the_text_tells_answer_sources_and_steps():
-    assert as_text(an_answer()) == (
-        "Question: Who pays the insurance of the building Acme rents?\n"
-        "Answer: The owner.\n"
-        "\n"
-        "Sources\n"
-        "  [1] lease-7 · Lease › 1 Parties · characters 100-133 · score 0.91\n"
-        "      100-122: Acme rents Mill House.\n"
-        "  [2] policy · characters 0-43 · score 0.62\n"
-        "      0-43: The owner of Mill House pays the insurance.\n"
-        "\n"
-        "Step 1 · 12 candidates · 0.01 s\n"
-        "  read 0.91  lease-7 · Lease › 1 Parties · characters 100-133\n"
-        "  kept Lease: Acme rents Mill House.\n"
-        "  memory updated\n"
-        "\n"
-        "Step 2 · 1 candidate · 0.02 s\n"
-        "  read 0.62  policy · characters 0-43\n"
-        "  kept policy: The owner of Mill House pays the insurance.\n"
-        "  memory updated, went back to a block turned down before, enough is known\n"
-        "\n"
-        "Ended by: exit gate (2 steps, 13 blocks scored, 2 read, 0.03 s)\n"
-    )
-
-
 def test_nothing_found_is_said():
     answer = Answer(
         question="q", text="Nothing.", found=False, sources=(), evidence=(), steps=(), working_memory="",
         usage=Usage(model_calls=2, prompt_tokens=10, completion_tokens=3, malformed_replies=1), exited="nothing left",
     )  # fmt: skip
-    assert as_text(answer) == (
-        "Question: q\nNothing found: Nothing.\n"
-        "\nEnded by: nothing left (0 steps, 0 blocks scored, 0 read, 2 model calls, 10 + 3 tokens, "
-        "1 malformed, 0.00 s)\n"
-    )
+    assert cost(answer.usage) == ("0 steps, 0 blocks scored, 0 read, 2 model calls, 10 + 3 tokens, 1 malformed, 0.00 s")
     page = as_page(answer)
     assert 'class="answer none"' in page
     assert "Sources" not in page
@@ -129,9 +100,8 @@ def test_untrusted_text_stays_text():
     assert Page(hostile).tags == Page(plain).tags
     assert {name for name, _ in Page(hostile).attributes} == {name for name, _ in Page(plain).attributes}
     assert "<script>alert(1)</script>" in " ".join(Page(hostile).words)
-    for shown in (hostile, as_text(an_answer(HOSTILE))):
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", shown)
-        shown.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", hostile)
+    hostile.encode("utf-8")
 
 
 def test_overlapping_quotes_are_marked_once():

@@ -9,7 +9,15 @@ import torch
 from compmem.gate import FEATURES, GateHead
 from compmem_research.metrics import calibration_error
 from compmem_research.tasks.multihop import read_corpus
-from compmem_research.training.dense_gate import DenseGateTraining, calibrate, fit, split_questions, state_loss, train
+from compmem_research.training.dense_gate import (
+    DenseGateTraining,
+    calibrate,
+    fit,
+    mean_of,
+    split_questions,
+    state_loss,
+    train,
+)
 from compmem_research.training.running.settings import read_settings
 from tests.test_tasks import write
 
@@ -135,3 +143,11 @@ def test_composed_questions_are_taught_and_never_judge(world, tmp_path):
     assert 0 < report["composed"] <= 6  # three single questions, each asked at most twice
     assert report["questions"]["training"] == 10
     assert set(report["validation"]["questions"]) == {"own"}
+
+
+def test_the_mean_of_gates_is_one_gate():
+    torch.manual_seed(0)
+    gates = [GateHead(hidden=h) for h in (4, 6, 4)]
+    one = mean_of(gates)
+    x = torch.randn(20, len(FEATURES))
+    torch.testing.assert_close(one(x), torch.stack([g(x) for g in gates]).mean(0))

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from compmem.candidates import FirstStage
 from compmem.config import RecallConfig
-from compmem.gate import Digest, GateHead, LatentGate, digest, digests, features
+from compmem.gate import Digest, GateHead, LatentGate, digests, features
 from compmem.reasoner import Gathered
 from compmem.resident import Resident
-from compmem.schema import MemoryBlock, Recall, Vectors
+from compmem.schema import MemoryBlock, Recall
 from compmem.store import Snapshot
 from compmem.view import Viewer
 
@@ -99,12 +99,6 @@ class QuestionBench:
             if self.gate is not None:
                 return self._score_dense(self.gate, known, blocks)
         return [1.0] * len(blocks)
-
-    def features(self, memory: str, blocks: Sequence[int]) -> Vectors:
-        """What the dense gate learns from: each block as a whole, `[blocks, features]`."""
-        self._load(blocks)
-        seen = [(self._digests[n], self._blocks[n]) for n in blocks]
-        return features(self.viewer.view(memory), [d[0] if len(d) == 1 else digest(b) for d, b in seen])
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks themselves, those of KV memory with their states on the device."""

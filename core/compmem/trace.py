@@ -1,4 +1,4 @@
-"""An answer and how it was reached, as plain text and as a page.
+"""An answer and how it was reached: parts as plain text, and the whole as a page.
 
 Document text is untrusted: control characters never reach a terminal, and everything on the page is escaped.
 """
@@ -66,40 +66,8 @@ def cost(usage: Usage) -> str:
     return ", ".join(parts)
 
 
-def as_text(answer: Answer) -> str:
-    """The answer, its sources and every step, as plain text."""
-    return "\n".join(_text_lines(answer)) + "\n"
-
-
-def _text_lines(answer: Answer) -> Iterator[str]:
-    yield f"Question: {_one_line(answer.question)}"
-    yield f"Answer: {printable(answer.text)}" if answer.found else f"Nothing found: {printable(answer.text)}"
-    if answer.sources:
-        yield "\nSources"
-    for number, source in enumerate(answer.sources, start=1):
-        yield f"  [{number}] {place(source)} · score {source.score:.2f}"
-        for quote in quotes(answer, source):
-            at = source.chunk.start
-            yield f"      {at + quote.start}-{at + quote.end}: {_one_line(quote.text)}"
-    before = ""
-    for step in answer.steps:
-        yield f"\nStep {step.number} · {_number(step.candidates, 'candidate')} · {step.seconds:.2f} s"
-        for recall in step.recalls:
-            yield f"  read {recall.score:.2f}  {place(recall)}"
-        for line in gained(step, before).split("\n"):
-            if line.strip():
-                yield f"  kept {_one_line(line)}"
-        yield f"  {', '.join(gates(step))}"
-        before = step.working_memory
-    yield f"\nEnded by: {answer.exited} ({cost(answer.usage)})"
-
-
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(printable(text).split())
 
 
 _STYLE: Final = """

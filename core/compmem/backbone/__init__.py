@@ -1,7 +1,20 @@
 """The causal LM: loading, memory tokens, reading recalled blocks, scoring, decoding."""
 
-from compmem.backbone.backbone import Backbone
-from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
+from compmem.backbone.backbone import Backbone, Blocks
+from compmem.backbone.checkpoint import Parts, load_tokenizer
+from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
+from compmem.backbone.memory import memory_count
 from compmem.backbone.prompts import Prompt
 
-__all__ = ["AdapterConfig", "Backbone", "MemoryConfig", "Prompt", "Role"]
+__all__ = [
+    "AdapterConfig",
+    "Backbone",
+    "Blocks",
+    "Linear",
+    "MemoryConfig",
+    "Parts",
+    "Prompt",
+    "Role",
+    "load_tokenizer",
+    "memory_count",
+]

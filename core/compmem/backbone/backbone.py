@@ -136,25 +136,6 @@ class Backbone:
         self.adapters[role] = config
         self._engine.forget()
 
-    def load_adapter(self, role: Role, folder: str | Path) -> None:
-        """Give a role a LoRA that was saved by the peft library.
-
-        Raises:
-            CheckpointError: The folder holds none, or one for another model.
-        """
-        config, tensors = checkpoint.read_lora(Path(folder), role)
-        self.add_adapter(role, config)
-        names = {name: name for name in self.decoder.added() if f".adapters.{role}_" in name}
-        checkpoint.fill(self.decoder, names, tensors, Path(folder))
-
-    def save_adapter(self, role: Role, folder: str | Path, *, base: str | None = None) -> None:
-        """Write a role's LoRA for the peft library, as one of the model of the name `base`.
-
-        Raises:
-            CheckpointError: The role has no adapter.
-        """
-        checkpoint.write_lora(Path(folder), role, self._parts(), base=base)
-
     def add_gate(self) -> None:
         """Give it a gate head that scores every block alike until it is trained."""
         self.decoder.add_gate()

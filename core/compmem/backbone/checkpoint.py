@@ -6,7 +6,6 @@ have. Without a stock model beside them, `base` in `compmem.json` names the one 
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Projection, Role
+from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
 from compmem.errors import CheckpointError
 
@@ -28,7 +27,6 @@ EMBEDDED = "embedded"
 """Name of the small backbone that ships with the library."""
 _SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
 
-_PEFT_NAME = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj\.lora_(A|B)\.weight$")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
 """Settings of the public format that change what is computed, and the one value of each that is released."""
@@ -105,61 +103,6 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
     }
     # Written last: a folder with settings is a folder with weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-def read_lora(folder: Path, role: Role) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """A LoRA in the format of the peft library: its settings, and its weights by the names they have here.
-
-    Raises:
-        CheckpointError: It is none, or of a kind that this cannot run.
-    """
-    config = _read_json(folder / "adapter_config.json")
-    plain = {"peft_type": "LORA", "use_rslora": False, "use_dora": False, "bias": "none"}
-    plain |= {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
-    for key, value in plain.items():
-        if config.get(key, value) != value:
-            raise CheckpointError(f"{str(folder)!r} has {key}={config[key]!r}; supported is {value!r}")
-    stored = _read_tensors([folder / "adapter_model.safetensors"], None)
-    tensors: dict[str, Tensor] = {}
-    targets: set[Linear] = set()
-    for name, tensor in stored.items():
-        match = _PEFT_NAME.search(name)
-        if match is None:
-            raise CheckpointError(f"{str(folder)!r} adapts {name!r}; supported are the projections of a layer")
-        layer, linear, side = match.groups()
-        targets.add(cast("Linear", linear))
-        tensors[f"layers.{layer}.adapters.{role}_{linear}.{'down' if side == 'A' else 'up'}"] = tensor
-    try:
-        return AdapterConfig(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(sorted(targets))), tensors
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{str(folder)!r} holds no LoRA that can be understood: {error}") from error
-
-
-def write_lora(folder: Path, role: Role, parts: Parts, *, base: str | None = None) -> None:
-    """Write one role's LoRA in the format of the peft library, for the model of the name `base`.
-
-    Raises:
-        CheckpointError: The role has no adapter.
-        OSError: The folder cannot be written.
-    """
-    config = parts.adapters.get(role)
-    if config is None:
-        raise CheckpointError(f"the role {role!r} has no adapter to write")
-    tensors = {}
-    for name, tensor in parts.decoder.added().items():
-        if match := re.fullmatch(rf"layers\.(\d+)\.adapters\.{role}_(\w+)\.(down|up)", name):
-            layer, linear, side = match.groups()
-            owner = "self_attn" if linear in ("q", "k", "v", "o") else "mlp"
-            place = f"base_model.model.model.layers.{layer}.{owner}.{linear}_proj"
-            tensors[f"{place}.lora_{'A' if side == 'down' else 'B'}.weight"] = tensor.detach().contiguous().cpu()
-    settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
-        "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-        "target_modules": [f"{target}_proj" for target in config.targets],
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:

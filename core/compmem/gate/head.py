@@ -1,7 +1,6 @@
 """The dense gate: a small trained network over the features, calibrated, with its own threshold."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,25 +45,6 @@ class GateHead(nn.Module):
         logits = self(torch.from_numpy(features))
         slope, bias = self.calibration
         return np.asarray(torch.sigmoid(slope * logits + bias).numpy(), dtype=np.float32)
-
-    @classmethod
-    def averaged(cls, heads: Sequence["GateHead"]) -> "GateHead":
-        """One gate whose logits are the mean of theirs, before calibration; they share the scale of their features."""
-        linears = [[layer for layer in h.layers if isinstance(layer, nn.Linear)] for h in heads]
-        head = cls(sum(own[0].out_features for own in linears), heads[0].threshold)
-        head.mean.copy_(heads[0].mean)
-        head.scale.copy_(heads[0].scale)
-        first, *middle, last = (layer for layer in head.layers if isinstance(layer, nn.Linear))
-        firsts, *middles, lasts = zip(*linears, strict=True)
-        with torch.no_grad():
-            first.weight.copy_(torch.cat([layer.weight for layer in firsts]))
-            for layer, own in zip(middle, middles, strict=True):
-                layer.weight.copy_(torch.block_diag(*(part.weight for part in own)))  # type: ignore[no-untyped-call]
-            last.weight.copy_(torch.cat([layer.weight for layer in lasts], dim=1) / len(heads))
-            for layer, own in zip((first, *middle), (firsts, *middles), strict=True):
-                layer.bias.copy_(torch.cat([part.bias for part in own]))
-            last.bias.copy_(torch.stack([layer.bias for layer in lasts]).mean(0))
-        return head.eval()
 
     def save(self, path: Path) -> None:
         """Writes weights, feature names and threshold to one safetensors file."""

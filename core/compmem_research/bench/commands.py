@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compmem_research.bench.machine import command, machine
+from compmem_research.tasks.official import Form, records, write_records
 
 app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed; the published runs came from here.")
 
@@ -106,6 +107,17 @@ def quality(
         base_url=base_url, api_key_env=api_key_env, backbone=backbone, ratio=ratio,
     )  # fmt: skip
     raise typer.Exit(1 if sweep(settings) else 0)
+
+
+@app.command()
+def convert(
+    form: Annotated[Form, typer.Argument(help="Whose file it is.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="The data set's own file, also as .gz or .xz.")],
+    out: Annotated[Path, typer.Argument(help="JSONL of questions to write, compressed as its name ends.")],
+) -> None:
+    """Convert a data set's own file to the questions that the other measurements read."""
+    count = write_records(out, records(source, form))
+    Console().print(f"{count} questions written to {out}")
 
 
 @app.command()

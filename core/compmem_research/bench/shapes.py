@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from compmem.backbone import Backbone, MemoryConfig
-from compmem.backbone.devices import DTYPES
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny-8x256": {
@@ -43,7 +42,7 @@ def random_backbone(shape: str, *, device: str, dtype: str, ratio: int) -> Backb
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()  # type: ignore[no-untyped-call]
     model.generation_config.eos_token_id = None
     backbone = Backbone.of(model, _tokenizer())
     backbone.add_memory(MemoryConfig(ratio=ratio))

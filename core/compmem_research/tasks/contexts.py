@@ -68,11 +68,6 @@ class Contexts:
         self._seed = seed
 
     @property
-    def corpus_tokens(self) -> int:
-        """Tokens of the distinct passages of the corpus: contexts longer than this hold extra passages."""
-        return sum(self._sizes[: self._own_count])
-
-    @property
     def tokens(self) -> int:
         """Tokens of the longest context: all passages, extra ones too."""
         return sum(self._sizes)

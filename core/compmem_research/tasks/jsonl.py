@@ -6,13 +6,12 @@ list of `{"document": id, "start", "end"}` with offsets in the document's text; 
 optional. Files may be compressed (.gz, .xz).
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from compmem.schema import Document
-from compmem_research.tasks.multihop import open_text, read_lines
+from compmem_research.tasks.multihop import read_lines
 from compmem_research.tasks.sample import Metric, Sample, Span
 
 
@@ -29,12 +28,6 @@ def read_samples(path: Path) -> Iterator[Sample]:
             raise ValueError(f"{path}:{number}: not a sample ({type(error).__name__}: {error})") from error
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
-
-
-def write_samples(path: Path, samples: Iterable[Sample]) -> int:
-    """Write samples as lines, and return how many."""
-    with open_text(path, "wt") as file:
-        return sum(1 for sample in samples if file.write(json.dumps(_line(sample), ensure_ascii=False) + "\n"))
 
 
 def _sample(line: dict[str, Any], task: str) -> Sample:
@@ -68,19 +61,6 @@ def _sample(line: dict[str, Any], task: str) -> Sample:
         metric=metric,
         tokens=_number(line.get("tokens", 0)),
     )
-
-
-def _line(sample: Sample) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "task": sample.task,
-        "question": sample.question,
-        "answers": list(sample.answers),
-        "metric": sample.metric,
-        "tokens": sample.tokens,
-        "evidence": [{"document": s.document, "start": s.start, "end": s.end} for s in sample.evidence],
-        "documents": [{"id": d.id, "title": d.title, "text": d.text} for d in sample.documents],
-    }
 
 
 def _text(value: object) -> str:

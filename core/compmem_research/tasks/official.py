@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
-from compmem_research.tasks.multihop import UNREADABLE, Corpus, corpus_of, open_text, read_lines
+from compmem_research.tasks.multihop import UNREADABLE, open_text, read_lines
 from compmem_research.tasks.singlehop import SingleHop
 
 Form = Literal["hotpotqa", "2wikimultihopqa", "musique", "squad"]
@@ -27,31 +27,12 @@ _BLOCK = 1 << 20
 """Characters read at a time. An error so far before the end of what is read is no item cut off, but a broken one."""
 
 
-def read_official(path: Path, form: Form) -> Corpus:
-    """The questions of a data set's own file over the union of their paragraphs.
-
-    Raises:
-        ValueError: The file is broken; the message names file and place.
-    """
-    return corpus_of(_placed(path, form))
-
-
 def records(path: Path, form: Form) -> Iterator[Record]:
     """The questions of a data set's own file as records of `multihop`, one at a time.
 
     Raises:
         ValueError: The file is broken; the message names file and place.
     """
-    return (record for _, record in _placed(path, form))
-
-
-def write_records(path: Path, lines: Iterable[Record]) -> int:
-    """Write records as JSONL, compressed where the name ends in .gz or .xz, and return how many."""
-    with open_text(path, "wt") as file:
-        return sum(1 for line in lines if file.write(json.dumps(line, ensure_ascii=False) + "\n"))
-
-
-def _placed(path: Path, form: Form) -> Iterator[tuple[str, Record]]:
     if form not in get_args(Form):
         raise ValueError(f"form={form!r}; it is one of {', '.join(get_args(Form))}")
     take: Callable[[dict[str, Any]], Iterable[Record]]
@@ -66,7 +47,13 @@ def _placed(path: Path, form: Form) -> Iterator[tuple[str, Record]]:
             found = list(take(item))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ValueError(f"{place}: not as {form!r} has it ({type(error).__name__}: {error})") from error
-        yield from ((place, record) for record in found)
+        yield from found
+
+
+def write_records(path: Path, lines: Iterable[Record]) -> int:
+    """Write records as JSONL, compressed where the name ends in .gz or .xz, and return how many."""
+    with open_text(path, "wt") as file:
+        return sum(1 for line in lines if file.write(json.dumps(line, ensure_ascii=False) + "\n"))
 
 
 def _hotpotqa(item: dict[str, Any], form: str) -> Record:

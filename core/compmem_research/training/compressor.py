@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.rows.examples import Example
 from compmem_research.training.rows.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.running.device import precision

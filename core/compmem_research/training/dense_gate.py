@@ -26,9 +26,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 from compmem.config import RecallConfig
-from compmem.gate import GateHead
+from compmem.gate import Digest, GateHead, digest, features
 from compmem.index import MemoryIndex
 from compmem.question import QuestionBench
 from compmem.readers import ExtractiveReader
@@ -221,11 +222,14 @@ def _rollout(
     bench: QuestionBench, question: Question, rng: np.random.Generator, head: GateHead | None, steps: int, *, errs: bool
 ) -> Iterator[Examples]:
     reader, memory, read = ExtractiveReader(bench.viewer), WorkingMemory(), set[int]()
+    digests: dict[int, Digest] = {}
     for _ in range(steps + 1):
         blocks = [n for n in bench.propose(memory.text) if n not in read]
         if not blocks:
             return
-        x = bench.features(memory.text, blocks)
+        new = [n for n in blocks if n not in digests]
+        digests.update(zip(new, map(digest, bench.fetch(new)), strict=True))
+        x = features(bench.viewer.view(memory.text), [digests[n] for n in blocks])
         gold = np.array([_number(bench, n) in question.gold for n in blocks], dtype=np.float32)
         yield x, gold
         right = np.flatnonzero(gold)
@@ -256,7 +260,26 @@ def fit(settings: DenseGateTraining, examples: Sequence[tuple[Question, Examples
     for head in heads:
         head.mean.copy_(mean)
         head.scale.copy_(scale)
-    return GateHead.averaged(heads)
+    return mean_of(heads)
+
+
+def mean_of(heads: Sequence[GateHead]) -> GateHead:
+    """One gate whose logits are the mean of theirs, before calibration; they share the scale of their features."""
+    linears = [[layer for layer in h.layers if isinstance(layer, nn.Linear)] for h in heads]
+    head = GateHead(sum(own[0].out_features for own in linears), heads[0].threshold)
+    head.mean.copy_(heads[0].mean)
+    head.scale.copy_(heads[0].scale)
+    first, *middle, last = (layer for layer in head.layers if isinstance(layer, nn.Linear))
+    firsts, *middles, lasts = zip(*linears, strict=True)
+    with torch.no_grad():
+        first.weight.copy_(torch.cat([layer.weight for layer in firsts]))
+        for layer, own in zip(middle, middles, strict=True):
+            layer.weight.copy_(torch.block_diag(*(part.weight for part in own)))  # type: ignore[no-untyped-call]
+        last.weight.copy_(torch.cat([layer.weight for layer in lasts], dim=1) / len(heads))
+        for layer, own in zip((first, *middle), (firsts, *middles), strict=True):
+            layer.bias.copy_(torch.cat([part.bias for part in own]))
+        last.bias.copy_(torch.stack([layer.bias for layer in lasts]).mean(0))
+    return head.eval()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compmem.backbone.devices import DTYPES
+import torch
+
 from compmem_research.training.running.carry import pack, unpack
 from compmem_research.training.running.log import LOG
 from compmem_research.training.running.settings import read_settings
@@ -80,7 +81,7 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
     figures: dict[str, Any] = {"phase": phase.config.stem, **train(values)}
     if "run" in names:
         carried = out / CARRIED
-        pack(values.run.out / BACKBONE, carried, dtype=DTYPES[settings.dtype])
+        pack(values.run.out / BACKBONE, carried, dtype=getattr(torch, settings.dtype))
         logs = _logs(carried) | {values.run.out.name: (values.run.out / LOG).read_text(encoding="utf-8")}
         (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
         (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ import torch
 from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
 from compmem.config import RecallConfig
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.contexts import Contexts

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compmem.backbone import Backbone
-from compmem.backbone.devices import DTYPES
 from compmem.errors import CheckpointError
-from compmem.readers.prompts import LatentPrompts
+from compmem.readers import LatentPrompts
 from compmem_research.training.running.log import read_log
 
 REPORT = "training.json"
@@ -35,7 +34,7 @@ def train(settings: Export) -> dict[str, Any]:
     Raises:
         CheckpointError: It cannot be loaded or written, or is larger than may be shipped.
     """
-    backbone = Backbone.load(settings.start, device="cpu", dtype=DTYPES[settings.dtype])
+    backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype)
     prompts = LatentPrompts.of(backbone)
     try:
         backbone.save(settings.out)

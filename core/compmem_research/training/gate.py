@@ -16,8 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
-from compmem.gate.latent import NO_NOTES, gate_prompt
-from compmem.readers.prompts import LatentPrompts
+from compmem.gate import NO_NOTES, gate_prompt
+from compmem.readers import LatentPrompts
 from compmem.resident import Resident
 from compmem.schema import KVStates
 from compmem_research.metrics import calibration_error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compmem.backbone import MemoryConfig
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
 from compmem_research.training.rows.mixture import Mixture, MixtureSettings
 from compmem_research.training.rows.packed import read_tokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
-from compmem.readers.prompts import LatentPrompts
+from compmem.readers import LatentPrompts
 from compmem_research.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn_advantages
 from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compmem.backbone.checkpoint import load_tokenizer
+from compmem.backbone import load_tokenizer
 from compmem.errors import CheckpointError
 from compmem_research.tasks.multihop import read_lines
 from compmem_research.tasks.names import draw

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compmem.backbone import AdapterConfig, Backbone
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.rows.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.running.trainer import RunSettings, Trainer
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from compmem.backbone import AdapterConfig
-from compmem.backbone.config import Linear
+from compmem.backbone import AdapterConfig, Linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

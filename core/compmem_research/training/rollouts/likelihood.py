@@ -15,8 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from compmem.backbone import Backbone, Role
-from compmem.backbone.checkpoint import Parts
+from compmem.backbone import Backbone, Parts, Role
 from compmem_research.training.rollouts.trajectory import Turn
 
 

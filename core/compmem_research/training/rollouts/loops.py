@@ -14,8 +14,7 @@ import torch
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
 from compmem.gate import LatentGate
-from compmem.readers.prompts import StepPrompts
-from compmem.readers.replies import Reply, spoken, understand
+from compmem.readers import Reply, StepPrompts, spoken, understand
 from compmem.reasoner import Gathered, Odds, Read, Weigh, gather
 from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
 from compmem_research.training.running.device import precision

@@ -13,8 +13,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.config import RecallConfig
-from compmem.readers.latent import OVERHEAD
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts
 from compmem.schema import KVStates
 from compmem_research.training.rollouts.evidence import Evidence, Labels
 from compmem_research.training.rollouts.loops import Loop, Loops, Written

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.readers.prompts import StepPrompts
+from compmem.readers import StepPrompts
 from compmem_research.tasks.multihop import read_lines
 from compmem_research.tasks.names import Kind as NameKind
 from compmem_research.tasks.names import draw

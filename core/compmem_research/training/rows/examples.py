@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compmem.backbone import Backbone, Role
-from compmem.backbone.backbone import Blocks
-from compmem.backbone.memory import memory_count
+from compmem.backbone import Backbone, Blocks, Role, memory_count
 from compmem.schema import KVStates
 from compmem_research.training.running.device import precision
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone, Role
-from compmem.readers.prompts import StepPrompts
+from compmem.readers import StepPrompts
 from compmem_research.training.rows.components import (
     Component,
     FactRows,

@@ -13,7 +13,7 @@ import numpy as np
 
 from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
-from compmem.readers.prompts import StepPrompts
+from compmem.readers import StepPrompts
 from compmem.schema import Chunk
 from compmem_research.tasks.sample import Sample
 from compmem_research.training.rows.examples import Example
