@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compmem.backbone import Backbone
 from compmem.errors import CompMemError, ReaderError
-from compmem.readers import ChatModel, Endpoint
+from compmem.readers import ChatModel, Endpoint, pieces
 from compmem_research.bench.asking import measure
 from compmem_research.bench.backbone_chat import BackboneChat
 from compmem_research.bench.cells import Cell, Sources
