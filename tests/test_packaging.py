@@ -27,6 +27,13 @@ def test_every_module_of_the_product_loads():
     assert int(result.stdout) > 50
 
 
+def test_names_that_load_later_are_listed():
+    result = without_research(
+        "import compmem\nassert set(compmem.__all__) <= set(dir(compmem))\nassert 'torch' not in sys.modules\n"
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "lm"], ["bench", "recall"]])
 def test_a_research_command_says_what_to_install(arguments):
     result = without_research(f"sys.argv[1:] = {arguments!r}\nfrom compmem.cli import main\nmain()")
