@@ -1,23 +1,58 @@
 """Files as documents: every format, folders, standard input, and what cannot be read."""
 
+import contextlib
 import io
+import json
 import logging
 import os
 import time
+import zipfile
+from pathlib import Path
 
 import pypdf
 import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
+from compmem.cli.decoding import UnreadableError, decode
 from compmem.cli.html import page_text
-from compmem.cli.inputs import count_files, decode, documents
+from compmem.cli.inputs import documents, files, path_id
+from compmem.cli.records import csv_text, json_text
 
 
-def read(*sources, **options):
+def read(*sources, base=None, **options):
     """Documents and error messages of some sources."""
     errors = []
-    found = list(documents([str(s) for s in sources], report=lambda e: errors.append(str(e)), **options))
-    return found, errors
+
+    def report(error):
+        errors.append(str(error))
+
+    found = files([str(s) for s in sources], report=report)
+    return list(documents(found, base=base or Path.cwd(), report=report, **options)), errors
+
+
+def docx(body, **parts):
+    """A .docx file with this XML as its body."""
+    kinds = "http://schemas.openxmlformats.org"
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(
+            "[Content_Types].xml",
+            f'<Types xmlns="{kinds}/package/2006/content-types">'
+            '<Default Extension="xml" ContentType="application/xml"/></Types>',
+        )
+        file.writestr(
+            "_rels/.rels",
+            f'<Relationships xmlns="{kinds}/package/2006/relationships"><Relationship Id="r" '
+            f'Type="{kinds}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/>'
+            "</Relationships>",
+        )
+        file.writestr(
+            "word/document.xml",
+            f'<w:document xmlns:w="{kinds}/wordprocessingml/2006/main"><w:body>{body}</w:body></w:document>',
+        )
+        for name, text in parts.items():
+            file.writestr(name, text)
+    return out.getvalue()
 
 
 def pdf(*pages, title="", password=""):
@@ -69,19 +104,37 @@ def test_a_folder_is_read_in_order_with_ids_titles_and_metadata(tmp_path, monkey
     assert found[0].metadata == {"path": "docs/a.txt", "format": "txt"}
     assert found[5].text == "First page.\n\nSecond page."
     assert found[2].text == "Acme pays.\n"
-    assert count_files(["docs", "-"]) == 7
     again, _ = read("docs/a.txt", docs / "a.txt", "./docs/../docs/a.txt")
     assert [d.id for d in again] == ["docs/a.txt"], "a file has one id, however it is named"
 
 
-def test_a_folder_elsewhere_is_named_by_its_last_part(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "a.txt").write_text("text")
-    monkeypatch.chdir(tmp_path / "here")
-    assert [d.id for d in read("../there")[0]] == ["there/a.txt"]
-    monkeypatch.chdir(tmp_path / "there")
-    assert [d.id for d in read(".")[0]] == ["a.txt"]
+def test_an_id_says_which_file_it_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    for folder in (project / "docs", tmp_path / "other" / "docs"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(str(folder))
+    (tmp_path / "link").symlink_to(project)
+    outside = tmp_path / "other" / "docs" / "a.txt"
+    expected = ["docs/a.txt", outside.as_posix()]
+    for here, sources in {
+        project: ["docs", "../other/docs"],
+        project / "docs": ["a.txt", "../../other/docs/a.txt"],
+        tmp_path / "other": [tmp_path / "link" / "docs", "docs"],
+    }.items():
+        monkeypatch.chdir(here)
+        found, errors = read(*sources, base=tmp_path / "link")
+        assert ([d.id for d in found], errors) == (expected, [])
+    assert path_id(os.fsdecode(b"/x/\xff.txt"), tmp_path) != path_id(os.fsdecode(b"/x/\xfe.txt"), tmp_path)
+    project.rename(tmp_path / "moved")
+    assert [d.id for d in read(tmp_path / "moved" / "docs", base=tmp_path / "moved")[0]] == ["docs/a.txt"]
+
+
+def test_the_folder_of_an_index_is_no_document(tmp_path):
+    (tmp_path / "a.mem").mkdir()
+    (tmp_path / "a.mem" / "manifest.sqlite").write_text("x")
+    (tmp_path / "a.mem" / "notes.txt").write_text("x")
+    (tmp_path / "a.txt").write_text("a")
+    assert [d.id for d in read(tmp_path, base=tmp_path)[0]] == ["a.txt"]
 
 
 def test_links_that_leave_the_folder_are_not_followed(tmp_path, caplog):
@@ -96,7 +149,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path, caplog):
     (docs / "circle").symlink_to(docs)
     (docs / "broken.txt").symlink_to("nowhere")
     found, errors = read(docs)
-    assert [d.text for d in found] == ["a", "a"]
+    assert [d.text for d in found] == ["a"], "a link and its file are one document"
     assert errors == []
     assert "out.txt: leads out of" in caplog.text
 
@@ -104,7 +157,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path, caplog):
 def test_documents_are_read_one_at_a_time(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)
-    walk = documents([str(tmp_path)], report=pytest.fail)
+    walk = documents(files([str(tmp_path)], report=pytest.fail), base=tmp_path, report=pytest.fail)
     assert next(walk).text == "a"
     (tmp_path / "b.txt").write_text("changed since")
     assert next(walk).text == "changed since"
@@ -127,16 +180,30 @@ def test_encodings(data, expected, caplog):
     assert not caplog.records
 
 
-def test_text_that_is_not_utf8_is_read_as_latin_1_with_a_warning(caplog):
-    assert decode("Größe".encode("latin-1"), "alt.txt") == "Größe"
-    assert "alt.txt: not UTF-8, read as Latin-1" in caplog.text
+def test_text_of_other_encodings_is_read_as_what_it_most_likely_is(caplog):
+    said = "Er sagte “nein” – für 5 €"
+    assert decode(said.encode("cp1252"), "alt.txt") == said
+    assert "alt.txt: not UTF-8, read as Windows-1252" in caplog.text
+    assert decode("Größe und Länge".encode() + b"\xff", "x") == "Größe und Länge\ufffd", "one damaged byte"
+    assert decode("Größe".encode("utf-16-le"), "x") == decode("Größe".encode("utf-16-be"), "x") == "Größe"
+    page = '<meta charset="windows-1251"><h1>Москва</h1>'
+    assert decode(page.encode("cp1251"), "x", html=True) == page
+    with pytest.raises(UnreadableError, match="binary"):
+        decode(b"GIF89a\x01\x00", "x")
 
 
 def test_what_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
     good = tmp_path / "z.txt"
     good.write_text("good")
     cases = {
-        "a.bin": (b"x", "unknown kind of file; known are .txt"),
+        "a.bin": (b"\x00\x01", "neither text nor HTML"),
+        "a.rtf": (b"{\\rtf1 x}", "neither text nor HTML"),
+        "b.csv": (b'a,b\n1,"' + b"x" * 140_000, "line 2: field larger"),
+        "b.docx": (b"PK nonsense", "cannot be read as DOCX (BadZipFile"),
+        "c.docx": (docx("", big="x" * (65 << 20)), "unpack to"),
+        "d.docx": (docx("<w:p>"), "cannot be read as DOCX"),
+        "d.html": (b"<div>" * 50_000, "tags stand in each other"),
+        "e.html": (b"<![<![<![", "holds no text"),
         "b.txt": (b"\0\1\2", "binary data, not text"),
         "c.txt": (b" \n\t", "holds no text"),
         "d.pdf": (b"%PDF-1.4 nonsense", "cannot be read as PDF"),
@@ -164,14 +231,59 @@ def test_a_pdf_that_opens_without_a_password_is_read(tmp_path):
     assert read(tmp_path / "a.pdf")[0][0].title == "a"
 
 
-def test_unknown_kinds_in_a_folder_are_counted(tmp_path, caplog):
-    for name in ("a.png", "b.png", "Makefile", "c.txt"):
-        (tmp_path / name).write_text("x")
+def test_what_holds_text_is_read_whatever_it_is_called_and_the_rest_is_counted(tmp_path, caplog):
+    made = {
+        "a.png": b"\x89PNG\r\n\x1a\n\0\0", "b.png": b"\0", "core": b"\x7fELF\x02\x01",
+        "m.py": b"# Rent\n# ----\nx = 1\n", "Makefile": b"all:\n\ttrue\n",
+        "p": pdf("Page."), "q": b"<!DOCTYPE html><p>Hi",
+    }  # fmt: skip
+    for name, data in made.items():
+        (tmp_path / name).write_bytes(data)
     with caplog.at_level(logging.WARNING):
-        found, errors = read(tmp_path)
-    assert len(found) == 1
+        found, errors = read(tmp_path, base=tmp_path)
+    assert {d.id: (d.title, d.metadata["format"]) for d in found} == {
+        "Makefile": ("Makefile", "txt"), "m.py": ("m.py", "txt"), "p": ("p", "pdf"), "q": ("q", "html"),
+    }  # fmt: skip
     assert errors == []
-    assert "3 file(s) of unknown kinds left out: .png (2), Makefile (1)" in caplog.text
+    assert "3 file(s) without text left out: .png (2), core (1)" in caplog.text
+
+
+def test_a_folder_without_files_is_named(tmp_path):
+    (tmp_path / ".hidden").write_text("x")
+    assert read(tmp_path) == ([], [f"{tmp_path}: holds no file to read"])
+
+
+def test_tables_and_json_name_every_value():
+    assert csv_text('Name;Born\n"Finch; Dora";Leeds\n;\nBob;"a\nb"\n') == (
+        "Name: Finch; Dora; Born: Leeds\n\nName: Bob; Born: a b"
+    )
+    assert csv_text("a\tb\n1\t2\t3\n") == "a: 1; b: 2; 3"
+    assert csv_text("only a line") == "only a line"
+    value = {
+        "company": "Acme",
+        "open": True,
+        "none": None,
+        "tenants": [{"name": "Bob", "year": 2020}],
+        "tags": ["x", 1],
+    }
+    assert json_text(json.dumps(value)) == "company: Acme; open: true\n\ntenants: name: Bob; year: 2020\n\ntags: x, 1"
+    for text in ("// a comment\n{}", "[" * 100_000):
+        assert json_text(text) == text
+    long = "n" * 20_000
+    assert len(csv_text(long + "\n" + "1\n" * 20_000)) < 70 * 20_000
+    assert len(json_text(json.dumps({long: [[1]] * 10_000}))) < 70 * 10_000
+
+
+def test_a_word_document_keeps_its_title_and_table():
+    def paragraph(text, style=""):
+        named = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
+        return f"<w:p>{named}<w:r><w:t>{text}</w:t></w:r></w:p>"
+
+    row = "".join(f"<w:tc>{paragraph(cell)}</w:tc>" for cell in ("Rent", "100"))
+    data = docx(paragraph("Lease", "Heading1") + paragraph("Acme rents.") + f"<w:tbl><w:tr>{row}</w:tr></w:tbl>")
+    found, errors = read("-", stdin=io.BytesIO(data), stdin_format="docx")
+    assert errors == []
+    assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\nRent | 100\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -192,6 +304,13 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "x", "title": 3}', "'title' must be text"),
         (b'{"text": "x", "id": true}', "'id' text or a whole number"),
         (b'{"text": "x", "metadata": [1]}', "'metadata' must be a JSON object"),
+        (b'{"text": "x", "metadata": ""}', "'metadata' must be a JSON object"),
+        (b'{"text": "x", "metadata": {"a": NaN}}', "metadata 'a' is not JSON"),
+        (b'{"text": "x", "metadata": {"a": 1e999}}', "metadata 'a' is not JSON"),
+        (b'{"text": "x", "metadata": {"a": "\\u0000"}}', "metadata 'a' holds a NUL character"),
+        (b'{"text": "x", "metadata": {"a": "\\ud800"}}', "metadata 'a' is not JSON"),
+        (b'{"text": "lone \\ud800"}', "holds a lone surrogate, '\\ud800'"),
+        (b'{"text": "x", "id": "c\\u0000"}', "the id holds a NUL character"),
         (b'{"text": "x", "body": "y"}', "unknown name 'body'"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, ""),
@@ -215,19 +334,11 @@ def test_lines_without_an_id_get_one_by_content(caplog):
     assert "given twice, the second is left out" in caplog.text
 
 
-def test_one_id_for_two_documents_and_text_that_cannot_be_kept_are_errors():
-    lines = rb"""{"id": "a", "text": "one"}
-{"id": "a", "text": "two"}
-{"id": "b", "text": "lone \ud800 surrogate"}
-{"id": "c\u0000", "text": "three"}
-{"id": "d", "text": "four"}"""
+def test_one_id_for_two_documents_is_an_error():
+    lines = b'{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}\n{"id": null, "text": "three"}'
     found, errors = read("-", stdin=io.BytesIO(lines), stdin_format="jsonl")
-    assert [d.id for d in found] == ["a", "d"]
-    assert errors == [
-        "-: another document has the id 'a'",
-        "-: holds a lone surrogate, '\\ud800'",
-        "-: the id holds a NUL character",
-    ]
+    assert [d.text for d in found] == ["one", "three"]
+    assert errors == ["-, line 2: another document has the id 'a'"]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +375,7 @@ PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title> The
 
 
 def test_html_keeps_headings_lists_tables_and_code():
-    title, text = page_text(PAGE.encode())
+    title, text = page_text(PAGE)
     assert title == "The lease"
     assert text == (
         "# Lease\n\nAcme rents the building.\nIt is old.\n\n"
@@ -274,13 +385,38 @@ def test_html_keeps_headings_lists_tables_and_code():
 
 
 def test_html_without_title_takes_the_first_heading_and_any_encoding():
-    assert page_text("<meta charset=iso-8859-1><h1>Größe</h1>".encode("latin-1"))[0] == "Größe"
-    assert page_text("<h1>東京</h1>".encode())[0] == "東京"
-    assert page_text("<p>x</p>".encode("utf-16"))[1] == "x\n"
+    for encoding, page in {
+        "latin-1": "<meta charset=iso-8859-1><h1>Größe</h1>", "utf-8": "<h1>東京</h1>", "utf-16": "<h1>x</h1>"
+    }.items():  # fmt: skip
+        found, _ = read("-", stdin=io.BytesIO(page.encode(encoding)), stdin_format="html")
+        assert found[0].title == page.partition("<h1>")[2].removesuffix("</h1>")
 
 
-def test_html_of_any_depth_is_read():
-    started = time.perf_counter()
-    assert page_text(b"<div>" * 50_000 + b"deep" + b"</div>" * 50_000)[1] == "deep\n"
-    assert page_text(b"<p>" * 20_000 + b"wide<")[1] == "wide<\n"
-    assert time.perf_counter() - started < 20
+def test_html_that_is_not_shown_or_moves_about_the_site_is_left_out():
+    page = """<body><nav>Home</nav><div role="navigation">Up</div><p hidden>old<p>Rent <span style="color: red;
+    DISPLAY : None">secret</span>is due.<ul><li hidden="">x<li>May</ul><aside>Ads</aside>
+    <main><aside>Note</aside><footer>Signed</footer></main><p hidden="until-found">More</p><footer>(c)</footer>"""
+    assert page_text(page)[1] == "Rent is due.\n\n- May\n\nNote\n\nSigned\n\nMore\n"
+
+
+HOSTILE = [
+    "<a ", "<![", "<!--", "<?", "</a", "<", "&", "<a a=", "<p>", "<div></p>", "<script>", "<title>", "<p hidden>",
+    "<br>\n", "<td> ", "<pre>\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_time_for_html_grows_with_its_length(piece):
+    def seconds(text):
+        started = time.process_time()
+        with contextlib.suppress(UnreadableError):
+            page_text(text)
+        return time.process_time() - started
+
+    small = min(seconds(piece * 8_000) for _ in range(3))
+    assert seconds(piece * 80_000) < 15 * max(small, 0.01)
+
+
+def test_wide_html_is_read():
+    assert page_text("<div>" * 2_000 + "deep" + "</div>" * 2_000)[1] == "deep\n"
+    assert page_text("<p>" * 20_000 + "wide<")[1] == "wide<\n"

@@ -1,16 +1,18 @@
 """An HTML page as text whose headings, lists, tables and code can still be told apart."""
 
 import re
-import warnings
+from collections.abc import Mapping
 from typing import Final
 
-try:
-    import bs4
-    from bs4 import element
-except ImportError as error:
-    raise ImportError('reading HTML needs Beautiful Soup: pip install "compmem[formats]"') from error
+from compmem.cli.decoding import UnreadableError
 
-_DROPPED: Final = frozenset("head script style template noscript svg math iframe object button select dialog".split())
+_DROPPED: Final = frozenset(
+    "head script style template noscript svg math iframe object button select dialog nav".split()
+)
+_DROPPED_ROLES: Final = frozenset("navigation banner contentinfo search".split())
+_AROUND_MAIN: Final = frozenset({"aside", "footer"})
+"""Boilerplate, unless it stands within the main content."""
+_MAIN: Final = frozenset({"main", "article"})
 _BLOCKS: Final = frozenset(
     """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
     li main nav ol p pre section summary table tbody thead tfoot tr ul h1 h2 h3 h4 h5 h6""".split()
@@ -18,35 +20,98 @@ _BLOCKS: Final = frozenset(
 _HEADING = re.compile(r"h([1-6])$")
 _TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
 _PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
+_DEEPEST: Final = 3000
+"""Open tags at once: libxml2 compares each closing tag with all of them, so that more would take quadratic time."""
+_PIECE: Final = 1 << 16
 
 
-def page_text(data: bytes) -> tuple[str, str]:
-    """Title and text of a page: headings as `#` lines, list items as `-` lines, table rows with ` | ` between cells."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bs4.XMLParsedAsHTMLWarning)
-        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
-        soup = bs4.BeautifulSoup(data, "html.parser")
-    named = soup.title or soup.find("h1")
-    title = " ".join(named.get_text().split()).rstrip("¶ ") if named else ""
-    return title, _text(soup)
+def page_text(html: str) -> tuple[str, str]:
+    """Title and text of a page: headings as `#` lines, list items as `-` lines, table rows with ` | ` between cells.
+
+    What a browser does not show (`hidden`, `display: none`, scripts) and what is there to move about the site
+    (navigation, search, footers and asides around the content) is left out.
+
+    Raises:
+        UnreadableError: More tags stand in each other than any real page has.
+        ImportError: lxml is missing.
+    """
+    try:
+        from lxml.etree import HTMLParser
+    except ImportError as error:
+        raise ImportError('reading HTML needs lxml: pip install "compmem[formats]"') from error
+
+    page = _Page()
+    parser = HTMLParser(target=page)
+    for start in range(0, len(html), _PIECE):
+        parser.feed(html[start : start + _PIECE])
+    parser.close()
+    return page.title(), page.text()
 
 
-def _text(root: element.Tag) -> str:
-    """The text below a tag; walked without recursion, for pages nest as deep as they like."""
-    writer = _Writer()
-    stack: list[tuple[element.PageElement, bool]] = [(root, False)]
-    while stack:
-        node, left = stack.pop()
-        if isinstance(node, element.Tag):
-            if left:
-                writer.leave(node.name)
-            elif not (node.name in _DROPPED or _PILCROW.intersection(node.get_attribute_list("class"))):
-                writer.enter(node.name)
-                stack.append((node, True))
-                stack.extend((child, False) for child in reversed(node.contents))
-        elif isinstance(node, element.NavigableString) and not isinstance(node, element.PreformattedString):
-            writer.write(str(node))
-    return writer.text()
+class _Page:
+    """What lxml tells of a page, tag by tag, as title and text. There is no tree: time and memory stay linear."""
+
+    def __init__(self) -> None:
+        self._writer = _Writer()
+        self._depth = 0
+        self._main = 0
+        self._dropped_at = 0
+        self._dropped = ""
+        self._in_title = False
+        self._title: list[str] = []
+        self._in_h1 = False
+        self._h1: list[str] = []
+
+    def title(self) -> str:
+        return " ".join("".join(self._title or self._h1).split()).rstrip("¶ ")
+
+    def text(self) -> str:
+        return self._writer.text()
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise UnreadableError(f"more than {_DEEPEST} tags stand in each other")
+        self._in_title = tag == "title" and not self._title and self._dropped in ("", "head")
+        if self._dropped:
+            return
+        if self._is_dropped(tag, attributes):
+            self._dropped, self._dropped_at = tag, self._depth
+            return
+        self._main += tag in _MAIN
+        self._in_h1 = self._in_h1 or (tag == "h1" and not self._h1)
+        self._writer.enter(tag)
+
+    def end(self, tag: str) -> None:
+        self._in_title = False
+        if not self._dropped:
+            self._main -= tag in _MAIN
+            self._in_h1 = self._in_h1 and tag != "h1"
+            self._writer.leave(tag)
+        elif self._dropped_at == self._depth:
+            self._dropped = ""
+        self._depth -= 1
+
+    def data(self, text: str) -> None:
+        if self._in_title:
+            self._title.append(text)
+        elif not self._dropped:
+            if self._in_h1:
+                self._h1.append(text)
+            self._writer.write(text)
+
+    def close(self) -> None:
+        """Asked for by lxml at the end of the page."""
+
+    def _is_dropped(self, tag: str, attributes: Mapping[str, str]) -> bool:
+        return (
+            tag in _DROPPED
+            or (tag in _AROUND_MAIN and not self._main)
+            or attributes.get("hidden", "until-found") != "until-found"
+            or attributes.get("role") in _DROPPED_ROLES
+            or "display:none" in "".join(attributes.get("style", "").lower().split())
+            or not _PILCROW.isdisjoint(attributes.get("class", "").split())
+        )
 
 
 class _Writer:

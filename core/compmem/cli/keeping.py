@@ -1,11 +1,11 @@
 """`compmem add`, `delete`, `compact`, `info` and `verify`: what is in an index."""
 
+import logging
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,9 @@ from compmem.cli import inputs, show
 from compmem.cli.app import app, err, fail, out, parse_filter, write_json
 from compmem.cli.asking import AsJson, Device, Filter, IndexPath
 from compmem.schema import Document
+from compmem.trace import printable
+
+logger = logging.getLogger(__name__)
 
 
 @app.command()
@@ -24,7 +27,10 @@ def add(
     index: IndexPath,
     paths: Annotated[
         list[str],
-        typer.Argument(help="Files and folders: .txt .md .html .pdf .jsonl; - is standard input.", show_default=False),
+        typer.Argument(
+            help="Files and folders: text, code, Markdown, HTML, PDF, .docx, CSV, JSON (lines); - is standard input.",
+            show_default=False,
+        ),
     ],
     stdin_format: Annotated[str, typer.Option(help=f"What - holds: {', '.join(inputs.FORMATS)}.")] = "txt",
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder of a new index: a name or folder.")] = None,
@@ -59,23 +65,27 @@ def add(
         fail(str(error))
 
     started = time.perf_counter()
-    found = inputs.documents(paths, report=report, stdin=sys.stdin.buffer, stdin_format=form)
-    first = list(islice(found, 1))
-    if errors and not first and not index.exists():
-        raise typer.Exit(1)  # nothing to make an index for
-    with opened(index, settings, device) as memory:
-        with progress() as bar:
-            seen = _Tracked(chain(first, found), bar, inputs.count_files(paths))
-            added = memory.add(seen)
-        kept = memory.info().documents
+    with progress() as bar:
+        files = bar.track(list(inputs.files(paths, report=report)), description="compressing")
+        found = inputs.documents(files, base=base_of(index), report=report, stdin=sys.stdin.buffer, stdin_format=form)
+        first = list(islice(found, 1))
+        if not first and not errors:
+            report(inputs.InputError(f"nothing to add: no file with text in {', '.join(paths)}"))
+        if not first and not index.exists():
+            counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
+        else:
+            with opened(index, settings, device) as memory:
+                seen = _Seen(memory)
+                added = memory.add(map(seen.one, chain(first, found)))
+                counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
     seconds = time.perf_counter() - started
     if as_json:
-        write_json({
-            "added": added, "unchanged": seen.count - added, "documents": kept, "errors": errors, "seconds": seconds,
-        })  # fmt: skip
+        write_json({**counts, "errors": errors, "seconds": seconds})
     else:
+        left_out = f", {len(errors)} left out" if errors else ""
         out().print(
-            f"{added} added or changed, {seen.count - added} unchanged, {kept} documents in all ({seconds:.1f} s)"
+            f"{counts['added']} added or changed, {counts['unchanged']} unchanged{left_out}, "
+            f"{counts['documents']} documents in all ({seconds:.1f} s)"
         )
     if errors:
         raise typer.Exit(1)
@@ -84,17 +94,22 @@ def add(
 @app.command()
 def delete(
     index: IndexPath,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.", show_default=False)] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of documents, or paths of the files and folders they came from.", show_default=False),
+    ] = None,
     filter: Filter = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget documents, by id or by filter. `compact` gives their bytes back."""
+    """Forget documents, by id, path or filter. `compact` gives their bytes back."""
     if bool(ids) == (filter is not None):
-        raise typer.BadParameter("name the ids of documents, or give --filter")
+        raise typer.BadParameter("name the ids or paths of documents, or give --filter")
     with _store(index) as store:
         with store.snapshot() as snapshot:
-            wanted = [d.id for d in snapshot.documents(parse_filter(filter))] if filter is not None else list(ids or ())
-            unknown = [i for i in wanted if not snapshot.document_blocks(i)]
+            if filter is not None:
+                wanted, unknown = [d.id for d in snapshot.documents(parse_filter(filter))], []
+            else:
+                wanted, unknown = _named(snapshot, ids or [], base_of(index))
         deleted = store.delete(wanted)
     if as_json:
         write_json({"deleted": deleted, "unknown": unknown})
@@ -161,22 +176,53 @@ def info(
         console.print(made)
 
 
-class _Tracked:
-    """Documents counted on their way into an index; a step of the bar is a file."""
+class _Seen:
+    """Documents on their way into an index: counted, with a warning where a file takes over the id of another."""
 
-    def __init__(self, documents: Iterator[Document], bar: Progress, total: int) -> None:
+    def __init__(self, memory: "compmem.MemoryIndex") -> None:
         self.count = 0
-        self._documents = documents
-        self._bar = bar
-        self._task = bar.add_task("compressing", total=total)
+        self._memory = memory
+        self._warned: set[tuple[str, str]] = set()
 
-    def __iter__(self) -> Iterator[Document]:
-        files: set[object] = set()
-        for document in self._documents:
-            self.count += 1
-            files.add(document.metadata.get("path"))
-            self._bar.update(self._task, completed=len(files))
-            yield document
+    def one(self, document: Document) -> Document:
+        """The document as it is."""
+        self.count += 1
+        if known := self._memory.get(document.id):
+            before, now = str(known.metadata.get("path", "elsewhere")), str(document.metadata["path"])
+            if before != now and (before, now) not in self._warned:
+                self._warned.add((before, now))
+                logger.warning(
+                    "%s takes over the id %r of a document from %s",
+                    printable(now),
+                    printable(document.id),
+                    printable(before),
+                )
+        return document
+
+
+def base_of(index: Path) -> Path:
+    """The folder from which the ids of an index name files: the one that it lies in, so that both may move together."""
+    return index.resolve().parent
+
+
+def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list[str]]:
+    """The ids of documents that are named by id, by file or by folder; and the names that are none of them."""
+    wanted = [name for name in names if snapshot.document_blocks(name)]
+    others = [name for name in names if not snapshot.document_blocks(name)]
+    read = [(d.id, PurePosixPath(path)) for d in snapshot.documents() if (path := _path(d))] if others else []
+    unknown = []
+    for name in others:
+        named = PurePosixPath(inputs.path_id(name, base))
+        found = [id for id, path in read if path.is_relative_to(named)]
+        wanted += found
+        unknown += [] if found else [name]
+    return wanted, unknown
+
+
+def _path(document: Any) -> str:
+    """The file that a document was read from, as ids name files; empty where it was none."""
+    path = document.metadata.get("path")
+    return path if isinstance(path, str) and path != inputs.STDIN else ""
 
 
 def progress() -> Progress:

@@ -1,0 +1,80 @@
+"""Bytes as text, and text told from binary data."""
+
+import codecs
+import logging
+import re
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+HEAD: Final = 8192
+"""Bytes from which the kind of a file is told."""
+
+_BOMS: Final = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_CONTROLS = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
+_CHARSET = re.compile(
+    rb"charset\s{0,9}=\s{0,9}[\"']?(windows-\d{3,4}|iso-8859-\d{1,2}|koi8-[ru]|shift_jis|euc-(?:jp|kr)|gb(?:k|2312|18030)|big5)\b",
+    re.IGNORECASE,
+)
+
+
+class UnreadableError(Exception):
+    """A file cannot be read as a document; the message says why, without the file's name."""
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a file that begins with these bytes holds text."""
+    return _encoding(data) is not None
+
+
+def decode(data: bytes, name: str, *, html: bool = False) -> str:
+    """Bytes as text: by their byte order mark, as UTF-8, as what an HTML page declares, else as Windows-1252.
+
+    Text that is UTF-8 but for some damaged bytes stays UTF-8. The last two cases are logged as warnings.
+
+    Raises:
+        UnreadableError: The bytes are no text.
+    """
+    encoding = _encoding(data)
+    if encoding is None:
+        raise UnreadableError("binary data, not text")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise UnreadableError(f"not {encoding} as its first bytes say ({error.reason})") from error
+        text = _not_utf8(data, name, declared=_CHARSET.search(data[:HEAD]) if html else None)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encoding(data: bytes) -> str | None:
+    """The encoding that the bytes show, UTF-8 where they show none; None for what is no text."""
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return encoding
+    head = data[:HEAD]
+    if not _CONTROLS.search(head):
+        return "utf-8"
+    for encoding, zeros, letters in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if letters and zeros.count(0) > 0.7 * len(zeros) and not _CONTROLS.search(letters):
+            return encoding
+    return None
+
+
+def _not_utf8(data: bytes, name: str, declared: re.Match[bytes] | None) -> str:
+    if declared:
+        encoding = declared[1].decode().lower()
+        return data.decode("cp1252" if encoding == "iso-8859-1" else encoding, "replace")
+    text = data.decode("utf-8", "replace")
+    damaged = text.count("\ufffd")
+    if sum(character > "\x7f" for character in text) > 2 * damaged:
+        logger.warning("%s: %d places are not UTF-8, shown as \ufffd", name, damaged)
+        return text
+    logger.warning("%s: not UTF-8, read as Windows-1252; where that is wrong, convert it to UTF-8", name)
+    return data.decode("cp1252", "replace")

@@ -1,0 +1,164 @@
+"""The formats that files have, and their title and text.
+
+Formats are read by libraries that are kept well: lxml for HTML, pypdf for PDF, mammoth for .docx.
+"""
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import PurePath
+from typing import Final, Literal, get_args
+
+from compmem.cli.decoding import HEAD, UnreadableError, decode, is_text
+from compmem.cli.html import page_text
+from compmem.cli.records import csv_text, json_text
+
+Format = Literal["txt", "md", "html", "pdf", "docx", "csv", "json", "jsonl"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+SUFFIXES: Final[dict[str, Format]] = {
+    ".txt": "txt", ".text": "txt", ".rst": "txt",
+    ".md": "md", ".markdown": "md",
+    ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".pdf": "pdf",
+    ".docx": "docx",
+    ".csv": "csv", ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl", ".ndjson": "jsonl",
+}  # fmt: skip
+"""Formats by suffix; a file with another one is told by its first bytes."""
+
+_DOCX_UNPACKED: Final = 64 << 20
+"""Bytes to which a small .docx file may unpack."""
+_FRONT_LINES: Final = 50
+_STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
+_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$")
+_UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
+_FENCE = re.compile(r" {0,3}(?:```|~~~)")
+
+
+def format_of(name: str, head: bytes) -> Format | None:
+    """The format of a file with this name and these first bytes; None where it holds no text that can be read."""
+    if known := SUFFIXES.get(PurePath(name).suffix.lower()):
+        return known
+    if head.startswith(b"%PDF-"):
+        return "pdf"
+    if head.startswith((b"{\\rtf", b"%!PS")) or not is_text(head[:HEAD]):
+        return None
+    return "html" if head[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")) else "txt"
+
+
+def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
+    """Title and text of a file that is one document.
+
+    Raises:
+        UnreadableError: It cannot be read.
+        ImportError: A library for it is missing.
+        Exception: What the format's library raises at a broken file.
+    """
+    title, text = _PARSERS[form](data, name)
+    if not text.strip():
+        raise UnreadableError("holds no text")
+    return title, text
+
+
+def _plain(data: bytes, name: str) -> tuple[str, str]:
+    text = decode(data, name)
+    path = PurePath(name)
+    if path.suffix and path.suffix.lower() not in SUFFIXES:
+        return path.name, text  # a line above a rule is no heading in code
+    return _first_heading(text, atx=False), text
+
+
+def _markdown(data: bytes, name: str) -> tuple[str, str]:
+    text = decode(data, name)
+    return _front_title(text) or _first_heading(text, atx=True), text
+
+
+def _front_title(text: str) -> str:
+    """The title in the lines between `---` with which a Markdown file may begin."""
+    lines = io.StringIO(text)
+    title = ""
+    if next(lines, "").rstrip() == "---":
+        for line in islice(lines, _FRONT_LINES):
+            if line.rstrip() == "---":
+                return title
+            if line.startswith("title:"):
+                title = line.removeprefix("title:")[:1000].strip(" \t\n\"'")
+    return ""
+
+
+def _first_heading(text: str, *, atx: bool) -> str:
+    """The first line that is marked or underlined as a heading, outside code."""
+    fenced = False
+    before = ""
+    for line in io.StringIO(text):
+        line = line.rstrip("\n")[:1000]
+        if atx and _FENCE.match(line):
+            fenced = not fenced
+        elif fenced:
+            continue
+        elif atx and (match := _ATX.match(line)) and match[1]:
+            return match[1].strip()
+        elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and _UNDERLINE.match(line):
+            return before.strip()
+        before = "" if fenced else line
+    return ""
+
+
+def _csv(data: bytes, name: str) -> tuple[str, str]:
+    return "", csv_text(decode(data, name))
+
+
+def _json(data: bytes, name: str) -> tuple[str, str]:
+    return "", json_text(decode(data, name))
+
+
+def _html(data: bytes, name: str) -> tuple[str, str]:
+    return page_text(decode(data, name, html=True))
+
+
+def _docx(data: bytes, name: str) -> tuple[str, str]:
+    """Title and text; pictures are left out."""
+    try:
+        import mammoth
+    except ImportError as error:
+        raise ImportError('reading .docx needs mammoth: pip install "compmem[formats]"') from error
+
+    with zipfile.ZipFile(io.BytesIO(data)) as parts:
+        unpacked = sum(part.file_size for part in parts.infolist())
+    if unpacked > max(_DOCX_UNPACKED, 2 * len(data)):  # pictures hardly shrink, so that only text may grow
+        raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
+    read = mammoth.convert_to_html(
+        io.BytesIO(data), convert_image=lambda _: [], style_map=_STYLES, include_embedded_style_map=False
+    )
+    return page_text(read.value)
+
+
+def _pdf(data: bytes, name: str) -> tuple[str, str]:
+    """Title and text; a blank line between pages."""
+    try:
+        import pypdf
+    except ImportError as error:
+        raise ImportError('reading PDF needs pypdf: pip install "compmem[formats]"') from error
+
+    reader = pypdf.PdfReader(io.BytesIO(data))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise UnreadableError("the PDF is encrypted")
+    title = (reader.metadata.title if reader.metadata else None) or ""
+    text = "\n\n".join(page for page in (page.extract_text().strip() for page in reader.pages) if page)
+    if not text:
+        raise UnreadableError("the PDF holds no text (scanned pages?)")
+    return " ".join(str(title).split()), text
+
+
+_PARSERS: Final[dict[Format, Callable[[bytes, str], tuple[str, str]]]] = {
+    "txt": _plain,
+    "md": _markdown,
+    "html": _html,
+    "pdf": _pdf,
+    "docx": _docx,
+    "csv": _csv,
+    "json": _json,
+}
