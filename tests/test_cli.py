@@ -80,13 +80,50 @@ def test_what_cannot_be_read_is_told_and_the_rest_added(docs, tmp_path):
     result = run("add", tmp_path / "a.mem", docs / "lease.md", tmp_path / "missing.txt", tmp_path, "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["added"] == 1
-    assert result.stderr.splitlines() == [f"error: {tmp_path}/missing.txt: no such file or folder"]
+    assert result.stderr.splitlines() == [
+        f"error: {tmp_path}/missing.txt: no such file or folder",
+        f"error: {tmp_path}: holds no file to read",
+    ]
 
 
 def test_no_index_is_made_of_nothing(tmp_path):
-    result = run("add", tmp_path / "a.mem", tmp_path / "missing.txt")
-    assert result.exit_code == 1
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / "empty").mkdir()
+    for source, message in {
+        "missing.txt": "no such file", "empty": "holds no file", "pictures": "nothing to add: no file with text in",
+    }.items():  # fmt: skip
+        result = run("add", tmp_path / "a.mem", tmp_path / source, "--json")
+        assert (result.exit_code, json.loads(result.stdout)["added"]) == (1, 0)
+        assert message in result.stderr
     assert not (tmp_path / "a.mem").exists()
+
+
+def test_files_of_the_same_name_are_kept_apart_and_found_by_their_paths(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "work" / "a.mem"
+    path.parent.mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder / "docs").mkdir(parents=True)
+        (tmp_path / folder / "docs" / "x.txt").write_text(f"This is the text of {folder}.")
+    monkeypatch.chdir(path.parent)
+    assert done("add", "a.mem", "../a/docs")["documents"] == 1
+    assert done("add", "a.mem", "../b/docs")["documents"] == 2
+    monkeypatch.chdir(tmp_path)
+    again = done("add", path, "a/docs/x.txt", "b")
+    assert (again["added"], again["unchanged"], again["documents"]) == (0, 2, 2)
+    (tmp_path / "old.jsonl").write_text(
+        '{"id": "1", "text": "One."}\n{"text": "x", "metadata": {"n": NaN}}\n'
+        '{"id": "2", "text": "Two.", "metadata": {"path": ["x"]}}\n'
+    )
+    result = run("add", path, "old.jsonl")
+    assert (result.exit_code, result.stdout[:44]) == (1, "2 added or changed, 0 unchanged, 1 left out,")
+    assert "old.jsonl, line 2: " in result.stderr
+    (tmp_path / "new.jsonl").write_bytes(b'{"id": "1", "text": "Another one."}')
+    assert done("add", path, "new.jsonl")["added"] == 1
+    assert f"{tmp_path}/new.jsonl takes over the id '1' of a document from {tmp_path}/old.jsonl" in caplog.text
+    monkeypatch.chdir(tmp_path / "b")
+    assert done("delete", path, "docs", "../new.jsonl", "nobody") == {"deleted": 2, "unknown": ["nobody"]}
+    assert {d["id"] for d in done("info", path, "--documents")["list"]} == {f"{tmp_path}/a/docs/x.txt", "2"}
 
 
 def test_ask_answers_with_steps_sources_and_a_page(index, tmp_path):
@@ -130,9 +167,9 @@ def test_info_delete_compact_and_verify(docs, tmp_path):
     assert facts["documents"] == 4
     assert facts["settings"]["encoder"] == "all-MiniLM-L6-v2"
     listed = {d["id"]: d["metadata"] for d in facts["list"]}
-    assert listed["old"] == {"path": "docs/year.jsonl", "format": "jsonl", "year": 1920}
-    assert "docs/lease.md" in run("info", path, "--documents").stdout
-    assert done("delete", path, "docs/lease.md", "nobody") == {"deleted": 1, "unknown": ["nobody"]}
+    assert listed["old"] == {"path": f"{docs}/year.jsonl", "format": "jsonl", "year": 1920}
+    assert "people.txt" in run("info", path, "--documents").stdout.replace("\n", "")
+    assert done("delete", path, docs / "lease.md") == {"deleted": 1, "unknown": []}
     assert done("delete", path, "--filter", '{"year": 1920}') == {"deleted": 1, "unknown": []}
     compacted = done("compact", path)
     assert set(compacted) == {"bytes_before", "bytes"}
@@ -210,7 +247,7 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_help_needs_no_heavy_library():
     code = (
         "import sys\nimport compmem\nassert 'typer' not in sys.modules\nfrom compmem.cli import app\n"
-        "heavy = {'torch', 'transformers', 'sentence_transformers', 'openai', 'bs4', 'pypdf', 'faiss'}\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'openai', 'lxml', 'mammoth', 'pypdf', 'faiss'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="core")
