@@ -216,7 +216,7 @@ def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list
         found = [id for id, path in read if path.is_relative_to(named)]
         wanted += found
         unknown += [] if found else [name]
-    return wanted, unknown
+    return list(dict.fromkeys(wanted)), unknown
 
 
 def _path(document: Any) -> str:
