@@ -44,7 +44,7 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
         OverdueError: The time for the question is up.
         ReaderError: The model failed, gave something that is not text, or is async inside a running event loop.
     """
-    context = copy_context()
+    context, timed = copy_context(), seconds_left() is not None
     reply = _in_time(context, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _waited_for(reply, context)
@@ -53,7 +53,7 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
             while (piece := _in_time(context, _next, reply)) is not _END:
                 yield _text(piece)
         finally:
-            _close(reply, context)
+            _close(reply, context if timed else None)
     else:
         yield _text(reply)
 
@@ -138,10 +138,13 @@ def _result(future: "Future[T]", seconds: float | None) -> T:
         raise OverdueError("the chat model did not reply in time") from None
 
 
-def _close(reply: object, context: Context) -> None:
-    """Closes a generator; one that an abandoned call is still running ends with that call."""
+def _close(reply: object, context: Context | None) -> None:
+    """Closes a generator where it ran; one that an abandoned call is still running ends with that call."""
     if isinstance(reply, Generator) and not getattr(reply, "gi_running", False):
-        context.run(reply.close)
+        if context is None:
+            reply.close()
+        else:
+            context.run(reply.close)
 
 
 async def _flat(reply: object, context: Context) -> AsyncGenerator[str, None]:
