@@ -81,7 +81,7 @@ def main() -> None:
             if node == "reason":
                 print(f"{node}: {change['answer']}")
                 for document in change["context"]:
-                    print(f"  source: {document.id} ({document.metadata['score']:.2f})")
+                    print(f"  source: {document.id} ({document.metadata['compmem_score']:.2f})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Documents of LangChain as documents of CompMem and back."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +19,16 @@ import compmem
 Filter = dict[str, Any] | list[Any]
 """A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`."""
 
-SCORE = "score"
-"""Metadata key of the gate score, in [0, 1], higher is better."""
+SCORE = "compmem_score"
+"""Metadata key of the gate score of a document that a question recalled."""
+TITLE = "compmem_title"
+"""Metadata key of a title that does not follow from the metadata."""
+DOCUMENT = "compmem_document_id"
+"""Metadata key, in a part of a longer document, of that document's id."""
+START = "compmem_start_index"
+"""Metadata key, in a part of a longer document, of its offset there."""
+ADDED = frozenset({SCORE, TITLE, DOCUMENT, START})
+"""Metadata keys that are added to what comes back and are never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +78,95 @@ else:  # pydantic wants its types when a class is made; these would load torch b
 
 
 def to_core(document: Document, *, split: bool) -> compmem.Document:
-    """The document as CompMem keeps it: whole metadata, one chunk unless it is to be split."""
-    text = document.page_content
+    """The document as CompMem keeps it: the user's metadata, one chunk unless it is to be split."""
+    text, metadata = document.page_content, own_metadata(document)
     content: dict[str, Any] = {"text": text} if split else {"chunks": [text]}
+    title = document.metadata.get(TITLE)
     return compmem.Document(
-        id=document.id or _hash(document),
-        title=_title(document.metadata),
-        metadata=document.metadata,
+        id=id_of(document),
+        title=title if isinstance(title, str) else _title(metadata),
+        metadata=metadata,
         **content,
     )
 
 
 def from_core(document: compmem.Document) -> Document:
     """The document as it was given."""
-    return Document(id=document.id, page_content=document.text, metadata=dict(document.metadata))
+    metadata = _titled(document.title, document.metadata)
+    return Document(id=document.id, page_content=document.text, metadata=metadata)
 
 
-def from_chunk(chunk: compmem.Chunk) -> Document:
-    """A chunk as a document of its own.
+def from_chunks(index: "compmem.MemoryIndex", chunks: Sequence[compmem.Chunk]) -> list[Document]:
+    """Chunks as documents of their own, in order.
 
-    The first chunk carries the id of its document, each further one the chunk's own, so ids are unique; the metadata
-    of a part tells the document and the offset.
+    The only chunk of a document is that document. A part of a longer one has the chunk's id, and its metadata names
+    the document and the offset.
     """
-    metadata = dict(chunk.metadata)
-    if chunk.ordinal:
-        metadata |= {"document_id": chunk.document_id, "start_index": chunk.start}
-    return Document(id=chunk.id if chunk.ordinal else chunk.document_id, page_content=chunk.text, metadata=metadata)
+    with index.store.snapshot() as snapshot:
+        counts = {name: len(snapshot.document_blocks(name)) for name in {chunk.document_id for chunk in chunks}}
+    return [_from_chunk(chunk, part=chunk.ordinal > 0 or counts[chunk.document_id] > 1) for chunk in chunks]
 
 
-def from_recall(recall: compmem.Recall) -> Document:
-    """A recalled chunk with its gate score in the metadata."""
-    document = from_chunk(recall.chunk)
-    document.metadata[SCORE] = float(recall.score)
-    return document
+def from_recalls(index: "compmem.MemoryIndex", recalls: Sequence[compmem.Recall]) -> list[Document]:
+    """Recalled chunks with their gate scores in the metadata, in order."""
+    documents = from_chunks(index, [recall.chunk for recall in recalls])
+    for document, recall in zip(documents, recalls, strict=True):
+        document.metadata[SCORE] = float(recall.score)
+    return documents
 
 
-def _title(metadata: dict[str, Any]) -> str:
+def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
+    """Whether a document that came from the index is in it as it is.
+
+    Raises:
+        ValueError: It is a part of a longer document, and was changed.
+    """
+    if not ADDED & document.metadata.keys():
+        return False
+    whole = whole_id(document)
+    stored = {found.id: found for found in from_chunks(index, index.chunks(whole))}.get(document.id)
+    if stored is None:
+        return False
+    known = {key: value for key, value in document.metadata.items() if key != SCORE}
+    same = (stored.page_content, stored.metadata) == (document.page_content, known)
+    if DOCUMENT in stored.metadata and not same:
+        raise ValueError(
+            f"{document.id!r} is a part of the document {whole!r} and cannot be changed alone: change and upsert the "
+            f"whole document, as get([{whole!r}]) gives it"
+        )
+    return same
+
+
+def id_of(document: Document) -> str:
+    """The id; for a document that has none, a hash of its content."""
+    return document.id or _hash(document)
+
+
+def whole_id(document: Document) -> str:
+    """The id of the document that this one is, or is a part of."""
+    whole = document.metadata.get(DOCUMENT)
+    return whole if isinstance(whole, str) else id_of(document)
+
+
+def own_metadata(document: Document) -> dict[str, Any]:
+    """The metadata without what was added to it."""
+    return {key: value for key, value in document.metadata.items() if key not in ADDED}
+
+
+def _from_chunk(chunk: compmem.Chunk, *, part: bool) -> Document:
+    metadata = _titled(chunk.title, chunk.metadata)
+    if part:
+        metadata |= {DOCUMENT: chunk.document_id, START: chunk.start}
+    return Document(id=chunk.id if part else chunk.document_id, page_content=chunk.text, metadata=metadata)
+
+
+def _titled(title: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the metadata, with the title where it does not follow from it."""
+    copied = copy.deepcopy(dict(metadata))
+    return copied if title == _title(copied) else {**copied, TITLE: title}
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
     """The title; else the name of the source, without folder and ending."""
     title, source = metadata.get("title"), metadata.get("source")
     if isinstance(title, str) and title.strip():
@@ -114,6 +176,6 @@ def _title(metadata: dict[str, Any]) -> str:
 
 def _hash(document: Document) -> str:
     """An id for a document that has none: the same content gets the same id."""
-    metadata = json.dumps(document.metadata, sort_keys=True, default=str)
+    metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
     text = f"{metadata}\0{document.page_content}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]

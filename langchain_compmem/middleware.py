@@ -16,6 +16,7 @@ except ImportError as error:
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.runtime import Runtime
 
+from langchain_compmem.documents import whole_id
 from langchain_compmem.parts import ReasonerInput, ReasonerOutput
 from langchain_compmem.reasoner import CompMemReasoner
 
@@ -97,7 +98,7 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         if known is None:
             return request
         place = _question_at(request.messages)
-        sources = ", ".join(dict.fromkeys(str(document.id) for document in known["context"]))
+        sources = ", ".join(dict.fromkeys(whole_id(document) for document in known["context"]))
         told = self.notes.format(
             notes=html.escape(known["working_memory"], quote=False), sources=html.escape(sources, quote=False)
         )

@@ -11,9 +11,10 @@ from langchain_core.messages import BaseMessage, MessageLikeRepresentation, conv
 from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
+import compmem
 from compmem import Answer, AnswerToken, Event, Step, Usage
 from langchain_compmem.chat import ChatCalls
-from langchain_compmem.documents import Filter, from_recall
+from langchain_compmem.documents import Filter, from_recalls, whole_id
 
 
 class ReasonerInput(TypedDict):
@@ -95,17 +96,17 @@ def joined(parts: list[Any]) -> Any:
         return parts[-1] if parts else None
 
 
-def part_of(event: Event, chat: ChatCalls | None) -> ReasonerOutput:
+def part_of(event: Event, chat: ChatCalls | None, index: "compmem.MemoryIndex") -> ReasonerOutput:
     """What an event of the loop adds to the output."""
     match event:
         case Step():
-            part = AddableDict(steps=[_step(event)])
+            part = AddableDict(steps=[_step(event, index)])
         case AnswerToken():
             part = AddableDict(answer=event.text)
         case Answer():
             part = AddableDict(
                 answer="",
-                context=[from_recall(recall) for recall in event.sources],
+                context=from_recalls(index, event.sources),
                 working_memory=event.working_memory,
                 steps=[],
                 usage=_usage(event.usage, chat),
@@ -121,14 +122,14 @@ def whole(parts: list[ReasonerOutput]) -> ReasonerOutput:
 
 def told(output: ReasonerOutput) -> str:
     """The answer and its sources as an agent reads them."""
-    sources = ", ".join(dict.fromkeys(str(document.id) for document in output["context"]))
+    sources = ", ".join(dict.fromkeys(whole_id(document) for document in output["context"]))
     return f"{output['answer']}\n\nSources: {sources}" if sources else output["answer"]
 
 
-def _step(step: Step) -> ReasonerStep:
+def _step(step: Step, index: "compmem.MemoryIndex") -> ReasonerStep:
     return ReasonerStep(
         number=step.number,
-        context=[from_recall(recall) for recall in step.recalls],
+        context=from_recalls(index, step.recalls),
         working_memory=step.working_memory,
         updated=step.updated,
         exit=step.exit,

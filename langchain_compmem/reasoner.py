@@ -195,13 +195,15 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 chat.place = _standalone(config, run)
                 asked = asked._replace(question=chat.standalone(self.standalone_prompt, asked.question, asked.history))
             settings = self._settings(None if chat is None else chat.ask)
-            traced = TracedReader(question=asked.question, recall=settings, config=config, chat=chat, parent=run)
+            traced = TracedReader(
+                index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
+            )
             traced.begin()
             try:
                 events = self.index.stream(asked.question, settings, filter=asked.filter, wrap=traced.around)
                 with closing(events):
                     for event in events:
-                        yield part_of(event, chat)
+                        yield part_of(event, chat, self.index)
             except BaseException as error:
                 traced.failed(error)
                 raise
@@ -218,13 +220,15 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 question = await chat.astandalone(self.standalone_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
             settings = self._settings(None if chat is None else chat.aask)
-            traced = AsyncTracedReader(question=asked.question, recall=settings, config=config, chat=chat, parent=run)
+            traced = AsyncTracedReader(
+                index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
+            )
             await traced.begin()
             try:
                 events = self.index.astream(asked.question, settings, filter=asked.filter, wrap=traced.around)
                 async with aclosing(events):
                     async for event in events:
-                        yield part_of(event, chat)
+                        yield part_of(event, chat, self.index)
             except BaseException as error:
                 await traced.failed(error)
                 raise

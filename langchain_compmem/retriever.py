@@ -1,5 +1,6 @@
 """The retriever: a document index of LangChain that can be written to, searched with the loop or in one pass."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,15 +15,28 @@ from pydantic import Field, InstanceOf
 
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig
-from langchain_compmem.documents import EmbeddingsEncoder, Filter, Index, from_core, from_recall, to_core
+from langchain_compmem.documents import (
+    EmbeddingsEncoder,
+    Filter,
+    Index,
+    from_core,
+    from_recalls,
+    id_of,
+    is_stored,
+    to_core,
+)
 from langchain_compmem.errors import ReasoningError
+
+logger = logging.getLogger(__name__)
 
 
 class CompMemRetriever(DocumentIndex):
     """Documents that a question needs, gathered by the loop: one may be found for what another one said.
 
-    The score in `metadata["score"]` is the gate's probability, in [0, 1], that the document holds what the question
-    needs. It is a `DocumentIndex`: `upsert`, `delete`, `get`, their async twins, and `langchain_core.indexing.index`.
+    The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document holds what the
+    question needs; it is no cosine, and documents that answer a question often have 0.2 to 0.5. Keys that begin with
+    `compmem_` are added to what comes back and never stored, so a document that was recalled may be upserted again.
+    It is a `DocumentIndex`: `upsert`, `delete`, `get`, their async twins, and `langchain_core.indexing.index`.
 
     Example:
         >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)
@@ -75,16 +89,21 @@ class CompMemRetriever(DocumentIndex):
     def upsert(self, items: Sequence[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
         """Compresses documents and keeps them; one whose id is known is replaced if it changed, else costs nothing.
 
-        A document without an id gets a hash of its content. Of documents with the same id the last one counts.
+        A document without an id gets a hash of its content. Of documents with the same id the last one counts. One
+        without text is not stored: its id is in `failed`.
 
         Raises:
-            ValueError: A document is empty or its metadata is not JSON.
+            ValueError: Metadata is not JSON, or a part of a longer document was changed.
             TypeError: An argument is unknown.
         """
-        _refuse("upsert", kwargs)
-        documents = [to_core(item, split=self.split) for item in items]
-        self.index.add(list({d.id: d for d in documents}.values()), show_progress=show_progress)
-        return UpsertResponse(succeeded=[d.id for d in documents], failed=[])
+        refuse("upsert", kwargs)
+        blank = [id_of(item) for item in items if not item.page_content.strip()]
+        if blank:
+            logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])
+        kept = [item for item in items if item.page_content.strip()]
+        changed = [to_core(item, split=self.split) for item in kept if not is_stored(self.index, item)]
+        self.index.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
+        return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
         """Forgets documents; ids that are unknown are passed over.
@@ -93,7 +112,7 @@ class CompMemRetriever(DocumentIndex):
             ValueError: No ids are given.
             TypeError: An argument is unknown.
         """
-        _refuse("delete", kwargs)
+        refuse("delete", kwargs)
         if ids is None:
             raise ValueError("delete needs ids=, the documents to forget")
         return DeleteResponse(num_deleted=self.index.delete(ids), num_failed=0, failed=[])
@@ -104,9 +123,36 @@ class CompMemRetriever(DocumentIndex):
         Raises:
             TypeError: An argument is unknown.
         """
-        _refuse("get", kwargs)
+        refuse("get", kwargs)
         found = (self.index.get(document_id) for document_id in dict.fromkeys(ids))
         return [from_core(document) for document in found if document is not None]
+
+    def recall(
+        self, query: str, k: int | None = None, *, filter: Filter | None = None, one_pass: bool | None = None
+    ) -> list[Recall]:
+        """The chunks that come back for a question, best first; what is None is as the fields say.
+
+        Raises:
+            ValueError: The question is empty, k is below 1, or the filter is none.
+            ReasoningError: The chat model of `recall_config` failed.
+        """
+        try:
+            return self.index.recall(
+                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+            )
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
+
+    async def arecall(
+        self, query: str, k: int | None = None, *, filter: Filter | None = None, one_pass: bool | None = None
+    ) -> list[Recall]:
+        """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        try:
+            return await self.index.arecall(
+                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+            )
+        except ReaderError as error:
+            raise ReasoningError(str(error), error.steps) from error
 
     def _get_relevant_documents(
         self,
@@ -117,13 +163,7 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         one_pass: bool | None = None,
     ) -> list[Document]:
-        try:
-            recalls = self.index.recall(
-                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
-            )
-        except ReaderError as error:
-            raise ReasoningError(str(error), error.steps) from error
-        return _documents(recalls)
+        return from_recalls(self.index, self.recall(query, k, filter=filter, one_pass=one_pass))
 
     async def _aget_relevant_documents(
         self,
@@ -134,13 +174,7 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         one_pass: bool | None = None,
     ) -> list[Document]:
-        try:
-            recalls = await self.index.arecall(
-                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
-            )
-        except ReaderError as error:
-            raise ReasoningError(str(error), error.steps) from error
-        return _documents(recalls)
+        return from_recalls(self.index, await self.arecall(query, k, filter=filter, one_pass=one_pass))
 
     def _filter(self, given: Filter | None) -> Filter | None:
         return self.filter if given is None else given
@@ -162,10 +196,7 @@ class CompMemRetriever(DocumentIndex):
         )
 
 
-def _documents(recalls: Sequence[Recall]) -> list[Document]:
-    return [from_recall(recall) for recall in recalls]
-
-
-def _refuse(method: str, kwargs: dict[str, Any]) -> None:
+def refuse(method: str, kwargs: dict[str, Any]) -> None:
+    """Raises the `TypeError` of arguments that a method does not know."""
     if kwargs:
         raise TypeError(f"{method}() got unexpected arguments {sorted(kwargs)!r}")

@@ -20,9 +20,10 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
+import compmem
 from compmem import MemoryBlock, Reader, Reading, RecallConfig, Usage, WeighingReader, WorkingMemory
 from langchain_compmem.chat import ChatCalls, Place
-from langchain_compmem.documents import from_chunk
+from langchain_compmem.documents import from_chunks
 
 READING = "reading"
 ANSWER = "answer"
@@ -32,6 +33,7 @@ ANSWER = "answer"
 class _Around:
     """A reader that passes everything on."""
 
+    index: "compmem.MemoryIndex"
     question: str
     recall: RecallConfig | None
     config: RunnableConfig
@@ -110,7 +112,7 @@ class TracedReader(_Around):
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
         """What the inner reader makes of the blocks, in a run."""
         self._steps += 1
-        documents = [from_chunk(block.chunk) for block in blocks]
+        documents = from_chunks(self.index, [block.chunk for block in blocks])
         self.recalled(documents)
         with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
             reading = self._inner.read(question, memory, blocks, **second)
@@ -169,7 +171,7 @@ class AsyncTracedReader(_Around):
     ) -> Reading:
         """What the inner reader makes of the blocks, in a run."""
         self._steps += 1
-        documents = [from_chunk(block.chunk) for block in blocks]
+        documents = from_chunks(self.index, [block.chunk for block in blocks])
         await self.recalled(documents)
         async with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
             reading = await self._inner.aread(question, memory, blocks, **second)

@@ -1,0 +1,43 @@
+"""Structured queries of LangChain as metadata filters, for `SelfQueryRetriever`."""
+
+from typing import Any, ClassVar, Final
+
+from langchain_core.structured_query import Comparator, Comparison, Operation, Operator, StructuredQuery, Visitor
+
+_OPERATORS: Final = {
+    Comparator.EQ: "==",
+    Comparator.NE: "!=",
+    Comparator.GT: ">",
+    Comparator.GTE: ">=",
+    Comparator.LT: "<",
+    Comparator.LTE: "<=",
+    Comparator.CONTAIN: "contains",
+    Comparator.IN: "in",
+    Comparator.NIN: "not in",
+}
+
+
+class CompMemTranslator(Visitor):
+    """What `SelfQueryRetriever` takes as `structured_query_translator` over a `CompMemVectorStore`."""
+
+    allowed_comparators: ClassVar[list[Comparator]] = list(_OPERATORS)
+    allowed_operators: ClassVar[list[Operator]] = list(Operator)
+
+    def visit_operation(self, operation: Operation) -> dict[str, Any]:
+        """The filter of an `and`, `or` or `not`."""
+        self._validate_func(operation.operator)
+        parts = [argument.accept(self) for argument in operation.arguments]
+        return {"not": parts} if operation.operator is Operator.NOT else {operation.operator.value: parts}
+
+    def visit_comparison(self, comparison: Comparison) -> dict[str, Any]:
+        """The filter of one comparison; dates are compared as ISO text."""
+        self._validate_func(comparison.comparator)
+        value = comparison.value
+        if isinstance(value, dict) and value.get("type") in ("date", "datetime"):
+            value = value[value["type"]]
+        return {comparison.attribute: {_OPERATORS[comparison.comparator]: value}}
+
+    def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
+        """The question, and what a search takes beside it."""
+        wanted = structured_query.filter
+        return structured_query.query, {} if wanted is None else {"filter": wanted.accept(self)}
