@@ -71,7 +71,10 @@ async def ask(reasoner, way, config):
 
 
 def test_what_the_package_offers():
-    assert langchain_compmem.__all__ == ["CompMemReasoner", "CompMemRetriever", "EmbeddingsEncoder", "ReasoningError"]
+    assert langchain_compmem.__all__ == [
+        "CompMemReasoner", "CompMemRetriever", "CompMemTranslator", "CompMemVectorStore", "EmbeddingsEncoder",
+        "ReasoningError",
+    ]  # fmt: skip
 
 
 def test_importing_it_loads_no_model_library():
