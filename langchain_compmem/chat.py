@@ -11,6 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from compmem import ReaderError
+from langchain_compmem.window import window_of
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -50,8 +51,9 @@ class Place(NamedTuple):
 class ChatCalls:
     """The chat model for one question: sync as `ask`, async as `aask`."""
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: ChatModel, prompt_tokens: int | None = None) -> None:
         self.model = model
+        self.window = window_of(model, prompt_tokens)
         self.place = Place({}, False)
         self.calls = 0
         self.rewritten = 0
@@ -91,26 +93,36 @@ class ChatCalls:
         return str(reply.text)
 
     def standalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
-        """The question as it reads without the conversation.
+        """The question as it reads without the conversation; of a long one, its end is shown.
 
         Raises:
             ReaderError: The model failed.
         """
-        self.calls, self.rewritten = self.calls + 1, 1
         try:
-            reply = (prompt | self.model).invoke(_asked(question, history), self.place.config)
+            if (asked := self._asked(prompt, question, history)) is None:
+                return question
+            self.calls, self.rewritten = self.calls + 1, 1
+            reply = (prompt | self.model).invoke(asked, self.place.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)
 
     async def astandalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """`standalone` for an event loop."""
-        self.calls, self.rewritten = self.calls + 1, 1
         try:
-            reply = await (prompt | self.model).ainvoke(_asked(question, history), self.place.config)
+            if (asked := self._asked(prompt, question, history)) is None:
+                return question
+            self.calls, self.rewritten = self.calls + 1, 1
+            reply = await (prompt | self.model).ainvoke(asked, self.place.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)
+
+    def _asked(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
+        """What the prompt takes; None where nothing that was said fits into it."""
+        frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
+        said = self.window.newest(spoken(history), frame)
+        return {"question": question, "chat_history": said} if said else None
 
     def _question(self, reply: object, question: str) -> str:
         said = self.text(reply)
@@ -122,10 +134,6 @@ class ChatCalls:
 def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """What the user and the model said to each other, without tool calls and instructions."""
     return [type(m)(content=str(m.text)) for m in messages if m.type in ("human", "ai") and str(m.text).strip()]
-
-
-def _asked(question: str, history: list[BaseMessage]) -> dict[str, Any]:
-    return {"question": question, "chat_history": spoken(history)}
 
 
 def _input(messages: Messages) -> list[dict[str, Any]]:

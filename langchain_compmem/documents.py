@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.prompts import BasePromptTemplate, format_document
 from numpy.typing import NDArray
 from pydantic import PlainValidator
 
@@ -77,14 +78,18 @@ else:  # pydantic wants its types when a class is made; these would load torch b
     Prompts = Annotated[Any, PlainValidator(checked)]
 
 
-def to_core(document: Document, *, split: bool) -> compmem.Document:
-    """The document as CompMem keeps it: the user's metadata, one chunk unless it is to be split."""
+def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = ()) -> compmem.Document:
+    """The document as CompMem keeps it: the user's metadata, one chunk unless it is to be split.
+
+    What stands in the metadata under `metadata_keys` is searched with every chunk.
+    """
     text, metadata = document.page_content, own_metadata(document)
     content: dict[str, Any] = {"text": text} if split else {"chunks": [text]}
     title = document.metadata.get(TITLE)
     return compmem.Document(
         id=id_of(document),
         title=title if isinstance(title, str) else _title(metadata),
+        context="\n".join(_fact(key, metadata[key]) for key in metadata_keys if metadata.get(key) is not None),
         metadata=metadata,
         **content,
     )
@@ -94,6 +99,11 @@ def from_core(document: compmem.Document) -> Document:
     """The document as it was given."""
     metadata = _titled(document.title, document.metadata)
     return Document(id=document.id, page_content=document.text, metadata=metadata)
+
+
+def shown_with(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str]:
+    """What a chat model reads of a chunk: its text and metadata in a document prompt."""
+    return lambda chunk: format_document(_from_chunk(chunk, part=chunk.ordinal > 0), prompt)
 
 
 def from_chunks(index: "compmem.MemoryIndex", chunks: Sequence[compmem.Chunk]) -> list[Document]:
@@ -151,6 +161,11 @@ def whole_id(document: Document) -> str:
 def own_metadata(document: Document) -> dict[str, Any]:
     """The metadata without what was added to it."""
     return {key: value for key, value in document.metadata.items() if key not in ADDED}
+
+
+def _fact(key: str, value: object) -> str:
+    said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(f"{key}: {said}".split())
 
 
 def _from_chunk(chunk: compmem.Chunk, *, part: bool) -> Document:

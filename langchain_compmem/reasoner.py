@@ -5,6 +5,7 @@ from contextlib import aclosing, closing
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 import compmem
 from compmem import ReaderError, RecallConfig
 from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place, Prompt
-from langchain_compmem.documents import Filter, Index, Prompts
+from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
 from langchain_compmem.tracing import AsyncTracedReader, TracedReader
@@ -31,7 +32,8 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     reads and answers, on the device on which the index was opened. With a chat model, the model reads what is recalled,
     keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
     With `RecallConfig(writer="chat")` it is asked once, to write the answer from what was recalled. Where
-    `recall_config` names another reader or writer, making questions standalone is all it does.
+    `recall_config` names another reader or writer, making questions standalone is all it does. No prompt is longer than
+    `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, where there is one.
 
     A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
     documents, the working memory and what it cost.
@@ -51,6 +53,9 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """Metadata filter of every question that brings none of its own."""
     prompts: Prompts = None
     """What the chat model is told while it reads and answers."""
+    document_prompt: BasePromptTemplate[str] | None = None
+    """What the chat model reads of a document: `page_content` and metadata, which every document must have. None: the
+    title, what is searched of the metadata, and the text."""
     standalone_prompt: Prompt = STANDALONE
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
 
@@ -194,7 +199,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             if chat is not None and asked.history:
                 chat.place = _standalone(config, run)
                 asked = asked._replace(question=chat.standalone(self.standalone_prompt, asked.question, asked.history))
-            settings = self._settings(None if chat is None else chat.ask)
+            settings = self._settings(chat, None if chat is None else chat.ask)
             traced = TracedReader(
                 index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
             )
@@ -219,7 +224,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 chat.place = _standalone(config, run)
                 question = await chat.astandalone(self.standalone_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
-            settings = self._settings(None if chat is None else chat.aask)
+            settings = self._settings(chat, None if chat is None else chat.aask)
             traced = AsyncTracedReader(
                 index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
             )
@@ -236,17 +241,28 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             raise ReasoningError(str(error), error.steps) from error
 
     def _chat(self) -> ChatCalls | None:
-        return None if self.chat_model is None else ChatCalls(self.chat_model)
+        if self.chat_model is None:
+            return None
+        return ChatCalls(self.chat_model, None if self.recall_config is None else self.recall_config.prompt_tokens)
 
-    def _settings(self, ask: Callable[..., Any] | None) -> RecallConfig | None:
+    def _settings(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> RecallConfig | None:
         """The settings of one question: the chat model reads unless another reader is named."""
-        if ask is None:
+        if chat is None or ask is None:
             return self.recall_config
         wanted = self.recall_config or RecallConfig()
         if wanted.writer != "chat" and (wanted.writer is not None or wanted.reader not in (None, "chat")):
             return wanted
-        gated = wanted.update_gate or wanted.exit_gate
-        reader = compmem.ChatReader(ask, prompts=self.prompts, structured=gated, memory_tokens=wanted.memory_tokens)
+        limits: dict[str, Any] = {}
+        if chat.window.tokens is not None:
+            limits = {"prompt_tokens": chat.window.tokens, "count": chat.window.count}
+        reader = compmem.ChatReader(
+            ask,
+            prompts=self.prompts,
+            structured=wanted.update_gate or wanted.exit_gate,
+            memory_tokens=wanted.memory_tokens,
+            render=None if self.document_prompt is None else shown_with(self.document_prompt),
+            **limits,
+        )
         return wanted.but(writer=reader) if wanted.writer == "chat" else wanted.but(reader=reader)
 
 

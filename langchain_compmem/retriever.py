@@ -53,6 +53,8 @@ class CompMemRetriever(DocumentIndex):
     """Candidates and gate once, without the loop: faster, and blind to what the documents say about each other."""
     split: bool = False
     """Whether `upsert` lets CompMem split documents; else each is one chunk, as your text splitter made it."""
+    metadata_keys: Sequence[str] = ()
+    """Metadata that questions may ask by, such as `author`: `upsert` has it searched with the text."""
     recall_config: InstanceOf[RecallConfig] | None = None
     """How the loop runs: first stage, gate, steps, seconds. None: as suits the index."""
 
@@ -101,7 +103,11 @@ class CompMemRetriever(DocumentIndex):
         if blank:
             logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])
         kept = [item for item in items if item.page_content.strip()]
-        changed = [to_core(item, split=self.split) for item in kept if not is_stored(self.index, item)]
+        changed = [
+            to_core(item, split=self.split, metadata_keys=self.metadata_keys)
+            for item in kept
+            if not is_stored(self.index, item)
+        ]
         self.index.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 

@@ -35,7 +35,7 @@ class CompMemVectorStore(VectorStore):
 
         Args:
             index: The index, or the path of its folder.
-            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: There is no index there, or a field is none.
@@ -63,7 +63,7 @@ class CompMemVectorStore(VectorStore):
             ids: The id of each text. None: hashes of the content.
             path: Folder of the index, which must be new. None: a temporary one.
             config: How documents become memory.
-            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: The folder holds something already, or both `embedding` and `config` are given.

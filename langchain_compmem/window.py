@@ -1,0 +1,86 @@
+"""How long a prompt to a chat model may be, and who counts its tokens."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.base import BaseLanguageModel
+from langchain_core.messages import BaseMessage, trim_messages
+from langchain_core.runnables import RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
+
+PER_MESSAGE: Final = 8
+"""Tokens that a chat template adds to a message, at most."""
+
+Count = Callable[[str], int]
+"""Tokens of a text."""
+
+
+class Window(NamedTuple):
+    """The longest prompt that a chat model takes."""
+
+    tokens: int | None
+    """None: nobody has said."""
+    count: Count
+
+    def newest(self, history: list[BaseMessage], frame: list[BaseMessage]) -> list[BaseMessage]:
+        """The end of a conversation that fits beside the messages of the frame."""
+        if self.tokens is None:
+            return history
+        left = self.tokens - self._count(frame)
+        return trim_messages(history, max_tokens=max(left, 0), token_counter=self._count, allow_partial=True)
+
+    def _count(self, messages: list[BaseMessage]) -> int:
+        return sum(self.count(str(message.text)) + PER_MESSAGE for message in messages)
+
+
+def window_of(model: object, wanted: int | None) -> Window:
+    """The window: what is wanted, else the least that the profiles of the models say.
+
+    Tokens are counted by the model where it brings a counter that works here, else by an estimate that is on the high
+    side.
+    """
+    models = list(_models(model))
+    known = [model.profile.get("max_input_tokens") for model in models if model.profile]
+    tokens = wanted if wanted is not None else min((n for n in known if n), default=None)
+    counters = [counter for counter in map(_counter, models) if counter is not None]
+    if tokens is None or not counters or len(counters) < len(models):
+        return Window(tokens, estimated)
+    return Window(tokens, lambda text: max(count(text) for count in counters))
+
+
+def estimated(text: str) -> int:
+    """About how many tokens a text has, and rather too many: 1.3 a word, or one in three bytes where that is more."""
+    return int(max(1.3 * len(text.split()), len(text.encode("utf-8", "surrogatepass")) / 3)) + 1
+
+
+def _models(runnable: Any) -> Iterator[BaseChatModel]:
+    """The chat models behind retries, fallbacks and bound arguments."""
+    match runnable:
+        case BaseChatModel():
+            yield runnable
+        case RunnableBindingBase():
+            yield from _models(runnable.bound)
+        case RunnableWithFallbacks():
+            for one in runnable.runnables:
+                yield from _models(one)
+        case RunnableSequence():
+            for step in runnable.steps:
+                yield from _models(step)
+
+
+def _counter(model: BaseChatModel) -> Count | None:
+    """The model's own counter; None where it has none: the framework's would fetch a tokenizer of another model."""
+    kind = type(model)
+    stock = (
+        kind.get_num_tokens is BaseLanguageModel.get_num_tokens
+        and kind.get_token_ids is BaseLanguageModel.get_token_ids
+        and model.custom_get_token_ids is None
+    )
+    if stock:
+        return None
+    try:
+        model.get_num_tokens("A counter that needs the network fails here.")
+    except Exception:  # whatever it may be, it does not count
+        return None
+    return model.get_num_tokens
