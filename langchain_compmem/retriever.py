@@ -34,8 +34,8 @@ class CompMemRetriever(DocumentIndex):
     """Documents that a question needs, gathered by the loop: one may be found for what another one said.
 
     The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document holds what the
-    question needs; it is no cosine, and documents that answer a question often have 0.2 to 0.5. Keys that begin with
-    `compmem_` are added to what comes back and never stored, so a document that was recalled may be upserted again.
+    question needs; it is no cosine, and right documents often have less than 0.5. Keys that begin with `compmem_` are
+    added to what comes back and never stored, so a document that was recalled may be upserted again.
     It is a `DocumentIndex`: `upsert`, `delete`, `get`, their async twins, and `langchain_core.indexing.index`.
 
     Example:

@@ -1,6 +1,6 @@
 """Structured queries of LangChain as metadata filters, for `SelfQueryRetriever`."""
 
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from langchain_core.structured_query import Comparator, Comparison, Operation, Operator, StructuredQuery, Visitor
 
@@ -20,8 +20,8 @@ _OPERATORS: Final = {
 class CompMemTranslator(Visitor):
     """What `SelfQueryRetriever` takes as `structured_query_translator` over a `CompMemVectorStore`."""
 
-    allowed_comparators: ClassVar[list[Comparator]] = list(_OPERATORS)
-    allowed_operators: ClassVar[list[Operator]] = list(Operator)
+    allowed_comparators = tuple(_OPERATORS)
+    allowed_operators = tuple(Operator)
 
     def visit_operation(self, operation: Operation) -> dict[str, Any]:
         """The filter of an `and`, `or` or `not`."""

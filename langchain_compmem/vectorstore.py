@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from langchain_core.documents import Document
@@ -21,8 +21,8 @@ class CompMemVectorStore(VectorStore):
 
     For `ParentDocumentRetriever`, `SelfQueryRetriever` and others that take no other kind of index. Documents are kept
     as they are given, each as one chunk, and come back with their own metadata. Scores are the gate's probabilities,
-    in [0, 1], higher is better; they are no cosines, and documents that answer a question often have 0.2 to 0.5. There
-    is no search by a vector, since the gate reads questions.
+    in [0, 1], higher is better; they are no cosines, and right documents often have less than 0.5, so a
+    threshold is chosen on questions of your own. There is no search by a vector, since the gate reads questions.
 
     Example:
         >>> store = CompMemVectorStore("handbook.mem")
@@ -40,7 +40,7 @@ class CompMemVectorStore(VectorStore):
         Raises:
             ValueError: There is no index there, or a field is none.
         """
-        self.memory = CompMemRetriever(index=index, **fields)
+        self.memory = CompMemRetriever(index=cast("compmem.MemoryIndex", index), **fields)
 
     @classmethod
     def from_texts(
@@ -162,14 +162,14 @@ class CompMemVectorStore(VectorStore):
         found = await self.asimilarity_search_with_score(query, k, filter, one_pass=one_pass, **kwargs)
         return [document for document, _ in found]
 
-    def similarity_search_with_score(  # type: ignore[override]  # the base names no argument at all
+    def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """What `similarity_search` finds, with gate scores in [0, 1], higher is better. Raises what it raises."""
         refuse("similarity_search", kwargs)
         return self._scored(self.memory.recall(query, k, filter=filter, one_pass=one_pass))
 
-    async def asimilarity_search_with_score(  # type: ignore[override]
+    async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` for an event loop."""
