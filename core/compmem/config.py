@@ -38,6 +38,9 @@ class IndexConfig:
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv: KVType = "bf16"
     """How KV states are stored."""
+    compact_at: float | None = 0.5
+    """Share of deleted and replaced blocks past which a write also compacts, unless a reader is at work in the index.
+    None: only `compact` does."""
 
     def __post_init__(self) -> None:
         _one_of("memory", self.memory, ("dense", "kv"))
@@ -47,6 +50,8 @@ class IndexConfig:
         _at_least("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             _at_least("ratio", self.ratio, 1)
+        if self.compact_at is not None and not 0 < self.compact_at <= 1:
+            raise ValueError(f"compact_at={self.compact_at!r} must be above 0 and at most 1, or None")
         if self.memory == "dense" and self.encoder is None:
             raise ValueError("encoder=None needs memory='kv': dense memory is made of the encoder's vectors")
         if self.memory == "kv" and self.backbone is None:

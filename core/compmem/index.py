@@ -15,8 +15,9 @@ from compmem.candidates import DenseSearch, FirstStage, dense_search
 from compmem.config import IndexConfig, RecallConfig
 from compmem.drivers import agathered, astream, gathered, stream
 from compmem.encoder import LoadedEncoder
-from compmem.errors import IncompatibleStoreError
+from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
+from compmem.locks import Lock
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
 from compmem.resident import RESIDENT_BYTES, check_budget
@@ -57,7 +58,7 @@ class MemoryIndex:
         )  # fmt: skip
         self._seen = Seen()
         self._dense: tuple[int, DenseSearch] | None = None
-        self._guard = threading.RLock()
+        self._guard = Lock()
 
     @classmethod
     def create(
@@ -116,7 +117,7 @@ class MemoryIndex:
         """
         check_budget(resident_bytes)
         store = Store.open(path)
-        kept = dict(store.config)
+        kept = _kept_settings(store)
         named = kept["encoder"]
         if encoder is None and str(named).startswith(_OBJECT):
             raise IncompatibleStoreError(
@@ -447,6 +448,23 @@ class MemoryIndex:
 
 
 _OBJECT = "object:"
+
+
+def _kept_settings(store: Store) -> dict[str, Any]:
+    """The settings that an index was made with.
+
+    Raises:
+        CorruptStoreError: They are not those of an index.
+    """
+    kept = dict(store.config)
+    try:
+        for name in ("encoder", "backbone"):
+            if not isinstance(kept[name], str | None):
+                raise ValueError(f"{name}={kept[name]!r} is not a name")
+        IndexConfig(**kept)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptStoreError(f"the settings of the index {str(store.path)!r} cannot be used: {error}") from error
+    return kept
 
 
 def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settings: Mapping[str, Any]) -> MemoryIndex:

@@ -1,7 +1,6 @@
 """The models behind an index: loaded when they are first needed, compared with those that made it."""
 
 import logging
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from compmem.config import IndexConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead, LatentGate
+from compmem.locks import Lock
 from compmem.resident import Resident
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import KV_WRITTEN, Store
@@ -52,7 +52,7 @@ class Models:
         self._resident: Resident | None = None
         self._checked: set[int] = set()
         self._told = False
-        self._guard = threading.RLock()
+        self._guard = Lock()
 
     @property
     def encoder(self) -> LoadedEncoder:
@@ -169,7 +169,8 @@ class Models:
 
     def _count_source(self, chunks: Sequence[Chunk]) -> None:
         kept = self._store.get_meta(KV_WRITTEN)
-        before = kept if isinstance(kept, dict) else {}
+        whole = isinstance(kept, dict) and all(isinstance(kept.get(name), int) for name in ("tokens", "blocks"))
+        before = kept if isinstance(kept, dict) and whole else {}
         tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
         self._store.put_meta(
             KV_WRITTEN,
@@ -206,7 +207,8 @@ class Models:
         kept = self._store.get_meta(ENCODER)
         if kept is not None:
             here = encoder.fingerprint()
-            if not (isinstance(kept, list) and len(kept) == len(here) and float(np.dot(kept, here)) >= SAME_ENCODER):
+            vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) for x in kept) else []
+            if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
                 raise IncompatibleStoreError(
                     f"{str(self._store.path)!r} was made with other weights than the encoder {encoder.name!r} has "
                     "here: their vectors of the probe text differ"

@@ -1,6 +1,5 @@
 """The index as one question sees it: candidates, gate scores and blocks, from one snapshot."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from compmem.candidates import FirstStage
 from compmem.config import RecallConfig
 from compmem.gate import Digest, GateHead, LatentGate, digests, features
+from compmem.locks import Lock
 from compmem.reasoner import Gathered
 from compmem.resident import Resident
 from compmem.schema import MemoryBlock, Recall
@@ -168,7 +168,7 @@ class Seen:
     def __init__(self, most: int = 4096) -> None:
         self._most = most
         self._held: OrderedDict[int, tuple[MemoryBlock, tuple[Digest, ...] | None]] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = Lock()
 
     def take(self, blocks: Sequence[int]) -> dict[int, tuple[MemoryBlock, tuple[Digest, ...] | None]]:
         """Those of the blocks that are held."""

@@ -1,6 +1,5 @@
 """KV blocks on the device that reads them: those used last, within a budget of bytes, the next ones fetched ahead."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from compmem.locks import Lock
 from compmem.schema import KVStates
 
 RESIDENT_BYTES = 2 << 30
@@ -47,7 +47,7 @@ class Resident:
         self._device = device
         self._dtype = dtype
         self._held: OrderedDict[int, KVStates] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = Lock()
 
     def __len__(self) -> int:
         return len(self._held)

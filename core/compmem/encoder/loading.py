@@ -5,7 +5,6 @@ their like) are read straight from their folder; every other model goes through 
 """
 
 import re
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from compmem.config import DEFAULT_ENCODER
 from compmem.encoder.parts import Parts, parts_as_texts
+from compmem.locks import Lock
 from compmem.schema import Encoder, Vectors
 
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
@@ -184,7 +184,7 @@ class _Stock:
 
     def __init__(self, name: str, device: str | None, dtype: str | None) -> None:
         self._model = stock_encoder(name, device=device, dtype=dtype)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.dim = int(self._model.get_embedding_dimension())
         self.max_tokens = int(self._model.max_seq_length or _FOREIGN_TOKENS)
 

@@ -1,6 +1,5 @@
 """A block's rows in the manifest and its bytes in the files: read, checked, put together."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk
 from compmem.store.kv import KVSegments, Parts, checksum
-from compmem.store.manifest import Rows
+from compmem.store.manifest import Rows, parse_json
 from compmem.store.records import parse_headings, text_crc, unpack_spans
 from compmem.store.vectors import Raw, crc_of, number_list
 
@@ -138,10 +137,7 @@ def parse_metadata(text: str, document_id: str) -> Mapping[str, Any]:
     Raises:
         CorruptStoreError: It is not a JSON object.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CorruptStoreError(f"the metadata of document {document_id!r} cannot be read: {error}") from error
+    found = parse_json(text, f"the metadata of document {document_id!r}")
     if not isinstance(found, dict):
         raise CorruptStoreError(f"the metadata of document {document_id!r} is not an object")
     return found

@@ -1,6 +1,5 @@
 """What the snapshots of one process share: live blocks by generation, mapped files, checks already made."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 
 from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
+from compmem.locks import Lock
 from compmem.schema import KVStates, MemoryBlock, Vectors
 from compmem.store.blocks import Numbers, Place, Placed, kv_parts, raw_rows
 from compmem.store.folder import Folder
@@ -38,7 +38,7 @@ class Cache:
         self.folder = folder
         self.kind = vectors
         self.kv = KVSegments(folder)
-        self._guard = threading.RLock()
+        self._guard = Lock()
         self._arrays: Arrays | None = None
         self._vectors: tuple[int, ChunkVectors] | None = None
         self._verified_segments: set[tuple[int, int, int, int]] = set()

@@ -1,14 +1,16 @@
 """The folder of an index: what its files are called, and how they are opened and removed.
 
-No name is ever read from the manifest: names are made of serial numbers, and a link in place of a file is refused.
+No name is ever read from the manifest: names are made of serial numbers. A link in place of a file, a file that has
+another name elsewhere, and a file of a stranger are refused.
 """
 
 import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -19,19 +21,29 @@ from numpy.typing import NDArray
 from compmem.errors import CorruptStoreError, StoreError
 
 _OWN = re.compile(r"(?:chunks|sentences|kv)-(\d{6,})\.(?:bin|safetensors)")
-_LEFT_BY_CREATE = re.compile(r"writer\.lock|manifest\.sqlite\.new(?:-\w+)?")
+_PRIVATE = "new-compmem-"
+_LEFT_BY_CREATE = re.compile(rf"writer\.lock|{_PRIVATE}\w+")
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where an index lives."""
+    """Where an index lives: an absolute path, so that it stays the same when the working folder changes."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(os.path.abspath(self.path)))
 
     @property
     def manifest(self) -> Path:
         """The SQLite file."""
         return self.path / "manifest.sqlite"
+
+    @property
+    def log(self) -> Path:
+        """The write-ahead log of the SQLite file."""
+        return self.path / "manifest.sqlite-wal"
 
     @property
     def lock(self) -> Path:
@@ -63,13 +75,17 @@ class Folder:
         if self.path.exists() and any(not _LEFT_BY_CREATE.fullmatch(name) for name in os.listdir(self.path)):
             raise ValueError(f"{str(self.path)!r} is not empty and holds no index: choose another folder")
         with os_errors(self.path, "make"):
+            missing = [folder for folder in self.path.parents if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            for folder in (*missing, self.path):
+                with suppress(PermissionError):  # a parent may be one that nobody may list
+                    _sync(folder.parent)
 
     def check_plain(self, file: Path, at_least: int = 0, *, missing: bool = False) -> None:
-        """Make sure that a file is no link and is long enough; with `missing`, it need not be there.
+        """Make sure that a file may be opened and is long enough; with `missing`, it need not be there.
 
         Raises:
-            CorruptStoreError: It is not.
+            CorruptStoreError: It is a link, no plain file, has another name too, is a stranger's, or is too short.
         """
         try:
             found = os.lstat(file)
@@ -77,18 +93,22 @@ class Folder:
             if missing:
                 return
             raise CorruptStoreError(f"{file.name} is missing from the index {str(self.path)!r}") from None
-        if not stat.S_ISREG(found.st_mode):
-            raise CorruptStoreError(f"{file.name} in the index {str(self.path)!r} is not a plain file")
-        if found.st_size < at_least:
-            raise CorruptStoreError(
-                f"{file.name} in the index {str(self.path)!r} has {found.st_size} bytes, {at_least} were written"
-            )
+        self._check(file, found, at_least)
+
+    def open(self, file: Path, at_least: int = 0) -> FileIO:
+        """A file to read from, checked once it is open.
+
+        Raises:
+            CorruptStoreError: It is none that may be opened, or is too short.
+        """
+        self.check_plain(file, at_least)
+        with os_errors(file, "read"):
+            return self._opened(file, os.O_RDONLY, "rb", at_least)
 
     def append(self, file: Path, committed: int, rows: NDArray[np.uint8]) -> None:
         """Write bytes after the committed ones and sync; what a dead writer left there goes."""
-        with os_errors(file, "write"), _open_to_write(file) as stream:
-            if os.fstat(stream.fileno()).st_size < committed:
-                raise CorruptStoreError(f"{file.name} in the index {str(self.path)!r} is shorter than it was")
+        self.check_plain(file, committed, missing=not committed)
+        with os_errors(file, "write"), self._opened(file, os.O_RDWR | os.O_CREAT, "r+b", committed) as stream:
             stream.truncate(committed)
             stream.seek(committed)
             data = memoryview(rows.reshape(-1).data)
@@ -100,6 +120,23 @@ class Folder:
                 stream.truncate(committed)
                 raise
 
+    @contextmanager
+    def placing(self, file: Path) -> Iterator[Path]:
+        """Where to write a new file; it is synced and moved into its place at the end of the block.
+
+        That is a folder that no one else may enter, so nobody can lay a link or a journal where it is written.
+        """
+        with os_errors(file, "write"):
+            private = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=self.path))
+            try:
+                yield private / file.name
+                with (private / file.name).open("rb+") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(private / file.name, file)
+                self.sync()
+            finally:
+                shutil.rmtree(private, ignore_errors=True)
+
     def copy_into(self, other: "Folder", file: Path) -> None:
         """Copy a file, if it is there, into another folder and sync it.
 
@@ -108,18 +145,12 @@ class Folder:
         """
         self.check_plain(file, missing=True)
         if file.exists():
-            copy = shutil.copyfile(file, other.path / file.name)
-            with open(copy, "rb+") as stream:
-                os.fsync(stream.fileno())
+            with self.open(file) as source, other.placing(other.path / file.name) as copy, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
 
     def sync(self) -> None:
         """Make new names in the folder durable."""
-        if os.name == "posix":
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        _sync(self.path)
 
     def remove_from(self, serial: int) -> None:
         """Remove the files a failed transaction has made: those of this serial and above."""
@@ -129,7 +160,7 @@ class Folder:
                 (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, named: Collection[Path]) -> bool:
-        """Remove vector and KV files that are not named; False where some could not go yet."""
+        """Remove vector and KV files that are not named, and what a killed writer left; False where some cannot go."""
         done = True
         for name in os.listdir(self.path):
             file = self.path / name
@@ -138,7 +169,29 @@ class Folder:
                     file.unlink()
                 except PermissionError:  # Windows keeps files that a reader has mapped
                     done = False
+            elif name.startswith(_PRIVATE):
+                shutil.rmtree(file, ignore_errors=True)
         return done
+
+    def _opened(self, file: Path, flags: int, mode: str, at_least: int) -> FileIO:
+        stream = FileIO(os.open(file, flags | _FLAGS, 0o666), mode)
+        try:
+            self._check(file, os.fstat(stream.fileno()), at_least)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _check(self, file: Path, found: os.stat_result, at_least: int) -> None:
+        where = f"{file.name} in the index {str(self.path)!r}"
+        if not stat.S_ISREG(found.st_mode):
+            raise CorruptStoreError(f"{where} is not a plain file")
+        if found.st_nlink > 1:
+            raise CorruptStoreError(f"{where} has another name too (a hard link): copy the folder and use the copy")
+        if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), 0, os.stat(self.path).st_uid):
+            raise CorruptStoreError(f"{where} belongs neither to you nor to the owner of the folder")
+        if found.st_size < at_least:
+            raise CorruptStoreError(f"{where} has {found.st_size} bytes, {at_least} were written")
 
 
 @contextmanager
@@ -150,6 +203,10 @@ def os_errors(file: Path, verb: str) -> Iterator[None]:
         raise StoreError(f"cannot {verb} {str(file)!r}: {error.strerror or error}; the index is as it was") from error
 
 
-def _open_to_write(file: Path) -> FileIO:
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return FileIO(os.open(file, flags, 0o666), "r+b")
+def _sync(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,7 +1,5 @@
 """KV states on disk: safetensors segments of many blocks, written once and read by slice."""
 
-import os
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from compmem.config import KVType
 from compmem.errors import CorruptStoreError, StoreError
+from compmem.locks import Lock
 from compmem.schema import KVStates
-from compmem.store.folder import Folder, os_errors
+from compmem.store.folder import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -75,19 +74,12 @@ def write_segment(folder: Folder, serial: int, blocks: Mapping[int, Parts]) -> i
     from safetensors.torch import save_file
 
     file = folder.kv(serial)
-    file.unlink(missing_ok=True)
     tensors = {f"{number}.{name}": tensor for number, parts in blocks.items() for name, tensor in parts.items()}
     try:
-        with os_errors(file, "write"):
-            save_file(tensors, file)
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        with folder.placing(file) as new:
+            save_file(tensors, new)
     except SafetensorError as error:
-        file.unlink(missing_ok=True)
         raise StoreError(f"cannot write {str(file)!r}: {error}; the index is as it was") from error
-    except StoreError:
-        file.unlink(missing_ok=True)
-        raise
     return file.stat().st_size
 
 
@@ -97,7 +89,7 @@ class KVSegments:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._open: OrderedDict[int, Any] = OrderedDict()
-        self._guard = threading.Lock()
+        self._guard = Lock()
 
     def read(self, serial: int, number: int, size: int) -> Parts:
         """A block's tensors, of which only its own bytes are read.

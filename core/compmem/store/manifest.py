@@ -7,13 +7,15 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError, StoreLockedError
+from compmem.locks import Lock
 from compmem.store.folder import Folder
 
 JSON = bool | int | float | str | None | list[Any] | dict[str, Any]
@@ -23,7 +25,10 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
 _BUSY_SECONDS: Final = 10.0
-_LOG_BYTES: Final = 1 << 26
+_LOG_BYTES: Final = 1 << 20
+"""A log that is longer after a commit is copied into the database and cut, unless a reader needs it."""
+_LARGEST: Final = 1 << 56
+_LARGEST_DIM: Final = 1 << 20
 _MOST_IDLE: Final = 16
 
 _SCHEMA: Final = """
@@ -75,16 +80,17 @@ class State:
         Raises:
             CorruptStoreError: It is not one.
         """
-        try:
-            values = json.loads(text)
-            state = cls(**values)
-        except (ValueError, TypeError) as error:
-            raise CorruptStoreError(f"the manifest's state cannot be read: {error}") from error
-        for field in fields(cls):
-            value = getattr(state, field.name)
-            if not (isinstance(value, int) and value >= 0) and not (field.name == "dim" and value is None):
-                raise CorruptStoreError(f"the manifest's state has {field.name}={value!r}")
-        return state
+        values = parse_json(text, "the manifest's state")
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != names:
+            raise CorruptStoreError("the manifest's state does not have the values that it should have")
+        for name, value in values.items():
+            if name == "dim" and value is None:
+                continue
+            most = _LARGEST_DIM if name == "dim" else _LARGEST
+            if not isinstance(value, int) or isinstance(value, bool) != (name == "garbage") or not 0 <= value <= most:
+                raise CorruptStoreError(f"the manifest's state has {name}={str(value)[:40]!r}")
+        return cls(**values)
 
     def dump(self) -> str:
         """The state as JSON."""
@@ -96,20 +102,25 @@ class Manifest:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._check_files()
+        self._identity = _identity_of(folder)
+        self.check_files()
         self._idle: list[sqlite3.Connection] = []
-        self._guard = threading.Lock()
+        self._guard = Lock()
         self._process = os.getpid()
         self._closed = False
         self._mode = _mode_of(folder)
         self._stamp = _stamp_of(folder)
+        _manifests.add(self)
+        self._shorten: weakref.finalize[[Folder, int, tuple[int, int] | None], Manifest] | None = None
 
     @staticmethod
     def create(folder: Folder, facts: Mapping[str, JSON], state: State) -> None:
         """Write an empty manifest, whole or not at all."""
-        new = folder.path / "manifest.sqlite.new"
-        new.unlink(missing_ok=True)
-        with errors(folder.path), closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        with (
+            folder.placing(folder.manifest) as new,
+            errors(folder.path),
+            closing(sqlite3.connect(new, isolation_level=None)) as connection,
+        ):
             connection.execute(f"PRAGMA application_id={_APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
             connection.execute("PRAGMA journal_mode=WAL")
@@ -119,8 +130,6 @@ class Manifest:
             rows = [(name, json.dumps(value)) for name, value in facts.items()]
             connection.executemany("INSERT INTO manifest VALUES (?, ?)", [*rows, ("state", state.dump())])
             connection.execute("COMMIT")
-        os.replace(new, folder.manifest)
-        folder.sync()
 
     def check(self) -> dict[str, Any]:
         """The facts fixed at creation, after a look at format and schema.
@@ -130,6 +139,8 @@ class Manifest:
             CorruptStoreError: Tables are missing, or are not the ones this library makes.
         """
         with self.reading() as rows:
+            if self._mode != "immutable" and rows("PRAGMA journal_mode") != [("wal",)]:
+                raise CorruptStoreError(f"{str(self.folder.manifest)!r} keeps no write-ahead log")
             if rows("PRAGMA application_id") != [(_APPLICATION,)]:
                 raise CorruptStoreError(f"{str(self.folder.manifest)!r} is not the manifest of an index")
             found = rows("PRAGMA user_version")[0][0]
@@ -139,10 +150,8 @@ class Manifest:
                 )
             if _schema_of(rows) != _expected_schema():
                 raise CorruptStoreError(f"the tables in {str(self.folder.manifest)!r} are not those of an index")
-            try:
-                facts = {name: json.loads(value) for name, value in rows("SELECT name, value FROM manifest")}
-            except (ValueError, TypeError) as error:
-                raise CorruptStoreError(f"the manifest's facts cannot be read: {error}") from error
+            found = rows("SELECT name, value FROM manifest")
+            facts = {name: parse_json(value, "a fact of the manifest") for name, value in found}
             read_state(rows)
         return facts
 
@@ -171,9 +180,10 @@ class Manifest:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction, committed at the end of the block and rolled back if the block raises."""
+        if self._shorten is None or self._process != os.getpid():
+            self._shorten = weakref.finalize(self, _shorten, self.folder, os.getpid(), self._identity)
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -182,6 +192,9 @@ class Manifest:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                if _size_of(self.folder.log) > _LOG_BYTES:
+                    _cut_log(connection)
 
     def settled(self) -> bool:
         """Whether every reader sees the last commit, so that files only older ones name may go.
@@ -195,22 +208,20 @@ class Manifest:
     def vacuum(self) -> None:
         """Give the pages of deleted rows back to the file system."""
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA busy_timeout=0")  # readers in flight may keep the log for now
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            try:
+                connection.execute("VACUUM")
+            finally:
+                _cut_log(connection)
 
     def copy_to(self, folder: Folder) -> None:
         """Copy the last commit into another folder, whole or not at all."""
-        new = folder.path / "manifest.sqlite.new"
-        new.unlink(missing_ok=True)
         with (
+            folder.placing(folder.manifest) as new,
             errors(folder.path),
             closing(self._connect(self._mode)) as source,
             closing(sqlite3.connect(new, isolation_level=None)) as target,
         ):
             source.backup(target)
-        os.replace(new, folder.manifest)
-        folder.sync()
 
     def close(self) -> None:
         """Close the idle connections now and the busy ones when they come back."""
@@ -220,6 +231,15 @@ class Manifest:
         if self._process == os.getpid():
             for connection in idle:
                 connection.close()
+            if self._shorten is not None:
+                self._shorten()
+
+    def rest(self) -> None:
+        """Close the idle connections, before a fork: a child that inherits them would share locks with its parent."""
+        with self._guard:
+            if self._process == os.getpid():
+                while self._idle:
+                    self._idle.pop().close()
 
     def _acquire(self) -> sqlite3.Connection:
         with self._guard:
@@ -228,6 +248,7 @@ class Manifest:
             if self._process != os.getpid():
                 _orphans.extend(self._idle)
                 self._idle, self._process = [], os.getpid()
+            self.check_files()
             if self._mode == "immutable" and (stamp := _stamp_of(self.folder)) != self._stamp:
                 self._idle, self._stamp = [], stamp
                 self._mode = _mode_of(self.folder)
@@ -251,18 +272,65 @@ class Manifest:
         connection.close()
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        self._check_files()
+        self.check_files()
         with errors(self.folder.path):
-            return _connect(self.folder.manifest, mode)
+            connection = _connect(self.folder.manifest, mode)
+        try:
+            self.check_files()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    def _check_files(self) -> None:
-        self.folder.check_plain(self.folder.manifest)
-        for end in ("-wal", "-shm", "-journal"):
-            self.folder.check_plain(self.folder.path / f"manifest.sqlite{end}", missing=True)
+    def check_files(self) -> None:
+        """Make sure that the folder still holds the index that was opened, and nothing that SQLite may not open.
 
+        Raises:
+            CorruptStoreError: A file beside the manifest is none that may be opened.
+            StoreError: The folder is gone, or holds another index now.
+        """
+        if self._identity != _identity_of(self.folder):
+            raise StoreError(
+                f"the index that was opened in {str(self.folder.path)!r} is no longer there: "
+                "its folder was deleted, moved or replaced; open it again"
+            )
+        _check_files(self.folder)
+
+
+_manifests: "weakref.WeakSet[Manifest]" = weakref.WeakSet()
+
+
+def _rest() -> None:
+    for manifest in list(_manifests):
+        manifest.rest()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_rest)
 
 _orphans: list[sqlite3.Connection] = []
 """Connections made before a fork: SQLite forbids the child to use them, and to close them."""
+
+
+def parse_json(text: Any, what: str) -> Any:
+    """JSON that the manifest holds.
+
+    Raises:
+        CorruptStoreError: It is not JSON, or is nested too deep; the message begins with `what`.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptStoreError(f"{what} cannot be read: {error}") from error
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Turns what a value of another type or size than was written leads to into the error of the store."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, MemoryError) as error:
+        raise CorruptStoreError(f"a value in the manifest of {str(path)!r} cannot be used: {error}") from error
 
 
 def rows_of(connection: sqlite3.Connection) -> Rows:
@@ -338,18 +406,58 @@ def _holds_folded(text: object, part: str) -> bool:
     return isinstance(text, str) and part in text.casefold()  # SQLite may ask before it has looked at the type
 
 
+def _identity_of(folder: Folder) -> tuple[int, int] | None:
+    """Which file the manifest is; None where there is none."""
+    try:
+        found = os.lstat(folder.manifest)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_files(folder: Folder) -> None:
+    folder.check_plain(folder.manifest)
+    for end in ("-wal", "-shm"):
+        folder.check_plain(folder.path / f"manifest.sqlite{end}", missing=True)
+    journal = folder.path / "manifest.sqlite-journal"
+    if os.path.lexists(journal):  # SQLite would play it back, and delete the file whose name it holds
+        raise CorruptStoreError(f"{str(journal)!r} is not of this index, which keeps a write-ahead log: remove it")
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return os.lstat(file).st_size
+    except OSError:
+        return 0
+
+
+def _cut_log(connection: sqlite3.Connection) -> None:
+    """Copy the log into the database and cut it, as far as no reader has to wait."""
+    with suppress(sqlite3.Error):
+        connection.execute("PRAGMA busy_timeout=0")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _shorten(folder: Folder, process: int, identity: tuple[int, int] | None) -> None:
+    """Cut the log of an index that was written to, when it is closed."""
+    if process == os.getpid() and identity == _identity_of(folder):
+        with suppress(StoreError, sqlite3.Error):
+            _check_files(folder)
+            with closing(_connect(folder.manifest, "rw")) as connection:
+                _cut_log(connection)
+
+
 def _mode_of(folder: Folder) -> str:
-    """How readers open the manifest: `rw` keeps the log short, the others serve folders without write rights."""
-    if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
-        return "rw"
+    """How readers open the manifest: never for writing, since SQLite would play back a journal laid beside it."""
     try:
         with errors(folder.path), closing(_connect(folder.manifest, "ro")) as connection:
             connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
     except CorruptStoreError:
         raise
     except StoreError as error:
-        log = folder.path / "manifest.sqlite-wal"
-        if log.exists() and log.stat().st_size:
+        if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
+            raise  # nothing that the folder's rights explain
+        if _size_of(folder.log):
             raise StoreError(
                 f"{str(folder.path)!r} is read-only and was not closed: open it once with write rights"
             ) from error
@@ -359,7 +467,7 @@ def _mode_of(folder: Folder) -> str:
 
 def _stamp_of(folder: Folder) -> tuple[int, int, bool]:
     found = folder.manifest.stat()
-    return found.st_mtime_ns, found.st_size, (folder.path / "manifest.sqlite-wal").exists()
+    return found.st_mtime_ns, found.st_size, folder.log.exists()
 
 
 def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
+from compmem.store.manifest import parse_json
 
 _UNIT = 1e-2
 """How far the length of a vector may be from 1."""
@@ -106,10 +107,7 @@ def parse_headings(text: str) -> tuple[tuple[str, ...], str]:
     Raises:
         CorruptStoreError: The row holds something else.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise CorruptStoreError(f"the headings of a block cannot be read: {error}") from error
+    found = parse_json(text, "the headings of a block")
     if isinstance(found, dict) and found.keys() == {"headings", "context"}:
         found, context = found["headings"], found["context"]
     else:

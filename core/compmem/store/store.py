@@ -1,10 +1,9 @@
 """The store: the folder of all memory blocks. It keeps what it is handed and knows no model."""
 
 import json
-import shutil
-import tempfile
+import logging
+import os
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,20 +15,41 @@ from filelock import FileLock, Timeout
 
 from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
+from compmem.locks import Lock
 from compmem.schema import Document, MemoryBlock
-from compmem.store import compacting, lexical, verifying, writing
+from compmem.store import compacting, lexical, temporary, verifying, writing
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder, os_errors
-from compmem.store.manifest import FORMAT, JSON, Manifest, Rows, State, read_state, rows_of, storable, write_state
+from compmem.store.manifest import (
+    FORMAT,
+    JSON,
+    Manifest,
+    Rows,
+    State,
+    parse_json,
+    read_state,
+    rows_of,
+    storable,
+    unreadable,
+    write_state,
+)
 from compmem.store.records import record_of
 from compmem.store.snapshot import Snapshot
 from compmem.store.vectors import RowFormat
+
+log = logging.getLogger(__name__)
 
 KV_WRITTEN: Final = "kv written"
 """The fact that holds how many tokens of documents, in how many blocks, KV states were ever written for."""
 
 LOCK_SECONDS: Final = 2.0
 """How long a writer waits for another one."""
+
+COMPACT_AT: Final = 0.5
+"""Share of dead blocks past which a write compacts, where the settings name none."""
+
+_LEAST_DEAD: Final = 256
+"""Fewer dead blocks are never worth a compaction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +88,9 @@ class Store:
         self._folder = folder
         self._manifest = manifest
         self._cache = Cache(folder, self._kinds[0])
-        self._mutex = threading.RLock()
-        self._writing = False
-        self._remove: weakref.finalize[[str, bool], Store] | None = None
+        self._mutex = Lock(forks_wait=True)  # SQLite cannot write in a child forked amid a write
+        self._writer: tuple[int, int] | None = None
+        self._remove = temporary.hold(self, folder.path)
 
     @classmethod
     def create(
@@ -97,15 +117,12 @@ class Store:
             "terms": lexical.fingerprint(),
         }
         _check_kinds(facts)
-        folder = Folder(Path(tempfile.mkdtemp(prefix="compmem-")) if path is None else Path(path))
+        folder = Folder(temporary.make() if path is None else Path(path))
         folder.prepare()
         with _locked(FileLock(folder.lock), folder):
             folder.prepare()
             Manifest.create(folder, facts, State(dim=dim))
-        store = cls.open(folder.path)
-        if path is None:
-            store._remove = weakref.finalize(store, shutil.rmtree, str(folder.path), True)
-        return store
+        return cls.open(folder.path)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -124,19 +141,17 @@ class Store:
             )
         manifest = Manifest(folder)
         try:
-            facts = manifest.check()
-            try:
+            with unreadable(folder.path):
+                facts = manifest.check()
                 _check_kinds(facts)
-            except ValueError as error:
-                raise CorruptStoreError(f"the manifest of {str(path)!r} cannot be used: {error}") from error
-            return cls(folder, manifest, facts)
+                return cls(folder, manifest, facts)
         except BaseException:
             manifest.close()
             raise
 
     @property
     def temporary(self) -> bool:
-        """Whether the folder goes when the store is closed."""
+        """Whether the folder goes when the store, and every other one of this process that has it open, is closed."""
         return self._remove is not None
 
     @property
@@ -160,16 +175,18 @@ class Store:
             StoreError: The folder cannot be written.
         """
         with self._mutex:
-            if self._writing:
+            here = (os.getpid(), threading.get_ident())  # a forked child does not hold what its parent holds
+            if self._writer == here:
                 yield
                 return
+            self._manifest.check_files()
             # A new lock object each time: one that a fork inherits is of no use.
             with _locked(FileLock(self._folder.lock, thread_local=False), self._folder):
-                self._writing = True
+                self._writer = here
                 try:
                     yield
                 finally:
-                    self._writing = False
+                    self._writer = None
 
     def add(self, documents: Sequence[tuple[Document, Sequence[MemoryBlock]]]) -> None:
         """Add documents with their blocks, all or none; a document whose id is known is replaced.
@@ -187,8 +204,10 @@ class Store:
             seen.add(record.id)
         if not records:
             return
-        with self._transaction() as connection:
-            writing.insert(connection, self._folder, records, self._kinds)
+        with self.writing():
+            with self._transaction() as connection:
+                writing.insert(connection, self._folder, records, self._kinds)
+            self._compact_if_due()
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""
@@ -203,9 +222,12 @@ class Store:
             StoreLockedError: Another process is writing.
             StoreError: It could not be written; nothing has changed.
         """
-        with self._transaction() as connection:
-            writing.refresh_terms(connection)
-            return writing.remove(connection, ids)
+        with self.writing():
+            with self._transaction() as connection:
+                writing.refresh_terms(connection)
+                removed = writing.remove(connection, ids)
+            self._compact_if_due()
+        return removed
 
     def compact(self) -> None:
         """Rewrite the files without what was deleted. Snapshots in flight go on; their files go when they end.
@@ -213,13 +235,20 @@ class Store:
         Raises:
             CorruptStoreError: A block does not match its checksum; nothing has changed.
             StoreLockedError: Another process is writing.
-            StoreError: It could not be written; nothing has changed.
+            StoreError: It could not be written; the message says whether anything has changed.
         """
         with self.writing():
             with self._transaction() as connection:
                 compacting.compact(connection, self._folder, self._cache)
-            self._manifest.vacuum()
-            self._sweep()
+            try:
+                self._sweep()  # before the manifest is rewritten, which takes space
+                self._manifest.vacuum()
+                self._sweep()
+            except StoreError as error:
+                raise StoreError(
+                    f"the index {str(self.path)!r} is compacted and whole, but its manifest still takes the space of "
+                    f"what was deleted: {error.__cause__ or error}"
+                ) from error
 
     def copy_to(self, path: Path | str) -> None:
         """Copy everything that the last commit names into a new or empty folder.
@@ -240,12 +269,11 @@ class Store:
 
     def verify(self) -> list[str]:
         """Problems found after reading everything; none where the store is whole."""
-        with self._manifest.reading() as rows:
-            try:
-                state = read_state(rows)
-            except CorruptStoreError as error:
-                return [str(error)]
-            return verifying.verify(rows, state, self._cache)
+        try:
+            with self._manifest.reading() as rows, unreadable(self.path):
+                return verifying.verify(rows, read_state(rows), self._cache)
+        except CorruptStoreError as error:
+            return [str(error)]
 
     def put_meta(self, key: str, value: JSON) -> None:
         """Keep a small JSON fact under a name.
@@ -269,14 +297,19 @@ class Store:
         """
         with self._manifest.reading() as rows:
             found = rows("SELECT value FROM meta WHERE name = ?", key)
-        try:
-            value: JSON = json.loads(found[0][0]) if found else None
-        except (ValueError, TypeError) as error:
-            raise CorruptStoreError(f"the fact {key!r} of {str(self.path)!r} cannot be read: {error}") from error
+        value: JSON = parse_json(found[0][0], f"the fact {key!r} of {str(self.path)!r}") if found else None
         return value
 
     def info(self) -> StoreInfo:
-        """What the store holds, and what it takes on disk."""
+        """What the store holds, and what it takes on disk.
+
+        Raises:
+            CorruptStoreError: The manifest holds values that nobody wrote.
+        """
+        with unreadable(self.path):
+            return self._info()
+
+    def _info(self) -> StoreInfo:
         with self._manifest.reading() as rows:
             state = read_state(rows)
             (documents,) = rows("SELECT count(*) FROM documents")[0]
@@ -336,6 +369,21 @@ class Store:
             if before.garbage:
                 self._sweep()
 
+    def _compact_if_due(self) -> None:
+        """Compact past a share of dead blocks; while a reader needs the old files, a later write does it."""
+        share = self.config.get("compact_at", COMPACT_AT)
+        if share is None:
+            return
+        with self._manifest.reading() as rows:
+            dead = read_state(rows).deleted
+            live = rows("SELECT count(*) FROM blocks")[0][0]
+        if dead < _LEAST_DEAD or dead <= share * (live + dead) or not self._manifest.settled():
+            return
+        try:
+            self.compact()
+        except StoreError as error:  # what was to be written is written
+            log.warning("the index %r could not be compacted: %s", str(self.path), error)
+
     def _drop_unnamed(self) -> None:
         """Remove the files of a transaction that failed. The state is read again: an interrupt may follow a commit."""
         with self._manifest.reading() as rows:
@@ -384,6 +432,9 @@ def _check_kinds(facts: Mapping[str, Any]) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+    share = facts["config"].get("compact_at")
+    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+        raise ValueError(f"compact_at={share!r} must be above 0 and at most 1, or None")
 
 
 def _json(name: str, value: Any) -> JSON:

@@ -72,8 +72,8 @@ def map_rows(folder: Folder, file: Path, rows: int, width: int) -> Raw:
     """
     if not rows:
         return np.empty((0, width), np.uint8)
-    folder.check_plain(file, rows * width)
-    return np.memmap(file, np.uint8, "r", shape=(rows, width)).view(np.ndarray)
+    with folder.open(file, rows * width) as stream:
+        return np.memmap(stream, np.uint8, "r", shape=(rows, width)).view(np.ndarray)
 
 
 def crc_of(raw: Raw, crc: int = 0) -> int:

@@ -1,0 +1,308 @@
+"""Folders from strangers, swapped and deleted folders, forks, dead rows: what the store refuses and what it keeps."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import sqlite3
+import struct
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compmem.errors import CorruptStoreError, StoreError
+from compmem.schema import Chunk, Document, MemoryBlock
+from compmem.store import Store
+from tests.frameworks_langchain import make_index
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, FIFOs and forks")
+DIM = 8
+
+
+def entry(name: str, text: str = "Alpha one."):
+    vectors = np.eye(1, DIM, dtype=np.float32)
+    return Document(id=name, text=text), [MemoryBlock(chunk=Chunk(text=text), vectors=vectors)]
+
+
+def filled(path: Path, text: str = "Alpha one.") -> Path:
+    with Store.create(path, config={}, dim=None, vectors="int8") as store:
+        store.add([entry("d", text)])
+    return path
+
+
+def plant_journal(database: Path, victim: Path) -> None:
+    """A hot rollback journal that names a file which SQLite deletes once the journal is played back."""
+    with closing(sqlite3.connect(database)) as raw:
+        size, pages = (raw.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count"))
+    magic, name = bytes.fromhex("d9d505f920a163d7"), str(victim).encode()
+    head = (magic + struct.pack(">IIIII", 0, 0, pages, 512, size)).ljust(512, b"\0")
+    tail = struct.pack(">I", 0x40000000 // size + 1) + name + struct.pack(">II", len(name), sum(name)) + magic
+    Path(f"{database}-journal").write_bytes(head + tail)
+
+
+def test_a_planted_journal_deletes_nothing(tmp_path: Path):
+    path = filled(tmp_path / "s")
+    open_before = Store.open(path)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    plant_journal(path / "manifest.sqlite", victim)
+    for act in (Store.open, lambda _: open_before.info(), lambda _: open_before.add([entry("e")])):
+        with pytest.raises(CorruptStoreError, match=r"manifest\.sqlite-journal"):
+            act(path)
+    open_before.close()
+    assert victim.exists()
+
+
+def test_a_reader_plays_no_journal_that_comes_after_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = filled(tmp_path / "s")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    plant_journal(path / "manifest.sqlite", victim)
+    monkeypatch.setattr("compmem.store.manifest._check_files", lambda folder: None)
+    with pytest.raises(StoreError):
+        Store.open(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.sqlite", "manifest.sqlite-wal", "manifest.sqlite-shm", "chunks-000000.bin"])
+@pytest.mark.parametrize("how", ["link", "hard link", "fifo"])
+def test_a_file_that_is_another_one_is_refused(tmp_path: Path, name: str, how: str):
+    path = filled(tmp_path / "s")
+    file, other = path / name, tmp_path / "other"
+    if file.exists():
+        file.rename(other)
+    else:
+        other.write_bytes(b"x" * 100)
+    before = other.read_bytes()
+    {"link": file.symlink_to, "hard link": file.hardlink_to, "fifo": lambda _: os.mkfifo(file)}[how](other)
+    with pytest.raises(CorruptStoreError, match=r"not a plain file|hard link"), Store.open(path) as store:
+        store.add([entry("e")])
+    assert other.read_bytes() == before
+
+
+def test_a_lock_with_another_name_is_not_touched(tmp_path: Path):
+    path = filled(tmp_path / "s")
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (path / "writer.lock").unlink(missing_ok=True)
+    (path / "writer.lock").hardlink_to(other)
+    with Store.open(path) as store, pytest.raises(CorruptStoreError, match="hard link"):
+        store.add([entry("e")])
+    assert other.read_text() == "mine"
+
+
+def test_a_swapped_folder_is_not_taken_for_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    filled(tmp_path / "a" / "s", "Alpha.")
+    filled(tmp_path / "b" / "s", "Omega.")
+    monkeypatch.chdir(tmp_path / "a")
+    with Store.open("s") as store:
+        monkeypatch.chdir(tmp_path / "b")
+        with store.snapshot() as view:
+            assert view.document("d").text == "Alpha."
+        (tmp_path / "a" / "s").rename(tmp_path / "old")
+        shutil.copytree(tmp_path / "b" / "s", tmp_path / "a" / "s")
+        for act in (store.info, store.verify, lambda: store.add([entry("e")])):
+            with pytest.raises(StoreError, match="no longer there"):
+                act()
+    with Store.open(tmp_path / "a" / "s") as other:
+        assert other.info().documents == 1
+
+
+def test_writing_to_a_deleted_folder_makes_none(tmp_path: Path):
+    path = filled(tmp_path / "s")
+    with Store.open(path) as store:
+        shutil.rmtree(path)
+        with pytest.raises(StoreError, match="no longer there"):
+            store.add([entry("e")])
+    assert not path.exists()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+ODD = [None, True, -1, 2**63, 1e400, "x", [], {}, [[1]]]
+
+
+def spoilt_facts(facts: dict[str, str]):
+    """Each value of the manifest's facts, and each value within them, in turn missing, deep, unknown or odd."""
+    for name, text in facts.items():
+        yield name, None
+        yield name, DEEP
+        yield name, "{"
+        value = json.loads(text)
+        for odd in ODD:
+            yield name, json.dumps(odd)
+        if isinstance(value, dict):
+            yield name, json.dumps({**value, "unknown": 1})
+            for key in value:
+                yield name, json.dumps({k: v for k, v in value.items() if k != key})
+                for odd in ODD:
+                    yield name, json.dumps({**value, key: odd})
+
+
+def test_every_spoilt_fact_is_a_corrupt_store_or_harmless(tmp_path: Path):
+    with make_index(tmp_path / "s") as index:
+        index.add([Document(id="d", text="Alpha one.")])
+    from compmem import MemoryIndex
+    from tests.frameworks_langchain import HashingEncoder
+
+    with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:
+        raw.execute("PRAGMA synchronous=OFF")
+        facts = dict(raw.execute("SELECT name, value FROM manifest"))
+        found = 0
+        for name, text in spoilt_facts(facts):
+            raw.execute("DELETE FROM manifest WHERE name = ?", (name,))
+            if text is not None:
+                raw.execute("INSERT INTO manifest VALUES (?, ?)", (name, text))
+            raw.commit()
+            try:
+                with MemoryIndex.open(tmp_path / "s", encoder=HashingEncoder()) as index:
+                    index.info()
+                    found += bool(index.verify())
+                    index.recall("Alpha?", k=1)
+            except (StoreError, CorruptStoreError):
+                found += 1
+            raw.execute("INSERT OR REPLACE INTO manifest VALUES (?, ?)", (name, facts[name]))
+            raw.commit()
+    assert found > 100
+
+
+def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path):
+    path = filled(tmp_path / "s")
+    with closing(sqlite3.connect(path / "manifest.sqlite")) as raw:
+        raw.execute("PRAGMA synchronous=OFF")
+        tables = ("documents", "blocks", "texts", "segments", "names", "meta")
+        for table in tables:
+            for column in [row[1] for row in raw.execute(f"PRAGMA table_info({table})")]:
+                for odd in ("'x'", "x'00ff'", "9223372036854775807", "-1", "1e308", f"'{DEEP}'"):
+                    raw.execute("SAVEPOINT s")
+                    try:
+                        raw.execute(f"UPDATE {table} SET {column} = {odd}")
+                    except sqlite3.Error:
+                        raw.execute("ROLLBACK TO s")
+                        raw.commit()
+                        continue
+                    kept = raw.total_changes
+                    raw.commit()
+                    try:
+                        with Store.open(path) as store:
+                            store.info()
+                            problems = store.verify()
+                            with store.snapshot() as view:
+                                view.blocks(view.select(None))
+                            assert all(isinstance(problem, str) for problem in problems)
+                    except StoreError:
+                        pass
+                    assert kept == raw.total_changes
+                    shutil.rmtree(path)
+                    raw.close()
+                    filled(path)
+                    raw = sqlite3.connect(path / "manifest.sqlite")
+
+
+def forked(work) -> int:
+    """The exit code of a child; 99 where it hung."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            threading.Timer(20, os._exit, (99,)).start()
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_child_does_not_remove_its_parents_temporary_store():
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([entry("d")])
+        assert forked(store.close) == 0
+        assert store.verify() == []
+    assert not store.path.exists()
+
+
+def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):
+    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+        stop, begun = threading.Event(), threading.Event()
+
+        def write() -> None:
+            n = 0
+            while not stop.is_set():
+                with store.writing():
+                    begun.set()
+                    store.add([entry("t", f"Text {(n := n + 1)}.")])
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for i in range(4):
+                begun.clear()
+                assert begun.wait(30)
+                child = os.fork()
+                if not child:
+                    try:
+                        threading.Timer(20, os._exit, (99,)).start()
+                        for _ in range(40):
+                            try:
+                                store.add([entry(f"c{i}")])
+                                os._exit(0)
+                            except StoreError:
+                                continue  # the parent's thread was quicker
+                    finally:
+                        os._exit(1)
+                stop.set()
+                thread.join()
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                stop.clear()
+                thread = threading.Thread(target=write)
+                thread.start()
+        finally:
+            stop.set()
+            thread.join()
+        assert store.info().documents == 5
+        assert store.verify() == []
+
+
+def test_dead_blocks_and_log_are_bounded(tmp_path: Path):
+    with Store.create(tmp_path / "s", config={"compact_at": 0.5}, dim=None, vectors="int8") as store:
+        with store.snapshot():
+            for n in range(300):
+                store.add([entry("d", f"Text {n}.")])
+            assert store.info().deleted == 299, "a reader is at work"
+        store.add([entry("d", "Last.")])
+        assert store.info().deleted == 0
+        assert store.verify() == []
+        assert store._folder.log.stat().st_size < 2 << 20
+        assert len(list(store.path.glob("chunks-*"))) == 1
+    with Store.create(tmp_path / "t", config={"compact_at": None}, dim=None, vectors="int8") as store:
+        for n in range(300):
+            store.add([entry("d", f"Text {n}.")])
+        assert store.info().deleted == 299
+
+
+def test_a_compaction_that_cannot_rewrite_the_manifest_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Store.open(filled(tmp_path / "s")) as store:
+
+        def full() -> None:
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(store._manifest, "vacuum", full)
+        with pytest.raises(StoreError, match=r"is compacted and whole.*the disk is full"):
+            store.compact()
+        assert store.verify() == []
+        assert [file.name for file in store.path.glob("chunks-*")] == ["chunks-000001.bin"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda index: pickle.loads(pickle.dumps(index))])
+def test_a_temporary_index_lives_as_long_as_any_copy(copied):
+    index = make_index()
+    index.add([Document(id="d", text="Alpha one.")])
+    other = copied(index)
+    index.close()
+    assert other.temporary
+    assert [d.id for d in other.documents()] == ["d"]
+    other.close()
+    assert not other.path.exists()
