@@ -1,5 +1,6 @@
 """Folders from strangers, swapped and deleted folders, forks, dead rows: what the store refuses and what it keeps."""
 
+import contextlib
 import copy
 import json
 import os
@@ -169,37 +170,25 @@ def test_every_spoilt_fact_is_a_corrupt_store_or_harmless(tmp_path: Path):
     assert found > 100
 
 
-def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path):
-    path = filled(tmp_path / "s")
-    with closing(sqlite3.connect(path / "manifest.sqlite")) as raw:
-        raw.execute("PRAGMA synchronous=OFF")
-        tables = ("documents", "blocks", "texts", "segments", "names", "meta")
-        for table in tables:
-            for column in [row[1] for row in raw.execute(f"PRAGMA table_info({table})")]:
-                for odd in ("'x'", "x'00ff'", "9223372036854775807", "-1", "1e308", f"'{DEEP}'"):
-                    raw.execute("SAVEPOINT s")
-                    try:
-                        raw.execute(f"UPDATE {table} SET {column} = {odd}")
-                    except sqlite3.Error:
-                        raw.execute("ROLLBACK TO s")
-                        raw.commit()
-                        continue
-                    kept = raw.total_changes
-                    raw.commit()
-                    try:
-                        with Store.open(path) as store:
-                            store.info()
-                            problems = store.verify()
-                            with store.snapshot() as view:
-                                view.blocks(view.select(None))
-                            assert all(isinstance(problem, str) for problem in problems)
-                    except StoreError:
-                        pass
-                    assert kept == raw.total_changes
-                    shutil.rmtree(path)
-                    raw.close()
-                    filled(path)
-                    raw = sqlite3.connect(path / "manifest.sqlite")
+@pytest.mark.parametrize("table", ["documents", "blocks", "texts", "segments", "names"])
+def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
+    whole = filled(tmp_path / "whole")
+    with closing(sqlite3.connect(whole / "manifest.sqlite")) as raw:
+        columns = [row[1] for row in raw.execute(f"PRAGMA table_info({table})")]
+    found = 0
+    for i, (column, odd) in enumerate((c, o) for c in columns for o in ("x'00ff'", "9223372036854775807", f"'{DEEP}'")):
+        path = shutil.copytree(whole, tmp_path / str(i))
+        with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, contextlib.suppress(sqlite3.Error), raw:
+            raw.execute(f"UPDATE {table} SET {column} = {odd}")
+        try:
+            with Store.open(path) as store:
+                store.info()
+                found += bool(store.verify())
+                with store.snapshot() as view:
+                    view.blocks(view.select(None))
+        except StoreError:
+            found += 1
+    assert found >= len(columns)
 
 
 def forked(work) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import lexical
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
@@ -181,5 +182,7 @@ class Snapshot:
         found = {block.place.number: block for block in read_blocks(self._rows, asked)}
         if len(found) < len(asked):
             missing = next(number for number in asked if number not in found)
+            if missing in self._arrays.numbers:
+                raise CorruptStoreError(f"block {missing} is listed, but has no document or no text")
             raise ValueError(f"block {missing} is not in this snapshot")
         return found
