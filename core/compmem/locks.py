@@ -6,6 +6,8 @@ import weakref
 from types import TracebackType
 from typing import Self
 
+import filelock  # noqa: F401  its own wait for a fork, registered first, comes after ours: a writer needs it to end
+
 LONGEST_WAIT = 10.0
 """Seconds that a fork waits for a lock."""
 
