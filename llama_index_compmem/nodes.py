@@ -9,6 +9,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, No
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from compmem import Chunk, Document, Recall
+from compmem.metadata import plain
 
 NODE: Final = "compmem:node"
 """Key under which a document keeps its node as JSON: relationships, offsets, templates, class."""
@@ -29,7 +30,7 @@ def to_document(node: BaseNode) -> Document:
     if taken := sorted({NODE, REF_DOC} & set(node.metadata)):
         raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is kept for CompMem")
     try:
-        kept = json.dumps(_without_text(node), ensure_ascii=False)
+        kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"node {node.node_id!r} cannot be kept as JSON: {error}") from error
     return Document(

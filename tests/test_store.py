@@ -312,8 +312,8 @@ def test_lexical_ranks_limits_and_weighs_titles(store: Store):
         assert len(view.lexical(["filler"], 3)) == 3
         assert view.lexical(["filler"], 0) == []
         assert view.lexical([], 3) == []
-        assert [n for n, _ in view.lexical(["filler", "saturn"], 9, np.array([5, 7]))] == [5, 7]
-        assert view.lexical(["filler"], 9, np.array([], np.int64)) == []
+        assert [n for n, _ in view.within(np.array([5, 7])).lexical(["filler", "saturn"], 9)] == [5, 7]
+        assert view.within(np.array([], np.int64)).lexical(["filler"], 9) == []
         assert view.document_frequency(["filler", "saturn", "no"]) == {"filler": 22, "saturn": 2, "no": 0}
 
 
@@ -332,7 +332,7 @@ def test_phrases(store: Store):
     with store.snapshot() as view:
         assert view.phrase(["old", "house"], 5) == [1, 3]
         assert view.phrase(["old", "house"], 1) == [1]
-        assert view.phrase(["old", "house"], 5, np.array([2, 3])) == [3]
+        assert view.within(np.array([2, 3])).phrase(["old", "house"], 5) == [3]
         assert view.phrase([], 5) == []
 
 

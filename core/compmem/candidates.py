@@ -4,7 +4,7 @@ Each signal is asked again with every new working memory: the vectors of questio
 terms that the memory does not cover yet, and the names that the memory holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from compmem.config import Search
 from compmem.schema import Vectors
-from compmem.store import ChunkVectors, Snapshot
-from compmem.view import View, Viewer
+from compmem.store import ChunkVectors
+from compmem.terms import NameKind
+from compmem.view import Lexicon, View, Viewer
 
 JOINT_LINES = 4
 """Memory lines, the newest, whose joint vector with the question is searched."""
@@ -32,6 +33,22 @@ BESIDE_FROM = 20_000
 
 FAISS_FROM = 200_000
 """Blocks from which `auto` takes FAISS where it is installed."""
+
+
+class Words(Lexicon, Protocol):
+    """What proposes blocks by their words: a snapshot, or what a filter leaves of it."""
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Blocks that hold any of these terms with their BM25 score, best first."""
+        ...
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Blocks in which these words follow one another, in document order."""
+        ...
+
+    def named(self, names: Sequence[str], per_name: int = ...) -> Mapping[str, Sequence[tuple[int, NameKind]]]:
+        """The blocks that answer to each name, titles first."""
+        ...
 
 
 class DenseSearch(Protocol):
@@ -52,27 +69,22 @@ class ExactSearch:
 
     def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
         """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        numbers = self.vectors.numbers
+        vectors = self.vectors if admitted is None else self.vectors.only(admitted)
+        numbers = vectors.numbers
         if not len(numbers) or not len(queries):
             return [[] for _ in queries]
-        scores = torch.from_numpy(self._scores(queries))
-        if admitted is not None:
-            scores[torch.from_numpy(~np.isin(numbers, admitted))] = -torch.inf
-        best = torch.topk(scores, min(k, len(numbers)), dim=0)
-        return [
-            [int(numbers[i]) for i, s in zip(rows, values, strict=True) if s > -torch.inf]
-            for rows, values in zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True)
-        ]
+        best = torch.topk(torch.from_numpy(self._scores(vectors, queries)), min(k, len(numbers)), dim=0)
+        return [[int(numbers[i]) for i in rows] for rows in best.indices.T.tolist()]
 
-    def _scores(self, queries: Vectors) -> Vectors:
+    def _scores(self, vectors: ChunkVectors, queries: Vectors) -> Vectors:
         """`[blocks, queries]`."""
         asked = np.ascontiguousarray(queries.T)
         there = torch.from_numpy(asked).to(self.device)
-        scores = np.empty((len(self.vectors), len(queries)), np.float32)
-        floats = np.empty((self.slice_rows, self.vectors.dim), np.float32)
+        scores = np.empty((len(vectors), len(queries)), np.float32)
+        floats = np.empty((self.slice_rows, vectors.dim), np.float32)
         for start in range(0, len(scores), self.slice_rows):
             # Slices that stay in the cache: bytes become floats there in one pass, not in memory.
-            values, scales = self.vectors.stored(start, start + self.slice_rows)
+            values, scales = vectors.stored(start, start + self.slice_rows)
             held, part = floats[: len(values)], scores[start : start + len(values)]
             np.copyto(held, values)
             if self.device == "cpu":
@@ -149,7 +161,8 @@ class FirstStage:
     """What proposes blocks for one question: every signal asked with the view of question and working memory."""
 
     viewer: Viewer
-    snapshot: Snapshot
+    lexicon: Words
+    """The words and names of the blocks that may be candidates."""
     dense: DenseSearch | None
     admitted: NDArray[np.int64] | None
     """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
@@ -159,7 +172,7 @@ class FirstStage:
     def propose(self, memory: str) -> list[int]:
         """Numbers of the blocks that may bear on the question, each once, the strongest signal first."""
         view = self.viewer.view(memory)
-        if len(self.snapshot) < BESIDE_FROM:
+        if len(self.lexicon) < BESIDE_FROM:
             near, told, linked = self._near(view), self._told(view), self._linked(view)
         else:  # SQLite and matrix products both let go of the interpreter, so they run side by side
             with ThreadPoolExecutor(max_workers=1) as beside:
@@ -194,7 +207,7 @@ class FirstStage:
 
     def worded(self, terms: Sequence[str], k: int) -> list[int]:
         """The k blocks that hold these terms best, by BM25."""
-        return [n for n, _ in self.snapshot.lexical(terms, k, self.admitted)] if terms else []
+        return [n for n, _ in self.lexicon.lexical(terms, k)] if terms else []
 
     def _linked(self, view: View) -> list[int]:
         """Blocks that answer to a name which the question or the memory holds, then blocks that mention it."""
@@ -203,17 +216,12 @@ class FirstStage:
         told = {m.name: m for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5}
         names = list(dict.fromkeys([*view.names, *told]))
         found: list[int] = []
-        for blocks in self.snapshot.named(names, PER_NAME).values():
-            found += self._only_admitted([n for n, _ in blocks])
+        for blocks in self.lexicon.named(names, PER_NAME).values():
+            found += [n for n, _ in blocks]
         for name in names:
             if len(name) > 3:
-                found += self.snapshot.phrase(name.split(), PER_MENTION, self.admitted)
+                found += self.lexicon.phrase(name.split(), PER_MENTION)
         return found
-
-    def _only_admitted(self, blocks: list[int]) -> list[int]:
-        if self.admitted is None:
-            return blocks
-        return [n for n, ok in zip(blocks, np.isin(blocks, self.admitted), strict=True) if ok]
 
 
 def _import_faiss() -> Any:

@@ -424,8 +424,9 @@ class MemoryIndex:
             admitted = None if filter is None else snapshot.select(filter)
             stage = None
             if encoder is not None:
-                viewer = Viewer(question, encoder, snapshot)
-                stage = FirstStage(viewer, snapshot, self._search(snapshot), admitted, config.first_stage, config.links)
+                words = snapshot if admitted is None else snapshot.within(admitted)
+                viewer = Viewer(question, encoder, words)
+                stage = FirstStage(viewer, words, self._search(snapshot), admitted, config.first_stage, config.links)
             yield QuestionBench(
                 snapshot=snapshot,
                 config=config,

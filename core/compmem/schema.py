@@ -96,7 +96,8 @@ class Document:
     """Text beside the text that questions may ask by, such as `author: Bianca Rossi`, a fact a line. It is searched and
     read with every chunk, and is no part of the text."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values by name, for filters and for the caller's own use."""
+    """JSON values by name, for filters and for the caller's own use. Dates, decimals, UUIDs, paths, enum members and
+    NumPy numbers are kept as the nearest JSON value."""
     chunks: Sequence[Chunk | str] | None = None
     """The text already split; strings are cut into sentences only."""
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk
+from compmem.store.blocks import Numbers
 from compmem.store.manifest import Rows, storable
 from compmem.terms import NameKind, names_of, terms
 
@@ -25,7 +25,11 @@ COMMON: Final = 0.15
 POSTINGS: Final = 12_000
 """Occurrences that one question may touch, rarest terms first: what bounds its time in a large index."""
 _LEAST_TERMS: Final = 3
-_IN_ORDER: Final = "SELECT rowid, 0.0 FROM lexical WHERE lexical MATCH ? ORDER BY rowid LIMIT ?"
+PER_NAME: Final = 64
+"""Blocks that are counted for one name, at most."""
+_LAST: Final = (1 << 63) - 1
+_IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
+_NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
 _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
 _PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα x"
 
@@ -81,50 +85,38 @@ def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) 
     return out
 
 
-def ranked(
-    rows: Rows, frequency: Mapping[str, int], limit: int, live: NDArray[np.int64], admitted: NDArray[np.int64] | None
-) -> list[tuple[int, float]]:
+def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> list[tuple[int, float]]:
     """Blocks by BM25 over any of the terms, best first.
 
     Args:
         rows: The read transaction.
         frequency: The terms and the number of blocks that hold each.
         limit: Most blocks.
-        live: Numbers of all live blocks, rising.
-        admitted: The blocks that may be named, rising. None: all.
+        blocks: Live blocks.
     """
-    asked = _worth_asking(frequency, len(live))
+    asked = worth_asking(frequency, blocks)
     if not asked or limit <= 0:
         return []
-    query = " OR ".join(map(_quoted, asked))
-    allowed = live if admitted is None else admitted
-    for most in (_likely_enough(limit, len(allowed), len(live)), -1):
-        found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", most)
-        kept = _kept(found, allowed, limit)
-        if len(kept) == limit or len(found) < most:
-            break
-    return kept
+    found = rows(_RANKED, " OR ".join(map(quoted, asked)), f"bm25({TITLE_WEIGHT}, 1.0)", limit)
+    return [(int(number), -float(rank)) for number, rank in found]
 
 
-def with_phrase(
-    rows: Rows, words: Sequence[str], limit: int, live: NDArray[np.int64], admitted: NDArray[np.int64] | None
-) -> list[int]:
-    """Blocks in which the terms of these words follow one another, in document order."""
+def with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:
+    """Blocks of a range in which the terms of these words follow one another, in document order; -1 limits nothing."""
     run = _terms(" ".join(words))
-    if not run or limit <= 0:
-        return []
-    every = admitted is None or len(admitted) == len(live)
-    found = rows(_IN_ORDER, _quoted(" ".join(run)), limit if every else -1)
-    return [number for number, _ in _kept(found, live if admitted is None else admitted, limit)]
+    found = rows(_IN_ORDER, quoted(" ".join(run)), first, last, limit) if run and limit else []
+    return np.array([number for (number,) in found], np.int64)
 
 
-def named(rows: Rows, names: Iterable[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
-    """The blocks that answer to each name, titles first; names that nothing answers to are left out."""
+def named(
+    rows: Rows, names: Iterable[str], per_name: int, first: int = 0, last: int = _LAST
+) -> dict[str, list[tuple[int, NameKind]]]:
+    """The blocks of a range that answer to each name, titles first; names that nothing answers to are left out."""
     out: dict[str, list[tuple[int, NameKind]]] = {}
     for name in dict.fromkeys(names):
         if not storable(name):
             continue
-        found = rows("SELECT block, kind FROM names WHERE name = ? ORDER BY kind, block LIMIT ?", name, per_name)
+        found = rows(_NAMED, name, first, last, per_name)
         if found:
             try:
                 out[name] = [(int(block), _KINDS[kind]) for block, kind in found]
@@ -133,12 +125,8 @@ def named(rows: Rows, names: Iterable[str], per_name: int) -> dict[str, list[tup
     return out
 
 
-def _likely_enough(limit: int, allowed: int, live: int) -> int:
-    """How many of the best rows are likely to hold `limit` allowed ones."""
-    return limit if allowed == live else 64 + 2 * limit * live // max(allowed, 1)
-
-
-def _worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
+def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
+    """The terms that a question asks for, rarest first; in a large index not the commonest ones."""
     rising = sorted((n, term) for term, n in frequency.items() if n)
     if sum(n for n, _ in rising) <= POSTINGS:
         return [term for _, term in rising]
@@ -150,15 +138,6 @@ def _worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
             break
         kept.append(term)
     return kept
-
-
-def _kept(found: list[tuple[int, float]], admitted: NDArray[np.int64], limit: int) -> list[tuple[int, float]]:
-    if not found or not len(admitted):
-        return []
-    numbers = np.fromiter((n for n, _ in found), np.int64, len(found))
-    at = np.minimum(np.searchsorted(admitted, numbers), len(admitted) - 1)
-    keep = np.flatnonzero(admitted[at] == numbers)[:limit]
-    return [(found[i][0], -found[i][1]) for i in keep.tolist()]
 
 
 def _columns(chunk: Chunk) -> tuple[str, str]:
@@ -173,5 +152,6 @@ def _terms(text: str) -> list[str]:
     return [term[:LONGEST_TERM] for term in terms(text)]
 
 
-def _quoted(term: str) -> str:
+def quoted(term: str) -> str:
+    """A term as FTS5 is asked for it."""
     return '"' + term.replace('"', '""') + '"'

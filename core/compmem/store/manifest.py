@@ -395,15 +395,13 @@ def _connect(file: Path, mode: str) -> sqlite3.Connection:
     try:
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.create_function("holds_folded", 2, _holds_folded, deterministic=True)
+        # Within the connection, not in the file: every occurrence of a term, for counts under a filter.
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("CREATE VIRTUAL TABLE temp.occurrences USING fts5vocab(main, lexical, instance)")
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _holds_folded(text: object, part: str) -> bool:
-    return isinstance(text, str) and part in text.casefold()  # SQLite may ask before it has looked at the type
 
 
 def _identity_of(folder: Folder) -> tuple[int, int] | None:

@@ -5,11 +5,11 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from compmem.errors import CorruptStoreError
+from compmem.metadata import plain
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
 
@@ -168,28 +168,16 @@ def _vectors_of(name: str, blocks: Sequence[MemoryBlock]) -> tuple[Vectors, ...]
 def _metadata_json(document: Document) -> str:
     if not isinstance(document.metadata, Mapping):
         raise ValueError(f"document {document.id!r}: its metadata must be a mapping, not {document.metadata!r}")
-    plain = {}
+    kept = {}
     for key, value in document.metadata.items():
         where = f"document {document.id!r}: metadata {key!r}"
         if not isinstance(key, str):
             raise ValueError(f"{where}: a key must be a string")
         try:
-            plain[key] = _plain(value)
-            json.dumps({key: plain[key]}, ensure_ascii=False, allow_nan=False).encode()
+            kept[key] = plain(value)
+            json.dumps({key: kept[key]}, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
-        if "\\u0000" in json.dumps({key: plain[key]}):
+        if "\\u0000" in json.dumps({key: kept[key]}):
             raise ValueError(f"{where} holds a NUL character")
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"the key {wrong[0]!r} is not a string")
-        return {key: _plain(item) for key, item in value.items()}
-    raise ValueError(f"a value of type {type(value).__name__}")
+    return json.dumps(kept, ensure_ascii=False, allow_nan=False, sort_keys=True)

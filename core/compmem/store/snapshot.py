@@ -1,5 +1,6 @@
 """A consistent view of a store: what one commit left, for as long as the view is open."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ import numpy as np
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import lexical
+from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import admitted, compile_filter
+from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
 from compmem.terms import NameKind
@@ -55,7 +58,7 @@ class Snapshot:
         if filter is None:
             return self._arrays.numbers
         wanted = compile_filter(filter)
-        key = (self.generation, repr(wanted))
+        key = (self.generation, hashlib.sha256(repr(wanted).encode()).hexdigest())
         found = self._cache.selection(key)
         if found is None:
             found = self._arrays.numbers[np.isin(self._arrays.documents, admitted(wanted, self._rows))]
@@ -104,7 +107,11 @@ class Snapshot:
         """The whole-chunk vectors of all live blocks that have one."""
         return self._cache.chunk_vectors(self._rows, self._state, self._arrays)
 
-    def lexical(self, terms: Sequence[str], limit: int, admitted: Numbers | None = None) -> list[tuple[int, float]]:
+    def within(self, admitted: Numbers) -> AdmittedWords:
+        """The lexical index as if it held only these blocks, rising by number: what else there is changes nothing."""
+        return AdmittedWords(self._rows, admitted)
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
         """Blocks that hold any of these terms (see `compmem.terms.terms`) with their BM25 score, best first.
 
         In a large index, terms that stand in very many blocks count only where no rarer ones are asked for.
@@ -112,20 +119,19 @@ class Snapshot:
         Args:
             terms: Terms, in any order; repeats count once.
             limit: Most blocks.
-            admitted: Numbers of the blocks that may be named, rising. None: all.
         """
         frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
-        return lexical.ranked(self._rows, frequency, limit, self._arrays.numbers, admitted)
+        return lexical.ranked(self._rows, frequency, limit, len(self))
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """The number of blocks that hold each term."""
         return lexical.document_frequency(self._rows, terms, self._cache.frequency(self.generation))
 
-    def phrase(self, words: Sequence[str], limit: int, admitted: Numbers | None = None) -> list[int]:
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
         """Blocks in which these words follow one another, up to their endings, in document order."""
-        return lexical.with_phrase(self._rows, words, limit, self._arrays.numbers, admitted)
+        return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
 
-    def named(self, names: Sequence[str], per_name: int = 64) -> dict[str, list[tuple[int, NameKind]]]:
+    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks that answer to each name (see `compmem.terms.name`), titles first; unknown names are left out."""
         return lexical.named(self._rows, names, per_name)
 

@@ -132,6 +132,14 @@ class ChunkVectors:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def only(self, blocks: NDArray[np.int64]) -> "ChunkVectors":
+        """Those of these blocks, rising by number, that have one."""
+        kept = np.isin(self.numbers, blocks, assume_unique=True)
+        if kept.all():
+            return self
+        shared = (self._raw, self._layout, self._segments, self._verified, self._serial)
+        return ChunkVectors(self.numbers[kept], self._rows[kept], *shared)
+
     def stored(
         self, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:

@@ -1,0 +1,65 @@
+"""Metadata as JSON holds it: what loaders and frameworks give, each as its nearest JSON value."""
+
+from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """The nearest JSON value, lists and mappings within it as well.
+
+    Dates and times become ISO text, `Decimal` and NumPy numbers become numbers, `UUID` and paths their text, and a
+    member of an `Enum` its value. A number or date that is not one (`nan`, `inf`, `NaT`) stays for JSON to refuse.
+
+    Raises:
+        ValueError: JSON has nothing near it, or a key is not a string.
+    """
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, np.generic):
+        return _of_numpy(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"the key {wrong[0]!r} is not a string")
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, date | time):
+        return _checked(value.isoformat())
+    if isinstance(value, Decimal):
+        return _number(value)
+    if isinstance(value, UUID | PurePath):
+        return str(value)
+    raise ValueError(f"a value of type {type(value).__name__}")
+
+
+def _of_numpy(value: "np.generic[Any]") -> Any:
+    if isinstance(value, np.str_ | np.bool_):
+        return value.item()
+    if isinstance(value, np.datetime64):
+        return _checked(str(value))
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
+        return int(value)
+    raise ValueError(f"a value of type {type(value).__name__}")
+
+
+def _number(value: Decimal) -> int | float:
+    """A whole number exactly, any other as the nearest float."""
+    near = float(value)
+    return int(value) if near.is_integer() and value == int(value) else near
+
+
+def _checked(text: str) -> str:
+    if text == "NaT":
+        raise ValueError("NaT is not a date")
+    return text

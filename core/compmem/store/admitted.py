@@ -1,0 +1,141 @@
+"""The words of the blocks that a filter admits, counted and ranked as if there were no others."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.errors import CorruptStoreError
+from compmem.store import lexical
+from compmem.store.blocks import BATCH, Numbers
+from compmem.store.lexical import PER_NAME
+from compmem.store.manifest import Rows, storable
+from compmem.store.vectors import number_list
+from compmem.terms import NameKind
+
+_K1: Final = 1.2
+_B: Final = 0.75
+_LEAST_IDF: Final = 1e-6
+"""The constants of BM25 in FTS5, so that a filter that admits everything ranks as no filter does."""
+_HOLDERS: Final = "SELECT json_group_array(rowid) FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ?"
+_COUNTS: Final = (
+    f"SELECT doc, sum(CASE col WHEN 'title' THEN {lexical.TITLE_WEIGHT} ELSE 1.0 END) FROM temp.occurrences "
+    "WHERE term = ? AND doc BETWEEN ? AND ? GROUP BY doc ORDER BY doc"
+)
+_LENGTHS: Final = "SELECT sz FROM lexical_docsize WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+
+Lengths = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class AdmittedWords:
+    """The lexical index without the blocks that a filter excludes: they change no count, no score and no rank."""
+
+    rows: Rows
+    numbers: Numbers
+    """The admitted blocks, rising."""
+    _frequency: dict[str, int] = field(default_factory=dict)
+    _counted: dict[str, tuple[Numbers, Lengths]] = field(default_factory=dict)
+    _mean_length: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
+        """The number of admitted blocks that hold each term."""
+        for term in terms:
+            if term not in self._frequency:
+                self._frequency[term] = self._holders(term)
+        return {term: self._frequency[term] for term in terms}
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Admitted blocks that hold any of the terms with their BM25 score, best first."""
+        cut = list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
+        asked = lexical.worth_asking(self.document_frequency(cut), len(self))
+        if not asked or limit <= 0:
+            return []
+        found = [self._occurrences(term) for term in asked]
+        blocks = np.unique(np.concatenate([places for places, _ in found]))
+        spans = 1 - _B + _B * self._lengths(blocks) / self._mean()
+        scores = np.zeros(len(blocks))
+        for places, counts in found:
+            idf = math.log((len(self) - len(places) + 0.5) / (len(places) + 0.5)) if len(places) else 0.0
+            at = np.searchsorted(blocks, places)
+            scores[at] += max(idf, _LEAST_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
+        best = np.argsort(-scores, kind="stable")[:limit]
+        return list(zip(blocks[best].tolist(), scores[best].tolist(), strict=True))
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Admitted blocks in which these words follow one another, in document order."""
+        found = lexical.with_phrase(self.rows, words, -1, *self._range())
+        return found[self._is_admitted(found)][: max(limit, 0)].tolist()
+
+    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The admitted blocks that answer to each name, titles first; names that none answers to are left out."""
+        out: dict[str, list[tuple[int, NameKind]]] = {}
+        for name, found in lexical.named(self.rows, names, -1, *self._range()).items():
+            kept = self._is_admitted(np.array([block for block, _ in found], np.int64))
+            if kept.any():
+                out[name] = [found[i] for i in np.flatnonzero(kept)[:per_name].tolist()]
+        return out
+
+    def _holders(self, term: str) -> int:
+        if not len(self) or not storable(term):
+            return 0
+        ((text,),) = self.rows(_HOLDERS, lexical.quoted(term), *self._range())
+        return int(self._is_admitted(np.array(json.loads(text), np.int64)).sum())
+
+    def _occurrences(self, term: str) -> tuple[Numbers, Lengths]:
+        """The admitted blocks that hold a term, rising, and how often each does, titles weighing more."""
+        if term not in self._counted:
+            table = np.array(self.rows(_COUNTS, term, *self._range()), np.float64).reshape(-1, 2)
+            places = table[:, 0].astype(np.int64)
+            kept = self._is_admitted(places)
+            self._counted[term] = places[kept], table[kept, 1]
+        return self._counted[term]
+
+    def _mean(self) -> float:
+        """Terms in an admitted block, on average."""
+        if self._mean_length is None:
+            self._mean_length = max(float(self._lengths(self.numbers).mean()), 1.0)
+        return self._mean_length
+
+    def _lengths(self, blocks: Numbers) -> Lengths:
+        """Terms in each of these blocks, rising by number."""
+        parts = (number_list(blocks[at : at + BATCH]) for at in range(0, len(blocks), BATCH))
+        sizes = [size for part in parts for (size,) in self.rows(_LENGTHS, part)]
+        lengths = _two_each(sizes)
+        if len(lengths) != len(blocks):
+            raise CorruptStoreError("the lexical index lacks blocks of the index")
+        return lengths
+
+    def _range(self) -> tuple[int, int]:
+        return (int(self.numbers[0]), int(self.numbers[-1])) if len(self) else (1, 0)
+
+    def _is_admitted(self, blocks: Numbers) -> NDArray[np.bool_]:
+        if not len(self):
+            return np.zeros(len(blocks), bool)
+        at = np.minimum(np.searchsorted(self.numbers, blocks), len(self) - 1)
+        return np.asarray(self.numbers[at] == blocks)
+
+
+def _two_each(sizes: Sequence[bytes]) -> Lengths:
+    """The sums of the two numbers in each entry: SQLite's variable-length integers, seven bits a byte, highest first.
+
+    Raises:
+        CorruptStoreError: An entry is something else.
+    """
+    if not all(isinstance(size, bytes) for size in sizes):
+        raise CorruptStoreError("the lengths in the lexical index are not bytes")
+    data = np.frombuffer(b"".join(sizes), np.uint8)
+    ends = np.flatnonzero(data < 128)
+    if len(ends) != 2 * len(sizes) or (len(data) and ends[-1] != len(data) - 1):
+        raise CorruptStoreError("the lengths in the lexical index cannot be read")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.repeat(ends, ends - starts + 1) - np.arange(len(data))
+    values = (data & 127) * 128.0**place
+    return np.add.reduceat(values, starts).reshape(-1, 2).sum(1) if len(data) else np.zeros(0)

@@ -1,0 +1,268 @@
+"""Filters: what they exclude changes nothing, time grows with their length alone, and they take what loaders give."""
+
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from pathlib import PurePosixPath
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem.schema import Chunk, MemoryBlock
+from compmem.store import Store
+from tests.hashing import HashEncoder
+
+# What a filter excludes
+
+NAMES = ["Harbour Building", "Acme", "Lloyd", "Old Mill", "Zoo"]
+VERBS = ["insures", "rents", "owns", "paints the roof of", "sold"]
+SENTENCE = st.builds(
+    "{} {} {}.".format, st.sampled_from([*NAMES, "She"]), st.sampled_from(VERBS), st.sampled_from(NAMES)
+)
+TEXTS = st.lists(st.lists(SENTENCE, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=5)
+TITLES = st.sampled_from(["", *NAMES, "Who owns Acme"])
+DOCUMENT = st.tuples(st.sampled_from("abc"), TITLES, TEXTS)
+SMALL = RecallConfig(first_stage=3)
+"""Each signal may propose so few blocks that their ranks decide which ones."""
+
+
+def documents(drawn, tenants):
+    return [
+        Document(id=f"{tenant}{i}", title=title, chunks=[f"{text}\n" for text in texts], metadata={"tenant": tenant})
+        for i, (tenant, title, texts) in enumerate(drawn)
+        if tenant in tenants
+    ]
+
+
+def seen(drawn, tenants, question, wanted):
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
+        index.add(documents(drawn, tenants))
+        recalls = [(r.chunk.id, r.score) for r in index.recall(question, 4, filter=wanted, config=SMALL)]
+        answer = index.answer(question, SMALL, filter=wanted)
+        steps = [[(r.chunk.id, r.score) for r in step.recalls] for step in answer.steps]
+        with index.bench(question, wanted, SMALL) as bench:
+            proposed = [c.id for c in bench.snapshot.chunks(bench.propose(answer.working_memory))]
+        return recalls, answer.text, steps, proposed
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(DOCUMENT, min_size=3, max_size=14),
+    st.builds("Who {} the {} that {} {}?".format, *map(st.sampled_from, (VERBS, NAMES, NAMES, VERBS))),
+)
+def test_other_tenants_change_neither_candidates_nor_scores_nor_answer(drawn, question):
+    for wanted in ({"tenant": "a"}, {"tenant": {"in": ["a", "c"]}}):
+        kept = "a" if wanted["tenant"] == "a" else "ac"
+        among_others = seen(drawn, "abc", question, wanted)
+        assert among_others == seen(drawn, kept, question, wanted)
+        assert among_others == seen(drawn, kept, question, None)
+
+
+def test_names_of_excluded_documents_crowd_nothing_out():
+    others = [Document(id=f"b{i}", title="Acme", text=f"Note {i}.", metadata={"tenant": "b"}) for i in range(100)]
+    own = Document(id="a", title="Acme", text="It was founded in Tarnhill.", metadata={"tenant": "a"})
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
+        index.add([*others, own])
+        with index.store.snapshot() as snapshot:
+            words = snapshot.within(snapshot.select({"tenant": "a"}))
+            assert words.named(["acme"], 30) == {"acme": [(101, "title")]}
+            assert words.phrase(["acme"], 15) == []
+            assert words.document_frequency(["acm", "note", "found"]) == {"acm": 1, "note": 0, "found": 1}
+            assert len(snapshot.named(["acme"], 30)["acme"]) == 30
+
+
+def test_a_filter_that_admits_everything_ranks_as_none_does():
+    rng = np.random.default_rng(5)
+    texts = [" ".join(f"w{n}" for n in rng.zipf(1.4, rng.integers(3, 200)) if n < 300) + " end" for _ in range(60)]
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare(f"d{i}", text, {}, f"w{i % 7}") for i, text in enumerate(texts)])
+        with store.snapshot() as view:
+            asked = ["w1", "w2", "w30", "w6", "none"]
+            expected, found = view.lexical(asked, 60), view.within(view.select({})).lexical(asked, 60)
+    assert len(found) > 30
+    assert [n for n, _ in found] == [n for n, _ in expected]
+    assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-12)
+
+
+# How long a filter may be
+
+
+def bare(name, text, metadata, title=""):
+    block = MemoryBlock(chunk=Chunk(text=text, title=title))
+    return Document(id=name, title=title, text=text, metadata=metadata), [block]
+
+
+@pytest.fixture(scope="module")
+def years():
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare(f"d{i}", "text", {"year": i, "tags": [f"t{i % 9}"]}) for i in range(300)])
+        yield store
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: {"year": {"in": list(range(n * 10))}},
+        lambda n: {"document_id": {"not in": [f"x{i}" for i in range(n * 10)]}},
+        lambda n: {"or": [{"year": i} for i in range(n)]},
+        lambda n: {"or": [{"year": {">": i, "<=": i + 1}} for i in range(n)]},
+        lambda n: {"or": [{"tags": {"contains": f"t{i}"}} for i in range(n)]},
+        lambda n: {"not": {"or": [{"and": [{"year": i}, {"title": f"t{i}"}]} for i in range(n)]}},
+        lambda n: {"tags": {"all": [f"t{i}" for i in range(n * 10)]}},
+    ],
+    ids=["in", "not in", "or equal", "or between", "or contains", "or of and", "all"],
+)
+def test_the_time_of_a_filter_grows_with_its_breadth(years, make):
+    def seconds(n):
+        best = float("inf")
+        for repeat in range(3):
+            wanted = [make(n), {"year": {"!=": -n - repeat}}]  # a new filter, which no cache knows
+            with years.snapshot() as view:
+                began = time.process_time()
+                view.select(wanted)
+                best = min(best, time.process_time() - began)
+        return best
+
+    assert seconds(4000) < 15 * max(seconds(400), 0.002)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda inner: {"not": inner}, "32 levels deep"),
+        (lambda inner: [inner], "32 levels deep"),
+        (lambda inner: {"or": [inner]}, "32 levels deep"),
+    ],
+)
+def test_a_filter_that_is_too_deep_is_refused(years, wrap, message):
+    wanted = {"year": 1}
+    for _ in range(20_000):
+        wanted = wrap(wanted)
+    with years.snapshot() as view, pytest.raises(ValueError, match=message):
+        view.select(wanted)
+
+
+def test_an_operand_that_is_too_deep_is_refused(years):
+    operand = []
+    for _ in range(20_000):
+        operand = [operand]
+    with years.snapshot() as view, pytest.raises(ValueError, match="'year': '==' takes a string, a number"):
+        view.select({"year": operand})
+
+
+# What metadata and filters may hold
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+KEPT = [
+    (datetime(2024, 5, 1, 10, tzinfo=UTC), "2024-05-01T10:00:00+00:00"),
+    (date(2024, 5, 1), "2024-05-01"),
+    (Decimal("10.50"), 10.5),
+    (Decimal("12345678901234567890"), 12345678901234567890),
+    (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+    (np.int64(3), 3),
+    (np.float32(0.5), 0.5),
+    (np.longdouble(0.25), 0.25),
+    (np.bool_(True), True),
+    (np.str_("text"), "text"),
+    (np.datetime64("2024-05-01T10:00"), "2024-05-01T10:00"),
+    (PurePosixPath("a/b.md"), "a/b.md"),
+    (Colour.RED, "red"),
+    ((np.int8(1), {"on": [date(2024, 5, 1)]}), [1, {"on": ["2024-05-01"]}]),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), KEPT, ids=[type(v).__name__ for v, _ in KEPT])
+def test_metadata_is_kept_as_the_nearest_json(value, expected):
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare("d", "text", {"key": value}), bare("other", "text", {})])
+        with store.snapshot() as view:
+            (kept,) = [d.metadata["key"] for d in view.documents() if d.id == "d"]
+            assert kept == expected
+            assert type(kept) is type(expected)
+            if not isinstance(value, tuple):
+                assert view.select({"key": value}).tolist() == view.select({"key": expected}).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), np.float32("inf"), Decimal("NaN"), Decimal("sNaN"), Decimal("1e999999"), [float("-inf")],
+              np.datetime64("NaT"), np.timedelta64(5, "ns"), 1j, np.complex64(1)],
+    ids=repr,
+)  # fmt: skip
+def test_what_json_has_nothing_near_to_is_refused_by_document_and_key(value):
+    with (
+        Store.create(None, config={}, dim=None, vectors="int8") as store,
+        pytest.raises(ValueError, match=r"document 'd': metadata 'key' is not JSON"),
+    ):
+        store.add([bare("d", "text", {"key": value})])
+
+
+MOMENTS = [
+    "2024-05-01",
+    "2024-05-01T10:00:00",
+    "2024-05-01T10:00:00Z",
+    "2024-05-01T10:30:00+02:00",
+    "2024-05-02T00:00:00.000000001",
+    "2024-02-31",
+    "soon",
+    20240501,
+    None,
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({">": date(2024, 5, 1)}, [1, 2, 3, 4, 6]),
+        ({"<": datetime(2024, 5, 1, 9)}, [0, 3, 5]),
+        ({"<": datetime(2024, 5, 1, 9, tzinfo=UTC)}, [0, 3, 5]),
+        ({"<": "2024-05-01T09:00"}, [0, 3, 5]),
+        ({"==": datetime(2024, 5, 1, 12, tzinfo=timezone(timedelta(hours=2)))}, [1, 2]),
+        ({">=": "2024-05-01T10:00Z", "<=": "2024-05-01T10:00Z"}, [1, 2]),
+        ({"in": [date(2024, 5, 1), "soon"]}, [0, 6]),
+        ({">": "2024-05"}, [0, 1, 2, 3, 4, 6]),
+        ({">": "0001-01-01T00:00:00+14:00"}, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_dates_compare_in_time(wanted, expected):
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare(f"d{i}", "text", {"when": when}) for i, when in enumerate(MOMENTS)])
+        with store.snapshot() as view:
+            assert (view.select({"when": wanted}) - 1).tolist() == expected
+
+
+def test_a_dotted_key_finds_what_is_nested_unless_it_is_a_key_itself():
+    held = [
+        {"author": {"name": "Bianca", "home": {"town": "Tarn"}}},
+        {"author.name": "Bianca"},
+        {"author.name": "Carl", "author": {"name": "Bianca"}},
+        {"author": "Bianca"},
+        {"author": {"home.town": "Tarn"}},
+        {},
+    ]
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare(f"d{i}", "text", metadata) for i, metadata in enumerate(held)])
+        with store.snapshot() as view:
+            assert (view.select({"author.name": "Bianca"}) - 1).tolist() == [0, 1]
+            assert (view.select({"author.home.town": {"contains": "arn"}}) - 1).tolist() == [0, 4]
+            assert (view.select({"author.name": {"is empty": True}}) - 1).tolist() == [3, 4, 5]
+            assert (view.select({"author..": None}) - 1).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("test", ["==", "contains", "text match", ">="])
+def test_either_form_of_unicode_matches_the_other(test):
+    composed, apart = "Caf\u00e9", "Cafe\u0301"
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare("d0", "text", {composed: apart}), bare("d1", "text", {apart: composed})])
+        with store.snapshot() as view:
+            for key in (composed, apart):
+                for value in (composed, apart):
+                    assert view.select({key: {test: value}}).tolist() == [1, 2]
