@@ -23,7 +23,7 @@ _LEAST_IDF: Final = 1e-6
 """The constants of BM25 in FTS5, so that a filter that admits everything ranks as no filter does."""
 _HOLDERS: Final = "SELECT json_group_array(rowid) FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ?"
 _COUNTS: Final = (
-    f"SELECT doc, sum(CASE col WHEN 'title' THEN {lexical.TITLE_WEIGHT} ELSE 1.0 END) FROM temp.occurrences "
+    "SELECT doc, sum(CASE col WHEN 'title' THEN ? ELSE 1.0 END) FROM temp.occurrences "
     "WHERE term = ? AND doc BETWEEN ? AND ? GROUP BY doc ORDER BY doc"
 )
 _LENGTHS: Final = "SELECT sz FROM lexical_docsize WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
@@ -92,7 +92,7 @@ class AdmittedWords:
     def _occurrences(self, term: str) -> tuple[Numbers, Lengths]:
         """The admitted blocks that hold a term, rising, and how often each does, titles weighing more."""
         if term not in self._counted:
-            table = np.array(self.rows(_COUNTS, term, *self._range()), np.float64).reshape(-1, 2)
+            table = np.array(self.rows(_COUNTS, lexical.TITLE_WEIGHT, term, *self._range()), np.float64).reshape(-1, 2)
             places = table[:, 0].astype(np.int64)
             kept = self._is_admitted(places)
             self._counted[term] = places[kept], table[kept, 1]

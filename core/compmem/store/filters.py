@@ -98,10 +98,9 @@ def _read(asked: Sequence[str], rows: Rows) -> tuple[Numbers, dict[str, Column]]
     """The keys of all documents, rising, and what they hold under each key asked for."""
     keys: list[int] = []
     held: dict[str, list[Any]] = {key: [] for key in asked}
-    sql = (
-        f"SELECT key, {'id, title, metadata' if asked else '0, 0, 0'} FROM documents WHERE key > ? ORDER BY key LIMIT ?"
-    )
-    while found := rows(sql, keys[-1] if keys else 0, BATCH):
+    if not asked:
+        return np.array([key for (key,) in rows("SELECT key FROM documents ORDER BY key")], np.int64), {}
+    while found := rows(_BATCHES, keys[-1] if keys else 0, BATCH):
         for key, document_id, title, text in found:
             keys.append(key)
             own, metadata = {"document_id": document_id, "title": title}, parse_metadata(text, document_id)
