@@ -170,7 +170,7 @@ def test_every_spoilt_fact_is_a_corrupt_store_or_harmless(tmp_path: Path):
     assert found > 100
 
 
-@pytest.mark.parametrize("table", ["documents", "blocks", "texts", "segments", "names"])
+@pytest.mark.parametrize("table", ["documents", "blocks", "texts", "segments"])
 def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
     whole = filled(tmp_path / "whole")
     with closing(sqlite3.connect(whole / "manifest.sqlite")) as raw:
