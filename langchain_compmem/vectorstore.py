@@ -21,8 +21,8 @@ class CompMemVectorStore(VectorStore):
 
     For `ParentDocumentRetriever`, `SelfQueryRetriever` and others that take no other kind of index. Documents are kept
     as they are given, each as one chunk, and come back with their own metadata. Scores are the gate's probabilities,
-    in [0, 1], higher is better; they are no cosines, and right documents often have less than 0.5, so a
-    threshold is chosen on questions of your own. There is no search by a vector, since the gate reads questions.
+    in [0, 1], higher is better; they are no cosines, and right documents often have less than 0.5, so a threshold is
+    chosen on questions of your own. There is no search by a vector, since the gate reads questions.
 
     Example:
         >>> store = CompMemVectorStore("handbook.mem")
