@@ -1,8 +1,9 @@
-"""CompMem in LlamaIndex: an index, and the retriever, query engine and chat engine over it."""
+"""CompMem in LlamaIndex: an index or vector store, and the retriever, query engine and chat engine over it."""
 
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.index import CompMemIndex
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import CompMemRetriever
+from llama_index_compmem.vector_store import CompMemVectorStore
 
-__all__ = ["CompMemChatEngine", "CompMemIndex", "CompMemQueryEngine", "CompMemRetriever"]
+__all__ = ["CompMemChatEngine", "CompMemIndex", "CompMemQueryEngine", "CompMemRetriever", "CompMemVectorStore"]

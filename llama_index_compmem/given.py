@@ -1,17 +1,23 @@
 """Answering from nodes that somebody else chose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import MetadataMode, NodeWithScore
 
 import compmem
-from compmem import RecallConfig
+from compmem import Chunk, RecallConfig
 from llama_index_compmem.nodes import to_bare_document
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
+
+
+def contents_of(nodes: Sequence[NodeWithScore]) -> Callable[[Chunk], str | None]:
+    """What a language model is to read of each chunk of an index of these nodes."""
+    contents = {n.node.node_id: n.node.get_content(metadata_mode=MetadataMode.LLM) for n in nodes}
+    return lambda chunk: contents.get(chunk.document_id)
 
 
 def memory_of_nodes(like: "MemoryIndex", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":

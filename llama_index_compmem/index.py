@@ -16,22 +16,22 @@ from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
-from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TransformComponent
+from llama_index.core.schema import BaseNode, IndexNode, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import Document, Encoder, IndexConfig, RecallConfig
+from compmem import Encoder, IndexConfig, RecallConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.errors import framework_errors
-from llama_index_compmem.ingestion import Remember
 from llama_index_compmem.llm import ChatModel
-from llama_index_compmem.nodes import NODE, REF_DOC, source_hash, to_document
+from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_doc, source_hash, to_documents
 from llama_index_compmem.opening import as_encoder, open_memory
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, Shelf, unpack
+from llama_index_compmem.vector_store import CompMemVectorStore
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -151,7 +151,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     # Writing
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> CompMemStruct:
-        documents = _documents(nodes)
+        documents = to_documents(nodes)
         with framework_errors():
             self._memory = compmem.MemoryIndex.create(
                 self._folder, self._config, device=self._device, dtype=self._dtype
@@ -162,7 +162,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         return struct
 
     def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
-        documents = _documents(nodes)
+        documents = to_documents(nodes)
         with framework_errors():
             self._memory.add(documents, show_progress=self._show_progress)
 
@@ -170,9 +170,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """Inserts nodes without blocking the event loop."""
         await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
 
-    def as_transformation(self) -> Remember:
-        """This index as the last step of an `IngestionPipeline`."""
-        return Remember.into(self)
+    def as_vector_store(self) -> CompMemVectorStore:
+        """This index's memory as the vector store of an `IngestionPipeline` or a `VectorStoreIndex`."""
+        return CompMemVectorStore(self._memory, recall=self._recall)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         with framework_errors():
@@ -195,9 +195,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Forgets every node that was cut from a document."""
-        node_ids = [d.id for d in self._memory.documents({REF_DOC: ref_doc_id})]
-        if not node_ids and (found := self._memory.get(ref_doc_id)) and NODE not in found.metadata:
-            node_ids = [ref_doc_id]
+        node_ids = ids_of_ref_doc(self._memory, ref_doc_id)
         if not node_ids:
             logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
         self.delete_nodes(node_ids, delete_from_docstore=delete_from_docstore, **delete_kwargs)
@@ -219,7 +217,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             else:
                 ref_doc_id, ids = document.id, [f"{document.id}#{n}" for n in range(document.chunks)]
             if ref_doc_id:
-                metadata = {k: v for k, v in document.metadata.items() if k not in (NODE, REF_DOC)}
+                metadata = {k: v for k, v in document.metadata.items() if k not in OWN}
                 found.setdefault(ref_doc_id, RefDocInfo(metadata=metadata)).node_ids.extend(ids)
         return found
 
@@ -312,14 +310,6 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
-
-
-def _documents(nodes: Sequence[BaseNode]) -> list[Document]:
-    """The nodes as documents, all of them checked before the first is compressed."""
-    kept = [n for n in nodes if n.get_content(metadata_mode=MetadataMode.NONE).strip()]
-    if len(kept) < len(nodes):
-        logger.warning("%d nodes have no text and are left out", len(nodes) - len(kept))
-    return [to_document(n) for n in kept]
 
 
 def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+from llama_index.core.utils import get_tokenizer
 
 if TYPE_CHECKING:
     from compmem import ChatPrompts
@@ -45,6 +46,17 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
             yield reply.delta or ""
 
     return pieces if streaming else whole
+
+
+def count_tokens(text: str) -> int:
+    """Tokens of a text by the framework's tokenizer, the one in `Settings` if there is one."""
+    return len(get_tokenizer()(text))
+
+
+def prompt_tokens(llm: LLM, reply: int) -> int:
+    """Most tokens of a prompt to the LLM: its window without its output, or without a reply of so many tokens."""
+    window = llm.metadata.context_window
+    return max(window - max(llm.metadata.num_output, min(reply, window // 4)), window // 2, 1)
 
 
 def to_templates(prompts: "ChatPrompts") -> dict[str, BasePromptTemplate]:

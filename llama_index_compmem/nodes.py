@@ -1,9 +1,10 @@
 """Nodes of LlamaIndex as documents of CompMem, and back again whole."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
@@ -11,11 +12,22 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 from compmem import Chunk, Document, Recall
 from compmem.metadata import plain
 
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+logger = logging.getLogger(__name__)
+
 NODE: Final = "compmem:node"
 """Key under which a document keeps its node as JSON: relationships, offsets, templates, class."""
 
 REF_DOC: Final = "compmem:ref_doc_id"
 """Key under which a document keeps the id of the document that its node was cut from."""
+
+NODE_ID: Final = "compmem:node_id"
+"""Key under which a document keeps the id of its node, for filters."""
+
+OWN: Final = (NODE, REF_DOC, NODE_ID)
+"""Keys that no metadata of a user may have."""
 
 _TITLES: Final = ("title", "document_title", "file_name")
 _LEAST_SCORE: Final = 1e-9
@@ -24,27 +36,44 @@ _LEAST_SCORE: Final = 1e-9
 def to_document(node: BaseNode) -> Document:
     """The node as a document of one chunk, under the node's id.
 
+    What `MetadataMode.EMBED` shows of its metadata is the document's context, so it is searched with the text.
+
     Raises:
         ValueError: Its metadata is not JSON, or has a key that is kept for CompMem.
     """
-    if taken := sorted({NODE, REF_DOC} & set(node.metadata)):
+    if taken := sorted(set(OWN) & set(node.metadata)):
         raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is kept for CompMem")
     try:
+        plain(dict(node.metadata))  # refused here, before an index is made
         kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"node {node.node_id!r} cannot be kept as JSON: {error}") from error
-    return Document(
-        id=node.node_id,
-        title=_title(node.metadata),
-        chunks=[node.get_content(metadata_mode=MetadataMode.NONE)],
-        metadata={**node.metadata, NODE: kept, REF_DOC: node.ref_doc_id},
-    )
+    own = {NODE: kept, REF_DOC: node.ref_doc_id, NODE_ID: node.node_id}
+    return _document(node, {**node.metadata, **own})
 
 
 def to_bare_document(node: BaseNode) -> Document:
-    """The node's text and title under its id, for an index that is thrown away: the node itself is not kept."""
-    text = node.get_content(metadata_mode=MetadataMode.NONE)
-    return Document(id=node.node_id, title=_title(node.metadata), chunks=[text], metadata={NODE: None})
+    """The node's text, title and context under its id, for an index that is thrown away: the node is not kept."""
+    return _document(node, {NODE: None})
+
+
+def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
+    """The nodes that have a text, as documents.
+
+    Raises:
+        ValueError: A node's metadata is not JSON, or has a key that is kept for CompMem.
+    """
+    kept = [n for n in nodes if n.get_content(metadata_mode=MetadataMode.NONE).strip()]
+    if len(kept) < len(nodes):
+        logger.warning("%d nodes have no text and are left out", len(nodes) - len(kept))
+    return [to_document(n) for n in kept]
+
+
+def ids_of_ref_doc(memory: "MemoryIndex", ref_doc_id: str) -> list[str]:
+    """Ids of what was cut from a document, or of the document itself where it was put in uncut."""
+    cut = [document.id for document in memory.documents({REF_DOC: ref_doc_id})]
+    whole = memory.get(ref_doc_id)
+    return cut if whole is None or whole.metadata.get(REF_DOC) is not None else [*cut, ref_doc_id]
 
 
 def to_node(chunk: Chunk) -> BaseNode:
@@ -70,11 +99,20 @@ def to_node(chunk: Chunk) -> BaseNode:
         raise ValueError(f"the node {chunk.document_id!r} in the index cannot be read: {error}") from error
     if isinstance(node, TextNode):
         node.text = chunk.text
+    node.metadata = {key: chunk.metadata.get(key) for key in node.metadata}
     return node
 
 
+def llm_content(chunk: Chunk) -> str | None:
+    """What a language model is to read of a chunk's node; None where the document did not come from LlamaIndex."""
+    if chunk.metadata.get(NODE) is None:
+        return None
+    content: str = to_node(chunk).get_content(metadata_mode=MetadataMode.LLM)
+    return content
+
+
 def to_scored(recalls: Iterable[Recall]) -> list[NodeWithScore]:
-    """Nodes with the gate's probability as their score, in order.
+    """Nodes with the gate's probability as their score, in order; the metadata stays the user's.
 
     The framework takes a score of exactly 0 for a missing one (`n.score or 1.0`), so none is.
     """
@@ -99,14 +137,25 @@ def _without_text(node: BaseNode) -> dict[str, Any]:
     data: dict[str, Any] = doc_to_json(node)
     inner = data["__data__"]
     inner["embedding"] = None
+    inner["metadata"] = dict.fromkeys(node.metadata)  # the values are the document's own
     if isinstance(node, TextNode):
         inner["text"] = ""
     return data
 
 
-def _title(metadata: dict[str, Any]) -> str:
+def _document(node: BaseNode, metadata: Mapping[str, Any]) -> Document:
+    key, title = _title(node)
+    text: str = node.get_content(metadata_mode=MetadataMode.NONE)
+    seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
+    above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
+    context = "\n".join(part for part in (above.strip(), below.strip()) if part)
+    return Document(id=node.node_id, title=title, context=context, chunks=[text], metadata=metadata)
+
+
+def _title(node: BaseNode) -> tuple[str, str]:
+    """The key of the metadata that names the node, and the name; none that embedding models are not to see."""
     for key in _TITLES:
-        value = metadata.get(key)
-        if isinstance(value, str) and value.strip():
-            return PurePath(value).stem if key == "file_name" else value.strip()
-    return ""
+        value = node.metadata.get(key)
+        if isinstance(value, str) and value.strip() and key not in node.excluded_embed_metadata_keys:
+            return key, PurePath(value).stem if key == "file_name" else value.strip()
+    return "", ""

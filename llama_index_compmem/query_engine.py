@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,19 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import RecallConfig
+from compmem import Chunk, RecallConfig
 from llama_index_compmem.filters import to_filter
-from llama_index_compmem.given import memory_of_nodes, reading_all
-from llama_index_compmem.llm import ChatModel, async_chat, sync_chat, to_templates, with_templates
+from llama_index_compmem.given import contents_of, memory_of_nodes, reading_all
+from llama_index_compmem.llm import (
+    ChatModel,
+    async_chat,
+    count_tokens,
+    prompt_tokens,
+    sync_chat,
+    to_templates,
+    with_templates,
+)
+from llama_index_compmem.nodes import llm_content
 from llama_index_compmem.opening import HasMemory, memory_of
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.trail import Trail
@@ -39,8 +48,9 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
-        llm: An LLM that reads the recalled blocks and writes the answer; with `RecallConfig(writer="chat")` it is asked
-            once, to write the answer from the recalled blocks.
+        llm: An LLM that reads the recalled nodes, as `MetadataMode.LLM` shows them, and writes the answer; with
+            `RecallConfig(writer="chat")` it is asked once, to write the answer from the recalled nodes. No prompt is
+            longer than its `metadata.context_window` allows: longer nodes are read in several calls, or cut.
         chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
         similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
         filters: Which nodes may be looked at at all.
@@ -147,7 +157,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         """The answer from these nodes alone, all of them read in their order."""
         memory = memory_of_nodes(self._memory, nodes)
         trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        return self._ask(trail, memory, reading_all(self._config(sync_chat), len(nodes)), None)
+        return self._ask(trail, memory, reading_all(self._config(sync_chat, contents_of(nodes)), len(nodes)), None)
 
     async def asynthesize(
         self,
@@ -158,7 +168,9 @@ class CompMemQueryEngine(BaseQueryEngine):
         """`synthesize` for an event loop."""
         memory = await asyncio.to_thread(memory_of_nodes, self._memory, nodes)
         trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        return await self._aask(trail, memory, reading_all(self._config(async_chat), len(nodes)), None)
+        return await self._aask(
+            trail, memory, reading_all(self._config(async_chat, contents_of(nodes)), len(nodes)), None
+        )
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
@@ -182,7 +194,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
-    def _config(self, chat_of: Any) -> RecallConfig:
+    def _config(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> RecallConfig:
         if self._llm is not None:
             chat: ChatModel | None = chat_of(self._llm, streaming=self.streaming)
         else:
@@ -190,11 +202,17 @@ class CompMemQueryEngine(BaseQueryEngine):
         if chat is None:
             return self._recall
         settings = self._recall
+        limit = settings.prompt_tokens
+        if limit is None and self._llm is not None:
+            limit = prompt_tokens(self._llm, settings.memory_tokens)
         reader = compmem.ChatReader(
             chat,
             prompts=self._prompts,
             structured=settings.update_gate or settings.exit_gate,
             memory_tokens=settings.memory_tokens,
+            prompt_tokens=limit,
+            render=render,
+            **({} if self._llm is None else {"count": count_tokens}),
         )
         return settings.but(writer=reader) if settings.writer == "chat" else settings.but(reader=reader)
 

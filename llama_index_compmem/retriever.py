@@ -28,7 +28,8 @@ class CompMemRetriever(BaseRetriever):
 
     The loop gathers them: what one node says leads to the next, so a node may be here that shares no word with the
     question. Nodes come back whole, with their ids, metadata and relationships. Asked with the text of a query bundle;
-    a vector in it, made by another model, is not looked at.
+    a vector in it, made by another model, is not looked at. A score is a probability, not a cosine: right nodes often
+    score well below 0.5, so a `SimilarityPostprocessor` wants a cutoff near 0.1, not 0.7.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.

@@ -9,6 +9,7 @@ from llama_index.core.llms import LLM, ChatMessage, MessageRole
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 
 from llama_index_compmem.errors import CompMemLLMError
+from llama_index_compmem.llm import count_tokens, prompt_tokens
 
 CONDENSE: Final = PromptTemplate(
     "A conversation and a message that follows it are given. Rewrite the message as one question that can be "
@@ -27,6 +28,10 @@ _REFERS: Final = frozenset(
 )
 _ARTICLES: Final = frozenset("the a an der die das ein eine le la les un une el los las una i".split())
 _SHORT: Final = 3
+_REWRITTEN: Final = 256
+"""Tokens that a rewritten message may have."""
+_MARGIN: Final = 16
+"""Tokens that a chat template may add to a prompt."""
 _NAMES: Final = 3
 
 
@@ -63,15 +68,16 @@ def _names(text: str) -> list[str]:
 
 
 def standalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
-    """The message as the LLM rewrites it.
+    """The message as the LLM rewrites it, given as much of the history, the newest, as its context window holds.
 
     Raises:
         CompMemLLMError: The LLM failed or gave nothing.
     """
-    if not history:
+    said_before = _history(llm, prompt, history, message)
+    if not said_before:
         return message
     try:
-        said = llm.predict(prompt, question=message, chat_history=messages_to_history_str(list(history)))
+        said = llm.predict(prompt, question=message, chat_history=said_before)
     except Exception as error:
         raise _failed(error) from error
     return _checked(said)
@@ -79,13 +85,36 @@ def standalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessa
 
 async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
     """`standalone` for an event loop."""
-    if not history:
+    said_before = _history(llm, prompt, history, message)
+    if not said_before:
         return message
     try:
-        said = await llm.apredict(prompt, question=message, chat_history=messages_to_history_str(list(history)))
+        said = await llm.apredict(prompt, question=message, chat_history=said_before)
     except Exception as error:
         raise _failed(error) from error
     return _checked(said)
+
+
+def _history(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
+    """The newest messages that fit into a prompt beside the message; a single one that does not is cut."""
+    left = prompt_tokens(llm, _REWRITTEN) - count_tokens(prompt.format(question=message, chat_history="")) - _MARGIN
+    kept: list[ChatMessage] = []
+    for said in reversed(history):
+        tokens = count_tokens(messages_to_history_str([said])) + 1
+        if tokens > left:
+            if not kept:
+                kept = [ChatMessage(role=said.role, content=_cut(said.content or "", left - _MARGIN))]
+            break
+        kept.insert(0, said)
+        left -= tokens
+    return messages_to_history_str([m for m in kept if m.content]) or ""
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a text within about so many tokens, never more."""
+    while text and (tokens := count_tokens(text)) > limit:
+        text = text[: int(len(text) * 0.95 * max(limit, 0) / tokens)]
+    return text
 
 
 def _failed(error: Exception) -> CompMemLLMError:

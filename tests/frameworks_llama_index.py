@@ -69,7 +69,8 @@ def read_reply(prompt):
     if "Blocks to read now" not in prompt:
         return "The answer is Tarnhill."
     notes = re.search(r"<memory>\n(.*?)\n</memory>", prompt, re.DOTALL)[1].replace("(none yet)", "")
-    found = " ".join(re.findall(r"text:\n(.*?)\n</block>", prompt, re.DOTALL))
+    blocks = re.findall(r"<block>\n(.*?)\n</block>", prompt, re.DOTALL)
+    found = " ".join(block.split("\n\n", 1)[-1].split("text:\n")[-1] for block in blocks)
     known = f"{notes} {found}".strip()
     end = "end" if "born in Tarnhill" in known and "invented by" in known else "continue"
     return f"<think>Hm.</think><check>yes</check><update>{known}</update><next>{end}</next>"

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 from typer.testing import CliRunner
 
@@ -19,6 +20,8 @@ def test_the_command_prints_every_system_side_by_side(tmp_path):
         assert row["recall@5"] == 100.0
     assert printed["systems"]["loop"]["recall@2"] == 100.0
     assert printed["losses"] == {"proposed_at_first": 100.0, "proposed_ever": 100.0, "read": 100.0}
+    assert printed["cutoffs"][0]["kept"] == 100.0
+    assert all(a["kept"] >= b["kept"] and a["empty"] <= b["empty"] for a, b in pairwise(printed["cutoffs"]))
     saved = json.loads((tmp_path / "r" / "own.json").read_text())
     assert saved["systems"] == printed["systems"]
     assert str(tmp_path) not in saved["command"]

@@ -110,7 +110,7 @@ def test_no_limit_leaves_blocks_whole():
     assert len(model.prompts) == 1 and LONG in model.prompts[0]
 
 
-@pytest.mark.parametrize("fit", [packed, lambda b, n, c: fitted(b, n, {"item"}, c)], ids=["packed", "fitted"])
+@pytest.mark.parametrize("fit", [packed, lambda b, n, c: fitted(b, n, {"item": 1.0}, c)], ids=["packed", "fitted"])
 @pytest.mark.parametrize("unit", ["Item lies here. ", "a", " \n", "1.", "x " * 9 + "\n"])
 def test_fitting_takes_linear_time(fit, unit):
     def counted(times):

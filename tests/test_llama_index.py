@@ -40,6 +40,7 @@ def test_the_public_names_are_these():
         "CompMemIndex",
         "CompMemQueryEngine",
         "CompMemRetriever",
+        "CompMemVectorStore",
     ]
     assert issubclass(CompMemIndex, BaseIndex)
     assert issubclass(CompMemRetriever, BaseRetriever)

@@ -2,7 +2,7 @@
 
 import pytest
 from llama_index.core import Settings
-from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import LongContextReorder, SimilarityPostprocessor
@@ -19,7 +19,6 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.selectors import LLMSingleSelector
-from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import RetrieverTool
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
@@ -253,17 +252,6 @@ def test_index_nodes_that_hold_an_object_lead_to_it(index):
     pointer = IndexNode(text="All about the Orchid device.", index_id="world", obj=index.as_retriever(2))
     made = CompMemIndex(nodes=[], objects=[pointer], embed_model=HashingEncoder())
     assert set(names(made.as_retriever(1).retrieve(QUESTION))) == {"orchid", "marsh"}
-
-
-async def test_inside_an_ingestion_pipeline():
-    made = CompMemIndex.from_nodes([], embed_model=HashingEncoder())
-    steps = [SentenceSplitter(chunk_size=40, chunk_overlap=0), made.as_transformation()]
-    once = DocstoreStrategy.DUPLICATES_ONLY
-    pipeline = IngestionPipeline(transformations=steps, docstore=SimpleDocumentStore(), docstore_strategy=once)
-    assert len(pipeline.run(documents=documents())) == len(made.memory) == 5
-    assert pipeline.run(documents=documents()) == []
-    await pipeline.arun(documents=[Document(doc_id="mill", text="The mill of Hob burnt down in 1910.")])
-    assert names(made.as_retriever(1).retrieve("When did the mill of Hob burn down?")) == ["mill"]
 
 
 def test_behind_an_ingestion_pipeline():

@@ -258,7 +258,7 @@ class MemoryIndex:
         with self.bench(question, filter, config) as bench:
             if _takes_one_pass(config):
                 return bench.one_pass(k)
-            reader = self.reader(bench.config, bench)
+            reader = self.reader(bench.config, bench, writes=False)
             with closing(
                 loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
             ) as loop:
@@ -285,7 +285,7 @@ class MemoryIndex:
             bench_of = self.bench(question, filter, config)
             bench = await asyncio.to_thread(bench_of.__enter__)
             try:
-                reader = self.reader(bench.config, bench)
+                reader = self.reader(bench.config, bench, writes=False)
                 loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=stop.is_set)
                 found = await agathered(question, loop, reader, on_step)
                 return await asyncio.to_thread(bench.ranked, found, k)
@@ -395,14 +395,14 @@ class MemoryIndex:
         """The trained dense gate."""
         return self._models.gate
 
-    def reader(self, config: RecallConfig, bench: QuestionBench) -> Reader:
-        """What reads and writes for one question, as the settings name it.
+    def reader(self, config: RecallConfig, bench: QuestionBench, *, writes: bool = True) -> Reader:
+        """What reads and, where an answer is written, writes for one question, as the settings name it.
 
         Raises:
             ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is
                 none.
         """
-        return reader_of(config, self.config, self._models, bench)
+        return reader_of(config, self.config, self._models, bench, writes=writes)
 
     @contextmanager
     def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator[QuestionBench]:

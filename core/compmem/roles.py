@@ -19,8 +19,10 @@ def suited(config: RecallConfig, index: IndexConfig, models: Models) -> RecallCo
     return config.but(writer="latent")
 
 
-def reader_of(config: RecallConfig, index: IndexConfig, models: Models, bench: QuestionBench) -> Reader:
-    """What reads and writes, as the settings name it.
+def reader_of(
+    config: RecallConfig, index: IndexConfig, models: Models, bench: QuestionBench, *, writes: bool = True
+) -> Reader:
+    """What reads and, where an answer is written, writes, as the settings name it.
 
     Raises:
         ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is none.
@@ -54,7 +56,7 @@ def reader_of(config: RecallConfig, index: IndexConfig, models: Models, bench: Q
         return named
 
     reader: Reader = part(config.reader_of(index.memory))
-    return reader if config.writer is None else Apart(reader, part(config.writer))
+    return reader if config.writer is None or not writes else Apart(reader, part(config.writer))
 
 
 FALLBACK = 4

@@ -23,6 +23,9 @@ from compmem.terms import terms
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
 """The answer where the working memory is empty; the model is not asked."""
 
+_NOTED: Final = 0.5
+"""What a word of the notes weighs beside one of the question, where a block is cut."""
+
 MARGIN: Final = 16
 """Tokens that a chat template may add to a prompt."""
 
@@ -165,7 +168,8 @@ class ChatReader:
         count: Tokens of a text.
         prompt_tokens: Most tokens of a prompt: the model's context window without what its reply may take. None: no
             limit.
-        render: What the model reads of a chunk. None: title, headings and context on a line each, then the text.
+        render: What the model reads of a chunk. Without, or where it gives None: title, headings and context on a line
+            each, then the text.
 
     Raises:
         ValueError: `chat` is not callable, or `memory_tokens` or `prompt_tokens` is below 1.
@@ -180,7 +184,7 @@ class ChatReader:
         memory_tokens: int = 1024,
         count: Callable[[str], int] = estimate_tokens,
         prompt_tokens: int | None = None,
-        render: Callable[[Chunk], str] | None = None,
+        render: Callable[[Chunk], str | None] | None = None,
     ) -> None:
         if not callable(chat):
             raise ValueError(f"chat={chat!r} must be a callable that takes messages and gives text")
@@ -303,7 +307,7 @@ class ChatReader:
             shown = [self._shown(block) for block in memory.blocks]
             if self.prompt_tokens is not None:
                 space = self._space(self.prompts.from_blocks, question=_quoted(question), blocks="")
-                asked = frozenset(terms(f"{question} {memory.text}"))
+                asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
                 shown = fitted(shown, self._enough(space), asked, self._count)
             blocks = "\n".join(map(str, shown))
             return self._messages(self.prompts.from_blocks, question=_quoted(question), blocks=blocks)
@@ -331,9 +335,10 @@ class ChatReader:
         """A block as the model sees it, parted around its text."""
         chunk = block.chunk
         text = _quoted(chunk.text.strip())
-        if self._render is None:
+        rendered = None if self._render is None else self._render(chunk)
+        if rendered is None:
             return Shown("\n".join(["<block>", *_above(chunk), "text:", ""]), text, "\n</block>")
-        before, found, after = _quoted(self._render(chunk)).partition(text or "\0")
+        before, found, after = _quoted(rendered).partition(text or "\0")
         if not found:  # what is rendered is all there is to read
             before, text, after = "", before, ""
         return Shown(f"<block>\n{before}", text, f"{after}\n</block>")

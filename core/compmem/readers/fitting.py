@@ -1,7 +1,8 @@
 """Blocks fitted into a prompt of so many tokens: all of them in several prompts, or the best of them in one."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -59,11 +60,11 @@ def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Show
     return [*groups, group] if group else groups
 
 
-def fitted(blocks: Sequence[Shown], budget: int, asked: Collection[str], count: Count) -> list[Shown]:
+def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], count: Count) -> list[Shown]:
     """What of the blocks goes into `budget` tokens, the first ones whole if they can be.
 
-    A block that is too long is cut to the run of its sentences that holds most of the terms that are asked for; where
-    others wait behind it, they have half of what is left.
+    A block that is too long is cut to the run of its sentences that holds most of the terms asked for, by their
+    weights; where others wait behind it, they have half of what is left.
     """
     kept: list[Shown] = []
     left = budget
@@ -96,18 +97,23 @@ def beginning(text: str, limit: int, count: Count) -> int:
     return borders[-1] if borders else blank or end
 
 
-def _telling_part(text: str, limit: int, asked: Collection[str], count: Count) -> str:
-    """The run of sentences within `limit` tokens that holds most of the terms asked for, the earliest of equals."""
+def _telling_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:
+    """The run of sentences within `limit` tokens that holds most of the terms asked for, the earliest of equals.
+
+    A term counts the less, the more sentences of the text hold it.
+    """
     spans = sentences(text)
     costs = [count(text[a:b]) + 1 for a, b in spans]
-    gains = [sum(t in asked for t in set(terms(text[a:b]))) for a, b in spans]
-    best, at = -1, 0
-    first = cost = gain = 0
+    held = [{t for t in terms(text[a:b]) if t in asked} for a, b in spans]
+    frequency = Counter(t for own in held for t in own)
+    gains = [sum(asked[t] / frequency[t] for t in own) for own in held]
+    best, gain = -1.0, 0.0
+    at = first = cost = 0
     for last, (own, found) in enumerate(zip(costs, gains, strict=True)):
         cost, gain = cost + own, gain + found
         while cost > limit and first < last:
             cost, gain, first = cost - costs[first], gain - gains[first], first + 1
-        if gain > best:
+        if gain > best + 1e-9:
             best, at = gain, spans[first][0]
     return text[at : at + beginning(text[at:], limit, count)].rstrip()
 

@@ -21,7 +21,10 @@ from compmem_research.tasks.multihop import Corpus, Question, read_corpus
 KS = (2, 5, 10)
 
 SAMPLED = 200
-"""Questions on which losses are counted."""
+"""Questions on which losses and cutoffs are counted."""
+
+CUTOFFS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Scores below which a caller may drop what was recalled."""
 
 System = Callable[[MemoryIndex, str, int], list[int]]
 """Passages for a question, best first: `(index, question, k) -> document numbers`."""
@@ -54,6 +57,7 @@ def measure(
             "index_seconds": seconds,
             "systems": systems,
             "losses": losses(index, questions[:SAMPLED]),
+            "cutoffs": cutoffs(index, questions[:SAMPLED]),
         }
 
 
@@ -70,6 +74,29 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
                 held = question.gold & set(_documents(bench.fetch(blocks)))
                 shares[name].append(len(held) / len(question.gold))
     return {name: round(100 * float(np.mean(values)), 1) for name, values in shares.items()}
+
+
+def cutoffs(index: MemoryIndex, questions: Sequence[Question]) -> list[dict[str, float | None]]:
+    """What a score is worth: for each cutoff, how much of the ten best recalls at or above it is gold, in per cent.
+
+    `kept` is the share of the gold passages among them, `empty` that of the questions left with nothing.
+    """
+    scored = []
+    for question in track(questions, "cutoffs", transient=True):
+        recalls = index.recall(question.question, max(KS))
+        scored.append([(r.score, _document(r) in question.gold) for r in recalls])
+    total = sum(len(q.gold) for q in questions)
+    rows: list[dict[str, float | None]] = []
+    for cutoff in CUTOFFS:
+        left = [[gold for score, gold in own if score >= cutoff] for own in scored]
+        kept, right = sum(map(len, left)), sum(map(sum, left))
+        rows.append({
+            "cutoff": cutoff,
+            "precision": round(100 * right / kept, 1) if kept else None,
+            "kept": round(100 * right / total, 1),
+            "empty": round(100 * sum(not own for own in left) / len(left), 1),
+        })  # fmt: skip
+    return rows
 
 
 def ranked(rank: rankings.Rank) -> System:

@@ -1,0 +1,218 @@
+"""The vector store: how the framework's own pipelines and indices write into a CompMem index and ask it."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings.mock_embed_model import MockEmbedding
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+
+from compmem import Recall, RecallConfig
+from llama_index_compmem.errors import framework_errors
+from llama_index_compmem.filters import to_filter
+from llama_index_compmem.nodes import NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
+from llama_index_compmem.opening import HasMemory, memory_of
+
+if TYPE_CHECKING:
+    from compmem import MemoryIndex
+
+logger = logging.getLogger(__name__)
+
+_MODES = (
+    VectorStoreQueryMode.DEFAULT,
+    VectorStoreQueryMode.SPARSE,
+    VectorStoreQueryMode.HYBRID,
+    VectorStoreQueryMode.TEXT_SEARCH,
+    VectorStoreQueryMode.SEMANTIC_HYBRID,
+)
+
+
+class CompMemVectorStore(BasePydanticVectorStore):
+    """A CompMem index where the framework wants a vector store.
+
+    `IngestionPipeline(vector_store=store, docstore=...)` keeps it up to date, and
+    `VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model)` asks it. Questions are asked by their
+    text, and the memory makes its own vectors of whole nodes and of every sentence; embeddings that nodes carry are not
+    used. The framework hands a vector store only nodes that have one: let `store.embed_model`, which costs nothing, be
+    the pipeline's last transformation.
+
+    Args:
+        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
+        recall: Settings of the loop that gathers the nodes.
+
+    Raises:
+        ValueError: There is no index.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = False
+
+    _memory: Any = PrivateAttr()
+    _recall: RecallConfig | None = PrivateAttr()
+
+    def __init__(self, index: "HasMemory | MemoryIndex | str | Path", *, recall: RecallConfig | None = None) -> None:
+        super().__init__()
+        self._memory = memory_of(index)
+        self._recall = recall
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class for the framework."""
+        return "CompMemVectorStore"
+
+    @property
+    def client(self) -> "MemoryIndex":
+        """The CompMem index."""
+        return self.memory
+
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        memory: MemoryIndex = self._memory
+        return memory
+
+    @property
+    def embed_model(self) -> MockEmbedding:
+        """A stand-in for an embedding model: it gives every node one number, so that the framework passes it on."""
+        return MockEmbedding(embed_dim=1)
+
+    # Writing
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Puts nodes in, in place of those that have their ids; returns the ids. Nodes without text are left out.
+
+        Raises:
+            ValueError: A node's metadata is not JSON or has a key that is kept for CompMem, or the index is locked.
+        """
+        documents = {document.id: document for document in to_documents(nodes)}
+        with framework_errors():
+            self.memory.add(list(documents.values()))
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """`add` for an event loop."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Removes what was cut from a document; an unknown id is passed over."""
+        with framework_errors():
+            self.memory.delete(ids_of_ref_doc(self.memory, ref_doc_id))
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """`delete` for an event loop."""
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Removes the nodes with these ids that the filters admit. Neither given: none.
+
+        Raises:
+            ValueError: An operator or value of a filter is unknown.
+        """
+        if node_ids is None and filters is None:
+            return
+        with framework_errors():
+            self.memory.delete(self._found(node_ids, filters))
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """`delete_nodes` for an event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
+    def clear(self) -> None:
+        """Removes everything that the index holds."""
+        with framework_errors():
+            self.memory.delete([document.id for document in self.memory.documents()])
+
+    async def aclear(self) -> None:
+        """`clear` for an event loop."""
+        await asyncio.to_thread(self.clear)
+
+    def persist(self, persist_path: str, fs: Any | None = None) -> None:
+        """Nothing is to be done: what is put in is in the index's own folder at once."""
+        if self.memory.temporary:
+            logger.warning("the index behind this vector store is temporary and is not persisted: give it a folder")
+
+    # Looking in and asking
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """The nodes with these ids that the filters admit. Neither given: all.
+
+        Raises:
+            ValueError: An operator or value of a filter is unknown, or a node cannot be read.
+        """
+        with framework_errors():
+            return [to_node(c) for found in self._found(node_ids, filters) for c in self.memory.chunks(found)]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """`get_nodes` for an event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The nodes that the question needs, best first, with the gate's probability as their similarity.
+
+        Raises:
+            ValueError: The query has no text, or a mode or filter that cannot be served.
+        """
+        wanted = _filter_of(query)
+        if query.similarity_top_k < 1:
+            return _result([])
+        with framework_errors():
+            return _result(
+                self.memory.recall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall)
+            )
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """`query` for an event loop."""
+        wanted = _filter_of(query)
+        if query.similarity_top_k < 1:
+            return _result([])
+        with framework_errors():
+            return _result(
+                await self.memory.arecall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall)
+            )
+
+    def _found(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
+        """Ids of the documents in the index that hold these nodes."""
+        wanted = to_filter(filters)
+        if node_ids is None or wanted is not None:
+            admitted = [document.id for document in self.memory.documents(wanted)]
+            chosen = set(admitted if node_ids is None else node_ids)
+            return [found for found in admitted if found in chosen]
+        return list(dict.fromkeys(node_ids))
+
+
+def _question(query: VectorStoreQuery) -> str:
+    if not query.query_str:
+        raise ValueError("a CompMem vector store is asked by text: the query has no query_str")
+    return query.query_str
+
+
+def _filter_of(query: VectorStoreQuery) -> dict[str, Any] | None:
+    if query.mode not in _MODES:
+        raise ValueError(f"query mode {query.mode!r} is not served; there are {[mode.value for mode in _MODES]}")
+    parts = [to_filter(query.filters)]
+    parts += [{key: {"in": list(ids)}} for key, ids in ((REF_DOC, query.doc_ids), (NODE_ID, query.node_ids)) if ids]
+    given = [part for part in parts if part is not None]
+    return {"and": given} if given else None
+
+
+def _result(recalls: Sequence[Recall]) -> VectorStoreQueryResult:
+    scored = to_scored(recalls)
+    return VectorStoreQueryResult(
+        nodes=[s.node for s in scored], similarities=[s.score or 0.0 for s in scored], ids=node_ids(recalls)
+    )
