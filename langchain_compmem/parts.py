@@ -36,6 +36,8 @@ class ReasonerStep(TypedDict):
     updated: bool
     exit: bool
     backtracked: bool
+    lost: bool
+    """It was not read by the deadline."""
     candidates: int
     seconds: float
 
@@ -134,6 +136,7 @@ def _step(step: Step, index: "compmem.MemoryIndex") -> ReasonerStep:
         updated=step.updated,
         exit=step.exit,
         backtracked=step.backtracked,
+        lost=step.lost,
         candidates=step.candidates,
         seconds=step.seconds,
     )

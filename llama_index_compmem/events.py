@@ -24,6 +24,7 @@ class CompMemStepEvent(BaseEvent):
     updated: bool
     exit: bool
     backtracked: bool
+    lost: bool
     candidates: int
     seconds: float
 
@@ -43,6 +44,7 @@ def step_facts(step: Step) -> dict[str, Any]:
         "updated": step.updated,
         "exit": step.exit,
         "backtracked": step.backtracked,
+        "lost": step.lost,
         "candidates": step.candidates,
         "seconds": step.seconds,
     }

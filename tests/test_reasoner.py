@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from compmem import drivers
 from compmem.config import RecallConfig
-from compmem.drivers import agathered, astream, gathered, stream
+from compmem.drivers import INLINE, THREADED, events, gathered, iterate
 from compmem.errors import ReaderError
 from compmem.reasoner import Gathered, gather
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
@@ -69,9 +70,9 @@ class Keeper:
 def run(config, reader=None, threshold=None, **options):
     threshold = config.threshold if threshold is None else threshold
     loop = gather(Bench(), config, 0.5 if threshold is None else threshold, **options)
-    *events, answer = stream("who insures what acme rents?", loop, reader or Keeper())
+    *before, answer = iterate(events("who insures what acme rents?", loop, reader or Keeper()))
     assert isinstance(answer, Answer)
-    assert all(isinstance(e, Step | AnswerToken) for e in events)
+    assert all(isinstance(e, Step | AnswerToken) for e in before)
     return answer
 
 
@@ -240,12 +241,12 @@ def test_cancelling_stops_before_the_next_step():
 def test_sync_and_async_are_one_loop():
     async def twin():
         loop = gather(Bench(), RecallConfig(), 0.5)
-        return [e async for e in astream("q?", loop, Keeper())]
+        return [e async for e in events("q?", loop, Keeper(), THREADED)]
 
-    *events, answer = asyncio.run(twin())
-    *other_events, other = stream("q?", gather(Bench(), RecallConfig(), 0.5), Keeper())
+    *before, answer = asyncio.run(twin())
+    *other_before, other = iterate(events("q?", gather(Bench(), RecallConfig(), 0.5), Keeper(), INLINE))
     assert (answer.text, answer.sources, answer.working_memory) == (other.text, other.sources, other.working_memory)
-    assert len(events) == len(other_events)
+    assert len(before) == len(other_before)
 
 
 def test_weighing_is_the_same_sync_and_async():
@@ -253,17 +254,17 @@ def test_weighing_is_the_same_sync_and_async():
         return gather(Bench(), RecallConfig(), 0.5, weighs=True)
 
     async def twin():
-        return [e async for e in astream("q?", loop(), Weigher({3: 2.0, 1: 1.0}))][-1]
+        return [e async for e in events("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED)][-1]
 
     answer, other = asyncio.run(twin()), run(RecallConfig(), Weigher({3: 2.0, 1: 1.0}), weighs=True)
-    found = asyncio.run(agathered("q?", loop(), Weigher({3: 2.0, 1: 1.0})))
+    found = asyncio.run(gathered("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED))
     assert read_blocks(answer) == [3, 1]
     assert answer.working_memory == other.working_memory == found.memory.text
 
 
 def test_gathering_leaves_the_answer_unwritten():
-    found = gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper())
-    again = asyncio.run(agathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper()))
+    found = drivers.run(gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper()))
+    again = asyncio.run(gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper(), THREADED))
     assert isinstance(found, Gathered)
     assert found.memory == again.memory
     assert found.scores[1] == 0.8
@@ -284,7 +285,9 @@ def test_the_event_loop_is_never_blocked():
 
     async def four():
         began = time.perf_counter()
-        await asyncio.gather(*(agathered("q?", gather(Slow(), RecallConfig(), 0.5), Keeper()) for _ in range(4)))
+        await asyncio.gather(
+            *(gathered("q?", gather(Slow(), RecallConfig(), 0.5), Keeper(), THREADED) for _ in range(4))
+        )
         return time.perf_counter() - began
 
     assert asyncio.run(four()) < 1.2  # two gatings each: 1.6 s one after the other

@@ -106,7 +106,10 @@ class RecallConfig:
     max_steps: int | None = 12
     """Most steps. None: as many as there are blocks to read."""
     max_seconds: float | None = None
-    """Most seconds for the whole question; the answer is written from what is known by then."""
+    """Most seconds for the question. A step begins only if there is time for it and for the answer, each taking as long
+    as the mean step so far. A chat model that has not replied in time is abandoned: an async call is cancelled, a sync
+    call runs on in its thread. The answer is then what was streamed so far, else quotations, else the notes, and
+    `Answer.exited` is "seconds". Of a reader of your own, only the async methods can be abandoned."""
     memory_tokens: int = 1024
     """Most tokens of working memory; what was written last is kept."""
     prompt_tokens: int | None = None

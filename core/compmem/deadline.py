@@ -15,9 +15,14 @@ class OverdueError(ReaderError):
     """The time for a question was up before a call of its reader had returned."""
 
 
+def now() -> float:
+    """Seconds by the clock that all deadlines are moments of."""
+    return time.monotonic()
+
+
 @contextmanager
 def until(moment: float | None) -> Iterator[None]:
-    """Within the block, the time is up at this moment of `time.monotonic`; None: never."""
+    """Within the block, the time is up at this moment of `now`; None: never."""
     token = _UNTIL.set(moment)
     try:
         yield
@@ -34,7 +39,7 @@ def seconds_left() -> float | None:
     moment = _UNTIL.get()
     if moment is None:
         return None
-    seconds = moment - time.monotonic()
+    seconds = moment - now()
     if seconds <= 0:
         raise OverdueError("the time for the question was up")
     return seconds

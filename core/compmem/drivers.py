@@ -1,115 +1,251 @@
-"""The drivers of the loop, sync and async: they do what it asks for, and have the answer written at its end."""
+"""The driver of the loop: it does what the loop asks for, and writes the answer at its end.
+
+The driver is async code. A runner does the work for it. `Inline` works in the caller's thread and never suspends, so a
+sync caller runs the same code without an event loop and without another thread. `Threaded` never blocks the event loop.
+
+A reading that has not returned by the deadline (`RecallConfig.max_seconds`) is abandoned, and its step is lost. Writing
+is abandoned likewise: the answer is then the pieces that came in time, or else one made without a model, see `_known`.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
+from compmem.deadline import OverdueError, now, until
 from compmem.errors import ReaderError
-from compmem.reasoner import Gathered, Loop, Odds, Read, Weigh
-from compmem.schema import Answer, AnswerToken, Event, Reader, Reading, Step, Usage, WeighingReader
+from compmem.reasoner import Gathered, Loop, Outcome, Read, Weigh
+from compmem.schema import Answer, AnswerToken, Event, Reader, Step, Usage, WeighingReader, WorkingMemory
+from compmem.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def stream(question: str, loop: Loop, reader: Reader) -> Iterator[Event]:
+TIME_UP: Final = "The time was up before anything was found."
+"""The answer where there is neither evidence nor a note at the deadline."""
+
+
+class Inline:
+    """Runs everything in the caller's thread, for sync callers."""
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of a function that does not wait for a reader."""
+        return function(*args)
+
+    @asynccontextmanager
+    async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """The value of a context manager, which is left at the end of the block."""
+        with manager as value:
+            yield value
+
+    async def ask(self, question: str, asked: Read | Weigh, reader: Reader, deadline: float | None) -> Outcome:
+        """What the reader makes of the blocks.
+
+        Raises:
+            OverdueError: The reader had not returned by the deadline.
+        """
+        with until(deadline):
+            if isinstance(asked, Weigh):
+                return _weigher(reader).weigh(question, asked.memory, asked.blocks)
+            if asked.insist:
+                return _weigher(reader).read(question, asked.memory, asked.blocks, insist=True)
+            return reader.read(question, asked.memory, asked.blocks)
+
+    async def written(
+        self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
+    ) -> AsyncGenerator[str | Usage, None]:
+        """The answer in pieces.
+
+        Raises:
+            OverdueError: The next piece had not come by the deadline.
+        """
+        pieces = iter(reader.write(question, memory))
+        while True:
+            with until(deadline):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+class Threaded:
+    """Runs the index's work in threads and awaits the reader, for async callers."""
+
+    async def call(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of a function that does not wait for a reader."""
+        return await in_thread(function, *args)
+
+    @asynccontextmanager
+    async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """The value of a context manager, which is left at the end of the block."""
+        value = await in_thread(manager.__enter__)
+        try:
+            yield value
+        finally:
+            manager.__exit__(None, None, None)
+
+    async def ask(self, question: str, asked: Read | Weigh, reader: Reader, deadline: float | None) -> Outcome:
+        """What the reader makes of the blocks. Raises what `Inline.ask` raises."""
+        if isinstance(asked, Weigh):
+            return await _in_time(in_thread(_weigher(reader).weigh, question, asked.memory, asked.blocks), deadline)
+        if asked.insist:
+            reading = _weigher(reader).aread(question, asked.memory, asked.blocks, insist=True)
+        else:
+            reading = reader.aread(question, asked.memory, asked.blocks)
+        return await _in_time(reading, deadline)
+
+    async def written(
+        self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
+    ) -> AsyncGenerator[str | Usage, None]:
+        """The answer in pieces. Raises what `Inline.written` raises."""
+        pieces = aiter(reader.awrite(question, memory))
+        try:
+            while (piece := await _in_time(anext(pieces, None), deadline)) is not None:
+                yield piece
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+
+
+Runner = Inline | Threaded
+INLINE: Final = Inline()
+THREADED: Final = Threaded()
+
+
+async def _in_time(awaited: Awaitable[T], deadline: float | None) -> T:
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - now()) as limit:
+            with until(deadline):
+                return await awaited
+    except TimeoutError:
+        if limit.expired():
+            raise OverdueError("the reader was not done in time") from None
+        raise
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine whose runner is `INLINE`; it never suspends."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("a coroutine run inline does not suspend")
+
+
+def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """The items of an async generator whose runner is `INLINE`, as they come."""
+    try:
+        while True:
+            try:
+                item = run(anext(stream))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        run(stream.aclose())
+
+
+async def events(
+    question: str,
+    loop: Loop,
+    reader: Reader,
+    runner: Runner = INLINE,
+    *,
+    seconds: float | None = None,
+    quoter: Reader | None = None,
+) -> AsyncGenerator[Event, None]:
     """Runs the loop to its end: each step as it is made, the answer in pieces, last the whole answer.
+
+    Args:
+        question: What is asked.
+        loop: What was made by `gather`.
+        reader: What reads and writes.
+        runner: `INLINE` for sync callers, `THREADED` for async ones.
+        seconds: Until the deadline, from now.
+        quoter: A reader without a model; writes the answer where the reader did not in time.
 
     Raises:
         ReaderError: The reader failed; the error carries the steps so far.
     """
-    steps: list[Step] = []
+    deadline = None if seconds is None else now() + seconds
+    steps, pieces, cost = list[Step](), list[str](), Usage()
     try:
-        gathered = yield from _drive(question, loop, reader, steps)
-        pieces, cost = [], Usage()
-        for piece in reader.write(question, gathered.memory):
-            if isinstance(piece, Usage):
-                cost += piece
-            else:
-                pieces.append(piece)
-                yield AnswerToken(text=piece)
+        async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
+            async for made in driven:
+                if isinstance(made, Gathered):
+                    gathered = made
+                else:
+                    steps.append(made)
+                    yield made
+        try:
+            async with aclosing(runner.written(question, gathered.memory, reader, deadline)) as written:
+                async for piece in written:
+                    if isinstance(piece, Usage):
+                        cost += piece
+                    else:
+                        pieces.append(piece)
+                        yield AnswerToken(text=piece)
+        except OverdueError:
+            gathered = replace(gathered, exited="seconds")
+            if not "".join(pieces).strip():
+                gathered, text = await runner.call(_known, question, gathered, quoter)
+                pieces.append(text)
+                yield AnswerToken(text=text)
     except ReaderError as error:
         error.steps = tuple(steps)
         raise
     yield _answer(question, gathered, "".join(pieces), cost)
 
 
-def _drive(question: str, loop: Loop, reader: Reader, steps: list[Step]) -> Generator[Event, None, Gathered]:
-    reply: Reading | Odds = None
-    while True:
-        try:
-            asked = loop.send(reply)
-        except StopIteration as end:
-            gathered: Gathered = end.value
-            return gathered
-        if isinstance(asked, Weigh):
-            reply = _weigher(reader).weigh(question, asked.memory, asked.blocks)
-        elif isinstance(asked, Read) and asked.insist:
-            reply = _weigher(reader).read(question, asked.memory, asked.blocks, insist=True)
-        elif isinstance(asked, Read):
-            reply = reader.read(question, asked.memory, asked.blocks)
-        else:
-            reply = None
-            steps.append(asked)
-            yield asked
-
-
-def gathered(
-    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
+async def gathered(
+    question: str,
+    loop: Loop,
+    reader: Reader,
+    runner: Runner = INLINE,
+    *,
+    seconds: float | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> Gathered:
-    """Runs the loop without the answer's turn; each step is handed over when it is made."""
-    drive = _drive(question, loop, reader, [])
+    """Runs the loop without the answer's turn; each step is handed over when it is made. Arguments as of `events`."""
+    deadline = None if seconds is None else now() + seconds
+    async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
+        async for made in driven:
+            if isinstance(made, Gathered):
+                return made
+            on_step(made)
+    raise AssertionError("a loop ends with what it gathered")
+
+
+async def _driven(
+    question: str, loop: Loop, reader: Reader, runner: Runner, deadline: float | None
+) -> AsyncGenerator[Step | Gathered, None]:
+    """The steps of the loop as they are made, and last what it gathered."""
+    reply: Outcome = None
     while True:
-        try:
-            event = next(drive)
-        except StopIteration as end:
-            result: Gathered = end.value
-            return result
-        if isinstance(event, Step):
-            on_step(event)
-
-
-async def astream(question: str, loop: Loop, reader: Reader) -> AsyncIterator[Event]:
-    """`stream` for an event loop: the thinking runs in a thread, the reader's own waiting on the loop."""
-    steps: list[Step] = []
-    try:
-        reply: Reading | Odds = None
-        while True:
-            asked = await asyncio.to_thread(_advance, loop, reply)
-            reply = None
-            if isinstance(asked, Gathered):
-                break
-            if isinstance(asked, Read | Weigh):
-                reply = await _answered(question, asked, reader)
-            else:
-                steps.append(asked)
-                yield asked
-        pieces, cost = [], Usage()
-        async for piece in reader.awrite(question, asked.memory):
-            if isinstance(piece, Usage):
-                cost += piece
-            else:
-                pieces.append(piece)
-                yield AnswerToken(text=piece)
-    except ReaderError as error:
-        error.steps = tuple(steps)
-        raise
-    yield _answer(question, asked, "".join(pieces), cost)
-
-
-async def agathered(
-    question: str, loop: Loop, reader: Reader, on_step: Callable[[Step], None] = lambda step: None
-) -> Gathered:
-    """`gathered` for an event loop."""
-    reply: Reading | Odds = None
-    while True:
-        asked = await asyncio.to_thread(_advance, loop, reply)
+        asked = await runner.call(_advance, loop, reply)
         reply = None
-        if isinstance(asked, Gathered):
-            return asked
         if isinstance(asked, Read | Weigh):
-            reply = await _answered(question, asked, reader)
+            try:
+                reply = await runner.ask(question, asked, reader, deadline)
+            except OverdueError as late:
+                reply = late
         else:
-            on_step(asked)
+            yield asked
+            if isinstance(asked, Gathered):
+                return
+
+
+def _advance(loop: Loop, reply: Outcome) -> Read | Weigh | Step | Gathered:
+    # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
+    try:
+        return loop.send(reply)
+    except StopIteration as end:
+        result: Gathered = end.value
+        return result
 
 
 def _weigher(reader: Reader) -> WeighingReader:
@@ -117,21 +253,18 @@ def _weigher(reader: Reader) -> WeighingReader:
     return reader
 
 
-async def _answered(question: str, asked: Read | Weigh, reader: Reader) -> Reading | Odds:
-    if isinstance(asked, Weigh):
-        return await asyncio.to_thread(_weigher(reader).weigh, question, asked.memory, asked.blocks)
-    if asked.insist:
-        return await _weigher(reader).aread(question, asked.memory, asked.blocks, insist=True)
-    return await reader.aread(question, asked.memory, asked.blocks)
-
-
-def _advance(loop: Loop, reply: Reading | Odds) -> Read | Weigh | Step | Gathered:
-    # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
-    try:
-        return loop.send(reply)
-    except StopIteration as end:
-        result: Gathered = end.value
-        return result
+def _known(question: str, gathered: Gathered, quoter: Reader | None) -> tuple[Gathered, str]:
+    """An answer without a model: quotations of evidence or of the best blocks, else the notes as they are."""
+    memory = gathered.memory
+    if quoter and not memory.text.strip() and memory.blocks:
+        reading = quoter.read(question, memory, memory.blocks)
+        if reading.update:
+            gathered = replace(gathered, memory=reading.memory, kept=gathered.shown)
+    memory = gathered.memory
+    if quoter and memory.evidence:
+        quoted = "".join(piece for piece in quoter.write(question, memory) if isinstance(piece, str))
+        return replace(gathered, shown=()), quoted
+    return gathered, memory.text.strip() or TIME_UP
 
 
 def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer:

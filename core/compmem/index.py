@@ -1,10 +1,10 @@
 """The index: documents in, recalls and answers out. What an application holds."""
 
-import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,17 +13,19 @@ from compmem.adding import Adding
 from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
 from compmem.config import IndexConfig, RecallConfig
-from compmem.drivers import agathered, astream, gathered, stream
+from compmem.drivers import INLINE, THREADED, Runner, events, gathered, iterate, run
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.question import QuestionBench, Seen
+from compmem.readers import ExtractiveReader
 from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.roles import loop_of, reader_of, suited
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
+from compmem.threads import in_thread
 from compmem.view import Viewer
 
 Filter = Mapping[str, Any] | Sequence[Any]
@@ -253,16 +255,7 @@ class MemoryIndex:
         Raises:
             ValueError: The question is empty or overlong, k is below 1, or the filter is none.
         """
-        config = config or RecallConfig()
-        _check_k(k)
-        with self.bench(question, filter, config) as bench:
-            if _takes_one_pass(config):
-                return bench.one_pass(k)
-            reader = self.reader(bench.config, bench, writes=False)
-            with closing(
-                loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
-            ) as loop:
-                return bench.ranked(gathered(question, loop, reader, on_step), k)
+        return run(self._recalled(INLINE, question, k, filter, config, cancelled, on_step))
 
     async def arecall(
         self,
@@ -274,25 +267,34 @@ class MemoryIndex:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
-        config = config or RecallConfig()
-        _check_k(k)
-        stop = threading.Event()
+        settings, stop = config or RecallConfig(), threading.Event()
         try:
-            if config.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(config):
-                return await asyncio.to_thread(
-                    self.recall, question, k, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
-                )
-            bench_of = self.bench(question, filter, config)
-            bench = await asyncio.to_thread(bench_of.__enter__)
-            try:
-                reader = self.reader(bench.config, bench, writes=False)
-                loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=stop.is_set)
-                found = await agathered(question, loop, reader, on_step)
-                return await asyncio.to_thread(bench.ranked, found, k)
-            finally:
-                bench_of.__exit__(None, None, None)
+            if settings.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(settings):
+                work = partial(self.recall, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step)
+                return await in_thread(work, question, k)
+            return await self._recalled(THREADED, question, k, filter, config, stop.is_set, on_step)
         finally:
             stop.set()
+
+    async def _recalled(
+        self,
+        runner: Runner,
+        question: str,
+        k: int,
+        filter: Filter | None,
+        config: RecallConfig | None,
+        cancelled: Callable[[], bool],
+        on_step: Callable[[Step], None],
+    ) -> list[Recall]:
+        config = config or RecallConfig()
+        _check_k(k)
+        async with runner.entered(self.bench(question, filter, config)) as bench:
+            if _takes_one_pass(config):
+                return await runner.call(bench.one_pass, k)
+            reader = self.reader(bench.config, bench, writes=False)
+            loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
+            found = await gathered(question, loop, reader, runner, seconds=config.max_seconds, on_step=on_step)
+            return await runner.call(bench.ranked, found, k)
 
     def stream(
         self,
@@ -316,11 +318,7 @@ class MemoryIndex:
             ValueError: The question is empty or overlong, or the filter is none.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
-        config = config or RecallConfig()
-        with self.bench(question, filter, config) as bench:
-            reader = self.reader(bench.config, bench)
-            with closing(loop_of(bench, bench.config, bench.threshold, reader, cancelled=cancelled)) as loop:
-                yield from stream(question, loop, wrap(reader))
+        yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap))
 
     def answer(
         self,
@@ -344,26 +342,39 @@ class MemoryIndex:
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
-        config = config or RecallConfig()
         stop = threading.Event()
-        bench_of = self.bench(question, filter, config)
-        bench = await asyncio.to_thread(bench_of.__enter__)
         try:
-            reader = self.reader(bench.config, bench)
-            loop = loop_of(bench, bench.config, bench.threshold, reader, cancelled=stop.is_set)
-            async for event in astream(question, loop, wrap(reader)):
-                yield event
+            async with aclosing(self._events(THREADED, question, config, filter, stop.is_set, wrap)) as made:
+                async for event in made:
+                    yield event
         finally:
             stop.set()
-            bench_of.__exit__(None, None, None)
+
+    async def _events(
+        self,
+        runner: Runner,
+        question: str,
+        config: RecallConfig | None,
+        filter: Filter | None,
+        cancelled: Callable[[], bool],
+        wrap: Callable[[Reader], Reader],
+    ) -> AsyncGenerator[Event, None]:
+        async with runner.entered(self.bench(question, filter, config or RecallConfig())) as bench:
+            config = bench.config
+            reader = self.reader(config, bench)
+            loop = loop_of(bench, config, bench.threshold, reader, cancelled=cancelled)
+            quoter = None if bench.dense is None else ExtractiveReader(bench.viewer)
+            made = events(question, loop, wrap(reader), runner, seconds=config.max_seconds, quoter=quoter)
+            async with aclosing(made):
+                async for event in made:
+                    yield event
 
     async def aanswer(
         self, question: str, config: RecallConfig | None = None, *, filter: Filter | None = None
     ) -> Answer:
         """`answer` for an event loop."""
-        last: Event | None = None
-        async for event in self.astream(question, config, filter=filter):
-            last = event
+        async with aclosing(self.astream(question, config, filter=filter)) as made:
+            *_, last = [event async for event in made]
         assert isinstance(last, Answer)
         return last
 

@@ -1,9 +1,8 @@
 """The loop: candidates, gate, recall, read, working memory, again; then the answer.
 
-The loop does no waiting of its own. It is a generator that yields what it wants read and is sent the result; a
-synchronous and an asynchronous driver (`compmem.drivers`) run it, so sync, async, streamed, batched and cancelled
-answers are one piece of logic. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG
-are settings.
+The loop does no waiting of its own. It is a generator that yields what it wants read and is sent the result; one driver
+(`compmem.drivers`) runs it, so sync, async, streamed, batched and cancelled answers are one piece of logic. MemAgent
+(2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382) and plain RAG are settings.
 
 Three things set the default apart. After each update of the working memory first stage and gate are asked again. A
 block that was turned down stays a candidate, because its relevance may only show once more is known (35 % of
@@ -12,12 +11,12 @@ reads one: no step is spent on a block that it would pass over.
 """
 
 import math
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from compmem.config import RecallConfig
+from compmem.deadline import OverdueError, now
 from compmem.schema import ExitReason, MemoryBlock, Reading, Recall, Step, Usage, WorkingMemory
 
 WINDOW = 64
@@ -25,6 +24,9 @@ WINDOW = 64
 
 WEIGHED = 16
 """Blocks, those with the highest gate scores, that the reader is asked to weigh at once."""
+
+QUOTED = 3
+"""Blocks, those with the highest gate scores, to quote from where no reading was done in time."""
 
 
 class Bench(Protocol):
@@ -95,10 +97,14 @@ class _State:
     """The reader's log-odds that a block helps."""
     weighed_with: str | None = None
     """The working memory that those were given with."""
+    late: bool = False
+    """The reader was not done by the deadline."""
 
 
-Odds = list[float] | None
-Loop = Generator[Read | Weigh | Step, Reading | Odds, Gathered]
+Outcome = Reading | list[float] | OverdueError | None
+"""What a driver sends: for `Read` a reading, for `Weigh` odds or None, for both an error where it was not in time."""
+
+Loop = Generator[Read | Weigh | Step, Outcome, Gathered]
 
 
 def gather(
@@ -110,7 +116,7 @@ def gather(
     shown: int = 0,
     fallback: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = now,
 ) -> Loop:
     """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered.
 
@@ -138,7 +144,7 @@ def gather(
         if config.max_steps is not None and len(state.steps) >= config.max_steps:
             exited = "steps"
             break
-        if config.max_seconds is not None and clock() - began >= config.max_seconds:
+        if config.max_seconds is not None and clock() - began + _still_needed(state) >= config.max_seconds:
             exited = "seconds"
             break
         started = clock()
@@ -146,16 +152,27 @@ def gather(
         weighing = chosen is not None
         if chosen is None:
             chosen = next(picks, None)
+        if chosen:
+            step = yield from _step(bench, config, state, chosen, started, clock, insist=weighing)
+            yield step
+        if state.late:
+            exited = "seconds"
+            break
         if not chosen:
             break
-        step = yield from _step(bench, config, state, chosen, started, clock, insist=weighing)
-        yield step
         if config.exit_gate and step.exit:
             exited = "exit gate"
             break
+    if state.late and not state.memory.text:
+        shown = max(shown, QUOTED)
     recalls, memory = _shown(bench, state, shown)
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
     return Gathered(memory, tuple(state.steps), state.scores, tuple(state.kept), usage, exited, recalls)
+
+
+def _still_needed(state: _State) -> float:
+    """Seconds for another step and the answer, if each takes as long as the steps so far."""
+    return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
 
 
 def _shown(bench: Bench, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
@@ -174,7 +191,7 @@ def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock
 
 def _likeliest(
     bench: Bench, config: RecallConfig, threshold: float, state: _State
-) -> Generator[Weigh, Reading | Odds, list[int] | None]:  # fmt: skip
+) -> Generator[Weigh, Outcome, list[int] | None]:  # fmt: skip
     """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
 
     None where the reader cannot tell, or no gate puts some of many blocks first.
@@ -190,6 +207,9 @@ def _likeliest(
         likely = sorted(proposed, key=lambda n: (-gate[n], n))[:WEIGHED]
         odds = (yield Weigh(memory, tuple(bench.fetch(likely)))) if likely else []
         assert not isinstance(odds, Reading), "a driver answers Weigh with odds"
+        if isinstance(odds, OverdueError):
+            state.late = True
+            return []
         if odds is None:
             return None
         state.weighed = dict(zip(likely, odds, strict=True))
@@ -207,14 +227,17 @@ def _probability(log_odds: float) -> float:
 def _step(
     bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float],
     *, insist: bool,
-) -> Generator[Read, Reading | Odds, Step]:  # fmt: skip
+) -> Generator[Read, Outcome, Step]:  # fmt: skip
     blocks = bench.fetch(chosen)
     recalls = _recalls(state, chosen, blocks)
     reading = yield Read(state.memory, tuple(blocks), insist=insist)
+    state.late = isinstance(reading, OverdueError)
+    if isinstance(reading, OverdueError):
+        reading = Reading(memory=state.memory, update=False, exit=False)
     assert isinstance(reading, Reading), "a driver answers every Read"
-    state.usage += reading.usage + Usage(blocks_read=len(chosen))
+    state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
-    if reading.update or not config.update_gate:
+    if not state.late and (reading.update or not config.update_gate):
         state.memory = _newest(reading.memory, config.memory_tokens, bench.count_tokens)
         state.kept.extend(recalls)
     step = Step(
@@ -223,6 +246,7 @@ def _step(
         working_memory=state.memory.text,
         updated=reading.update,
         exit=reading.exit,
+        lost=state.late,
         backtracked=any(n in state.declined for n in chosen),
         candidates=state.proposed,
         seconds=clock() - started,

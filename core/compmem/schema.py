@@ -218,6 +218,8 @@ class Step:
     candidates: int
     """Blocks the first stage proposed for this step."""
     seconds: float
+    lost: bool = False
+    """The reader was not done by the deadline, `max_seconds`: nothing came of the step, and the loop ended."""
 
 
 ExitReason = Literal["exit gate", "nothing left", "steps", "seconds", "cancelled"]

@@ -12,6 +12,9 @@ from compmem.schema import Answer, Evidence, Recall, Step, Usage
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN: Final = 400
+_NOTHING_NEW: Final = "nothing new"
+_LATE: Final = "not read in time"
+_NOTHING: Final = (_NOTHING_NEW, _LATE)
 
 
 def printable(text: str) -> str:
@@ -39,8 +42,10 @@ def gained(step: Step, before: str) -> str:
 
 def gates(step: Step) -> list[str]:
     """What the gates of a step decided, in words."""
+    if step.lost:
+        return [_LATE]
     return [
-        "memory updated" if step.updated else "nothing new",
+        "memory updated" if step.updated else _NOTHING_NEW,
         *(["went back to a block turned down before"] if step.backtracked else []),
         *(["enough is known"] if step.exit else []),
     ]
@@ -156,7 +161,7 @@ def _page_steps(answer: Answer) -> Iterator[str]:
         reads = "\n".join(f"{_score(r.score)}\n<p class='meta'>{_html(place(r))}</p>" for r in step.recalls)
         kept = gained(step, before)
         pills = "".join(
-            f'<span class="pill{" yes" if word != "nothing new" else ""}">{_html(word)}</span>' for word in gates(step)
+            f'<span class="pill{" yes" if word not in _NOTHING else ""}">{_html(word)}</span>' for word in gates(step)
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>

@@ -27,6 +27,7 @@ from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stop import Stop
+from compmem.deadline import seconds_left
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
@@ -406,6 +407,7 @@ class Backbone:
         Raises:
             ValueError: A prompt does not fit in the context with what is to be written.
             MemoryError: One row alone does not fit on the device.
+            OverdueError: The time for a question is up.
         """
         rows_seeds = range(len(prompts)) if seeds is None else seeds
         if len(rows_seeds) != len(prompts):
@@ -423,6 +425,7 @@ class Backbone:
             )
             look = LOOK_EVERY if layout.ids.is_cuda else 1
             for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=look, role=role):
+                seconds_left()
                 for stop, tokens in zip(stops, made, strict=True):
                     stop.take(tokens)
                 if all(stop.done for stop in stops):
@@ -453,6 +456,7 @@ class Backbone:
         stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_circles)
         sampling = Sampling(temperature=temperature, seeds=[seed])
         for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=1, role=role):
+            seconds_left()
             yield from stop.take(made[0])
             if stop.done:
                 return

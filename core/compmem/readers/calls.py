@@ -45,7 +45,7 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
         ReaderError: The model failed, gave something that is not text, or is async inside a running event loop.
     """
     context, timed = copy_context(), seconds_left() is not None
-    reply = _in_time(context, _ask, chat, messages)
+    reply = _ask(chat, messages) if _is_async(chat) else _in_time(context, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _waited_for(reply, context)
     elif isinstance(reply, Iterator):
@@ -67,7 +67,7 @@ async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerato
     """
     context = copy_context()
     seconds_left()
-    if inspect.iscoroutinefunction(chat) or inspect.isasyncgenfunction(chat):
+    if _is_async(chat):
         reply = _ask(chat, messages)
     else:
         reply = await _threaded(context, _ask, chat, messages)
@@ -86,6 +86,11 @@ def _chat_errors() -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise ReaderError(f"the chat model failed: {type(error).__name__}{': ' if said else ''}{said}") from error
+
+
+def _is_async(chat: ChatModel) -> bool:
+    """Whether calling it only makes what is to be awaited."""
+    return inspect.iscoroutinefunction(chat) or inspect.isasyncgenfunction(chat)
 
 
 def _ask(chat: ChatModel, messages: Sequence[Message]) -> object:

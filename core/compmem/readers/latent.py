@@ -3,8 +3,8 @@
 Blocks stand left of the prompt as if the backbone had just read them; no text of theirs is in the prompt.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -14,6 +14,7 @@ from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.prompts import HELPS, LatentPrompts, StepPrompts
 from compmem.readers.replies import Spoken, thinks_untagged, understand
 from compmem.schema import KVStates, MemoryBlock, Reading, Usage, WorkingMemory
+from compmem.threads import in_thread
 
 OVERHEAD: Final = 256
 """Tokens of a structured reply beside the candidate memory: thoughts and tags."""
@@ -115,7 +116,7 @@ class LatentReader:
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
     ) -> Reading:
         """The same in a thread."""
-        return await asyncio.to_thread(self.read, question, memory, blocks, insist=insist)
+        return await in_thread(partial(self.read, question, memory, blocks, insist=insist))
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
         """The answer in pieces as they come, and last what it cost: behind the memory's blocks, or else from its text.
@@ -148,7 +149,7 @@ class LatentReader:
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same, each piece made in a thread."""
         pieces = self.write(question, memory)
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        while (piece := await in_thread(next, pieces, None)) is not None:
             yield piece
 
     def _fitting(self, states: list[KVStates], prompt: int) -> list[KVStates]:

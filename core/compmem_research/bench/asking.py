@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compmem.config import RecallConfig
-from compmem.drivers import gathered
+from compmem.drivers import gathered, run
 from compmem.index import MemoryIndex
 from compmem.question import QuestionBench
 from compmem.reasoner import Gathered
@@ -89,7 +89,7 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
         reader = index.reader(config, bench)
-        found = gathered(question, loop_of(watched, config, bench.threshold, reader), reader)
+        found = run(gathered(question, loop_of(watched, config, bench.threshold, reader), reader))
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:
             ranked = watched.order

@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from compmem.config import IndexConfig, RecallConfig
-from compmem.drivers import gathered
+from compmem.drivers import gathered, run
 from compmem.index import MemoryIndex
 from compmem.readers import ExtractiveReader
 from compmem.reasoner import gather
@@ -68,7 +68,7 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
         with index.bench(question.question, None, RecallConfig()) as bench:
             first = bench.propose("")
             steps = gather(bench, RecallConfig(), bench.threshold)
-            found = gathered(question.question, steps, ExtractiveReader(bench.viewer))
+            found = run(gathered(question.question, steps, ExtractiveReader(bench.viewer)))
             read = [r.block for s in found.steps for r in s.recalls]
             for name, blocks in zip(shares, (first, list(found.scores), read), strict=True):
                 held = question.gold & set(_documents(bench.fetch(blocks)))

@@ -15,7 +15,7 @@ from compmem.backbone import Backbone
 from compmem.config import RecallConfig
 from compmem.gate import LatentGate
 from compmem.readers import Reply, StepPrompts, spoken, understand
-from compmem.reasoner import Gathered, Odds, Read, Weigh, gather
+from compmem.reasoner import Gathered, Outcome, Read, Weigh, gather
 from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
 from compmem_research.training.running.device import precision
 
@@ -87,7 +87,7 @@ class Loop:
         notes = WorkingMemory(text=reply.update) if reply.update else before
         self.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
 
-    def advance(self, reading: Reading | Odds = None) -> None:
+    def advance(self, reading: Reading | Outcome = None) -> None:
         """Run until it wants blocks read or weighed, or to its end."""
         try:
             asked = self._loop.send(reading)
