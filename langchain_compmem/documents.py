@@ -42,6 +42,10 @@ class EmbeddingsEncoder:
         """Vectors of the texts `[texts, dim]`, in order."""
         return np.asarray(self.embeddings.embed_documents(list(texts)), dtype=np.float32)
 
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the questions `[texts, dim]`, in order."""
+        return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
+
 
 def opened(index: object) -> "compmem.MemoryIndex":
     """The index, or the one in that folder where a path is given.

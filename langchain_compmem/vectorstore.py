@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
@@ -197,8 +196,9 @@ class CompMemVectorStore(VectorStore):
             ValueError: As `similarity_search`, or the index has no encoder.
         """
         found = self.similarity_search(query, max(k, fetch_k), **kwargs)
-        asked, *vectors = self.memory.index.encoder.encode([query, *(document.page_content for document in found)])
-        chosen = maximal_marginal_relevance(np.asarray(asked), [list(v) for v in vectors], lambda_mult, k)
+        encoder = self.memory.index.encoder
+        vectors = encoder.encode([document.page_content for document in found])
+        chosen = maximal_marginal_relevance(encoder.encode_query([query])[0], vectors.tolist(), lambda_mult, k)
         return [found[number] for number in chosen]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:

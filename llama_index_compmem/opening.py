@@ -65,7 +65,7 @@ def as_encoder(model: BaseEmbedding | Encoder | None) -> Encoder | None:
 
 
 class EmbedModelEncoder:
-    """An embedding model of LlamaIndex as an encoder: questions and texts are embedded alike, as texts."""
+    """An embedding model of LlamaIndex as an encoder."""
 
     def __init__(self, model: BaseEmbedding) -> None:
         self._model = model
@@ -73,3 +73,7 @@ class EmbedModelEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of the texts `[texts, dim]`, in order."""
         return np.asarray(self._model.get_text_embedding_batch(list(texts)), dtype=np.float32)
+
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the questions `[texts, dim]`, in order."""
+        return np.asarray([self._model.get_query_embedding(text) for text in texts], dtype=np.float32)

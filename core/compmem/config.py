@@ -25,7 +25,9 @@ class IndexConfig:
     memory: Memory = "dense"
     """What a memory block holds: sentence vectors, or KV states of a backbone as well."""
     encoder: str | Encoder | None = DEFAULT_ENCODER
-    """Name or folder of a sentence-transformers model, or an object with `encode(texts)`."""
+    """Name or folder of a sentence-transformers model, such a model itself, or an object with `encode(texts)`.
+
+    Questions are encoded by the model's query prompt, or by the object's `encode_query(texts)` where it has one."""
     vectors: VectorType = "int8"
     """How vectors are stored: a byte or two a dimension."""
     search: Search = "exact"

@@ -19,7 +19,10 @@ Message = Mapping[str, str]
 
 
 class Encoder(Protocol):
-    """What turns texts into vectors. Any object with this one method fits; several threads may call it at once."""
+    """What turns texts into vectors. Any object with this one method fits; several threads may call it at once.
+
+    Where it also has `encode_query(texts)`, that encodes questions, and `encode_document(texts)` documents.
+    """
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors of the texts `[texts, dim]`, in order."""

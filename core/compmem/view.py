@@ -186,7 +186,8 @@ class Viewer:
     def _encode(self, texts: list[str]) -> Vectors:
         new = [t for t in dict.fromkeys(texts) if t not in self._vectors]
         if new:
-            self._vectors.update(zip(new, self.encoder.encode(new), strict=True))
+            encode = getattr(self.encoder, "encode_query", self.encoder.encode)
+            self._vectors.update(zip(new, encode(new), strict=True))
         return np.stack([self._vectors[t] for t in texts])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, Ranges, Shape, layer_norm, layers_of
 from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
+from compmem.encoder.prompts import Prompts, prompts_of
 from compmem.schema import Vectors
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,18 @@ class BertSettings:
     eps: float
     max_tokens: int
     pooling: Literal["mean", "cls"]
+    prompts: Prompts
 
     @classmethod
-    def read(cls, folder: Path) -> "BertSettings | None":
-        """Settings of a plain BERT that pools by mean or first token; None for anything else."""
+    def read(cls, folder: Path, name: str) -> "BertSettings | None":
+        """Settings of a plain BERT that pools by mean or first token; None for anything else.
+
+        Args:
+            folder: A sentence-transformers model folder.
+            name: What the model is called; it tells the prompts where the folder does not.
+        """
         try:
-            config, modules, sentence, pooling, prompts = (
+            config, modules, sentence, pooling, saved = (
                 json.loads((folder / name).read_text("utf-8"))
                 for name in (
                     "config.json", "modules.json", "sentence_bert_config.json",
@@ -75,7 +82,7 @@ class BertSettings:
             and kinds in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
             and modes in ({"pooling_mode_mean_tokens"}, {"pooling_mode_cls_token"})
             and not sentence.get("do_lower_case")
-            and not prompts.get("default_prompt_name")
+            and pooling.get("include_prompt", True)
             and (folder / "model.safetensors").exists()
             and (folder / "tokenizer.json").exists()
         )
@@ -90,6 +97,7 @@ class BertSettings:
             eps=config["layer_norm_eps"],
             max_tokens=min(limit, places),
             pooling="mean" if "pooling_mode_mean_tokens" in modes else "cls",
+            prompts=prompts_of(name, saved.get("prompts")),
         )
 
 
@@ -136,7 +144,7 @@ class Bert:
             self._layers, self.dtype = before, "float32"
 
     def _probe(self) -> Tensor:
-        vectors = self.encode(_CALIBRATION.split("\n"), False)
+        vectors = self._encode("", _CALIBRATION.split("\n"))
         return F.normalize(torch.from_numpy(vectors), dim=1)
 
     def _ranges(self, layers: Sequence[LayerWeights]) -> list["Ranges"]:
@@ -156,9 +164,16 @@ class Bert:
         return found
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        """Vectors of the texts `[texts, dim]`, not normalised."""
+        """Vectors of documents `[texts, dim]`, not normalised."""
+        return self._encode(self.settings.prompts.document, texts, show_progress)
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of questions `[texts, dim]`, not normalised."""
+        return self._encode(self.settings.prompts.query, texts)
+
+    def _encode(self, prompt: str, texts: Sequence[str], show_progress: bool = False) -> Vectors:
         limit = self.settings.max_tokens
-        rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts)]
+        rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts, prompt)]
         out = np.empty((len(rows), self.settings.dim), dtype=np.float32)
 
         def run(batch: list[int]) -> None:
@@ -217,7 +232,9 @@ class Bert:
         """Token rows, and for each its text's number, how far its tokens are shifted, and its window."""
         start, end = self._tokenizer.encode("").ids
         limit = self.settings.max_tokens - 2
-        heads = self._tokenizer.encode_batch([p.head for p in parts], add_special_tokens=False)
+        heads = self._tokenizer.encode_batch(
+            [self.settings.prompts.document + p.head for p in parts], add_special_tokens=False
+        )
         texts = self._tokenizer.encode_batch([p.text for p in parts], add_special_tokens=False)
         rows: list[list[int]] = []
         places: list[tuple[int, int, Window]] = []
@@ -229,13 +246,15 @@ class Bert:
         return rows, places
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text with the special ones."""
-        return [len(ids) for ids in self._ids(texts)]
+        """Tokens of each document with the special ones and the prompt's."""
+        return [len(ids) for ids in self._ids(texts, self.settings.prompts.document)]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
         out: list[list[int]] = []
         for at in range(0, len(texts), 1024):
-            out.extend(e.ids for e in self._tokenizer.encode_batch_fast(list(texts[at : at + 1024])))
+            out.extend(
+                e.ids for e in self._tokenizer.encode_batch_fast([prompt + text for text in texts[at : at + 1024]])
+            )
         return out
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Shape, Tensor]:

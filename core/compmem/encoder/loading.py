@@ -1,11 +1,14 @@
 """Texts to vectors: a sentence-transformers model by name or folder, or any object with `encode(texts)`.
 
+Questions and documents are encoded apart where a model tells them apart: by a prompt, or by methods of their own.
+
 Importing sentence_transformers takes five seconds and more, so BERT models that pool and normalise (MiniLM, E5, BGE and
 their like) are read straight from their folder; every other model goes through sentence_transformers.
 """
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +17,7 @@ import numpy as np
 
 from compmem.config import DEFAULT_ENCODER
 from compmem.encoder.parts import Parts, parts_as_texts
+from compmem.encoder.prompts import prompts_of
 from compmem.locks import Lock
 from compmem.schema import Encoder, Vectors
 
@@ -27,6 +31,8 @@ class _Engine(Protocol):
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors: ...
 
+    def encode_query(self, texts: Sequence[str]) -> Vectors: ...
+
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]: ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
@@ -39,7 +45,7 @@ class LoadedEncoder:
     name: str
     """What it was loaded by, or the class of the object given."""
     max_tokens: int
-    """Tokens it reads of a text; what follows is cut off."""
+    """Tokens it reads of a text, its prompt included; what follows is cut off."""
     dtype: str | None = None
     """What it computes in: a torch dtype's name or `int8`; None where that is the encoder's own matter."""
     _engine: _Engine = field(repr=False)
@@ -51,15 +57,26 @@ class LoadedEncoder:
         return self._dim[0] if self._dim else None
 
     def encode(self, texts: Sequence[str], *, show_progress: bool = False) -> Vectors:
-        """Unit vectors of the texts `[texts, dim]`, in order; `[0, dim]` for no texts.
+        """Unit vectors of documents `[texts, dim]`, in order; `[0, dim]` for no texts.
 
         Raises:
             ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row a text.
         """
+        return self._unit(texts, lambda: self._engine.encode(texts, show_progress))
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of questions `[texts, dim]`, in order; `[0, dim]` for no texts.
+
+        Raises:
+            ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row a text.
+        """
+        return self._unit(texts, lambda: self._engine.encode_query(texts))
+
+    def _unit(self, texts: Sequence[str], encode: Callable[[], Vectors]) -> Vectors:
         if not texts:
             return np.zeros((0, self.dim or 0), dtype=np.float32)
         _check_unicode(texts)
-        vectors = np.asarray(self._engine.encode(texts, show_progress), dtype=np.float32)
+        vectors = np.asarray(encode(), dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise ValueError(
                 f"encoder {self.name!r} gave {vectors.shape!r} for {len(texts)} texts: "
@@ -90,7 +107,10 @@ class LoadedEncoder:
         return out
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as the encoder reads it, special tokens included; an estimate for a foreign object."""
+        """Tokens of each document as the encoder reads it, with special tokens and prompt.
+
+        For an object that is no model of sentence-transformers it is an estimate.
+        """
         if not texts:
             return []
         _check_unicode(texts)
@@ -106,7 +126,7 @@ def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str |
     """The encoder of that name or folder, or around that object.
 
     Args:
-        spec: Folder or hub name of a sentence-transformers model; or an object with `encode(texts)`.
+        spec: Folder or hub name of a sentence-transformers model, or such a model itself; or any `Encoder`.
         device: Torch device. None: CUDA where there is one, else the CPU.
         dtype: Name of a torch dtype. None: the fastest that keeps the vectors.
 
@@ -115,12 +135,16 @@ def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str |
         OSError: Any other model that is neither on this machine nor can be fetched.
     """
     if not isinstance(spec, str):
-        return LoadedEncoder(name=type(spec).__name__, max_tokens=_FOREIGN_TOKENS, _engine=_Foreign(spec))
+        name = type(spec).__name__
+        if not _is_stock(spec):
+            return LoadedEncoder(name=name, max_tokens=_FOREIGN_TOKENS, _engine=_Foreign(spec))
+        stock = _Stock(spec, name)
+        return LoadedEncoder(name=name, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
     folder = _local_folder(spec)
     if folder is not None and (folder / "modules.json").exists():
         from compmem.encoder.bert import Bert, BertSettings
 
-        settings = BertSettings.read(folder)
+        settings = BertSettings.read(folder, spec)
     else:
         settings = None
     if folder is not None and settings is not None:
@@ -128,7 +152,7 @@ def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str |
         return LoadedEncoder(
             name=spec, max_tokens=settings.max_tokens, dtype=bert.dtype, _engine=bert, _dim=[settings.dim]
         )
-    stock = _Stock(spec, device, dtype)
+    stock = _Stock(stock_encoder(spec, device=device, dtype=dtype), spec)
     return LoadedEncoder(name=spec, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
 
 
@@ -164,13 +188,17 @@ def _local_folder(name: str) -> Path | None:
 
 
 class _Foreign:
-    """Any object with `encode(texts)`."""
+    """Any object with `encode(texts)`; `encode_query` and `encode_document` serve where it has them."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        self._documents: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_document", encoder.encode)
+        self._questions: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_query", encoder.encode)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        return self._encoder.encode(texts)
+        return self._documents(texts)
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        return self._questions(texts)
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
         return parts_as_texts(lambda texts: self.encode(texts, False), parts)
@@ -182,15 +210,23 @@ class _Foreign:
 class _Stock:
     """A model that only sentence_transformers can run."""
 
-    def __init__(self, name: str, device: str | None, dtype: str | None) -> None:
-        self._model = stock_encoder(name, device=device, dtype=dtype)
+    def __init__(self, model: Any, name: str) -> None:
+        self._model = model
+        self._prompts = prompts_of(name, model.prompts)
         self._lock = Lock()
         self.dim = int(self._model.get_embedding_dimension())
         self.max_tokens = int(self._model.max_seq_length or _FOREIGN_TOKENS)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
         with self._lock:
-            out: Vectors = self._model.encode(list(texts), show_progress_bar=show_progress, convert_to_numpy=True)
+            out: Vectors = self._model.encode_document(
+                list(texts), prompt=self._prompts.document, show_progress_bar=show_progress
+            )
+        return out
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        with self._lock:
+            out: Vectors = self._model.encode_query(list(texts), prompt=self._prompts.query, show_progress_bar=False)
         return out
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
@@ -198,8 +234,15 @@ class _Stock:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         with self._lock:
-            ids = self._model.tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
+            read = [self._prompts.document + text for text in texts]
+            ids = self._model.tokenizer(read, truncation=False, padding=False)["input_ids"]
         return [len(i) for i in ids]
+
+
+def _is_stock(spec: object) -> bool:
+    """Whether it is a `SentenceTransformer`; one that is not imported cannot be given."""
+    module = sys.modules.get("sentence_transformers")
+    return module is not None and isinstance(spec, module.SentenceTransformer)
 
 
 def stock_encoder(name: str, *, device: str | None = None, dtype: str | None = None) -> Any:

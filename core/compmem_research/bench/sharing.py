@@ -34,8 +34,12 @@ class ReadOnce:
     _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        """Vectors of the texts `[texts, dim]`; questions are not shared."""
+        """Vectors of documents `[texts, dim]`; only those that are read in parts are shared."""
         return self.inner.encode(texts, show_progress=show_progress)
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of questions `[texts, dim]`."""
+        return self.inner.encode_query(texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text."""
