@@ -205,7 +205,7 @@ def test_inside_a_retriever_query_engine_with_postprocessors(index):
         index.as_retriever(5),
         llm=FakeLLM(lambda prompt: "Tarnhill."),
         node_postprocessors=[
-            SimilarityPostprocessor(similarity_cutoff=0.1),
+            SimilarityPostprocessor(similarity_cutoff=0.3),
             LongContextReorder(),
         ],
     )

@@ -19,6 +19,9 @@ TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbo
 class Bench:
     """Block 3 bears on the question; block 1 bears on it only once `harbour` is known."""
 
+    looks_again = True
+    answerable = True
+
     def __init__(self):
         self.asked = []
 

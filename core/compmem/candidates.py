@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from compmem.config import Search
+from compmem.ranking import Standing
 from compmem.schema import Vectors
 from compmem.store import ChunkVectors
 from compmem.terms import NameKind
@@ -27,6 +28,9 @@ PER_NAME = 30
 
 PER_MENTION = 15
 """Blocks proposed because their text holds such a name."""
+
+RANKED = 100
+"""Blocks in each ranking by the question alone, from which the gate learns where a block stands."""
 
 BESIDE_FROM = 20_000
 """Blocks from which the dense and the lexical signals are asked side by side."""
@@ -156,7 +160,7 @@ def dense_search(vectors: ChunkVectors, kind: Search, device: str = "cpu") -> De
     return FaissSearch(vectors, "ivf-pq" if kind == "auto" else kind)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FirstStage:
     """What proposes blocks for one question: every signal asked with the view of question and working memory."""
 
@@ -168,6 +172,29 @@ class FirstStage:
     """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
     per_signal: int
     links: bool = True
+    _depth: int = RANKED
+    """Blocks in each ranking by the question alone."""
+    _nearest: list[int] | None = None
+    _worded: list[tuple[int, float]] | None = None
+
+    def nearest(self, k: int = RANKED) -> list[int]:
+        """The k blocks nearest to the question by the vector of the whole chunk, best first."""
+        if self._nearest is None or len(self._nearest) < min(k, len(self.lexicon)):
+            self._depth, self._nearest = max(k, self._depth), None
+            self._near(self.viewer.view(""))
+        assert self._nearest is not None
+        return self._nearest[:k]
+
+    def worded(self, k: int = RANKED) -> list[tuple[int, float]]:
+        """The k blocks that hold the question's terms best and their BM25 scores, best first."""
+        if self._worded is None or self._depth < k:
+            self._depth = max(k, self._depth)
+            self._worded = self._lexical(list(self.viewer.view("").weights), self._depth)
+        return self._worded[:k]
+
+    def standing(self, blocks: Sequence[int]) -> Standing:
+        """Where the searches for the question alone put these blocks."""
+        return Standing.of(blocks, self.nearest(), self.worded())
 
     def propose(self, memory: str) -> list[int]:
         """Numbers of the blocks that may bear on the question, each once, the strongest signal first."""
@@ -185,29 +212,26 @@ class FirstStage:
     def _near(self, view: View) -> list[list[int]]:
         """The nearest blocks to the question, then to it and each of the newest lines, in one pass over the vectors."""
         if self.dense is None:
+            self._nearest = []
             return [[]]
-        queries = np.vstack([view.question[None], view.joint[-JOINT_LINES:]])
-        first, *others = self.dense.search(queries, self.per_signal, self.admitted)
-        return [first, *(row[: self.per_signal // 2] for row in others)]
+        lines = view.joint[-JOINT_LINES:]
+        queries = lines if self._nearest is not None else np.vstack([view.question[None], lines])
+        found = self.dense.search(queries, max(self._depth, self.per_signal), self.admitted) if len(queries) else []
+        if self._nearest is None:
+            self._nearest, *found = found
+        return [self._nearest[: self.per_signal], *(row[: self.per_signal // 2] for row in found)]
 
     def _told(self, view: View) -> list[list[int]]:
         """The blocks that hold the question's terms best; what is missing of them; that and a newest line's names."""
-        found = [self.worded(list(view.weights), self.per_signal)]
+        found = [[n for n, _ in self.worded(max(RANKED, self.per_signal))[: self.per_signal]]]
         if view.lines:
             missing = [t for t in view.weights if t not in view.covered]
             asked = [missing, *([*missing, *line.capitals] for line in view.lines[-JOINT_LINES:])]
-            found += [self.worded(terms, self.per_signal // 2) for terms in asked]
+            found += [[n for n, _ in self._lexical(terms, self.per_signal // 2)] for terms in asked]
         return found
 
-    def nearest(self, queries: Vectors, k: int) -> list[int]:
-        """The k blocks nearest to each query `[queries, dim]`."""
-        if self.dense is None:
-            return []
-        return [n for row in self.dense.search(queries, k, self.admitted) for n in row]
-
-    def worded(self, terms: Sequence[str], k: int) -> list[int]:
-        """The k blocks that hold these terms best, by BM25."""
-        return [n for n, _ in self.lexicon.lexical(terms, k)] if terms else []
+    def _lexical(self, terms: Sequence[str], k: int) -> list[tuple[int, float]]:
+        return self.lexicon.lexical(terms, k) if terms else []
 
     def _linked(self, view: View) -> list[int]:
         """Blocks that answer to a name which the question or the memory holds, then blocks that mention it."""

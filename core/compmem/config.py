@@ -11,6 +11,8 @@ VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
+SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
+
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 

@@ -7,12 +7,12 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from compmem.adding import Adding
 from compmem.backbone import Backbone
 from compmem.candidates import DenseSearch, FirstStage, dense_search
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, RecallConfig, SearchMethod
 from compmem.drivers import INLINE, THREADED, Runner, events, gathered, iterate, run
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
@@ -241,27 +241,38 @@ class MemoryIndex:
         question: str,
         k: int = 8,
         *,
+        min_score: float = 0.0,
         filter: Filter | None = None,
         config: RecallConfig | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> list[Recall]:
-        """The k blocks that the question needs, best first; fewer only where the filter admits fewer.
+        """The k blocks that the question needs, best first; fewer where fewer bear on it.
 
-        The loop gathers them, so a block may be here for what another one said. `RecallConfig(max_steps=1,
-        reask=False)` takes one pass: candidates and gate with an empty working memory. `on_step` is told of each step
-        of the loop when it is made.
+        The loop gathers them, so a block may be here for what another one said. A block's score is the highest
+        probability that the gate gave it in any look: with an empty working memory or a later one. Where the first look
+        suffices, by the gate's own judgement, it is the only one, and nothing is read. `search` takes one pass always.
+
+        Args:
+            question: What is asked.
+            k: Most blocks.
+            min_score: Blocks with a lower score are left out.
+            filter: Which documents may be looked at.
+            config: How the loop goes.
+            cancelled: Asked before each step; true ends the loop there.
+            on_step: Called with each step of the loop when it is made.
 
         Raises:
             ValueError: The question is empty or overlong, k is below 1, or the filter is none.
         """
-        return run(self._recalled(INLINE, question, k, filter, config, cancelled, on_step))
+        return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step))
 
     async def arecall(
         self,
         question: str,
         k: int = 8,
         *,
+        min_score: float = 0.0,
         filter: Filter | None = None,
         config: RecallConfig | None = None,
         on_step: Callable[[Step], None] = lambda step: None,
@@ -270,9 +281,11 @@ class MemoryIndex:
         settings, stop = config or RecallConfig(), threading.Event()
         try:
             if settings.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(settings):
-                work = partial(self.recall, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step)
+                work = partial(
+                    self.recall, min_score=min_score, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
+                )
                 return await in_thread(work, question, k)
-            return await self._recalled(THREADED, question, k, filter, config, stop.is_set, on_step)
+            return await self._recalled(THREADED, question, k, min_score, filter, config, stop.is_set, on_step)
         finally:
             stop.set()
 
@@ -281,6 +294,7 @@ class MemoryIndex:
         runner: Runner,
         question: str,
         k: int,
+        min_score: float,
         filter: Filter | None,
         config: RecallConfig | None,
         cancelled: Callable[[], bool],
@@ -290,11 +304,54 @@ class MemoryIndex:
         _check_k(k)
         async with runner.entered(self.bench(question, filter, config)) as bench:
             if _takes_one_pass(config):
-                return await runner.call(bench.one_pass, k)
+                return bench.best(await runner.call(bench.search, "gate", k), k, min_score)
             reader = self.reader(bench.config, bench, writes=False)
             loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
             found = await gathered(question, loop, reader, runner, seconds=config.max_seconds, on_step=on_step)
-            return await runner.call(bench.ranked, found, k)
+            return await runner.call(bench.best, found.scores, k, min_score)
+
+    def search(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: SearchMethod = "gate",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+    ) -> list[Recall]:
+        """The k best blocks by one pass, without the loop, best first.
+
+        Args:
+            question: What is asked.
+            k: Most blocks.
+            method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
+                `"hybrid"`: vectors and BM25 fused by reciprocal ranks; 1 where both put a block first. `"dense"`:
+                cosine of the vectors. `"bm25"`: BM25 as a share of the best score.
+            min_score: Blocks with a lower score are left out.
+            filter: Which documents may be looked at.
+
+        Raises:
+            ValueError: The question is empty or overlong, k is below 1, the filter or the method is none, or the index
+                was made without an encoder and the method is not `"gate"`.
+        """
+        _check_k(k)
+        if method not in get_args(SearchMethod):
+            raise ValueError(f"method={method!r} must be one of {', '.join(map(repr, get_args(SearchMethod)))}")
+        with self.bench(question, filter, RecallConfig()) as bench:
+            return bench.best(bench.search(method, k), k, min_score)
+
+    async def asearch(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: SearchMethod = "gate",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+    ) -> list[Recall]:
+        """`search` for an event loop, which is never blocked."""
+        work = partial(self.search, method=method, min_score=min_score, filter=filter)
+        return await in_thread(work, question, k)
 
     def stream(
         self,

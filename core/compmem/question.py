@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compmem.candidates import FirstStage
-from compmem.config import RecallConfig
-from compmem.gate import Digest, GateHead, LatentGate, digests, features
+from compmem.candidates import RANKED, FirstStage
+from compmem.config import RecallConfig, SearchMethod
+from compmem.gate import Digest, FirstLook, GateHead, LatentGate, digests, features
 from compmem.locks import Lock
-from compmem.reasoner import Gathered
+from compmem.ranking import fuse
 from compmem.resident import Resident
-from compmem.schema import MemoryBlock, Recall
+from compmem.schema import MemoryBlock, Recall, Vectors
 from compmem.store import Snapshot
 from compmem.view import Viewer
 
@@ -46,6 +46,10 @@ class QuestionBench:
     """KV blocks on the device; None for dense memory."""
     seen: "Seen" = field(default_factory=lambda: Seen())
     """Blocks that were read and taken apart lately, for this or an earlier question."""
+    first_look: FirstLook | None = None
+    """What the dense gate made of the first candidates; None before, or where another gate serves."""
+    _first: dict[int, float] = field(default_factory=dict)
+    """Logits of the dense gate's first look, by block."""
     _digests: dict[int, tuple[Digest, ...]] = field(default_factory=dict)
     _blocks: dict[int, MemoryBlock] = field(default_factory=dict)
 
@@ -93,12 +97,22 @@ class QuestionBench:
             self._load(blocks)
             return [float(np.clip(max(d.vectors[0] @ asked for d in self._digests[n]), 0.0, 1.0)) for n in blocks]
         known = "" if self.config.gate == "question" else memory
-        with torch.inference_mode():
-            if self.latent is not None:
+        if self.latent is not None:
+            with torch.inference_mode():
                 return self._score_latent(self.latent, known, blocks)
-            if self.gate is not None:
-                return self._score_dense(self.gate, known, blocks)
+        if self.gate is not None:
+            return self._score_dense(self.gate, known, blocks)
         return [1.0] * len(blocks)
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether first stage and gate are to be asked again with each new working memory."""
+        return self.first_look is None or self.gate is None or self.first_look.more >= self.gate.more_threshold
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer at all."""
+        return self.first_look is None or self.gate is None or self.first_look.found >= self.gate.found_threshold
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks themselves, those of KV memory with their states on the device."""
@@ -113,41 +127,55 @@ class QuestionBench:
         """Tokens of a text, by the backbone's tokenizer for KV memory, else by the encoder's."""
         return self.count([text])[0]
 
-    def one_pass(self, k: int) -> list[Recall]:
-        """Candidates and gate with an empty working memory, best first."""
-        proposed = self.propose("")
-        return self._recalls(dict(zip(proposed, self.score("", proposed), strict=True)), k)
+    def search(self, method: SearchMethod, k: int) -> dict[int, float]:
+        """The scores of at least the k best blocks by one pass, in any order; see `MemoryIndex.search`."""
+        if method == "gate":
+            proposed = self.propose("")
+            return dict(zip(proposed, self.score("", proposed), strict=True))
+        if method == "bm25":
+            worded = self.stage.worded(k)
+            best = max((score for _, score in worded), default=1.0)
+            return {n: score / best for n, score in worded}
+        near = self.stage.nearest(max(k, RANKED))
+        if method == "hybrid":
+            return fuse([near, [n for n, _ in self.stage.worded(max(k, RANKED))]])
+        self._load(near[:k])
+        asked = self.viewer.view("").question
+        return {n: float(np.clip(self._vectors(n)[0] @ asked, 0.0, 1.0)) for n in near[:k]}
 
-    def ranked(self, found: Gathered, k: int) -> list[Recall]:
-        """What the loop gathered, best first."""
-        return self._recalls(found.scores, k)
+    def best(self, scores: Mapping[int, float], k: int, min_score: float = 0.0) -> list[Recall]:
+        """The k blocks with the highest scores, best first; fewer where fewer have at least `min_score`."""
+        enough = [n for n, score in scores.items() if score >= min_score]
+        numbers = sorted(enough, key=lambda n: (-scores[n], n))[:k]
+        self._load(numbers)
+        return [Recall(chunk=self._blocks[n].chunk, score=scores[n], block=n) for n in numbers]
+
+    def _vectors(self, block: int) -> Vectors:
+        vectors = self._blocks[block].vectors
+        assert vectors is not None, "a search by vectors needs dense memory"
+        return vectors
 
     def _score_dense(self, gate: GateHead, memory: str, blocks: Sequence[int]) -> list[float]:
-        """The highest score of each block's windows; a block of usual size is one window."""
+        """The first look where nothing was looked at or known yet; later looks keep in view what it said."""
         self._load(blocks)
-        windows = [d for n in blocks for d in self._digests[n]]
-        scores = gate.probabilities(features(self.viewer.view(memory), windows))
-        starts = np.cumsum([0, *(len(self._digests[n]) for n in blocks[:-1])])
-        return [float(p) for p in np.maximum.reduceat(scores, starts)]
+        rows = np.repeat(np.arange(len(blocks)), [len(self._digests[n]) for n in blocks])
+        own = features(self.viewer.view(memory), [d for n in blocks for d in self._digests[n]])
+        seen = np.array([n in self._first for n in blocks])
+        if not memory or not seen.any():
+            look = gate.look(own, self.stage.standing(blocks).take(rows), rows)
+            if not self._first:
+                self.first_look = look
+            self._first.update(zip(blocks, look.logits.tolist(), strict=True))
+            return [float(p) for p in look.probabilities]
+        looked = list(self._first.values())
+        lowest = min(looked)
+        first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
+        return [float(p) for p in gate.look_again(own, first, seen, rows)]
 
     def _score_latent(self, gate: LatentGate, memory: str, blocks: Sequence[int]) -> list[float]:
         assert self.resident is not None, "a gate on the backbone goes with KV memory"
         groups = self.resident.stream(blocks, self.snapshot.kv_states, size=GATED_AT_ONCE)
         return [p for states in groups for p in gate.probabilities(memory, states)]
-
-    def _recalls(self, scores: dict[int, float], k: int) -> list[Recall]:
-        best = sorted(scores, key=lambda n: (-scores[n], n))[:k]
-        if len(best) < k:  # the caller asked for k: the rest, below everything that was scored
-            best += self._rest(scores, k)[: k - len(best)]
-        self._load(best)
-        return [Recall(chunk=self._blocks[n].chunk, score=scores.get(n, 0.0), block=n) for n in best]
-
-    def _rest(self, scores: dict[int, float], k: int) -> list[int]:
-        """Blocks that were not scored: the nearest where there are vectors, else in document order."""
-        if self.dense is None:
-            return [n for n in self.propose("") if n not in scores]
-        asked = self.viewer.view("").question[None]
-        return list(dict.fromkeys(n for n in self.dense.nearest(asked, k + len(scores)) if n not in scores))
 
     def _load(self, blocks: Sequence[int]) -> None:
         new = [n for n in blocks if n not in self._blocks]

@@ -48,6 +48,16 @@ class Bench(Protocol):
         """Tokens of a text, for the budget of the working memory."""
         ...
 
+    @property
+    def looks_again(self) -> bool:
+        """Whether first stage and gate are to be asked again with each new working memory; known after the first."""
+        ...
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer at all; known once they are scored."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -74,7 +84,8 @@ class Gathered:
     memory: WorkingMemory
     steps: tuple[Step, ...]
     scores: dict[int, float]
-    """The last gate score of every block that was scored; a read block keeps the score it was read with."""
+    """The highest gate score of every block over all looks at it: the ranking keeps what an earlier look was sure of,
+    and a later working memory may raise a block. A block that was read without an update keeps its first score."""
     kept: tuple[Recall, ...]
     """Recalls whose step updated the memory, in reading order."""
     usage: Usage
@@ -88,6 +99,8 @@ class _State:
     memory: WorkingMemory = field(default_factory=WorkingMemory)
     steps: list[Step] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
+    first: dict[int, float] = field(default_factory=dict)
+    """The score of each block in the first look at it."""
     read: dict[int, Recall] = field(default_factory=dict)
     kept: list[Recall] = field(default_factory=list)
     declined: set[int] = field(default_factory=set)
@@ -115,6 +128,8 @@ def gather(
     weighs: bool = False,
     shown: int = 0,
     fallback: int = 0,
+    refuses: bool = False,
+    writes: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = now,
 ) -> Loop:
@@ -127,6 +142,8 @@ def gather(
         weighs: The reader can weigh blocks.
         shown: Most recalled blocks that the memory carries at the end.
         fallback: Blocks, the best, that are read together where all are turned down at first.
+        refuses: Nothing is read where the gate finds that nothing answers: no language model will judge for itself.
+        writes: An answer is written at the end. If not, nothing is read where the first look suffices for a ranking.
         cancelled: Asked before each step.
         clock: Tells seconds.
     """
@@ -134,7 +151,7 @@ def gather(
     if config.order == "document":
         picks = _in_order(bench, config, threshold, state)
     else:
-        picks = _best(bench, config, threshold, state, fallback)
+        picks = _best(bench, config, threshold, state, fallback=fallback, refuses=refuses, writes=writes)
     weighing = weighs and config.weighs
     exited: ExitReason = "nothing left"
     while True:
@@ -240,6 +257,8 @@ def _step(
     if not state.late and (reading.update or not config.update_gate):
         state.memory = _newest(reading.memory, config.memory_tokens, bench.count_tokens)
         state.kept.extend(recalls)
+    else:  # what a later look saw in them was not there
+        state.scores.update((n, state.first.get(n, 0.0)) for n in chosen)
     step = Step(
         number=len(state.steps) + 1,
         recalls=recalls,
@@ -258,24 +277,28 @@ def _step(
 def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, float]:
     scores = dict(zip(blocks, bench.score(state.memory.text, blocks), strict=True))
     state.usage += Usage(blocks_scored=len(blocks))
-    state.scores.update(scores)
+    for number, score in scores.items():
+        state.first.setdefault(number, score)
+        state.scores[number] = max(score, state.scores.get(number, 0.0))
     return scores
 
 
 def _best(
-    bench: Bench, config: RecallConfig, threshold: float, state: _State, fallback: int
+    bench: Bench, config: RecallConfig, threshold: float, state: _State, *, fallback: int, refuses: bool, writes: bool
 ) -> Iterator[list[int]]:  # fmt: skip
-    """Groups of blocks, best first; asked again after each step where the settings say so."""
+    """Groups of blocks, best first; asked again after each step where settings and first look say so."""
     seen_memory: str | None = None
     scores: dict[int, float] = {}
     while True:
-        if seen_memory is None or (config.reask and state.memory.text != seen_memory):
+        if seen_memory is None or (config.reask and state.memory.text != seen_memory and bench.looks_again):
             seen_memory = state.memory.text
             proposed = [n for n in bench.propose(seen_memory) if n not in state.read]
             if not config.backtrack:
                 proposed = [n for n in proposed if n not in state.declined]
             state.proposed = len(proposed)
             scores = _score(bench, state, proposed)
+            if not state.steps and ((refuses and not bench.answerable) or not (writes or bench.looks_again)):
+                return
         left = {n: s for n, s in scores.items() if n not in state.read}
         admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
         state.declined.update(n for n, s in left.items() if s < threshold)

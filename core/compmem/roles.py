@@ -76,4 +76,7 @@ def loop_of(
     weighs = isinstance(reader, WeighingReader) and reader.weighs
     shown = config.shown if writes and config.writer is not None else 0
     fallback = FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0
-    return gather(bench, config, threshold, weighs=weighs, shown=shown, fallback=fallback, cancelled=cancelled)
+    return gather(
+        bench, config, threshold, weighs=weighs, shown=shown, fallback=fallback,
+        refuses=isinstance(reader, ExtractiveReader), writes=writes, cancelled=cancelled,
+    )  # fmt: skip

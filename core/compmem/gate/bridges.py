@@ -61,6 +61,8 @@ def _told(view: View) -> list[_Told]:
 def _words(
     lines: Sequence[Line], capitals: Mapping[str, float], missing: Mapping[str, float], block: Digest
 ) -> list[float]:
+    if not lines:
+        return [0.0] * 4
     own = block.counts.keys() | block.title_terms
     bridge = 0.0
     for sentence in block.sentence_terms:
@@ -76,6 +78,8 @@ def _words(
 
 
 def _names(told: Sequence[_Told], block: Digest) -> list[float]:
+    if not told:
+        return [0.0] * 6
     held = [t for t in told if t.spaced in block.text]
     titles = [f" {t} " for t in block.titles]
     return [

@@ -74,32 +74,41 @@ def _dense(view: View, blocks: Sequence[Digest]) -> list[list[float]]:
 
 def _lexical(view: View, block: Digest) -> list[float]:
     total = sum(view.weights.values()) or 1.0
-    missing = {t: w for t, w in view.weights.items() if t not in view.covered}
-    open_weight = sum(missing.values()) or 1.0
-    held = {t for t in view.weights if t in block.counts or t in block.title_terms}
+    open_weight = sum(w for t, w in view.weights.items() if t not in view.covered) or 1.0
+    held = {t: w for t, w in view.weights.items() if t in block.counts or t in block.title_terms}
+    missing = {t: w for t, w in held.items() if t not in view.covered}
+    in_title = {t: w for t, w in held.items() if t in block.title_terms}
     saturation = 1.2 * (0.5 + 0.5 * block.length / 80)
-    score = sum(
-        view.weights[t] * 2.2 * n / (n + saturation)
-        for t in held
-        if (n := block.counts.get(t, 0) + 2 * (t in block.title_terms))
-    )
-    sentences = [s | block.title_terms for s in block.sentence_terms]
+    score = 0.0
+    for t, w in held.items():
+        n = block.counts.get(t, 0) + 2 * (t in in_title)
+        score += w * 2.2 * n / (n + saturation)
+    beside_title = [(t, w) for t, w in held.items() if t not in in_title]
     root_total = sum(view.roots.values()) or 1.0
     return [
         score / (2.2 * total),
-        sum(view.weights[t] for t in held) / total,
-        max(sum(w for t, w in view.weights.items() if t in s) for s in sentences) / total,
-        sum(w for t, w in missing.items() if t in held) / open_weight,
-        max(sum(w for t, w in missing.items() if t in s) for s in block.sentence_terms) / open_weight,
+        sum(held.values()) / total,
+        (sum(in_title.values()) + _best_sentence(beside_title, block)) / total,
+        sum(missing.values()) / open_weight,
+        _best_sentence(list(missing.items()), block) / open_weight,
         sum(w for r, w in view.roots.items() if r in block.roots) / root_total,
-        sum(view.weights[t] for t in block.title_terms if t in view.weights) / total,
+        sum(in_title.values()) / total,
         _share(block.title_terms, view.weights),
         max((_share(block.title_terms, line.terms) for line in view.lines), default=0.0),
     ]
 
 
+def _best_sentence(weights: Sequence[tuple[str, float]], block: Digest) -> float:
+    """The highest weight of these terms that one sentence holds."""
+    if not weights:
+        return 0.0
+    return max(sum(w for t, w in weights if t in sentence) for sentence in block.sentence_terms)
+
+
 def _links(view: View, block: Digest) -> list[float]:
     asked = [view.names[t] for t in block.titles if t in view.names]
+    if not view.lines and not view.names:
+        return [0.0] * 15
     told = [(line.mentions[t], line) for line in view.lines for t in block.titles if t in line.mentions]
     told = [(m, line) for m, line in told if m.name not in view.names]
     spoken = {n for line in view.lines for n in line.mentions}

@@ -1,58 +1,151 @@
-"""The dense gate: a small trained network over the features, calibrated, with its own threshold."""
+"""The dense gate: small trained networks over the features, calibrated, with thresholds of their own.
+
+Three networks: `first` scores the blocks of the first look, which knows the question alone; `later` scores blocks with
+a working memory, and sees what the first look said of each, so that it need not forget it; `question` tells of the
+whole question whether later looks will find more, and whether anything answers it.
+"""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compmem.errors import CheckpointError
-from compmem.gate.features import FEATURES
+from compmem.gate.listwise import (
+    FIRST_FEATURES,
+    LATER_FEATURES,
+    QUESTION_FEATURES,
+    first_features,
+    later_features,
+    question_features,
+)
+from compmem.ranking import Standing
 from compmem.schema import Vectors
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "dense_gate.safetensors"
-FORMAT = "compmem-dense-gate/1"
+FORMAT = "compmem-dense-gate/2"
+
+_FEATURES: Final = {"first": FIRST_FEATURES, "later": LATER_FEATURES, "question": QUESTION_FEATURES}
+_WIDEST: Final = 5.0
+"""Standard deviations from the mean at which a feature is cut: beyond them nothing was learned."""
+_LEAST_SCALE: Final = 0.05
 
 
-class GateHead(nn.Module):
-    """Features `[blocks, features]` -> logits `[blocks]`; `P = sigmoid(temperature * logit + bias)` is calibrated."""
+class Network(nn.Module):
+    """Features `[rows, size]` -> logits `[rows, outputs]`, the mean of `heads` networks of two hidden layers."""
 
     mean: Tensor
     scale: Tensor
-    calibration: Tensor
 
-    def __init__(self, hidden: int = 64, threshold: float = 0.5) -> None:
+    def __init__(self, size: int, hidden: int, outputs: int = 1, heads: int = 1) -> None:
         super().__init__()
-        size = len(FEATURES)
-        self.threshold = threshold
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
-        self.layers = nn.Sequential(
-            nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Linear(hidden // 2, 1)
-        )
+        self.one = nn.Parameter(_normal(heads, size, hidden))
+        self.one_bias = nn.Parameter(torch.zeros(heads, 1, hidden))
+        self.two = nn.Parameter(_normal(heads, hidden, hidden // 2))
+        self.two_bias = nn.Parameter(torch.zeros(heads, 1, hidden // 2))
+        self.out = nn.Parameter(_normal(heads, hidden // 2, outputs))
+        self.out_bias = nn.Parameter(torch.zeros(heads, 1, outputs))
+
+    def fit_scale(self, features: Tensor) -> None:
+        """Takes mean and deviation of each feature from these rows."""
+        self.mean.copy_(features.mean(0))
+        self.scale.copy_(features.std(0).clamp(min=_LEAST_SCALE))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Uncalibrated logits `[blocks]`."""
-        logits: Tensor = self.layers((features - self.mean) / self.scale)
-        return logits.squeeze(-1)
+        """Uncalibrated logits `[rows, outputs]`."""
+        return self.each(features).mean(0)
 
-    def probabilities(self, features: Vectors) -> Vectors:
-        """Calibrated probability that each block holds what the question needs, `[blocks]`."""
-        logits = self(torch.from_numpy(features))
-        slope, bias = self.calibration
-        return np.asarray(torch.sigmoid(slope * logits + bias).numpy(), dtype=np.float32)
+    def each(self, features: Tensor) -> Tensor:
+        """The logits of each of the networks, `[heads, rows, outputs]`."""
+        x = ((features - self.mean) / self.scale).clamp(-_WIDEST, _WIDEST)
+        hidden = nn.functional.gelu(x @ self.one + self.one_bias)
+        hidden = nn.functional.gelu(hidden @ self.two + self.two_bias)
+        return hidden @ self.out + self.out_bias
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What the gate makes of the candidates of a question, before anything is read."""
+
+    logits: Vectors
+    """`[blocks]`."""
+    probabilities: Vectors
+    """Calibrated probability that each block holds what the question needs, `[blocks]`."""
+    more: float
+    """Probability that looking again, with a working memory, finds what is missing here."""
+    found: float
+    """Probability that any of the blocks answers."""
+
+
+class GateHead(nn.Module):
+    """Scores the candidates of a question; see the module.
+
+    Attributes:
+        threshold: A block with a lower probability is not read.
+        more_threshold: The loop looks again where `FirstLook.more` is at least this.
+        found_threshold: Nothing is said to answer where `FirstLook.found` is lower.
+    """
+
+    calibration: Tensor
+    """Slope and bias of the logits of `first`, `later`, `more` and `found`, `[4, 2]`."""
+
+    def __init__(self, hidden: int = 64, heads: int = 1) -> None:
+        super().__init__()
+        self.threshold = 0.5
+        self.more_threshold = 0.5
+        self.found_threshold = 0.0
+        self.hidden, self.heads = hidden, heads
+        self.register_buffer("calibration", torch.tensor([[1.0, 0.0]] * 4))
+        self.first = Network(len(FIRST_FEATURES), hidden, heads=heads)
+        self.later = Network(len(LATER_FEATURES), hidden, heads=heads)
+        self.question = Network(len(QUESTION_FEATURES), hidden // 2, outputs=2, heads=heads)
+
+    @torch.inference_mode()
+    def look(self, own: Vectors, standing: Standing, rows: NDArray[np.int64]) -> FirstLook:
+        """The first look at a question's candidates.
+
+        Args:
+            own: Features of each window under the question, `[windows, len(FEATURES)]`.
+            standing: Places of each window's block in the first stage's searches, `[windows]`.
+            rows: The block of each window, from 0, rising; every block has one. `[windows]`.
+        """
+        features = first_features(own, standing)
+        logits = self.first(torch.from_numpy(features)).squeeze(-1).numpy()
+        starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
+        best = np.maximum.reduceat(logits, starts)
+        top = _best_windows(logits, best, rows, starts)
+        both = self.question(torch.from_numpy(question_features(own[top], features[top], best))[None])[0].numpy()
+        more, found = (float(self._calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
+        return FirstLook(best, self._calibrated(best, 0), more, found)
+
+    @torch.inference_mode()
+    def look_again(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
+        """The probability of each block with a working memory, `[blocks]`; arguments as of `later_features`."""
+        logits = self.later(torch.from_numpy(later_features(own, first, seen, rows))).squeeze(-1).numpy()
+        starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
+        return self._calibrated(np.maximum.reduceat(logits, starts), 1)
+
+    def _calibrated(self, logits: Vectors, of: int) -> Vectors:
+        slope, bias = self.calibration[of].tolist()
+        return np.asarray(1 / (1 + np.exp(-np.clip(slope * logits + bias, -60, 60))), dtype=np.float32)
 
     def save(self, path: Path) -> None:
-        """Writes weights, feature names and threshold to one safetensors file."""
+        """Writes weights, feature names and thresholds to one safetensors file."""
         facts = {
             "format": FORMAT,
-            "features": json.dumps(FEATURES),
-            "hidden": str(self.layers[0].out_features),
-            "threshold": repr(self.threshold),
+            "features": json.dumps(_FEATURES),
+            "hidden": str(self.hidden),
+            "heads": str(self.heads),
+            "thresholds": json.dumps([self.threshold, self.more_threshold, self.found_threshold]),
         }
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata=facts)
 
@@ -69,8 +162,21 @@ class GateHead(nn.Module):
             facts = file.metadata() or {}
             if facts.get("format") != FORMAT:
                 raise CheckpointError(f"{str(path)!r} is {facts.get('format')!r}, not {FORMAT!r}")
-            if tuple(json.loads(facts["features"])) != FEATURES:
+            if json.loads(facts["features"]) != json.loads(json.dumps(_FEATURES)):
                 raise CheckpointError(f"{str(path)!r} was trained on other features; train it again")
-            head = cls(int(facts["hidden"]), float(facts["threshold"]))
+            head = cls(int(facts["hidden"]), int(facts["heads"]))
+            head.threshold, head.more_threshold, head.found_threshold = json.loads(facts["thresholds"])
             head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
         return head.eval()
+
+
+def _normal(heads: int, size: int, out: int) -> Tensor:
+    return torch.randn(heads, size, out) / size**0.5
+
+
+def _best_windows(
+    logits: Vectors, best: Vectors, rows: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The first window of each block that has its highest logit."""
+    hits = np.flatnonzero(logits == best[rows])
+    return hits[np.searchsorted(hits, starts)]

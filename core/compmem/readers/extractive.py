@@ -7,20 +7,23 @@ import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.terms import STOPWORDS, heading_over, root, terms, words
+from compmem.terms import heading_over, terms, words
 from compmem.view import View, Viewer
 
 KEPT = 3
 """Most sentences kept of one block."""
 
 QUOTED = 3
-"""Most sentences quoted in an answer."""
+"""Sentences quoted in an answer."""
 
 BEARING = 0.25
 """A sentence below this score does not bear on the question."""
 
-COVERED = 0.98
-"""Share of the question's weight that the memory must cover before the exit gate opens."""
+AS_GOOD = 0.9
+"""Share of the best sentence's score from which a sentence is quoted too: a question may have several answers."""
+
+MOST_QUOTED = 12
+"""Most sentences quoted in an answer where several are as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class ExtractiveReader:
     viewer: Viewer
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The memory with the best sentences of these blocks added."""
+        """The memory with the best sentences of these blocks added; when to stop is left to the gate."""
         view = self.viewer.view(memory.text)
         known = set(memory.text.split("\n"))
         found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
@@ -39,8 +42,7 @@ class ExtractiveReader:
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for _, line in found if line not in known)]),
             evidence=(*memory.evidence, *new),
         )
-        enough = _covered(view, kept.text) >= COVERED
-        return Reading(memory=kept, update=any(e.score >= BEARING for e in new), exit=enough and bool(new))
+        return Reading(memory=kept, update=any(e.score >= BEARING for e in new), exit=False)
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same: it never waits for anything."""
@@ -100,19 +102,14 @@ def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Ve
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
 
 
-def _covered(view: View, text: str) -> float:
-    held = {root(w) for w in words(text) if w not in STOPWORDS}
-    total = sum(view.roots.values())
-    return sum(w for r, w in view.roots.items() if r in held) / total if total else 0.0
-
-
 def _supporting(view: View, evidence: Sequence[Evidence]) -> list[Evidence]:
-    """Greedy cover of the question by the best sentence of each chunk, the shorter first where two are as good."""
+    """The best sentence of each of the best chunks, in reading order; more where more are as good as the best."""
     best: dict[str, Evidence] = {}
     for item in evidence:
         held = best.get(item.chunk.id)
         if held is None or (item.score, -len(item.text)) > (held.score, -len(held.text)):
             best[item.chunk.id] = item
-    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))[:QUOTED]
-    chosen = {id(e) for e in ranked}
+    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
+    as_good = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= AS_GOOD * ranked[0].score]
+    chosen = {id(e) for e in [*ranked[:QUOTED], *as_good]}
     return [e for e in best.values() if id(e) in chosen]

@@ -94,7 +94,7 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         if watched.order is not None:
             ranked = watched.order
         else:
-            ranked = [r.block for r in bench.ranked(found, RECALLED)] if config.gate != "off" else []
+            ranked = [r.block for r in bench.best(found.scores, RECALLED)] if config.gate != "off" else []
         return Told(text=text, found=found, cost=cost, proposed=list(watched.proposed), ranked=ranked)
 
 

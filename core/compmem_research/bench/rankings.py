@@ -1,13 +1,11 @@
 """Rankings by the question alone: what one-shot RAG reads, and what the loop is compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from compmem.question import QuestionBench
-
-FUSION = 60
-"""Rank offset of reciprocal-rank fusion (Cormack et al. 2009)."""
+from compmem.ranking import fuse
 
 FUSED_OF = 100
 """First blocks of each ranking that are fused."""
@@ -18,17 +16,17 @@ Rank = Callable[[QuestionBench, int], list[int]]
 
 def dense(bench: QuestionBench, k: int) -> list[int]:
     """The nearest blocks by the vector of the whole block."""
-    return bench.stage.nearest(bench.viewer.view("").question[None], k)
+    return bench.stage.nearest(k)
 
 
 def bm25(bench: QuestionBench, k: int) -> list[int]:
     """The best blocks by BM25."""
-    return bench.stage.worded(list(bench.viewer.view("").weights), k)
+    return [n for n, _ in bench.stage.worded(k)]
 
 
 def fused(bench: QuestionBench, k: int) -> list[int]:
     """Both, by reciprocal-rank fusion of the first hundred each."""
-    return fuse([dense(bench, FUSED_OF), bm25(bench, FUSED_OF)])[:k]
+    return list(fuse([dense(bench, FUSED_OF), bm25(bench, FUSED_OF)]))[:k]
 
 
 def by_sentence(bench: QuestionBench, k: int) -> list[int]:
@@ -41,12 +39,3 @@ def by_sentence(bench: QuestionBench, k: int) -> list[int]:
         if block.vectors is not None and len(block.vectors) > 1
     ]
     return [numbers[i] for i in np.argsort(-np.asarray(nearest), kind="stable")[:k]]
-
-
-def fuse(rankings: Sequence[Sequence[int]]) -> list[int]:
-    """One ranking of several, by reciprocal ranks."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, number in enumerate(ranking, 1):
-            scores[number] = scores.get(number, 0.0) + 1 / (FUSION + rank)
-    return sorted(scores, key=lambda n: -scores[n])

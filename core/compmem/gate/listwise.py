@@ -1,0 +1,174 @@
+"""How each block stands among the candidates of its question: ranks, standard scores, margins, and the list's shape.
+
+A gate that sees absolute numbers alone cannot carry over to documents that it was not trained on: how near the best
+passage is differs from one collection to the next. What carries over is a block's place in its own list, for each
+signal, and how clearly that signal parts the best from the rest.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.gate.features import FEATURES
+from compmem.ranking import FUSION, Standing, rank_of, reciprocal
+from compmem.schema import Vectors
+
+SIGNALS = ("question_chunk", "question_sentence", "lexical", "coverage")
+"""Features that are ranked within the list, beside the BM25 score of the first stage."""
+
+_TOP = 10
+"""Blocks of each ranking whose overlap is counted."""
+
+_RANKED = (*SIGNALS, "bm25")
+
+STANDING_FEATURES = (
+    *(f"{signal}_{kind}" for signal in _RANKED for kind in ("reciprocal", "log_rank", "standard", "margin")),
+    "fused_reciprocal", "fused_log_rank", "fused_score", "dense_reciprocal_rank", "bm25_reciprocal_rank",
+    *(f"list_{signal}_{kind}" for signal in _RANKED for kind in ("peak", "gap", "gap5")),
+    "list_overlap", "list_bm25_of_dense", "list_dense_of_bm25", "list_sentence_of_dense", "list_size", "list_has_terms",
+)  # fmt: skip
+"""The features by name, in the order of the columns; those that begin with `list_` are the same for a whole list."""
+
+OF_QUESTION = (
+    "question_chunk", "question_sentence", "question_second", "lexical", "coverage", "coverage_sentence",
+    "coverage_roots", "title_coverage", "title_in_question", "named_in_question", "named_in_question_weight",
+    "named_in_question_capital", "named_in_question_shared", "names_question", "names_question_weight",
+    "asked_spoken", "asked_spoken_weight", "asked_spoken_missed", "names_total", "length",
+)  # fmt: skip
+"""Features that do not depend on the working memory."""
+
+FIRST_FEATURES = (*OF_QUESTION, *STANDING_FEATURES)
+"""What the gate sees of a block in the first look, with an empty working memory."""
+
+_LATER_RANKED = ("joint_chunk", "joint_sentence", "coverage_missing_sentence", "fresh", "spoken_weight")
+
+LATER_FEATURES = (
+    *FEATURES,
+    *(f"{signal}_{kind}" for signal in _LATER_RANKED for kind in ("reciprocal", "standard", "margin")),
+    "first_logit", "first_reciprocal", "first_log_rank", "first_margin", "first_seen", "first_best", "first_best_two",
+)  # fmt: skip
+"""What the gate sees of a block in later looks: question and memory, and what the first look said of the block."""
+
+_OF_BEST = (
+    "question_chunk", "question_sentence", "coverage", "coverage_sentence", "coverage_roots", "title_coverage",
+    "title_in_question", "named_in_question_weight", "names_question", "names_total", "asked_spoken_missed",
+)  # fmt: skip
+
+_OF_LIST = tuple(name for name in STANDING_FEATURES if name.startswith("list_"))
+
+QUESTION_FEATURES = (
+    "logit1", "logit2", "logit3", "logit5", "logit10", "gap", "expected",
+    *_OF_LIST,
+    *(f"best_{name}" for name in _OF_BEST),
+    *(f"second_{name}" for name in _OF_BEST),
+)  # fmt: skip
+"""What tells of a whole question after the first look: whether more looks help, and whether anything answers."""
+
+
+def standing_features(own: Vectors, standing: Standing) -> Vectors:
+    """Each block's standing in this list of candidates, `[blocks, len(STANDING_FEATURES)]`.
+
+    Args:
+        own: The blocks' features under the question, `[blocks, len(FEATURES)]`.
+        standing: Their places in the first stage's searches.
+    """
+    count = len(own)
+    if not count:
+        return np.zeros((0, len(STANDING_FEATURES)), np.float32)
+    columns: list[Vectors] = []
+    shape: list[float] = []
+    ranks: dict[str, NDArray[np.int64]] = {}
+    signals = {name: own[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": standing.score}
+    for name, values in signals.items():
+        rank = ranks[name] = rank_of(values)
+        mean, deviation = float(values.mean()), float(values.std()) + 1e-4
+        best = np.sort(values)[::-1]
+        columns += [
+            1 / (1 + rank),
+            np.log1p(rank) / 5,
+            np.clip((values - mean) / deviation, -4, 8) / 3,
+            np.clip((best[0] - values) / deviation, 0, 8) / 3,
+        ]
+        shape += [
+            min((best[0] - mean) / deviation, 8) / 4,
+            min((best[0] - best[min(1, count - 1)]) / deviation, 4) / 2,
+            min((best[0] - best[min(4, count - 1)]) / deviation, 6) / 3,
+        ]
+    fused = reciprocal(standing.dense, FUSION) + reciprocal(standing.bm25, FUSION)
+    rank = rank_of(fused)
+    columns += [1 / (1 + rank), np.log1p(rank) / 5, 30 * fused, reciprocal(standing.dense), reciprocal(standing.bm25)]
+    nearest, heaviest = int(ranks["question_chunk"].argmin()), int(ranks["bm25"].argmin())
+    shape += [
+        _overlap(ranks["question_chunk"], ranks["bm25"]),
+        1 / (1 + ranks["bm25"][nearest]),
+        1 / (1 + ranks["question_chunk"][heaviest]),
+        1 / (1 + ranks["question_sentence"][nearest]),
+        np.log1p(count) / 6,
+        float(standing.score.max() > 0),
+    ]
+    return np.column_stack([*columns, np.tile(shape, (count, 1))]).astype(np.float32)
+
+
+def first_features(own: Vectors, standing: Standing) -> Vectors:
+    """What the first look sees of each block, `[blocks, len(FIRST_FEATURES)]`; see `standing_features`."""
+    return np.concatenate([own[:, _columns(OF_QUESTION)], standing_features(own, standing)], axis=1)
+
+
+def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
+    """What a later look sees, `[windows, len(LATER_FEATURES)]`.
+
+    Args:
+        own: Features of each window under question and memory, `[windows, len(FEATURES)]`.
+        first: Logits of the first look of every block that it saw, `[seen]`, then those of the blocks in question:
+            `[seen + blocks]`, where one that it did not see has the lowest.
+        seen: Whether the first look saw each block in question, `[blocks]`.
+        rows: The block of each window, `[windows]`.
+    """
+    columns = []
+    for name in _LATER_RANKED:
+        values = own[:, FEATURES.index(name)]
+        deviation = float(values.std()) + 1e-4
+        columns += [
+            1 / (1 + rank_of(values)),
+            np.clip((values - values.mean()) / deviation, -4, 8) / 3,
+            np.clip((values.max() - values) / deviation, 0, 8) / 3,
+        ]
+    looked, logits = first[: len(first) - len(seen)], first[len(first) - len(seen) :]
+    falling = np.sort(looked)[::-1]
+    rank = np.searchsorted(-falling, -logits, side="left")
+    of_first = np.column_stack([
+        logits / 4, 1 / (1 + rank), np.log1p(rank) / 5, (falling[0] - logits) / 4, seen,
+        np.full(len(seen), falling[0] / 4), np.full(len(seen), falling[:2].sum() / 8),
+    ])  # fmt: skip
+    return np.concatenate([own, np.column_stack(columns), of_first[rows]], axis=1).astype(np.float32)
+
+
+def question_features(own: Vectors, first: Vectors, logits: Vectors) -> Vectors:
+    """What the first look tells of the whole question, `[len(QUESTION_FEATURES)]`.
+
+    Args:
+        own: Features of each block's best window, `[blocks, len(FEATURES)]`, at least one block.
+        first: Its features of the first look, `[blocks, len(FIRST_FEATURES)]`.
+        logits: Logits of the first look, `[blocks]`.
+    """
+    order = np.argsort(-logits, kind="stable")
+    falling = logits[order]
+    places = [falling[min(n, len(falling)) - 1] for n in (1, 2, 3, 5, 10)]
+    of_best = [own[order[min(n, len(order) - 1)], _columns(_OF_BEST)] for n in (0, 1)]
+    return np.concatenate([
+        np.asarray(places) / 4,
+        [(places[0] - places[1]) / 4, float(np.sum(1 / (1 + np.exp(-logits.astype(float))))) / 3],
+        first[order[0], [FIRST_FEATURES.index(name) for name in _OF_LIST]],
+        *of_best,
+    ]).astype(np.float32)  # fmt: skip
+
+
+def _columns(names: Sequence[str]) -> list[int]:
+    return [FEATURES.index(name) for name in names]
+
+
+def _overlap(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    top = min(_TOP, len(one))
+    first, second = (set(np.argsort(r, kind="stable")[:top].tolist()) for r in (one, other))
+    return len(first & second) / top
