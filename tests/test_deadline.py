@@ -151,7 +151,7 @@ def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, 
 @both
 def test_a_writer_that_hangs_is_replaced_by_quotations(index, hung, clock, how):
     chat = models(hung, [])["plain"]
-    answer = asked(index, how, RecallConfig(chat=chat, writer="chat", max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(chat=chat, writer="chat", threshold=0.0, max_seconds=LONG), clock)
     assert answer.exited == "seconds"
     assert "Lloyd insures Harbour House." in answer.text
 
@@ -192,7 +192,7 @@ async def test_a_recall_ranks_what_was_scored_and_a_reader_of_ones_own_is_cancel
 
     steps = []
     found = await index.arecall(
-        QUESTION, 2, config=RecallConfig(reader=Own(), max_seconds=BRIEFLY), on_step=steps.append
+        QUESTION, 2, config=RecallConfig(reader=Own(), gate="similarity", max_seconds=BRIEFLY), on_step=steps.append
     )
     assert {r.chunk.document_id for r in found} == {"lease", "policy"}
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)

@@ -282,8 +282,9 @@ class MemoryIndex:
         try:
             if settings.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(settings):
                 work = partial(
-                    self.recall, min_score=min_score, filter=filter, config=config, cancelled=stop.is_set, on_step=on_step
-                )
+                    self.recall, min_score=min_score, filter=filter, config=config,
+                    cancelled=stop.is_set, on_step=on_step,
+                )  # fmt: skip
                 return await in_thread(work, question, k)
             return await self._recalled(THREADED, question, k, min_score, filter, config, stop.is_set, on_step)
         finally:

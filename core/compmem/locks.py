@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import filelock  # noqa: F401  its own wait for a fork, registered first, comes after ours: a writer needs it to end
 
@@ -22,7 +22,7 @@ class Lock:
     def __init__(self, *, forks_wait: bool = False) -> None:
         self.forks_wait = forks_wait
         self._lock = threading.RLock()
-        self._held: list[threading._RLock] = []
+        self._held: list[Any] = []
         self._owner: int | None = None
         _locks.add(self)
 
@@ -55,7 +55,7 @@ class Lock:
         self._lock = threading.RLock()
         self._owner = None
 
-    def _took(self, lock: "threading._RLock") -> None:
+    def _took(self, lock: Any) -> None:
         self._held.append(lock)
         self._owner = threading.get_ident()
 

@@ -48,7 +48,7 @@ def _of_numpy(value: "np.generic[Any]") -> Any:
         return _checked(str(value))
     if isinstance(value, np.floating):
         return float(value)
-    if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
+    if value.dtype.kind in "iu":
         return int(value)
     raise ValueError(f"a value of type {type(value).__name__}")
 
