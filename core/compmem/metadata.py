@@ -42,14 +42,15 @@ def plain(value: Any) -> Any:
 
 
 def _of_numpy(value: "np.generic[Any]") -> Any:
-    if isinstance(value, np.str_ | np.bool_):
-        return value.item()
-    if isinstance(value, np.datetime64):
-        return _checked(str(value))
-    if isinstance(value, np.floating):
-        return float(value)
-    if value.dtype.kind in "iu":
+    kind = value.dtype.kind
+    if kind in "iu":
         return int(value)
+    if kind == "f":
+        return float(value)
+    if kind in "bU":
+        return value.item()
+    if kind == "M":
+        return _checked(str(value))
     raise ValueError(f"a value of type {type(value).__name__}")
 
 

@@ -72,7 +72,7 @@ class AdmittedWords:
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
         """Admitted blocks in which these words follow one another, in document order."""
         found = lexical.with_phrase(self.rows, words, -1, *self._range())
-        return found[self._is_admitted(found)][: max(limit, 0)].tolist()
+        return [int(number) for number in found[self._is_admitted(found)][: max(limit, 0)]]
 
     def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The admitted blocks that answer to each name, titles first; names that none answers to are left out."""
