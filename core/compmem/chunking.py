@@ -23,13 +23,13 @@ _LONGEST_HEADING = 120
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*$")
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 _RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
 _NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
 _CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
 _DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
 _NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
-_BORDER = re.compile(r".*[\s、，；：]", re.DOTALL)
+_BORDERS = "、，；："
 
 _BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
 _CODE_LINE = re.compile(
@@ -37,12 +37,12 @@ _CODE_LINE = re.compile(
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*(?:->.*)?:?\s*$|.*[;{}]\s*$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
-_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*"
+_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: nothing is tried twice
 _END = re.compile(
-    rf"[。！？｡｡।؟۔]+{_CLOSERS}"
-    rf"|．+(?!\d){_CLOSERS}"
-    rf"|[.!?…]+{_CLOSERS}(?=\s)"
-    rf"|(?<=[\uac00-\ud7af])[.!?]+{_CLOSERS}(?=[\uac00-\ud7af])"
+    rf"[。！？｡｡।؟۔]++{_CLOSERS}"
+    rf"|(?<!．)．++(?!\d){_CLOSERS}"
+    rf"|(?<![.!?…])[.!?…]++{_CLOSERS}(?=\s)"
+    rf"|(?<=[\uac00-\ud7af])[.!?]++{_CLOSERS}(?=[\uac00-\ud7af])"
 )
 _QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
 _AFTER_QUOTE = tuple("とっはがをにのもで、,，")
@@ -287,8 +287,8 @@ def _cut(text: str, start: int, end: int, size: int) -> int:
     """The last word border within `size` characters of `start`; there, where the text has none."""
     if end - start <= size:
         return end if size > 1 or end - start == 1 else start + 1
-    border = _BORDER.match(text, start, start + size)
-    return border.end() if border else start + size
+    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BORDERS)
+    return next(borders, start + size)
 
 
 def _pack(units: Sequence[_Unit], limit: int) -> list[list[_Unit]]:
@@ -364,8 +364,8 @@ def _heading(
     """Level, title and number of lines of the heading that begins with line `i`."""
     if not line or len(line) > _LONGEST_HEADING:
         return None
-    if (match := _ATX.match(line)) and match[2]:
-        return len(match[1]), match[2].strip(), 1
+    if (match := _ATX.match(line)) and (title := match[2].rstrip("#").strip()):
+        return len(match[1]), title, 1
     if not blank:
         return None
 

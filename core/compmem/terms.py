@@ -18,7 +18,7 @@ _HANGUL = "\u1100-\u11ff\uac00-\ud7af"
 _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
-_ASIDE = re.compile(r"\s*[(（][^()（）]*[)）]\s*$")
+_ASIDE = re.compile(r"[(（][^()（）]*+[)）]\s*+$")
 _DEFINED = re.compile(
     r"^[ \t]*(?:class|def|async def|module|package)[ \t]+([\w.]+)"
     r"|^[ \t]*([\w.]+)\([^()\n]*\)\s*(?:->|$)"

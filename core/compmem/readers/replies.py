@@ -7,6 +7,8 @@ from compmem.errors import ReaderError
 
 # Blanks are bounded so that no text takes more than linear time.
 _TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}(think|check|update|next)(?:(?<=k)ing)?\s{0,9}>", re.IGNORECASE)
+_LONGEST_TAG = 48
+"""Characters, and some more, of the longest tag."""
 _FENCED = re.compile(r"\s*```[^\n]*\n(.*)", re.DOTALL)
 _FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
 _YES_NO = re.compile(r"\W{0,99}(yes|no)\b", re.IGNORECASE)
@@ -67,23 +69,36 @@ class Spoken:
     """
 
     def __init__(self, *, hold: bool) -> None:
-        self.heard = ""
+        self._pieces: list[str] = []
+        self._start = ""
+        self._end = ""
         self._hold = hold
         self._speaking = False
         self._spoke = False
 
     def feed(self, piece: str) -> str:
         """What can be passed on after this piece."""
-        self.heard += piece
+        self._pieces.append(piece)
         if self._speaking:
             return self._passed(piece)
-        start = self.heard.lstrip()
-        if after := _after_thoughts(self.heard):
-            start = self.heard[after:]
-        elif self._hold or not start or _MAY_THINK.match(start):
+        # Only the first and the last characters are looked at, so that a long thought is not read again and again.
+        if len(self._start) < _LONGEST_TAG:
+            self._start = (self._start + piece).lstrip()[:_LONGEST_TAG]
+        recent = self._end + piece
+        self._end = recent[-_LONGEST_TAG:]
+        if after := _after_thoughts(recent):
+            start = recent[after:]
+        elif self._hold or not self._start or _MAY_THINK.match(self._start):
             return ""
+        else:
+            start = self.heard.lstrip()
         self._speaking = True
         return self._passed(start)
+
+    @property
+    def heard(self) -> str:
+        """All that was said so far, thoughts too."""
+        return "".join(self._pieces)
 
     def rest(self) -> str:
         """What was kept back and turned out to be no thought.
