@@ -26,6 +26,7 @@ from compmem.roles import loop_of, reader_of, suited
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.threads import in_thread
+from compmem.valid import valid
 from compmem.view import Viewer
 
 Filter = Mapping[str, Any] | Sequence[Any]
@@ -51,12 +52,14 @@ class MemoryIndex:
         device: str | None = None,
         dtype: str | None = None,
         resident_bytes: int = RESIDENT_BYTES,
+        fetch_encoder: bool = True,
+        fetch_backbone: bool | None = None,
     ) -> None:
         self.store = store
         self.config = config
         self._models = Models(
             store, config, encoder=encoder, backbone=backbone, gate=gate, device=device, dtype=dtype,
-            resident_bytes=resident_bytes,
+            resident_bytes=resident_bytes, fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
         )  # fmt: skip
         self._seen = Seen()
         self._dense: tuple[int, DenseSearch] | None = None
@@ -86,7 +89,7 @@ class MemoryIndex:
         Raises:
             ValueError: The path is a file, or a folder that holds something already.
         """
-        config = config or IndexConfig()
+        config = _with_absolute_folders(config or IndexConfig())
         check_budget(resident_bytes)
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
         return cls(store, config, backbone=backbone, device=device, dtype=dtype, resident_bytes=resident_bytes)
@@ -101,17 +104,21 @@ class MemoryIndex:
         device: str | None = None,
         dtype: str | None = None,
         resident_bytes: int = RESIDENT_BYTES,
+        allow_download: bool = False,
     ) -> Self:
         """The index in a folder, by this or another process.
 
         Args:
             path: The folder.
-            encoder: Only where the index was made with an object: that object again.
+            encoder: Where the index was made with an object: that object again. The name of an encoder that may be
+                fetched or that is a relative folder.
             backbone: Only where the backbone lies elsewhere now, or is loaded already: its folder, or itself. Its
                 weights are compared when they are loaded.
             device: Torch device of the models. None: CUDA where there is one, else the CPU.
             dtype: Name of a torch dtype. None: the fastest that keeps the results.
             resident_bytes: KV blocks kept on the device between questions, in bytes.
+            allow_download: Models that the index names may be fetched from the hub. Otherwise they are used from this
+                machine only: an absolute folder, the hub's cache, or what ships with packages.
 
         Raises:
             StoreError: There is no index there.
@@ -126,15 +133,19 @@ class MemoryIndex:
                 f"{str(path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: open it with encoder="
             )
         given = named if encoder is None else encoder
-        if _encoder_name(given) != named:
+        if named not in (_encoder_name(given), _absolute(_encoder_name(given))):
             raise IncompatibleStoreError(
                 f"{str(path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
             )
         if isinstance(backbone, str):
             kept["backbone"] = backbone
         config = IndexConfig(**{**kept, "encoder": given})
+        by_name = None if isinstance(backbone, str) else False
         loaded = None if isinstance(backbone, str) else backbone
-        index = cls(store, config, backbone=loaded, device=device, dtype=dtype, resident_bytes=resident_bytes)
+        index = cls(
+            store, config, backbone=loaded, device=device, dtype=dtype, resident_bytes=resident_bytes,
+            fetch_encoder=allow_download or encoder is not None, fetch_backbone=allow_download or by_name,
+        )  # fmt: skip
         if loaded is not None:
             index._models.check_backbone(loaded)
         return index
@@ -482,6 +493,7 @@ class MemoryIndex:
         Raises:
             ValueError: The question is empty or overlong, or the filter is none.
         """
+        question = valid(question)
         if not question.strip():
             raise ValueError("the question is empty")
         if len(question) > LONGEST_QUESTION:
@@ -550,6 +562,17 @@ def _takes_one_pass(config: RecallConfig) -> bool:
 def _check_k(k: int) -> None:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k={k!r} must be a whole number of at least 1")
+
+
+def _absolute(name: str | None) -> str | None:
+    """The name; the absolute path where it is a folder here."""
+    return name if name is None or not Path(name).is_dir() else str(Path(name).absolute())
+
+
+def _with_absolute_folders(config: IndexConfig) -> IndexConfig:
+    """The settings with folders that mean the same from every working folder."""
+    encoder = _absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
+    return dataclasses.replace(config, encoder=encoder, backbone=_absolute(config.backbone))
 
 
 def _encoder_name(encoder: str | Encoder | None) -> str | None:

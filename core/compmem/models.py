@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
+from compmem.backbone.checkpoint import is_named
 from compmem.compressor import DenseCompressor, KVCompressor, chunk_ids
 from compmem.config import IndexConfig
 from compmem.encoder import LoadedEncoder, load_encoder
@@ -40,10 +41,14 @@ class Models:
         device: str | None,
         dtype: str | None,
         resident_bytes: int,
+        fetch_encoder: bool = True,
+        fetch_backbone: bool | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.resident_bytes = resident_bytes
+        self._fetch_encoder = fetch_encoder
+        self._fetch_backbone = fetch_backbone
         self._store = store
         self._config = config
         self._encoder = encoder
@@ -66,7 +71,11 @@ class Models:
             if self._encoder is None:
                 if self._config.encoder is None:
                     raise ValueError("this index was made with encoder=None, so it has no encoder")
-                self._encoder = load_encoder(self._config.encoder, device=self.device, dtype=self.dtype)
+                if not self._fetch_encoder:
+                    self._check_name("encoder", self._config.encoder)
+                self._encoder = load_encoder(
+                    self._config.encoder, device=self.device, dtype=self.dtype, allow_download=self._fetch_encoder
+                )
             self._check_encoder(self._encoder)
             return self._encoder
 
@@ -83,7 +92,11 @@ class Models:
             if self._config.memory != "kv" or self._config.backbone is None:
                 raise ValueError("this index holds dense memory, which has no backbone: make one with memory='kv'")
             if self._backbone is None:
-                self._backbone = Backbone.load(self._config.backbone, device=self.device, dtype=self.dtype)
+                if self._fetch_backbone is False:
+                    self._check_name("backbone", self._config.backbone)
+                self._backbone = Backbone.load(
+                    self._config.backbone, device=self.device, dtype=self.dtype, allow_download=self._fetch_backbone
+                )
                 memory = self._backbone.memory
                 if memory.trained and memory.ratio != self._ratio(self._backbone):
                     log.warning(
@@ -200,6 +213,14 @@ class Models:
                     f"compresses at ratio={self._ratio(backbone)!r} now"
                 )
         self._checked.add(id(backbone))
+
+    def _check_name(self, part: str, name: object) -> None:
+        """Refuse a name read from the index that stands for another folder in each working folder."""
+        if isinstance(name, str) and not is_named(name):
+            raise IncompatibleStoreError(
+                f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "
+                f"this machine: open the index with {part}={name!r} if that folder is meant"
+            )
 
     def _check_encoder(self, encoder: LoadedEncoder) -> None:
         if id(encoder) in self._checked:

@@ -64,7 +64,8 @@ class Backbone:
         self.threshold = parts.threshold
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
-        self._control = _control_tokens(parts.tokenizer)
+        self._control = _control_tokens(parts.tokenizer, special=True)
+        self._added = _control_tokens(parts.tokenizer, special=False)
         self._head = head(parts.tokenizer)
 
     @classmethod
@@ -76,6 +77,7 @@ class Backbone:
         dtype: str | torch.dtype | None = None,
         ratio: int | None = None,
         graphs: bool | None = None,
+        allow_download: bool | None = None,
     ) -> "Backbone":
         """Load a stock pretrained model, a folder in the public LycheeMemory format, or one saved here.
 
@@ -85,13 +87,18 @@ class Backbone:
             dtype: Of weights and states. None: the checkpoint's own; float32 for the embedded one on a CPU.
             ratio: Compression ratio. None: the checkpoint's own.
             graphs: Decode in slots of fixed size, by CUDA graph on a GPU. None: on a GPU.
+            allow_download: What may be fetched from the hub. None: the model of this name, but not a base model that
+                its folder names; True: both; False: neither.
 
         Raises:
             CheckpointError: The folder lacks something, or holds something this cannot run.
             ValueError: The device or dtype is not there.
         """
         place = device_of(device)
-        return cls(checkpoint.load(name, device=place, dtype=dtype_of(dtype), ratio=ratio), graphs=graphs)
+        return cls(
+            checkpoint.load(name, device=place, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download),
+            graphs=graphs,
+        )
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
@@ -199,8 +206,18 @@ class Backbone:
         return digest.hexdigest()[:32]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added; a control token spelled in it stays the letters that it is."""
-        cuts = [0, *(found.start() + 1 for found in self._control.finditer(text)), len(text)]
+        """Token ids of a text from outside, nothing added: no token of the tokenizer's own list is in them.
+
+        A token spelled in the text stays the letters that it is, whether the tokenizer calls it special or not.
+        """
+        return self._cut_at(self._added, text)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Token ids of a reply that the model should write: tags that are tokens of their own are that."""
+        return self._cut_at(self._control, text)
+
+    def _cut_at(self, tokens: re.Pattern[str], text: str) -> list[int]:
+        cuts = [0, *(found.start() + 1 for found in tokens.finditer(text)), len(text)]
         return [i for a, b in pairwise(cuts) for i in self.tokenizer.encode(text[a:b], add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -502,9 +519,10 @@ def _slots(row: Sequence[KVStates]) -> int:
     return sum(states.keys.shape[2] for states in row)
 
 
-def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """What finds a tokenizer's control tokens in a text."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+def _control_tokens(tokenizer: Any, *, special: bool) -> re.Pattern[str]:
+    """What finds a tokenizer's added tokens in a text, or only the special ones; runs of blanks are no such tokens."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or not special}
+    added = {token for token in added if token.strip()}
     spelled = sorted({t for t in (*added, *tokenizer.all_special_tokens) if len(t) > 1}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 

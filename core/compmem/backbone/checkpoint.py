@@ -45,15 +45,24 @@ class Parts:
     """Gate score from which on a block is let through."""
 
 
-def load(name: str | Path, *, device: torch.device, dtype: torch.dtype | None, ratio: int | None) -> Parts:
+def load(
+    name: str | Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    ratio: int | None,
+    allow_download: bool | None = None,
+) -> Parts:
     """Load a model with its memory.
+
+    With `allow_download` None, the model of that name may be fetched, but not another one that its folder names.
 
     Raises:
         CheckpointError: The folder lacks something, or holds something this cannot run.
     """
-    folder = _find(name)
+    folder = _find(name, fetch=allow_download is not False)
     settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
-    stock = folder if (folder / "config.json").exists() else _find(_field(settings, "base", folder))
+    stock = folder if (folder / "config.json").exists() else _base(settings, folder, bool(allow_download))
     config = _read_json(stock / "config.json")
     check_family(config, str(stock))
     if dtype is None and folder == _SHIPPED and device.type == "cpu":
@@ -123,7 +132,22 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
         parameter.data.copy_(tensor)
 
 
-def _find(name: str | Path) -> Path:
+def _base(settings: Mapping[str, Any], folder: Path, fetch: bool) -> Path:
+    """The folder of the model that a checkpoint names; a folder's name counts only where it is absolute."""
+    base = str(_field(settings, "base", folder))
+    if not is_named(base):
+        raise CheckpointError(f"{str(folder)!r} names the folder {base!r}, which is not absolute, as its base")
+    return _find(base, fetch=fetch)
+
+
+def is_named(name: str) -> bool:
+    """Whether a name that the caller did not choose may be looked up: an absolute folder here, or a model's name."""
+    if name.startswith(("//", "\\\\")):  # another machine's folder, which asking for may give a password away
+        return False
+    return Path(name).is_absolute() or not Path(name).is_dir()
+
+
+def _find(name: str | Path, *, fetch: bool = True) -> Path:
     if str(name) == EMBEDDED:
         if not (_SHIPPED / "config.json").exists():
             raise CheckpointError(
@@ -138,8 +162,13 @@ def _find(name: str | Path) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
+        return Path(snapshot_download(str(name), allow_patterns=patterns, local_files_only=not fetch))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        if not fetch:
+            raise CheckpointError(
+                f"the model {str(name)!r} is not on this machine, and its name was read from a file: give the name "
+                "itself, or allow_download=True to fetch it"
+            ) from error
         raise CheckpointError(
             f"{str(name)!r} is no folder, and no model of that name could be fetched: {error}"
         ) from error
@@ -197,7 +226,12 @@ def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
     try:
         with _quietly():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                folder,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{str(folder)!r} cannot be loaded: {error}") from error
@@ -230,7 +264,7 @@ def _load_tokenizer(folder: Path) -> Any:
     # AutoTokenizer puts a family's own splitting rules in place of those in tokenizer.json, without a word.
     cls = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
     try:
-        return cls.from_pretrained(folder)
+        return cls.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
 

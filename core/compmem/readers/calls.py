@@ -28,6 +28,7 @@ from compmem.deadline import OverdueError, seconds_left
 from compmem.errors import ReaderError
 from compmem.schema import Message
 from compmem.threads import chat_calls
+from compmem.valid import valid
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ def _next(stream: Iterator[object]) -> object:
 def _text(piece: object) -> str:
     if not isinstance(piece, str):
         raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
-    return piece
+    return valid(piece)
 
 
 def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:

@@ -1,8 +1,8 @@
 """The chat reader: any chat model reads recalled blocks, writes the working memory and the answer.
 
 Each step asks for GRU-Mem's structured reply (2602.10560): thoughts, the update gate, the candidate memory, the exit
-gate. Document text is untrusted. It is quoted between `<block>` tags after every `<` in it that could open or close
-one of our tags, or a control token of a chat template, became `&lt;`; and only the model's reply is ever parsed.
+gate. Document text is untrusted. It is quoted between `<block>` tags after what could open or close a tag or a control
+token in it was escaped (see `quoting`); and only the model's reply is ever parsed.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Final
 from compmem.errors import ReaderError
 from compmem.readers.calls import ChatModel, apieces, pieces
 from compmem.readers.fitting import LEAST, Shown, fitted, packed
+from compmem.readers.quoting import Unquoting, quoted, unquoted
 from compmem.readers.replies import Spoken, thinks_untagged, understand
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Usage, WorkingMemory
 from compmem.terms import terms
@@ -36,13 +37,6 @@ _FIELDS: Final = {
     "answer": {"question", "memory"},
     "from_blocks": {"question", "blocks"},
 }
-_OURS = re.compile(
-    r"<(?=\s{0,9}/?\s{0,9}(?:think|thinking|check|update|next|question|memory|block|answer)\b"
-    r"|\||\s{0,9}/?\s{0,9}s\s{0,9}>|(?:start|end)_of_turn>)",
-    re.IGNORECASE,
-)
-
-
 ANSWER: Final = """\
 <question>
 {question}
@@ -241,12 +235,12 @@ class ChatReader:
         if messages is None:
             yield from (NOTHING_FOUND, Usage())
             return
-        answer = Spoken(hold=self._thinks_untagged)
+        answer, plain = Spoken(hold=self._thinks_untagged), Unquoting()
         with contextlib.closing(pieces(self._chat, messages)) as stream:
             for piece in stream:
-                if text := answer.feed(piece):
+                if text := plain.feed(answer.feed(piece)):
                     yield text
-        if rest := answer.rest():
+        if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         yield self._usage(messages, answer.heard)
 
@@ -257,12 +251,12 @@ class ChatReader:
             yield NOTHING_FOUND
             yield Usage()
             return
-        answer = Spoken(hold=self._thinks_untagged)
+        answer, plain = Spoken(hold=self._thinks_untagged), Unquoting()
         async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
             async for piece in stream:
-                if text := answer.feed(piece):
+                if text := plain.feed(answer.feed(piece)):
                     yield text
-        if rest := answer.rest():
+        if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         yield self._usage(messages, answer.heard)
 
@@ -277,14 +271,14 @@ class ChatReader:
         template = self.prompts.update if self.structured else self.prompts.overwrite
         groups = [[self._shown(block) for block in blocks]]
         if self.prompt_tokens is not None:
-            space = self._space(template, question=_quoted(question), memory="", blocks="") - self.memory_tokens
+            space = self._space(template, question=quoted(question), memory="", blocks="") - self.memory_tokens
             groups = packed(groups[0], self._enough(space), self._count)
         update = end = False
         usage = Usage()
         for group in groups:
-            notes = _quoted(self._last_part(memory.text)) or "(none yet)"
+            notes = quoted(self._last_part(memory.text)) or "(none yet)"
             shown = "\n".join(map(str, group))
-            messages = self._messages(template, question=_quoted(question), memory=notes, blocks=shown)
+            messages = self._messages(template, question=quoted(question), memory=notes, blocks=shown)
             reply = yield messages
             reading = self._reading(reply, memory, messages)
             usage += reading.usage
@@ -306,16 +300,16 @@ class ChatReader:
         if memory.blocks:
             shown = [self._shown(block) for block in memory.blocks]
             if self.prompt_tokens is not None:
-                space = self._space(self.prompts.from_blocks, question=_quoted(question), blocks="")
+                space = self._space(self.prompts.from_blocks, question=quoted(question), blocks="")
                 asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
                 shown = fitted(shown, self._enough(space), asked, self._count)
             blocks = "\n".join(map(str, shown))
-            return self._messages(self.prompts.from_blocks, question=_quoted(question), blocks=blocks)
+            return self._messages(self.prompts.from_blocks, question=quoted(question), blocks=blocks)
         if not memory.text.strip():
             return None
-        self._enough(self._space(self.prompts.answer, question=_quoted(question), memory="") - self.memory_tokens)
-        notes = _quoted(self._last_part(memory.text))
-        return self._messages(self.prompts.answer, question=_quoted(question), memory=notes)
+        self._enough(self._space(self.prompts.answer, question=quoted(question), memory="") - self.memory_tokens)
+        notes = quoted(self._last_part(memory.text))
+        return self._messages(self.prompts.answer, question=quoted(question), memory=notes)
 
     def _space(self, template: str, **parts: str) -> int:
         """Tokens that a prompt of these parts leaves."""
@@ -334,11 +328,11 @@ class ChatReader:
     def _shown(self, block: MemoryBlock) -> Shown:
         """A block as the model sees it, parted around its text."""
         chunk = block.chunk
-        text = _quoted(chunk.text.strip())
+        text = quoted(chunk.text.strip())
         rendered = None if self._render is None else self._render(chunk)
         if rendered is None:
             return Shown("\n".join(["<block>", *_above(chunk), "text:", ""]), text, "\n</block>")
-        before, found, after = _quoted(rendered).partition(text or "\0")
+        before, found, after = quoted(rendered).partition(text or "\0")
         if not found:  # what is rendered is all there is to read
             before, text, after = "", before, ""
         return Shown(f"<block>\n{before}", text, f"{after}\n</block>")
@@ -355,7 +349,7 @@ class ChatReader:
         usage = self._usage(messages, text, malformed=reply is None)
         if reply is None:
             return Reading(memory=memory, update=False, exit=False, usage=usage)
-        candidate = WorkingMemory(text=self._last_part(reply.update)) if reply.update else memory
+        candidate = WorkingMemory(text=self._last_part(unquoted(reply.update))) if reply.update else memory
         return Reading(memory=candidate, update=reply.check, exit=reply.end, usage=usage)
 
     def _last_part(self, text: str) -> str:
@@ -382,11 +376,6 @@ class ChatReader:
         )
 
 
-def _quoted(text: str) -> str:
-    """The text with nothing in it that could be taken for one of our tags or for a chat template's control token."""
-    return _OURS.sub("&lt;", text)
-
-
 def _above(chunk: Chunk) -> list[str]:
     """What stands above a chunk's text: title, headings and context, each on a line."""
     named = [
@@ -394,4 +383,4 @@ def _above(chunk: Chunk) -> list[str]:
         ("section: ", " > ".join(chunk.headings)),
         *(("", c) for c in chunk.context_lines()),
     ]
-    return [f"{label}{_quoted(' '.join(value.split()))}" for label, value in named if value.strip()]
+    return [f"{label}{quoted(' '.join(value.split()))}" for label, value in named if value.strip()]

@@ -148,9 +148,9 @@ class StepPrompts:
         self._step = backbone.prompt(prompts.update if structured else prompts.overwrite)
         self._answer = backbone.prompt(prompts.answer)
         self._from_blocks = backbone.prompt(prompts.from_blocks)
-        self.helps = backbone.encode(HELPS)
+        self.helps = backbone.encode_reply(HELPS)
         """Token ids that a step's reply begins with where its blocks help."""
-        other = backbone.encode(_HELPS_NOT)
+        other = backbone.encode_reply(_HELPS_NOT)
         self._fork = next(i for i, (yes, no) in enumerate(zip(self.helps, other, strict=False)) if yes != no)
         self._yes, self._no = self.helps[self._fork], other[self._fork]
         self.weighs = structured and "<think>" not in prompts.update

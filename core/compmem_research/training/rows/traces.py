@@ -126,7 +126,7 @@ def answer_example(prompts: StepPrompts, question: str, memory: str, answer: str
 
 
 def _learned(backbone: Backbone, part: str, prompt: list[int], reply: str, blocks: tuple[list[int], ...]) -> Example:
-    ids = [*prompt, *backbone.encode(reply), backbone.tokenizer.eos_token_id]
+    ids = [*prompt, *backbone.encode_reply(reply), backbone.tokenizer.eos_token_id]
     return Example(part=part, blocks=blocks, ids=ids, spans=((len(prompt), len(ids)),))
 
 
