@@ -252,7 +252,7 @@ def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):
 def test_replies_are_read_as_a_chat_models(tiny_backbone, monkeypatch):
     backbone = tiny_backbone()
     reply = "<think>x</think><check>yes</check><update>Lloyd insures it.</update><next>end</next>"
-    monkeypatch.setattr(backbone, "generate", lambda *a, **k: [backbone.encode(reply)])
+    monkeypatch.setattr(backbone, "generate", lambda *a, **k: [backbone.encode_reply(reply)])
     states = backbone.compress([backbone.encode("some text")])[0]
     block = MemoryBlock(chunk=Chunk(text="some text"), kv=states)
     reading = LatentReader(backbone).read(QUESTION, WorkingMemory(text="old"), [block])
@@ -271,7 +271,7 @@ def test_weighing_a_block_is_asking_the_stock_model_that_has_read_its_text(tiny_
         expected, (yes, no) = [], (backbone.encode(word)[0] for word in ("yes", "no"))
         for text in texts:
             turn = prompts.step(QUESTION, "none")[len(backbone.lead) :]
-            ids = [*backbone.lead, *text, *turn, *backbone.encode("<check>")]
+            ids = [*backbone.lead, *text, *turn, *backbone.encode_reply("<check>")]
             logits = backbone.model(torch.tensor([ids])).logits[0, -1]
             expected.append(float(logits[yes] - logits[no]))
     assert odds == pytest.approx(expected, abs=1e-4)
@@ -292,7 +292,7 @@ def test_a_reader_that_insists_begins_the_reply(tiny_backbone, monkeypatch):
     second = asyncio.run(reader.aread(QUESTION, WorkingMemory(), [block], insist=True))
     assert plain.usage.malformed_replies == 1
     assert (second.memory.text, second.update, second.exit) == ("Lloyd insures it.", True, False)
-    assert asked[1] == asked[0] + backbone.encode("<check>yes</check><update>")
+    assert asked[1] == asked[0] + backbone.encode_reply("<check>yes</check><update>")
 
 
 def test_a_reader_without_gates_or_room_cannot_weigh(tiny_backbone):

@@ -71,7 +71,7 @@ def warm_up(backbone, steps=60):
             check = bool(rng.integers(2))
             seen = context(backbone, 10_000 + 16 * step + number)
             reply = structured(check=check, update=MARK if seen.sample.evidence else " b", end=True)
-            ids = [*prompts.step("q", ""), *backbone.encode(reply)]
+            ids = [*prompts.step("q", ""), *backbone.encode_reply(reply)]
             rows.append(
                 Example(part="step", blocks=(seen.ids[0],), ids=ids, spans=((len(prompts.step("q", "")), len(ids)),))
             )

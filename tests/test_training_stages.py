@@ -495,7 +495,7 @@ def test_the_tokenizer_keeps_bytes_tags_and_control_tokens_apart(tmp_path):
     made = untrained_backbone(config, tokenizer, device="cpu")
     for said in ("Größe 完 🙂 <check>yes</check>", "a<|end|>b", "1999"):
         assert made.decode(made.encode(said)) == said
-    assert len(made.encode("<check>")) == 1
+    assert len(made.encode_reply("<check>")) == 1
     assert made.tokenizer.eos_token_id not in made.encode("a<|end|>b")
     assert len(made.encode("1999")) == 4
     with pytest.raises(ValueError, match="has no room"):
