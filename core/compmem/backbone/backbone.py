@@ -206,9 +206,9 @@ class Backbone:
         return digest.hexdigest()[:32]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text from outside, nothing added: no token of the tokenizer's own list is in them.
+        """Token ids of a text from outside, nothing added: no control token or tag of the tokenizer's own is in them.
 
-        A token spelled in the text stays the letters that it is, whether the tokenizer calls it special or not.
+        One that is spelled in the text stays the letters that it is, whether the tokenizer calls it special or not.
         """
         return self._cut_at(self._added, text)
 
@@ -520,10 +520,10 @@ def _slots(row: Sequence[KVStates]) -> int:
 
 
 def _control_tokens(tokenizer: Any, *, special: bool) -> re.Pattern[str]:
-    """What finds a tokenizer's added tokens in a text, or only the special ones; runs of blanks are no such tokens."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or not special}
-    added = {token for token in added if token.strip()}
-    spelled = sorted({t for t in (*added, *tokenizer.all_special_tokens) if len(t) > 1}, key=len, reverse=True)
+    """What finds a tokenizer's control tokens in a text: the special ones, or all that are added and no plain words."""
+    added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
+    taken = {text for text, own in added.items() if own or not (special or text.strip().isalnum() or text.isspace())}
+    spelled = sorted({t for t in (*taken, *tokenizer.all_special_tokens) if len(t) > 1}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
 
