@@ -1,5 +1,6 @@
 """How an answer or a recall is scored. Rewards and benchmarks share these."""
 
+import math
 import re
 import string
 from collections import Counter
@@ -52,6 +53,13 @@ def string_match(prediction: str, references: Sequence[str]) -> float:
 def recall_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
     """Share of the gold items among the first k."""
     return len(set(ranked[:k]) & set(gold)) / len(set(gold))
+
+
+def ndcg_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
+    """Discounted cumulative gain of the first k by the best there could be; gold items are worth the same each."""
+    found, right = list(dict.fromkeys(ranked))[:k], set(gold)
+    gain = sum(1 / math.log2(rank + 1) for rank, item in enumerate(found, 1) if item in right)
+    return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(right), k) + 1))
 
 
 def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.floating], bins: int = 10) -> float:

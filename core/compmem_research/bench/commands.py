@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,25 +21,67 @@ Out = Annotated[Path | None, typer.Option(help="Also write the result, with its 
 
 @app.command()
 def recall(
-    data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
+    data: Annotated[
+        list[Path], typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL); again for more.")
+    ],
     corpus: Annotated[
-        Path | None, typer.Option(help="Passages (JSONL) where the questions name them by title.")
+        list[Path] | None,
+        typer.Option(help="Passages (JSONL) where the questions name them by title; as many as --data, - for none."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Keep the index here and find it again.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder to keep the index of each file in and find it again.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
-    from compmem_research.bench.recall import KS, measure
+    from compmem_research.bench.recall import measure
 
-    result = measure(data, corpus, limit=limit, index_folder=index)
-    table = Table(title=f"{result['data']}: {result['questions']} questions, {result['passages']} passages")
-    for column in ("system", *(f"recall@{k}" for k in KS), "seconds per question"):
-        table.add_column(column, justify="left" if column == "system" else "right")
-    for name, row in result["systems"].items():
-        table.add_row(name, *(str(row[f"recall@{k}"]) for k in KS), str(row["seconds_per_question"]))
-    _deliver(result, table, out, as_json)
+    passages = [None if str(path) == "-" else path for path in corpus or ["-"] * len(data)]
+    if len(passages) != len(data):
+        raise typer.BadParameter(
+            f"{len(passages)} for {len(data)} --data: give each its own, or - for none", param_hint="--corpus"
+        )
+    runs = []
+    for file, own in zip(data, passages, strict=True):
+        kept = None if index is None else index / file.name.split(".")[0]
+        runs.append(measure(file, own, limit=limit, index_folder=kept))
+    _deliver(runs[0] if len(runs) == 1 else {"runs": runs}, [_recall_table(run) for run in runs], out, as_json)
+
+
+@app.command()
+def domains(
+    data: Annotated[list[Path], typer.Option(help="Folder of questions (JSONL), or one file; again for more.")],
+    out: Annotated[Path, typer.Option(help="The result. Sets that it holds are not measured again.")] = Path(
+        "core/results/domains.json"
+    ),
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many questions of a set with an answer, and without.")
+    ] = None,
+    styles: Annotated[
+        bool, typer.Option("--styles", help="Also as keywords, chatty, mistyped and in lower case.")
+    ] = False,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder to keep the index of each set in and find it again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides on the typing errors and phrases of --styles.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Every set in folders by every system, ours beside the plain ones; killed and started again, it goes on.
+
+    After a change of the library's code remove the file: only settings, data, gate and machine are compared.
+    """
+    from compmem_research.bench.domains import measure
+    from compmem_research.bench.domains_report import ALL, overview
+    from compmem_research.bench.styles import AS_ASKED, STYLES
+
+    chosen = (AS_ASKED, *STYLES) if styles else (AS_ASKED,)
+    result = measure(data, out, styles=chosen, limit=limit, indices=index, seed=seed)
+    table = Table("set", "style", *ALL, title="recall@5 / nDCG@10")
+    for row in overview(result["sets"]):
+        table.add_row(*row)
+    _deliver(result, [table], None, as_json)
 
 
 @app.command()
@@ -135,18 +177,30 @@ def _listed(names: str | None) -> tuple[str, ...]:
     return tuple(n.strip() for n in (names or "").split(",") if n.strip())
 
 
+def _recall_table(run: Mapping[str, Any]) -> Table:
+    from compmem_research.bench.retrieval import METRICS
+
+    shares = [*METRICS, *(["nothing_found", "false_alarms"] if run["unanswerable"] else [])]
+    table = Table(title=f"{run['data']}: {run['questions']} questions, {run['passages']} passages")
+    for column in ("system", *shares, "seconds per question"):
+        table.add_column(column.replace("_", " "), justify="left" if column == "system" else "right")
+    for name, row in run["systems"].items():
+        table.add_row(name, *(str(row.get(share, "-")) for share in shares), str(row["seconds_per_question"]))
+    return table
+
+
 def _deliver_flat(result: Mapping[str, Any], title: str, out: Path | None, as_json: bool) -> None:
     table = Table("what", "measured", title=title)
     for name, value in result.items():
         table.add_row(name, json.dumps(value) if isinstance(value, dict) else str(value))
-    _deliver(result, table, out, as_json)
+    _deliver(result, [table], out, as_json)
 
 
-def _deliver(result: Mapping[str, Any], table: Table, out: Path | None, as_json: bool) -> None:
+def _deliver(result: Mapping[str, Any], tables: Sequence[Table], out: Path | None, as_json: bool) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"command": command(), "machine": machine(), **result}, indent=1) + "\n")
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     else:
-        Console().print(table)
+        Console().print(*tables, sep="\n")

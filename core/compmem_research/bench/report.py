@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench import quality_report
-from compmem_research.bench.recall import KS
+from compmem_research.bench import domains_report, quality_report
+from compmem_research.bench.retrieval import METRICS
 
 PUBLISHED = {
     "2wikimultihopqa_retrieval": "76.5 (NV-Embed-v2, 7B), 90.4 (HippoRAG 2, 70B LLM); their 1,000 questions",
@@ -113,19 +113,28 @@ def _recall(run: Mapping[str, Any]) -> Iterator[str]:
     published = next((v for k, v in PUBLISHED.items() if run["data"].startswith(k)), None)
     if published:
         yield f"Published recall@5: {published}."
+    measured = {m for row in run["systems"].values() for m in row}
+    shown = [m for m in (*METRICS, "nothing_found", "false_alarms") if m in measured]
     yield ""
-    yield "| system | " + " | ".join(f"recall@{k}" for k in KS) + " | interval at 5 | seconds a question |"
-    yield "| --- |" + " ---: |" * (len(KS) + 2)
+    yield f"| system | {' | '.join(shown).replace('_', ' ')} | interval at 5 | seconds a question |"
+    yield "| --- |" + " ---: |" * (len(shown) + 2)
     for name, row in run["systems"].items():
-        low, high = row["recall@5 95%"]
-        cells = [f"{row[f'recall@{k}']:.1f}" for k in KS]
-        yield f"| {name} | {' | '.join(cells)} | {low:.1f} to {high:.1f} | {row['seconds_per_question']:.3f} |"
-    losses = run["losses"]
-    yield ""
-    yield (
-        f"Where gold passages are lost (first 200 questions): the first stage proposes {losses['proposed_at_first']} % "
-        f"at once and {losses['proposed_ever']} % over the loop; {losses['read']} % are read."
-    )
+        low, high = row.get("recall@5 95%", (None, None))
+        interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
+        cells = " | ".join(f"{row[m]:.1f}" if m in row else "-" for m in shown)
+        yield f"| {name} | {cells} | {interval} | {row['seconds_per_question']:.3f} |"
+    if losses := run["losses"]:
+        yield ""
+        yield (
+            f"Where gold passages are lost (first 200 questions): the first stage proposes "
+            f"{losses['proposed_at_first']} % at once and {losses['proposed_ever']} % over the loop; "
+            f"{losses['read']} % are read."
+        )
+
+
+def _recalls(run: Mapping[str, Any]) -> Iterator[str]:
+    for own in run["runs"]:
+        yield from (f"### {own['data']}", "", *_recall(own), "")
 
 
 def _speed(run: Mapping[str, Any]) -> Iterator[str]:
@@ -167,7 +176,13 @@ def _flat(run: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {shown} |"
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {"systems": _recall, "rows": _speed, "lines": _loops}
+KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "systems": _recall,
+    "runs": _recalls,
+    "sets": domains_report.pages,
+    "rows": _speed,
+    "lines": _loops,
+}
 """How a result is shown, by a key that its kind has."""
 
 

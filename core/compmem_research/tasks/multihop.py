@@ -54,7 +54,7 @@ class Question:
     question: str
     answers: tuple[str, ...]
     gold: frozenset[int]
-    """Numbers of the supporting passages in the corpus."""
+    """Numbers of the supporting passages in the corpus; none where nothing answers."""
     own: frozenset[int] = frozenset()
     """Numbers of the question's own paragraphs, supporting or not, where the file gives them."""
     support: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -76,11 +76,13 @@ class Corpus:
         return [Document(id=str(i), title=p.title, chunks=[_chunk(p)]) for i, p in enumerate(self.passages)]
 
 
-def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterable[Passage] = ()) -> Corpus:
+def read_corpus(
+    questions: Path | Sequence[Path], passages: Path | None = None, *, extra: Iterable[Passage] = ()
+) -> Corpus:
     """Questions over the union of their paragraphs, or over the passages of a file of their own.
 
     Args:
-        questions: The questions' file.
+        questions: The questions' file, or several that share their passages.
         passages: The passages' file, where the questions name their gold passages by title.
         extra: More passages to be passed over.
 
@@ -91,7 +93,8 @@ def read_corpus(questions: Path, passages: Path | None = None, *, extra: Iterabl
     if passages is not None:
         lines = read_lines(passages, ("title", "text"))
         given = [Passage(title=line["title"], sentences=(line["text"],)) for _, line in lines]
-    records = ((f"{questions}:{n}", line) for n, line in read_lines(questions, _NEEDED))
+    files = [questions] if isinstance(questions, Path) else questions
+    records = ((f"{file}:{n}", line) for file in files for n, line in read_lines(file, _NEEDED))
     return corpus_of(records, given, extra=extra)
 
 

@@ -1,0 +1,221 @@
+"""Every data set at hand by every system: ours beside the plain ones, in one file that a second run goes on with.
+
+A set is a JSONL file of questions (see `compmem_research.tasks.multihop`). `X_questions` is asked over the passages of
+`X_corpus` beside it. The questions and passages of `X_unanswerable` beside `X` belong to `X`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from compmem.config import DEFAULT_ENCODER
+from compmem.index import MemoryIndex
+from compmem.schema import Encoder
+from compmem_research.bench.machine import command, machine
+from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
+from compmem_research.bench.styles import AS_ASKED, styled
+from compmem_research.metrics import bootstrap_interval
+from compmem_research.tasks.multihop import Question, read_corpus
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+QUESTIONS, CORPUS, UNANSWERABLE = "_questions", "_corpus", "_unanswerable"
+
+COMPARED: Final = ("recall@5", "ndcg@10")
+"""Scores in which ours are compared with the best of the plain systems."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSet:
+    """Files that are measured together."""
+
+    name: str
+    questions: tuple[Path, ...]
+    corpus: Path | None = None
+
+    def digests(self) -> dict[str, str]:
+        """The first 16 digits of each file's SHA-256, by its name."""
+        files = (*self.questions, *([self.corpus] if self.corpus else []))
+        return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files}
+
+
+@dataclass(slots=True)
+class Results:
+    """The file with what was measured so far."""
+
+    file: Path
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    sets: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, file: Path, settings: Mapping[str, Any]) -> "Results":
+        """A new file, or one that is gone on with.
+
+        Raises:
+            ValueError: The file is no such result, or one of other settings or another machine.
+        """
+        here = machine()
+        if not file.exists():
+            return cls(file, settings, here)
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            before, sets = {**kept["settings"], "machine": kept["machine"]}, kept["sets"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(file)!r} is no result of this measurement: choose another file") from error
+        for name, value in {**settings, "machine": here}.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{str(file)!r} was measured with {name}={before.get(name)!r}, not {value!r}: choose another file, "
+                    "or remove it"
+                )
+        return cls(file, settings, here, sets)
+
+    def holds(self, name: str, style: str, digests: Mapping[str, str]) -> bool:
+        """Whether a set of these files is measured in that style."""
+        return any((s["set"], s["style"], s["files"]) == (name, style, digests) for s in self.sets)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keeps an entry, in the file too, in place of an earlier one of the same set and style."""
+        self.sets = [s for s in self.sets if (s["set"], s["style"]) != (entry["set"], entry["style"])]
+        self.sets.append(entry)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f"{self.file.name}.part")
+        part.write_text(json.dumps(self.shown(), indent=1) + "\n", encoding="utf-8")
+        part.replace(self.file)
+
+    def shown(self) -> dict[str, Any]:
+        """What stands in the file."""
+        return {"command": command(), "machine": self.machine, "settings": self.settings, "sets": self.sets}
+
+
+def find_sets(paths: Sequence[Path]) -> list[DataSet]:
+    """The sets of files, and of every file of questions in folders.
+
+    Raises:
+        ValueError: There is none, or two have the same name.
+        OSError: A path is not there.
+    """
+    files = [f for path in paths for f in (_jsonl_in(path) if path.is_dir() else [path])]
+    found: dict[str, DataSet] = {}
+    for file in files:
+        stem, ending = _parted(file)
+        if _beside(file, CORPUS, QUESTIONS) or _beside(file, UNANSWERABLE, ""):
+            continue  # measured with the file that it stands beside
+        name = stem.removesuffix(QUESTIONS)
+        unanswerable = file.with_name(f"{stem}{UNANSWERABLE}{ending}")
+        questions = (file, unanswerable) if unanswerable.exists() else (file,)
+        new = DataSet(name=name, questions=questions, corpus=_beside(file, QUESTIONS, CORPUS))
+        if found.setdefault(name, new) != new:
+            raise ValueError(f"two sets are named {name!r}")
+    if not found:
+        raise ValueError(f"no questions in {', '.join(map(str, paths))}")
+    return list(found.values())
+
+
+def measure(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    styles: Sequence[str] = (AS_ASKED,),
+    limit: int | None = None,
+    indices: Path | None = None,
+    encoder: str | Encoder | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The figures of every system on every set, in every style; what the file holds already is not measured again.
+
+    Args:
+        paths: Files of questions, and folders of them.
+        out: The file of the result, written after each set.
+        styles: Of `styles.STYLES`, or as asked.
+        limit: Only the first so many questions of a set with an answer, and as many without one.
+        indices: Folder in which the index of each set is kept and found again. None: temporary ones.
+        encoder: In place of the default.
+        seed: Decides on the styles' typing errors and phrases.
+
+    Raises:
+        ValueError: There is no set, a data file is broken, or the file holds a result of other settings.
+    """
+    settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": _gate()}
+    results = Results.open(out, settings)
+    for each in find_sets(paths):
+        digests = each.digests()
+        missing = [style for style in styles if not results.holds(each.name, style, digests)]
+        if not missing:
+            continue
+        task = read_corpus(each.questions, each.corpus)
+        asked = _limited(task.questions, limit)
+        if not asked:
+            raise ValueError(f"{each.questions[0]}: no question to ask")
+        index, seconds = kept_index(task, None if indices is None else indices / each.name, encoder)
+        with index:
+            index.recall(asked[0].question, 2)  # loads the models, outside every system's time
+            for style in missing:
+                results.add({
+                    "set": each.name, "style": style, "files": digests, "questions": len(asked),
+                    "unanswerable": sum(not q.gold for q in asked), "passages": len(task.passages),
+                    "index_seconds": seconds,
+                    "systems": by_systems(index, [replace(q, question=styled(q.question, style, seed)) for q in asked]),
+                })  # fmt: skip
+    return results.shown()
+
+
+def by_systems(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
+    """The figures of every system, ours with their difference to the best of the plain ones."""
+    outcomes = {name: ask(name, index, questions, silence=True) for name in SYSTEMS}
+    rows = {name: figures(own, questions) for name, own in outcomes.items()}
+    if any(q.gold for q in questions):
+        for name in SYSTEMS:
+            if name not in PLAIN:
+                rows[name]["difference"] = {m: difference(name, m, outcomes, questions) for m in COMPARED}
+    return rows
+
+
+def difference(
+    name: str, metric: str, outcomes: Mapping[str, Sequence[Outcome]], questions: Sequence[Question]
+) -> dict[str, Any]:
+    """How far a system is above the plain one with the best mean, in points, with a paired 95 % bootstrap interval."""
+    plain = {p: scores(metric, outcomes[p], questions) for p in PLAIN}
+    best = max(PLAIN, key=lambda p: float(np.mean(plain[p])))
+    paired = np.array(scores(metric, outcomes[name], questions)) - np.array(plain[best])
+    low, high = bootstrap_interval(paired.tolist())
+    return {"to": best, "mean": round(float(paired.mean()), 1), "95%": [round(low, 1), round(high, 1)]}
+
+
+def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    answered = [q for q in questions if q.gold][:limit]
+    return answered + [q for q in questions if not q.gold][:limit]
+
+
+def _jsonl_in(folder: Path) -> Iterator[Path]:
+    return (f for f in sorted(folder.iterdir()) if f.name.endswith(ENDINGS))
+
+
+def _parted(file: Path) -> tuple[str, str]:
+    ending = next((e for e in ENDINGS if file.name.endswith(e)), "")
+    return file.name.removesuffix(ending), ending
+
+
+def _beside(file: Path, own: str, other: str) -> Path | None:
+    """The file whose name ends in `other` where that of this one ends in `own`, if there is one."""
+    stem, ending = _parted(file)
+    if not stem.endswith(own):
+        return None
+    there = file.with_name(f"{stem.removesuffix(own)}{other}{ending}")
+    return there if there.exists() else None
+
+
+def _named(encoder: str | Encoder | None) -> str:
+    return encoder if isinstance(encoder, str) else DEFAULT_ENCODER if encoder is None else type(encoder).__name__
+
+
+def _gate() -> str:
+    """The first 16 digits of the SHA-256 of the gate that ships."""
+    weights = resources.files("compmem").joinpath("weights", "dense_gate.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
