@@ -34,12 +34,14 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 DATA ?= data
+DOMAINS ?= $(DATA)
 RETRIEVAL := 2wikimultihopqa_retrieval
-bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evaluation files, PAGES a file of pages
+bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evaluation files, DOMAINS folders of all sets, PAGES a file of pages
 	$(BIN)/compmem bench recall --data $(DATA)/$(RETRIEVAL)_questions.jsonl.gz \
 		--corpus $(DATA)/$(RETRIEVAL)_corpus.jsonl.gz --out core/results/recall_2wiki.json
 	$(BIN)/compmem bench recall --data $(DATA)/hotpotqa_dev.jsonl.gz --out core/results/recall_hotpotqa.json
 	$(BIN)/compmem bench recall --data $(DATA)/musique_dev.jsonl.gz --out core/results/recall_musique.json
+	$(BIN)/compmem bench domains $(addprefix --data ,$(DOMAINS)) --out core/results/domains.json
 	$(BIN)/compmem bench encode --pages $(PAGES) --out core/results/encode.json
 	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
 	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --fresh --out core/results/speed_cpu.json
