@@ -1,153 +1,394 @@
-"""Stage 3 on a small world of tenants, buildings and insurers."""
+"""The stage of the dense gate, from data made here to weights; its parts against values worked out by hand."""
 
+import dataclasses
 import json
+from random import Random
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from compmem.gate import FEATURES, GateHead
-from compmem_research.metrics import calibration_error
-from compmem_research.tasks.multihop import read_corpus
-from compmem_research.training.dense_gate import (
-    DenseGateTraining,
-    calibrate,
-    fit,
-    mean_of,
-    split_questions,
-    state_loss,
-    train,
-)
+from compmem.gate import FEATURES, FIRST_FEATURES, GateHead, Network
+from compmem.ranking import Standing
+from compmem.schema import Document
+from compmem_research.metrics import ndcg_at
+from compmem_research.training.dense_gate import DenseGateTraining, train
+from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
+from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+from compmem_research.training.dense_gate.fitting import fit_gate
+from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
+from compmem_research.training.dense_gate.networks import list_loss, weights_of
+from compmem_research.training.dense_gate.pages import docstrings, sections, topics
+from compmem_research.training.dense_gate.sets import joined, reports, single
+from compmem_research.training.dense_gate.sources import Source, sources
+from compmem_research.training.dense_gate.states import State, gather
+from compmem_research.training.dense_gate.styles import restyle
+from compmem_research.training.dense_gate.thresholds import refusing
+from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
 from compmem_research.training.running.settings import read_settings
+from tests.hashing import HashEncoder
 from tests.test_tasks import write
 
-COUNT = 40
+NAMES = [a + b for a in ("Bel", "Dor", "Fim", "Gan") for b in ("tal", "mor", "nep", "rud")]
+TINY = {"hidden": 8, "heads": 1, "epochs": 3, "question_epochs": 2, "docstrings": False, "synthetic": False, "steps": 2}
 
 
-@pytest.fixture
-def world(tmp_path):
-    rng = np.random.default_rng(0)
-    name = lambda: "".join(rng.choice(list("bdfgklmnprstv")) + rng.choice(list("aeiou")) for _ in range(3)).title()  # noqa: E731
-    facts = [(name(), name() + " House", name()) for _ in range(COUNT)]
-    lines = []
-    for i, (tenant, house, insurer) in enumerate(facts):
-        others = [facts[j] for j in rng.integers(0, COUNT, 3) if j != i]
-        paragraphs = [
-            {"title": tenant, "sentences": [f"{tenant} rents {house}.", "It makes rockets."], "supporting": [0]},
-            {"title": house, "sentences": [f"{house} is insured by {insurer}."], "supporting": [0]},
-            *(
-                {"title": t, "sentences": [f"{t} rents {h}.", "It makes rockets."], "supporting": []}
-                for t, h, _ in others
-            ),
-        ]
-        asked = f"Who insures the building that {tenant} rents?"
-        lines.append({"id": f"q{i}", "dataset": "own", "question": asked, "answer": insurer, "paragraphs": paragraphs})
-    return write(tmp_path / "world.jsonl", *lines)
+def facts(group, hops):
+    """A source of tenants, houses and insurers; asked for one hop or for two."""
+
+    def collections():
+        houses = [f"{name} House" for name in NAMES]
+        texts = [(name, f"{name} rents {house}. It makes rockets.") for name, house in zip(NAMES, houses, strict=True)]
+        texts += [(house, f"{house} is insured by Ora{n}. It is red.") for n, house in enumerate(houses)]
+        count = len(NAMES)
+        if hops == 1:
+            queries = [Query(text=f"Which house does {n} rent?", relevant=among({i})) for i, n in enumerate(NAMES)]
+        else:
+            queries = [
+                Query(text=f"Who insures the house that {n} rents?", relevant=among({i, count + i}), chained=True)
+                for i, n in enumerate(NAMES)
+            ]
+        queries.append(Query(text="How tall is the tower of Zum?", relevant=among(set())))
+        yield Collection(documents=passages(texts), queries=queries, restyled=0.5)
+
+    return Source(f"facts{hops}", group, collections)
 
 
-def test_a_trained_gate_finds_the_second_hop(world, tmp_path):
-    settings = DenseGateTraining(
-        questions=world, out=tmp_path / "out", rounds=1, steps=2, epochs=15, hidden=16, small_worlds=(5,)
+@pytest.fixture(scope="module")
+def asked():
+    return [a for hops in (1, 2) for a in gather(facts(f"group{hops}", hops), HashEncoder(), 2)]
+
+
+def look_of(relevant, windows=None, dense=None, bm25=None, seed=0):
+    rng = np.random.default_rng(seed)
+    count = len(relevant)
+    rows = np.repeat(np.arange(count), windows or [1] * count)
+    own = rng.random((len(rows), len(FEATURES))).astype(np.float32)
+    places = np.arange(1, count + 1)
+    standing = Standing(
+        np.array(places if dense is None else dense), np.array(places if bm25 is None else bm25), (1 / places).astype("f")
     )
-    report = train(settings)
-    validation = report["validation"]
-    assert validation["questions"]["own"]["recall@2"] >= 90
-    assert validation["calibration_error"] <= 0.1
-    gate = GateHead.load(tmp_path / "out" / "dense_gate.safetensors")
-    assert gate.threshold == report["threshold"]
-    assert json.loads((tmp_path / "out" / "dense_gate.json").read_text())["questions"]["training"] > 20
+    return State(own, rows, np.arange(100, 100 + count), np.array(relevant, np.float32), standing)
 
 
-def test_the_split_is_by_id_and_shares_nothing(world):
-    questions = read_corpus(world).questions
-    parts = split_questions(questions)
-    ids = [q.id for part in parts.values() for q in part]
-    assert sorted(ids) == sorted(q.id for q in questions)
-    assert {n: [q.id for q in p] for n, p in split_questions(questions[::-1]).items()} == {
-        n: [q.id for q in p][::-1] for n, p in parts.items()
-    }
+def test_looks_follow_what_is_relevant_and_hold_it_as_labels(asked):
+    [direct] = [a for a in asked if a.id == "facts2/0/0" and a.style == "asked"]
+    assert direct.chained
+    assert len(direct.relevant) == 2
+    assert set(direct.look.blocks[direct.look.relevant == 1].tolist()) <= direct.relevant
+    first = direct.later[0]
+    [read] = set(direct.look.blocks.tolist()) - set(first.blocks.tolist())
+    assert read in direct.relevant  # the first rollout reads what is relevant, and has it no longer before it
+    memory = FEATURES.index("memory_lines")
+    assert not direct.look.own[:, memory].any()
+    assert all(state.own[:, memory].all() for a in asked for state in a.later)  # nothing known: the first look serves
+    assert set(direct.ranked) == {"dense", "bm25", "fused"}
+    nothing = [a for a in asked if not a.relevant]
+    assert nothing
+    assert not any(a.look.relevant.any() for a in nothing)
 
 
-def test_the_same_seed_gives_the_same_gate(world):
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((200, len(FEATURES))).astype(np.float32)
-    y = (x[:, 0] > 0).astype(np.float32)
-    question = read_corpus(world).questions[0]
-    settings = DenseGateTraining(questions=world, out=world, epochs=2, hidden=8)
-    one, two = (fit(settings, [(question, (x, y))]) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+def test_styles_of_one_query_are_held_out_together(asked):
+    halves = {}
+    for a in asked:
+        halves.setdefault(a.id, set()).add(a.half)
+    assert all(len(half) == 1 for half in halves.values())
+    assert set().union(*halves.values()) == {0, 1}
+    assert len(halves) < len(asked)  # some are asked in two styles
+    assert len({(a.id, a.style) for a in asked}) == len(asked)
 
 
-def test_calibration_mends_an_overconfident_gate():
-    rng = np.random.default_rng(2)
-    x = rng.standard_normal((4000, len(FEATURES))).astype(np.float32)
-    torch.manual_seed(0)
-    gate = GateHead(hidden=8)
-    with torch.no_grad():
-        gate.layers[-1].weight.mul_(30)
-        logits = gate(torch.from_numpy(x)).numpy()
-    y = (rng.random(4000) < 1 / (1 + np.exp(-0.1 * logits))).astype(np.float32)
-    with torch.no_grad():
-        before = calibration_error(gate.probabilities(x), y)
-    calibrate(gate, [(x, y)])
-    with torch.no_grad():
-        after = calibration_error(gate.probabilities(x), y)
-    assert after < 0.03 < before
+def test_a_list_loses_by_what_its_best_windows_say():
+    logits = torch.tensor([[2.0, -1.0, 0.5, 0.0, 1.0], [0.0, 3.0, 0.5, 1.0, -1.0]])
+    blocks = torch.tensor([0, 0, 1, 2, 3])  # the first block has two windows
+    relevant, of, weights = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 0, 1, 1]), torch.tensor([3.0, 1.0])
+    expected = 0.0
+    for head in logits:
+        best = torch.stack([head[:2].max(), head[2], head[3], head[4]])
+        alone = F.softplus(torch.stack([-best[0], best[1], best[2], best[3]]))
+        ranked = -torch.log_softmax(best[:2], 0)[0]
+        expected += (3 * (ranked + 0.125 * alone[:2].sum()) + 0.125 * alone[2:].sum()) / 4
+    torch.testing.assert_close(list_loss(logits, blocks, relevant, of, weights, 0.125), expected)
 
 
-def test_settings_come_from_a_file_and_unknown_ones_are_named(tmp_path):
-    path = tmp_path / "dense_gate.toml"
-    path.write_text('questions = "q.jsonl"\nout = "out"\nsmall_worlds = [2]\n[dataset_weights]\nown = 2.0\n')
-    settings = read_settings(path, DenseGateTraining)
-    assert settings.questions == tmp_path / "q.jsonl"
-    assert settings.small_worlds == (2,)
-    assert settings.dataset_weights == {"own": 2.0}
-    path.write_text('questions = "q"\nout = "o"\nspeed = 3\n')
-    with pytest.raises(ValueError, match="unknown setting 'speed'"):
-        read_settings(path, DenseGateTraining)
-    path.write_text("= nonsense")
-    with pytest.raises(ValueError, match="not TOML"):
-        read_settings(path, DenseGateTraining)
+def test_groups_count_as_the_square_root_of_their_size():
+    weights = weights_of(["a"] * 4 + ["b"])
+    assert sum(weights[:4]) == pytest.approx(2)
+    assert weights[4] == pytest.approx(1)
 
 
-def test_the_loss_is_that_of_each_state_by_itself():
-    torch.manual_seed(0)
-    logits, sizes, counts = torch.randn(9), [4, 3, 2], torch.tensor([1.0, 3.0, 2.0])
-    y = torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 0, 0])  # two supporting, one, none
-    state = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
-    ranked = []
-    for z, t in zip(logits.split(sizes), y.split(sizes), strict=True):
-        shares = torch.log_softmax(z, 0)
-        ranked.append(-shares[t == 1].mean() if t.any() else torch.tensor(0.0))
-    apart = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=counts[state])
-    expected = apart + 0.3 * (torch.stack(ranked) * counts).sum() / counts.sum()
-    torch.testing.assert_close(state_loss(logits, y, state, counts, 0.3), expected)
+def test_a_look_without_what_is_relevant_moves_the_others_up():
+    look = look_of([0, 1, 0, 0], windows=[1, 2, 2, 1], dense=[3, 1, 2, 0], bm25=[0, 2, 1, 3])
+    left = without_relevant(look)
+    assert left.blocks.tolist() == [100, 102, 103]
+    assert left.rows.tolist() == [0, 1, 1, 2]
+    assert left.standing.dense.tolist() == [2, 1, 0]
+    assert left.standing.bm25.tolist() == [0, 1, 2]
+    assert np.array_equal(left.own, look.own[[0, 3, 4, 5]])
+    assert without_relevant(look_of([0, 0])) is None
+    assert without_relevant(look_of([1, 1])) is None
 
 
-def test_composed_questions_are_taught_and_never_judge(world, tmp_path):
-    names = ["Anna Berg", "Carl Dorn", "Ewa Falk"]
-    pages = [
-        {"title": f"Play {i}", "text": f"Play {i} is a drama written by {n}, who also acted in it. " * 3}
-        for i, n in enumerate(names)
+def test_a_small_index_has_every_block_among_its_nearest():
+    look = look_of([1, *[0] * 30], dense=[0] * 31)
+    for seed in range(20):
+        few = of_few(look, np.random.default_rng(seed), answered=True)
+        assert few.relevant.sum() == 1
+        assert len(few.blocks) <= 8
+        assert sorted(few.standing.dense.tolist()) == list(range(1, len(few.blocks) + 1))
+        none = of_few(look, np.random.default_rng(seed), answered=False)
+        assert not none.relevant.any()
+        assert len(none.blocks) >= 1
+
+
+def test_a_weak_search_is_weak_in_features_and_ranks_and_leaves_the_look_alone():
+    look = look_of([1, *[0] * 30])
+    before = look.own.copy()
+    kinds = set()
+    for seed in range(20):
+        weak = weakened(look, np.random.default_rng(seed))
+        words, vectors = (weak.own[:, FEATURES.index(n)] for n in ("coverage", "question_chunk"))
+        by_words = not np.array_equal(words, look.own[:, FEATURES.index("coverage")])
+        by_vectors = not np.array_equal(vectors, look.own[:, FEATURES.index("question_chunk")])
+        assert by_words != by_vectors
+        kinds.add((by_words, not words.any()))
+        if by_vectors:
+            assert weak.standing.dense[np.argmax(vectors)] == 1
+        elif not words.any():
+            assert not weak.standing.bm25.any()
+        assert np.isfinite(weak.first).all()
+    assert kinds == {(False, False), (True, False), (True, True)}
+    assert np.array_equal(look.own, before)
+
+
+def test_a_cache_gives_back_the_states_and_nothing_made_of_other_data(asked, tmp_path):
+    source = asked[0].source
+    own = [a for a in asked if a.source is source]
+    path = tmp_path / "facts.safetensors"
+    save(path, own, "these")
+    again = load(path, source, "these")
+    assert [(a.id, a.style, a.chained, a.relevant, dict(a.ranked)) for a in again] == [
+        (a.id, a.style, a.chained, a.relevant, dict(a.ranked)) for a in own
     ]
-    single = [
-        {"id": f"s{i}", "dataset": "nq_qed", "context": f"{n} was born in town number {i}.", "question": f"where was {n} born", "answer": f"number {i}", "start": len(n) + 18}  # noqa: E501
-        for i, n in enumerate(names)
+    for before, after in zip(own, again, strict=True):
+        for one, two in zip((before.look, *before.later), (after.look, *after.later), strict=True):
+            assert np.array_equal(one.first, two.first)
+            assert np.array_equal(one.relevant, two.relevant)
+            assert np.array_equal(one.blocks, two.blocks)
+    assert load(path, source, "others") is None
+    path.write_bytes(path.read_bytes()[:100])
+    assert load(path, source, "these") is None
+
+
+def test_a_run_takes_up_the_sources_that_an_earlier_one_finished(tmp_path):
+    made = []
+
+    def collections():
+        made.append(1)
+        yield Collection(documents=[Document(id="0", text="Bel rents a house.")], queries=[])
+
+    source = Source("one", "one", collections)
+    settings = DenseGateTraining(out=tmp_path, cache=tmp_path / "states", **TINY)
+    assert states_of(source, settings, HashEncoder()) == states_of(source, settings, HashEncoder()) == []
+    assert len(made) == 1
+    states_of(source, dataclasses.replace(settings, steps=3), HashEncoder())
+    assert len(made) == 2
+    data = write(tmp_path / "data.jsonl", {"a": 1})
+    of_file = dataclasses.replace(source, files=(data,))
+    before = fingerprint(of_file, settings, None)
+    write(data, {"a": 2})
+    assert fingerprint(of_file, settings, None) != before
+
+
+def test_leaving_a_group_out_leaves_out_all_that_is_made_of_it(asked, tmp_path, monkeypatch):
+    taught = []
+    from compmem_research.training.dense_gate import judging
+
+    def fit(settings, rest, heads):
+        taught.append({a.source.name for a in rest})
+        torch.manual_seed(0)
+        return Network(len(FIRST_FEATURES), 4)
+
+    monkeypatch.setattr(judging, "fit_first", fit)
+    both = Source("both", "group2", asked[0].source.collections, also_of=("group1",))
+    more = [*asked, *(dataclasses.replace(a, source=both, part="both") for a in asked[:3])]
+    rows = leave_one_out(DenseGateTraining(out=tmp_path), more)
+    assert taught == [{"facts2"}, {"facts1"}]
+    assert {(r["group"], r["part"]) for r in rows} == {("group1", "facts1"), ("group2", "facts2"), ("group2", "both")}
+    printed = table(rows).splitlines()
+    assert len(printed) == 2 + len(rows) + 1
+    assert printed[-1].startswith("| mean of the rows |")
+    assert all(line.count("|") == printed[0].count("|") for line in printed)
+
+
+def test_a_first_look_is_judged_beside_the_rankings_that_learn_nothing(asked):
+    network = Network(len(FIRST_FEATURES), 4)
+    with torch.no_grad():  # its logit is the share of the query that a block covers
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.one[0, FIRST_FEATURES.index("coverage"), 0] = 1
+        network.two[0, 0, 0] = network.out[0, 0, 0] = 1
+    own = [a for a in asked if a.source.name == "facts1"]
+    plain, restyled = judge(network, own)
+    assert (plain["style"], restyled["style"]) == ("asked", "restyled")
+    assert plain["queries"] == len(NAMES)  # not the one that nothing answers
+    assert plain[LOOK] == {"recall@5": 100.0, "ndcg@10": 100.0}
+    assert plain["bm25"]["recall@5"] == 100.0
+    assert ndcg_at([7, 1, 2], {1, 2}, 2) == pytest.approx((1 / np.log2(3)) / (1 + 1 / np.log2(3)))
+
+
+def test_cross_fitted_logits_calibrate_every_head(asked, tmp_path):
+    settings = DenseGateTraining(out=tmp_path, **{**TINY, "epochs": 15, "question_epochs": 20})
+    head, held = fit_gate(settings, asked)
+    assert len(held.first) == len(asked)
+    assert len(held.later) == sum(len(a.later) for a in asked)
+    assert not any((head.calibration[n] == torch.tensor([1.0, 0.0])).all() for n in range(3))
+    again, _ = fit_gate(settings, asked)
+    assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), again.state_dict().values(), strict=True))
+    look = next(a for a in asked if a.id == "facts1/0/3").look
+    said = head.look(look.own, look.standing.take(look.rows), look.rows)
+    assert look.relevant[said.probabilities.argmax()] == 1
+    with pytest.raises(ValueError, match="too few"):
+        fit_gate(settings, asked[:1])
+
+
+def test_the_threshold_of_what_answers_refuses_no_more_than_it_may():
+    answerable = np.linspace(0, 1, 201).astype(np.float32)
+    for share in (0.0, 0.03, 0.5):
+        at = refusing(answerable, share)
+        assert (answerable < at).mean() <= share
+        assert (answerable <= at).mean() > share  # any larger one refuses more
+    assert refusing(np.zeros(0, np.float32), 0.03) == 0.0
+
+
+def paragraphs(*said):
+    return [{"title": title, "sentences": [text], "supporting": [0] if held else []} for title, text, held in said]
+
+
+def test_the_command_trains_from_files_to_weights(tmp_path):
+    lines = [
+        {
+            "id": f"q{i}", "dataset": "own", "question": f"Who insures the house that {n} rents?", "answer": f"Ora{i}",
+            "paragraphs": paragraphs(
+                (n, f"{n} rents {n} House.", True), (f"{n} House", f"{n} House is insured by Ora{i}.", True),
+                (f"{n} Hill", f"{n} Hill is green and high.", False),
+            ),
+        }
+        for i, n in enumerate(NAMES[:8])
     ]  # fmt: skip
-    settings = DenseGateTraining(
-        questions=world, out=tmp_path / "out", rounds=1, steps=1, epochs=1, hidden=4, heads=1, small_worlds=(5,),
-        distractors=write(tmp_path / "pages.jsonl", *pages), singlehop=write(tmp_path / "single.jsonl", *single),
-        per_set=10,
-    )  # fmt: skip
-    report = train(settings)
-    assert 0 < report["composed"] <= 6  # three single questions, each asked at most twice
-    assert report["questions"]["training"] == 10
-    assert set(report["validation"]["questions"]) == {"own"}
+    paired = [
+        {"id": f"p{i}", "dataset": "own", "question": f"who lives on {n} Hill", "answer": "sheep" if i % 2 else "",
+         "paragraphs": paragraphs((f"{n} Hill", f"Sheep number {i} live on {n} Hill.", i % 2 == 1))}
+        for i, n in enumerate(NAMES)
+    ]  # fmt: skip
+    write(tmp_path / "hops.jsonl.gz", *lines)
+    write(tmp_path / "pairs.jsonl", *paired)
+    config = tmp_path / "gate.toml"
+    config.write_text(
+        'out = "out"\ncache = "states"\nmultihop = "hops.jsonl.gz"\nclapnq = "pairs.jsonl"\nhidden = 4\nheads = 1\n'
+        "epochs = 1\nquestion_epochs = 1\ndocstrings = false\nsynthetic = false\nsteps = 2\nleave_one_out = true\n"
+    )
+    settings = read_settings(config, DenseGateTraining)
+    report = train(settings, encoder=HashEncoder())
+    assert report["queries"]["own"]["asked"] == 8
+    assert report["queries"]["clapnq"]["unanswerable"] >= 8
+    assert set(report["calibration"]) == {"first", "later", "more", "found"}
+    assert [row["threshold"] for row in report["thresholds"]["read"]] == [0.05, 0.1, 0.2, 0.3, 0.5]
+    assert {row["group"] for row in report["leave_one_out"]} == {"multihop", "clapnq"}
+    assert json.loads((tmp_path / "out" / "dense_gate.json").read_text()) == json.loads(json.dumps(report))
+    assert str(tmp_path) not in (tmp_path / "out" / "dense_gate.json").read_text()
+    gate = GateHead.load(tmp_path / "out" / "dense_gate.safetensors")
+    assert (gate.threshold, gate.more_threshold) == (0.2, 0.05)
+    assert gate.found_threshold == report["found_threshold"]
+    assert sorted(p.name for p in (tmp_path / "states").iterdir()) == [
+        "clapnq.safetensors", "multihop.safetensors", "small.safetensors"
+    ]  # fmt: skip
 
 
-def test_the_mean_of_gates_is_one_gate():
-    torch.manual_seed(0)
-    gates = [GateHead(hidden=h) for h in (4, 6, 4)]
-    one = mean_of(gates)
-    x = torch.randn(20, len(FEATURES))
-    torch.testing.assert_close(one(x), torch.stack([g(x) for g in gates]).mean(0))
+def test_settings_say_what_they_refuse(tmp_path):
+    with pytest.raises(ValueError, match="refused=3"):
+        DenseGateTraining(out=tmp_path, refused=3)
+    with pytest.raises(ValueError, match="per_source=0"):
+        DenseGateTraining(out=tmp_path, per_source=0)
+
+
+def test_every_style_keeps_to_the_words_of_the_query():
+    query, rng = "Which director of Ammonite films was born in Dortal?", Random(0)
+    made = dict(restyle(query, rng) for _ in range(60))
+    assert set(made) == {"keywords", "chatty", "typos", "lower"}
+    assert query in made["chatty"]
+    assert made["lower"] == query.lower().rstrip("?")
+    assert set(made["keywords"].split()) <= set(query.rstrip("?").split())
+    assert len(made["typos"].split()) == len(query.split())
+    assert restyle("who", Random(1))[1] in {"", "who"} or "who" in restyle("who", Random(1))[1]
+
+
+def test_long_passages_overlap_and_hold_every_text():
+    nodes, where = joined(11, 5, Random(0))
+    assert [len(n) for n in nodes] == [5, 5, 3]
+    assert nodes[0][-1] == nodes[1][0]
+    assert set(where) == set(range(11))
+    assert all(text in nodes[n] for text, held in where.items() for n in held)
+
+
+def test_collections_ask_of_texts_that_are_there(tmp_path):
+    single_file = write(tmp_path / "single.jsonl", *(
+        {"dataset": "nq_qed", "context": f"{n} was born in {n}dorf in the year {i}.", "question": f"where was {n} born", "answer": f"{n}dorf", "start": len(n) + 13}  # noqa: E501
+        for i, n in enumerate(NAMES)
+    ))  # fmt: skip
+    report_file = write(tmp_path / "reports.jsonl", *(
+        {"id": f"r{i}", "question": f"what are sales in {i}", "answer": "1", "paragraphs": paragraphs(("", f"Sales were {i}.", True), ("", f"Costs of {n}.", False))}  # noqa: E501
+        for i, n in enumerate(NAMES)
+    ))  # fmt: skip
+    text = "\n".join(
+        f"The valley of {w} holds rivers and forests where {w} farmers keep sheep and goats through long winters. "
+        f"Rivers of this valley flood the forests in spring, and farmers of {w} then move their sheep to higher land. "
+        "Many forests were cut when the farmers of other valleys came to settle along the rivers in later years."
+        for w in ("north", "south", "east")
+    )
+    pages_file = write(tmp_path / "pages.jsonl", *({"title": n, "text": f"{n}\n{text}"} for n in NAMES))
+    found = {
+        "single": list(single(single_file, "nq_qed", 10, 6)),
+        "long": list(single(single_file, "nq_qed", 10, 6, per_node=3)),
+        "reports": list(reports(report_file, 40, whole=False)),
+        "whole reports": list(reports(report_file, 40, whole=True)),
+        "sections": list(sections(pages_file, 0, 8, 12, titled=True)),
+        "docstrings": list(docstrings(20)),
+    }
+    for name, collections in found.items():
+        assert collections, name
+        assert sum(len(c.queries) for c in collections) > 0, name
+        for collection in collections:
+            chunks = [
+                dataclasses.replace(c, document_id=d.id) if not isinstance(c, str) else None
+                for d in collection.documents for c in d.chunks
+            ]  # fmt: skip
+            assert len({d.id for d in collection.documents}) == len(collection.documents)
+            for query in collection.queries:
+                assert query.text.strip()
+                assert any(query.relevant(chunk) for chunk in chunks if chunk is not None), (name, query.text)
+    assert len(found["single"][0].queries) == 6
+    assert len(found["single"][0].documents) == 10
+    assert len(found["whole reports"][-1].documents) <= len(NAMES)
+    assert not list(single(single_file, "absent", 10, 6))
+    [topical] = topics(pages_file, 0, 16, 12)
+    assert len(topical.documents) == 48
+
+
+def test_sources_are_those_of_the_files_given(tmp_path):
+    settings = DenseGateTraining(out=tmp_path, docstrings=False, synthetic=False)
+    assert sources(settings) == []
+    full = sources(
+        dataclasses.replace(
+            settings, multihop=tmp_path, singlehop=tmp_path, clapnq=tmp_path, pubmedqa=tmp_path, tatqa=tmp_path,
+            pages=(tmp_path / "a", tmp_path / "b"), docstrings=True, synthetic=True,
+        )  # fmt: skip
+    )
+    by_name = {s.name: s for s in full}
+    assert len(by_name) == len(full)
+    assert by_name["composed"].touches("nq_qed")
+    assert by_name["composed"].touches("multihop")
+    assert not by_name["nq_qed"].touches("multihop")
+    assert by_name["wiki_plain"].files == (tmp_path / "b",)
+    assert by_name["ruler"].files == (tmp_path / "a",)

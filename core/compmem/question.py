@@ -150,6 +150,12 @@ class QuestionBench:
         self._load(numbers)
         return [Recall(chunk=self._blocks[n].chunk, score=scores[n], block=n) for n in numbers]
 
+    def compared(self, memory: str, blocks: Sequence[int]) -> tuple[Vectors, NDArray[np.int64]]:
+        """Features of each window of these blocks, `[windows, len(FEATURES)]`, and the block of each, from 0."""
+        self._load(blocks)
+        rows = np.repeat(np.arange(len(blocks)), [len(self._digests[n]) for n in blocks])
+        return features(self.viewer.view(memory), [d for n in blocks for d in self._digests[n]]), rows
+
     def _vectors(self, block: int) -> Vectors:
         vectors = self._blocks[block].vectors
         assert vectors is not None, "a search by vectors needs dense memory"
@@ -157,9 +163,7 @@ class QuestionBench:
 
     def _score_dense(self, gate: GateHead, memory: str, blocks: Sequence[int]) -> list[float]:
         """The first look where nothing was looked at or known yet; later looks keep in view what it said."""
-        self._load(blocks)
-        rows = np.repeat(np.arange(len(blocks)), [len(self._digests[n]) for n in blocks])
-        own = features(self.viewer.view(memory), [d for n in blocks for d in self._digests[n]])
+        own, rows = self.compared(memory, blocks)
         seen = np.array([n in self._first for n in blocks])
         if not memory or not seen.any():
             look = gate.look(own, self.stage.standing(blocks).take(rows), rows)

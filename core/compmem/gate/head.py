@@ -119,10 +119,7 @@ class GateHead(nn.Module):
             rows: The block of each window, from 0, rising; every block has one. `[windows]`.
         """
         features = first_features(own, standing)
-        logits = self.first(torch.from_numpy(features)).squeeze(-1).numpy()
-        starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
-        best = np.maximum.reduceat(logits, starts)
-        top = _best_windows(logits, best, rows, starts)
+        best, top = best_windows(self.first(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
         both = self.question(torch.from_numpy(question_features(own[top], features[top], best))[None])[0].numpy()
         more, found = (float(self._calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
         return FirstLook(best, self._calibrated(best, 0), more, found)
@@ -131,8 +128,7 @@ class GateHead(nn.Module):
     def look_again(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
         """The probability of each block with a working memory, `[blocks]`; arguments as of `later_features`."""
         logits = self.later(torch.from_numpy(later_features(own, first, seen, rows))).squeeze(-1).numpy()
-        starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
-        return self._calibrated(np.maximum.reduceat(logits, starts), 1)
+        return self._calibrated(best_windows(logits, rows)[0], 1)
 
     def _calibrated(self, logits: Vectors, of: int) -> Vectors:
         slope, bias = self.calibration[of].tolist()
@@ -174,9 +170,14 @@ def _normal(heads: int, size: int, out: int) -> Tensor:
     return torch.randn(heads, size, out) / size**0.5
 
 
-def _best_windows(
-    logits: Vectors, best: Vectors, rows: NDArray[np.int64], starts: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The first window of each block that has its highest logit."""
+def best_windows(logits: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
+    """The highest logit of each block's windows, and the first window that has it, `[blocks]` each.
+
+    Args:
+        logits: `[windows]`.
+        rows: The block of each window, from 0, rising; every block has one. `[windows]`.
+    """
+    starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
+    best = np.maximum.reduceat(logits, starts)
     hits = np.flatnonzero(logits == best[rows])
-    return hits[np.searchsorted(hits, starts)]
+    return best, hits[np.searchsorted(hits, starts)]

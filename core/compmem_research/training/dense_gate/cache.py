@@ -1,0 +1,117 @@
+"""The states of a source as one file, so that a run goes on where an earlier one ended."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from compmem.gate import FEATURES
+from compmem.ranking import Standing
+from compmem.schema import Encoder
+from compmem_research.training.dense_gate.settings import DenseGateTraining
+from compmem_research.training.dense_gate.sources import Source
+from compmem_research.training.dense_gate.states import SYSTEMS, Asked, State, gather
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "compmem-gate-states/1"
+
+
+def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> list[Asked]:
+    """The states of a source: from the cache where it holds them for the same data, else made and kept there.
+
+    Raises:
+        ValueError: A data file has a broken line.
+    """
+    if settings.cache is None:
+        return list(gather(source, encoder, settings.steps))
+    path, made_of = settings.cache / f"{source.name}.safetensors", fingerprint(source, settings, encoder)
+    found = load(path, source, made_of)
+    if found is None:
+        found = list(gather(source, encoder, settings.steps))
+        settings.cache.mkdir(parents=True, exist_ok=True)
+        save(path, found, made_of)
+    logger.info("%s: %d queries", source.name, len(found))
+    return found
+
+
+def fingerprint(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> str:
+    """What the states of a source depend on: its files, some settings, the encoder and the features."""
+    files = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in source.files]
+    used = [settings.per_source, settings.passages, settings.steps]
+    kind = "default" if encoder is None else type(encoder).__qualname__
+    return hashlib.sha256(json.dumps([FORMAT, source.name, files, used, kind, FEATURES]).encode()).hexdigest()
+
+
+def save(path: Path, asked: Sequence[Asked], made_of: str) -> None:
+    """Writes the states, under another name until all of them are there."""
+    states = [s for a in asked for s in (a.look, *a.later)]
+    lines = [
+        {
+            "id": a.id, "part": a.part, "style": a.style, "chained": a.chained, "relevant": sorted(a.relevant),
+            "ranked": a.ranked, "looks": 1 + len(a.later),
+        }
+        for a in asked
+    ]  # fmt: skip
+    arrays = {
+        "own": [s.own for s in states],
+        "rows": [s.rows for s in states],
+        "blocks": [s.blocks for s in states],
+        "relevant": [s.relevant for s in states],
+        "dense": [s.standing.dense for s in states],
+        "bm25": [s.standing.bm25 for s in states],
+        "score": [s.standing.score for s in states],
+    }
+    tensors: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()} if states else {}
+    tensors["windows_each"] = np.array([len(s.rows) for s in states], dtype=np.int64)
+    tensors["blocks_each"] = np.array([len(s.blocks) for s in states], dtype=np.int64)
+    tensors["lines"] = np.frombuffer(json.dumps(lines).encode(), dtype=np.uint8)
+    unfinished = path.with_suffix(".part")
+    save_file(tensors, unfinished, metadata={"format": FORMAT, "made_of": made_of})
+    os.replace(unfinished, path)
+
+
+def load(path: Path, source: Source, made_of: str) -> list[Asked] | None:
+    """The states in a file; None where there is none, it is broken, or it was made of something else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            facts = file.metadata() or {}
+            if (facts.get("format"), facts.get("made_of")) != (FORMAT, made_of):
+                return None
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError:
+        return None
+    lines = json.loads(held.pop("lines").tobytes())
+    if not lines:
+        return []
+    windows, blocks = (np.cumsum(held.pop(name))[:-1] for name in ("windows_each", "blocks_each"))
+    parts = {name: np.split(held[name], windows if name in ("own", "rows") else blocks) for name in held}
+    states = iter([
+        State(own, rows, numbers, relevant, Standing(dense, bm25, score))
+        for own, rows, numbers, relevant, dense, bm25, score in zip(
+            *(parts[n] for n in ("own", "rows", "blocks", "relevant", "dense", "bm25", "score")), strict=True
+        )
+    ])  # fmt: skip
+    return [
+        Asked(
+            id=line["id"],
+            source=source,
+            part=line["part"],
+            style=line["style"],
+            chained=line["chained"],
+            relevant=frozenset(line["relevant"]),
+            ranked={name: tuple(line["ranked"][name]) for name in SYSTEMS},
+            look=next(states),
+            later=tuple(next(states) for _ in range(line["looks"] - 1)),
+        )
+        for line in lines
+    ]

@@ -1,0 +1,46 @@
+"""A collection: documents of one index, and the queries asked of it with what is relevant to each."""
+
+from collections.abc import Callable, Sequence
+from collections.abc import Collection as Container
+from dataclasses import dataclass
+
+from compmem.schema import Chunk, Document
+
+Relevant = Callable[[Chunk], bool]
+"""Whether a chunk answers a query, or holds part of the answer or of the way to it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """What is asked of a collection."""
+
+    text: str
+    relevant: Relevant
+    part: str = ""
+    """The part of the source that the report names; empty: the source."""
+    chained: bool = False
+    """Relevant chunks build on one another, so that some are only found once others have been read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collection:
+    """Documents, and what is asked of them."""
+
+    documents: Sequence[Document]
+    queries: Sequence[Query]
+    restyled: float = 0.0
+    """Share of the queries that are also asked in another style."""
+
+
+def among(documents: Container[int]) -> Relevant:
+    """Relevant are the chunks of these documents, whose ids are numbers."""
+    ids = {str(n) for n in documents}
+    return lambda chunk: chunk.document_id in ids
+
+
+def passages(texts: Sequence[tuple[str, str]]) -> list[Document]:
+    """One document with one chunk for each title and text; its id is its number."""
+    return [
+        Document(id=str(n), title=title, chunks=[Chunk(text=text, title=title)])
+        for n, (title, text) in enumerate(texts)
+    ]

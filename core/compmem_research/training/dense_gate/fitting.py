@@ -1,0 +1,171 @@
+"""Fits a gate: its three networks, and what each says of queries that it has not learned from.
+
+Later looks and the network of the question see what the first look said. Had it learned from the same queries, it would
+be surer than it is of others, so the queries are parted in halves: what is said of one half, networks say that learned
+from the other. Calibration and thresholds rest on that too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from compmem.gate import GateHead, Network, later_features, question_features
+from compmem.schema import Vectors
+from compmem_research.training.dense_gate.networks import Judged, Ranked, block_logits, fit_judged, fit_lists
+from compmem_research.training.dense_gate.settings import DenseGateTraining
+from compmem_research.training.dense_gate.states import Asked, Labels, State
+from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
+from compmem_research.training.gating.calibration import platt
+
+_UNANSWERED = 0.25
+"""Share of first looks that are also shown without what is relevant."""
+_FEW, _FEW_ANSWERED = 0.2, 0.8
+"""Share of them that are also shown as in an index of a few documents, and of those the share with what is relevant."""
+_FEW_JUDGED = 0.3
+_WEAKENED_FROM = 9
+"""Blocks from which a list can have a weak search."""
+_LATER_EPOCHS = 0.75
+_READ = 5
+"""Blocks of the first look that are read anyhow: what is relevant beyond them is missed without more looks."""
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """What networks say of queries that they have not learned from: logits before calibration, and what is true."""
+
+    first: list[tuple[Vectors, Labels]] = field(default_factory=list)
+    """Of each first look."""
+    later: list[tuple[Vectors, Labels]] = field(default_factory=list)
+    """Of each later look."""
+    judged: list[tuple[Judged, Vectors]] = field(default_factory=list)
+    """Of each query, changed ones too, the logits of `more` and `found`."""
+
+
+def fit_gate(settings: DenseGateTraining, asked: Sequence[Asked]) -> tuple[GateHead, HeldOut]:
+    """A calibrated gate, its third threshold not yet chosen, and what cross-fitted networks say.
+
+    Raises:
+        ValueError: There are too few queries to part them.
+    """
+    halves = [[a for a in asked if a.half == n] for n in (0, 1)]
+    if not all(any(a.later for a in half) for half in halves):
+        raise ValueError("there are too few queries to train a gate: some must be held out")
+    held = HeldOut()
+    firsts = [fit_first(settings, halves[1 - n], heads=1) for n in (0, 1)]
+    said = {id(a): block_logits(firsts[a.half], a.look.first, a.look.rows)[0] for a in asked}
+    held.first = [(said[id(a)], a.look.relevant) for a in asked]
+    head = GateHead(settings.hidden, settings.heads)
+    head.threshold, head.more_threshold = settings.threshold, settings.more_threshold
+    calibration = [_platt(held.first)]
+    enough = _enough(settings.threshold, calibration[0])
+
+    later = [[(_later(s, a.look, said[id(a)]), s, a.source.group) for a in half for s in a.later] for half in halves]
+    judged = [_judged(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
+    for n in (0, 1):
+        network = _fit_later(settings, later[1 - n], heads=1)
+        held.later += [(block_logits(network, x, s.rows)[0], s.relevant) for x, s, _ in later[n]]
+        of_question = fit_judged(settings, judged[1 - n], heads=1)
+        held.judged += zip(judged[n], _query_logits(of_question, judged[n]), strict=True)
+    more = [(logits[:1], np.array([j.more], np.float32)) for j, logits in held.judged if j.more >= 0]
+    found = [(logits[1:], np.array([j.found], np.float32)) for j, logits in held.judged]
+    calibration += [_platt(held.later), _platt(more), _platt(found)]
+
+    head.first = fit_first(settings, asked, heads=settings.heads)
+    head.later = _fit_later(settings, [*later[0], *later[1]], heads=settings.heads)
+    head.question = fit_judged(settings, [*judged[0], *judged[1]], heads=settings.heads)
+    head.calibration.copy_(torch.tensor(calibration))
+    return head.eval(), held
+
+
+def fit_first(settings: DenseGateTraining, asked: Sequence[Asked], heads: int) -> Network:
+    """The network of the first look, fitted to first looks and to changed ones."""
+    rng = np.random.default_rng(settings.seed)
+    lists: list[tuple[State, str]] = []
+    for a in asked:
+        shown: list[State | None] = [a.look]
+        if rng.random() < _UNANSWERED:
+            shown.append(without_relevant(a.look))
+        if rng.random() < _FEW:
+            shown.append(of_few(a.look, rng, answered=rng.random() < _FEW_ANSWERED))
+        if rng.random() < settings.weakened and len(a.look.blocks) >= _WEAKENED_FROM:
+            shown.append(weakened(a.look, rng))
+        lists += [(look, a.source.group) for look in shown if look is not None]
+    ranked = [Ranked(look.first, look.rows, look.relevant, group) for look, group in lists]
+    return fit_lists(settings, ranked, settings.epochs, heads)
+
+
+def _fit_later(settings: DenseGateTraining, later: Sequence[tuple[Vectors, State, str]], heads: int) -> Network:
+    ranked = [Ranked(features, state.rows, state.relevant, group) for features, state, group in later]
+    return fit_lists(settings, ranked, max(round(_LATER_EPOCHS * settings.epochs), 1), heads)
+
+
+def _later(state: State, look: State, said: Vectors) -> Vectors:
+    """What a later look sees, where the first one said this."""
+    of_block = dict(zip(look.blocks.tolist(), said.tolist(), strict=True))
+    lowest = min(of_block.values())
+    first = [*of_block.values(), *(of_block.get(n, lowest) for n in state.blocks.tolist())]
+    seen = np.array([n in of_block for n in state.blocks.tolist()])
+    return later_features(state.own, np.array(first, np.float32), seen, state.rows)
+
+
+def _judged(settings: DenseGateTraining, asked: Sequence[Asked], first: Network, enough: float) -> list[Judged]:
+    """What the first look tells of each query, as it is and changed, and what is true of it.
+
+    Args:
+        settings: The seed is used.
+        asked: Queries that `first` has not learned from.
+        first: The network of the first look.
+        enough: Logit from which a block is read.
+    """
+    rng = np.random.default_rng(settings.seed)
+    found: list[Judged] = []
+    for a in asked:
+        features, logits = _seen(first, a.look)
+        group = a.source.group
+        more = float(a.chained and _misses(a.look, logits, len(a.relevant), enough))
+        found.append(Judged(features, more, float(bool(a.relevant)), group, plain=True))
+        unanswered = without_relevant(a.look)
+        if unanswered is not None:
+            found.append(Judged(_seen(first, unanswered)[0], -1.0, 0.0, group, plain=False))
+        if rng.random() < _FEW_JUDGED:
+            for answered in (True, False):
+                few = of_few(a.look, rng, answered=answered)
+                if few is not None:
+                    features, logits = _seen(first, few)
+                    held = int(few.relevant.sum())
+                    more = float(a.chained and _misses(few, logits, held, enough)) if answered else -1.0
+                    found.append(Judged(features, more, float(held > 0), group, plain=False))
+    return found
+
+
+def _misses(look: State, logits: Vectors, relevant: int, enough: float) -> bool:
+    """Whether a relevant block is not among the first or would not be read."""
+    first = np.argsort(-logits, kind="stable")[:_READ]
+    return bool(look.relevant[first].sum() < min(relevant, _READ) or (logits[look.relevant > 0] < enough).any())
+
+
+def _seen(first: Network, look: State) -> tuple[Vectors, Vectors]:
+    """What a first look tells of the query, and its logits of the blocks."""
+    logits, windows = block_logits(first, look.first, look.rows)
+    return question_features(look.own[windows], look.first[windows], logits), logits
+
+
+@torch.inference_mode()
+def _query_logits(network: Network, judged: Sequence[Judged]) -> Vectors:
+    if not judged:
+        return np.zeros((0, 2), np.float32)
+    return np.asarray(network(torch.from_numpy(np.stack([j.features for j in judged]))).numpy())
+
+
+def _platt(said: Sequence[tuple[Vectors, Labels]]) -> tuple[float, float]:
+    logits, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*said, strict=True))
+    return platt(logits, labels, decay=1e-4)
+
+
+def _enough(threshold: float, calibration: tuple[float, float]) -> float:
+    """The logit before calibration at a probability."""
+    slope, bias = calibration
+    probability = min(max(threshold, 1e-6), 1 - 1e-6)
+    return (float(np.log(probability / (1 - probability))) - bias) / slope if slope > 0 else float("-inf")

@@ -1,0 +1,146 @@
+"""Fits one network: to lists of blocks of which some are relevant, or to what is true of whole queries."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compmem.gate import Network, best_windows
+from compmem.schema import Vectors
+from compmem_research.training.dense_gate.settings import DenseGateTraining
+from compmem_research.training.dense_gate.states import Labels
+
+_QUESTION_DECAY = 5e-2
+"""Weight decay of the network of the question: there are far fewer queries than blocks."""
+_QUESTION_BATCH = 128
+_UNKNOWN = -1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """A list of blocks to learn from."""
+
+    features: Vectors
+    """`[windows, size]`."""
+    rows: NDArray[np.int64]
+    """The block of each window, from 0, rising, `[windows]`."""
+    relevant: Labels
+    """`[blocks]`."""
+    group: str
+    """Lists of a group count the less each the more there are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A first look at a whole query to learn from."""
+
+    features: Vectors
+    """`[len(QUESTION_FEATURES)]`."""
+    more: float
+    """1 where later looks find what this one misses, 0 where they need not; -1 where nobody knows."""
+    found: float
+    """1 where anything answers, else 0."""
+    group: str
+    plain: bool
+    """The look is one that the loop had, not one changed for training."""
+
+
+def fit_lists(settings: DenseGateTraining, lists: Sequence[Ranked], epochs: int, heads: int) -> Network:
+    """A network whose highest logits are those of relevant blocks; a block has that of its best window."""
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    network = Network(lists[0].features.shape[1], settings.hidden, heads=heads)
+    every = torch.from_numpy(np.concatenate([item.features for item in lists]))
+    network.fit_scale(every)
+    ends = np.cumsum([len(item.rows) for item in lists])
+    starts = ends - [len(item.rows) for item in lists]
+    weights = torch.tensor(weights_of([item.group for item in lists]))
+    batches = -(-len(lists) // settings.batch)
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=max(epochs * batches, 2)
+    )
+    for _ in range(epochs):
+        for chosen in np.array_split(rng.permutation(len(lists)), batches):
+            sizes = [len(lists[i].relevant) for i in chosen]
+            before = np.cumsum([0, *sizes])
+            blocks = torch.from_numpy(np.concatenate([lists[i].rows + n for i, n in zip(chosen, before, strict=False)]))
+            of = torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor(sizes))
+            relevant = torch.from_numpy(np.concatenate([lists[i].relevant for i in chosen]))
+            logits = network.each(torch.cat([every[starts[i] : ends[i]] for i in chosen])).squeeze(-1)
+            loss = list_loss(logits, blocks, relevant, of, weights[chosen], settings.probability)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def list_loss(
+    logits: Tensor, blocks: Tensor, relevant: Tensor, of: Tensor, weights: Tensor, probability: float
+) -> Tensor:
+    """For each list the cross-entropy of its relevant blocks in a softmax over it, and that of each block by itself.
+
+    Lists are averaged by weight, heads are added up: each learns as if it were alone.
+
+    Args:
+        logits: `[heads, windows]`.
+        blocks: The block of each window, `[windows]`.
+        relevant: 1 for relevant blocks, `[blocks]`.
+        of: The list of each block, `[blocks]`.
+        weights: `[lists]`.
+        probability: Weight of the second part.
+    """
+    heads, lists = len(logits), len(weights)
+    best = torch.full((heads, len(relevant)), -torch.inf)
+    best = best.scatter_reduce(1, blocks.expand(heads, -1), logits, "amax")
+    none, index = torch.zeros(heads, lists), of.expand(heads, -1)
+    alone = F.binary_cross_entropy_with_logits(best, relevant.expand(heads, -1), reduction="none")
+    top = none.scatter_reduce(1, index, best.detach(), "amax", include_self=False)
+    whole = top + torch.log(none.scatter_add(1, index, torch.exp(best - top[:, of])))
+    lost = none.scatter_add(1, index, (whole[:, of] - best) * relevant)
+    count = none[0].index_add(0, of, relevant).clamp(min=1)
+    each = lost / count + probability * none.scatter_add(1, index, alone)
+    return (each * weights).sum() / weights.sum()
+
+
+def fit_judged(settings: DenseGateTraining, judged: Sequence[Judged], heads: int) -> Network:
+    """A network that tells of whole queries whether more looks help and whether anything answers."""
+    torch.manual_seed(settings.seed)
+    features = torch.from_numpy(np.stack([j.features for j in judged]))
+    network = Network(features.shape[1], settings.hidden // 2, outputs=2, heads=heads)
+    network.fit_scale(features)
+    targets = torch.tensor([[j.more, j.found] for j in judged])
+    weights = torch.tensor(weights_of([j.group for j in judged]))[:, None]
+    batches = -(-len(judged) // _QUESTION_BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=_QUESTION_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=max(settings.question_epochs * batches, 2)
+    )
+    for _ in range(settings.question_epochs):
+        for chosen in torch.split(torch.randperm(len(judged)), _QUESTION_BATCH):
+            logits, wanted = network.each(features[chosen]), targets[chosen]
+            lost = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0).expand_as(logits), reduction="none")
+            known = (wanted != _UNKNOWN) * weights[chosen]
+            optimizer.zero_grad()
+            ((lost * known).sum() / weights[chosen].sum()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+@torch.inference_mode()
+def block_logits(network: Network, features: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
+    """The logit of each block of a list and the window that has it, `[blocks]` each."""
+    return best_windows(network(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
+
+
+def weights_of(groups: Sequence[str]) -> list[float]:
+    """A weight for each of these, so that a group counts as the square root of its size."""
+    counts = Counter(groups)
+    return [counts[g] ** -0.5 for g in groups]

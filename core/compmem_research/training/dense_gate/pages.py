@@ -1,0 +1,175 @@
+"""Collections from plain pages and docstrings, for which nobody wrote questions: keywords, sentences, topics, names."""
+
+import importlib
+import inspect
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from compmem.terms import STOPWORDS, words
+from compmem_research.tasks.multihop import read_lines
+from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+from compmem_research.training.dense_gate.styles import keywords
+
+_TOPICS = (
+    "what is known of {0} {1} and {2}", "{0} {1} of {2}", "how is {0} connected to {1} in {2}?", "work on {0} {1} {2}",
+)  # fmt: skip
+_REQUESTS = (
+    "{}", "{}", "which studies have been made of {}", "describe {}", "facts about {}", "what effects do {} have .",
+)  # fmt: skip
+_TASKS = ("How can I {}", "{}", "a function to {}", "which function will {}")
+
+MODULES = (
+    "os os.path re json csv math statistics random itertools functools collections datetime calendar string textwrap "
+    "pathlib shutil glob tempfile sqlite3 zlib gzip zipfile tarfile configparser hashlib hmac secrets io time argparse "
+    "logging threading multiprocessing subprocess socket ssl select asyncio email html urllib.request urllib.parse "
+    "http.client http.server ftplib smtplib uuid ipaddress decimal fractions heapq bisect array weakref types copy "
+    "pprint enum contextlib abc inspect traceback ast dis typing unittest doctest numpy numpy.linalg numpy.fft "
+    "numpy.random"
+).split()
+"""Modules whose docstrings are asked about."""
+
+_SECTION, _LONGEST_SECTION, _SECTIONS = 900, 4000, 14
+_DOCSTRING = 1600
+
+
+def sections(file: Path, start: int, count: int, most: int, *, titled: bool) -> Iterator[Collection]:
+    """Passages of whole pages; each query is made from one sentence, which half of the passages then lack."""
+    rng = Random(f"sections:{titled}")
+    texts: list[tuple[str, str]] = []
+    for title, paragraphs in _pages(file, start, count):
+        texts += [(title if titled else "", text) for text in _sections(paragraphs)]
+    queries = []
+    for number in rng.sample(range(len(texts)), min(most, len(texts))):
+        title, text = texts[number]
+        said = [s for s in re.split(r"(?<=[.!?])\s+", text) if 60 < len(s) < 300]
+        if not said:
+            continue
+        sentence = rng.choice(said)
+        left = text.replace(sentence, " ").strip()
+        if rng.random() < 0.5 and len(left) > 200:
+            texts[number] = (title, left)
+        asked = _asked_of(sentence, rng)
+        if asked:
+            asked = asked.lower() if rng.random() < 0.3 else asked
+            queries.append(Query(text=asked, relevant=among({number})))
+    yield Collection(documents=passages(texts), queries=queries)
+
+
+def _asked_of(sentence: str, rng: Random) -> str:
+    """A query made from a sentence: itself, some of its words, or a topic; empty where it has too few words."""
+    content = keywords(sentence)
+    plain = [w for w in content if not w[0].isupper() and not w.isdigit()]
+    style = rng.choice(("sentence", "keywords", "keywords", "topic"))
+    if style == "sentence":
+        return sentence
+    if style == "topic":
+        return rng.choice(_TOPICS).format(*rng.sample(plain, 3)) if len(plain) > 3 else ""
+    chosen = content if rng.random() < 0.5 else plain
+    if len(chosen) < 3:
+        return ""
+    kept = sorted(rng.sample(range(len(chosen)), rng.randint(2, min(6, len(chosen)))))
+    return " ".join(chosen[n] for n in kept)
+
+
+def topics(file: Path, start: int, count: int, most: int) -> Iterator[Collection]:
+    """Untitled paragraphs, and requests of a page's frequent plain words: its paragraphs that hold two are relevant."""
+    rng = Random("topics")
+    held = [[p for p in paragraphs if 250 < len(p) < 2500][:8] for _, paragraphs in _pages(file, start, count)]
+    held = [paragraphs for paragraphs in held if len(paragraphs) >= 3]
+    frequency = Counter(w for paragraphs in held for w in {w for p in paragraphs for w in words(p)})
+    texts: list[tuple[str, str]] = []
+    queries = []
+    for paragraphs in held:
+        first = len(texts)
+        texts += [("", p) for p in paragraphs]
+        counts = Counter(w for p in paragraphs for w in re.findall(r"\b[a-z]{4,}\b", p))
+        weight = {
+            w: n * float(np.log(len(held) / frequency[w]))
+            for w, n in counts.items()
+            if n > 1 and frequency[w] and w not in STOPWORDS
+        }
+        typical = sorted(weight, key=lambda w: (-weight[w], w))[:12]
+        if len(typical) < 5:
+            continue
+        picked = rng.sample(typical, rng.randint(3, 5))
+        relevant = {first + n for n, p in enumerate(paragraphs) if sum(f" {w}" in f" {p}" for w in picked) >= 2}
+        if relevant:
+            joint = rng.choice((" ", " ", " ", " and ", " of ", " in "))
+            request = rng.choice(_REQUESTS).format(" ".join(picked[:2]) + joint + " ".join(picked[2:]))
+            queries.append(Query(text=request, relevant=among(relevant)))
+    rng.shuffle(queries)
+    yield Collection(documents=passages(texts), queries=queries[:most])
+
+
+def docstrings(most: int) -> Iterator[Collection]:
+    """Docstrings, asked for by what they say, by their names and by keywords."""
+    rng = Random("docstrings")
+    texts: list[tuple[str, str]] = []
+    queries = []
+    for name, said in _docstrings():
+        summary, _, rest = said.partition("\n\n")
+        summary = " ".join(summary.split())
+        short, titled, style = name.split(".")[-1], rng.random() < 0.5, rng.random()
+        asked = ""
+        if style < 0.3 and len(rest) > 120:  # the summary is asked, and the passage lacks it
+            said = rest
+            asked = rng.choice(_TASKS).format(summary[:200].rstrip(".").lower())
+        elif style < 0.55:
+            asked = rng.choice((short, name, f"{short}()", f"what is {short} for?", f"how to use {name}"))
+        elif style < 0.8:
+            telling = [w for w in re.findall(r"[a-z_]{3,}", summary.lower()) if w not in STOPWORDS]
+            asked = " ".join(rng.sample(telling, min(len(telling), rng.randint(2, 4)))) if len(telling) > 2 else ""
+        if asked:
+            queries.append(Query(text=asked, relevant=among({len(texts)})))
+        texts.append((name if titled else "", ("" if titled else f"{short}\n") + said[:_DOCSTRING]))
+    rng.shuffle(queries)
+    yield Collection(documents=passages(texts), queries=queries[:most], restyled=0.2)
+
+
+def _docstrings() -> Iterator[tuple[str, str]]:
+    """The dotted name and docstring of modules, their functions and classes, and the methods of those; each once."""
+    seen = set()
+    for module_name in MODULES:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:  # a build of Python without it
+            continue
+        items: list[tuple[str, Any]] = [(module_name, module)]
+        for name, value in sorted(vars(module).items()):
+            if name.startswith("_") or not callable(value):
+                continue
+            items.append((f"{module_name}.{name}", value))
+            if inspect.isclass(value):
+                methods = sorted((n, m) for n, m in vars(value).items() if not n.startswith("_") and callable(m))
+                items += [(f"{module_name}.{name}.{n}", m) for n, m in methods]
+        for name, value in items:
+            said = inspect.getdoc(value) or ""
+            if len(said) >= 90 and said not in seen:
+                seen.add(said)
+                yield name, said
+
+
+def _pages(file: Path, start: int, count: int) -> Iterator[tuple[str, list[str]]]:
+    """Title and paragraphs of some of the pages; a page begins with its title."""
+    for _, line in islice(read_lines(file, ("title", "text")), start, start + count):
+        paragraphs = [p.strip() for p in line["text"].split("\n") if p.strip()]
+        yield line["title"], paragraphs[1:] if paragraphs[:1] == [line["title"].strip()] else paragraphs
+
+
+def _sections(paragraphs: list[str]) -> list[str]:
+    """Runs of whole paragraphs of about one length."""
+    found, held = [], ""
+    for paragraph in paragraphs:
+        if held and len(held) + len(paragraph) > _SECTION:
+            found.append(held)
+            held = ""
+        held = f"{held}\n{paragraph}" if held else paragraph
+    found.append(held)
+    return [text[:_LONGEST_SECTION] for text in found if len(text) > 200][:_SECTIONS]

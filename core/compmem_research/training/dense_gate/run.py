@@ -1,0 +1,78 @@
+"""The stage: states of all sources, the gate, its thresholds, the report; then what it is worth on unseen sources."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compmem.schema import Encoder
+from compmem_research.training.dense_gate.cache import states_of
+from compmem_research.training.dense_gate.fitting import fit_gate
+from compmem_research.training.dense_gate.judging import leave_one_out, table
+from compmem_research.training.dense_gate.settings import DenseGateTraining
+from compmem_research.training.dense_gate.sources import sources
+from compmem_research.training.dense_gate.states import ASKED, Asked
+from compmem_research.training.dense_gate.thresholds import choose
+
+logger = logging.getLogger(__name__)
+
+
+def train(settings: DenseGateTraining, *, encoder: Encoder | None = None) -> dict[str, Any]:
+    """Trains, calibrates, chooses the threshold of what answers, writes weights and report; returns the report.
+
+    Args:
+        settings: The run's settings.
+        encoder: Makes the vectors. None: the default one.
+
+    Raises:
+        ValueError: A data file has a broken line, or the settings give too little to learn from.
+    """
+    began = time.monotonic()
+    asked = [a for source in sources(settings) for a in states_of(source, settings, encoder)]
+    made = time.monotonic()
+    head, held = fit_gate(settings, asked)
+    chosen = choose(head, held, settings.refused)
+    logger.info("trained on %d queries in %.0f s", len(asked), time.monotonic() - made)
+    report = {
+        "settings": {name: _plain(value) for name, value in asdict(settings).items()},
+        "queries": counts(asked),
+        "threshold": head.threshold,
+        "more_threshold": head.more_threshold,
+        "found_threshold": head.found_threshold,
+        **chosen,
+        "seconds": {"states": round(made - began), "fitting": round(time.monotonic() - made)},
+    }
+    settings.out.mkdir(parents=True, exist_ok=True)
+    head.save(settings.out / "dense_gate.safetensors")
+    _write(settings.out, report)
+    if settings.leave_one_out:
+        report["leave_one_out"] = leave_one_out(settings, asked)
+        _write(settings.out, report)
+        (settings.out / "leave_one_out.md").write_text(table(report["leave_one_out"]), encoding="utf-8")
+    return report
+
+
+def counts(asked: Sequence[Asked]) -> dict[str, dict[str, int]]:
+    """For each part of a source its queries as asked and restyled, those with nothing relevant, and its looks."""
+    found: dict[str, Counter[str]] = {}
+    for a in asked:
+        part = found.setdefault(a.part, Counter(asked=0, restyled=0, unanswerable=0, looks=0))
+        part["asked" if a.style == ASKED else "restyled"] += 1
+        part["unanswerable"] += not a.relevant
+        part["looks"] += 1 + len(a.later)
+    return {name: dict(count) for name, count in found.items()}
+
+
+def _write(out: Path, report: dict[str, Any]) -> None:
+    (out / "dense_gate.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; of a path the file's name, since the rest is a matter of one machine."""
+    if isinstance(value, Path):
+        return value.name
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value

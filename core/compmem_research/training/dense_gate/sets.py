@@ -1,0 +1,158 @@
+"""Collections from data sets: what they ask, over their own texts."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from compmem_research.tasks.multihop import Passage, Question, corpus_of, leads, read_corpus, read_lines
+from compmem_research.tasks.singlehop import read_singlehop
+from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+
+SMALL = (1, 5, 25)
+"""Questions whose own paragraphs make a small index, in turn."""
+PER_SMALL = 12
+"""Most questions asked of one small index."""
+_AN_ABSTRACT_SAYS = (40, 400)
+"""Characters of a first sentence of conclusions that may describe its abstract."""
+
+
+def single(file: Path, dataset: str, contexts: int, most: int, *, per_node: int = 0) -> Iterator[Collection]:
+    """Questions of one set about one text each.
+
+    Args:
+        file: The questions' file.
+        dataset: Which of its sets.
+        contexts: Most texts in the index.
+        most: Most questions.
+        per_node: Texts joined to one long passage, the last of one being the first of the next; 0: none.
+    """
+    rng = Random(f"{dataset}:{per_node}")
+    asked: dict[str, list[str]] = defaultdict(list)
+    for question in read_singlehop(file):
+        if question.dataset == dataset:
+            asked[question.context].append(question.question)
+    chosen = rng.sample(sorted(asked), min(contexts, len(asked)))
+    if not chosen:
+        return
+    queries = [(text, number) for number, context in enumerate(chosen) for text in asked[context]]
+    rng.shuffle(queries)
+    where = {n: {n} for n in range(len(chosen))}
+    if per_node:
+        nodes, where = joined(len(chosen), per_node, rng)
+        chosen = ["\n\n".join(chosen[n] for n in node) for node in nodes]
+    yield Collection(
+        documents=passages([("", text) for text in chosen]),
+        queries=[Query(text=text, relevant=among(where[number])) for text, number in queries[:most]],
+        restyled=0.3 if per_node else 0.6,
+    )
+
+
+def joined(count: int, size: int, rng: Random) -> tuple[list[list[int]], dict[int, set[int]]]:
+    """Nodes of so many texts each, as a framework's splitter with overlap makes them, and the nodes of each text."""
+    order = rng.sample(range(count), count)
+    nodes = [order[at : at + size] for at in range(0, max(count - 1, 1), size - 1)]
+    where: dict[int, set[int]] = defaultdict(set)
+    for number, node in enumerate(nodes):
+        for text in node:
+            where[text].add(number)
+    return nodes, where
+
+
+def abstracts(file: Path, most: int) -> Iterator[Collection]:
+    """Questions with the abstract that answers each; some abstracts are described by their conclusions instead."""
+    corpus = read_corpus(file)
+    questions = Random(1).sample(corpus.questions, len(corpus.questions))
+    queries = [Query(text=q.question, relevant=among(q.gold)) for q in questions[:most]]
+    least, longest = _AN_ABSTRACT_SAYS
+    described = []
+    for question in questions[most : most + most // 3]:
+        said = question.answers[0].split(". ")[0]
+        if least < len(said) < longest:
+            described.append(Query(text=said, relevant=among(question.gold), part="pubmedqa_described"))
+    yield Collection(documents=corpus.documents(), queries=[*queries, *described], restyled=0.6)
+
+
+def paired(file: Path, most: int) -> Iterator[Collection]:
+    """Questions with one paragraph each; nothing is relevant where it does not support an answer."""
+    corpus = read_corpus(file)
+    queries = [Query(text=q.question, relevant=among(q.gold)) for q in corpus.questions]
+    yield Collection(documents=corpus.documents(), queries=Random(2).sample(queries, len(queries))[:most], restyled=0.4)
+
+
+def reports(file: Path, most: int, *, whole: bool) -> Iterator[Collection]:
+    """Questions about company reports, over indexes of few or many reports.
+
+    Args:
+        file: The questions' file.
+        most: Most questions.
+        whole: One document is a whole report; else it is a table or paragraph.
+    """
+    lines: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    for number, line in read_lines(file, ("id", "question", "answer", "paragraphs")):
+        place = f"{file}:{number}"
+        [question] = corpus_of([(place, line)]).questions  # checks the line
+        if question.gold:
+            lines[tuple("".join(p["sentences"]) for p in line["paragraphs"])].append((place, line))
+    sizes = (30, 80, 10) if whole else (1, 4, 12, 30)
+    for seed, size in enumerate(sizes):
+        rng, made = Random(seed), 0
+        order = rng.sample(sorted(lines), len(lines))
+        for at in range(0, len(order), size):
+            group = order[at : at + size]
+            corpus = corpus_of(line for report in group for line in lines[report])
+            questions = rng.sample(corpus.questions, len(corpus.questions))[: 90 if size >= 30 else 25]
+            questions = questions[: max(most // len(sizes) - made, 0)]
+            if not questions:
+                break
+            made += len(questions)
+            yield _of_reports(corpus.passages, corpus.questions, questions, whole=whole)
+
+
+def _of_reports(
+    texts: Sequence[Passage], every: Sequence[Question], asked: Sequence[Question], *, whole: bool
+) -> Collection:
+    if not whole:
+        documents = passages([(p.title, p.text) for p in texts])
+        return Collection(
+            documents=documents, queries=[Query(text=q.question, relevant=among(q.gold)) for q in asked], restyled=0.25
+        )
+    numbers = {own: n for n, own in enumerate(dict.fromkeys(q.own for q in every))}
+    documents = passages([("", "\n\n".join(texts[n].text for n in sorted(own))) for own in numbers])
+    queries = [Query(text=q.question, relevant=among({numbers[q.own]})) for q in asked]
+    return Collection(documents=documents, queries=queries, restyled=0.25)
+
+
+def several_hops(file: Path, distractors: Path | None, most: int) -> Iterator[Collection]:
+    """Questions over several paragraphs, at most so many of a set, in one index with the first paragraphs of pages."""
+    corpus = read_corpus(file, extra=leads(distractors) if distractors else ())
+    chosen: dict[str, list[Question]] = defaultdict(list)
+    for question in Random(0).sample(corpus.questions, len(corpus.questions)):
+        chosen[question.dataset].append(question)
+    queries = [_chained(q) for name in sorted(chosen) for q in chosen[name][:most]]
+    yield Collection(documents=corpus.documents(), queries=queries)
+
+
+def small_indexes(file: Path, most: int) -> Iterator[Collection]:
+    """The same questions, each over the own paragraphs of a few of them."""
+    corpus = read_corpus(file)
+    left = iter(Random(3).sample(corpus.questions, len(corpus.questions)))
+    documents = corpus.documents()
+    made = 0
+    for size in itertools.cycle(SMALL):
+        group = list(itertools.islice(left, size))
+        asked = group[: min(PER_SMALL, most - made)]
+        if not asked:
+            return
+        made += len(asked)
+        held = sorted(frozenset[int]().union(*(q.own for q in group)))
+        queries = [_chained(q, part="small") for q in asked]
+        yield Collection(documents=[documents[n] for n in held], queries=queries, restyled=0.1)
+
+
+def _chained(question: Question, part: str = "") -> Query:
+    return Query(
+        text=question.question, relevant=among(question.gold), part=part or question.dataset or "multihop", chained=True
+    )

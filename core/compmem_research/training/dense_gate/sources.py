@@ -1,0 +1,91 @@
+"""The sources: what the gate learns from, each with the group that is left out where it is judged."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compmem_research.training.dense_gate import pages, sets, synthetic
+from compmem_research.training.dense_gate.collection import Collection
+from compmem_research.training.dense_gate.settings import DenseGateTraining
+
+SINGLE = {
+    "squadshifts_new_wiki": "new_wiki", "squadshifts_amazon_reviews": "amazon", "squadshifts_reddit": "reddit",
+    "fairytaleqa": "fairytaleqa", "nq_qed": "nq_qed",
+}  # fmt: skip
+"""Sets of single questions and their groups."""
+
+LONG = "fairytaleqa"
+"""The set whose texts are also joined to long passages."""
+_PER_NODE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Collections of one kind."""
+
+    name: str
+    group: str
+    """Sources of one group come from the same texts or ask in the same way."""
+    collections: Callable[[], Iterator[Collection]]
+    files: tuple[Path, ...] = ()
+    """The files that they are made of."""
+    also_of: tuple[str, ...] = ()
+    """Further groups whose texts they are made of: where one of them is left out, so is this source."""
+
+    def touches(self, group: str) -> bool:
+        """Whether anything of this group is in it."""
+        return group == self.group or group in self.also_of
+
+
+def sources(settings: DenseGateTraining) -> list[Source]:
+    """The sources of which the settings give the files."""
+    found: list[Source] = []
+    most = settings.per_source
+
+    def add(name: str, group: str, make: Callable[[], Iterator[Collection]], *files: Path) -> None:
+        found.append(Source(name, group, make, files))
+
+    if file := settings.singlehop:
+        for dataset, group in SINGLE.items():
+            add(dataset, group, partial(sets.single, file, dataset, settings.passages, most), file)
+        long = partial(sets.single, file, LONG, 3 * settings.passages // 4, most // 2, per_node=_PER_NODE)
+        add(f"{LONG}_nodes", SINGLE[LONG], long, file)
+    if file := settings.pubmedqa:
+        add("pubmedqa", "pubmedqa", partial(sets.abstracts, file, most), file)
+    if file := settings.clapnq:
+        add("clapnq", "clapnq", partial(sets.paired, file, most), file)
+    if file := settings.tatqa:
+        add("tatqa", "tatqa", partial(sets.reports, file, most, whole=False), file)
+        add("tatqa_pages", "tatqa", partial(sets.reports, file, most, whole=True), file)
+    distractors, asked, filling = _pages(settings)
+    if asked:
+        count = max(settings.passages // 4, 1)
+        titled = partial(pages.sections, asked, 0, count, most, titled=True)
+        plain = partial(pages.sections, asked, count, count, most, titled=False)
+        add("wiki_titled", "wiki", titled, asked)
+        add("wiki_plain", "wiki", plain, asked)
+        add("topics", "topics", partial(pages.topics, asked, 2 * count, 2 * count, most), asked)
+    if file := settings.multihop:
+        several = partial(sets.several_hops, file, distractors, most)
+        add("multihop", "multihop", several, file, *filter(None, [distractors]))
+        add("small", "multihop", partial(sets.small_indexes, file, most), file)
+    if settings.singlehop and distractors:
+        made = partial(synthetic.composed, settings.singlehop, distractors, most)
+        of = tuple(SINGLE[name] for name in synthetic.COMPOSED_OF)
+        found.append(Source("composed", "multihop", made, (settings.singlehop, distractors), of))
+    if settings.docstrings:
+        add("docstrings", "docstrings", partial(pages.docstrings, most))
+    if settings.synthetic:
+        files = tuple(filter(None, [filling]))
+        add("ruler", "ruler", partial(synthetic.needles, filling, max(most // 4, 1)), *files)
+        add("worlds", "worlds", partial(synthetic.worlds, filling, max(most // 5, 1)), *files)
+    return found
+
+
+def _pages(settings: DenseGateTraining) -> tuple[Path | None, Path | None, Path | None]:
+    """The files of pages that are distractors, that are asked about, and that fill up synthetic contexts."""
+    if not settings.pages:
+        return None, None, None
+    first, second, third = (settings.pages[n % len(settings.pages)] for n in range(3))
+    return first, second, third

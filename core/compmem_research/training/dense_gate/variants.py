@@ -1,0 +1,84 @@
+"""First looks changed, so that the gate learns what the sources seldom show: small lists, no answer, a weak search."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.gate import FEATURES
+from compmem.ranking import Standing, rank_of
+from compmem_research.training.dense_gate.states import State
+
+_BY_WORDS = [FEATURES.index(name) for name in (
+    "lexical", "coverage", "coverage_sentence", "coverage_roots", "title_coverage", "title_in_question",
+    "named_in_question", "named_in_question_weight", "named_in_question_capital", "named_in_question_shared",
+    "names_question", "names_question_weight", "asked_spoken", "asked_spoken_weight",
+)]  # fmt: skip
+_BY_VECTORS = [FEATURES.index(name) for name in ("question_chunk", "question_sentence", "question_second")]
+_FEW = 8
+_NO_WORDS = 0.35
+"""How often the search by words is not weak but finds nothing."""
+_DEPTH = 100
+
+
+def without_relevant(look: State) -> State | None:
+    """The look without what is relevant; None where that changes nothing or leaves nothing."""
+    keep = look.relevant == 0
+    return None if keep.all() or not keep.any() else among(look, keep)
+
+
+def of_few(look: State, rng: np.random.Generator, *, answered: bool) -> State | None:
+    """The look as in an index of a few documents; None where none are left.
+
+    Args:
+        look: A first look.
+        rng: Draws the blocks that stay.
+        answered: The relevant ones stay.
+    """
+    others = np.flatnonzero(look.relevant == 0)
+    keep = (look.relevant > 0) & answered
+    count = int(rng.integers(0 if keep.any() else 1, _FEW))
+    keep[rng.choice(others, min(count, len(others)), replace=False)] = True
+    if not keep.any():
+        return None
+    few = among(look, keep)
+    return State(few.own, few.rows, few.blocks, few.relevant, _dense_from(few, few.own))  # each of a few is found
+
+
+def among(look: State, keep: NDArray[np.bool_]) -> State:
+    """The look at some of the blocks, their ranks moved up."""
+    rows = keep[look.rows]
+    renumbered = np.cumsum(keep) - 1
+    standing = Standing(
+        _moved_up(look.standing.dense, keep), _moved_up(look.standing.bm25, keep), look.standing.score[keep]
+    )
+    return State(look.own[rows], renumbered[look.rows[rows]], look.blocks[keep], look.relevant[keep], standing)
+
+
+def weakened(look: State, rng: np.random.Generator) -> State:
+    """The look with what words or vectors say of a window mixed with what they say of others."""
+    own, other = look.own.copy(), look.own[rng.permutation(len(look.own))]
+    share = rng.uniform(0.3, 1.0)
+    if rng.random() < 0.5:
+        mix = own[:, _BY_VECTORS] * (1 - 0.7 * share) + other[:, _BY_VECTORS] * (0.7 * share)
+        own[:, _BY_VECTORS] = mix
+        return State(own, look.rows, look.blocks, look.relevant, _dense_from(look, own))
+    score = look.standing.score.copy()
+    if rng.random() < _NO_WORDS:
+        own[:, _BY_WORDS] = 0
+        score[:] = 0
+    else:
+        windows, blocks = rng.random(len(own)) < share, rng.random(len(score)) < share
+        own[np.ix_(windows, _BY_WORDS)] = other[np.ix_(windows, _BY_WORDS)]
+        score[blocks] = score[rng.permutation(len(score))][blocks]
+    bm25 = np.where(score > 0, rank_of(score) + 1, 0)
+    return State(own, look.rows, look.blocks, look.relevant, Standing(look.standing.dense, bm25, score))
+
+
+def _dense_from(look: State, own: NDArray[np.float32]) -> Standing:
+    """Its standing with ranks by the vectors of these features."""
+    rank = rank_of(np.maximum.reduceat(own[:, _BY_VECTORS[0]], look.starts)) + 1
+    return Standing(np.where(rank <= _DEPTH, rank, 0), look.standing.bm25, look.standing.score)
+
+
+def _moved_up(ranks: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    gone = np.sort(ranks[(ranks > 0) & ~keep])
+    return np.where(ranks > 0, ranks - np.searchsorted(gone, ranks), 0)[keep]
