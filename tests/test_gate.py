@@ -4,7 +4,20 @@ import torch
 from safetensors.torch import save_file
 
 from compmem.errors import CheckpointError
-from compmem.gate import FEATURES, GateHead, digest, features
+from compmem.gate import (
+    FEATURES,
+    FIRST_FEATURES,
+    LATER_FEATURES,
+    QUESTION_FEATURES,
+    GateHead,
+    best_windows,
+    digest,
+    features,
+    first_features,
+    later_features,
+    question_features,
+)
+from compmem.ranking import Standing, rank_of
 from compmem.schema import Chunk, MemoryBlock
 from compmem.terms import names_of, terms
 from compmem.view import Viewer
@@ -103,26 +116,139 @@ def test_each_memory_line_is_encoded_once(blocks):
     assert encoder.seen == 3
 
 
+def standing(count):
+    """As if both searches had returned all blocks in this order."""
+    places = np.arange(1, count + 1)
+    return Standing(places, places, (1 / places).astype(np.float32))
+
+
+def identity(network, name, names):
+    """Makes this feature the network's logit: gelu(x) - gelu(-x) is x."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.one[:, names.index(name), :2] = torch.tensor([1.0, -1.0])
+        network.two[:, :2, :2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+        network.out[:, :2, 0] = torch.tensor([1.0, -1.0])
+
+
 def test_the_shipped_gate_prefers_what_the_question_needs_next(viewer, blocks):
     gate = GateHead.load()
-    with torch.inference_mode():
-        first = gate.probabilities(features(viewer.view(""), blocks))
-        then = gate.probabilities(features(viewer.view("Acme: Acme rents the Harbour Building."), blocks))
-    assert ((first >= 0) & (first <= 1)).all()
-    assert first.argmax() == 0
-    assert then[1] > first[1]
-    assert then[1] > max(then[2], then[3])
+    rows, places = np.arange(4), Standing(np.array([1, 2, 4, 3]), np.array([1, 2, 0, 0]), np.array([3, 2, 0, 0], "f"))
+    look = gate.look(features(viewer.view(""), blocks), places, rows)
+    assert ((look.probabilities >= 0) & (look.probabilities <= 1)).all()
+    assert look.probabilities.argmax() == 0
+    assert 0 <= look.more <= 1
+    assert 0 <= look.found <= 1
+    left = features(viewer.view("Acme: Acme rents the Harbour Building."), blocks[1:])
+    said = np.array([*look.logits, *look.logits[1:]], np.float32)
+    then = gate.look_again(left, said, np.ones(3, bool), np.arange(3))
+    assert then.argmax() == 0  # the building
 
 
 def test_a_saved_gate_is_the_gate(tmp_path, viewer, blocks):
     torch.manual_seed(0)
-    gate = GateHead(hidden=16, threshold=0.3)
+    gate = GateHead(hidden=16, heads=2)
+    gate.threshold, gate.more_threshold, gate.found_threshold = 0.3, 0.2, 0.1
+    gate.calibration.copy_(torch.tensor([[2.0, 1.0], [1.0, 0.5], [0.5, 0.0], [3.0, -1.0]]))
     gate.save(tmp_path / "gate.safetensors")
     again = GateHead.load(tmp_path / "gate.safetensors")
     seen = features(viewer.view(""), blocks)
-    with torch.inference_mode():
-        assert np.array_equal(gate.probabilities(seen), again.probabilities(seen))
-    assert again.threshold == 0.3
+    one, two = (g.look(seen, standing(4), np.arange(4)) for g in (gate, again))
+    assert np.array_equal(one.probabilities, two.probabilities)
+    assert (one.more, one.found) == (two.more, two.found)
+    said = np.array([*one.logits, *one.logits], np.float32)
+    assert np.array_equal(*(g.look_again(seen, said, np.ones(4, bool), np.arange(4)) for g in (gate, again)))
+    assert (again.threshold, again.more_threshold, again.found_threshold) == (0.3, 0.2, 0.1)
+
+
+def test_equal_values_share_the_best_of_their_ranks():
+    assert rank_of(np.array([0.5, 2.0, 0.5, 0.1, 2.0], np.float32)).tolist() == [2, 0, 2, 4, 0]
+    assert rank_of(np.zeros(3, np.float32)).tolist() == [0, 0, 0]
+    assert rank_of(np.zeros(0, np.float32)).tolist() == []
+
+
+def test_where_a_block_stands_does_not_depend_on_the_order_of_the_list(viewer, blocks):
+    own, places = features(viewer.view(""), blocks), standing(4)
+    order = np.array([2, 0, 3, 1])
+    np.testing.assert_allclose(
+        first_features(own[order], places.take(order)), first_features(own, places)[order], atol=1e-6
+    )
+    said = np.array([3.0, 1.0, -1.0, -2.0], np.float32)
+    seen = np.array([True, True, False, True])
+    later = later_features(own, np.concatenate([said, said]), seen, np.arange(4))
+    moved = later_features(own[order], np.concatenate([said, said[order]]), seen[order], np.arange(4))
+    np.testing.assert_allclose(moved, later[order], atol=1e-6)
+    whole = question_features(own, first_features(own, places), said)
+    again = question_features(own[order], first_features(own[order], places.take(order)), said[order])
+    np.testing.assert_allclose(again, whole, atol=1e-6)
+
+
+def test_a_list_of_one_block_and_an_empty_one_have_features(viewer, blocks):
+    own = features(viewer.view(""), blocks[:1])
+    first = first_features(own, standing(1))
+    assert first.shape == (1, len(FIRST_FEATURES))
+    later = later_features(own, np.array([1.0, 1.0], np.float32), np.array([True]), np.array([0]))
+    assert later.shape == (1, len(LATER_FEATURES))
+    whole = question_features(own, first, np.array([1.0], np.float32))
+    assert whole.shape == (len(QUESTION_FEATURES),)
+    assert all(np.isfinite(x).all() for x in (first, later, whole))
+    none = Standing(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert first_features(own[:0], none).shape == (0, len(FIRST_FEATURES))
+
+
+def test_a_block_that_no_search_returned_stands_behind_those_that_one_did(viewer, blocks):
+    own = features(viewer.view(""), blocks)
+    places = Standing(np.array([1, 0, 0, 2]), np.array([0, 1, 0, 2]), np.array([0, 5, 0, 1], np.float32))
+    seen = first_features(own, places)
+    fused = seen[:, FIRST_FEATURES.index("fused_score")]
+    assert fused[2] == 0
+    assert fused[3] > max(fused[0], fused[1]) > 0  # in both searches
+    assert seen[:, FIRST_FEATURES.index("dense_reciprocal_rank")].tolist() == [1, 0, 0, 0.5]
+
+
+def test_a_block_is_worth_what_its_best_window_is(viewer, blocks):
+    best, top = best_windows(np.array([0.0, 3.0, 3.0, -1.0, 2.0], np.float32), np.array([0, 0, 0, 1, 2]))
+    assert best.tolist() == [3, -1, 2]
+    assert top.tolist() == [1, 3, 4]
+    gate = GateHead(hidden=4)
+    identity(gate.first, "coverage", FIRST_FEATURES)
+    own = features(viewer.view(""), blocks)
+    rows = np.array([0, 0, 1, 1])
+    look = gate.look(own, standing(2).take(rows), rows)
+    coverage = own[:, FEATURES.index("coverage")]
+    np.testing.assert_allclose(look.logits, [coverage[:2].max(), coverage[2:].max()], atol=1e-6)
+
+
+def test_a_later_look_can_keep_what_the_first_was_sure_of(viewer, blocks):
+    """A wrong read changes question and memory, yet what the first look said of a block is still before the gate."""
+    gate = GateHead(hidden=4)
+    identity(gate.later, "first_logit", LATER_FEATURES)
+    own = features(viewer.view("Zoo: Animals live in the zoo."), blocks[:2] + blocks[3:])
+    said, sure = [-3.0, 4.0, -2.0, -4.0], [-3.0, 4.0, -4.0]  # the third block was read, by mistake
+    again = gate.look_again(own, np.array([*said, *sure], np.float32), np.ones(3, bool), np.arange(3))
+    np.testing.assert_allclose(again, 1 / (1 + np.exp(-np.array(sure) / 4)), atol=1e-6)
+    assert again.argmax() == 1
+
+
+def test_a_block_that_the_first_look_did_not_see_is_told_apart(viewer, blocks):
+    own = features(viewer.view("Acme: Acme rents the Harbour Building."), blocks[:2])
+    seen = later_features(own, np.array([2.0, -1.0, 2.0, -1.0], np.float32), np.array([True, False]), np.arange(2))
+    column = {n: seen[:, LATER_FEATURES.index(n)].tolist() for n in ("first_seen", "first_reciprocal", "first_margin")}
+    assert column == {"first_seen": [1, 0], "first_reciprocal": [1, 0.5], "first_margin": [0, 0.75]}
+
+
+def test_the_mean_of_the_heads_is_the_network():
+    torch.manual_seed(0)
+    network = GateHead(hidden=8, heads=3).question
+    network.fit_scale(torch.randn(50, len(QUESTION_FEATURES)) * 3 + 1)
+    x = torch.randn(5, len(QUESTION_FEATURES))
+    each = network.each(x)
+    assert each.shape == (3, 5, 2)
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(network(x), each.mean(0))
+    far = torch.full_like(x, 1e6)
+    torch.testing.assert_close(network(far), network(10 * far))  # cut where nothing was learned
 
 
 def test_files_that_are_no_gate_are_named(tmp_path):
@@ -132,6 +258,10 @@ def test_files_that_are_no_gate_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="other"):
         GateHead.load(tmp_path / "other.safetensors")
     facts = {"format": "compmem-dense-gate/1", "features": '["length"]', "hidden": "4", "threshold": "0.5"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "former.safetensors", metadata=facts)
+    with pytest.raises(CheckpointError, match="compmem-dense-gate/1"):
+        GateHead.load(tmp_path / "former.safetensors")
+    facts = {"format": "compmem-dense-gate/2", "features": '{"first": ["length"]}', "hidden": "4", "heads": "1"}
     save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=facts)
     with pytest.raises(CheckpointError, match="other features"):
         GateHead.load(tmp_path / "old.safetensors")

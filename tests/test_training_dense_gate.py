@@ -16,7 +16,7 @@ from compmem_research.metrics import ndcg_at
 from compmem_research.training.dense_gate import DenseGateTraining, train
 from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
-from compmem_research.training.dense_gate.fitting import fit_gate
+from compmem_research.training.dense_gate.fitting import fit_first, fit_gate
 from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
 from compmem_research.training.dense_gate.networks import list_loss, weights_of
 from compmem_research.training.dense_gate.pages import docstrings, sections, topics
@@ -67,7 +67,9 @@ def look_of(relevant, windows=None, dense=None, bm25=None, seed=0):
     own = rng.random((len(rows), len(FEATURES))).astype(np.float32)
     places = np.arange(1, count + 1)
     standing = Standing(
-        np.array(places if dense is None else dense), np.array(places if bm25 is None else bm25), (1 / places).astype("f")
+        np.array(places if dense is None else dense),
+        np.array(places if bm25 is None else bm25),
+        (1 / places).astype("f"),
     )
     return State(own, rows, np.arange(100, 100 + count), np.array(relevant, np.float32), standing)
 
@@ -244,8 +246,8 @@ def test_cross_fitted_logits_calibrate_every_head(asked, tmp_path):
     assert len(held.first) == len(asked)
     assert len(held.later) == sum(len(a.later) for a in asked)
     assert not any((head.calibration[n] == torch.tensor([1.0, 0.0])).all() for n in range(3))
-    again, _ = fit_gate(settings, asked)
-    assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), again.state_dict().values(), strict=True))
+    again = fit_first(settings, asked, heads=1)  # by the same seed
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in head.first.state_dict().items())
     look = next(a for a in asked if a.id == "facts1/0/3").look
     said = head.look(look.own, look.standing.take(look.rows), look.rows)
     assert look.relevant[said.probabilities.argmax()] == 1
@@ -321,7 +323,7 @@ def test_every_style_keeps_to_the_words_of_the_query():
     assert made["lower"] == query.lower().rstrip("?")
     assert set(made["keywords"].split()) <= set(query.rstrip("?").split())
     assert len(made["typos"].split()) == len(query.split())
-    assert restyle("who", Random(1))[1] in {"", "who"} or "who" in restyle("who", Random(1))[1]
+    assert ("keywords", "") in {restyle("who is it", rng) for _ in range(20)}  # too few words are left
 
 
 def test_long_passages_overlap_and_hold_every_text():
@@ -381,9 +383,16 @@ def test_sources_are_those_of_the_files_given(tmp_path):
     assert sources(settings) == []
     full = sources(
         dataclasses.replace(
-            settings, multihop=tmp_path, singlehop=tmp_path, clapnq=tmp_path, pubmedqa=tmp_path, tatqa=tmp_path,
-            pages=(tmp_path / "a", tmp_path / "b"), docstrings=True, synthetic=True,
-        )  # fmt: skip
+            settings,
+            multihop=tmp_path,
+            singlehop=tmp_path,
+            clapnq=tmp_path,
+            pubmedqa=tmp_path,
+            tatqa=tmp_path,
+            pages=(tmp_path / "a", tmp_path / "b"),
+            docstrings=True,
+            synthetic=True,
+        )
     )
     by_name = {s.name: s for s in full}
     assert len(by_name) == len(full)
