@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compmem.chunking import CHARS_PER_TOKEN, sentences, split
+from compmem.chunking import CHARS_PER_TOKEN, split
 from compmem.schema import Chunk, Document
+from compmem.sentences import sentences
 
 _TOKEN = re.compile(r"\w{1,4}|[^\w\s]")
 
@@ -16,7 +17,9 @@ def count(texts):
 
 
 def cut(text, chunk_tokens=32, count=count):
-    return split(Document(text=text, id="d", title="T", metadata={"a": 1}), chunk_tokens=chunk_tokens, count=count)
+    return list(
+        split(Document(text=text, id="d", title="T", metadata={"a": 1}), chunk_tokens=chunk_tokens, count=count)
+    )
 
 
 PIECES = st.sampled_from(
@@ -62,7 +65,7 @@ def test_blank_text_has_no_chunks(text):
 def test_given_chunks_keep_their_borders(caplog):
     caplog.set_level("INFO")
     given = [Chunk(text="One. Two.", headings=("H",), metadata={"b": 2}), "", "word " * 50]
-    chunks = split(Document(chunks=given, id="d", title="T", metadata={"a": 1}), chunk_tokens=32, count=count)
+    chunks = list(split(Document(chunks=given, id="d", title="T", metadata={"a": 1}), chunk_tokens=32, count=count))
     assert [c.text for c in chunks] == ["One. Two.", "word " * 50]
     assert [(c.ordinal, c.start, c.title) for c in chunks] == [(0, 0, "T"), (1, 9, "T")]
     assert chunks[0].headings == ("H",)
@@ -188,4 +191,4 @@ def test_counter_whose_whole_is_more_than_its_parts():
 
 def test_given_spans_are_checked():
     with pytest.raises(ValueError, match=r"sentence span \(0, 9\) is out of order or outside a chunk of 4"):
-        split(Document(chunks=[Chunk(text="Abc.", sentences=((0, 9),))]), chunk_tokens=32, count=count)
+        list(split(Document(chunks=[Chunk(text="Abc.", sentences=((0, 9),))]), chunk_tokens=32, count=count))

@@ -50,7 +50,7 @@ def test_it_has_about_three_hundred_thousand_tokens(found, encoder):
 def test_the_evidence_of_each_question_stands_in_two_chunks(found, encoder, question):
     chunks = []
     for document, words in (question.first, question.second):
-        pieces = split(found[document], chunk_tokens=IndexConfig().chunk_tokens, count=encoder.count_tokens)
+        pieces = list(split(found[document], chunk_tokens=IndexConfig().chunk_tokens, count=encoder.count_tokens))
         holding = [piece.id for piece in pieces if words in flat(piece.text)]
         assert holding, f"{words!r} is not in {document}"
         chunks.append(set(holding))

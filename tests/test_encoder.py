@@ -174,7 +174,7 @@ def test_threads_get_their_own_vectors(minilm):
 
 
 def test_lone_surrogates_are_named(minilm):
-    with pytest.raises(ValueError, match="text 1 has a lone surrogate at 2"):
+    with pytest.raises(ValueError, match=r"text 1 holds the lone surrogate .* at 2"):
         minilm.encode(["fine", "no\ud800"])
 
 

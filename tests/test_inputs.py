@@ -309,7 +309,7 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "x", "metadata": {"a": 1e999}}', "metadata 'a' is not JSON"),
         (b'{"text": "x", "metadata": {"a": "\\u0000"}}', "metadata 'a' holds a NUL character"),
         (b'{"text": "x", "metadata": {"a": "\\ud800"}}', "metadata 'a' is not JSON"),
-        (b'{"text": "lone \\ud800"}', "holds a lone surrogate, '\\ud800'"),
+        (b'{"text": "lone \\ud800"}', "its text holds the lone surrogate '\\ud800' at 5"),
         (b'{"text": "x", "id": "c\\u0000"}', "the id holds a NUL character"),
         (b'{"text": "x", "body": "y"}', "unknown name 'body'"),
         (b'{"text": "\xff"}', "not UTF-8"),

@@ -23,7 +23,6 @@ import torch
 from compmem.errors import CompMemError, CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import Snapshot, Store, writing
-from compmem.store.records import record_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes")
 
@@ -407,7 +406,7 @@ def test_a_store_opened_before_a_fork_serves_both(tmp_path: Path):
 
 def add_and_be_interrupted(store: Store, name: str, *, committed: bool) -> None:
     with store._transaction() as connection:
-        writing.insert(connection, store._folder, [record_of(*entry(name, 1))], ("int8", "bf16"))
+        writing.insert(connection, store._folder, [entry(name, 1)], ("int8", "bf16"))
         if committed:
             connection.execute("COMMIT")
         raise KeyboardInterrupt

@@ -1,16 +1,24 @@
-"""Adding documents: a batch at a time is checked, cut into chunks, compressed and committed."""
+"""Adding documents: a batch at a time is checked, cut into chunks, compressed and committed.
+
+A document that is longer than a batch is a batch of its own. It goes through the same steps in pieces, within one
+transaction, so that what is held of it beside its text does not grow with it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from rich.progress import track
 
 from compmem.chunking import split
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import Store, content_hash
+from compmem.valid import check
 
 BATCH_CHARACTERS = 400_000
-"""Text that is compressed and committed at once."""
+"""Text that is compressed at once; documents of no more are committed together."""
+PIECE_CHARACTERS = 200_000
+"""Text of a longer document that is compressed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +51,11 @@ class Adding:
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
         for document in batch:
-            _check_unicode(document)
-        pieces = [(d, split(d, chunk_tokens=self.chunk_tokens, count=self.count)) for d in batch]
-        for document, chunks in pieces:
-            if not chunks:
-                raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
+            for what, text in (("title", document.title), ("context", document.context), ("text", document.text)):
+                check(f"document {document.id!r}: its {what}", text)
+        if len(batch) == 1 and len(batch[0].text) > BATCH_CHARACTERS:
+            return self._add_long(batch[0])
+        pieces = [(d, list(self._chunks(d))) for d in batch]
         known = self.store.hashes([d.id for d in batch])
         new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
         if not new:
@@ -55,6 +63,33 @@ class Adding:
         blocks = iter(self.compress([c for _, chunks in new for c in chunks]))
         self.store.add([(d, [next(blocks) for _ in chunks]) for d, chunks in new])
         return len(new)
+
+    def _add_long(self, document: Document) -> int:
+        known = self.store.hashes([document.id]).get(document.id)
+        if known is not None and known == content_hash(document, self._chunks(document)):
+            return 0
+        self.store.add([(document, self._blocks(document))])
+        return 1
+
+    def _blocks(self, document: Document) -> Iterator[MemoryBlock]:
+        """The blocks of a document, compressed a piece at a time."""
+        piece: list[Chunk] = []
+        held = 0
+        for chunk in self._chunks(document):
+            piece.append(chunk)
+            held += len(chunk.text)
+            if held >= PIECE_CHARACTERS:
+                yield from self.compress(piece)
+                piece, held = [], 0
+        if piece:
+            yield from self.compress(piece)
+
+    def _chunks(self, document: Document) -> Iterator[Chunk]:
+        chunks = split(document, chunk_tokens=self.chunk_tokens, count=self.count)
+        first = next(chunks, None)
+        if first is None:
+            raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
+        return chain([first], chunks)
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
@@ -72,9 +107,16 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The documents in lists of a batch's characters and some more; one that is longer is alone in its list."""
     batch: list[Document] = []
     held = 0
     for document in documents:
+        if len(document.text) > BATCH_CHARACTERS:
+            if batch:
+                yield batch
+                batch, held = [], 0
+            yield [document]
+            continue
         batch.append(document)
         held += len(document.text)
         if held >= BATCH_CHARACTERS:
@@ -82,12 +124,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, held = [], 0
     if batch:
         yield batch
-
-
-def _check_unicode(document: Document) -> None:
-    try:
-        (document.title + document.context + document.text).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"document {document.id!r} has a lone surrogate in its title, context or text: {error.reason}"
-        ) from error

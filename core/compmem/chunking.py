@@ -1,4 +1,4 @@
-"""Text to chunks that cover it exactly, and text to sentences.
+"""Text to chunks that cover it exactly.
 
 Borders are looked for where they cost a reader least: headings, then paragraphs, then sentences, then words. No model
 is needed; how many tokens a text has is asked of the counter that is handed in.
@@ -6,10 +6,14 @@ is needed; how many tokens a text has is asked of the counter that is handed in.
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol, TypeVar
 
 from compmem.schema import Chunk, Document
+from compmem.sentences import ATX, LINE, LONGEST_LINE, RULE, SAID, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -18,62 +22,21 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 
 CHARS_PER_TOKEN = 16
 """Most characters of a chunk per token it may have: blanks and unknown words are free to some tokenizers."""
-_COUNT_CHARS = 1 << 20
 _LONGEST_HEADING = 120
+_WINDOW = 1 << 16
+"""Characters that are looked at together: what is held of a text beside it is bounded by them."""
 
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+_BLANKS = re.compile(r"\s*+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
-_RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
 _NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
 _CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
 _DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
 _NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
 _BORDERS = "、，；："
 
-_BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
-_CODE_LINE = re.compile(
-    r"\s*(?:>>>|\.\.\. |\$ |```|~~~|\|.*\|\s*$|@\w|(?:async )?def \w+\(|class \w+\b.*[:)]\s*$"
-    r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*(?:->.*)?:?\s*$|.*[;{}]\s*$"
-    r"|[\w.\[\]]+ [-+*/|&]?= \S)"
-)
-_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: nothing is tried twice
-_END = re.compile(
-    rf"[。！？｡｡।؟۔]++{_CLOSERS}"
-    rf"|(?<!．)．++(?!\d){_CLOSERS}"
-    rf"|(?<![.!?…])[.!?…]++{_CLOSERS}(?=\s)"
-    rf"|(?<=[\uac00-\ud7af])[.!?]++{_CLOSERS}(?=[\uac00-\ud7af])"
-)
-_QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
-_AFTER_QUOTE = tuple("とっはがをにのもで、,，")
-_LAST_WORD = re.compile(r"[^\s(\[{\"'“„«‘]+$")
-_LATIN = "[A-Za-zÀ-ÖØ-öø-ÿ]"
-_INITIALS = re.compile(rf"(?:{_LATIN}{{1,2}}\.)*{_LATIN}$|(?:{_LATIN}{{1,2}}\.)+{_LATIN}{{1,2}}$")
-_SPACED_ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:z\. ?B|d\. ?h|u\. ?a|i\. ?d\. ?R|u\. ?U|o\. ?Ä|v\. ?a|s\. ?o|i\. ?e|e\. ?g)$"
-)
-_NEXT_WORD = re.compile(r"\s*[\"'“”„«‘(\[*_¿¡]*(\w+)(\.?)")
-_ABBREVIATIONS = frozenset(
-    """dr mr mrs ms prof rev gen col sgt capt lt gov sen rep hon st mt ft jr sr messrs vs v cf al approx fig figs eq eqs
-    sec ch chap vol vols pp p no nos art ed eds trans op cit dept univ inc ltd corp co bros jan feb mar apr jun jul aug
-    sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
-    ing geb gest z.b d.h u.a e.g i.e""".split()
-)
-_LONGEST_ABBREVIATION = 7
-_BEFORE_ORDINAL = frozenset(
-    """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
-    einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
-    samstag sonntag""".split()
-)
-_MONTHS = frozenset(
-    """Januar Februar März April Mai Juni Juli August September Oktober November Dezember Jahrhundert""".split()
-)
-_STARTERS = frozenset(
-    """the a an it he she they we you i this that these those there in on at by for from with as if when while after
-    before since although however but and or so then thus his her its their our my what who where why how not no yes
-    der die das ein eine er sie es wir ich ihr dies diese dieser dieses im am in auf bei mit nach seit und oder aber
-    doch dann so da als wenn wie was wer wo warum heute damals danach dort nicht""".split()
-)
+
+_Breaker = Callable[[str, int, int], Iterator[tuple[int, int]]]
+"""What takes a span of a text apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +52,12 @@ class _Unit:
     """It begins a paragraph that is broken."""
 
 
-def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> list[Chunk]:
-    """The chunks of a document, in order; together they are its text.
+def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iterator[Chunk]:
+    """The chunks of a document, in order; together they are its text. They are made as they are asked for.
 
     A paragraph goes whole into a chunk where it fits. A heading, and a paragraph that must be broken, begin a new chunk
     once the present one is half full, so that a chunk is of one matter and short sections leave no chunks of a line.
+    Beside the text, no more than a window of it is held.
 
     Args:
         document: Text to cut, or chunks to keep as they are.
@@ -103,51 +67,29 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> list
     Returns:
         No chunks where the text is blank. A chunk of nothing but blanks occurs only inside a longer run of them.
     """
-    if not document.text.strip():
-        return []
+    if not SAID.search(document.text):
+        return
     counter = _Counter(document.text, count)
     if document.chunks is not None:
-        return _given(document, chunk_tokens, counter)
+        yield from _given(document, chunk_tokens, counter)
+        return
     limit = chunk_tokens - counter.overhead
-    chunks: list[Chunk] = []
     path: list[tuple[int, str]] = []
-    for group in _within_limit(_pack(_units(limit, counter), limit), limit, counter):
+    groups = _within_limit(_pack(_units(limit, counter), limit), limit, counter)
+    for ordinal, group in enumerate(groups):
         start, end = group[0].start, group[-1].end
         text = document.text[start:end]
-        chunks.append(
-            Chunk(
-                text=text,
-                document_id=document.id,
-                ordinal=len(chunks),
-                start=start,
-                title=document.title,
-                headings=_headings(group, path),
-                context=document.context,
-                sentences=tuple(sentences(text)),
-                metadata=document.metadata,
-            )
+        yield Chunk(
+            text=text,
+            document_id=document.id,
+            ordinal=ordinal,
+            start=start,
+            title=document.title,
+            headings=_headings(group, path),
+            context=document.context,
+            sentences=tuple(sentences(text)),
+            metadata=document.metadata,
         )
-    return chunks
-
-
-def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences, in order and apart: each begins and ends with a character that is not blank.
-
-    What lies between two spans is blank. A heading, a list item and a line of code are sentences of their own.
-    """
-    spans: list[tuple[int, int]] = []
-    for start, end in _runs(text):
-        quoted = [m.span() for m in _QUOTED.finditer(text, start, end)]
-        at = start
-        for match in _END.finditer(text, start, end):
-            while quoted and quoted[0][1] < match.end():
-                quoted.pop(0)
-            inside = bool(quoted) and quoted[0][0] < match.start() and match.end() < quoted[0][1]
-            if not inside and _is_border(text, at, match, end):
-                _append_trimmed(spans, text, at, match.end())
-                at = match.end()
-        _append_trimmed(spans, text, at, end)
-    return spans
 
 
 class _Counter:
@@ -160,50 +102,68 @@ class _Counter:
 
     def __call__(self, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Tokens of each span, `overhead` taken off."""
-        counts: list[int] = []
-        batch: list[str] = []
-        chars = 0
-        for start, end in spans:
-            batch.append(self.text[start:end])
-            chars += end - start
-            if chars >= _COUNT_CHARS:
-                counts.extend(self._count(batch))
-                batch, chars = [], 0
-        if batch:
-            counts.extend(self._count(batch))
-        return [n - self.overhead for n in counts]
+        texts = [self.text[start:end] for start, end in spans]
+        return [n - self.overhead for n in self._count(texts)] if texts else []
 
 
-def _given(document: Document, chunk_tokens: int, counter: _Counter) -> list[Chunk]:
+class _Span(Protocol):
+    """A part of the text."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+_S = TypeVar("_S", bound=_Span)
+
+
+def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
+    """The spans in lists, each of a window's characters at most or of one span."""
+    window: list[_S] = []
+    for span in spans:
+        if window and span.end - window[0].start > _WINDOW:
+            yield window
+            window = []
+        window.append(span)
+    if window:
+        yield window
+
+
+def _given(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator[Chunk]:
     """The chunks that came with the document, completed."""
-    assert document.chunks is not None
-    chunks: list[Chunk] = []
-    start = 0
-    for given in document.chunks:
-        chunk = Chunk(text=given) if isinstance(given, str) else given
-        if not chunk.text:
-            continue
-        chunks.append(
-            replace(
-                chunk,
-                document_id=document.id,
-                ordinal=len(chunks),
-                start=start,
-                title=document.title or chunk.title,
-                context=document.context or chunk.context,
-                sentences=_checked(chunk) or tuple(sentences(chunk.text)),
-                metadata={**document.metadata, **chunk.metadata},
-            )
-        )
-        start = chunks[-1].end
-    counts = counter([(c.start, c.end) for c in chunks])
-    large = [c for c, n in zip(chunks, counts, strict=True) if n + counter.overhead > chunk_tokens]
+    large = 0
+    first = ""
+    for window in _windows(_completed(document)):
+        counts = counter([(c.start, c.end) for c in window])
+        found = [c.id for c, n in zip(window, counts, strict=True) if n + counter.overhead > chunk_tokens]
+        large, first = large + len(found), first or next(iter(found), "")
+        yield from window
     if large:
         logger.info(
             "document %r: %d given chunk(s) have more than chunk_tokens=%d tokens, the first is %r; kept as given",
-            document.id, len(large), chunk_tokens, large[0].id,
+            document.id, large, chunk_tokens, first,
         )  # fmt: skip
-    return chunks
+
+
+def _completed(document: Document) -> Iterator[Chunk]:
+    start = ordinal = 0
+    for given in document.chunks or ():
+        chunk = Chunk(text=given) if isinstance(given, str) else given
+        if not chunk.text:
+            continue
+        yield replace(
+            chunk,
+            document_id=document.id,
+            ordinal=ordinal,
+            start=start,
+            title=document.title or chunk.title,
+            context=document.context or chunk.context,
+            sentences=_checked(chunk) or tuple(sentences(chunk.text)),
+            metadata={**document.metadata, **chunk.metadata},
+        )
+        start, ordinal = start + len(chunk.text), ordinal + 1
 
 
 def _checked(chunk: Chunk) -> tuple[tuple[int, int], ...]:
@@ -228,28 +188,43 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
     return tuple(heading for _, heading in path) if found is None else found
 
 
-def _units(limit: int, counter: _Counter) -> list[_Unit]:
-    """The text as units of at most `limit` tokens each: blocks, and what the larger ones break into."""
-    text = counter.text
+def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
+    """The text as units of at most `limit` tokens each, in order: blocks, and what the larger ones break into."""
+    return _broken(_blocks(counter.text), (_into_sentences, _into_pieces(limit)), limit, counter)
+
+
+def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
+    """Units of at most `limit` tokens, in order, a window at a time; one that is longer is broken as it is read."""
+    for window in _windows(units):
+        if breakers and window[0].end - window[0].start > _WINDOW:
+            parts = _parts(window[0], breakers[0], counter.text)
+            yield from _broken(parts, breakers[1:], limit, counter)
+        else:
+            yield from _broken_window(window, breakers, limit, counter)
+
+
+def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> list[_Unit]:
     small: list[_Unit] = []
-    level: list[_Unit] = list(_blocks(text))
-    for breaker in (_into_sentences, _into_pieces(limit)):
+    for breaker in breakers:
         large = _sift(level, limit, counter, small)
-        level = [
-            _Unit(a, b, u.level, u.heading, opens=a == u.start and (u.opens or breaker is _into_sentences))
-            for u in large
-            for a, b in breaker(text, u.start, u.end)
-        ]
+        level = [part for unit in large for part in _parts(unit, breaker, counter.text)]
     while level:
         large = _sift(level, limit, counter, small)
         level = []
         for unit in large:
-            middle = _cut(text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
+            middle = _cut(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
             if middle == unit.end:
                 small.append(unit)
             else:
                 level += [_Unit(a, b, unit.level, unit.heading) for a, b in ((unit.start, middle), (middle, unit.end))]
     return sorted(small, key=lambda unit: unit.start)
+
+
+def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
+    """What a unit breaks into; its first part may open a paragraph."""
+    for a, b in breaker(text, unit.start, unit.end):
+        opens = a == unit.start and (unit.opens or breaker is _into_sentences)
+        yield _Unit(a, b, unit.level, unit.heading, opens=opens)
 
 
 def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
@@ -267,11 +242,14 @@ def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Un
 
 def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Spans that cover a block, each a sentence with the blanks after it."""
-    starts = [start + a for a, _ in sentences(text[start:end])][1:]
-    yield from zip([start, *starts], [*starts, end], strict=True)
+    at = start
+    for first, _ in islice(sentence_spans(text, start, end), 1, None):
+        yield at, first
+        at = first
+    yield at, end
 
 
-def _into_pieces(limit: int) -> Callable[[str, int, int], Iterator[tuple[int, int]]]:
+def _into_pieces(limit: int) -> _Breaker:
     """A breaker into pieces of at most `limit` characters, which seldom have more tokens than that."""
 
     def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -291,9 +269,8 @@ def _cut(text: str, start: int, end: int, size: int) -> int:
     return next(borders, start + size)
 
 
-def _pack(units: Sequence[_Unit], limit: int) -> list[list[_Unit]]:
+def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
     """Units put together greedily; no group ends with a heading that fits into the next."""
-    groups: list[list[_Unit]] = []
     group: list[_Unit] = []
     tokens = 0
     for unit in units:
@@ -305,76 +282,121 @@ def _pack(units: Sequence[_Unit], limit: int) -> list[list[_Unit]]:
                 body -= 1
             if not body or sum(u.tokens for u in group[body:]) + unit.tokens > limit:
                 body = len(group)
-            groups.append(group[:body])
+            yield group[:body]
             group = group[body:]
             tokens = sum(u.tokens for u in group)
         group.append(unit)
         tokens += unit.tokens
-    return [*groups, group]
+    yield group
 
 
-def _within_limit(groups: Sequence[list[_Unit]], limit: int, counter: _Counter) -> list[list[_Unit]]:
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Units that may be a chunk."""
+
+    units: list[_Unit]
+
+    @property
+    def start(self) -> int:
+        return self.units[0].start
+
+    @property
+    def end(self) -> int:
+        return self.units[-1].end
+
+    def halves(self) -> list["_Group"]:
+        middle = len(self.units) // 2
+        return [_Group(self.units[:middle]), _Group(self.units[middle:])]
+
+
+def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) -> Iterator[list[_Unit]]:
     """The groups, halved where the whole has more tokens than its parts had together."""
-    done = [g for g in groups if len(g) == 1]
-    level = [g for g in groups if len(g) > 1]
-    while level:
-        counts = counter([(g[0].start, g[-1].end) for g in level])
-        large = [g for g, n in zip(level, counts, strict=True) if n > limit]
-        done += [g for g, n in zip(level, counts, strict=True) if n <= limit]
-        halves = [half for g in large for half in (g[: len(g) // 2], g[len(g) // 2 :])]
-        done += [g for g in halves if len(g) == 1]
-        level = [g for g in halves if len(g) > 1]
-    return sorted(done, key=lambda group: group[0].start)
+    for window in _windows(map(_Group, groups)):
+        done: list[_Group] = []
+        level = window
+        while level:
+            done += [g for g in level if len(g.units) == 1]
+            level = [g for g in level if len(g.units) > 1]
+            counts = counter([(g.start, g.end) for g in level])
+            done += [g for g, n in zip(level, counts, strict=True) if n <= limit]
+            level = [half for g, n in zip(level, counts, strict=True) if n > limit for half in g.halves()]
+        yield from (group.units for group in sorted(done, key=lambda group: group.start))
+
+
+class _Lines:
+    """The lines of a text, from the present one on; a few of them are held."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._found = LINE.finditer(text)
+        self._ahead: deque[tuple[int, int]] = deque()
+
+    def span(self, n: int = 0) -> tuple[int, int] | None:
+        """Where the line `n` after the present one stands; None behind the end."""
+        while len(self._ahead) <= n:
+            match = next(self._found, None)
+            if match is None:
+                return None
+            self._ahead.append(match.span())
+        return self._ahead[n]
+
+    def line(self, n: int = 0) -> str:
+        """The beginning of that line, as long as is looked at, without blanks at its end; empty behind the end."""
+        span = self.span(n)
+        return "" if span is None else self._text[span[0] : min(span[1], span[0] + LONGEST_LINE)].rstrip()
+
+    def skip(self, count: int) -> None:
+        """Go on by so many lines."""
+        for _ in range(count):
+            self.span()
+            self._ahead.popleft()
 
 
 def _blocks(text: str) -> Iterator[_Unit]:
     """Paragraphs and headings, each with the blank lines after it."""
     styles: dict[tuple[str, bool], int] = {}
-    spans = [m.span() for m in _LINE.finditer(text)]
+    lines = _Lines(text)
     fence = ""
-    start = at = 0
+    start = 0
     blank = True
-    i = 0
-    while i < len(spans):
-        line = text[spans[i][0] : spans[i][1]].rstrip() if spans[i][1] - spans[i][0] < 1000 else "x"
+    while span := lines.span():
+        line = lines.line()
         if (mark := _FENCE.match(line)) and fence in ("", mark[1]):
             fence = "" if fence else mark[1]
-        found = None if fence else _heading(text, spans, i, line, blank, styles)
-        if (found or (line and blank)) and text[start : spans[i][0]].strip():
-            yield _Unit(start, spans[i][0])
-            start = spans[i][0]
+        found = None if fence else _heading(lines, line, blank, styles)
+        if (found or (line and blank)) and SAID.search(text, start, span[0]):
+            yield _Unit(start, span[0])
+            start = span[0]
         if found:
-            level, title, lines = found
-            i += lines
-            while i < len(spans) and not text[spans[i][0] : spans[i][1]].strip():
-                i += 1
-            at = spans[i - 1][1]
+            level, title, count = found
+            lines.skip(count)
+            while (span := lines.span()) and _BLANKS.fullmatch(text, *span):
+                lines.skip(1)
+            at = span[0] if span else len(text)
             yield _Unit(start, at, level, title)
             start, blank = at, True
             continue
-        blank = not line
-        i += 1
+        blank = not line and bool(_BLANKS.fullmatch(text, *span))
+        lines.skip(1)
     if start < len(text):
         yield _Unit(start, len(text))
 
 
-def _heading(
-    text: str, spans: Sequence[tuple[int, int]], i: int, line: str, blank: bool, styles: dict[tuple[str, bool], int]
-) -> tuple[int, str, int] | None:
-    """Level, title and number of lines of the heading that begins with line `i`."""
+def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
+    """Level, title and number of lines of the heading that begins with the present line."""
     if not line or len(line) > _LONGEST_HEADING:
         return None
-    if (match := _ATX.match(line)) and (title := match[2].rstrip("#").strip()):
+    if (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):
         return len(match[1]), title, 1
     if not blank:
         return None
 
     def after(n: int) -> str:
-        return text[slice(*spans[i + n])].rstrip()[: _LONGEST_HEADING + 1] if i + n < len(spans) else ""
+        return lines.line(n)[: _LONGEST_HEADING + 1]
 
-    if (over := _RULE.match(line)) and after(2) == line and 0 < len(after(1).strip()) <= len(line):
+    if (over := RULE.match(line)) and after(2) == line and 0 < len(after(1).strip()) <= len(line):
         return styles.setdefault((over[1], True), len(styles) + 1), after(1).strip(), 3
-    if (under := _RULE.match(after(1))) and line[0] not in " \t>|-*+" and not _RULE.match(line):
+    if (under := RULE.match(after(1))) and line[0] not in " \t>|-*+" and not RULE.match(line):
         if under[1] in "=-" or len(after(1)) >= len(line):
             return styles.setdefault((under[1], False), len(styles) + 1), line, 2
         return None
@@ -390,74 +412,3 @@ def _bare_heading(line: str, *, alone: bool) -> tuple[int, str, int] | None:
     if match := _DEF.match(line):
         return _CODE_LEVEL + len(match[1].expandtabs()), match[2], 1
     return None
-
-
-def _runs(text: str) -> Iterator[tuple[int, int]]:
-    """Spans of lines that may hold one sentence across them: wrapped prose, or a line that stands for itself."""
-    start = 0
-    indent = 0
-    alone = blank = True
-    item = False
-    for match in _LINE.finditer(text):
-        line = match[0] if match.end() - match.start() < 1000 else match[0][:100] + " x"
-        if not line.strip():
-            blank = True
-            continue
-        own = bool(_CODE_LINE.match(line) or _ATX.match(line.rstrip()) or _RULE.match(line.rstrip()))
-        bullet = bool(_BULLET.match(line))
-        deep = len(line) - len(line.lstrip())
-        if match.start() > start and (alone or blank or own or bullet or (deep > indent + 1 and not item)):
-            yield start, match.start()
-            start = match.start()
-        item = bullet or (item and not blank)
-        indent, alone, blank = deep, own, False
-    if start < len(text):
-        yield start, len(text)
-
-
-def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
-    """Whether the mark found ends a sentence that began at `start`."""
-    mark = match[0]
-    rest = text[match.end() : min(end, match.end() + 40)]
-    if not mark[0].isascii() and mark[0] != "…":
-        return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)
-    following = _NEXT_WORD.match(rest)
-    if following is None:
-        return True
-    word = following[1]
-    if word[0].islower():
-        return False
-    if mark[0] != "." or mark.startswith(".."):
-        return True
-    return not _is_abbreviated(text[max(start, match.start() - 30) : match.start()], word, bool(following[2]))
-
-
-def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
-    """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, with `word` following."""
-    if before[-_LONGEST_ABBREVIATION:].isalpha() and len(before) >= _LONGEST_ABBREVIATION:
-        return False
-    last = _LAST_WORD.search(before)
-    if last is None:
-        return False
-    token = last[0]
-    if _SPACED_ABBREVIATION.search(before) or token.lower() in _ABBREVIATIONS:
-        return True
-    starter = word.lower() in _STARTERS and (len(word) > 1 or word in ("I", "A"))
-    if token.isdigit():
-        if word[0].isdigit():
-            return dotted
-        leading = before[: last.start()].split()[-1:]
-        dated = bool(leading) and leading[0].rstrip(".").isdigit()
-        ordinal = not leading or dated or leading[0].lower() in _BEFORE_ORDINAL or word in _MONTHS
-        return len(token) <= 2 and ordinal and not starter
-    if _INITIALS.match(token):
-        return not starter or dotted
-    return False
-
-
-def _append_trimmed(spans: list[tuple[int, int]], text: str, start: int, end: int) -> None:
-    part = text[start:end]
-    stripped = part.strip()
-    if stripped:
-        start += len(part) - len(part.lstrip())
-        spans.append((start, start + len(stripped)))

@@ -81,6 +81,10 @@ class Chunk:
         return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]
 
 
+_AT_ONCE = 1 << 16
+"""Characters of a text that are encoded at once."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
     """Text with an id, a title and metadata from the caller; or chunks that are already split.
@@ -112,7 +116,9 @@ class Document:
             object.__setattr__(self, "text", "".join(parts))
             object.__setattr__(self, "chunks", tuple(self.chunks))
         if not self.id:
-            digest = hashlib.sha256(f"{self.title}\0{self.text}".encode("utf-8", "surrogatepass"))
+            digest = hashlib.sha256(f"{self.title}\0".encode("utf-8", "surrogatepass"))
+            for at in range(0, len(self.text), _AT_ONCE):
+                digest.update(self.text[at : at + _AT_ONCE].encode("utf-8", "surrogatepass"))
             object.__setattr__(self, "id", digest.hexdigest()[:32])
 
 

@@ -19,6 +19,7 @@ from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
 from compmem.schema import Document
 from compmem.trace import printable
+from compmem.valid import check
 
 __all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
 
@@ -132,10 +133,9 @@ def _unfit(document: Document) -> str:
     if "\0" in document.id:
         return "the id holds a NUL character"
     try:
-        f"{document.id}{document.title}{document.text}".encode()
+        for what, text in (("its id", document.id), ("its title", document.title), ("its text", document.text)):
+            check(what, text)
         content_hash(document, ())
-    except UnicodeEncodeError as error:
-        return f"holds a lone surrogate, {error.object[error.start]!r}"
     except ValueError as error:
         return str(error)
     return ""

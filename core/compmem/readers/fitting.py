@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from compmem.chunking import sentences
+from compmem.sentences import sentences
 from compmem.terms import terms
 
 Count = Callable[[str], int]

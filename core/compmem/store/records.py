@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
+import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Final
 
 import numpy as np
 
@@ -12,42 +14,62 @@ from compmem.errors import CorruptStoreError
 from compmem.metadata import plain
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
+from compmem.valid import check
 
-_UNIT = 1e-2
+_UNIT: Final = 1e-2
 """How far the length of a vector may be from 1."""
+_IN_MEMORY: Final = 1 << 20
+"""Bytes of a document's hash that wait in memory."""
+_SAID = re.compile(r"\S")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """A document that may be written as it is."""
-
-    id: str
-    title: str
-    metadata: str
-    hash: str
-    blocks: tuple[MemoryBlock, ...]
-    vectors: tuple[Vectors, ...] | None
-    """One array a block, `[1 + sentences, dim]`."""
-
-
-def content_hash(document: Document, chunks: Sequence[Chunk]) -> str:
+class ContentHash:
     """What changes when anything that the store keeps of a document does: texts, metadata, chunk borders.
 
+    Chunks are taken one after the other. All texts come before what stands beside them, which waits in a file.
+
     Raises:
-        ValueError: The metadata is not JSON, or a text cannot be stored.
+        ValueError: The metadata is not JSON.
     """
-    digest = hashlib.sha256()
-    _feed(digest, document.title, _metadata_json(document), *(c.text for c in chunks))
-    for chunk in chunks:
-        _feed(digest, *chunk.headings)
+
+    def __init__(self, document: Document) -> None:
+        self._digest = hashlib.sha256(_framed(document.title) + _framed(metadata_json(document)))
+        self._texts = 2
+        self._beside: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed by value
+
+    def add(self, chunk: Chunk) -> None:
+        """Take the next chunk."""
+        self._digest.update(_framed(chunk.text))
+        self._texts += 1
+        self._beside.write(_framed(*chunk.headings) + _count(len(chunk.headings)))
         if chunk.context:
-            _feed(digest, chunk.context)
-        digest.update(pack_spans(chunk.sentences))
-    return digest.hexdigest()[:32]
+            self._beside.write(_framed(chunk.context) + _count(1))
+        self._beside.write(pack_spans(chunk.sentences))
+
+    def value(self) -> str:
+        """The hash of the document with all its chunks."""
+        self._digest.update(_count(self._texts))
+        with self._beside as beside:
+            beside.seek(0)
+            while piece := beside.read(_IN_MEMORY):
+                self._digest.update(piece)
+        return self._digest.hexdigest()[:32]
 
 
-def record_of(document: Document, blocks: Sequence[MemoryBlock]) -> Record:
-    """The document as a record.
+def content_hash(document: Document, chunks: Iterable[Chunk]) -> str:
+    """The `ContentHash` of a document with these chunks.
+
+    Raises:
+        ValueError: The metadata is not JSON.
+    """
+    whole = ContentHash(document)
+    for chunk in chunks:
+        whole.add(chunk)
+    return whole.value()
+
+
+def check_document(document: Document) -> None:
+    """Refuse what cannot be stored of a document beside its blocks.
 
     Raises:
         ValueError: Something in it cannot be stored; the message names the document.
@@ -56,21 +78,22 @@ def record_of(document: Document, blocks: Sequence[MemoryBlock]) -> Record:
     if not isinstance(document.id, str) or "\0" in document.id:
         raise ValueError(f"{name}: its id must be a string without NUL characters")
     for what, text in (("id", document.id), ("title", document.title), ("text", document.text)):
-        _check_text(name, what, text)
-    if not document.text.strip():
+        check(f"{name}: its {what}", text)
+    if not _SAID.search(document.text):
         raise ValueError(f"{name} has no text: there is nothing to remember")
-    if "".join(block.chunk.text for block in blocks) != document.text:
+
+
+def check_block(document: Document, block: MemoryBlock, start: int) -> Vectors | None:
+    """The vectors of a document's block whose text should begin at `start`: `[1 + sentences, dim]`.
+
+    Raises:
+        ValueError: Something in it cannot be stored, or its text is another; the message names the document.
+    """
+    name = f"document {document.id!r}"
+    if not document.text.startswith(block.chunk.text, start):
         raise ValueError(f"{name}: its chunks do not cover its text exactly")
-    for block in blocks:
-        _check_chunk(name, block.chunk)
-    return Record(
-        id=document.id,
-        title=document.title,
-        metadata=_metadata_json(document),
-        hash=content_hash(document, [block.chunk for block in blocks]),
-        blocks=tuple(blocks),
-        vectors=_vectors_of(name, blocks),
-    )
+    _check_chunk(name, block.chunk)
+    return None if block.vectors is None else _vectors_of(name, block.vectors, len(block.chunk.sentences))
 
 
 def pack_spans(spans: Sequence[tuple[int, int]]) -> bytes:
@@ -117,28 +140,20 @@ def parse_headings(text: str) -> tuple[tuple[str, ...], str]:
     return tuple(found), context
 
 
-def _feed(digest: "hashlib._Hash", *texts: str) -> None:
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    digest.update(len(texts).to_bytes(8, "little"))
+def _framed(*texts: str) -> bytes:
+    """Texts as bytes, each behind its length."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return b"".join(part for data in encoded for part in (_count(len(data)), data))
 
 
-def _check_text(name: str, what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name}: its {what} holds the lone surrogate {text[error.start]!r} at {error.start}, which is not text; "
-            "decode the source with errors='replace'"
-        ) from error
+def _count(number: int) -> bytes:
+    return number.to_bytes(8, "little")
 
 
 def _check_chunk(name: str, chunk: Chunk) -> None:
     for heading in chunk.headings:
-        _check_text(name, "headings", heading)
-    _check_text(name, "context", chunk.context)
+        check(f"{name}: its headings", heading)
+    check(f"{name}: its context", chunk.context)
     edge = 0
     for start, end in chunk.sentences:
         if not edge <= start <= end <= len(chunk.text):
@@ -146,26 +161,22 @@ def _check_chunk(name: str, chunk: Chunk) -> None:
         edge = end
 
 
-def _vectors_of(name: str, blocks: Sequence[MemoryBlock]) -> tuple[Vectors, ...] | None:
-    given = [block.vectors for block in blocks if block.vectors is not None]
-    if not given:
-        return None
-    if len(given) != len(blocks):
-        raise ValueError(f"{name}: some of its blocks have vectors and some have none")
-    out = []
-    for block, vectors in zip(blocks, given, strict=True):
-        array = np.asarray(vectors, np.float32)
-        sentences = len(block.chunk.sentences)
-        if array.ndim != 2 or len(array) not in ({1 + sentences} if sentences else {1, 2}):
-            raise ValueError(f"{name}: vectors of shape {array.shape} for a chunk of {sentences} sentences")
-        lengths = np.linalg.norm(array, axis=1)
-        if not np.all((np.abs(lengths - 1) < _UNIT) | (lengths == 0)):
-            raise ValueError(f"{name}: its vectors must be finite and of length 1, one has length {lengths.max():.4g}")
-        out.append(array)
-    return tuple(out)
+def _vectors_of(name: str, vectors: Vectors, sentences: int) -> Vectors:
+    array = np.asarray(vectors, np.float32)
+    if array.ndim != 2 or len(array) not in ({1 + sentences} if sentences else {1, 2}):
+        raise ValueError(f"{name}: vectors of shape {array.shape} for a chunk of {sentences} sentences")
+    lengths = np.linalg.norm(array, axis=1)
+    if not np.all((np.abs(lengths - 1) < _UNIT) | (lengths == 0)):
+        raise ValueError(f"{name}: its vectors must be finite and of length 1, one has length {lengths.max():.4g}")
+    return array
 
 
-def _metadata_json(document: Document) -> str:
+def metadata_json(document: Document) -> str:
+    """The document's metadata as a row holds it.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
     if not isinstance(document.metadata, Mapping):
         raise ValueError(f"document {document.id!r}: its metadata must be a mapping, not {document.metadata!r}")
     kept = {}

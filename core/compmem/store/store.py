@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -33,7 +35,6 @@ from compmem.store.manifest import (
     unreadable,
     write_state,
 )
-from compmem.store.records import record_of
 from compmem.store.snapshot import Snapshot
 from compmem.store.vectors import RowFormat
 
@@ -90,6 +91,7 @@ class Store:
         self._cache = Cache(folder, self._kinds[0])
         self._mutex = Lock(forks_wait=True)  # SQLite cannot write in a child forked amid a write
         self._writer: tuple[int, int] | None = None
+        self._written: sqlite3.Connection | None = None
         self._remove = temporary.hold(self, folder.path)
 
     @classmethod
@@ -188,25 +190,22 @@ class Store:
                 finally:
                     self._writer = None
 
-    def add(self, documents: Sequence[tuple[Document, Sequence[MemoryBlock]]]) -> None:
+    def add(self, documents: Iterable[tuple[Document, Iterable[MemoryBlock]]]) -> None:
         """Add documents with their blocks, all or none; a document whose id is known is replaced.
+
+        Documents and blocks may be made as they are asked for: a piece of them is held.
 
         Raises:
             ValueError: A document cannot be stored as it is, or an id occurs twice.
             StoreLockedError: Another process is writing.
             StoreError: It could not be written; nothing has changed.
         """
-        records = [record_of(document, blocks) for document, blocks in documents]
-        seen: set[str] = set()
-        for record in records:
-            if record.id in seen:
-                raise ValueError(f"document {record.id!r} is given twice in one call")
-            seen.add(record.id)
-        if not records:
+        first = next(iterator := iter(documents), None)
+        if first is None:
             return
         with self.writing():
             with self._transaction() as connection:
-                writing.insert(connection, self._folder, records, self._kinds)
+                writing.insert(connection, self._folder, chain([first], iterator), self._kinds)
             self._compact_if_due()
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
@@ -295,7 +294,7 @@ class Store:
         Raises:
             CorruptStoreError: It cannot be read.
         """
-        with self._manifest.reading() as rows:
+        with self._rows() as rows:
             found = rows("SELECT value FROM meta WHERE name = ?", key)
         value: JSON = parse_json(found[0][0], f"the fact {key!r} of {str(self.path)!r}") if found else None
         return value
@@ -356,18 +355,35 @@ class Store:
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is written in the block, all or nothing; within another transaction, it is a part of that."""
         with self.writing():
+            if self._written is not None:
+                yield self._written
+                return
             with self._manifest.reading() as rows:
                 before = read_state(rows)
             try:
                 with self._manifest.writing() as connection:
-                    yield connection
+                    self._written = connection
+                    try:
+                        yield connection
+                    finally:
+                        self._written = None
             except BaseException:
                 self._drop_unnamed()
                 raise
             if before.garbage:
                 self._sweep()
+
+    @contextmanager
+    def _rows(self) -> Iterator[Rows]:
+        """The last commit, or what this thread is writing."""
+        if self._written is not None and self._writer == (os.getpid(), threading.get_ident()):
+            yield rows_of(self._written)
+            return
+        with self._manifest.reading() as rows:
+            yield rows
 
     def _compact_if_due(self) -> None:
         """Compact past a share of dead blocks; while a reader needs the old files, a later write does it."""

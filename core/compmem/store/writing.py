@@ -3,25 +3,37 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
 import numpy as np
 
 from compmem.config import KVType, VectorType
-from compmem.schema import Chunk, MemoryBlock
+from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store import kv, lexical
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, storable, write_state
-from compmem.store.records import Record, headings_json, pack_spans, parse_headings, text_crc
+from compmem.store.records import (
+    ContentHash,
+    check_block,
+    check_document,
+    headings_json,
+    metadata_json,
+    pack_spans,
+    parse_headings,
+    text_crc,
+)
 from compmem.store.vectors import RowFormat, crc_of, grow_segments
 
 log = logging.getLogger(__name__)
 
 Vector = tuple[int, int, int, int] | tuple[None, None, None, None]
 """Row, first sentence row, sentence rows, checksum."""
+
+PIECE: Final = 200_000
+"""Characters of blocks that are written at once."""
 
 _TEXTS: Final = (
     "SELECT b.number, d.title, t.headings, t.text FROM blocks AS b "
@@ -30,34 +42,87 @@ _TEXTS: Final = (
 
 
 def insert(
-    connection: sqlite3.Connection, folder: Folder, records: Sequence[Record], kinds: tuple[VectorType, KVType]
+    connection: sqlite3.Connection,
+    folder: Folder,
+    documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
+    kinds: tuple[VectorType, KVType],
 ) -> None:
-    """Write documents, in place of those that have their ids.
+    """Write documents, in place of those that have their ids; a piece at a time is held of their blocks.
 
     Raises:
-        ValueError: Vectors are of another dimension than the index's, or missing where it has them.
+        ValueError: A document cannot be stored as it is, an id occurs twice, or vectors are of another dimension than
+            the index's or missing where it has them.
         StoreError: The files cannot be written.
     """
     refresh_terms(connection)
-    remove(connection, [record.id for record in records])
+    writer = _Writer(connection, folder, kinds)
+    seen: set[str] = set()
+    for document, blocks in documents:
+        check_document(document)
+        if document.id in seen:
+            raise ValueError(f"document {document.id!r} is given twice in one call")
+        seen.add(document.id)
+        writer.put(document, blocks)
+    writer.flush()
     state = read_state(rows_of(connection))
-    first = state.next_block
-    state, vectors = _put_vectors(connection, folder, records, kinds[0], state)
-    state, states = _put_kv(connection, folder, records, kinds[1], state)
-    number = first
-    for record in records:
-        cursor = connection.execute(
-            "INSERT INTO documents(id, hash, title, metadata) VALUES (?, ?, ?, ?)",
-            (record.id, record.hash, record.title, record.metadata),
+    write_state(connection, replace(state, generation=state.generation + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A block on its way into its row."""
+
+    key: int
+    ordinal: int
+    start: int
+    document: Document
+    block: MemoryBlock
+    vectors: Vectors | None
+
+
+class _Writer:
+    """Writes blocks in pieces of several documents, or of a part of one."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Folder, kinds: tuple[VectorType, KVType]) -> None:
+        self._connection = connection
+        self._folder = folder
+        self._kinds = kinds
+        self._waiting: list[_Placed] = []
+        self._size = 0
+
+    def put(self, document: Document, blocks: Iterable[MemoryBlock]) -> None:
+        """Take a document whose blocks come one after the other."""
+        remove(self._connection, [document.id])
+        whole = ContentHash(document)
+        cursor = self._connection.execute(
+            "INSERT INTO documents(id, hash, title, metadata) VALUES (?, '', ?, ?)",
+            (document.id, document.title, metadata_json(document)),
         )
-        key = cursor.lastrowid
+        key = int(cursor.lastrowid or 0)
         start = 0
-        for ordinal, block in enumerate(record.blocks):
-            placed = (*vectors[number - first], *states[number - first])
-            _put_block(connection, number, (key, ordinal, start), record.title, block, placed)
+        for ordinal, block in enumerate(blocks):
+            vectors = check_block(document, block, start)
+            self._waiting.append(_Placed(key, ordinal, start, document, block, vectors))
+            whole.add(block.chunk)
             start += len(block.chunk.text)
+            self._size += len(block.chunk.text)
+            if self._size >= PIECE:
+                self.flush()
+        if start != len(document.text):
+            raise ValueError(f"document {document.id!r}: its chunks do not cover its text exactly")
+        self._connection.execute("UPDATE documents SET hash = ? WHERE key = ?", (whole.value(), key))
+
+    def flush(self) -> None:
+        """Write the blocks that wait."""
+        state = read_state(rows_of(self._connection))
+        number = state.next_block
+        state, vectors = _put_vectors(self._connection, self._folder, self._waiting, self._kinds[0], state)
+        state, states = _put_kv(self._connection, self._folder, self._waiting, self._kinds[1], state)
+        for placed, vector, kv_place in zip(self._waiting, vectors, states, strict=True):
+            _put_block(self._connection, number, placed, (*vector, *kv_place))
             number += 1
-    write_state(connection, replace(state, next_block=number, generation=state.generation + 1))
+        write_state(self._connection, replace(state, next_block=number))
+        self._waiting, self._size = [], 0
 
 
 def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
@@ -103,13 +168,12 @@ def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object
 
 
 def _put_vectors(
-    connection: sqlite3.Connection, folder: Folder, records: Sequence[Record], kind: VectorType, state: State
+    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_Placed], kind: VectorType, state: State
 ) -> tuple[State, list[Vector]]:
-    arrays = [array for record in records for array in record.vectors or ()]
-    blocks = sum(len(record.blocks) for record in records)
-    _check_dims(records, state)
+    arrays = [placed.vectors for placed in blocks if placed.vectors is not None]
+    _check_dims(blocks, state)
     if not arrays:
-        return state, [(None, None, None, None)] * blocks
+        return state, [(None, None, None, None)] * len(blocks)
     layout = RowFormat(kind, arrays[0].shape[1])
     chunks = layout.pack(np.stack([array[0] for array in arrays]))
     sentences = layout.pack(np.concatenate([array[1:] for array in arrays]))
@@ -142,41 +206,38 @@ def _put_vectors(
     )
 
 
-def _check_dims(records: Sequence[Record], state: State) -> None:
+def _check_dims(blocks: Sequence[_Placed], state: State) -> None:
     expected = state.dim
     bare = expected is None and state.next_block > 1
-    for record in records:
-        if record.vectors is None:
+    for placed in blocks:
+        name = f"document {placed.document.id!r}"
+        if placed.vectors is None:
             if expected is not None:
-                raise ValueError(f"document {record.id!r}: the index holds vectors, its blocks have none")
+                raise ValueError(f"{name}: the index holds vectors, its blocks have none")
             bare = True
             continue
         if bare:
-            raise ValueError(f"document {record.id!r}: its blocks have vectors, others in the index have none")
-        for array in record.vectors:
-            expected = expected or array.shape[1]
-            if array.shape[1] != expected:
-                raise ValueError(
-                    f"document {record.id!r}: vectors of {array.shape[1]} dimensions, the index holds {expected}"
-                )
+            raise ValueError(f"{name}: its blocks have vectors, others in the index have none")
+        expected = expected or placed.vectors.shape[1]
+        if placed.vectors.shape[1] != expected:
+            raise ValueError(f"{name}: vectors of {placed.vectors.shape[1]} dimensions, the index holds {expected}")
 
 
 def _put_kv(
-    connection: sqlite3.Connection, folder: Folder, records: Sequence[Record], kind: KVType, state: State
+    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_Placed], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
     packed: dict[int, kv.Parts] = {}
     placed: list[tuple[int | None, int | None]] = []
-    for record in records:
-        for block in record.blocks:
-            if block.kv is None:
-                placed.append((None, None))
-                continue
-            try:
-                parts = kv.pack(block.kv, kind)
-            except ValueError as error:
-                raise ValueError(f"document {record.id!r}: {error}") from error
-            packed[state.next_block + len(placed)] = parts
-            placed.append((state.next_file, kv.checksum(parts)))
+    for number, waiting in enumerate(blocks, start=state.next_block):
+        if waiting.block.kv is None:
+            placed.append((None, None))
+            continue
+        try:
+            parts = kv.pack(waiting.block.kv, kind)
+        except ValueError as error:
+            raise ValueError(f"document {waiting.document.id!r}: {error}") from error
+        packed[number] = parts
+        placed.append((state.next_file, kv.checksum(parts)))
     if not packed:
         return state, placed
     size = kv.write_segment(folder, state.next_file, packed)
@@ -185,19 +246,13 @@ def _put_kv(
     return replace(state, next_file=state.next_file + 1), placed
 
 
-def _put_block(
-    connection: sqlite3.Connection,
-    number: int,
-    place: tuple[int | None, int, int],
-    title: str,
-    block: MemoryBlock,
-    stored: tuple[int | None, ...],
-) -> None:
-    chunk = block.chunk
+def _put_block(connection: sqlite3.Connection, number: int, placed: _Placed, stored: tuple[int | None, ...]) -> None:
+    chunk = placed.block.chunk
     headings, spans = headings_json(chunk), pack_spans(chunk.sentences)
+    place = (placed.key, placed.ordinal, placed.start)
     connection.execute(
         "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (number, *place, len(chunk.text), len(chunk.sentences), text_crc(chunk.text, headings, spans), *stored),
     )
     connection.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, chunk.text, headings, spans))
-    lexical.index_block(connection, number, replace(chunk, title=title))
+    lexical.index_block(connection, number, replace(chunk, title=placed.document.title))

@@ -155,7 +155,7 @@ class Memories:
         if known is not None:
             return known
         began = now()
-        chunks = split(document, chunk_tokens=CHUNK, count=self._counter(latent))
+        chunks = list(split(document, chunk_tokens=CHUNK, count=self._counter(latent)))
         self._split[latent] = chunks, now() - began
         return self._split[latent]
 

@@ -10,8 +10,9 @@ from hashlib import sha256
 from itertools import islice
 from random import Random
 
-from compmem.chunking import TokenCounter, sentences
+from compmem.chunking import TokenCounter
 from compmem.schema import Document
+from compmem.sentences import sentences
 from compmem_research.tasks.multihop import Passage
 from compmem_research.tasks.names import Role, Split, draw
 from compmem_research.tasks.relations import OPENINGS, RELATIONS

@@ -1,0 +1,166 @@
+"""Text to sentences, each a span of it.
+
+The rules serve several languages at once, and no model is needed.
+"""
+
+import re
+from collections.abc import Iterator
+
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
+ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
+"""A heading as Markdown marks it."""
+RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
+"""A line under or over a heading."""
+LONGEST_LINE = 1000
+"""Characters of a line that are looked at."""
+SAID = re.compile(r"\S")
+
+_BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
+_CODE_LINE = re.compile(
+    r"\s*+(?:>>>|\.\.\. |\$ |```|~~~|\|.*\|\s*$|@\w|(?:async )?def \w+\(|class \w+\b.*[:)]\s*$"
+    r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
+    r"|[\w.\[\]]+ [-+*/|&]?= \S)"
+)
+_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: nothing is tried twice
+_END = re.compile(
+    rf"[。！？｡｡।؟۔]++{_CLOSERS}"
+    rf"|(?<!．)．++(?!\d){_CLOSERS}"
+    rf"|(?<![.!?…])[.!?…]++{_CLOSERS}(?=\s)"
+    rf"|(?<=[\uac00-\ud7af])[.!?]++{_CLOSERS}(?=[\uac00-\ud7af])"
+)
+_QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
+_AFTER_QUOTE = tuple("とっはがをにのもで、,，")
+_LAST_WORD = re.compile(r"[^\s(\[{\"'“„«‘]+$")
+_LATIN = "[A-Za-zÀ-ÖØ-öø-ÿ]"
+_INITIALS = re.compile(rf"(?:{_LATIN}{{1,2}}\.)*{_LATIN}$|(?:{_LATIN}{{1,2}}\.)+{_LATIN}{{1,2}}$")
+_SPACED_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:z\. ?B|d\. ?h|u\. ?a|i\. ?d\. ?R|u\. ?U|o\. ?Ä|v\. ?a|s\. ?o|i\. ?e|e\. ?g)$"
+)
+_NEXT_WORD = re.compile(r"\s*[\"'“”„«‘(\[*_¿¡]*(\w+)(\.?)")
+_ABBREVIATIONS = frozenset(
+    """dr mr mrs ms prof rev gen col sgt capt lt gov sen rep hon st mt ft jr sr messrs vs v cf al approx fig figs eq eqs
+    sec ch chap vol vols pp p no nos art ed eds trans op cit dept univ inc ltd corp co bros jan feb mar apr jun jul aug
+    sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
+    ing geb gest z.b d.h u.a e.g i.e""".split()
+)
+_LONGEST_ABBREVIATION = 7
+_BEFORE_ORDINAL = frozenset(
+    """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
+    einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
+    samstag sonntag""".split()
+)
+_MONTHS = frozenset(
+    """Januar Februar März April Mai Juni Juli August September Oktober November Dezember Jahrhundert""".split()
+)
+_STARTERS = frozenset(
+    """the a an it he she they we you i this that these those there in on at by for from with as if when while after
+    before since although however but and or so then thus his her its their our my what who where why how not no yes
+    der die das ein eine er sie es wir ich ihr dies diese dieser dieses im am in auf bei mit nach seit und oder aber
+    doch dann so da als wenn wie was wer wo warum heute damals danach dort nicht""".split()
+)
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Spans of the sentences, in order and apart: each begins and ends with a character that is not blank.
+
+    What lies between two spans is blank. A heading, a list item and a line of code are sentences of their own.
+    """
+    return list(sentence_spans(text, 0, len(text)))
+
+
+def sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The same of a part of the text, one after the other."""
+    for first, last in _runs(text, start, end):
+        at = first
+        for match in _ends(text, first, last):
+            if _is_border(text, at, match, last):
+                yield from _trimmed(text, at, match.end())
+                at = match.end()
+        yield from _trimmed(text, at, last)
+
+
+def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
+    """The marks that may end a sentence, but for those within a quotation."""
+    quotations = _QUOTED.finditer(text, start, end)
+    quoted = next(quotations, None)
+    for match in _END.finditer(text, start, end):
+        while quoted and quoted.end() < match.end():
+            quoted = next(quotations, None)
+        if not (quoted and quoted.start() < match.start() and match.end() < quoted.end()):
+            yield match
+
+
+def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Spans of lines that may hold one sentence across them: wrapped prose, or a line that stands for itself."""
+    start = begin
+    indent = 0
+    alone = blank = True
+    item = False
+    for match in LINE.finditer(text, begin, end):
+        line = text[match.start() : match.end()] if match.end() - match.start() < LONGEST_LINE else _head(match)
+        if not line.strip():
+            blank = True
+            continue
+        own = bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
+        bullet = bool(_BULLET.match(line))
+        deep = len(line) - len(line.lstrip())
+        if match.start() > start and (alone or blank or own or bullet or (deep > indent + 1 and not item)):
+            yield start, match.start()
+            start = match.start()
+        item = bullet or (item and not blank)
+        indent, alone, blank = deep, own, False
+    if start < end:
+        yield start, end
+
+
+def _head(line: re.Match[str]) -> str:
+    """What is looked at of a long line."""
+    return line.string[line.start() : line.start() + 100] + " x"
+
+
+def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
+    """Whether the mark found ends a sentence that began at `start`."""
+    mark = match[0]
+    rest = text[match.end() : min(end, match.end() + 40)]
+    if not mark[0].isascii() and mark[0] != "…":
+        return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)
+    following = _NEXT_WORD.match(rest)
+    if following is None:
+        return True
+    word = following[1]
+    if word[0].islower():
+        return False
+    if mark[0] != "." or mark.startswith(".."):
+        return True
+    return not _is_abbreviated(text[max(start, match.start() - 30) : match.start()], word, bool(following[2]))
+
+
+def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
+    """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, with `word` following."""
+    if before[-_LONGEST_ABBREVIATION:].isalpha() and len(before) >= _LONGEST_ABBREVIATION:
+        return False
+    last = _LAST_WORD.search(before)
+    if last is None:
+        return False
+    token = last[0]
+    if _SPACED_ABBREVIATION.search(before) or token.lower() in _ABBREVIATIONS:
+        return True
+    starter = word.lower() in _STARTERS and (len(word) > 1 or word in ("I", "A"))
+    if token.isdigit():
+        if word[0].isdigit():
+            return dotted
+        leading = before[: last.start()].split()[-1:]
+        dated = bool(leading) and leading[0].rstrip(".").isdigit()
+        ordinal = not leading or dated or leading[0].lower() in _BEFORE_ORDINAL or word in _MONTHS
+        return len(token) <= 2 and ordinal and not starter
+    if _INITIALS.match(token):
+        return not starter or dotted
+    return False
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The span without the blanks at its ends, unless nothing else is there."""
+    if said := SAID.search(text, start, end):
+        while text[end - 1].isspace():
+            end -= 1
+        yield said.start(), end
