@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 
 Memory = Literal["dense", "kv"]
@@ -12,8 +13,6 @@ KVType = Literal["bf16", "int8"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
-
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.locks import Lock
 from compmem.models import Models
+from compmem.naming import absolute
 from compmem.question import QuestionBench, Seen
 from compmem.readers import ExtractiveReader
 from compmem.resident import RESIDENT_BYTES, check_budget
@@ -133,7 +134,7 @@ class MemoryIndex:
                 f"{str(path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: open it with encoder="
             )
         given = named if encoder is None else encoder
-        if named not in (_encoder_name(given), _absolute(_encoder_name(given))):
+        if named not in (_encoder_name(given), absolute(_encoder_name(given))):
             raise IncompatibleStoreError(
                 f"{str(path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
             )
@@ -564,15 +565,10 @@ def _check_k(k: int) -> None:
         raise ValueError(f"k={k!r} must be a whole number of at least 1")
 
 
-def _absolute(name: str | None) -> str | None:
-    """The name; the absolute path where it is a folder here."""
-    return name if name is None or not Path(name).is_dir() else str(Path(name).absolute())
-
-
 def _with_absolute_folders(config: IndexConfig) -> IndexConfig:
     """The settings with folders that mean the same from every working folder."""
-    encoder = _absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
-    return dataclasses.replace(config, encoder=encoder, backbone=_absolute(config.backbone))
+    encoder = absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
+    return dataclasses.replace(config, encoder=encoder, backbone=absolute(config.backbone))
 
 
 def _encoder_name(encoder: str | Encoder | None) -> str | None:

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
-from compmem.backbone.checkpoint import is_named
 from compmem.compressor import DenseCompressor, KVCompressor, chunk_ids
 from compmem.config import IndexConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead, LatentGate
 from compmem.locks import Lock
+from compmem.naming import is_plain
 from compmem.resident import Resident
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import KV_WRITTEN, Store
@@ -216,7 +216,7 @@ class Models:
 
     def _check_name(self, part: str, name: object) -> None:
         """Refuse a name read from the index that stands for another folder in each working folder."""
-        if isinstance(name, str) and not is_named(name):
+        if isinstance(name, str) and not is_plain(name):
             raise IncompatibleStoreError(
                 f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "
                 f"this machine: open the index with {part}={name!r} if that folder is meant"

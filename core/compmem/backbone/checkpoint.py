@@ -20,11 +20,10 @@ from torch import Tensor
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
 from compmem.errors import CheckpointError
+from compmem.naming import EMBEDDED, is_plain
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
-EMBEDDED = "embedded"
-"""Name of the small backbone that ships with the library."""
 _SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -135,16 +134,9 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
 def _base(settings: Mapping[str, Any], folder: Path, fetch: bool) -> Path:
     """The folder of the model that a checkpoint names; a folder's name counts only where it is absolute."""
     base = str(_field(settings, "base", folder))
-    if not is_named(base):
+    if not is_plain(base):
         raise CheckpointError(f"{str(folder)!r} names the folder {base!r}, which is not absolute, as its base")
     return _find(base, fetch=fetch)
-
-
-def is_named(name: str) -> bool:
-    """Whether a name that the caller did not choose may be looked up: an absolute folder here, or a model's name."""
-    if name.startswith(("//", "\\\\")):  # another machine's folder, which asking for may give a password away
-        return False
-    return Path(name).is_absolute() or not Path(name).is_dir()
 
 
 def _find(name: str | Path, *, fetch: bool = True) -> Path:

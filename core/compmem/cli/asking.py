@@ -25,6 +25,12 @@ Filter = Annotated[
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="The question.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AllowDownload = Annotated[
+    bool,
+    typer.Option(
+        "--allow-download", help="Fetch models that the index names from their hub, where they are not on this machine."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
 
 
@@ -81,11 +87,12 @@ def ask(
     trace: TraceOption = True,
     page: PageOption = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from the index, step by step, with sources."""
     chat = _chat("chat" in (reader, writer), model, base_url, api_key_env)
-    with compmem.MemoryIndex.open(index, device=device) as opened:
+    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
         config = compmem.RecallConfig(
             reader=str(reader) if reader else None, writer=str(writer) if writer else None, chat=chat,
             max_seconds=max_seconds, threshold=threshold,
@@ -108,11 +115,12 @@ def recall(
     filter: Filter = None,
     one_pass: Annotated[bool, typer.Option("--one-pass", help="Gate once, without a working memory.")] = False,
     device: Device = None,
+    allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks that a question needs, best first; no answer is written."""
     config = compmem.RecallConfig(max_steps=1, reask=False) if one_pass else None
-    with compmem.MemoryIndex.open(index, device=device) as opened:
+    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
         found = opened.recall(question, k, filter=parse_filter(filter), config=config)
     if as_json:
         write_json([show.recall_json(r) for r in found])

@@ -15,7 +15,7 @@ from rich.text import Text
 import compmem
 from compmem.cli import inputs, show
 from compmem.cli.app import app, err, fail, out, parse_filter, write_json
-from compmem.cli.asking import AsJson, Device, Filter, IndexPath
+from compmem.cli.asking import AllowDownload, AsJson, Device, Filter, IndexPath
 from compmem.schema import Document
 from compmem.trace import printable
 
@@ -47,6 +47,7 @@ def add(
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     device: Device = None,
+    allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Add documents to an index, made where there is none; known ones cost nothing, changed ones replace."""
@@ -74,7 +75,7 @@ def add(
         if not first and not index.exists():
             counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
         else:
-            with opened(index, settings, device) as memory:
+            with opened(index, settings, device, allow_download=allow_download) as memory:
                 seen = _Seen(memory)
                 added = memory.add(map(seen.one, chain(first, found)))
                 counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
@@ -238,11 +239,17 @@ def progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def opened(path: Path | None, settings: dict[str, Any], device: str | None) -> "compmem.MemoryIndex":
-    """The index in a folder, made where there is none; settings given must be those it was made with."""
+def opened(
+    path: Path | None, settings: dict[str, Any], device: str | None, *, allow_download: bool = False
+) -> "compmem.MemoryIndex":
+    """The index in a folder, made where there is none; settings given must be those it was made with.
+
+    A model that is given by name may be fetched.
+    """
     if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), device=device)
-    memory = compmem.MemoryIndex.open(path, device=device)
+    models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
+    memory = compmem.MemoryIndex.open(path, device=device, allow_download=allow_download, **models)
     for name, value in settings.items():
         if (made := getattr(memory.config, name)) != value:
             memory.close()

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compmem.config import DEFAULT_ENCODER
 from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.encoder.prompts import prompts_of
 from compmem.locks import Lock
+from compmem.naming import DEFAULT_ENCODER, is_folder
 from compmem.schema import Encoder, Vectors
+from compmem.valid import check
 
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
 _PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,6}|[^\w\s]")
@@ -163,15 +164,12 @@ def load_encoder(
 
 def _check_unicode(texts: Sequence[str]) -> None:
     for number, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text {number} has a lone surrogate at {error.start}: {text[error.start]!r}") from error
+        check(f"text {number}", text)
 
 
 def _local_folder(name: str) -> Path | None:
     """The folder of a model that is on this machine."""
-    if Path(name).is_dir():
+    if is_folder(name):
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -289,12 +287,12 @@ def stock_encoder(
         OSError: Any other model that is neither on this machine nor can be fetched.
         ValueError: The model brings code of its own, or weights that are not safetensors.
     """
-    from sentence_transformers import SentenceTransformer
-
     options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
     try:
         folder = _local_folder(name) or _fetched(name, allow_download)
         _refuse_code(folder)
+        from sentence_transformers import SentenceTransformer  # takes seconds, which a model that is not there need not
+
         return SentenceTransformer(
             str(folder), device=device, model_kwargs=options, trust_remote_code=False, local_files_only=True
         )

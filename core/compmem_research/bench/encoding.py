@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compmem.config import DEFAULT_ENCODER
 from compmem.encoder import load_encoder, stock_encoder
+from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Vectors
 from compmem_research.bench.clock import Times, now
 

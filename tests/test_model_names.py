@@ -1,0 +1,116 @@
+"""Names of models that an index or a checkpoint holds are looked up on this machine, unless the caller says else."""
+
+import json
+import socket
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from typer.testing import CliRunner
+
+from compmem import CheckpointError, IncompatibleStoreError, IndexConfig, MemoryIndex
+from compmem.backbone import Backbone
+from compmem.cli import app
+from compmem.naming import DEFAULT_ENCODER
+
+
+def dense(path, **given):
+    return MemoryIndex.open(path / "dense", **given).encoder
+
+
+def kv(path, **given):
+    return MemoryIndex.open(path / "kv", **given).backbone
+
+
+def base(path, **given):
+    return Backbone.load(path / "checkpoint", device="cpu", **given)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Two indexes and a checkpoint that name models of a stranger."""
+    MemoryIndex.create(tmp_path / "dense", IndexConfig(encoder="stranger/model")).close()
+    settings = IndexConfig(memory="kv", encoder=None, backbone="stranger/model")
+    MemoryIndex.create(tmp_path / "kv", settings).close()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/compmem.json").write_text(json.dumps({"format": 1, "base": "stranger/model"}))
+    return tmp_path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The models that a hub without any is asked for."""
+    found = []
+
+    def snapshot_download(name, *, local_files_only=False, **_):
+        if not local_files_only:
+            found.append(name)
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return found
+
+
+@pytest.mark.parametrize("load", [dense, kv, base])
+def test_a_name_from_a_file_reaches_no_network(named, load, monkeypatch):
+    tried = []
+
+    def refuse(*address):
+        tried.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises((OSError, CheckpointError), match="allow_download=True"):
+        load(named)
+    assert tried == []
+
+
+@pytest.mark.parametrize(
+    ("load", "given"),
+    [
+        (dense, {"allow_download": True}), (dense, {"encoder": "stranger/model"}),
+        (kv, {"allow_download": True}), (kv, {"backbone": "stranger/model"}), (base, {"allow_download": True}),
+    ],
+)  # fmt: skip
+def test_a_model_that_the_caller_names_or_allows_is_asked_for(named, asked, load, given):
+    with pytest.raises((OSError, CheckpointError)):
+        load(named, **given)
+    assert asked == ["stranger/model"]
+
+
+@pytest.mark.parametrize(
+    ("command", "fetched"),
+    [
+        (("recall", "INDEX", "who?"), []), (("recall", "INDEX", "who?", "--allow-download"), ["stranger/model"]),
+        (("ask", "INDEX", "who?"), []), (("ask", "INDEX", "who?", "--allow-download"), ["stranger/model"]),
+        (("add", "INDEX", "a.txt"), []), (("add", "INDEX", "a.txt", "--allow-download"), ["stranger/model"]),
+        (("add", "INDEX", "a.txt", "--encoder", "stranger/model"), ["stranger/model"]),
+    ],
+)  # fmt: skip
+def test_the_command_fetches_where_it_is_allowed_to(named, asked, monkeypatch, command, fetched):
+    monkeypatch.chdir(named)
+    (named / "a.txt").write_text("A text.")
+    done = CliRunner().invoke(app, ["dense" if part == "INDEX" else part for part in command])
+    assert (done.exit_code, asked) == (1, fetched)
+
+
+def test_a_folder_in_the_working_folder_is_not_taken_for_what_ships(tmp_path, monkeypatch):
+    for name in (DEFAULT_ENCODER, "embedded"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with MemoryIndex.create("m") as made:
+        assert (made.config.encoder, made.encoder.dim) == (DEFAULT_ENCODER, 384)
+    for given in ({}, {"encoder": DEFAULT_ENCODER}):
+        with MemoryIndex.open("m", **given) as opened:
+            assert opened.encoder.dim == 384
+    with MemoryIndex.create("e", IndexConfig(memory="kv", encoder=None, backbone="embedded")) as kept:
+        assert kept.config.backbone == "embedded"
+    with MemoryIndex.create("folder", IndexConfig(encoder=f"./{DEFAULT_ENCODER}")) as own:
+        assert own.config.encoder == str(tmp_path / DEFAULT_ENCODER)
+
+
+def test_a_relative_folder_that_an_index_names_is_refused(named, monkeypatch):
+    (named / "stranger/model").mkdir(parents=True)
+    monkeypatch.chdir(named)
+    with pytest.raises(IncompatibleStoreError, match="not an absolute path"):
+        dense(named)
