@@ -33,7 +33,7 @@ _DOCX_UNPACKED: Final = 64 << 20
 """Bytes to which a small .docx file may unpack."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
-_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$")
+_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
 _UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
 _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 
@@ -99,8 +99,8 @@ def _first_heading(text: str, *, atx: bool) -> str:
             fenced = not fenced
         elif fenced:
             continue
-        elif atx and (match := _ATX.match(line)) and match[1]:
-            return match[1].strip()
+        elif atx and (match := _ATX.match(line)) and (title := match[1].rstrip("#").strip()):
+            return title
         elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and _UNDERLINE.match(line):
             return before.strip()
         before = "" if fenced else line

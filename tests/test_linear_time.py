@@ -1,0 +1,187 @@
+"""No text, however it was made up, takes a pattern or a reader of text more than linear time."""
+
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import re
+import time
+
+import pytest
+from llama_index.core.base.llms.types import ChatMessage
+
+import compmem
+import llama_index_compmem
+from compmem import chunking, terms, trace
+from compmem.cli import decoding, formats, html, records
+from compmem.encoder.loading import load_encoder
+from compmem.errors import CompMemError
+from compmem.readers import quoting, replies
+from compmem.readers.chat import ChatReader
+from compmem.schema import Answer, Chunk, Document, MemoryBlock, Usage, WorkingMemory
+from compmem.sentences import sentences
+from compmem.store.columns import Column, moment
+from compmem.valid import valid
+from llama_index_compmem.standalone import standalone_by_rule
+from tests.hashing import HashEncoder
+
+UNITS = {
+    "blanks": " ", "lines": "\n", "blank lines": " \n", "dots": ".", "marks": "!?", "letters": "a", "words": "a ",
+    "initials": "A.b", "numbers": "1.", "open tags": "<a ", "closed tags": "</think>", "angles": "<", "spaced": "< ",
+    "square": "[", "round": "(", "pairs": "a(b", "quotes": '"', "curly": "“", "corners": "「a", "fences": "```\n",
+    "hashes": "#", "dashes": "---\n", "titles": "title:\n", "classes": "class a(", "defs": "def f( -> ",
+    "entities": "&amp;", "zero width": "<\u200b", "Hangul": "가.", "Kanji": "漢", "doctypes": "<![",
+    "underscores": "_", "backslashes": "\\", "braces": "{a", "pipes": "|", "heads": "a\n\n", "names": "Ab ",
+    "bullets": "- a\n", "lists": "[1,", "columns": "a;", "block ends": "</block>", "dates": "2024-01-01T",
+    "accents": "\u0301\u0316",
+}  # fmt: skip
+EDGES = (("", ""), ("x", "y"), ("# ", "y"), ("---\ntitle:", ""), ("f()", "x\n"))
+"""What stands before and behind the units."""
+SMALL, TIMES, MOST, ATTEMPTS = 600, 10, 15, 4
+
+
+def made(name, length, attempt):
+    """Texts of this kind; no attempt has the texts of another, which a cache might know."""
+    body = UNITS[name] * (length // len(UNITS[name]) - attempt)
+    return [f"{head}{body}{tail}" for head, tail in EDGES]
+
+
+def seconds(run, texts):
+    started = time.thread_time()
+    for text in texts:
+        run(text)
+    return time.thread_time() - started
+
+
+def grows_linearly(run, name, small=SMALL):
+    """Whether ten times the text takes less than fifteen times the time, in the best of several attempts.
+
+    What takes hardly longer than looking at each character once is not compared.
+    """
+    short, long = 0.0, float("inf")
+    for attempt in range(ATTEMPTS):
+        few = made(name, small, attempt)
+        long = min(long, seconds(run, made(name, small * TIMES, attempt)))
+        if long > MOST * short:
+            short = max(short, seconds(list, few), seconds(run, few))
+        if long <= MOST * short:
+            return True
+    return False
+
+
+def superlinear(run, small=SMALL):
+    return [name for name in UNITS if not grows_linearly(run, name, small)]
+
+
+def patterns():
+    """Each compiled pattern of the product, with the way in which its module uses it."""
+    for package in (compmem, llama_index_compmem):
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            module = importlib.import_module(found.name)
+            source = inspect.getsource(module)
+            for name, value in vars(module).items():
+                if isinstance(value, re.Pattern) and re.search(rf"^{name}\b", source, re.MULTILINE):
+                    anywhere = re.search(rf"\b{name}\.(?:finditer|findall|search|sub|split)\b", source)
+                    yield pytest.param(value, bool(anywhere), id=f"{found.name}.{name}")
+
+
+@pytest.mark.parametrize(("pattern", "anywhere"), patterns())
+def test_every_pattern_is_linear(pattern, anywhere):
+    def run(text):
+        text = text if isinstance(pattern.pattern, str) else text.encode()
+        if anywhere:
+            pattern.sub(text[:0], text)
+        else:
+            pattern.match(text)
+
+    assert superlinear(run) == []
+
+
+@pytest.mark.parametrize("pattern", [r"\s+x", r"\.+!", r"<a\s*<.*>"])
+def test_a_quadratic_pattern_is_seen(pattern):
+    assert superlinear(re.compile(pattern).search) != []
+
+
+def streamed(stream):
+    def run(text):
+        made = stream()
+        for at in range(0, len(text), 3):
+            made.feed(text[at : at + 3])
+
+    return run
+
+
+def cut(text):
+    list(chunking.split(Document(text=text), chunk_tokens=64, count=lambda texts: [len(t) // 4 for t in texts]))
+
+
+def paged(text):
+    nothing = {"found": True, "sources": (), "evidence": (), "steps": (), "exited": "exhausted", "usage": Usage()}
+    answer = Answer(question=text, text=text, working_memory=text, **nothing)
+    trace.printable(answer.text)
+    trace.as_page(answer)
+
+
+def asked(**settings):
+    def run(text):
+        block = MemoryBlock(chunk=Chunk(text=text, title=text, headings=(text,), context=text))
+        reader = ChatReader(lambda messages: text, **settings)
+        with contextlib.suppress(CompMemError):
+            reader.read("q" + text[:500], WorkingMemory(text=text), [block])
+            list(reader.write("q", WorkingMemory(text=text, blocks=(block,))))
+
+    return run
+
+
+def quietly(read):
+    def run(text):
+        with contextlib.suppress(CompMemError, decoding.UnreadableError):
+            read(text)
+
+    return run
+
+
+READERS = {
+    "sentences": sentences,
+    "chunks": cut,
+    "names of a text": lambda text: terms.names_of("", [], text),
+    "names of a title": lambda text: terms.names_of(text, [text], ""),
+    "possible names": terms.possible_names,
+    "spoken names": terms.spoken_names,
+    "mentions": lambda text: terms.mentions(text, ["a a"]),
+    "terms": terms.content_terms,
+    "heading over": lambda text: terms.heading_over(text, len(text) // 2),
+    "HTML": quietly(html.page_text),
+    "Markdown": lambda text: formats.parse("md", b"x" + text.encode(), "a"),
+    "plain text": lambda text: formats.parse("txt", b"x" + text.encode(), "a"),
+    "CSV": quietly(records.csv_text),
+    "JSON": records.json_text,
+    "bytes": quietly(lambda text: decoding.decode(text.encode() + b"\xff", "a", html=True)),
+    "reply": replies.parse_reply,
+    "spoken": replies.spoken,
+    "swallowed tag": replies.thinks_untagged,
+    "quoting": lambda text: quoting.unquoted(quoting.quoted(text)),
+    "prompts": asked(),
+    "short prompts": asked(prompt_tokens=1500),
+    "surrogates": valid,
+    "trace": paged,
+    "text match": lambda text: Column([text, text + "z"]).mask("text match", text + "z"),
+    "dates": moment,
+    "names of a chat": lambda text: standalone_by_rule([ChatMessage(text)], text),
+    "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
+}
+STREAMS = {
+    "spoken": lambda: replies.Spoken(hold=False),
+    "held": lambda: replies.Spoken(hold=True),
+    "references": quoting.Unquoting,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_of_text_is_linear(reader):
+    assert superlinear(READERS[reader]) == []
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_stream_is_linear(stream):
+    assert superlinear(streamed(STREAMS[stream]), small=5 * SMALL) == []
