@@ -16,8 +16,8 @@ from compmem import chunking, terms, trace
 from compmem.cli import decoding, formats, html, records
 from compmem.encoder.loading import load_encoder
 from compmem.errors import CompMemError
-from compmem.readers import quoting, replies
-from compmem.readers.chat import ChatReader
+from compmem.readers import fitting, quoting, replies
+from compmem.readers.chat import ChatReader, estimate_tokens
 from compmem.schema import Answer, Chunk, Document, MemoryBlock, Usage, WorkingMemory
 from compmem.sentences import sentences
 from compmem.store.columns import Column, moment
@@ -122,15 +122,12 @@ def paged(text):
     trace.as_page(answer)
 
 
-def asked(**settings):
-    def run(text):
-        block = MemoryBlock(chunk=Chunk(text=text, title=text, headings=(text,), context=text))
-        reader = ChatReader(lambda messages: text, **settings)
-        with contextlib.suppress(CompMemError):
-            reader.read("q" + text[:500], WorkingMemory(text=text), [block])
-            list(reader.write("q", WorkingMemory(text=text, blocks=(block,))))
-
-    return run
+def asked(text):
+    block = MemoryBlock(chunk=Chunk(text=text, title=text, headings=(text,), context=text))
+    reader = ChatReader(lambda messages: text)
+    with contextlib.suppress(CompMemError):
+        reader.read(f"q {text}", WorkingMemory(text=text), [block])
+        list(reader.write("q", WorkingMemory(text=text, blocks=(block,))))
 
 
 def quietly(read):
@@ -161,8 +158,9 @@ READERS = {
     "spoken": replies.spoken,
     "swallowed tag": replies.thinks_untagged,
     "quoting": lambda text: quoting.unquoted(quoting.quoted(text)),
-    "prompts": asked(),
-    "short prompts": asked(prompt_tokens=1500),
+    "prompts": asked,
+    "parts of prompts": lambda text: fitting.packed([fitting.Shown("a", text, "b")], 60, estimate_tokens),
+    "part of a prompt": lambda text: fitting.fitted([fitting.Shown("a", text, "b")], 60, {"a": 1.0}, estimate_tokens),
     "surrogates": valid,
     "trace": paged,
     "text match": lambda text: Column([text, text + "z"]).mask("text match", text + "z"),

@@ -313,7 +313,7 @@ class MemoryIndex:
         cancelled: Callable[[], bool],
         on_step: Callable[[Step], None],
     ) -> list[Recall]:
-        config = config or RecallConfig()
+        question, config = valid(question), config or RecallConfig()
         _check_k(k)
         async with runner.entered(self.bench(question, filter, config)) as bench:
             if _takes_one_pass(config):
@@ -429,6 +429,7 @@ class MemoryIndex:
         cancelled: Callable[[], bool],
         wrap: Callable[[Reader], Reader],
     ) -> AsyncGenerator[Event, None]:
+        question = valid(question)
         async with runner.entered(self.bench(question, filter, config or RecallConfig())) as bench:
             config = bench.config
             reader = self.reader(config, bench)

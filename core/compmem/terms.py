@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from compmem.valid import nfc
+
 NameKind = Literal["title", "heading", "term"]
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -61,7 +63,8 @@ def fold(text: str) -> str:
 def _fold_run(run: str) -> str:
     """A run of characters beyond ASCII, folded by itself: nothing in it composes with what stands before it."""
     # Folded again: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
-    decomposed = unicodedata.normalize("NFKD", run).casefold()
+    # One by one: no marks are sorted, which takes quadratic time; they are left out.
+    decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
@@ -170,7 +173,7 @@ class Mention:
 
 def mentions(text: str, known: Iterable[str]) -> list[Mention]:
     """The known names that a text holds, in order; not those that only occur inside a longer one."""
-    raw = _WORD.findall(unicodedata.normalize("NFC", text))
+    raw = _WORD.findall(nfc(text))
     parts = [fold(word) for word in raw]
     known = frozenset(known)
     out: dict[str, Mention] = {}
@@ -200,7 +203,7 @@ def spoken_names(text: str) -> list[Mention]:
 
     A word such as "of" may stand within a run; punctuation ends it.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = nfc(text)
     found = list(_WORD.finditer(text))
     parts = [fold(match[0]) for match in found]
     out: dict[str, Mention] = {}

@@ -1,8 +1,13 @@
-"""Text that can be encoded as UTF-8."""
+"""Text that can be encoded as UTF-8, and its composed form."""
 
 import re
+import unicodedata
+from typing import Final
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MOST_MARKS: Final = 30
+_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_MARKS + 1},}}+")
+_JOINER: Final = "\u034f"
 
 
 def valid(text: str) -> str:
@@ -23,3 +28,18 @@ def check(what: str, text: str) -> None:
             f"{what} holds the lone surrogate {found[0]!r} at {found.start()}, which is not text; "
             "decode the source with errors='replace'"
         )
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode's composed form, in which texts are compared.
+
+    Long runs of combining marks are parted first, as UAX 15 has it for streams: sorting them takes quadratic time.
+    """
+    return text if text.isascii() else unicodedata.normalize("NFC", _MARKS.sub(_parted, text))
+
+
+def _parted(run: re.Match[str]) -> str:
+    marks = run[0]
+    if not any(map(unicodedata.combining, marks)):
+        return marks
+    return _JOINER.join(marks[at : at + _MOST_MARKS] for at in range(0, len(marks), _MOST_MARKS))

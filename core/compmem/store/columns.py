@@ -4,7 +4,6 @@ Every test is made once for each distinct value, by lookup or binary search wher
 """
 
 import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from compmem.valid import nfc
 
 Hits = NDArray[np.bool_]
 Places = NDArray[np.int64]
@@ -23,11 +24,6 @@ _ISO: Final = re.compile(
 _LONGEST_ISO: Final = 40
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-
-
-def nfc(text: str) -> str:
-    """The text in Unicode's composed form, in which texts are compared."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def folded(text: str) -> str:
