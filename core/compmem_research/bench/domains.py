@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from compmem.config import DEFAULT_ENCODER
 from compmem.index import MemoryIndex
+from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
