@@ -6,6 +6,7 @@ whole question whether later looks will find more, and whether anything answers 
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -167,7 +168,7 @@ class GateHead(nn.Module):
 
 
 def _normal(heads: int, size: int, out: int) -> Tensor:
-    return torch.randn(heads, size, out) / size**0.5
+    return torch.randn(heads, size, out) / math.sqrt(size)
 
 
 def best_windows(logits: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:

@@ -76,7 +76,7 @@ def standing_features(own: Vectors, standing: Standing) -> Vectors:
     count = len(own)
     if not count:
         return np.zeros((0, len(STANDING_FEATURES)), np.float32)
-    columns: list[Vectors] = []
+    columns: list[NDArray[np.floating]] = []
     shape: list[float] = []
     ranks: dict[str, NDArray[np.int64]] = {}
     signals = {name: own[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": standing.score}
