@@ -61,7 +61,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
     _recall: RecallConfig | None = PrivateAttr()
 
     def __init__(self, index: "HasMemory | MemoryIndex | str | Path", *, recall: RecallConfig | None = None) -> None:
-        super().__init__()
+        super().__init__(stores_text=True)
         self._memory = memory_of(index)
         self._recall = recall
 

@@ -61,6 +61,6 @@ def rank_of(values: Vectors) -> NDArray[np.int64]:
     return ranks
 
 
-def reciprocal(rank: NDArray[np.int64], offset: int = 0) -> Vectors:
+def reciprocal(rank: NDArray[np.int64], offset: int = 0) -> NDArray[np.float64]:
     """`1 / (offset + rank)` of ranks from 1; 0 where the rank is 0."""
     return np.where(rank > 0, 1 / np.maximum(offset + rank, 1), 0.0)

@@ -4,6 +4,7 @@ A file that cannot be read, or a line of one, is reported and left out; the othe
 """
 
 import codecs
+import io
 import json
 import logging
 import os
@@ -184,7 +185,7 @@ def _is_regular(path: str, unreadable: Callable[[OSError], None]) -> bool:
 
 def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iterator[tuple[str, Document]]:
     try:
-        with open(file.path, "rb", buffering=HEAD) as stream:
+        with io.BufferedReader(io.FileIO(file.path), HEAD) as stream:
             form = format_of(file.path, stream.peek(HEAD)[:HEAD])
             if form:
                 yield from _read(stream, path_id(file.path, base), form, file.path, report)

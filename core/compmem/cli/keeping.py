@@ -108,7 +108,8 @@ def delete(
     with _store(index) as store:
         with store.snapshot() as snapshot:
             if filter is not None:
-                wanted, unknown = [d.id for d in snapshot.documents(parse_filter(filter))], []
+                wanted = [d.id for d in snapshot.documents(parse_filter(filter))]
+                unknown: list[str] = []
             else:
                 wanted, unknown = _named(snapshot, ids or [], base_of(index))
         deleted = store.delete(wanted)

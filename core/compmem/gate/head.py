@@ -70,7 +70,8 @@ class Network(nn.Module):
         x = ((features - self.mean) / self.scale).clamp(-_WIDEST, _WIDEST)
         hidden = nn.functional.gelu(x @ self.one + self.one_bias)
         hidden = nn.functional.gelu(hidden @ self.two + self.two_bias)
-        return hidden @ self.out + self.out_bias
+        logits: Tensor = hidden @ self.out + self.out_bias
+        return logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: 
         seen: Whether the first look saw each block in question, `[blocks]`.
         rows: The block of each window, `[windows]`.
     """
-    columns = []
+    columns: list[NDArray[np.floating]] = []
     for name in _LATER_RANKED:
         values = own[:, FEATURES.index(name)]
         deviation = float(values.std()) + 1e-4

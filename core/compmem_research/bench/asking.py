@@ -62,6 +62,16 @@ class Watched:
         """Tokens of a text."""
         return self.inner.count_tokens(text)
 
+    @property
+    def looks_again(self) -> bool:
+        """Whether first stage and gate are to be asked again with each new working memory."""
+        return self.order is not None or self.inner.looks_again
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer at all."""
+        return self.order is not None or self.inner.answerable
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Told:

@@ -125,6 +125,14 @@ class _Bench:
     def count_tokens(self, text: str) -> int:
         return len(self.backbone.encode(text))
 
+    @property
+    def looks_again(self) -> bool:
+        return True
+
+    @property
+    def answerable(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loops:
