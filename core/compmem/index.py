@@ -261,9 +261,10 @@ class MemoryIndex:
     ) -> list[Recall]:
         """The k blocks that the question needs, best first; fewer where fewer bear on it.
 
-        The loop gathers them, so a block may be here for what another one said. A block's score is the highest
-        probability that the gate gave it in any look: with an empty working memory or a later one. Where the first look
-        suffices, by the gate's own judgement, it is the only one, and nothing is read. `search` takes one pass always.
+        The loop gathers them, so a block may be here for what another one said. A block's score is the probability that
+        the gate gave it in its last look, and a later look sees what the first one said of each block. Where the first
+        look suffices, by the gate's own judgement, it is the only one, and nothing is read. `search` always takes one
+        pass.
 
         Args:
             question: What is asked.

@@ -84,8 +84,8 @@ class Gathered:
     memory: WorkingMemory
     steps: tuple[Step, ...]
     scores: dict[int, float]
-    """The highest gate score of every block over all looks at it: the ranking keeps what an earlier look was sure of,
-    and a later working memory may raise a block. A block that was read without an update keeps its first score."""
+    """The score of every block in the last look at it. A later look sees what the first one said of each block, so it
+    keeps what that was sure of; a block that was read without an update falls back to its first score."""
     kept: tuple[Recall, ...]
     """Recalls whose step updated the memory, in reading order."""
     usage: Usage
@@ -277,9 +277,9 @@ def _step(
 def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, float]:
     scores = dict(zip(blocks, bench.score(state.memory.text, blocks), strict=True))
     state.usage += Usage(blocks_scored=len(blocks))
+    state.scores.update(scores)
     for number, score in scores.items():
         state.first.setdefault(number, score)
-        state.scores[number] = max(score, state.scores.get(number, 0.0))
     return scores
 
 
