@@ -29,11 +29,11 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """Answers a question from an index: recall, read, note, and recall again, until enough is known.
 
     Without a chat model it quotes the sentences that bear on the question; over KV memory the index's own backbone
-    reads and answers, on the device on which the index was opened. With a chat model, the model reads what is recalled,
-    keeps the notes and writes the answer, and a question that follows up on `chat_history` is made standalone first.
-    With `RecallConfig(writer="chat")` it is asked once, to write the answer from what was recalled. Where
-    `recall_config` names another reader or writer, making questions standalone is all it does. No prompt is longer than
-    `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, where there is one.
+    reads and answers, on the device on which the index was opened. A chat model is asked once: it writes the answer
+    from what was recalled, and may ask for what is missing `RecallConfig.rounds` times; a question that follows up on
+    `chat_history` is made standalone first. With `RecallConfig(reader="chat")` it reads what is recalled in every step.
+    Where `recall_config` names another reader or writer, making questions standalone is all it does. No prompt is
+    longer than `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, if it has one.
 
     A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
     documents, the working memory and what it cost.
@@ -246,11 +246,11 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         return ChatCalls(self.chat_model, None if self.recall_config is None else self.recall_config.prompt_tokens)
 
     def _settings(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> RecallConfig | None:
-        """The settings of one question: the chat model reads unless another reader is named."""
+        """The settings of one question, with the chat model where they leave it something to do."""
         if chat is None or ask is None:
             return self.recall_config
         wanted = self.recall_config or RecallConfig()
-        if wanted.writer != "chat" and (wanted.writer is not None or wanted.reader not in (None, "chat")):
+        if not wanted.asks_chat:
             return wanted
         limits: dict[str, Any] = {}
         if chat.window.tokens is not None:
@@ -263,7 +263,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             render=None if self.document_prompt is None else shown_with(self.document_prompt),
             **limits,
         )
-        return wanted.but(writer=reader) if wanted.writer == "chat" else wanted.but(reader=reader)
+        return wanted.but(chat=reader)
 
 
 def _standalone(config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> Place:

@@ -21,7 +21,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
 import compmem
-from compmem import MemoryBlock, Reader, Reading, RecallConfig, Usage, WeighingReader, WorkingMemory
+from compmem import MemoryBlock, Reader, Reading, RecallConfig, Request, Usage, WeighingReader, WorkingMemory
 from langchain_compmem.chat import ChatCalls, Place
 from langchain_compmem.documents import from_chunks
 
@@ -65,11 +65,11 @@ class _Around:
         """What the inner reader makes of the blocks."""
         return await self._inner.aread(question, memory, blocks, **second)
 
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
         """The answer as the inner reader writes it."""
         return self._inner.write(question, memory)
 
-    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The answer as the inner reader writes it."""
         return self._inner.awrite(question, memory)
 
@@ -121,7 +121,7 @@ class TracedReader(_Around):
             self.begin()
         return reading
 
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
         """The answer as the inner reader writes it, in a run."""
         self.recalled([])
         with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
@@ -180,7 +180,7 @@ class AsyncTracedReader(_Around):
             await self.begin()
         return reading
 
-    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The answer as the inner reader writes it, in a run."""
         await self.recalled([])
         async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
@@ -216,6 +216,6 @@ def _made(reading: Reading) -> dict[str, Any]:
     return {"working_memory": reading.memory.text, "updated": reading.update, "exit": reading.exit}
 
 
-def _hear(outputs: dict[str, Any], piece: str | Usage) -> None:
+def _hear(outputs: dict[str, Any], piece: str | Request | Usage) -> None:
     if isinstance(piece, str):
         outputs[ANSWER] = outputs.get(ANSWER, "") + piece

@@ -38,5 +38,5 @@ def reading_all(config: RecallConfig, nodes: int) -> RecallConfig:
     steps = min(config.max_steps or nodes, nodes) or 1
     together = max(config.blocks_per_step, -(-nodes // steps))
     return config.but(
-        candidates="all", gate="off", order="best", reask=False, blocks_per_step=together, shown=max(nodes, 1)
+        candidates="all", gate="off", order="best", reask=False, blocks_per_step=together, shown=max(nodes, 1), rounds=0
     )

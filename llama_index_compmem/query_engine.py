@@ -44,13 +44,15 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     Without `llm` or `chat` no language model is asked, not even the one in `Settings`: the answer is quoted from the
     documents, or written by the backbone where the index holds KV memory. `response.metadata` has the steps, the
-    working memory and the usage; of a streamed response it is complete when the stream has ended, as are its sources.
+    working memory, the usage, and under `cited` the ids of the nodes that the answer cites as `[n]`, the n-th of
+    `source_nodes`; of a streamed response it is complete when the stream has ended, as are its sources.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
-        llm: An LLM that reads the recalled nodes, as `MetadataMode.LLM` shows them, and writes the answer; with
-            `RecallConfig(writer="chat")` it is asked once, to write the answer from the recalled nodes. No prompt is
-            longer than its `metadata.context_window` allows: longer nodes are read in several calls, or cut.
+        llm: An LLM that is asked once a question: it writes the answer from the recalled nodes, as `MetadataMode.LLM`
+            shows them, and may ask for what is missing `RecallConfig.rounds` times. With `RecallConfig(reader="chat")`
+            it reads in every step instead. No prompt is longer than its `metadata.context_window` allows: longer nodes
+            are cut, or read in several calls. Where `recall` names another reader or writer, it is not asked.
         chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
         similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
         filters: Which nodes may be looked at at all.
@@ -199,9 +201,9 @@ class CompMemQueryEngine(BaseQueryEngine):
             chat: ChatModel | None = chat_of(self._llm, streaming=self.streaming)
         else:
             chat = self._chat
-        if chat is None:
-            return self._recall
         settings = self._recall
+        if chat is None or not settings.asks_chat:
+            return settings
         limit = settings.prompt_tokens
         if limit is None and self._llm is not None:
             limit = prompt_tokens(self._llm, settings.memory_tokens)
@@ -214,7 +216,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             render=render,
             **({} if self._llm is None else {"count": count_tokens}),
         )
-        return settings.but(writer=reader) if settings.writer == "chat" else settings.but(reader=reader)
+        return settings.but(chat=reader)
 
     def _ask(
         self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None

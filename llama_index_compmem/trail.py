@@ -16,7 +16,7 @@ from llama_index_instrumentation import get_dispatcher
 from compmem import Answer, AnswerToken, Event, Recall, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
-from llama_index_compmem.nodes import to_scored
+from llama_index_compmem.nodes import node_ids, to_scored
 
 dispatcher = get_dispatcher(__name__)
 
@@ -132,5 +132,6 @@ class Trail:
             "working_memory": answer.working_memory,
             "found": answer.found,
             "exited": answer.exited,
+            "cited": node_ids([source for source in answer.sources if source.cited]),
             "usage": dataclasses.asdict(answer.usage),
         }

@@ -71,13 +71,18 @@ class RecallConfig:
 
     reader: Any = None
     """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`.
-    None: extractive where there is a `writer`, the chat model where `chat` is given, else what suits the memory: quotes
-    for dense memory; for KV states the backbone, which reads in every step if it was trained to, else only writes."""
+    None: extractive, as long as blocks are read best first; in document order the chat model, where there is one. For
+    KV states and no chat model the backbone, which reads in every step if it was trained to, else only writes."""
     chat: Callable[..., Any] | None = None
-    """The chat model: a callable `messages -> text`, sync, async or streaming."""
+    """The chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. Where neither
+    `reader` nor `writer` is named it writes the answer, asked once; with `reader="chat"`, or in document order, it
+    reads in every step."""
     writer: Any = None
-    """`"chat"`, `"latent"` or an object with `write`: it writes the answer from the recalled blocks themselves, asked
-    once, whatever reads them on the way. None: the reader, from its working memory."""
+    """`"chat"`, `"latent"` or an object with `write`: it writes the answer from the recalled blocks themselves,
+    whatever reads them on the way. None: the reader, from its working memory; the chat model, if no reader is named."""
+    rounds: int = 1
+    """Most times that a chat model which writes from the blocks may ask for what is missing in them; each time the loop
+    recalls for that, and the model writes anew. 0: never."""
     shown: int = 8
     """Most recalled blocks that a `writer` sees: those that were kept, then those with the highest gate scores."""
     candidates: Literal["first stage", "all"] = "first stage"
@@ -126,14 +131,22 @@ class RecallConfig:
             _one_of("writer", self.writer, ("chat", "latent"))
         if self.reader == "chat" and self.chat is None:
             raise ValueError("reader='chat' needs chat=, a callable that takes messages and gives text")
-        if self.chat is not None and isinstance(self.reader, str) and "chat" not in (self.reader, self.writer):
-            raise ValueError(f"chat= is for reader='chat' or writer='chat', and reader={self.reader!r} asks no model")
+        if (
+            self.chat is not None
+            and not self.asks_chat
+            and all(part is None or isinstance(part, str) for part in (self.reader, self.writer))
+        ):
+            raise ValueError(
+                f"chat= is for reader='chat' or writer='chat', and reader={self.reader!r} with writer={self.writer!r} "
+                "asks no model"
+            )
         _one_of("candidates", self.candidates, ("first stage", "all"))
         _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
         _one_of("order", self.order, ("best", "document"))
         _at_least("first_stage", self.first_stage, 1)
         _at_least("blocks_per_step", self.blocks_per_step, 1)
         _at_least("shown", self.shown, 1)
+        _at_least("rounds", self.rounds, 0)
         _at_least("memory_tokens", self.memory_tokens, 1)
         for name in ("max_steps", "prompt_tokens"):
             if getattr(self, name) is not None:
@@ -155,13 +168,24 @@ class RecallConfig:
         """These settings with some changed."""
         return replace(self, **changes)
 
-    def reader_of(self, memory: Memory) -> Any:
-        """What reads this kind of memory: the name of a reader, or an object that is one."""
-        if self.reader is not None:
-            return self.reader
-        if self.writer is not None:
-            return "extractive"
-        return "chat" if self.chat is not None else "latent" if memory == "kv" else "extractive"
+    @property
+    def asks_chat(self) -> bool:
+        """Whether the chat model reads or writes, where there is one: by name, or since nobody else is named."""
+        return "chat" in (self.reader, self.writer) or (self.reader is None and self.writer is None)
+
+    def parts(self, index: IndexConfig) -> tuple[Any, Any]:
+        """Who reads and who writes: names, or objects that do it; where None writes, the reader does.
+
+        A chat model writes once, from what the extractive reader quoted; in a scan in document order, and where there
+        are no vectors to quote by, it reads in every step.
+        """
+        if self.reader is not None or self.writer is not None:
+            return ("extractive" if self.reader is None else self.reader), self.writer
+        if self.chat is None:
+            return ("latent" if index.memory == "kv" else "extractive"), None
+        if self.order == "document" or index.encoder is None:
+            return "chat", None
+        return "extractive", "chat"
 
     @classmethod
     def memagent(cls, **changes: Any) -> "RecallConfig":
@@ -185,10 +209,10 @@ class RecallConfig:
 
     @classmethod
     def rag(cls, k: int = 8, **changes: Any) -> "RecallConfig":
-        """One-shot RAG: the k most similar chunks, read at once."""
+        """One-shot RAG: the k most similar chunks, read at once; a chat model is asked once."""
         return cls(
             gate="similarity", threshold=0.0, links=False, reask=False, backtrack=False,
-            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1,
+            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, shown=k, rounds=0,
         ).but(**changes)  # fmt: skip
 
 

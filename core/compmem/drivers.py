@@ -9,20 +9,45 @@ is abandoned likewise: the answer is then the pieces that came in time, or else 
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from compmem.deadline import OverdueError, now, until
 from compmem.errors import ReaderError
 from compmem.reasoner import Gathered, Loop, Outcome, Read, Weigh
-from compmem.schema import Answer, AnswerToken, Event, Reader, Step, Usage, WeighingReader, WorkingMemory
+from compmem.schema import (
+    Answer,
+    AnswerToken,
+    Event,
+    Evidence,
+    MemoryBlock,
+    Reader,
+    Recall,
+    Request,
+    Step,
+    Usage,
+    WeighingReader,
+    WorkingMemory,
+)
 from compmem.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_CITED: Final = re.compile(r"\[(\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31})\]")
+
+LEAST_SECONDS: Final = 1e-3
+"""What is left of the time of a question at least, for a loop that begins when it is nearly up."""
 
 TIME_UP: Final = "The time was up before anything was found."
 """The answer where there is neither evidence nor a note at the deadline."""
@@ -56,8 +81,8 @@ class Inline:
 
     async def written(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
-    ) -> AsyncGenerator[str | Usage, None]:
-        """The answer in pieces.
+    ) -> AsyncGenerator[str | Request | Usage, None]:
+        """The answer in pieces, or a request in place of them.
 
         Raises:
             OverdueError: The next piece had not come by the deadline.
@@ -99,7 +124,7 @@ class Threaded:
 
     async def written(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
-    ) -> AsyncGenerator[str | Usage, None]:
+    ) -> AsyncGenerator[str | Request | Usage, None]:
         """The answer in pieces. Raises what `Inline.written` raises."""
         pieces = aiter(reader.awrite(question, memory))
         try:
@@ -149,6 +174,10 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         run(stream.aclose())
 
 
+Again = Callable[[str, float | None], AbstractAsyncContextManager[tuple[Loop, Reader]]]
+"""The loop for what a writer asked for, within so many seconds, and who takes part in it."""
+
+
 async def events(
     question: str,
     loop: Loop,
@@ -157,8 +186,12 @@ async def events(
     *,
     seconds: float | None = None,
     quoter: Reader | None = None,
+    rounds: int = 0,
+    again: Again | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Runs the loop to its end: each step as it is made, the answer in pieces, last the whole answer.
+
+    Where the writer asks for what is missing, the loop runs again for that, and the writer sees what it found as well.
 
     Args:
         question: What is asked.
@@ -167,38 +200,56 @@ async def events(
         runner: `INLINE` for sync callers, `THREADED` for async ones.
         seconds: Until the deadline, from now.
         quoter: A reader without a model; writes the answer where the reader did not in time.
+        rounds: Most times that the writer may ask.
+        again: The loop for what it asks.
 
     Raises:
         ReaderError: The reader failed; the error carries the steps so far.
     """
     deadline = None if seconds is None else now() + seconds
     steps, pieces, cost = list[Step](), list[str](), Usage()
+    found: Gathered | None = None
+    request = ""
     try:
-        async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
-            async for made in driven:
-                if isinstance(made, Gathered):
-                    gathered = made
-                else:
-                    steps.append(made)
-                    yield made
-        try:
-            async with aclosing(runner.written(question, gathered.memory, reader, deadline)) as written:
-                async for piece in written:
-                    if isinstance(piece, Usage):
-                        cost += piece
-                    else:
-                        pieces.append(piece)
-                        yield AnswerToken(text=piece)
-        except OverdueError:
-            gathered = replace(gathered, exited="seconds")
-            if not "".join(pieces).strip():
-                gathered, text = await runner.call(_known, question, gathered, quoter)
-                pieces.append(text)
-                yield AnswerToken(text=text)
+        async with AsyncExitStack() as stack:
+            while True:
+                async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
+                    async for made in driven:
+                        if isinstance(made, Gathered):
+                            found = made if found is None else _with_more(found, made)
+                        else:
+                            steps.append(replace(made, number=len(steps) + 1, request=request))
+                            yield steps[-1]
+                assert found is not None, "a loop ends with what it gathered"
+                may_ask = again is not None and cost.rounds < rounds and found.exited not in ("seconds", "cancelled")
+                memory = replace(found.memory, may_ask=may_ask and bool(found.memory.blocks))
+                request = ""
+                try:
+                    async with aclosing(runner.written(question, memory, reader, deadline)) as written:
+                        async for piece in written:
+                            if isinstance(piece, Usage):
+                                cost += piece
+                            elif isinstance(piece, Request):
+                                request = piece.text
+                            else:
+                                pieces.append(piece)
+                                yield AnswerToken(text=piece)
+                except OverdueError:
+                    found = replace(found, exited="seconds")
+                    if not "".join(pieces).strip():
+                        found, text = await runner.call(_known, question, found, quoter)
+                        pieces.append(text)
+                        yield AnswerToken(text=text)
+                    break
+                if again is None or not request or not memory.may_ask:
+                    break
+                cost += Usage(rounds=1)
+                left = None if deadline is None else max(deadline - now(), LEAST_SECONDS)
+                loop, reader = await stack.enter_async_context(again(request, left))
     except ReaderError as error:
         error.steps = tuple(steps)
         raise
-    yield _answer(question, gathered, "".join(pieces), cost)
+    yield _answer(question, replace(found, steps=tuple(steps)), "".join(pieces), cost)
 
 
 async def gathered(
@@ -267,6 +318,41 @@ def _known(question: str, gathered: Gathered, quoter: Reader | None) -> tuple[Ga
     return gathered, memory.text.strip() or TIME_UP
 
 
+def citations(text: str) -> set[int]:
+    """The numbers that a text cites, as in `[1]` or `[1, 3]`."""
+    return {int(number) for marks in _CITED.findall(text) for number in marks.split(",")}
+
+
+def _with_more(first: Gathered, more: Gathered) -> Gathered:
+    """What two loops gathered for one question; of what is shown, that which the second found goes before the rest.
+
+    Chunks are told by their ids: a write between the two may have moved blocks.
+    """
+    kept = {r.chunk.id for r in first.kept}
+    shown = [*zip(first.shown, first.memory.blocks, strict=True)]
+    new = [*zip(more.shown, more.memory.blocks, strict=True)]
+    ordered: dict[str, tuple[Recall, MemoryBlock]] = {}
+    for recall, block in [*(s for s in shown if s[0].chunk.id in kept), *new, *shown]:
+        ordered.setdefault(recall.chunk.id, (recall, block))
+    lines = dict.fromkeys([*first.memory.text.split("\n"), *more.memory.text.split("\n")])
+    quoted: dict[tuple[str, int], Evidence] = {}
+    for evidence in (*first.memory.evidence, *more.memory.evidence):
+        quoted.setdefault((evidence.chunk.id, evidence.start), evidence)
+    return Gathered(
+        memory=WorkingMemory(
+            text="\n".join(filter(None, lines)),
+            evidence=tuple(quoted.values()),
+            blocks=tuple(block for _, block in ordered.values()),
+        ),
+        steps=(*first.steps, *more.steps),
+        scores=first.scores | more.scores,
+        kept=(*first.kept, *more.kept),
+        usage=first.usage + more.usage,
+        exited=more.exited,
+        shown=tuple(recall for recall, _ in ordered.values()),
+    )
+
+
 def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer:
     if 0 < len(gathered.steps) == gathered.usage.malformed_replies:
         logger.warning(
@@ -275,12 +361,14 @@ def _answer(question: str, gathered: Gathered, text: str, cost: Usage) -> Answer
             len(gathered.steps),
         )
     quoted = {e.chunk.id for e in gathered.memory.evidence}
-    sources = gathered.shown or [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
+    rests_on = gathered.shown or [r for r in gathered.kept if not quoted or r.chunk.id in quoted]
+    sources = {r.chunk.id: r for r in rests_on}.values()
+    cited = citations(text) if gathered.shown else set()
     return Answer(
         question=question,
         text=text.strip(),
         found=bool(gathered.memory.text.strip()),
-        sources=tuple({r.block: r for r in sources}.values()),
+        sources=tuple(replace(r, cited=n in cited) for n, r in enumerate(sources, start=1)),
         evidence=gathered.memory.evidence,
         steps=gathered.steps,
         working_memory=gathered.memory.text,

@@ -2,8 +2,8 @@
 
 import dataclasses
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from compmem.models import Models
 from compmem.naming import absolute
 from compmem.question import QuestionBench, Seen
 from compmem.readers import ExtractiveReader
+from compmem.reasoner import Loop
 from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.roles import loop_of, reader_of, suited
 from compmem.schema import Answer, Chunk, Document, Encoder, Event, Reader, Recall, Step
@@ -293,7 +294,7 @@ class MemoryIndex:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
         settings, stop = config or RecallConfig(), threading.Event()
         try:
-            if settings.reader_of(self.config.memory) in ("extractive", "latent") or _takes_one_pass(settings):
+            if settings.parts(self.config)[0] in ("extractive", "latent") or _takes_one_pass(settings):
                 work = partial(
                     self.recall, min_score=min_score, filter=filter, config=config,
                     cancelled=stop.is_set, on_step=on_step,
@@ -436,7 +437,19 @@ class MemoryIndex:
             reader = self.reader(config, bench)
             loop = loop_of(bench, config, bench.threshold, reader, cancelled=cancelled)
             quoter = None if bench.dense is None else ExtractiveReader(bench.viewer)
-            made = events(question, loop, wrap(reader), runner, seconds=config.max_seconds, quoter=quoter)
+
+            @asynccontextmanager
+            async def again(request: str, seconds: float | None) -> AsyncIterator[tuple[Loop, Reader]]:
+                asked = f"{question}\n{request}"[:LONGEST_QUESTION]
+                settings = config.but(max_seconds=seconds)
+                async with runner.entered(self.bench(asked, filter, settings)) as more:
+                    other = self.reader(settings, more)
+                    yield loop_of(more, settings, more.threshold, other, cancelled=cancelled), wrap(other)
+
+            made = events(
+                question, loop, wrap(reader), runner,
+                seconds=config.max_seconds, quoter=quoter, rounds=config.rounds, again=again,
+            )  # fmt: skip
             async with aclosing(made):
                 async for event in made:
                     yield event

@@ -12,11 +12,12 @@ from compmem.schema import Reader, WeighingReader
 
 
 def suited(config: RecallConfig, index: IndexConfig, models: Models) -> RecallConfig:
-    """The settings; where they name nobody, a backbone that was not trained for the loop only writes the answer."""
-    named = (config.reader, config.writer, config.chat) != (None, None, None)
-    if named or index.memory != "kv" or index.encoder is None or models.backbone.memory.trained:
-        return config
-    return config.but(writer="latent")
+    """The settings with reader and writer named; a backbone that was not trained for the loop only writes."""
+    reader, writer = config.parts(index)
+    chosen = config.reader is None and config.writer is None
+    if chosen and reader == "latent" and index.encoder is not None and not models.backbone.memory.trained:
+        reader, writer = "extractive", "latent"
+    return config.but(reader=reader, writer=writer)
 
 
 def reader_of(
@@ -35,6 +36,8 @@ def reader_of(
         if named == "chat":
             if config.chat is None:
                 raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
+            if isinstance(config.chat, ChatReader):
+                return config.chat
             gated = config.update_gate or config.exit_gate
             return ChatReader(
                 config.chat,
@@ -55,8 +58,9 @@ def reader_of(
             )
         return named
 
-    reader: Reader = part(config.reader_of(index.memory))
-    return reader if config.writer is None or not writes else Apart(reader, part(config.writer))
+    reads, writer = config.parts(index)
+    reader: Reader = part(reads)
+    return reader if writer is None or not writes else Apart(reader, part(writer))
 
 
 FALLBACK = 4

@@ -151,6 +151,8 @@ class Recall:
     score: float
     block: int
     """Number of the block within its store."""
+    cited: bool = False
+    """Among an answer's sources: the text cites it by its number among them, as in `[1]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +175,10 @@ class WorkingMemory:
     text: str = ""
     evidence: tuple[Evidence, ...] = ()
     blocks: tuple[MemoryBlock, ...] = field(default=(), compare=False, repr=False)
-    """The recalled blocks themselves, best first: only for what writes the answer, where it is to see them."""
+    """The recalled blocks themselves, in the order of the sources: only for what writes the answer, where it is to see
+    them."""
+    may_ask: bool = field(default=False, compare=False, repr=False)
+    """What writes from the blocks may ask for what is missing in them, by a `Request`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,12 +192,21 @@ class Usage:
     model_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    rounds: int = 0
+    """Times that the writer asked for what was missing and the loop recalled for it."""
     malformed_replies: int = 0
     """Replies of the chat model that did not follow the format; the memory was kept."""
     seconds: float = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.__slots__})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a writer asks for instead of answering: something to recall first."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +243,8 @@ class Step:
     seconds: float
     lost: bool = False
     """The reader was not done by the deadline, `max_seconds`: nothing came of the step, and the loop ended."""
+    request: str = ""
+    """What the writer asked for, where the step was made for that."""
 
 
 ExitReason = Literal["exit gate", "nothing left", "steps", "seconds", "cancelled"]
@@ -243,7 +259,8 @@ class Answer:
     found: bool
     """False where nothing in the index bears on the question."""
     sources: tuple[Recall, ...]
-    """The blocks the answer rests on, in the order in which they were read; all that a writer was shown."""
+    """The blocks the answer rests on, in the order in which they were read; all that a writer was shown. A mark `[n]`
+    in its text cites the n-th; see `Recall.cited`."""
     evidence: tuple[Evidence, ...]
     """The sentences kept, where the reader quotes; empty for a chat or latent reader."""
     steps: tuple[Step, ...]
@@ -270,11 +287,14 @@ Event = Step | AnswerToken | Answer
 class Writer(Protocol):
     """What writes the answer: from the working memory, or from its blocks where it has some."""
 
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The answer's text in pieces as they come, and last what it cost."""
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
+        """The answer's text in pieces as they come, and last what it cost.
+
+        Where the memory says that it `may_ask`, a request may stand in place of the text.
+        """
         ...
 
-    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The same without blocking the event loop."""
         ...
 

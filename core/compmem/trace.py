@@ -65,6 +65,7 @@ def cost(usage: Usage) -> str:
         f"{usage.blocks_read} read",
         *([_number(usage.model_calls, "model call")] if usage.model_calls else []),
         *([f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"] if usage.model_calls else []),
+        *([f"asked back {_number(usage.rounds, 'time')}"] if usage.rounds else []),
         *([f"{usage.malformed_replies} malformed"] if usage.malformed_replies else []),
         f"{usage.seconds:.2f} s",
     ]
@@ -145,7 +146,7 @@ def _page_sources(answer: Answer) -> Iterator[str]:
         chunk = source.chunk
         marked = _marked(chunk.text, [(q.start, q.end) for q in quotes(answer, source)])
         yield f"""<section class="card">
-<h3>{number}. {_html(chunk.label or chunk.document_id)}</h3>
+<h3>{number}. {_html(chunk.label or chunk.document_id)}{" · cited" if source.cited else ""}</h3>
 <p class="meta">{_html(chunk.document_id)} · characters {chunk.start}-{chunk.end}</p>
 {_score(source.score)}
 <details{" open" if number <= 3 else ""}><summary>text</summary><div class="text">{marked}</div></details>
@@ -165,6 +166,7 @@ def _page_steps(answer: Answer) -> Iterator[str]:
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>
+{f'<p class="meta">asked back for: {_html(step.request)}</p>' if step.request else ""}
 <p class="meta">{_number(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
 {reads}
 {f'<div class="kept">{_html(kept)}</div>' if kept else ""}

@@ -52,13 +52,16 @@ class ReaderName(StrEnum):
 ReaderOption = Annotated[
     ReaderName | None,
     typer.Option(
-        help="Quote the documents, let a chat model write, or the index's own backbone. Default: the backbone where "
-        "the index holds KV memory, else quotes."
+        help="Who reads in every step: quotes, the chat model, or the index's own backbone. Default: the backbone "
+        "where the index holds KV memory and no --model is given, else quotes."
     ),
 ]
 WriterOption = Annotated[
     WriterName | None,
-    typer.Option(help="Who writes the answer, in one call, from the recalled blocks. Default: the reader, from notes."),
+    typer.Option(
+        help="Who writes the answer from the recalled blocks. Default: the chat model, where --model names one and no "
+        "reader is named; else the reader, from its notes."
+    ),
 ]
 KeyOption = Annotated[
     str | None,
@@ -81,7 +84,10 @@ def ask(
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
     writer: WriterOption = None,
-    model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
+    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for what is missing.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="Chat model that writes the answer, as its endpoint names it.")
+    ] = None,
     base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
     api_key_env: KeyOption = None,
     trace: TraceOption = True,
@@ -91,11 +97,12 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from the index, step by step, with sources."""
-    chat = _chat("chat" in (reader, writer), model, base_url, api_key_env)
+    wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
+    chat = _chat(wanted, model, base_url, api_key_env)
     with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
         config = compmem.RecallConfig(
             reader=str(reader) if reader else None, writer=str(writer) if writer else None, chat=chat,
-            max_seconds=max_seconds, threshold=threshold,
+            max_seconds=max_seconds, threshold=threshold, rounds=rounds,
         )  # fmt: skip
         config = config if k is None else config.but(max_steps=k)
         events = opened.stream(question, config, filter=parse_filter(filter))
@@ -170,5 +177,7 @@ def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: st
 
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
     if model or base_url or api_key_env:
-        raise typer.BadParameter("--model, --base-url and --api-key-env need --reader or --writer chat")
+        raise typer.BadParameter(
+            "--base-url and --api-key-env need --model, and with --reader or --writer, one of them must be chat"
+        )
     return None

@@ -33,6 +33,8 @@ def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 def step_trace(console: Console, step: Step, before: str) -> None:
     """One step: what was read with which score, what was kept, what the gates decided."""
     head = Text(f"step {step.number}", style="bold cyan")
+    if step.request:
+        head += Text(" for: ", style="dim") + shown(step.request)
     console.print(head + Text(f"  {step.candidates} candidates, {step.seconds:.2f} s", style="dim"))
     for recall in step.recalls:
         score = Text(f"{recall.score:.2f} ", style="green" if step.updated else "yellow")
@@ -52,8 +54,9 @@ def sources(console: Console, answer: Answer) -> None:
         chunk = source.chunk
         kept = quotes(answer, source)
         said = max(kept, key=lambda quote: quote.score).text if kept else chunk.text
+        named = Text(f"[{number}]" if source.cited else str(number))
         made.add_row(
-            str(number), f"{source.score:.2f}", shown(chunk.document_id), shown(_section(chunk)),
+            named, f"{source.score:.2f}", shown(chunk.document_id), shown(_section(chunk)),
             f"{chunk.start}-{chunk.end}", shown(_cut(said)),
         )  # fmt: skip
     console.print(made)
@@ -100,7 +103,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "question": answer.question,
         "answer": answer.text,
         "found": answer.found,
-        "sources": [recall_json(source) for source in answer.sources],
+        "sources": [{**recall_json(source), "cited": source.cited} for source in answer.sources],
         "evidence": [
             {
                 "chunk": e.chunk.id, "start": e.chunk.start + e.start, "end": e.chunk.start + e.end, "text": e.text,
@@ -123,6 +126,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "updated": step.updated,
         "exit": step.exit,
         "backtracked": step.backtracked,
+        "request": step.request,
         "candidates": step.candidates,
         "seconds": step.seconds,
     }

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from compmem.schema import MemoryBlock, Reader, Reading, Usage, WeighingReader, WorkingMemory, Writer
+from compmem.schema import MemoryBlock, Reader, Reading, Request, Usage, WeighingReader, WorkingMemory, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Apart:
         """What the reader makes of the blocks."""
         return await self.reader.aread(question, memory, blocks, **second)
 
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
         """The writer's answer."""
         return self.writer.write(question, memory)
 
-    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The writer's answer."""
         return self.writer.awrite(question, memory)

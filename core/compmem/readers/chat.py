@@ -15,10 +15,10 @@ from typing import Final
 
 from compmem.errors import ReaderError
 from compmem.readers.calls import ChatModel, apieces, pieces
-from compmem.readers.fitting import LEAST, Shown, fitted, packed
+from compmem.readers.fitting import LEAST, MARK, Shown, fitted, packed
 from compmem.readers.quoting import Unquoting, quoted, unquoted
-from compmem.readers.replies import Spoken, thinks_untagged, understand
-from compmem.schema import Chunk, MemoryBlock, Message, Reading, Usage, WorkingMemory
+from compmem.readers.replies import Written, thinks_untagged, understand
+from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
 from compmem.terms import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
@@ -36,6 +36,7 @@ _FIELDS: Final = {
     "overwrite": {"question", "memory", "blocks"},
     "answer": {"question", "memory"},
     "from_blocks": {"question", "blocks"},
+    "ask_back": set[str](),
 }
 ANSWER: Final = """\
 <question>
@@ -112,14 +113,21 @@ the blocks tell about it, in short sentences with full names, numbers and dates.
     from_blocks: str = """\
 {blocks}
 
-Answer this question from the blocks alone, in as few words as it allows. If they do not hold the answer, say what is \
-missing.
+Answer this question from the blocks alone, in as few words as it allows. Sentences between ** and ** were found to \
+bear on it; what one block says may lead to another. Put the numbers of the blocks that the answer rests on behind it, \
+as in [1][2]. If they do not hold the answer, say what is missing.
 
 <question>
 {question}
 </question>
 """
-    """The answer in one call, from the recalled blocks themselves; fields `question`, `blocks`."""
+    """The answer in one call, from the recalled blocks themselves, which are numbered; fields `question`, `blocks`."""
+    ask_back: str = """
+If a fact that the answer needs is in none of the blocks, do not answer. Reply with one line that says what to look \
+for, and nothing else:
+SEARCH: (a few words with full names)
+"""
+    """Added to `from_blocks` where the model may ask for what is missing, in this form; no fields."""
 
     def __post_init__(self) -> None:
         for template in fields(self):
@@ -225,8 +233,10 @@ class ChatReader:
             async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
                 reply = "".join([piece async for piece in stream])
 
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
         """The answer in pieces as they come, and last what it cost: from the memory's blocks, or else its text alone.
+
+        Where the model asks for what is missing, that request stands in place of the pieces.
 
         Raises:
             ReaderError: As in `read`, or the model gave an empty answer.
@@ -235,30 +245,41 @@ class ChatReader:
         if messages is None:
             yield from (NOTHING_FOUND, Usage())
             return
-        answer, plain = Spoken(hold=self._thinks_untagged), Unquoting()
+        answer, plain = self._answer(memory), Unquoting()
         with contextlib.closing(pieces(self._chat, messages)) as stream:
             for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
+                if answer.request:
+                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
+        yield from answer.asked()
         yield self._usage(messages, answer.heard)
 
-    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
+    async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The same without blocking the event loop."""
         messages = self._answer_messages(question, memory)
         if messages is None:
             yield NOTHING_FOUND
             yield Usage()
             return
-        answer, plain = Spoken(hold=self._thinks_untagged), Unquoting()
+        answer, plain = self._answer(memory), Unquoting()
         async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
             async for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
+                if answer.request:
+                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
+        for request in answer.asked():
+            yield request
         yield self._usage(messages, answer.heard)
+
+    def _answer(self, memory: WorkingMemory) -> Written:
+        """What is made of the reply that is written now."""
+        return Written(hold=self._thinks_untagged, from_blocks=bool(memory.blocks), may_ask=memory.may_ask)
 
     def _turns(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
@@ -298,13 +319,19 @@ class ChatReader:
             ReaderError: The question leaves no space for blocks in a prompt.
         """
         if memory.blocks:
-            shown = [self._shown(block) for block in memory.blocks]
+            template = self.prompts.from_blocks + (self.prompts.ask_back if memory.may_ask else "")
+            marked = _marked(memory)
+            shown = [
+                self._shown(block, f"[{number}]\n", marked.get(block.chunk.id, ()))
+                for number, block in enumerate(memory.blocks, start=1)
+            ]
             if self.prompt_tokens is not None:
-                space = self._space(self.prompts.from_blocks, question=quoted(question), blocks="")
+                space = self._space(template, question=quoted(question), blocks="")
+                space -= sum(len(block.marked) for block in shown) * (2 * self._count(MARK) + 2)
                 asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
                 shown = fitted(shown, self._enough(space), asked, self._count)
-            blocks = "\n".join(map(str, shown))
-            return self._messages(self.prompts.from_blocks, question=quoted(question), blocks=blocks)
+            blocks = "\n".join(block.with_marks() for block in shown)
+            return self._messages(template, question=quoted(question), blocks=blocks)
         if not memory.text.strip():
             return None
         self._enough(self._space(self.prompts.answer, question=quoted(question), memory="") - self.memory_tokens)
@@ -325,17 +352,18 @@ class ChatReader:
             )
         return space
 
-    def _shown(self, block: MemoryBlock) -> Shown:
+    def _shown(self, block: MemoryBlock, number: str = "", marked: Sequence[str] = ()) -> Shown:
         """A block as the model sees it, parted around its text."""
         chunk = block.chunk
         text = quoted(chunk.text.strip())
         rendered = None if self._render is None else self._render(chunk)
         if rendered is None:
-            return Shown("\n".join(["<block>", *_above(chunk), "text:", ""]), text, "\n</block>")
+            above = "\n".join([*_above(chunk), "text:", ""])
+            return Shown(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
         before, found, after = quoted(rendered).partition(text or "\0")
         if not found:  # what is rendered is all there is to read
             before, text, after = "", before, ""
-        return Shown(f"<block>\n{before}", text, f"{after}\n</block>")
+        return Shown(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
 
     def _messages(self, template: str, **parts: str) -> list[dict[str, str]]:
         return [
@@ -374,6 +402,14 @@ class ChatReader:
             completion_tokens=self._count(reply),
             malformed_replies=int(malformed),
         )
+
+
+def _marked(memory: WorkingMemory) -> dict[str, list[str]]:
+    """The sentences that were quoted of each chunk, by its id, in their order and as the model sees them."""
+    found: dict[str, list[str]] = {}
+    for evidence in sorted(memory.evidence, key=lambda e: e.start):
+        found.setdefault(evidence.chunk.id, []).append(quoted(evidence.text))
+    return found
 
 
 def _above(chunk: Chunk) -> list[str]:

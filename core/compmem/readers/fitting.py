@@ -18,6 +18,9 @@ CHARS_PER_TOKEN: Final = 16
 LEAST: Final = 48
 """Tokens that a part of a block must have to be worth showing."""
 
+MARK: Final = "**"
+"""Stands before and behind a sentence that was found to bear on the question."""
+
 _SAID: Final = re.compile(r"\S")
 _BORDER: Final = re.compile(r"[.!?。！？\n]\s")
 
@@ -29,9 +32,21 @@ class Shown:
     before: str
     text: str
     after: str
+    marked: tuple[str, ...] = ()
+    """Sentences of the text to mark, in their order."""
 
     def __str__(self) -> str:
         return f"{self.before}{self.text}{self.after}"
+
+    def with_marks(self) -> str:
+        """The block with those of its sentences marked that are left of it."""
+        parts, at = [self.before], 0
+        for sentence in self.marked:
+            start = self.text.find(sentence, at)
+            if start >= 0 and sentence:
+                parts += [self.text[at:start], MARK, sentence, MARK]
+                at = start + len(sentence)
+        return "".join([*parts, self.text[at:], self.after])
 
 
 def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Shown]]:

@@ -1,9 +1,16 @@
 """What a chat model wrote, read: the structured reply of a step, and the spoken part of an answer."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from compmem.errors import ReaderError
+from compmem.readers.quoting import unquoted
+from compmem.schema import Request
+
+LONGEST_REQUEST: Final = 300
+"""Characters of what a model asks for, beyond which the rest is left out."""
 
 # Blanks are bounded so that no text takes more than linear time.
 _TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}(think|check|update|next)(?:(?<=k)ing)?\s{0,9}>", re.IGNORECASE)
@@ -14,6 +21,8 @@ _FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
 _YES_NO = re.compile(r"\W{0,99}(yes|no)\b", re.IGNORECASE)
 _CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
 _WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes as they were shown
+_SEARCH = re.compile(r"[\s*`#>-]{0,9}search[\s*`]{0,3}:", re.IGNORECASE)
+_MAY_SEARCH = re.compile(r"[\s*`#>-]{0,9}(?:s(?:e(?:a(?:r(?:ch?)?)?)?)?)?[\s*`]{0,3}\Z", re.IGNORECASE)
 _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
 
 
@@ -115,6 +124,83 @@ class Spoken:
         text = text if self._spoke else text.lstrip()
         self._spoke = self._spoke or bool(text)
         return text
+
+
+class Written:
+    """What of a streamed answer is meant to be heard, and what the model asks for instead of answering.
+
+    A reply whose first line is `SEARCH: ...` asks back. That line is never passed on. Where the model may not ask, it
+    is reported as what is missing, unless an answer follows it.
+
+    Args:
+        hold: As of `Spoken`.
+        from_blocks: The answer is written from blocks, so a first line of that form is looked for.
+        may_ask: The model may ask back.
+    """
+
+    def __init__(self, *, hold: bool, from_blocks: bool, may_ask: bool) -> None:
+        self._spoken = Spoken(hold=hold)
+        self._may_ask = may_ask
+        self._first: str | None = "" if from_blocks else None
+        self._missing = ""
+        self._wrote = False
+
+    @property
+    def heard(self) -> str:
+        """All that the model said."""
+        return self._spoken.heard
+
+    @property
+    def request(self) -> str:
+        """What the model asks for; empty where it answers, or where that is not clear yet."""
+        return self._missing if self._may_ask else ""
+
+    def feed(self, piece: str) -> str:
+        """What can be passed on after this piece."""
+        return self._passed(self._spoken.feed(piece), last=False)
+
+    def rest(self) -> str:
+        """What was kept back and is passed on at the end.
+
+        Raises:
+            ReaderError: Nothing was said at all.
+        """
+        if self.request:
+            return ""
+        held = self._passed(self._spoken.rest(), last=True)
+        if self.request or held or self._wrote:
+            return held
+        if not self._missing:
+            raise ReaderError("the chat model gave an empty answer")
+        return f"The documents found do not say: {self._missing}"
+
+    def asked(self) -> Iterator[Request]:
+        """The request, where there is one."""
+        if self.request:
+            yield Request(text=unquoted(self.request))
+
+    def _passed(self, text: str, *, last: bool) -> str:
+        if self._first is not None:
+            self._first += text
+            text = self._after_first_line(self._first, last=last)
+        text = text if self._wrote else text.lstrip()
+        self._wrote = self._wrote or bool(text)
+        return text
+
+    def _after_first_line(self, said: str, *, last: bool) -> str:
+        """What follows the form, or all of it where there is none; nothing as long as that is not clear."""
+        if not (_MAY_SEARCH.match(said) or _SEARCH.match(said)):
+            self._first = None
+            return said
+        line, ended, rest = said.lstrip().partition("\n")
+        if not (ended or last or len(line) > LONGEST_REQUEST):
+            return ""
+        self._first = None
+        asked = _SEARCH.match(line)
+        if asked is None:
+            return said
+        self._missing = " ".join(line[asked.end() :].split())[:LONGEST_REQUEST].strip("*`()<> ")
+        return "" if self.request else rest
 
 
 def _name(tag: re.Match[str]) -> str:
