@@ -63,6 +63,8 @@ class CompMemRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
         recall = recall or RecallConfig()
+        if recall.reader == "chat" and recall.chat is None:  # the settings of an engine, whose model is not here
+            recall = recall.but(reader=None)
         self._recall = recall if loop else recall.but(max_steps=1, reask=False)
         super().__init__(callback_manager, object_map, objects, verbose)
 

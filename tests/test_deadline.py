@@ -129,7 +129,7 @@ def asked(index, how, config, clock=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hung, clock, kind, how):
     chat = models(hung, [])[kind]
-    answer = asked(index, how, RecallConfig(chat=chat, max_seconds=BRIEFLY), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=BRIEFLY), clock)
     assert answer.exited == "seconds"
     assert [(step.lost, step.updated) for step in answer.steps] == [(True, False)]
     assert answer.found
@@ -142,7 +142,7 @@ def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hu
 @pytest.mark.parametrize("kind", ["streaming", "waiting"])
 def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, how):
     chat = models(hung, [NOTE])[kind]
-    answer = asked(index, how, RecallConfig(chat=chat, max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=LONG), clock)
     assert (answer.exited, answer.text) == ("seconds", "Acme rents Harbour House.")
     assert [(step.lost, step.updated) for step in answer.steps] == [(False, True)]
     assert len(answer.sources) == 1
@@ -168,13 +168,13 @@ def test_what_was_streamed_before_the_writing_hung_is_the_answer(index, hung, cl
         hung.wait(LONG)
         yield "or not"
 
-    answer = asked(index, how, RecallConfig(chat=model, max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", chat=model, max_seconds=LONG), clock)
     assert (answer.exited, answer.text) == ("seconds", "Lloyd")
 
 
 def test_nothing_known_is_said_to_be_a_matter_of_time(index, hung, clock):
     chat = models(hung, [])["plain"]
-    answer = index.answer("Zebra?", RecallConfig(chat=chat, max_seconds=BRIEFLY, threshold=0.0))
+    answer = index.answer("Zebra?", RecallConfig(reader="chat", chat=chat, max_seconds=BRIEFLY, threshold=0.0))
     assert not answer.found
     assert answer.text == "The time was up before anything was found."
 
@@ -207,7 +207,7 @@ def test_no_call_is_begun_when_the_time_is_up(index, hung, clock, how):
         calls.append(messages)
         hung.wait(LONG)
 
-    asked(index, how, RecallConfig(chat=model, max_seconds=BRIEFLY), clock)
+    asked(index, how, RecallConfig(reader="chat", chat=model, max_seconds=BRIEFLY), clock)
     hung.set()
     wait_for_calls()
     assert len(calls) == 1, "one reading, and no writing"
@@ -218,13 +218,13 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
     monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     chat = models(hung, [])["plain"]
-    stuck = [asyncio.create_task(index.aanswer(QUESTION, RecallConfig(chat=chat))) for _ in range(3)]
+    stuck = [asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat", chat=chat))) for _ in range(3)]
     async with asyncio.timeout(LONG / 2):
         while len(calling()) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert (await index.aanswer(QUESTION)).found
         assert await asyncio.to_thread(int, "7") == 7
-        waiting = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(chat=lambda messages: NOTE)))
+        waiting = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat", chat=lambda messages: NOTE)))
         while not threads.chat_calls()._waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert len(calling()) == 3
@@ -237,7 +237,7 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
 
 def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, clock, monkeypatch):
     monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
-    config = RecallConfig(chat=models(hung, [])["plain"], max_seconds=BRIEFLY)
+    config = RecallConfig(reader="chat", chat=models(hung, [])["plain"], max_seconds=BRIEFLY)
     for how in ("sync", "async"):
         assert asked(index, how, config, clock).exited == "seconds"
     for how in ("sync", "async"):
@@ -306,7 +306,7 @@ def test_context_variables_reach_the_model_and_stay_over_its_pieces(index, kind,
     def ask():
         VARIABLE.set("mine")
         for seconds in (None, LONG):
-            assert asked(index, how, RecallConfig(chat=chat, max_seconds=seconds)).exited == "exit gate"
+            assert asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=seconds)).exited == "exit gate"
 
     contextvars.copy_context().run(ask)
     assert seen == ["mine"] * 4, "a reading and a writing each"

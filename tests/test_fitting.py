@@ -129,7 +129,7 @@ def test_the_setting_reaches_the_prompts_of_the_loop_and_of_a_writer():
     model = Model()
     with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
         index.add([Document(id=f"d{n}", chunks=[LONG[n * 9000 : n * 9000 + 9000]]) for n in range(8)])
-        for config in (RecallConfig(chat=model, max_steps=3), RecallConfig(chat=model, writer="chat")):
+        for config in (RecallConfig(chat=model, reader="chat", max_steps=3), RecallConfig(chat=model)):
             index.answer("Where is item 150?", config.but(prompt_tokens=1500))
     assert model.prompts and max(model.sizes) <= 1500
     with pytest.raises(ValueError, match="prompt_tokens"):
@@ -141,7 +141,8 @@ def test_a_language_model_reads_the_best_blocks_where_the_gate_turns_all_down():
     with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
         index.add([Document(id=f"d{n}", text=f"Invoice {n} is due within thirty days.") for n in range(12)])
         refused = RecallConfig(threshold=1.0)
-        answer = index.answer("When must it be paid?", refused.but(chat=model))
+        reading = refused.but(reader="chat", chat=model)
+        answer = index.answer("When must it be paid?", reading)
         assert (answer.text, answer.usage.model_calls, len(answer.steps[0].recalls)) == ("done", len(model.prompts), 4)
         assert not index.answer("When must it be paid?", refused).found
-        assert not index.answer("When?", refused.but(chat=model), filter={"year": 1}).found
+        assert not index.answer("When?", reading, filter={"year": 1}).found

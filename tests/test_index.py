@@ -171,13 +171,13 @@ def test_the_chat_reader_answers_through_the_same_loop(index):
             return "<check>yes</check><update>Acme rents the Harbour Building</update><next>continue</next>"
         return "Lloyd"
 
-    answer = index.answer(QUESTION, RecallConfig(chat=chat))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
     assert answer.text == "Lloyd"
     assert answer.usage.model_calls == len(answer.steps) + 1
 
 
 def test_replies_that_never_keep_to_the_format_are_told_in_the_log(index, caplog):
-    answer = index.answer(QUESTION, RecallConfig(chat=lambda messages: "I see."))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=lambda messages: "I see."))
     assert not answer.found and answer.usage.malformed_replies == len(answer.steps) > 0
     assert "none of the model's" in caplog.text and "writer=" in caplog.text
 
@@ -259,9 +259,10 @@ def test_bad_calls_are_named(index, tmp_path):
             index.add(wrong)
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
-    for wrong, told in (({"reader": "chat"}, "needs chat="), ({"reader": "latent", "chat": print}, "asks no model")):
-        with pytest.raises(ValueError, match=told):
-            RecallConfig(**wrong)
+    with pytest.raises(ValueError, match="asks no model"):
+        RecallConfig(reader="latent", chat=print)
+    with pytest.raises(ValueError, match="need chat="):
+        index.answer(QUESTION, RecallConfig(reader="chat"))
     with pytest.raises(StoreError, match="missing"):
         MemoryIndex.open(tmp_path / "missing")
     (tmp_path / "file").write_text("x")

@@ -55,7 +55,10 @@ def ids(documents):
 def chatting(retriever, *replies, **fields):
     replies = replies or (STEP_1, STEP_2, "In Tarnhill.")
     return CompMemReasoner(
-        index=retriever.index, chat_model=ScriptedChat(replies=list(replies)), recall_config=READ_ALL, **fields
+        index=retriever.index,
+        chat_model=ScriptedChat(replies=list(replies)),
+        recall_config=READ_ALL.but(reader="chat"),
+        **fields,
     )
 
 
@@ -615,7 +618,7 @@ def test_as_a_node_of_a_graph(reasoner, retriever):
 
 async def test_a_fallback_model_takes_over(retriever):
     model = ScriptedChat(replies=[OSError("down")]).with_fallbacks([ScriptedChat(replies=[STEP_2, "In Tarnhill."])])
-    reasoner = CompMemReasoner(index=retriever.index, chat_model=model, recall_config=READ_ALL)
+    reasoner = CompMemReasoner(index=retriever.index, chat_model=model, recall_config=READ_ALL.but(reader="chat"))
     assert reasoner.invoke(QUESTION)["answer"] == "In Tarnhill."
 
 
@@ -837,7 +840,7 @@ def test_a_model_that_gives_no_answer(retriever):
 
 def test_a_model_that_gives_no_text(retriever):
     reasoner = CompMemReasoner(
-        index=retriever.index, chat_model=RunnableLambda(lambda messages: 42), recall_config=READ_ALL
+        index=retriever.index, chat_model=RunnableLambda(lambda messages: 42), recall_config=READ_ALL.but(reader="chat")
     )
     with pytest.raises(ReasoningError, match="gave a int, not text"):
         reasoner.invoke(QUESTION)

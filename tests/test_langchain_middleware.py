@@ -73,9 +73,7 @@ def test_where_memory_has_nothing_the_model_is_on_its_own(tmp_path, direct):
 
 
 def test_a_conversation_carries_its_history_to_memory(reasoner):
-    chat = ScriptedChat(
-        replies=["Where was Elena Marsh born?", "<check>yes</check><update>Tarnhill.</update><next>end</next>", "T."]
-    )
+    chat = ScriptedChat(replies=["Where was Elena Marsh born?", "Tarnhill."])
     model = ScriptedChat(replies=["In Tarnhill."])
     memory = CompMemMiddleware(CompMemReasoner(index=reasoner.index, chat_model=chat))
     agent = create_agent(model, [], middleware=[memory], checkpointer=InMemorySaver())

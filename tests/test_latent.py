@@ -237,9 +237,12 @@ def test_info_tells_bytes_for_a_token(made):
 
 def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):
     for settings in (RecallConfig(), RecallConfig(max_steps=2), RecallConfig.memagent(), RecallConfig.lychee()):
-        assert settings.reader_of("kv") == "latent"
-        assert settings.reader_of("dense") == "extractive"
-        assert settings.but(chat=print).reader_of("kv") == "chat"
+        assert settings.parts(IndexConfig(memory="kv", backbone="tiny")) == ("latent", None)
+        assert settings.parts(IndexConfig()) == ("extractive", None)
+        asked = ("chat", None) if settings.order == "document" else ("extractive", "chat")
+        assert settings.but(chat=print).parts(IndexConfig()) == asked
+    unquoted = IndexConfig(memory="kv", backbone="tiny", encoder=None)
+    assert RecallConfig(chat=print).parts(unquoted) == ("chat", None)
     index = made()
     natural, latent = (index.answer(QUESTION, RecallConfig(max_steps=2, reader=r)) for r in (None, "latent"))
     assert (natural.text, natural.evidence) == (latent.text, latent.evidence)

@@ -30,6 +30,9 @@ from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, docu
 
 QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
 
+READING = RecallConfig(reader="chat")
+"""The LLM reads in every step."""
+
 
 @pytest.fixture(scope="module")
 def index():
@@ -68,7 +71,7 @@ async def test_without_an_llm_the_answer_is_quoted(index):
 
 async def test_an_llm_reads_and_answers(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm)
+    engine = index.as_query_engine(llm, recall=READING)
     response = engine.query(QUESTION)
     assert str(response) == "The answer is Tarnhill."
     assert names(response.source_nodes) == ["orchid", "marsh"]
@@ -80,7 +83,7 @@ async def test_an_llm_reads_and_answers(index):
 
 
 async def test_answers_are_streamed(index):
-    engine = index.as_query_engine(FakeLLM(), streaming=True)
+    engine = index.as_query_engine(FakeLLM(), recall=READING, streaming=True)
     response = engine.query(QUESTION)
     assert isinstance(response, StreamingResponse)
     assert names(response.source_nodes) == ["orchid", "marsh"]
@@ -154,8 +157,8 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
 
 def test_prompts_are_shown_and_changed(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm)
-    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks"}
+    engine = index.as_query_engine(llm, recall=READING)
+    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks", "ask_back"}
     engine.update_prompts({"answer": PromptTemplate("Say {it}: {question} Notes: {memory} {tone}", tone="Briefly.")})
     engine.query(QUESTION)
     said = llm.calls[-1][1][-1].content
@@ -193,9 +196,9 @@ def test_without_a_model_there_are_no_prompts(index):
         engine.update_prompts({"answer": PromptTemplate("{question}{memory}")})
 
 
-async def test_an_llm_that_writes_is_asked_once(index):
+async def test_an_llm_is_asked_once(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm, recall=RecallConfig(writer="chat", shown=4))
+    engine = index.as_query_engine(llm, recall=RecallConfig(shown=4))
     engine.update_prompts({"from_blocks": PromptTemplate("Blocks: {blocks} Now say: {question}")})
     for ask in (engine.query(QUESTION), await engine.aquery(QUESTION), engine.with_streaming(True).query(QUESTION)):
         response = ask.get_response() if isinstance(ask, StreamingResponse) else ask
@@ -204,6 +207,7 @@ async def test_an_llm_that_writes_is_asked_once(index):
     assert len(llm.calls) == 3
     for _, messages in llm.calls:
         assert "Now say: " in messages[-1].content and "born in Tarnhill" in messages[-1].content
+        assert "SEARCH:" in messages[-1].content
     nodes = index.as_retriever(similarity_top_k=5).retrieve(QUESTION)
     assert len(engine.synthesize(QUESTION, nodes).source_nodes) == 5
     assert llm.calls[-1][1][-1].content.count("<block>") == 5, "what is given is shown, however much it is"
@@ -237,7 +241,7 @@ def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(inde
         return "<check>no</check><update></update><next>continue</next>"
 
     nodes = [NodeWithScore(node=TextNode(text=f"Fact number {i}.")) for i in range(30)]
-    response = index.as_query_engine(chat=chat).synthesize(QUESTION, nodes)
+    response = index.as_query_engine(chat=chat, recall=READING).synthesize(QUESTION, nodes)
     told = "".join(seen)
     assert [told.index(f"Fact number {i}.") for i in range(30)] == sorted(
         told.index(f"Fact number {i}.") for i in range(30)
@@ -368,7 +372,7 @@ async def test_a_conversation_with_an_llm(index):
 
 
 async def test_a_conversation_is_streamed(index):
-    chat = index.as_chat_engine("condense_question", llm=FakeLLM())
+    chat = index.as_chat_engine("condense_question", llm=FakeLLM(), recall=READING)
     streamed = chat.stream_chat(QUESTION)
     assert list(streamed.response_gen) == ["The ", "answer ", "is ", "Tarnhill."]
     assert names(streamed.source_nodes) == ["orchid", "marsh"]
@@ -422,7 +426,7 @@ def failing(prompt):
 
 
 async def test_an_llm_that_raises_is_told_with_the_steps_so_far(index):
-    engine = index.as_query_engine(FakeLLM(failing))
+    engine = index.as_query_engine(FakeLLM(failing), recall=READING)
     with pytest.raises(ValueError, match="RuntimeError: rate limit") as sync:
         engine.query(QUESTION)
     with pytest.raises(ReaderError, match="RuntimeError: rate limit") as asynchronous:
@@ -439,7 +443,7 @@ async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
     def silent_at_last(prompt):
         return read_reply(prompt) if "Blocks to read" in prompt else ""
 
-    engine = index.as_query_engine(FakeLLM(silent_at_last))
+    engine = index.as_query_engine(FakeLLM(silent_at_last), recall=READING)
     with pytest.raises(ValueError, match="empty answer") as caught:
         engine.query(QUESTION)
     assert len(caught.value.steps) == 2
@@ -451,7 +455,7 @@ async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
 
 def test_an_llm_that_talks_nonsense_finds_nothing(index):
     for llm in (MockLLM(max_tokens=7), FakeLLM(lambda prompt: "")):
-        response = index.as_query_engine(llm).query(QUESTION)
+        response = index.as_query_engine(llm, recall=READING).query(QUESTION)
         assert response.metadata["found"] is False
         assert response.metadata["usage"]["malformed_replies"] == len(response.metadata["steps"]) > 0
 

@@ -192,17 +192,20 @@ def engine_over(document, llm, **options):
     return index.as_query_engine(llm=llm, **options)
 
 
-@pytest.mark.parametrize("writer", [None, "chat"])
+@pytest.mark.parametrize("reader", [None, "chat"])
 @pytest.mark.parametrize("chosen", [True, False])
-def test_metadata_is_searched_and_shown(writer, chosen):
+def test_metadata_is_searched_and_shown(reader, chosen):
     postprocessors = [SimilarityPostprocessor(similarity_cutoff=0.0)] if chosen else None
     llm = FakeLLM()
     engine = engine_over(
-        book(author="Bianca Rossi"), llm, recall=RecallConfig(writer=writer), node_postprocessors=postprocessors
+        book(author="Bianca Rossi"), llm, recall=RecallConfig(reader=reader), node_postprocessors=postprocessors
     )
     question = "What did Bianca Rossi write?"
     assert engine.query(question).source_nodes[0].node.ref_doc_id == "book"
-    assert any("author: Bianca Rossi\n\nBoats are moored" in messages[-1].content for _, messages in llm.calls)
+    assert any(
+        "author: Bianca Rossi\n\nBoats are moored" in messages[-1].content.replace("**", "")
+        for _, messages in llm.calls
+    )
 
 
 def test_excluded_metadata_is_not_searched_and_not_shown():
@@ -237,7 +240,7 @@ def test_nodes_put_in_by_other_means_come_back_with_their_metadata():
     store.memory.add([CoreDocument(id="d", title="T", text="Boats are moored.", metadata={"score": 1})])
     llm = FakeLLM()
     CompMemIndex.from_memory(store.memory).as_query_engine(llm=llm).query("Boats?")
-    assert "title: T\ntext:\nBoats are moored." in llm.calls[0][1][-1].content
+    assert "title: T\ntext:\nBoats are moored." in llm.calls[0][1][-1].content.replace("**", "")
     assert [(n.node_id, n.metadata) for n in store.get_nodes()] == [("d#0", {"score": 1})]
     store.delete("d")
     assert store.get_nodes() == []
@@ -263,13 +266,13 @@ def largest(llm):
     return max(sum(count_tokens(m.content) for m in messages) for _, messages in llm.calls)
 
 
-@pytest.mark.parametrize("writer", [None, "chat"])
+@pytest.mark.parametrize("reader", [None, "chat"])
 @pytest.mark.parametrize("nodes", ["one long", "twelve similar"])
-async def test_no_prompt_is_longer_than_the_models_window(writer, nodes):
+async def test_no_prompt_is_longer_than_the_models_window(reader, nodes):
     long = [TextNode(text=LONG)] if nodes == "one long" else [TextNode(text=LONG[:1800]) for _ in range(12)]
     llm = SmallLLM(reply=note)
     index = CompMemIndex.from_nodes(long, embed_model=HashingEncoder())
-    engine = index.as_query_engine(llm=llm, recall=RecallConfig(writer=writer))
+    engine = index.as_query_engine(llm=llm, recall=RecallConfig(reader=reader))
     response = engine.query("On which shelf lies item 1200?")
     await engine.asynthesize("On which shelf lies item 1200?", [NodeWithScore(node=n) for n in long[:3]])
     assert llm.calls and largest(llm) <= 2048 - 256

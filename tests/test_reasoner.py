@@ -300,7 +300,9 @@ def test_the_event_loop_is_never_blocked():
     ("change", "message"),
     [
         ({"reader": "oracle"}, "oracle"),
-        ({"reader": "chat"}, "chat="),
+        ({"reader": "extractive", "chat": print}, "chat="),
+        ({"writer": "latent", "chat": print}, "asks no model"),
+        ({"rounds": -1}, "rounds"),
         ({"threshold": 1.5}, "1.5"),
         ({"max_steps": 0}, "max_steps"),
         ({"max_seconds": 0}, "max_seconds"),

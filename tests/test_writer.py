@@ -72,7 +72,7 @@ def kv(tiny_backbone):
 
 def test_the_chat_model_is_asked_once_and_sees_both_hops(index):
     chat = Scripted()
-    answer = index.answer(QUESTION, RecallConfig(chat=chat, writer="chat", shown=3))
+    answer = index.answer(QUESTION, RecallConfig(chat=chat, shown=3))
     assert answer.text == "Lloyd."
     assert answer.usage.model_calls == len(chat.heard) == 1
     assert len(answer.steps) > 1 and answer.found
@@ -186,7 +186,7 @@ def test_bad_settings_are_named(index):
         RecallConfig(writer="nobody")
     with pytest.raises(ValueError, match="shown=0"):
         RecallConfig(shown=0)
-    with pytest.raises(ValueError, match="writer='chat' needs chat="):
+    with pytest.raises(ValueError, match="writer='chat' need chat="):
         index.answer(QUESTION, RecallConfig(writer="chat"))
     with pytest.raises(ValueError, match=r"'latent' reads KV states.*memory='kv'"):
         index.answer(QUESTION, RecallConfig(writer="latent"))

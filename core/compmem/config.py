@@ -129,8 +129,6 @@ class RecallConfig:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if isinstance(self.writer, str):
             _one_of("writer", self.writer, ("chat", "latent"))
-        if self.reader == "chat" and self.chat is None:
-            raise ValueError("reader='chat' needs chat=, a callable that takes messages and gives text")
         if (
             self.chat is not None
             and not self.asks_chat

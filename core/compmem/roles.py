@@ -35,7 +35,7 @@ def reader_of(
             return ExtractiveReader(bench.viewer)
         if named == "chat":
             if config.chat is None:
-                raise ValueError("writer='chat' needs chat=, a callable that takes messages and gives text")
+                raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
             if isinstance(config.chat, ChatReader):
                 return config.chat
             gated = config.update_gate or config.exit_gate

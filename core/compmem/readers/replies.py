@@ -7,6 +7,7 @@ from typing import Final
 
 from compmem.errors import ReaderError
 from compmem.readers.quoting import unquoted
+from compmem.readers.quoting import unquoted
 from compmem.schema import Request
 
 LONGEST_REQUEST: Final = 300
