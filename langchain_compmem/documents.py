@@ -22,13 +22,15 @@ Filter = dict[str, Any] | list[Any]
 
 SCORE = "compmem_score"
 """Metadata key of the gate score of a document that a question recalled."""
+CITED = "compmem_cited"
+"""Metadata key, true in a document that an answer cites as `[n]`, the n-th of its context."""
 TITLE = "compmem_title"
 """Metadata key of a title that does not follow from the metadata."""
 DOCUMENT = "compmem_document_id"
 """Metadata key, in a part of a longer document, of that document's id."""
 START = "compmem_start_index"
 """Metadata key, in a part of a longer document, of its offset there."""
-ADDED = frozenset({SCORE, TITLE, DOCUMENT, START})
+ADDED = frozenset({SCORE, CITED, TITLE, DOCUMENT, START})
 """Metadata keys that are added to what comes back and are never stored."""
 
 
@@ -126,6 +128,8 @@ def from_recalls(index: "compmem.MemoryIndex", recalls: Sequence[compmem.Recall]
     documents = from_chunks(index, [recall.chunk for recall in recalls])
     for document, recall in zip(documents, recalls, strict=True):
         document.metadata[SCORE] = float(recall.score)
+        if recall.cited:
+            document.metadata[CITED] = True
     return documents
 
 
@@ -141,7 +145,7 @@ def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
     stored = {found.id: found for found in from_chunks(index, index.chunks(whole))}.get(document.id)
     if stored is None:
         return False
-    known = {key: value for key, value in document.metadata.items() if key != SCORE}
+    known = {key: value for key, value in document.metadata.items() if key not in (SCORE, CITED)}
     same = (stored.page_content, stored.metadata) == (document.page_content, known)
     if DOCUMENT in stored.metadata and not same:
         raise ValueError(

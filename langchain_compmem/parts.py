@@ -40,6 +40,8 @@ class ReasonerStep(TypedDict):
     """It was not read by the deadline."""
     candidates: int
     seconds: float
+    request: str
+    """What the chat model asked for, where the step was made for that."""
 
 
 class ReasonerOutput(TypedDict):
@@ -47,7 +49,8 @@ class ReasonerOutput(TypedDict):
 
     answer: str
     context: list[Document]
-    """The documents the answer rests on, in reading order, with the gate score in the metadata."""
+    """The documents the answer rests on, in reading order, with the gate score in the metadata, and `compmem_cited`
+    where the answer cites them by their number, as in `[1]`."""
     working_memory: str
     """What the loop noted; empty where nothing bears on the question."""
     steps: list[ReasonerStep]
@@ -139,6 +142,7 @@ def _step(step: Step, index: "compmem.MemoryIndex") -> ReasonerStep:
         lost=step.lost,
         candidates=step.candidates,
         seconds=step.seconds,
+        request=step.request,
     )
 
 

@@ -27,6 +27,8 @@ class CompMemStepEvent(BaseEvent):
     lost: bool
     candidates: int
     seconds: float
+    request: str
+    """What the LLM asked for, where the step was made for that."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -47,6 +49,7 @@ def step_facts(step: Step) -> dict[str, Any]:
         "lost": step.lost,
         "candidates": step.candidates,
         "seconds": step.seconds,
+        "request": step.request,
     }
 
 

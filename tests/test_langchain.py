@@ -372,7 +372,7 @@ def test_prompts_are_the_callers(retriever):
 
 async def test_a_chat_model_that_writes_is_asked_once(retriever):
     chat = ScriptedChat(replies=["Tarnhill."])
-    settings = RecallConfig(writer="chat", shown=3)
+    settings = RecallConfig(shown=3)
     reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)
     recorder = Recorder()
     output = reasoner.invoke(QUESTION, {"callbacks": [recorder]})
@@ -382,6 +382,21 @@ async def test_a_chat_model_that_writes_is_asked_once(retriever):
     runs = [name for _, name, _ in recorder.tree()]
     assert runs.count("reading") == len(output["steps"]) and runs.count("answer") == 1
     assert _same(await reasoner.ainvoke(QUESTION), output)
+
+
+async def test_a_chat_model_asks_back_and_cites(retriever):
+    replies = ["SEARCH: where Elena Marsh was born", "Tarnhill [1]."]
+    settings = RecallConfig(shown=2)
+    for mode in ("sync", "async"):
+        chat = ScriptedChat(replies=list(replies))
+        reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)
+        output = reasoner.invoke(QUESTION) if mode == "sync" else await reasoner.ainvoke(QUESTION)
+        assert output["answer"] == "Tarnhill [1]."
+        assert (output["usage"]["rounds"], output["usage"]["model_calls"]) == (1, 2)
+        cited = [document.metadata.get("compmem_cited", False) for document in output["context"]]
+        assert cited[0] and not any(cited[1:])
+        assert retriever.upsert(output["context"])["failed"] == []
+    assert not any("compmem_cited" in d.metadata for d in retriever.invoke(QUESTION))
 
 
 def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone(retriever):

@@ -213,6 +213,21 @@ async def test_an_llm_is_asked_once(index):
     assert llm.calls[-1][1][-1].content.count("<block>") == 5, "what is given is shown, however much it is"
 
 
+async def test_an_llm_asks_back_and_cites(index):
+    replies = iter(["SEARCH: where Elena Marsh was born", "Tarnhill [2]."] * 3)
+    engine = index.as_query_engine(FakeLLM(lambda prompt: next(replies)), recall=RecallConfig(shown=3))
+    for response in (
+        engine.query(QUESTION),
+        await engine.aquery(QUESTION),
+        engine.with_streaming(True).query(QUESTION),
+    ):
+        if isinstance(response, StreamingResponse):
+            assert "".join(response.response_gen) == "Tarnhill [2]."
+        assert str(response) == "Tarnhill [2]." or isinstance(response, StreamingResponse)
+        assert response.metadata["usage"]["rounds"] == 1
+        assert response.metadata["cited"] == [response.source_nodes[1].node.node_id]
+
+
 # Retrieve and synthesize
 
 

@@ -250,8 +250,6 @@ class ChatReader:
             for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
-                if answer.request:
-                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         yield from answer.asked()
@@ -269,8 +267,6 @@ class ChatReader:
             async for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
-                if answer.request:
-                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         for request in answer.asked():

@@ -7,7 +7,6 @@ from typing import Final
 
 from compmem.errors import ReaderError
 from compmem.readers.quoting import unquoted
-from compmem.readers.quoting import unquoted
 from compmem.schema import Request
 
 LONGEST_REQUEST: Final = 300
@@ -158,7 +157,8 @@ class Written:
 
     def feed(self, piece: str) -> str:
         """What can be passed on after this piece."""
-        return self._passed(self._spoken.feed(piece), last=False)
+        text = self._spoken.feed(piece)
+        return "" if self.request else self._passed(text, last=False)
 
     def rest(self) -> str:
         """What was kept back and is passed on at the end.
