@@ -105,7 +105,7 @@ def test_recalling_asks_no_model(index):
 
 
 @pytest.mark.parametrize(
-    ("reply", "may_ask", "told", "request"),
+    ("reply", "may_ask", "told", "wanted"),
     [
         ("SEARCH: the owner of Mill 3", True, "", "the owner of Mill 3"),
         ("**search**: the owner\n\nSo I wait.", True, "", "the owner"),
@@ -118,15 +118,15 @@ def test_recalling_asks_no_model(index):
         ("SEARCH: " + "long " * 200, True, "", ("long " * 60).strip()),
     ],
 )
-def test_the_form_is_held_back_however_it_is_cut_into_pieces(reply, may_ask, told, request):
+def test_the_form_is_held_back_however_it_is_cut_into_pieces(reply, may_ask, told, wanted):
     for size in (1, 2, 7, len(reply)):
         written, heard = Written(hold=False, from_blocks=True, may_ask=may_ask), []
         for at in range(0, len(reply), size):
             heard.append(written.feed(reply[at : at + size]))
         heard.append(written.rest())
         assert "".join(heard) == told
-        assert [r.text for r in written.asked()] == ([request] if request else [])
-    assert len(request) <= LONGEST_REQUEST
+        assert [r.text for r in written.asked()] == ([wanted] if wanted else [])
+        assert len(written.request) <= LONGEST_REQUEST
 
 
 def test_marks_are_numbers_in_brackets():
