@@ -194,7 +194,7 @@ class Written:
             self._first = None
             return said
         line, ended, rest = said.lstrip().partition("\n")
-        if not (ended or last or len(line) > LONGEST_REQUEST):
+        if not (ended or last or len(line) > 2 * LONGEST_REQUEST):
             return ""
         self._first = None
         asked = _SEARCH.match(line)
