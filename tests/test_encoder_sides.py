@@ -65,7 +65,7 @@ def test_of_an_index(encoder):
     with MemoryIndex.create(None, IndexConfig(encoder=encoder)) as index:
         index.add(Document(id=name, text=text) for name, text in PAGES.items())
         assert index.recall(QUESTION, 1, config=NEAREST)[0].chunk.document_id == "mill"
-        index.answer(QUESTION, config=RecallConfig(threshold=0.0, max_steps=3))
+        index.answer(QUESTION, config=RecallConfig(gate="similarity", threshold=0.0, max_steps=3))
     check(encoder)
     assert any(len(text) > len(QUESTION) for text in encoder.questions), "questions with a line of working memory"
 

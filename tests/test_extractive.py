@@ -67,3 +67,17 @@ def test_the_answer_quotes_the_best_sentence_of_each_source():
 def test_a_block_of_one_vector_is_read_as_a_whole():
     whole = MemoryBlock(chunk=Chunk(text="Acme rents."), vectors=np.asarray(HashEncoder().encode(["Acme rents."])))
     assert reader().read(QUESTION, WorkingMemory(), [whole]).memory.evidence[0].text == "Acme rents."
+
+
+def test_all_answers_of_a_list_are_quoted_and_only_those():
+    codes = [block(f"Note {n}", f"The code of the vault is {n}{n}{n}.") for n in range(1, 7)]
+    asked = ExtractiveReader(Viewer("What are the codes of the vault?", HashEncoder(), Words()))
+    memory = WorkingMemory()
+    for one in [*codes, ZOO, ACME]:
+        reading = asked.read("", memory, [one])
+        assert not reading.exit
+        memory = reading.memory
+    answer = "".join(asked.write("", memory))
+    assert [f"{n}{n}{n}" in answer for n in range(1, 7)] == [True] * 6
+    assert "Animals" not in answer
+    assert "rockets" not in answer

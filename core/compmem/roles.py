@@ -36,8 +36,9 @@ def reader_of(
         if named == "chat":
             if config.chat is None:
                 raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
-            if isinstance(config.chat, ChatReader):
-                return config.chat
+            chat: Any = config.chat
+            if isinstance(chat, ChatReader):
+                return chat
             gated = config.update_gate or config.exit_gate
             return ChatReader(
                 config.chat,

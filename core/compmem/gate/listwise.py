@@ -96,7 +96,7 @@ def standing_features(own: Vectors, standing: Standing) -> Vectors:
             min((best[0] - best[min(4, count - 1)]) / deviation, 6) / 3,
         ]
     fused = reciprocal(standing.dense, FUSION) + reciprocal(standing.bm25, FUSION)
-    rank = rank_of(fused)
+    rank = rank_of(fused.astype(np.float32))
     columns += [1 / (1 + rank), np.log1p(rank) / 5, 30 * fused, reciprocal(standing.dense), reciprocal(standing.bm25)]
     nearest, heaviest = int(ranks["question_chunk"].argmin()), int(ranks["bm25"].argmin())
     shape += [

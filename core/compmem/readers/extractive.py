@@ -34,7 +34,7 @@ class ExtractiveReader:
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The memory with the best sentences of these blocks added; when to stop is left to the gate."""
-        view = self.viewer.view(memory.text)
+        view = self.viewer.view("")
         known = set(memory.text.split("\n"))
         found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
         new = [e for e, line in found if line not in known]

@@ -230,7 +230,7 @@ def _config(entrant: Entrant, models: Models) -> RecallConfig:
     return entrant.system.config.but(reader=entrant.reader, chat=chat)
 
 
-def _written(pieces: Iterator[str | Usage]) -> tuple[str, Usage]:
+def _written(pieces: Iterator[Any]) -> tuple[str, Usage]:
     said, cost = [], Usage()
     for piece in pieces:
         if isinstance(piece, Usage):

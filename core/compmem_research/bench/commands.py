@@ -38,7 +38,7 @@ def recall(
     """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
     from compmem_research.bench.recall import measure
 
-    passages = [None if str(path) == "-" else path for path in corpus or ["-"] * len(data)]
+    passages = [None if str(path) == "-" else path for path in corpus or [Path("-")] * len(data)]
     if len(passages) != len(data):
         raise typer.BadParameter(
             f"{len(passages)} for {len(data)} --data: give each its own, or - for none", param_hint="--corpus"

@@ -60,7 +60,7 @@ def save(path: Path, asked: Sequence[Asked], made_of: str) -> None:
         }
         for a in asked
     ]  # fmt: skip
-    arrays = {
+    arrays: dict[str, list[Any]] = {
         "own": [s.own for s in states],
         "rows": [s.rows for s in states],
         "blocks": [s.blocks for s in states],

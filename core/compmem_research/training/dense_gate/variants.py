@@ -67,7 +67,8 @@ def weakened(look: State, rng: np.random.Generator) -> State:
         score[:] = 0
     else:
         windows, blocks = rng.random(len(own)) < share, rng.random(len(score)) < share
-        own[np.ix_(windows, _BY_WORDS)] = other[np.ix_(windows, _BY_WORDS)]
+        by_words = np.array(_BY_WORDS)
+        own[np.ix_(windows, by_words)] = other[np.ix_(windows, by_words)]
         score[blocks] = score[rng.permutation(len(score))][blocks]
     bm25 = np.where(score > 0, rank_of(score) + 1, 0)
     return State(own, look.rows, look.blocks, look.relevant, Standing(look.standing.dense, bm25, score))
