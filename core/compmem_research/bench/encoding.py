@@ -60,9 +60,9 @@ def measure(
         run(passages[:32])
     for _ in range(rounds):
         for name, run in runs.items():
-            start = now()
+            began = now()
             vectors[name] = run(passages)
-            took[name].append(now() - start)
+            took[name].append(now() - began)
     ratio, cpu_ratio = np.median(np.array(took["stock"]) / np.array(took["ours"]), axis=0).tolist()
     norms = np.linalg.norm(vectors["stock"], axis=1)
     cosine = (vectors["ours"] * vectors["stock"]).sum(1) / np.maximum(norms, 1e-12)
