@@ -707,7 +707,7 @@ async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
     else:
         if kind == "chatting":
             encoder.seconds = 0.0
-            chat = ScriptedChat(replies=[STEP_1], seconds=0.1)
+            chat = ScriptedChat(replies=[STEP_1], seconds=0.5)
         work = CompMemReasoner(index=retriever.index, recall_config=config, chat_model=chat).ainvoke(QUESTION)
     task = asyncio.create_task(work)
     if way == "cancel":

@@ -78,7 +78,7 @@ async def test_filters_and_settings_of_a_search(store):
 
 async def test_marginal_relevance_leaves_twins_out(store):
     store.add_texts(["The Orchid device was invented by Dr Elena Marsh. It measures sap flow in plants!"], ids=["twin"])
-    near = set(ids(store.similarity_search(QUESTION, k=3)))
+    near = set(ids(store.similarity_search(QUESTION, k=5)))
     assert {"orchid", "twin"} <= near
     diverse = store.max_marginal_relevance_search(QUESTION, k=3, lambda_mult=0.3)
     assert len(diverse) == 3 and not {"orchid", "twin"} <= set(ids(diverse))
