@@ -34,6 +34,8 @@ from compmem.schema import (
 )
 
 if TYPE_CHECKING:
+    from compmem.asking import Asking
+    from compmem.external import ExternalIndex
     from compmem.index import MemoryIndex
     from compmem.readers import ChatPrompts, ChatReader, LatentPrompts, LatentReader
     from compmem.store import DocumentInfo, StoreInfo
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 
 # These pull in torch, so they load when they are first asked for.
 _LATER = {
+    "Asking": "compmem.asking",
+    "ExternalIndex": "compmem.external",
     "MemoryIndex": "compmem.index",
     "ChatPrompts": "compmem.readers",
     "ChatReader": "compmem.readers",
@@ -65,6 +69,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Answer",
     "AnswerToken",
+    "Asking",
     "ChatPrompts",
     "ChatReader",
     "CheckpointError",
@@ -76,6 +81,7 @@ __all__ = [
     "Encoder",
     "Event",
     "Evidence",
+    "ExternalIndex",
     "IncompatibleStoreError",
     "IndexConfig",
     "LatentPrompts",

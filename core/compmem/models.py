@@ -32,7 +32,7 @@ class Models:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | None,
         config: IndexConfig,
         *,
         encoder: LoadedEncoder | None,
@@ -164,28 +164,33 @@ class Models:
         """The chunks' blocks, in order; the store learns which models made them."""
         dense = None
         if self._config.encoder is not None:
-            if self._store.get_meta(ENCODER) is None:
+            if self._store is not None and self._store.get_meta(ENCODER) is None:
                 self._store.put_meta(ENCODER, [round(float(x), 5) for x in self.encoder.fingerprint()])
             dense = DenseCompressor(self.encoder)
         if self._config.memory == "dense":
             assert dense is not None, "dense memory is made by an encoder"
             return dense.compress(chunks)
-        if self._store.get_meta(BACKBONE) is None:
+        if self._kv_store.get_meta(BACKBONE) is None:
             made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
-            self._store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
+            self._kv_store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
         self._count_source(chunks)
         with torch.inference_mode():
             return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
+
+    @property
+    def _kv_store(self) -> Store:
+        assert self._store is not None, "KV memory lies in a store"
+        return self._store
 
     def _ratio(self, backbone: Backbone) -> int:
         return self._config.ratio or backbone.memory.ratio
 
     def _count_source(self, chunks: Sequence[Chunk]) -> None:
-        kept = self._store.get_meta(KV_WRITTEN)
+        kept = self._kv_store.get_meta(KV_WRITTEN)
         whole = isinstance(kept, dict) and all(isinstance(kept.get(name), int) for name in ("tokens", "blocks"))
         before = kept if isinstance(kept, dict) and whole else {}
         tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
-        self._store.put_meta(
+        self._kv_store.put_meta(
             KV_WRITTEN,
             {"tokens": int(before.get("tokens", 0)) + tokens, "blocks": int(before.get("blocks", 0)) + len(chunks)},
         )
@@ -198,19 +203,19 @@ class Models:
         """
         if id(backbone) in self._checked:
             return
-        kept = self._store.get_meta(BACKBONE)
+        kept = self._kv_store.get_meta(BACKBONE)
         if kept is not None:
             name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
             if made != (here := backbone.fingerprint()):
                 given = str(backbone.tokenizer.name_or_path) or self._config.backbone
                 raise IncompatibleStoreError(
-                    f"{str(self._store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
+                    f"{str(self._kv_store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
                     f"({here}): weights or memory settings differ"
                 )
             if isinstance(kept, dict) and kept.get("ratio") != self._ratio(backbone):
                 raise IncompatibleStoreError(
-                    f"{str(self._store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone {name!r} "
-                    f"compresses at ratio={self._ratio(backbone)!r} now"
+                    f"{str(self._kv_store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone "
+                    f"{name!r} compresses at ratio={self._ratio(backbone)!r} now"
                 )
         self._checked.add(id(backbone))
 
@@ -223,7 +228,7 @@ class Models:
             )
 
     def _check_encoder(self, encoder: LoadedEncoder) -> None:
-        if id(encoder) in self._checked:
+        if self._store is None or id(encoder) in self._checked:
             return
         kept = self._store.get_meta(ENCODER)
         if kept is not None:

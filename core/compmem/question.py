@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,27 @@ from compmem.gate import Digest, FirstLook, GateHead, LatentGate, digests, featu
 from compmem.locks import Lock
 from compmem.ranking import fuse
 from compmem.resident import Resident
-from compmem.schema import MemoryBlock, Recall, Vectors
-from compmem.store import Snapshot
+from compmem.schema import KVStates, MemoryBlock, Recall, Vectors
 from compmem.view import Viewer
 
 GATED_AT_ONCE = 64
 """Blocks whose KV states are fetched together for the gate on the backbone."""
+
+
+class Blocks(Protocol):
+    """Where a question's blocks come from: a snapshot of a store, or what a retriever has brought."""
+
+    def select(self, filter: None) -> NDArray[np.int64]:
+        """Numbers of all blocks, rising."""
+        ...
+
+    def blocks(self, blocks: Sequence[int], *, kv: bool = ...) -> list[MemoryBlock]:
+        """Blocks by number, in the order asked."""
+        ...
+
+    def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
+        """The KV states of blocks alone, in the order asked."""
+        ...
 
 
 @dataclass(slots=True)
@@ -30,7 +46,7 @@ class QuestionBench:
     and without a trained gate on the backbone, every candidate passes, in document order.
     """
 
-    snapshot: Snapshot
+    snapshot: Blocks
     config: RecallConfig
     admitted: NDArray[np.int64] | None
     """Numbers of the blocks that a filter admits; None where every block may be a candidate."""

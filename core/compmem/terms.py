@@ -216,6 +216,14 @@ def spoken_names(text: str) -> list[Mention]:
     return list(out.values())
 
 
+def capital_runs(text: str) -> list[str]:
+    """Runs of capitalised words as the text writes them, each once in order of first use."""
+    text = unicodedata.normalize("NFC", text)
+    found = list(_WORD.finditer(text))
+    runs = _capital_runs(text, found, [fold(match[0]) for match in found])
+    return list(dict.fromkeys(text[found[first].start() : found[last - 1].end()] for first, last in runs))
+
+
 def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Where runs of capitalised words begin and end, as numbers of words."""
     first = last = -1

@@ -106,6 +106,11 @@ class Viewer:
             self._views[memory] = self._view(memory)
         return self._views[memory]
 
+    def renew(self) -> None:
+        """Forgets what was looked up in the lexicon, which holds more blocks now; vectors are kept."""
+        self._views.clear()
+        self._names.clear()
+
     def _view(self, memory: str) -> View:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)

@@ -4,6 +4,7 @@ from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import content_hash
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.store import KV_WRITTEN, Store, StoreInfo
+from compmem.store.transient import TransientWords
 from compmem.store.vectors import ChunkVectors
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "Snapshot",
     "Store",
     "StoreInfo",
+    "TransientWords",
     "content_hash",
 ]

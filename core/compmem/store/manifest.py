@@ -31,7 +31,16 @@ _LARGEST: Final = 1 << 56
 _LARGEST_DIM: Final = 1 << 20
 _MOST_IDLE: Final = 16
 
-_SCHEMA: Final = """
+LEXICAL_SCHEMA: Final = """
+CREATE TABLE names(name TEXT NOT NULL, kind INTEGER NOT NULL, block INTEGER NOT NULL,
+    PRIMARY KEY(name, kind, block)) WITHOUT ROWID;
+CREATE INDEX names_of_block ON names(block);
+CREATE VIRTUAL TABLE lexical USING fts5(title, body, content='', tokenize="ascii tokenchars '_'");
+CREATE VIRTUAL TABLE vocabulary USING fts5vocab(lexical, 'row');
+"""
+"""The tables of the lexical index."""
+
+_SCHEMA: Final = f"""
 CREATE TABLE manifest(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE documents(key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, hash TEXT NOT NULL,
@@ -43,12 +52,7 @@ CREATE UNIQUE INDEX blocks_of_document ON blocks(document, ordinal);
 CREATE TABLE texts(number INTEGER PRIMARY KEY, text TEXT NOT NULL, headings TEXT NOT NULL, spans BLOB NOT NULL);
 CREATE TABLE segments(start INTEGER PRIMARY KEY, rows INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE kv(serial INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, blocks INTEGER NOT NULL);
-CREATE TABLE names(name TEXT NOT NULL, kind INTEGER NOT NULL, block INTEGER NOT NULL,
-    PRIMARY KEY(name, kind, block)) WITHOUT ROWID;
-CREATE INDEX names_of_block ON names(block);
-CREATE VIRTUAL TABLE lexical USING fts5(title, body, content='', tokenize="ascii tokenchars '_'");
-CREATE VIRTUAL TABLE vocabulary USING fts5vocab(lexical, 'row');
-"""
+{LEXICAL_SCHEMA.lstrip()}"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

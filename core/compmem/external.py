@@ -1,0 +1,239 @@
+"""An index whose documents lie elsewhere: a retriever brings them, question by question."""
+
+import asyncio
+import copy
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.asking import Asking, checked_question
+from compmem.chunking import split
+from compmem.config import DEFAULT_ENCODER, IndexConfig, RecallConfig
+from compmem.locks import Lock
+from compmem.models import Models
+from compmem.question import QuestionBench, Seen
+from compmem.retrieved import RetrievedStage
+from compmem.roles import suited
+from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
+from compmem.store import TransientWords
+from compmem.valid import valid
+from compmem.view import Viewer
+
+HELD = 4096
+"""Blocks that are kept taken apart between questions, unless told otherwise."""
+
+
+class Retrieve(Protocol):
+    """What brings documents for a text, best first."""
+
+    def __call__(self, query: str, k: int, filter: Any) -> Sequence[Document]:
+        """About k documents; the filter is the caller's, in the form that the store takes."""
+        ...
+
+
+class ARetrieve(Protocol):
+    """`Retrieve` for an event loop."""
+
+    def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Sequence[Document]]:
+        """About k documents; the filter is the caller's, in the form that the store takes."""
+        ...
+
+
+class ExternalIndex(Asking):
+    """Asks any retriever as `MemoryIndex` asks its own store: `recall`, `search`, `answer`, `stream` and async twins.
+
+    The retriever is asked again with each new working memory. What it brings is cut into sentences and encoded in one
+    batch, once: the newest blocks are kept by a hash of their content. Nothing is written anywhere. How rare a term is,
+    and which names there are, is known from what one question has brought, so no question changes another's scores.
+
+    Args:
+        retrieve: Brings documents for a text.
+        aretrieve: The same, awaited in the event loop where the index is asked in one. None: `retrieve` in a thread.
+        encoder: What encodes sentences; it need not be the model of the store.
+        candidates: Documents that the retriever is asked for at once.
+        chunk_tokens: Most tokens of a chunk, where a document comes as text and not in chunks.
+        held: Blocks that are kept between questions.
+        device: Torch device of the encoder. None: CUDA where there is one, else the CPU.
+        dtype: Name of a torch dtype. None: the fastest that keeps the results.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+
+    def __init__(
+        self,
+        retrieve: Retrieve,
+        *,
+        aretrieve: ARetrieve | None = None,
+        encoder: str | Encoder = DEFAULT_ENCODER,
+        candidates: int = 50,
+        chunk_tokens: int = 256,
+        held: int = HELD,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        for named, value in (("candidates", candidates), ("held", held)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{named}={value!r} must be a whole number of at least 1")
+        config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
+        models = Models(
+            None, config, encoder=None, backbone=None, gate=None, device=device, dtype=dtype, resident_bytes=0
+        )
+        super().__init__(config, models)
+        self._retrieve = retrieve
+        self._aretrieve = aretrieve
+        self._candidates = candidates
+        self._taken = _Taken(held, self._cut)
+        self._seen = Seen(held)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
+        if self._aretrieve is None:
+            return self
+        other = copy.copy(self)
+        other._loop = loop
+        return other
+
+    @contextmanager
+    def bench(self, question: str, filter: Any, config: RecallConfig) -> Iterator[QuestionBench]:
+        """What the retriever brings for one question, and goes on bringing: what the loop works on.
+
+        Raises:
+            ValueError: The question is empty or overlong, or the settings name a backbone.
+        """
+        question = checked_question(question)
+        brought = _Brought(self._taken, self._models.compress)
+        words = TransientWords()
+
+        def ask(texts: Sequence[str]) -> list[list[int]]:
+            rankings = []
+            for documents in self._ask(texts, filter):
+                ranking: list[int] = []
+                for document in documents[: self._candidates]:
+                    pieces, new = brought.add(document)
+                    for number, chunk in pieces:
+                        ranking.append(number)
+                        if new:
+                            words.add(number, chunk)
+                rankings.append(list(dict.fromkeys(ranking)))
+            return rankings
+
+        viewer = Viewer(question, self.encoder, words)
+        try:
+            stage = RetrievedStage(
+                viewer=viewer, lexicon=words, dense=None, admitted=None, per_signal=config.first_stage,
+                links=config.links, ask=ask,
+            )  # fmt: skip
+            stage.retrieve("")
+            yield QuestionBench(
+                snapshot=brought,
+                config=suited(config, self.config, self._models),
+                admitted=None,
+                count=self._models.count_tokens,
+                dense=stage,
+                gate=self.gate,
+                seen=self._seen,
+            )
+        finally:
+            words.close()
+
+    def _ask(self, texts: Sequence[str], filter: Any) -> list[Sequence[Document]]:
+        if self._loop is None or self._aretrieve is None:
+            return [self._retrieve(text, self._candidates, filter) for text in texts]
+        return asyncio.run_coroutine_threadsafe(self._aask(self._aretrieve, texts, filter), self._loop).result()
+
+    async def _aask(self, retrieve: ARetrieve, texts: Sequence[str], filter: Any) -> list[Sequence[Document]]:
+        return await asyncio.gather(*(retrieve(text, self._candidates, filter) for text in texts))
+
+    def _cut(self, document: Document) -> list[Chunk]:
+        return split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
+
+
+Pieces = tuple[tuple[int, Chunk], ...]
+"""The chunks of a document and their numbers."""
+
+
+class _Taken:
+    """The documents that came last, by a hash of their content, cut into numbered chunks."""
+
+    def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
+        self._most = most
+        self._cut = cut
+        self._held: OrderedDict[str, Pieces] = OrderedDict()
+        self._numbers = itertools.count()
+        self._guard = Lock()
+
+    def of(self, key: str, document: Document) -> Pieces:
+        """The chunks of the document with this hash; their numbers are the same as long as it is held."""
+        with self._guard:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        chunks = self._cut(document)
+        with self._guard:
+            pieces = self._held.setdefault(key, tuple((next(self._numbers), chunk) for chunk in chunks))
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return pieces
+
+
+class _Brought:
+    """The blocks that one question has brought; stands where a snapshot of a store does."""
+
+    def __init__(self, taken: _Taken, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
+        self._taken = taken
+        self._compress = compress
+        self._documents: dict[str, Pieces] = {}
+        self._chunks: dict[int, Chunk] = {}
+
+    def add(self, document: Document) -> tuple[Pieces, bool]:
+        """The chunks of a document, and whether they are new."""
+        key = _hash(document)
+        new = key not in self._documents
+        if new:
+            self._documents[key] = self._taken.of(key, document)
+            self._chunks.update(self._documents[key])
+        return self._documents[key], new
+
+    def select(self, filter: None) -> NDArray[np.int64]:
+        """Numbers of all blocks, rising."""
+        return np.array(sorted(self._chunks), np.int64)
+
+    def blocks(self, blocks: Sequence[int], *, kv: bool = False) -> list[MemoryBlock]:
+        """Blocks by number, encoded in one batch, in the order asked."""
+        return self._compress([self._chunks[number] for number in blocks]) if blocks else []
+
+    def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
+        """There are none: what is brought has no KV states."""
+        raise ValueError("documents of a retriever have no KV states")
+
+
+def _hash(document: Document) -> str:
+    chunks = [(c if isinstance(c, str) else (c.text, c.sentences)) for c in document.chunks or ()]
+    parts = (
+        document.id,
+        document.title,
+        document.context,
+        document.text,
+        chunks,
+        sorted(map(repr, document.metadata.items())),
+    )
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _readable(document: Document) -> Document:
+    """The document with its lone surrogates replaced: one broken text in a store is no reason to fail."""
+    texts = (document.title, document.context, document.text)
+    if all(valid(text) == text for text in texts):
+        return document
+    title, context, text = map(valid, texts)
+    content: dict[str, Any] = {"text": text}
+    if document.chunks is not None:
+        content = {"chunks": [valid(c if isinstance(c, str) else c.text) for c in document.chunks]}
+    return Document(id=document.id, title=title, context=context, metadata=document.metadata, **content)
