@@ -17,8 +17,9 @@ from pydantic import PlainValidator
 
 import compmem
 
-Filter = dict[str, Any] | list[Any]
-"""A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`."""
+Filter = Any
+"""A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`. Over another
+retriever: what its store takes."""
 
 SCORE = "compmem_score"
 """Metadata key of the gate score of a document that a question recalled."""
@@ -49,13 +50,13 @@ class EmbeddingsEncoder:
         return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
 
 
-def opened(index: object) -> "compmem.MemoryIndex":
+def opened(index: object) -> "compmem.Asking":
     """The index, or the one in that folder where a path is given.
 
     Raises:
         ValueError: There is no index there, or it cannot be used here.
     """
-    if isinstance(index, compmem.MemoryIndex):
+    if isinstance(index, compmem.Asking):
         return index
     if not isinstance(index, str | Path):
         raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {index!r}")
@@ -77,7 +78,7 @@ def checked(prompts: object) -> "compmem.ChatPrompts | None":
 
 
 if TYPE_CHECKING:
-    Index = compmem.MemoryIndex
+    Index = compmem.Asking
     Prompts = compmem.ChatPrompts | None
 else:  # pydantic wants its types when a class is made; these would load torch by then
     Index = Annotated[Any, PlainValidator(opened)]
@@ -112,18 +113,20 @@ def shown_with(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str
     return lambda chunk: format_document(_from_chunk(chunk, part=chunk.ordinal > 0), prompt)
 
 
-def from_chunks(index: "compmem.MemoryIndex", chunks: Sequence[compmem.Chunk]) -> list[Document]:
+def from_chunks(index: "compmem.Asking", chunks: Sequence[compmem.Chunk]) -> list[Document]:
     """Chunks as documents of their own, in order.
 
     The only chunk of a document is that document. A part of a longer one has the chunk's id, and its metadata names
     the document and the offset.
     """
-    with index.store.snapshot() as snapshot:
-        counts = {name: len(snapshot.document_blocks(name)) for name in {chunk.document_id for chunk in chunks}}
+    counts = dict.fromkeys((chunk.document_id for chunk in chunks), 1)
+    if isinstance(index, compmem.MemoryIndex):
+        with index.store.snapshot() as snapshot:
+            counts = {name: len(snapshot.document_blocks(name)) for name in counts}
     return [_from_chunk(chunk, part=chunk.ordinal > 0 or counts[chunk.document_id] > 1) for chunk in chunks]
 
 
-def from_recalls(index: "compmem.MemoryIndex", recalls: Sequence[compmem.Recall]) -> list[Document]:
+def from_recalls(index: "compmem.Asking", recalls: Sequence[compmem.Recall]) -> list[Document]:
     """Recalled chunks with their gate scores in the metadata, in order."""
     documents = from_chunks(index, [recall.chunk for recall in recalls])
     for document, recall in zip(documents, recalls, strict=True):

@@ -101,7 +101,7 @@ def joined(parts: list[Any]) -> Any:
         return parts[-1] if parts else None
 
 
-def part_of(event: Event, chat: ChatCalls | None, index: "compmem.MemoryIndex") -> ReasonerOutput:
+def part_of(event: Event, chat: ChatCalls | None, index: "compmem.Asking") -> ReasonerOutput:
     """What an event of the loop adds to the output."""
     match event:
         case Step():
@@ -131,7 +131,7 @@ def told(output: ReasonerOutput) -> str:
     return f"{output['answer']}\n\nSources: {sources}" if sources else output["answer"]
 
 
-def _step(step: Step, index: "compmem.MemoryIndex") -> ReasonerStep:
+def _step(step: Step, index: "compmem.Asking") -> ReasonerStep:
     return ReasonerStep(
         number=step.number,
         context=from_recalls(index, step.recalls),

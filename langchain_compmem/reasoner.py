@@ -1,13 +1,16 @@
 """The reasoner: the working-memory loop as a runnable, for chains, graphs and chat bots."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.embeddings import Embeddings
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, patch_config
 from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
@@ -17,6 +20,7 @@ from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
 from langchain_compmem.tracing import AsyncTracedReader, TracedReader
+from langchain_compmem.wrapping import CANDIDATES, wrapped
 
 
 class Question(BaseModel):
@@ -60,6 +64,35 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @classmethod
+    def from_retriever(
+        cls,
+        retriever: BaseRetriever | VectorStore,
+        chat_model: "Runnable[Any, Any] | None" = None,
+        *,
+        embeddings: Embeddings | None = None,
+        candidates: int = CANDIDATES,
+        metadata_keys: Sequence[str] = (),
+        **fields: Any,
+    ) -> Self:
+        """A reasoner over any retriever or vector store: the loop asks it, and nothing is indexed.
+
+        A `filter` is handed to it as it is.
+
+        Args:
+            retriever: What brings documents.
+            chat_model: Reads, keeps the notes and writes the answer. None: answers are quotations.
+            embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Documents that it is asked for at once, where it takes a number.
+            metadata_keys: Metadata that questions may ask by, such as `author`.
+            **fields: Other fields of the reasoner, such as `recall_config`.
+
+        Raises:
+            ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+        """
+        index = wrapped(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=metadata_keys)
+        return cls(index=index, chat_model=chat_model, **fields)
 
     def invoke(
         self,

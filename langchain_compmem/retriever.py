@@ -10,7 +10,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import DocumentIndex, UpsertResponse
 from langchain_core.indexing.base import DeleteResponse
-from langchain_core.retrievers import LangSmithRetrieverParams
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.vectorstores import VectorStore
 from pydantic import Field, InstanceOf
 
 import compmem
@@ -26,6 +27,7 @@ from langchain_compmem.documents import (
     to_core,
 )
 from langchain_compmem.errors import ReasoningError
+from langchain_compmem.wrapping import CANDIDATES, wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +90,38 @@ class CompMemRetriever(DocumentIndex):
         made.upsert(documents)
         return made
 
+    @classmethod
+    def from_retriever(
+        cls,
+        retriever: BaseRetriever | VectorStore,
+        *,
+        embeddings: Embeddings | None = None,
+        candidates: int = CANDIDATES,
+        **fields: Any,
+    ) -> Self:
+        """A retriever over another one, or over a vector store: the loop asks it, and nothing is indexed.
+
+        A `filter` is handed to it as it is. It is read only.
+
+        Args:
+            retriever: What brings documents.
+            embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Documents that it is asked for at once, where it takes a number.
+            **fields: Fields of the retriever, such as `k` and `metadata_keys`.
+
+        Raises:
+            ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+        """
+        keys = fields.get("metadata_keys", ())
+        index = wrapped(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=keys)
+        return cls(index=index, **fields)
+
+    @property
+    def _own(self) -> "compmem.MemoryIndex":
+        if not isinstance(self.index, compmem.MemoryIndex):
+            raise ValueError("documents are added, deleted and looked up in the store that was wrapped, not here")
+        return self.index
+
     def upsert(self, items: Sequence[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
         """Compresses documents and keeps them; one whose id is known is replaced if it changed, else costs nothing.
 
@@ -106,9 +140,9 @@ class CompMemRetriever(DocumentIndex):
         changed = [
             to_core(item, split=self.split, metadata_keys=self.metadata_keys)
             for item in kept
-            if not is_stored(self.index, item)
+            if not is_stored(self._own, item)
         ]
-        self.index.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
+        self._own.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
@@ -121,7 +155,7 @@ class CompMemRetriever(DocumentIndex):
         refuse("delete", kwargs)
         if ids is None:
             raise ValueError("delete needs ids=, the documents to forget")
-        return DeleteResponse(num_deleted=self.index.delete(ids), num_failed=0, failed=[])
+        return DeleteResponse(num_deleted=self._own.delete(ids), num_failed=0, failed=[])
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
         """The documents of these ids, whole, in that order, without those that are unknown.
@@ -130,7 +164,7 @@ class CompMemRetriever(DocumentIndex):
             TypeError: An argument is unknown.
         """
         refuse("get", kwargs)
-        found = (self.index.get(document_id) for document_id in dict.fromkeys(ids))
+        found = (self._own.get(document_id) for document_id in dict.fromkeys(ids))
         return [from_core(document) for document in found if document is not None]
 
     def recall(

@@ -33,7 +33,7 @@ ANSWER = "answer"
 class _Around:
     """A reader that passes everything on."""
 
-    index: "compmem.MemoryIndex"
+    index: "compmem.Asking"
     question: str
     recall: RecallConfig | None
     config: RunnableConfig

@@ -11,7 +11,7 @@ from compmem import Chunk, RecallConfig
 from llama_index_compmem.nodes import to_bare_document
 
 if TYPE_CHECKING:
-    from compmem import MemoryIndex
+    from compmem import Asking, MemoryIndex
 
 
 def contents_of(nodes: Sequence[NodeWithScore]) -> Callable[[Chunk], str | None]:
@@ -20,13 +20,13 @@ def contents_of(nodes: Sequence[NodeWithScore]) -> Callable[[Chunk], str | None]
     return lambda chunk: contents.get(chunk.document_id)
 
 
-def memory_of_nodes(like: "MemoryIndex", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":
+def memory_of_nodes(like: "Asking", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":
     """A temporary index of these nodes as they are now: a postprocessor may have changed their text.
 
     It shares the encoder and the backbone of the other index and goes with the object.
     """
     encoder = None if like.config.encoder is None else like.encoder
-    backbone = like.backbone if like.config.memory == "kv" else None
+    backbone = like.backbone if isinstance(like, compmem.MemoryIndex) and like.config.memory == "kv" else None
     memory = compmem.MemoryIndex.create(None, replace(like.config, encoder=encoder), backbone=backbone)
     documents = [to_bare_document(n.node) for n in nodes]
     memory.add({d.id: d for d in documents if d.text.strip()}.values())

@@ -13,7 +13,7 @@ from compmem import Encoder, IncompatibleStoreError
 from llama_index_compmem.errors import framework_errors
 
 if TYPE_CHECKING:
-    from compmem import MemoryIndex
+    from compmem import Asking, MemoryIndex
 
 
 @runtime_checkable
@@ -39,6 +39,15 @@ def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
     if isinstance(index, HasMemory):
         return index.memory
     raise ValueError(f"index={index!r} must be a CompMemIndex, a compmem.MemoryIndex or the folder of one")
+
+
+def asked_of(index: "HasMemory | Asking | str | Path") -> "Asking":
+    """What is asked: an index of any kind, by itself, inside another object or by its folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return index if isinstance(index, compmem.Asking) else memory_of(index)
 
 
 def open_memory(

@@ -4,9 +4,11 @@ import asyncio
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
@@ -18,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import Chunk, RecallConfig
+from compmem import Chunk, Encoder, RecallConfig
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.given import contents_of, memory_of_nodes, reading_all
 from llama_index_compmem.llm import (
@@ -31,12 +33,13 @@ from llama_index_compmem.llm import (
     with_templates,
 )
 from llama_index_compmem.nodes import llm_content
-from llama_index_compmem.opening import HasMemory, memory_of
+from llama_index_compmem.opening import HasMemory, asked_of
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.trail import Trail
+from llama_index_compmem.wrapping import CANDIDATES, wrapped
 
 if TYPE_CHECKING:
-    from compmem import MemoryIndex
+    from compmem import Asking
 
 
 class CompMemQueryEngine(BaseQueryEngine):
@@ -48,7 +51,7 @@ class CompMemQueryEngine(BaseQueryEngine):
     `source_nodes`; of a streamed response it is complete when the stream has ended, as are its sources.
 
     Args:
-        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
+        index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
         llm: An LLM that is asked once a question: it writes the answer from the recalled nodes, as `MetadataMode.LLM`
             shows them, and may ask for what is missing `RecallConfig.rounds` times. With `RecallConfig(reader="chat")`
             it reads in every step instead. No prompt is longer than its `metadata.context_window` allows: longer nodes
@@ -68,7 +71,7 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def __init__(
         self,
-        index: "HasMemory | MemoryIndex | str | Path",
+        index: "HasMemory | Asking | str | Path",
         llm: LLM | None = None,
         *,
         chat: ChatModel | None = None,
@@ -85,7 +88,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         if llm is not None and not isinstance(llm, LLM):
             raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
         super().__init__(callback_manager)
-        self._memory = memory_of(index)
+        self._memory = asked_of(index)
         self._llm = llm
         self._chat = chat
         self._filter = to_filter(filters)
@@ -99,9 +102,37 @@ class CompMemQueryEngine(BaseQueryEngine):
         if prompts:
             self.update_prompts(prompts)
 
+    @classmethod
+    def from_retriever(
+        cls,
+        retriever: BaseRetriever,
+        llm: LLM | None = None,
+        *,
+        embed_model: BaseEmbedding | Encoder | None = None,
+        candidates: int = CANDIDATES,
+        use_async: bool = True,
+        **options: Any,
+    ) -> Self:
+        """An engine over any retriever: the loop asks it again with what was found, and nothing is indexed.
+
+        Args:
+            retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
+            llm: Reads and writes. None: the answer is quoted from the nodes.
+            embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Nodes that it is asked for at once, where it has a `similarity_top_k`.
+            use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
+                it, for stores without an async client.
+            **options: Other arguments of the engine.
+
+        Raises:
+            ValueError: It is no retriever, or candidates is below 1.
+        """
+        index = wrapped(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
+        return cls(index, llm, **options)
+
     @property
-    def memory(self) -> "MemoryIndex":
-        """The CompMem index."""
+    def memory(self) -> "Asking":
+        """What is asked."""
         return self._memory
 
     @property
@@ -219,7 +250,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         return settings.but(chat=reader)
 
     def _ask(
-        self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None
+        self, trail: Trail, memory: "Asking", config: RecallConfig, filter: dict[str, Any] | None
     ) -> RESPONSE_TYPE:
         events = memory.stream(trail.question, config, filter=filter)
         first = trail.gather(events)
@@ -232,7 +263,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             return wrote(Response(trail.text, trail.nodes, trail.metadata))
 
     async def _aask(
-        self, trail: Trail, memory: "MemoryIndex", config: RecallConfig, filter: dict[str, Any] | None
+        self, trail: Trail, memory: "Asking", config: RecallConfig, filter: dict[str, Any] | None
     ) -> RESPONSE_TYPE:
         events = memory.astream(trail.question, config, filter=filter)
         first = await trail.agather(events)

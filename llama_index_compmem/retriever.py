@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from compmem import RecallConfig, Step
+from compmem import Encoder, RecallConfig, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.nodes import to_scored
-from llama_index_compmem.opening import HasMemory, memory_of
+from llama_index_compmem.opening import HasMemory, asked_of
+from llama_index_compmem.wrapping import CANDIDATES, wrapped
 
 if TYPE_CHECKING:
-    from compmem import MemoryIndex
+    from compmem import Asking
 
 DEFAULT_TOP_K = 8
 """Nodes retrieved unless said otherwise: a multi-hop question needs several."""
@@ -32,7 +34,7 @@ class CompMemRetriever(BaseRetriever):
     score well below 0.5, so a `SimilarityPostprocessor` wants a cutoff near 0.1, not 0.7.
 
     Args:
-        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
+        index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
         similarity_top_k: How many nodes; fewer only where the filters admit fewer.
         filters: Which nodes may be looked at at all.
         loop: Gather with the loop. False: one pass, as plain retrieval does.
@@ -48,7 +50,7 @@ class CompMemRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: "HasMemory | MemoryIndex | str | Path",
+        index: "HasMemory | Asking | str | Path",
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         *,
@@ -59,7 +61,7 @@ class CompMemRetriever(BaseRetriever):
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
     ) -> None:
-        self._memory = memory_of(index)
+        self._memory = asked_of(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
         recall = recall or RecallConfig()
@@ -68,9 +70,37 @@ class CompMemRetriever(BaseRetriever):
         self._recall = recall if loop else recall.but(max_steps=1, reask=False)
         super().__init__(callback_manager, object_map, objects, verbose)
 
+    @classmethod
+    def from_retriever(
+        cls,
+        retriever: BaseRetriever,
+        similarity_top_k: int = DEFAULT_TOP_K,
+        *,
+        embed_model: BaseEmbedding | Encoder | None = None,
+        candidates: int = CANDIDATES,
+        use_async: bool = True,
+        **options: Any,
+    ) -> Self:
+        """A retriever over another one: the loop asks it again with what was found, and nothing is indexed.
+
+        Args:
+            retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
+            similarity_top_k: How many nodes come back.
+            embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Nodes that it is asked for at once, where it has a `similarity_top_k`.
+            use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
+                it, for stores without an async client.
+            **options: Other arguments of the retriever.
+
+        Raises:
+            ValueError: It is no retriever, or candidates is below 1.
+        """
+        index = wrapped(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
+        return cls(index, similarity_top_k, **options)
+
     @property
-    def memory(self) -> "MemoryIndex":
-        """The CompMem index."""
+    def memory(self) -> "Asking":
+        """What is asked."""
         return self._memory
 
     @property
