@@ -85,6 +85,29 @@ def domains(
 
 
 @app.command()
+def wrapped(
+    data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Passages (JSONL) where the questions name them by title.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Keep the index here and find it again.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Gold passages found by embedded LanceDB and Qdrant, by the loop around each, and by our own index."""
+    from compmem_research.bench.wrapped import KS, measure
+
+    result = measure(data, corpus, limit=limit, index_folder=index)
+    table = Table(title=f"{result['data']}: {result['questions']} questions, {result['passages']} passages")
+    for column in ("system", *(f"recall@{k}" for k in KS), "seconds per question"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name, row in result["systems"].items():
+        table.add_row(name, *(str(row[f"recall@{k}"]) for k in KS), str(row["seconds_per_question"]))
+    _deliver(result, [table], out, as_json)
+
+
+@app.command()
 def encode(
     pages: Annotated[Path, typer.Option(help="Pages to encode: JSONL with `text`.")],
     count: Annotated[int, typer.Option(help="Passages.")] = 1500,

@@ -1,0 +1,144 @@
+"""Gold passages found in an embedded vector store: by its plain retriever, by the loop around it, by our own index.
+
+The store holds the vectors that the index made, so that all search the same passages by the same vectors.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from uuid import UUID
+
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from pydantic import PrivateAttr
+
+from compmem.asking import Asking
+from compmem.encoder import LoadedEncoder
+from compmem.index import MemoryIndex
+from compmem_research.bench.retrieval import kept_index
+from compmem_research.metrics import bootstrap_interval, recall_at
+from compmem_research.tasks.multihop import Question, read_corpus
+from llama_index_compmem import CompMemRetriever
+
+KS = (2, 5, 10)
+
+StoreName = Literal["lancedb", "qdrant"]
+
+System = Callable[[str], list[int]]
+"""Numbers of the passages for a question, best first."""
+
+
+def measure(
+    data: Path,
+    corpus: Path | None = None,
+    *,
+    stores: Sequence[StoreName] = ("lancedb", "qdrant"),
+    limit: int | None = None,
+    index_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Recall@2, @5 and @10 in per cent and seconds per question of each system.
+
+    Args:
+        data: Questions; see `compmem_research.tasks.multihop`.
+        corpus: Passages, where the questions name them by title. None: the union of the questions' paragraphs.
+        stores: Embedded vector stores, each asked plainly and by the loop.
+        limit: Only the first so many questions, over the whole corpus.
+        index_folder: Where the index is kept and found again. None: a temporary one.
+
+    Raises:
+        ValueError: A data file has a broken line.
+    """
+    task = read_corpus(data, corpus)
+    index, _ = kept_index(task, index_folder)
+    questions = task.questions[:limit]
+    systems: dict[str, Any] = {}
+    with index, ExitStack() as opened:
+        index.recall(questions[0].question, 2)  # loads the models, outside every system's time
+        systems["own index"] = _measured(_loop(index, int), questions)
+        for name in stores:
+            retriever = opened.enter_context(_retriever(name, index))
+            external = CompMemRetriever.from_retriever(retriever, embed_model=index.encoder).memory
+            plain = _plain(retriever)
+            systems[f"{name}, plain"] = measured(f"{name}, plain", plain, index, questions)
+            systems[f"{name}, wrapped"] = measured(f"{name}, wrapped", _wrapped, external, questions)
+            plain_seconds, seconds = (systems[f"{name}, {how}"]["seconds_per_question"] for how in ("plain", "wrapped"))
+            systems[f"{name}, wrapped"]["added_seconds_per_question"] = round(seconds - plain_seconds, 4)
+    return {"data": data.name, "questions": len(questions), "passages": len(task.passages), "systems": systems}
+
+
+def _measured(system: System, questions: Sequence[Question]) -> dict[str, Any]:
+    began = time.perf_counter()
+    found = [system(question.question) for question in questions]
+    seconds = (time.perf_counter() - began) / len(questions)
+    out: dict[str, Any] = {}
+    for k in KS:
+        values = [100 * recall_at(ranked, question.gold, k) for ranked, question in zip(found, questions, strict=True)]
+        low, high = bootstrap_interval(values)
+        out[f"recall@{k}"] = round(sum(values) / len(values), 1)
+        out[f"recall@{k} 95%"] = [round(low, 1), round(high, 1)]
+    return {**out, "seconds_per_question": round(seconds, 4)}
+
+
+def _loop(index: Asking, number: Callable[[str], int]) -> System:
+    return lambda question: [number(recall.chunk.document_id) for recall in index.recall(question, max(KS))]
+
+
+def _plain(retriever: BaseRetriever) -> System:
+    return lambda question: [UUID(found.node.node_id).int for found in retriever.retrieve(question)]
+
+
+@contextmanager
+def _retriever(name: StoreName, index: MemoryIndex) -> Iterator[BaseRetriever]:
+    with TemporaryDirectory() as folder:
+        store = _store(name, Path(folder))
+        with index.store.snapshot() as snapshot:
+            blocks = snapshot.select(None)
+            rows = zip(snapshot.chunks(blocks), snapshot.vectors().of(blocks), strict=True)
+            nodes = [
+                TextNode(
+                    id_=str(UUID(int=int(chunk.document_id))),
+                    text=chunk.text,
+                    metadata={"title": chunk.title},
+                    embedding=vector.tolist(),
+                )
+                for chunk, vector in rows
+            ]
+        store.add(nodes)
+        embed_model = _Embedding(index.encoder)
+        yield VectorStoreIndex.from_vector_store(store, embed_model=embed_model).as_retriever(similarity_top_k=max(KS))
+
+
+def _store(name: StoreName, folder: Path) -> BasePydanticVectorStore:
+    if name == "lancedb":
+        from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+        return LanceDBVectorStore(uri=str(folder), table_name="passages")
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+    from qdrant_client import QdrantClient
+
+    return QdrantVectorStore("passages", client=QdrantClient(path=str(folder)))
+
+
+class _Embedding(BaseEmbedding):
+    """The encoder of an index as an embedding model of LlamaIndex."""
+
+    _encoder: LoadedEncoder = PrivateAttr()
+
+    def __init__(self, encoder: LoadedEncoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return [float(x) for x in self._encoder.encode([text])[0]]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return [float(x) for x in self._encoder.encode_query([query])[0]]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)

@@ -1,0 +1,139 @@
+"""Asking a retriever: what it is asked, what is made of what it brings, and what is kept of that."""
+
+import asyncio
+
+import pytest
+
+from compmem import Document, ExternalIndex, RecallConfig
+from tests.hashing import HashEncoder
+
+QUESTION = "Who insures the building that Acme rents?"
+DOCUMENTS = {
+    "lease": Document(id="lease", title="Acme", chunks=["Acme rents the Harbour Building. The lease ends in 2031."]),
+    "policy": Document(id="policy", title="Harbour Building", chunks=["The Harbour Building is insured by Lloyd."]),
+    "zoo": Document(id="zoo", title="Zoo", chunks=["The zoo keeps lions, and a bear named Otto."]),
+}
+
+
+class Counting(HashEncoder):
+    """Remembers the batches that it encoded."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def encode(self, texts):
+        self.batches.append(list(texts))
+        return super().encode(texts)
+
+
+class Narrow:
+    """A retriever that finds one document, by the name that is asked for last."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, query, k, filter):
+        self.asked.append((query, filter))
+        place = {"lease": query.rfind("Acme"), "policy": query.rfind("Harbour Building")}
+        best = max(place, key=place.get)
+        return [DOCUMENTS[best]] if place[best] >= 0 else [DOCUMENTS["zoo"]]
+
+
+def test_the_retriever_is_asked_again_with_what_was_found():
+    retriever = Narrow()
+    index = ExternalIndex(retriever, encoder=HashEncoder())
+    answer = index.answer(QUESTION, RecallConfig(threshold=0.0), filter={"any": "form"})
+    assert {s.chunk.document_id for s in answer.sources} == {"lease", "policy"}
+    assert "Lloyd" in answer.text
+    asked = [query for query, _ in retriever.asked]
+    assert asked[0] == QUESTION
+    assert any(query.startswith(QUESTION) and "Harbour Building" in query for query in asked)
+    assert "Harbour Building" in asked
+    assert len(asked) == len(set(asked)), "no text is asked twice"
+    assert all(filter == {"any": "form"} for _, filter in retriever.asked)
+
+
+def test_what_came_before_is_not_encoded_again():
+    encoder = Counting()
+    index = ExternalIndex(lambda query, k, filter: list(DOCUMENTS.values()), encoder=encoder)
+    once = index.search(QUESTION, 3)
+    texts = [text for batch in encoder.batches for text in batch]
+    encoder.batches.clear()
+    again = index.search("Which bear does the zoo keep?", 3)
+    assert {r.chunk.document_id for r in again} == {r.chunk.document_id for r in once} == set(DOCUMENTS)
+    assert not set(texts) & {text for batch in encoder.batches for text in batch}
+
+
+def test_changed_content_is_another_block():
+    held = [Document(id="a", chunks=["Acme rents the pier."], metadata={"year": 2023})]
+    index = ExternalIndex(lambda query, k, filter: list(held), encoder=HashEncoder())
+    before = index.search("What does Acme rent?", 1)[0]
+    held[0] = Document(id="a", chunks=["Acme rents the barn."], metadata={"year": 2024})
+    after = index.search("What does Acme rent?", 1)[0]
+    assert (before.chunk.text, after.chunk.text) == ("Acme rents the pier.", "Acme rents the barn.")
+    assert after.chunk.metadata == {"year": 2024}
+    assert after.block != before.block
+
+
+def test_scores_do_not_depend_on_earlier_questions_and_little_is_held():
+    def retrieve(query, k, filter):
+        return [Document(id=f"{query}{n}", chunks=[f"Acme rents barn {n} of {query}."]) for n in range(9)]
+
+    fresh = ExternalIndex(retrieve, encoder=HashEncoder(), held=4)
+    wanted = [(r.chunk.id, r.score) for r in fresh.search(QUESTION, 9)]
+    used = ExternalIndex(retrieve, encoder=HashEncoder(), held=4)
+    for other in ("What is Otto?", "Who is Lloyd?"):
+        used.search(other, 9)
+    assert [(r.chunk.id, r.score) for r in used.search(QUESTION, 9)] == wanted
+    assert len(used._taken._held) == 4
+    assert len(wanted) == 9
+
+
+def test_it_brings_no_more_than_it_is_asked_for_and_may_bring_nothing():
+    many = [Document(id=str(n), chunks=[f"Pier {n}."]) for n in range(20)]
+    index = ExternalIndex(lambda query, k, filter: many, encoder=HashEncoder(), candidates=5)
+    assert len(index.search("Which pier?", 20)) == 5
+    nothing = ExternalIndex(lambda query, k, filter: [], encoder=HashEncoder())
+    assert nothing.recall("Which pier?") == []
+    assert not nothing.answer("Which pier?").found
+
+
+def test_broken_and_blank_texts_are_taken_as_they_can_be():
+    found = [Document(id="b", title="P\ud800r", chunks=["The pier\udfff is old."]), Document(id="c", chunks=["  "])]
+    index = ExternalIndex(lambda query, k, filter: found, encoder=HashEncoder())
+    (recall,) = index.search("How old is the pier?", 5)
+    assert recall.chunk.text == "The pier\ufffd is old."
+
+
+async def test_the_retriever_is_awaited_in_the_loop_that_asks():
+    loops, sync = set(), Narrow()
+
+    async def aretrieve(query, k, filter):
+        loops.add(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return Narrow()(query, k, filter)
+
+    index = ExternalIndex(sync, aretrieve=aretrieve, encoder=HashEncoder())
+    settings = RecallConfig(threshold=0.0)
+    answer = await index.aanswer(QUESTION, settings)
+    recalls = await index.arecall(QUESTION, 2, config=settings)
+    assert loops == {asyncio.get_running_loop()}
+    assert sync.asked == []
+    assert answer.text == index.answer(QUESTION, settings).text
+    assert {r.chunk.document_id for r in recalls} == {"lease", "policy"}
+    assert sync.asked
+
+
+def test_the_retrievers_error_is_the_callers():
+    def retrieve(query, k, filter):
+        raise ConnectionError("the store is away")
+
+    with pytest.raises(ConnectionError, match="away"):
+        ExternalIndex(retrieve, encoder=HashEncoder()).recall(QUESTION)
+
+
+@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"held": 0}, {"candidates": True}])
+def test_numbers_are_checked(wrong):
+    with pytest.raises(ValueError, match="at least 1"):
+        ExternalIndex(lambda query, k, filter: [], **wrong)
