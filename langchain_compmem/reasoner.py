@@ -8,7 +8,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackMa
 from langchain_core.embeddings import Embeddings
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, patch_config
+from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
@@ -69,7 +69,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     def from_retriever(
         cls,
         retriever: BaseRetriever | VectorStore,
-        chat_model: "Runnable[Any, Any] | None" = None,
+        chat_model: ChatModel | None = None,
         *,
         embeddings: Embeddings | None = None,
         candidates: int = CANDIDATES,

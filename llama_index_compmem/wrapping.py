@@ -43,7 +43,7 @@ def wrapped(
         raise ValueError(f"retriever must be a BaseRetriever of LlamaIndex, not {retriever!r}")
     encoder = as_encoder(embed_model)
     options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
-    wide: BaseRetriever = copy.copy(retriever)
+    wide: Any = copy.copy(retriever)
     if hasattr(wide, "similarity_top_k"):
         wide.similarity_top_k = candidates
 

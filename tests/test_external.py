@@ -27,8 +27,12 @@ class Counting(HashEncoder):
         return super().encode(texts)
 
 
+READ_ALL = RecallConfig(threshold=0.0, max_steps=4)
+FILLER = [Document(id=f"t{n}", title=f"Town {n}", chunks=[f"Town {n} has a church and a mill."]) for n in range(10)]
+
+
 class Narrow:
-    """A retriever that finds one document, by the name that is asked for last."""
+    """A retriever that finds one document, by the name that is asked for last, and others that say nothing."""
 
     def __init__(self):
         self.asked = []
@@ -37,13 +41,13 @@ class Narrow:
         self.asked.append((query, filter))
         place = {"lease": query.rfind("Acme"), "policy": query.rfind("Harbour Building")}
         best = max(place, key=place.get)
-        return [DOCUMENTS[best]] if place[best] >= 0 else [DOCUMENTS["zoo"]]
+        return [DOCUMENTS[best if place[best] >= 0 else "zoo"], *FILLER]
 
 
 def test_the_retriever_is_asked_again_with_what_was_found():
     retriever = Narrow()
     index = ExternalIndex(retriever, encoder=HashEncoder())
-    answer = index.answer(QUESTION, RecallConfig(threshold=0.0), filter={"any": "form"})
+    answer = index.answer(QUESTION, READ_ALL, filter={"any": "form"})
     assert {s.chunk.document_id for s in answer.sources} == {"lease", "policy"}
     assert "Lloyd" in answer.text
     asked = [query for query, _ in retriever.asked]
@@ -115,13 +119,13 @@ async def test_the_retriever_is_awaited_in_the_loop_that_asks():
         return Narrow()(query, k, filter)
 
     index = ExternalIndex(sync, aretrieve=aretrieve, encoder=HashEncoder())
-    settings = RecallConfig(threshold=0.0)
-    answer = await index.aanswer(QUESTION, settings)
-    recalls = await index.arecall(QUESTION, 2, config=settings)
+    answer = await index.aanswer(QUESTION, READ_ALL)
+    recalls = await index.arecall(QUESTION, 5, config=READ_ALL)
     assert loops == {asyncio.get_running_loop()}
     assert sync.asked == []
-    assert answer.text == index.answer(QUESTION, settings).text
-    assert {r.chunk.document_id for r in recalls} == {"lease", "policy"}
+    assert answer.text == index.answer(QUESTION, READ_ALL).text
+    assert "Lloyd" in answer.text
+    assert [r.chunk.id for r in recalls] == [r.chunk.id for r in index.recall(QUESTION, 5, config=READ_ALL)]
     assert sync.asked
 
 

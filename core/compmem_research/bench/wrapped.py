@@ -63,7 +63,7 @@ def measure(
         systems["own index"] = _measured(_loop(index, int), questions)
         for name in stores:
             retriever = opened.enter_context(_retriever(name, index))
-            external = CompMemRetriever.from_retriever(retriever, embed_model=index.encoder).memory
+            external = CompMemRetriever.from_retriever(retriever).memory
             plain = _plain(retriever)
             systems[f"{name}, plain"] = measured(f"{name}, plain", plain, index, questions)
             systems[f"{name}, wrapped"] = measured(f"{name}, wrapped", _wrapped, external, questions)
@@ -118,11 +118,13 @@ def _store(name: StoreName, folder: Path) -> BasePydanticVectorStore:
     if name == "lancedb":
         from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
-        return LanceDBVectorStore(uri=str(folder), table_name="passages")
+        lance: BasePydanticVectorStore = LanceDBVectorStore(uri=str(folder), table_name="passages")
+        return lance
     from llama_index.vector_stores.qdrant import QdrantVectorStore
     from qdrant_client import QdrantClient
 
-    return QdrantVectorStore("passages", client=QdrantClient(path=str(folder)))
+    qdrant: BasePydanticVectorStore = QdrantVectorStore("passages", client=QdrantClient(path=str(folder)))
+    return qdrant
 
 
 class _Embedding(BaseEmbedding):
