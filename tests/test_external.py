@@ -27,7 +27,7 @@ class Counting(HashEncoder):
         return super().encode(texts)
 
 
-READ_ALL = RecallConfig(threshold=0.0, max_steps=4)
+READ_ALL = RecallConfig(threshold=0.0, max_steps=None)
 FILLER = [Document(id=f"t{n}", title=f"Town {n}", chunks=[f"Town {n} has a church and a mill."]) for n in range(10)]
 
 

@@ -100,7 +100,9 @@ def names(nodes):
 
 def test_llama_index_retriever_and_engine(llama_index_of):
     plain = llama_index_of.as_retriever(similarity_top_k=2)
-    retriever = llama_index_compmem.CompMemRetriever.from_retriever(plain, 3, recall=LOOSE, use_async=False)
+    retriever = llama_index_compmem.CompMemRetriever.from_retriever(
+        plain, 3, recall=LOOSE, use_async=False, embed_model=HashEncoder()
+    )
     found = retriever.retrieve(QUESTION)
     assert set(names(found)) >= NEW
     assert plain.similarity_top_k == 2
@@ -110,7 +112,7 @@ def test_llama_index_retriever_and_engine(llama_index_of):
     for scored in found:
         assert scored.node.metadata == stored[scored.node.node_id].metadata
         assert scored.node.text == stored[scored.node.node_id].text
-    response = CompMemQueryEngine.from_retriever(plain, recall=LOOSE).query(QUESTION)
+    response = CompMemQueryEngine.from_retriever(plain, recall=LOOSE, embed_model=HashEncoder()).query(QUESTION)
     assert "Lloyd" in str(response)
     assert set(names(response.source_nodes)) >= NEW
 
@@ -118,7 +120,7 @@ def test_llama_index_retriever_and_engine(llama_index_of):
 def test_llama_index_filters_are_the_stores_own(llama_index_of):
     year = MetadataFilters(filters=[MetadataFilter(key="year", value=2024)])
     retriever = llama_index_compmem.CompMemRetriever.from_retriever(
-        llama_index_of.as_retriever(filters=year), 20, recall=LOOSE
+        llama_index_of.as_retriever(filters=year), 20, recall=LOOSE, embed_model=HashEncoder()
     )
     found = names(retriever.retrieve(QUESTION))
     assert set(found) >= NEW
@@ -129,23 +131,27 @@ def test_llama_index_filters_are_the_stores_own(llama_index_of):
 
 async def test_llama_index_in_an_event_loop(llama_index_of):
     plain = llama_index_of.as_retriever()
-    retriever = llama_index_compmem.CompMemRetriever.from_retriever(plain, 3, recall=LOOSE, use_async=False)
+    retriever = llama_index_compmem.CompMemRetriever.from_retriever(
+        plain, 3, recall=LOOSE, use_async=False, embed_model=HashEncoder()
+    )
     assert names(await retriever.aretrieve(QUESTION)) == names(retriever.retrieve(QUESTION))
 
 
 def test_langchain_store_retriever_and_reasoner(langchain_store):
     store, year = langchain_store
-    retriever = langchain_compmem.CompMemRetriever.from_retriever(store, k=20, recall_config=LOOSE)
+    retriever = langchain_compmem.CompMemRetriever.from_retriever(
+        store, k=20, recall_config=LOOSE, embeddings=LangChainEmbedding()
+    )
     unfiltered = [d.metadata["name"] for d in retriever.invoke(QUESTION)]
     found = [d.metadata["name"] for d in retriever.invoke(QUESTION, filter=year)]
     assert "draft" in unfiltered
     assert set(found) >= NEW
     assert "draft" not in found
     handed = langchain_compmem.CompMemRetriever.from_retriever(
-        store.as_retriever(search_kwargs={"filter": year}), k=20, recall_config=LOOSE
+        store.as_retriever(search_kwargs={"filter": year}), k=20, recall_config=LOOSE, embeddings=LangChainEmbedding()
     )
     assert [d.metadata["name"] for d in handed.invoke(QUESTION)] == found
-    reasoner = CompMemReasoner.from_retriever(store, recall_config=LOOSE, filter=year)
+    reasoner = CompMemReasoner.from_retriever(store, recall_config=LOOSE, embeddings=LangChainEmbedding(), filter=year)
     output = reasoner.invoke(QUESTION)
     assert "Lloyd" in output["answer"]
     assert {d.metadata["name"] for d in output["context"]} >= NEW
@@ -153,10 +159,12 @@ def test_langchain_store_retriever_and_reasoner(langchain_store):
 
 async def test_langchain_in_an_event_loop(langchain_store):
     store, year = langchain_store
-    retriever = langchain_compmem.CompMemRetriever.from_retriever(store, k=5, recall_config=LOOSE)
+    retriever = langchain_compmem.CompMemRetriever.from_retriever(
+        store, k=5, recall_config=LOOSE, embeddings=LangChainEmbedding()
+    )
     awaited = await retriever.ainvoke(QUESTION, filter=year)
     assert [d.id for d in awaited] == [d.id for d in retriever.invoke(QUESTION, filter=year)]
-    output = await CompMemReasoner.from_retriever(store, recall_config=LOOSE).ainvoke(
+    output = await CompMemReasoner.from_retriever(store, recall_config=LOOSE, embeddings=LangChainEmbedding()).ainvoke(
         {"question": QUESTION, "filter": year}
     )
     assert "Lloyd" in output["answer"]
@@ -173,7 +181,9 @@ class Fixed(BaseRetriever):
 
 def test_any_langchain_retriever_serves_but_no_filter_is_passed_over():
     document = LangChainDocument(page_content="Acme rents the pier.", metadata={"made": object()})
-    retriever = langchain_compmem.CompMemRetriever.from_retriever(Fixed(documents=[document]), recall_config=LOOSE)
+    retriever = langchain_compmem.CompMemRetriever.from_retriever(
+        Fixed(documents=[document]), recall_config=LOOSE, embeddings=LangChainEmbedding()
+    )
     assert [d.page_content for d in retriever.invoke("What does Acme rent?")] == ["Acme rents the pier."]
     with pytest.raises(ValueError, match="takes no filter"):
         retriever.invoke("What does Acme rent?", filter={"year": 2024})
@@ -186,4 +196,9 @@ def test_what_is_no_retriever_is_refused():
         langchain_compmem.CompMemRetriever.from_retriever("store")
     with pytest.raises(ValueError, match="must be a BaseRetriever"):
         CompMemQueryEngine.from_retriever("store")
-    assert CompMemReasoner.from_retriever(InMemoryVectorStore(LangChainEmbedding())).invoke(QUESTION)["context"] == []
+    assert (
+        CompMemReasoner.from_retriever(
+            InMemoryVectorStore(LangChainEmbedding()), embeddings=LangChainEmbedding()
+        ).invoke(QUESTION)["context"]
+        == []
+    )

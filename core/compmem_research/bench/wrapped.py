@@ -64,9 +64,8 @@ def measure(
         for name in stores:
             retriever = opened.enter_context(_retriever(name, index))
             external = CompMemRetriever.from_retriever(retriever).memory
-            plain = _plain(retriever)
-            systems[f"{name}, plain"] = measured(f"{name}, plain", plain, index, questions)
-            systems[f"{name}, wrapped"] = measured(f"{name}, wrapped", _wrapped, external, questions)
+            systems[f"{name}, plain"] = _measured(_plain(retriever), questions)
+            systems[f"{name}, wrapped"] = _measured(_loop(external, lambda node_id: UUID(node_id).int), questions)
             plain_seconds, seconds = (systems[f"{name}, {how}"]["seconds_per_question"] for how in ("plain", "wrapped"))
             systems[f"{name}, wrapped"]["added_seconds_per_question"] = round(seconds - plain_seconds, 4)
     return {"data": data.name, "questions": len(questions), "passages": len(task.passages), "systems": systems}
