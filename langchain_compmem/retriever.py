@@ -117,7 +117,12 @@ class CompMemRetriever(DocumentIndex):
         return cls(index=index, **fields)
 
     @property
-    def _own(self) -> "compmem.MemoryIndex":
+    def own(self) -> "compmem.MemoryIndex":
+        """The index, where it is one of CompMem's own.
+
+        Raises:
+            ValueError: The documents lie in another store.
+        """
         if not isinstance(self.index, compmem.MemoryIndex):
             raise ValueError("documents are added, deleted and looked up in the store that was wrapped, not here")
         return self.index
@@ -140,9 +145,9 @@ class CompMemRetriever(DocumentIndex):
         changed = [
             to_core(item, split=self.split, metadata_keys=self.metadata_keys)
             for item in kept
-            if not is_stored(self._own, item)
+            if not is_stored(self.own, item)
         ]
-        self._own.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
+        self.own.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
@@ -155,7 +160,7 @@ class CompMemRetriever(DocumentIndex):
         refuse("delete", kwargs)
         if ids is None:
             raise ValueError("delete needs ids=, the documents to forget")
-        return DeleteResponse(num_deleted=self._own.delete(ids), num_failed=0, failed=[])
+        return DeleteResponse(num_deleted=self.own.delete(ids), num_failed=0, failed=[])
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
         """The documents of these ids, whole, in that order, without those that are unknown.
@@ -164,7 +169,7 @@ class CompMemRetriever(DocumentIndex):
             TypeError: An argument is unknown.
         """
         refuse("get", kwargs)
-        found = (self._own.get(document_id) for document_id in dict.fromkeys(ids))
+        found = (self.own.get(document_id) for document_id in dict.fromkeys(ids))
         return [from_core(document) for document in found if document is not None]
 
     def recall(

@@ -68,7 +68,7 @@ class CompMemVectorStore(VectorStore):
             ValueError: The folder holds something already, or both `embedding` and `config` are given.
         """
         empty = CompMemRetriever.from_documents([], embeddings=embedding, path=path, config=config)
-        made = cls(empty.index, **fields)
+        made = cls(empty.own, **fields)
         made.add_texts(texts, metadatas, ids=ids)
         return made
 
@@ -127,8 +127,8 @@ class CompMemVectorStore(VectorStore):
         Raises:
             TypeError: An argument is unknown.
         """
-        index = self.memory.index
-        self.memory.delete([info.id for info in index.documents()] if ids is None else ids, **kwargs)
+        everything = [info.id for info in self.memory.own.documents()] if ids is None else ids
+        self.memory.delete(everything, **kwargs)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:

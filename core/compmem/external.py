@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from compmem.asking import Asking, checked_question
 from compmem.chunking import split
-from compmem.config import DEFAULT_ENCODER, IndexConfig, RecallConfig
+from compmem.config import IndexConfig, RecallConfig
 from compmem.locks import Lock
 from compmem.models import Models
+from compmem.naming import DEFAULT_ENCODER
 from compmem.question import QuestionBench, Seen
 from compmem.retrieved import RetrievedStage
 from compmem.roles import suited
@@ -139,6 +140,7 @@ class ExternalIndex(Asking):
                 dense=stage,
                 gate=self.gate,
                 seen=self._seen,
+                open_ended=True,
             )
         finally:
             words.close()
@@ -152,7 +154,8 @@ class ExternalIndex(Asking):
         return await asyncio.gather(*(retrieve(text, self._candidates, filter) for text in texts))
 
     def _cut(self, document: Document) -> list[Chunk]:
-        return split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
+        pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
+        return list(pieces)
 
 
 Pieces = tuple[tuple[int, Chunk], ...]

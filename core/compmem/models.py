@@ -221,7 +221,7 @@ class Models:
 
     def _check_name(self, part: str, name: object) -> None:
         """Refuse a name read from the index that stands for another folder in each working folder."""
-        if isinstance(name, str) and not is_plain(name):
+        if self._store is not None and isinstance(name, str) and not is_plain(name):
             raise IncompatibleStoreError(
                 f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "
                 f"this machine: open the index with {part}={name!r} if that folder is meant"

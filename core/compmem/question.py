@@ -62,6 +62,8 @@ class QuestionBench:
     """KV blocks on the device; None for dense memory."""
     seen: "Seen" = field(default_factory=lambda: Seen())
     """Blocks that were read and taken apart lately, for this or an earlier question."""
+    open_ended: bool = False
+    """Whether a later look may see blocks of which the first one knows nothing."""
     first_look: FirstLook | None = None
     """What the dense gate made of the first candidates; None before, or where another gate serves."""
     _first: dict[int, float] = field(default_factory=dict)
@@ -123,7 +125,9 @@ class QuestionBench:
     @property
     def looks_again(self) -> bool:
         """Whether first stage and gate are to be asked again with each new working memory."""
-        return self.first_look is None or self.gate is None or self.first_look.more >= self.gate.more_threshold
+        if self.open_ended or self.first_look is None or self.gate is None:
+            return True
+        return self.first_look.more >= self.gate.more_threshold
 
     @property
     def answerable(self) -> bool:
