@@ -84,7 +84,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             retriever: What brings documents.
             chat_model: Reads, keeps the notes and writes the answer. None: answers are quotations.
             embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Documents that it is asked for at once, where it takes a number.
+            candidates: Documents that it is asked for by a question, where it takes a number.
             metadata_keys: Metadata that questions may ask by, such as `author`.
             **fields: Other fields of the reasoner, such as `recall_config`.
 

@@ -106,7 +106,7 @@ class CompMemRetriever(DocumentIndex):
         Args:
             retriever: What brings documents.
             embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Documents that it is asked for at once, where it takes a number.
+            candidates: Documents that it is asked for by a question, where it takes a number.
             **fields: Fields of the retriever, such as `k` and `metadata_keys`.
 
         Raises:

@@ -13,7 +13,7 @@ import compmem
 from langchain_compmem.documents import EmbeddingsEncoder, to_core
 
 CANDIDATES = 50
-"""Documents that a vector store is asked for at once."""
+"""Documents that a vector store is asked for by a question."""
 
 
 def wrapped(
@@ -28,7 +28,7 @@ def wrapped(
     Args:
         retriever: What brings documents.
         embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-        candidates: Documents that it is asked for at once; a retriever that takes no number brings as many as it does.
+        candidates: Documents that it is asked for by a question; one that takes no number brings what it does.
         metadata_keys: Metadata that questions may ask by, such as `author`.
 
     Raises:

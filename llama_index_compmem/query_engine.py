@@ -119,7 +119,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
             llm: Reads and writes. None: the answer is quoted from the nodes.
             embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Nodes that it is asked for at once, where it has a `similarity_top_k`.
+            candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
             use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
                 it, for stores without an async client.
             **options: Other arguments of the engine.

@@ -87,7 +87,7 @@ class CompMemRetriever(BaseRetriever):
             retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
             similarity_top_k: How many nodes come back.
             embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Nodes that it is asked for at once, where it has a `similarity_top_k`.
+            candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
             use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
                 it, for stores without an async client.
             **options: Other arguments of the retriever.

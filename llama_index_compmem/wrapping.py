@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compmem import ExternalIndex
 
 CANDIDATES = 50
-"""Nodes that a retriever is asked for at once."""
+"""Nodes that a retriever is asked for by a question."""
 
 
 def wrapped(
@@ -32,7 +32,7 @@ def wrapped(
     Args:
         retriever: What brings nodes, with its own filters and mode.
         embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-        candidates: Nodes that it is asked for at once, where it has a `similarity_top_k`.
+        candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
         use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks it,
             for stores without an async client.
 
@@ -43,17 +43,20 @@ def wrapped(
         raise ValueError(f"retriever must be a BaseRetriever of LlamaIndex, not {retriever!r}")
     encoder = as_encoder(embed_model)
     options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
-    wide: Any = copy.copy(retriever)
-    if hasattr(wide, "similarity_top_k"):
-        wide.similarity_top_k = candidates
+
+    def bringing(k: int) -> BaseRetriever:
+        sized: Any = copy.copy(retriever)
+        if hasattr(sized, "similarity_top_k"):
+            sized.similarity_top_k = k
+        return cast("BaseRetriever", sized)
 
     def retrieve(query: str, k: int, filter: Any) -> list[Document]:
         _refuse(filter)
-        return _documents(wide.retrieve(query))
+        return _documents(bringing(k).retrieve(query))
 
     async def aretrieve(query: str, k: int, filter: Any) -> list[Document]:
         _refuse(filter)
-        return _documents(await wide.aretrieve(query))
+        return _documents(await bringing(k).aretrieve(query))
 
     own_async = type(retriever)._aretrieve is not BaseRetriever._aretrieve
     awaited = aretrieve if use_async and own_async else None

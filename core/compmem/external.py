@@ -5,7 +5,7 @@ import copy
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
@@ -57,7 +57,7 @@ class ExternalIndex(Asking):
         retrieve: Brings documents for a text.
         aretrieve: The same, awaited in the event loop where the index is asked in one. None: `retrieve` in a thread.
         encoder: What encodes sentences; it need not be the model of the store.
-        candidates: Documents that the retriever is asked for at once.
+        candidates: Documents that the retriever is asked for by a question; by what is found then, fewer.
         chunk_tokens: Most tokens of a chunk, where a document comes as text and not in chunks.
         held: Blocks that are kept between questions.
         device: Torch device of the encoder. None: CUDA where there is one, else the CPU.
@@ -112,11 +112,11 @@ class ExternalIndex(Asking):
         brought = _Brought(self._taken, self._models.compress)
         words = TransientWords()
 
-        def ask(texts: Sequence[str]) -> list[list[int]]:
+        def ask(texts: Mapping[str, int]) -> list[list[int]]:
             rankings = []
-            for documents in self._ask(texts, filter):
+            for k, documents in zip(texts.values(), self._ask(texts, filter), strict=True):
                 ranking: list[int] = []
-                for document in documents[: self._candidates]:
+                for document in documents[:k]:
                     pieces, new = brought.add(document)
                     for number, chunk in pieces:
                         ranking.append(number)
@@ -129,7 +129,7 @@ class ExternalIndex(Asking):
         try:
             stage = RetrievedStage(
                 viewer=viewer, lexicon=words, dense=None, admitted=None, per_signal=config.first_stage,
-                links=config.links, ask=ask,
+                links=config.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             stage.retrieve("")
             yield QuestionBench(
@@ -145,13 +145,13 @@ class ExternalIndex(Asking):
         finally:
             words.close()
 
-    def _ask(self, texts: Sequence[str], filter: Any) -> list[Sequence[Document]]:
+    def _ask(self, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
         if self._loop is None or self._aretrieve is None:
-            return [self._retrieve(text, self._candidates, filter) for text in texts]
+            return [self._retrieve(text, k, filter) for text, k in texts.items()]
         return asyncio.run_coroutine_threadsafe(self._aask(self._aretrieve, texts, filter), self._loop).result()
 
-    async def _aask(self, retrieve: ARetrieve, texts: Sequence[str], filter: Any) -> list[Sequence[Document]]:
-        return await asyncio.gather(*(retrieve(text, self._candidates, filter) for text in texts))
+    async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
+        return await asyncio.gather(*(retrieve(text, k, filter) for text, k in texts.items()))
 
     def _cut(self, document: Document) -> list[Chunk]:
         pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)

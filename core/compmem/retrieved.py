@@ -5,7 +5,7 @@ together, the line's names with what is still missing of the question, and each 
 names known, by what the question has brought so far.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compmem.candidates import JOINT_LINES, RANKED, FirstStage
@@ -15,11 +15,12 @@ from compmem.view import View
 MOST_NAMES = 4
 """Names in a question or a line that are asked for."""
 
-PER_RANKING = 10
-"""Blocks proposed of the ranking for one name."""
+PER_NAME = 10
+"""Documents that are asked for by a name, at most."""
 
-Ask = Callable[[Sequence[str]], list[list[int]]]
-"""Asks the retriever each text and adds what it brings to the lexicon: the numbers of the blocks, best first."""
+Ask = Callable[[Mapping[str, int]], list[list[int]]]
+"""Asks the retriever each text, for so many documents, and adds what it brings to the lexicon: the numbers of the
+blocks, best first."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class RetrievedStage(FirstStage):
     """Proposes what a retriever brings, and of all that it has brought what words and links point to."""
 
     ask: Ask
+    depth: int
+    """Documents that are asked for by the question; for question and line together, half of them."""
     _rankings: dict[str, list[int]] = field(default_factory=dict)
     """What the retriever brought for each text; none is asked twice."""
     _joint: list[str] = field(default_factory=list)
@@ -43,7 +46,9 @@ class RetrievedStage(FirstStage):
         lines = [line for line in memory.split("\n") if line.strip()][-JOINT_LINES:]
         self._joint = [question, *(f"{question} {line}" for line in lines)]
         self._narrow = _narrow(question, lines, terms(memory))
-        new = [text for text in dict.fromkeys([*self._joint, *self._narrow]) if text not in self._rankings]
+        wanted = {question: self.depth, **dict.fromkeys(self._joint[1:], max(self.depth // 2, 1))}
+        wanted = {**wanted, **{text: min(PER_NAME, self.depth) for text in self._narrow if text not in wanted}}
+        new = {text: k for text, k in wanted.items() if text not in self._rankings}
         if not new:
             return
         before = len(self.lexicon)
@@ -63,7 +68,7 @@ class RetrievedStage(FirstStage):
         return [
             first[: self.per_signal],
             *(found[: self.per_signal // 2] for found in joint),
-            *(found[:PER_RANKING] for found in narrow),
+            *(found[:PER_NAME] for found in narrow),
         ]
 
 
