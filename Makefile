@@ -8,7 +8,7 @@ ifneq ($(LYCHEE_REFERENCE_DIR),)
 export LYCHEE_REFERENCE_DIR
 endif
 
-.PHONY: demo test test-slow test-gpu lint format bench bench-gpu install clean
+.PHONY: demo test test-slow test-gpu lint docs format bench bench-gpu install clean
 
 demo: $(STAMP)  ## index the Python standard library's documentation and answer multi-hop questions from it
 	$(BIN)/compmem demo
@@ -23,11 +23,15 @@ test-gpu:  ## the engine's tests on a CUDA device; needs no install but pytest
 	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
 		tests/test_backbone.py
 
-lint: $(STAMP)  ## style, types, floors
+docs: $(STAMP)  ## the documentation as a site in .site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+lint: $(STAMP)  ## style, types, imports between layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,14 @@
-"""What the README shows is what happens."""
+"""What the README and the docs show is what happens. Their code is run by `conftest.py` of the root."""
 
+import json
 import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_first_example_prints_what_it_says(capsys):
@@ -15,12 +20,34 @@ def test_the_first_example_prints_what_it_says(capsys):
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
-def test_its_first_screen_is_the_two_commands():
-    head = README.read_text("utf-8").splitlines()[:12]
-    assert any(line.startswith("make demo") for line in head)
-    assert any(line.startswith("make test") for line in head)
+def test_the_first_screen_says_what_it_is_and_shows_a_gain():
+    head = README.read_text("utf-8").splitlines()[:30]
+    assert any("questions that need several facts" in line for line in head)
+    assert any("plots/recall.png" in line for line in head)
+    assert any(line == "```python" for line in head)
 
 
-def test_its_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8")):
-        assert (README.parent / target).exists(), target
+def test_the_make_commands_that_pages_show_are_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    pages = "\n".join(page.read_text("utf-8") for page in PAGES)
+    code = "\n".join(re.findall(r"```sh\n.*?```|`make .*?`", pages, re.DOTALL))
+    shown = {target for words in re.findall(r"make ((?:[a-z-]+ ?)+)", code) for target in words.split()}
+    assert {"demo", "test"} <= shown <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    text = README.read_text("utf-8")
+    for name in ("2wiki", "hotpotqa", "musique"):
+        systems = json.loads((ROOT / "core" / "results" / f"recall_{name}.json").read_text())["systems"]
+        for row in systems.values():
+            assert f"{row['recall@2']:.1f} / {row['recall@5']:.1f}" in text
+    for entry in json.loads((ROOT / "core" / "results" / "domains.json").read_text())["sets"]:
+        if entry["style"] == "as asked":
+            for row in entry["systems"].values():
+                assert f"{row['recall@5']:.1f} / {row['ndcg@10']:.1f}" in text, entry["set"]

@@ -188,10 +188,11 @@ def convert(
 @app.command()
 def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
     """Writes the page of results and its plots from the files that the measurements wrote."""
-    from compmem_research.bench.plots import draw
+    from compmem_research.bench.plots import draw, draw_recall
     from compmem_research.bench.quality_report import results as runs
     from compmem_research.bench.report import report as page
 
+    draw_recall(results, results / "plots" / "recall.png")
     plots = draw(runs(results), results / "plots")
     (results / "README.md").write_text(page(results, plots), encoding="utf-8")
 

@@ -1,5 +1,6 @@
-"""Plots of the runs, made from their folders: what is measured against the length of the context."""
+"""Plots of the results: scores against the length of the context, and passages found by each system."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,42 @@ def draw(found: Sequence[Result], folder: Path) -> list[Path]:
                        "processor seconds of a warm answer", log=True),
             ]  # fmt: skip
     return written
+
+
+def draw_recall(results: Path, file: Path) -> list[Path]:
+    """Writes a plot of recall@5 by plain retrieval, the gate and the loop on each multi-hop set; its file, if any.
+
+    Args:
+        results: The folder with the `recall_*.json` files of `compmem bench recall`.
+        file: The plot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    runs = [json.loads(path.read_text()) for path in sorted(results.glob("recall_*.json"))]
+    if not runs:
+        return []
+    figure, axes = _axes("", "needed passages among the first five, %")
+    systems = list(runs[0]["systems"])
+    greys = ["#c9d1d9", "#aab4bf", "#8b97a5", "#7fb2e5", "#2b6cb0"]
+    height = 0.8 / len(systems)
+    for number, (system, colour) in enumerate(zip(systems, greys, strict=False)):
+        shares = [run["systems"][system]["recall@5"] for run in runs]
+        places = [place + number * height for place in range(len(runs))]
+        axes.barh(places, shares, height * 0.92, color=colour, label=SHOWN.get(system, system))
+        for place, share in zip(places, shares, strict=True):
+            axes.text(share + 0.8, place, f"{share:.1f}", va="center", fontsize=7)
+    titles = [TITLES.get(run["data"].split("_")[0], run["data"]) for run in runs]
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(runs))], titles)
+    axes.set_xlim(0, 105)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return [_save(figure, axes, file)]
+
+
+SHOWN = {"bm25": "BM25", "fused": "dense and BM25 fused", "one-shot gate": "gate, one look", "loop": "CompMem (loop)"}
+TITLES = {"2wikimultihopqa": "2WikiMultihopQA", "hotpotqa": "HotpotQA", "musique": "MuSiQue"}
+"""Names of systems and of data sets, by the first word of their file, as the plot shows them."""
 
 
 def _points(result: Result, figure: str) -> dict[str, Points]:
