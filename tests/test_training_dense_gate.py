@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from random import Random
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from compmem import models
 from compmem.gate import FEATURES, FIRST_FEATURES, GateHead, Network
 from compmem.ranking import Standing
 from compmem.schema import Document
@@ -19,8 +21,8 @@ from compmem_research.training.dense_gate.collection import Collection, Query, a
 from compmem_research.training.dense_gate.fitting import fit_first, fit_gate
 from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
 from compmem_research.training.dense_gate.networks import list_loss, weights_of
-from compmem_research.training.dense_gate.pages import docstrings, sections, topics
-from compmem_research.training.dense_gate.sets import joined, reports, single
+from compmem_research.training.dense_gate.pages import bodies, docstrings, sections, topics
+from compmem_research.training.dense_gate.sets import abstracts_in_parts, abstracts_titled, joined, reports, single
 from compmem_research.training.dense_gate.sources import Source, sources
 from compmem_research.training.dense_gate.states import State, gather
 from compmem_research.training.dense_gate.styles import restyle
@@ -114,7 +116,7 @@ def test_a_list_loses_by_what_its_best_windows_say():
     torch.testing.assert_close(list_loss(logits, blocks, relevant, of, weights, 0.125), expected)
 
 
-def test_groups_count_as_the_square_root_of_their_size():
+def test_parts_count_as_the_square_root_of_their_size():
     weights = weights_of(["a"] * 4 + ["b"])
     assert sum(weights[:4]) == pytest.approx(2)
     assert weights[4] == pytest.approx(1)
@@ -376,6 +378,63 @@ def test_collections_ask_of_texts_that_are_there(tmp_path):
     assert not list(single(single_file, "absent", 10, 6))
     [topical] = topics(pages_file, 0, 16, 12)
     assert len(topical.documents) == 48
+
+
+def test_topical_requests_say_it_in_other_words_than_the_passages(tmp_path):
+    lead = "A valley is a long hollow between hills where water gathers on its way down to lakes, far from the sea."
+    body = "Farmers keep sheep and goats on the slopes, and in winter they bring them into barns near houses. " * 3
+    text = "\n".join((lead, "History.", f"Early years. {body}", body, "Economy and trade.", f"Markets. {body}"))
+    pages_file = write(tmp_path / "pages.jsonl", *({"title": n, "text": f"{n}\n{text}"} for n in NAMES))
+    abstract_file = write(tmp_path / "abstracts.jsonl", *(
+        {"id": n, "question": f"Does {n} help?", "answer": f"Our study found that {n} helps all of the patients. So.",
+         "paragraphs": [{"title": "", "sentences": [f"{n} was given on day {i}." for i in range(9)], "supporting": []}]}
+        for n in NAMES
+    ))  # fmt: skip
+    [plain], [titled] = (list(bodies(pages_file, 0, 16, 99, titled=titled)) for titled in (False, True))
+    assert {d.title for d in plain.documents} == {""}
+    assert {d.title for d in titled.documents} == {"History", "Economy and trade"}
+    assert not any(lead in c.text for d in plain.documents for c in d.chunks)
+    relevant = Counter((q.part, sum(any(map(q.relevant, placed(d))) for d in plain.documents)) for q in plain.queries)
+    assert {(part, count) for part, count in relevant} == {("", 3), ("bodies_headed", 1), ("bodies_headed", 2)}
+    [parts] = abstracts_in_parts(abstract_file, 10)
+    assert {sum(any(map(q.relevant, placed(d))) for d in parts.documents) for q in parts.queries} == {3}
+    [under] = abstracts_titled(abstract_file, 10)
+    assert {d.title for d in under.documents} == {f"Does {n} help?" for n in NAMES}
+    assert all("found that" in q.text and not q.text.endswith("So.") for q in under.queries)
+
+
+def placed(document):
+    return [dataclasses.replace(c, document_id=document.id) for c in document.chunks]
+
+
+def test_every_index_of_a_source_is_encoded_alike_by_an_encoder_loaded_once(monkeypatch):
+    loaded = []
+
+    def load_encoder(name, **settings):
+        loaded.append(name)
+        return wrapped(HashEncoder(), **settings)
+
+    wrapped = models.load_encoder
+    monkeypatch.setattr(models, "load_encoder", load_encoder)
+    text = "Bel rents a house. It is red."
+
+    def collections():
+        for _ in range(3):
+            yield Collection(documents=passages([("", text)]), queries=[Query(text="a house", relevant=among({0}))])
+
+    looks = [a.look.own for a in gather(Source("same", "same", collections), None, 1)]
+    assert len(loaded) == 1
+    assert len(looks) == 3
+    assert all(np.array_equal(look, looks[0]) for look in looks)
+
+
+def test_what_plain_search_says_is_added_to_what_is_learned(asked, tmp_path):
+    settings = DenseGateTraining(out=tmp_path, **TINY)
+    alone, both = (fit_first(dataclasses.replace(settings, plain=plain), asked, heads=1) for plain in (0.0, 2.0))
+    first = asked[0].look.first
+    above = sum(first[:, FIRST_FEATURES.index(f"{signal}_standard")] for signal in ("question_chunk", "bm25"))
+    added = (both(torch.from_numpy(first)) - alone(torch.from_numpy(first))).detach().numpy().squeeze(-1)
+    assert np.allclose(added, 2 * 3 * above / 2, atol=1e-4)
 
 
 def test_sources_are_those_of_the_files_given(tmp_path):

@@ -40,15 +40,21 @@ _LEAST_SCALE: Final = 0.05
 
 
 class Network(nn.Module):
-    """Features `[rows, size]` -> logits `[rows, outputs]`, the mean of `heads` networks of two hidden layers."""
+    """Features `[rows, size]` -> logits `[rows, outputs]`: the mean of `heads` networks of two hidden layers.
+
+    Attributes:
+        direct: Weights with which features are added to that mean as they are, `[size, outputs]`. Not trained.
+    """
 
     mean: Tensor
     scale: Tensor
+    direct: Tensor
 
     def __init__(self, size: int, hidden: int, outputs: int = 1, heads: int = 1) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+        self.register_buffer("direct", torch.zeros(size, outputs))
         self.one = nn.Parameter(_normal(heads, size, hidden))
         self.one_bias = nn.Parameter(torch.zeros(heads, 1, hidden))
         self.two = nn.Parameter(_normal(heads, hidden, hidden // 2))
@@ -63,10 +69,10 @@ class Network(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Uncalibrated logits `[rows, outputs]`."""
-        return self.each(features).mean(0)
+        return self.each(features).mean(0) + features @ self.direct
 
     def each(self, features: Tensor) -> Tensor:
-        """The logits of each of the networks, `[heads, rows, outputs]`."""
+        """The logits of each of the networks, without what is added, `[heads, rows, outputs]`."""
         x = ((features - self.mean) / self.scale).clamp(-_WIDEST, _WIDEST)
         hidden = nn.functional.gelu(x @ self.one + self.one_bias)
         hidden = nn.functional.gelu(hidden @ self.two + self.two_bias)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from compmem.gate import GateHead, Network, later_features, question_features
+from compmem.gate import FIRST_FEATURES, GateHead, Network, later_features, question_features
 from compmem.schema import Vectors
 from compmem_research.training.dense_gate.networks import Judged, Ranked, block_logits, fit_judged, fit_lists
 from compmem_research.training.dense_gate.settings import DenseGateTraining
@@ -26,7 +26,11 @@ _FEW, _FEW_ANSWERED = 0.2, 0.8
 _FEW_JUDGED = 0.3
 _WEAKENED_FROM = 9
 """Blocks from which a list can have a weak search."""
-_LATER_EPOCHS = 0.75
+_LATER_EPOCHS = 1.25
+_PLAIN = ("question_chunk_standard", "bm25_standard")
+"""How far a block stands above the list by vectors and by words."""
+_DEVIATION = 3.0
+"""These features are in thirds of a standard deviation."""
 _READ = 5
 """Blocks of the first look that are read anyhow: what is relevant beyond them is missed without more looks."""
 
@@ -61,7 +65,7 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[Asked]) -> tuple[GateH
     calibration = [_platt(held.first)]
     enough = _enough(settings.threshold, calibration[0])
 
-    later = [[(_later(s, a.look, said[id(a)]), s, a.source.group) for a in half for s in a.later] for half in halves]
+    later = [[(_later(s, a.look, said[id(a)]), s, a.part) for a in half for s in a.later] for half in halves]
     judged = [_judged(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
     for n in (0, 1):
         network = _fit_later(settings, later[1 - n], heads=1)
@@ -80,7 +84,11 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[Asked]) -> tuple[GateH
 
 
 def fit_first(settings: DenseGateTraining, asked: Sequence[Asked], heads: int) -> Network:
-    """The network of the first look, fitted to first looks and to changed ones."""
+    """The network of the first look, fitted to first looks and to changed ones.
+
+    What plain search says is added after the training: on kinds of documents that it has not seen, a network departs
+    from plain search too boldly.
+    """
     rng = np.random.default_rng(settings.seed)
     lists: list[tuple[State, str]] = []
     for a in asked:
@@ -91,13 +99,16 @@ def fit_first(settings: DenseGateTraining, asked: Sequence[Asked], heads: int) -
             shown.append(of_few(a.look, rng, answered=rng.random() < _FEW_ANSWERED))
         if rng.random() < settings.weakened and len(a.look.blocks) >= _WEAKENED_FROM:
             shown.append(weakened(a.look, rng))
-        lists += [(look, a.source.group) for look in shown if look is not None]
-    ranked = [Ranked(look.first, look.rows, look.relevant, group) for look, group in lists]
-    return fit_lists(settings, ranked, settings.epochs, heads)
+        lists += [(look, a.part) for look in shown if look is not None]
+    ranked = [Ranked(look.first, look.rows, look.relevant, part) for look, part in lists]
+    network = fit_lists(settings, ranked, settings.epochs, heads)
+    for signal in _PLAIN:
+        network.direct[FIRST_FEATURES.index(signal)] = settings.plain * _DEVIATION / len(_PLAIN)
+    return network
 
 
 def _fit_later(settings: DenseGateTraining, later: Sequence[tuple[Vectors, State, str]], heads: int) -> Network:
-    ranked = [Ranked(features, state.rows, state.relevant, group) for features, state, group in later]
+    ranked = [Ranked(features, state.rows, state.relevant, part) for features, state, part in later]
     return fit_lists(settings, ranked, max(round(_LATER_EPOCHS * settings.epochs), 1), heads)
 
 
@@ -123,12 +134,11 @@ def _judged(settings: DenseGateTraining, asked: Sequence[Asked], first: Network,
     found: list[Judged] = []
     for a in asked:
         features, logits = _seen(first, a.look)
-        group = a.source.group
         more = float(a.chained and _misses(a.look, logits, len(a.relevant), enough))
-        found.append(Judged(features, more, float(bool(a.relevant)), group, plain=True))
+        found.append(Judged(features, more, float(bool(a.relevant)), a.part, plain=True))
         unanswered = without_relevant(a.look)
         if unanswered is not None:
-            found.append(Judged(_seen(first, unanswered)[0], -1.0, 0.0, group, plain=False))
+            found.append(Judged(_seen(first, unanswered)[0], -1.0, 0.0, a.part, plain=False))
         if rng.random() < _FEW_JUDGED:
             for answered in (True, False):
                 few = of_few(a.look, rng, answered=answered)
@@ -136,7 +146,7 @@ def _judged(settings: DenseGateTraining, asked: Sequence[Asked], first: Network,
                     features, logits = _seen(first, few)
                     held = int(few.relevant.sum())
                     more = float(a.chained and _misses(few, logits, held, enough)) if answered else -1.0
-                    found.append(Judged(features, more, float(held > 0), group, plain=False))
+                    found.append(Judged(features, more, float(held > 0), a.part, plain=False))
     return found
 
 

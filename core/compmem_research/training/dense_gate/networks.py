@@ -31,8 +31,8 @@ class Ranked:
     """The block of each window, from 0, rising, `[windows]`."""
     relevant: Labels
     """`[blocks]`."""
-    group: str
-    """Lists of a group count the less each the more there are."""
+    part: str
+    """Lists of a part of a source count the less each the more there are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class Judged:
     """1 where later looks find what this one misses, 0 where they need not; -1 where nobody knows."""
     found: float
     """1 where anything answers, else 0."""
-    group: str
+    part: str
     plain: bool
     """The look is one that the loop had, not one changed for training."""
 
@@ -59,7 +59,7 @@ def fit_lists(settings: DenseGateTraining, lists: Sequence[Ranked], epochs: int,
     network.fit_scale(every)
     ends = np.cumsum([len(item.rows) for item in lists])
     starts = ends - [len(item.rows) for item in lists]
-    weights = torch.tensor(weights_of([item.group for item in lists]))
+    weights = torch.tensor(weights_of([item.part for item in lists]))
     batches = -(-len(lists) // settings.batch)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -116,7 +116,7 @@ def fit_judged(settings: DenseGateTraining, judged: Sequence[Judged], heads: int
     network = Network(features.shape[1], settings.hidden // 2, outputs=2, heads=heads)
     network.fit_scale(features)
     targets = torch.tensor([[j.more, j.found] for j in judged])
-    weights = torch.tensor(weights_of([j.group for j in judged]))[:, None]
+    weights = torch.tensor(weights_of([j.part for j in judged]))[:, None]
     batches = -(-len(judged) // _QUESTION_BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=_QUESTION_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -140,7 +140,7 @@ def block_logits(network: Network, features: Vectors, rows: NDArray[np.int64]) -
     return best_windows(network(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
 
 
-def weights_of(groups: Sequence[str]) -> list[float]:
-    """A weight for each of these, so that a group counts as the square root of its size."""
-    counts = Counter(groups)
-    return [counts[g] ** -0.5 for g in groups]
+def weights_of(parts: Sequence[str]) -> list[float]:
+    """A weight for each of these, so that a part counts as the square root of its size."""
+    counts = Counter(parts)
+    return [counts[p] ** -0.5 for p in parts]

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -23,6 +23,13 @@ _TOPICS = (
 _REQUESTS = (
     "{}", "{}", "which studies have been made of {}", "describe {}", "facts about {}", "what effects do {} have .",
 )  # fmt: skip
+_HEADED = (
+    "{heading} of {title}", "{title}: {heading}", "{title} {heading}", "what is known of {heading} in {title}",
+    "{heading} {title}",
+)  # fmt: skip
+_PLAIN_HEADINGS = frozenset(("see also", "notes", "references", "external links", "sources", "gallery", "overview"))
+_BODY = 8
+"""Most paragraphs of one page."""
 _TASKS = ("How can I {}", "{}", "a function to {}", "which function will {}")
 
 MODULES = (
@@ -106,6 +113,70 @@ def topics(file: Path, start: int, count: int, most: int) -> Iterator[Collection
             queries.append(Query(text=request, relevant=among(relevant)))
     rng.shuffle(queries)
     yield Collection(documents=passages(texts), queries=queries[:most])
+
+
+def bodies(file: Path, start: int, count: int, most: int, *, titled: bool) -> Iterator[Collection]:
+    """Paragraphs of pages without their first ones; requests by people's own words for what pages are about.
+
+    A request is made of a page's first paragraph, and its other paragraphs are relevant, or it is a heading with the
+    page's title, and the paragraphs under that heading are. Unlike words drawn from the passages, such a request says
+    the same thing in other words. A passage's title says its subject: the heading over it.
+    """
+    part = "bodies_titled" if titled else "bodies"
+    rng = Random(part)
+    texts: list[tuple[str, str]] = []
+    queries = []
+    for title, paragraphs in _pages(file, start, count):
+        held = [(heading, p) for heading, p in _headed(paragraphs[1:]) if 250 < len(p) < 2500][:_BODY]
+        if len(held) < 2:
+            continue
+        first = len(texts)
+        texts += [(heading if titled else "", p) for heading, p in held]
+        summary = _described(paragraphs[0], rng)
+        if summary:
+            queries.append(Query(text=summary, relevant=among(range(first, len(texts)))))
+        headings = sorted({h for h, _ in held if h and h.lower() not in _PLAIN_HEADINGS})
+        if headings:
+            chosen = rng.choice(headings)
+            request = rng.choice(_HEADED).format(heading=chosen, title=re.sub(r" \(.*\)", "", title))
+            under = {first + n for n, (heading, _) in enumerate(held) if heading == chosen}
+            queries.append(Query(text=_loose(request, rng), relevant=among(under), part=f"{part}_headed"))
+    rng.shuffle(queries)
+    yield Collection(documents=passages(texts), queries=queries[:most], restyled=0.2)
+
+
+def _headed(paragraphs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each paragraph with the heading over it, which is a line of few words that ends in a full stop."""
+    heading = ""
+    for paragraph in paragraphs:
+        if len(paragraph) < 60 and paragraph.endswith(".") and len(paragraph.split()) < 8:
+            heading = paragraph[:-1]
+        else:
+            yield heading, paragraph
+
+
+def _described(paragraph: str, rng: Random) -> str:
+    """A request that says what a page says of itself, most often without names; empty where that is too little."""
+    said = [s for s in re.split(r"(?<=[.!?])\s+", paragraph) if 50 < len(s) < 300][:4]
+    if not said:
+        return ""
+    at = rng.randrange(len(said))
+    text = " ".join(said[at : at + rng.choice((1, 1, 2))])
+    if rng.random() < 0.7:
+        text = re.sub(r"\([^)]*\)|\b[A-Z][\w'-]*|\S*\d\S*", " ", text)
+    text = re.sub(r"[^\w\s,'-]", " ", text)
+    text = " ".join(re.sub(r"(\s*,)+(?=\s)", ",", text).split()).strip(" ,")
+    if len(keywords(text)) < 5:
+        return ""
+    if rng.random() < 0.25:
+        content = keywords(text)
+        kept = sorted(rng.sample(range(len(content)), min(len(content), rng.randint(4, 8))))
+        text = " ".join(content[n] for n in kept)
+    return _loose(rng.choice(_REQUESTS).format(text), rng)
+
+
+def _loose(request: str, rng: Random) -> str:
+    return request.lower() if rng.random() < 0.6 else request
 
 
 def docstrings(most: int) -> Iterator[Collection]:

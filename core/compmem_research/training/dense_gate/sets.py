@@ -18,6 +18,9 @@ PER_SMALL = 12
 _AN_ABSTRACT_SAYS = (40, 400)
 """Characters of a first sentence of conclusions that may describe its abstract."""
 
+_PART = 4
+"""Sentences of a passage that is part of an abstract."""
+
 
 def single(file: Path, dataset: str, contexts: int, most: int, *, per_node: int = 0) -> Iterator[Collection]:
     """Questions of one set about one text each.
@@ -66,13 +69,47 @@ def abstracts(file: Path, most: int) -> Iterator[Collection]:
     corpus = read_corpus(file)
     questions = Random(1).sample(corpus.questions, len(corpus.questions))
     queries = [Query(text=q.question, relevant=among(q.gold)) for q in questions[:most]]
-    least, longest = _AN_ABSTRACT_SAYS
     described = []
     for question in questions[most : most + most // 3]:
         said = question.answers[0].split(". ")[0]
-        if least < len(said) < longest:
+        if _describes(said):
             described.append(Query(text=said, relevant=among(question.gold), part="pubmedqa_described"))
     yield Collection(documents=corpus.documents(), queries=[*queries, *described], restyled=0.6)
+
+
+def abstracts_in_parts(file: Path, most: int) -> Iterator[Collection]:
+    """Passages of a few sentences each; all of an abstract are relevant to its question or to its conclusions."""
+    rng = Random("parts")
+    lines = [line for _, line in read_lines(file, ("question", "answer", "paragraphs"))]
+    texts: list[tuple[str, str]] = []
+    queries = []
+    for line in rng.sample(lines, min(len(lines), most)):
+        sentences = [s for p in line["paragraphs"] for s in p["sentences"]]
+        first = len(texts)
+        texts += [("", " ".join(sentences[at : at + _PART])) for at in range(0, len(sentences), _PART)]
+        said = line["answer"].split(". ")[0]
+        asked = said if _describes(said) and rng.random() < 0.5 else line["question"]
+        queries.append(Query(text=asked, relevant=among(range(first, len(texts)))))
+    yield Collection(documents=passages(texts), queries=queries, restyled=0.4)
+
+
+def abstracts_titled(file: Path, most: int) -> Iterator[Collection]:
+    """Abstracts under their titles, which are questions; each is described by the first sentence of its conclusions."""
+    rng = Random("titled")
+    lines = [line for _, line in read_lines(file, ("question", "answer", "paragraphs"))]
+    texts = [(line["question"], " ".join(s for p in line["paragraphs"] for s in p["sentences"])) for line in lines]
+    said = [(line["answer"].split(". ")[0], number) for number, line in enumerate(lines)]
+    described = [(text, number) for text, number in said if _describes(text)]
+    queries = [
+        Query(text=text.lower() if rng.random() < 0.5 else text, relevant=among({number}))
+        for text, number in rng.sample(described, min(len(described), most))
+    ]
+    yield Collection(documents=passages(texts), queries=queries, restyled=0.6)
+
+
+def _describes(said: str) -> bool:
+    least, longest = _AN_ABSTRACT_SAYS
+    return least < len(said) < longest
 
 
 def paired(file: Path, most: int) -> Iterator[Collection]:

@@ -49,6 +49,8 @@ class DenseGateTraining:
     weight_decay: float = 1e-2
     probability: float = 0.125
     """Weight of the cross-entropy of each block beside that of the relevant blocks in a softmax over the list."""
+    plain: float = 1.0
+    """What a standard deviation above the list, by vectors and by words alike, adds to the logit of the first look."""
     weakened: float = 0.3
     """Share of first looks that are also shown with one of the two searches made weak."""
     threshold: float = 0.2

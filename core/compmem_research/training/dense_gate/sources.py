@@ -53,19 +53,15 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         add(f"{LONG}_nodes", SINGLE[LONG], long, file)
     if file := settings.pubmedqa:
         add("pubmedqa", "pubmedqa", partial(sets.abstracts, file, most), file)
+        add("pubmedqa_parts", "pubmedqa", partial(sets.abstracts_in_parts, file, most), file)
+        add("pubmedqa_titled", "pubmedqa", partial(sets.abstracts_titled, file, most), file)
     if file := settings.clapnq:
         add("clapnq", "clapnq", partial(sets.paired, file, most), file)
     if file := settings.tatqa:
         add("tatqa", "tatqa", partial(sets.reports, file, most, whole=False), file)
         add("tatqa_pages", "tatqa", partial(sets.reports, file, most, whole=True), file)
     distractors, asked, filling = _pages(settings)
-    if asked:
-        count = max(settings.passages // 4, 1)
-        titled = partial(pages.sections, asked, 0, count, most, titled=True)
-        plain = partial(pages.sections, asked, count, count, most, titled=False)
-        add("wiki_titled", "wiki", titled, asked)
-        add("wiki_plain", "wiki", plain, asked)
-        add("topics", "topics", partial(pages.topics, asked, 2 * count, 2 * count, most), asked)
+    found += _of_pages(settings, asked) if asked else []
     if file := settings.multihop:
         several = partial(sets.several_hops, file, distractors, most)
         add("multihop", "multihop", several, file, *filter(None, [distractors]))
@@ -81,6 +77,19 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         add("ruler", "ruler", partial(synthetic.needles, filling, max(most // 4, 1)), *files)
         add("worlds", "worlds", partial(synthetic.worlds, filling, max(most // 5, 1)), *files)
     return found
+
+
+def _of_pages(settings: DenseGateTraining, file: Path) -> list[Source]:
+    """Sources of pages that nobody wrote questions for; each is made of pages of its own."""
+    count, most = max(settings.passages // 4, 1), settings.per_source
+    made: list[tuple[str, str, Callable[[], Iterator[Collection]]]] = [
+        ("wiki_titled", "wiki", partial(pages.sections, file, 0, count, most, titled=True)),
+        ("wiki_plain", "wiki", partial(pages.sections, file, count, count, most, titled=False)),
+        ("topics", "topics", partial(pages.topics, file, 2 * count, 2 * count, most)),
+        ("bodies", "topics", partial(pages.bodies, file, 4 * count, count, most, titled=False)),
+        ("bodies_titled", "topics", partial(pages.bodies, file, 5 * count, count, most, titled=True)),
+    ]
+    return [Source(name, group, make, (file,)) for name, group, make in made]
 
 
 def _pages(settings: DenseGateTraining) -> tuple[Path | None, Path | None, Path | None]:

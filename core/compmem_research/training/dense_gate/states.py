@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem import IndexConfig, MemoryIndex, RecallConfig
+from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead, first_features
 from compmem.question import QuestionBench
 from compmem.ranking import Standing, fuse
@@ -102,10 +103,11 @@ def gather(source: Source, encoder: Encoder | None, steps: int) -> Iterator[Aske
         encoder: Makes the vectors. None: the default one.
         steps: Reads of a rollout where several blocks are relevant; half as many where one is.
     """
+    loaded: LoadedEncoder | None = None
     for number, collection in enumerate(source.collections()):
         rng = Random(f"{source.name}/{number}")
-        with _indexed(collection, encoder) as index:
-            encoder = index.encoder
+        with _indexed(collection, encoder, loaded) as index:
+            loaded = index.encoder
             chunks = _chunks(index)
             logger.info("%s %d: %d blocks, %d queries", source.name, number, len(chunks), len(collection.queries))
             for place, query in enumerate(collection.queries):
@@ -120,11 +122,11 @@ def gather(source: Source, encoder: Encoder | None, steps: int) -> Iterator[Aske
                         yield asked
 
 
-def _indexed(collection: Collection, encoder: Encoder | None) -> MemoryIndex:
+def _indexed(collection: Collection, encoder: Encoder | None, loaded: LoadedEncoder | None) -> MemoryIndex:
     config = IndexConfig() if encoder is None else IndexConfig(encoder=encoder)
     made = MemoryIndex.create(None, config)
-    # An untrained gate: no state depends on one, and the shipped one may be of other features.
-    index = MemoryIndex(made.store, config, encoder=made.encoder, gate=GateHead())
+    # The gate is untrained: no state depends on one, and the shipped one may be of other features.
+    index = MemoryIndex(made.store, config, encoder=loaded or made.encoder, gate=GateHead())
     index.add(collection.documents)
     return index
 
