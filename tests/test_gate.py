@@ -261,7 +261,7 @@ def test_files_that_are_no_gate_are_named(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "former.safetensors", metadata=facts)
     with pytest.raises(CheckpointError, match="compmem-dense-gate/1"):
         GateHead.load(tmp_path / "former.safetensors")
-    facts = {"format": "compmem-dense-gate/2", "features": '{"first": ["length"]}', "hidden": "4", "heads": "1"}
+    facts = {"format": "compmem-dense-gate/3", "features": '{"first": ["length"]}', "hidden": "4", "heads": "1"}
     save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=facts)
     with pytest.raises(CheckpointError, match="other features"):
         GateHead.load(tmp_path / "old.safetensors")

@@ -31,7 +31,7 @@ from compmem.ranking import Standing
 from compmem.schema import Vectors
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "dense_gate.safetensors"
-FORMAT = "compmem-dense-gate/2"
+FORMAT = "compmem-dense-gate/3"
 
 _FEATURES: Final = {"first": FIRST_FEATURES, "later": LATER_FEATURES, "question": QUESTION_FEATURES}
 _WIDEST: Final = 5.0
