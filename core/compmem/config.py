@@ -36,7 +36,7 @@ class IndexConfig:
     chunk_tokens: int = 256
     """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
     backbone: str | None = None
-    """Name or folder of the causal LM, for KV memory."""
+    """Name, folder or `.gguf` file of the causal LM, for KV memory."""
     ratio: int | None = None
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv: KVType = "bf16"

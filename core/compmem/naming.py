@@ -19,13 +19,18 @@ def is_folder(name: str | Path) -> bool:
     return str(name) not in _SHIPPED and Path(name).is_dir()
 
 
+def is_gguf(name: str | Path) -> bool:
+    """Whether a name means a model in one `.gguf` file on this machine."""
+    return Path(name).suffix == ".gguf" and Path(name).is_file()
+
+
 def absolute(name: str | None) -> str | None:
-    """The name; its absolute path where it means a folder, so that it is the same from every working folder."""
-    return str(Path(name).absolute()) if name is not None and is_folder(name) else name
+    """The name; where it means a folder or a file, its absolute path, the same from every working folder."""
+    return str(Path(name).absolute()) if name is not None and (is_folder(name) or is_gguf(name)) else name
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name that was read from a file may be looked up: an absolute folder here, or a model's name."""
+    """Whether a name that was read from a file may be looked up: an absolute path here, or a model's name."""
     if name.startswith(("//", "\\\\")):  # another machine's folder, which asking for may give a password away
         return False
-    return Path(name).is_absolute() or not is_folder(name)
+    return Path(name).is_absolute() or not (is_folder(name) or is_gguf(name))

@@ -1,10 +1,11 @@
 """The causal LM: loading, memory tokens, reading recalled blocks, scoring, decoding."""
 
 from compmem.backbone.backbone import Backbone, Blocks
-from compmem.backbone.checkpoint import Parts, load_tokenizer
+from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.memory import memory_count
 from compmem.backbone.prompts import Prompt
+from compmem.backbone.stock import load_tokenizer, size_on_disk
 
 __all__ = [
     "AdapterConfig",
@@ -17,4 +18,5 @@ __all__ = [
     "Role",
     "load_tokenizer",
     "memory_count",
+    "size_on_disk",
 ]

@@ -26,6 +26,7 @@ from compmem.backbone.prompts import Prompt, head
 from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
+from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
 from compmem.deadline import seconds_left
 from compmem.errors import CheckpointError
@@ -82,9 +83,11 @@ class Backbone:
         """Load a stock pretrained model, a folder in the public LycheeMemory format, or one saved here.
 
         Args:
-            name: Folder, name on the Hugging Face hub, or "embedded" for the small one that ships with the library.
+            name: Folder, `.gguf` file (its weights are dequantised), name on the Hugging Face hub, or "embedded" for
+                the small one that ships with the library.
             device: Where it runs. None: a GPU where there is one.
-            dtype: Of weights and states. None: the checkpoint's own; float32 for the embedded one on a CPU.
+            dtype: Of weights and states. None: the checkpoint's own; on a CPU, in place of 16 bits, the faster of
+                bfloat16 and float32.
             ratio: Compression ratio. None: the checkpoint's own.
             graphs: Decode in slots of fixed size, by CUDA graph on a GPU. None: on a GPU.
             allow_download: What may be fetched from the hub. None: the model of this name, but not a base model that
@@ -107,7 +110,7 @@ class Backbone:
         Raises:
             CheckpointError: It is of another family.
         """
-        checkpoint.check_family(model.config.to_dict(), model.name_or_path)
+        check_family(model.config.to_dict(), model.name_or_path)
         memory = MemoryConfig(trained=False, own=())
         parts = Parts(model=model, tokenizer=tokenizer, decoder=Decoder(model).eval(), memory=memory, adapters={})
         return cls(parts, graphs=graphs)

@@ -5,9 +5,7 @@ have. Without a stock model beside them, `base` in `compmem.json` names the one 
 """
 
 import json
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,14 +17,21 @@ from torch import Tensor
 
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
+from compmem.backbone.stock import (
+    check_family,
+    dtype_for,
+    find,
+    load_model,
+    load_tokenizer,
+    quietly,
+    read_config,
+    read_json,
+)
 from compmem.errors import CheckpointError
-from compmem.naming import EMBEDDED, is_plain
+from compmem.naming import is_plain
 
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
-_SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
 
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
 """Settings of the public format that change what is computed, and the one value of each that is released."""
 
@@ -59,31 +64,29 @@ def load(
     Raises:
         CheckpointError: The folder lacks something, or holds something this cannot run.
     """
-    folder = _find(name, fetch=allow_download is not False)
-    settings = _read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
-    stock = folder if (folder / "config.json").exists() else _base(settings, folder, bool(allow_download))
-    config = _read_json(stock / "config.json")
+    place = find(name, fetch=allow_download is not False)
+    settings = read_json(place / SETTINGS) if (place / SETTINGS).exists() else {}
+    whole = place.is_file() or (place / "config.json").exists()
+    stock = place if whole else _base(settings, place, bool(allow_download))
+    config = read_config(stock)
     check_family(config, str(stock))
-    if dtype is None and folder == _SHIPPED and device.type == "cpu":
-        # So small that a CPU is faster in it than in bfloat16: `embedded_dtype` in the results.
-        dtype = torch.float32
-    model = _load_stock(stock, dtype).to(device)
+    model = load_model(stock, config, dtype or dtype_for(stock, config, device)).to(device)
     decoder = Decoder(model)
     adapters: dict[Role, AdapterConfig] = {}
     threshold = 0.5
     if settings:
-        memory = _restore(decoder, settings, folder)
-        threshold = _threshold(settings, folder)
+        memory = _restore(decoder, settings, place)
+        threshold = _threshold(settings, place)
         adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     elif any(key.startswith("lychee_memory_") for key in config):
-        memory = _restore_lychee(decoder, config, folder, ratio)
+        memory = _restore_lychee(decoder, config, place, ratio)
     else:
         memory = MemoryConfig(trained=False, own=())
     if ratio is not None and ratio != memory.ratio:
         memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
     decoder.to(device=device, dtype=model.dtype).eval()
     return Parts(
-        model=model, tokenizer=_load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
+        model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold,
     )  # fmt: skip
 
@@ -96,7 +99,7 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
-        with _quietly():
+        with quietly():
             parts.model.save_pretrained(folder)
             parts.tokenizer.save_pretrained(folder)
     added = {name: tensor.detach().contiguous().cpu() for name, tensor in parts.decoder.added().items()}
@@ -136,129 +139,13 @@ def _base(settings: Mapping[str, Any], folder: Path, fetch: bool) -> Path:
     base = str(_field(settings, "base", folder))
     if not is_plain(base):
         raise CheckpointError(f"{str(folder)!r} names the folder {base!r}, which is not absolute, as its base")
-    return _find(base, fetch=fetch)
-
-
-def _find(name: str | Path, *, fetch: bool = True) -> Path:
-    if str(name) == EMBEDDED:
-        if not (_SHIPPED / "config.json").exists():
-            raise CheckpointError(
-                "this build ships no embedded backbone: train one with `compmem train embedded`, or name another model"
-            )
-        return _SHIPPED
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns, local_files_only=not fetch))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        if not fetch:
-            raise CheckpointError(
-                f"the model {str(name)!r} is not on this machine, and its name was read from a file: give the name "
-                "itself, or allow_download=True to fetch it"
-            ) from error
-        raise CheckpointError(
-            f"{str(name)!r} is no folder, and no model of that name could be fetched: {error}"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} holds no JSON object")
-    return content
+    return find(base, fetch=fetch)
 
 
 def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     if settings.get(key) is None:
         raise CheckpointError(f"{str(folder)!r} holds no model: no config.json, and no {key!r} in {SETTINGS}")
     return settings[key]
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a model folder, or of a model's name.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    return _load_tokenizer(_find(name))
-
-
-def check_family(config: Mapping[str, Any], name: str) -> None:
-    """Refuse what this cannot run, by a model's config.
-
-    Raises:
-        CheckpointError: Another family, a sliding window, or positions that change with the length.
-    """
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise CheckpointError(f"{name!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
-    slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
-    if slides or "sliding_attention" in (config.get("layer_types") or ()):
-        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see a memory left of its window")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _ROPE_TYPES:
-        raise CheckpointError(
-            f"{name!r} uses {kind!r} rotary positions, which change with the length; "
-            f"supported are {', '.join(_ROPE_TYPES)}"
-        )
-
-
-def _load_stock(folder: Path, dtype: torch.dtype | None) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with _quietly():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype or "auto",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{str(folder)!r} cannot be loaded: {error}") from error
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} weights of the model, such as {missing[0]!r}")
-    return model
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers from drawing bars, and from listing the memory's weights as unexpected: they are read next."""
-    from transformers.utils import logging as told
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, told.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    told.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            told.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    # AutoTokenizer puts a family's own splitting rules in place of those in tokenizer.json, without a word.
-    cls = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
-    try:
-        return cls.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the tokenizer in {str(folder)!r} cannot be loaded: {error}") from error
 
 
 def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> MemoryConfig:

@@ -54,6 +54,7 @@ def compmem(
 ) -> None:
     """Compress documents into memory once, then answer multi-hop questions from it, with sources."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("compmem.backbone").setLevel(logging.INFO)  # says what a model takes before it is loaded
     for name in ("pypdf", "httpx", "transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 

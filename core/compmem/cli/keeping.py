@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -160,7 +161,7 @@ def info(
     """Show what an index holds, its settings and what it takes on disk."""
     wanted = parse_filter(filter)
     with _store(index) as store:
-        facts = asdict(store.info())
+        facts = {**asdict(store.info()), **_backbone(store.config)}
         settings = dict(store.config)
         with store.snapshot() as snapshot:
             listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
@@ -176,6 +177,15 @@ def info(
             about = ", ".join(f"{k}={v}" for k, v in d.metadata.items())
             made.add_row(show.shown(d.id), show.shown(d.title), f"{d.characters:,}", f"{d.chunks:,}", show.shown(about))
         console.print(made)
+
+
+def _backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes on disk of the backbone's weights, for KV memory; None where they are not on this machine."""
+    if config.get("memory") != "kv":
+        return {}
+    from compmem.backbone import size_on_disk
+
+    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}
 
 
 class _Seen:

@@ -1,0 +1,251 @@
+"""A stock pretrained model on this machine: a folder of transformers, a `.gguf` file, or a name on the hub."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from compmem.errors import CheckpointError
+from compmem.naming import EMBEDDED, is_gguf
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
+SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
+"""The small backbone that ships with the library."""
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_GIB = 2**30
+
+
+def find(name: str | Path, *, fetch: bool = True) -> Path:
+    """The folder, or the `.gguf` file, of a model.
+
+    Args:
+        name: A folder or file, a name on the hub, or "embedded".
+        fetch: Whether a name may be fetched; False: it is looked up on this machine only.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if str(name) == EMBEDDED:
+        if not (SHIPPED / "config.json").exists():
+            raise CheckpointError(
+                "this build ships no embedded backbone: train one with `compmem train embedded`, or name another model"
+            )
+        return SHIPPED
+    place = Path(name)
+    if place.is_dir() or is_gguf(name):
+        return place
+    if place.suffix == ".gguf":
+        raise CheckpointError(f"there is no file {str(name)!r}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns, local_files_only=not fetch))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        if not fetch:
+            raise CheckpointError(
+                f"the model {str(name)!r} is not on this machine, and its name was read from a file: give the name "
+                "itself, or allow_download=True to fetch it"
+            ) from error
+        raise CheckpointError(
+            f"{str(name)!r} is neither a folder nor a .gguf file, and no model of that name could be fetched: {error}"
+        ) from error
+
+
+def size_on_disk(name: str | Path) -> int | None:
+    """Bytes of a model's weights; None where it is not on this machine."""
+    try:
+        place = find(name, fetch=False)
+    except CheckpointError:
+        return None
+    files = [place] if place.is_file() else list(place.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(path)!r} holds no JSON object")
+    return content
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """The settings of the model in a folder or `.gguf` file, as in transformers' `config.json`.
+
+    Raises:
+        CheckpointError: They cannot be read.
+        ImportError: It is a `.gguf` file, and what reads one is not installed.
+    """
+    if place.is_dir():
+        return read_json(place / "config.json")
+    from transformers import AutoConfig
+
+    return _from_gguf(place, lambda source: AutoConfig.from_pretrained(**source).to_dict())
+
+
+def check_family(config: Mapping[str, Any], name: str) -> None:
+    """Refuse what this cannot run, by a model's config.
+
+    Raises:
+        CheckpointError: Another family, a sliding window, or positions that change with the length.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{name!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
+    slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
+    if slides or "sliding_attention" in (config.get("layer_types") or ()):
+        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see a memory left of its window")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise CheckpointError(
+            f"{name!r} uses {kind!r} rotary positions, which change with the length; "
+            f"supported are {', '.join(_ROPE_TYPES)}"
+        )
+
+
+def dtype_for(place: Path, config: Mapping[str, Any], device: torch.device) -> torch.dtype | None:
+    """What a model computes in where the caller names nothing; None: what its folder says.
+
+    On a CPU, weights of 16 bits and `.gguf` files, which are dequantised, are loaded in the faster of bfloat16 and
+    float32. The embedded model is so small that it is faster in float32 (`embedded_dtype` in the results).
+    """
+    if device.type != "cpu":
+        return torch.bfloat16 if place.is_file() else None
+    if place == SHIPPED:
+        return torch.float32
+    stored = str(config.get("dtype") or config.get("torch_dtype"))
+    return faster_on_cpu() if place.is_file() or stored in ("bfloat16", "float16") else None
+
+
+@cache
+def faster_on_cpu() -> torch.dtype:
+    """The faster of bfloat16 and float32 on this CPU for a prompt and for a step of decoding; measured once."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        weight, taken = torch.ones(2048, 2048, dtype=dtype), 0.0
+        for rows in (128, 1):
+            x = torch.ones(rows, 2048, dtype=dtype)
+            best = float("inf")
+            for _ in range(4):
+                began = time.perf_counter()
+                torch.nn.functional.linear(x, weight)
+                best = min(best, time.perf_counter() - began)
+            taken += best
+        return taken
+
+    with torch.inference_mode():
+        return min((torch.bfloat16, torch.float32), key=seconds)
+
+
+def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    """The model in a folder or `.gguf` file with this config, in this type; None: the folder's own.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or lacks weights.
+        ImportError: It is a `.gguf` file, and what reads one is not installed.
+    """
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    size = size_on_disk(place) or 0
+    if size > _GIB // 4:
+        shown = "its own type" if dtype is None else str(dtype).removeprefix("torch.")
+        log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(config, dtype))
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False, "output_loading_info": True}
+    if place.is_file():
+        if hasattr(transformers, "GgufConfig"):  # releases without it always dequantise
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        loaded: Any = _from_gguf(place, lambda source: AutoModelForCausalLM.from_pretrained(**source, **options))
+    else:
+        try:
+            with quietly():
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    place, **options, use_safetensors=True, local_files_only=True
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{str(place)!r} cannot be loaded: {error}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{str(place)!r} lacks {len(missing)} weights of the model, such as {missing[0]!r}")
+    return model
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model folder, of a `.gguf` file, or of a model's name.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    place = find(name)
+    if place.is_file():
+        return _from_gguf(place, lambda source: AutoTokenizer.from_pretrained(**source))
+    # AutoTokenizer puts a family's own splitting rules in place of those in tokenizer.json, without a word.
+    cls = PreTrainedTokenizerFast if (place / "tokenizer.json").exists() else AutoTokenizer
+    try:
+        return cls.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer in {str(place)!r} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers from drawing bars, and from listing the memory's weights as unexpected: they are read next."""
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _from_gguf(file: Path, load: Callable[[dict[str, Any]], T]) -> T:
+    """What transformers makes of a `.gguf` file, given by the arguments of its `from_pretrained`."""
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    try:
+        with quietly():
+            return load(source)
+    except ImportError as error:
+        raise ImportError('a .gguf file needs its reader: pip install "compmem[gguf]"') from error
+    except Exception as error:  # the reader raises whatever a damaged file makes it run into
+        raise CheckpointError(f"{str(file)!r} cannot be loaded: {error}") from error
+
+
+def _memory(config: Mapping[str, Any], dtype: torch.dtype | None) -> str:
+    """The memory that a model takes once it is loaded, in words."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(made).num_parameters()
+    width = (dtype or made.dtype or torch.float32).itemsize
+    return f"{parameters / 1e6:,.0f} M parameters, {parameters * width / _GIB:.1f} GiB of memory"
