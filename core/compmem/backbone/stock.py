@@ -244,8 +244,8 @@ def _memory(config: Mapping[str, Any], dtype: torch.dtype | None) -> str:
     """The memory that a model takes once it is loaded, in words."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = AutoConfig.for_model(**config)
+    made: Any = AutoConfig.for_model(**config)
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(made).num_parameters()
+        parameters = AutoModelForCausalLM.from_config(made).num_parameters()  # type: ignore[no-untyped-call]
     width = (dtype or made.dtype or torch.float32).itemsize
     return f"{parameters / 1e6:,.0f} M parameters, {parameters * width / _GIB:.1f} GiB of memory"
