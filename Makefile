@@ -21,7 +21,7 @@ test-slow: $(STAMP)  ## the long fault, load and growth tests
 
 test-gpu:  ## the engine's tests on a CUDA device; needs no install but pytest
 	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
-		tests/test_backbone.py
+		tests/test_backbone.py tests/test_vector_search.py
 
 docs: $(STAMP)  ## the documentation as a site in .site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -554,7 +554,9 @@ def test_folders_that_are_no_model(tmp_path, tiny_backbone):
 
 def test_a_name_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="'nobody/nothing' is neither a folder nor a .gguf file, and no model of that"):
+    with pytest.raises(
+        CheckpointError, match=r"'nobody/nothing' is neither a folder nor a \.gguf file, and no model of that"
+    ):
         Backbone.load("nobody/nothing")
 
 

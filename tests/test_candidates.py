@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig, candidates
+from compmem.vector_search import ExactSearch
 from tests.hashing import HashEncoder
 
 TEXTS = {
@@ -33,10 +34,10 @@ def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
         best = np.argsort(-(floats @ queries.T), axis=0, kind="stable")[:5].T
         expected = [[int(vectors.numbers[i]) for i in row] for row in best]
         for rows in (7, 512):
-            found = candidates.ExactSearch(vectors, slice_rows=rows).search(queries, 5, None)
+            found = ExactSearch(vectors, slice_rows=rows).search(queries, 5, None)
             assert [row[:3] for row in found] == [row[:3] for row in expected]
         admitted = vectors.numbers[::2]
-        for row in candidates.ExactSearch(vectors).search(queries, 50, admitted):
+        for row in ExactSearch(vectors).search(queries, 50, admitted):
             assert sorted(row) == admitted.tolist()
 
 

@@ -7,17 +7,14 @@ terms that the memory does not cover yet, and the names that the memory holds.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from compmem.config import Search
 from compmem.ranking import Standing
-from compmem.schema import Vectors
-from compmem.store import ChunkVectors
 from compmem.terms import NameKind
+from compmem.vector_search import DenseSearch
 from compmem.view import Lexicon, View, Viewer
 
 JOINT_LINES = 4
@@ -35,9 +32,6 @@ RANKED = 100
 BESIDE_FROM = 20_000
 """Blocks from which the dense and the lexical signals are asked side by side."""
 
-FAISS_FROM = 200_000
-"""Blocks from which `auto` takes FAISS where it is installed."""
-
 
 class Words(Lexicon, Protocol):
     """What proposes blocks by their words: a snapshot, or what a filter leaves of it."""
@@ -53,111 +47,6 @@ class Words(Lexicon, Protocol):
     def named(self, names: Sequence[str], per_name: int = ...) -> Mapping[str, Sequence[tuple[int, NameKind]]]:
         """The blocks that answer to each name, titles first."""
         ...
-
-
-class DenseSearch(Protocol):
-    """Nearest blocks by the vector of the whole chunk."""
-
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ExactSearch:
-    """Matrix products over the memory-mapped vectors, a slice at a time, on any device."""
-
-    vectors: ChunkVectors
-    device: str = "cpu"
-    slice_rows: int = 512
-
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        vectors = self.vectors if admitted is None else self.vectors.only(admitted)
-        numbers = vectors.numbers
-        if not len(numbers) or not len(queries):
-            return [[] for _ in queries]
-        best = torch.topk(torch.from_numpy(self._scores(vectors, queries)), min(k, len(numbers)), dim=0)
-        return [[int(numbers[i]) for i in rows] for rows in best.indices.T.tolist()]
-
-    def _scores(self, vectors: ChunkVectors, queries: Vectors) -> Vectors:
-        """`[blocks, queries]`."""
-        asked = np.ascontiguousarray(queries.T)
-        there = torch.from_numpy(asked).to(self.device)
-        scores = np.empty((len(vectors), len(queries)), np.float32)
-        floats = np.empty((self.slice_rows, vectors.dim), np.float32)
-        for start in range(0, len(scores), self.slice_rows):
-            # Slices that stay in the cache: bytes become floats there in one pass, not in memory.
-            values, scales = vectors.stored(start, start + self.slice_rows)
-            held, part = floats[: len(values)], scores[start : start + len(values)]
-            np.copyto(held, values)
-            if self.device == "cpu":
-                np.matmul(held, asked, out=part)  # for a few queries a third faster than torch
-            else:
-                part[:] = (torch.from_numpy(held).to(self.device) @ there).cpu().numpy()
-            if scales is not None:
-                part *= scales[:, None]
-        return scores
-
-
-class FaissSearch:
-    """A FAISS index over the vectors of one snapshot: flat, HNSW, or IVF-PQ.
-
-    Raises:
-        ImportError: FAISS is not installed.
-    """
-
-    def __init__(self, vectors: ChunkVectors, kind: Search) -> None:
-        self._faiss = _import_faiss()
-        self._numbers = vectors.numbers
-        faiss, dim, count = self._faiss, vectors.dim, len(vectors)
-        if kind == "hnsw":
-            self._index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-        elif kind == "ivf-pq" and count >= IVF_LEAST:
-            lists = int(4 * np.sqrt(count))
-            parts = next(m for m in (dim // 4, dim // 8, 1) if m and dim % m == 0)
-            self._index = faiss.index_factory(dim, f"IVF{lists},PQ{parts}", faiss.METRIC_INNER_PRODUCT)
-            sample = np.random.default_rng(0).permutation(count)[: 64 * lists]
-            self._index.train(vectors.of(vectors.numbers[np.sort(sample)]))
-            self._index.nprobe = max(8, lists // 16)
-        else:
-            self._index = faiss.IndexFlatIP(dim)
-        for start in range(0, count, 65536):
-            self._index.add(vectors.floats(start, start + 65536))
-
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        if not len(self._numbers) or not len(queries):
-            return [[] for _ in queries]
-        settings = None
-        if admitted is not None:
-            selector = self._faiss.IDSelectorBatch(np.flatnonzero(np.isin(self._numbers, admitted)))
-            settings = self._parameters(selector)
-        _, found = self._index.search(np.ascontiguousarray(queries), min(k, len(self._numbers)), params=settings)
-        return [[int(self._numbers[i]) for i in row if i >= 0] for row in found]
-
-    def _parameters(self, selector: Any) -> Any:
-        faiss = self._faiss
-        if isinstance(self._index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=128)
-        if isinstance(self._index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
-        return faiss.SearchParameters(sel=selector)
-
-
-IVF_LEAST = 10_000
-"""Vectors below which IVF-PQ has too few to train on, and a flat index serves."""
-
-
-def dense_search(vectors: ChunkVectors, kind: Search, device: str = "cpu") -> DenseSearch:
-    """The search that the settings ask for.
-
-    Raises:
-        ImportError: A FAISS kind is asked for and FAISS is not installed.
-    """
-    if kind == "exact" or (kind == "auto" and (len(vectors) < FAISS_FROM or not _has_faiss())):
-        return ExactSearch(vectors, device)
-    return FaissSearch(vectors, "ivf-pq" if kind == "auto" else kind)
 
 
 @dataclass(slots=True)
@@ -246,19 +135,3 @@ class FirstStage:
             if len(name) > 3:
                 found += self.lexicon.phrase(name.split(), PER_MENTION)
         return found
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError('FAISS is not installed: pip install "compmem[faiss]"') from error
-    return faiss
-
-
-def _has_faiss() -> bool:
-    try:
-        _import_faiss()
-    except ImportError:
-        return False
-    return True

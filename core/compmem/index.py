@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from compmem.adding import Adding
 from compmem.asking import Asking, Filter, checked_question
-from compmem.backbone import Backbone
-from compmem.candidates import DenseSearch, FirstStage, dense_search
+from compmem.backbone import Backbone, device_of
+from compmem.candidates import FirstStage
 from compmem.config import IndexConfig, RecallConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
@@ -23,6 +23,7 @@ from compmem.resident import RESIDENT_BYTES, check_budget
 from compmem.roles import suited
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
+from compmem.vector_search import DenseSearch, dense_search
 from compmem.view import Viewer
 
 
@@ -285,8 +286,8 @@ class MemoryIndex(Asking):
         with self._guard:
             if self._dense is None or self._dense[0] != snapshot.generation:
                 vectors = snapshot.vectors()
-                device = self._models.device or "cpu"
-                self._dense = (snapshot.generation, dense_search(vectors, self.config.search, device))
+                place = device_of(self._models.device)
+                self._dense = (snapshot.generation, dense_search(vectors, self.config.search, place))
             return self._dense[1]
 
 

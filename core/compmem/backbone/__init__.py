@@ -3,6 +3,7 @@
 from compmem.backbone.backbone import Backbone, Blocks
 from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
+from compmem.backbone.devices import device_of
 from compmem.backbone.memory import memory_count
 from compmem.backbone.prompts import Prompt
 from compmem.backbone.stock import load_tokenizer, size_on_disk
@@ -16,6 +17,7 @@ __all__ = [
     "Parts",
     "Prompt",
     "Role",
+    "device_of",
     "load_tokenizer",
     "memory_count",
     "size_on_disk",

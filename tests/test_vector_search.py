@@ -1,0 +1,81 @@
+"""Dense search on a device: the vectors are copied there once, and not with every question."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from compmem import vector_search
+from compmem.vector_search import DeviceSearch, ExactSearch, dense_search
+
+
+class Vectors:
+    """Unit vectors of blocks, as a snapshot gives them; counts how often they are read."""
+
+    def __init__(self, rows=2000, dim=32, seed=0):
+        values = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+        self.values = values / np.linalg.norm(values, axis=1, keepdims=True)
+        self.numbers = np.arange(10, 10 + rows)
+        self.dim, self.reads = dim, 0
+
+    def __len__(self):
+        return len(self.values)
+
+    def floats(self, start, stop):
+        self.reads += 1
+        return self.values[start:stop]
+
+    def stored(self, start, stop):
+        return self.floats(start, stop), None
+
+    def only(self, blocks):
+        kept = Vectors(1, self.dim)
+        chosen = np.isin(self.numbers, blocks)
+        kept.values, kept.numbers = self.values[chosen], self.numbers[chosen]
+        return kept
+
+
+def agrees(device):
+    vectors = Vectors()
+    queries = Vectors(5, seed=1).values
+    search = DeviceSearch(vectors, device)
+    admitted = vectors.numbers[::7]
+    for allowed in (None, admitted, np.array([], np.int64)):
+        found = search.search(queries, 10, allowed)
+        exact = ExactSearch(vectors).search(queries, 10, allowed)
+        assert [len(row) for row in found] == [len(row) for row in exact]
+        for row, expected, query in zip(found, exact, queries, strict=True):
+            scores = [[float(vectors.values[n - 10] @ query) for n in numbers] for numbers in (row, expected)]
+            np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)  # 16 bits: near ties may change places
+            assert allowed is None or set(row) <= set(allowed.tolist())
+    return search, vectors, queries
+
+
+def test_a_question_reads_no_vector_that_is_on_the_device():
+    search, vectors, queries = agrees(torch.device("cpu"))
+    before = vectors.reads
+    search.search(queries, 10, None)
+    search.search(queries, 10, vectors.numbers[:50])
+    assert vectors.reads == before
+
+
+def test_vectors_that_do_not_fit_are_searched_on_the_cpu(monkeypatch, caplog):
+    made = []
+    monkeypatch.setattr(vector_search, "DeviceSearch", lambda vectors, device: made.append(device) or "device")
+    vectors, device = Vectors(), torch.device("cuda")
+    needed = 2 * len(vectors) * vectors.dim
+    monkeypatch.setattr(vector_search, "_free_bytes", lambda device: 2 * needed)
+    assert dense_search(vectors, "exact", device) == "device"
+    monkeypatch.setattr(vector_search, "_free_bytes", lambda device: 2 * needed - 1)
+    with caplog.at_level(logging.INFO):
+        assert isinstance(dense_search(vectors, "exact", device), ExactSearch)
+    assert len(made) == len(caplog.records) == 1
+    assert isinstance(dense_search(vectors, "auto", torch.device("cpu")), ExactSearch)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_does():
+    search, vectors, _ = agrees(torch.device("cuda"))
+    assert search._rows.is_cuda
+    assert isinstance(dense_search(vectors, "exact", torch.device("cuda")), DeviceSearch)
