@@ -274,7 +274,7 @@ REPLY = "<think>It says so.</think><check>yes</check><update>Dora Finch owns Mil
 
 
 class ChatServer(BaseHTTPRequestHandler):
-    """A chat endpoint that streams: notes while reading, an answer at the end."""
+    """A chat endpoint, streaming where that is asked for: notes while reading, an answer at the end."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -282,8 +282,11 @@ class ChatServer(BaseHTTPRequestHandler):
         if self.server.fails:
             self.send_error(400, "no such model")
             return
-        text = REPLY if "<block>" in body["messages"][1]["content"] else "Dora \x1b[31mFinch."
+        text = REPLY if "<block>" in body["messages"][-1]["content"] else "Dora \x1b[31mFinch."
         self.send_response(200)
+        if not body.get("stream"):
+            self.whole(text)
+            return
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for at in range(0, len(text), 9):
@@ -293,6 +296,14 @@ class ChatServer(BaseHTTPRequestHandler):
             }  # fmt: skip
             self.wfile.write(f"data: {json.dumps(part)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
+
+    def whole(self, text):
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        said = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [said], "usage": usage}
+        self.wfile.write(json.dumps(reply).encode())
 
     def log_message(self, *args):
         pass

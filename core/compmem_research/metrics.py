@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_CITATION = re.compile(r"\s{0,9}\[\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31}\]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
     """Lower case, without punctuation, articles and repeated spaces (SQuAD's normalisation)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def without_citations(text: str) -> str:
+    """An answer without its marks of sources, as in `[1]` or `[1, 3]`."""
+    return _CITATION.sub("", text).strip()
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

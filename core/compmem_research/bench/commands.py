@@ -38,13 +38,8 @@ def recall(
     """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
     from compmem_research.bench.recall import measure
 
-    passages = [None if str(path) == "-" else path for path in corpus or [Path("-")] * len(data)]
-    if len(passages) != len(data):
-        raise typer.BadParameter(
-            f"{len(passages)} for {len(data)} --data: give each its own, or - for none", param_hint="--corpus"
-        )
     runs = []
-    for file, own in zip(data, passages, strict=True):
+    for file, own in zip(data, _passages(data, corpus), strict=True):
         kept = None if index is None else index / file.name.split(".")[0]
         runs.append(measure(file, own, limit=limit, index_folder=kept))
     _deliver(runs[0] if len(runs) == 1 else {"runs": runs}, [_recall_table(run) for run in runs], out, as_json)
@@ -104,6 +99,55 @@ def wrapped(
         table.add_column(column, justify="left" if column == "system" else "right")
     for name, row in result["systems"].items():
         table.add_row(name, *(str(row[f"recall@{k}"]) for k in KS), str(row["seconds_per_question"]))
+    _deliver(result, [table], out, as_json)
+
+
+@app.command()
+def answers(
+    data: Annotated[list[Path], typer.Option(help="Questions (JSONL); again for more files.")],
+    model: Annotated[str, typer.Option(envvar="OPENAI_MODEL", help="Chat model, as its endpoint names it.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Passages (JSONL) where the questions name them by title; as many as --data, - for none."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(envvar="OPENAI_BASE_URL", help="Endpoint that speaks OpenAI's protocol.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
+    systems: Annotated[
+        str, typer.Option(help="By comma: none, llamaindex, langchain, bm25, fused, loop, loop-ask, steps.")
+    ] = "llamaindex,langchain,loop",
+    limit: Annotated[int | None, typer.Option(help="Questions of each file, drawn by --seed. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which questions are drawn.")] = 0,
+    k: Annotated[int, typer.Option(help="Passages that the model sees.")] = 5,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 64,
+    context_window: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 4096,
+    instruction: Annotated[
+        str | None, typer.Option(help="Words behind every question, on how short to answer.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder to keep the index of each file in and find it again.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The result. The answers are kept beside it, in a .jsonl file.")] = Path(
+        "core/results/answers.json"
+    ),
+    as_json: Json = False,
+) -> None:
+    """One chat model's answers over corpora, ours beside plain RAG; killed and started again, it goes on."""
+    from compmem_research.bench.answers import INSTRUCTION, Settings, measure
+    from compmem_research.bench.answers_model import Server
+
+    settings = Settings(
+        model=model, systems=_listed(systems), k=k, max_tokens=max_tokens, context_window=context_window,
+        instruction=INSTRUCTION if instruction is None else instruction, limit=limit, seed=seed,
+    )  # fmt: skip
+    server = Server(model, base_url=base_url, api_key_env=api_key_env, max_tokens=max_tokens)
+    result = measure(data, _passages(data, corpus), settings, server, rows=out.with_suffix(".jsonl"), indices=index)
+    table = Table("data", "system", "questions", "F1", "EM", "calls", "seconds")
+    for one in result["answers"]:
+        for name, row in one["systems"].items():
+            shown = (row["questions"], row["f1"], row["em"], row["calls"], row["seconds"])
+            table.add_row(one["data"], name, *map(str, shown))
     _deliver(result, [table], out, as_json)
 
 
@@ -195,6 +239,16 @@ def report(results: Annotated[Path, typer.Option(help="The folder of the results
     draw_recall(results, results / "plots" / "recall.png")
     plots = draw(runs(results), results / "plots")
     (results / "README.md").write_text(page(results, plots), encoding="utf-8")
+
+
+def _passages(data: Sequence[Path], corpus: Sequence[Path] | None) -> list[Path | None]:
+    """The passages of each file of questions; None where it brings its own."""
+    passages = [None if str(path) == "-" else path for path in corpus or [Path("-")] * len(data)]
+    if len(passages) != len(data):
+        raise typer.BadParameter(
+            f"{len(passages)} for {len(data)} --data: give each its own, or - for none", param_hint="--corpus"
+        )
+    return passages
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

@@ -13,15 +13,12 @@ from uuid import UUID
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
-from pydantic import PrivateAttr
 
 from compmem.asking import Asking
-from compmem.encoder import LoadedEncoder
 from compmem.index import MemoryIndex
 from compmem_research.bench.retrieval import kept_index
+from compmem_research.bench.stock_llama_index import Embedding, nodes_of
 from compmem_research.metrics import bootstrap_interval, recall_at
 from compmem_research.tasks.multihop import Question, read_corpus
 from llama_index_compmem import CompMemRetriever
@@ -96,20 +93,8 @@ def _plain(retriever: BaseRetriever) -> System:
 def _retriever(name: StoreName, index: MemoryIndex) -> Iterator[BaseRetriever]:
     with TemporaryDirectory() as folder:
         store = _store(name, Path(folder))
-        with index.store.snapshot() as snapshot:
-            blocks = snapshot.select(None)
-            rows = zip(snapshot.chunks(blocks), snapshot.vectors().of(blocks), strict=True)
-            nodes = [
-                TextNode(
-                    id_=str(UUID(int=int(chunk.document_id))),
-                    text=chunk.text,
-                    metadata={"title": chunk.title},
-                    embedding=vector.tolist(),
-                )
-                for chunk, vector in rows
-            ]
-        store.add(nodes)
-        embed_model = _Embedding(index.encoder)
+        store.add(nodes_of(index))
+        embed_model = Embedding(index.encoder)
         yield VectorStoreIndex.from_vector_store(store, embed_model=embed_model).as_retriever(similarity_top_k=max(KS))
 
 
@@ -124,22 +109,3 @@ def _store(name: StoreName, folder: Path) -> BasePydanticVectorStore:
 
     qdrant: BasePydanticVectorStore = QdrantVectorStore("passages", client=QdrantClient(path=str(folder)))
     return qdrant
-
-
-class _Embedding(BaseEmbedding):
-    """The encoder of an index as an embedding model of LlamaIndex."""
-
-    _encoder: LoadedEncoder = PrivateAttr()
-
-    def __init__(self, encoder: LoadedEncoder) -> None:
-        super().__init__()
-        self._encoder = encoder
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return [float(x) for x in self._encoder.encode([text])[0]]
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return [float(x) for x in self._encoder.encode_query([query])[0]]
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)

@@ -1,0 +1,247 @@
+"""Answers of one chat model over whole corpora: ours beside plain RAG, in one file that a second run goes on with.
+
+The passages of a file are indexed once, and every question is asked over all of them. Each question and system is a
+line of a JSONL file with the fingerprint of what decides on it; a line with that fingerprint is not measured again.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from compmem.naming import DEFAULT_ENCODER
+from compmem.readers import ChatPrompts
+from compmem_research.bench.answers_model import Complete, Metered
+from compmem_research.bench.answers_report import summary
+from compmem_research.bench.answers_systems import SYSTEMS, Said, Setup, System
+from compmem_research.bench.retrieval import kept_index
+from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
+from compmem_research.tasks.multihop import Question, read_corpus
+
+Row = dict[str, Any]
+"""What was measured of one question and system."""
+
+Key = tuple[str, str, str]
+"""Fingerprint, question and system of a row."""
+
+KEPT = 200
+"""Characters of an answer that are kept in a row."""
+
+INSTRUCTION = "Reply with the answer alone: a name, a date, a number, yes or no."
+"""How short every system is told to answer; chosen on training questions."""
+
+UNTELLING = ("yes", "no")
+"""Answers that say nothing about whether a context holds them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What is asked, of whom, and what decides on the answers.
+
+    Raises:
+        ValueError: A system is unknown, or a number is too small.
+    """
+
+    model: str
+    systems: tuple[str, ...]
+    k: int = 5
+    """Passages that the model sees."""
+    max_tokens: int = 64
+    context_window: int = 4096
+    instruction: str = INSTRUCTION
+    limit: int | None = None
+    """Questions of each file, drawn by the seed. None: all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.systems if name not in SYSTEMS]:
+            raise ValueError(f"unknown system {unknown[0]!r}: there are {', '.join(SYSTEMS)}")
+        for name in ("k", "max_tokens", "context_window", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+
+    def fingerprint(self, files: Sequence[Path]) -> str:
+        """The first 16 digits of a SHA-256 of everything that decides on an answer; not which questions are drawn."""
+        decisive = {
+            "model": self.model, "k": self.k, "max_tokens": self.max_tokens, "context_window": self.context_window,
+            "instruction": self.instruction, "prompts": asdict(ChatPrompts()), "encoder": DEFAULT_ENCODER,
+            "gate": _digest(resources.files("compmem").joinpath("weights", "dense_gate.safetensors").read_bytes()),
+            "files": [_digest(file.read_bytes()) for file in files],
+        }  # fmt: skip
+        return _digest(json.dumps(decisive, sort_keys=True).encode())
+
+
+@dataclass(slots=True)
+class Rows:
+    """The JSONL file of a run."""
+
+    file: Path
+    rows: dict[Key, Row] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, file: Path) -> "Rows":
+        """The rows so far; a last line that was cut off is dropped.
+
+        Raises:
+            ValueError: A line is no row.
+        """
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return cls(file)
+        data = file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):  # the run was killed within a line
+            file.write_bytes(whole)
+        kept = cls(file)
+        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                kept.rows[_key(row)] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}:{number}: no row of this measurement ({error})") from error
+        return kept
+
+    def done(self) -> set[Key]:
+        """What is measured already."""
+        return set(self.rows)
+
+    def of(self, keys: set[Key]) -> list[Row]:
+        """The rows of these questions and systems."""
+        return [row for key, row in self.rows.items() if key in keys]
+
+    def add(self, row: Row) -> None:
+        """Keeps a row, in the file too."""
+        self.rows[_key(row)] = row
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One file of questions over its passages, ready to be asked."""
+
+    name: str
+    fingerprint: str
+    questions: list[Question]
+    passages: int
+    chat: Metered
+    systems: dict[str, System]
+
+    def keys(self) -> set[Key]:
+        """Every question with every system."""
+        return {(self.fingerprint, q.id, name) for q in self.questions for name in self.systems}
+
+
+def measure(
+    data: Sequence[Path],
+    corpora: Sequence[Path | None],
+    settings: Settings,
+    complete: Complete,
+    *,
+    rows: Path,
+    indices: Path | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """The figures of each system on each file and on all of them; see `answers_report.summary`.
+
+    Questions take turns over files and systems, so a run that is stopped has as many of each.
+
+    Args:
+        data: Files of questions; see `compmem_research.tasks.multihop`. Those without an answer are not asked.
+        corpora: The passages of each file, where its questions name them by title. None: the union of its paragraphs.
+        settings: What is asked of whom.
+        complete: The chat model.
+        rows: The JSONL file of the run.
+        indices: Folder in which the index of each file is kept and found again. None: temporary ones.
+        tell: Called with what could not be measured. None: it goes to standard error.
+
+    Raises:
+        ValueError: A file has a broken line, or no question.
+    """
+    tell = tell or _to_stderr
+    kept, failed = Rows.open(rows), 0
+    with ExitStack() as opened:
+        pairs = list(zip(data, corpora, strict=True))
+        tasks = [_task(settings, complete, indices, file, corpus, opened) for file, corpus in pairs]
+        done = kept.done()
+        for task, question, name in _turns(tasks):
+            if (task.fingerprint, question.id, name) in done:
+                continue
+            try:
+                kept.add({"fingerprint": task.fingerprint, "data": task.name, **_asked(task, question, name)})
+            except Exception as error:  # a framework or a server may fail in any way; the next run asks again
+                failed += 1
+                tell(f"{task.name}, {question.id}, {name}: {type(error).__name__}: {error}")
+    sets = [
+        {"data": task.name, "fingerprint": task.fingerprint, "passages": task.passages, **summary(kept.of(task.keys()))}
+        for task in tasks
+    ]
+    pooled = summary(kept.of(set().union(*(task.keys() for task in tasks))))
+    return {"settings": asdict(settings), "failed": failed, "answers": sets, "pooled": pooled}
+
+
+def _task(
+    settings: Settings, complete: Complete, indices: Path | None, file: Path, corpus: Path | None, opened: ExitStack
+) -> _Task:
+    task, name = read_corpus(file, corpus), file.name.split(".")[0]
+    questions = [q for q in task.questions if q.answers[0].strip()]
+    if not questions:
+        raise ValueError(f"{file}: no question to ask")
+    Random(settings.seed).shuffle(questions)
+    index, _ = kept_index(task, None if indices is None else indices / name)
+    opened.enter_context(index)
+    chat = Metered(complete)
+    setup = Setup(
+        index=index, chat=chat, k=settings.k, instruction=settings.instruction, max_tokens=settings.max_tokens,
+        context_window=settings.context_window,
+    )  # fmt: skip
+    questions = questions[: settings.limit]
+    index.recall(questions[0].question, 2)  # loads the models, outside every system's time
+    fingerprint = settings.fingerprint([f for f in (file, corpus) if f is not None])
+    systems = {system: SYSTEMS[system](setup) for system in settings.systems}
+    return _Task(name, fingerprint, questions, len(task.passages), chat, systems)
+
+
+def _turns(tasks: Sequence[_Task]) -> Iterator[tuple[_Task, Question, str]]:
+    for number in range(max(len(task.questions) for task in tasks)):
+        for task in tasks:
+            if number < len(task.questions):
+                yield from ((task, task.questions[number], name) for name in task.systems)
+
+
+def _asked(task: _Task, question: Question, name: str) -> Row:
+    task.chat.taken()
+    began = time.perf_counter()
+    said: Said = task.systems[name](question.question)
+    seconds, cost = time.perf_counter() - began, task.chat.taken()
+    answer, told = without_citations(said.text), normalize(question.answers[0]) not in UNTELLING
+    row: Row = {
+        "id": question.id, "system": name, "answer": " ".join(said.text.split())[:KEPT],
+        "em": exact_match(answer, question.answers), "f1": round(f1(answer, question.answers), 4),
+        "blocks": len(said.context), "rounds": said.rounds, "calls": cost.calls,
+        "prompt_tokens": cost.prompt_tokens, "completion_tokens": cost.completion_tokens,
+        "seconds": round(seconds, 3), "retrieval_seconds": round(seconds - cost.seconds, 3),
+    }  # fmt: skip
+    if told and said.context:
+        row["in_context"] = sub_em("\n".join(said.context), question.answers)
+    return row
+
+
+def _key(row: Row) -> Key:
+    return str(row["fingerprint"]), str(row["id"]), str(row["system"])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")

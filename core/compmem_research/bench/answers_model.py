@@ -1,0 +1,109 @@
+"""The one chat model that every system of a comparison asks: greedy, its calls, tokens and seconds counted."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compmem.errors import CompMemError
+from compmem.schema import Message
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """A reply and what the server says that it cost."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Complete = Callable[[Sequence[Message]], Completion]
+"""A chat model that tells what a reply cost."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What the calls for one question took."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Metered:
+    """A chat model `messages -> text` that adds up what its calls cost."""
+
+    complete: Complete
+    cost: Cost = field(default_factory=Cost)
+
+    def __call__(self, messages: Sequence[Message]) -> str:
+        """The whole reply."""
+        began = time.perf_counter()
+        said = self.complete(messages)
+        self.cost = Cost(
+            calls=self.cost.calls + 1,
+            prompt_tokens=self.cost.prompt_tokens + said.prompt_tokens,
+            completion_tokens=self.cost.completion_tokens + said.completion_tokens,
+            seconds=self.cost.seconds + time.perf_counter() - began,
+        )
+        return said.text
+
+    def taken(self) -> Cost:
+        """What the calls since the last time cost."""
+        cost, self.cost = self.cost, Cost()
+        return cost
+
+
+class Server:
+    """A chat model behind an endpoint that speaks OpenAI's protocol.
+
+    Args:
+        model: Name of the model, as the endpoint knows it.
+        base_url: The endpoint. None: OpenAI's.
+        api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, no key for
+            any other.
+        max_tokens: Most tokens of a reply.
+        timeout: Seconds until a request is given up.
+
+    Raises:
+        ImportError: The client is not installed.
+        CompMemError: The environment variable is not set.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key_env: str | None = None,
+        max_tokens: int,
+        timeout: float = 1800.0,
+    ) -> None:
+        import openai
+
+        name = api_key_env or (DEFAULT_KEY if base_url is None else None)
+        key = os.environ.get(name) if name else "none"
+        if not key:
+            raise CompMemError(f"environment variable {name!r} is not set: it should hold the key of the endpoint")
+        self._model, self._max_tokens = model, max_tokens
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
+
+    def __call__(self, messages: Sequence[Message]) -> Completion:
+        """The reply at temperature 0."""
+        plain: Any = [{"role": m["role"], "content": m["content"]} for m in messages]
+        done = self._client.chat.completions.create(
+            model=self._model, messages=plain, temperature=0, max_tokens=self._max_tokens
+        )
+        if done.usage is None:
+            raise CompMemError("the endpoint does not say how many tokens a call took")
+        return Completion(
+            text=done.choices[0].message.content or "",
+            prompt_tokens=done.usage.prompt_tokens,
+            completion_tokens=done.usage.completion_tokens,
+        )

@@ -1,0 +1,116 @@
+"""Systems that answer a question over a corpus with one and the same chat model: ours, and plain retrieval."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from compmem.config import RecallConfig, SearchMethod
+from compmem.index import MemoryIndex
+from compmem.readers import ChatPrompts, ChatReader
+from compmem.schema import Chunk, MemoryBlock, WorkingMemory
+from compmem_research.bench.answers_model import Metered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a system answers, and the passages that the model saw for it."""
+
+    text: str
+    context: tuple[str, ...] = ()
+    rounds: int = 0
+    """Times that the model asked for what was missing."""
+
+
+System = Callable[[str], Said]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What all systems have in common."""
+
+    index: MemoryIndex
+    chat: Metered
+    k: int = 5
+    """Passages that the model sees."""
+    instruction: str = ""
+    """How short to answer: the same words right behind the question, in every system's prompt and in no search."""
+    max_tokens: int = 64
+    """Most tokens of a reply."""
+    context_window: int = 4096
+    """Tokens that the model takes."""
+
+    def asked(self, question: str) -> str:
+        """The question as the model is told it."""
+        return f"{question} {self.instruction}".strip()
+
+    def reader(self) -> ChatReader:
+        """Our reader, with the default prompts but for the instruction."""
+        words = f" {self.instruction}".rstrip().replace("{", "{{").replace("}", "}}")
+        plain = ChatPrompts()
+        told = {
+            name: getattr(plain, name).replace("{question}", "{question}" + words) for name in ("from_blocks", "answer")
+        }
+        return ChatReader(self.chat, prompts=ChatPrompts(**told), prompt_tokens=self.context_window - self.max_tokens)
+
+
+def nothing(setup: Setup) -> System:
+    """The model alone."""
+    return lambda question: Said(text=setup.chat([{"role": "user", "content": setup.asked(question)}]))
+
+
+def searched(setup: Setup, method: SearchMethod) -> System:
+    """One search and one call with our prompt."""
+    reader = setup.reader()
+
+    def system(question: str) -> Said:
+        chunks = [r.chunk for r in setup.index.search(question, setup.k, method=method)]
+        memory = WorkingMemory(blocks=tuple(MemoryBlock(chunk=c) for c in chunks))
+        text = "".join(piece for piece in reader.write(question, memory) if isinstance(piece, str))
+        return Said(text=text, context=texts(chunks))
+
+    return system
+
+
+def looped(setup: Setup, config: RecallConfig) -> System:
+    """The loop, and the model as the settings have it."""
+    config = config.but(chat=setup.reader(), shown=setup.k)
+
+    def system(question: str) -> Said:
+        answer = setup.index.answer(question, config)
+        return Said(text=answer.text, context=texts([s.chunk for s in answer.sources]), rounds=answer.usage.rounds)
+
+    return system
+
+
+def texts(chunks: Sequence[Chunk]) -> tuple[str, ...]:
+    """Chunks as text, each under its title."""
+    return tuple(f"{chunk.title}\n{chunk.text}" for chunk in chunks)
+
+
+def _llamaindex(setup: Setup) -> System:
+    from compmem_research.bench.stock_llama_index import query_engine
+
+    return query_engine(setup)
+
+
+def _langchain(setup: Setup) -> System:
+    from compmem_research.bench.stock_langchain import chain
+
+    return chain(setup)
+
+
+SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
+    "none": nothing,
+    "llamaindex": _llamaindex,
+    "langchain": _langchain,
+    "bm25": lambda setup: searched(setup, "bm25"),
+    "fused": lambda setup: searched(setup, "hybrid"),
+    "loop": lambda setup: looped(setup, RecallConfig(rounds=0)),
+    "loop-ask": lambda setup: looped(setup, RecallConfig(rounds=1)),
+    "steps": lambda setup: looped(setup, RecallConfig(reader="chat")),
+}
+"""No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the loop and
+asking back; the model in every step of the loop."""
+
+PLAIN: Final = ("llamaindex", "langchain")
+"""What ours is compared with."""
