@@ -5,6 +5,7 @@ from langchain_compmem.errors import ReasoningError
 from langchain_compmem.reasoner import CompMemReasoner
 from langchain_compmem.retriever import CompMemRetriever
 from langchain_compmem.self_query import CompMemTranslator
+from langchain_compmem.tool import recall_tool
 from langchain_compmem.vectorstore import CompMemVectorStore
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "CompMemVectorStore",
     "EmbeddingsEncoder",
     "ReasoningError",
+    "recall_tool",
 ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator
 
 import compmem
+from compmem.metadata import plain
 
 Filter = Any
 """A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`. Over another
@@ -172,6 +173,18 @@ def whole_id(document: Document) -> str:
 def own_metadata(document: Document) -> dict[str, Any]:
     """The metadata without what was added to it."""
     return {key: value for key, value in document.metadata.items() if key not in ADDED}
+
+
+def checked_metadata(document: Document) -> None:
+    """Looks whether the metadata can be kept.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    try:
+        json.dumps(plain(own_metadata(document)), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"the metadata of document {id_of(document)!r} is not JSON: {error}") from error
 
 
 def _fact(key: str, value: object) -> str:

@@ -20,6 +20,7 @@ from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
     Index,
+    checked_metadata,
     from_core,
     from_recalls,
     id_of,
@@ -77,16 +78,21 @@ class CompMemRetriever(DocumentIndex):
             embeddings: The encoder. None: the one `config` names.
             path: Folder of the index, which must be new. None: a temporary one.
             config: How documents become memory.
-            **fields: Fields of the retriever, such as `k`.
+            **fields: Fields of the retriever, such as `k`. `split` is true here: the index cuts documents into chunks
+                of `chunk_tokens`, and what a text splitter made is kept as it is unless it is longer. `split=False`
+                keeps each document as one chunk. Documents are checked before anything is made.
 
         Raises:
-            ValueError: The folder holds something already, or both `embeddings` and `config` are given.
+            ValueError: The folder holds something already, both `embeddings` and `config` are given, or metadata is not
+                JSON.
         """
+        for document in documents:
+            checked_metadata(document)
         if embeddings is not None:
             if config is not None:
                 raise ValueError("give either embeddings or config, with encoder=EmbeddingsEncoder(embeddings)")
             config = IndexConfig(encoder=EmbeddingsEncoder(embeddings))
-        made = cls(index=compmem.MemoryIndex.create(path, config), **fields)
+        made = cls(index=compmem.MemoryIndex.create(path, config), **{"split": True, **fields})
         made.upsert(documents)
         return made
 

@@ -2,8 +2,18 @@
 
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.index import CompMemIndex
+from llama_index_compmem.node_parser import CompMemNodeParser
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import CompMemRetriever
+from llama_index_compmem.tool import recall_tool
 from llama_index_compmem.vector_store import CompMemVectorStore
 
-__all__ = ["CompMemChatEngine", "CompMemIndex", "CompMemQueryEngine", "CompMemRetriever", "CompMemVectorStore"]
+__all__ = [
+    "CompMemChatEngine",
+    "CompMemIndex",
+    "CompMemNodeParser",
+    "CompMemQueryEngine",
+    "CompMemRetriever",
+    "CompMemVectorStore",
+    "recall_tool",
+]

@@ -13,10 +13,11 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextC
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
-from llama_index.core.schema import BaseNode, IndexNode, TransformComponent
+from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import MetadataFilters
@@ -26,6 +27,7 @@ from compmem import Encoder, IndexConfig, RecallConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
+from llama_index_compmem.node_parser import CompMemNodeParser, settings_name_transformations
 from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_doc, source_hash, to_documents
 from llama_index_compmem.opening import as_encoder, open_memory
 from llama_index_compmem.query_engine import CompMemQueryEngine
@@ -46,8 +48,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     and `storage_context.persist` names it. Without, it is temporary, and `persist` packs it into the persist folder,
     which may then be moved; large memories want a folder of their own. An LLM is asked only where one is given.
 
-    Chunks of some 256 tokens without overlap suit memory best:
-    `from_documents(..., transformations=[SentenceSplitter(chunk_size=256, chunk_overlap=0)])`.
+    Documents are split by a `CompMemNodeParser`, into chunks of `config.chunk_tokens`, unless `transformations` or the
+    framework's `Settings` name something else.
 
     Args:
         nodes: Nodes to remember.
@@ -55,7 +57,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         index_struct: What a loader has read; nothing is remembered anew.
         storage_context: Where documents' hashes are kept, and what is persisted.
         callback_manager: Legacy callbacks.
-        transformations: How `insert` splits documents.
+        transformations: How `insert` splits documents. None: as `Settings` say, else as the memory does.
         show_progress: Show a bar while remembering.
         path: Folder of the memory; new, or with `index_struct` the one to open.
         config: How documents become memory.
@@ -110,6 +112,40 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             transformations=transformations,
             show_progress=show_progress,
         )
+        if not transformations and not settings_name_transformations():
+            self._transformations = [CompMemNodeParser(self._memory)]
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Sequence[Document],
+        storage_context: StorageContext | None = None,
+        show_progress: bool = False,
+        callback_manager: CallbackManager | None = None,
+        transformations: list[TransformComponent] | None = None,
+        **options: Any,
+    ) -> "CompMemIndex":
+        """An index of documents, split by `transformations`, else as `Settings` say, else as the memory does.
+
+        The other options are those of the class. Documents are checked before anything is made.
+
+        Raises:
+            ValueError: The folder holds something already, or a document's metadata is not JSON.
+        """
+        to_documents(documents)
+        if transformations or settings_name_transformations():
+            return super().from_documents(
+                documents, storage_context, show_progress, callback_manager, transformations, **options
+            )
+        index = cls(
+            [], storage_context=storage_context, callback_manager=callback_manager, show_progress=show_progress,
+            **options,
+        )  # fmt: skip
+        with index._callback_manager.as_trace("index_construction"):
+            index.insert_nodes(run_transformations(documents, index._transformations, show_progress=show_progress))
+            for document in documents:
+                index.docstore.set_document_hash(document.id_, document.hash)
+        return index
 
     @classmethod
     def from_nodes(cls, nodes: Sequence[BaseNode], **options: Any) -> "CompMemIndex":

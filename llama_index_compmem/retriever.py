@@ -10,7 +10,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from compmem import Encoder, RecallConfig, Step
+from compmem import Encoder, Recall, RecallConfig, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.filters import to_filter
@@ -114,34 +114,38 @@ class CompMemRetriever(BaseRetriever):
             raise ValueError(f"similarity_top_k={value!r} must be a whole number of at least 0")
         self._top_k = value
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        if not self._top_k:
+    def recall(self, query: str, k: int | None = None) -> list[Recall]:
+        """The chunks of the nodes that come back for a question, best first; k is `similarity_top_k` unless given.
+
+        Raises:
+            ValueError: The question is empty or overlong.
+        """
+        k = self._top_k if k is None else k
+        if not k:
             return []
         with framework_errors():
-            recalls = self._memory.recall(
-                query_bundle.query_str,
-                self._top_k,
-                filter=self._filter,
-                config=self._recall,
-                on_step=self._announcer(query_bundle),
+            return self._memory.recall(
+                query, k, filter=self._filter, config=self._recall, on_step=self._announcer(query)
             )
-        return to_scored(recalls)
+
+    async def arecall(self, query: str, k: int | None = None) -> list[Recall]:
+        """`recall` for an event loop, which is never blocked."""
+        k = self._top_k if k is None else k
+        if not k:
+            return []
+        with framework_errors():
+            return await self._memory.arecall(
+                query, k, filter=self._filter, config=self._recall, on_step=self._announcer(query)
+            )
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return to_scored(self.recall(query_bundle.query_str))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        if not self._top_k:
-            return []
-        with framework_errors():
-            recalls = await self._memory.arecall(
-                query_bundle.query_str,
-                self._top_k,
-                filter=self._filter,
-                config=self._recall,
-                on_step=self._announcer(query_bundle),
-            )
-        return to_scored(recalls)
+        return to_scored(await self.arecall(query_bundle.query_str))
 
-    def _announcer(self, query_bundle: QueryBundle) -> Callable[[Step], None]:
+    def _announcer(self, query: str) -> Callable[[Step], None]:
         def tell(step: Step) -> None:
-            announce(query_bundle.query_str, step, self.callback_manager)
+            announce(query, step, self.callback_manager)
 
         return tell

@@ -13,6 +13,7 @@ from compmem.errors import (
     StoreError,
     StoreLockedError,
 )
+from compmem.listing import Listing
 from compmem.schema import (
     Answer,
     AnswerToken,
@@ -86,6 +87,7 @@ __all__ = [
     "IndexConfig",
     "LatentPrompts",
     "LatentReader",
+    "Listing",
     "MemoryBlock",
     "MemoryIndex",
     "Reader",

@@ -11,6 +11,7 @@ from compmem.adding import Adding
 from compmem.asking import Asking, Filter, checked_question
 from compmem.backbone import Backbone, device_of
 from compmem.candidates import FirstStage
+from compmem.chunking import split
 from compmem.config import IndexConfig, RecallConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
@@ -192,6 +193,10 @@ class MemoryIndex(Asking):
         models = self._models
         adding = Adding(self.store, self.config.chunk_tokens, count=models.count_tokens, compress=models.compress)
         return adding.add(documents, show_progress=show_progress)
+
+    def split(self, document: Document) -> list[Chunk]:
+        """The chunks that `add` would make of a document, in order; nothing is kept. None where it has no text."""
+        return list(split(document, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Forgets documents; returns how many there were. Unknown ids are passed over."""
