@@ -2,17 +2,20 @@
 
 Both answer the same questions about the Python standard library, each of which needs two places of its documentation.
 Both have the same documents, the same chunks, the same encoder, and only quote, so that nothing but the method differs.
-Runs offline: the model of the bot is a stand-in that quotes; put any `BaseChatModel` in its place, in both bots.
+Runs offline: the model of the bot is a stand-in that quotes. With `OPENAI_BASE_URL` and `OPENAI_MODEL` (`pip install
+langchain-openai`) a model of that server answers in both bots.
 
     python examples/chatbot_before_after.py
 """
 
+import os
 import re
 from operator import itemgetter
 from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
@@ -54,18 +57,29 @@ def quote(prompt: Any) -> str:
     return " ".join(ranked[:2])
 
 
-def before(chunks: list[Document], embeddings: Embeddings) -> Runnable[Any, Any]:
+def real_model() -> BaseChatModel | None:
+    """The model of the server that the environment names; None where it names none."""
+    url = os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        return None
+    from langchain_openai import ChatOpenAI
+
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    return ChatOpenAI(model=os.environ.get("OPENAI_MODEL", "default"), base_url=url, api_key=key)
+
+
+def before(chunks: list[Document], embeddings: Embeddings, model: BaseChatModel | None) -> Runnable[Any, Any]:
     """The bot as it was: the most similar chunks, stuffed into a prompt."""
     store = InMemoryVectorStore.from_documents(chunks, embeddings)
     stuff = RunnableLambda(lambda x: {**x, "context": "\n\n".join(d.page_content for d in x["context"])})
-    answer = stuff | PROMPT | quote | StrOutputParser()
+    answer = stuff | PROMPT | (model or RunnableLambda(quote)) | StrOutputParser()
     search = itemgetter("question") | store.as_retriever(search_kwargs={"k": 3})
     return RunnablePassthrough.assign(context=search) | RunnablePassthrough.assign(answer=answer)
 
 
-def after(index: MemoryIndex) -> Runnable[Any, Any]:
+def after(index: MemoryIndex, model: BaseChatModel | None) -> Runnable[Any, Any]:
     """The bot as it is: the same input, `answer` and `context` in the output."""
-    return CompMemReasoner(index=index)
+    return CompMemReasoner(index=index, chat_model=model)
 
 
 def main() -> None:
@@ -75,10 +89,11 @@ def main() -> None:
         for d in documents()
         if d.id in MODULES or d.id.startswith(tuple(f"{m}." for m in MODULES))
     ]
-    retriever = CompMemRetriever.from_documents(given, split=True)
+    retriever = CompMemRetriever.from_documents(given)
     index = retriever.index
     chunks = [Document(id=c.id, page_content=c.text) for d in given for c in index.chunks(str(d.id))]
-    bots = {"before": before(chunks, IndexEmbeddings(index)), "after": after(index)}
+    model = real_model()
+    bots = {"before": before(chunks, IndexEmbeddings(index), model), "after": after(index, model)}
     for question in QUESTIONS:
         print(f"\n{question}")
         for name, bot in bots.items():

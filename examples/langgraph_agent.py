@@ -1,22 +1,23 @@
 """A LangGraph agent that looks things up with the retriever as a tool and leaves questions of several hops to a node.
 
-Runs offline: the chat model is scripted, as a stand-in for yours. Put any `BaseChatModel` in its place.
+Runs offline: the chat model is scripted. With `OPENAI_BASE_URL` and `OPENAI_MODEL` (`pip install langchain-openai`) a
+model of that server takes its place; it must be able to call tools.
 
     python examples/langgraph_agent.py
 """
 
+import os
 from typing import Annotated, Any
 
 from langchain_core.documents import Document
-from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
-from langchain_core.tools import create_retriever_tool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
 from typing_extensions import TypedDict
 
-from langchain_compmem import CompMemReasoner, CompMemRetriever
+from langchain_compmem import CompMemReasoner, CompMemRetriever, recall_tool
 
 HANDBOOK = {
     "Northgate depot": "The Northgate depot stores the spare rotors. It is run by Maria Oduya.",
@@ -44,14 +45,26 @@ def scripted_model() -> GenericFakeChatModel:
     return GenericFakeChatModel(messages=iter(replies))
 
 
-def build(retriever: CompMemRetriever, model: Any) -> Any:
+def real_model() -> BaseChatModel | None:
+    """The model of the server that the environment names; None where it names none."""
+    url = os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        return None
+    from langchain_openai import ChatOpenAI
+
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    return ChatOpenAI(model=os.environ.get("OPENAI_MODEL", "default"), base_url=url, api_key=key)
+
+
+def build(retriever: CompMemRetriever, model: BaseChatModel | None) -> Any:
     """The graph: the agent and its tool, then the reasoner."""
-    search = create_retriever_tool(
-        retriever, "search_handbook", "Finds entries of the handbook.", response_format="content_and_artifact"
-    )  # a real model is told of it with model.bind_tools([search])
+    search = recall_tool(
+        retriever, name="search_handbook", description="Finds entries of the handbook.", skip_seen=True
+    )
+    calling = scripted_model() if model is None else model.bind_tools([search])
 
     def agent(state: State) -> State:
-        return {"messages": [model.invoke(state["messages"])]}
+        return {"messages": [calling.invoke(state["messages"])]}
 
     def told(state: State) -> State:
         return {"messages": [AIMessage(state["answer"])]}
@@ -59,7 +72,7 @@ def build(retriever: CompMemRetriever, model: Any) -> Any:
     graph = StateGraph(State)
     graph.add_node("agent", agent)
     graph.add_node("tools", ToolNode([search]))
-    graph.add_node("reason", CompMemReasoner(index=retriever.index))
+    graph.add_node("reason", CompMemReasoner(index=retriever.index, chat_model=model))
     graph.add_node("told", told)
     graph.add_edge(START, "agent")
     graph.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: "reason"})
@@ -74,7 +87,7 @@ def main() -> None:
     documents = [Document(id=title, page_content=text, metadata={"title": title}) for title, text in HANDBOOK.items()]
     retriever = CompMemRetriever.from_documents(documents, k=2)
     asked = {"messages": [HumanMessage(QUESTION)], "question": QUESTION}
-    for update in build(retriever, scripted_model()).stream(asked, stream_mode="updates"):
+    for update in build(retriever, real_model()).stream(asked, stream_mode="updates"):
         for node, change in update.items():
             for message in change.get("messages", []):
                 print(f"{node}: {message.text or [call['name'] for call in message.tool_calls]}")

@@ -1,19 +1,21 @@
 """A LlamaIndex pipeline with CompMem in the place of the vector index: ingest, persist, load, ask, hand to an agent.
 
-Runs offline: answers are quoted from the documents, and the agent's model is scripted, as a stand-in for yours. Give
-`as_query_engine(llm=...)` any LLM of LlamaIndex to have it read and write instead.
+Runs offline: answers are quoted from the documents, and the agent's model is scripted. With `OPENAI_BASE_URL` and
+`OPENAI_MODEL` (`pip install llama-index-llms-openai-like`) a model of that server, which must be able to call tools,
+writes the answers and is the agent's.
 
     python examples/llama_index_pipeline.py
 """
 
 import asyncio
+import os
 import tempfile
 
 from llama_index.core import Document, StorageContext, load_index_from_storage
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import LLM, ChatMessage
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.tools import QueryEngineTool
@@ -36,7 +38,7 @@ RECENT = MetadataFilters(filters=[MetadataFilter(key="year", value=2020, operato
 
 
 def ingest() -> CompMemIndex:
-    """The documents, split by the framework and remembered by CompMem."""
+    """The documents, split by the framework's splitter, as an existing pipeline does, and remembered by CompMem."""
     documents = [
         Document(doc_id=name, text=text, metadata={"title": name, "year": year})
         for name, (year, text) in MUSEUM.items()
@@ -57,13 +59,26 @@ def scripted_model() -> MockFunctionCallingLLM:
     return MockFunctionCallingLLM(response_generator=reply)
 
 
+def real_model() -> LLM | None:
+    """The model of the server that the environment names; None where it names none."""
+    url = os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        return None
+    from llama_index.llms.openai_like import OpenAILike
+
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    model = os.environ.get("OPENAI_MODEL", "default")
+    return OpenAILike(model=model, api_base=url, api_key=key, is_chat_model=True, is_function_calling_model=True)
+
+
 async def main() -> None:
     """Ingests, persists, loads, asks and hands the engine to an agent."""
     with tempfile.TemporaryDirectory() as folder:
         ingest().storage_context.persist(folder)
         index = load_index_from_storage(StorageContext.from_defaults(persist_dir=folder))
 
-    engine = index.as_query_engine()
+    model = real_model()
+    engine = index.as_query_engine(model)
     response = await engine.aquery(QUESTION)
     print("question:", QUESTION)
     for step in response.metadata["steps"]:
@@ -72,14 +87,17 @@ async def main() -> None:
     for source in response.source_nodes:
         print(f"source: {source.node.metadata['title']} ({source.score:.2f})")
 
-    print("only recent:", index.as_query_engine(filters=RECENT).query("Which collection does the Town Gallery show?"))
+    print(
+        "only recent:",
+        index.as_query_engine(model, filters=RECENT).query("Which collection does the Town Gallery show?"),
+    )
 
-    chat = index.as_chat_engine()
+    chat = index.as_chat_engine(llm=model)
     print("chat:", chat.chat("Who gave the Lindgren Collection?"))
     print("chat:", chat.chat("And where was she born?"))
 
     tool = QueryEngineTool.from_defaults(engine, name="museum", description="All about the museums of the town.")
-    print("agent:", await FunctionAgent(tools=[tool], llm=scripted_model()).run(QUESTION))
+    print("agent:", await FunctionAgent(tools=[tool], llm=model or scripted_model()).run(QUESTION))
 
 
 if __name__ == "__main__":

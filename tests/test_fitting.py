@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
-from compmem.errors import ReaderError
-from compmem.readers.chat import ChatReader
+from compmem.errors import CompMemError, ReaderError
+from compmem.readers import ChatReader, Endpoint
 from compmem.readers.fitting import Shown, fitted, packed
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
@@ -146,3 +146,40 @@ def test_a_language_model_reads_the_best_blocks_where_the_gate_turns_all_down():
         assert (answer.text, answer.usage.model_calls, len(answer.steps[0].recalls)) == ("done", len(model.prompts), 4)
         assert not index.answer("When must it be paid?", refused).found
         assert not index.answer("When?", reading, filter={"year": 1}).found
+
+
+# The model's own tokenizer
+
+
+class Counting:
+    """A chat model that counts its own tokens: characters."""
+
+    def __init__(self):
+        self.heard = []
+
+    def __call__(self, messages):
+        self.heard.append(messages)
+        return "It is Lloyd."
+
+    def count_tokens(self, text):
+        return len(text)
+
+
+def test_a_model_that_counts_its_tokens_is_believed():
+    chat = Counting()
+    block = MemoryBlock(chunk=Chunk(text="The mill is insured by Lloyd. " + "It rains a lot. " * 400))
+    *_, usage = ChatReader(chat, prompt_tokens=3000).write("Who insures it?", WorkingMemory(blocks=(block,)))
+    length = sum(len(message["content"]) for message in chat.heard[0])
+    assert (usage.prompt_tokens, usage.completion_tokens) == (length, len("It is Lloyd."))
+    assert 1500 < length <= 3000 and "insured by Lloyd" in chat.heard[0][1]["content"]
+
+
+def test_an_endpoint_counts_by_the_tokenizer_that_is_named(tiny_tokenizer, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    tiny_tokenizer.backend_tokenizer.save(str(file))
+    url = "http://127.0.0.1:1/v1"
+    assert Endpoint("m", base_url=url, tokenizer=file).count_tokens("abc é") == 6
+    assert Endpoint("m", base_url=url).count_tokens is None
+    file.write_text("{}")
+    with pytest.raises(CompMemError, match=r"is no tokenizer.json that can be read"):
+        Endpoint("m", base_url=url, tokenizer=file)

@@ -153,11 +153,17 @@ def estimate_tokens(text: str) -> int:
     return round(max(1.3 * len(text.split()), len(text.encode("utf-8", "surrogatepass")) / 4))
 
 
+def counter_of(chat: object) -> Callable[[str], int]:
+    """What counts the tokens of a chat model: its own `count_tokens(text)`, else an estimate."""
+    own = getattr(chat, "count_tokens", None)
+    return own if callable(own) else estimate_tokens
+
+
 class ChatReader:
     """Reads blocks and writes answers with any chat model.
 
     A memory longer than `memory_tokens` loses its beginning: what was written last is kept. Token counts in `Usage`
-    are what `count` says, an estimate unless a real counter is handed in. No prompt is longer than `prompt_tokens`:
+    are what `count` says. No prompt is longer than `prompt_tokens`:
     blocks that are too long for one are read in several calls, each with the notes of the one before, and what an
     answer is written from in one call is cut to the sentences that bear on the question. Not one reply decides alone: a
     malformed one keeps the memory, opens neither gate, and is counted in `Usage.malformed_replies`.
@@ -167,7 +173,7 @@ class ChatReader:
         prompts: What the model is told.
         structured: Ask for the two gates. Without, each reply overwrites the memory (MemAgent, 2507.02259).
         memory_tokens: Most tokens of working memory, as `count` counts them; at most a quarter of `prompt_tokens`.
-        count: Tokens of a text.
+        count: Tokens of a text. None: what the model's `count_tokens(text)` says, where it has one, else an estimate.
         prompt_tokens: Most tokens of a prompt: the model's context window without what its reply may take. None: no
             limit.
         render: What the model reads of a chunk. Without, or where it gives None: title, headings and context on a line
@@ -184,7 +190,7 @@ class ChatReader:
         prompts: ChatPrompts | None = None,
         structured: bool = True,
         memory_tokens: int = 1024,
-        count: Callable[[str], int] = estimate_tokens,
+        count: Callable[[str], int] | None = None,
         prompt_tokens: int | None = None,
         render: Callable[[Chunk], str | None] | None = None,
     ) -> None:
@@ -199,7 +205,7 @@ class ChatReader:
         self.memory_tokens = memory_tokens if prompt_tokens is None else max(1, min(memory_tokens, prompt_tokens // 4))
         self.prompt_tokens = prompt_tokens
         self._chat = chat
-        self._count = count
+        self._count = count or counter_of(chat)
         self._render = render
         self._thinks_untagged = False
 

@@ -1,8 +1,11 @@
 """A chat model behind any endpoint that speaks OpenAI's protocol, through the maintained client."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from compmem.errors import CompMemError
 from compmem.schema import Message
@@ -19,14 +22,21 @@ class Endpoint:
         api_key_env: Environment variable that holds the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, and no
             key for any other, so that a key never goes where it was not meant to.
         timeout: Seconds until a request is given up.
+        tokenizer: The model's `tokenizer.json`, which counts the tokens of prompts. None: they are estimated.
 
     Raises:
         ImportError: The client is not installed.
-        CompMemError: The environment variable is not set.
+        CompMemError: The environment variable is not set, or the tokenizer cannot be read.
     """
 
     def __init__(
-        self, model: str, *, base_url: str | None = None, api_key_env: str | None = None, timeout: float = 120.0
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key_env: str | None = None,
+        timeout: float = 120.0,
+        tokenizer: str | Path | None = None,
     ) -> None:
         try:
             import openai
@@ -38,6 +48,8 @@ class Endpoint:
         if not key:
             raise CompMemError(f"environment variable {name!r} is not set: it should hold the key of the endpoint")
         self._model = model
+        self.count_tokens = None if tokenizer is None else _counter(tokenizer)
+        """Tokens of a text, where the tokenizer is known."""
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
 
     def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -48,3 +60,11 @@ class Endpoint:
             for part in stream:
                 if part.choices and (text := part.choices[0].delta.content):
                     yield text
+
+
+def _counter(file: str | Path) -> Callable[[str], int]:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise CompMemError(f"{str(file)!r} is no tokenizer.json that can be read: {error}") from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
