@@ -76,7 +76,7 @@ async def ask(reasoner, way, config):
 def test_what_the_package_offers():
     assert langchain_compmem.__all__ == [
         "CompMemReasoner", "CompMemRetriever", "CompMemTranslator", "CompMemVectorStore", "EmbeddingsEncoder",
-        "ReasoningError",
+        "ReasoningError", "recall_tool",
     ]  # fmt: skip
 
 

@@ -38,9 +38,11 @@ def test_the_public_names_are_these():
     assert llama_index_compmem.__all__ == [
         "CompMemChatEngine",
         "CompMemIndex",
+        "CompMemNodeParser",
         "CompMemQueryEngine",
         "CompMemRetriever",
         "CompMemVectorStore",
+        "recall_tool",
     ]
     assert issubclass(CompMemIndex, BaseIndex)
     assert issubclass(CompMemRetriever, BaseRetriever)
