@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
-from compmem import ReaderError, RecallConfig
+from compmem import LoopConfig, ReaderError, RecallConfig
 from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place, Prompt
 from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
@@ -52,7 +52,9 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     chat_model: ChatModel | None = None
     """Any `BaseChatModel`, or one with retries, fallbacks or bound arguments. None: answers are quotations."""
     recall_config: InstanceOf[RecallConfig] | None = None
-    """How the loop runs: first stage, gate, steps, seconds, reader. None: as suits index and chat model."""
+    """Settings of the loop: reader, writer, steps, seconds. None: the defaults."""
+    reader: Any = None
+    """An object that reads and writes, in place of the chat model; see `compmem.Reader`."""
     filter: Filter | None = None
     """Metadata filter of every question that brings none of its own."""
     prompts: Prompts = None
@@ -232,13 +234,20 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             if chat is not None and asked.history:
                 chat.place = _standalone(config, run)
                 asked = asked._replace(question=chat.standalone(self.standalone_prompt, asked.question, asked.history))
-            settings = self._settings(chat, None if chat is None else chat.ask)
+            models = self._models(chat, None if chat is None else chat.ask)
             traced = TracedReader(
-                index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
+                index=self.index,
+                question=asked.question,
+                recall=self.recall_config,
+                config=config,
+                chat=chat,
+                parent=run,
             )
             traced.begin()
             try:
-                events = self.index.stream(asked.question, settings, filter=asked.filter, wrap=traced.around)
+                events = self.index.stream(
+                    asked.question, self.recall_config, filter=asked.filter, wrap=traced.around, **models
+                )
                 with closing(events):
                     for event in events:
                         yield part_of(event, chat, self.index)
@@ -257,13 +266,20 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 chat.place = _standalone(config, run)
                 question = await chat.astandalone(self.standalone_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
-            settings = self._settings(chat, None if chat is None else chat.aask)
+            models = self._models(chat, None if chat is None else chat.aask)
             traced = AsyncTracedReader(
-                index=self.index, question=asked.question, recall=settings, config=config, chat=chat, parent=run
+                index=self.index,
+                question=asked.question,
+                recall=self.recall_config,
+                config=config,
+                chat=chat,
+                parent=run,
             )
             await traced.begin()
             try:
-                events = self.index.astream(asked.question, settings, filter=asked.filter, wrap=traced.around)
+                events = self.index.astream(
+                    asked.question, self.recall_config, filter=asked.filter, wrap=traced.around, **models
+                )
                 async with aclosing(events):
                     async for event in events:
                         yield part_of(event, chat, self.index)
@@ -278,25 +294,25 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             return None
         return ChatCalls(self.chat_model, None if self.recall_config is None else self.recall_config.prompt_tokens)
 
-    def _settings(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> RecallConfig | None:
-        """The settings of one question, with the chat model where they leave it something to do."""
-        if chat is None or ask is None:
-            return self.recall_config
-        wanted = self.recall_config or RecallConfig()
-        if not wanted.asks_chat:
-            return wanted
+    def _models(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> "compmem.AnswerModels":
+        """The models of one question: the chat model only where the settings leave it something to do."""
+        if self.reader is not None:
+            return {"reader": self.reader}
+        settings = LoopConfig.complete(self.recall_config)
+        if chat is None or ask is None or not settings.asks_chat:
+            return {}
         limits: dict[str, Any] = {}
         if chat.window.tokens is not None:
             limits = {"prompt_tokens": chat.window.tokens, "count": chat.window.count}
         reader = compmem.ChatReader(
             ask,
             prompts=self.prompts,
-            structured=wanted.update_gate or wanted.exit_gate,
-            memory_tokens=wanted.memory_tokens,
+            structured=settings.structured,
+            memory_tokens=settings.memory_tokens,
             render=None if self.document_prompt is None else shown_with(self.document_prompt),
             **limits,
         )
-        return wanted.but(chat=reader)
+        return {"chat": reader}
 
 
 def _standalone(config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> Place:

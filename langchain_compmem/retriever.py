@@ -15,7 +15,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import Field, InstanceOf
 
 import compmem
-from compmem import IndexConfig, ReaderError, Recall, RecallConfig
+from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
 from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
@@ -52,14 +52,16 @@ class CompMemRetriever(DocumentIndex):
     """How many documents come back; fewer only where the filter admits fewer."""
     filter: Filter | None = None
     """Metadata filter of every call that brings none of its own."""
-    one_pass: bool = False
-    """Candidates and gate once, without the loop: faster, and blind to what the documents say about each other."""
+    method: RecallMethod = "loop"
+    """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as of `MemoryIndex.search`."""
     split: bool = False
     """Whether `upsert` lets CompMem split documents; else each is one chunk, as your text splitter made it."""
     metadata_keys: Sequence[str] = ()
     """Metadata that questions may ask by, such as `author`: `upsert` has it searched with the text."""
     recall_config: InstanceOf[RecallConfig] | None = None
-    """How the loop runs: first stage, gate, steps, seconds. None: as suits the index."""
+    """Settings of the loop: threshold, steps, seconds. None: the defaults."""
+    reader: Any = None
+    """An object that reads in the loop; see `compmem.Reader`. None: the reader that `recall_config` names."""
 
     @classmethod
     def from_documents(
@@ -179,7 +181,7 @@ class CompMemRetriever(DocumentIndex):
         return [from_core(document) for document in found if document is not None]
 
     def recall(
-        self, query: str, k: int | None = None, *, filter: Filter | None = None, one_pass: bool | None = None
+        self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
     ) -> list[Recall]:
         """The chunks that come back for a question, best first; what is None is as the fields say.
 
@@ -189,18 +191,28 @@ class CompMemRetriever(DocumentIndex):
         """
         try:
             return self.index.recall(
-                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+                query,
+                self.k if k is None else k,
+                method=method or self.method,
+                filter=self._filter(filter),
+                config=self.recall_config,
+                reader=self.reader,
             )
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
     async def arecall(
-        self, query: str, k: int | None = None, *, filter: Filter | None = None, one_pass: bool | None = None
+        self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
         try:
             return await self.index.arecall(
-                query, self.k if k is None else k, filter=self._filter(filter), config=self._config(one_pass)
+                query,
+                self.k if k is None else k,
+                method=method or self.method,
+                filter=self._filter(filter),
+                config=self.recall_config,
+                reader=self.reader,
             )
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
@@ -212,9 +224,9 @@ class CompMemRetriever(DocumentIndex):
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
         filter: Filter | None = None,
-        one_pass: bool | None = None,
+        method: RecallMethod | None = None,
     ) -> list[Document]:
-        return from_recalls(self.index, self.recall(query, k, filter=filter, one_pass=one_pass))
+        return from_recalls(self.index, self.recall(query, k, filter=filter, method=method))
 
     async def _aget_relevant_documents(
         self,
@@ -223,17 +235,12 @@ class CompMemRetriever(DocumentIndex):
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
         filter: Filter | None = None,
-        one_pass: bool | None = None,
+        method: RecallMethod | None = None,
     ) -> list[Document]:
-        return from_recalls(self.index, await self.arecall(query, k, filter=filter, one_pass=one_pass))
+        return from_recalls(self.index, await self.arecall(query, k, filter=filter, method=method))
 
     def _filter(self, given: Filter | None) -> Filter | None:
         return self.filter if given is None else given
-
-    def _config(self, one_pass: bool | None) -> RecallConfig | None:
-        if self.one_pass if one_pass is None else one_pass:
-            return (self.recall_config or RecallConfig()).but(max_steps=1, reask=False)
-        return self.recall_config
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         encoder = self.index.config.encoder

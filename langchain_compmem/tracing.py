@@ -21,7 +21,17 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
 import compmem
-from compmem import MemoryBlock, Reader, Reading, RecallConfig, Request, Usage, WeighingReader, WorkingMemory
+from compmem import (
+    LoopConfig,
+    MemoryBlock,
+    Reader,
+    Reading,
+    RecallConfig,
+    Request,
+    Usage,
+    WeighingReader,
+    WorkingMemory,
+)
 from langchain_compmem.chat import ChatCalls, Place
 from langchain_compmem.documents import from_chunks
 
@@ -80,7 +90,7 @@ class _Around:
 
     def _more(self, reading: Reading) -> bool:
         """Whether the loop recalls again after this reading, as far as the reading tells."""
-        recall = self.recall or RecallConfig()
+        recall = LoopConfig.complete(self.recall)
         last = recall.max_steps is not None and self._steps >= recall.max_steps
         return not last and not (recall.exit_gate and reading.exit)
 

@@ -10,7 +10,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 import compmem
-from compmem import IndexConfig
+from compmem import IndexConfig, RecallMethod
 from langchain_compmem.documents import EmbeddingsEncoder, Filter, from_chunks
 from langchain_compmem.retriever import CompMemRetriever, refuse
 
@@ -34,7 +34,7 @@ class CompMemVectorStore(VectorStore):
 
         Args:
             index: The index, or the path of its folder.
-            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `metadata_keys`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: There is no index there, or a field is none.
@@ -62,7 +62,7 @@ class CompMemVectorStore(VectorStore):
             ids: The id of each text. None: hashes of the content.
             path: Folder of the index, which must be new. None: a temporary one.
             config: How documents become memory.
-            **fields: Fields of `CompMemRetriever`: `filter`, `one_pass`, `metadata_keys`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: The folder holds something already, or both `embedding` and `config` are given.
@@ -136,7 +136,7 @@ class CompMemVectorStore(VectorStore):
         return self.memory.get(ids)
 
     def similarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[Document]:
         """The k documents that the question needs, best first; fewer only where the filter admits fewer.
 
@@ -144,36 +144,36 @@ class CompMemVectorStore(VectorStore):
             query: The question.
             k: How many documents come back.
             filter: Metadata filter, such as `{"year": {">=": 2020}}`. None: the field's.
-            one_pass: Candidates and gate once, without the loop. None: as the field says.
+            method: The loop, or one pass; see `CompMemRetriever.method`. None: as the field says.
             **kwargs: Not taken.
 
         Raises:
             ValueError: The question is empty, k is below 1, or the filter is none.
             TypeError: An argument is unknown.
         """
-        found = self.similarity_search_with_score(query, k, filter, one_pass=one_pass, **kwargs)
+        found = self.similarity_search_with_score(query, k, filter, method=method, **kwargs)
         return [document for document, _ in found]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[Document]:
         """`similarity_search` for an event loop."""
-        found = await self.asimilarity_search_with_score(query, k, filter, one_pass=one_pass, **kwargs)
+        found = await self.asimilarity_search_with_score(query, k, filter, method=method, **kwargs)
         return [document for document, _ in found]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """What `similarity_search` finds, with gate scores in [0, 1], higher is better. Raises what it raises."""
         refuse("similarity_search", kwargs)
-        return self._scored(self.memory.recall(query, k, filter=filter, one_pass=one_pass))
+        return self._scored(self.memory.recall(query, k, filter=filter, method=method))
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, one_pass: bool | None = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` for an event loop."""
         refuse("asimilarity_search", kwargs)
-        return self._scored(await self.memory.arecall(query, k, filter=filter, one_pass=one_pass))
+        return self._scored(await self.memory.arecall(query, k, filter=filter, method=method))
 
     def max_marginal_relevance_search(
         self,
@@ -190,7 +190,7 @@ class CompMemVectorStore(VectorStore):
             k: How many documents come back.
             fetch_k: How many are recalled to choose from.
             lambda_mult: 1 for nearness to the question alone, 0 for difference alone.
-            **kwargs: `filter` and `one_pass`, as `similarity_search` takes them.
+            **kwargs: `filter` and `method`, as `similarity_search` takes them.
 
         Raises:
             ValueError: As `similarity_search`, or the index has no encoder.

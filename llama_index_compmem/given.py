@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llama_index.core.schema import MetadataMode, NodeWithScore
 
 import compmem
-from compmem import Chunk, RecallConfig
+from compmem import Chunk, LoopConfig, RecallConfig
 from llama_index_compmem.nodes import to_bare_document
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def memory_of_nodes(like: "Asking", nodes: Sequence[NodeWithScore]) -> "MemoryIn
 
 def reading_all(config: RecallConfig, nodes: int) -> RecallConfig:
     """The settings under which so many nodes are all read, in their order, in as many steps as there may be."""
-    steps = min(config.max_steps or nodes, nodes) or 1
-    together = max(config.blocks_per_step, -(-nodes // steps))
-    return config.but(
+    settings = LoopConfig.complete(config)
+    steps = min(settings.max_steps or nodes, nodes) or 1
+    together = max(settings.blocks_per_step, -(-nodes // steps))
+    return settings.but(
         candidates="all", gate="off", order="best", reask=False, blocks_per_step=together, shown=max(nodes, 1), rounds=0
     )

@@ -23,7 +23,7 @@ from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import Encoder, IndexConfig, RecallConfig
+from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
@@ -64,8 +64,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, in place of the encoder that
             `config` names. Models and objects are not persisted: a loader needs them again.
         recall: Settings of the loop for the engines made from this index.
-        device: Torch device of the models.
-        dtype: Name of a torch dtype.
+        runtime: Device, types and search of this process.
         memory: With `index_struct`, the memory already opened; see `from_memory`.
 
     Raises:
@@ -89,8 +88,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         config: IndexConfig | None = None,
         embed_model: BaseEmbedding | Encoder | None = None,
         recall: RecallConfig | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
+        runtime: RuntimeConfig | None = None,
         memory: "MemoryIndex | None" = None,
     ) -> None:
         self._recall = recall
@@ -98,7 +96,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         self._config = config or IndexConfig()
         if embed_model is not None:
             self._config = replace(self._config, encoder=as_encoder(embed_model))
-        self._device, self._dtype = device, dtype
+        self._runtime = runtime
         storage_context = storage_context or StorageContext.from_defaults()
         if index_struct is not None:
             self._memory = memory or self._opened(index_struct, storage_context, embed_model)
@@ -189,9 +187,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> CompMemStruct:
         documents = to_documents(nodes)
         with framework_errors():
-            self._memory = compmem.MemoryIndex.create(
-                self._folder, self._config, device=self._device, dtype=self._dtype
-            )
+            self._memory = compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
             self._memory.add(documents, show_progress=self._show_progress)
         struct = CompMemStruct(path=None if self._folder is None else str(Path(self._folder).absolute()))
         self._shelve(struct, self._storage_context)
@@ -264,7 +260,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         *,
-        loop: bool = True,
+        method: RecallMethod = "loop",
         recall: RecallConfig | None = None,
         verbose: bool = False,
     ) -> CompMemRetriever:
@@ -273,7 +269,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             self,
             similarity_top_k,
             filters,
-            loop=loop,
+            method=method,
             recall=recall or self._recall,
             callback_manager=self._callback_manager,
             object_map=self._object_map,
@@ -327,7 +323,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         if chat_mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=asked, **options)
         if chat_mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT):
-            retriever = self.as_retriever(**_taken(options, "similarity_top_k", "filters", "loop", "recall"))
+            retriever = self.as_retriever(**_taken(options, "similarity_top_k", "filters", "method", "recall"))
             kind = ContextChatEngine if chat_mode == ChatMode.CONTEXT else CondensePlusContextChatEngine
             return kind.from_defaults(retriever=retriever, llm=asked, **options)
         return super().as_chat_engine(chat_mode, llm=asked)
@@ -336,8 +332,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         self, struct: CompMemStruct, storage: StorageContext, embed_model: BaseEmbedding | Encoder | None
     ) -> "MemoryIndex":
         if self._folder is not None or struct.path is not None:
-            return open_memory(self._folder or struct.path or "", embed_model, self._device, self._dtype)
-        return unpack(storage.vector_stores.get(struct.shelf), embed_model, self._device, self._dtype)
+            return open_memory(self._folder or struct.path or "", embed_model, self._runtime)
+        return unpack(storage.vector_stores.get(struct.shelf), embed_model, self._runtime)
 
     def _shelve(self, struct: CompMemStruct, storage: StorageContext) -> None:
         """Lets the storage context persist a memory that has no folder of its own."""

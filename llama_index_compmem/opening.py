@@ -9,7 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
 import compmem
-from compmem import Encoder, IncompatibleStoreError
+from compmem import Encoder, IncompatibleStoreError, RuntimeConfig
 from llama_index_compmem.errors import framework_errors
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def asked_of(index: "HasMemory | Asking | str | Path") -> "Asking":
 def open_memory(
     path: str | Path,
     embed_model: BaseEmbedding | Encoder | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> "MemoryIndex":
     """The CompMem index in a folder.
 
@@ -63,7 +62,7 @@ def open_memory(
     """
     with framework_errors():
         try:
-            return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), device=device, dtype=dtype)
+            return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), runtime=runtime)
         except IncompatibleStoreError as error:
             raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
 

@@ -20,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import Chunk, Encoder, RecallConfig
+from compmem import Chunk, Encoder, LoopConfig, RecallConfig
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.given import contents_of, memory_of_nodes, reading_all
 from llama_index_compmem.llm import (
@@ -190,7 +190,8 @@ class CompMemQueryEngine(BaseQueryEngine):
         """The answer from these nodes alone, all of them read in their order."""
         memory = memory_of_nodes(self._memory, nodes)
         trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        return self._ask(trail, memory, reading_all(self._config(sync_chat, contents_of(nodes)), len(nodes)), None)
+        reader = self._reader(sync_chat, contents_of(nodes))
+        return self._ask(trail, memory, reading_all(self._recall, len(nodes)), reader, None)
 
     async def asynthesize(
         self,
@@ -201,9 +202,8 @@ class CompMemQueryEngine(BaseQueryEngine):
         """`synthesize` for an event loop."""
         memory = await asyncio.to_thread(memory_of_nodes, self._memory, nodes)
         trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        return await self._aask(
-            trail, memory, reading_all(self._config(async_chat, contents_of(nodes)), len(nodes)), None
-        )
+        reader = self._reader(async_chat, contents_of(nodes))
+        return await self._aask(trail, memory, reading_all(self._recall, len(nodes)), reader, None)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
@@ -212,7 +212,7 @@ class CompMemQueryEngine(BaseQueryEngine):
                 response = self.synthesize(query_bundle, self.retrieve(query_bundle))
             else:
                 trail = Trail(query_bundle, self.callback_manager)
-                response = self._ask(trail, self._memory, self._config(sync_chat), self._filter)
+                response = self._ask(trail, self._memory, self._recall, self._reader(sync_chat), self._filter)
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
@@ -223,36 +223,38 @@ class CompMemQueryEngine(BaseQueryEngine):
                 response = await self.asynthesize(query_bundle, await self.aretrieve(query_bundle))
             else:
                 trail = Trail(query_bundle, self.callback_manager)
-                response = await self._aask(trail, self._memory, self._config(async_chat), self._filter)
+                response = await self._aask(trail, self._memory, self._recall, self._reader(async_chat), self._filter)
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
-    def _config(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> RecallConfig:
-        if self._llm is not None:
-            chat: ChatModel | None = chat_of(self._llm, streaming=self.streaming)
-        else:
-            chat = self._chat
+    def _reader(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> "compmem.ChatReader | None":
+        """The chat model as a reader, where the settings leave it something to do."""
         settings = self._recall
+        chat = self._chat if self._llm is None else chat_of(self._llm, streaming=self.streaming)
         if chat is None or not settings.asks_chat:
-            return settings
+            return None
         limit = settings.prompt_tokens
         if limit is None and self._llm is not None:
             limit = prompt_tokens(self._llm, settings.memory_tokens)
-        reader = compmem.ChatReader(
+        return compmem.ChatReader(
             chat,
             prompts=self._prompts,
-            structured=settings.update_gate or settings.exit_gate,
+            structured=LoopConfig.complete(settings).structured,
             memory_tokens=settings.memory_tokens,
             prompt_tokens=limit,
             render=render,
             **({} if self._llm is None else {"count": count_tokens}),
         )
-        return settings.but(chat=reader)
 
     def _ask(
-        self, trail: Trail, memory: "Asking", config: RecallConfig, filter: dict[str, Any] | None
+        self,
+        trail: Trail,
+        memory: "Asking",
+        config: RecallConfig,
+        chat: "compmem.ChatReader | None",
+        filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.stream(trail.question, config, filter=filter)
+        events = memory.stream(trail.question, config, filter=filter, chat=chat)
         first = trail.gather(events)
         with trail.writing() as wrote:
             pieces = trail.pieces(first, events)
@@ -263,9 +265,14 @@ class CompMemQueryEngine(BaseQueryEngine):
             return wrote(Response(trail.text, trail.nodes, trail.metadata))
 
     async def _aask(
-        self, trail: Trail, memory: "Asking", config: RecallConfig, filter: dict[str, Any] | None
+        self,
+        trail: Trail,
+        memory: "Asking",
+        config: RecallConfig,
+        chat: "compmem.ChatReader | None",
+        filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.astream(trail.question, config, filter=filter)
+        events = memory.astream(trail.question, config, filter=filter, chat=chat)
         first = await trail.agather(events)
         with trail.writing() as wrote:
             pieces = trail.apieces(first, events)

@@ -10,7 +10,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from compmem import Encoder, Recall, RecallConfig, Step
+from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.filters import to_filter
@@ -37,7 +37,7 @@ class CompMemRetriever(BaseRetriever):
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
         similarity_top_k: How many nodes; fewer only where the filters admit fewer.
         filters: Which nodes may be looked at at all.
-        loop: Gather with the loop. False: one pass, as plain retrieval does.
+        method: `"loop"`, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as of `MemoryIndex.search`.
         recall: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         callback_manager: Legacy callbacks.
         object_map: Objects that retrieved `IndexNode`s stand for, by index id.
@@ -54,7 +54,7 @@ class CompMemRetriever(BaseRetriever):
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         *,
-        loop: bool = True,
+        method: RecallMethod = "loop",
         recall: RecallConfig | None = None,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -65,9 +65,9 @@ class CompMemRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
         recall = recall or RecallConfig()
-        if recall.reader == "chat" and recall.chat is None:  # the settings of an engine, whose model is not here
-            recall = recall.but(reader=None)
-        self._recall = recall if loop else recall.but(max_steps=1, reask=False)
+        # These may be the settings of an engine, whose chat model is not here.
+        self._recall = recall.but(reader=None) if recall.reader == "chat" else recall
+        self._method = method
         super().__init__(callback_manager, object_map, objects, verbose)
 
     @classmethod
@@ -125,7 +125,12 @@ class CompMemRetriever(BaseRetriever):
             return []
         with framework_errors():
             return self._memory.recall(
-                query, k, filter=self._filter, config=self._recall, on_step=self._announcer(query)
+                query,
+                k,
+                method=self._method,
+                filter=self._filter,
+                config=self._recall,
+                on_step=self._announcer(query),
             )
 
     async def arecall(self, query: str, k: int | None = None) -> list[Recall]:
@@ -135,7 +140,12 @@ class CompMemRetriever(BaseRetriever):
             return []
         with framework_errors():
             return await self._memory.arecall(
-                query, k, filter=self._filter, config=self._recall, on_step=self._announcer(query)
+                query,
+                k,
+                method=self._method,
+                filter=self._filter,
+                config=self._recall,
+                on_step=self._announcer(query),
             )
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

@@ -26,7 +26,7 @@ from llama_index.core.vector_stores.types import DEFAULT_PERSIST_DIR, DEFAULT_PE
 from llama_index_compmem.opening import open_memory
 
 if TYPE_CHECKING:
-    from compmem import MemoryIndex
+    from compmem import MemoryIndex, RuntimeConfig
 
 STRUCT_TYPE: Final = cast("IndexStructType", "compmem")
 """By this the framework's loader finds the class of a persisted index."""
@@ -85,7 +85,7 @@ def pack(memory: "MemoryIndex") -> SimpleVectorStoreData:
     return SimpleVectorStoreData(metadata_dict={_FILES: files})
 
 
-def unpack(store: object, embed_model: Any, device: str | None, dtype: str | None) -> "MemoryIndex":
+def unpack(store: object, embed_model: Any, runtime: "RuntimeConfig | None") -> "MemoryIndex":
     """The index that a loaded store carries, in a temporary folder that goes with the object.
 
     Raises:
@@ -100,7 +100,7 @@ def unpack(store: object, embed_model: Any, device: str | None, dtype: str | Non
             if not _PLAIN.fullmatch(name):
                 raise ValueError(f"the storage context holds a file {name!r}, which is none of an index")
             (folder / name).write_bytes(base64.b64decode(content, validate=True))
-        memory = open_memory(folder, embed_model, device, dtype)
+        memory = open_memory(folder, embed_model, runtime)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from compmem import AnswerToken, Document, IndexConfig, MemoryIndex, RecallConfig, Request, Step
+from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig, Request, Step
 from compmem.drivers import citations
 from compmem.readers.replies import LONGEST_REQUEST, Written
 from compmem.trace import as_page, cost
@@ -38,18 +38,18 @@ def index():
         yield made
 
 
-def asked(index, how, config):
+def asked(index, how, config, **models):
     """The events of one answer."""
 
     async def all_of():
-        return [event async for event in index.astream(QUESTION, config)]
+        return [event async for event in index.astream(QUESTION, config, **models)]
 
-    return asyncio.run(all_of()) if how == "async" else list(index.stream(QUESTION, config))
+    return asyncio.run(all_of()) if how == "async" else list(index.stream(QUESTION, config, **models))
 
 
 def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(index):
     model = Model("The Harbour Building [1].")
-    answer = index.answer("Who insures the building that Acme rents?", RecallConfig(chat=model, shown=3))
+    answer = index.answer("Who insures the building that Acme rents?", RecallConfig(shown=3), chat=model)
     [prompt] = model.prompts
     at = [prompt.index(f"<block>\n[{n}]\ntitle: {r.chunk.title}\n") for n, r in enumerate(answer.sources, start=1)]
     assert at == sorted(at) and len(at) == 3
@@ -63,7 +63,7 @@ def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(i
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     model = Model("SEARCH: who painted the zebra crossing\nI cannot tell.", "Quentin Oak [2].")
-    events = asked(index, how, RecallConfig(chat=model, shown=4))
+    events = asked(index, how, RecallConfig(shown=4), chat=model)
     answer = events[-1]
     assert answer.text == "Quentin Oak [2]."
     assert "".join(e.text for e in events if isinstance(e, AnswerToken)).strip() == answer.text
@@ -83,24 +83,24 @@ def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
 def test_a_model_asks_no_more_often_than_it_may(index):
     for rounds in (0, 1, 2):
         model = Model("SEARCH: the zebra")
-        answer = index.answer(QUESTION, RecallConfig(chat=model, rounds=rounds))
+        answer = index.answer(QUESTION, RecallConfig(rounds=rounds), chat=model)
         assert (answer.usage.rounds, len(model.prompts)) == (rounds, rounds + 1)
         assert answer.text == "The documents found do not say: the zebra"
     model = Model("SEARCH: the zebra\nAcme rents it.")
-    assert index.answer(QUESTION, RecallConfig(chat=model, rounds=0)).text == "Acme rents it."
+    assert index.answer(QUESTION, RecallConfig(rounds=0), chat=model).text == "Acme rents it."
 
 
 def test_a_model_that_reads_in_every_step_is_not_asked_for_the_form(index):
     model = Model("<check>yes</check><update>Acme rents.</update><next>end</next>", "SEARCH: more")
-    answer = index.answer(QUESTION, RecallConfig(chat=model, reader="chat"))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat"), chat=model)
     assert (answer.text, answer.usage.rounds) == ("SEARCH: more", 0)
     model = Model("<check>yes</check><update>Acme rents.</update><next>end</next>")
-    assert index.answer(QUESTION, RecallConfig.gru_mem(chat=model)).usage.model_calls > 1
+    assert index.answer(QUESTION, LoopConfig.gru_mem(), chat=model).usage.model_calls > 1
 
 
 def test_recalling_asks_no_model(index):
     model = Model("Never.")
-    assert index.recall(QUESTION, 2, config=RecallConfig(chat=model))
+    assert index.recall(QUESTION, 2, chat=model)
     assert model.prompts == []
 
 
@@ -141,5 +141,5 @@ def test_a_writer_of_ones_own_may_ask_too(index):
             else:
                 yield " ".join(sorted({b.chunk.document_id for b in memory.blocks} & {"lease", "far"}))
 
-    answer = index.answer(QUESTION, RecallConfig(writer=Own(), shown=4))
+    answer = index.answer(QUESTION, RecallConfig(shown=4), writer=Own())
     assert (answer.text, answer.usage.rounds) == ("far lease", 1)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig, candidates
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, candidates
 from compmem.vector_search import ExactSearch
 from tests.hashing import HashEncoder
 
@@ -43,7 +43,7 @@ def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
 
 def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
     for memory in ("", "Big Eyes: Big Eyes is a film directed by Jane Roe."):
-        with index.bench("Who is the spouse of the director of Big Eyes?", None, RecallConfig(first_stage=4)) as bench:
+        with index.bench("Who is the spouse of the director of Big Eyes?", None, LoopConfig(first_stage=4)) as bench:
             in_turn = bench.propose(memory)
             monkeypatch.setattr(candidates, "BESIDE_FROM", 0)
             assert bench.propose(memory) == in_turn
@@ -51,7 +51,7 @@ def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
 
 
 def test_whom_a_memory_line_speaks_of_is_asked_for_though_no_block_is_named_so(index):
-    config = RecallConfig(first_stage=4, links=False)
+    config = LoopConfig(first_stage=4, links=False)
     with index.bench("Who is married to the director of Big Eyes?", None, config) as bench:
         words_alone = replace(bench.stage, dense=None)
         assert "The Fall" not in titles(bench, words_alone.propose(""))

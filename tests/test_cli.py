@@ -152,8 +152,8 @@ def test_recall_shows_blocks_best_first_and_heeds_the_filter(index):
     assert len(found) == 3
     assert sorted((f["score"] for f in found), reverse=True) == [f["score"] for f in found]
     assert [f["document"] for f in done("recall", index, "mill", "--filter", '{"year": {"<": 2000}}')] == ["old"]
-    assert [f["document"] for f in done("recall", index, "mill", "--one-pass", "--k", "1")] == [
-        done("recall", index, "mill", "--one-pass")[0]["document"]
+    assert [f["document"] for f in done("recall", index, "mill", "--method", "gate", "--k", "1")] == [
+        done("recall", index, "mill", "--method", "gate")[0]["document"]
     ]
     table = run("recall", index, "Who owns Mill House?").stdout
     assert "docs/houses.md" in table

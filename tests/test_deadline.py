@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compmem import Document, IndexConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
 from compmem.drivers import gathered, run
 from compmem.readers import ChatReader
 from compmem.readers.calls import apieces, pieces
@@ -106,7 +106,7 @@ KINDS = ("plain", "streaming", "waiting", "waiting_stream")
 both = pytest.mark.parametrize("how", ["sync", "async"])
 
 
-def asked(index, how, config, clock=None):
+def asked(index, how, config, clock=None, **models):
     """The answer; after each event the time is nearly up, and after a lost step it is up."""
 
     def came(event):
@@ -118,9 +118,11 @@ def asked(index, how, config, clock=None):
     began = clock.time if clock else 0.0
 
     async def answered():
-        return [came(event) async for event in index.astream(QUESTION, config)][-1]
+        return [came(event) async for event in index.astream(QUESTION, config, **models)][-1]
 
-    answer = [came(e) for e in index.stream(QUESTION, config)][-1] if how == "sync" else asyncio.run(answered())
+    answer = (
+        [came(e) for e in index.stream(QUESTION, config, **models)][-1] if how == "sync" else asyncio.run(answered())
+    )
     assert isinstance(answer, Answer)
     return answer
 
@@ -129,7 +131,7 @@ def asked(index, how, config, clock=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hung, clock, kind, how):
     chat = models(hung, [])[kind]
-    answer = asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=BRIEFLY), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", max_seconds=BRIEFLY), clock, chat=chat)
     assert answer.exited == "seconds"
     assert [(step.lost, step.updated) for step in answer.steps] == [(True, False)]
     assert answer.found
@@ -142,7 +144,7 @@ def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hu
 @pytest.mark.parametrize("kind", ["streaming", "waiting"])
 def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, how):
     chat = models(hung, [NOTE])[kind]
-    answer = asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), clock, chat=chat)
     assert (answer.exited, answer.text) == ("seconds", "Acme rents Harbour House.")
     assert [(step.lost, step.updated) for step in answer.steps] == [(False, True)]
     assert len(answer.sources) == 1
@@ -151,7 +153,7 @@ def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, 
 @both
 def test_a_writer_that_hangs_is_replaced_by_quotations(index, hung, clock, how):
     chat = models(hung, [])["plain"]
-    answer = asked(index, how, RecallConfig(chat=chat, writer="chat", threshold=0.0, max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(writer="chat", threshold=0.0, max_seconds=LONG), clock, chat=chat)
     assert answer.exited == "seconds"
     assert "Lloyd insures Harbour House." in answer.text
 
@@ -168,13 +170,13 @@ def test_what_was_streamed_before_the_writing_hung_is_the_answer(index, hung, cl
         hung.wait(LONG)
         yield "or not"
 
-    answer = asked(index, how, RecallConfig(reader="chat", chat=model, max_seconds=LONG), clock)
+    answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), clock, chat=model)
     assert (answer.exited, answer.text) == ("seconds", "Lloyd")
 
 
 def test_nothing_known_is_said_to_be_a_matter_of_time(index, hung, clock):
     chat = models(hung, [])["plain"]
-    answer = index.answer("Zebra?", RecallConfig(reader="chat", chat=chat, max_seconds=BRIEFLY, threshold=0.0))
+    answer = index.answer("Zebra?", RecallConfig(reader="chat", max_seconds=BRIEFLY, threshold=0.0), chat=chat)
     assert not answer.found
     assert answer.text == "The time was up before anything was found."
 
@@ -192,7 +194,11 @@ async def test_a_recall_ranks_what_was_scored_and_a_reader_of_ones_own_is_cancel
 
     steps = []
     found = await index.arecall(
-        QUESTION, 2, config=RecallConfig(reader=Own(), gate="similarity", max_seconds=BRIEFLY), on_step=steps.append
+        QUESTION,
+        2,
+        config=LoopConfig(gate="similarity", max_seconds=BRIEFLY),
+        on_step=steps.append,
+        reader=Own(),
     )
     assert {r.chunk.document_id for r in found} == {"lease", "policy"}
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
@@ -207,7 +213,7 @@ def test_no_call_is_begun_when_the_time_is_up(index, hung, clock, how):
         calls.append(messages)
         hung.wait(LONG)
 
-    asked(index, how, RecallConfig(reader="chat", chat=model, max_seconds=BRIEFLY), clock)
+    asked(index, how, RecallConfig(reader="chat", max_seconds=BRIEFLY), clock, chat=model)
     hung.set()
     wait_for_calls()
     assert len(calls) == 1, "one reading, and no writing"
@@ -218,13 +224,13 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
     monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     chat = models(hung, [])["plain"]
-    stuck = [asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat", chat=chat))) for _ in range(3)]
+    stuck = [asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat"), chat=chat)) for _ in range(3)]
     async with asyncio.timeout(LONG / 2):
         while len(calling()) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert (await index.aanswer(QUESTION)).found
         assert await asyncio.to_thread(int, "7") == 7
-        waiting = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat", chat=lambda messages: NOTE)))
+        waiting = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat"), chat=lambda messages: NOTE))
         while not threads.chat_calls()._waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert len(calling()) == 3
@@ -237,16 +243,16 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
 
 def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, clock, monkeypatch):
     monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
-    config = RecallConfig(reader="chat", chat=models(hung, [])["plain"], max_seconds=BRIEFLY)
+    config, chat = RecallConfig(reader="chat", max_seconds=BRIEFLY), models(hung, [])["plain"]
     for how in ("sync", "async"):
-        assert asked(index, how, config, clock).exited == "seconds"
+        assert asked(index, how, config, clock, chat=chat).exited == "seconds"
     for how in ("sync", "async"):
         with pytest.raises(ReaderError, match=r"2 abandoned calls .* have not returned"):
-            asked(index, how, config, clock)
+            asked(index, how, config, clock, chat=chat)
     assert len(calling()) == 2
     hung.set()
     wait_for_calls()
-    assert asked(index, "sync", config.but(chat=lambda messages: NOTE, max_seconds=LONG)).exited == "exit gate"
+    assert asked(index, "sync", config.but(max_seconds=LONG), chat=lambda messages: NOTE).exited == "exit gate"
 
 
 def test_a_step_is_begun_only_while_there_is_time_for_it_and_for_the_answer():
@@ -306,7 +312,7 @@ def test_context_variables_reach_the_model_and_stay_over_its_pieces(index, kind,
     def ask():
         VARIABLE.set("mine")
         for seconds in (None, LONG):
-            assert asked(index, how, RecallConfig(reader="chat", chat=chat, max_seconds=seconds)).exited == "exit gate"
+            assert asked(index, how, RecallConfig(reader="chat", max_seconds=seconds), chat=chat).exited == "exit gate"
 
     contextvars.copy_context().run(ask)
     assert seen == ["mine"] * 4, "a reading and a writing each"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.backbone import Backbone
 from compmem.compressor import KVCompressor
 from compmem.readers.prompts import LatentPrompts, StepPrompts
@@ -84,7 +84,7 @@ def test_weighing_reads_less_and_gets_more_right():
         index.add(Document(id=p, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE, CITIES, strict=True))
         for weigh in right:
             for person, city in zip(PEOPLE, CITIES, strict=True):
-                answer = index.answer(f"In which city does {person} live?", RecallConfig(weigh=weigh))
+                answer = index.answer(f"In which city does {person} live?", LoopConfig(weigh=weigh))
                 right[weigh] += city in answer.text
                 read[weigh] += answer.usage.blocks_read
     assert right[0.4] >= 15

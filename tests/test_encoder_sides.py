@@ -7,7 +7,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 from pydantic import PrivateAttr
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from langchain_compmem import CompMemRetriever, CompMemVectorStore
 from llama_index_compmem import CompMemIndex
 from tests.hashing import TwoSidedEncoder
@@ -18,7 +18,6 @@ PAGES = {
     "bridge": "The bridge was opened by Ada Stone.",
     "tower": "The tower is closed on Mondays.",
 }
-NEAREST = RecallConfig(gate="similarity", max_steps=1, reask=False, links=False)
 
 
 @pytest.fixture
@@ -64,8 +63,8 @@ def check(encoder):
 def test_of_an_index(encoder):
     with MemoryIndex.create(None, IndexConfig(encoder=encoder)) as index:
         index.add(Document(id=name, text=text) for name, text in PAGES.items())
-        assert index.recall(QUESTION, 1, config=NEAREST)[0].chunk.document_id == "mill"
-        index.answer(QUESTION, config=RecallConfig(gate="similarity", threshold=0.0, max_steps=3))
+        assert index.search(QUESTION, 1, method="dense")[0].chunk.document_id == "mill"
+        index.answer(QUESTION, config=LoopConfig(gate="similarity", threshold=0.0, max_steps=3))
     check(encoder)
     assert any(len(text) > len(QUESTION) for text in encoder.questions), "questions with a line of working memory"
 
@@ -78,23 +77,23 @@ def test_of_an_object_that_names_both_sides(encoder):
 
     with MemoryIndex.create(None, IndexConfig(encoder=Named())) as index:
         index.add(Document(id=name, text=text) for name, text in PAGES.items())
-        assert index.recall(QUESTION, 1, config=NEAREST)[0].chunk.document_id == "mill"
+        assert index.search(QUESTION, 1, method="dense")[0].chunk.document_id == "mill"
     check(encoder)
 
 
 def test_of_langchain(encoder):
     documents = [LangChainDocument(id=name, page_content=text) for name, text in PAGES.items()]
     made = CompMemRetriever.from_documents(
-        documents, embeddings=LangChainSides(encoder), k=1, recall_config=NEAREST
+        documents, embeddings=LangChainSides(encoder), k=1, method="dense"
     )  # fmt: skip
     assert made.invoke(QUESTION)[0].id == "mill"
-    store = CompMemVectorStore(made.index, recall_config=NEAREST)
+    store = CompMemVectorStore(made.index, method="dense")
     assert store.max_marginal_relevance_search(QUESTION, k=1, lambda_mult=1)[0].id == "mill"
     check(encoder)
 
 
 def test_of_llama_index(encoder):
     nodes = [TextNode(id_=name, text=text) for name, text in PAGES.items()]
-    made = CompMemIndex.from_nodes(nodes, embed_model=LlamaIndexSides(encoder), recall=NEAREST)
-    assert made.as_retriever(1).retrieve(QUESTION)[0].node_id == "mill"
+    made = CompMemIndex.from_nodes(nodes, embed_model=LlamaIndexSides(encoder))
+    assert made.as_retriever(1, method="dense").retrieve(QUESTION)[0].node_id == "mill"
     check(encoder)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import Store
 from tests.hashing import HashEncoder
@@ -27,7 +27,7 @@ SENTENCE = st.builds(
 TEXTS = st.lists(st.lists(SENTENCE, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=5)
 TITLES = st.sampled_from(["", *NAMES, "Who owns Acme"])
 DOCUMENT = st.tuples(st.sampled_from("abc"), TITLES, TEXTS)
-SMALL = RecallConfig(first_stage=3)
+SMALL = LoopConfig(first_stage=3)
 """Each signal may propose so few blocks that their ranks decide which ones."""
 
 

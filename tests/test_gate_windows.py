@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, MemoryIndex
 from compmem.chunking import split
 from compmem.gate import digest, digests
 from compmem.schema import Chunk, MemoryBlock
@@ -54,7 +54,7 @@ def test_the_gate_finds_what_a_long_block_holds_among_other_matters():
     with MemoryIndex.create(None, config) as index:
         index.add([Document(id="d", text="\n\n".join([*NOISE[:45], FACT, *NOISE[45:]]))])
         held = next(c for c in index.chunks("d") if "Acme" in c.text)
-        best = index.recall("Which building does Acme rent?", 1, config=RecallConfig(max_steps=1, reask=False))[0]
+        best = index.search("Which building does Acme rent?", 1)[0]
         assert best.chunk.id == held.id
         assert isinstance(best.chunk, Chunk)
         answer = index.answer("Which building does Acme rent?")

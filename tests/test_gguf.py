@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compmem import CheckpointError, Document, IndexConfig, MemoryIndex
+from compmem import CheckpointError, Document, IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import Backbone, size_on_disk
 
 gguf = pytest.importorskip("gguf")
@@ -66,10 +66,10 @@ def test_it_computes_what_the_folder_does(file, saved_model):
 def test_an_index_over_it_is_found_again_from_anywhere(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = IndexConfig(memory="kv", backbone="tiny.gguf", encoder=None, chunk_tokens=64)
-    with MemoryIndex.create("notes.mem", config, dtype="float32") as index:
+    with MemoryIndex.create("notes.mem", config, runtime=RuntimeConfig(dtype="float32")) as index:
         index.add([Document(id="a", text="Acme rents the Harbour Building.")])
     monkeypatch.chdir("/")
-    with MemoryIndex.open(tmp_path / "notes.mem", dtype="float32") as index:
+    with MemoryIndex.open(tmp_path / "notes.mem", runtime=RuntimeConfig(dtype="float32")) as index:
         assert index.config.backbone == str(file)
         assert index.recall("Who rents?", 1)
 

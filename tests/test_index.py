@@ -14,9 +14,11 @@ from compmem import (
     Document,
     IncompatibleStoreError,
     IndexConfig,
+    LoopConfig,
     MemoryIndex,
     ReaderError,
     RecallConfig,
+    RuntimeConfig,
     Step,
     StoreError,
 )
@@ -62,7 +64,7 @@ def test_recall_gathers_both_hops_and_gives_exactly_k(index):
 
 
 def test_one_pass_and_loop_take_the_same_arguments(index):
-    found = index.recall(QUESTION, k=2, config=RecallConfig(max_steps=1, reask=False))
+    found = index.search(QUESTION, k=2)
     assert len(found) == 2
 
 
@@ -171,13 +173,13 @@ def test_the_chat_reader_answers_through_the_same_loop(index):
             return "<check>yes</check><update>Acme rents the Harbour Building</update><next>continue</next>"
         return "Lloyd"
 
-    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat"), chat=chat)
     assert answer.text == "Lloyd"
     assert answer.usage.model_calls == len(answer.steps) + 1
 
 
 def test_replies_that_never_keep_to_the_format_are_told_in_the_log(index, caplog):
-    answer = index.answer(QUESTION, RecallConfig(reader="chat", chat=lambda messages: "I see."))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat"), chat=lambda messages: "I see.")
     assert not answer.found and answer.usage.malformed_replies == len(answer.steps) > 0
     assert "none of the model's" in caplog.text and "writer=" in caplog.text
 
@@ -187,7 +189,7 @@ def test_a_chat_model_that_raises_is_a_reader_error_with_the_steps(index):
         raise TimeoutError("no reply")
 
     with pytest.raises(ReaderError, match="no reply"):
-        index.answer(QUESTION, RecallConfig(reader="chat", chat=chat))
+        index.answer(QUESTION, RecallConfig(reader="chat"), chat=chat)
 
 
 def test_cancelling_an_async_answer_frees_its_thread(config):
@@ -196,7 +198,7 @@ def test_cancelling_an_async_answer_frees_its_thread(config):
         index.add(LEASE)
 
         async def cancelled():
-            task = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(threshold=0.0, exit_gate=False)))
+            task = asyncio.create_task(index.aanswer(QUESTION, LoopConfig(threshold=0.0, exit_gate=False)))
             await asyncio.sleep(0.2)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -260,7 +262,7 @@ def test_bad_calls_are_named(index, tmp_path):
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
     with pytest.raises(ValueError, match="asks no model"):
-        RecallConfig(reader="latent", chat=print)
+        index.answer(QUESTION, RecallConfig(reader="latent"), chat=print)
     with pytest.raises(ValueError, match="need chat="):
         index.answer(QUESTION, RecallConfig(reader="chat"))
     with pytest.raises(StoreError, match="missing"):
@@ -298,19 +300,20 @@ def test_every_search_finds_the_nearest(config):
     pytest.importorskip("faiss")
     documents = [Document(id=str(i), text=f"Item {i} weighs {i * 7} grams.") for i in range(80)]
     for search in ("exact", "flat", "hnsw", "ivf-pq", "auto"):
-        with MemoryIndex.create(None, IndexConfig(encoder=config.encoder, search=search)) as index:
+        with MemoryIndex.create(
+            None, IndexConfig(encoder=config.encoder), runtime=RuntimeConfig(search=search)
+        ) as index:
             index.add(documents)
-            one_pass = RecallConfig(max_steps=1, reask=False, gate="similarity", links=False)
-            found = index.recall("Item 13 weighs 91 grams.", k=1, config=one_pass)
+            found = index.search("Item 13 weighs 91 grams.", k=1, method="dense")
             assert found[0].chunk.document_id == "13", search
-            kept = index.recall(
-                "Item 13 weighs 91 grams.", k=5, config=one_pass, filter={"document_id": {"in": ["7", "9"]}}
+            kept = index.search(
+                "Item 13 weighs 91 grams.", k=5, method="dense", filter={"document_id": {"in": ["7", "9"]}}
             )
             assert {r.chunk.document_id for r in kept} == {"7", "9"}, search
 
 
 def test_a_threshold_of_zero_visits_everything_that_was_proposed(index):
-    answer = index.answer(QUESTION, RecallConfig(threshold=0.0, exit_gate=False, max_steps=None))
+    answer = index.answer(QUESTION, LoopConfig(threshold=0.0, exit_gate=False, max_steps=None))
     assert {r.chunk.document_id for s in answer.steps for r in s.recalls} == {"acme", "harbour", "zoo", "weather"}
 
 

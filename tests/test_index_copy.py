@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from compmem import Document, MemoryIndex, RecallConfig
+from compmem import Document, LoopConfig, MemoryIndex
 from tests.frameworks_langchain import QUESTION, HashingEncoder, make_index
 
 
@@ -62,7 +62,7 @@ class _Noting:
 
 
 def test_recalling_tells_of_each_step():
-    index, seen, config = _filled(), [], RecallConfig(gate="off")
+    index, seen, config = _filled(), [], LoopConfig(gate="off")
     found = index.recall(QUESTION, k=2, config=config, on_step=seen.append)
     assert [s.number for s in seen] == list(range(1, len(seen) + 1))
     assert {r.chunk.id for s in seen for r in s.recalls} <= {r.chunk.id for r in found}
@@ -73,8 +73,8 @@ def test_recalling_tells_of_each_step():
 
 def test_recalling_with_a_reader_of_ones_own_tells_of_each_step_too():
     index, seen, reader = _filled(), [], _Noting()
-    config = RecallConfig(gate="off", reader=reader)
-    found = asyncio.run(index.arecall(QUESTION, k=2, config=config, on_step=seen.append))
+    config = LoopConfig(gate="off")
+    found = asyncio.run(index.arecall(QUESTION, k=2, config=config, on_step=seen.append, reader=reader))
     assert len(found) == 2
     assert len(seen) == len(reader.threads) == 2
 

@@ -3,7 +3,7 @@
 import copy
 import pickle
 
-from compmem import Answer, Document, RecallConfig, Step
+from compmem import Answer, Document, LoopConfig, Step
 from tests.frameworks_langchain import QUESTION, HashingEncoder, make_index
 
 
@@ -50,7 +50,7 @@ async def test_what_wraps_the_reader_sees_every_reading():
         wrapped.append(_Counting(reader))
         return wrapped[-1]
 
-    config = RecallConfig(gate="off")
+    config = LoopConfig(gate="off")
     events = list(index.stream(QUESTION, config, wrap=wrap))
     same = [event async for event in index.astream(QUESTION, config, wrap=wrap)]
     steps = [[r.chunk.document_id for r in e.recalls] for e in events if isinstance(e, Step)]

@@ -24,14 +24,24 @@ from langchain_core.tools import create_retriever_tool
 from pydantic import BaseModel, ValidationError
 
 import langchain_compmem
-from compmem import ChatPrompts, IndexConfig, MemoryIndex, ReaderError, RecallConfig, Step
+from compmem import (
+    ChatPrompts,
+    ChatReader,
+    IndexConfig,
+    LoopConfig,
+    MemoryIndex,
+    ReaderError,
+    RecallConfig,
+    RuntimeConfig,
+    Step,
+)
 from compmem import Document as CoreDocument
 from langchain_compmem import CompMemReasoner, CompMemRetriever, EmbeddingsEncoder, ReasoningError
 from tests.frameworks_langchain import QUESTION, UPDATE, WORLD, HashingEncoder, Recorder, ScriptedChat, make_index
 
 STEP_1 = UPDATE.format(notes="Elena Marsh invented the Orchid device.", next="continue")
 STEP_2 = UPDATE.format(notes="Elena Marsh invented it; she was born in Tarnhill.", next="end")
-READ_ALL = RecallConfig(gate="off", blocks_per_step=2)
+READ_ALL = LoopConfig(gate="off", blocks_per_step=2)
 """No gate, so that a scripted model decides when the loop ends."""
 
 
@@ -93,7 +103,7 @@ def test_importing_it_loads_no_model_library():
 
 def test_the_loop_finds_what_one_document_says_of_another(retriever):
     assert set(ids(retriever.invoke(QUESTION, k=2))) == {"orchid", "marsh"}
-    assert ids(retriever.invoke(QUESTION, k=2, one_pass=True)) != []
+    assert ids(retriever.invoke(QUESTION, k=2, method="gate")) != []
 
 
 def test_documents_come_back_as_they_were_with_a_score(retriever):
@@ -119,15 +129,15 @@ def test_k_and_filter_reach_the_index_from_every_place(retriever):
 
 
 async def test_k_and_filter_reach_the_index_from_every_async_place(retriever):
-    assert ids(await retriever.ainvoke(QUESTION, k=3, filter={"title": "Esk"}, one_pass=True)) == ["esk"]
+    assert ids(await retriever.ainvoke(QUESTION, k=3, filter={"title": "Esk"}, method="gate")) == ["esk"]
     assert [len(found) for found in await retriever.abatch([QUESTION, "the river Esk"], k=3)] == [3, 3]
 
 
 def test_configurable_fields(retriever):
     configurable = retriever.configurable_fields(
-        k=ConfigurableField(id="k"), filter=ConfigurableField(id="filter"), one_pass=ConfigurableField(id="one_pass")
+        k=ConfigurableField(id="k"), filter=ConfigurableField(id="filter"), method=ConfigurableField(id="method")
     )
-    settings = {"configurable": {"k": 1, "filter": {"title": "Esk"}, "one_pass": True}}
+    settings = {"configurable": {"k": 1, "filter": {"title": "Esk"}, "method": "gate"}}
     assert ids(configurable.invoke(QUESTION, settings)) == ["esk"]
     assert len(configurable.invoke(QUESTION)) == 4
 
@@ -416,7 +426,7 @@ def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone
             yield memory.text
 
     chat = ScriptedChat(replies=["Where was Elena Marsh born?"])
-    reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=READ_ALL.but(reader=Parrot()))
+    reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=READ_ALL, reader=Parrot())
     asked = {"question": "Where was she born?", "chat_history": [HumanMessage("Who is Marsh?")]}
     output = reasoner.invoke(asked)
     assert output["answer"] == "Where was Elena Marsh born?"
@@ -427,10 +437,10 @@ def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone
 @pytest.mark.parametrize("encoder", [HashingEncoder(), None])
 async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, device, encoder):
     settings = IndexConfig(memory="kv", backbone=str(saved_model()), encoder=encoder, chunk_tokens=256)
-    with MemoryIndex.create(tmp_path / "index", settings, device=device) as made:
+    with MemoryIndex.create(tmp_path / "index", settings, runtime=RuntimeConfig(device=device)) as made:
         retriever = CompMemRetriever(index=made, k=2)
         retriever.upsert(WORLD)
-        assert len(retriever.invoke(QUESTION)) == len(retriever.invoke(QUESTION, one_pass=True)) == 2
+        assert len(retriever.invoke(QUESTION)) == len(retriever.invoke(QUESTION, method="gate")) == 2
         recorder, reasoner = Recorder(), CompMemReasoner(index=made)
         output = reasoner.invoke(QUESTION, {"callbacks": [recorder]})
         calls, steps = output["usage"]["model_calls"], len(output["steps"])
@@ -449,7 +459,7 @@ async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, device, encod
 
 async def test_a_backbone_that_weighs_does_so_behind_the_tracing(tmp_path):
     settings = IndexConfig(memory="kv", backbone="embedded", encoder=None, chunk_tokens=96)
-    with MemoryIndex.create(tmp_path / "index", settings, device="cpu") as made:
+    with MemoryIndex.create(tmp_path / "index", settings, runtime=RuntimeConfig(device="cpu")) as made:
         made.add(
             CoreDocument(id=p, text=f"{p} lives in {c}.") for p, c in (("Tovin Hask", "Wend"), ("Marel Pelt", "Mur"))
         )
@@ -692,7 +702,7 @@ async def test_the_event_loop_is_never_blocked(retriever):
 @pytest.mark.parametrize("kind", ["retriever", "reasoner", "chatting", "stream"])
 async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
     encoder = retriever.index.config.encoder
-    config = RecallConfig(gate="off", exit_gate=False)
+    config = LoopConfig(gate="off", exit_gate=False)
     chat = None
     encoder.seconds = 0.1
     if kind == "retriever":
@@ -725,7 +735,7 @@ async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
 
 async def test_a_stream_left_early_stops_the_loop(retriever):
     encoder = retriever.index.config.encoder
-    reasoner = CompMemReasoner(index=retriever.index, recall_config=RecallConfig(gate="off", exit_gate=False))
+    reasoner = CompMemReasoner(index=retriever.index, recall_config=LoopConfig(gate="off", exit_gate=False))
     recorder = Recorder()
     stream = reasoner.astream(QUESTION, {"callbacks": [recorder]})
     assert (await anext(stream))["steps"][0]["number"] == 1
@@ -741,7 +751,7 @@ async def test_a_stream_left_early_stops_the_loop(retriever):
 
 def test_seconds_bound_the_loop(retriever):
     retriever.index.config.encoder.seconds = 0.05
-    config = RecallConfig(gate="off", exit_gate=False, max_seconds=0.01)
+    config = LoopConfig(gate="off", exit_gate=False, max_seconds=0.01)
     output = CompMemReasoner(index=retriever.index, recall_config=config).invoke(QUESTION)
     assert len(output["steps"]) == 1
     assert output["answer"]
@@ -874,14 +884,13 @@ def test_a_retriever_whose_chat_reader_fails(retriever):
     def broken(messages):
         raise OSError("down")
 
-    config = READ_ALL.but(reader="chat", chat=broken)
     with pytest.raises(ReasoningError, match="the chat model failed: OSError: down"):
-        CompMemRetriever(index=retriever.index, recall_config=config).invoke(QUESTION)
+        CompMemRetriever(index=retriever.index, recall_config=READ_ALL, reader=ChatReader(broken)).invoke(QUESTION)
 
 
 async def test_slow_encoders_run_side_by_side(retriever):
     retriever.index.config.encoder.seconds = 0.3
-    for ask in (retriever.bind(one_pass=True), retriever.bind(filter={"title": "Esk"})):
+    for ask in (retriever.bind(method="gate"), retriever.bind(filter={"title": "Esk"})):
         await ask.ainvoke("warm")
         began = time.perf_counter()
         await asyncio.gather(*(ask.ainvoke(f"{QUESTION} {n}") for n in range(4)))

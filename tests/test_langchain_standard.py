@@ -56,4 +56,4 @@ class TestRetriever(_Retriever):
 class TestRetrieverInOnePass(_Retriever):
     @property
     def retriever_constructor_params(self):
-        return {"index": self.opened, "one_pass": True}
+        return {"index": self.opened, "method": "gate"}

@@ -33,7 +33,7 @@ class TestVectorStoreInOnePass(VectorStoreIntegrationTests):
     def vectorstore(self, tmp_path):
         config = IndexConfig(encoder=EmbeddingsEncoder(self.get_embeddings()))
         with MemoryIndex.create(tmp_path / "index", config) as made:
-            yield CompMemVectorStore(made, one_pass=True)
+            yield CompMemVectorStore(made, method="gate")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import PromptTemplate
 
-from compmem import RecallConfig
+from compmem import LoopConfig, RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, ReasoningError
 from langchain_compmem.window import estimated, window_of
 from tests.frameworks_langchain import QUESTION, UPDATE, WORLD, ScriptedChat, make_index
@@ -128,7 +128,7 @@ def test_metadata_is_searched_by_choice(index, split):
 async def test_a_document_prompt_shows_metadata(index):
     CompMemRetriever(index=index).upsert([LETTER])
     prompt = PromptTemplate.from_template("By {author} in {year}:\n{page_content}")
-    for settings in (RecallConfig(gate="off", reader="chat"), RecallConfig()):
+    for settings in (LoopConfig(gate="off", reader="chat"), RecallConfig()):
         for mode in ("sync", "async"):
             chat = ScriptedChat(replies=[REPLY])
             reasoner = CompMemReasoner(index=index, chat_model=chat, document_prompt=prompt, recall_config=settings)

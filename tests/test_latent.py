@@ -17,9 +17,11 @@ from compmem import (
     IndexConfig,
     LatentPrompts,
     LatentReader,
+    LoopConfig,
     MemoryBlock,
     MemoryIndex,
     RecallConfig,
+    RuntimeConfig,
     Usage,
     WorkingMemory,
 )
@@ -27,6 +29,7 @@ from compmem.backbone import Backbone, MemoryConfig
 from compmem.compressor import KVCompressor, chunk_ids
 from compmem.readers.prompts import StepPrompts
 from compmem.resident import Resident
+from compmem.roles import resolve_roles
 from compmem.schema import Chunk, KVStates
 from compmem.store.kv import pack, unpack
 from tests.hashing import HashEncoder
@@ -50,9 +53,8 @@ def overwriting(backbone, **changes):
     return LatentReader(backbone, prompts=SHORT, structured=False, memory_tokens=12, answer_tokens=12, **changes)
 
 
-def scan(backbone, **changes):
-    """Every block read in document order, the memory overwritten in each step."""
-    return RecallConfig.lychee(gate=False, reader=overwriting(backbone), memory_tokens=64).but(**changes)
+SCAN = LoopConfig.lychee(gate=False, memory_tokens=64)
+"""Every block read in document order, the memory overwritten in each step."""
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_at_ratio_1_the_index_answers_as_plain_generation_does(tiny_backbone, ma
     backbone = Backbone.of(backbone.model, backbone.tokenizer)
     index = made(backbone=backbone, ratio=1, add=False)
     index.add([Document(id="one", text="Harbour is insured by Lloyd.")])
-    answer = index.answer(QUESTION, scan(backbone))
+    answer = index.answer(QUESTION, SCAN, reader=overwriting(backbone))
     text = backbone.lead + backbone.encode("Harbour is insured by Lloyd.\n\n")
     step, last = backbone.prompt(SHORT.overwrite), backbone.prompt(SHORT.answer)
 
@@ -151,9 +153,11 @@ def test_several_blocks_in_one_step_are_their_states_joined(tiny_backbone, made)
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 def test_an_index_opened_again_answers_the_same(tmp_path, tiny_backbone, made, kv):
     backbone = tiny_backbone()
-    before = made(tmp_path / "a", backbone=backbone, kv=kv, ratio=2).answer(QUESTION, scan(backbone))
+    before = made(tmp_path / "a", backbone=backbone, kv=kv, ratio=2).answer(
+        QUESTION, SCAN, reader=overwriting(backbone)
+    )
     with MemoryIndex.open(tmp_path / "a", backbone=backbone) as index:
-        after = index.answer(QUESTION, scan(backbone))
+        after = index.answer(QUESTION, SCAN, reader=overwriting(backbone))
         assert index.config.kv == kv
         assert index.verify() == []
     assert (after.text, after.working_memory) == (before.text, before.working_memory)
@@ -162,16 +166,16 @@ def test_an_index_opened_again_answers_the_same(tmp_path, tiny_backbone, made, k
 
 def test_a_budget_of_no_bytes_answers_the_same_and_holds_nothing(tmp_path, tiny_backbone, made):
     backbone = tiny_backbone()
-    before = made(tmp_path / "a", backbone=backbone).answer(QUESTION, scan(backbone))
-    with MemoryIndex.open(tmp_path / "a", backbone=backbone, resident_bytes=0) as index:
-        assert index.answer(QUESTION, scan(backbone)).text == before.text
+    before = made(tmp_path / "a", backbone=backbone).answer(QUESTION, SCAN, reader=overwriting(backbone))
+    with MemoryIndex.open(tmp_path / "a", backbone=backbone, runtime=RuntimeConfig(resident_bytes=0)) as index:
+        assert index.answer(QUESTION, SCAN, reader=overwriting(backbone)).text == before.text
 
 
 async def test_async_answers_are_the_sync_ones(tiny_backbone, made):
     backbone = tiny_backbone()
     index = made(backbone=backbone)
-    sync = index.answer(QUESTION, scan(backbone))
-    other = await index.aanswer(QUESTION, scan(backbone))
+    sync = index.answer(QUESTION, SCAN, reader=overwriting(backbone))
+    other = await index.aanswer(QUESTION, SCAN, reader=overwriting(backbone))
     assert (other.text, other.working_memory) == (sync.text, sync.working_memory)
 
 
@@ -195,8 +199,8 @@ def test_streamed_pieces_are_the_answer(tiny_backbone):
 def test_the_encoder_works_beside_the_backbone_and_the_dense_gate_serves(tiny_backbone, made, caplog):
     with caplog.at_level(logging.INFO):
         index = made(encoder=HashEncoder())
-        found = index.recall("Who insures the Harbour Building?", 2, config=RecallConfig(max_steps=1, reask=False))
-        index.recall(QUESTION, 1, config=RecallConfig(max_steps=1, reask=False))
+        found = index.search("Who insures the Harbour Building?", 2)
+        index.search(QUESTION, 1)
     assert found[0].chunk.document_id in {"acme", "harbour"}
     assert sum("the dense gate serves" in r.message for r in caplog.records) == 1
 
@@ -204,10 +208,10 @@ def test_the_encoder_works_beside_the_backbone_and_the_dense_gate_serves(tiny_ba
 def test_without_encoder_and_gate_every_block_is_read_in_document_order(made, caplog):
     index = made()
     with caplog.at_level(logging.INFO):
-        found = index.recall(QUESTION, 99, config=RecallConfig(max_steps=1, reask=False))
+        found = index.search(QUESTION, 99)
     assert [r.chunk.id for r in found] == [c.id for d in ("acme", "harbour") for c in index.chunks(d)]
     assert "in document order" in caplog.text
-    only = index.recall(QUESTION, 99, config=RecallConfig(max_steps=1, reask=False), filter={"year": 2020})
+    only = index.search(QUESTION, 99, filter={"year": 2020})
     assert {r.chunk.document_id for r in only} == {"harbour"}
 
 
@@ -217,7 +221,7 @@ def test_a_trained_gate_on_the_backbone_decides(tiny_backbone, made):
     with torch.no_grad():
         backbone.decoder.gate_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     index = made(backbone=backbone, ratio=2)
-    config = RecallConfig(reader="latent", max_steps=1, reask=False)
+    config = LoopConfig(reader="latent", max_steps=1, reask=False)
     with index.bench(QUESTION, None, config) as bench:
         blocks = bench.propose("")
         scores = bench.score("some notes", blocks)
@@ -236,13 +240,23 @@ def test_info_tells_bytes_for_a_token(made):
 
 
 def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):
-    for settings in (RecallConfig(), RecallConfig(max_steps=2), RecallConfig.memagent(), RecallConfig.lychee()):
-        assert settings.parts(IndexConfig(memory="kv", backbone="tiny")) == ("latent", None)
-        assert settings.parts(IndexConfig()) == ("extractive", None)
-        asked = ("chat", None) if settings.order == "document" else ("extractive", "chat")
-        assert settings.but(chat=print).parts(IndexConfig()) == asked
+    def roles(settings, index, **given):
+        resolved = resolve_roles(settings, index, lambda: True, **given)
+        return resolved.reader, resolved.writer
+
+    kv = IndexConfig(memory="kv", backbone="tiny")
+    for settings in (RecallConfig(), RecallConfig(max_steps=2), LoopConfig.memagent(), LoopConfig.lychee()):
+        assert roles(settings, kv) == ("latent", None)
+        assert roles(settings, IndexConfig()) == ("extractive", None)
+        in_order = LoopConfig.complete(settings).order == "document"
+        asked = ("chat", None) if in_order else ("extractive", "chat")
+        assert roles(settings, IndexConfig(), chat=print) == asked
     unquoted = IndexConfig(memory="kv", backbone="tiny", encoder=None)
-    assert RecallConfig(chat=print).parts(unquoted) == ("chat", None)
+    assert roles(RecallConfig(), unquoted, chat=print) == ("chat", None)
+    assert resolve_roles(RecallConfig(), kv, lambda: False).writer == "latent"
+    assert resolve_roles(RecallConfig(writer="chat"), kv, lambda: True, writes=False).writer is None
+    with pytest.raises(ValueError, match="give reader= or"):
+        roles(RecallConfig(reader="extractive"), kv, reader=object())
     index = made()
     natural, latent = (index.answer(QUESTION, RecallConfig(max_steps=2, reader=r)) for r in (None, "latent"))
     assert (natural.text, natural.evidence) == (latent.text, latent.evidence)
@@ -378,7 +392,7 @@ def test_latent_reading_of_a_dense_index_says_what_to_do():
 
 def test_what_needs_vectors_says_so_without_an_encoder(made):
     index = made()
-    for config in (RecallConfig(reader="extractive"), RecallConfig.rag(reader="latent")):
+    for config in (RecallConfig(reader="extractive"), LoopConfig.rag(reader="latent")):
         with pytest.raises(ValueError, match="encoder=None"):
             index.answer(QUESTION, config)
 
@@ -392,7 +406,7 @@ def test_another_backbone_is_refused_by_name(tmp_path, tiny_backbone, made, save
         pytest.raises(IncompatibleStoreError, match="weights or memory settings differ"),
     ):
         index.answer(QUESTION)
-    with MemoryIndex.open(tmp_path / "a", backbone=str(saved_model()), device="cpu") as index:
+    with MemoryIndex.open(tmp_path / "a", backbone=str(saved_model()), runtime=RuntimeConfig(device="cpu")) as index:
         assert index.backbone.shape == (2, 2, 16)
 
 
@@ -410,7 +424,7 @@ def test_a_prompt_larger_than_the_context_is_refused(tiny_backbone, made):
     backbone = tiny_backbone(max_position_embeddings=96)
     index = made(backbone=backbone)
     with pytest.raises(ValueError, match="larger than the context of 96"):
-        index.answer("why " * 60, scan(backbone))
+        index.answer("why " * 60, SCAN, reader=overwriting(backbone))
 
 
 def test_a_block_of_another_backbone_or_without_states_is_refused(tiny_backbone):
@@ -427,7 +441,7 @@ def test_a_block_of_another_backbone_or_without_states_is_refused(tiny_backbone)
 def test_cuda_where_there_is_none_is_refused(saved_model):
     config = IndexConfig(memory="kv", backbone=str(saved_model()), encoder=None)
     with (
-        MemoryIndex.create(None, config, device="cuda") as index,
+        MemoryIndex.create(None, config, runtime=RuntimeConfig(device="cuda")) as index,
         pytest.raises(ValueError, match="torch sees no CUDA device"),
     ):
         index.add(DOCUMENTS)
@@ -435,7 +449,7 @@ def test_cuda_where_there_is_none_is_refused(saved_model):
 
 def test_bad_settings_are_refused(tiny_backbone):
     with pytest.raises(ValueError, match="resident_bytes=-1"):
-        MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), resident_bytes=-1)
+        MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=RuntimeConfig(resident_bytes=-1))
     with pytest.raises(ValueError, match="must be at least 1"):
         LatentReader(tiny_backbone(), memory_tokens=0)
     with pytest.raises(ValueError, match="prompt 'answer' has the gaps"):
@@ -453,15 +467,15 @@ def test_labels_are_read_before_the_text(tiny_backbone):
 def test_a_released_checkpoint_loads_by_its_folder_and_answers(tmp_path):
     folder = Path(os.environ["LYCHEE_REFERENCE_DIR"]) / "qkv-r4"
     config = IndexConfig(memory="kv", backbone=str(folder), encoder=None, chunk_tokens=64)
-    with MemoryIndex.create(tmp_path / "a", config, device="cpu") as index:
+    with MemoryIndex.create(tmp_path / "a", config, runtime=RuntimeConfig(device="cpu")) as index:
         index.add(DOCUMENTS)
         prompts = LatentPrompts.read(folder.parent / "templates.json")
         reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, whole=16)
-        before = index.answer(QUESTION, RecallConfig.lychee(gate=False, reader=reader))
+        before = index.answer(QUESTION, LoopConfig.lychee(gate=False), reader=reader)
         assert before.usage.blocks_read == len(index)
-    with MemoryIndex.open(tmp_path / "a", device="cpu") as index:
+    with MemoryIndex.open(tmp_path / "a", runtime=RuntimeConfig(device="cpu")) as index:
         reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, whole=16)
-        assert index.answer(QUESTION, RecallConfig.lychee(gate=False, reader=reader)).text == before.text
+        assert index.answer(QUESTION, LoopConfig.lychee(gate=False), reader=reader).text == before.text
 
 
 def test_an_index_takes_the_checkpoints_own_ratio_and_holds_to_it(tiny_backbone, made, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compmem import Document, IndexConfig, LatentReader, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, LatentReader, LoopConfig, MemoryIndex, RuntimeConfig
 
 HELD = 32 * 2**20
 """Bytes of blocks kept between uses."""
@@ -34,9 +34,8 @@ def test_a_question_over_a_large_store_holds_little_of_it(tiny_backbone, tmp_pat
     size = sum(file.stat().st_size for file in (tmp_path / "large.mem").glob("kv-*"))
     whole = size * {"bf16": 2, "int8": 4}[kv]  # as it is read, in fp32
     assert whole > 30 * HELD
-    read_all = RecallConfig.lychee(gate=False, memory_tokens=8).but(
-        reader=LatentReader(backbone, structured=False, memory_tokens=1, answer_tokens=1)
-    )
+    read_all = LoopConfig.lychee(gate=False, memory_tokens=8)
+    reader = LatentReader(backbone, structured=False, memory_tokens=1, answer_tokens=1)
     highest, over = 0, threading.Event()
 
     def watch():
@@ -44,8 +43,10 @@ def test_a_question_over_a_large_store_holds_little_of_it(tiny_backbone, tmp_pat
         while not over.wait(0.005):
             highest = max(highest, own_memory())
 
-    with MemoryIndex.open(tmp_path / "large.mem", backbone=backbone, resident_bytes=HELD) as index:
-        index.answer("Which?", read_all.but(max_steps=3))  # what is allocated once
+    with MemoryIndex.open(
+        tmp_path / "large.mem", backbone=backbone, runtime=RuntimeConfig(resident_bytes=HELD)
+    ) as index:
+        index.answer("Which?", read_all.but(max_steps=3), reader=reader)  # what is allocated once
         before = own_memory()
         watcher = threading.Thread(target=watch)
         watcher.start()

@@ -24,7 +24,7 @@ from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 
-from compmem import IndexConfig, ReaderError, RecallConfig
+from compmem import IndexConfig, LoopConfig, ReaderError, RecallConfig, RuntimeConfig
 from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, read_reply
 
@@ -126,7 +126,7 @@ def test_settings_of_the_loop_hold(index):
     engine = index.as_query_engine(recall=RecallConfig(max_steps=1))
     assert len(engine.query(QUESTION).metadata["steps"]) == 1
     assert make_index(recall=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata["exited"] == "steps"
-    memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall=RecallConfig.memagent())
+    memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall=LoopConfig.memagent())
     assert len(memagent.query(QUESTION).metadata["steps"]) == 5
 
 
@@ -140,7 +140,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
     settings = IndexConfig(
         memory="kv", backbone=str(saved_model("qwen2")), encoder=HashingEncoder() if encoder else None, chunk_tokens=64
     )
-    index = CompMemIndex.from_documents(documents()[:2], config=settings, device="cpu")
+    index = CompMemIndex.from_documents(documents()[:2], config=settings, runtime=RuntimeConfig(device="cpu"))
     engine = index.as_query_engine(recall=None)
     assert engine.get_prompts() == {}
     response = engine.query(QUESTION)

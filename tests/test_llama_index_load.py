@@ -22,7 +22,7 @@ from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent,
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from workflows.errors import WorkflowTimeoutError
 
-from compmem import RecallConfig
+from compmem import LoopConfig
 from llama_index_compmem.events import CompMemStepEvent
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, make_index
 
@@ -52,7 +52,7 @@ def _no_llm():
 
 async def test_four_retrievals_with_a_slow_encoder_run_side_by_side():
     encoder = HashingEncoder()
-    retriever = make_index(encoder=encoder).as_retriever(3, loop=False)
+    retriever = make_index(encoder=encoder).as_retriever(3, method="gate")
     await retriever.aretrieve(QUESTION)
     encoder.seconds = 0.3
     began = time.monotonic()
@@ -116,7 +116,7 @@ async def _stops(encoder, start):
 async def test_cancelling_stops_the_loop_within_a_step(how):
     encoder = HashingEncoder()
     index = make_index(encoder=encoder)
-    settings = RecallConfig(gate="off", exit_gate=False)
+    settings = LoopConfig(gate="off", exit_gate=False)
     start = {
         "aretrieve": index.as_retriever(recall=settings).aretrieve,
         "aquery": index.as_query_engine(recall=settings).aquery,
@@ -132,7 +132,7 @@ async def test_cancelling_stops_the_loop_within_a_step(how):
 async def test_a_timeout_stops_the_loop():
     encoder = HashingEncoder()
     index = make_index(encoder=encoder)
-    slow = RecallConfig(gate="off", exit_gate=False)
+    slow = LoopConfig(gate="off", exit_gate=False)
     engine = index.as_query_engine(recall=slow.but(max_seconds=0.3))
     encoder.seconds = 0.1
     response = engine.query(QUESTION)

@@ -24,7 +24,7 @@ from llama_index.core.vector_stores.types import FilterCondition, FilterOperator
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from compmem import Document as CoreDocument
-from compmem import IndexConfig, MemoryIndex, RecallConfig
+from compmem import IndexConfig, LoopConfig, MemoryIndex
 from llama_index_compmem import CompMemIndex, CompMemRetriever
 from llama_index_compmem.nodes import NODE
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index
@@ -55,7 +55,7 @@ def test_the_loop_finds_what_one_pass_need_not(index):
     scores = [n.score for n in index.as_retriever(5).retrieve(QUESTION)]
     assert scores == sorted(scores, reverse=True)
     assert all(0 < s <= 1 for s in scores)
-    one_pass = index.as_retriever(2, loop=False).retrieve(QUESTION)
+    one_pass = index.as_retriever(2, method="gate").retrieve(QUESTION)
     assert one_pass[0].node.ref_doc_id == "orchid"
 
 
@@ -148,7 +148,7 @@ def rows():
 
 
 def admitted(rows, filters):
-    found = CompMemRetriever(rows, 10, filters, loop=False).retrieve("Which row?")
+    found = CompMemRetriever(rows, 10, filters, method="gate").retrieve("Which row?")
     return sorted(n.node.node_id for n in found)
 
 
@@ -215,7 +215,7 @@ def test_inside_a_retriever_query_engine_with_postprocessors(index):
 
 
 async def test_inside_a_fusion_retriever(index):
-    parts = [index.as_retriever(2), index.as_retriever(2, loop=False)]
+    parts = [index.as_retriever(2), index.as_retriever(2, method="gate")]
     for mode in ("reciprocal_rerank", "simple", "relative_score"):
         fused = QueryFusionRetriever(parts, llm=MockLLM(), num_queries=1, mode=mode)
         assert "orchid" in names(await fused.aretrieve(QUESTION))
@@ -263,7 +263,7 @@ def test_behind_an_ingestion_pipeline():
 
 
 def test_settings_of_the_loop_are_passed_on(index):
-    rag = CompMemRetriever(index, 2, recall=RecallConfig.rag(2))
+    rag = CompMemRetriever(index, 2, recall=LoopConfig.rag(2))
     assert rag.retrieve(QUESTION)[0].node.ref_doc_id in {"orchid", "marsh"}
 
 

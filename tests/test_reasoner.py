@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from compmem import drivers
-from compmem.config import RecallConfig
+from compmem import LoopConfig, drivers
+from compmem.config import IndexConfig, LoopConfig, RecallConfig
 from compmem.drivers import INLINE, THREADED, events, gathered, iterate
 from compmem.errors import ReaderError
 from compmem.reasoner import Gathered, gather
+from compmem.roles import resolve_roles
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
 
 TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]
@@ -95,30 +96,30 @@ def test_the_default_goes_back_to_a_block_it_had_turned_down():
 
 
 def test_without_backtracking_or_asking_again_the_second_hop_is_lost():
-    assert read_blocks(run(RecallConfig(backtrack=False))) == [3]
-    assert read_blocks(run(RecallConfig(reask=False))) == [3]
+    assert read_blocks(run(LoopConfig(backtrack=False))) == [3]
+    assert read_blocks(run(LoopConfig(reask=False))) == [3]
 
 
 def test_memagent_reads_all_in_order_and_always_overwrites():
-    answer = run(RecallConfig.memagent(), threshold=0.0)
+    answer = run(LoopConfig.memagent(), threshold=0.0)
     assert read_blocks(answer) == [0, 1, 2, 3, 4]
     assert answer.working_memory.count("|") == 4
     assert answer.exited == "nothing left"
 
 
 def test_gru_mem_keeps_its_memory_where_nothing_was_found_and_stops_when_it_may():
-    scan = run(RecallConfig.gru_mem(exit_gate=False), threshold=0.0)
+    scan = run(LoopConfig.gru_mem(exit_gate=False), threshold=0.0)
     assert read_blocks(scan) == [0, 1, 2, 3, 4]
     assert scan.working_memory == "harbour insured by lloyd | acme rents harbour"
-    early = run(RecallConfig.gru_mem(), threshold=0.0)
+    early = run(LoopConfig.gru_mem(), threshold=0.0)
     assert read_blocks(early) == [0, 1]
     assert early.exited == "exit gate"
 
 
 def test_lychee_gates_in_one_pass_with_the_memory_so_far():
-    answer = run(RecallConfig.lychee())
+    answer = run(LoopConfig.lychee())
     assert read_blocks(answer) == [3]  # block 1 stood before its clue, and there is no way back
-    assert run(RecallConfig.lychee(gate=False), threshold=0.0).usage.blocks_read == 5
+    assert run(LoopConfig.lychee(gate=False), threshold=0.0).usage.blocks_read == 5
 
 
 class Weigher(Keeper):
@@ -147,7 +148,7 @@ class Weigher(Keeper):
 
 def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
     reader = Weigher({1: 2.0, 3: 0.5, 2: -0.3})
-    answer = run(RecallConfig(exit_gate=False), reader, weighs=True)
+    answer = run(LoopConfig(exit_gate=False), reader, weighs=True)
     # The gate alone would read 3 and then 1. All are weighed again with each new memory, but those that were read.
     assert read_blocks(answer) == [1, 3, 2]
     assert reader.weighed[0] == ("", [3, 1, 0, 2, 4])
@@ -159,9 +160,9 @@ def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
 
 
 def test_it_reads_nothing_that_it_finds_too_unlikely():
-    assert read_blocks(run(RecallConfig(weigh=0.4), Weigher({3: -0.41}), weighs=True)) == []
-    assert read_blocks(run(RecallConfig(weigh=0.4, max_steps=1), Weigher({3: -0.40}), weighs=True)) == [3]
-    assert read_blocks(run(RecallConfig(weigh=0.0, exit_gate=False), Weigher({}), weighs=True)) == [0, 1, 2, 3, 4]
+    assert read_blocks(run(LoopConfig(weigh=0.4), Weigher({3: -0.41}), weighs=True)) == []
+    assert read_blocks(run(LoopConfig(weigh=0.4, max_steps=1), Weigher({3: -0.40}), weighs=True)) == [3]
+    assert read_blocks(run(LoopConfig(weigh=0.0, exit_gate=False), Weigher({}), weighs=True)) == [0, 1, 2, 3, 4]
 
 
 def test_where_reading_changes_nothing_the_next_likely_block_is_read():
@@ -177,8 +178,8 @@ def test_where_reading_changes_nothing_the_next_likely_block_is_read():
 @pytest.mark.parametrize(
     "config",
     [
-        RecallConfig(weigh=None), RecallConfig(backtrack=False), RecallConfig(update_gate=False),
-        RecallConfig(blocks_per_step=2), RecallConfig.lychee(), RecallConfig.gru_mem(), RecallConfig.memagent(),
+        LoopConfig(weigh=None), LoopConfig(backtrack=False), LoopConfig(update_gate=False),
+        LoopConfig(blocks_per_step=2), LoopConfig.lychee(), LoopConfig.gru_mem(), LoopConfig.memagent(),
     ],
     ids=["off", "no way back", "no update gate", "several blocks", "lychee", "gru-mem", "memagent"],
 )  # fmt: skip
@@ -211,16 +212,16 @@ def test_at_most_so_many_blocks_are_weighed_at_once(monkeypatch):
 
 
 def test_one_shot_rag_reads_k_at_once():
-    answer = run(RecallConfig.rag(k=2))
+    answer = run(LoopConfig.rag(k=2))
     assert [[int(r.chunk.document_id) for r in s.recalls] for s in answer.steps] == [[3, 1]]
 
 
 def test_several_blocks_a_step():
-    assert len(run(RecallConfig(blocks_per_step=5, threshold=0.0, exit_gate=False)).steps) == 1
+    assert len(run(LoopConfig(blocks_per_step=5, threshold=0.0, exit_gate=False)).steps) == 1
 
 
 def test_document_order_with_backtracking_passes_again_over_what_was_turned_down():
-    answer = run(RecallConfig(order="document", exit_gate=False))
+    answer = run(LoopConfig(order="document", exit_gate=False))
     assert read_blocks(answer) == [3, 1]
 
 
@@ -230,13 +231,13 @@ def test_budgets_end_the_loop_and_the_answer_is_written_all_the_same():
     slow = run(RecallConfig(max_seconds=4.0), clock=lambda: float(next(ticks)))
     assert slow.exited == "seconds"
     assert slow.text.startswith("from")
-    small = run(RecallConfig(memory_tokens=3, exit_gate=False))
+    small = run(LoopConfig(memory_tokens=3, exit_gate=False))
     assert small.working_memory == "insured by lloyd"
 
 
 def test_cancelling_stops_before_the_next_step():
     flags = iter([False, True])
-    answer = run(RecallConfig(threshold=0.0, exit_gate=False), cancelled=lambda: next(flags))
+    answer = run(LoopConfig(threshold=0.0, exit_gate=False), cancelled=lambda: next(flags))
     assert answer.exited == "cancelled"
     assert len(answer.steps) == 1
 
@@ -300,8 +301,6 @@ def test_the_event_loop_is_never_blocked():
     ("change", "message"),
     [
         ({"reader": "oracle"}, "oracle"),
-        ({"reader": "extractive", "chat": print}, "chat="),
-        ({"writer": "latent", "chat": print}, "asks no model"),
         ({"rounds": -1}, "rounds"),
         ({"threshold": 1.5}, "1.5"),
         ({"max_steps": 0}, "max_steps"),
@@ -312,7 +311,14 @@ def test_the_event_loop_is_never_blocked():
 )
 def test_settings_out_of_range_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        RecallConfig(**change)
+        LoopConfig(**change)
+
+
+@pytest.mark.parametrize("roles", [{"reader": "extractive"}, {"writer": "latent"}])
+def test_a_chat_model_that_nobody_asks_is_refused(roles):
+    kv = IndexConfig(memory="kv", backbone="tiny")
+    with pytest.raises(ValueError, match=r"chat= is for .* asks no model"):
+        resolve_roles(RecallConfig(**roles), kv, lambda: True, chat=print)
 
 
 class Once(Bench):

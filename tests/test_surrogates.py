@@ -53,7 +53,7 @@ def test_a_question_and_the_notes_on_it_are_answered_without_it(index):
         asked.append(messages[-1]["content"])
         return REPLY
 
-    answer = index.answer(QUESTION, RecallConfig(chat=chat, reader="chat", max_steps=1))
+    answer = index.answer(QUESTION, RecallConfig(reader="chat", max_steps=1), chat=chat)
     assert answer.working_memory == "Lloyd \ufffd insures it."
     assert "Who insures \ufffd the Harbour Building?" in asked[0]
     assert [r.chunk.document_id for r in index.recall(QUESTION)] == ["policy"]

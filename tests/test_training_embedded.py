@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from compmem.backbone import Backbone
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
@@ -251,7 +251,7 @@ def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch)
             return [1.0] * len(blocks)
 
         monkeypatch.setattr("compmem.gate.LatentGate.probabilities", probabilities)
-        config = RecallConfig(candidates="all", gate=kind, weigh=None)
+        config = LoopConfig(candidates="all", gate=kind, weigh=None)
         loop = Loop(backbone, sample.question, chunks, states, config)
         loop.advance()
         loop.advance(Reading(memory=WorkingMemory(text="Ox, maker: Ida."), update=True, exit=False))

@@ -5,7 +5,7 @@ import torch
 
 from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem.compressor import chunk_ids
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.readers.latent import LatentReader
 from compmem.readers.prompts import LatentPrompts
 from compmem.reasoner import Gathered, Read, gather
@@ -60,7 +60,7 @@ def test_a_greedy_rollout_is_the_loop_with_the_latent_reader(backbone):
     reader = LatentReader(backbone, prompts=PROMPTS, structured=False, memory_tokens=8, answer_tokens=6)
     states = backbone.compress([chunk_ids(backbone, c) for c in asked.chunks], ratio=4)
     bench = Bench([MemoryBlock(chunk=c, kv=s) for c, s in zip(asked.chunks, states, strict=True)], backbone)
-    loop, memories, reply = gather(bench, RecallConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
+    loop, memories, reply = gather(bench, LoopConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
     with torch.no_grad():
         while True:
             try:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, RuntimeConfig
 from compmem.errors import (
     CheckpointError,
     CompMemError,
@@ -16,6 +16,7 @@ from compmem.errors import (
 from compmem.listing import Listing
 from compmem.schema import (
     Answer,
+    AnswerModels,
     AnswerToken,
     Chunk,
     Document,
@@ -69,6 +70,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Answer",
+    "AnswerModels",
     "AnswerToken",
     "Asking",
     "ChatPrompts",
@@ -88,6 +90,7 @@ __all__ = [
     "LatentPrompts",
     "LatentReader",
     "Listing",
+    "LoopConfig",
     "MemoryBlock",
     "MemoryIndex",
     "Reader",
@@ -95,7 +98,9 @@ __all__ = [
     "Reading",
     "Recall",
     "RecallConfig",
+    "RecallMethod",
     "Request",
+    "RuntimeConfig",
     "Step",
     "StoreError",
     "StoreInfo",

@@ -32,6 +32,8 @@ class Adding:
     """Tokens of texts."""
     compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]
     """The blocks of chunks, in order."""
+    record: Callable[[Sequence[Chunk]], None]
+    """Writes into the store which models made the blocks of chunks."""
 
     def add(self, documents: Iterable[Document], *, show_progress: bool = False) -> int:
         """Compresses documents and keeps them; returns how many were new or changed.
@@ -60,8 +62,9 @@ class Adding:
         new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
         if not new:
             return 0
-        blocks = iter(self.compress([c for _, chunks in new for c in chunks]))
-        self.store.add([(d, [next(blocks) for _ in chunks]) for d, chunks in new])
+        chunks = [chunk for _, own in new for chunk in own]
+        blocks = iter(self.compress(chunks))
+        self.store.add([(d, [next(blocks) for _ in own]) for d, own in new], record=lambda: self.record(chunks))
         return len(new)
 
     def _add_long(self, document: Document) -> int:
@@ -72,17 +75,22 @@ class Adding:
         return 1
 
     def _blocks(self, document: Document) -> Iterator[MemoryBlock]:
-        """The blocks of a document, compressed a piece at a time."""
+        """The blocks of a document, compressed a piece at a time within the transaction of `add`."""
         piece: list[Chunk] = []
         held = 0
         for chunk in self._chunks(document):
             piece.append(chunk)
             held += len(chunk.text)
             if held >= PIECE_CHARACTERS:
-                yield from self.compress(piece)
+                yield from self._compress(piece)
                 piece, held = [], 0
         if piece:
-            yield from self.compress(piece)
+            yield from self._compress(piece)
+
+    def _compress(self, piece: Sequence[Chunk]) -> list[MemoryBlock]:
+        blocks = self.compress(piece)
+        self.record(piece)
+        return blocks
 
     def _chunks(self, document: Document) -> Iterator[Chunk]:
         chunks = split(document, chunk_tokens=self.chunk_tokens, count=self.count)

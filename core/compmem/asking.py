@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from functools import partial
-from typing import Any, Self, get_args
+from typing import Any, Self, Unpack, get_args
 
-from compmem.config import IndexConfig, RecallConfig, SearchMethod
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.drivers import INLINE, THREADED, Runner, events, gathered, iterate, run
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
@@ -16,8 +16,8 @@ from compmem.models import Models
 from compmem.question import QuestionBench
 from compmem.readers import ExtractiveReader
 from compmem.reasoner import Loop
-from compmem.roles import loop_of, reader_of
-from compmem.schema import Answer, Event, Reader, Recall, Step
+from compmem.roles import Roles, loop_of, reader_of, resolve_roles
+from compmem.schema import Answer, AnswerModels, Event, Reader, Recall, Step
 from compmem.threads import in_thread
 from compmem.valid import valid
 
@@ -36,9 +36,9 @@ class Asking(ABC):
 
     @abstractmethod
     def bench(
-        self, question: str, filter: Filter | None, config: RecallConfig
+        self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
     ) -> AbstractContextManager[QuestionBench]:
-        """What the loop works on for one question, with the settings that suit it.
+        """What the loop works on for one question.
 
         Raises:
             ValueError: The question is empty or overlong, or the filter is none.
@@ -53,52 +53,59 @@ class Asking(ABC):
         question: str,
         k: int = 8,
         *,
+        method: RecallMethod = "loop",
         min_score: float = 0.0,
         filter: Filter | None = None,
         config: RecallConfig | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_step: Callable[[Step], None] = lambda step: None,
+        **models: Unpack[AnswerModels],
     ) -> list[Recall]:
-        """The k blocks that the question needs, best first; fewer where fewer bear on it.
+        """The k blocks that the question needs, best first; fewer where fewer are relevant.
 
-        The loop gathers them, so a block may be here for what another one said. A block's score is the probability that
-        the gate gave it in its last look, and a later look sees what the first one said of each block. Where the first
-        look suffices, by the gate's own judgement, it is the only one, and nothing is read. `search` always takes one
-        pass.
+        The loop gathers them, so a block may be here because of what another one says. A block's score is the
+        probability that the gate gave it the last time. Where the gate finds that one pass suffices, nothing is read.
 
         Args:
             question: What is asked.
             k: Most blocks.
+            method: The loop, or one pass as `search` makes it.
             min_score: Blocks with a lower score are left out.
-            filter: Which documents may be looked at.
-            config: How the loop goes.
-            cancelled: Asked before each step; true ends the loop there.
+            filter: Which documents may be recalled.
+            config: Settings of the loop; one pass has none.
+            cancelled: Called before each step; true ends the loop there.
             on_step: Called with each step of the loop when it is made.
+            **models: Models that read; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or overlong, k is below 1, or the filter is none.
+            ValueError: The question is empty or overlong, k is below 1, or the filter or the method is unknown.
         """
-        return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step))
+        if method != "loop":
+            return self.search(question, k, method=method, min_score=min_score, filter=filter)
+        return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step, models))
 
     async def arecall(
         self,
         question: str,
         k: int = 8,
         *,
+        method: RecallMethod = "loop",
         min_score: float = 0.0,
         filter: Filter | None = None,
         config: RecallConfig | None = None,
         on_step: Callable[[Step], None] = lambda step: None,
+        **models: Unpack[AnswerModels],
     ) -> list[Recall]:
         """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
-        settings, stop = config or RecallConfig(), threading.Event()
-        here = self._within(asyncio.get_running_loop())
+        if method != "loop":
+            return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
+        stop, here = threading.Event(), self._within(asyncio.get_running_loop())
+        wanted = (question, k, min_score, filter, config, stop.is_set, on_step, models)
         try:
-            if settings.parts(self.config)[0] in ("extractive", "latent") or _takes_one_pass(settings):
-                ask = partial(here.recall, min_score=min_score, filter=filter, config=config)
-                work = partial(ask, cancelled=stop.is_set, on_step=on_step)
-                return await in_thread(work, question, k)
-            return await here._recalled(THREADED, question, k, min_score, filter, config, stop.is_set, on_step)
+            roles = await in_thread(partial(self._roles, config or RecallConfig(), models, writes=False))
+            if roles.local:  # no reader is awaited, so the whole loop runs in one thread
+                return await in_thread(lambda: run(here._recalled(INLINE, *wanted)))
+            return await here._recalled(THREADED, *wanted)
         finally:
             stop.set()
 
@@ -112,15 +119,15 @@ class Asking(ABC):
         config: RecallConfig | None,
         cancelled: Callable[[], bool],
         on_step: Callable[[Step], None],
+        models: AnswerModels,
     ) -> list[Recall]:
-        question, config = valid(question), config or RecallConfig()
+        question, settings = valid(question), LoopConfig.complete(config)
         _check_k(k)
-        async with runner.entered(self.bench(question, filter, config)) as bench:
-            if _takes_one_pass(config):
-                return bench.best(await runner.call(bench.search, "gate", k), k, min_score)
-            reader = self.reader(bench.config, bench, writes=False)
-            loop = loop_of(bench, bench.config, bench.threshold, reader, writes=False, cancelled=cancelled)
-            found = await gathered(question, loop, reader, runner, seconds=config.max_seconds, on_step=on_step)
+        roles = await runner.call(partial(self._roles, settings, models, writes=False))
+        async with runner.entered(self.bench(question, filter, settings)) as bench:
+            reader = reader_of(roles, settings, bench, self._models)
+            loop = loop_of(bench, settings, bench.threshold, reader, writes=False, cancelled=cancelled)
+            found = await gathered(question, loop, reader, runner, seconds=settings.max_seconds, on_step=on_step)
             return await runner.call(bench.best, found.scores, k, min_score)
 
     def search(
@@ -150,7 +157,7 @@ class Asking(ABC):
         _check_k(k)
         if method not in get_args(SearchMethod):
             raise ValueError(f"method={method!r} must be one of {', '.join(map(repr, get_args(SearchMethod)))}")
-        with self.bench(question, filter, RecallConfig()) as bench:
+        with self.bench(question, filter) as bench:
             return bench.best(bench.search(method, k), k, min_score)
 
     async def asearch(
@@ -175,21 +182,23 @@ class Asking(ABC):
         filter: Filter | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
+        **models: Unpack[AnswerModels],
     ) -> Generator[Event, None, None]:
         """The answer as it comes: each step when it is made, the text in pieces, last the whole `Answer`.
 
         Args:
             question: What is asked.
             config: How it is answered.
-            filter: Which documents may be looked at.
-            cancelled: Asked before each step; true ends the loop there.
-            wrap: Puts something around the reader that the settings name, such as tracing.
+            filter: Which documents may be recalled.
+            cancelled: Called before each step; true ends the loop there.
+            wrap: Puts something around the reader, such as tracing.
+            **models: Models that read and write; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or overlong, or the filter is none.
+            ValueError: The question is empty or overlong, the filter is unknown, or the models do not fit the settings.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
-        yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap))
+        yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap, models))
 
     def answer(
         self,
@@ -198,9 +207,10 @@ class Asking(ABC):
         *,
         filter: Filter | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        **models: Unpack[AnswerModels],
     ) -> Answer:
-        """The answer with its sources, steps and working memory. Raises what `stream` raises."""
-        *_, last = self.stream(question, config, filter=filter, cancelled=cancelled)
+        """The answer with its sources, steps and working memory. Arguments and errors as of `stream`."""
+        *_, last = self.stream(question, config, filter=filter, cancelled=cancelled, **models)
         assert isinstance(last, Answer)
         return last
 
@@ -211,11 +221,12 @@ class Asking(ABC):
         *,
         filter: Filter | None = None,
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
+        **models: Unpack[AnswerModels],
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         try:
-            async with aclosing(here._events(THREADED, question, config, filter, stop.is_set, wrap)) as made:
+            async with aclosing(here._events(THREADED, question, config, filter, stop.is_set, wrap, models)) as made:
                 async for event in made:
                     yield event
         finally:
@@ -229,35 +240,41 @@ class Asking(ABC):
         filter: Filter | None,
         cancelled: Callable[[], bool],
         wrap: Callable[[Reader], Reader],
+        models: AnswerModels,
     ) -> AsyncGenerator[Event, None]:
-        question = valid(question)
-        async with runner.entered(self.bench(question, filter, config or RecallConfig())) as bench:
-            config = bench.config
-            reader = self.reader(config, bench)
-            loop = loop_of(bench, config, bench.threshold, reader, cancelled=cancelled)
+        question, settings = valid(question), LoopConfig.complete(config)
+        roles = await runner.call(self._roles, settings, models)
+        async with runner.entered(self.bench(question, filter, settings)) as bench:
+            reader = reader_of(roles, settings, bench, self._models)
+            loop = loop_of(bench, settings, bench.threshold, reader, cancelled=cancelled)
             quoter = None if bench.dense is None else ExtractiveReader(bench.viewer)
 
             @asynccontextmanager
             async def again(request: str, seconds: float | None) -> AsyncIterator[tuple[Loop, Reader]]:
                 asked = f"{question}\n{request}"[:LONGEST_QUESTION]
-                settings = config.but(max_seconds=seconds)
-                async with runner.entered(self.bench(asked, filter, settings)) as more:
-                    other = self.reader(settings, more)
-                    yield loop_of(more, settings, more.threshold, other, cancelled=cancelled), wrap(other)
+                rest = settings.but(max_seconds=seconds)
+                async with runner.entered(self.bench(asked, filter, rest)) as more:
+                    other = reader_of(roles, rest, more, self._models)
+                    yield loop_of(more, rest, more.threshold, other, cancelled=cancelled), wrap(other)
 
             made = events(
                 question, loop, wrap(reader), runner,
-                seconds=config.max_seconds, quoter=quoter, rounds=config.rounds, again=again,
+                seconds=settings.max_seconds, quoter=quoter, rounds=settings.rounds, again=again,
             )  # fmt: skip
             async with aclosing(made):
                 async for event in made:
                     yield event
 
     async def aanswer(
-        self, question: str, config: RecallConfig | None = None, *, filter: Filter | None = None
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        **models: Unpack[AnswerModels],
     ) -> Answer:
         """`answer` for an event loop."""
-        async with aclosing(self.astream(question, config, filter=filter)) as made:
+        async with aclosing(self.astream(question, config, filter=filter, **models)) as made:
             *_, last = [event async for event in made]
         assert isinstance(last, Answer)
         return last
@@ -277,18 +294,17 @@ class Asking(ABC):
         """The trained dense gate."""
         return self._models.gate
 
-    def reader(self, config: RecallConfig, bench: QuestionBench, *, writes: bool = True) -> Reader:
-        """What reads and, where an answer is written, writes for one question, as the settings name it.
+    def reader(self, config: RecallConfig, bench: QuestionBench, **models: Unpack[AnswerModels]) -> Reader:
+        """What reads and writes for one question, from the settings and the models that are given.
 
         Raises:
-            ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is
-                none.
+            ValueError: The models do not fit the settings or the index.
         """
-        return reader_of(config, self.config, self._models, bench, writes=writes)
+        settings = LoopConfig.complete(config)
+        return reader_of(self._roles(settings, models), settings, bench, self._models)
 
-
-def _takes_one_pass(config: RecallConfig) -> bool:
-    return config.max_steps == 1 and not config.reask
+    def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
+        return resolve_roles(config, self.config, lambda: self._models.backbone.memory.trained, writes=writes, **models)
 
 
 def _check_k(k: int) -> None:

@@ -1,8 +1,7 @@
-"""Settings by lifetime: `IndexConfig` is baked into an index, `RecallConfig` serves one question."""
+"""Settings: `IndexConfig` is kept in an index, `RecallConfig` serves one question, `RuntimeConfig` one process."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
@@ -13,6 +12,12 @@ KVType = Literal["bf16", "int8"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
+RecallMethod = Literal["loop", "gate", "hybrid", "dense", "bm25"]
+ReaderName = Literal["extractive", "chat", "latent"]
+WriterName = Literal["chat", "latent"]
+
+KV_CACHE_BYTES = 2 << 30
+"""Bytes of KV blocks that are kept on the device, unless the caller says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +36,6 @@ class IndexConfig:
     Questions are encoded by the model's query prompt, or by the object's `encode_query(texts)` where it has one."""
     vectors: VectorType = "int8"
     """How vectors are stored: a byte or two a dimension."""
-    search: Search = "exact"
-    """Dense first stage: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
     chunk_tokens: int = 256
     """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
     backbone: str | None = None
@@ -48,7 +51,6 @@ class IndexConfig:
     def __post_init__(self) -> None:
         _one_of("memory", self.memory, ("dense", "kv"))
         _one_of("vectors", self.vectors, ("int8", "fp16"))
-        _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
         _one_of("kv", self.kv, ("bf16", "int8"))
         _at_least("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
@@ -62,55 +64,48 @@ class IndexConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecallConfig:
-    """How one question is answered. Every system of the papers is a setting of this one loop.
+class RuntimeConfig:
+    """Where the models of an index run and how it is searched, in this process. Nothing of it is kept in the index.
 
     Raises:
         ValueError: A value is out of its range.
     """
 
-    reader: Any = None
-    """`"extractive"`, `"chat"` (needs `chat`), `"latent"` (needs KV memory), or an object with `read` and `write`.
-    None: extractive, as long as blocks are read best first; in document order the chat model, where there is one. For
-    KV states and no chat model the backbone, which reads in every step if it was trained to, else only writes."""
-    chat: Callable[..., Any] | None = None
-    """The chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. Where neither
-    `reader` nor `writer` is named it writes the answer, asked once; with `reader="chat"`, or in document order, it
-    reads in every step."""
-    writer: Any = None
-    """`"chat"`, `"latent"` or an object with `write`: it writes the answer from the recalled blocks themselves,
-    whatever reads them on the way. None: the reader, from its working memory; the chat model, if no reader is named."""
+    device: str | None = None
+    """Torch device of the models. None: CUDA where there is one, else the CPU."""
+    dtype: str | None = None
+    """Name of a torch dtype. None: the fastest that keeps the results."""
+    search: Search = "exact"
+    """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
+    resident_bytes: int = KV_CACHE_BYTES
+    """KV blocks kept on the device between questions, in bytes."""
+
+    def __post_init__(self) -> None:
+        _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
+        _at_least("resident_bytes", self.resident_bytes, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallConfig:
+    """How one question is answered. `LoopConfig` has further settings, for experiments.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    reader: ReaderName | None = None
+    """Who reads the recalled blocks in each step: `"extractive"` (quotes, no model), `"chat"` (needs `chat=`) or
+    `"latent"` (the backbone, needs KV memory). None: the default for the index, see `compmem.roles.resolve_roles`."""
+    writer: WriterName | None = None
+    """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the reader, from the working
+    memory; where a chat model is given and no reader is named, the chat model."""
     rounds: int = 1
-    """Most times that a chat model which writes from the blocks may ask for what is missing in them; each time the loop
-    recalls for that, and the model writes anew. 0: never."""
+    """Most times that a chat model which writes the answer may ask for missing facts; each time the loop runs again for
+    them. 0: never."""
     shown: int = 8
-    """Most recalled blocks that a `writer` sees: those that were kept, then those with the highest gate scores."""
-    candidates: Literal["first stage", "all"] = "first stage"
-    """What may be recalled at all: what the first stage proposes, or every chunk."""
-    first_stage: int = 40
-    """Chunks each of the first stage's signals proposes in a step."""
-    links: bool = True
-    """Propose chunks whose title, heading or defined term is named in the question or the working memory."""
-    gate: Literal["learned", "question", "similarity", "off"] = "learned"
-    """What scores a block: the gate; the gate blind to the working memory; the first stage; nothing (read all)."""
+    """Most recalled blocks that the writer sees: those that updated the working memory first, then by gate score."""
     threshold: float | None = None
-    """Blocks whose gate score is lower are turned down. None: the gate's own."""
-    order: Literal["best", "document"] = "best"
-    """Blocks are read best first, or in document order."""
-    reask: bool = True
-    """Ask the first stage and the gate again after each update of the working memory."""
-    backtrack: bool = True
-    """A block once turned down may be recalled in a later step."""
-    weigh: float | None = 0.4
-    """Where the reader can weigh blocks (the latent reader, if replies begin with their verdict, as the embedded
-    backbone's do), it weighs those that the gate puts first, and reads the likeliest as one that helps, as long as it
-    finds it at least this probable. None: it reads what the gate lets through, and says of each whether it helps."""
-    update_gate: bool = True
-    """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
-    exit_gate: bool = True
-    """The loop stops when the reader says that enough is known (2602.10560, E_t)."""
-    blocks_per_step: int = 1
-    """Recalled blocks read in one step."""
+    """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
     """Most steps. None: as many as there are blocks to read."""
     max_seconds: float | None = None
@@ -121,28 +116,14 @@ class RecallConfig:
     memory_tokens: int = 1024
     """Most tokens of working memory; what was written last is kept."""
     prompt_tokens: int | None = None
-    """Most tokens of a prompt to the chat model: its context window without what a reply may take. Blocks are cut, or
-    read in several calls, to fit. None: no limit."""
+    """Most tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or read in
+    several calls, to fit. None: no limit."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.reader, str):
+        if self.reader is not None:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
-        if isinstance(self.writer, str):
+        if self.writer is not None:
             _one_of("writer", self.writer, ("chat", "latent"))
-        if (
-            self.chat is not None
-            and not self.asks_chat
-            and all(part is None or isinstance(part, str) for part in (self.reader, self.writer))
-        ):
-            raise ValueError(
-                f"chat= is for reader='chat' or writer='chat', and reader={self.reader!r} with writer={self.writer!r} "
-                "asks no model"
-            )
-        _one_of("candidates", self.candidates, ("first stage", "all"))
-        _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
-        _one_of("order", self.order, ("best", "document"))
-        _at_least("first_stage", self.first_stage, 1)
-        _at_least("blocks_per_step", self.blocks_per_step, 1)
         _at_least("shown", self.shown, 1)
         _at_least("rounds", self.rounds, 0)
         _at_least("memory_tokens", self.memory_tokens, 1)
@@ -151,42 +132,80 @@ class RecallConfig:
                 _at_least(name, getattr(self, name), 1)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
-        for name in ("threshold", "weigh"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} must be between 0 and 1")
+        _check_share("threshold", self.threshold)
 
-    @property
-    def weighs(self) -> bool:
-        """Whether a reader that can weighs blocks: not in the papers' loops, nor with several blocks a step."""
-        free = self.order == "best" and self.reask and self.backtrack and self.update_gate
-        return self.weigh is not None and free and self.blocks_per_step == 1
-
-    def but(self, **changes: Any) -> "RecallConfig":
+    def but(self, **changes: Any) -> Self:
         """These settings with some changed."""
         return replace(self, **changes)
 
     @property
     def asks_chat(self) -> bool:
-        """Whether the chat model reads or writes, where there is one: by name, or since nobody else is named."""
+        """Whether a chat model that is given reads or writes: it is named, or neither reader nor writer is."""
         return "chat" in (self.reader, self.writer) or (self.reader is None and self.writer is None)
 
-    def parts(self, index: IndexConfig) -> tuple[Any, Any]:
-        """Who reads and who writes: names, or objects that do it; where None writes, the reader does.
 
-        A chat model writes once, from what the extractive reader quoted; in a scan in document order, and where there
-        are no vectors to quote by, it reads in every step.
-        """
-        if self.reader is not None or self.writer is not None:
-            return ("extractive" if self.reader is None else self.reader), self.writer
-        if self.chat is None:
-            return ("latent" if index.memory == "kv" else "extractive"), None
-        if self.order == "document" or index.encoder is None:
-            return "chat", None
-        return "extractive", "chat"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig(RecallConfig):
+    """Every setting of the loop. Each system of the papers is a preset; the defaults are those of `RecallConfig`.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    candidates: Literal["first stage", "all"] = "first stage"
+    """What may be recalled: what the first stage proposes, or every chunk."""
+    first_stage: int = 40
+    """Chunks that each signal of the first stage proposes in a step."""
+    links: bool = True
+    """Propose chunks whose title, heading or defined term is named in the question or the working memory."""
+    gate: Literal["learned", "question", "similarity", "off"] = "learned"
+    """What scores a block: the gate; the gate without the working memory; cosine similarity; nothing (read all)."""
+    order: Literal["best", "document"] = "best"
+    """Blocks are read best first, or in document order."""
+    reask: bool = True
+    """Ask the first stage and the gate again after each update of the working memory."""
+    backtrack: bool = True
+    """A block that was rejected may be recalled in a later step."""
+    weigh: float | None = 0.4
+    """Where the reader can score blocks before it reads them (the latent reader, if its replies begin with yes or no),
+    it scores those that the gate puts first, and reads the best one if its probability is at least this. None: it reads
+    what the gate lets through."""
+    update_gate: bool = True
+    """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
+    exit_gate: bool = True
+    """The loop stops when the reader says that enough is known (2602.10560, E_t)."""
+    blocks_per_step: int = 1
+    """Recalled blocks read in one step."""
+
+    def __post_init__(self) -> None:
+        RecallConfig.__post_init__(self)
+        _one_of("candidates", self.candidates, ("first stage", "all"))
+        _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
+        _one_of("order", self.order, ("best", "document"))
+        _at_least("first_stage", self.first_stage, 1)
+        _at_least("blocks_per_step", self.blocks_per_step, 1)
+        _check_share("weigh", self.weigh)
+
+    @property
+    def structured(self) -> bool:
+        """Whether a language model replies with the two gates; without, each reply is the new working memory."""
+        return self.update_gate or self.exit_gate
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a reader that can scores blocks first: not in the papers' loops, nor with several blocks a step."""
+        free = self.order == "best" and self.reask and self.backtrack and self.update_gate
+        return self.weigh is not None and free and self.blocks_per_step == 1
 
     @classmethod
-    def memagent(cls, **changes: Any) -> "RecallConfig":
+    def complete(cls, config: RecallConfig | None) -> "LoopConfig":
+        """These settings with the defaults of the others."""
+        if isinstance(config, LoopConfig):
+            return config
+        return cls() if config is None else cls(**{f.name: getattr(config, f.name) for f in fields(config)})
+
+    @classmethod
+    def memagent(cls, **changes: Any) -> "LoopConfig":
         """MemAgent (2507.02259): every chunk in document order, the memory overwritten in each step."""
         return cls(
             candidates="all", gate="off", order="document", reask=False, backtrack=False,
@@ -194,19 +213,19 @@ class RecallConfig:
         ).but(**changes)  # fmt: skip
 
     @classmethod
-    def gru_mem(cls, *, exit_gate: bool = True, **changes: Any) -> "RecallConfig":
+    def gru_mem(cls, *, exit_gate: bool = True, **changes: Any) -> "LoopConfig":
         """GRU-Mem (2602.10560): MemAgent's scan with an update gate and, by choice, an exit gate."""
         return cls.memagent(update_gate=True, exit_gate=exit_gate).but(**changes)
 
     @classmethod
-    def lychee(cls, *, gate: bool = True, **changes: Any) -> "RecallConfig":
+    def lychee(cls, *, gate: bool = True, **changes: Any) -> "LoopConfig":
         """LycheeMemory (2602.08382): one pass in document order, each chunk gated at 0.5 with the memory so far."""
         if not gate:
             return cls.memagent().but(**changes)
         return cls.memagent(gate="learned", threshold=0.5).but(**changes)
 
     @classmethod
-    def rag(cls, k: int = 8, **changes: Any) -> "RecallConfig":
+    def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
         """One-shot RAG: the k most similar chunks, read at once; a chat model is asked once."""
         return cls(
             gate="similarity", threshold=0.0, links=False, reask=False, backtrack=False,
@@ -222,3 +241,8 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _check_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} must be between 0 and 1")

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from compmem.asking import Asking, checked_question
 from compmem.chunking import split
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import DEFAULT_ENCODER
 from compmem.question import QuestionBench, Seen
 from compmem.retrieved import RetrievedStage
-from compmem.roles import suited
 from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
 from compmem.store import TransientWords
 from compmem.valid import valid
@@ -60,8 +59,7 @@ class ExternalIndex(Asking):
         candidates: Documents that the retriever is asked for by a question; by what is found then, fewer.
         chunk_tokens: Most tokens of a chunk, where a document comes as text and not in chunks.
         held: Blocks that are kept between questions.
-        device: Torch device of the encoder. None: CUDA where there is one, else the CPU.
-        dtype: Name of a torch dtype. None: the fastest that keeps the results.
+        runtime: Device and type of the encoder.
 
     Raises:
         ValueError: A number is below 1.
@@ -76,16 +74,13 @@ class ExternalIndex(Asking):
         candidates: int = 50,
         chunk_tokens: int = 256,
         held: int = HELD,
-        device: str | None = None,
-        dtype: str | None = None,
+        runtime: RuntimeConfig | None = None,
     ) -> None:
         for named, value in (("candidates", candidates), ("held", held)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{named}={value!r} must be a whole number of at least 1")
         config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
-        models = Models(
-            None, config, encoder=None, backbone=None, gate=None, device=device, dtype=dtype, resident_bytes=0
-        )
+        models = Models(None, config, encoder=None, backbone=None, gate=None, runtime=runtime or RuntimeConfig())
         super().__init__(config, models)
         self._retrieve = retrieve
         self._aretrieve = aretrieve
@@ -102,13 +97,13 @@ class ExternalIndex(Asking):
         return other
 
     @contextmanager
-    def bench(self, question: str, filter: Any, config: RecallConfig) -> Iterator[QuestionBench]:
+    def bench(self, question: str, filter: Any = None, config: RecallConfig | None = None) -> Iterator[QuestionBench]:
         """What the retriever brings for one question, and goes on bringing: what the loop works on.
 
         Raises:
-            ValueError: The question is empty or overlong, or the settings name a backbone.
+            ValueError: The question is empty or overlong.
         """
-        question = checked_question(question)
+        question, settings = checked_question(question), LoopConfig.complete(config)
         brought = _Brought(self._taken, self._models.compress)
         words = TransientWords()
 
@@ -128,13 +123,13 @@ class ExternalIndex(Asking):
         viewer = Viewer(question, self.encoder, words)
         try:
             stage = RetrievedStage(
-                viewer=viewer, lexicon=words, dense=None, admitted=None, per_signal=config.first_stage,
-                links=config.links, ask=ask, depth=self._candidates,
+                viewer=viewer, lexicon=words, dense=None, admitted=None, per_signal=settings.first_stage,
+                links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             stage.retrieve("")
             yield QuestionBench(
                 snapshot=brought,
-                config=suited(config, self.config, self._models),
+                config=settings,
                 admitted=None,
                 count=self._models.count_tokens,
                 dense=stage,

@@ -1,7 +1,7 @@
 """The index: documents in, recalls and answers out. What an application holds."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from compmem.asking import Asking, Filter, checked_question
 from compmem.backbone import Backbone, device_of
 from compmem.candidates import FirstStage
 from compmem.chunking import split
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
@@ -20,8 +20,6 @@ from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import absolute
 from compmem.question import QuestionBench, Seen
-from compmem.resident import RESIDENT_BYTES, check_budget
-from compmem.roles import suited
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.vector_search import DenseSearch, dense_search
@@ -42,16 +40,14 @@ class MemoryIndex(Asking):
         encoder: LoadedEncoder | None = None,
         backbone: Backbone | None = None,
         gate: GateHead | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        resident_bytes: int = RESIDENT_BYTES,
+        runtime: RuntimeConfig | None = None,
         fetch_encoder: bool = True,
         fetch_backbone: bool | None = None,
     ) -> None:
         self.store = store
         models = Models(
-            store, config, encoder=encoder, backbone=backbone, gate=gate, device=device, dtype=dtype,
-            resident_bytes=resident_bytes, fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
+            store, config, encoder=encoder, backbone=backbone, gate=gate, runtime=runtime or RuntimeConfig(),
+            fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
         )  # fmt: skip
         super().__init__(config, models)
         self._seen = Seen()
@@ -65,9 +61,7 @@ class MemoryIndex(Asking):
         config: IndexConfig | None = None,
         *,
         backbone: Backbone | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        resident_bytes: int = RESIDENT_BYTES,
+        runtime: RuntimeConfig | None = None,
     ) -> Self:
         """A new index in a folder; without a path, a temporary one that goes when it is closed.
 
@@ -75,17 +69,14 @@ class MemoryIndex(Asking):
             path: The folder.
             config: How documents become memory.
             backbone: For KV memory, one that is loaded already; the settings' name is kept as its name.
-            device: Torch device of the models. None: CUDA where there is one, else the CPU.
-            dtype: Name of a torch dtype. None: the fastest that keeps the results.
-            resident_bytes: KV blocks kept on the device between questions, in bytes.
+            runtime: Device, types and search of this process.
 
         Raises:
             ValueError: The path is a file, or a folder that holds something already.
         """
         config = _with_absolute_folders(config or IndexConfig())
-        check_budget(resident_bytes)
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
-        return cls(store, config, backbone=backbone, device=device, dtype=dtype, resident_bytes=resident_bytes)
+        return cls(store, config, backbone=backbone, runtime=runtime)
 
     @classmethod
     def open(
@@ -94,9 +85,7 @@ class MemoryIndex(Asking):
         *,
         encoder: str | Encoder | None = None,
         backbone: str | Backbone | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        resident_bytes: int = RESIDENT_BYTES,
+        runtime: RuntimeConfig | None = None,
         allow_download: bool = False,
     ) -> Self:
         """The index in a folder, by this or another process.
@@ -107,9 +96,7 @@ class MemoryIndex(Asking):
                 fetched or that is a relative folder.
             backbone: Only where the backbone lies elsewhere now, or is loaded already: its folder, or itself. Its
                 weights are compared when they are loaded.
-            device: Torch device of the models. None: CUDA where there is one, else the CPU.
-            dtype: Name of a torch dtype. None: the fastest that keeps the results.
-            resident_bytes: KV blocks kept on the device between questions, in bytes.
+            runtime: Device, types and search of this process.
             allow_download: Models that the index names may be fetched from the hub. Otherwise they are used from this
                 machine only: an absolute folder, the hub's cache, or what ships with packages.
 
@@ -117,7 +104,6 @@ class MemoryIndex(Asking):
             StoreError: There is no index there.
             IncompatibleStoreError: It was made in another format, with another encoder or another backbone.
         """
-        check_budget(resident_bytes)
         store = Store.open(path)
         kept = _kept_settings(store)
         named = kept["encoder"]
@@ -136,7 +122,7 @@ class MemoryIndex(Asking):
         by_name = None if isinstance(backbone, str) else False
         loaded = None if isinstance(backbone, str) else backbone
         index = cls(
-            store, config, backbone=loaded, device=device, dtype=dtype, resident_bytes=resident_bytes,
+            store, config, backbone=loaded, runtime=runtime,
             fetch_encoder=allow_download or encoder is not None, fetch_backbone=allow_download or by_name,
         )  # fmt: skip
         if loaded is not None:
@@ -173,8 +159,7 @@ class MemoryIndex(Asking):
         """A copy, in this process or another, is the same folder opened again."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
         models = self._models
-        settings = {"device": models.device, "dtype": models.dtype, "resident_bytes": models.resident_bytes}
-        return _reopened, (self.path, encoder, models.given_gate, settings)
+        return _reopened, (self.path, encoder, models.given_gate, models.runtime)
 
     # Writing
 
@@ -191,7 +176,13 @@ class MemoryIndex(Asking):
             StoreLockedError: Another process is writing.
         """
         models = self._models
-        adding = Adding(self.store, self.config.chunk_tokens, count=models.count_tokens, compress=models.compress)
+        adding = Adding(
+            self.store,
+            self.config.chunk_tokens,
+            count=models.count_tokens,
+            compress=models.compress,
+            record=models.record,
+        )
         return adding.add(documents, show_progress=show_progress)
 
     def split(self, document: Document) -> list[Chunk]:
@@ -256,28 +247,29 @@ class MemoryIndex(Asking):
         return self._models.backbone
 
     @contextmanager
-    def bench(self, question: str, filter: Filter | None, config: RecallConfig) -> Iterator[QuestionBench]:
+    def bench(
+        self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
+    ) -> Iterator[QuestionBench]:
         """The index as one question sees it, from one snapshot: what the loop, the trainers and benchmarks work on.
-
-        Its settings are those given, and what suits the index where they name neither reader nor writer.
 
         Raises:
             ValueError: The question is empty or overlong, or the filter is none.
         """
-        question = checked_question(question)
+        question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
         latent = self._models.latent_gate(question)
-        config = suited(config, self.config, self._models)
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             stage = None
             if encoder is not None:
                 words = snapshot if admitted is None else snapshot.within(admitted)
                 viewer = Viewer(question, encoder, words)
-                stage = FirstStage(viewer, words, self._search(snapshot), admitted, config.first_stage, config.links)
+                stage = FirstStage(
+                    viewer, words, self._search(snapshot), admitted, settings.first_stage, settings.links
+                )
             yield QuestionBench(
                 snapshot=snapshot,
-                config=config,
+                config=settings,
                 admitted=admitted,
                 count=self._models.count_tokens,
                 dense=stage,
@@ -291,8 +283,9 @@ class MemoryIndex(Asking):
         with self._guard:
             if self._dense is None or self._dense[0] != snapshot.generation:
                 vectors = snapshot.vectors()
-                place = device_of(self._models.device)
-                self._dense = (snapshot.generation, dense_search(vectors, self.config.search, place))
+                runtime = self._models.runtime
+                search = dense_search(vectors, runtime.search, device_of(runtime.device))
+                self._dense = (snapshot.generation, search)
             return self._dense[1]
 
 
@@ -306,6 +299,7 @@ def _kept_settings(store: Store) -> dict[str, Any]:
         CorruptStoreError: They are not those of an index.
     """
     kept = dict(store.config)
+    kept.pop("search", None)  # older indexes name it; now it is chosen when an index is opened
     try:
         for name in ("encoder", "backbone"):
             if not isinstance(kept[name], str | None):
@@ -316,8 +310,8 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     return kept
 
 
-def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, settings: Mapping[str, Any]) -> MemoryIndex:
-    index = MemoryIndex.open(path, encoder=encoder, **settings)
+def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, runtime: RuntimeConfig) -> MemoryIndex:
+    index = MemoryIndex.open(path, encoder=encoder, runtime=runtime)
     index._models.use_gate(gate)
     return index
 

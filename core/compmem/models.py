@@ -8,7 +8,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.compressor import DenseCompressor, KVCompressor, chunk_ids
-from compmem.config import IndexConfig
+from compmem.config import IndexConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead, LatentGate
@@ -38,15 +38,11 @@ class Models:
         encoder: LoadedEncoder | None,
         backbone: Backbone | None,
         gate: GateHead | None,
-        device: str | None,
-        dtype: str | None,
-        resident_bytes: int,
+        runtime: RuntimeConfig,
         fetch_encoder: bool = True,
         fetch_backbone: bool | None = None,
     ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.resident_bytes = resident_bytes
+        self.runtime = runtime
         self._fetch_encoder = fetch_encoder
         self._fetch_backbone = fetch_backbone
         self._store = store
@@ -74,7 +70,10 @@ class Models:
                 if not self._fetch_encoder:
                     self._check_name("encoder", self._config.encoder)
                 self._encoder = load_encoder(
-                    self._config.encoder, device=self.device, dtype=self.dtype, allow_download=self._fetch_encoder
+                    self._config.encoder,
+                    device=self.runtime.device,
+                    dtype=self.runtime.dtype,
+                    allow_download=self._fetch_encoder,
                 )
             self._check_encoder(self._encoder)
             return self._encoder
@@ -95,7 +94,10 @@ class Models:
                 if self._fetch_backbone is False:
                     self._check_name("backbone", self._config.backbone)
                 self._backbone = Backbone.load(
-                    self._config.backbone, device=self.device, dtype=self.dtype, allow_download=self._fetch_backbone
+                    self._config.backbone,
+                    device=self.runtime.device,
+                    dtype=self.runtime.dtype,
+                    allow_download=self._fetch_backbone,
                 )
                 memory = self._backbone.memory
                 if memory.trained and memory.ratio != self._ratio(self._backbone):
@@ -131,7 +133,7 @@ class Models:
         with self._guard:
             if self._resident is None:
                 weight = self.backbone.decoder.embed_tokens.weight
-                self._resident = Resident(weight.device, weight.dtype, budget=self.resident_bytes)
+                self._resident = Resident(weight.device, weight.dtype, budget=self.runtime.resident_bytes)
             return self._resident
 
     @property
@@ -161,21 +163,24 @@ class Models:
         return self.encoder.count_tokens(texts)
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
-        """The chunks' blocks, in order; the store learns which models made them."""
-        dense = None
-        if self._config.encoder is not None:
-            if self._store is not None and self._store.get_meta(ENCODER) is None:
-                self._store.put_meta(ENCODER, [round(float(x), 5) for x in self.encoder.fingerprint()])
-            dense = DenseCompressor(self.encoder)
+        """The chunks' blocks, in order."""
+        dense = None if self._config.encoder is None else DenseCompressor(self.encoder)
         if self._config.memory == "dense":
             assert dense is not None, "dense memory is made by an encoder"
             return dense.compress(chunks)
-        if self._kv_store.get_meta(BACKBONE) is None:
-            made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
-            self._kv_store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
-        self._count_source(chunks)
         with torch.inference_mode():
             return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
+
+    def record(self, chunks: Sequence[Chunk]) -> None:
+        """Writes into the store which models made the blocks of these chunks; called in the transaction of `add`."""
+        assert self._store is not None, "only blocks of a store are recorded"
+        if self._config.encoder is not None and self._store.get_meta(ENCODER) is None:
+            self._store.put_meta(ENCODER, [round(float(x), 5) for x in self.encoder.fingerprint()])
+        if self._config.memory == "kv":
+            if self._store.get_meta(BACKBONE) is None:
+                made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
+                self._store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
+            self._count_source(chunks)
 
     @property
     def _kv_store(self) -> Store:

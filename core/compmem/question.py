@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from compmem.candidates import RANKED, FirstStage
-from compmem.config import RecallConfig, SearchMethod
+from compmem.config import LoopConfig, SearchMethod
 from compmem.gate import Digest, FirstLook, GateHead, LatentGate, digests, features
 from compmem.locks import Lock
 from compmem.ranking import fuse
@@ -47,7 +47,7 @@ class QuestionBench:
     """
 
     snapshot: Blocks
-    config: RecallConfig
+    config: LoopConfig
     admitted: NDArray[np.int64] | None
     """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
     count: Callable[[Sequence[str]], list[int]]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
 from compmem.schema import ExitReason, MemoryBlock, Reading, Recall, Step, Usage, WorkingMemory
 
@@ -147,7 +147,7 @@ def gather(
         cancelled: Asked before each step.
         clock: Tells seconds.
     """
-    state, began = _State(), clock()
+    config, state, began = LoopConfig.complete(config), _State(), clock()
     if config.order == "document":
         picks = _in_order(bench, config, threshold, state)
     else:
@@ -207,7 +207,7 @@ def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock
 
 
 def _likeliest(
-    bench: Bench, config: RecallConfig, threshold: float, state: _State
+    bench: Bench, config: LoopConfig, threshold: float, state: _State
 ) -> Generator[Weigh, Outcome, list[int] | None]:  # fmt: skip
     """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
 
@@ -242,7 +242,7 @@ def _probability(log_odds: float) -> float:
 
 
 def _step(
-    bench: Bench, config: RecallConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float],
+    bench: Bench, config: LoopConfig, state: _State, chosen: list[int], started: float, clock: Callable[[], float],
     *, insist: bool,
 ) -> Generator[Read, Outcome, Step]:  # fmt: skip
     blocks = bench.fetch(chosen)
@@ -284,7 +284,7 @@ def _score(bench: Bench, state: _State, blocks: Sequence[int]) -> dict[int, floa
 
 
 def _best(
-    bench: Bench, config: RecallConfig, threshold: float, state: _State, *, fallback: int, refuses: bool, writes: bool
+    bench: Bench, config: LoopConfig, threshold: float, state: _State, *, fallback: int, refuses: bool, writes: bool
 ) -> Iterator[list[int]]:  # fmt: skip
     """Groups of blocks, best first; asked again after each step where settings and first look say so."""
     seen_memory: str | None = None
@@ -310,7 +310,7 @@ def _best(
             return
 
 
-def _in_order(bench: Bench, config: RecallConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+def _in_order(bench: Bench, config: LoopConfig, threshold: float, state: _State) -> Iterator[list[int]]:
     """Groups of blocks in document order, each gated with the memory as it is when its turn comes."""
     while True:
         before = state.memory.text
@@ -322,7 +322,7 @@ def _in_order(bench: Bench, config: RecallConfig, threshold: float, state: _Stat
 
 
 def _one_pass(
-    bench: Bench, config: RecallConfig, threshold: float, state: _State, proposed: list[int]
+    bench: Bench, config: LoopConfig, threshold: float, state: _State, proposed: list[int]
 ) -> Iterator[list[int]]:
     group: list[int] = []
     at = 0

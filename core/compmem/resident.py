@@ -7,24 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from compmem.config import KV_CACHE_BYTES
 from compmem.locks import Lock
 from compmem.schema import KVStates
 
-RESIDENT_BYTES = 2 << 30
-"""Budget where none is given."""
-
 Load = Callable[[Sequence[int]], Sequence[KVStates]]
 """KV states of blocks by number, from wherever they are kept."""
-
-
-def check_budget(budget: int) -> None:
-    """Refuse a budget that is none.
-
-    Raises:
-        ValueError: It is negative.
-    """
-    if budget < 0:
-        raise ValueError(f"resident_bytes={budget!r} must not be negative")
 
 
 class Resident:
@@ -34,13 +22,9 @@ class Resident:
         device: Where the blocks are read.
         dtype: What they are read in.
         budget: Bytes that may be held between uses. The blocks of a call are held for as long as it needs them.
-
-    Raises:
-        ValueError: The budget is negative.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = RESIDENT_BYTES) -> None:
-        check_budget(budget)
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = KV_CACHE_BYTES) -> None:
         self.budget = budget
         self.bytes = 0
         """Bytes held."""

@@ -1,87 +1,154 @@
 """Who reads and who writes for one question, and the loop in which they take part."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, LoopConfig, ReaderName, RecallConfig, WriterName
 from compmem.models import Models
 from compmem.question import QuestionBench
 from compmem.readers import Apart, ChatReader, ExtractiveReader, LatentReader
 from compmem.reasoner import Bench, Loop, gather
-from compmem.schema import Reader, WeighingReader
-
-
-def suited(config: RecallConfig, index: IndexConfig, models: Models) -> RecallConfig:
-    """The settings with reader and writer named; a backbone that was not trained for the loop only writes."""
-    reader, writer = config.parts(index)
-    chosen = config.reader is None and config.writer is None
-    if chosen and reader == "latent" and index.encoder is not None and not models.backbone.memory.trained:
-        reader, writer = "extractive", "latent"
-    return config.but(reader=reader, writer=writer)
-
-
-def reader_of(
-    config: RecallConfig, index: IndexConfig, models: Models, bench: QuestionBench, *, writes: bool = True
-) -> Reader:
-    """What reads and, where an answer is written, writes, as the settings name it.
-
-    Raises:
-        ValueError: The backbone is asked for, and the index holds dense memory; or the chat model, and there is none.
-    """
-
-    def part(named: Any) -> Any:
-        """The reader or writer of that name; what is no name is one itself."""
-        if named == "extractive":
-            return ExtractiveReader(bench.viewer)
-        if named == "chat":
-            if config.chat is None:
-                raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
-            chat: Any = config.chat
-            if isinstance(chat, ChatReader):
-                return chat
-            gated = config.update_gate or config.exit_gate
-            return ChatReader(
-                config.chat,
-                structured=gated,
-                memory_tokens=config.memory_tokens,
-                prompt_tokens=config.prompt_tokens,
-            )
-        if named == "latent":
-            if index.memory != "kv":
-                raise ValueError(
-                    "'latent' reads KV states, and this index holds dense memory: make one with "
-                    "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
-                )
-            # Both gates off is a memory that each step overwrites (MemAgent): nothing is asked for beside it.
-            structured = None if config.update_gate or config.exit_gate else False
-            return LatentReader(
-                models.backbone, structured=structured, memory_tokens=config.memory_tokens, whole=models.whole
-            )
-        return named
-
-    reads, writer = config.parts(index)
-    reader: Reader = part(reads)
-    return reader if writer is None or not writes else Apart(reader, part(writer))
-
+from compmem.schema import Reader, WeighingReader, Writer
 
 FALLBACK = 4
-"""Blocks that a language model reads in one step where the gate turned all down: it judges for itself."""
+"""Blocks that a language model reads in one step where the gate rejected all: it judges for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who reads and who writes: a name, or the object itself."""
+
+    reader: ReaderName | Reader
+    writer: WriterName | Writer | None
+    """None: the reader writes."""
+    chat: Any = None
+    """The chat model, where one takes part."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the reader works in this process and waits for nothing."""
+        return self.reader in ("extractive", "latent")
+
+
+def resolve_roles(
+    config: RecallConfig,
+    index: IndexConfig,
+    trained: Callable[[], bool],
+    *,
+    writes: bool = True,
+    chat: Any = None,
+    reader: Reader | None = None,
+    writer: Writer | None = None,
+) -> Roles:
+    """Who reads and who writes, from the settings, the index and the models that the caller gave.
+
+    Where neither reader nor writer is named, the extractive reader reads, and a chat model that is given writes once.
+    The chat model reads in every step where blocks are read in document order, and where the index has no vectors to
+    quote by. Without a chat model, the backbone of KV memory reads and writes if it was trained for the loop; else it
+    only writes.
+
+    Args:
+        config: The settings, with names.
+        index: The settings of the index.
+        trained: Whether the backbone was trained for the loop; asked only where that decides.
+        writes: An answer is written.
+        chat: A chat model, or a `ChatReader`.
+        reader: An object that reads, in place of a name.
+        writer: An object that writes, in place of a name.
+
+    Raises:
+        ValueError: A role is given twice, its model is not given, or nobody uses the chat model.
+    """
+    for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
+        if named is not None and given is not None:
+            raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
+    reads: ReaderName | Reader | None = reader if reader is not None else config.reader
+    answers: WriterName | Writer | None = writer if writer is not None else config.writer
+    if reads is None and answers is None:
+        reads, answers = _default_roles(LoopConfig.complete(config), index, trained, chat=chat is not None)
+    reads = "extractive" if reads is None else reads
+    if chat is not None and "chat" not in (reads, answers):
+        raise ValueError(
+            f"chat= is for reader='chat' or writer='chat', and reader={reads!r} with writer={answers!r} asks no model"
+        )
+    answers = answers if writes else None
+    if chat is None and "chat" in (reads, answers):
+        raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
+    if "latent" in (reads, answers) and index.memory != "kv":
+        raise ValueError(
+            "'latent' reads KV states, and this index holds dense memory: make one with "
+            "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
+        )
+    return Roles(reads, answers, chat)
+
+
+def _default_roles(
+    config: LoopConfig, index: IndexConfig, trained: Callable[[], bool], *, chat: bool
+) -> tuple[ReaderName, WriterName | None]:
+    if chat:
+        by_chat = config.order == "document" or index.encoder is None
+        return ("chat", None) if by_chat else ("extractive", "chat")
+    if index.memory == "dense":
+        return "extractive", None
+    return ("latent", None) if index.encoder is None or trained() else ("extractive", "latent")
+
+
+def reader_of(roles: Roles, config: LoopConfig, bench: QuestionBench, models: Models) -> Reader:
+    """What reads and writes for one question.
+
+    Raises:
+        ValueError: The index has no encoder, which the extractive reader needs, or the chat model is not callable.
+    """
+
+    def made(role: Any) -> Any:
+        if role == "extractive":
+            return ExtractiveReader(bench.viewer)
+        if role == "chat":
+            return _chat_reader(roles.chat, config)
+        if role == "latent":
+            # Without gates each step overwrites the memory (MemAgent); with them the prompts decide on the form.
+            return LatentReader(
+                models.backbone,
+                structured=None if config.structured else False,
+                memory_tokens=config.memory_tokens,
+                whole=models.whole,
+            )
+        return role
+
+    reader: Reader = made(roles.reader)
+    return reader if roles.writer is None else Apart(reader, made(roles.writer))
+
+
+def _chat_reader(chat: Any, config: LoopConfig) -> ChatReader:
+    if isinstance(chat, ChatReader):
+        return chat
+    return ChatReader(
+        chat,
+        structured=config.structured,
+        memory_tokens=config.memory_tokens,
+        prompt_tokens=config.prompt_tokens,
+    )
 
 
 def loop_of(
     bench: Bench,
-    config: RecallConfig,
+    config: LoopConfig,
     threshold: float,
     reader: Reader,
     *,
     writes: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Loop:
-    """The loop over one question, as its reader can take part in it; a writer sees blocks only where one `writes`."""
-    weighs = isinstance(reader, WeighingReader) and reader.weighs
-    shown = config.shown if writes and config.writer is not None else 0
-    fallback = FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0
+    """The loop over one question for its reader; a writer is shown the recalled blocks."""
     return gather(
-        bench, config, threshold, weighs=weighs, shown=shown, fallback=fallback,
-        refuses=isinstance(reader, ExtractiveReader), writes=writes, cancelled=cancelled,
-    )  # fmt: skip
+        bench,
+        config,
+        threshold,
+        weighs=isinstance(reader, WeighingReader) and reader.weighs,
+        shown=config.shown if isinstance(reader, Apart) else 0,
+        fallback=FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0,
+        refuses=isinstance(reader, ExtractiveReader),
+        writes=writes,
+        cancelled=cancelled,
+    )

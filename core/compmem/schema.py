@@ -1,9 +1,9 @@
 """The nouns that flow: documents in, chunks and memory blocks between, recalls, steps and answers out."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -309,6 +309,19 @@ class Reader(Writer, Protocol):
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same without blocking the event loop."""
         ...
+
+
+class AnswerModels(TypedDict, total=False):
+    """The models that a caller gives for one question, beside those that the index has."""
+
+    chat: Callable[..., Any] | None
+    """A chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. Where the settings name
+    neither reader nor writer, it writes the answer and is called once; with `RecallConfig(reader="chat")`, and in
+    document order, it reads in every step."""
+    reader: Reader | None
+    """An object that reads, in place of a name in the settings."""
+    writer: Writer | None
+    """An object that writes the answer from the recalled blocks, in place of a name in the settings."""
 
 
 @runtime_checkable

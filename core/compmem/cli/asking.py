@@ -1,7 +1,6 @@
 """`compmem ask` and `compmem recall`: questions to an index."""
 
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from rich.text import Text
 import compmem
 from compmem.cli import show
 from compmem.cli.app import app, err, out, parse_filter, write_json
+from compmem.config import ReaderName, RecallMethod, WriterName
 from compmem.schema import Answer, AnswerToken, Event, Step
 from compmem.trace import as_page, printable
 
@@ -32,21 +32,6 @@ AllowDownload = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
-
-
-class WriterName(StrEnum):
-    """The writers that a command line can name."""
-
-    chat = "chat"
-    latent = "latent"
-
-
-class ReaderName(StrEnum):
-    """The readers that a command line can name."""
-
-    extractive = "extractive"
-    chat = "chat"
-    latent = "latent"
 
 
 ReaderOption = Annotated[
@@ -99,13 +84,12 @@ def ask(
     """Answer a question from the index, step by step, with sources."""
     wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
     chat = _chat(wanted, model, base_url, api_key_env)
-    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
-        config = compmem.RecallConfig(
-            reader=str(reader) if reader else None, writer=str(writer) if writer else None, chat=chat,
-            max_seconds=max_seconds, threshold=threshold, rounds=rounds,
-        )  # fmt: skip
-        config = config if k is None else config.but(max_steps=k)
-        events = opened.stream(question, config, filter=parse_filter(filter))
+    config = compmem.RecallConfig(
+        reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
+    )  # fmt: skip
+    config = config if k is None else config.but(max_steps=k)
+    with open_index(index, device, allow_download) as opened:
+        events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
         answer = last(events) if as_json else follow(out(), events, trace=trace)
     if as_json:
         write_json(show.answer_json(answer))
@@ -120,21 +104,28 @@ def recall(
     question: QuestionArgument,
     k: Annotated[int, typer.Option("--k", help="How many blocks.")] = 8,
     filter: Filter = None,
-    one_pass: Annotated[bool, typer.Option("--one-pass", help="Gate once, without a working memory.")] = False,
+    method: Annotated[
+        RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
+    ] = "loop",
     device: Device = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks that a question needs, best first; no answer is written."""
-    config = compmem.RecallConfig(max_steps=1, reask=False) if one_pass else None
-    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
-        found = opened.recall(question, k, filter=parse_filter(filter), config=config)
+    with open_index(index, device, allow_download) as opened:
+        found = opened.recall(question, k, method=method, filter=parse_filter(filter))
     if as_json:
         write_json([show.recall_json(r) for r in found])
     elif found:
         out().print(show.recalls_table(found))
     else:
         out().print("Nothing to recall.")
+
+
+def open_index(path: Path, device: str | None, allow_download: bool) -> "compmem.MemoryIndex":
+    """The index in a folder."""
+    runtime = compmem.RuntimeConfig(device=device)
+    return compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download)
 
 
 def last(events: Iterator[Event]) -> Answer:

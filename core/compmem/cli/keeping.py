@@ -37,9 +37,6 @@ def add(
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder of a new index: a name or folder.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(help="Most tokens in a chunk of a new index.")] = None,
     vectors: Annotated[str | None, typer.Option(help="Vectors of a new index: int8 or fp16.")] = None,
-    search: Annotated[
-        str | None, typer.Option(help="First stage of a new index: exact, auto, flat, hnsw or ivf-pq.")
-    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Causal LM of a new index that holds KV memory: a name or folder.")
     ] = None,
@@ -56,7 +53,7 @@ def add(
     if form is None:
         raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
     given = {
-        "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors, "search": search,
+        "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
         "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio, "kv": kv,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
@@ -257,10 +254,11 @@ def opened(
 
     A model that is given by name may be fetched.
     """
+    runtime = compmem.RuntimeConfig(device=device)
     if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), device=device)
+        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime)
     models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
-    memory = compmem.MemoryIndex.open(path, device=device, allow_download=allow_download, **models)
+    memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
     for name, value in settings.items():
         if (made := getattr(memory.config, name)) != value:
             memory.close()

@@ -5,7 +5,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -190,10 +190,19 @@ class Store:
                 finally:
                     self._writer = None
 
-    def add(self, documents: Iterable[tuple[Document, Iterable[MemoryBlock]]]) -> None:
+    def add(
+        self,
+        documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
+        *,
+        record: Callable[[], None] = lambda: None,
+    ) -> None:
         """Add documents with their blocks, all or none; a document whose id is known is replaced.
 
-        Documents and blocks may be made as they are asked for: a piece of them is held.
+        Documents and blocks may be generated while they are written: only a part of them is held.
+
+        Args:
+            documents: Documents, each with its blocks.
+            record: Called at the end of the same transaction, to put facts about what was added.
 
         Raises:
             ValueError: A document cannot be stored as it is, or an id occurs twice.
@@ -206,6 +215,7 @@ class Store:
         with self.writing():
             with self._transaction() as connection:
                 writing.insert(connection, self._folder, chain([first], iterator), self._kinds)
+                record()
             self._compact_if_due()
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:

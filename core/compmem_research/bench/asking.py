@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.drivers import gathered, run
 from compmem.index import MemoryIndex
 from compmem.question import QuestionBench
@@ -93,12 +93,12 @@ def ask(entrant: Entrant, index: MemoryIndex, question: str, models: Models) -> 
         ValueError: What is to be read is larger than the model's context.
     """
     system = entrant.system
-    config = _config(entrant, models)
+    config, chat = _config(entrant), models.chat if entrant.reader == "chat" else None
     with index.bench(question, None, config) as bench:
         watched = Watched(bench)
         if system.ranking != "loop":
             watched.order = RANKS[system.ranking](bench, RECALLED)
-        reader = index.reader(config, bench)
+        reader = index.reader(config, bench, chat=chat)
         found = run(gathered(question, loop_of(watched, config, bench.threshold, reader), reader))
         text, cost = _written(reader.write(question, found.memory))
         if watched.order is not None:
@@ -223,11 +223,9 @@ def _whole(row: Row, share: float) -> Row:
     return {**row, "steps": round(timed / share), "timed_steps": timed, "memory": [], "peak": None}
 
 
-def _config(entrant: Entrant, models: Models) -> RecallConfig:
-    chat = models.chat if entrant.reader == "chat" else None
-    if entrant.system.direct and entrant.reader != "extractive":
-        return entrant.system.config.but(writer=entrant.reader, chat=chat)
-    return entrant.system.config.but(reader=entrant.reader, chat=chat)
+def _config(entrant: Entrant) -> LoopConfig:
+    role = "writer" if entrant.system.direct and entrant.reader != "extractive" else "reader"
+    return entrant.system.config.but(**{role: entrant.reader})
 
 
 def _written(pieces: Iterator[Any]) -> tuple[str, Usage]:

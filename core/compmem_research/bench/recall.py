@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.drivers import gathered, run
 from compmem.index import MemoryIndex
 from compmem.readers import ExtractiveReader
@@ -67,9 +67,9 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
     """
     shares: dict[str, list[float]] = {"proposed_at_first": [], "proposed_ever": [], "read": []}
     for question in track(questions, "losses", transient=True):
-        with index.bench(question.question, None, RecallConfig()) as bench:
+        with index.bench(question.question) as bench:
             first = bench.propose("")
-            steps = gather(bench, RecallConfig(), bench.threshold)
+            steps = gather(bench, LoopConfig(), bench.threshold)
             found = run(gathered(question.question, steps, ExtractiveReader(bench.viewer)))
             read = [r.block for s in found.steps for r in s.recalls]
             for name, blocks in zip(shares, (first, list(found.scores), read), strict=True):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from rich.progress import track
 
-from compmem.config import IndexConfig, RecallConfig
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod
 from compmem.index import MemoryIndex
 from compmem.schema import Encoder
 from compmem_research.bench import rankings
@@ -27,8 +27,6 @@ METRICS: Final[dict[str, Callable[[Sequence[int], frozenset[int]], float]]] = {
     f"ndcg@{DEPTH}": partial(ndcg_at, k=DEPTH),
 }
 """Scores of a ranking in [0, 1], shown in per cent."""
-
-ONE_PASS = RecallConfig(max_steps=1, reask=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,14 @@ class Outcome:
 
 def _ranked(rank: rankings.Rank) -> System:
     def system(index: MemoryIndex, question: str) -> list[int]:
-        with index.bench(question, None, RecallConfig()) as bench:
+        with index.bench(question) as bench:
             return documents(bench.fetch(rank(bench, DEPTH)))
 
     return System(system)
 
 
-def _recalled(config: RecallConfig) -> System:
-    return System(lambda index, question: documents(index.recall(question, DEPTH, config=config)), config)
+def _recalled(method: RecallMethod, answers: RecallConfig) -> System:
+    return System(lambda index, question: documents(index.recall(question, DEPTH, method=method)), answers)
 
 
 PLAIN: Final = ("dense", "bm25", "fused")
@@ -69,8 +67,8 @@ SYSTEMS: Final[dict[str, System]] = {
     "dense": _ranked(rankings.dense),
     "bm25": _ranked(rankings.bm25),
     "fused": _ranked(rankings.fused),
-    "one-shot gate": _recalled(ONE_PASS),
-    "loop": _recalled(RecallConfig()),
+    "one-shot gate": _recalled("gate", LoopConfig(max_steps=1, reask=False)),
+    "loop": _recalled("loop", RecallConfig()),
 }
 """Plain one-shot retrieval; candidates and gate with an empty working memory; the loop with the extractive reader."""
 

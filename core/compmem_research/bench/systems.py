@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 
 Layout = Literal["passages", "chunks"]
 """What a block is: a passage of at most 256 tokens under its title, or 4096 tokens of one joined text."""
@@ -34,7 +34,7 @@ class System:
 
     name: str
     about: str
-    config: RecallConfig
+    config: LoopConfig
     layout: Layout = "passages"
     ranking: Ranking = "loop"
     keeps: bool = True
@@ -61,13 +61,13 @@ class Entrant:
         return self.system.name if self.reader == "extractive" else f"{self.system.name}:{self.reader}"
 
 
-def _scan(name: str, about: str, config: RecallConfig, **settings: Any) -> System:
+def _scan(name: str, about: str, config: LoopConfig, **settings: Any) -> System:
     return System(name=name, about=about, config=config, layout="chunks", scans=True, **settings)
 
 
-_WHOLE = RecallConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING, shown=EVERYTHING)
-_RAG = RecallConfig.rag(RECALLED, memory_tokens=EVERYTHING, shown=RECALLED)
-_OURS = RecallConfig()
+_WHOLE = LoopConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING, shown=EVERYTHING)
+_RAG = LoopConfig.rag(RECALLED, memory_tokens=EVERYTHING, shown=RECALLED)
+_OURS = LoopConfig()
 _ALL: tuple[ReaderKind, ...] = ("extractive", "chat", "latent")
 _LATENT: tuple[ReaderKind, ...] = ("extractive", "latent")
 
@@ -83,11 +83,11 @@ SYSTEMS = {s.name: s for s in (
     System(name="rag-bm25", about="BM25, 8 passages read at once", config=_RAG, ranking="bm25", direct=True),
     System(name="rag-dense", about="nearest 8 passages read at once", config=_RAG, ranking="dense", direct=True),
     System(name="rag-fused", about="both by reciprocal rank", config=_RAG, ranking="fused", direct=True, readers=_ALL),
-    _scan("memagent", "MemAgent: every chunk in order, memory overwritten", RecallConfig.memagent(), keeps=False),
-    _scan("gru-mem", "GRU-Mem with its exit gate", RecallConfig.gru_mem(), keeps=False),
-    _scan("gru-mem-no-exit", "GRU-Mem to the end", RecallConfig.gru_mem(exit_gate=False), keeps=False),
-    _scan("lychee", "LycheeMemory: every chunk gated at 0.5, in order", RecallConfig.lychee(), readers=_LATENT),
-    _scan("lychee-no-gate", "LycheeMemory: every block read", RecallConfig.lychee(gate=False), readers=_LATENT),
+    _scan("memagent", "MemAgent: every chunk in order, memory overwritten", LoopConfig.memagent(), keeps=False),
+    _scan("gru-mem", "GRU-Mem with its exit gate", LoopConfig.gru_mem(), keeps=False),
+    _scan("gru-mem-no-exit", "GRU-Mem to the end", LoopConfig.gru_mem(exit_gate=False), keeps=False),
+    _scan("lychee", "LycheeMemory: every chunk gated at 0.5, in order", LoopConfig.lychee(), readers=_LATENT),
+    _scan("lychee-no-gate", "LycheeMemory: every block read", LoopConfig.lychee(gate=False), readers=_LATENT),
     System(name="compmem", about="CompMem at its defaults", config=_OURS, readers=_ALL),
     System(
         name=ONCE, about="the loop quotes, a model answers from 8 recalled passages",

@@ -16,7 +16,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.compressor import chunk_ids
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.metrics import bootstrap_interval
@@ -134,24 +134,24 @@ def train(settings: Evaluation) -> dict[str, Any]:
     return {"lines": lines, "seconds": round(time.monotonic() - began, 1)}
 
 
-def config_of(system: System, settings: Evaluation) -> RecallConfig:
+def config_of(system: System, settings: Evaluation) -> LoopConfig:
     """The loop's settings of a system."""
     picks = {"candidates": "all", "max_steps": settings.max_steps, "memory_tokens": settings.memory_tokens}
     match system:
         case "compmem":
-            return RecallConfig(**cast("Any", picks))
+            return LoopConfig(**cast("Any", picks))
         case "compmem-gate-alone":
-            return RecallConfig(**cast("Any", picks), weigh=None)
+            return LoopConfig(**cast("Any", picks), weigh=None)
         case "compmem-no-exit":
-            return RecallConfig(**cast("Any", picks), exit_gate=False)
+            return LoopConfig(**cast("Any", picks), exit_gate=False)
         case "compmem-question-gate":
-            return RecallConfig(**cast("Any", picks), gate="question", weigh=None)
+            return LoopConfig(**cast("Any", picks), gate="question", weigh=None)
         case "scan":
-            return RecallConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
+            return LoopConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
         case "gru-mem":
-            return RecallConfig.gru_mem(memory_tokens=settings.memory_tokens)
+            return LoopConfig.gru_mem(memory_tokens=settings.memory_tokens)
         case "memagent":
-            return RecallConfig.memagent(memory_tokens=settings.memory_tokens)
+            return LoopConfig.memagent(memory_tokens=settings.memory_tokens)
 
 
 class _Makers:
@@ -184,7 +184,7 @@ class _Makers:
 
 
 def _measure(
-    settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: RecallConfig
+    settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: LoopConfig
 ) -> dict[str, Any]:  # fmt: skip
     """One line of figures."""
     scores, read, blocks, compressing, asking, malformed = list[float](), list[int](), list[int](), 0.0, 0.0, 0
@@ -222,7 +222,7 @@ def _compressed(backbone: Backbone, chunks: Sequence[Chunk], ratio: int | None) 
 def answered(
     settings: Evaluation,
     backbone: Backbone,
-    config: RecallConfig,
+    config: LoopConfig,
     questions: Sequence[str],
     chunks: Sequence[Sequence[Chunk]],
     states: Sequence[Sequence[KVStates]],

@@ -14,7 +14,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from compmem import IndexConfig, MemoryIndex, RecallConfig
+from compmem import IndexConfig, MemoryIndex
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead, first_features
 from compmem.question import QuestionBench
@@ -148,7 +148,7 @@ def _ask(
 ) -> Asked | None:
     """The looks for one query; None where nothing is proposed for it."""
     id, style, text = named
-    with index.bench(text, None, RecallConfig()) as bench:
+    with index.bench(text) as bench:
         look = _look(bench, "", set(), relevant)
         if look is None:
             return None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.gate import LatentGate
 from compmem.readers import Reply, StepPrompts, spoken, understand
 from compmem.reasoner import Gathered, Outcome, Read, Weigh, gather
@@ -57,7 +57,7 @@ class Loop:
 
     def __init__(
         self, backbone: Backbone, question: str, chunks: Sequence[Chunk], states: Sequence[KVStates],
-        config: RecallConfig, *, threshold: float | None = None, seed: int = 0,
+        config: LoopConfig, *, threshold: float | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.question = question
         self.asked: Read | Weigh | None = None

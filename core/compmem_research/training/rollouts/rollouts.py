@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
-from compmem.config import RecallConfig
+from compmem.config import LoopConfig
 from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts
 from compmem.schema import KVStates
 from compmem_research.training.rollouts.evidence import Evidence, Labels
@@ -70,11 +70,11 @@ class RolloutSettings:
         return self.memory_tokens + (self.overhead if self.gates else 0)
 
     @property
-    def recall(self) -> RecallConfig:
+    def recall(self) -> LoopConfig:
         """The loop's settings."""
         if self.gates:
-            return RecallConfig.gru_mem(exit_gate=self.exit_gate, memory_tokens=self.memory_tokens)
-        return RecallConfig.lychee(gate=False, memory_tokens=self.memory_tokens)
+            return LoopConfig.gru_mem(exit_gate=self.exit_gate, memory_tokens=self.memory_tokens)
+        return LoopConfig.lychee(gate=False, memory_tokens=self.memory_tokens)
 
 
 class Rollouts:
