@@ -258,7 +258,7 @@ def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):
     with pytest.raises(ValueError, match="give reader= or"):
         roles(RecallConfig(reader="extractive"), kv, reader=object())
     index = made()
-    natural, latent = (index.answer(QUESTION, RecallConfig(max_steps=2, reader=r)) for r in (None, "latent"))
+    natural, latent = (index.answer(QUESTION, RecallConfig(max_steps=2), reader=r) for r in (None, "latent"))
     assert (natural.text, natural.evidence) == (latent.text, latent.evidence)
     assert natural.usage.model_calls == latent.usage.model_calls > 0
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from compmem import LoopConfig, drivers
+from compmem import drivers
 from compmem.config import IndexConfig, LoopConfig, RecallConfig
 from compmem.drivers import INLINE, THREADED, events, gathered, iterate
 from compmem.errors import ReaderError

@@ -73,10 +73,10 @@ def searched(setup: Setup, method: SearchMethod) -> System:
 
 def looped(setup: Setup, config: RecallConfig) -> System:
     """The loop, and the model as the settings have it."""
-    config = config.but(chat=setup.reader(), shown=setup.k)
+    config, chat = config.but(shown=setup.k), setup.reader()
 
     def system(question: str) -> Said:
-        answer = setup.index.answer(question, config)
+        answer = setup.index.answer(question, config, chat=chat)
         return Said(text=answer.text, context=texts([s.chunk for s in answer.sources]), rounds=answer.usage.rounds)
 
     return system
