@@ -4,12 +4,12 @@ import asyncio
 import copy
 import hashlib
 import itertools
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from compmem.asking import Asking, checked_question
@@ -18,7 +18,9 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import DEFAULT_ENCODER
-from compmem.question import QuestionBench, Seen
+from compmem.blocks import BlockLoader, Seen
+from compmem.gates import DenseGate, make_gate
+from compmem.question import QuestionBench
 from compmem.retrieved import RetrievedStage
 from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
 from compmem.store import TransientWords
@@ -127,15 +129,15 @@ class ExternalIndex(Asking):
                 links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             stage.retrieve("")
+            blocks = BlockLoader(brought, self._seen)
+            trained = DenseGate(self.gate, blocks, stage, open_ended=True)
             yield QuestionBench(
-                snapshot=brought,
+                loader=blocks,
                 config=settings,
                 admitted=None,
                 count=self._models.count_tokens,
                 dense=stage,
-                gate=self.gate,
-                seen=self._seen,
-                open_ended=True,
+                gate=make_gate(settings, trained, blocks, stage),
             )
         finally:
             words.close()
@@ -161,9 +163,8 @@ class _Taken:
     """The documents that came last, by a hash of their content, cut into numbered chunks."""
 
     def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
-        self._most = most
         self._cut = cut
-        self._held: OrderedDict[str, Pieces] = OrderedDict()
+        self._held: LRUCache[str, Pieces] = LRUCache(most)
         self._numbers = itertools.count()
         self._guard = Lock()
 
@@ -171,14 +172,12 @@ class _Taken:
         """The chunks of the document with this hash; their numbers are the same as long as it is held."""
         with self._guard:
             if key in self._held:
-                self._held.move_to_end(key)
                 return self._held[key]
         chunks = self._cut(document)
         with self._guard:
-            pieces = self._held.setdefault(key, tuple((next(self._numbers), chunk) for chunk in chunks))
-            while len(self._held) > self._most:
-                self._held.popitem(last=False)
-        return pieces
+            if key not in self._held:  # another thread may have been faster
+                self._held[key] = tuple((next(self._numbers), chunk) for chunk in chunks)
+            return self._held[key]
 
 
 class _Brought:

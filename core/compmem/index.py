@@ -19,7 +19,9 @@ from compmem.gate import GateHead
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import absolute
-from compmem.question import QuestionBench, Seen
+from compmem.blocks import BlockLoader, Seen
+from compmem.gates import DenseGate, Gate, KVGate, NoGate, make_gate
+from compmem.question import QuestionBench
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
 from compmem.vector_search import DenseSearch, dense_search
@@ -257,26 +259,27 @@ class MemoryIndex(Asking):
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
-        latent = self._models.latent_gate(question)
+        latent, resident = self._models.latent_gate(question), self._models.resident
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
-            stage = None
+            blocks, stage = BlockLoader(snapshot, self._seen), None
             if encoder is not None:
                 words = snapshot if admitted is None else snapshot.within(admitted)
-                viewer = Viewer(question, encoder, words)
-                stage = FirstStage(
-                    viewer, words, self._search(snapshot), admitted, settings.first_stage, settings.links
-                )
+                viewer, search = Viewer(question, encoder, words), self._search(snapshot)
+                stage = FirstStage(viewer, words, search, admitted, settings.first_stage, settings.links)
+            trained: Gate = NoGate()
+            if latent is not None and resident is not None:
+                trained = KVGate(latent, blocks, resident)
+            elif stage is not None:
+                trained = DenseGate(self.gate, blocks, stage)
             yield QuestionBench(
-                snapshot=snapshot,
+                loader=blocks,
                 config=settings,
                 admitted=admitted,
                 count=self._models.count_tokens,
                 dense=stage,
-                gate=None if encoder is None or latent else self.gate,
-                latent=latent,
-                resident=self._models.resident,
-                seen=self._seen,
+                gate=make_gate(settings, trained, blocks, stage),
+                resident=resident,
             )
 
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
