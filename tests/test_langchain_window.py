@@ -70,7 +70,7 @@ def test_tokens_are_counted_by_the_model_if_it_can():
 async def test_no_prompt_is_longer_than_the_window(index, settings, profile):
     retriever = CompMemRetriever(index=index)
     retriever.upsert([*WORLD, Document(id="ledger", page_content=LONG, metadata={"title": "Orchid device"})])
-    config = RecallConfig(max_steps=2, **settings)
+    config = LoopConfig(max_steps=2, **settings)
     for mode in ("sync", "async"):
         chat = ScriptedChat(replies=[REPLY], profile=profile, custom_get_token_ids=pieces)
         reasoner = CompMemReasoner(index=index, chat_model=chat, recall_config=config)

@@ -60,8 +60,8 @@ def test_the_loop_finds_what_one_pass_need_not(index):
 
 
 async def test_async_retrieval_gives_the_same(index):
-    for loop in (True, False):
-        retriever = index.as_retriever(5, loop=loop)
+    for method in ("loop", "gate", "hybrid"):
+        retriever = index.as_retriever(5, method=method)
         bundle = QueryBundle(QUESTION)
         assert await retriever.aretrieve(bundle) == retriever.retrieve(bundle)
         assert await retriever._aretrieve(query_bundle=bundle) == retriever._retrieve(bundle)

@@ -59,8 +59,8 @@ def test_a_greedy_rollout_is_the_loop_with_the_latent_reader(backbone):
     [[run]] = made.run([asked], [[0]])
     reader = LatentReader(backbone, prompts=PROMPTS, structured=False, memory_tokens=8, answer_tokens=6)
     states = backbone.compress([chunk_ids(backbone, c) for c in asked.chunks], ratio=4)
-    bench = Bench([MemoryBlock(chunk=c, kv=s) for c, s in zip(asked.chunks, states, strict=True)], backbone)
-    loop, memories, reply = gather(bench, LoopConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
+    source = Bench([MemoryBlock(chunk=c, kv=s) for c, s in zip(asked.chunks, states, strict=True)], backbone)
+    loop, memories, reply = gather(source, LoopConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
     with torch.no_grad():
         while True:
             try:

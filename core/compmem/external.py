@@ -13,13 +13,13 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from compmem.asking import Asking, checked_question
+from compmem.blocks import BlockLoader, Seen
 from compmem.chunking import split
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.gates import DenseGate, make_gate
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import DEFAULT_ENCODER
-from compmem.blocks import BlockLoader, Seen
-from compmem.gates import DenseGate, make_gate
 from compmem.question import QuestionBench
 from compmem.retrieved import RetrievedStage
 from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock

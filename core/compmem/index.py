@@ -10,17 +10,17 @@ from typing import Any, Self
 from compmem.adding import Adding
 from compmem.asking import Asking, Filter, checked_question
 from compmem.backbone import Backbone, device_of
+from compmem.blocks import BlockLoader, Seen
 from compmem.candidates import FirstStage
 from compmem.chunking import split
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
+from compmem.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.locks import Lock
 from compmem.models import Models
 from compmem.naming import absolute
-from compmem.blocks import BlockLoader, Seen
-from compmem.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.question import QuestionBench
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
