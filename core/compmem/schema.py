@@ -1,7 +1,7 @@
 """The nouns that flow: documents in, chunks and memory blocks between, recalls, steps and answers out."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -314,7 +314,7 @@ class Reader(Writer, Protocol):
 class AnswerModels(TypedDict, total=False):
     """The models that a caller gives for one question, beside those that the index has."""
 
-    chat: Callable[..., Any] | None
+    chat: Any
     """A chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. Where the settings name
     neither reader nor writer, it writes the answer and is called once; with `RecallConfig(reader="chat")`, and in
     document order, it reads in every step."""

@@ -1,6 +1,10 @@
 """The command `compmem`."""
 
-from compmem.cli import asking, demo, keeping, research  # noqa: F401 (importing a module adds its commands)
+# Importing a module adds its commands.
+import compmem.cli.asking
+import compmem.cli.demo
+import compmem.cli.keeping
+import compmem.cli.research  # noqa: F401
 from compmem.cli.app import app, main
 
 __all__ = ["app", "main"]

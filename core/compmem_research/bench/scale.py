@@ -96,7 +96,7 @@ def measure(
     groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's blocks
     timed: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
     for turn in zip(*groups, strict=True):  # in turns, so that what warms with time warms for all alike
-        calls = (index.search, index.recall, partial(index.recall, config=FOUR_STEPS))
+        calls: tuple[Callable[..., Any], ...] = (index.search, index.recall, partial(index.recall, config=FOUR_STEPS))
         for times, question, call in zip(timed.values(), turn, calls, strict=True):
             times.append(_timed(partial(call, question, 8)))
     tenth = max(1, len(growth) // 10)
