@@ -217,6 +217,12 @@ class MemoryIndex(Asking):
         with self.store.snapshot() as snapshot:
             return snapshot.document(document_id)
 
+    def metadata(self, document_id: str) -> Mapping[str, Any] | None:
+        """The metadata of the document of that id; None where there is none."""
+        with self.store.snapshot() as snapshot:
+            first = snapshot.chunks(snapshot.document_blocks(document_id)[:1])
+            return first[0].metadata if first else None
+
     def chunks(self, document_id: str) -> list[Chunk]:
         """The chunks of a document, in order; empty where there is none of that id."""
         with self.store.snapshot() as snapshot:

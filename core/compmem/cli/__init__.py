@@ -4,7 +4,8 @@
 import compmem.cli.asking
 import compmem.cli.demo
 import compmem.cli.keeping
-import compmem.cli.research  # noqa: F401
+import compmem.cli.research
+import compmem.cli.serving  # noqa: F401
 from compmem.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 import compmem
+from compmem.as_json import answer_json, recall_json
 from compmem.cli import show
 from compmem.cli.app import app, err, out, parse_filter, write_json
 from compmem.config import ReaderName, RecallMethod, WriterName
@@ -92,7 +93,7 @@ def ask(
         events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
         answer = last(events) if as_json else follow(out(), events, trace=trace)
     if as_json:
-        write_json(show.answer_json(answer))
+        write_json(answer_json(answer))
     if page is not None:
         page.write_text(as_page(answer), encoding="utf-8")
         err().print(Text(f"wrote {page}", style="dim"), soft_wrap=True)
@@ -115,7 +116,7 @@ def recall(
     with open_index(index, device, allow_download) as opened:
         found = opened.recall(question, k, method=method, filter=parse_filter(filter))
     if as_json:
-        write_json([show.recall_json(r) for r in found])
+        write_json([recall_json(r) for r in found])
     elif found:
         out().print(show.recalls_table(found))
     else:

@@ -11,7 +11,6 @@ from rich.rule import Rule
 from rich.text import Text
 
 import compmem
-from compmem.cli import show
 from compmem.cli.app import app, out, write_json
 from compmem.cli.asking import AsJson, Device, follow, last
 from compmem.cli.demo_docs import documents
@@ -128,7 +127,7 @@ def demo(
     if as_json:
         write_json({
             "documents": facts.documents, "characters": facts.characters, "blocks": facts.blocks,
-            "questions": [{**show.answer_json(a), "right": r} for a, r in zip(answers, right, strict=True)],
+            "questions": [{**answer_json(a), "right": r} for a, r in zip(answers, right, strict=True)],
             "right": sum(right), "needles": needles, "seconds_to_compress": ready, "seconds": seconds,
         })  # fmt: skip
     else:

@@ -1,8 +1,6 @@
-"""What the commands print: answers, steps and recalls, for eyes and for programs."""
+"""What the commands print: answers, steps and recalls, for eyes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -85,51 +83,6 @@ def facts_table(facts: Mapping[str, object]) -> Table:
     for name, value in facts.items():
         made.add_row(Text(name, style="bold"), shown(f"{value:,}" if isinstance(value, int) else str(value)))
     return made
-
-
-def recall_json(recall: Recall) -> dict[str, Any]:
-    """A recalled block for programs."""
-    chunk = recall.chunk
-    return {
-        "document": chunk.document_id, "chunk": chunk.id, "score": round(float(recall.score), 6), "title": chunk.title,
-        "headings": list(chunk.headings), "start": chunk.start, "end": chunk.end, "text": chunk.text,
-        "metadata": dict(chunk.metadata),
-    }  # fmt: skip
-
-
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer for programs; offsets are those of the document."""
-    return {
-        "question": answer.question,
-        "answer": answer.text,
-        "found": answer.found,
-        "sources": [{**recall_json(source), "cited": source.cited} for source in answer.sources],
-        "evidence": [
-            {
-                "chunk": e.chunk.id, "start": e.chunk.start + e.start, "end": e.chunk.start + e.end, "text": e.text,
-                "score": round(float(e.score), 6),
-            }
-            for e in answer.evidence
-        ],
-        "steps": [_step_json(step) for step in answer.steps],
-        "working_memory": answer.working_memory,
-        "usage": asdict(answer.usage),
-        "exited": answer.exited,
-    }  # fmt: skip
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    return {
-        "number": step.number,
-        "recalls": [{"chunk": r.chunk.id, "score": round(float(r.score), 6)} for r in step.recalls],
-        "working_memory": step.working_memory,
-        "updated": step.updated,
-        "exit": step.exit,
-        "backtracked": step.backtracked,
-        "request": step.request,
-        "candidates": step.candidates,
-        "seconds": step.seconds,
-    }
 
 
 def _section(chunk: Chunk) -> str:

@@ -180,6 +180,31 @@ def scale(
     _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
 
 
+@app.command()
+def serve(
+    index: Annotated[Path, typer.Option(help="Folder of the index that is served.")],
+    data: Annotated[Path, typer.Option(help="Questions (JSONL).")],
+    clients: Annotated[str, typer.Option(help="Clients at once, by comma.")] = "1,8,32,64",
+    processes: Annotated[str, typer.Option(help="Processes of the server, by comma.")] = "1,2",
+    requests: Annotated[int, typer.Option(help="Requests of a level; at least two a client.")] = 64,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Requests a second and latencies of `compmem serve` on loopback, by clients at once."""
+    from compmem_research.bench.load import measure
+    from compmem_research.tasks.multihop import read_lines
+
+    questions = [line["question"] for _, line in read_lines(data, ("question",))]
+    levels = [[int(n) for n in given.split(",")] for given in (clients, processes)]
+    result = measure(index, questions, clients=levels[0], processes=levels[1], requests=requests)
+    table = Table("processes", "clients", "requests/s", "per processor second", "p50", "p95", "p99 (ms)", "refused")
+    for row in result["levels"]:
+        rates = (row["requests_per_second"], row["requests_per_processor_second"])
+        shown = (row["processes"], row["clients"], *rates, *row["latency_ms"].values(), row["refused"])
+        table.add_row(*map(str, shown))
+    _deliver(result, [table], out, as_json)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def speed(context: typer.Context) -> None:
     """CompMem, MemAgent's loop, the loop without a gate and the whole context on one backbone; --help for options."""

@@ -1,0 +1,58 @@
+"""`compmem serve`: an index over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compmem.cli.app import app
+from compmem.cli.asking import AllowDownload, Device, IndexPath, KeyOption
+
+
+@app.command()
+def serve(
+    index: IndexPath,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond this machine only with tokens.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON list of tokens, each with name, metadata and write; or one token. Default: COMPMEM_TOKENS.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    api_key_env: KeyOption = None,
+    processes: Annotated[int, typer.Option(help="Processes that answer; each loads the models.")] = 1,
+    at_once: Annotated[
+        int | None, typer.Option(help="Questions a process works on at once. Default: one a core.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(help="Questions that may wait in a process; further ones get 503.")] = 128,
+    wait_seconds: Annotated[float, typer.Option(help="Longest wait for a turn, then 503.")] = 30.0,
+    answer_seconds: Annotated[
+        float, typer.Option(help="After so long a question is answered with what is known.")
+    ] = 60.0,
+    body_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 8 << 20,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+) -> None:
+    """Serve an index over HTTP: /v1/chat/completions as OpenAI's, /recall, /answer, /documents, /health."""
+    from compmem.serving.run import Settings, serve
+
+    if model is None and (base_url or api_key_env):
+        raise typer.BadParameter("--base-url and --api-key-env need --model")
+    limits = {
+        "waiting": waiting, "wait_seconds": wait_seconds, "answer_seconds": answer_seconds, "body_bytes": body_bytes,
+        **({} if at_once is None else {"at_once": at_once}),
+    }  # fmt: skip
+    chat = None if model is None else {"model": model, "base_url": base_url, "api_key_env": api_key_env}
+    settings = Settings(
+        index=str(index), tokens=None if tokens is None else str(tokens), chat=chat, device=device,
+        allow_download=allow_download, processes=processes, limits=limits,
+    )  # fmt: skip
+    serve(settings, host, port)

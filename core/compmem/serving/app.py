@@ -1,0 +1,319 @@
+"""An index over HTTP: OpenAI's chat completions, recalls, answers and documents, for holders of tokens."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+try:
+    from sse_starlette import EventSourceResponse
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
+except ImportError as error:
+    raise ImportError('the server needs packages that are not installed: pip install "compmem[serve]"') from error
+
+from compmem.as_json import answer_json, recall_json, step_json
+from compmem.config import RecallConfig
+from compmem.errors import CompMemError, ReaderError, StoreLockedError
+from compmem.index import MemoryIndex
+from compmem.schema import Answer, AnswerToken, Event
+from compmem.serving import bodies, chat
+from compmem.serving.bodies import Asked
+from compmem.serving.limits import BusyError, Limits, Turns
+from compmem.serving.tenancy import TenantIndex
+from compmem.serving.tokens import Tenant, Tokens
+from compmem.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
+"""Names under which a server without tokens may be called, so that no web page can reach it under a name of its own."""
+
+
+def create_app(
+    index: MemoryIndex,
+    *,
+    tokens: Tokens | None = None,
+    config: RecallConfig | None = None,
+    limits: Limits | None = None,
+    model: str = "compmem",
+) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        index: What is asked. The caller closes it.
+        tokens: Who may ask. None: every caller on this machine.
+        config: How questions are answered.
+        limits: What a request may take.
+        model: The name of the one model.
+    """
+    server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model)
+    routes = [
+        Route("/health", server.health, methods=["GET"]),
+        Route("/v1/models", server.route(server.models), methods=["GET"]),
+        Route("/v1/chat/completions", server.route(server.completions), methods=["POST"]),
+        Route("/recall", server.route(server.recall), methods=["POST"]),
+        Route("/answer", server.route(server.answer), methods=["POST"]),
+        Route("/documents", server.route(server.documents), methods=["GET"]),
+        Route("/documents", server.route(server.add), methods=["POST"]),
+        Route("/documents/{id:path}", server.route(server.delete), methods=["DELETE"]),
+    ]
+    local = [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))] if tokens is None else []
+    handlers: dict[Any, Any] = {HTTPException: _refusal, Exception: _failure}
+    return Starlette(routes=routes, middleware=local, exception_handlers=handlers)
+
+
+class _Server:
+    """The routes: each takes a request of a tenant."""
+
+    def __init__(
+        self, index: MemoryIndex, tokens: Tokens | None, config: RecallConfig, limits: Limits, model: str
+    ) -> None:
+        self._index = index
+        self._tokens = tokens
+        self._config = config if config.max_seconds is not None else config.but(max_seconds=limits.answer_seconds)
+        self._limits = limits
+        self._model = model
+        self._started = int(time.time())
+        self._asking = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
+        self._writing = Turns(1, limits.waiting, limits.wait_seconds)
+
+    def route(
+        self, handle: Callable[[Request, TenantIndex], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A handler that lets in who holds a token, and turns what is raised into a status code."""
+
+        async def handled(request: Request) -> Response:
+            tenant = Tenant() if self._tokens is None else self._tokens.holder(request.headers.get("authorization"))
+            if tenant is None:
+                raise HTTPException(401, "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
+            try:
+                return await handle(request, TenantIndex(self._index, tenant))
+            except (BusyError, StoreLockedError) as error:
+                raise HTTPException(503, "the server is busy: try again later", {"Retry-After": "1"}) from error
+            except TimeoutError as error:
+                raise HTTPException(504, "the question took too long") from error
+            except ReaderError as error:
+                logger.warning("the chat model failed: %s", error)
+                raise HTTPException(502, "the chat model failed") from error
+            except CompMemError:
+                raise
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from error
+            except ClientDisconnect:
+                return Response(status_code=499)  # nobody reads it
+
+        return handled
+
+    async def health(self, request: Request) -> Response:
+        """Whether the index can be read."""
+        try:
+            await in_thread(self._index.__len__)
+        except CompMemError:
+            logger.exception("the index cannot be read")
+            return JSONResponse({"status": "failing"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request, mine: TenantIndex) -> Response:
+        """The one model."""
+        return JSONResponse(chat.models(self._model, self._started))
+
+    async def completions(self, request: Request, mine: TenantIndex) -> Response:
+        """A chat completion."""
+        asked = bodies.asked_in_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
+        reply = chat.Completion(self._model)
+        events = self._events(asked, mine)
+        if asked.stream:
+            return await self._stream(request, events, partial(reply.pieces, include_usage=asked.include_usage))
+        return JSONResponse(reply.whole(await _while_connected(request, _answer_of(events))))
+
+    async def answer(self, request: Request, mine: TenantIndex) -> Response:
+        """An answer with everything that is known of how it was reached."""
+        asked = bodies.asked(await bodies.json_of(request, self._limits), self._limits)
+        events = self._events(asked, mine)
+        if asked.stream:
+            return await self._stream(request, events, _named_pieces)
+        return JSONResponse(answer_json(await _while_connected(request, _answer_of(events))))
+
+    async def recall(self, request: Request, mine: TenantIndex) -> Response:
+        """The blocks that a question needs."""
+        asked = bodies.asked(await bodies.json_of(request, self._limits), self._limits)
+
+        async def found() -> list[dict[str, Any]]:
+            async with self._asking.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
+                recalls = await self._index.arecall(
+                    asked.question, asked.k, min_score=asked.min_score,
+                    filter=mine.tenant.filter(asked.filter), config=self._config,
+                )  # fmt: skip
+            return [recall_json(mine.shown(recall)) for recall in recalls]
+
+        return JSONResponse({"recalls": await _while_connected(request, found())})
+
+    async def documents(self, request: Request, mine: TenantIndex) -> Response:
+        """The documents without their texts, a page at a time."""
+        offset = request.query_params.get("offset", "0")
+        if not offset.isdecimal() or len(offset) > 12:
+            raise HTTPException(400, "'offset' must be a whole number")
+        async with self._asking.turn():
+            found = await in_thread(mine.documents)
+        page = found[int(offset) : int(offset) + self._limits.documents]
+        listed = [
+            {"id": d.id, "title": d.title, "characters": d.characters, "chunks": d.chunks, "metadata": d.metadata}
+            for d in page
+        ]
+        return JSONResponse({"documents": listed, "total": len(found)})
+
+    async def add(self, request: Request, mine: TenantIndex) -> Response:
+        """Adds documents; those that are known cost nothing."""
+        _may_write(mine.tenant)
+        given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
+        async with self._writing.turn():  # an addition that has begun is finished, whether or not the client waits
+            added = await in_thread(mine.add, given)
+        return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
+
+    async def delete(self, request: Request, mine: TenantIndex) -> Response:
+        """Deletes a document."""
+        _may_write(mine.tenant)
+        async with self._writing.turn():
+            deleted = await in_thread(mine.delete, request.path_params["id"])
+        if not deleted:  # the same for an unknown id and for another tenant's
+            raise HTTPException(404, "there is no document of this id")
+        return JSONResponse({"deleted": 1})
+
+    async def _events(self, asked: Asked, mine: TenantIndex) -> AsyncGenerator[Event, None]:
+        """What answers a question, once it is its turn; closing it stops the work."""
+        async with self._asking.turn():
+            filter = mine.tenant.filter(asked.filter)
+            deadline = time.monotonic() + 2 * self._limits.answer_seconds
+            async with aclosing(self._index.astream(asked.question, self._config, filter=filter)) as made:
+                while (event := await _next(made, deadline)) is not None:
+                    if isinstance(event, Answer):
+                        yield mine.shown_answer(event)
+                    else:
+                        yield event if isinstance(event, AnswerToken) else mine.shown_step(event)
+
+    async def _stream(
+        self,
+        request: Request,
+        events: AsyncGenerator[Event, None],
+        as_pieces: Callable[[AsyncIterator[Event]], AsyncIterator[Any]],
+    ) -> Response:
+        """A stream that begins with the first event, so that what fails before has its status code."""
+        try:
+            first = await _while_connected(request, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        pieces = _to_the_end(as_pieces(_chained(first, events)))
+        return _Stream(events, pieces, send_timeout=self._limits.send_seconds)
+
+
+class _Stream(EventSourceResponse):
+    """Server-sent events; when they end, or the client is gone or too slow, the events behind them are closed."""
+
+    def __init__(self, events: AsyncGenerator[Event, None], pieces: AsyncIterator[Any], *, send_timeout: float) -> None:
+        super().__init__(pieces, send_timeout=send_timeout)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
+async def _chained(first: Event, others: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    yield first
+    async for event in others:
+        yield event
+
+
+async def _to_the_end(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The pieces; where making one fails, the last one says so as OpenAI's protocol does."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except (CompMemError, TimeoutError) as error:
+        logger.warning("an answer was cut off: %s", str(error) or type(error).__name__)
+        yield json.dumps(_error("the answer was cut off", 502))
+
+
+async def _named_pieces(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
+    """The events of `/answer`: `step`, `token` and `answer`."""
+    async for event in events:
+        if isinstance(event, AnswerToken):
+            yield _named("token", {"text": event.text})
+        elif isinstance(event, Answer):
+            yield _named("answer", answer_json(event))
+        else:
+            yield _named("step", step_json(event))
+
+
+def _named(name: str, value: dict[str, Any]) -> dict[str, str]:
+    return {"event": name, "data": json.dumps(value, ensure_ascii=False)}
+
+
+async def _next(events: AsyncGenerator[Event, None], deadline: float) -> Event | None:
+    return await asyncio.wait_for(anext(events, None), max(0.0, deadline - time.monotonic()))
+
+
+async def _answer_of(events: AsyncGenerator[Event, None]) -> Answer:
+    async with aclosing(events):
+        *_, last = [event async for event in events]
+    assert isinstance(last, Answer)
+    return last
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is cancelled when the client goes away.
+
+    Raises:
+        ClientDisconnect: The client has gone away.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _may_write(tenant: Tenant) -> None:
+    if not tenant.write:
+        raise HTTPException(403, "this token may not add or delete documents")
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(_error(error.detail, error.status_code), error.status_code, headers=error.headers)
+
+
+def _failure(request: Request, error: Exception) -> Response:
+    return _refusal(request, HTTPException(500, "the server failed; its log says why"))
+
+
+def _error(message: str, code: int) -> dict[str, Any]:
+    kind = "invalid_request_error" if code < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "code": code}}

@@ -1,0 +1,163 @@
+"""Requests taken apart: untrusted JSON to questions and documents, or a status code that says what is wrong."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from compmem.schema import Document
+from compmem.serving.limits import Limits
+
+_DOCUMENT = {"id", "title", "context", "text", "metadata"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question and how it is asked."""
+
+    question: str
+    filter: Any = None
+    stream: bool = False
+    k: int = 8
+    min_score: float = 0.0
+    include_usage: bool = False
+    """A stream ends with a piece that holds the counts of tokens."""
+
+
+async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
+    """The JSON object in a body.
+
+    Raises:
+        HTTPException: 400 no JSON object, 408 too slow, 413 too large, 415 not sent as JSON.
+    """
+    # Browsers send JSON to another site only if that site allows it, which this server never does.
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the body must be sent as application/json")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 20 or int(length) > limits.body_bytes:
+        raise HTTPException(413, f"the body has more than {limits.body_bytes} bytes")
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            body = await _read(request, limits.body_bytes)
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not come within {limits.body_seconds:g} seconds") from error
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is not JSON in UTF-8") from error
+    if not isinstance(value, dict):
+        raise HTTPException(400, "the body must be a JSON object")
+    return value
+
+
+async def _read(request: Request, most: int) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most:
+            raise HTTPException(413, f"the body has more than {most} bytes")
+    return bytes(body)
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def asked(body: Mapping[str, Any], limits: Limits) -> Asked:
+    """The question of `/recall` or `/answer`.
+
+    Raises:
+        HTTPException: 400 a field is missing or wrong, 413 the question is too long.
+    """
+    k = _typed(body, "k", int, 8)
+    if not 1 <= k <= limits.k:
+        raise HTTPException(400, f"'k' must be from 1 to {limits.k}")
+    return Asked(
+        question=_question(_typed(body, "question", str, ""), limits),
+        filter=_typed(body, "filter", dict | list, None),
+        stream=_typed(body, "stream", bool, False),
+        k=k,
+        min_score=_typed(body, "min_score", int | float, 0.0),
+    )
+
+
+def asked_in_chat(body: Mapping[str, Any], model: str, limits: Limits) -> Asked:
+    """The question of a chat completion: the text of the last user's message.
+
+    Raises:
+        HTTPException: 400 a field is missing or wrong, 404 another model, 413 the question is too long.
+    """
+    named = _typed(body, "model", str, "")
+    if named != model:
+        raise HTTPException(404, f"the model {named[:100]!r} does not exist; there is {model!r}")
+    if _typed(body, "n", int, 1) != 1:
+        raise HTTPException(400, "'n' must be 1")
+    options = _typed(body, "stream_options", dict, {})
+    return Asked(
+        question=_question(_last_said(_typed(body, "messages", list, [])), limits),
+        filter=_typed(body, "filter", dict | list, None),
+        stream=_typed(body, "stream", bool, False),
+        include_usage=_typed(options, "include_usage", bool, False),
+    )
+
+
+def documents(body: Mapping[str, Any], limits: Limits) -> list[Document]:
+    """The documents to add.
+
+    Raises:
+        HTTPException: 400 a field is missing or wrong, 413 there are too many.
+    """
+    given = _typed(body, "documents", list, [])
+    if not given:
+        raise HTTPException(400, "'documents' is missing or empty")
+    if len(given) > limits.documents:
+        raise HTTPException(413, f"{len(given)} documents are more than {limits.documents} in one request")
+    return [_document(fields, number) for number, fields in enumerate(given)]
+
+
+def _document(fields: Any, number: int) -> Document:
+    where = f"documents[{number}]"
+    if not isinstance(fields, dict) or not set(fields) <= _DOCUMENT:
+        raise HTTPException(400, f"{where} must be an object with the names {', '.join(sorted(_DOCUMENT))}")
+    texts = {name: _typed(fields, name, str, "", where) for name in ("id", "title", "context", "text")}
+    if not texts["text"].strip():
+        raise HTTPException(400, f"{where}: 'text' is missing or empty")
+    return Document(**texts, metadata=_typed(fields, "metadata", dict, {}, where))
+
+
+def _last_said(messages: list[Any]) -> str:
+    """The text of the last user's message."""
+    for message in reversed(messages):
+        if not isinstance(message, dict):
+            raise HTTPException(400, "each of 'messages' must be an object")
+        if message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            told = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+            texts = [text for text in told if isinstance(text, str)]
+            if len(texts) < len(parts):
+                raise HTTPException(400, "the content of a message must be text")
+            return "\n".join(texts)
+    raise HTTPException(400, "'messages' holds no message of the user")
+
+
+def _question(text: str, limits: Limits) -> str:
+    if not text.strip():
+        raise HTTPException(400, "the question is missing or empty")
+    if len(text) > limits.question_characters:
+        raise HTTPException(413, f"the question has more than {limits.question_characters} characters")
+    return text
+
+
+def _typed(fields: Mapping[str, Any], name: str, kind: Any, default: Any, where: str = "") -> Any:
+    """The value under a name; null counts as missing."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise HTTPException(400, f"{where}{': ' if where else ''}{name!r} has the wrong type")
+    return value

@@ -1,0 +1,133 @@
+"""Who may ask: bearer tokens, and the metadata that each of them is bound to."""
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from compmem.valid import nfc, valid
+
+_NAME: Final = re.compile(r"[\w.-]{1,100}")
+_RESERVED: Final = ("and", "or", "not", "document_id", "title")
+LEAST_CHARACTERS: Final = 16
+"""Characters of a token; a shorter one could be guessed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who holds a token, and what it may do.
+
+    Raises:
+        ValueError: The name or the metadata cannot be used.
+    """
+
+    name: str = "default"
+    """Letters, digits, `_`, `.` and `-`."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Only documents with this metadata are seen, and added ones get it. Empty: all documents are seen."""
+    write: bool = True
+    """May add and delete documents."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"the name {self.name!r} must be 1 to 100 letters, digits, '_', '.' or '-'")
+        if not isinstance(self.metadata, Mapping) or not isinstance(self.write, bool):
+            raise ValueError(f"token {self.name!r}: 'metadata' must be a JSON object, 'write' true or false")
+        for key, value in self.metadata.items():
+            if key in _RESERVED or "." in key or not isinstance(value, str) or valid(value) != value or "\0" in value:
+                raise ValueError(f"token {self.name!r}: the metadata {key!r} must be a plain name with a text")
+
+    def filter(self, wanted: Any = None) -> Any:
+        """What it may look at: a filter within its metadata."""
+        if not self.metadata:
+            return wanted
+        return dict(self.metadata) if wanted is None else [dict(self.metadata), wanted]
+
+    def owns(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether a document with this metadata is one that it sees."""
+        held = [(metadata.get(key), value) for key, value in self.metadata.items()]
+        return all(isinstance(here, str) and nfc(here) == nfc(value) for here, value in held)
+
+
+class Tokens:
+    """The tokens that are let in. Only their hashes are held.
+
+    Args:
+        tenants: Tokens and who holds them. Two may be held by one.
+
+    Raises:
+        ValueError: A token is too short, or two holders with different metadata have one name.
+    """
+
+    def __init__(self, tenants: Iterable[tuple[str, Tenant]]) -> None:
+        self._held: list[tuple[bytes, Tenant]] = []
+        names: dict[str, Mapping[str, str]] = {}
+        for token, tenant in tenants:
+            if not isinstance(token, str) or len(token) < LEAST_CHARACTERS or not token.isascii() or " " in token:
+                raise ValueError(
+                    f"the token of {tenant.name!r} must have {LEAST_CHARACTERS} or more ASCII characters and no space"
+                )
+            if names.setdefault(tenant.name, tenant.metadata) != tenant.metadata:
+                raise ValueError(f"two tokens with different metadata have the name {tenant.name!r}")
+            self._held.append((_digest(token), tenant))
+        if not self._held:
+            raise ValueError("no token is given")
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> "Tokens":
+        """Tokens from JSON, or one token alone, which sees everything.
+
+        Args:
+            text: `[{"token": ..., "name": ..., "metadata": {...}, "write": true}, ...]`, or a token.
+            source: Where it was read, for messages.
+
+        Raises:
+            ValueError: It is neither; the message holds no token.
+        """
+        if not text.lstrip().startswith("["):
+            return cls([(text.strip(), Tenant())])
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{source} is not JSON") from None
+        held = []
+        for entry in entries:
+            if not isinstance(entry, dict) or not {"token", "name"} <= set(entry) <= _FIELDS:
+                raise ValueError(f"{source}: each entry has 'token' and 'name', and may have 'metadata' and 'write'")
+            about = {key: value for key, value in entry.items() if key != "token"}
+            held.append((entry["token"], Tenant(**about)))
+        return cls(held)
+
+    @classmethod
+    def read(cls, path: Path) -> "Tokens":
+        """Tokens from a file; see `parse`.
+
+        Raises:
+            ValueError: It holds none.
+            OSError: It cannot be read.
+        """
+        return cls.parse(path.read_text(encoding="utf-8"), str(path))
+
+    def holder(self, authorization: str | None) -> Tenant | None:
+        """Who holds the token of an `Authorization` header; None for a wrong or missing one.
+
+        All hashes are compared, each in constant time.
+        """
+        kind, _, token = (authorization or "").partition(" ")
+        asked = _digest(token.strip()) if kind.lower() == "bearer" else b""
+        found = None
+        for digest, tenant in self._held:
+            if hmac.compare_digest(digest, asked):
+                found = tenant
+        return found
+
+
+_FIELDS: Final = {"token", "name", "metadata", "write"}
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,126 @@
+"""How many questions a second `compmem serve` answers on loopback, and how long each takes, by clients at once."""
+
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 180
+"""How long a server may take to load its models."""
+
+
+def measure(
+    index: Path,
+    questions: Sequence[str],
+    *,
+    clients: Sequence[int] = (1, 8, 32, 64),
+    processes: Sequence[int] = (1, 2),
+    requests: int = 64,
+    path: str = "/answer",
+) -> dict[str, Any]:
+    """Requests a second, latencies and processor time, for each number of processes and of clients.
+
+    Args:
+        index: Folder of the index.
+        questions: What is asked, in turns; each level asks for others first.
+        clients: How many ask at once; each waits for its answer before it asks again.
+        processes: Processes of the server.
+        requests: Requests of a level; at least two a client.
+        path: The route: `/answer` or `/recall`.
+    """
+    asked = cycle(questions)
+    rows = []
+    for count in processes:
+        with _serving(index, count) as (port, pid):
+            _ask(port, path, list(islice(asked, 4 * count)), 2 * count)  # loads what the first questions need
+            for level in clients:
+                batch = list(islice(asked, max(requests, 2 * level)))
+                before, load = _processor_seconds(pid), os.getloadavg()[0]
+                began = time.perf_counter()
+                outcomes = _ask(port, path, batch, level)
+                seconds = time.perf_counter() - began
+                spent = _processor_seconds(pid) - before
+                about = {"processes": count, "clients": level, "machine_load": round(load, 1)}
+                rows.append(about | _summary(outcomes, seconds, spent))
+    return {"index": index.name, "route": path, "levels": rows}
+
+
+def _summary(outcomes: Sequence[tuple[int, float]], seconds: float, spent: float) -> dict[str, Any]:
+    good = [latency for status, latency in outcomes if status == 200]
+    cuts = statistics.quantiles(good, n=100, method="inclusive") if len(good) > 1 else [0.0] * 99
+    return {
+        "requests": len(outcomes),
+        "refused": sum(status == 503 for status, _ in outcomes),
+        "failed": sum(status not in (200, 503) for status, _ in outcomes),
+        "requests_per_second": round(len(good) / seconds, 2),
+        "requests_per_processor_second": round(len(good) / spent, 2) if spent else None,
+        "latency_ms": {f"p{p}": round(1000 * cuts[p - 1]) for p in (50, 95, 99)},
+    }
+
+
+def _ask(port: int, path: str, questions: Sequence[str], clients: int) -> list[tuple[int, float]]:
+    """Status and seconds of each request."""
+
+    def one(question: str) -> tuple[int, float]:
+        began = time.perf_counter()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps({"question": question}), headers)
+            reply = connection.getresponse()
+            reply.read()
+            return reply.status, time.perf_counter() - began
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(one, questions))
+
+
+@contextmanager
+def _serving(index: Path, processes: int) -> Iterator[tuple[int, int]]:
+    """A server on a free port; the port and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = [sys.executable, "-c", "from compmem.cli import main; main()", "serve", str(index)]
+    options = ["--port", str(port), "--processes", str(processes), "--wait-seconds", "600", "--answer-seconds", "300"]
+    with subprocess.Popen([*start, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:  # noqa: S603
+        try:
+            _wait(port, server)
+            yield port, server.pid
+        finally:
+            server.terminate()
+
+
+def _wait(port: int, server: "subprocess.Popen[bytes]") -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError("the server did not start")
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time of a process and its children so far; 0 where the system does not tell."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(_processor_seconds(int(child)) for child in children)

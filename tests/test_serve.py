@@ -1,0 +1,302 @@
+"""The HTTP server: its routes, tenants and limits in one process, and what needs a socket over a real one."""
+
+import asyncio
+import json
+import socket
+import threading
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem.serving.app import create_app
+from compmem.serving.limits import Limits
+from compmem.serving.run import Settings, serve
+from compmem.serving.tokens import Tenant, Tokens
+from tests.hashing import HashEncoder
+
+QUESTION = "Who insures the building that Acme rents?"
+ADMIN, RED, BLUE, READER = (f"{name}-0123456789abcdef" for name in ("admin", "red", "blue", "reader"))
+TOKENS = Tokens(
+    [
+        (ADMIN, Tenant("admin")),
+        (RED, Tenant("red", {"tenant": "red"})),
+        (BLUE, Tenant("blue", {"tenant": "blue"})),
+        (READER, Tenant("reader", {"tenant": "red"}, write=False)),
+    ]
+)
+
+
+@pytest.fixture
+def index():
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
+        made.add(
+            [
+                Document(id="acme", title="Acme", text="Acme rents the Harbour Building.", metadata={"tenant": "red"}),
+                Document(
+                    id="harbour", title="Harbour Building", text="The Harbour Building is insured by Lloyd.",
+                    metadata={"tenant": "red"},
+                ),
+                Document(id="zoo", title="Zoo", text="The Harbour Building is no zoo.", metadata={"tenant": "blue"}),
+            ]
+        )  # fmt: skip
+        yield made
+
+
+@asynccontextmanager
+async def calling(index, token=ADMIN, **settings):
+    app = create_app(index, tokens=TOKENS, **settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client:
+        yield client
+
+
+@contextmanager
+def listening(app):
+    """A real server on loopback; its port."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    held = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([held],))
+    thread.start()
+    try:
+        yield held.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def chat(question=QUESTION, **more):
+    return {"model": "compmem", "messages": [{"role": "user", "content": question}], **more}
+
+
+def test_an_openai_client_gets_the_librarys_answer_whole_and_in_pieces_with_sources(index):
+    expected = index.answer(QUESTION)
+    with listening(create_app(index, tokens=TOKENS)) as port:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=ADMIN, max_retries=0)
+        assert [m.id for m in client.models.list()] == ["compmem"]
+        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+        asked = [*turns, {"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+        whole = client.chat.completions.create(model="compmem", messages=asked)
+        made = client.chat.completions.create(
+            model="compmem", messages=asked, stream=True, stream_options={"include_usage": True}
+        )
+        pieces = list(made)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0).models.list()
+    assert whole.choices[0].message.content == expected.text
+    told = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert told.strip() == expected.text
+    assert pieces[-1].usage.total_tokens == 0
+    for extra in (whole.compmem, pieces[-2].compmem):
+        assert [s["chunk"] for s in extra["sources"]] == [s.chunk.id for s in expected.sources]
+        assert extra["found"] is True
+
+
+async def test_recall_answer_and_its_stream_say_what_the_library_says(index):
+    async with calling(index) as client:
+        found = (await client.post("/recall", json={"question": QUESTION, "k": 2})).json()["recalls"]
+        whole = (await client.post("/answer", json={"question": QUESTION})).json()
+        lines = (await client.post("/answer", json={"question": QUESTION, "stream": True})).text.splitlines()
+        assert (await client.get("/health")).json() == {"status": "ok"}
+    assert [r["chunk"] for r in found] == [r.chunk.id for r in index.recall(QUESTION, 2)]
+    assert whole["answer"] == index.answer(QUESTION).text
+    named = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert named[0] == "step"
+    assert named[-1] == "answer"
+    data = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert data[-1]["answer"] == whole["answer"]
+
+
+async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
+    async with calling(index, RED) as red, calling(index, BLUE) as blue, calling(index, READER) as reader:
+        # A filter cannot widen what the token allows.
+        wide = {"question": QUESTION, "k": 9, "filter": {"or": [{"tenant": "red"}, {"tenant": "blue"}]}}
+        seen = {r["document"] for r in (await red.post("/recall", json=wide)).json()["recalls"]}
+        assert seen <= {"acme", "harbour"}
+        extra = (await blue.post("/v1/chat/completions", json=chat())).json()["compmem"]
+        assert {s["document"] for s in extra["sources"]} <= {"zoo"}
+        # Both may use one id, and neither learns of the other's.
+        new = {"documents": [{"id": "acme", "text": "Acme is a blue bird."}]}
+        assert (await blue.post("/documents", json=new)).json() == {"added": 1, "unchanged": 0, "ids": ["acme"]}
+        assert (await blue.post("/documents", json=new)).json()["unchanged"] == 1
+        assert [d["id"] for d in (await blue.get("/documents")).json()["documents"]] == ["zoo", "acme"]
+        assert index.get("acme").text == "Acme rents the Harbour Building."
+        assert index.get("blue/acme").metadata == {"tenant": "blue"}
+        # Another's document and none at all cannot be told apart.
+        foreign, unknown = await red.delete("/documents/zoo"), await red.delete("/documents/nothing")
+        assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
+        assert foreign.status_code == 404
+        assert (await red.delete("/documents/blue%2Facme")).status_code == 404
+        assert (await blue.delete("/documents/acme")).json() == {"deleted": 1}
+        claimed = {"documents": [{"text": "Mine.", "metadata": {"tenant": "blue"}}]}
+        assert (await red.post("/documents", json=claimed)).status_code == 400
+        assert (await reader.post("/documents", json=new)).status_code == 403
+        assert (await reader.delete("/documents/acme")).status_code == 403
+    assert len(index) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", b"{no json", 400),
+        ("/v1/chat/completions", b"[" * 100_000, 400),
+        ("/v1/chat/completions", b'"text"', 400),
+        ("/v1/chat/completions", json.dumps(chat() | {"model": "gpt-5"}).encode(), 404),
+        ("/v1/chat/completions", json.dumps(chat() | {"messages": [{"role": "user", "content": 7}]}).encode(), 400),
+        ("/v1/chat/completions", json.dumps(chat() | {"messages": "hello"}).encode(), 400),
+        ("/v1/chat/completions", json.dumps(chat(filter={"year": {"~": 1}})).encode(), 400),
+        ("/v1/chat/completions", json.dumps(chat(filter={"year": {"~": 1}}, stream=True)).encode(), 400),
+        ("/v1/chat/completions", json.dumps(chat("x" * 5000)).encode(), 413),
+        ("/recall", b'{"question": "Who?", "k": 1e400}', 400),
+        ("/recall", b'{"question": "Who?", "k": 0}', 400),
+        ("/recall", b'{"question": "   "}', 400),
+        ("/documents", b'{"documents": [{"text": ""}]}', 400),
+        ("/documents", b'{"documents": [{"text": "a", "path": "/etc"}]}', 400),
+        ("/documents", json.dumps({"documents": [{"text": "a"}] * 1001}).encode(), 413),
+        ("/documents", json.dumps({"documents": [{"text": "x" * 200_000}]}).encode(), 413),
+        ("/nothing", b"{}", 404),
+    ],
+)
+async def test_what_is_wrong_with_a_request_has_its_status_code(index, path, body, status):
+    async with calling(index, limits=Limits(body_bytes=150_000)) as client:
+        reply = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == status
+    assert reply.json()["error"]["code"] == status
+    assert len(index) == 3
+
+
+async def test_who_has_no_token_gets_nothing_and_a_form_of_a_web_page_neither(index):
+    async with calling(index, "wrong-0123456789abcdef") as client:
+        replies = [await client.post("/recall", content=b"{no json"), await client.get("/documents")]
+        assert [r.status_code for r in replies] == [401, 401]
+        assert replies[0].headers["WWW-Authenticate"] == "Bearer"
+    async with calling(index) as client:
+        form = await client.post("/recall", content=b"{}", headers={"Content-Type": "text/plain"})
+        assert form.status_code == 415
+    # Without tokens, only under a name of this machine: a page that points its own name here is turned away.
+    transport = httpx.ASGITransport(create_app(index))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        assert (await client.get("/documents")).status_code == 200
+        assert (await client.get("/documents", headers={"Host": "evil.example"})).status_code == 400
+
+
+async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch):
+    def broken(*given, **more):
+        raise RuntimeError("the secret path /srv/index")
+
+    monkeypatch.setattr(index, "recall", broken)
+    async with calling(index) as client:
+        reply = await client.post("/recall", json={"question": QUESTION})
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+
+
+class SlowChat:
+    """A chat model that writes without end, and knows whether it is writing."""
+
+    def __init__(self):
+        self.writing = threading.Event()
+        self.stopped = threading.Event()
+
+    async def __call__(self, messages):
+        self.writing.set()
+        try:
+            while True:
+                yield "word "
+                await asyncio.sleep(0.01)
+        finally:
+            self.stopped.set()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_the_work_and_frees_its_place(index, stream):
+    slow = SlowChat()
+    config = RecallConfig(chat=slow)
+    app = create_app(index, tokens=TOKENS, config=config, limits=Limits(at_once=1, waiting=1, wait_seconds=20))
+    with listening(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        body = json.dumps(chat(stream=stream)).encode()
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n"
+            gone.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert slow.writing.wait(30)
+        assert slow.stopped.wait(30)
+        reply = client.post("/recall", json={"question": QUESTION}, headers={"Authorization": f"Bearer {ADMIN}"})
+        assert reply.status_code == 200
+
+
+async def test_who_comes_when_too_many_wait_is_told_to_try_again(index):
+    slow = SlowChat()
+    limits = Limits(at_once=1, waiting=1, wait_seconds=0.2, answer_seconds=600)
+    async with calling(index, config=RecallConfig(chat=slow), limits=limits) as client:
+        first = asyncio.ensure_future(client.post("/v1/chat/completions", json=chat()))
+        assert await asyncio.to_thread(slow.writing.wait, 30)
+        others = await asyncio.gather(*(client.post("/recall", json={"question": QUESTION}) for _ in range(3)))
+        assert [r.status_code for r in others] == [503] * 3
+        assert all(r.headers["Retry-After"] == "1" for r in others)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert (await client.post("/recall", json={"question": QUESTION})).status_code == 200
+
+
+async def test_an_answer_that_takes_too_long_ends_with_what_is_known(index):
+    async with calling(index, config=RecallConfig(chat=SlowChat()), limits=Limits(answer_seconds=1.0)) as client:
+        reply = await client.post("/v1/chat/completions", json=chat())
+    assert reply.json()["compmem"]["exited"] == "seconds"
+    assert reply.json()["choices"][0]["message"]["content"].startswith("word")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(index):
+    app = create_app(index, tokens=TOKENS, limits=Limits(body_seconds=0.1))
+    with listening(app) as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        head = f"POST /recall HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n"
+        slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{{".encode())
+        slow.settimeout(30)
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_does_not_read_its_stream_is_let_go(index):
+    class Loud(SlowChat):
+        async def __call__(self, messages):
+            try:
+                while True:
+                    yield "word " * 20_000
+                    await asyncio.sleep(0)
+            finally:
+                self.stopped.set()
+
+    loud = Loud()
+    app = create_app(index, tokens=TOKENS, config=RecallConfig(chat=loud), limits=Limits(send_seconds=0.2))
+    with listening(app) as port, socket.create_connection(("127.0.0.1", port)) as lazy:
+        body = json.dumps(chat(stream=True)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n"
+        lazy.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert loud.stopped.wait(30)
+
+
+def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps([{"token": RED, "name": "red", "metadata": {"tenant": "red"}, "write": False}]))
+    tokens = Tokens.read(file)
+    assert tokens.holder(f"Bearer {RED}") == Tenant("red", {"tenant": "red"}, write=False)
+    for wrong in (None, "", "Bearer", f"Basic {RED}", f"Bearer {RED}x", "Bearer \udcff"):
+        assert tokens.holder(wrong) is None
+    assert Tokens.parse(f"{ADMIN}\n", "x").holder(f"bearer {ADMIN}") == Tenant()
+    for text in (
+        "short", "[]", "[1]", "[" * 100_000,
+        '[{"token": "0123456789abcdef"}]', f'[{{"token": "{RED}", "name": "a/b"}}]',
+        f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
+        f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="token|JSON") as told:
+            Tokens.parse(text, "the file")
+        assert RED not in str(told.value)
+
+
+def test_a_server_that_others_could_reach_needs_tokens(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMPMEM_TOKENS", raising=False)
+    with pytest.raises(ValueError, match="needs tokens"):
+        serve(Settings(index=str(tmp_path)), "0.0.0.0", 8000)
