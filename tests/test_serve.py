@@ -291,7 +291,7 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="token|JSON") as told:
+        with pytest.raises(ValueError, match=r"token|JSON|entry") as told:
             Tokens.parse(text, "the file")
         assert RED not in str(told.value)
 

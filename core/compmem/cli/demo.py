@@ -11,6 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 import compmem
+from compmem.as_json import answer_json
 from compmem.cli.app import app, out, write_json
 from compmem.cli.asking import AsJson, Device, follow, last
 from compmem.cli.demo_docs import documents

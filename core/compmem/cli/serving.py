@@ -1,12 +1,16 @@
-"""`compmem serve`: an index over HTTP."""
+"""`compmem serve` and `compmem mcp`: an index for other programs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import compmem
 from compmem.cli.app import app
 from compmem.cli.asking import AllowDownload, Device, IndexPath, KeyOption
+
+Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")]
+BaseUrl = Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")]
 
 
 @app.command()
@@ -23,10 +27,8 @@ def serve(
             help="JSON list of tokens, each with name, metadata and write; or one token. Default: COMPMEM_TOKENS.",
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")
-    ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
     processes: Annotated[int, typer.Option(help="Processes that answer; each loads the models.")] = 1,
     at_once: Annotated[
@@ -44,15 +46,39 @@ def serve(
     """Serve an index over HTTP: /v1/chat/completions as OpenAI's, /recall, /answer, /documents, /health."""
     from compmem.serving.run import Settings, serve
 
-    if model is None and (base_url or api_key_env):
-        raise typer.BadParameter("--base-url and --api-key-env need --model")
     limits = {
         "waiting": waiting, "wait_seconds": wait_seconds, "answer_seconds": answer_seconds, "body_bytes": body_bytes,
         **({} if at_once is None else {"at_once": at_once}),
     }  # fmt: skip
-    chat = None if model is None else {"model": model, "base_url": base_url, "api_key_env": api_key_env}
     settings = Settings(
-        index=str(index), tokens=None if tokens is None else str(tokens), chat=chat, device=device,
-        allow_download=allow_download, processes=processes, limits=limits,
+        index=str(index), tokens=None if tokens is None else str(tokens), chat=_chat(model, base_url, api_key_env),
+        device=device, allow_download=allow_download, processes=processes, limits=limits,
     )  # fmt: skip
     serve(settings, host, port)
+
+
+@app.command()
+def mcp(
+    index: IndexPath,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Offer no tool that changes the index.")] = False,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    api_key_env: KeyOption = None,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+) -> None:
+    """Serve an index to an agent by the Model Context Protocol, on standard input and output."""
+    from compmem.readers import Endpoint
+    from compmem.serving.tools import create_tools
+
+    given = _chat(model, base_url, api_key_env)
+    config = compmem.RecallConfig(chat=None if given is None else Endpoint(**given))
+    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
+        create_tools(opened, config=config, read_only=read_only).run("stdio")
+
+
+def _chat(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, Any] | None:
+    """The arguments of the chat model's endpoint."""
+    if model is None and (base_url or api_key_env):
+        raise typer.BadParameter("--base-url and --api-key-env need --model")
+    return None if model is None else {"model": model, "base_url": base_url, "api_key_env": api_key_env}

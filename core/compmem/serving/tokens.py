@@ -34,7 +34,7 @@ class Tenant:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise ValueError(f"the name {self.name!r} must be 1 to 100 letters, digits, '_', '.' or '-'")
+            raise ValueError(f"the name {self.name!r} of a token must be 1 to 100 letters, digits, '_', '.' or '-'")
         if not isinstance(self.metadata, Mapping) or not isinstance(self.write, bool):
             raise ValueError(f"token {self.name!r}: 'metadata' must be a JSON object, 'write' true or false")
         for key, value in self.metadata.items():

@@ -1,0 +1,118 @@
+"""An index as tools of the Model Context Protocol, by the official SDK."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+try:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp_types import ToolAnnotations
+    from pydantic import BaseModel, ConfigDict, Field
+except ImportError as error:
+    raise ImportError('the MCP server needs packages that are not installed: pip install "compmem[mcp]"') from error
+
+from compmem.as_json import answer_json, recall_json
+from compmem.config import RecallConfig
+from compmem.errors import CompMemError
+from compmem.index import MemoryIndex
+from compmem.schema import Document
+from compmem.serving.limits import Limits
+from compmem.threads import in_thread
+
+_HOLDS = "Holds documents and answers questions from them, also those that need facts from several documents."
+_ANSWER_FIELDS = ("answer", "found", "sources", "exited")
+
+Question = Annotated[str, Field(description="A whole question in words, not keywords.", max_length=4000)]
+Filter = Annotated[
+    dict[str, Any] | None, Field(description='Only documents with this metadata, as in {"year": {">=": 2020}}.')
+]
+
+
+class NewDocument(BaseModel):
+    """A document to add."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    id: str = Field("", description="An id of your choice; a document that has it is replaced. Default: a hash.")
+    title: str = Field("", description="What it is about, in a few words.")
+    metadata: dict[str, Any] = Field({}, description="JSON values by name, for filters.")
+
+
+def create_tools(
+    index: MemoryIndex,
+    *,
+    config: RecallConfig | None = None,
+    limits: Limits | None = None,
+    read_only: bool = False,
+) -> MCPServer[Any]:
+    """The MCP server: the tools `recall`, `answer`, `list_documents` and, unless it is read-only, `add_documents`.
+
+    Args:
+        index: What is asked. The caller closes it.
+        config: How questions are answered.
+        limits: What a call may take.
+        read_only: Offer no tool that changes the index.
+    """
+    limits, config = limits or Limits(), config or RecallConfig()
+    if config.max_seconds is None:
+        config = config.but(max_seconds=limits.answer_seconds)
+    server: MCPServer[Any] = MCPServer("compmem", instructions=_HOLDS, log_level="WARNING")
+    reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+
+    @server.tool(annotations=reading)
+    async def recall(
+        question: Question,
+        k: Annotated[int, Field(description="Most passages.", ge=1, le=limits.k)] = 8,
+        filter: Filter = None,
+    ) -> dict[str, Any]:
+        """Find the passages that a question needs, best first, also those that only another passage leads to."""
+        async with _told():
+            found = await index.arecall(question, k, filter=filter, config=config)
+            return {"recalls": [recall_json(each) for each in found]}
+
+    @server.tool(annotations=reading)
+    async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
+        """Answer a question from the documents, with the passages that the answer rests on."""
+        async with _told():
+            whole = answer_json(await index.aanswer(question, config, filter=filter))
+            return {name: whole[name] for name in _ANSWER_FIELDS}
+
+    @server.tool(annotations=reading)
+    async def list_documents(
+        filter: Filter = None, offset: Annotated[int, Field(description="How many to pass over.", ge=0)] = 0
+    ) -> dict[str, Any]:
+        """List the documents without their texts, a page at a time."""
+        async with _told():
+            found = await in_thread(index.documents, filter)
+            page = found[offset : offset + limits.documents]
+            listed = [
+                {"id": d.id, "title": d.title, "characters": d.characters, "metadata": dict(d.metadata)} for d in page
+            ]
+            return {"documents": listed, "total": len(found)}
+
+    async def add_documents(
+        documents: Annotated[list[NewDocument], Field(min_length=1, max_length=limits.documents)],
+    ) -> dict[str, Any]:
+        """Add documents to the index; one whose id is known replaces the old one."""
+        if sum(len(d.text) for d in documents) > limits.body_bytes:
+            raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
+        async with _told():
+            made = [Document(id=d.id, title=d.title, text=d.text, metadata=d.metadata) for d in documents]
+            added = await in_thread(index.add, made)
+            return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
+
+    if not read_only:
+        writing = ToolAnnotations(read_only_hint=False, idempotent_hint=True, open_world_hint=False)
+        server.tool(annotations=writing)(add_documents)
+    return server
+
+
+@asynccontextmanager
+async def _told() -> AsyncIterator[None]:
+    """What the model may learn of a failure: a wrong argument, or what the library says of its state."""
+    try:
+        yield
+    except (ValueError, CompMemError) as error:
+        raise ToolError(str(error)) from error
