@@ -11,7 +11,7 @@ import openai
 import pytest
 import uvicorn
 
-from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
+from compmem import Document, IndexConfig, MemoryIndex
 from compmem.serving.app import create_app
 from compmem.serving.limits import Limits
 from compmem.serving.run import Settings, serve
@@ -188,7 +188,7 @@ async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch):
     def broken(*given, **more):
         raise RuntimeError("the secret path /srv/index")
 
-    monkeypatch.setattr(index, "recall", broken)
+    monkeypatch.setattr(index, "bench", broken)
     async with calling(index) as client:
         reply = await client.post("/recall", json={"question": QUESTION})
     assert reply.status_code == 500
@@ -215,8 +215,7 @@ class SlowChat:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_the_work_and_frees_its_place(index, stream):
     slow = SlowChat()
-    config = RecallConfig(chat=slow)
-    app = create_app(index, tokens=TOKENS, config=config, limits=Limits(at_once=1, waiting=1, wait_seconds=20))
+    app = create_app(index, tokens=TOKENS, chat=slow, limits=Limits(at_once=1, waiting=1, wait_seconds=20))
     with listening(app) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         body = json.dumps(chat(stream=stream)).encode()
         with socket.create_connection(("127.0.0.1", port)) as gone:
@@ -231,7 +230,7 @@ def test_a_client_that_goes_away_stops_the_work_and_frees_its_place(index, strea
 async def test_who_comes_when_too_many_wait_is_told_to_try_again(index):
     slow = SlowChat()
     limits = Limits(at_once=1, waiting=1, wait_seconds=0.2, answer_seconds=600)
-    async with calling(index, config=RecallConfig(chat=slow), limits=limits) as client:
+    async with calling(index, chat=slow, limits=limits) as client:
         first = asyncio.ensure_future(client.post("/v1/chat/completions", json=chat()))
         assert await asyncio.to_thread(slow.writing.wait, 30)
         others = await asyncio.gather(*(client.post("/recall", json={"question": QUESTION}) for _ in range(3)))
@@ -243,7 +242,7 @@ async def test_who_comes_when_too_many_wait_is_told_to_try_again(index):
 
 
 async def test_an_answer_that_takes_too_long_ends_with_what_is_known(index):
-    async with calling(index, config=RecallConfig(chat=SlowChat()), limits=Limits(answer_seconds=1.0)) as client:
+    async with calling(index, chat=SlowChat(), limits=Limits(answer_seconds=1.0)) as client:
         reply = await client.post("/v1/chat/completions", json=chat())
     assert reply.json()["compmem"]["exited"] == "seconds"
     assert reply.json()["choices"][0]["message"]["content"].startswith("word")
@@ -269,7 +268,7 @@ def test_a_client_that_does_not_read_its_stream_is_let_go(index):
                 self.stopped.set()
 
     loud = Loud()
-    app = create_app(index, tokens=TOKENS, config=RecallConfig(chat=loud), limits=Limits(send_seconds=0.2))
+    app = create_app(index, tokens=TOKENS, chat=loud, limits=Limits(send_seconds=0.2))
     with listening(app) as port, socket.create_connection(("127.0.0.1", port)) as lazy:
         body = json.dumps(chat(stream=True)).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n"

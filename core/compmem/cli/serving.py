@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-import compmem
 from compmem.cli.app import app
-from compmem.cli.asking import AllowDownload, Device, IndexPath, KeyOption
+from compmem.cli.asking import AllowDownload, Device, IndexPath, KeyOption, open_index
+from compmem.schema import AnswerModels
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")]
 BaseUrl = Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")]
@@ -72,9 +72,9 @@ def mcp(
     from compmem.serving.tools import create_tools
 
     given = _chat(model, base_url, api_key_env)
-    config = compmem.RecallConfig(chat=None if given is None else Endpoint(**given))
-    with compmem.MemoryIndex.open(index, device=device, allow_download=allow_download) as opened:
-        create_tools(opened, config=config, read_only=read_only).run("stdio")
+    models: AnswerModels = {} if given is None else {"chat": Endpoint(**given)}
+    with open_index(index, device, allow_download) as opened:
+        create_tools(opened, read_only=read_only, **models).run("stdio")
 
 
 def _chat(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 try:
     from sse_starlette import EventSourceResponse
@@ -26,7 +26,7 @@ from compmem.as_json import answer_json, recall_json, step_json
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError, ReaderError, StoreLockedError
 from compmem.index import MemoryIndex
-from compmem.schema import Answer, AnswerToken, Event
+from compmem.schema import Answer, AnswerModels, AnswerToken, Event
 from compmem.serving import bodies, chat
 from compmem.serving.bodies import Asked
 from compmem.serving.limits import BusyError, Limits, Turns
@@ -49,6 +49,7 @@ def create_app(
     config: RecallConfig | None = None,
     limits: Limits | None = None,
     model: str = "compmem",
+    **models: Unpack[AnswerModels],
 ) -> Starlette:
     """The ASGI application.
 
@@ -58,8 +59,9 @@ def create_app(
         config: How questions are answered.
         limits: What a request may take.
         model: The name of the one model.
+        **models: Models that read and write answers; see `AnswerModels`.
     """
-    server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model)
+    server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model, models)
     routes = [
         Route("/health", server.health, methods=["GET"]),
         Route("/v1/models", server.route(server.models), methods=["GET"]),
@@ -79,8 +81,15 @@ class _Server:
     """The routes: each takes a request of a tenant."""
 
     def __init__(
-        self, index: MemoryIndex, tokens: Tokens | None, config: RecallConfig, limits: Limits, model: str
+        self,
+        index: MemoryIndex,
+        tokens: Tokens | None,
+        config: RecallConfig,
+        limits: Limits,
+        model: str,
+        models: AnswerModels,
     ) -> None:
+        self._models = models
         self._index = index
         self._tokens = tokens
         self._config = config if config.max_seconds is not None else config.but(max_seconds=limits.answer_seconds)
@@ -197,7 +206,9 @@ class _Server:
         async with self._asking.turn():
             filter = mine.tenant.filter(asked.filter)
             deadline = time.monotonic() + 2 * self._limits.answer_seconds
-            async with aclosing(self._index.astream(asked.question, self._config, filter=filter)) as made:
+            async with aclosing(
+                self._index.astream(asked.question, self._config, filter=filter, **self._models)
+            ) as made:
                 while (event := await _next(made, deadline)) is not None:
                     if isinstance(event, Answer):
                         yield mine.shown_answer(event)

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import torch
 
-from compmem.config import RecallConfig
+from compmem.config import RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.readers import Endpoint
+from compmem.schema import AnswerModels
 from compmem.serving.limits import Limits
 from compmem.serving.tokens import Tokens
 
@@ -70,12 +71,13 @@ def application(settings: Settings) -> Any:
     limits = Limits(**settings.limits)
     cores = os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // (settings.processes * limits.at_once)))  # questions share the cores, not each
-    index = MemoryIndex.open(settings.index, device=settings.device, allow_download=settings.allow_download)
+    runtime = RuntimeConfig(device=settings.device)
+    index = MemoryIndex.open(settings.index, runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:
         index.encoder.encode_query(["loads what the first question needs"])
         index.gate  # noqa: B018
-    chat = None if settings.chat is None else Endpoint(**settings.chat)
-    return create_app(index, tokens=_tokens(settings), config=RecallConfig(chat=chat), limits=limits)
+    models: AnswerModels = {} if settings.chat is None else {"chat": Endpoint(**settings.chat)}
+    return create_app(index, tokens=_tokens(settings), limits=limits, **models)
 
 
 def of_environment() -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 try:
     from mcp.server.mcpserver import MCPServer
@@ -16,7 +16,7 @@ from compmem.as_json import answer_json, recall_json
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.index import MemoryIndex
-from compmem.schema import Document
+from compmem.schema import AnswerModels, Document
 from compmem.serving.limits import Limits
 from compmem.threads import in_thread
 
@@ -46,6 +46,7 @@ def create_tools(
     config: RecallConfig | None = None,
     limits: Limits | None = None,
     read_only: bool = False,
+    **models: Unpack[AnswerModels],
 ) -> MCPServer[Any]:
     """The MCP server: the tools `recall`, `answer`, `list_documents` and, unless it is read-only, `add_documents`.
 
@@ -54,6 +55,7 @@ def create_tools(
         config: How questions are answered.
         limits: What a call may take.
         read_only: Offer no tool that changes the index.
+        **models: Models that read and write answers; see `AnswerModels`.
     """
     limits, config = limits or Limits(), config or RecallConfig()
     if config.max_seconds is None:
@@ -76,7 +78,7 @@ def create_tools(
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that the answer rests on."""
         async with _told():
-            whole = answer_json(await index.aanswer(question, config, filter=filter))
+            whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
     @server.tool(annotations=reading)
