@@ -23,8 +23,8 @@ from compmem.models import Models
 from compmem.naming import absolute
 from compmem.question import QuestionBench
 from compmem.schema import Chunk, Document, Encoder
-from compmem.store import DocumentInfo, Snapshot, Store, StoreInfo
-from compmem.vector_search import DenseSearch, dense_search
+from compmem.store import DocumentInfo, ShardedSnapshot, ShardedStore, Snapshot, Store, StoreInfo, open_store
+from compmem.vector_search import DenseSearch, ShardedSearch, dense_search
 from compmem.view import Viewer
 
 
@@ -64,6 +64,7 @@ class MemoryIndex(Asking):
         *,
         backbone: Backbone | None = None,
         runtime: RuntimeConfig | None = None,
+        shards: int | None = None,
     ) -> Self:
         """A new index in a folder; without a path, a temporary one that goes when it is closed.
 
@@ -72,11 +73,18 @@ class MemoryIndex(Asking):
             config: How documents become memory.
             backbone: For KV memory, one that is loaded already; the settings' name is kept as its name.
             runtime: Device, types and search of this process.
+            shards: Into how many folders the documents are divided, by a hash of their ids. None: one, undivided.
 
         Raises:
-            ValueError: The path is a file, or a folder that holds something already.
+            ValueError: The path is a file, or a folder that holds something already; or the shards are too many, or
+                have no path.
         """
         config = _with_absolute_folders(config or IndexConfig())
+        if shards is not None:
+            if path is None:
+                raise ValueError("shards need a path")
+            sharded = ShardedStore.create_shards(path, shards, config=_as_json(config), vectors=config.vectors)
+            return cls(sharded, config, backbone=backbone, runtime=runtime)
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
         return cls(store, config, backbone=backbone, runtime=runtime)
 
@@ -106,7 +114,7 @@ class MemoryIndex(Asking):
             StoreError: There is no index there.
             IncompatibleStoreError: It was made in another format, with another encoder or another backbone.
         """
-        store = Store.open(path)
+        store = open_store(path)
         kept = _kept_settings(store)
         named = kept["encoder"]
         if encoder is None and str(named).startswith(_OBJECT):
@@ -291,9 +299,13 @@ class MemoryIndex(Asking):
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:
         with self._guard:
             if self._dense is None or self._dense[0] != snapshot.generation:
-                vectors = snapshot.vectors()
-                runtime = self._models.runtime
-                search = dense_search(vectors, runtime.search, device_of(runtime.device))
+                kind, device = self._models.runtime.search, device_of(self._models.runtime.device)
+                search: DenseSearch
+                if isinstance(snapshot, ShardedSnapshot):
+                    parts = snapshot.shard_vectors()
+                    search = ShardedSearch(parts, [dense_search(vectors, kind, device) for vectors in parts])
+                else:
+                    search = dense_search(snapshot.vectors(), kind, device)
                 self._dense = (snapshot.generation, search)
             return self._dense[1]
 

@@ -1,6 +1,8 @@
 """Dense search over the vectors of whole chunks: exact on the CPU or a GPU, or FAISS."""
 
 import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +63,29 @@ class ExactSearch:
             if scales is not None:
                 part *= scales[:, None]
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedSearch:
+    """Asks the search of each shard, side by side, and puts together what is nearest of all."""
+
+    vectors: "Sequence[ChunkVectors]"
+    searches: Sequence[DenseSearch]
+
+    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
+        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+        if not len(queries):
+            return []
+        with ThreadPoolExecutor(len(self.searches)) as pool:
+            parts = list(pool.map(lambda search: search.search(queries, k, admitted), self.searches))
+        out = []
+        for row, query in enumerate(queries):
+            near: list[tuple[float, int]] = []
+            for vectors, found in zip(self.vectors, parts, strict=True):
+                if found[row]:
+                    near += zip((-(vectors.of(found[row]) @ query)).tolist(), found[row], strict=True)
+            out.append([number for _, number in sorted(near)[:k]])
+        return out
 
 
 class DeviceSearch:

@@ -158,7 +158,7 @@ def _folder(root: str, report: Report) -> Iterator[File]:
         report(InputError(f"{error.filename}: {_reason(error)}"))
 
     for folder, folders, names in os.walk(root, onerror=unreadable):
-        if "manifest.sqlite" in names:  # an index
+        if "manifest.sqlite" in names or "shards.json" in names:  # an index
             folders.clear()
             continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))

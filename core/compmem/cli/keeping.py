@@ -44,6 +44,9 @@ def add(
         int | None, typer.Option(help="Source tokens per memory token. Default: the checkpoint's own.")
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
+    ] = None,
     device: Device = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
@@ -73,7 +76,7 @@ def add(
         if not first and not index.exists():
             counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
         else:
-            with opened(index, settings, device, allow_download=allow_download) as memory:
+            with opened(index, settings, device, allow_download=allow_download, shards=shards) as memory:
                 seen = _Seen(memory)
                 added = memory.add(map(seen.one, chain(first, found)))
                 counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
@@ -158,7 +161,7 @@ def info(
     """Show what an index holds, its settings and what it takes on disk."""
     wanted = parse_filter(filter)
     with _store(index) as store:
-        facts = {**asdict(store.info()), **_backbone(store.config)}
+        facts = {**asdict(store.info()), "shards": shards_of(store), **_backbone(store.config)}
         settings = dict(store.config)
         with store.snapshot() as snapshot:
             listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
@@ -248,7 +251,12 @@ def progress() -> Progress:
 
 
 def opened(
-    path: Path | None, settings: dict[str, Any], device: str | None, *, allow_download: bool = False
+    path: Path | None,
+    settings: dict[str, Any],
+    device: str | None,
+    *,
+    allow_download: bool = False,
+    shards: int | None = None,
 ) -> "compmem.MemoryIndex":
     """The index in a folder, made where there is none; settings given must be those it was made with.
 
@@ -256,9 +264,12 @@ def opened(
     """
     runtime = compmem.RuntimeConfig(device=device)
     if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime)
+        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime, shards=shards)
     models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
     memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
+    if shards is not None and (divided := shards_of(memory.store)) != shards:
+        memory.close()
+        raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {divided or 'no'} shards, not {shards}")
     for name, value in settings.items():
         if (made := getattr(memory.config, name)) != value:
             memory.close()
@@ -266,11 +277,16 @@ def opened(
     return memory
 
 
+def shards_of(store: Any) -> int | None:
+    """How many shards a store has; None where it is undivided."""
+    return len(store.shards) if hasattr(store, "shards") else None
+
+
 def _store(path: Path) -> Any:
     # What needs no encoder works on any index, also one whose encoder is an object of another program.
-    from compmem.store import Store
+    from compmem.store import open_store
 
-    return Store.open(path)
+    return open_store(path)
 
 
 def _bytes(facts: Any) -> int:

@@ -2,6 +2,7 @@
 
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import content_hash
+from compmem.store.sharded import SHARDS, ShardedSnapshot, ShardedStore, open_store, shard_of, shard_path
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.store import KV_WRITTEN, Store, StoreInfo
 from compmem.store.transient import TransientWords
@@ -11,12 +12,18 @@ __all__ = [
     "FORMAT",
     "JSON",
     "KV_WRITTEN",
+    "SHARDS",
     "ChunkVectors",
     "DocumentInfo",
     "Filter",
+    "ShardedSnapshot",
+    "ShardedStore",
     "Snapshot",
     "Store",
     "StoreInfo",
     "TransientWords",
     "content_hash",
+    "open_store",
+    "shard_of",
+    "shard_path",
 ]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,19 +55,33 @@ class AdmittedWords:
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
         """Admitted blocks that hold any of the terms with their BM25 score, best first."""
         cut = list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
-        asked = lexical.worth_asking(self.document_frequency(cut), len(self))
-        if not asked or limit <= 0:
+        frequency = self.document_frequency(cut)
+        asked = lexical.worth_asking(frequency, len(self))
+        return self.ranked({term: frequency[term] for term in asked}, limit, len(self), self._mean())
+
+    def ranked(
+        self, frequency: Mapping[str, int], limit: int, blocks: int, mean_length: float
+    ) -> list[tuple[int, float]]:
+        """Admitted blocks with their BM25 score by statistics that may be of more blocks than these, best first.
+
+        Args:
+            frequency: The terms that are asked for, and how many blocks hold each.
+            limit: Most blocks.
+            blocks: How many blocks there are.
+            mean_length: Terms in a block, on average.
+        """
+        if not frequency or limit <= 0 or not len(self):
             return []
-        found = [self._occurrences(term) for term in asked]
-        blocks = np.unique(np.concatenate([places for places, _ in found]))
-        spans = 1 - _B + _B * self._lengths(blocks) / self._mean()
-        scores = np.zeros(len(blocks))
-        for places, counts in found:
-            idf = math.log((len(self) - len(places) + 0.5) / (len(places) + 0.5)) if len(places) else 0.0
-            at = np.searchsorted(blocks, places)
+        found = [(*self._occurrences(term), n) for term, n in frequency.items()]
+        numbers = np.unique(np.concatenate([places for places, _, _ in found]))
+        spans = 1 - _B + _B * self._lengths(numbers) / mean_length
+        scores = np.zeros(len(numbers))
+        for places, counts, n in found:
+            idf = math.log((blocks - n + 0.5) / (n + 0.5)) if n else 0.0
+            at = np.searchsorted(numbers, places)
             scores[at] += max(idf, _LEAST_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
         best = np.argsort(-scores, kind="stable")[:limit]
-        return list(zip(blocks[best].tolist(), scores[best].tolist(), strict=True))
+        return list(zip(numbers[best].tolist(), scores[best].tolist(), strict=True))
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
         """Admitted blocks in which these words follow one another, in document order."""
@@ -100,9 +114,13 @@ class AdmittedWords:
 
     def _mean(self) -> float:
         """Terms in an admitted block, on average."""
-        if self._mean_length is None:
-            self._mean_length = max(float(self._lengths(self.numbers).mean()), 1.0)
-        return self._mean_length
+        if self._mean_length is None and len(self):
+            self._mean_length = max(self.length() / len(self), 1.0)
+        return self._mean_length or 1.0
+
+    def length(self) -> float:
+        """Terms in all admitted blocks together."""
+        return float(self._lengths(self.numbers).sum()) if len(self) else 0.0
 
     def _lengths(self, blocks: Numbers) -> Lengths:
         """Terms in each of these blocks, rising by number."""

@@ -140,6 +140,10 @@ class ChunkVectors:
         shared = (self._raw, self._layout, self._segments, self._verified, self._serial)
         return ChunkVectors(self.numbers[kept], self._rows[kept], *shared)
 
+    def renumbered(self, numbers: NDArray[np.int64]) -> "ChunkVectors":
+        """The same vectors of blocks that are called by other numbers, rising as well, `[n]`."""
+        return ChunkVectors(numbers, self._rows, self._raw, self._layout, self._segments, self._verified, self._serial)
+
     def stored(
         self, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:

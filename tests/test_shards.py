@@ -1,0 +1,128 @@
+"""A folder of shards: the same answers as one folder of the same documents."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from compmem import CorruptStoreError, Document, IndexConfig, MemoryIndex
+from compmem.store import ShardedStore, shard_of, shard_path
+from tests.hashing import HashEncoder
+
+NAMES = (
+    "Acme Borel Cobalt Dunmore Estrel Farrow Galen Hollin Ivers Jutland Kestrel Lomond Merrin Norvik Ostend Palmer "
+    "Quarry Rivel Severn Tamar Ulster Verdun Wessex Yarrow"
+).split()
+WORK = "rents insures owns audits supplies advises".split()
+
+
+def documents():
+    rng = random.Random(0)
+    made = []
+    for number in range(60):
+        first, second, third = rng.sample(NAMES, 3)
+        aside = " ".join(rng.choice("abcdefgh") * rng.randint(3, 9) for _ in range(number % 60))  # no two tie
+        text = f"{first} {rng.choice(WORK)} the {second} Hall. In {1900 + number} it was sold to {third}. And {aside}."
+        made.append(Document(id=f"d{number}", title=f"{first} {number}", text=text, metadata={"even": number % 2 == 0}))
+    return made
+
+
+QUESTIONS = [f"Who {work} the {name} Hall, and to whom was it sold?" for name in NAMES for work in WORK[:2]]
+
+
+@pytest.fixture
+def whole():
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
+        made.add(documents())
+        yield made
+
+
+def sharded(path, shards):
+    index = MemoryIndex.create(path, IndexConfig(encoder=HashEncoder()), shards=shards)
+    index.add(documents())
+    return index
+
+
+def asked(index, question, filter=None):
+    """Candidates and their gate scores by chunk, the BM25 scores, and the answer."""
+    with index.bench(question, filter) as bench:
+        proposed = bench.propose("")
+        scores = bench.score("", proposed)
+        names = {n: b.chunk.id for n, b in zip(proposed, bench.fetch(proposed), strict=True)}
+        worded = {names[n]: s for n, s in bench.stage.worded(20) if n in names}
+    answer = index.answer(question, filter=filter)
+    return dict(zip(names.values(), scores, strict=True)), worded, answer
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_shards_give_the_candidates_scores_and_answers_of_one_folder(tmp_path, whole, shards):
+    with sharded(tmp_path / "s", shards) as parted:
+        for number, question in enumerate(QUESTIONS):
+            filter = {"even": True} if number % 3 == 0 else None
+            one, one_worded, one_answer = asked(whole, question, filter)
+            many, many_worded, many_answer = asked(parted, question, filter)
+            assert set(one) == set(many)
+            assert [one[c] for c in one] == pytest.approx([many[c] for c in one], abs=1e-4)
+            assert one_worded == pytest.approx({c: many_worded[c] for c in one_worded}, abs=1e-4)
+            assert many_answer.text == one_answer.text
+            assert {s.chunk.id for s in many_answer.sources} == {s.chunk.id for s in one_answer.sources}
+
+
+def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_path, whole):
+    with sharded(tmp_path / "s", 4) as parted:
+        assert parted.add(documents()) == 0
+        for index in (whole, parted):
+            assert index.add([Document(id="d3", title="Acme", text="Acme rents nothing.")]) == 1
+            assert index.delete([f"d{n}" for n in range(0, 30, 2)] + ["unknown"]) == 15
+        assert parted.get("d3").text == "Acme rents nothing."
+        assert parted.get("d2") is None
+        assert {d.id for d in parted.documents()} == {d.id for d in whole.documents()}
+        assert (parted.info().documents, parted.info().blocks) == (whole.info().documents, whole.info().blocks)
+        assert parted.verify() == []
+        with parted.bench(QUESTIONS[0]) as bench:
+            before = len(bench.snapshot)
+            parted.delete(["d41"])  # a question goes on with what it began with
+            assert len(bench.snapshot) == before
+            assert bench.fetch(bench.propose(""))
+        parted.compact()
+        parted.copy_to(tmp_path / "copy")
+        expected = parted.answer(QUESTIONS[5]).text
+    for path in (tmp_path / "s", tmp_path / "copy"):
+        with MemoryIndex.open(path, encoder=HashEncoder()) as again:
+            assert len(again) == len(whole) - 1
+            assert again.answer(QUESTIONS[5]).text == expected
+            assert all(len(store.hashes([d.id])) == (shard_of(d.id, 4) == n)
+                       for n, store in enumerate(again.store.shards) for d in again.documents())  # fmt: skip
+
+
+def test_numbers_of_blocks_lie_in_their_shards_and_come_back(tmp_path):
+    with sharded(tmp_path / "s", 5) as parted, parted.store.snapshot() as snapshot:
+        numbers = snapshot.select(None)
+        assert np.all(np.diff(numbers) > 0)
+        assert [c.document_id for c in snapshot.chunks(numbers)] == [
+            b.chunk.document_id for b in snapshot.blocks(numbers)
+        ]
+        for d in documents():
+            assert [c.document_id for c in snapshot.chunks(snapshot.document_blocks(d.id))] == [d.id]
+
+
+def test_a_folder_of_shards_that_is_damaged_is_refused(tmp_path):
+    sharded(tmp_path / "s", 2).close()
+    with MemoryIndex.open(shard_path(tmp_path / "s", 0), encoder=HashEncoder()) as one, one.store.writing():
+        stray = Document(id=next(f"x{n}" for n in range(99) if shard_of(f"x{n}", 2) == 1), text="A stray.")
+        one.add([stray])
+    with ShardedStore.open(tmp_path / "s") as store:
+        assert [stray.id in problem for problem in store.verify()] == [True]
+    for held in (b"{", b"[]", json.dumps({"shards": 0}).encode(), b'{"shards": true}', b"[" * 5000):
+        (tmp_path / "s" / "shards.json").write_bytes(held)
+        with pytest.raises(CorruptStoreError, match=r"shards\.json"):
+            MemoryIndex.open(tmp_path / "s", encoder=HashEncoder())
+    (tmp_path / "s" / "shards.json").write_text('{"shards": 2}')
+    shard_path(tmp_path / "s", 1).rename(tmp_path / "elsewhere")
+    shard_path(tmp_path / "s", 1).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptStoreError, match="link"):
+        MemoryIndex.open(tmp_path / "s", encoder=HashEncoder())
+    for wrong in (0, 1000, True):
+        with pytest.raises(ValueError, match="shards"):
+            MemoryIndex.create(tmp_path / "w", shards=wrong)
