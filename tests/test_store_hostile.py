@@ -63,7 +63,7 @@ def test_a_reader_plays_no_journal_that_comes_after_the_check(tmp_path: Path, mo
     victim = tmp_path / "victim"
     victim.write_text("precious")
     plant_journal(path / "manifest.sqlite", victim)
-    monkeypatch.setattr("compmem.store.manifest._check_files", lambda folder: None)
+    monkeypatch.setattr("compmem.store.manifest.check_files", lambda folder: None)
     with pytest.raises(StoreError):
         Store.open(path)
     assert victim.exists()

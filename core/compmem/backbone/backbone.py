@@ -1,11 +1,6 @@
 """The backbone: one causal LM that compresses, reads, scores and writes, with an adapter a role."""
 
-import hashlib
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +15,11 @@ from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
+from compmem.backbone.encoding import TokenCodec
+from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.lead import aligned, led
 from compmem.backbone.memory import compress, memory_count
-from compmem.backbone.prompts import Prompt, head
+from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
 from compmem.backbone.reading import Kept, Layout, Prefix, Reading
 from compmem.backbone.rotary import Rotary
@@ -44,7 +41,7 @@ LOOK_EVERY = 16
 """Steps between two looks for the end of rows, where looking makes the device wait."""
 
 
-class Backbone:
+class Backbone(TokenCodec):
     """A stock causal LM with memory tokens. Gradients flow unless the caller turns them off.
 
     Attributes:
@@ -57,16 +54,13 @@ class Backbone:
     """
 
     def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
-        self.model: Any = parts.model
-        self.tokenizer: Any = parts.tokenizer
+        super().__init__(parts.model, parts.tokenizer)
         self.decoder: Decoder = parts.decoder
         self.memory: MemoryConfig = parts.memory
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
         self.threshold = parts.threshold
         self._rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
-        self._control = _control_tokens(parts.tokenizer, special=True)
-        self._added = _control_tokens(parts.tokenizer, special=False)
         self._head = head(parts.tokenizer)
 
     @classmethod
@@ -194,43 +188,7 @@ class Backbone:
 
         The same whatever the device and whether loaded in float32 or bfloat16; adapters that only read are left out.
         """
-        memory = asdict(self.memory)
-        # The store compares the ratio by itself, and says so.
-        del memory["ratio"]
-        digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode())
-        readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")
-        for name, parameter in sorted(self.decoder.named_parameters()):
-            if any(mark in name for mark in readers):
-                continue
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.bfloat16)
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:32]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text from outside, nothing added: no control token or tag of the tokenizer's own is in them.
-
-        One that is spelled in the text stays the letters that it is, whether the tokenizer calls it special or not.
-        """
-        return self._cut_at(self._added, text)
-
-    def encode_reply(self, text: str) -> list[int]:
-        """Token ids of a reply that the model should write: tags that are tokens of their own are that."""
-        return self._cut_at(self._control, text)
-
-    def _cut_at(self, tokens: re.Pattern[str], text: str) -> list[int]:
-        cuts = [0, *(found.start() + 1 for found in tokens.finditer(text)), len(text)]
-        return [i for a, b in pairwise(cuts) for i in self.tokenizer.encode(text[a:b], add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def prompt(self, text: str, *, thinking: bool = False) -> Prompt:
-        """A user turn with gaps, in the tokenizer's chat template."""
-        return Prompt(text, self.tokenizer, thinking=thinking)
+        return fingerprint(self.decoder, self.memory)
 
     def compress(self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None) -> list[KVStates]:
         """The KV states that stand for each chunk, one for every `ratio` tokens, keys before rotation.
@@ -481,13 +439,6 @@ class Backbone:
             if stop.done:
                 return
 
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The ids that end a text: the generation config's, and the tokenizer's end token."""
-        configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
-
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
         return led(self.lead, lambda ids: prune(self.decoder, self._rotary, [ids], ratio=1)[0], prompts, blocks)
 
@@ -520,14 +471,6 @@ class Backbone:
 
 def _slots(row: Sequence[KVStates]) -> int:
     return sum(states.keys.shape[2] for states in row)
-
-
-def _control_tokens(tokenizer: Any, *, special: bool) -> re.Pattern[str]:
-    """What finds a tokenizer's control tokens in a text: the special ones, or all that are added and no plain words."""
-    added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
-    taken = {text for text, own in added.items() if own or not (special or text.strip().isalnum() or text.isspace())}
-    spelled = sorted({t for t in (*taken, *tokenizer.all_special_tokens) if len(t) > 1}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
 
 def _check_writing(max_new_tokens: int, temperature: float) -> None:

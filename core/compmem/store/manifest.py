@@ -9,13 +9,24 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError, StoreLockedError
+from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError
 from compmem.locks import Lock
+from compmem.store.connection import (
+    check_files,
+    connect,
+    cut_log,
+    errors,
+    identity_of,
+    mode_of,
+    shorten,
+    size_of,
+    stamp_of,
+)
 from compmem.store.folder import Folder
 
 JSON = bool | int | float | str | None | list[Any] | dict[str, Any]
@@ -24,7 +35,6 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
-_BUSY_SECONDS: Final = 10.0
 _LOG_BYTES: Final = 1 << 20
 """A log that is longer after a commit is copied into the database and cut, unless a reader needs it."""
 _LARGEST: Final = 1 << 56
@@ -106,14 +116,14 @@ class Manifest:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._identity = _identity_of(folder)
+        self._identity = identity_of(folder)
         self.check_files()
         self._idle: list[sqlite3.Connection] = []
         self._guard = Lock()
         self._process = os.getpid()
         self._closed = False
-        self._mode = _mode_of(folder)
-        self._stamp = _stamp_of(folder)
+        self._mode = mode_of(folder)
+        self._stamp = stamp_of(folder)
         _manifests.add(self)
         self._shorten: weakref.finalize[[Folder, int, tuple[int, int] | None], Manifest] | None = None
 
@@ -185,7 +195,7 @@ class Manifest:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction, committed at the end of the block and rolled back if the block raises."""
         if self._shorten is None or self._process != os.getpid():
-            self._shorten = weakref.finalize(self, _shorten, self.folder, os.getpid(), self._identity)
+            self._shorten = weakref.finalize(self, shorten, self.folder, os.getpid(), self._identity)
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("BEGIN IMMEDIATE")
@@ -197,8 +207,8 @@ class Manifest:
                     connection.execute("ROLLBACK")
                 raise
             finally:
-                if _size_of(self.folder.log) > _LOG_BYTES:
-                    _cut_log(connection)
+                if size_of(self.folder.log) > _LOG_BYTES:
+                    cut_log(connection)
 
     def settled(self) -> bool:
         """Whether every reader sees the last commit, so that files only older ones name may go.
@@ -215,7 +225,7 @@ class Manifest:
             try:
                 connection.execute("VACUUM")
             finally:
-                _cut_log(connection)
+                cut_log(connection)
 
     def copy_to(self, folder: Folder) -> None:
         """Copy the last commit into another folder, whole or not at all."""
@@ -253,9 +263,9 @@ class Manifest:
                 _orphans.extend(self._idle)
                 self._idle, self._process = [], os.getpid()
             self.check_files()
-            if self._mode == "immutable" and (stamp := _stamp_of(self.folder)) != self._stamp:
+            if self._mode == "immutable" and (stamp := stamp_of(self.folder)) != self._stamp:
                 self._idle, self._stamp = [], stamp
-                self._mode = _mode_of(self.folder)
+                self._mode = mode_of(self.folder)
             if self._idle:
                 return self._idle.pop()
         connection = self._connect(self._mode)
@@ -278,7 +288,7 @@ class Manifest:
     def _connect(self, mode: str) -> sqlite3.Connection:
         self.check_files()
         with errors(self.folder.path):
-            connection = _connect(self.folder.manifest, mode)
+            connection = connect(self.folder.manifest, mode)
         try:
             self.check_files()
         except BaseException:
@@ -293,12 +303,12 @@ class Manifest:
             CorruptStoreError: A file beside the manifest is none that may be opened.
             StoreError: The folder is gone, or holds another index now.
         """
-        if self._identity != _identity_of(self.folder):
+        if self._identity != identity_of(self.folder):
             raise StoreError(
                 f"the index that was opened in {str(self.folder.path)!r} is no longer there: "
                 "its folder was deleted, moved or replaced; open it again"
             )
-        _check_files(self.folder)
+        check_files(self.folder)
 
 
 _manifests: "weakref.WeakSet[Manifest]" = weakref.WeakSet()
@@ -362,114 +372,6 @@ def read_state(rows: Rows) -> State:
 def write_state(connection: sqlite3.Connection, state: State) -> None:
     """Set the state, as part of a write transaction."""
     connection.execute("UPDATE manifest SET value = ? WHERE name = 'state'", (state.dump(),))
-
-
-@contextmanager
-def errors(path: Path) -> Iterator[None]:
-    """Turns what SQLite raises into the errors of the store."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)  # errors of the Python layer have none
-        kind = None if code is None else code & 0xFF
-        where = f"the index {str(path)!r}"
-        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise StoreLockedError(f"{where} is being written by another process") from error
-        if kind == sqlite3.SQLITE_FULL:
-            raise StoreError(f"cannot write {where}: the disk is full; it is as it was") from error
-        if kind == sqlite3.SQLITE_IOERR:
-            raise StoreError(f"cannot read or write {where}: {error}; it is as it was") from error
-        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            raise StoreError(f"cannot open {where} for this: {error}") from error
-        if kind in (sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_INTERRUPT):
-            raise StoreError(f"{where} cannot do this: {error}; it is as it was") from error
-        raise CorruptStoreError(f"the manifest of {where} cannot be used: {error}") from error
-
-
-def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
-    connection = sqlite3.connect(
-        f"{file.absolute().as_uri()}?{query}",
-        uri=True,
-        isolation_level=None,
-        timeout=_BUSY_SECONDS,
-        check_same_thread=False,
-        cached_statements=256,
-    )
-    try:
-        for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
-            connection.execute(f"PRAGMA {pragma}")
-        # Within the connection, not in the file: every occurrence of a term, for counts under a filter.
-        connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("CREATE VIRTUAL TABLE temp.occurrences USING fts5vocab(main, lexical, instance)")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _identity_of(folder: Folder) -> tuple[int, int] | None:
-    """Which file the manifest is; None where there is none."""
-    try:
-        found = os.lstat(folder.manifest)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _check_files(folder: Folder) -> None:
-    folder.check_plain(folder.manifest)
-    for end in ("-wal", "-shm"):
-        folder.check_plain(folder.path / f"manifest.sqlite{end}", missing=True)
-    journal = folder.path / "manifest.sqlite-journal"
-    if os.path.lexists(journal):  # SQLite would play it back, and delete the file whose name it holds
-        raise CorruptStoreError(f"{str(journal)!r} is not of this index, which keeps a write-ahead log: remove it")
-
-
-def _size_of(file: Path) -> int:
-    try:
-        return os.lstat(file).st_size
-    except OSError:
-        return 0
-
-
-def _cut_log(connection: sqlite3.Connection) -> None:
-    """Copy the log into the database and cut it, as far as no reader has to wait."""
-    with suppress(sqlite3.Error):
-        connection.execute("PRAGMA busy_timeout=0")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _shorten(folder: Folder, process: int, identity: tuple[int, int] | None) -> None:
-    """Cut the log of an index that was written to, when it is closed."""
-    if process == os.getpid() and identity == _identity_of(folder):
-        with suppress(StoreError, sqlite3.Error):
-            _check_files(folder)
-            with closing(_connect(folder.manifest, "rw")) as connection:
-                _cut_log(connection)
-
-
-def _mode_of(folder: Folder) -> str:
-    """How readers open the manifest: never for writing, since SQLite would play back a journal laid beside it."""
-    try:
-        with errors(folder.path), closing(_connect(folder.manifest, "ro")) as connection:
-            connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
-    except CorruptStoreError:
-        raise
-    except StoreError as error:
-        if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
-            raise  # nothing that the folder's rights explain
-        if _size_of(folder.log):
-            raise StoreError(
-                f"{str(folder.path)!r} is read-only and was not closed: open it once with write rights"
-            ) from error
-        return "immutable"
-    return "ro"
-
-
-def _stamp_of(folder: Folder) -> tuple[int, int, bool]:
-    found = folder.manifest.stat()
-    return found.st_mtime_ns, found.st_size, folder.log.exists()
 
 
 def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,8 @@ from compmem.schema import Document, MemoryBlock
 from compmem.store import compacting, lexical, temporary, verifying, writing
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder, os_errors
+from compmem.store.info import KV_WRITTEN, StoreInfo, store_info
 from compmem.store.manifest import (
-    FORMAT,
     JSON,
     Manifest,
     Rows,
@@ -36,12 +36,8 @@ from compmem.store.manifest import (
     write_state,
 )
 from compmem.store.snapshot import Snapshot
-from compmem.store.vectors import RowFormat
 
 log = logging.getLogger(__name__)
-
-KV_WRITTEN: Final = "kv written"
-"""The fact that holds how many tokens of documents, in how many blocks, KV states were ever written for."""
 
 LOCK_SECONDS: Final = 2.0
 """How long a writer waits for another one."""
@@ -51,27 +47,6 @@ COMPACT_AT: Final = 0.5
 
 _LEAST_DEAD: Final = 256
 """Fewer dead blocks are never worth a compaction."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoreInfo:
-    """What a store holds, and what it takes on disk."""
-
-    documents: int
-    blocks: int
-    sentences: int
-    characters: int
-    deleted: int
-    """Blocks deleted whose bytes `compact` would give back."""
-    dim: int | None
-    """Dimensions of the vectors. None: there are none yet."""
-    vector_bytes: int
-    kv_bytes: int
-    kv_bytes_per_token: float | None
-    """Bytes of KV states for a token of the documents. None: there are none, or nobody has counted."""
-    text_bytes: int
-    """Texts, lexical index and everything else in the manifest, with its log."""
-    format: int
 
 
 class Store:
@@ -316,38 +291,9 @@ class Store:
             CorruptStoreError: The manifest holds values that nobody wrote.
         """
         with unreadable(self.path):
-            return self._info()
-
-    def _info(self) -> StoreInfo:
-        with self._manifest.reading() as rows:
-            state = read_state(rows)
-            (documents,) = rows("SELECT count(*) FROM documents")[0]
-            blocks, sentences, characters = rows("SELECT count(*), total(sentences), total(characters) FROM blocks")[0]
-            kv_bytes, kv_blocks = rows("SELECT total(bytes), total(blocks) FROM kv")[0]
-        width = RowFormat(self._kinds[0], state.dim or 0).width
-        logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
-        return StoreInfo(
-            documents=documents,
-            blocks=blocks,
-            sentences=int(sentences),
-            characters=int(characters),
-            deleted=state.deleted,
-            dim=state.dim,
-            vector_bytes=width * (state.chunk_rows + state.sentence_rows),
-            kv_bytes=int(kv_bytes),
-            kv_bytes_per_token=self._per_token(kv_bytes, kv_blocks),
-            text_bytes=sum(file.stat().st_size for file in logs if file.exists()),
-            format=FORMAT,
-        )
-
-    def _per_token(self, size: float, blocks: float) -> float | None:
-        written = self.get_meta(KV_WRITTEN)
-        if not blocks or not isinstance(written, dict):
-            return None
-        tokens, counted = written.get("tokens"), written.get("blocks")
-        if not isinstance(tokens, int) or not isinstance(counted, int) or tokens < 1 or counted < 1:
-            return None
-        return round(size / blocks / (tokens / counted), 2)
+            logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
+            with self._manifest.reading() as rows:
+                return store_info(rows, self._kinds[0], self.get_meta(KV_WRITTEN), logs)
 
     def close(self) -> None:
         """Close the connections; a temporary folder is removed. Snapshots in flight may end in peace."""
