@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
-from compmem.backbone.batching import batches, halving
+from compmem.backbone.batching import COMPRESS_TOKENS, CPU_TOKENS, SCORE_SLOTS, batches, halving
 from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
-from compmem.backbone.decode import Engine, Sampling
+from compmem.backbone.decode import Engine, Sampling, check_writing
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
@@ -21,7 +21,7 @@ from compmem.backbone.lead import aligned, led
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
-from compmem.backbone.reading import Kept, Layout, Prefix, Reading
+from compmem.backbone.reading import Kept, Layout, Prefix, Reading, check_states, slots_of
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
@@ -32,11 +32,6 @@ from compmem.schema import KVStates
 Blocks = Sequence[Sequence[KVStates]]
 """The recalled blocks of each row, read one after the other."""
 
-COMPRESS_TOKENS = {"cuda": 16384}
-"""Tokens of one forward pass that compresses; beyond it a GPU gets no faster, only fuller."""
-SCORE_SLOTS = {"cuda": 65536}
-"""Memory and prompt tokens of one forward pass that scores."""
-CPU_TOKENS = 4096
 LOOK_EVERY = 16
 """Steps between two looks for the end of rows, where looking makes the device wait."""
 
@@ -147,15 +142,7 @@ class Backbone(TokenCodec):
 
     def parameters(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
         """The parameters of one part, by name, for an optimiser."""
-        added = self.decoder.added()
-        if part == "base":
-            return {name: p for name, p in self.decoder.named_parameters() if name not in added}
-        marks = {
-            "memory": ("memory_embedding", ".own.", ".adapters.memory_"),
-            "reasoner": (".adapters.reasoner_",),
-            "gate": (".adapters.gate_", "gate_head."),
-        }[part]
-        return {name: p for name, p in added.items() if any(mark in name for mark in marks)}
+        return self.decoder.part(part)
 
     @property
     def device(self) -> torch.device:
@@ -297,7 +284,7 @@ class Backbone(TokenCodec):
             first = [start + len(asked[row]) for row in rows] if start is not None else None
             return list(gate(self._read([probe] * len(rows), behind, "gate", first)[:, -1])[:, 0])
 
-        sizes = [len(turn) + _slots(row) for turn, row in zip(asked, blocks, strict=True)]
+        sizes = [len(turn) + slots_of(row) for turn, row in zip(asked, blocks, strict=True)]
         return torch.stack(self._in_batches(run, sizes, "a block with its question"))
 
     def odds(
@@ -330,7 +317,7 @@ class Backbone(TokenCodec):
             logits = self.logits(hidden[torch.arange(len(rows), device=hidden.device), last]).float()
             return list(logits[:, yes] - logits[:, no])
 
-        sizes = [len(prompt) + _slots(row) for prompt, row in zip(prompts, blocks, strict=True)]
+        sizes = [len(prompt) + slots_of(row) for prompt, row in zip(prompts, blocks, strict=True)]
         return torch.stack(self._in_batches(run, sizes, "a block with its prompt"))
 
     def _in_batches(
@@ -390,7 +377,7 @@ class Backbone(TokenCodec):
         rows_seeds = range(len(prompts)) if seeds is None else seeds
         if len(rows_seeds) != len(prompts):
             raise ValueError(f"{len(rows_seeds)} seeds for {len(prompts)} prompts")
-        _check_writing(max_new_tokens, temperature)
+        check_writing(max_new_tokens, temperature)
         ids = self.end_ids if stop_ids is None else stop_ids
         if blocks is not None and start is None:
             prompts, blocks = self._led(prompts, blocks)
@@ -427,7 +414,7 @@ class Backbone(TokenCodec):
         start: int | None = None,
     ) -> Iterator[int]:
         """The same tokens as `generate` gives for one prompt, as they come."""
-        _check_writing(max_new_tokens, temperature)
+        check_writing(max_new_tokens, temperature)
         prompts, rows = self._led([prompt], [blocks]) if start is None else ([prompt], [blocks])
         prefix, layout = self._lay_out(prompts, rows, start, max_new_tokens)
         ids = self.end_ids if stop_ids is None else stop_ids
@@ -448,13 +435,7 @@ class Backbone(TokenCodec):
         rows = [()] * len(prompts) if blocks is None else blocks
         if len(rows) != len(prompts):
             raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
-        layers, heads, width = self.shape
-        for states in (states for row in rows for states in row):
-            if (*states.keys.shape[:2], states.keys.shape[3]) != self.shape or states.keys.shape != states.values.shape:
-                raise ValueError(
-                    f"KV states of shape {tuple(states.keys.shape)} are of another backbone: "
-                    f"this one has {layers} layers, {heads} KV heads of {width}"
-                )
+        check_states(rows, self.shape)
         prefix = Prefix(rows, self._rotary, self.memory.positions, self.decoder.embed_tokens.weight)
         starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
         for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
@@ -467,14 +448,3 @@ class Backbone(TokenCodec):
                     f"is larger than the context of {self.context}"
                 )
         return prefix, Layout.of(prompts, prefix.counts, starts, self.decoder.embed_tokens.weight)
-
-
-def _slots(row: Sequence[KVStates]) -> int:
-    return sum(states.keys.shape[2] for states in row)
-
-
-def _check_writing(max_new_tokens: int, temperature: float) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature!r} must not be negative")

@@ -11,6 +11,12 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
+COMPRESS_TOKENS = {"cuda": 16384}
+"""Tokens of one forward pass that compresses; beyond it a GPU gets no faster, only fuller."""
+SCORE_SLOTS = {"cuda": 65536}
+"""Memory and prompt tokens of one forward pass that scores."""
+CPU_TOKENS = 4096
+
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices of items, longest first, in batches of at most `budget` once padded to their longest."""

@@ -215,3 +215,15 @@ class Engine:
     def forget(self) -> None:
         """Give back the memory of all graphs."""
         self._ready.clear()
+
+
+def check_writing(max_new_tokens: int, temperature: float) -> None:
+    """Refuse settings under which nothing can be written.
+
+    Raises:
+        ValueError: The number of tokens is below 1, or the temperature is negative.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature!r} must not be negative")

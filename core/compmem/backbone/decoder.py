@@ -7,7 +7,7 @@ masks and attends. Nothing of the stock model is changed: it still saves, loads 
 """
 
 import copy
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
@@ -166,6 +166,18 @@ class Decoder(nn.Module):
             for name, parameter in self.named_parameters()
             if not name.startswith(stock) and ".stock." not in name
         }
+
+    def part(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
+        """The parameters of one part, by name."""
+        added = self.added()
+        if part == "base":
+            return {name: p for name, p in self.named_parameters() if name not in added}
+        marks = {
+            "memory": ("memory_embedding", ".own.", ".adapters.memory_"),
+            "reasoner": (".adapters.reasoner_",),
+            "gate": (".adapters.gate_", "gate_head."),
+        }[part]
+        return {name: p for name, p in added.items() if any(mark in name for mark in marks)}
 
     def embed(self, ids: Tensor, memory_rows: Tensor | None = None) -> Tensor:
         """Embeddings `[rows, tokens, hidden]` of ids, those at `memory_rows` of the flat batch a memory token's."""

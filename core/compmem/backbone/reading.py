@@ -143,3 +143,27 @@ class Kept(Context):
         if layer == len(self.made) - 1:
             return None
         return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)
+
+
+def slots_of(row: Sequence[KVStates]) -> int:
+    """Memory tokens of a row of blocks."""
+    return sum(states.keys.shape[2] for states in row)
+
+
+def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]) -> None:
+    """Refuse KV states of another backbone.
+
+    Args:
+        rows: The blocks of each row.
+        shape: Layers, KV heads and head width of this backbone.
+
+    Raises:
+        ValueError: A block has another shape.
+    """
+    layers, heads, width = shape
+    for states in (states for row in rows for states in row):
+        if (*states.keys.shape[:2], states.keys.shape[3]) != shape or states.keys.shape != states.values.shape:
+            raise ValueError(
+                f"KV states of shape {tuple(states.keys.shape)} are of another backbone: "
+                f"this one has {layers} layers, {heads} KV heads of {width}"
+            )
