@@ -24,7 +24,7 @@ Prompt = Runnable[dict[str, Any], PromptValue]
 LONGEST_QUESTION = 2_000
 """Characters of a question that a chat model makes standalone; a longer reply is not a question."""
 
-STANDALONE: Prompt = ChatPromptTemplate.from_messages(
+CONDENSE_PROMPT: Prompt = ChatPromptTemplate.from_messages(
     [
         (
             "system",
@@ -39,7 +39,7 @@ STANDALONE: Prompt = ChatPromptTemplate.from_messages(
 """The prompt that makes a follow-up question standalone; variables `chat_history` and `question`."""
 
 
-class Place(NamedTuple):
+class CallContext(NamedTuple):
     """Where the next calls of the model belong."""
 
     config: RunnableConfig
@@ -54,7 +54,7 @@ class ChatCalls:
     def __init__(self, model: ChatModel, prompt_tokens: int | None = None) -> None:
         self.model = model
         self.window = window_of(model, prompt_tokens)
-        self.place = Place({}, False)
+        self.call_context = CallContext({}, False)
         self.calls = 0
         self.rewritten = 0
         self.usage: UsageMetadata | None = None
@@ -68,20 +68,20 @@ class ChatCalls:
     def ask(self, messages: Messages) -> Iterator[Any]:
         """The reply in pieces."""
         self.calls += 1
-        if self.place.streamed:
-            for piece in self.model.stream(_input(messages), self.place.config):
+        if self.call_context.streamed:
+            for piece in self.model.stream(_input(messages), self.call_context.config):
                 yield self.text(piece)
         else:
-            yield self.text(self.model.invoke(_input(messages), self.place.config))
+            yield self.text(self.model.invoke(_input(messages), self.call_context.config))
 
     async def aask(self, messages: Messages) -> AsyncIterator[Any]:
         """The reply in pieces."""
         self.calls += 1
-        if self.place.streamed:
-            async for piece in self.model.astream(_input(messages), self.place.config):
+        if self.call_context.streamed:
+            async for piece in self.model.astream(_input(messages), self.call_context.config):
                 yield self.text(piece)
         else:
-            yield self.text(await self.model.ainvoke(_input(messages), self.place.config))
+            yield self.text(await self.model.ainvoke(_input(messages), self.call_context.config))
 
     def text(self, reply: object) -> Any:
         """The text of a message; whatever is none stays as it is, for the reader to turn down."""
@@ -92,7 +92,7 @@ class ChatCalls:
             self.usage = add_usage(self.usage, reply.usage_metadata)
         return str(reply.text)
 
-    def standalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
+    def condense(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """The question as it reads without the conversation; of a long one, its end is shown.
 
         Raises:
@@ -102,18 +102,18 @@ class ChatCalls:
             if (asked := self._asked(prompt, question, history)) is None:
                 return question
             self.calls, self.rewritten = self.calls + 1, 1
-            reply = (prompt | self.model).invoke(asked, self.place.config)
+            reply = (prompt | self.model).invoke(asked, self.call_context.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)
 
-    async def astandalone(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
-        """`standalone` for an event loop."""
+    async def acondense(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
+        """`condense` for an event loop."""
         try:
             if (asked := self._asked(prompt, question, history)) is None:
                 return question
             self.calls, self.rewritten = self.calls + 1, 1
-            reply = await (prompt | self.model).ainvoke(asked, self.place.config)
+            reply = await (prompt | self.model).ainvoke(asked, self.call_context.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)

@@ -51,13 +51,13 @@ class EmbeddingsEncoder:
         return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
 
 
-def opened(index: object) -> "compmem.Asking":
+def opened(index: object) -> "compmem.BaseIndex":
     """The index, or the one in that folder where a path is given.
 
     Raises:
         ValueError: There is no index there, or it cannot be used here.
     """
-    if isinstance(index, compmem.Asking):
+    if isinstance(index, compmem.BaseIndex):
         return index
     if not isinstance(index, str | Path):
         raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {index!r}")
@@ -79,7 +79,7 @@ def checked(prompts: object) -> "compmem.ChatPrompts | None":
 
 
 if TYPE_CHECKING:
-    Index = compmem.Asking
+    Index = compmem.BaseIndex
     Prompts = compmem.ChatPrompts | None
 else:  # pydantic wants its types when a class is made; these would load torch by then
     Index = Annotated[Any, PlainValidator(opened)]
@@ -114,7 +114,7 @@ def shown_with(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str
     return lambda chunk: format_document(_from_chunk(chunk, part=chunk.ordinal > 0), prompt)
 
 
-def from_chunks(index: "compmem.Asking", chunks: Sequence[compmem.Chunk]) -> list[Document]:
+def from_chunks(index: "compmem.BaseIndex", chunks: Sequence[compmem.Chunk]) -> list[Document]:
     """Chunks as documents of their own, in order.
 
     The only chunk of a document is that document. A part of a longer one has the chunk's id, and its metadata names
@@ -127,7 +127,7 @@ def from_chunks(index: "compmem.Asking", chunks: Sequence[compmem.Chunk]) -> lis
     return [_from_chunk(chunk, part=chunk.ordinal > 0 or counts[chunk.document_id] > 1) for chunk in chunks]
 
 
-def from_recalls(index: "compmem.Asking", recalls: Sequence[compmem.Recall]) -> list[Document]:
+def from_recalls(index: "compmem.BaseIndex", recalls: Sequence[compmem.Recall]) -> list[Document]:
     """Recalled chunks with their gate scores in the metadata, in order."""
     documents = from_chunks(index, [recall.chunk for recall in recalls])
     for document, recall in zip(documents, recalls, strict=True):

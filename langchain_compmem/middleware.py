@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.runtime import Runtime
 
 from langchain_compmem.documents import whole_id
-from langchain_compmem.parts import ReasonerInput, ReasonerOutput
+from langchain_compmem.io_types import ReasonerInput, ReasonerOutput
 from langchain_compmem.reasoner import CompMemReasoner
 
 NOTES = """\

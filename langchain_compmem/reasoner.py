@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import LoopConfig, ReaderError, RecallConfig
-from langchain_compmem.chat import STANDALONE, ChatCalls, ChatModel, Place, Prompt
+from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt
 from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.parts import ReasonerInput, ReasonerOutput, joined, parse, part_of, told, whole
-from langchain_compmem.tracing import AsyncTracedReader, TracedReader
-from langchain_compmem.wrapping import CANDIDATES, wrapped
+from langchain_compmem.external import CANDIDATES, external_index
+from langchain_compmem.io_types import ReasonerInput, ReasonerOutput, format_tool_output, joined, parse, part_of, whole
+from langchain_compmem.tracing import AsyncTracingReader, TracingReader
 
 
 class Question(BaseModel):
@@ -62,7 +62,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     document_prompt: BasePromptTemplate[str] | None = None
     """What the chat model reads of a document: `page_content` and metadata, which every document must have. None: the
     title, what is searched of the metadata, and the text."""
-    standalone_prompt: Prompt = STANDALONE
+    condense_prompt: Prompt = CONDENSE_PROMPT
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -93,7 +93,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         Raises:
             ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
         """
-        index = wrapped(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=metadata_keys)
+        index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=metadata_keys)
         return cls(index=index, chat_model=chat_model, **fields)
 
     def invoke(
@@ -184,11 +184,11 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
         def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, and so the parent
             output = self.invoke(cast("ReasonerInput", asked))
-            return told(output), output
+            return format_tool_output(output), output
 
         async def aask(**asked: Any) -> tuple[str, ReasonerOutput]:
             output = await self.ainvoke(cast("ReasonerInput", asked))
-            return told(output), output
+            return format_tool_output(output), output
 
         return StructuredTool.from_function(
             ask,
@@ -232,13 +232,13 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         asked, chat = parse(given, self.filter), self._chat()
         try:
             if chat is not None and asked.history:
-                chat.place = _standalone(config, run)
-                asked = asked._replace(question=chat.standalone(self.standalone_prompt, asked.question, asked.history))
+                chat.call_context = _standalone(config, run)
+                asked = asked._replace(question=chat.condense(self.condense_prompt, asked.question, asked.history))
             models = self._models(chat, None if chat is None else chat.ask)
-            traced = TracedReader(
+            traced = TracingReader(
                 index=self.index,
                 question=asked.question,
-                recall=self.recall_config,
+                recall_config=self.recall_config,
                 config=config,
                 chat=chat,
                 parent=run,
@@ -263,14 +263,14 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         asked, chat = parse(given, self.filter), self._chat()
         try:
             if chat is not None and asked.history:
-                chat.place = _standalone(config, run)
-                question = await chat.astandalone(self.standalone_prompt, asked.question, asked.history)
+                chat.call_context = _standalone(config, run)
+                question = await chat.acondense(self.condense_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
             models = self._models(chat, None if chat is None else chat.aask)
-            traced = AsyncTracedReader(
+            traced = AsyncTracingReader(
                 index=self.index,
                 question=asked.question,
-                recall=self.recall_config,
+                recall_config=self.recall_config,
                 config=config,
                 chat=chat,
                 parent=run,
@@ -299,7 +299,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if self.reader is not None:
             return {"reader": self.reader}
         settings = LoopConfig.complete(self.recall_config)
-        if chat is None or ask is None or not settings.asks_chat:
+        if chat is None or ask is None or not settings.uses_chat:
             return {}
         limits: dict[str, Any] = {}
         if chat.window.tokens is not None:
@@ -315,8 +315,12 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         return {"chat": reader}
 
 
-def _standalone(config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun) -> Place:
-    return Place(patch_config(config, callbacks=run.get_child("standalone"), run_name="standalone question"), False)
+def _standalone(
+    config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
+) -> CallContext:
+    return CallContext(
+        patch_config(config, callbacks=run.get_child("standalone"), run_name="standalone question"), False
+    )
 
 
 async def _one(given: str | ReasonerInput) -> AsyncGenerator[str | ReasonerInput, None]:

@@ -28,7 +28,7 @@ from langchain_compmem.documents import (
     to_core,
 )
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.wrapping import CANDIDATES, wrapped
+from langchain_compmem.external import CANDIDATES, external_index
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class CompMemRetriever(DocumentIndex):
             ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
         """
         keys = fields.get("metadata_keys", ())
-        index = wrapped(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=keys)
+        index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=keys)
         return cls(index=index, **fields)
 
     @property

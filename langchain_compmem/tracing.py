@@ -28,11 +28,11 @@ from compmem import (
     Reading,
     RecallConfig,
     Request,
+    ScoringReader,
     Usage,
-    WeighingReader,
     WorkingMemory,
 )
-from langchain_compmem.chat import ChatCalls, Place
+from langchain_compmem.chat import CallContext, ChatCalls
 from langchain_compmem.documents import from_chunks
 
 READING = "reading"
@@ -40,12 +40,12 @@ ANSWER = "answer"
 
 
 @dataclass(slots=True, kw_only=True)
-class _Around:
+class ReaderProxy:
     """A reader that passes everything on."""
 
-    index: "compmem.Asking"
+    index: "compmem.BaseIndex"
     question: str
-    recall: RecallConfig | None
+    recall_config: RecallConfig | None
     config: RunnableConfig
     chat: ChatCalls | None
     _inner: Reader = field(init=False)
@@ -57,13 +57,13 @@ class _Around:
         return self
 
     @property
-    def weighs(self) -> bool:
+    def can_score(self) -> bool:
         """Whether the inner reader can weigh blocks."""
-        return isinstance(self._inner, WeighingReader) and self._inner.weighs
+        return isinstance(self._inner, ScoringReader) and self._inner.can_score
 
-    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """What the inner reader thinks of the blocks before it reads them, if it can tell."""
-        return self._inner.weigh(question, memory, blocks) if isinstance(self._inner, WeighingReader) else None
+        return self._inner.score_blocks(question, memory, blocks) if isinstance(self._inner, ScoringReader) else None
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
         """What the inner reader makes of the blocks."""
@@ -83,20 +83,20 @@ class _Around:
         """The answer as the inner reader writes it."""
         return self._inner.awrite(question, memory)
 
-    def _place(self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool) -> None:
+    def _set_context(self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool) -> None:
         """Tells the chat model which run its next calls belong to."""
         if self.chat is not None:
-            self.chat.place = Place(patch_config(self.config, callbacks=manager), streamed)
+            self.chat.call_context = CallContext(patch_config(self.config, callbacks=manager), streamed)
 
     def _more(self, reading: Reading) -> bool:
         """Whether the loop recalls again after this reading, as far as the reading tells."""
-        recall = LoopConfig.complete(self.recall)
-        last = recall.max_steps is not None and self._steps >= recall.max_steps
-        return not last and not (recall.exit_gate and reading.exit)
+        recall_config = LoopConfig.complete(self.recall_config)
+        last = recall_config.max_steps is not None and self._steps >= recall_config.max_steps
+        return not last and not (recall_config.exit_gate and reading.exit)
 
 
 @dataclass(slots=True, kw_only=True)
-class TracedReader(_Around):
+class TracingReader(ReaderProxy):
     """The sync half, traced."""
 
     parent: CallbackManagerForChainRun
@@ -142,7 +142,7 @@ class TracedReader(_Around):
     @contextmanager
     def _run(self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False) -> Iterator[dict[str, Any]]:
         run = self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self._place(run.get_child(tag), streamed=streamed)
+        self._set_context(run.get_child(tag), streamed=streamed)
         outputs: dict[str, Any] = {}
         try:
             yield outputs
@@ -153,7 +153,7 @@ class TracedReader(_Around):
 
 
 @dataclass(slots=True, kw_only=True)
-class AsyncTracedReader(_Around):
+class AsyncTracingReader(ReaderProxy):
     """The async half, traced."""
 
     parent: AsyncCallbackManagerForChainRun
@@ -203,7 +203,7 @@ class AsyncTracedReader(_Around):
         self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False
     ) -> AsyncIterator[dict[str, Any]]:
         run = await self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self._place(run.get_child(tag), streamed=streamed)
+        self._set_context(run.get_child(tag), streamed=streamed)
         outputs: dict[str, Any] = {}
         try:
             yield outputs

@@ -16,8 +16,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import ToolOutput
 from llama_index.core.types import Thread
 
+from llama_index_compmem.condense_question import CONDENSE, astandalone, condense, condense_by_rule
 from llama_index_compmem.query_engine import CompMemQueryEngine
-from llama_index_compmem.standalone import CONDENSE, astandalone, standalone, standalone_by_rule
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,8 @@ class CompMemChatEngine(BaseChatEngine):
             self._memory.set(_checked_history(chat_history))
         history = self._memory.get(input=message)
         if self._llm is None:
-            return standalone_by_rule(history, message)
-        return standalone(self._llm, self._condense_prompt, history, message)
+            return condense_by_rule(history, message)
+        return condense(self._llm, self._condense_prompt, history, message)
 
     async def _astandalone(self, message: str, chat_history: list[ChatMessage] | None) -> str:
         _check_message(message)
@@ -152,7 +152,7 @@ class CompMemChatEngine(BaseChatEngine):
             await self._memory.aset(_checked_history(chat_history))
         history = await self._memory.aget(input=message)
         if self._llm is None:
-            return standalone_by_rule(history, message)
+            return condense_by_rule(history, message)
         return await astandalone(self._llm, self._condense_prompt, history, message)
 
     def _told(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:

@@ -27,12 +27,12 @@ from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeCon
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
+from llama_index_compmem.loading import as_encoder, open_memory
 from llama_index_compmem.node_parser import CompMemNodeParser, settings_name_transformations
 from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_doc, source_hash, to_documents
-from llama_index_compmem.opening import as_encoder, open_memory
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, Shelf, unpack
+from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, unpack
 from llama_index_compmem.vector_store import CompMemVectorStore
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         config: How documents become memory.
         embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, in place of the encoder that
             `config` names. Models and objects are not persisted: a loader needs them again.
-        recall: Settings of the loop for the engines made from this index.
+        recall_config: Settings of the loop for the engines made from this index.
         runtime: Device, types and search of this process.
         memory: With `index_struct`, the memory already opened; see `from_memory`.
 
@@ -87,11 +87,11 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         path: str | Path | None = None,
         config: IndexConfig | None = None,
         embed_model: BaseEmbedding | Encoder | None = None,
-        recall: RecallConfig | None = None,
+        recall_config: RecallConfig | None = None,
         runtime: RuntimeConfig | None = None,
         memory: "MemoryIndex | None" = None,
     ) -> None:
-        self._recall = recall
+        self._recall_config = recall_config
         self._folder = path
         self._config = config or IndexConfig()
         if embed_model is not None:
@@ -204,7 +204,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
     def as_vector_store(self) -> CompMemVectorStore:
         """This index's memory as the vector store of an `IngestionPipeline` or a `VectorStoreIndex`."""
-        return CompMemVectorStore(self._memory, recall=self._recall)
+        return CompMemVectorStore(self._memory, recall_config=self._recall_config)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
         with framework_errors():
@@ -261,7 +261,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         filters: MetadataFilters | None = None,
         *,
         method: RecallMethod = "loop",
-        recall: RecallConfig | None = None,
+        recall_config: RecallConfig | None = None,
         verbose: bool = False,
     ) -> CompMemRetriever:
         """A retriever over this index; see `CompMemRetriever`."""
@@ -270,7 +270,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             similarity_top_k,
             filters,
             method=method,
-            recall=recall or self._recall,
+            recall_config=recall_config or self._recall_config,
             callback_manager=self._callback_manager,
             object_map=self._object_map,
             verbose=verbose,
@@ -283,7 +283,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         chat: ChatModel | None = None,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
-        recall: RecallConfig | None = None,
+        recall_config: RecallConfig | None = None,
         streaming: bool = False,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
@@ -295,7 +295,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             chat=chat,
             similarity_top_k=similarity_top_k,
             filters=filters,
-            recall=recall or self._recall,
+            recall_config=recall_config or self._recall_config,
             streaming=streaming,
             node_postprocessors=node_postprocessors,
             prompts=prompts,
@@ -338,7 +338,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     def _shelve(self, struct: CompMemStruct, storage: StorageContext) -> None:
         """Lets the storage context persist a memory that has no folder of its own."""
         if struct.path is None:
-            storage.vector_stores[struct.shelf] = Shelf(self._memory)
+            storage.vector_stores[struct.shelf] = PackedVectorStore(self._memory)
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex

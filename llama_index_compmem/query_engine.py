@@ -21,8 +21,8 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
 from compmem import Chunk, Encoder, LoopConfig, RecallConfig
+from llama_index_compmem.external import CANDIDATES, external_index
 from llama_index_compmem.filters import to_filter
-from llama_index_compmem.given import contents_of, memory_of_nodes, reading_all
 from llama_index_compmem.llm import (
     ChatModel,
     async_chat,
@@ -32,14 +32,14 @@ from llama_index_compmem.llm import (
     to_templates,
     with_templates,
 )
+from llama_index_compmem.loading import HasMemory, resolve_index
 from llama_index_compmem.nodes import llm_content
-from llama_index_compmem.opening import HasMemory, asked_of
+from llama_index_compmem.response_builder import ResponseBuilder
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.trail import Trail
-from llama_index_compmem.wrapping import CANDIDATES, wrapped
+from llama_index_compmem.synthesis import index_of_nodes, node_contents, read_all_config
 
 if TYPE_CHECKING:
-    from compmem import Asking
+    from compmem import BaseIndex
 
 
 class CompMemQueryEngine(BaseQueryEngine):
@@ -55,11 +55,11 @@ class CompMemQueryEngine(BaseQueryEngine):
         llm: An LLM that is asked once a question: it writes the answer from the recalled nodes, as `MetadataMode.LLM`
             shows them, and may ask for what is missing `RecallConfig.rounds` times. With `RecallConfig(reader="chat")`
             it reads in every step instead. No prompt is longer than its `metadata.context_window` allows: longer nodes
-            are cut, or read in several calls. Where `recall` names another reader or writer, it is not asked.
+            are cut, or read in several calls. Where `recall_config` names another reader or writer, it is not asked.
         chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
         similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
         filters: Which nodes may be looked at at all.
-        recall: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         streaming: Give the answer as it is written.
         node_postprocessors: Applied to what `retrieve` finds; where there are some, answers come from what they leave.
         prompts: Prompts that replace the default ones; see `get_prompts`.
@@ -71,13 +71,13 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def __init__(
         self,
-        index: "HasMemory | Asking | str | Path",
+        index: "HasMemory | BaseIndex | str | Path",
         llm: LLM | None = None,
         *,
         chat: ChatModel | None = None,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
-        recall: RecallConfig | None = None,
+        recall_config: RecallConfig | None = None,
         streaming: bool = False,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
@@ -88,16 +88,16 @@ class CompMemQueryEngine(BaseQueryEngine):
         if llm is not None and not isinstance(llm, LLM):
             raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
         super().__init__(callback_manager)
-        self._memory = asked_of(index)
+        self._memory = resolve_index(index)
         self._llm = llm
         self._chat = chat
         self._filter = to_filter(filters)
-        self._recall = recall or RecallConfig()
+        self._recall_config = recall_config or RecallConfig()
         self.streaming = streaming
         self._node_postprocessors = list(node_postprocessors or [])
         self._prompts = compmem.ChatPrompts()
         self._retriever = CompMemRetriever(
-            self._memory, similarity_top_k, filters, recall=recall, callback_manager=self.callback_manager
+            self._memory, similarity_top_k, filters, recall_config=recall_config, callback_manager=self.callback_manager
         )
         if prompts:
             self.update_prompts(prompts)
@@ -127,11 +127,11 @@ class CompMemQueryEngine(BaseQueryEngine):
         Raises:
             ValueError: It is no retriever, or candidates is below 1.
         """
-        index = wrapped(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
+        index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, llm, **options)
 
     @property
-    def memory(self) -> "Asking":
+    def memory(self) -> "BaseIndex":
         """What is asked."""
         return self._memory
 
@@ -188,10 +188,12 @@ class CompMemQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """The answer from these nodes alone, all of them read in their order."""
-        memory = memory_of_nodes(self._memory, nodes)
-        trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        reader = self._reader(sync_chat, contents_of(nodes))
-        return self._ask(trail, memory, reading_all(self._recall, len(nodes)), reader, None)
+        memory = index_of_nodes(self._memory, nodes)
+        builder = ResponseBuilder(
+            _bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])]
+        )
+        reader = self._reader(sync_chat, node_contents(nodes))
+        return self._ask(builder, memory, read_all_config(self._recall_config, len(nodes)), reader, None)
 
     async def asynthesize(
         self,
@@ -200,10 +202,12 @@ class CompMemQueryEngine(BaseQueryEngine):
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
         """`synthesize` for an event loop."""
-        memory = await asyncio.to_thread(memory_of_nodes, self._memory, nodes)
-        trail = Trail(_bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])])
-        reader = self._reader(async_chat, contents_of(nodes))
-        return await self._aask(trail, memory, reading_all(self._recall, len(nodes)), reader, None)
+        memory = await asyncio.to_thread(index_of_nodes, self._memory, nodes)
+        builder = ResponseBuilder(
+            _bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])]
+        )
+        reader = self._reader(async_chat, node_contents(nodes))
+        return await self._aask(builder, memory, read_all_config(self._recall_config, len(nodes)), reader, None)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
@@ -211,8 +215,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             if self._node_postprocessors:
                 response = self.synthesize(query_bundle, self.retrieve(query_bundle))
             else:
-                trail = Trail(query_bundle, self.callback_manager)
-                response = self._ask(trail, self._memory, self._recall, self._reader(sync_chat), self._filter)
+                builder = ResponseBuilder(query_bundle, self.callback_manager)
+                response = self._ask(builder, self._memory, self._recall_config, self._reader(sync_chat), self._filter)
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
@@ -222,16 +226,18 @@ class CompMemQueryEngine(BaseQueryEngine):
             if self._node_postprocessors:
                 response = await self.asynthesize(query_bundle, await self.aretrieve(query_bundle))
             else:
-                trail = Trail(query_bundle, self.callback_manager)
-                response = await self._aask(trail, self._memory, self._recall, self._reader(async_chat), self._filter)
+                builder = ResponseBuilder(query_bundle, self.callback_manager)
+                response = await self._aask(
+                    builder, self._memory, self._recall_config, self._reader(async_chat), self._filter
+                )
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
 
     def _reader(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> "compmem.ChatReader | None":
         """The chat model as a reader, where the settings leave it something to do."""
-        settings = self._recall
+        settings = self._recall_config
         chat = self._chat if self._llm is None else chat_of(self._llm, streaming=self.streaming)
-        if chat is None or not settings.asks_chat:
+        if chat is None or not settings.uses_chat:
             return None
         limit = settings.prompt_tokens
         if limit is None and self._llm is not None:
@@ -248,39 +254,39 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def _ask(
         self,
-        trail: Trail,
-        memory: "Asking",
+        builder: ResponseBuilder,
+        memory: "BaseIndex",
         config: RecallConfig,
         chat: "compmem.ChatReader | None",
         filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.stream(trail.question, config, filter=filter, chat=chat)
-        first = trail.gather(events)
-        with trail.writing() as wrote:
-            pieces = trail.pieces(first, events)
+        events = memory.stream(builder.question, config, filter=filter, chat=chat)
+        first = builder.gather(events)
+        with builder.writing() as wrote:
+            pieces = builder.pieces(first, events)
             if self.streaming:
-                return wrote(StreamingResponse(pieces, trail.nodes, trail.metadata))
+                return wrote(StreamingResponse(pieces, builder.nodes, builder.metadata))
             for _ in pieces:
                 pass
-            return wrote(Response(trail.text, trail.nodes, trail.metadata))
+            return wrote(Response(builder.text, builder.nodes, builder.metadata))
 
     async def _aask(
         self,
-        trail: Trail,
-        memory: "Asking",
+        builder: ResponseBuilder,
+        memory: "BaseIndex",
         config: RecallConfig,
         chat: "compmem.ChatReader | None",
         filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.astream(trail.question, config, filter=filter, chat=chat)
-        first = await trail.agather(events)
-        with trail.writing() as wrote:
-            pieces = trail.apieces(first, events)
+        events = memory.astream(builder.question, config, filter=filter, chat=chat)
+        first = await builder.agather(events)
+        with builder.writing() as wrote:
+            pieces = builder.apieces(first, events)
             if self.streaming:
-                return wrote(AsyncStreamingResponse(pieces, trail.nodes, trail.metadata))
+                return wrote(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
             async for _ in pieces:
                 pass
-            return wrote(Response(trail.text, trail.nodes, trail.metadata))
+            return wrote(Response(builder.text, builder.nodes, builder.metadata))
 
 
 def _bundle(query: QueryType) -> QueryBundle:

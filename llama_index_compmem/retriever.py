@@ -13,13 +13,13 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
+from llama_index_compmem.external import CANDIDATES, external_index
 from llama_index_compmem.filters import to_filter
+from llama_index_compmem.loading import HasMemory, resolve_index
 from llama_index_compmem.nodes import to_scored
-from llama_index_compmem.opening import HasMemory, asked_of
-from llama_index_compmem.wrapping import CANDIDATES, wrapped
 
 if TYPE_CHECKING:
-    from compmem import Asking
+    from compmem import BaseIndex
 
 DEFAULT_TOP_K = 8
 """Nodes retrieved unless said otherwise: a multi-hop question needs several."""
@@ -38,7 +38,7 @@ class CompMemRetriever(BaseRetriever):
         similarity_top_k: How many nodes; fewer only where the filters admit fewer.
         filters: Which nodes may be looked at at all.
         method: `"loop"`, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as of `MemoryIndex.search`.
-        recall: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         callback_manager: Legacy callbacks.
         object_map: Objects that retrieved `IndexNode`s stand for, by index id.
         objects: The same, as `IndexNode`s that hold their object.
@@ -50,23 +50,23 @@ class CompMemRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: "HasMemory | Asking | str | Path",
+        index: "HasMemory | BaseIndex | str | Path",
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
         *,
         method: RecallMethod = "loop",
-        recall: RecallConfig | None = None,
+        recall_config: RecallConfig | None = None,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
     ) -> None:
-        self._memory = asked_of(index)
+        self._memory = resolve_index(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
-        recall = recall or RecallConfig()
+        recall_config = recall_config or RecallConfig()
         # These may be the settings of an engine, whose chat model is not here.
-        self._recall = recall.but(reader=None) if recall.reader == "chat" else recall
+        self._recall_config = recall_config.replace(reader=None) if recall_config.reader == "chat" else recall_config
         self._method = method
         super().__init__(callback_manager, object_map, objects, verbose)
 
@@ -95,11 +95,11 @@ class CompMemRetriever(BaseRetriever):
         Raises:
             ValueError: It is no retriever, or candidates is below 1.
         """
-        index = wrapped(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
+        index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, similarity_top_k, **options)
 
     @property
-    def memory(self) -> "Asking":
+    def memory(self) -> "BaseIndex":
         """What is asked."""
         return self._memory
 
@@ -129,7 +129,7 @@ class CompMemRetriever(BaseRetriever):
                 k,
                 method=self._method,
                 filter=self._filter,
-                config=self._recall,
+                config=self._recall_config,
                 on_step=self._announcer(query),
             )
 
@@ -144,7 +144,7 @@ class CompMemRetriever(BaseRetriever):
                 k,
                 method=self._method,
                 filter=self._filter,
-                config=self._recall,
+                config=self._recall_config,
                 on_step=self._announcer(query),
             )
 

@@ -23,7 +23,7 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.simple import SimpleVectorStoreData
 from llama_index.core.vector_stores.types import DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME
 
-from llama_index_compmem.opening import open_memory
+from llama_index_compmem.loading import open_memory
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex, RuntimeConfig
@@ -54,7 +54,7 @@ class CompMemStruct(IndexStruct):
 INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = CompMemStruct
 
 
-class Shelf(SimpleVectorStore):
+class PackedVectorStore(SimpleVectorStore):
     """Stands in a storage context for an index without a folder of its own, and is persisted with it."""
 
     _memory: Any = PrivateAttr()

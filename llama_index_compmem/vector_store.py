@@ -20,8 +20,8 @@ from llama_index.core.vector_stores.types import (
 from compmem import Recall, RecallConfig
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.filters import to_filter
+from llama_index_compmem.loading import HasMemory, memory_of
 from llama_index_compmem.nodes import NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
-from llama_index_compmem.opening import HasMemory, memory_of
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -48,7 +48,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
-        recall: Settings of the loop that gathers the nodes.
+        recall_config: Settings of the loop that gathers the nodes.
 
     Raises:
         ValueError: There is no index.
@@ -58,12 +58,14 @@ class CompMemVectorStore(BasePydanticVectorStore):
     is_embedding_query: bool = False
 
     _memory: Any = PrivateAttr()
-    _recall: RecallConfig | None = PrivateAttr()
+    _recall_config: RecallConfig | None = PrivateAttr()
 
-    def __init__(self, index: "HasMemory | MemoryIndex | str | Path", *, recall: RecallConfig | None = None) -> None:
+    def __init__(
+        self, index: "HasMemory | MemoryIndex | str | Path", *, recall_config: RecallConfig | None = None
+    ) -> None:
         super().__init__(stores_text=True)
         self._memory = memory_of(index)
-        self._recall = recall
+        self._recall_config = recall_config
 
     @classmethod
     def class_name(cls) -> str:
@@ -173,7 +175,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
             return _result([])
         with framework_errors():
             return _result(
-                self.memory.recall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall)
+                self.memory.recall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall_config)
             )
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -183,7 +185,9 @@ class CompMemVectorStore(BasePydanticVectorStore):
             return _result([])
         with framework_errors():
             return _result(
-                await self.memory.arecall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall)
+                await self.memory.arecall(
+                    _question(query), query.similarity_top_k, filter=wanted, config=self._recall_config
+                )
             )
 
     def _found(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from compmem.terms import terms
+from compmem.text.tokenize import terms
 
 
 class HashEncoder:

@@ -5,7 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from compmem import Document, IndexConfig, MemoryIndex, adding, chunking
+from compmem import Document, IndexConfig, MemoryIndex
+from compmem.ingest import chunking, pipeline
 from compmem.store import writing
 
 LINES = {
@@ -25,8 +26,8 @@ class OneVector:
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(adding, "BATCH_CHARACTERS", 8_000)
-    monkeypatch.setattr(adding, "PIECE_CHARACTERS", 8_000)
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 8_000)
+    monkeypatch.setattr(pipeline, "PIECE_CHARACTERS", 8_000)
     monkeypatch.setattr(writing, "PIECE", 8_000)
     monkeypatch.setattr(chunking, "_WINDOW", 8_000)
 

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig, Request, Step
-from compmem.drivers import citations
-from compmem.readers.replies import LONGEST_REQUEST, Written
+from compmem.loop.drivers import citations
+from compmem.readers.replies import LONGEST_REQUEST, AnswerFilter
 from compmem.trace import as_page, cost
 from tests.hashing import HashEncoder
 
@@ -49,7 +49,7 @@ def asked(index, how, config, **models):
 
 def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(index):
     model = Model("The Harbour Building [1].")
-    answer = index.answer("Who insures the building that Acme rents?", RecallConfig(shown=3), chat=model)
+    answer = index.answer("Who insures the building that Acme rents?", RecallConfig(writer_blocks=3), chat=model)
     [prompt] = model.prompts
     at = [prompt.index(f"<block>\n[{n}]\ntitle: {r.chunk.title}\n") for n, r in enumerate(answer.sources, start=1)]
     assert at == sorted(at) and len(at) == 3
@@ -63,7 +63,7 @@ def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(i
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     model = Model("SEARCH: who painted the zebra crossing\nI cannot tell.", "Quentin Oak [2].")
-    events = asked(index, how, RecallConfig(shown=4), chat=model)
+    events = asked(index, how, RecallConfig(writer_blocks=4), chat=model)
     answer = events[-1]
     assert answer.text == "Quentin Oak [2]."
     assert "".join(e.text for e in events if isinstance(e, AnswerToken)).strip() == answer.text
@@ -120,7 +120,7 @@ def test_recalling_asks_no_model(index):
 )
 def test_the_form_is_held_back_however_it_is_cut_into_pieces(reply, may_ask, told, wanted):
     for size in (1, 2, 7, len(reply)):
-        written, heard = Written(hold=False, from_blocks=True, may_ask=may_ask), []
+        written, heard = AnswerFilter(hold=False, from_blocks=True, may_ask=may_ask), []
         for at in range(0, len(reply), size):
             heard.append(written.feed(reply[at : at + size]))
         heard.append(written.rest())
@@ -141,5 +141,5 @@ def test_a_writer_of_ones_own_may_ask_too(index):
             else:
                 yield " ".join(sorted({b.chunk.document_id for b in memory.blocks} & {"lease", "far"}))
 
-    answer = index.answer(QUESTION, RecallConfig(shown=4), writer=Own())
+    answer = index.answer(QUESTION, RecallConfig(writer_blocks=4), writer=Own())
     assert (answer.text, answer.usage.rounds) == ("far lease", 1)

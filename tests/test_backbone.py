@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, Prompt
 from compmem.backbone.attention import attention
 from compmem.backbone.batching import batches, halving
-from compmem.backbone.stop import Stop, in_circles
+from compmem.backbone.stop import Stop, is_repeating
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
@@ -728,7 +728,7 @@ def test_bfloat16_finds_a_kernel_for_blocks_of_unlike_length(saved_model, graphs
     ],
 )
 def test_the_same_run_of_tokens_three_times_is_a_circle(tokens, ends):
-    assert in_circles(tokens) is ends
+    assert is_repeating(tokens) is ends
 
 
 def test_a_row_that_goes_in_circles_ends_where_it_is_asked_to(tiny_backbone):
@@ -736,7 +736,7 @@ def test_a_row_that_goes_in_circles_ends_where_it_is_asked_to(tiny_backbone):
     backbone.decoder.lm_head.weight.data.zero_()  # always the first token
     with torch.inference_mode():
         [long] = backbone.generate([prompt], max_new_tokens=400, stop_ids=())
-        [short] = backbone.generate([prompt], max_new_tokens=400, stop_ids=(), stop_circles=True)
-        streamed = list(backbone.stream(prompt, max_new_tokens=400, stop_ids=(), stop_circles=True))
+        [short] = backbone.generate([prompt], max_new_tokens=400, stop_ids=(), stop_on_repetition=True)
+        streamed = list(backbone.stream(prompt, max_new_tokens=400, stop_ids=(), stop_on_repetition=True))
     assert len(long) == 400
     assert short == streamed == long[:24]

@@ -16,10 +16,10 @@ from compmem.encoder import Parts, load_encoder
 from compmem.errors import ReaderError
 from compmem.schema import Document
 from compmem_research.bench import memory as memories
-from compmem_research.bench.asking import TIMES, ask, measure
 from compmem_research.bench.backbone_chat import BackboneChat
-from compmem_research.bench.cells import Cell, Sources
 from compmem_research.bench.commands import app
+from compmem_research.bench.conditions import Cell, Sources
+from compmem_research.bench.measuring import TIMES, ask, measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.plots import draw
 from compmem_research.bench.quality import Sweep, suite, sweep
@@ -27,7 +27,7 @@ from compmem_research.bench.quality_report import results
 from compmem_research.bench.report import report
 from compmem_research.bench.scores import summary
 from compmem_research.bench.sharing import shared
-from compmem_research.bench.systems import SYSTEMS, entrant, with_readers
+from compmem_research.bench.systems import SYSTEMS, system_run, with_readers
 from compmem_research.tasks.sample import Sample, Span
 from tests.hashing import HashEncoder
 from tests.samples import write_samples
@@ -57,7 +57,7 @@ def models():
 def row_of(name, models, given=None, scan_until=10**9):
     given = given or sample()
     with Memories(given, models, scan_until=scan_until) as made:
-        return measure(entrant(name), made.of(entrant(name)), given, models, before="What is that?")
+        return measure(system_run(name), made.of(system_run(name)), given, models, before="What is that?")
 
 
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if "extractive" in system.readers])
@@ -137,12 +137,12 @@ def test_latent_and_chat_systems_run_on_one_backbone(models, tiny_backbone):
     with pytest.raises(ReaderError, match="larger than the context of 16384"):
         row_of("full-context:chat", both, sample(noise=600))
     with Memories(sample(noise=2), both, scan_until=10**9) as made:
-        held = made.of(entrant("lychee-no-gate:latent"))
+        held = made.of(system_run("lychee-no-gate:latent"))
         assert held.index.info().kv_bytes > 0
         assert len(held.gold) == 1
-        assert made.of(entrant("compmem-once:latent")).index.config.chunk_tokens == 256
-        with held.index.bench("Who?", None, config) as bench:
-            assert bench.fetch(bench.propose(""))[0].kv is not None
+        assert made.of(system_run("compmem-once:latent")).index.config.chunk_tokens == 256
+        with held.index.question_context("Who?", None, config) as context:
+            assert context.fetch(context.propose(""))[0].kv is not None
 
 
 def test_a_paragraph_is_read_once_and_charged_each_time():
@@ -185,14 +185,14 @@ def test_a_cell_that_is_not_there_is_named(name, why):
 
 
 def test_names_of_systems_and_suites():
-    assert entrant("lychee:latent").name == "lychee:latent"
+    assert system_run("lychee:latent").name == "lychee:latent"
     assert with_readers(["rag-dense"]) == ["rag-dense", "rag-dense:chat"]
     with pytest.raises(ValueError, match="lychee has the readers extractive, latent"):
-        entrant("lychee:chat")
+        system_run("lychee:chat")
     with pytest.raises(ValueError, match="unknown suite 'x'"):
         suite("x")
-    for cells, systems in map(suite, ("length", "chunks", "ablations", "tasks", "memory", "model")):
-        assert all(map(Cell.read, cells)) and all(map(entrant, systems))
+    for conditions, systems in map(suite, ("length", "chunks", "ablations", "tasks", "memory", "model")):
+        assert all(map(Cell.read, conditions)) and all(map(system_run, systems))
     assert set(suite("length", readers=True)[1]) > {"compmem-once:chat", "compmem-once:latent", "rag-fused:latent"}
 
 
@@ -266,12 +266,12 @@ def test_the_page_and_the_plots_come_from_the_folders_of_runs(tmp_path, models):
         run = tmp_path / suite_name
         data = tmp_path / "own.jsonl"
         write_samples(data, [sample(n) for n in range(2)])
-        assert sweep(Sweep(data=tmp_path, out=run, cells=(str(data),), systems=(system,), questions=2)) == 0
+        assert sweep(Sweep(data=tmp_path, out=run, conditions=(str(data),), systems=(system,), questions=2)) == 0
         scores = json.loads((run / "scores.json").read_text())
         [entry] = scores["scores"]
-        cells = ("hqa@56k", "hqa@112k", "hqa@224k")
-        scores["scores"] = [{**entry, "cell": cell} for cell in cells]
-        scores["cells"] = {cell: {"tokens": 56000 * 2**i, "filled": 0.25 * i} for i, cell in enumerate(cells)}
+        conditions = ("hqa@56k", "hqa@112k", "hqa@224k")
+        scores["scores"] = [{**entry, "cell": cell} for cell in conditions]
+        scores["cells"] = {cell: {"tokens": 56000 * 2**i, "filled": 0.25 * i} for i, cell in enumerate(conditions)}
         (run / "scores.json").write_text(json.dumps(scores))
     plots = draw(results(tmp_path), tmp_path / "plots")
     assert {p.name for p in plots} == {
@@ -292,7 +292,7 @@ def test_the_page_and_the_plots_come_from_the_folders_of_runs(tmp_path, models):
 
 
 def test_an_answer_tells_what_was_proposed(models):
-    one = entrant("rag-bm25")
+    one = system_run("rag-bm25")
     with Memories(sample(), models, scan_until=10**9) as made:
         told = ask(one, made.of(one).index, sample().question, models)
         assert told.proposed == told.ranked

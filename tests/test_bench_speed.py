@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from compmem_research.bench import speed, speed_cells
+from compmem_research.bench import speed, speed_conditions
 
 
 @pytest.fixture
@@ -57,26 +57,26 @@ def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(small):
         raise MemoryError("tried batches of 2, 1")
 
     rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    cells, kept = {}, []
+    conditions, kept = {}, []
     planned = [speed.Planned("full 1K", fails, 1000), speed.Planned("rates", dict)]
-    speed.run(rig, planned, cells, lambda: kept.append(len(cells)), until=float("inf"))
-    assert cells["full 1K"]["failed"] == "MemoryError: tried batches of 2, 1"
+    speed.run(rig, planned, conditions, lambda: kept.append(len(conditions)), until=float("inf"))
+    assert conditions["full 1K"]["failed"] == "MemoryError: tried batches of 2, 1"
     assert kept == [1, 2]
 
 
 def test_no_cell_begins_that_may_end_too_late(small):
-    cells = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
+    conditions = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
     tokens = {"rates": 0, "batch": 0, "compmem 1K": 1000, "full 1K": 1000, "compmem 2K": 2000, "full 3K": 3000}
     planned = [speed.Planned(name, dict, count) for name, count in tokens.items()]
-    assert [speed._expected(one, planned, cells) for one in planned] == [30, 30, 30, 30, 20, 45]
+    assert [speed._expected(one, planned, conditions) for one in planned] == [30, 30, 30, 30, 20, 45]
     rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    speed.run(rig, planned, cells, lambda: None, until=time.monotonic() + 25)
-    assert "compmem 2K" in cells
-    assert "full 3K" not in cells
+    speed.run(rig, planned, conditions, lambda: None, until=time.monotonic() + 25)
+    assert "compmem 2K" in conditions
+    assert "full 3K" not in conditions
 
 
 def test_works_that_take_turns_are_timed_each_by_itself():
-    done, clock = [], speed_cells.Clock(speed.torch.device("cpu"), 0)
+    done, clock = [], speed_conditions.Clock(speed.torch.device("cpu"), 0)
     works = {"short": lambda: done.append("short"), "long": lambda: (done.append("long"), time.sleep(0.02))}
     timed = clock.in_turns(works, rounds=3)
     assert done == ["short", "long"] * 3

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, candidates
-from compmem.vector_search import ExactSearch
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
+from compmem.retrieval import candidates
+from compmem.retrieval.vector_search import ExactSearch
 from tests.hashing import HashEncoder
 
 TEXTS = {
@@ -22,8 +23,8 @@ def index(request):
     return index
 
 
-def titles(bench, numbers):
-    return [b.chunk.title for b in bench.fetch(numbers)]
+def titles(context, numbers):
+    return [b.chunk.title for b in context.fetch(numbers)]
 
 
 def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
@@ -43,16 +44,18 @@ def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
 
 def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
     for memory in ("", "Big Eyes: Big Eyes is a film directed by Jane Roe."):
-        with index.bench("Who is the spouse of the director of Big Eyes?", None, LoopConfig(first_stage=4)) as bench:
-            in_turn = bench.propose(memory)
+        with index.question_context(
+            "Who is the spouse of the director of Big Eyes?", None, LoopConfig(first_stage=4)
+        ) as context:
+            in_turn = context.propose(memory)
             monkeypatch.setattr(candidates, "BESIDE_FROM", 0)
-            assert bench.propose(memory) == in_turn
+            assert context.propose(memory) == in_turn
             monkeypatch.undo()
 
 
 def test_whom_a_memory_line_speaks_of_is_asked_for_though_no_block_is_named_so(index):
     config = LoopConfig(first_stage=4, links=False)
-    with index.bench("Who is married to the director of Big Eyes?", None, config) as bench:
-        words_alone = replace(bench.stage, dense=None)
-        assert "The Fall" not in titles(bench, words_alone.propose(""))
-        assert "The Fall" in titles(bench, words_alone.propose("Big Eyes: directed by Jane Roe."))
+    with index.question_context("Who is married to the director of Big Eyes?", None, config) as context:
+        words_alone = replace(context.stage, dense=None)
+        assert "The Fall" not in titles(context, words_alone.propose(""))
+        assert "The Fall" in titles(context, words_alone.propose("Big Eyes: directed by Jane Roe."))

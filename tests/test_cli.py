@@ -328,7 +328,7 @@ def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
     args += ["--reader", "chat", "--model", "m", "--base-url", url]
     answer = done(*args, "--api-key-env", "MY_KEY")
     assert answer["working_memory"] == "Dora Finch owns Mill House."
-    assert answer["exited"] == "exit gate"
+    assert answer["stop_reason"] == "exit_gate"
     assert answer["usage"]["model_calls"] == 2
     assert [key for _, key, _ in endpoint.seen] == ["Bearer secret"] * 2
     assert endpoint.seen[0][0] == "/v1/chat/completions"

@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
-from compmem.drivers import gathered, run
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, threads
+from compmem.loop import deadline
+from compmem.loop.drivers import run, run_loop
+from compmem.loop.loop import recall_loop
 from compmem.readers import ChatReader
-from compmem.readers.calls import apieces, pieces
-from compmem.reasoner import gather
+from compmem.readers.chat_model import apieces, pieces
 from compmem.schema import Answer, Chunk, MemoryBlock, Reading, Step, WorkingMemory
 from compmem.trace import as_page
 from tests.hashing import HashEncoder
@@ -132,7 +133,7 @@ def asked(index, how, config, clock=None, **models):
 def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hung, clock, kind, how):
     chat = models(hung, [])[kind]
     answer = asked(index, how, RecallConfig(reader="chat", max_seconds=BRIEFLY), clock, chat=chat)
-    assert answer.exited == "seconds"
+    assert answer.stop_reason == "seconds"
     assert [(step.lost, step.updated) for step in answer.steps] == [(True, False)]
     assert answer.found
     assert "Acme rents Harbour House." in answer.text
@@ -145,7 +146,7 @@ def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hu
 def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, how):
     chat = models(hung, [NOTE])[kind]
     answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), clock, chat=chat)
-    assert (answer.exited, answer.text) == ("seconds", "Acme rents Harbour House.")
+    assert (answer.stop_reason, answer.text) == ("seconds", "Acme rents Harbour House.")
     assert [(step.lost, step.updated) for step in answer.steps] == [(False, True)]
     assert len(answer.sources) == 1
 
@@ -154,7 +155,7 @@ def test_where_writing_hangs_the_notes_are_the_answer(index, hung, clock, kind, 
 def test_a_writer_that_hangs_is_replaced_by_quotations(index, hung, clock, how):
     chat = models(hung, [])["plain"]
     answer = asked(index, how, RecallConfig(writer="chat", threshold=0.0, max_seconds=LONG), clock, chat=chat)
-    assert answer.exited == "seconds"
+    assert answer.stop_reason == "seconds"
     assert "Lloyd insures Harbour House." in answer.text
 
 
@@ -171,7 +172,7 @@ def test_what_was_streamed_before_the_writing_hung_is_the_answer(index, hung, cl
         yield "or not"
 
     answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), clock, chat=model)
-    assert (answer.exited, answer.text) == ("seconds", "Lloyd")
+    assert (answer.stop_reason, answer.text) == ("seconds", "Lloyd")
 
 
 def test_nothing_known_is_said_to_be_a_matter_of_time(index, hung, clock):
@@ -245,14 +246,14 @@ def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, c
     monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
     config, chat = RecallConfig(reader="chat", max_seconds=BRIEFLY), models(hung, [])["plain"]
     for how in ("sync", "async"):
-        assert asked(index, how, config, clock, chat=chat).exited == "seconds"
+        assert asked(index, how, config, clock, chat=chat).stop_reason == "seconds"
     for how in ("sync", "async"):
         with pytest.raises(ReaderError, match=r"2 abandoned calls .* have not returned"):
             asked(index, how, config, clock, chat=chat)
     assert len(calling()) == 2
     hung.set()
     wait_for_calls()
-    assert asked(index, "sync", config.but(max_seconds=LONG), chat=lambda messages: NOTE).exited == "exit gate"
+    assert asked(index, "sync", config.replace(max_seconds=LONG), chat=lambda messages: NOTE).stop_reason == "exit_gate"
 
 
 def test_a_step_is_begun_only_while_there_is_time_for_it_and_for_the_answer():
@@ -276,9 +277,11 @@ def test_a_step_is_begun_only_while_there_is_time_for_it_and_for_the_answer():
             now[0] += 2.0
             return Reading(memory=memory, update=False, exit=False)
 
-    loop = gather(Bench(), RecallConfig(max_seconds=9.0), 0.5, clock=lambda: now[0])
-    found = run(gathered("q?", loop, Slow()))
-    assert (found.exited, len(found.steps)) == ("seconds", 3), "6 s of reading, then 2 s for another and 2 s to answer"
+    loop = recall_loop(Bench(), RecallConfig(max_seconds=9.0), 0.5, clock=lambda: now[0])
+    found = run(run_loop("q?", loop, Slow()))
+    assert (found.stop_reason, len(found.steps)) == ("seconds", 3), (
+        "6 s of reading, then 2 s for another and 2 s to answer"
+    )
 
 
 VARIABLE = contextvars.ContextVar("variable", default="unset")
@@ -312,7 +315,10 @@ def test_context_variables_reach_the_model_and_stay_over_its_pieces(index, kind,
     def ask():
         VARIABLE.set("mine")
         for seconds in (None, LONG):
-            assert asked(index, how, RecallConfig(reader="chat", max_seconds=seconds), chat=chat).exited == "exit gate"
+            assert (
+                asked(index, how, RecallConfig(reader="chat", max_seconds=seconds), chat=chat).stop_reason
+                == "exit_gate"
+            )
 
     contextvars.copy_context().run(ask)
     assert seen == ["mine"] * 4, "a reading and a writing each"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from compmem import MemoryIndex
-from compmem.chunking import split
 from compmem.cli.demo import QUESTIONS
 from compmem.cli.demo_docs import MODULES, documents
 from compmem.config import IndexConfig
 from compmem.encoder import load_encoder
+from compmem.ingest.chunking import split
 
 
 @pytest.fixture(scope="module")

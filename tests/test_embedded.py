@@ -7,7 +7,7 @@ import torch
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.backbone import Backbone
-from compmem.compressor import KVCompressor
+from compmem.ingest.compressor import KVCompressor
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
 from compmem.store.kv import pack, unpack
@@ -34,7 +34,7 @@ def facts(embedded):
 
 
 def replies(backbone, facts, kind):
-    prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
+    prompts = StepPrompts(backbone, LatentPrompts.from_backbone(backbone))
     asked = [prompts.step(question, "") for question, _, _ in facts]
     kept = [[unpack(pack(kv, kind))] for _, _, kv in facts]
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_weighing_reads_less_and_gets_more_right():
         index.add(Document(id=p, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE, CITIES, strict=True))
         for weigh in right:
             for person, city in zip(PEOPLE, CITIES, strict=True):
-                answer = index.answer(f"In which city does {person} live?", LoopConfig(weigh=weigh))
+                answer = index.answer(f"In which city does {person} live?", LoopConfig(reader_threshold=weigh))
                 right[weigh] += city in answer.text
                 read[weigh] += answer.usage.blocks_read
     assert right[0.4] >= 15

@@ -1,8 +1,8 @@
 import numpy as np
 
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
+from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
-from compmem.view import Viewer
 from tests.hashing import HashEncoder
 from tests.test_gate import QUESTION, Words
 
@@ -23,7 +23,7 @@ ZOO = block("Zoo", "Animals live there.")
 
 
 def reader():
-    return ExtractiveReader(Viewer(QUESTION, HashEncoder(), Words()))
+    return ExtractiveReader(QueryAnalyzer(QUESTION, HashEncoder(), Words()))
 
 
 def test_it_keeps_sentences_of_the_text_with_what_they_are_about():
@@ -71,7 +71,7 @@ def test_a_block_of_one_vector_is_read_as_a_whole():
 
 def test_all_answers_of_a_list_are_quoted_and_only_those():
     codes = [block(f"Note {n}", f"The code of the vault is {n}{n}{n}.") for n in range(1, 7)]
-    asked = ExtractiveReader(Viewer("What are the codes of the vault?", HashEncoder(), Words()))
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of the vault?", HashEncoder(), Words()))
     memory = WorkingMemory()
     for one in [*codes, ZOO, ACME]:
         reading = asked.read("", memory, [one])

@@ -45,8 +45,8 @@ def seen(drawn, tenants, question, wanted):
         recalls = [(r.chunk.id, r.score) for r in index.recall(question, 4, filter=wanted, config=SMALL)]
         answer = index.answer(question, SMALL, filter=wanted)
         steps = [[(r.chunk.id, r.score) for r in step.recalls] for step in answer.steps]
-        with index.bench(question, wanted, SMALL) as bench:
-            proposed = [c.id for c in bench.snapshot.chunks(bench.propose(answer.working_memory))]
+        with index.question_context(question, wanted, SMALL) as context:
+            proposed = [c.id for c in context.snapshot.chunks(context.propose(answer.working_memory))]
         return recalls, answer.text, steps, proposed
 
 

@@ -8,7 +8,7 @@ import pytest
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatReader, Endpoint
-from compmem.readers.fitting import Shown, fitted, packed
+from compmem.readers.prompt_budget import Shown, fitted, packed
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
 
@@ -130,7 +130,7 @@ def test_the_setting_reaches_the_prompts_of_the_loop_and_of_a_writer():
     with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
         index.add([Document(id=f"d{n}", chunks=[LONG[n * 9000 : n * 9000 + 9000]]) for n in range(8)])
         for config in (RecallConfig(reader="chat", max_steps=3), RecallConfig()):
-            index.answer("Where is item 150?", config.but(prompt_tokens=1500), chat=model)
+            index.answer("Where is item 150?", config.replace(prompt_tokens=1500), chat=model)
     assert model.prompts and max(model.sizes) <= 1500
     with pytest.raises(ValueError, match="prompt_tokens"):
         RecallConfig(prompt_tokens=0)
@@ -141,7 +141,7 @@ def test_a_language_model_reads_the_best_blocks_where_the_gate_turns_all_down():
     with MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index:
         index.add([Document(id=f"d{n}", text=f"Invoice {n} is due within thirty days.") for n in range(12)])
         refused = RecallConfig(threshold=1.0)
-        reading = refused.but(reader="chat")
+        reading = refused.replace(reader="chat")
         answer = index.answer("When must it be paid?", reading, chat=model)
         assert (answer.text, answer.usage.model_calls, len(answer.steps[0].recalls)) == ("done", len(model.prompts), 4)
         assert not index.answer("When must it be paid?", refused).found

@@ -11,16 +11,16 @@ from compmem.gate import (
     QUESTION_FEATURES,
     GateHead,
     best_windows,
-    digest,
     features,
     first_features,
     later_features,
+    parse_block,
     question_features,
 )
-from compmem.ranking import Standing, rank_of
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.retrieval.ranking import SearchRanks, rank_of
 from compmem.schema import Chunk, MemoryBlock
-from compmem.terms import names_of, terms
-from compmem.view import Viewer
+from compmem.text.tokenize import names_of, terms
 from tests.hashing import HashEncoder
 
 PASSAGES = {
@@ -61,20 +61,20 @@ def blocks():
         spans = tuple((a, b) for a, b in ((0, edge), (edge, len(text))) if text[a:b].strip())
         chunk = Chunk(text=text, title=title, sentences=spans)
         out.append(MemoryBlock(chunk=chunk, vectors=encoder.encode([text, *chunk.sentence_texts()])))
-    return [digest(b) for b in out]
+    return [parse_block(b) for b in out]
 
 
 @pytest.fixture
-def viewer():
-    return Viewer(QUESTION, HashEncoder(), Words())
+def analyzer():
+    return QueryAnalyzer(QUESTION, HashEncoder(), Words())
 
 
 def column(matrix, name):
     return matrix[:, FEATURES.index(name)]
 
 
-def test_features_of_many_blocks_are_those_of_each(viewer, blocks):
-    view = viewer.view("Acme: Acme rents the Harbour Building.")
+def test_features_of_many_blocks_are_those_of_each(analyzer, blocks):
+    view = analyzer.analyze("Acme: Acme rents the Harbour Building.")
     together = features(view, blocks)
     apart = np.concatenate([features(view, [b]) for b in blocks])
     assert together.shape == (4, len(FEATURES))
@@ -83,19 +83,19 @@ def test_features_of_many_blocks_are_those_of_each(viewer, blocks):
     assert features(view, []).shape == (0, len(FEATURES))
 
 
-def test_a_name_in_the_question_and_a_name_in_the_memory_point_to_their_blocks(viewer, blocks):
-    before = features(viewer.view(""), blocks)
+def test_a_name_in_the_question_and_a_name_in_the_memory_point_to_their_blocks(analyzer, blocks):
+    before = features(analyzer.analyze(""), blocks)
     assert column(before, "named_in_question").tolist() == [1, 0, 0, 0]
     assert column(before, "named_in_memory").tolist() == [0, 0, 0, 0]
-    after = features(viewer.view("Acme: Acme rents the Harbour Building."), blocks)
+    after = features(analyzer.analyze("Acme: Acme rents the Harbour Building."), blocks)
     assert column(after, "named_in_memory").tolist() == [0, 1, 0, 0]
     assert column(after, "named_in_memory_capital")[1] == 1.0
     assert column(after, "named_in_memory_nearby")[1] > 0  # "rents" is said of it, and asked for
     assert column(after, "already_named")[0] == 1.0
 
 
-def test_what_the_memory_covers_is_no_longer_missing(viewer, blocks):
-    before, after = (features(viewer.view(m), blocks) for m in ("", "Acme: Acme rents the Harbour Building."))
+def test_what_the_memory_covers_is_no_longer_missing(analyzer, blocks):
+    before, after = (features(analyzer.analyze(m), blocks) for m in ("", "Acme: Acme rents the Harbour Building."))
     assert column(after, "coverage_missing")[0] < column(before, "coverage_missing")[0]
     assert column(after, "coverage_missing")[1] > column(before, "coverage_missing")[1]
     assert (column(after, "joint_sentence")[1] - column(before, "joint_sentence")[1]) > 0
@@ -110,16 +110,16 @@ def test_each_memory_line_is_encoded_once(blocks):
             return super().encode(texts)
 
     encoder = Counting()
-    viewer = Viewer(QUESTION, encoder, Words())
-    viewer.view("one line")
-    viewer.view("one line\nanother line")
+    analyzer = QueryAnalyzer(QUESTION, encoder, Words())
+    analyzer.analyze("one line")
+    analyzer.analyze("one line\nanother line")
     assert encoder.seen == 3
 
 
-def standing(count):
+def search_ranks(count):
     """As if both searches had returned all blocks in this order."""
     places = np.arange(1, count + 1)
-    return Standing(places, places, (1 / places).astype(np.float32))
+    return SearchRanks(places, places, (1 / places).astype(np.float32))
 
 
 def identity(network, name, names):
@@ -132,33 +132,36 @@ def identity(network, name, names):
         network.out[:, :2, 0] = torch.tensor([1.0, -1.0])
 
 
-def test_the_shipped_gate_prefers_what_the_question_needs_next(viewer, blocks):
+def test_the_shipped_gate_prefers_what_the_question_needs_next(analyzer, blocks):
     gate = GateHead.load()
-    rows, places = np.arange(4), Standing(np.array([1, 2, 4, 3]), np.array([1, 2, 0, 0]), np.array([3, 2, 0, 0], "f"))
-    look = gate.look(features(viewer.view(""), blocks), places, rows)
+    rows, places = (
+        np.arange(4),
+        SearchRanks(np.array([1, 2, 4, 3]), np.array([1, 2, 0, 0]), np.array([3, 2, 0, 0], "f")),
+    )
+    look = gate.first_scores(features(analyzer.analyze(""), blocks), places, rows)
     assert ((look.probabilities >= 0) & (look.probabilities <= 1)).all()
     assert look.probabilities.argmax() == 0
     assert 0 <= look.more <= 1
     assert 0 <= look.found <= 1
-    left = features(viewer.view("Acme: Acme rents the Harbour Building."), blocks[1:])
+    left = features(analyzer.analyze("Acme: Acme rents the Harbour Building."), blocks[1:])
     said = np.array([*look.logits, *look.logits[1:]], np.float32)
-    then = gate.look_again(left, said, np.ones(3, bool), np.arange(3))
+    then = gate.later_pass(left, said, np.ones(3, bool), np.arange(3))
     assert then.argmax() == 0  # the building
 
 
-def test_a_saved_gate_is_the_gate(tmp_path, viewer, blocks):
+def test_a_saved_gate_is_the_gate(tmp_path, analyzer, blocks):
     torch.manual_seed(0)
     gate = GateHead(hidden=16, heads=2)
     gate.threshold, gate.more_threshold, gate.found_threshold = 0.3, 0.2, 0.1
     gate.calibration.copy_(torch.tensor([[2.0, 1.0], [1.0, 0.5], [0.5, 0.0], [3.0, -1.0]]))
     gate.save(tmp_path / "gate.safetensors")
     again = GateHead.load(tmp_path / "gate.safetensors")
-    seen = features(viewer.view(""), blocks)
-    one, two = (g.look(seen, standing(4), np.arange(4)) for g in (gate, again))
+    seen = features(analyzer.analyze(""), blocks)
+    one, two = (g.first_scores(seen, search_ranks(4), np.arange(4)) for g in (gate, again))
     assert np.array_equal(one.probabilities, two.probabilities)
     assert (one.more, one.found) == (two.more, two.found)
     said = np.array([*one.logits, *one.logits], np.float32)
-    assert np.array_equal(*(g.look_again(seen, said, np.ones(4, bool), np.arange(4)) for g in (gate, again)))
+    assert np.array_equal(*(g.later_pass(seen, said, np.ones(4, bool), np.arange(4)) for g in (gate, again)))
     assert (again.threshold, again.more_threshold, again.found_threshold) == (0.3, 0.2, 0.1)
 
 
@@ -168,8 +171,8 @@ def test_equal_values_share_the_best_of_their_ranks():
     assert rank_of(np.zeros(0, np.float32)).tolist() == []
 
 
-def test_where_a_block_stands_does_not_depend_on_the_order_of_the_list(viewer, blocks):
-    own, places = features(viewer.view(""), blocks), standing(4)
+def test_where_a_block_stands_does_not_depend_on_the_order_of_the_list(analyzer, blocks):
+    own, places = features(analyzer.analyze(""), blocks), search_ranks(4)
     order = np.array([2, 0, 3, 1])
     np.testing.assert_allclose(
         first_features(own[order], places.take(order)), first_features(own, places)[order], atol=1e-6
@@ -184,22 +187,22 @@ def test_where_a_block_stands_does_not_depend_on_the_order_of_the_list(viewer, b
     np.testing.assert_allclose(again, whole, atol=1e-6)
 
 
-def test_a_list_of_one_block_and_an_empty_one_have_features(viewer, blocks):
-    own = features(viewer.view(""), blocks[:1])
-    first = first_features(own, standing(1))
+def test_a_list_of_one_block_and_an_empty_one_have_features(analyzer, blocks):
+    own = features(analyzer.analyze(""), blocks[:1])
+    first = first_features(own, search_ranks(1))
     assert first.shape == (1, len(FIRST_FEATURES))
     later = later_features(own, np.array([1.0, 1.0], np.float32), np.array([True]), np.array([0]))
     assert later.shape == (1, len(LATER_FEATURES))
     whole = question_features(own, first, np.array([1.0], np.float32))
     assert whole.shape == (len(QUESTION_FEATURES),)
     assert all(np.isfinite(x).all() for x in (first, later, whole))
-    none = Standing(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    none = SearchRanks(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert first_features(own[:0], none).shape == (0, len(FIRST_FEATURES))
 
 
-def test_a_block_that_no_search_returned_stands_behind_those_that_one_did(viewer, blocks):
-    own = features(viewer.view(""), blocks)
-    places = Standing(np.array([1, 0, 0, 2]), np.array([0, 1, 0, 2]), np.array([0, 5, 0, 1], np.float32))
+def test_a_block_that_no_search_returned_stands_behind_those_that_one_did(analyzer, blocks):
+    own = features(analyzer.analyze(""), blocks)
+    places = SearchRanks(np.array([1, 0, 0, 2]), np.array([0, 1, 0, 2]), np.array([0, 5, 0, 1], np.float32))
     seen = first_features(own, places)
     fused = seen[:, FIRST_FEATURES.index("fused_score")]
     assert fused[2] == 0
@@ -207,32 +210,32 @@ def test_a_block_that_no_search_returned_stands_behind_those_that_one_did(viewer
     assert seen[:, FIRST_FEATURES.index("dense_reciprocal_rank")].tolist() == [1, 0, 0, 0.5]
 
 
-def test_a_block_is_worth_what_its_best_window_is(viewer, blocks):
+def test_a_block_is_worth_what_its_best_window_is(analyzer, blocks):
     best, top = best_windows(np.array([0.0, 3.0, 3.0, -1.0, 2.0], np.float32), np.array([0, 0, 0, 1, 2]))
     assert best.tolist() == [3, -1, 2]
     assert top.tolist() == [1, 3, 4]
     gate = GateHead(hidden=4)
     identity(gate.first, "coverage", FIRST_FEATURES)
-    own = features(viewer.view(""), blocks)
+    own = features(analyzer.analyze(""), blocks)
     rows = np.array([0, 0, 1, 1])
-    look = gate.look(own, standing(2).take(rows), rows)
+    look = gate.first_scores(own, search_ranks(2).take(rows), rows)
     coverage = own[:, FEATURES.index("coverage")]
     np.testing.assert_allclose(look.logits, [coverage[:2].max(), coverage[2:].max()], atol=1e-6)
 
 
-def test_a_later_look_can_keep_what_the_first_was_sure_of(viewer, blocks):
+def test_a_later_look_can_keep_what_the_first_was_sure_of(analyzer, blocks):
     """A wrong read changes question and memory, yet what the first look said of a block is still before the gate."""
     gate = GateHead(hidden=4)
     identity(gate.later, "first_logit", LATER_FEATURES)
-    own = features(viewer.view("Zoo: Animals live in the zoo."), blocks[:2] + blocks[3:])
+    own = features(analyzer.analyze("Zoo: Animals live in the zoo."), blocks[:2] + blocks[3:])
     said, sure = [-3.0, 4.0, -2.0, -4.0], [-3.0, 4.0, -4.0]  # the third block was read, by mistake
-    again = gate.look_again(own, np.array([*said, *sure], np.float32), np.ones(3, bool), np.arange(3))
+    again = gate.later_pass(own, np.array([*said, *sure], np.float32), np.ones(3, bool), np.arange(3))
     np.testing.assert_allclose(again, 1 / (1 + np.exp(-np.array(sure) / 4)), atol=1e-6)
     assert again.argmax() == 1
 
 
-def test_a_block_that_the_first_look_did_not_see_is_told_apart(viewer, blocks):
-    own = features(viewer.view("Acme: Acme rents the Harbour Building."), blocks[:2])
+def test_a_block_that_the_first_look_did_not_see_is_told_apart(analyzer, blocks):
+    own = features(analyzer.analyze("Acme: Acme rents the Harbour Building."), blocks[:2])
     seen = later_features(own, np.array([2.0, -1.0, 2.0, -1.0], np.float32), np.array([True, False]), np.arange(2))
     column = {n: seen[:, LATER_FEATURES.index(n)].tolist() for n in ("first_seen", "first_reciprocal", "first_margin")}
     assert column == {"first_seen": [1, 0], "first_reciprocal": [1, 0.5], "first_margin": [0, 0.75]}
@@ -278,11 +281,11 @@ def test_a_name_that_no_block_answers_to_still_leads_on():
     blocks = []
     for title, text in said.items():
         chunk = Chunk(text=text, title=title, sentences=((0, len(text)),))
-        blocks.append(digest(MemoryBlock(chunk=chunk, vectors=encoder.encode([text, text]))))
-    viewer = Viewer("Who is the spouse of the person who directed Big Eyes?", encoder, Words(said))
-    before = features(viewer.view(""), blocks)
+        blocks.append(parse_block(MemoryBlock(chunk=chunk, vectors=encoder.encode([text, text]))))
+    analyzer = QueryAnalyzer("Who is the spouse of the person who directed Big Eyes?", encoder, Words(said))
+    before = features(analyzer.analyze(""), blocks)
     assert not column(before, "spoken").any()
-    after = features(viewer.view("Big Eyes: Big Eyes was directed by Jane Roe in Oslo."), blocks)
+    after = features(analyzer.analyze("Big Eyes: Big Eyes was directed by Jane Roe in Oslo."), blocks)
     for name in ("spoken_weight", "spoken_nearby", "fresh_capital"):
         assert column(after, name)[1] > column(after, name)[2] == 0
     assert column(after, "fresh_missing")[1] > 0  # the sentence that names her says "spouse", which is still missing

@@ -3,10 +3,10 @@
 import numpy as np
 
 from compmem import Document, IndexConfig, MemoryIndex
-from compmem.chunking import split
-from compmem.gate import digest, digests
+from compmem.gate import parse_block, parse_windows
+from compmem.ingest.chunking import split
 from compmem.schema import Chunk, MemoryBlock
-from compmem.terms import heading_at, heading_over, headings_in, names_of
+from compmem.text.tokenize import heading_at, heading_over, headings_in, names_of
 from tests.hashing import HashEncoder
 
 FACT = "Harbour Hall\nHarbour Hall is a building that Acme rents from the town since 1990."
@@ -31,8 +31,8 @@ def test_headings_are_short_lines_over_long_ones():
 
 def test_a_usual_block_is_one_window_and_a_long_one_has_a_window_for_each_paragraph_under_a_heading():
     usual = block("Acme rents a building. It is red.", title="Acme")
-    assert [d.text for d in digests(usual)] == [digest(usual).text]
-    long = digests(block("\n\n".join([*NOISE[:20], FACT, *NOISE[20:]])))
+    assert [d.text for d in parse_windows(usual)] == [parse_block(usual).text]
+    long = parse_windows(block("\n\n".join([*NOISE[:20], FACT, *NOISE[20:]])))
     assert [d.titles[0] for d in long] == [f"matter {n}" for n in range(20)] + ["harbour hall"] + [
         f"matter {n}" for n in range(20, 60)
     ]
@@ -43,7 +43,7 @@ def test_a_usual_block_is_one_window_and_a_long_one_has_a_window_for_each_paragr
 
 def test_windows_without_headings_are_cut_by_length_and_keep_the_title():
     text = " ".join(f"Sentence number {n} tells something of sheep." for n in range(100))
-    windows = digests(block(text, title="Sheep"))
+    windows = parse_windows(block(text, title="Sheep"))
     assert len(windows) > 2
     assert all(w.length <= 200 and w.titles == ("sheep",) for w in windows)
     assert sum(w.length for w in windows) == len(text.split())

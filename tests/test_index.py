@@ -90,7 +90,7 @@ def test_nothing_admitted_means_nothing_found(index):
     answer = index.answer(QUESTION, filter={"year": 1800})
     assert not answer.found
     assert answer.sources == ()
-    assert answer.exited == "nothing left"
+    assert answer.stop_reason == "exhausted"
 
 
 def test_adding_the_same_again_does_nothing_and_a_change_replaces(index):

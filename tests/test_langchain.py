@@ -67,7 +67,7 @@ def chatting(retriever, *replies, **fields):
     return CompMemReasoner(
         index=retriever.index,
         chat_model=ScriptedChat(replies=list(replies)),
-        recall_config=READ_ALL.but(reader="chat"),
+        recall_config=READ_ALL.replace(reader="chat"),
         **fields,
     )
 
@@ -373,8 +373,8 @@ def test_filters_of_field_and_input(retriever):
 
 def test_prompts_are_the_callers(retriever):
     prompts = ChatPrompts(system="You speak like a pirate.")
-    standalone = ChatPromptTemplate.from_messages([MessagesPlaceholder("chat_history"), ("human", "Again: {question}")])
-    reasoner = chatting(retriever, "What?", STEP_2, "Arr.", prompts=prompts, standalone_prompt=standalone)
+    condense = ChatPromptTemplate.from_messages([MessagesPlaceholder("chat_history"), ("human", "Again: {question}")])
+    reasoner = chatting(retriever, "What?", STEP_2, "Arr.", prompts=prompts, condense_prompt=condense)
     reasoner.invoke({"question": "Where?", "chat_history": [HumanMessage("Ahoy")]})
     assert reasoner.chat_model.asked[0][-1].content == "Again: Where?"
     assert reasoner.chat_model.asked[1][0].content == "You speak like a pirate."
@@ -382,7 +382,7 @@ def test_prompts_are_the_callers(retriever):
 
 async def test_a_chat_model_that_writes_is_asked_once(retriever):
     chat = ScriptedChat(replies=["Tarnhill."])
-    settings = RecallConfig(shown=3)
+    settings = RecallConfig(writer_blocks=3)
     reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)
     recorder = Recorder()
     output = reasoner.invoke(QUESTION, {"callbacks": [recorder]})
@@ -396,7 +396,7 @@ async def test_a_chat_model_that_writes_is_asked_once(retriever):
 
 async def test_a_chat_model_asks_back_and_cites(retriever):
     replies = ["SEARCH: where Elena Marsh was born", "Tarnhill [1]."]
-    settings = RecallConfig(shown=2)
+    settings = RecallConfig(writer_blocks=2)
     for mode in ("sync", "async"):
         chat = ScriptedChat(replies=list(replies))
         reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)
@@ -643,7 +643,7 @@ def test_as_a_node_of_a_graph(reasoner, retriever):
 
 async def test_a_fallback_model_takes_over(retriever):
     model = ScriptedChat(replies=[OSError("down")]).with_fallbacks([ScriptedChat(replies=[STEP_2, "In Tarnhill."])])
-    reasoner = CompMemReasoner(index=retriever.index, chat_model=model, recall_config=READ_ALL.but(reader="chat"))
+    reasoner = CompMemReasoner(index=retriever.index, chat_model=model, recall_config=READ_ALL.replace(reader="chat"))
     assert reasoner.invoke(QUESTION)["answer"] == "In Tarnhill."
 
 
@@ -865,7 +865,9 @@ def test_a_model_that_gives_no_answer(retriever):
 
 def test_a_model_that_gives_no_text(retriever):
     reasoner = CompMemReasoner(
-        index=retriever.index, chat_model=RunnableLambda(lambda messages: 42), recall_config=READ_ALL.but(reader="chat")
+        index=retriever.index,
+        chat_model=RunnableLambda(lambda messages: 42),
+        recall_config=READ_ALL.replace(reader="chat"),
     )
     with pytest.raises(ReasoningError, match="gave a int, not text"):
         reasoner.invoke(QUESTION)

@@ -26,10 +26,10 @@ from compmem import (
     WorkingMemory,
 )
 from compmem.backbone import Backbone, MemoryConfig
-from compmem.compressor import KVCompressor, chunk_ids
+from compmem.ingest.compressor import KVCompressor, chunk_ids
+from compmem.kv_cache import KVCache
+from compmem.loop.roles import resolve_roles
 from compmem.readers.prompts import StepPrompts
-from compmem.resident import Resident
-from compmem.roles import resolve_roles
 from compmem.schema import Chunk, KVStates
 from compmem.store.kv import pack, unpack
 from tests.hashing import HashEncoder
@@ -137,8 +137,8 @@ def test_int8_blocks_give_the_first_token_of_bf16_blocks(tiny_backbone):
 def test_several_blocks_in_one_step_are_their_states_joined(tiny_backbone, made):
     backbone = tiny_backbone()
     index = made(backbone=backbone, ratio=2)
-    with index.bench(QUESTION, None, RecallConfig(reader="latent")) as bench:
-        blocks = bench.fetch(bench.propose(""))[:3]
+    with index.question_context(QUESTION, None, RecallConfig(reader="latent")) as context:
+        blocks = context.fetch(context.propose(""))[:3]
     joined = KVStates(
         keys=torch.cat([b.kv.keys for b in blocks], dim=2), values=torch.cat([b.kv.values for b in blocks], dim=2)
     )
@@ -167,7 +167,7 @@ def test_an_index_opened_again_answers_the_same(tmp_path, tiny_backbone, made, k
 def test_a_budget_of_no_bytes_answers_the_same_and_holds_nothing(tmp_path, tiny_backbone, made):
     backbone = tiny_backbone()
     before = made(tmp_path / "a", backbone=backbone).answer(QUESTION, SCAN, reader=overwriting(backbone))
-    with MemoryIndex.open(tmp_path / "a", backbone=backbone, runtime=RuntimeConfig(resident_bytes=0)) as index:
+    with MemoryIndex.open(tmp_path / "a", backbone=backbone, runtime=RuntimeConfig(kv_cache_bytes=0)) as index:
         assert index.answer(QUESTION, SCAN, reader=overwriting(backbone)).text == before.text
 
 
@@ -221,14 +221,14 @@ def test_a_trained_gate_on_the_backbone_decides(tiny_backbone, made):
     with torch.no_grad():
         backbone.decoder.gate_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     index = made(backbone=backbone, ratio=2)
-    config = LoopConfig(reader="latent", max_steps=1, reask=False)
-    with index.bench(QUESTION, None, config) as bench:
-        blocks = bench.propose("")
-        scores = bench.score("some notes", blocks)
-        alone = [bench.score("some notes", [n])[0] for n in blocks]
+    config = LoopConfig(reader="latent", max_steps=1, requery=False)
+    with index.question_context(QUESTION, None, config) as context:
+        blocks = context.propose("")
+        scores = context.score("some notes", blocks)
+        alone = [context.score("some notes", [n])[0] for n in blocks]
         assert scores == pytest.approx(alone, abs=1e-4)
-        assert scores != bench.score("others", blocks)
-        assert bench.threshold == 0.5
+        assert scores != context.score("others", blocks)
+        assert context.threshold == 0.5
         assert len(set(scores)) > 1
 
 
@@ -284,7 +284,7 @@ def test_weighing_a_block_is_asking_the_stock_model_that_has_read_its_text(tiny_
     texts = [backbone.encode(text) for text in ("Harbour is insured by Lloyd.", "It rained.", "Acme rents Harbour.")]
     prompts = StepPrompts(backbone, SHORT)
     with torch.inference_mode():
-        odds = prompts.weigh(QUESTION, "none", backbone.compress(texts, ratio=1))
+        odds = prompts.score_blocks(QUESTION, "none", backbone.compress(texts, ratio=1))
         expected, (yes, no) = [], (backbone.encode(word)[0] for word in ("yes", "no"))
         for text in texts:
             turn = prompts.step(QUESTION, "none")[len(backbone.lead) :]
@@ -306,7 +306,7 @@ def test_a_reader_that_insists_begins_the_reply(tiny_backbone, monkeypatch):
     block = MemoryBlock(chunk=Chunk(text="some text"), kv=backbone.compress([backbone.encode("some text")])[0])
     reader = LatentReader(backbone)
     plain = reader.read(QUESTION, WorkingMemory(), [block])
-    second = asyncio.run(reader.aread(QUESTION, WorkingMemory(), [block], insist=True))
+    second = asyncio.run(reader.aread(QUESTION, WorkingMemory(), [block], relevant=True))
     assert plain.usage.malformed_replies == 1
     assert (second.memory.text, second.update, second.exit) == ("Lloyd insures it.", True, False)
     assert asked[1] == asked[0] + backbone.encode_reply("<check>yes</check><update>")
@@ -315,12 +315,12 @@ def test_a_reader_that_insists_begins_the_reply(tiny_backbone, monkeypatch):
 def test_a_reader_without_gates_or_room_cannot_weigh(tiny_backbone):
     backbone = tiny_backbone()
     block = MemoryBlock(chunk=Chunk(text="some text"), kv=backbone.compress([backbone.encode("some text")])[0])
-    assert overwriting(backbone).weigh(QUESTION, WorkingMemory(), [block]) is None
-    assert LatentReader(backbone).weigh("?" * backbone.context, WorkingMemory(), [block]) is None
-    assert LatentReader(backbone, prompts=replace(SHORT, update="{question}{memory}<think>")).weighs is False
-    assert overwriting(backbone).weighs is False
-    assert LatentReader(backbone, prompts=SHORT).weighs is True
-    [odds] = LatentReader(backbone, prompts=SHORT).weigh(QUESTION, WorkingMemory(), [block])
+    assert overwriting(backbone).score_blocks(QUESTION, WorkingMemory(), [block]) is None
+    assert LatentReader(backbone).score_blocks("?" * backbone.context, WorkingMemory(), [block]) is None
+    assert LatentReader(backbone, prompts=replace(SHORT, update="{question}{memory}<think>")).can_score is False
+    assert overwriting(backbone).can_score is False
+    assert LatentReader(backbone, prompts=SHORT).can_score is True
+    [odds] = LatentReader(backbone, prompts=SHORT).score_blocks(QUESTION, WorkingMemory(), [block])
     assert -20 < odds < 20
 
 
@@ -357,15 +357,15 @@ def test_resident_blocks_are_the_last_used_within_the_budget():
         return [KVStates(keys=torch.full((1, 1, 4, 4), float(n)), values=torch.zeros(1, 1, 4, 4)) for n in numbers]
 
     loaded = []
-    resident = Resident(torch.device("cpu"), torch.float32, budget=3 * 128)
+    kv_cache = KVCache(torch.device("cpu"), torch.float32, budget=3 * 128)
     for numbers in ([1, 2, 3], [1], [4], [1, 3]):
-        assert [int(s.keys[0, 0, 0, 0]) for s in resident.take(numbers, load)] == numbers
+        assert [int(s.keys[0, 0, 0, 0]) for s in kv_cache.take(numbers, load)] == numbers
     assert loaded == [1, 2, 3, 4]
-    assert resident.bytes == len(resident) * 128 <= 3 * 128
-    groups = list(resident.stream(list(range(10)), load, size=4))
+    assert kv_cache.bytes == len(kv_cache) * 128 <= 3 * 128
+    groups = list(kv_cache.stream(list(range(10)), load, size=4))
     assert [int(s.keys[0, 0, 0, 0]) for group in groups for s in group] == list(range(10))
-    assert resident.bytes <= 3 * 128
-    assert list(resident.stream([], load, size=4)) == []
+    assert kv_cache.bytes <= 3 * 128
+    assert list(kv_cache.stream([], load, size=4)) == []
 
 
 def test_scoring_does_not_read_the_states_of_blocks(made):
@@ -448,8 +448,8 @@ def test_cuda_where_there_is_none_is_refused(saved_model):
 
 
 def test_bad_settings_are_refused(tiny_backbone):
-    with pytest.raises(ValueError, match="resident_bytes=-1"):
-        MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=RuntimeConfig(resident_bytes=-1))
+    with pytest.raises(ValueError, match="kv_cache_bytes=-1"):
+        MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=RuntimeConfig(kv_cache_bytes=-1))
     with pytest.raises(ValueError, match="must be at least 1"):
         LatentReader(tiny_backbone(), memory_tokens=0)
     with pytest.raises(ValueError, match="prompt 'answer' has the gaps"):

@@ -44,9 +44,9 @@ def test_a_question_over_a_large_store_holds_little_of_it(tiny_backbone, tmp_pat
             highest = max(highest, own_memory())
 
     with MemoryIndex.open(
-        tmp_path / "large.mem", backbone=backbone, runtime=RuntimeConfig(resident_bytes=HELD)
+        tmp_path / "large.mem", backbone=backbone, runtime=RuntimeConfig(kv_cache_bytes=HELD)
     ) as index:
-        index.answer("Which?", read_all.but(max_steps=3), reader=reader)  # what is allocated once
+        index.answer("Which?", read_all.replace(max_steps=3), reader=reader)  # what is allocated once
         before = own_memory()
         watcher = threading.Thread(target=watch)
         watcher.start()

@@ -12,17 +12,19 @@ from llama_index.core.base.llms.types import ChatMessage
 
 import compmem
 import llama_index_compmem
-from compmem import chunking, terms, trace
+from compmem import trace
 from compmem.cli import decoding, formats, html, records
 from compmem.encoder.loading import load_encoder
 from compmem.errors import CompMemError
-from compmem.readers import fitting, quoting, replies
+from compmem.ingest import chunking
+from compmem.readers import escaping, prompt_budget, replies
 from compmem.readers.chat import ChatReader, estimate_tokens
 from compmem.schema import Answer, Chunk, Document, MemoryBlock, Usage, WorkingMemory
-from compmem.sentences import sentences
 from compmem.store.columns import Column, moment
-from compmem.valid import valid
-from llama_index_compmem.standalone import standalone_by_rule
+from compmem.text import tokenize
+from compmem.text.sentences import sentences
+from compmem.text.unicode import valid
+from llama_index_compmem.condense_question import condense_by_rule
 from tests.hashing import HashEncoder
 
 UNITS = {
@@ -116,7 +118,7 @@ def cut(text):
 
 
 def paged(text):
-    nothing = {"found": True, "sources": (), "evidence": (), "steps": (), "exited": "exhausted", "usage": Usage()}
+    nothing = {"found": True, "sources": (), "evidence": (), "steps": (), "stop_reason": "exhausted", "usage": Usage()}
     answer = Answer(question=text, text=text, working_memory=text, **nothing)
     trace.printable(answer.text)
     trace.as_page(answer)
@@ -141,13 +143,13 @@ def quietly(read):
 READERS = {
     "sentences": sentences,
     "chunks": cut,
-    "names of a text": lambda text: terms.names_of("", [], text),
-    "names of a title": lambda text: terms.names_of(text, [text], ""),
-    "possible names": terms.possible_names,
-    "spoken names": terms.spoken_names,
-    "mentions": lambda text: terms.mentions(text, ["a a"]),
-    "terms": terms.content_terms,
-    "heading over": lambda text: terms.heading_over(text, len(text) // 2),
+    "names of a text": lambda text: tokenize.names_of("", [], text),
+    "names of a title": lambda text: tokenize.names_of(text, [text], ""),
+    "possible names": tokenize.possible_names,
+    "spoken names": tokenize.spoken_names,
+    "mentions": lambda text: tokenize.mentions(text, ["a a"]),
+    "terms": tokenize.content_terms,
+    "heading over": lambda text: tokenize.heading_over(text, len(text) // 2),
     "HTML": quietly(html.page_text),
     "Markdown": lambda text: formats.parse("md", b"x" + text.encode(), "a"),
     "plain text": lambda text: formats.parse("txt", b"x" + text.encode(), "a"),
@@ -155,23 +157,25 @@ READERS = {
     "JSON": records.json_text,
     "bytes": quietly(lambda text: decoding.decode(text.encode() + b"\xff", "a", html=True)),
     "reply": replies.parse_reply,
-    "spoken": replies.spoken,
-    "swallowed tag": replies.thinks_untagged,
-    "quoting": lambda text: quoting.unquoted(quoting.quoted(text)),
+    "spoken": replies.without_thinking,
+    "swallowed tag": replies.ends_untagged_thinking,
+    "quoting": lambda text: escaping.unescaped(escaping.escaped(text)),
     "prompts": asked,
-    "parts of prompts": lambda text: fitting.packed([fitting.Shown("a", text, "b")], 60, estimate_tokens),
-    "part of a prompt": lambda text: fitting.fitted([fitting.Shown("a", text, "b")], 60, {"a": 1.0}, estimate_tokens),
+    "parts of prompts": lambda text: prompt_budget.packed([prompt_budget.Shown("a", text, "b")], 60, estimate_tokens),
+    "part of a prompt": lambda text: prompt_budget.fitted(
+        [prompt_budget.Shown("a", text, "b")], 60, {"a": 1.0}, estimate_tokens
+    ),
     "surrogates": valid,
     "trace": paged,
     "text match": lambda text: Column([text, text + "z"]).mask("text match", text + "z"),
     "dates": moment,
-    "names of a chat": lambda text: standalone_by_rule([ChatMessage(text)], text),
+    "names of a chat": lambda text: condense_by_rule([ChatMessage(text)], text),
     "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
 }
 STREAMS = {
-    "spoken": lambda: replies.Spoken(hold=False),
-    "held": lambda: replies.Spoken(hold=True),
-    "references": quoting.Unquoting,
+    "spoken": lambda: replies.ThinkingFilter(hold=False),
+    "held": lambda: replies.ThinkingFilter(hold=True),
+    "references": escaping.Unescaper,
 }
 
 

@@ -65,13 +65,13 @@ async def test_without_an_llm_the_answer_is_quoted(index):
         assert [s["number"] for s in told["steps"]] == list(range(1, told["usage"]["steps"] + 1))
         assert told["steps"][0]["node_ids"] == [response.source_nodes[0].node.node_id]
         assert "born in Tarnhill" in told["working_memory"]
-        assert (told["found"], told["exited"] in ("exit gate", "nothing left", "steps")) == (True, True)
+        assert (told["found"], told["stop_reason"] in ("exit_gate", "exhausted", "steps")) == (True, True)
         assert told[response.source_nodes[0].node.node_id]["year"] == 1998
 
 
 async def test_an_llm_reads_and_answers(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm, recall=READING)
+    engine = index.as_query_engine(llm, recall_config=READING)
     response = engine.query(QUESTION)
     assert str(response) == "The answer is Tarnhill."
     assert names(response.source_nodes) == ["orchid", "marsh"]
@@ -83,7 +83,7 @@ async def test_an_llm_reads_and_answers(index):
 
 
 async def test_answers_are_streamed(index):
-    engine = index.as_query_engine(FakeLLM(), recall=READING, streaming=True)
+    engine = index.as_query_engine(FakeLLM(), recall_config=READING, streaming=True)
     response = engine.query(QUESTION)
     assert isinstance(response, StreamingResponse)
     assert names(response.source_nodes) == ["orchid", "marsh"]
@@ -92,7 +92,7 @@ async def test_answers_are_streamed(index):
     response = await engine.aquery(QUESTION)
     assert isinstance(response, AsyncStreamingResponse)
     assert [p async for p in response.async_response_gen()] == ["The ", "answer ", "is ", "Tarnhill."]
-    assert response.metadata["exited"] == "exit gate"
+    assert response.metadata["stop_reason"] == "exit_gate"
     assert str(index.as_query_engine(streaming=True).query(QUESTION)) == QUOTED
     abandoned = engine.query(QUESTION)
     assert next(abandoned.response_gen) == "The "
@@ -123,10 +123,13 @@ def test_filters_hold_in_every_step(index):
 
 
 def test_settings_of_the_loop_hold(index):
-    engine = index.as_query_engine(recall=RecallConfig(max_steps=1))
+    engine = index.as_query_engine(recall_config=RecallConfig(max_steps=1))
     assert len(engine.query(QUESTION).metadata["steps"]) == 1
-    assert make_index(recall=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata["exited"] == "steps"
-    memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall=LoopConfig.memagent())
+    assert (
+        make_index(recall_config=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata["stop_reason"]
+        == "steps"
+    )
+    memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall_config=LoopConfig.memagent())
     assert len(memagent.query(QUESTION).metadata["steps"]) == 5
 
 
@@ -141,7 +144,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
         memory="kv", backbone=str(saved_model("qwen2")), encoder=HashingEncoder() if encoder else None, chunk_tokens=64
     )
     index = CompMemIndex.from_documents(documents()[:2], config=settings, runtime=RuntimeConfig(device="cpu"))
-    engine = index.as_query_engine(recall=None)
+    engine = index.as_query_engine(recall_config=None)
     assert engine.get_prompts() == {}
     response = engine.query(QUESTION)
     assert response.metadata["usage"]["model_calls"] > 0
@@ -157,7 +160,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
 
 def test_prompts_are_shown_and_changed(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm, recall=READING)
+    engine = index.as_query_engine(llm, recall_config=READING)
     assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks", "ask_back"}
     engine.update_prompts({"answer": PromptTemplate("Say {it}: {question} Notes: {memory} {tone}", tone="Briefly.")})
     engine.query(QUESTION)
@@ -198,7 +201,7 @@ def test_without_a_model_there_are_no_prompts(index):
 
 async def test_an_llm_is_asked_once(index):
     llm = FakeLLM()
-    engine = index.as_query_engine(llm, recall=RecallConfig(shown=4))
+    engine = index.as_query_engine(llm, recall_config=RecallConfig(writer_blocks=4))
     engine.update_prompts({"from_blocks": PromptTemplate("Blocks: {blocks} Now say: {question}")})
     for ask in (engine.query(QUESTION), await engine.aquery(QUESTION), engine.with_streaming(True).query(QUESTION)):
         response = ask.get_response() if isinstance(ask, StreamingResponse) else ask
@@ -215,7 +218,7 @@ async def test_an_llm_is_asked_once(index):
 
 async def test_an_llm_asks_back_and_cites(index):
     replies = iter(["SEARCH: where Elena Marsh was born", "Tarnhill [2]."] * 3)
-    engine = index.as_query_engine(FakeLLM(lambda prompt: next(replies)), recall=RecallConfig(shown=3))
+    engine = index.as_query_engine(FakeLLM(lambda prompt: next(replies)), recall_config=RecallConfig(writer_blocks=3))
     for response in (
         engine.query(QUESTION),
         await engine.aquery(QUESTION),
@@ -256,7 +259,7 @@ def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(inde
         return "<check>no</check><update></update><next>continue</next>"
 
     nodes = [NodeWithScore(node=TextNode(text=f"Fact number {i}.")) for i in range(30)]
-    response = index.as_query_engine(chat=chat, recall=READING).synthesize(QUESTION, nodes)
+    response = index.as_query_engine(chat=chat, recall_config=READING).synthesize(QUESTION, nodes)
     told = "".join(seen)
     assert [told.index(f"Fact number {i}.") for i in range(30)] == sorted(
         told.index(f"Fact number {i}.") for i in range(30)
@@ -331,7 +334,7 @@ async def test_inside_a_router_engine(index):
     assert str(await router.aquery(QUESTION)) == QUOTED
 
 
-class Asking(Workflow):
+class BaseIndex(Workflow):
     """A workflow of one step that asks an engine."""
 
     engine = None
@@ -342,7 +345,7 @@ class Asking(Workflow):
 
 
 async def test_inside_a_workflow(index):
-    flow = Asking(timeout=10)
+    flow = BaseIndex(timeout=10)
     flow.engine = index.as_query_engine()
     assert await flow.run(question=QUESTION) == QUOTED
 
@@ -387,7 +390,7 @@ async def test_a_conversation_with_an_llm(index):
 
 
 async def test_a_conversation_is_streamed(index):
-    chat = index.as_chat_engine("condense_question", llm=FakeLLM(), recall=READING)
+    chat = index.as_chat_engine("condense_question", llm=FakeLLM(), recall_config=READING)
     streamed = chat.stream_chat(QUESTION)
     assert list(streamed.response_gen) == ["The ", "answer ", "is ", "Tarnhill."]
     assert names(streamed.source_nodes) == ["orchid", "marsh"]
@@ -441,7 +444,7 @@ def failing(prompt):
 
 
 async def test_an_llm_that_raises_is_told_with_the_steps_so_far(index):
-    engine = index.as_query_engine(FakeLLM(failing), recall=READING)
+    engine = index.as_query_engine(FakeLLM(failing), recall_config=READING)
     with pytest.raises(ValueError, match="RuntimeError: rate limit") as sync:
         engine.query(QUESTION)
     with pytest.raises(ReaderError, match="RuntimeError: rate limit") as asynchronous:
@@ -458,7 +461,7 @@ async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
     def silent_at_last(prompt):
         return read_reply(prompt) if "Blocks to read" in prompt else ""
 
-    engine = index.as_query_engine(FakeLLM(silent_at_last), recall=READING)
+    engine = index.as_query_engine(FakeLLM(silent_at_last), recall_config=READING)
     with pytest.raises(ValueError, match="empty answer") as caught:
         engine.query(QUESTION)
     assert len(caught.value.steps) == 2
@@ -470,7 +473,7 @@ async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
 
 def test_an_llm_that_talks_nonsense_finds_nothing(index):
     for llm in (MockLLM(max_tokens=7), FakeLLM(lambda prompt: "")):
-        response = index.as_query_engine(llm, recall=READING).query(QUESTION)
+        response = index.as_query_engine(llm, recall_config=READING).query(QUESTION)
         assert response.metadata["found"] is False
         assert response.metadata["usage"]["malformed_replies"] == len(response.metadata["steps"]) > 0
 

@@ -118,9 +118,9 @@ async def test_cancelling_stops_the_loop_within_a_step(how):
     index = make_index(encoder=encoder)
     settings = LoopConfig(gate="off", exit_gate=False)
     start = {
-        "aretrieve": index.as_retriever(recall=settings).aretrieve,
-        "aquery": index.as_query_engine(recall=settings).aquery,
-        "aquery with an llm": index.as_query_engine(FakeLLM(), recall=settings).aquery,
+        "aretrieve": index.as_retriever(recall_config=settings).aretrieve,
+        "aquery": index.as_query_engine(recall_config=settings).aquery,
+        "aquery with an llm": index.as_query_engine(FakeLLM(), recall_config=settings).aquery,
     }[how]
     await start(QUESTION)
     encoder.seconds, encoder.calls = 0.2, 0
@@ -133,20 +133,20 @@ async def test_a_timeout_stops_the_loop():
     encoder = HashingEncoder()
     index = make_index(encoder=encoder)
     slow = LoopConfig(gate="off", exit_gate=False)
-    engine = index.as_query_engine(recall=slow.but(max_seconds=0.3))
+    engine = index.as_query_engine(recall_config=slow.replace(max_seconds=0.3))
     encoder.seconds = 0.1
     response = engine.query(QUESTION)
-    assert response.metadata["exited"] == "seconds"
+    assert response.metadata["stop_reason"] == "seconds"
     assert len(response.metadata["steps"]) < 5
     assert response.metadata["usage"]["seconds"] < 2
 
-    class Asking(Workflow):
+    class BaseIndex(Workflow):
         @step
         async def ask(self, ev: StartEvent) -> StopEvent:
-            return StopEvent(result=str(await index.as_query_engine(recall=slow).aquery(QUESTION)))
+            return StopEvent(result=str(await index.as_query_engine(recall_config=slow).aquery(QUESTION)))
 
     with pytest.raises(WorkflowTimeoutError):
-        await Asking(timeout=0.2).run()
+        await BaseIndex(timeout=0.2).run()
     calls = encoder.calls
     await asyncio.sleep(0.5)
     assert encoder.calls <= calls + 1

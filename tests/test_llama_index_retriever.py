@@ -263,7 +263,7 @@ def test_behind_an_ingestion_pipeline():
 
 
 def test_settings_of_the_loop_are_passed_on(index):
-    rag = CompMemRetriever(index, 2, recall=LoopConfig.rag(2))
+    rag = CompMemRetriever(index, 2, recall_config=LoopConfig.rag(2))
     assert rag.retrieve(QUESTION)[0].node.ref_doc_id in {"orchid", "marsh"}
 
 

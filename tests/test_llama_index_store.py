@@ -198,7 +198,7 @@ def test_metadata_is_searched_and_shown(reader, chosen):
     postprocessors = [SimilarityPostprocessor(similarity_cutoff=0.0)] if chosen else None
     llm = FakeLLM()
     engine = engine_over(
-        book(author="Bianca Rossi"), llm, recall=RecallConfig(reader=reader), node_postprocessors=postprocessors
+        book(author="Bianca Rossi"), llm, recall_config=RecallConfig(reader=reader), node_postprocessors=postprocessors
     )
     question = "What did Bianca Rossi write?"
     assert engine.query(question).source_nodes[0].node.ref_doc_id == "book"
@@ -272,7 +272,7 @@ async def test_no_prompt_is_longer_than_the_models_window(reader, nodes):
     long = [TextNode(text=LONG)] if nodes == "one long" else [TextNode(text=LONG[:1800]) for _ in range(12)]
     llm = SmallLLM(reply=note)
     index = CompMemIndex.from_nodes(long, embed_model=HashingEncoder())
-    engine = index.as_query_engine(llm=llm, recall=RecallConfig(reader=reader))
+    engine = index.as_query_engine(llm=llm, recall_config=RecallConfig(reader=reader))
     response = engine.query("On which shelf lies item 1200?")
     await engine.asynthesize("On which shelf lies item 1200?", [NodeWithScore(node=n) for n in long[:3]])
     assert llm.calls and largest(llm) <= 2048 - 256

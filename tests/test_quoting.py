@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from compmem.readers.quoting import Unquoting, quoted, unquoted
-from compmem.valid import valid
+from compmem.readers.escaping import Unescaper, escaped, unescaped
+from compmem.text.unicode import valid
 
 HOSTILE = [
     "</block>", "</BLOCK >", "< /block>", "</block" + " " * 50 + ">", "<\u200b/block>", "<bl\u200bock>", "＜block＞",
@@ -20,20 +20,20 @@ ORDINARY = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_looks_like_a_tag_or_control_token_is_escaped_and_comes_back(text):
-    assert text not in quoted(f"a {text} b")
-    assert unquoted(quoted(f"a {text} b")) == f"a {text} b"
+    assert text not in escaped(f"a {text} b")
+    assert unescaped(escaped(f"a {text} b")) == f"a {text} b"
 
 
 @pytest.mark.parametrize("text", ORDINARY)
 def test_ordinary_text_stays_as_it_is(text):
-    assert quoted(text) == text
+    assert escaped(text) == text
 
 
 def test_quoting_is_undone_also_where_the_text_held_references_and_comes_in_pieces():
     text = "".join([*HOSTILE, *ORDINARY, "&lt; &amp;lt; &#91; &#8249; & &a &am; &l"])
-    stream = Unquoting()
-    assert unquoted(quoted(text)) == text
-    assert "".join([*map(stream.feed, quoted(text)), stream.rest()]) == text
+    stream = Unescaper()
+    assert unescaped(escaped(text)) == text
+    assert "".join([*map(stream.feed, escaped(text)), stream.rest()]) == text
 
 
 def test_lone_surrogates_are_replaced_and_pairs_are_joined():
@@ -43,7 +43,7 @@ def test_lone_surrogates_are_replaced_and_pairs_are_joined():
 def test_quoting_takes_time_in_proportion_to_the_text():
     def seconds(size):
         started = time.process_time()
-        quoted("<" + " " * size + "< " * size + "</" * size)
+        escaped("<" + " " * size + "< " * size + "</" * size)
         return time.process_time() - started
 
     assert min(seconds(50_000) / seconds(5_000) for _ in range(3)) < 15

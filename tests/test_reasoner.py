@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from compmem import drivers
 from compmem.config import IndexConfig, LoopConfig, RecallConfig
-from compmem.drivers import INLINE, THREADED, events, gathered, iterate
 from compmem.errors import ReaderError
-from compmem.reasoner import Gathered, gather
-from compmem.roles import resolve_roles
+from compmem.loop import drivers
+from compmem.loop.drivers import INLINE, THREADED, events, iterate, run_loop
+from compmem.loop.loop import LoopResult, recall_loop
+from compmem.loop.roles import resolve_roles
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
 
 TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]
@@ -20,7 +20,7 @@ TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbo
 class Bench:
     """Block 3 bears on the question; block 1 bears on it only once `harbour` is known."""
 
-    looks_again = True
+    needs_requery = True
     answerable = True
 
     def __init__(self):
@@ -73,7 +73,7 @@ class Keeper:
 
 def run(config, reader=None, threshold=None, **options):
     threshold = config.threshold if threshold is None else threshold
-    loop = gather(Bench(), config, 0.5 if threshold is None else threshold, **options)
+    loop = recall_loop(Bench(), config, 0.5 if threshold is None else threshold, **options)
     *before, answer = iterate(events("who insures what acme rents?", loop, reader or Keeper()))
     assert isinstance(answer, Answer)
     assert all(isinstance(e, Step | AnswerToken) for e in before)
@@ -88,7 +88,7 @@ def test_the_default_goes_back_to_a_block_it_had_turned_down():
     answer = run(RecallConfig())
     assert read_blocks(answer) == [3, 1]
     assert [s.backtracked for s in answer.steps] == [False, True]
-    assert answer.exited == "exit gate"
+    assert answer.stop_reason == "exit_gate"
     assert answer.text == "from acme rents harbour | harbour insured by lloyd"
     assert [int(s.chunk.document_id) for s in answer.sources] == [3, 1]
     assert answer.usage.model_calls == 3
@@ -97,14 +97,14 @@ def test_the_default_goes_back_to_a_block_it_had_turned_down():
 
 def test_without_backtracking_or_asking_again_the_second_hop_is_lost():
     assert read_blocks(run(LoopConfig(backtrack=False))) == [3]
-    assert read_blocks(run(LoopConfig(reask=False))) == [3]
+    assert read_blocks(run(LoopConfig(requery=False))) == [3]
 
 
 def test_memagent_reads_all_in_order_and_always_overwrites():
     answer = run(LoopConfig.memagent(), threshold=0.0)
     assert read_blocks(answer) == [0, 1, 2, 3, 4]
     assert answer.working_memory.count("|") == 4
-    assert answer.exited == "nothing left"
+    assert answer.stop_reason == "exhausted"
 
 
 def test_gru_mem_keeps_its_memory_where_nothing_was_found_and_stops_when_it_may():
@@ -113,7 +113,7 @@ def test_gru_mem_keeps_its_memory_where_nothing_was_found_and_stops_when_it_may(
     assert scan.working_memory == "harbour insured by lloyd | acme rents harbour"
     early = run(LoopConfig.gru_mem(), threshold=0.0)
     assert read_blocks(early) == [0, 1]
-    assert early.exited == "exit gate"
+    assert early.stop_reason == "exit_gate"
 
 
 def test_lychee_gates_in_one_pass_with_the_memory_so_far():
@@ -125,7 +125,7 @@ def test_lychee_gates_in_one_pass_with_the_memory_so_far():
 class Weigher(Keeper):
     """Weighs blocks as it is given to; reads them as it is told."""
 
-    weighs = True
+    can_score = True
 
     def __init__(self, odds):
         super().__init__()
@@ -133,22 +133,22 @@ class Weigher(Keeper):
         self.weighed = []
         self.insisted = []
 
-    def weigh(self, question, memory, blocks):
+    def score_blocks(self, question, memory, blocks):
         self.weighed.append((memory.text, [int(b.chunk.document_id) for b in blocks]))
         return None if self.odds is None else [self.odds.get(int(b.chunk.document_id), -9.0) for b in blocks]
 
-    def read(self, question, memory, blocks, *, insist=False):
-        self.insisted.append(insist)
+    def read(self, question, memory, blocks, *, relevant=False):
+        self.insisted.append(relevant)
         reading = super().read(question, memory, blocks)
-        return replace(reading, update=True) if insist else reading
+        return replace(reading, update=True) if relevant else reading
 
-    async def aread(self, question, memory, blocks, *, insist=False):
-        return self.read(question, memory, blocks, insist=insist)
+    async def aread(self, question, memory, blocks, *, relevant=False):
+        return self.read(question, memory, blocks, relevant=relevant)
 
 
 def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
     reader = Weigher({1: 2.0, 3: 0.5, 2: -0.3})
-    answer = run(LoopConfig(exit_gate=False), reader, weighs=True)
+    answer = run(LoopConfig(exit_gate=False), reader, can_score=True)
     # The gate alone would read 3 and then 1. All are weighed again with each new memory, but those that were read.
     assert read_blocks(answer) == [1, 3, 2]
     assert reader.weighed[0] == ("", [3, 1, 0, 2, 4])
@@ -156,58 +156,64 @@ def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
     assert reader.insisted == [True] * 3
     assert all(step.updated for step in answer.steps)
     assert [step.backtracked for step in answer.steps] == [True, False, True]
-    assert (answer.exited, answer.usage.blocks_scored) == ("nothing left", 5 + 4 + 3 + 2)
+    assert (answer.stop_reason, answer.usage.blocks_scored) == ("exhausted", 5 + 4 + 3 + 2)
 
 
 def test_it_reads_nothing_that_it_finds_too_unlikely():
-    assert read_blocks(run(LoopConfig(weigh=0.4), Weigher({3: -0.41}), weighs=True)) == []
-    assert read_blocks(run(LoopConfig(weigh=0.4, max_steps=1), Weigher({3: -0.40}), weighs=True)) == [3]
-    assert read_blocks(run(LoopConfig(weigh=0.0, exit_gate=False), Weigher({}), weighs=True)) == [0, 1, 2, 3, 4]
+    assert read_blocks(run(LoopConfig(reader_threshold=0.4), Weigher({3: -0.41}), can_score=True)) == []
+    assert read_blocks(run(LoopConfig(reader_threshold=0.4, max_steps=1), Weigher({3: -0.40}), can_score=True)) == [3]
+    assert read_blocks(run(LoopConfig(reader_threshold=0.0, exit_gate=False), Weigher({}), can_score=True)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_where_reading_changes_nothing_the_next_likely_block_is_read():
     class Forgetful(Weigher):
-        def read(self, question, memory, blocks, *, insist=False):
+        def read(self, question, memory, blocks, *, relevant=False):
             return replace(super().read(question, memory, blocks), memory=memory)
 
     reader = Forgetful({3: 3.0, 0: 2.0})
-    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [3, 0]
+    assert read_blocks(run(RecallConfig(), reader, can_score=True)) == [3, 0]
     assert len(reader.weighed) == 1
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        LoopConfig(weigh=None), LoopConfig(backtrack=False), LoopConfig(update_gate=False),
+        LoopConfig(reader_threshold=None), LoopConfig(backtrack=False), LoopConfig(update_gate=False),
         LoopConfig(blocks_per_step=2), LoopConfig.lychee(), LoopConfig.gru_mem(), LoopConfig.memagent(),
     ],
     ids=["off", "no way back", "no update gate", "several blocks", "lychee", "gru-mem", "memagent"],
 )  # fmt: skip
 def test_loops_that_do_not_weigh(config):
     reader = Weigher({0: 9.0})
-    run(config, reader, weighs=True)
+    run(config, reader, can_score=True)
     assert (reader.weighed, any(reader.insisted)) == ([], False)
 
 
 def test_where_the_reader_cannot_tell_the_gate_decides():
     reader = Weigher(None)
-    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [3, 1]
+    assert read_blocks(run(RecallConfig(), reader, can_score=True)) == [3, 1]
     assert (len(reader.weighed), reader.insisted) == (1, [False, False])
     assert read_blocks(run(RecallConfig(), Weigher({0: 9.0}))) == [3, 1]
 
 
 def test_without_a_gate_too_many_blocks_are_not_weighed(monkeypatch):
-    monkeypatch.setattr("compmem.reasoner.WEIGHED", 2)
+    monkeypatch.setattr("compmem.loop.loop.WEIGHED", 2)
     monkeypatch.setattr(Bench, "score", lambda self, memory, blocks: [1.0] * len(blocks))
     reader = Weigher({4: 9.0})
-    assert read_blocks(run(RecallConfig(), reader, weighs=True)) == [0, 1]
+    assert read_blocks(run(RecallConfig(), reader, can_score=True)) == [0, 1]
     assert reader.weighed == []
 
 
 def test_at_most_so_many_blocks_are_weighed_at_once(monkeypatch):
-    monkeypatch.setattr("compmem.reasoner.WEIGHED", 2)
+    monkeypatch.setattr("compmem.loop.loop.WEIGHED", 2)
     reader = Weigher({0: 9.0, 1: 1.0})
-    assert read_blocks(run(RecallConfig(max_steps=1), reader, weighs=True)) == [1]
+    assert read_blocks(run(RecallConfig(max_steps=1), reader, can_score=True)) == [1]
     assert reader.weighed == [("", [3, 1])]
 
 
@@ -226,10 +232,10 @@ def test_document_order_with_backtracking_passes_again_over_what_was_turned_down
 
 
 def test_budgets_end_the_loop_and_the_answer_is_written_all_the_same():
-    assert run(RecallConfig(max_steps=1)).exited == "steps"
+    assert run(RecallConfig(max_steps=1)).stop_reason == "steps"
     ticks = iter(range(100))
     slow = run(RecallConfig(max_seconds=4.0), clock=lambda: float(next(ticks)))
-    assert slow.exited == "seconds"
+    assert slow.stop_reason == "seconds"
     assert slow.text.startswith("from")
     small = run(LoopConfig(memory_tokens=3, exit_gate=False))
     assert small.working_memory == "insured by lloyd"
@@ -238,38 +244,38 @@ def test_budgets_end_the_loop_and_the_answer_is_written_all_the_same():
 def test_cancelling_stops_before_the_next_step():
     flags = iter([False, True])
     answer = run(LoopConfig(threshold=0.0, exit_gate=False), cancelled=lambda: next(flags))
-    assert answer.exited == "cancelled"
+    assert answer.stop_reason == "cancelled"
     assert len(answer.steps) == 1
 
 
 def test_sync_and_async_are_one_loop():
     async def twin():
-        loop = gather(Bench(), RecallConfig(), 0.5)
+        loop = recall_loop(Bench(), RecallConfig(), 0.5)
         return [e async for e in events("q?", loop, Keeper(), THREADED)]
 
     *before, answer = asyncio.run(twin())
-    *other_before, other = iterate(events("q?", gather(Bench(), RecallConfig(), 0.5), Keeper(), INLINE))
+    *other_before, other = iterate(events("q?", recall_loop(Bench(), RecallConfig(), 0.5), Keeper(), INLINE))
     assert (answer.text, answer.sources, answer.working_memory) == (other.text, other.sources, other.working_memory)
     assert len(before) == len(other_before)
 
 
 def test_weighing_is_the_same_sync_and_async():
     def loop():
-        return gather(Bench(), RecallConfig(), 0.5, weighs=True)
+        return recall_loop(Bench(), RecallConfig(), 0.5, can_score=True)
 
     async def twin():
         return [e async for e in events("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED)][-1]
 
-    answer, other = asyncio.run(twin()), run(RecallConfig(), Weigher({3: 2.0, 1: 1.0}), weighs=True)
-    found = asyncio.run(gathered("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED))
+    answer, other = asyncio.run(twin()), run(RecallConfig(), Weigher({3: 2.0, 1: 1.0}), can_score=True)
+    found = asyncio.run(run_loop("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED))
     assert read_blocks(answer) == [3, 1]
     assert answer.working_memory == other.working_memory == found.memory.text
 
 
 def test_gathering_leaves_the_answer_unwritten():
-    found = drivers.run(gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper()))
-    again = asyncio.run(gathered("q?", gather(Bench(), RecallConfig(), 0.5), Keeper(), THREADED))
-    assert isinstance(found, Gathered)
+    found = drivers.run(run_loop("q?", recall_loop(Bench(), RecallConfig(), 0.5), Keeper()))
+    again = asyncio.run(run_loop("q?", recall_loop(Bench(), RecallConfig(), 0.5), Keeper(), THREADED))
+    assert isinstance(found, LoopResult)
     assert found.memory == again.memory
     assert found.scores[1] == 0.8
     assert found.usage.model_calls == 2
@@ -290,7 +296,7 @@ def test_the_event_loop_is_never_blocked():
     async def four():
         began = time.perf_counter()
         await asyncio.gather(
-            *(gathered("q?", gather(Slow(), RecallConfig(), 0.5), Keeper(), THREADED) for _ in range(4))
+            *(run_loop("q?", recall_loop(Slow(), RecallConfig(), 0.5), Keeper(), THREADED) for _ in range(4))
         )
         return time.perf_counter() - began
 
@@ -324,7 +330,7 @@ def test_a_chat_model_that_nobody_asks_is_refused(roles):
 class Once(Bench):
     """The first look suffices."""
 
-    looks_again = False
+    needs_requery = False
 
 
 class Unanswerable(Bench):
@@ -333,17 +339,17 @@ class Unanswerable(Bench):
     answerable = False
 
 
-def loop_over(bench, **options):
-    loop = gather(bench, RecallConfig(), 0.5, **options)
+def loop_over(context, **options):
+    loop = recall_loop(context, RecallConfig(), 0.5, **options)
     return list(iterate(events("who insures what acme rents?", loop, Keeper(), INLINE)))[-1]
 
 
 def test_where_the_first_look_suffices_the_gate_is_asked_once():
-    bench = Once()
-    assert read_blocks(loop_over(bench)) == [3]
-    assert bench.asked == [""]
-    bench = Once()
-    found = drivers.run(gathered("q", gather(bench, RecallConfig(), 0.5, writes=False), Keeper(), INLINE))
+    context = Once()
+    assert read_blocks(loop_over(context)) == [3]
+    assert context.asked == [""]
+    context = Once()
+    found = drivers.run(run_loop("q", recall_loop(context, RecallConfig(), 0.5, writes=False), Keeper(), INLINE))
     assert found.steps == ()
     assert found.scores[3] == 0.9
 
@@ -362,6 +368,6 @@ def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
             clear = {3: 0.9, 4: 0.7 if memory else 0.1, 1: 0.6 if memory else 0.2}
             return [clear.get(n, 0.05) for n in blocks]
 
-    found = drivers.run(gathered("q", gather(Tempting(), RecallConfig(), 0.5), Keeper(), INLINE))
+    found = drivers.run(run_loop("q", recall_loop(Tempting(), RecallConfig(), 0.5), Keeper(), INLINE))
     assert [int(r.chunk.document_id) for s in found.steps for r in s.recalls] == [3, 4, 1]
     assert {n: found.scores[n] for n in (3, 4, 1)} == {3: 0.9, 4: 0.1, 1: 0.6}

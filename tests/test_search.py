@@ -5,7 +5,7 @@ import pytest
 
 from compmem import Document, MemoryIndex
 from compmem.config import IndexConfig
-from compmem.ranking import Standing, fuse, rank_of, reciprocal
+from compmem.retrieval.ranking import SearchRanks, fuse, rank_of, reciprocal
 from tests.hashing import HashEncoder
 
 TEXTS = {
@@ -78,8 +78,8 @@ def test_fusion_is_one_where_all_rankings_agree_and_sums_reciprocal_ranks():
 
 def test_ranks_share_the_best_place_and_a_standing_tells_what_was_not_found():
     assert rank_of(np.array([0.5, 0.9, 0.5, 0.1])).tolist() == [1, 0, 1, 3]
-    standing = Standing.of([7, 8, 9], dense=[9, 7], bm25=[(8, 3.0)])
-    assert standing.dense.tolist() == [2, 0, 1]
-    assert standing.bm25.tolist() == [0, 1, 0]
-    assert standing.score.tolist() == [0.0, 3.0, 0.0]
-    assert reciprocal(standing.dense, 60).tolist() == [1 / 62, 0.0, 1 / 61]
+    search_ranks = SearchRanks.from_rankings([7, 8, 9], dense=[9, 7], bm25=[(8, 3.0)])
+    assert search_ranks.dense.tolist() == [2, 0, 1]
+    assert search_ranks.bm25.tolist() == [0, 1, 0]
+    assert search_ranks.score.tolist() == [0.0, 3.0, 0.0]
+    assert reciprocal(search_ranks.dense, 60).tolist() == [1 / 62, 0.0, 1 / 61]

@@ -244,7 +244,7 @@ async def test_who_comes_when_too_many_wait_is_told_to_try_again(index):
 async def test_an_answer_that_takes_too_long_ends_with_what_is_known(index):
     async with calling(index, chat=SlowChat(), limits=Limits(answer_seconds=1.0)) as client:
         reply = await client.post("/v1/chat/completions", json=chat())
-    assert reply.json()["compmem"]["exited"] == "seconds"
+    assert reply.json()["compmem"]["stop_reason"] == "seconds"
     assert reply.json()["choices"][0]["message"]["content"].startswith("word")
 
 

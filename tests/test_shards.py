@@ -46,11 +46,11 @@ def sharded(path, shards):
 
 def asked(index, question, filter=None):
     """Candidates and their gate scores by chunk, the BM25 scores, and the answer."""
-    with index.bench(question, filter) as bench:
-        proposed = bench.propose("")
-        scores = bench.score("", proposed)
-        names = {n: b.chunk.id for n, b in zip(proposed, bench.fetch(proposed), strict=True)}
-        worded = {names[n]: s for n, s in bench.stage.worded(20) if n in names}
+    with index.question_context(question, filter) as context:
+        proposed = context.propose("")
+        scores = context.score("", proposed)
+        names = {n: b.chunk.id for n, b in zip(proposed, context.fetch(proposed), strict=True)}
+        worded = {names[n]: s for n, s in context.stage.worded(20) if n in names}
     answer = index.answer(question, filter=filter)
     return dict(zip(names.values(), scores, strict=True)), worded, answer
 
@@ -80,11 +80,11 @@ def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_p
         assert {d.id for d in parted.documents()} == {d.id for d in whole.documents()}
         assert (parted.info().documents, parted.info().blocks) == (whole.info().documents, whole.info().blocks)
         assert parted.verify() == []
-        with parted.bench(QUESTIONS[0]) as bench:
-            before = len(bench.snapshot)
+        with parted.question_context(QUESTIONS[0]) as context:
+            before = len(context.snapshot)
             parted.delete(["d41"])  # a question goes on with what it began with
-            assert len(bench.snapshot) == before
-            assert bench.fetch(bench.propose(""))
+            assert len(context.snapshot) == before
+            assert context.fetch(context.propose(""))
         parted.compact()
         parted.copy_to(tmp_path / "copy")
         expected = parted.answer(QUESTIONS[5]).text

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import FORMAT, Store, content_hash
-from compmem.terms import content_terms, name, possible_names, terms
+from compmem.text.tokenize import content_terms, name, possible_names, terms
 
 DIM = 16
 CONFIG = {"memory": "dense", "kv": "bf16"}

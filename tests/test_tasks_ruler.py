@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from compmem_research.tasks.contexts import Contexts
-from compmem_research.tasks.filler import Filler
+from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.multihop import Corpus, Passage, Question
 from compmem_research.tasks.ruler import TEMPLATES, Ruler, RulerTask
 
@@ -184,7 +184,7 @@ def test_words_of_lists_are_disjoint(filler):
 
 def test_a_sample_depends_on_task_length_and_number_alone(ruler):
     make = (
-        "import re; from compmem_research.tasks.filler import Filler; from compmem_research.tasks.ruler import Ruler;"
+        "import re; from compmem_research.tasks.haystack import Filler; from compmem_research.tasks.ruler import Ruler;"
         r"r = Ruler(Filler(lambda ts: [len(re.findall(r'\w+|[^\w\s]', t)) + 2 for t in ts]));"
         "print([r.sample(t, 1500, 2) for t in ('niah_multiquery', 'vt', 'cwe', 'fwe')])"
     )

@@ -7,12 +7,12 @@ from random import Random
 import pytest
 
 from compmem.schema import Chunk, Document
-from compmem_research.tasks.filler import Filler, split_of, written
+from compmem_research.tasks.haystack import Filler, split_of, written
 from compmem_research.tasks.multihop import Passage
 from compmem_research.tasks.names import draw, has_role
 from compmem_research.tasks.relations import OPENINGS, RELATIONS
-from compmem_research.tasks.wordings import said_otherwise
-from compmem_research.tasks.worlds import WorldConfig, Worlds
+from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
+from compmem_research.tasks.templates import said_otherwise
 
 
 def count(texts):
@@ -128,8 +128,8 @@ def test_contexts_have_the_asked_length(tokens, given):
 def test_a_sample_depends_on_its_number_and_settings_alone(filler):
     config = WorldConfig(tokens=300, seed=3)
     make = (
-        "from compmem_research.tasks.filler import Filler;"
-        "from compmem_research.tasks.worlds import WorldConfig, Worlds;"
+        "from compmem_research.tasks.haystack import Filler;"
+        "from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds;"
         "w = Worlds(WorldConfig(tokens=300, seed=3), Filler(lambda ts: [len(t.split()) for t in ts]));"
         "w.samples(3); print(w.sample(7))"
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compmem.terms import (
+from compmem.text.tokenize import (
     LONGEST_NAME,
     content_terms,
     fold,

@@ -41,14 +41,14 @@ def an_answer(extra=""):
     return Answer(
         question="Who pays the insurance of the building Acme rents?" + extra, text="The owner." + extra, found=True,
         sources=(first, second), evidence=evidence, steps=steps, working_memory=two,
-        usage=Usage(steps=2, blocks_scored=13, blocks_read=2, seconds=0.03), exited="exit gate",
+        usage=Usage(steps=2, blocks_scored=13, blocks_read=2, seconds=0.03), stop_reason="exit_gate",
     )  # fmt: skip
 
 
 def test_nothing_found_is_said():
     answer = Answer(
         question="q", text="Nothing.", found=False, sources=(), evidence=(), steps=(), working_memory="",
-        usage=Usage(model_calls=2, prompt_tokens=10, completion_tokens=3, malformed_replies=1), exited="nothing left",
+        usage=Usage(model_calls=2, prompt_tokens=10, completion_tokens=3, malformed_replies=1), stop_reason="exhausted",
     )  # fmt: skip
     assert cost(answer.usage) == ("0 steps, 0 blocks scored, 0 read, 2 model calls, 10 + 3 tokens, 1 malformed, 0.00 s")
     page = as_page(answer)
@@ -86,7 +86,7 @@ def test_the_page_is_whole_and_self_contained():
     text = " ".join(page.words)
     for part in (
         "Who pays the insurance", "The owner.", "Lease › 1 Parties", "characters 100-133", "gate 0.91", "Step 2",
-        "12 candidates", "enough is known", "It is old.", "exit gate",
+        "12 candidates", "enough is known", "It is old.", "exit_gate",
     ):  # fmt: skip
         assert part in text
     assert page.tags.count("mark") == 2

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compmem import models
+from compmem import index_models
 from compmem.gate import FEATURES, FIRST_FEATURES, GateHead, Network
-from compmem.ranking import Standing
+from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Document
 from compmem_research.metrics import ndcg_at
 from compmem_research.training.dense_gate import DenseGateTraining, train
@@ -24,11 +24,11 @@ from compmem_research.training.dense_gate.networks import list_loss, weights_of
 from compmem_research.training.dense_gate.pages import bodies, docstrings, sections, topics
 from compmem_research.training.dense_gate.sets import abstracts_in_parts, abstracts_titled, joined, reports, single
 from compmem_research.training.dense_gate.sources import Source, sources
-from compmem_research.training.dense_gate.states import State, gather
+from compmem_research.training.dense_gate.states import State, recall_loop
 from compmem_research.training.dense_gate.styles import restyle
 from compmem_research.training.dense_gate.thresholds import refusing
 from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
-from compmem_research.training.running.settings import read_settings
+from compmem_research.training.engine.settings import read_settings
 from tests.hashing import HashEncoder
 from tests.test_tasks import write
 
@@ -59,7 +59,7 @@ def facts(group, hops):
 
 @pytest.fixture(scope="module")
 def asked():
-    return [a for hops in (1, 2) for a in gather(facts(f"group{hops}", hops), HashEncoder(), 2)]
+    return [a for hops in (1, 2) for a in recall_loop(facts(f"group{hops}", hops), HashEncoder(), 2)]
 
 
 def look_of(relevant, windows=None, dense=None, bm25=None, seed=0):
@@ -68,12 +68,12 @@ def look_of(relevant, windows=None, dense=None, bm25=None, seed=0):
     rows = np.repeat(np.arange(count), windows or [1] * count)
     own = rng.random((len(rows), len(FEATURES))).astype(np.float32)
     places = np.arange(1, count + 1)
-    standing = Standing(
+    search_ranks = SearchRanks(
         np.array(places if dense is None else dense),
         np.array(places if bm25 is None else bm25),
         (1 / places).astype("f"),
     )
-    return State(own, rows, np.arange(100, 100 + count), np.array(relevant, np.float32), standing)
+    return State(own, rows, np.arange(100, 100 + count), np.array(relevant, np.float32), search_ranks)
 
 
 def test_looks_follow_what_is_relevant_and_hold_it_as_labels(asked):
@@ -127,8 +127,8 @@ def test_a_look_without_what_is_relevant_moves_the_others_up():
     left = without_relevant(look)
     assert left.blocks.tolist() == [100, 102, 103]
     assert left.rows.tolist() == [0, 1, 1, 2]
-    assert left.standing.dense.tolist() == [2, 1, 0]
-    assert left.standing.bm25.tolist() == [0, 1, 2]
+    assert left.search_ranks.dense.tolist() == [2, 1, 0]
+    assert left.search_ranks.bm25.tolist() == [0, 1, 2]
     assert np.array_equal(left.own, look.own[[0, 3, 4, 5]])
     assert without_relevant(look_of([0, 0])) is None
     assert without_relevant(look_of([1, 1])) is None
@@ -140,7 +140,7 @@ def test_a_small_index_has_every_block_among_its_nearest():
         few = of_few(look, np.random.default_rng(seed), answered=True)
         assert few.relevant.sum() == 1
         assert len(few.blocks) <= 8
-        assert sorted(few.standing.dense.tolist()) == list(range(1, len(few.blocks) + 1))
+        assert sorted(few.search_ranks.dense.tolist()) == list(range(1, len(few.blocks) + 1))
         none = of_few(look, np.random.default_rng(seed), answered=False)
         assert not none.relevant.any()
         assert len(none.blocks) >= 1
@@ -158,9 +158,9 @@ def test_a_weak_search_is_weak_in_features_and_ranks_and_leaves_the_look_alone()
         assert by_words != by_vectors
         kinds.add((by_words, not words.any()))
         if by_vectors:
-            assert weak.standing.dense[np.argmax(vectors)] == 1
+            assert weak.search_ranks.dense[np.argmax(vectors)] == 1
         elif not words.any():
-            assert not weak.standing.bm25.any()
+            assert not weak.search_ranks.bm25.any()
         assert np.isfinite(weak.first).all()
     assert kinds == {(False, False), (True, False), (True, True)}
     assert np.array_equal(look.own, before)
@@ -251,7 +251,7 @@ def test_cross_fitted_logits_calibrate_every_head(asked, tmp_path):
     again = fit_first(settings, asked, heads=1)  # by the same seed
     assert all(torch.equal(again.state_dict()[name], value) for name, value in head.first.state_dict().items())
     look = next(a for a in asked if a.id == "facts1/0/3").look
-    said = head.look(look.own, look.standing.take(look.rows), look.rows)
+    said = head.look(look.own, look.search_ranks.take(look.rows), look.rows)
     assert look.relevant[said.probabilities.argmax()] == 1
     with pytest.raises(ValueError, match="too few"):
         fit_gate(settings, asked[:1])
@@ -414,15 +414,15 @@ def test_every_index_of_a_source_is_encoded_alike_by_an_encoder_loaded_once(monk
         loaded.append(name)
         return wrapped(HashEncoder(), **settings)
 
-    wrapped = models.load_encoder
-    monkeypatch.setattr(models, "load_encoder", load_encoder)
+    wrapped = index_models.load_encoder
+    monkeypatch.setattr(index_models, "load_encoder", load_encoder)
     text = "Bel rents a house. It is red."
 
     def collections():
         for _ in range(3):
             yield Collection(documents=passages([("", text)]), queries=[Query(text="a house", relevant=among({0}))])
 
-    looks = [a.look.own for a in gather(Source("same", "same", collections), None, 1)]
+    looks = [a.look.own for a in recall_loop(Source("same", "same", collections), None, 1)]
     assert len(loaded) == 1
     assert len(looks) == 3
     assert all(np.array_equal(look, looks[0]) for look in looks)

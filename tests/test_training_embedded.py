@@ -15,14 +15,14 @@ from compmem.config import LoopConfig
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
+from compmem_research.training.data.sources import chunks_of
 from compmem_research.training.embedded import Embedded, run_all
+from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.shard_export import pack, unpack
 from compmem_research.training.evaluate import Evaluation, answered, config_of, train
 from compmem_research.training.export import Export
 from compmem_research.training.export import train as export
 from compmem_research.training.rollouts.loops import Loop
-from compmem_research.training.rows.sources import chunks_of
-from compmem_research.training.running.carry import pack, unpack
-from compmem_research.training.running.settings import read_settings
 from compmem_research.training.stages import load_stage
 from tests.training import prepare
 
@@ -67,7 +67,7 @@ def test_all_phases_run_one_after_the_other_and_end_in_what_ships(trained):
     assert told["runs"][0]["steps"] == 2
     assert told["runs"][0]["tokens_per_second"] > 0
     assert told["fingerprint"] == shipped.fingerprint()
-    assert LatentPrompts.of(shipped) == LatentPrompts()
+    assert LatentPrompts.from_backbone(shipped) == LatentPrompts()
 
 
 def test_a_phase_on_another_machine_starts_from_what_was_carried(trained, recipe, tmp_path):
@@ -190,7 +190,7 @@ def test_a_phase_trains_no_longer_than_it_is_told(recipe, tmp_path):
 
 
 def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("compmem_research.training.rows.sources.PASSAGES", 60)
+    monkeypatch.setattr("compmem_research.training.data.sources.PASSAGES", 60)
     made = {
         "start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (400,), "questions": 3,
         "at_once": 2, "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 3,
@@ -250,8 +250,8 @@ def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch)
             memories.add(memory)
             return [1.0] * len(blocks)
 
-        monkeypatch.setattr("compmem.gate.LatentGate.probabilities", probabilities)
-        config = LoopConfig(candidates="all", gate=kind, weigh=None)
+        monkeypatch.setattr("compmem.gate.BackboneGate.probabilities", probabilities)
+        config = LoopConfig(candidates="all", gate=kind, reader_threshold=None)
         loop = Loop(backbone, sample.question, chunks, states, config)
         loop.advance()
         loop.advance(Reading(memory=WorkingMemory(text="Ox, maker: Ida."), update=True, exit=False))

@@ -8,13 +8,13 @@ import torch
 import compmem_research.training
 from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem_research.training.compressor import CompressorTraining
-from compmem_research.training.footprint.estimate import ESTIMATED, activation_bytes, estimate, estimate_file
-from compmem_research.training.footprint.shape import KNOWN, Shape
+from compmem_research.training.data.components import Component
+from compmem_research.training.data.mixture import MixtureSettings
+from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.trainer import RunSettings
+from compmem_research.training.memory_estimate.estimate import ESTIMATED, activation_bytes, estimate, estimate_file
+from compmem_research.training.memory_estimate.shape import KNOWN, Shape
 from compmem_research.training.rl import RLTraining
-from compmem_research.training.rows.components import Component
-from compmem_research.training.rows.mixture import MixtureSettings
-from compmem_research.training.running.settings import read_settings
-from compmem_research.training.running.trainer import RunSettings
 from compmem_research.training.text import TextPreparation
 
 CONFIGS = Path(compmem_research.training.__file__).parent / "configs"

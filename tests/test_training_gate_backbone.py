@@ -8,10 +8,11 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.errors import CheckpointError
-from compmem.gate import LatentGate
+from compmem.gate import BackboneGate
 from compmem.readers.prompts import LatentPrompts
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.gate import GateStage, GateTraining, rolled_out
 from compmem_research.training.gating import gate_examples
 from compmem_research.training.gating.calibration import auc, platt, threshold_for
@@ -19,7 +20,6 @@ from compmem_research.training.gating.gate_examples import GateContext, GateStat
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings
 from compmem_research.training.rollouts.trajectory import Step, Trajectory
-from compmem_research.training.running.trainer import RunSettings, Trainer
 from compmem_research.training.stages import run_stage
 
 PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{memory}!", answer="{question}|{memory}=")
@@ -28,7 +28,7 @@ PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{me
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
     """The device's ceiling takes a second to measure, and says nothing here."""
-    monkeypatch.setattr("compmem_research.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
 def test_platt_recovers_what_was_bent():
@@ -142,7 +142,7 @@ def test_the_gate_learns_what_helps_with_these_notes(tmp_path, gated, blind):
     assert all(torch.equal(p, now[name]) for name, p in frozen.items()), "nothing but the gate changes"
     served = Backbone.load(tmp_path / "backbone", device="cpu")
     with torch.no_grad():
-        gate = LatentGate(served, "q")
+        gate = BackboneGate(served, "q")
         blocks = served.compress(held[0].chunks, ratio=4)
         chances = {notes: gate.probabilities("" if blind else notes, blocks) for notes in ("", "bbbb")}
     assert gate.threshold == pytest.approx(figures["threshold"])

@@ -8,14 +8,14 @@ import torch
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.rollouts.evidence import Evidence
-from compmem_research.training.rollouts.lessons import (
+from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
+from compmem_research.training.rollouts.policy_batch import (
     figures_of,
     group_advantages,
     mixed_advantages,
     step_advantages,
     turn_advantages,
 )
-from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
 from compmem_research.training.rollouts.rewards import EARLY, LATE, reward, well_formed
 from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
 

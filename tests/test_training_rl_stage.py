@@ -17,14 +17,14 @@ from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
+from compmem_research.training.data.examples import Example, Rows, row_losses
+from compmem_research.training.data.traces import structured
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.from_scratch import REPLY_TAGS, DecoderConfig, train_tokenizer, untrained_backbone
 from compmem_research.training.rl import RLStage, RLTraining
 from compmem_research.training.rollouts.objective import Objective
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import RolloutSettings, check_whole
-from compmem_research.training.rows.examples import Example, Rows, row_losses
-from compmem_research.training.rows.traces import structured
-from compmem_research.training.running.trainer import RunSettings, Trainer
 from compmem_research.training.stages import run_stage
 
 PROMPTS = LatentPrompts(
@@ -85,7 +85,7 @@ def warm_up(backbone, steps=60):
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
     """The device's ceiling takes a second to measure, and says nothing here."""
-    monkeypatch.setattr("compmem_research.training.running.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +208,14 @@ def test_the_reference_may_be_the_base_without_its_adapter(warm, tmp_path):
 def test_more_updates_on_the_rollouts_of_one_policy(warm, tmp_path):
     policies = []
 
-    class Watched(RLStage):
+    class RecordingContext(RLStage):
         def _learn(self, batches):
             policies.append(len(batches))
             return super()._learn(batches)
 
     given = settings(tmp_path, updates=2, run={"steps": 4, "learning_rate": 2e-2})
     backbone = toy_of(warm)
-    Trainer(given.run).run(Watched(given, backbone, lambda number, held: context(backbone, number)))
+    Trainer(given.run).run(RecordingContext(given, backbone, lambda number, held: context(backbone, number)))
     assert policies == [2, 2]
     clipped = [share for [share] in log_of(tmp_path, "clipped")]
     assert clipped[0] == clipped[2] == 0, "the first update of a round is on policy"

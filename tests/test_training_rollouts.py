@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from compmem.backbone import AdapterConfig, MemoryConfig
-from compmem.compressor import chunk_ids
 from compmem.config import LoopConfig
+from compmem.ingest.compressor import chunk_ids
+from compmem.loop.loop import LoopResult, ReadRequest, recall_loop
 from compmem.readers.latent import LatentReader
 from compmem.readers.prompts import LatentPrompts
-from compmem.reasoner import Gathered, Read, gather
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.rollouts.likelihood import frozen_copy, reply_likelihood
@@ -60,19 +60,19 @@ def test_a_greedy_rollout_is_the_loop_with_the_latent_reader(backbone):
     reader = LatentReader(backbone, prompts=PROMPTS, structured=False, memory_tokens=8, answer_tokens=6)
     states = backbone.compress([chunk_ids(backbone, c) for c in asked.chunks], ratio=4)
     source = Bench([MemoryBlock(chunk=c, kv=s) for c, s in zip(asked.chunks, states, strict=True)], backbone)
-    loop, memories, reply = gather(source, LoopConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
+    loop, memories, reply = recall_loop(source, LoopConfig.lychee(gate=False, memory_tokens=8), 0.0), [], None
     with torch.no_grad():
         while True:
             try:
                 wanted = loop.send(reply)
             except StopIteration as end:
-                gathered: Gathered = end.value
+                run_loop: LoopResult = end.value
                 break
             reply = None
-            if isinstance(wanted, Read):
+            if isinstance(wanted, ReadRequest):
                 memories.append(wanted.memory.text)
                 reply = reader.read(asked.sample.question, wanted.memory, wanted.blocks)
-        answer = "".join(p for p in reader.write(asked.sample.question, gathered.memory) if isinstance(p, str))
+        answer = "".join(p for p in reader.write(asked.sample.question, run_loop.memory) if isinstance(p, str))
     assert [step.memory for step in run.steps] == memories
     assert run.answer == answer.strip()
     assert run.found and run.answer and run.steps[1].memory

@@ -16,17 +16,17 @@ from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.readers.replies import parse_reply
 from compmem.schema import Document
 from compmem_research.tasks.sample import Sample, Span
-from compmem_research.tasks.worlds import Fact, WorldSample
+from compmem_research.tasks.synthetic_facts import Fact, WorldSample
 from compmem_research.training import compressor, lm, text, warmup
+from compmem_research.training.data.components import Component, Turns
+from compmem_research.training.data.examples import Rows, row_losses, written_exactly
+from compmem_research.training.data.mixture import Mixture, MixtureSettings
+from compmem_research.training.data.packed import Text, read_tokenizer
+from compmem_research.training.data.sources import chunks_of
+from compmem_research.training.data.traces import as_curriculum, step_example, trace
+from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.from_scratch import DecoderConfig, train_tokenizer, untrained_backbone
-from compmem_research.training.rows.components import Component, Turns
-from compmem_research.training.rows.examples import Rows, row_losses, written_exactly
-from compmem_research.training.rows.mixture import Mixture, MixtureSettings
-from compmem_research.training.rows.packed import Text, read_tokenizer
-from compmem_research.training.rows.sources import chunks_of
-from compmem_research.training.rows.traces import in_lessons, step_example, trace
-from compmem_research.training.running.settings import read_settings
-from compmem_research.training.running.trainer import RunSettings, Trainer
 from compmem_research.training.text import TextPreparation
 from tests.training import prepare, write_texts
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _little_filler(monkeypatch):
-    monkeypatch.setattr("compmem_research.training.rows.sources.PASSAGES", 60)
+    monkeypatch.setattr("compmem_research.training.data.sources.PASSAGES", 60)
 
 
 @pytest.fixture
@@ -454,7 +454,7 @@ def test_lessons_hold_every_fact_in_the_order_that_it_is_due(backbone):
     sample = world(TEXTS, ["Ox was made by Ida.", "Ida was born in Ulm."])
     chunks = chunks_of(sample, backbone, 64)
     for seed in range(8):
-        steps = list(trace(sample, in_lessons(sample, chunks, Random(seed), 1)))
+        steps = list(trace(sample, as_curriculum(sample, chunks, Random(seed), 1)))
         assert steps[-1].end
         assert sum(s.check for s in steps) == 2
         assert any(not s.check for s in steps)
@@ -473,7 +473,7 @@ def test_a_step_is_asked_and_told_as_the_reader_does(backbone, tmp_path):
     backbone.save(tmp_path / "b")
     PROMPTS.write(tmp_path / "b")
     loaded = Backbone.load(tmp_path / "b", device="cpu")
-    reader, steps = LatentReader(loaded), StepPrompts(loaded, LatentPrompts.of(loaded))
+    reader, steps = LatentReader(loaded), StepPrompts(loaded, LatentPrompts.from_backbone(loaded))
     sample = world(TEXTS, ["Ox was made by Ida.", "Ida was born in Ulm."])
     for step in trace(sample, chunks_of(sample, loaded, 64)):
         row = step_example(steps, step)

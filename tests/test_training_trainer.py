@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compmem.errors import CheckpointError
-from compmem_research.training.running.device import matmul_ceiling
-from compmem_research.training.running.log import read_log
-from compmem_research.training.running.settings import read_settings
-from compmem_research.training.running.trainer import RunSettings
+from compmem_research.training.engine.device import matmul_ceiling
+from compmem_research.training.engine.log import read_log
+from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.trainer import RunSettings
 from compmem_research.training.stages import run_stage
 from tests.training import Toy, run
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from compmem import vector_search
-from compmem.vector_search import DeviceSearch, ExactSearch, dense_search
+from compmem.retrieval import vector_search
+from compmem.retrieval.vector_search import DeviceSearch, ExactSearch, dense_search
 
 
 class Vectors:

@@ -101,7 +101,7 @@ def names(nodes):
 def test_llama_index_retriever_and_engine(llama_index_of):
     plain = llama_index_of.as_retriever(similarity_top_k=2)
     retriever = llama_index_compmem.CompMemRetriever.from_retriever(
-        plain, 3, recall=LOOSE, use_async=False, embed_model=HashEncoder()
+        plain, 3, recall_config=LOOSE, use_async=False, embed_model=HashEncoder()
     )
     found = retriever.retrieve(QUESTION)
     assert set(names(found)) >= NEW
@@ -112,7 +112,7 @@ def test_llama_index_retriever_and_engine(llama_index_of):
     for scored in found:
         assert scored.node.metadata == stored[scored.node.node_id].metadata
         assert scored.node.text == stored[scored.node.node_id].text
-    response = CompMemQueryEngine.from_retriever(plain, recall=LOOSE, embed_model=HashEncoder()).query(QUESTION)
+    response = CompMemQueryEngine.from_retriever(plain, recall_config=LOOSE, embed_model=HashEncoder()).query(QUESTION)
     assert "Lloyd" in str(response)
     assert set(names(response.source_nodes)) >= NEW
 
@@ -120,7 +120,7 @@ def test_llama_index_retriever_and_engine(llama_index_of):
 def test_llama_index_filters_are_the_stores_own(llama_index_of):
     year = MetadataFilters(filters=[MetadataFilter(key="year", value=2024)])
     retriever = llama_index_compmem.CompMemRetriever.from_retriever(
-        llama_index_of.as_retriever(filters=year), 20, recall=LOOSE, embed_model=HashEncoder()
+        llama_index_of.as_retriever(filters=year), 20, recall_config=LOOSE, embed_model=HashEncoder()
     )
     found = names(retriever.retrieve(QUESTION))
     assert set(found) >= NEW
@@ -132,7 +132,7 @@ def test_llama_index_filters_are_the_stores_own(llama_index_of):
 async def test_llama_index_in_an_event_loop(llama_index_of):
     plain = llama_index_of.as_retriever()
     retriever = llama_index_compmem.CompMemRetriever.from_retriever(
-        plain, 3, recall=LOOSE, use_async=False, embed_model=HashEncoder()
+        plain, 3, recall_config=LOOSE, use_async=False, embed_model=HashEncoder()
     )
     assert names(await retriever.aretrieve(QUESTION)) == names(retriever.retrieve(QUESTION))
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone
-from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.text import TextPreparation, made_up, train
 from tests.conftest import make_model, make_tokenizer
 

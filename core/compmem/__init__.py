@@ -28,16 +28,16 @@ from compmem.schema import (
     Reading,
     Recall,
     Request,
+    ScoringReader,
     Step,
     Usage,
-    WeighingReader,
     WorkingMemory,
     Writer,
 )
 
 if TYPE_CHECKING:
-    from compmem.asking import Asking
-    from compmem.external import ExternalIndex
+    from compmem.base_index import BaseIndex
+    from compmem.external_index import ExternalIndex
     from compmem.index import MemoryIndex
     from compmem.readers import ChatPrompts, ChatReader, LatentPrompts, LatentReader
     from compmem.store import DocumentInfo, StoreInfo
@@ -46,8 +46,8 @@ __version__ = "0.1.0"
 
 # These pull in torch, so they load when they are first asked for.
 _LATER = {
-    "Asking": "compmem.asking",
-    "ExternalIndex": "compmem.external",
+    "BaseIndex": "compmem.base_index",
+    "ExternalIndex": "compmem.external_index",
     "MemoryIndex": "compmem.index",
     "ChatPrompts": "compmem.readers",
     "ChatReader": "compmem.readers",
@@ -72,7 +72,7 @@ __all__ = [
     "Answer",
     "AnswerModels",
     "AnswerToken",
-    "Asking",
+    "BaseIndex",
     "ChatPrompts",
     "ChatReader",
     "CheckpointError",
@@ -101,12 +101,12 @@ __all__ = [
     "RecallMethod",
     "Request",
     "RuntimeConfig",
+    "ScoringReader",
     "Step",
     "StoreError",
     "StoreInfo",
     "StoreLockedError",
     "Usage",
-    "WeighingReader",
     "WorkingMemory",
     "Writer",
 ]

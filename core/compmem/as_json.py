@@ -33,7 +33,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
         "steps": [step_json(step) for step in answer.steps],
         "working_memory": answer.working_memory,
         "usage": asdict(answer.usage),
-        "exited": answer.exited,
+        "stop_reason": answer.stop_reason,
     }  # fmt: skip
 
 

@@ -77,12 +77,12 @@ class RuntimeConfig:
     """Name of a torch dtype. None: the fastest that keeps the results."""
     search: Search = "exact"
     """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
-    resident_bytes: int = KV_CACHE_BYTES
+    kv_cache_bytes: int = KV_CACHE_BYTES
     """KV blocks kept on the device between questions, in bytes."""
 
     def __post_init__(self) -> None:
         _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
-        _at_least("resident_bytes", self.resident_bytes, 0)
+        _at_least("kv_cache_bytes", self.kv_cache_bytes, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,14 +95,14 @@ class RecallConfig:
 
     reader: ReaderName | None = None
     """Who reads the recalled blocks in each step: `"extractive"` (quotes, no model), `"chat"` (needs `chat=`) or
-    `"latent"` (the backbone, needs KV memory). None: the default for the index, see `compmem.roles.resolve_roles`."""
+    `"latent"` (the backbone, needs KV memory). None: see `compmem.loop.roles.resolve_roles`."""
     writer: WriterName | None = None
     """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the reader, from the working
     memory; where a chat model is given and no reader is named, the chat model."""
     rounds: int = 1
     """Most times that a chat model which writes the answer may ask for missing facts; each time the loop runs again for
     them. 0: never."""
-    shown: int = 8
+    writer_blocks: int = 8
     """Most recalled blocks that the writer sees: those that updated the working memory first, then by gate score."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
@@ -112,7 +112,7 @@ class RecallConfig:
     """Most seconds for the question. A step begins only if there is time for it and for the answer, each taking as long
     as the mean step so far. A chat model that has not replied in time is abandoned: an async call is cancelled, a sync
     call runs on in its thread. The answer is then what was streamed so far, else quotations, else the notes, and
-    `Answer.exited` is "seconds". Of a reader of your own, only the async methods can be abandoned."""
+    `Answer.stop_reason` is "seconds". Of a reader of your own, only the async methods can be abandoned."""
     memory_tokens: int = 1024
     """Most tokens of working memory; what was written last is kept."""
     prompt_tokens: int | None = None
@@ -124,7 +124,7 @@ class RecallConfig:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if self.writer is not None:
             _one_of("writer", self.writer, ("chat", "latent"))
-        _at_least("shown", self.shown, 1)
+        _at_least("writer_blocks", self.writer_blocks, 1)
         _at_least("rounds", self.rounds, 0)
         _at_least("memory_tokens", self.memory_tokens, 1)
         for name in ("max_steps", "prompt_tokens"):
@@ -134,12 +134,12 @@ class RecallConfig:
             raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
         _check_share("threshold", self.threshold)
 
-    def but(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
         """These settings with some changed."""
         return replace(self, **changes)
 
     @property
-    def asks_chat(self) -> bool:
+    def uses_chat(self) -> bool:
         """Whether a chat model that is given reads or writes: it is named, or neither reader nor writer is."""
         return "chat" in (self.reader, self.writer) or (self.reader is None and self.writer is None)
 
@@ -152,7 +152,7 @@ class LoopConfig(RecallConfig):
         ValueError: A value is out of its range.
     """
 
-    candidates: Literal["first stage", "all"] = "first stage"
+    candidates: Literal["first_stage", "all"] = "first_stage"
     """What may be recalled: what the first stage proposes, or every chunk."""
     first_stage: int = 40
     """Chunks that each signal of the first stage proposes in a step."""
@@ -162,11 +162,11 @@ class LoopConfig(RecallConfig):
     """What scores a block: the gate; the gate without the working memory; cosine similarity; nothing (read all)."""
     order: Literal["best", "document"] = "best"
     """Blocks are read best first, or in document order."""
-    reask: bool = True
+    requery: bool = True
     """Ask the first stage and the gate again after each update of the working memory."""
     backtrack: bool = True
     """A block that was rejected may be recalled in a later step."""
-    weigh: float | None = 0.4
+    reader_threshold: float | None = 0.4
     """Where the reader can score blocks before it reads them (the latent reader, if its replies begin with yes or no),
     it scores those that the gate puts first, and reads the best one if its probability is at least this. None: it reads
     what the gate lets through."""
@@ -179,12 +179,12 @@ class LoopConfig(RecallConfig):
 
     def __post_init__(self) -> None:
         RecallConfig.__post_init__(self)
-        _one_of("candidates", self.candidates, ("first stage", "all"))
+        _one_of("candidates", self.candidates, ("first_stage", "all"))
         _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
         _one_of("order", self.order, ("best", "document"))
         _at_least("first_stage", self.first_stage, 1)
         _at_least("blocks_per_step", self.blocks_per_step, 1)
-        _check_share("weigh", self.weigh)
+        _check_share("reader_threshold", self.reader_threshold)
 
     @property
     def structured(self) -> bool:
@@ -192,10 +192,10 @@ class LoopConfig(RecallConfig):
         return self.update_gate or self.exit_gate
 
     @property
-    def weighs(self) -> bool:
+    def can_score(self) -> bool:
         """Whether a reader that can scores blocks first: not in the papers' loops, nor with several blocks a step."""
-        free = self.order == "best" and self.reask and self.backtrack and self.update_gate
-        return self.weigh is not None and free and self.blocks_per_step == 1
+        free = self.order == "best" and self.requery and self.backtrack and self.update_gate
+        return self.reader_threshold is not None and free and self.blocks_per_step == 1
 
     @classmethod
     def complete(cls, config: RecallConfig | None) -> "LoopConfig":
@@ -208,29 +208,29 @@ class LoopConfig(RecallConfig):
     def memagent(cls, **changes: Any) -> "LoopConfig":
         """MemAgent (2507.02259): every chunk in document order, the memory overwritten in each step."""
         return cls(
-            candidates="all", gate="off", order="document", reask=False, backtrack=False,
+            candidates="all", gate="off", order="document", requery=False, backtrack=False,
             update_gate=False, exit_gate=False, max_steps=None,
-        ).but(**changes)  # fmt: skip
+        ).replace(**changes)  # fmt: skip
 
     @classmethod
     def gru_mem(cls, *, exit_gate: bool = True, **changes: Any) -> "LoopConfig":
         """GRU-Mem (2602.10560): MemAgent's scan with an update gate and, by choice, an exit gate."""
-        return cls.memagent(update_gate=True, exit_gate=exit_gate).but(**changes)
+        return cls.memagent(update_gate=True, exit_gate=exit_gate).replace(**changes)
 
     @classmethod
     def lychee(cls, *, gate: bool = True, **changes: Any) -> "LoopConfig":
         """LycheeMemory (2602.08382): one pass in document order, each chunk gated at 0.5 with the memory so far."""
         if not gate:
-            return cls.memagent().but(**changes)
-        return cls.memagent(gate="learned", threshold=0.5).but(**changes)
+            return cls.memagent().replace(**changes)
+        return cls.memagent(gate="learned", threshold=0.5).replace(**changes)
 
     @classmethod
     def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
         """One-shot RAG: the k most similar chunks, read at once; a chat model is asked once."""
         return cls(
-            gate="similarity", threshold=0.0, links=False, reask=False, backtrack=False,
-            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, shown=k, rounds=0,
-        ).but(**changes)  # fmt: skip
+            gate="similarity", threshold=0.0, links=False, requery=False, backtrack=False,
+            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k, rounds=0,
+        ).replace(**changes)  # fmt: skip
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

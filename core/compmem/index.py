@@ -7,28 +7,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from compmem.adding import Adding
-from compmem.asking import Asking, Filter, checked_question
 from compmem.backbone import Backbone, device_of
-from compmem.blocks import BlockLoader, Seen
-from compmem.candidates import FirstStage
-from compmem.chunking import split
+from compmem.base_index import BaseIndex, Filter, checked_question
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.gates import DenseGate, Gate, KVGate, NoGate, make_gate
+from compmem.index_models import IndexModels
+from compmem.ingest.chunking import split
+from compmem.ingest.pipeline import IngestPipeline
 from compmem.locks import Lock
-from compmem.models import Models
+from compmem.loop.blocks import BlockCache, BlockLoader
+from compmem.loop.context import QuestionContext
+from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.naming import absolute
-from compmem.question import QuestionBench
+from compmem.retrieval.candidates import FirstStage
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, ShardedSnapshot, ShardedStore, Snapshot, Store, StoreInfo, open_store
-from compmem.vector_search import DenseSearch, ShardedSearch, dense_search
-from compmem.view import Viewer
+from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_search
+from compmem.retrieval.query import QueryAnalyzer
 
 
-class MemoryIndex(Asking):
+class MemoryIndex(BaseIndex):
     """Documents compressed into memory once, to be asked for ever.
 
     Made by `create` and `open`; explicit parts are the seam for tests. Any number of threads may use one index.
@@ -47,12 +47,12 @@ class MemoryIndex(Asking):
         fetch_backbone: bool | None = None,
     ) -> None:
         self.store = store
-        models = Models(
+        models = IndexModels(
             store, config, encoder=encoder, backbone=backbone, gate=gate, runtime=runtime or RuntimeConfig(),
             fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
         )  # fmt: skip
         super().__init__(config, models)
-        self._seen = Seen()
+        self._seen = BlockCache()
         self._dense: tuple[int, DenseSearch] | None = None
         self._guard = Lock()
 
@@ -186,7 +186,7 @@ class MemoryIndex(Asking):
             StoreLockedError: Another process is writing.
         """
         models = self._models
-        adding = Adding(
+        adding = IngestPipeline(
             self.store,
             self.config.chunk_tokens,
             count=models.count_tokens,
@@ -263,9 +263,9 @@ class MemoryIndex(Asking):
         return self._models.backbone
 
     @contextmanager
-    def bench(
+    def question_context(
         self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
-    ) -> Iterator[QuestionBench]:
+    ) -> Iterator[QuestionContext]:
         """The index as one question sees it, from one snapshot: what the loop, the trainers and benchmarks work on.
 
         Raises:
@@ -273,27 +273,27 @@ class MemoryIndex(Asking):
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
-        latent, resident = self._models.latent_gate(question), self._models.resident
+        latent, kv_cache = self._models.latent_gate(question), self._models.kv_cache
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             blocks, stage = BlockLoader(snapshot, self._seen), None
             if encoder is not None:
                 words = snapshot if admitted is None else snapshot.within(admitted)
-                viewer, search = Viewer(question, encoder, words), self._search(snapshot)
-                stage = FirstStage(viewer, words, search, admitted, settings.first_stage, settings.links)
+                analyzer, search = QueryAnalyzer(question, encoder, words), self._search(snapshot)
+                stage = FirstStage(analyzer, words, search, admitted, settings.first_stage, settings.links)
             trained: Gate = NoGate()
-            if latent is not None and resident is not None:
-                trained = KVGate(latent, blocks, resident)
+            if latent is not None and kv_cache is not None:
+                trained = KVGate(latent, blocks, kv_cache)
             elif stage is not None:
                 trained = DenseGate(self.gate, blocks, stage)
-            yield QuestionBench(
+            yield QuestionContext(
                 loader=blocks,
                 config=settings,
                 admitted=admitted,
                 count=self._models.count_tokens,
                 dense=stage,
                 gate=make_gate(settings, trained, blocks, stage),
-                resident=resident,
+                kv_cache=kv_cache,
             )
 
     def _search(self, snapshot: Snapshot) -> DenseSearch | None:

@@ -247,7 +247,7 @@ class Step:
     """What the writer asked for, where the step was made for that."""
 
 
-ExitReason = Literal["exit gate", "nothing left", "steps", "seconds", "cancelled"]
+StopReason = Literal["exit_gate", "exhausted", "steps", "seconds", "cancelled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,7 +266,7 @@ class Answer:
     steps: tuple[Step, ...]
     working_memory: str
     usage: Usage
-    exited: ExitReason
+    stop_reason: StopReason
     """Why the loop ended."""
 
     def __str__(self) -> str:
@@ -325,26 +325,26 @@ class AnswerModels(TypedDict, total=False):
 
 
 @runtime_checkable
-class WeighingReader(Reader, Protocol):
+class ScoringReader(Reader, Protocol):
     """A reader that can tell how likely a block helps before it reads it."""
 
     @property
-    def weighs(self) -> bool:
+    def can_score(self) -> bool:
         """Whether it can tell at all, as it is set up."""
         ...
 
-    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block, by itself, helps; None where it cannot tell now. Called from any thread."""
         ...
 
     def read(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, relevant: bool = False
     ) -> Reading:
-        """As every reader reads; with `insist` it is told that these blocks help."""
+        """As every reader reads; with `relevant` it is told that these blocks help."""
         ...
 
     async def aread(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, relevant: bool = False
     ) -> Reading:
         """The same without blocking the event loop."""
         ...

@@ -136,7 +136,7 @@ def as_page(answer: Answer) -> str:
 def _page_head(answer: Answer, title: str) -> Iterator[str]:
     yield f'<p class="kicker">Question</p>\n<h1>{title}</h1>'
     yield f'<div class="answer{"" if answer.found else " none"}">{_html(answer.text)}</div>'
-    yield f'<p class="meta">Ended by: {_html(answer.exited)} · {_html(cost(answer.usage))}</p>'
+    yield f'<p class="meta">Ended by: {_html(answer.stop_reason)} · {_html(cost(answer.usage))}</p>'
 
 
 def _page_sources(answer: Answer) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import COMPRESS_TOKENS, CPU_TOKENS, SCORE_SLOTS, batches, halving
+from compmem.backbone.chat_prefix import aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
@@ -17,16 +18,15 @@ from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
-from compmem.backbone.lead import aligned, led
 from compmem.backbone.memory import compress, memory_count
+from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
 from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
-from compmem.backbone.reading import Kept, Layout, Prefix, Reading, check_states, slots_of
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
-from compmem.deadline import seconds_left
 from compmem.errors import CheckpointError
+from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates
 
 Blocks = Sequence[Sequence[KVStates]]
@@ -240,7 +240,7 @@ class Backbone(TokenCodec):
         start: int | Sequence[int] | None,
     ) -> Tensor:
         prefix, layout = self._lay_out(prompts, blocks, start, 0)
-        hidden: Tensor = self.decoder(layout.ids, Reading(prefix, layout, self._rotary), role=role)
+        hidden: Tensor = self.decoder(layout.ids, PrefixContext(prefix, layout, self._rotary), role=role)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -332,8 +332,8 @@ class Backbone(TokenCodec):
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
         """What the gate's adapter makes of prompts, as blocks to stand in front of others."""
         prefix, layout = self._lay_out(prompts, None, start, 0)
-        reading = Reading(prefix, layout, self._rotary)
-        kept = Kept(reading, len(self.decoder.layers), self.memory.positions)
+        reading = PrefixContext(prefix, layout, self._rotary)
+        kept = StateRecorder(reading, len(self.decoder.layers), self.memory.positions)
         self.decoder(layout.ids, kept, role="gate")
         keys, values = (torch.stack(states) for states in zip(*kept.made, strict=True))
         return [
@@ -349,7 +349,7 @@ class Backbone(TokenCodec):
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
-        stop_circles: bool = False,
+        stop_on_repetition: bool = False,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         role: Role | None = "reasoner",
@@ -363,7 +363,7 @@ class Backbone(TokenCodec):
             max_new_tokens: Most tokens in a row.
             stop_ids: Ids that end a row. None: the model's end tokens.
             stop_strings: Texts that end a row.
-            stop_circles: End a row that writes the same over and over.
+            stop_on_repetition: End a row that writes the same over and over.
             temperature: 0 takes the likeliest token.
             seeds: One a row, where tokens are drawn.
             role: Whose adapter is used, where there is one.
@@ -383,7 +383,7 @@ class Backbone(TokenCodec):
             prompts, blocks = self._led(prompts, blocks)
 
         def run(rows: Sequence[int]) -> list[list[int]]:
-            stops = [Stop(self.tokenizer, ids, stop_strings, circles=stop_circles) for _ in rows]
+            stops = [Stop(self.tokenizer, ids, stop_strings, circles=stop_on_repetition) for _ in rows]
             sampling = Sampling(temperature=temperature, seeds=[rows_seeds[row] for row in rows])
             prefix, layout = self._lay_out(
                 [prompts[row] for row in rows], [blocks[row] for row in rows] if blocks else None, start, max_new_tokens
@@ -407,7 +407,7 @@ class Backbone(TokenCodec):
         max_new_tokens: int,
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
-        stop_circles: bool = False,
+        stop_on_repetition: bool = False,
         temperature: float = 0.0,
         seed: int = 0,
         role: Role | None = "reasoner",
@@ -418,7 +418,7 @@ class Backbone(TokenCodec):
         prompts, rows = self._led([prompt], [blocks]) if start is None else ([prompt], [blocks])
         prefix, layout = self._lay_out(prompts, rows, start, max_new_tokens)
         ids = self.end_ids if stop_ids is None else stop_ids
-        stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_circles)
+        stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_on_repetition)
         sampling = Sampling(temperature=temperature, seeds=[seed])
         for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=1, role=role):
             seconds_left()
@@ -427,7 +427,7 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return led(self.lead, lambda ids: prune(self.decoder, self._rotary, [ids], ratio=1)[0], prompts, blocks)
+        return with_prefix(self.lead, lambda ids: prune(self.decoder, self._rotary, [ids], ratio=1)[0], prompts, blocks)
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

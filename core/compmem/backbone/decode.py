@@ -16,7 +16,7 @@ from torch import Tensor
 from compmem.backbone.attention import attention
 from compmem.backbone.config import Role
 from compmem.backbone.decoder import Context, Decoder
-from compmem.backbone.reading import Layout, Prefix, Reading
+from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext
 from compmem.backbone.rotary import Rotary, rotate
 
 SLOT_STEP = 512
@@ -127,7 +127,7 @@ class _Filling(Context):
         self._slots = slots
         self._prefix = prefix
         self._layout = layout
-        self._reading = Reading(prefix, layout, rotary)
+        self._reading = PrefixContext(prefix, layout, rotary)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
         query, key = self._reading.place(query, key)

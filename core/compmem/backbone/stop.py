@@ -41,12 +41,12 @@ class Stop:
             if self._strings:
                 tail = self._tokenizer.decode(self.tokens[-self._tail :])
                 self.done = any(s in tail for s in self._strings)
-            if self._circles and len(self.tokens) % CIRCLE.start == 0 and in_circles(self.tokens):
+            if self._circles and len(self.tokens) % CIRCLE.start == 0 and is_repeating(self.tokens):
                 self.done = True
         return self.tokens[before:]
 
 
-def in_circles(tokens: Sequence[int]) -> bool:
+def is_repeating(tokens: Sequence[int]) -> bool:
     """Whether the tokens end with the same run of them three times."""
     last = len(tokens) - 1
     return any(

@@ -1,9 +1,9 @@
 """The command `compmem`."""
 
 # Importing a module adds its commands.
-import compmem.cli.asking
 import compmem.cli.demo
-import compmem.cli.keeping
+import compmem.cli.index_commands
+import compmem.cli.query_commands
 import compmem.cli.research
 import compmem.cli.serving  # noqa: F401
 from compmem.cli.app import app, main

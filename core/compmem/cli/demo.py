@@ -13,9 +13,9 @@ from rich.text import Text
 import compmem
 from compmem.as_json import answer_json
 from compmem.cli.app import app, out, write_json
-from compmem.cli.asking import AsJson, Device, follow, last
 from compmem.cli.demo_docs import documents
-from compmem.cli.keeping import opened, progress
+from compmem.cli.index_commands import opened, progress
+from compmem.cli.query_commands import AsJson, Device, follow, last
 from compmem.schema import Answer
 from compmem.trace import as_page
 

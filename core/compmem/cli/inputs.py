@@ -19,8 +19,8 @@ from compmem.cli.decoding import HEAD, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
 from compmem.schema import Document
+from compmem.text.unicode import check
 from compmem.trace import printable
-from compmem.valid import check
 
 __all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
 

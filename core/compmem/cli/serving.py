@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from compmem.cli.app import app
-from compmem.cli.asking import AllowDownload, Device, IndexPath, KeyOption, open_index
+from compmem.cli.query_commands import AllowDownload, Device, IndexPath, KeyOption, open_index
 from compmem.schema import AnswerModels
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")]

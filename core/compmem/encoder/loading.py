@@ -21,7 +21,7 @@ from compmem.encoder.prompts import prompts_of
 from compmem.locks import Lock
 from compmem.naming import DEFAULT_ENCODER, is_folder
 from compmem.schema import Encoder, Vectors
-from compmem.valid import check
+from compmem.text.unicode import check
 
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
 _PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,6}|[^\w\s]")

@@ -1,9 +1,9 @@
 """The gate: which blocks are worth recalling now?"""
 
-from compmem.gate.blocks import Digest, digest, digests
+from compmem.gate.backbone_gate import NO_NOTES, BackboneGate, gate_prompt
+from compmem.gate.blocks import ParsedBlock, parse_block, parse_windows
 from compmem.gate.features import FEATURES, features
-from compmem.gate.head import FirstLook, GateHead, Network, best_windows
-from compmem.gate.latent import NO_NOTES, LatentGate, gate_prompt
+from compmem.gate.head import FirstPass, GateHead, Network, best_windows
 from compmem.gate.listwise import (
     FIRST_FEATURES,
     LATER_FEATURES,
@@ -14,7 +14,22 @@ from compmem.gate.listwise import (
 )
 
 __all__ = [
-    "FEATURES", "FIRST_FEATURES", "LATER_FEATURES", "NO_NOTES", "QUESTION_FEATURES", "Digest", "FirstLook", "GateHead",
-    "LatentGate", "Network", "best_windows", "digest", "digests", "features", "first_features", "gate_prompt",
-    "later_features", "question_features",
+    "FEATURES",
+    "FIRST_FEATURES",
+    "LATER_FEATURES",
+    "NO_NOTES",
+    "QUESTION_FEATURES",
+    "BackboneGate",
+    "FirstPass",
+    "GateHead",
+    "Network",
+    "ParsedBlock",
+    "best_windows",
+    "features",
+    "first_features",
+    "gate_prompt",
+    "later_features",
+    "parse_block",
+    "parse_windows",
+    "question_features",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compmem.schema import Chunk, MemoryBlock, Vectors
-from compmem.terms import STOPWORDS, content_terms, heading_at, headings_in, name, root, terms_of, words
+from compmem.text.tokenize import STOPWORDS, content_terms, heading_at, headings_in, name, root, terms_of, words
 
 LONGEST = 200
 """Words of a text that is gated as one, about what a block of 256 tokens holds: the gate has learnt on such blocks."""
@@ -17,7 +17,7 @@ PARAGRAPH = 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Digest:
+class ParsedBlock:
     """A memory block, taken apart once and compared with each new view."""
 
     vectors: Vectors
@@ -32,7 +32,7 @@ class Digest:
     length: int
 
 
-def digest(block: MemoryBlock) -> Digest:
+def parse_block(block: MemoryBlock) -> ParsedBlock:
     """The block taken apart."""
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
@@ -49,7 +49,7 @@ def digest(block: MemoryBlock) -> Digest:
         counts.update(found)
     title = name(chunk.title)
     bare = name(chunk.title.split("(")[0])
-    return Digest(
+    return ParsedBlock(
         vectors=block.vectors,
         titles=tuple(dict.fromkeys(t for t in (title, bare) if t)),
         title_terms=frozenset(content_terms(chunk.title)),
@@ -61,7 +61,7 @@ def digest(block: MemoryBlock) -> Digest:
     )
 
 
-def digests(block: MemoryBlock) -> tuple[Digest, ...]:
+def parse_windows(block: MemoryBlock) -> tuple[ParsedBlock, ...]:
     """The block taken apart as the gate has learnt to see one: a long block as several windows of whole sentences.
 
     A block lets a reader see everything in it, so it is worth recalling where one of its windows is: its gate score is
@@ -70,8 +70,8 @@ def digests(block: MemoryBlock) -> tuple[Digest, ...]:
     chunk = block.chunk
     short = len(chunk.text) <= LONGEST or len(words(chunk.text)) <= LONGEST
     if short and (chunk.title or not headings_in(chunk.text)):
-        return (digest(block),)
-    return tuple(digest(window) for window in _windows(block))
+        return (parse_block(block),)
+    return tuple(parse_block(window) for window in _windows(block))
 
 
 def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:

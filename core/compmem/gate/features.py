@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from compmem.gate.blocks import Digest
-from compmem.gate.bridges import BRIDGES, bridges, weight
+from compmem.gate.blocks import ParsedBlock
+from compmem.gate.entity_features import BRIDGES, entity_features, weight
+from compmem.retrieval.query import LINES, QueryState
 from compmem.schema import Vectors
-from compmem.terms import Mention
-from compmem.view import LINES, View
+from compmem.text.tokenize import Mention
 
 FEATURES = (
     "question_chunk", "question_sentence", "question_second", "joint_chunk", "joint_sentence", "joint_gain",
@@ -31,12 +31,12 @@ FEATURES = (
 """The features by name, in the order of the columns."""
 
 
-def features(view: View, blocks: Sequence[Digest]) -> Vectors:
+def features(view: QueryState, blocks: Sequence[ParsedBlock]) -> Vectors:
     """Each block's features under this view, `[blocks, features]`."""
     dense = _dense(view, blocks)
     lexical = [_lexical(view, block) for block in blocks]
     links = [_links(view, block) for block in blocks]
-    joints = bridges(view, blocks)
+    joints = entity_features(view, blocks)
     total = sum(view.weights.values()) or 1.0
     state = [
         sum(1 for n in view.names.values() if not any(n.name in line.mentions for line in view.lines)) / 3,
@@ -51,7 +51,7 @@ def features(view: View, blocks: Sequence[Digest]) -> Vectors:
     return np.asarray(rows, dtype=np.float32).reshape(len(blocks), len(FEATURES))
 
 
-def _dense(view: View, blocks: Sequence[Digest]) -> list[list[float]]:
+def _dense(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
     if not blocks:
         return []
     sizes = [len(b.vectors) for b in blocks]
@@ -72,7 +72,7 @@ def _dense(view: View, blocks: Sequence[Digest]) -> list[list[float]]:
     return rows
 
 
-def _lexical(view: View, block: Digest) -> list[float]:
+def _lexical(view: QueryState, block: ParsedBlock) -> list[float]:
     total = sum(view.weights.values()) or 1.0
     open_weight = sum(w for t, w in view.weights.items() if t not in view.covered) or 1.0
     held = {t: w for t, w in view.weights.items() if t in block.counts or t in block.title_terms}
@@ -98,14 +98,14 @@ def _lexical(view: View, block: Digest) -> list[float]:
     ]
 
 
-def _best_sentence(weights: Sequence[tuple[str, float]], block: Digest) -> float:
+def _best_sentence(weights: Sequence[tuple[str, float]], block: ParsedBlock) -> float:
     """The highest weight of these terms that one sentence holds."""
     if not weights:
         return 0.0
     return max(sum(w for t, w in weights if t in sentence) for sentence in block.sentence_terms)
 
 
-def _links(view: View, block: Digest) -> list[float]:
+def _links(view: QueryState, block: ParsedBlock) -> list[float]:
     asked = [view.names[t] for t in block.titles if t in view.names]
     if not view.lines and not view.names:
         return [0.0] * 15
@@ -130,7 +130,7 @@ def _links(view: View, block: Digest) -> list[float]:
     ]
 
 
-def _named(view: View, found: Sequence[Mention]) -> list[float]:
+def _named(view: QueryState, found: Sequence[Mention]) -> list[float]:
     if not found:
         return [0.0, 0.0, 0.0, 0.0]
     best = max(found, key=lambda m: (m.capitalised, weight(view, m.name)))

@@ -27,7 +27,7 @@ from compmem.gate.listwise import (
     later_features,
     question_features,
 )
-from compmem.ranking import Standing
+from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Vectors
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "dense_gate.safetensors"
@@ -81,7 +81,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class FirstLook:
+class FirstPass:
     """What the gate makes of the candidates of a question, before anything is read."""
 
     logits: Vectors
@@ -99,8 +99,8 @@ class GateHead(nn.Module):
 
     Attributes:
         threshold: A block with a lower probability is not read.
-        more_threshold: The loop looks again where `FirstLook.more` is at least this.
-        found_threshold: Nothing is said to answer where `FirstLook.found` is lower.
+        more_threshold: The loop looks again where `FirstPass.more` is at least this.
+        found_threshold: Nothing is said to answer where `FirstPass.found` is lower.
     """
 
     calibration: Tensor
@@ -118,22 +118,22 @@ class GateHead(nn.Module):
         self.question = Network(len(QUESTION_FEATURES), hidden // 2, outputs=2, heads=heads)
 
     @torch.inference_mode()
-    def look(self, own: Vectors, standing: Standing, rows: NDArray[np.int64]) -> FirstLook:
+    def first_scores(self, own: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
         """The first look at a question's candidates.
 
         Args:
             own: Features of each window under the question, `[windows, len(FEATURES)]`.
-            standing: Places of each window's block in the first stage's searches, `[windows]`.
+            search_ranks: Places of each window's block in the first stage's searches, `[windows]`.
             rows: The block of each window, from 0, rising; every block has one. `[windows]`.
         """
-        features = first_features(own, standing)
+        features = first_features(own, search_ranks)
         best, top = best_windows(self.first(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
         both = self.question(torch.from_numpy(question_features(own[top], features[top], best))[None])[0].numpy()
         more, found = (float(self._calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
-        return FirstLook(best, self._calibrated(best, 0), more, found)
+        return FirstPass(best, self._calibrated(best, 0), more, found)
 
     @torch.inference_mode()
-    def look_again(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
+    def later_pass(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
         """The probability of each block with a working memory, `[blocks]`; arguments as of `later_features`."""
         logits = self.later(torch.from_numpy(later_features(own, first, seen, rows))).squeeze(-1).numpy()
         return self._calibrated(best_windows(logits, rows)[0], 1)

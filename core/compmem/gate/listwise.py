@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.gate.features import FEATURES
-from compmem.ranking import FUSION, Standing, rank_of, reciprocal
+from compmem.retrieval.ranking import FUSION, SearchRanks, rank_of, reciprocal
 from compmem.schema import Vectors
 
 SIGNALS = ("question_chunk", "question_sentence", "lexical", "coverage")
@@ -66,12 +66,12 @@ QUESTION_FEATURES = (
 """What tells of a whole question after the first look: whether more looks help, and whether anything answers."""
 
 
-def standing_features(own: Vectors, standing: Standing) -> Vectors:
+def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
     """Each block's standing in this list of candidates, `[blocks, len(STANDING_FEATURES)]`.
 
     Args:
         own: The blocks' features under the question, `[blocks, len(FEATURES)]`.
-        standing: Their places in the first stage's searches.
+        search_ranks: Their places in the first stage's searches.
     """
     count = len(own)
     if not count:
@@ -79,7 +79,7 @@ def standing_features(own: Vectors, standing: Standing) -> Vectors:
     columns: list[NDArray[np.floating]] = []
     shape: list[float] = []
     ranks: dict[str, NDArray[np.int64]] = {}
-    signals = {name: own[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": standing.score}
+    signals = {name: own[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": search_ranks.score}
     for name, values in signals.items():
         rank = ranks[name] = rank_of(values)
         mean, deviation = float(values.mean()), float(values.std()) + 1e-4
@@ -95,9 +95,15 @@ def standing_features(own: Vectors, standing: Standing) -> Vectors:
             min((best[0] - best[min(1, count - 1)]) / deviation, 4) / 2,
             min((best[0] - best[min(4, count - 1)]) / deviation, 6) / 3,
         ]
-    fused = reciprocal(standing.dense, FUSION) + reciprocal(standing.bm25, FUSION)
+    fused = reciprocal(search_ranks.dense, FUSION) + reciprocal(search_ranks.bm25, FUSION)
     rank = rank_of(fused.astype(np.float32))
-    columns += [1 / (1 + rank), np.log1p(rank) / 5, 30 * fused, reciprocal(standing.dense), reciprocal(standing.bm25)]
+    columns += [
+        1 / (1 + rank),
+        np.log1p(rank) / 5,
+        30 * fused,
+        reciprocal(search_ranks.dense),
+        reciprocal(search_ranks.bm25),
+    ]
     nearest, heaviest = int(ranks["question_chunk"].argmin()), int(ranks["bm25"].argmin())
     shape += [
         _overlap(ranks["question_chunk"], ranks["bm25"]),
@@ -105,14 +111,14 @@ def standing_features(own: Vectors, standing: Standing) -> Vectors:
         1 / (1 + ranks["question_chunk"][heaviest]),
         1 / (1 + ranks["question_sentence"][nearest]),
         np.log1p(count) / 6,
-        float(standing.score.max() > 0),
+        float(search_ranks.score.max() > 0),
     ]
     return np.column_stack([*columns, np.tile(shape, (count, 1))]).astype(np.float32)
 
 
-def first_features(own: Vectors, standing: Standing) -> Vectors:
+def first_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
     """What the first look sees of each block, `[blocks, len(FIRST_FEATURES)]`; see `standing_features`."""
-    return np.concatenate([own[:, _columns(OF_QUESTION)], standing_features(own, standing)], axis=1)
+    return np.concatenate([own[:, _columns(OF_QUESTION)], standing_features(own, search_ranks)], axis=1)
 
 
 def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:

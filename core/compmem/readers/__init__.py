@@ -1,18 +1,17 @@
 """What reads a recalled block and writes the answer: by quoting, with a chat model, or with the backbone itself."""
 
-from compmem.readers.apart import Apart
-from compmem.readers.calls import ChatModel, pieces
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
+from compmem.readers.chat_model import ChatModel, pieces
 from compmem.readers.endpoint import Endpoint
 from compmem.readers.extractive import ExtractiveReader
 from compmem.readers.latent import OVERHEAD, LatentReader
 from compmem.readers.prompts import LatentPrompts, StepPrompts
-from compmem.readers.replies import Reply, spoken, understand
+from compmem.readers.replies import Reply, parse_step_reply, without_thinking
+from compmem.readers.with_writer import ReaderWithWriter
 
 __all__ = [
     "NOTHING_FOUND",
     "OVERHEAD",
-    "Apart",
     "ChatModel",
     "ChatPrompts",
     "ChatReader",
@@ -20,9 +19,10 @@ __all__ = [
     "ExtractiveReader",
     "LatentPrompts",
     "LatentReader",
+    "ReaderWithWriter",
     "Reply",
     "StepPrompts",
+    "parse_step_reply",
     "pieces",
-    "spoken",
-    "understand",
+    "without_thinking",
 ]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 from compmem.errors import ReaderError
-from compmem.readers.calls import ChatModel, apieces, pieces
-from compmem.readers.fitting import LEAST, MARK, Shown, fitted, packed
-from compmem.readers.quoting import Unquoting, quoted, unquoted
-from compmem.readers.replies import Written, thinks_untagged, understand
+from compmem.readers.chat_model import ChatModel, apieces, pieces
+from compmem.readers.escaping import Unescaper, escaped, unescaped
+from compmem.readers.prompt_budget import LEAST, MARK, Shown, fitted, packed
+from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
-from compmem.terms import terms
+from compmem.text.tokenize import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
 """The answer where the working memory is empty; the model is not asked."""
@@ -251,7 +251,7 @@ class ChatReader:
         if messages is None:
             yield from (NOTHING_FOUND, Usage())
             return
-        answer, plain = self._answer(memory), Unquoting()
+        answer, plain = self._answer(memory), Unescaper()
         with contextlib.closing(pieces(self._chat, messages)) as stream:
             for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
@@ -268,7 +268,7 @@ class ChatReader:
             yield NOTHING_FOUND
             yield Usage()
             return
-        answer, plain = self._answer(memory), Unquoting()
+        answer, plain = self._answer(memory), Unescaper()
         async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
             async for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
@@ -279,9 +279,9 @@ class ChatReader:
             yield request
         yield self._usage(messages, answer.heard)
 
-    def _answer(self, memory: WorkingMemory) -> Written:
+    def _answer(self, memory: WorkingMemory) -> AnswerFilter:
         """What is made of the reply that is written now."""
-        return Written(hold=self._thinks_untagged, from_blocks=bool(memory.blocks), may_ask=memory.may_ask)
+        return AnswerFilter(hold=self._thinks_untagged, from_blocks=bool(memory.blocks), may_ask=memory.may_ask)
 
     def _turns(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
@@ -294,14 +294,14 @@ class ChatReader:
         template = self.prompts.update if self.structured else self.prompts.overwrite
         groups = [[self._shown(block) for block in blocks]]
         if self.prompt_tokens is not None:
-            space = self._space(template, question=quoted(question), memory="", blocks="") - self.memory_tokens
+            space = self._space(template, question=escaped(question), memory="", blocks="") - self.memory_tokens
             groups = packed(groups[0], self._enough(space), self._count)
         update = end = False
         usage = Usage()
         for group in groups:
-            notes = quoted(self._last_part(memory.text)) or "(none yet)"
+            notes = escaped(self._last_part(memory.text)) or "(none yet)"
             shown = "\n".join(map(str, group))
-            messages = self._messages(template, question=quoted(question), memory=notes, blocks=shown)
+            messages = self._messages(template, question=escaped(question), memory=notes, blocks=shown)
             reply = yield messages
             reading = self._reading(reply, memory, messages)
             usage += reading.usage
@@ -328,17 +328,17 @@ class ChatReader:
                 for number, block in enumerate(memory.blocks, start=1)
             ]
             if self.prompt_tokens is not None:
-                space = self._space(template, question=quoted(question), blocks="")
+                space = self._space(template, question=escaped(question), blocks="")
                 space -= sum(len(block.marked) for block in shown) * (2 * self._count(MARK) + 2)
                 asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
                 shown = fitted(shown, self._enough(space), asked, self._count)
             blocks = "\n".join(block.with_marks() for block in shown)
-            return self._messages(template, question=quoted(question), blocks=blocks)
+            return self._messages(template, question=escaped(question), blocks=blocks)
         if not memory.text.strip():
             return None
-        self._enough(self._space(self.prompts.answer, question=quoted(question), memory="") - self.memory_tokens)
-        notes = quoted(self._last_part(memory.text))
-        return self._messages(self.prompts.answer, question=quoted(question), memory=notes)
+        self._enough(self._space(self.prompts.answer, question=escaped(question), memory="") - self.memory_tokens)
+        notes = escaped(self._last_part(memory.text))
+        return self._messages(self.prompts.answer, question=escaped(question), memory=notes)
 
     def _space(self, template: str, **parts: str) -> int:
         """Tokens that a prompt of these parts leaves."""
@@ -357,12 +357,12 @@ class ChatReader:
     def _shown(self, block: MemoryBlock, number: str = "", marked: Sequence[str] = ()) -> Shown:
         """A block as the model sees it, parted around its text."""
         chunk = block.chunk
-        text = quoted(chunk.text.strip())
+        text = escaped(chunk.text.strip())
         rendered = None if self._render is None else self._render(chunk)
         if rendered is None:
             above = "\n".join([*_above(chunk), "text:", ""])
             return Shown(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
-        before, found, after = quoted(rendered).partition(text or "\0")
+        before, found, after = escaped(rendered).partition(text or "\0")
         if not found:  # what is rendered is all there is to read
             before, text, after = "", before, ""
         return Shown(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
@@ -374,12 +374,12 @@ class ChatReader:
         ]
 
     def _reading(self, text: str, memory: WorkingMemory, messages: Sequence[Message]) -> Reading:
-        self._thinks_untagged = self._thinks_untagged or thinks_untagged(text)
-        reply = understand(text, structured=self.structured)
+        self._thinks_untagged = self._thinks_untagged or ends_untagged_thinking(text)
+        reply = parse_step_reply(text, structured=self.structured)
         usage = self._usage(messages, text, malformed=reply is None)
         if reply is None:
             return Reading(memory=memory, update=False, exit=False, usage=usage)
-        candidate = WorkingMemory(text=self._last_part(unquoted(reply.update))) if reply.update else memory
+        candidate = WorkingMemory(text=self._last_part(unescaped(reply.update))) if reply.update else memory
         return Reading(memory=candidate, update=reply.check, exit=reply.end, usage=usage)
 
     def _last_part(self, text: str) -> str:
@@ -410,7 +410,7 @@ def _marked(memory: WorkingMemory) -> dict[str, list[str]]:
     """The sentences that were quoted of each chunk, by its id, in their order and as the model sees them."""
     found: dict[str, list[str]] = {}
     for evidence in sorted(memory.evidence, key=lambda e: e.start):
-        found.setdefault(evidence.chunk.id, []).append(quoted(evidence.text))
+        found.setdefault(evidence.chunk.id, []).append(escaped(evidence.text))
     return found
 
 
@@ -421,4 +421,4 @@ def _above(chunk: Chunk) -> list[str]:
         ("section: ", " > ".join(chunk.headings)),
         *(("", c) for c in chunk.context_lines()),
     ]
-    return [f"{label}{quoted(' '.join(value.split()))}" for label, value in named if value.strip()]
+    return [f"{label}{escaped(' '.join(value.split()))}" for label, value in named if value.strip()]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
+from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.terms import heading_over, terms, words
-from compmem.view import View, Viewer
+from compmem.text.tokenize import heading_over, terms, words
 
 KEPT = 3
 """Most sentences kept of one block."""
@@ -30,11 +30,11 @@ MOST_QUOTED = 12
 class ExtractiveReader:
     """Quotes. Serves one question: it shares the viewer, and so the encoded question, with the gate."""
 
-    viewer: Viewer
+    analyzer: QueryAnalyzer
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The memory with the best sentences of these blocks added; when to stop is left to the gate."""
-        view = self.viewer.view("")
+        view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
         new = [e for e, line in found if line not in known]
@@ -53,7 +53,7 @@ class ExtractiveReader:
         if not memory.evidence:
             yield NOTHING_FOUND
             return
-        view = self.viewer.view("")
+        view = self.analyzer.analyze("")
         for number, evidence in enumerate(_supporting(view, memory.evidence)):
             yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
 
@@ -63,7 +63,7 @@ class ExtractiveReader:
             yield piece
 
 
-def line_of(view: View, evidence: Evidence) -> str:
+def line_of(view: QueryState, evidence: Evidence) -> str:
     """A sentence as the working memory carries it: what it is about, what the question asks by, then what it says."""
     label, text = evidence.chunk.label, evidence.text
     if not label:  # within a block of many matters, the paragraph's own heading says what it is about
@@ -73,7 +73,7 @@ def line_of(view: View, evidence: Evidence) -> str:
     return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 
 
-def best_sentences(view: View, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
+def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
     """The sentences of a block that bear most on the question, in their order."""
     chunk = block.chunk
     spans = chunk.sentences or ((0, len(chunk.text)),)
@@ -92,7 +92,7 @@ def _said(chunk: Chunk, span: tuple[int, int]) -> list[str]:
     return words(chunk.text[span[0] : span[1]])
 
 
-def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Vectors:
+def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str]) -> Vectors:
     """How much each sentence bears on the question, `[sentences]` in [0, 1]: nearness and share of words."""
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
@@ -102,7 +102,7 @@ def _sentence_scores(view: View, block: MemoryBlock, sentences: list[str]) -> Ve
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
 
 
-def _supporting(view: View, evidence: Sequence[Evidence]) -> list[Evidence]:
+def _supporting(view: QueryState, evidence: Sequence[Evidence]) -> list[Evidence]:
     """The best sentence of each of the best chunks, in reading order; more where more are as good as the best."""
     best: dict[str, Evidence] = {}
     for item in evidence:

@@ -12,7 +12,7 @@ import torch
 from compmem.backbone import Backbone
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.prompts import HELPS, LatentPrompts, StepPrompts
-from compmem.readers.replies import Spoken, thinks_untagged, understand
+from compmem.readers.replies import ThinkingFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import KVStates, MemoryBlock, Reading, Usage, WorkingMemory
 from compmem.threads import in_thread
 
@@ -53,7 +53,7 @@ class LatentReader:
         if memory_tokens < 1 or answer_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} and answer_tokens={answer_tokens!r} must be at least 1")
         self.backbone = backbone
-        self.prompts = prompts or LatentPrompts.of(backbone)
+        self.prompts = prompts or LatentPrompts.from_backbone(backbone)
         self.structured = self.prompts.gates if structured is None else structured
         self.memory_tokens = memory_tokens
         self.answer_tokens = answer_tokens
@@ -62,18 +62,18 @@ class LatentReader:
         self._thinks_untagged = False
 
     def read(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, relevant: bool = False
     ) -> Reading:
         """The candidate memory and the two gates, after reading these blocks in one step.
 
-        With `insist` the reply is begun for the backbone: the blocks help, and it says how.
+        With `relevant` the reply is begun for the backbone: the blocks help, and it says how.
 
         Raises:
             ValueError: A block has no KV states or those of another backbone, or the step is larger than the context.
             MemoryError: The step does not fit on the device.
         """
         states = [_states(block) for block in blocks]
-        prompt = self._turns.step(question, memory.text) + (self._turns.helps if insist else [])
+        prompt = self._turns.step(question, memory.text) + (self._turns.helps if relevant else [])
         start = self._behind(states)
         wanted = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
         with torch.inference_mode():
@@ -82,12 +82,12 @@ class LatentReader:
                 [states],
                 max_new_tokens=self._room(prompt, states, start, wanted),
                 stop_strings=("</next>",) if self.structured else (),
-                stop_circles=True,
+                stop_on_repetition=True,
                 start=start,
             )
-        text = (HELPS if insist else "") + self.backbone.decode(written)
-        self._thinks_untagged = self._thinks_untagged or thinks_untagged(text)
-        reply = understand(text, structured=self.structured)
+        text = (HELPS if relevant else "") + self.backbone.decode(written)
+        self._thinks_untagged = self._thinks_untagged or ends_untagged_thinking(text)
+        reply = parse_step_reply(text, structured=self.structured)
         usage = _usage(prompt, written, malformed=reply is None)
         if reply is None:
             return Reading(memory=memory, update=False, exit=False, usage=usage)
@@ -95,11 +95,11 @@ class LatentReader:
         return Reading(memory=candidate, update=reply.check, exit=reply.end, usage=usage)
 
     @property
-    def weighs(self) -> bool:
+    def can_score(self) -> bool:
         """Whether replies begin by saying whether a block helps: they have gates, and no thoughts before them."""
-        return self._turns.weighs
+        return self._turns.can_score
 
-    def weigh(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block helps, by itself and before a word is written.
 
         None where a reply does not begin with that, or one that is begun has no room left.
@@ -110,13 +110,13 @@ class LatentReader:
         """
         states = [_states(block) for block in blocks]
         starts = None if self._whole is None else [max(self._whole, one.keys.shape[2]) for one in states]
-        return self._turns.weigh(question, memory.text, states, starts=starts)
+        return self._turns.score_blocks(question, memory.text, states, starts=starts)
 
     async def aread(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, insist: bool = False
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, relevant: bool = False
     ) -> Reading:
         """The same in a thread."""
-        return await in_thread(partial(self.read, question, memory, blocks, insist=insist))
+        return await in_thread(partial(self.read, question, memory, blocks, relevant=relevant))
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
         """The answer in pieces as they come, and last what it cost: behind the memory's blocks, or else from its text.
@@ -137,8 +137,8 @@ class LatentReader:
             return
         start = self._behind(states) if states else None
         most = self._room(prompt, states, start, self.answer_tokens)
-        answer, written = Spoken(hold=self._thinks_untagged), list[int]()
-        tokens = self.backbone.stream(prompt, states, max_new_tokens=most, stop_circles=True, start=start)
+        answer, written = ThinkingFilter(hold=self._thinks_untagged), list[int]()
+        tokens = self.backbone.stream(prompt, states, max_new_tokens=most, stop_on_repetition=True, start=start)
         for piece in _pieces(self.backbone, tokens, written):
             if text := answer.feed(piece):
                 yield text

@@ -113,7 +113,7 @@ Answer this question from them alone, in as few words as it allows. If they do n
             raise CheckpointError(f"the prompts in {str(file)!r} cannot be used: {error}") from error
 
     @classmethod
-    def of(cls, backbone: Backbone) -> "LatentPrompts":
+    def from_backbone(cls, backbone: Backbone) -> "LatentPrompts":
         """The prompts that a backbone's checkpoint brings, else ours.
 
         Raises:
@@ -153,7 +153,7 @@ class StepPrompts:
         other = backbone.encode_reply(_HELPS_NOT)
         self._fork = next(i for i, (yes, no) in enumerate(zip(self.helps, other, strict=False)) if yes != no)
         self._yes, self._no = self.helps[self._fork], other[self._fork]
-        self.weighs = structured and "<think>" not in prompts.update
+        self.can_score = structured and "<think>" not in prompts.update
         """Whether a step's reply begins by saying whether its blocks help."""
 
     def step(self, question: str, memory: str) -> list[int]:
@@ -168,7 +168,7 @@ class StepPrompts:
         """The prompt of the answer behind the recalled blocks themselves."""
         return self._from_blocks.fill(question=self.backbone.encode(question))
 
-    def weigh(
+    def score_blocks(
         self, question: str, memory: str, blocks: Sequence[KVStates], *, starts: Sequence[int] | None = None
     ) -> list[float] | None:
         """Log-odds that each block helps: of "yes" against "no" where a step's reply says which, before any other word.
@@ -187,7 +187,7 @@ class StepPrompts:
         """
         prompt = self.step(question, memory)
         behind = starts or [block.keys.shape[2] for block in blocks]
-        if not self.weighs or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
+        if not self.can_score or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
             return None
         begun = [*prompt, *self.helps[: self._fork]]
         with torch.inference_mode():

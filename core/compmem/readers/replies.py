@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from compmem.errors import ReaderError
-from compmem.readers.quoting import unquoted
+from compmem.readers.escaping import unescaped
 from compmem.schema import Request
 
 LONGEST_REQUEST: Final = 300
@@ -50,27 +50,27 @@ def parse_reply(text: str) -> Reply | None:
     return _parse_parts(text[_after_thoughts(text) :]) or _parse_parts(_without_thoughts(text))
 
 
-def understand(text: str, *, structured: bool) -> Reply | None:
+def parse_step_reply(text: str, *, structured: bool) -> Reply | None:
     """What a step's reply says, or None where it cannot be told; an unstructured one is the new memory itself."""
     if structured:
         return parse_reply(text)
-    notes = spoken(text)
+    notes = without_thinking(text)
     return Reply(check=True, update=notes, end=False) if notes else None
 
 
-def spoken(text: str) -> str:
+def without_thinking(text: str) -> str:
     """A whole reply without the thoughts before it; empty where it ends within them."""
     rest = text[_after_thoughts(text) :].strip()
     return "" if (tag := _TAG.match(rest)) and _name(tag) == "think" else rest
 
 
-def thinks_untagged(text: str) -> bool:
+def ends_untagged_thinking(text: str) -> bool:
     """Whether a thought ends in the reply that never began: some servers swallow the opening tag."""
     names = [_name(tag) for tag in _TAG.finditer(text)]
     return names.count("/think") > names.count("think")
 
 
-class Spoken:
+class ThinkingFilter:
     """What of a streamed answer is meant to be heard: all but the thoughts before it.
 
     Args:
@@ -115,7 +115,7 @@ class Spoken:
         Raises:
             ReaderError: Nothing was said at all.
         """
-        held = "" if self._speaking else self._passed(spoken(self.heard))
+        held = "" if self._speaking else self._passed(without_thinking(self.heard))
         if not self._spoke:
             raise ReaderError("the chat model gave an empty answer")
         return held
@@ -126,20 +126,20 @@ class Spoken:
         return text
 
 
-class Written:
+class AnswerFilter:
     """What of a streamed answer is meant to be heard, and what the model asks for instead of answering.
 
     A reply whose first line is `SEARCH: ...` asks back. That line is never passed on. Where the model may not ask, it
     is reported as what is missing, unless an answer follows it.
 
     Args:
-        hold: As of `Spoken`.
+        hold: As of `ThinkingFilter`.
         from_blocks: The answer is written from blocks, so a first line of that form is looked for.
         may_ask: The model may ask back.
     """
 
     def __init__(self, *, hold: bool, from_blocks: bool, may_ask: bool) -> None:
-        self._spoken = Spoken(hold=hold)
+        self._spoken = ThinkingFilter(hold=hold)
         self._may_ask = may_ask
         self._first: str | None = "" if from_blocks else None
         self._missing = ""
@@ -178,7 +178,7 @@ class Written:
     def asked(self) -> Iterator[Request]:
         """The request, where there is one."""
         if self.request:
-            yield Request(text=unquoted(self.request))
+            yield Request(text=unescaped(self.request))
 
     def _passed(self, text: str, *, last: bool) -> str:
         if self._first is not None:

@@ -92,7 +92,7 @@ class _Server:
         self._models = models
         self._index = index
         self._tokens = tokens
-        self._config = config if config.max_seconds is not None else config.but(max_seconds=limits.answer_seconds)
+        self._config = config if config.max_seconds is not None else config.replace(max_seconds=limits.answer_seconds)
         self._limits = limits
         self._model = model
         self._started = int(time.time())

@@ -55,7 +55,7 @@ def models(name: str, created: int) -> dict[str, Any]:
 def extras(answer: Answer) -> dict[str, Any]:
     """What a chat completion holds beside the text."""
     sources = [{**recall_json(source), "cited": source.cited} for source in answer.sources]
-    return {"found": answer.found, "exited": answer.exited, "sources": sources}
+    return {"found": answer.found, "stop_reason": answer.stop_reason, "sources": sources}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

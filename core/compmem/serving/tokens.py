@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from compmem.valid import nfc, valid
+from compmem.text.unicode import nfc, valid
 
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
 _RESERVED: Final = ("and", "or", "not", "document_id", "title")

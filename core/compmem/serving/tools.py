@@ -21,7 +21,7 @@ from compmem.serving.limits import Limits
 from compmem.threads import in_thread
 
 _HOLDS = "Holds documents and answers questions from them, also those that need facts from several documents."
-_ANSWER_FIELDS = ("answer", "found", "sources", "exited")
+_ANSWER_FIELDS = ("answer", "found", "sources", "stop_reason")
 
 Question = Annotated[str, Field(description="A whole question in words, not keywords.", max_length=4000)]
 Filter = Annotated[
@@ -59,7 +59,7 @@ def create_tools(
     """
     limits, config = limits or Limits(), config or RecallConfig()
     if config.max_seconds is None:
-        config = config.but(max_seconds=limits.answer_seconds)
+        config = config.replace(max_seconds=limits.answer_seconds)
     server: MCPServer[Any] = MCPServer("compmem", instructions=_HOLDS, log_level="WARNING")
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 

@@ -15,7 +15,7 @@ from compmem.store.blocks import BATCH, Numbers
 from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import Rows, storable
 from compmem.store.vectors import number_list
-from compmem.terms import NameKind
+from compmem.text.tokenize import NameKind
 
 _K1: Final = 1.2
 _B: Final = 0.75

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from compmem.valid import nfc
+from compmem.text.unicode import nfc
 
 Hits = NDArray[np.bool_]
 Places = NDArray[np.int64]

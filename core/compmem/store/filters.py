@@ -31,7 +31,7 @@ from compmem.metadata import plain
 from compmem.store.blocks import BATCH, parse_metadata
 from compmem.store.columns import Column, Hits
 from compmem.store.manifest import Rows, storable
-from compmem.valid import nfc
+from compmem.text.unicode import nfc
 
 DEEPEST: Final = 32
 """Levels of nesting a filter may have."""

@@ -13,7 +13,7 @@ from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk
 from compmem.store.blocks import Numbers
 from compmem.store.manifest import Rows, storable
-from compmem.terms import NameKind, names_of, terms
+from compmem.text.tokenize import NameKind, names_of, terms
 
 KINDS: Final[tuple[NameKind, ...]] = get_args(NameKind)
 _KINDS: Final = dict(enumerate(KINDS))

@@ -14,7 +14,7 @@ from compmem.errors import CorruptStoreError
 from compmem.metadata import plain
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
-from compmem.valid import check
+from compmem.text.unicode import check
 
 _UNIT: Final = 1e-2
 """How far the length of a vector may be from 1."""

@@ -27,7 +27,7 @@ from compmem.store.manifest import JSON
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.store import Store, StoreInfo
 from compmem.store.vectors import ChunkVectors
-from compmem.terms import NameKind
+from compmem.text.tokenize import NameKind
 
 SHARDS: Final = "shards.json"
 """The file that makes a folder one of shards."""

@@ -17,7 +17,7 @@ from compmem.store.filters import admitted, compile_filter
 from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
-from compmem.terms import NameKind
+from compmem.text.tokenize import NameKind
 
 Filter = Mapping[str, Any] | Sequence[Any]
 
@@ -112,7 +112,7 @@ class Snapshot:
         return AdmittedWords(self._rows, admitted)
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms (see `compmem.terms.terms`) with their BM25 score, best first.
+        """Blocks that hold any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
 
         In a large index, terms that stand in very many blocks count only where no rarer ones are asked for.
 
@@ -132,7 +132,7 @@ class Snapshot:
         return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name (see `compmem.terms.name`), titles first; unknown names are left out."""
+        """The blocks of each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
         return lexical.named(self._rows, names, per_name)
 
     def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:

@@ -8,7 +8,7 @@ from compmem.schema import Chunk
 from compmem.store import lexical
 from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import LEXICAL_SCHEMA
-from compmem.terms import NameKind
+from compmem.text.tokenize import NameKind
 
 
 class TransientWords:

@@ -73,7 +73,7 @@ def searched(setup: Setup, method: SearchMethod) -> System:
 
 def looped(setup: Setup, config: RecallConfig) -> System:
     """The loop, and the model as the settings have it."""
-    config, chat = config.but(shown=setup.k), setup.reader()
+    config, chat = config.replace(writer_blocks=setup.k), setup.reader()
 
     def system(question: str) -> Said:
         answer = setup.index.answer(question, config, chat=chat)

@@ -27,5 +27,5 @@ class BackboneChat:
         prompt = self.backbone.prompt("{text}").fill(text=said)
         room = max(1, min(self.most_tokens, self.backbone.context - len(prompt)))
         with torch.inference_mode():
-            [written] = self.backbone.generate([prompt], max_new_tokens=room, stop_circles=True, role=None)
+            [written] = self.backbone.generate([prompt], max_new_tokens=room, stop_on_repetition=True, role=None)
         return self.backbone.decode(written)

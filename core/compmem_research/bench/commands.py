@@ -219,7 +219,9 @@ def quality(
     data: Annotated[Path, typer.Option(help="Folder of the evaluation files.")],
     suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks, memory or model.")] = "length",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
-    cells: Annotated[str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")] = None,
+    conditions: Annotated[
+        str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")
+    ] = None,
     systems: Annotated[str | None, typer.Option(help="In place of the suite's: SYSTEM[:READER], by comma.")] = None,
     questions: Annotated[int, typer.Option(help="Questions of each cell.")] = 20,
     seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
@@ -236,7 +238,7 @@ def quality(
 
     cells_of, systems_of = suite_of(suite, readers=model is not None or backbone is not None)
     settings = Sweep(
-        data=data, out=out or Path("core/results") / suite, cells=_listed(cells) or cells_of,
+        data=data, out=out or Path("core/results") / suite, conditions=_listed(conditions) or cells_of,
         systems=_listed(systems) or systems_of, questions=questions, seed=seed, scan_until=scan_until, model=model,
         base_url=base_url, api_key_env=api_key_env, backbone=backbone, ratio=ratio,
     )  # fmt: skip

@@ -38,7 +38,7 @@ class DataSet:
     questions: tuple[Path, ...]
     corpus: Path | None = None
 
-    def digests(self) -> dict[str, str]:
+    def parse_windows(self) -> dict[str, str]:
         """The first 16 digits of each file's SHA-256, by its name."""
         files = (*self.questions, *([self.corpus] if self.corpus else []))
         return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files}
@@ -76,9 +76,9 @@ class Results:
                 )
         return cls(file, settings, here, sets)
 
-    def holds(self, name: str, style: str, digests: Mapping[str, str]) -> bool:
+    def holds(self, name: str, style: str, parse_windows: Mapping[str, str]) -> bool:
         """Whether a set of these files is measured in that style."""
-        return any((s["set"], s["style"], s["files"]) == (name, style, digests) for s in self.sets)
+        return any((s["set"], s["style"], s["files"]) == (name, style, parse_windows) for s in self.sets)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Keeps an entry, in the file too, in place of an earlier one of the same set and style."""
@@ -145,8 +145,8 @@ def measure(
     settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": _gate()}
     results = Results.open(out, settings)
     for each in find_sets(paths):
-        digests = each.digests()
-        missing = [style for style in styles if not results.holds(each.name, style, digests)]
+        parse_windows = each.parse_windows()
+        missing = [style for style in styles if not results.holds(each.name, style, parse_windows)]
         if not missing:
             continue
         task = read_corpus(each.questions, each.corpus)
@@ -158,7 +158,7 @@ def measure(
             index.recall(asked[0].question, 2)  # loads the models, outside every system's time
             for style in missing:
                 results.add({
-                    "set": each.name, "style": style, "files": digests, "questions": len(asked),
+                    "set": each.name, "style": style, "files": parse_windows, "questions": len(asked),
                     "unanswerable": sum(not q.gold for q in asked), "passages": len(task.passages),
                     "index_seconds": seconds,
                     "systems": by_systems(index, [replace(q, question=styled(q.question, style, seed)) for q in asked]),

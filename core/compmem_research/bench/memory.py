@@ -8,16 +8,16 @@ from typing import Self
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.chunking import split
 from compmem.config import IndexConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.gate import GateHead
 from compmem.index import MemoryIndex
+from compmem.ingest.chunking import split
 from compmem.readers import ChatModel
 from compmem.schema import Chunk, Document
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.sharing import ReadOnce, shared
-from compmem_research.bench.systems import Entrant, Layout
+from compmem_research.bench.systems import Layout, SystemRun
 from compmem_research.tasks.sample import Sample
 
 PASSAGE, CHUNK = 256, 4096
@@ -100,9 +100,9 @@ class Memories:
         for memory in self._made.values():
             memory.index.close()
 
-    def of(self, entrant: Entrant) -> Memory:
+    def of(self, system_run: SystemRun) -> Memory:
         """The memory that a system reads from."""
-        system, latent = entrant.system, entrant.reader == "latent"
+        system, latent = system_run.system, system_run.reader == "latent"
         layout: Layout = "chunks" if latent and not system.direct else system.layout
         part = ""
         if system.most_tokens is not None and self.sample.tokens > system.most_tokens:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench.cells import Cell
+from compmem_research.bench.conditions import Cell
 from compmem_research.bench.published import CHUNK_RECALL, SUB_EM
 from compmem_research.bench.quality_report import RECALL, Result
 
@@ -97,7 +97,7 @@ def _published(result: Result, figures: Mapping[str, Mapping[str, float]]) -> di
 
 
 def _tokens(result: Result, cell: str) -> float:
-    return float(result.cells.get(cell, {}).get("tokens", Cell.read(cell).tokens))
+    return float(result.conditions.get(cell, {}).get("tokens", Cell.read(cell).tokens))
 
 
 def _lines(lines: Mapping[str, Points], published: Mapping[str, Points], file: Path, what: str, *, log: bool) -> Path:

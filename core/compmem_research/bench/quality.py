@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from compmem.backbone import Backbone
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatModel, Endpoint, pieces
-from compmem_research.bench.asking import measure
 from compmem_research.bench.backbone_chat import BackboneChat
-from compmem_research.bench.cells import Cell, Sources
+from compmem_research.bench.conditions import Cell, Sources
+from compmem_research.bench.measuring import measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.run import Run
-from compmem_research.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, Entrant, entrant, with_readers
+from compmem_research.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, SystemRun, system_run, with_readers
 from compmem_research.tasks.sample import Sample
 
 Named = TypeVar("Named")
@@ -54,7 +54,7 @@ class Sweep:
     """Folder of the evaluation files."""
     out: Path
     """Folder of the run."""
-    cells: tuple[str, ...]
+    conditions: tuple[str, ...]
     systems: tuple[str, ...]
     questions: int = 20
     """Questions of each cell."""
@@ -76,7 +76,8 @@ class Sweep:
     def config(self) -> dict[str, Any]:
         """What decides on the figures, without this machine's folders."""
         return {
-            "cells": list(self.cells), "systems": list(self.systems), "questions": self.questions, "seed": self.seed,
+            "cells": list(self.conditions), "systems": list(self.systems), "questions": self.questions,
+            "seed": self.seed,
             "scan_until": self.scan_until, "model": self.model, "base_url": self.base_url,
             "backbone": Path(self.backbone).name if self.backbone else None,
             **({} if self.ratio is None else {"ratio": self.ratio}),
@@ -91,12 +92,12 @@ def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
     """
     tell = tell or _to_stderr
     run = Run.open(settings.out, settings.config())
-    cells = list(_understood(settings.cells, Cell.read, run, tell))
-    entrants = list(_understood(settings.systems, entrant, run, tell))
+    conditions = list(_understood(settings.conditions, Cell.read, run, tell))
+    entrants = list(_understood(settings.systems, system_run, run, tell))
     models = _models(settings, entrants, run, tell)
     entrants = list(_able(entrants, models, tell))
     sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
-    asked = dict(_asked(cells, sources, run, tell))
+    asked = dict(_asked(conditions, sources, run, tell))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     given_up: set[tuple[str, str]] = set()
     with Progress(*columns, transient=True) as progress:
@@ -114,10 +115,10 @@ def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
 
 
 def _asked(
-    cells: Sequence[Cell], sources: Sources, run: Run, tell: Callable[[str], None]
+    conditions: Sequence[Cell], sources: Sources, run: Run, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, list[Sample]]]:
     """The samples of each cell that has some."""
-    for cell in cells:
+    for cell in conditions:
         try:
             samples = sources.samples(cell)
         except (ValueError, OSError) as error:
@@ -133,7 +134,7 @@ def _asked(
 
 
 def _question(
-    run: Run, cell: str, samples: Sequence[Sample], number: int, entrants: Sequence[Entrant], models: Models,
+    run: Run, cell: str, samples: Sequence[Sample], number: int, entrants: Sequence[SystemRun], models: Models,
     scan_until: int, tell: Callable[[str], None], given_up: set[tuple[str, str]],
 ) -> None:  # fmt: skip
     sample, before = samples[number], samples[number - 1].question
@@ -160,7 +161,7 @@ def _understood(
             _told(run, tell, "", name, error)
 
 
-def _models(settings: Sweep, entrants: Sequence[Entrant], run: Run, tell: Callable[[str], None]) -> Models:
+def _models(settings: Sweep, entrants: Sequence[SystemRun], run: Run, tell: Callable[[str], None]) -> Models:
     """What can be loaded of what is asked for; what cannot is told."""
     backbone: Backbone | None = None
     chat: ChatModel | None = None
@@ -182,7 +183,7 @@ def _models(settings: Sweep, entrants: Sequence[Entrant], run: Run, tell: Callab
     return Models(chat=chat, backbone=backbone, backbone_name=settings.backbone or "")
 
 
-def _able(entrants: Sequence[Entrant], models: Models, tell: Callable[[str], None]) -> Iterator[Entrant]:
+def _able(entrants: Sequence[SystemRun], models: Models, tell: Callable[[str], None]) -> Iterator[SystemRun]:
     left_out: list[str] = []
     for one in entrants:
         lacks = (one.reader == "chat" and models.chat is None) or (one.reader == "latent" and models.backbone is None)
@@ -212,7 +213,7 @@ def suite(name: str, *, readers: bool = False) -> tuple[tuple[str, ...], tuple[s
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: there are {', '.join(SUITES)}")
-    cells, systems = SUITES[name]
+    conditions, systems = SUITES[name]
     if not readers:
-        return cells, systems
-    return cells, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))
+        return conditions, systems
+    return conditions, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))

@@ -4,38 +4,38 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compmem.question import QuestionBench
-from compmem.ranking import fuse
+from compmem.loop.context import QuestionContext
+from compmem.retrieval.ranking import fuse
 
 FUSED_OF = 100
 """First blocks of each ranking that are fused."""
 
-Rank = Callable[[QuestionBench, int], list[int]]
+Rank = Callable[[QuestionContext, int], list[int]]
 """Numbers of the k best blocks for a question, best first."""
 
 
-def dense(bench: QuestionBench, k: int) -> list[int]:
+def dense(context: QuestionContext, k: int) -> list[int]:
     """The nearest blocks by the vector of the whole block."""
-    return bench.stage.nearest(k)
+    return context.stage.nearest(k)
 
 
-def bm25(bench: QuestionBench, k: int) -> list[int]:
+def bm25(context: QuestionContext, k: int) -> list[int]:
     """The best blocks by BM25."""
-    return [n for n, _ in bench.stage.worded(k)]
+    return [n for n, _ in context.stage.bm25(k)]
 
 
-def fused(bench: QuestionBench, k: int) -> list[int]:
+def fused(context: QuestionContext, k: int) -> list[int]:
     """Both, by reciprocal-rank fusion of the first hundred each."""
-    return list(fuse([dense(bench, FUSED_OF), bm25(bench, FUSED_OF)]))[:k]
+    return list(fuse([dense(context, FUSED_OF), bm25(context, FUSED_OF)]))[:k]
 
 
-def by_sentence(bench: QuestionBench, k: int) -> list[int]:
+def by_sentence(context: QuestionContext, k: int) -> list[int]:
     """Blocks by their sentence nearest to the question: every sentence of every block is looked at."""
-    asked = bench.viewer.view("").question
-    numbers = [int(n) for n in bench.snapshot.select(None)]
+    asked = context.analyzer.analyze("").question
+    numbers = [int(n) for n in context.snapshot.select(None)]
     nearest = [
         float((block.vectors[1:] @ asked).max())
-        for block in bench.snapshot.blocks(numbers, kv=False)
+        for block in context.snapshot.blocks(numbers, kv=False)
         if block.vectors is not None and len(block.vectors) > 1
     ]
     return [numbers[i] for i in np.argsort(-np.asarray(nearest), kind="stable")[:k]]

@@ -8,10 +8,10 @@ import numpy as np
 from rich.progress import track
 
 from compmem.config import LoopConfig
-from compmem.drivers import gathered, run
 from compmem.index import MemoryIndex
+from compmem.loop.drivers import run, run_loop
+from compmem.loop.loop import recall_loop
 from compmem.readers import ExtractiveReader
-from compmem.reasoner import gather
 from compmem_research.bench.retrieval import DEPTH, SYSTEMS, ask, documents, figures, kept_index
 from compmem_research.tasks.multihop import Question, read_corpus
 
@@ -67,13 +67,13 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
     """
     shares: dict[str, list[float]] = {"proposed_at_first": [], "proposed_ever": [], "read": []}
     for question in track(questions, "losses", transient=True):
-        with index.bench(question.question) as bench:
-            first = bench.propose("")
-            steps = gather(bench, LoopConfig(), bench.threshold)
-            found = run(gathered(question.question, steps, ExtractiveReader(bench.viewer)))
+        with index.question_context(question.question) as context:
+            first = context.propose("")
+            steps = recall_loop(context, LoopConfig(), context.threshold)
+            found = run(run_loop(question.question, steps, ExtractiveReader(context.analyzer)))
             read = [r.block for s in found.steps for r in s.recalls]
             for name, blocks in zip(shares, (first, list(found.scores), read), strict=True):
-                held = question.gold & set(documents(bench.fetch(blocks)))
+                held = question.gold & set(documents(context.fetch(blocks)))
                 shares[name].append(len(held) / len(question.gold))
     return {name: round(100 * float(np.mean(values)), 1) for name, values in shares.items() if values}
 

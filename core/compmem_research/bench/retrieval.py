@@ -51,8 +51,8 @@ class Outcome:
 
 def _ranked(rank: rankings.Rank) -> System:
     def system(index: MemoryIndex, question: str) -> list[int]:
-        with index.bench(question) as bench:
-            return documents(bench.fetch(rank(bench, DEPTH)))
+        with index.question_context(question) as context:
+            return documents(context.fetch(rank(context, DEPTH)))
 
     return System(system)
 
@@ -67,7 +67,7 @@ SYSTEMS: Final[dict[str, System]] = {
     "dense": _ranked(rankings.dense),
     "bm25": _ranked(rankings.bm25),
     "fused": _ranked(rankings.fused),
-    "one-shot gate": _recalled("gate", LoopConfig(max_steps=1, reask=False)),
+    "one-shot gate": _recalled("gate", LoopConfig(max_steps=1, requery=False)),
     "loop": _recalled("loop", RecallConfig()),
 }
 """Plain one-shot retrieval; candidates and gate with an empty working memory; the loop with the extractive reader."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench.asking import Row
 from compmem_research.bench.machine import command, machine
+from compmem_research.bench.measuring import Row
 from compmem_research.bench.scores import summary
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"

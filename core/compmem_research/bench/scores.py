@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from compmem_research.bench.asking import TIMES
+from compmem_research.bench.measuring import TIMES
 from compmem_research.bench.systems import RECALLED
 from compmem_research.metrics import bootstrap_interval
 

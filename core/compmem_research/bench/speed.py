@@ -24,30 +24,30 @@ import torch
 from safetensors import SafetensorError
 
 from compmem.backbone import Backbone
-from compmem_research.bench.rules import Rules
 from compmem_research.bench.shapes import SHAPES, random_backbone
-from compmem_research.bench.speed_cells import Cell, Planned, Rig, plan
+from compmem_research.bench.speed_conditions import Cell, Planned, Rig, plan
 from compmem_research.bench.speed_report import report, table
+from compmem_research.bench.timing_config import Rules
 
 LENGTHS = {"7K": 7_000, "28K": 28_000, "112K": 112_000, "448K": 448_000, "1.75M": 1_750_000}
 
 
 def run(
-    rig: Rig, planned: Sequence[Planned], cells: dict[str, Cell], keep: Callable[[], None], *, until: float
+    rig: Rig, planned: Sequence[Planned], conditions: dict[str, Cell], keep: Callable[[], None], *, until: float
 ) -> None:
     """Measure what is not measured yet into the cells, keeping each, and begin none that may end too late.
 
     Args:
         rig: What is measured.
         planned: All cells.
-        cells: Those that are measured.
+        conditions: Those that are measured.
         keep: Called after each.
         until: Time of the monotonic clock when all has to be done. The first cell is measured in any case.
     """
-    left = [one for one in planned if one.name not in cells]
+    left = [one for one in planned if one.name not in conditions]
     for one in left:
         began = time.monotonic()
-        if one is not left[0] and began + _expected(one, planned, cells) > until:
+        if one is not left[0] and began + _expected(one, planned, conditions) > until:
             return
         rig.backbone.release()
         try:
@@ -55,19 +55,19 @@ def run(
                 cell = one.work()
         except (MemoryError, torch.OutOfMemoryError, ValueError, OSError, SafetensorError) as error:
             cell = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-        cells[one.name] = {**cell, "took": time.monotonic() - began}
+        conditions[one.name] = {**cell, "took": time.monotonic() - began}
         keep()
-        sys.stderr.write(f"{one.name}: {cells[one.name]['took']:.0f} s\n")
+        sys.stderr.write(f"{one.name}: {conditions[one.name]['took']:.0f} s\n")
 
 
-def _expected(one: Planned, planned: Sequence[Planned], cells: Mapping[str, Cell]) -> float:
+def _expected(one: Planned, planned: Sequence[Planned], conditions: Mapping[str, Cell]) -> float:
     """Seconds that a cell may take: what it took on the last shorter document, longer as this one is; else the most."""
-    alike = [p for p in planned if p.kind == one.kind and p.name in cells and 0 < p.tokens < one.tokens]
+    alike = [p for p in planned if p.kind == one.kind and p.name in conditions and 0 < p.tokens < one.tokens]
     if not alike:
-        return max((float(cell["took"]) for cell in cells.values()), default=0.0)
+        return max((float(cell["took"]) for cell in conditions.values()), default=0.0)
     last = max(alike, key=lambda p: p.tokens)
     times = one.tokens / last.tokens
-    return float(cells[last.name]["took"]) * (times**2 if one.kind == "full" else times)
+    return float(conditions[last.name]["took"]) * (times**2 if one.kind == "full" else times)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dtype": dtype,
     }  # fmt: skip
     planned = plan(rig, lengths, full)
-    cells: dict[str, Cell] = {} if given.fresh else _measured(given.out, {**about, "rules": asdict(rules)})
+    conditions: dict[str, Cell] = {} if given.fresh else _measured(given.out, {**about, "rules": asdict(rules)})
 
     def made() -> dict[str, Any]:
-        left = [one.name for one in planned if one.name not in cells]
-        return report(cells, about, rules, lengths, left)
+        left = [one.name for one in planned if one.name not in conditions]
+        return report(conditions, about, rules, lengths, left)
 
-    run(rig, planned, cells, lambda: _keep(given.out, made()), until=began + 60 * given.minutes)
+    run(rig, planned, conditions, lambda: _keep(given.out, made()), until=began + 60 * given.minutes)
     result = made()
     _keep(given.out, result)
     sys.stdout.write((json.dumps(result, indent=1) if given.json else "\n".join(table(result))) + "\n")
@@ -137,8 +137,8 @@ def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if other := [name for name, value in about.items() if found.get(name) != value]:
         raise SystemExit(f"{file} was measured with other {other[0]}: give --fresh, or another --out")
-    cells: dict[str, Cell] = found.get("cells", {})
-    return cells
+    conditions: dict[str, Cell] = found.get("cells", {})
+    return conditions
 
 
 def _keep(file: Path, result: Mapping[str, Any]) -> None:

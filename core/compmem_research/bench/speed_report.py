@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compmem_research.bench.machine import command, machine
-from compmem_research.bench.rules import Rules
+from compmem_research.bench.timing_config import Rules
 
 Row = dict[str, Any]
 """One system on one length."""
@@ -16,7 +16,7 @@ BASELINE = "MemAgent's loop"
 
 
 def report(
-    cells: Mapping[str, Mapping[str, Any]],
+    conditions: Mapping[str, Mapping[str, Any]],
     about: Mapping[str, Any],
     rules: Rules,
     lengths: Mapping[str, int],
@@ -25,13 +25,13 @@ def report(
     """Everything that was measured, in one result.
 
     Args:
-        cells: Finished measurements by name.
+        conditions: Finished measurements by name.
         about: Backbone, device, dtype.
         rules: What the systems have in common.
         lengths: Tokens of each document by name.
         left: Names of what is not measured yet.
     """
-    rows = [row for name, tokens in lengths.items() for row in _rows(cells, rules, name, tokens)]
+    rows = [row for name, tokens in lengths.items() for row in _rows(conditions, rules, name, tokens)]
     for row in rows:
         base = next((r for r in rows if r["system"] == BASELINE and r["length"] == row["length"]), None)
         for kind in ("first", "warm"):
@@ -42,18 +42,18 @@ def report(
         "machine": machine(),
         **about,
         "rules": asdict(rules),
-        "rates": {name: value for name, value in cells.get("rates", {}).items() if name != "took"},
-        "batch": cells.get("batch"),
+        "rates": {name: value for name, value in conditions.get("rates", {}).items() if name != "took"},
+        "batch": conditions.get("batch"),
         "rows": rows,
         "growth": _growth(rows),
-        "cells": dict(cells),
+        "cells": dict(conditions),
         "left": list(left),
     }
 
 
-def _rows(cells: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, tokens: int) -> list[Row]:
+def _rows(conditions: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, tokens: int) -> list[Row]:
     steps = -(-tokens // rules.chunk_tokens)
-    ours = cells.get(f"compmem {name}")
+    ours = conditions.get(f"compmem {name}")
     rows = [_failed("CompMem", name, ours["failed"])] if ours and "failed" in ours else []
     indexed = ours if ours and "failed" not in ours else None
     read = min(rules.recalled, steps)
@@ -67,14 +67,14 @@ def _rows(cells: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, token
         (BASELINE, "memagent"), ("MemAgent's loop, stock generate()", "memagent generate"),
         ("the loop without a gate", "no gate"),
     ):  # fmt: skip
-        loop = _beside(cells.get(f"loop {cell}"), (indexed or {}).get(cell))
+        loop = _beside(conditions.get(f"loop {cell}"), (indexed or {}).get(cell))
         if loop and "failed" in loop:
             rows.append(_failed(system, name, loop["failed"]))
         elif loop and (cell != "no gate" or indexed is not None):
             rows.append(
                 _loop(system, name, loop, indexed if cell == "no gate" else None, steps, _decoded(rules, steps))
             )
-    full = cells.get(f"full {name}")
+    full = conditions.get(f"full {name}")
     if full and "failed" in full:
         rows.append(_failed("the whole document in the context", name, full["failed"]))
     elif full:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-from compmem.terms import STOPWORDS
+from compmem.text.tokenize import STOPWORDS
 
 AS_ASKED: Final = "as asked"
 

@@ -49,7 +49,7 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
+class SystemRun:
     """A system with a reader."""
 
     system: System
@@ -65,8 +65,8 @@ def _scan(name: str, about: str, config: LoopConfig, **settings: Any) -> System:
     return System(name=name, about=about, config=config, layout="chunks", scans=True, **settings)
 
 
-_WHOLE = LoopConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING, shown=EVERYTHING)
-_RAG = LoopConfig.rag(RECALLED, memory_tokens=EVERYTHING, shown=RECALLED)
+_WHOLE = LoopConfig.memagent(blocks_per_step=EVERYTHING, memory_tokens=EVERYTHING, writer_blocks=EVERYTHING)
+_RAG = LoopConfig.rag(RECALLED, memory_tokens=EVERYTHING, writer_blocks=RECALLED)
 _OURS = LoopConfig()
 _ALL: tuple[ReaderKind, ...] = ("extractive", "chat", "latent")
 _LATENT: tuple[ReaderKind, ...] = ("extractive", "latent")
@@ -91,16 +91,16 @@ SYSTEMS = {s.name: s for s in (
     System(name="compmem", about="CompMem at its defaults", config=_OURS, readers=_ALL),
     System(
         name=ONCE, about="the loop quotes, a model answers from 8 recalled passages",
-        config=_OURS.but(shown=RECALLED), direct=True, readers=("chat", "latent"),
+        config=_OURS.replace(writer_blocks=RECALLED), direct=True, readers=("chat", "latent"),
     ),
     System(
-        name="compmem-no-backtracking", about="what was turned down once stays so", config=_OURS.but(backtrack=False)
+        name="compmem-no-backtracking", about="rejected blocks stay rejected", config=_OURS.replace(backtrack=False)
     ),
-    System(name="compmem-no-links", about="no candidates by name", config=_OURS.but(links=False)),
-    System(name="compmem-no-update-gate", about="every step updates", config=_OURS.but(update_gate=False)),
-    System(name="compmem-no-exit-gate", about="reads on to the end", config=_OURS.but(exit_gate=False)),
-    System(name="compmem-one-pass", about="one step", config=_OURS.but(max_steps=1)),
-    System(name="compmem-question-gate", about="a gate blind to the memory", config=_OURS.but(gate="question")),
+    System(name="compmem-no-links", about="no candidates by name", config=_OURS.replace(links=False)),
+    System(name="compmem-no-update-gate", about="every step updates", config=_OURS.replace(update_gate=False)),
+    System(name="compmem-no-exit-gate", about="reads on to the end", config=_OURS.replace(exit_gate=False)),
+    System(name="compmem-one-pass", about="one step", config=_OURS.replace(max_steps=1)),
+    System(name="compmem-question-gate", about="a gate blind to the memory", config=_OURS.replace(gate="question")),
     System(name="chunks-dense", about="whole chunks by their vectors", config=_RAG, layout="chunks", ranking="dense"),
     System(
         name="chunks-sentences", about="chunks by their nearest sentence", config=_RAG, layout="chunks", ranking="micro"
@@ -108,7 +108,7 @@ SYSTEMS = {s.name: s for s in (
     System(name="chunks-bm25", about="chunks by BM25", config=_RAG, layout="chunks", ranking="bm25"),
     System(
         name="chunks-question-gate", about="the gate without a working memory",
-        config=_OURS.but(gate="question", max_steps=1, reask=False), layout="chunks",
+        config=_OURS.replace(gate="question", max_steps=1, requery=False), layout="chunks",
     ),
     System(name="chunks-loop", about="gate and loop over chunks", config=_OURS, layout="chunks", readers=_ALL),
 )}  # fmt: skip
@@ -125,7 +125,7 @@ ABLATIONS = (
 CHUNKS = ("chunks-dense", "chunks-sentences", "chunks-bm25", "chunks-question-gate", "chunks-loop")
 
 
-def entrant(name: str) -> Entrant:
+def system_run(name: str) -> SystemRun:
     """The system of that name with its reader.
 
     Raises:
@@ -138,9 +138,11 @@ def entrant(name: str) -> Entrant:
     wanted = reader or "extractive"
     if wanted not in kinds:
         raise ValueError(f"unknown system {name!r}: {base} has the readers {', '.join(kinds)}")
-    return Entrant(system=SYSTEMS[base], reader=next(k for k in kinds if k == wanted))
+    return SystemRun(system=SYSTEMS[base], reader=next(k for k in kinds if k == wanted))
 
 
 def with_readers(names: Sequence[str]) -> list[str]:
     """These systems, each with every reader it has; one that is named with its reader, as it is."""
-    return [e for n in names for e in ([n] if ":" in n else [Entrant(SYSTEMS[n], r).name for r in SYSTEMS[n].readers])]
+    return [
+        e for n in names for e in ([n] if ":" in n else [SystemRun(SYSTEMS[n], r).name for r in SYSTEMS[n].readers])
+    ]

@@ -15,7 +15,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
-from compmem.asking import Asking
+from compmem.base_index import BaseIndex
 from compmem.index import MemoryIndex
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.bench.stock_llama_index import Embedding, nodes_of
@@ -81,7 +81,7 @@ def _measured(system: System, questions: Sequence[Question]) -> dict[str, Any]:
     return {**out, "seconds_per_question": round(seconds, 4)}
 
 
-def _loop(index: Asking, number: Callable[[str], int]) -> System:
+def _loop(index: BaseIndex, number: Callable[[str], int]) -> System:
     return lambda question: [number(recall.chunk.document_id) for recall in index.recall(question, max(KS))]
 
 

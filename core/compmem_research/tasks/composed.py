@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from compmem.terms import STOPWORDS, fold, name, possible_names, spoken_names, words
+from compmem.text.tokenize import STOPWORDS, fold, name, possible_names, spoken_names, words
 from compmem_research.tasks.multihop import Passage
 from compmem_research.tasks.singlehop import SingleHop
 

@@ -13,10 +13,10 @@ from itertools import accumulate
 from random import Random
 from typing import Literal, get_args
 
-from compmem.chunking import TokenCounter
+from compmem.ingest.chunking import TokenCounter
 from compmem.schema import Document
 from compmem_research.metrics import normalize
-from compmem_research.tasks.filler import additive, written
+from compmem_research.tasks.haystack import additive, written
 from compmem_research.tasks.multihop import Corpus, Passage, Question
 from compmem_research.tasks.sample import Sample, Span
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from compmem_research.tasks.names import Kind, Split
-from compmem_research.tasks.wordings import Wording, openings, wording
+from compmem_research.tasks.templates import Wording, openings, wording
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

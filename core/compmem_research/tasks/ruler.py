@@ -27,7 +27,7 @@ from uuid import UUID
 
 from compmem.schema import Document
 from compmem_research.tasks.contexts import Contexts
-from compmem_research.tasks.filler import Filler, plant
+from compmem_research.tasks.haystack import Filler, plant
 from compmem_research.tasks.names import Split, has_role, word
 from compmem_research.tasks.sample import Sample, Span
 

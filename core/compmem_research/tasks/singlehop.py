@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compmem.sentences import sentences
+from compmem.text.sentences import sentences
 from compmem_research.tasks.multihop import read_lines
 
 

@@ -87,7 +87,7 @@ def estimate(
     model: Annotated[str | None, typer.Option(help="Folder or name of the stock model. None: where it starts.")] = None,
 ) -> None:
     """GiB of device memory that a stage takes, by what takes it."""
-    from compmem_research.training.footprint.estimate import estimate_file
+    from compmem_research.training.memory_estimate.estimate import estimate_file
 
     sys.stdout.write(json.dumps(estimate_file(stage, config, model), indent=1) + "\n")
 

@@ -14,10 +14,10 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers import LatentPrompts, StepPrompts
-from compmem_research.training.rows.examples import Example
-from compmem_research.training.rows.mixture import Mixture, MixtureSettings, Trainable
-from compmem_research.training.running.device import precision
-from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.data.examples import Example
+from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
+from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
     if settings.adapter is not None and "memory" not in backbone.adapters:
         backbone.add_adapter("memory", settings.adapter)
     trained = {name: p for part in settings.train for name, p in backbone.parameters(part).items()}
-    steps = StepPrompts(backbone, settings.prompts or LatentPrompts.of(backbone))
+    steps = StepPrompts(backbone, settings.prompts or LatentPrompts.from_backbone(backbone))
     stage = Mixture(
         "compressor", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed,
         finish=lambda rows: written_by_itself(backbone, rows, settings.created_tokens),

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import torch
 
-from compmem_research.training.running.carry import pack, unpack
-from compmem_research.training.running.log import LOG
-from compmem_research.training.running.settings import read_settings
-from compmem_research.training.running.trainer import BACKBONE
+from compmem_research.training.engine.log import LOG
+from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.shard_export import pack, unpack
+from compmem_research.training.engine.trainer import BACKBONE
 from compmem_research.training.stages import load_stage
 
 CARRIED, LOGS, REPORT = "carried", "logs.json", "report.json"

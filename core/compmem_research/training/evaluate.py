@@ -15,22 +15,22 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from compmem.backbone import Backbone
-from compmem.compressor import chunk_ids
 from compmem.config import LoopConfig
+from compmem.ingest.compressor import chunk_ids
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.contexts import Contexts
-from compmem_research.tasks.filler import Filler
+from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.multihop import read_corpus
 from compmem_research.tasks.names import Split
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
-from compmem_research.tasks.worlds import WorldConfig, Worlds
+from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
+from compmem_research.training.data.packed import Text
+from compmem_research.training.data.sources import chunks_of, passages_of, token_counter
+from compmem_research.training.engine.device import device_name, precision
 from compmem_research.training.rollouts.loops import Loop, Loops
-from compmem_research.training.rows.packed import Text
-from compmem_research.training.rows.sources import chunks_of, passages_of, token_counter
-from compmem_research.training.running.device import device_name, precision
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +141,11 @@ def config_of(system: System, settings: Evaluation) -> LoopConfig:
         case "compmem":
             return LoopConfig(**cast("Any", picks))
         case "compmem-gate-alone":
-            return LoopConfig(**cast("Any", picks), weigh=None)
+            return LoopConfig(**cast("Any", picks), reader_threshold=None)
         case "compmem-no-exit":
             return LoopConfig(**cast("Any", picks), exit_gate=False)
         case "compmem-question-gate":
-            return LoopConfig(**cast("Any", picks), gate="question", weigh=None)
+            return LoopConfig(**cast("Any", picks), gate="question", reader_threshold=None)
         case "scan":
             return LoopConfig.lychee(memory_tokens=settings.memory_tokens, update_gate=True)
         case "gru-mem":
@@ -228,8 +228,8 @@ def answered(
     states: Sequence[Sequence[KVStates]],
 ) -> list[Loop]:
     """The loop of each question over its own blocks, run to its answer."""
-    prompts = StepPrompts(backbone, LatentPrompts.of(backbone))
-    config = config if prompts.weighs else config.but(weigh=None)
+    prompts = StepPrompts(backbone, LatentPrompts.from_backbone(backbone))
+    config = config if prompts.can_score else config.replace(reader_threshold=None)
     loops = [
         Loop(backbone, question, own, kv, config, threshold=settings.threshold)
         for question, own, kv in zip(questions, chunks, states, strict=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
 from compmem.readers import LatentPrompts
-from compmem_research.training.running.log import read_log
+from compmem_research.training.engine.log import read_log
 
 REPORT = "training.json"
 
@@ -35,7 +35,7 @@ def train(settings: Export) -> dict[str, Any]:
         CheckpointError: It cannot be loaded or written, or is larger than may be shipped.
     """
     backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype)
-    prompts = LatentPrompts.of(backbone)
+    prompts = LatentPrompts.from_backbone(backbone)
     try:
         backbone.save(settings.out)
         prompts.write(settings.out)

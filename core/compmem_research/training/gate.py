@@ -17,18 +17,18 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.gate import NO_NOTES, gate_prompt
+from compmem.kv_cache import KVCache
 from compmem.readers import LatentPrompts
-from compmem.resident import Resident
 from compmem.schema import KVStates
 from compmem_research.metrics import calibration_error
+from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.stage import HELD
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.gating import gate_examples
 from compmem_research.training.gating.calibration import auc, platt, threshold_for
 from compmem_research.training.gating.gate_examples import GateContext, GateState
 from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
-from compmem_research.training.running.device import precision
-from compmem_research.training.running.stage import HELD
-from compmem_research.training.running.trainer import RunSettings, Trainer
 
 ROLLOUTS = "rollouts.jsonl"
 """What was learned from, kept in the run's folder."""
@@ -128,7 +128,7 @@ def rolled_out(
     if file.exists():
         made = gate_examples.read(file)
     else:
-        prompts = settings.prompts or LatentPrompts.of(backbone)
+        prompts = settings.prompts or LatentPrompts.from_backbone(backbone)
         rollouts = Rollouts(backbone, settings.rollouts, prompts, settings.ratio or backbone.memory.ratio)
         numbers = [(n, False) for n in range(settings.contexts)]
         numbers += [(HELD + n, True) for n in range(2 * settings.held)]
@@ -171,7 +171,7 @@ class GateStage:
         self._scale = (1.0, 0.0)
         self._numbers: dict[tuple[int, ...], int] = {}
         weight = backbone.decoder.embed_tokens.weight
-        self._resident = Resident(weight.device, weight.dtype)
+        self._resident = KVCache(weight.device, weight.dtype)
 
     def parameters(self) -> dict[str, Parameter]:
         """What the optimiser changes."""
@@ -226,7 +226,7 @@ class GateStage:
             head.bias.mul_(slope).add_(bias)
         self._scale = (1.0, 0.0)
         self.backbone.save(folder)
-        (self._settings.prompts or LatentPrompts.of(self.backbone)).write(folder)
+        (self._settings.prompts or LatentPrompts.from_backbone(self.backbone)).write(folder)
 
     def _beside(self, context: GateContext, state: GateState, number: int) -> list[tuple[GateContext, GateState, int]]:
         """The blocks that help, and as many others as there is room for."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from compmem.backbone import MemoryConfig
 from compmem.readers import LatentPrompts, StepPrompts
+from compmem_research.training.data.mixture import Mixture, MixtureSettings
+from compmem_research.training.data.packed import read_tokenizer
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
-from compmem_research.training.rows.mixture import Mixture, MixtureSettings
-from compmem_research.training.rows.packed import read_tokenizer
-from compmem_research.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

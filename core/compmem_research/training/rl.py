@@ -17,15 +17,15 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts
-from compmem_research.training.rollouts.lessons import FIGURES, Lessons, figures_of, turn_advantages
+from compmem_research.training.engine.stage import HELD
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
+from compmem_research.training.rollouts.policy_batch import FIGURES, PolicyBatch, figures_of, turn_advantages
 from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
 from compmem_research.training.rollouts.rewards import Outcome, RewardPart, Rewards, reward
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 from compmem_research.training.rollouts.trajectory import Trajectory, Turn
-from compmem_research.training.running.stage import HELD
-from compmem_research.training.running.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +139,7 @@ class RLStage:
         self.state: dict[str, float] = {}
         self._settings = settings
         self._draw = draw
-        self._prompts = settings.prompts or LatentPrompts.of(backbone)
+        self._prompts = settings.prompts or LatentPrompts.from_backbone(backbone)
         self._ratio = settings.ratio or backbone.memory.ratio
         self._rollouts = Rollouts(backbone, settings.rollouts, self._prompts, self._ratio)
         self._greedy = Rollouts(backbone, replace(settings.rollouts, temperature=0.0), self._prompts, self._ratio)
@@ -149,7 +149,7 @@ class RLStage:
             raise ValueError("there is nothing to train: the backbone has no memory tokens and no reasoner's adapter")
         start = settings.beta > 0 and settings.reference == "start"
         self._reference = frozen_copy(backbone, self._trained.values()) if start else None
-        self._ahead: dict[int, Lessons] = {}
+        self._ahead: dict[int, PolicyBatch] = {}
         self.weights = {"policy": 1.0, **({"kl": settings.beta} if settings.beta else {})}
         self.weights |= dict.fromkeys(FIGURES, 0.0)
 
@@ -157,7 +157,7 @@ class RLStage:
         """What the optimiser changes."""
         return self._trained
 
-    def batch(self, step: int, rows: range) -> Lessons:
+    def batch(self, step: int, rows: range) -> PolicyBatch:
         """The lessons of these questions, from rollouts of the weights as they were at the round's first step."""
         if rows.start not in self._ahead:
             left = self._settings.updates - step % self._settings.updates
@@ -168,7 +168,7 @@ class RLStage:
             self._ahead |= dict(zip(starts, made, strict=True))
         return self._ahead.pop(rows.start)
 
-    def losses(self, batch: Lessons) -> dict[str, Tensor]:
+    def losses(self, batch: PolicyBatch) -> dict[str, Tensor]:
         """The objective and the divergence with gradients, and the figures."""
         settings = self._settings
         now = self._likelihood(self.backbone, batch.turns)
@@ -206,7 +206,7 @@ class RLStage:
         self.backbone.save(folder)
         self._prompts.write(folder)
 
-    def _learn(self, batches: Sequence[range]) -> list[Lessons]:
+    def _learn(self, batches: Sequence[range]) -> list[PolicyBatch]:
         """Rollouts of all the batches' questions at once; the lessons of each batch."""
         settings = self._settings
         began = time.monotonic()
@@ -223,7 +223,7 @@ class RLStage:
         pairs = iter(zip(groups, worth, strict=True))
         return [self._lessons([next(pairs) for _ in batch], seconds) for batch in batches]
 
-    def _lessons(self, groups: Sequence[tuple[list[Trajectory], list[Rewards]]], seconds: float) -> Lessons:
+    def _lessons(self, groups: Sequence[tuple[list[Trajectory], list[Rewards]]], seconds: float) -> PolicyBatch:
         settings = self._settings
         turns, advantages, shares = list[Turn](), list[float](), list[float]()
         for runs, worth in groups:
@@ -243,7 +243,7 @@ class RLStage:
             turns = [turns[n] for n in kept]
             advantages, shares = ([values[n] for n in kept] for values in (advantages, shares))
         device = self.backbone.device
-        return Lessons(
+        return PolicyBatch(
             turns=turns,
             advantages=torch.tensor(advantages, device=device),
             shares=torch.tensor(shares, device=device),

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from compmem_research.training.running.settings import read_settings
+from compmem_research.training.engine.settings import read_settings
 
 STAGES = {
     "text": ("text", "TextPreparation"),

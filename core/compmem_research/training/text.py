@@ -14,8 +14,8 @@ from compmem.errors import CheckpointError
 from compmem_research.tasks.multihop import read_lines
 from compmem_research.tasks.names import draw
 from compmem_research.tasks.relations import RELATIONS
+from compmem_research.training.data.packed import TOKENIZER, TOKENS, TokenIds, packed
 from compmem_research.training.from_scratch import REPLY_TAGS, train_tokenizer
-from compmem_research.training.rows.packed import TOKENIZER, TOKENS, TokenIds, packed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts, StepPrompts
-from compmem_research.training.rows.mixture import Mixture, MixtureSettings, Trainable
-from compmem_research.training.running.trainer import RunSettings, Trainer
+from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
+from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,5 +56,5 @@ def train(settings: WarmupTraining) -> dict[str, Any]:
         raise ValueError(
             f"train={list(settings.train)!r}: the backbone has nothing of it; give the reasoner an adapter"
         )
-    steps = StepPrompts(backbone, settings.prompts or LatentPrompts.of(backbone))
+    steps = StepPrompts(backbone, settings.prompts or LatentPrompts.from_backbone(backbone))
     return trainer.run(Mixture("warmup", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed))

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from compmem.gate import FEATURES
-from compmem.ranking import Standing
+from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Encoder
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.sources import Source
-from compmem_research.training.dense_gate.states import SYSTEMS, Asked, State, gather
+from compmem_research.training.dense_gate.states import SYSTEMS, Asked, State, recall_loop
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | No
         ValueError: A data file has a broken line.
     """
     if settings.cache is None:
-        return list(gather(source, encoder, settings.steps))
+        return list(recall_loop(source, encoder, settings.steps))
     path, made_of = settings.cache / f"{source.name}.safetensors", fingerprint(source, settings, encoder)
     found = load(path, source, made_of)
     if found is None:
-        found = list(gather(source, encoder, settings.steps))
+        found = list(recall_loop(source, encoder, settings.steps))
         settings.cache.mkdir(parents=True, exist_ok=True)
         save(path, found, made_of)
     logger.info("%s: %d queries", source.name, len(found))
@@ -65,9 +65,9 @@ def save(path: Path, asked: Sequence[Asked], made_of: str) -> None:
         "rows": [s.rows for s in states],
         "blocks": [s.blocks for s in states],
         "relevant": [s.relevant for s in states],
-        "dense": [s.standing.dense for s in states],
-        "bm25": [s.standing.bm25 for s in states],
-        "score": [s.standing.score for s in states],
+        "dense": [s.search_ranks.dense for s in states],
+        "bm25": [s.search_ranks.bm25 for s in states],
+        "score": [s.search_ranks.score for s in states],
     }
     tensors: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()} if states else {}
     tensors["windows_each"] = np.array([len(s.rows) for s in states], dtype=np.int64)
@@ -96,7 +96,7 @@ def load(path: Path, source: Source, made_of: str) -> list[Asked] | None:
     windows, blocks = (np.cumsum(held.pop(name))[:-1] for name in ("windows_each", "blocks_each"))
     parts = {name: np.split(held[name], windows if name in ("own", "rows") else blocks) for name in held}
     states = iter([
-        State(own, rows, numbers, relevant, Standing(dense, bm25, score))
+        State(own, rows, numbers, relevant, SearchRanks(dense, bm25, score))
         for own, rows, numbers, relevant, dense, bm25, score in zip(
             *(parts[n] for n in ("own", "rows", "blocks", "relevant", "dense", "bm25", "score")), strict=True
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compmem.terms import STOPWORDS, words
+from compmem.text.tokenize import STOPWORDS, words
 from compmem_research.tasks.multihop import read_lines
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
 from compmem_research.training.dense_gate.styles import keywords

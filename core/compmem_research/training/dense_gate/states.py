@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from compmem import IndexConfig, MemoryIndex
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead, first_features
-from compmem.question import QuestionBench
-from compmem.ranking import Standing, fuse
+from compmem.loop.context import QuestionContext
 from compmem.readers import ExtractiveReader
+from compmem.retrieval.ranking import SearchRanks, fuse
 from compmem.schema import Chunk, Encoder, Vectors, WorkingMemory
 from compmem_research.training.dense_gate.collection import Collection, Query
 from compmem_research.training.dense_gate.sources import Source
@@ -57,13 +57,13 @@ class State:
     """The numbers of the blocks, `[blocks]`."""
     relevant: Labels
     """1 for the relevant ones, `[blocks]`."""
-    standing: Standing
+    search_ranks: SearchRanks
     """Where the searches for the query alone put them, `[blocks]`."""
 
     @cached_property
     def first(self) -> Vectors:
         """What the first look sees of each window, `[windows, len(FIRST_FEATURES)]`."""
-        return first_features(self.own, self.standing.take(self.rows))
+        return first_features(self.own, self.search_ranks.take(self.rows))
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -95,7 +95,7 @@ class Asked:
         return zlib.crc32(self.id.encode()) % 2
 
 
-def gather(source: Source, encoder: Encoder | None, steps: int) -> Iterator[Asked]:
+def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator[Asked]:
     """Every query of a source, asked.
 
     Args:
@@ -148,17 +148,17 @@ def _ask(
 ) -> Asked | None:
     """The looks for one query; None where nothing is proposed for it."""
     id, style, text = named
-    with index.bench(text) as bench:
-        look = _look(bench, "", set(), relevant)
+    with index.question_context(text) as context:
+        look = _look(context, "", set(), relevant)
         if look is None:
             return None
-        worded = [n for n, _ in bench.stage.worded(_RANKED)]
-        near = bench.stage.nearest(_RANKED)
-        fused = list(fuse([near, worded]))
+        bm25 = [n for n, _ in context.stage.bm25(_RANKED)]
+        near = context.stage.nearest(_RANKED)
+        fused = list(fuse([near, bm25]))
         most = steps if len(relevant) > 1 else max(steps // 2, 1)
         later = [
-            *_rollout(bench, text, look, relevant, rng, min(len(relevant), steps), []),
-            *_rollout(bench, text, look, relevant, rng, most, fused),
+            *_rollout(context, text, look, relevant, rng, min(len(relevant), steps), []),
+            *_rollout(context, text, look, relevant, rng, most, fused),
         ]
         return Asked(
             id=id,
@@ -167,24 +167,24 @@ def _ask(
             style=style,
             chained=query.chained,
             relevant=relevant,
-            ranked={name: tuple(r[:KEPT]) for name, r in zip(SYSTEMS, (near, worded, fused), strict=True)},
+            ranked={name: tuple(r[:KEPT]) for name, r in zip(SYSTEMS, (near, bm25, fused), strict=True)},
             look=look,
             later=tuple(later),
         )
 
 
-def _look(bench: QuestionBench, memory: str, read: set[int], relevant: frozenset[int]) -> State | None:
+def _look(context: QuestionContext, memory: str, read: set[int], relevant: frozenset[int]) -> State | None:
     """The candidates under a working memory, without those that were read; None where there are none."""
-    blocks = [n for n in bench.propose(memory) if n not in read]
+    blocks = [n for n in context.propose(memory) if n not in read]
     if not blocks:
         return None
-    own, rows = bench.compared(memory, blocks)
+    own, rows = context.compared(memory, blocks)
     labels = np.array([n in relevant for n in blocks], dtype=np.float32)
-    return State(own, rows, np.array(blocks, dtype=np.int64), labels, bench.stage.standing(blocks))
+    return State(own, rows, np.array(blocks, dtype=np.int64), labels, context.stage.search_ranks(blocks))
 
 
 def _rollout(
-    bench: QuestionBench,
+    context: QuestionContext,
     query: str,
     look: State,
     relevant: frozenset[int],
@@ -195,7 +195,7 @@ def _rollout(
     """The looks after each read of a rollout, where something is known; before, it is the first look that serves.
 
     Args:
-        bench: The index under the query.
+        context: The index under the query.
         query: Its text.
         look: The first look.
         relevant: Numbers of relevant blocks.
@@ -203,7 +203,7 @@ def _rollout(
         steps: Most reads.
         mistakes: The ranking at whose top mistakes lie; empty: only what is relevant is read.
     """
-    reader, memory, read = ExtractiveReader(bench.viewer), WorkingMemory(), set[int]()
+    reader, memory, read = ExtractiveReader(context.analyzer), WorkingMemory(), set[int]()
     state: State | None = look
     for _ in range(steps):
         if state is None:
@@ -212,9 +212,9 @@ def _rollout(
         if chosen is None:
             return
         read.add(chosen)
-        reading = reader.read(query, memory, bench.fetch([chosen]))
+        reading = reader.read(query, memory, context.fetch([chosen]))
         memory = reading.memory if reading.update else memory
-        state = _look(bench, memory.text, read, relevant)
+        state = _look(context, memory.text, read, relevant)
         if state is not None and memory.text:
             yield state
 

@@ -4,7 +4,7 @@ import re
 from random import Random
 from string import ascii_lowercase
 
-from compmem.terms import STOPWORDS
+from compmem.text.tokenize import STOPWORDS
 
 CHATTY = (
     "Hello! I hope you can help me with something. {} Thank you very much!",

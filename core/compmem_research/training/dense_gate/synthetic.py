@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from compmem_research.tasks.composed import compose, passage_of
-from compmem_research.tasks.filler import Filler
+from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.multihop import corpus_of, leads
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.singlehop import read_singlehop
-from compmem_research.tasks.worlds import WorldConfig, Worlds
+from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.dense_gate.collection import Collection, Query, among
 
 COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")

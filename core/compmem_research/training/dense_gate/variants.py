@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.gate import FEATURES
-from compmem.ranking import Standing, rank_of
+from compmem.retrieval.ranking import SearchRanks, rank_of
 from compmem_research.training.dense_gate.states import State
 
 _BY_WORDS = [FEATURES.index(name) for name in (
@@ -47,10 +47,10 @@ def among(look: State, keep: NDArray[np.bool_]) -> State:
     """The look at some of the blocks, their ranks moved up."""
     rows = keep[look.rows]
     renumbered = np.cumsum(keep) - 1
-    standing = Standing(
-        _moved_up(look.standing.dense, keep), _moved_up(look.standing.bm25, keep), look.standing.score[keep]
+    search_ranks = SearchRanks(
+        _moved_up(look.search_ranks.dense, keep), _moved_up(look.search_ranks.bm25, keep), look.search_ranks.score[keep]
     )
-    return State(look.own[rows], renumbered[look.rows[rows]], look.blocks[keep], look.relevant[keep], standing)
+    return State(look.own[rows], renumbered[look.rows[rows]], look.blocks[keep], look.relevant[keep], search_ranks)
 
 
 def weakened(look: State, rng: np.random.Generator) -> State:
@@ -61,7 +61,7 @@ def weakened(look: State, rng: np.random.Generator) -> State:
         mix = own[:, _BY_VECTORS] * (1 - 0.7 * share) + other[:, _BY_VECTORS] * (0.7 * share)
         own[:, _BY_VECTORS] = mix
         return State(own, look.rows, look.blocks, look.relevant, _dense_from(look, own))
-    score = look.standing.score.copy()
+    score = look.search_ranks.score.copy()
     if rng.random() < _NO_WORDS:
         own[:, _BY_WORDS] = 0
         score[:] = 0
@@ -71,13 +71,13 @@ def weakened(look: State, rng: np.random.Generator) -> State:
         own[np.ix_(windows, by_words)] = other[np.ix_(windows, by_words)]
         score[blocks] = score[rng.permutation(len(score))][blocks]
     bm25 = np.where(score > 0, rank_of(score) + 1, 0)
-    return State(own, look.rows, look.blocks, look.relevant, Standing(look.standing.dense, bm25, score))
+    return State(own, look.rows, look.blocks, look.relevant, SearchRanks(look.search_ranks.dense, bm25, score))
 
 
-def _dense_from(look: State, own: NDArray[np.float32]) -> Standing:
+def _dense_from(look: State, own: NDArray[np.float32]) -> SearchRanks:
     """Its standing with ranks by the vectors of these features."""
     rank = rank_of(np.maximum.reduceat(own[:, _BY_VECTORS[0]], look.starts)) + 1
-    return Standing(np.where(rank <= _DEPTH, rank, 0), look.standing.bm25, look.standing.score)
+    return SearchRanks(np.where(rank <= _DEPTH, rank, 0), look.search_ranks.bm25, look.search_ranks.score)
 
 
 def _moved_up(ranks: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.int64]:

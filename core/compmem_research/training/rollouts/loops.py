@@ -13,11 +13,11 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.config import LoopConfig
-from compmem.gate import LatentGate
-from compmem.readers import Reply, StepPrompts, spoken, understand
-from compmem.reasoner import Gathered, Outcome, Read, Weigh, gather
+from compmem.gate import BackboneGate
+from compmem.loop.loop import LoopResult, Outcome, ReadRequest, ScoreRequest, recall_loop
+from compmem.readers import Reply, StepPrompts, parse_step_reply, without_thinking
 from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
-from compmem_research.training.running.device import precision
+from compmem_research.training.engine.device import precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,22 +60,24 @@ class Loop:
         config: LoopConfig, *, threshold: float | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.question = question
-        self.asked: Read | Weigh | None = None
+        self.asked: ReadRequest | ScoreRequest | None = None
         self.steps: list[Written] = []
         self.memory = WorkingMemory()
         self.answer: Written | None = None
         self.rng = np.random.default_rng(seed)
-        gate = LatentGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
+        gate = (
+            BackboneGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
+        )
         limit = threshold if threshold is not None else gate.threshold if gate else 0.0
-        self._loop = gather(
+        self._loop = recall_loop(
             _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0,
-            weighs=True,
+            can_score=True,
         )  # fmt: skip
 
     @property
     def said(self) -> str:
         """The answer's text; empty where there is none."""
-        return spoken(self.answer.text).strip() if self.answer else ""
+        return without_thinking(self.answer.text).strip() if self.answer else ""
 
     def take(self, written: Written) -> None:
         """Keep a step, and go on with what was understood of it; if nothing was, with the memory and no gate open."""
@@ -94,8 +96,8 @@ class Loop:
             while isinstance(asked, Step):
                 asked = self._loop.send(None)
         except StopIteration as end:
-            gathered: Gathered = end.value
-            self.asked, self.memory = None, gathered.memory
+            run_loop: LoopResult = end.value
+            self.asked, self.memory = None, run_loop.memory
             return
         self.asked = asked
 
@@ -105,7 +107,7 @@ class _Bench:
     """Blocks in memory, as the loop sees them; without a gate every block passes."""
 
     backbone: Backbone
-    gate: LatentGate | None
+    gate: BackboneGate | None
     chunks: Sequence[Chunk]
     states: Sequence[KVStates]
     blind: bool = False
@@ -126,7 +128,7 @@ class _Bench:
         return len(self.backbone.encode(text))
 
     @property
-    def looks_again(self) -> bool:
+    def needs_requery(self) -> bool:
         return True
 
     @property
@@ -160,17 +162,17 @@ class Loops:
                 loop.advance()
             while any(loop.asked is not None for loop in loops):
                 for loop in loops:
-                    if isinstance(loop.asked, Weigh):
+                    if isinstance(loop.asked, ScoreRequest):
                         memory, blocks = loop.asked.memory.text, _states(loop.asked.blocks)
-                        loop.advance(self.prompts.weigh(loop.question, memory, blocks))
-                waiting = [(loop, loop.asked) for loop in loops if isinstance(loop.asked, Read)]
+                        loop.advance(self.prompts.score_blocks(loop.question, memory, blocks))
+                waiting = [(loop, loop.asked) for loop in loops if isinstance(loop.asked, ReadRequest)]
                 for loop, written in self._written(waiting):
                     loop.take(written)
-            ends = [(loop, Read(loop.memory, ())) for loop in loops if loop.memory.text.strip()]
+            ends = [(loop, ReadRequest(loop.memory, ())) for loop in loops if loop.memory.text.strip()]
             for loop, written in self._written(ends):
                 loop.answer = written
 
-    def _written(self, asked: Sequence[tuple[Loop, Read]]) -> Iterator[tuple[Loop, Written]]:
+    def _written(self, asked: Sequence[tuple[Loop, ReadRequest]]) -> Iterator[tuple[Loop, Written]]:
         """A step of each loop behind its blocks, or the answer where there are none."""
         if not asked:
             return
@@ -179,7 +181,7 @@ class Loops:
         steps = any(blocks)
         fill, most = (self.prompts.step, self.step_tokens) if steps else (self.prompts.answer, self.answer_tokens)
         stop = ("</next>",) if steps and structured else ()
-        begun = [self.prompts.helps if read.insist else [] for _, read in asked]
+        begun = [self.prompts.helps if read.relevant else [] for _, read in asked]
         prompts = [
             [*fill(loop.question, read.memory.text), *start] for (loop, read), start in zip(asked, begun, strict=True)
         ]
@@ -197,7 +199,7 @@ class Loops:
             ended = stopped or len(ids) < most
             # Ending is an action as well: the policy is to learn when.
             drawn = [*ids, self.ends[0]] if ended and not stopped else ids
-            reply = understand(text, structured=structured) if steps else None
+            reply = parse_step_reply(text, structured=structured) if steps else None
             yield loop, Written(memory=read.memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from compmem.backbone import Backbone
-from compmem.compressor import chunk_ids
+from compmem.ingest.compressor import chunk_ids
 from compmem.schema import Chunk
 from compmem_research.tasks.sample import Sample
-from compmem_research.tasks.worlds import WorldConfig
-from compmem_research.training.rows.packed import Text
-from compmem_research.training.rows.sources import chunks_of, source_of
+from compmem_research.tasks.synthetic_facts import WorldConfig
+from compmem_research.training.data.packed import Text
+from compmem_research.training.data.sources import chunks_of, source_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from compmem.backbone import Backbone
 from compmem.config import LoopConfig
 from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts
 from compmem.schema import KVStates
+from compmem_research.training.engine.device import precision
 from compmem_research.training.rollouts.evidence import Evidence, Labels
 from compmem_research.training.rollouts.loops import Loop, Loops, Written
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rewards import well_formed
 from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
-from compmem_research.training.running.device import precision
 
 System = Literal["gru-mem", "lychee"]
 

@@ -1,0 +1,41 @@
+"""What stands in front of the text that a stock model reads: the head of a chat turn, before what the user says."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from compmem.schema import KVStates
+
+Prompts = Sequence[Sequence[int]]
+Rows = Sequence[Sequence[KVStates]]
+
+
+def with_prefix(
+    head: list[int], states_of: Callable[[list[int]], KVStates], prompts: Prompts, blocks: Rows
+) -> tuple[Prompts, Rows]:
+    """Prompts without the head and blocks with it in front; rows without blocks as they are.
+
+    Args:
+        head: Token ids of the head.
+        states_of: Makes KV states of token ids.
+        prompts: Token ids of each row.
+        blocks: Recalled blocks of each row.
+    """
+    if not head or not any(blocks):
+        return prompts, blocks
+    states = states_of(head)
+    rest = [_without(head, prompt) if row else prompt for prompt, row in zip(prompts, blocks, strict=True)]
+    return rest, [[states, *row] if row else row for row in blocks]
+
+
+def aligned(hidden: Tensor, prompts: Prompts, rest: Prompts) -> Tensor:
+    """Hidden states `[rows, prompt, hidden]` of what is left of prompts, at their places in the whole; zeros before."""
+    whole = hidden.new_zeros(len(prompts), max(map(len, prompts)), hidden.shape[2])
+    for row, (prompt, part) in enumerate(zip(prompts, rest, strict=True)):
+        whole[row, len(prompt) - len(part) : len(prompt)] = hidden[row, : len(part)]
+    return whole
+
+
+def _without(head: list[int], prompt: Sequence[int]) -> Sequence[int]:
+    count = len(head)
+    return prompt[count:] if count < len(prompt) and list(prompt[:count]) == head else prompt

@@ -1,0 +1,169 @@
+"""Reading: recalled blocks as KV states left of a prompt.
+
+Each row's memory is padded on the right to the longest, the prompts behind it as well, so that rows whose memories are
+equally long need no mask at all. Positions are given, never derived from a mask.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compmem.backbone.attention import attention
+from compmem.backbone.config import Positions
+from compmem.backbone.decoder import Context
+from compmem.backbone.rotary import Rotary, rotate
+from compmem.schema import KVStates
+
+
+class Prefix:
+    """The recalled blocks of each row, one after the other, placed layer by layer when they are read."""
+
+    def __init__(self, rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor) -> None:
+        # Taken apart at once: the gradient of one layer at a time would be as large as all of them.
+        self._keys = [[states.keys.unbind() for states in row] for row in rows]
+        self._values = [[states.values.unbind() for states in row] for row in rows]
+        self._rotary = rotary
+        self._positions = positions
+        self._like = like
+        self.counts = [sum(states.keys.shape[2] for states in row) for row in rows]
+        self.longest = max(self.counts, default=0)
+
+    def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Keys at their positions, and values, `[rows, kv_heads, longest, head_dim]` each."""
+        keys = self._joined(((layers[number] for layers in row) for row in self._keys), heads, head_dim)
+        values = self._joined(((layers[number] for layers in row) for row in self._values), heads, head_dim)
+        if self._positions == "rotated":
+            cos, sin = self._rotary(self.longest, keys)
+            keys = rotate(keys, cos, sin)
+        return keys, values
+
+    def _joined(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
+        """The blocks of all rows, each row filled up to the longest, copied once."""
+        like, pieces = self._like, list[Tensor]()
+        for blocks, count in zip(rows, self.counts, strict=True):
+            pieces += (states.to(like.device, like.dtype, non_blocking=True) for states in blocks)
+            if count < self.longest:
+                pieces.append(like.new_zeros(heads, self.longest - count, head_dim))
+        return torch.cat(pieces, dim=1).view(heads, len(self.counts), self.longest, head_dim).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where memory and prompt of every row stand, in slots and in positions."""
+
+    ids: Tensor
+    """Prompts padded on the right, `[rows, prompt]`."""
+    lengths: Tensor
+    """Tokens of each prompt, `[rows]`."""
+    counts: Tensor
+    """Memory tokens of each row, `[rows]`."""
+    positions: Tensor
+    """Position of each prompt token, `[rows, prompt]`."""
+    mask: Tensor | None
+    """Where a prompt token may look, `[rows or 1, 1, prompt, slots]`: True there (CPU: 0 there, else minus infinity).
+    None: causal attention is enough."""
+    even: bool
+    """Whether memory and prompt of all rows are equally long."""
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], like: Tensor
+    ) -> "Layout":
+        """Lay prompts out behind memories of `counts` tokens, each from its start on, for weights such as `like`."""
+        device = like.device
+        width, longest = max(map(len, prompts)), max(counts)
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        memory = torch.tensor(counts)
+        first = torch.tensor(starts)
+        mask, alike = None, len(set(counts)) == 1
+        if not alike or (device.type == "cpu" and longest > width):
+            # A CPU knows no other way to say that a short prompt sees all of a long past; said once, for all layers.
+            causal = torch.ones(width, width, dtype=torch.bool).tril()
+            recalled = torch.arange(longest)[None] < (memory[:1] if alike else memory)[:, None]
+            mask = torch.cat(
+                (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(recalled), -1, -1)), dim=2
+            )[:, None].to(device)
+            if device.type == "cpu":
+                # Else every layer would make this of it again. Of another type than doubles, doubles come out wrong.
+                kind = torch.promote_types(like.dtype, torch.float32)
+                mask = torch.zeros(mask.shape, dtype=kind).masked_fill(~mask, -torch.inf)
+        return cls(
+            ids=ids.to(device),
+            lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
+            counts=memory.to(device),
+            positions=(first[:, None] + torch.arange(width)).to(device),
+            mask=mask,
+            even=alike and len({len(prompt) for prompt in prompts}) == 1,
+        )
+
+
+class PrefixContext(Context):
+    """Prompts behind their recalled blocks, run once, with gradients where the caller wants them."""
+
+    def __init__(self, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
+        self._prefix = prefix
+        self._layout = layout
+        self._rotary = rotary
+        self._last = int(layout.positions.max()) + 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+        """Attention of the prompts, each behind its row's memory."""
+        query, key = self.place(query, key)
+        if self._prefix.longest:
+            past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
+            key, value = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
+        return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
+
+    def place(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned to the prompts' positions."""
+        cos, sin = (table[self._layout.positions][:, None] for table in self._rotary(self._last, key))
+        return rotate(query, cos, sin), rotate(key, cos, sin)
+
+
+class StateRecorder(Context):
+    """Prompts without a past, of which the states are wanted: as a reader would place them in front of a block."""
+
+    def __init__(self, reading: PrefixContext, layers: int, positions: Positions) -> None:
+        self._reading = reading
+        self._placed = positions == "unrotated"
+        empty = torch.empty(0)
+        self.made: list[tuple[Tensor, Tensor]] = [(empty, empty)] * layers
+        """Keys and values of each layer, `[rows, kv_heads, prompt, head_dim]`."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
+        """Attention among the prompt's own tokens; nothing for the last layer, whose output nobody reads."""
+        # Where blocks are read without being rotated, these keys must have their places already.
+        self.made[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
+        if layer == len(self.made) - 1:
+            return None
+        return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)
+
+
+def slots_of(row: Sequence[KVStates]) -> int:
+    """Memory tokens of a row of blocks."""
+    return sum(states.keys.shape[2] for states in row)
+
+
+def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]) -> None:
+    """Refuse KV states of another backbone.
+
+    Args:
+        rows: The blocks of each row.
+        shape: Layers, KV heads and head width of this backbone.
+
+    Raises:
+        ValueError: A block has another shape.
+    """
+    layers, heads, width = shape
+    for states in (states for row in rows for states in row):
+        if (*states.keys.shape[:2], states.keys.shape[3]) != shape or states.keys.shape != states.values.shape:
+            raise ValueError(
+                f"KV states of shape {tuple(states.keys.shape)} are of another backbone: "
+                f"this one has {layers} layers, {heads} KV heads of {width}"
+            )

@@ -1,0 +1,326 @@
+"""Asking: recalls and answers by the loop, sync and async, over whatever a question can be asked of."""
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from functools import partial
+from typing import Any, Self, Unpack, get_args
+
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
+from compmem.encoder import LoadedEncoder
+from compmem.gate import GateHead
+from compmem.index_models import IndexModels
+from compmem.loop.context import QuestionContext
+from compmem.loop.drivers import INLINE, THREADED, Runner, events, iterate, run, run_loop
+from compmem.loop.loop import Loop
+from compmem.loop.roles import Roles, make_loop, make_reader, resolve_roles
+from compmem.readers import ExtractiveReader
+from compmem.schema import Answer, AnswerModels, Event, Reader, Recall, Step
+from compmem.text.unicode import valid
+from compmem.threads import in_thread
+
+Filter = Mapping[str, Any] | Sequence[Any]
+
+LONGEST_QUESTION = 20_000
+"""Characters of a question; a longer one is a document."""
+
+
+class BaseIndex(ABC):
+    """What a question can be asked of; a subclass says what the question sees."""
+
+    def __init__(self, config: IndexConfig, models: IndexModels) -> None:
+        self.config = config
+        self._models = models
+
+    @abstractmethod
+    def question_context(
+        self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
+    ) -> AbstractContextManager[QuestionContext]:
+        """What the loop works on for one question.
+
+        Raises:
+            ValueError: The question is empty or overlong, or the filter is none.
+        """
+
+    def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
+        """This, as it is asked in an event loop."""
+        return self
+
+    def recall(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: RecallMethod = "loop",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+        config: RecallConfig | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] = lambda step: None,
+        **models: Unpack[AnswerModels],
+    ) -> list[Recall]:
+        """The k blocks that the question needs, best first; fewer where fewer are relevant.
+
+        The loop gathers them, so a block may be here because of what another one says. A block's score is the
+        probability that the gate gave it the last time. Where the gate finds that one pass suffices, nothing is read.
+
+        Args:
+            question: What is asked.
+            k: Most blocks.
+            method: The loop, or one pass as `search` makes it.
+            min_score: Blocks with a lower score are left out.
+            filter: Which documents may be recalled.
+            config: Settings of the loop; one pass has none.
+            cancelled: Called before each step; true ends the loop there.
+            on_step: Called with each step of the loop when it is made.
+            **models: Models that read; see `AnswerModels`.
+
+        Raises:
+            ValueError: The question is empty or overlong, k is below 1, or the filter or the method is unknown.
+        """
+        if method != "loop":
+            return self.search(question, k, method=method, min_score=min_score, filter=filter)
+        return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step, models))
+
+    async def arecall(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: RecallMethod = "loop",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+        config: RecallConfig | None = None,
+        on_step: Callable[[Step], None] = lambda step: None,
+        **models: Unpack[AnswerModels],
+    ) -> list[Recall]:
+        """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        if method != "loop":
+            return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
+        stop, here = threading.Event(), self._within(asyncio.get_running_loop())
+        wanted = (question, k, min_score, filter, config, stop.is_set, on_step, models)
+        try:
+            roles = await in_thread(partial(self._roles, config or RecallConfig(), models, writes=False))
+            if roles.local:  # no reader is awaited, so the whole loop runs in one thread
+                return await in_thread(lambda: run(here._recalled(INLINE, *wanted)))
+            return await here._recalled(THREADED, *wanted)
+        finally:
+            stop.set()
+
+    async def _recalled(
+        self,
+        runner: Runner,
+        question: str,
+        k: int,
+        min_score: float,
+        filter: Filter | None,
+        config: RecallConfig | None,
+        cancelled: Callable[[], bool],
+        on_step: Callable[[Step], None],
+        models: AnswerModels,
+    ) -> list[Recall]:
+        question, settings = valid(question), LoopConfig.complete(config)
+        _check_k(k)
+        roles = await runner.call(partial(self._roles, settings, models, writes=False))
+        async with runner.entered(self.question_context(question, filter, settings)) as context:
+            reader = make_reader(roles, settings, context, self._models)
+            loop = make_loop(context, settings, context.threshold, reader, writes=False, cancelled=cancelled)
+            found = await run_loop(question, loop, reader, runner, seconds=settings.max_seconds, on_step=on_step)
+            return await runner.call(context.best, found.scores, k, min_score)
+
+    def search(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: SearchMethod = "gate",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+    ) -> list[Recall]:
+        """The k best blocks by one pass, without the loop, best first.
+
+        Args:
+            question: What is asked.
+            k: Most blocks.
+            method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
+                `"hybrid"`: vectors and BM25 fused by reciprocal ranks; 1 where both put a block first. `"dense"`:
+                cosine of the vectors. `"bm25"`: BM25 as a share of the best score.
+            min_score: Blocks with a lower score are left out.
+            filter: Which documents may be looked at.
+
+        Raises:
+            ValueError: The question is empty or overlong, k is below 1, the filter or the method is none, or the index
+                was made without an encoder and the method is not `"gate"`.
+        """
+        _check_k(k)
+        if method not in get_args(SearchMethod):
+            raise ValueError(f"method={method!r} must be one of {', '.join(map(repr, get_args(SearchMethod)))}")
+        with self.question_context(question, filter) as context:
+            return context.best(context.search(method, k), k, min_score)
+
+    async def asearch(
+        self,
+        question: str,
+        k: int = 8,
+        *,
+        method: SearchMethod = "gate",
+        min_score: float = 0.0,
+        filter: Filter | None = None,
+    ) -> list[Recall]:
+        """`search` for an event loop, which is never blocked."""
+        here = self._within(asyncio.get_running_loop())
+        work = partial(here.search, method=method, min_score=min_score, filter=filter)
+        return await in_thread(work, question, k)
+
+    def stream(
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        wrap: Callable[[Reader], Reader] = lambda reader: reader,
+        **models: Unpack[AnswerModels],
+    ) -> Generator[Event, None, None]:
+        """The answer as it comes: each step when it is made, the text in pieces, last the whole `Answer`.
+
+        Args:
+            question: What is asked.
+            config: How it is answered.
+            filter: Which documents may be recalled.
+            cancelled: Called before each step; true ends the loop there.
+            wrap: Puts something around the reader, such as tracing.
+            **models: Models that read and write; see `AnswerModels`.
+
+        Raises:
+            ValueError: The question is empty or overlong, the filter is unknown, or the models do not fit the settings.
+            ReaderError: The chat model failed; the error carries the steps so far.
+        """
+        yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap, models))
+
+    def answer(
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        **models: Unpack[AnswerModels],
+    ) -> Answer:
+        """The answer with its sources, steps and working memory. Arguments and errors as of `stream`."""
+        *_, last = self.stream(question, config, filter=filter, cancelled=cancelled, **models)
+        assert isinstance(last, Answer)
+        return last
+
+    async def astream(
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        wrap: Callable[[Reader], Reader] = lambda reader: reader,
+        **models: Unpack[AnswerModels],
+    ) -> AsyncGenerator[Event, None]:
+        """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
+        stop, here = threading.Event(), self._within(asyncio.get_running_loop())
+        try:
+            async with aclosing(here._events(THREADED, question, config, filter, stop.is_set, wrap, models)) as made:
+                async for event in made:
+                    yield event
+        finally:
+            stop.set()
+
+    async def _events(
+        self,
+        runner: Runner,
+        question: str,
+        config: RecallConfig | None,
+        filter: Filter | None,
+        cancelled: Callable[[], bool],
+        wrap: Callable[[Reader], Reader],
+        models: AnswerModels,
+    ) -> AsyncGenerator[Event, None]:
+        question, settings = valid(question), LoopConfig.complete(config)
+        roles = await runner.call(self._roles, settings, models)
+        async with runner.entered(self.question_context(question, filter, settings)) as context:
+            reader = make_reader(roles, settings, context, self._models)
+            loop = make_loop(context, settings, context.threshold, reader, cancelled=cancelled)
+            quoter = None if context.dense is None else ExtractiveReader(context.analyzer)
+
+            @asynccontextmanager
+            async def again(request: str, seconds: float | None) -> AsyncIterator[tuple[Loop, Reader]]:
+                asked = f"{question}\n{request}"[:LONGEST_QUESTION]
+                rest = settings.replace(max_seconds=seconds)
+                async with runner.entered(self.question_context(asked, filter, rest)) as more:
+                    other = make_reader(roles, rest, more, self._models)
+                    yield make_loop(more, rest, more.threshold, other, cancelled=cancelled), wrap(other)
+
+            made = events(
+                question, loop, wrap(reader), runner,
+                seconds=settings.max_seconds, quoter=quoter, rounds=settings.rounds, again=again,
+            )  # fmt: skip
+            async with aclosing(made):
+                async for event in made:
+                    yield event
+
+    async def aanswer(
+        self,
+        question: str,
+        config: RecallConfig | None = None,
+        *,
+        filter: Filter | None = None,
+        **models: Unpack[AnswerModels],
+    ) -> Answer:
+        """`answer` for an event loop."""
+        async with aclosing(self.astream(question, config, filter=filter, **models)) as made:
+            *_, last = [event async for event in made]
+        assert isinstance(last, Answer)
+        return last
+
+    @property
+    def encoder(self) -> LoadedEncoder:
+        """The encoder, loaded once and compared with the one that made the index.
+
+        Raises:
+            ValueError: The index was made without one.
+            IncompatibleStoreError: It gives other vectors than the one that made the index.
+        """
+        return self._models.encoder
+
+    @property
+    def gate(self) -> GateHead:
+        """The trained dense gate."""
+        return self._models.gate
+
+    def reader(self, config: RecallConfig, context: QuestionContext, **models: Unpack[AnswerModels]) -> Reader:
+        """What reads and writes for one question, from the settings and the models that are given.
+
+        Raises:
+            ValueError: The models do not fit the settings or the index.
+        """
+        settings = LoopConfig.complete(config)
+        return make_reader(self._roles(settings, models), settings, context, self._models)
+
+    def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
+        return resolve_roles(config, self.config, lambda: self._models.backbone.memory.trained, writes=writes, **models)
+
+
+def _check_k(k: int) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k={k!r} must be a whole number of at least 1")
+
+
+def checked_question(question: str) -> str:
+    """The question as text that can be encoded.
+
+    Raises:
+        ValueError: It is empty or overlong.
+    """
+    question = valid(question)
+    if not question.strip():
+        raise ValueError("the question is empty")
+    if len(question) > LONGEST_QUESTION:
+        raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
+    return question

@@ -1,0 +1,302 @@
+"""`compmem add`, `delete`, `compact`, `info` and `verify`: what is in an index."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+import compmem
+from compmem.cli import inputs, render
+from compmem.cli.app import app, err, fail, out, parse_filter, write_json
+from compmem.cli.query_commands import AllowDownload, AsJson, Device, Filter, IndexPath
+from compmem.schema import Document
+from compmem.trace import printable
+
+logger = logging.getLogger(__name__)
+
+
+@app.command()
+def add(
+    index: IndexPath,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files and folders: text, code, Markdown, HTML, PDF, .docx, CSV, JSON (lines); - is standard input.",
+            show_default=False,
+        ),
+    ],
+    stdin_format: Annotated[str, typer.Option(help=f"What - holds: {', '.join(inputs.FORMATS)}.")] = "txt",
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder of a new index: a name or folder.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Most tokens in a chunk of a new index.")] = None,
+    vectors: Annotated[str | None, typer.Option(help="Vectors of a new index: int8 or fp16.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Causal LM of a new index that holds KV memory: a name or folder.")
+    ] = None,
+    ratio: Annotated[
+        int | None, typer.Option(help="Source tokens per memory token. Default: the checkpoint's own.")
+    ] = None,
+    kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
+    ] = None,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add documents to an index, made where there is none; known ones cost nothing, changed ones replace."""
+    form = next((known for known in inputs.FORMATS if known == stdin_format), None)
+    if form is None:
+        raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
+    given = {
+        "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
+        "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio, "kv": kv,
+    }  # fmt: skip
+    settings = {name: value for name, value in given.items() if value is not None}
+    errors: list[str] = []
+
+    def report(error: inputs.InputError) -> None:
+        errors.append(str(error))
+        fail(str(error))
+
+    started = time.perf_counter()
+    with progress() as bar:
+        files = bar.track(list(inputs.files(paths, report=report)), description="compressing")
+        found = inputs.documents(files, base=base_of(index), report=report, stdin=sys.stdin.buffer, stdin_format=form)
+        first = list(islice(found, 1))
+        if not first and not errors:
+            report(inputs.InputError(f"nothing to add: no file with text in {', '.join(paths)}"))
+        if not first and not index.exists():
+            counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
+        else:
+            with opened(index, settings, device, allow_download=allow_download, shards=shards) as memory:
+                seen = _Seen(memory)
+                added = memory.add(map(seen.one, chain(first, found)))
+                counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
+    seconds = time.perf_counter() - started
+    if as_json:
+        write_json({**counts, "errors": errors, "seconds": seconds})
+    else:
+        left_out = f", {len(errors)} left out" if errors else ""
+        out().print(
+            f"{counts['added']} added or changed, {counts['unchanged']} unchanged{left_out}, "
+            f"{counts['documents']} documents in all ({seconds:.1f} s)"
+        )
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of documents, or paths of the files and folders they came from.", show_default=False),
+    ] = None,
+    filter: Filter = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget documents, by id, path or filter. `compact` gives their bytes back."""
+    if bool(ids) == (filter is not None):
+        raise typer.BadParameter("name the ids or paths of documents, or give --filter")
+    with _store(index) as store:
+        with store.snapshot() as snapshot:
+            if filter is not None:
+                wanted = [d.id for d in snapshot.documents(parse_filter(filter))]
+                unknown: list[str] = []
+            else:
+                wanted, unknown = _named(snapshot, ids or [], base_of(index))
+        deleted = store.delete(wanted)
+    if as_json:
+        write_json({"deleted": deleted, "unknown": unknown})
+        return
+    for missing in unknown:
+        err().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
+    out().print(f"{deleted} deleted")
+
+
+@app.command()
+def compact(index: IndexPath, as_json: AsJson = False) -> None:
+    """Give back the bytes of what was deleted or replaced."""
+    with _store(index) as store:
+        before = _bytes(store.info())
+        with err().status("compacting"):
+            store.compact()
+        after = _bytes(store.info())
+    if as_json:
+        write_json({"bytes_before": before, "bytes": after})
+    else:
+        out().print(f"{before:,} bytes before, {after:,} now")
+
+
+@app.command()
+def verify(index: IndexPath, as_json: AsJson = False) -> None:
+    """Read everything and compare checksums. Problems end it with exit code 1."""
+    with _store(index) as store, err().status("reading every block"):
+        problems = store.verify()
+    if as_json:
+        write_json({"problems": problems})
+    else:
+        for problem in problems:
+            fail(problem)
+        out().print(f"{len(problems)} problems" if problems else "no problem found")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    index: IndexPath,
+    documents: Annotated[bool, typer.Option("--documents", help="List the documents as well.")] = False,
+    filter: Filter = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an index holds, its settings and what it takes on disk."""
+    wanted = parse_filter(filter)
+    with _store(index) as store:
+        facts = {**asdict(store.info()), "shards": shards_of(store), **_backbone(store.config)}
+        settings = dict(store.config)
+        with store.snapshot() as snapshot:
+            listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
+    if as_json:
+        shown = {"path": str(index), **facts, "settings": settings}
+        write_json({**shown, **({"list": [_document_json(d) for d in listed]} if documents or filter else {})})
+        return
+    console = out()
+    console.print(render.facts_table({"path": str(index), **facts, **settings}))
+    if listed:
+        made = render.table("id", "title", "characters", "chunks", "metadata", numbers=("characters", "chunks"))
+        for d in listed:
+            about = ", ".join(f"{k}={v}" for k, v in d.metadata.items())
+            made.add_row(
+                render.plain(d.id), render.plain(d.title), f"{d.characters:,}", f"{d.chunks:,}", render.plain(about)
+            )
+        console.print(made)
+
+
+def _backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes on disk of the backbone's weights, for KV memory; None where they are not on this machine."""
+    if config.get("memory") != "kv":
+        return {}
+    from compmem.backbone import size_on_disk
+
+    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}
+
+
+class _Seen:
+    """Documents on their way into an index: counted, with a warning where a file takes over the id of another."""
+
+    def __init__(self, memory: "compmem.MemoryIndex") -> None:
+        self.count = 0
+        self._memory = memory
+        self._warned: set[tuple[str, str]] = set()
+
+    def one(self, document: Document) -> Document:
+        """The document as it is."""
+        self.count += 1
+        if known := self._memory.get(document.id):
+            before, now = str(known.metadata.get("path", "elsewhere")), str(document.metadata["path"])
+            if before != now and (before, now) not in self._warned:
+                self._warned.add((before, now))
+                logger.warning(
+                    "%s takes over the id %r of a document from %s",
+                    printable(now),
+                    printable(document.id),
+                    printable(before),
+                )
+        return document
+
+
+def base_of(index: Path) -> Path:
+    """The folder from which the ids of an index name files: the one that it lies in, so that both may move together."""
+    return index.resolve().parent
+
+
+def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list[str]]:
+    """The ids of documents that are named by id, by file or by folder; and the names that are none of them."""
+    wanted = [name for name in names if snapshot.document_blocks(name)]
+    others = [name for name in names if not snapshot.document_blocks(name)]
+    read = [(d.id, PurePosixPath(path)) for d in snapshot.documents() if (path := _path(d))] if others else []
+    unknown = []
+    for name in others:
+        named = PurePosixPath(inputs.path_id(name, base))
+        found = [id for id, path in read if path.is_relative_to(named)]
+        wanted += found
+        unknown += [] if found else [name]
+    return list(dict.fromkeys(wanted)), unknown
+
+
+def _path(document: Any) -> str:
+    """The file that a document was read from, as ids name files; empty where it was none."""
+    path = document.metadata.get("path")
+    return path if isinstance(path, str) and path != inputs.STDIN else ""
+
+
+def progress() -> Progress:
+    """A bar on standard error, where that is a terminal."""
+    console = err()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def opened(
+    path: Path | None,
+    settings: dict[str, Any],
+    device: str | None,
+    *,
+    allow_download: bool = False,
+    shards: int | None = None,
+) -> "compmem.MemoryIndex":
+    """The index in a folder, made where there is none; settings given must be those it was made with.
+
+    A model that is given by name may be fetched.
+    """
+    runtime = compmem.RuntimeConfig(device=device)
+    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime, shards=shards)
+    models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
+    memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
+    if shards is not None and (divided := shards_of(memory.store)) != shards:
+        memory.close()
+        raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {divided or 'no'} shards, not {shards}")
+    for name, value in settings.items():
+        if (made := getattr(memory.config, name)) != value:
+            memory.close()
+            raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
+    return memory
+
+
+def shards_of(store: Any) -> int | None:
+    """How many shards a store has; None where it is undivided."""
+    return len(store.shards) if hasattr(store, "shards") else None
+
+
+def _store(path: Path) -> Any:
+    # What needs no encoder works on any index, also one whose encoder is an object of another program.
+    from compmem.store import open_store
+
+    return open_store(path)
+
+
+def _bytes(facts: Any) -> int:
+    return int(facts.vector_bytes + facts.kv_bytes + facts.text_bytes)
+
+
+def _document_json(document: Any) -> dict[str, Any]:
+    return {
+        "id": document.id, "title": document.title, "characters": document.characters, "chunks": document.chunks,
+        "metadata": dict(document.metadata),
+    }  # fmt: skip

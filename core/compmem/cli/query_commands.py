@@ -1,0 +1,175 @@
+"""`compmem ask` and `compmem recall`: questions to an index."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import compmem
+from compmem.as_json import answer_json, recall_json
+from compmem.cli import render
+from compmem.cli.app import app, err, out, parse_filter, write_json
+from compmem.config import ReaderName, RecallMethod, WriterName
+from compmem.schema import Answer, AnswerToken, Event, Step
+from compmem.trace import as_page, printable
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)]
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        "--filter", metavar="JSON", help='Only documents whose metadata fit, as in \'{"year": {">=": 2020}}\'.'
+    ),
+]
+QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="The question.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AllowDownload = Annotated[
+    bool,
+    typer.Option(
+        "--allow-download", help="Fetch models that the index names from their hub, where they are not on this machine."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
+
+
+ReaderOption = Annotated[
+    ReaderName | None,
+    typer.Option(
+        help="Who reads in every step: quotes, the chat model, or the index's own backbone. Default: the backbone "
+        "where the index holds KV memory and no --model is given, else quotes."
+    ),
+]
+WriterOption = Annotated[
+    WriterName | None,
+    typer.Option(
+        help="Who writes the answer from the recalled blocks. Default: the chat model, where --model names one and no "
+        "reader is named; else the reader, from its notes."
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable with the endpoint's key. Default: OPENAI_API_KEY, and none with --base-url.",
+    ),
+]
+TraceOption = Annotated[bool, typer.Option("--trace/--quiet", help="Show steps and sources, or only the answer.")]
+PageOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole as an HTML page.")]
+
+
+@app.command()
+def ask(
+    index: IndexPath,
+    question: QuestionArgument,
+    filter: Filter = None,
+    k: Annotated[int | None, typer.Option("--k", help="Most blocks that may be read.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Answer with what is known after so many seconds.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
+    reader: ReaderOption = None,
+    writer: WriterOption = None,
+    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for what is missing.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="Chat model that writes the answer, as its endpoint names it.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    api_key_env: KeyOption = None,
+    trace: TraceOption = True,
+    page: PageOption = None,
+    device: Device = None,
+    allow_download: AllowDownload = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from the index, step by step, with sources."""
+    wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
+    chat = _chat(wanted, model, base_url, api_key_env)
+    config = compmem.RecallConfig(
+        reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
+    )  # fmt: skip
+    config = config if k is None else config.replace(max_steps=k)
+    with open_index(index, device, allow_download) as opened:
+        events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
+        answer = last(events) if as_json else follow(out(), events, trace=trace)
+    if as_json:
+        write_json(answer_json(answer))
+    if page is not None:
+        page.write_text(as_page(answer), encoding="utf-8")
+        err().print(Text(f"wrote {page}", style="dim"), soft_wrap=True)
+
+
+@app.command()
+def recall(
+    index: IndexPath,
+    question: QuestionArgument,
+    k: Annotated[int, typer.Option("--k", help="How many blocks.")] = 8,
+    filter: Filter = None,
+    method: Annotated[
+        RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
+    ] = "loop",
+    device: Device = None,
+    allow_download: AllowDownload = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the blocks that a question needs, best first; no answer is written."""
+    with open_index(index, device, allow_download) as opened:
+        found = opened.recall(question, k, method=method, filter=parse_filter(filter))
+    if as_json:
+        write_json([recall_json(r) for r in found])
+    elif found:
+        out().print(render.recalls_table(found))
+    else:
+        out().print("Nothing to recall.")
+
+
+def open_index(path: Path, device: str | None, allow_download: bool) -> "compmem.MemoryIndex":
+    """The index in a folder."""
+    runtime = compmem.RuntimeConfig(device=device)
+    return compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download)
+
+
+def last(events: Iterator[Event]) -> Answer:
+    """The answer at the end of the events."""
+    *_, answer = events
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def follow(console: Console, events: Iterator[Event], *, trace: bool) -> Answer:
+    """Prints the events as they come; returns the answer."""
+    with err().status("opening the index"):
+        first = next(events)
+    before = ""
+    writing = False
+    for event in chain([first], events):
+        if isinstance(event, Step):
+            if trace:
+                render.step_trace(console, event, before)
+            before = event.working_memory
+        elif isinstance(event, AnswerToken):
+            if trace and not writing:
+                console.print(Text("\nanswer", style="bold cyan"))
+            writing = True
+            console.print(Text(printable(event.text)), end="", soft_wrap=True)
+        else:
+            console.print()
+            if trace:
+                render.sources(console, event)
+                render.footer(console, event)
+            return event
+    raise AssertionError("the events end with the answer")
+
+
+def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
+    if wanted:
+        if model is None:
+            raise typer.BadParameter("--reader or --writer chat needs --model, and --base-url unless it is OpenAI's")
+        from compmem.readers.endpoint import Endpoint  # its room loads torch, which a command's help can do without
+
+        return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
+    if model or base_url or api_key_env:
+        raise typer.BadParameter(
+            "--base-url and --api-key-env need --model, and with --reader or --writer, one of them must be chat"
+        )
+    return None

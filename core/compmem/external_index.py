@@ -1,0 +1,238 @@
+"""An index whose documents lie elsewhere: a retriever brings them, question by question."""
+
+import asyncio
+import copy
+import hashlib
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self
+
+import numpy as np
+from cachetools import LRUCache
+from numpy.typing import NDArray
+
+from compmem.base_index import BaseIndex, checked_question
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.index_models import IndexModels
+from compmem.ingest.chunking import split
+from compmem.locks import Lock
+from compmem.loop.blocks import BlockCache, BlockLoader
+from compmem.loop.context import QuestionContext
+from compmem.loop.gates import DenseGate, make_gate
+from compmem.naming import DEFAULT_ENCODER
+from compmem.retrieval.external import RetrievedStage
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
+from compmem.store import TransientWords
+from compmem.text.unicode import valid
+
+HELD = 4096
+"""Blocks that are kept taken apart between questions, unless told otherwise."""
+
+
+class Retrieve(Protocol):
+    """What brings documents for a text, best first."""
+
+    def __call__(self, query: str, k: int, filter: Any) -> Sequence[Document]:
+        """About k documents; the filter is the caller's, in the form that the store takes."""
+        ...
+
+
+class ARetrieve(Protocol):
+    """`Retrieve` for an event loop."""
+
+    def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Sequence[Document]]:
+        """About k documents; the filter is the caller's, in the form that the store takes."""
+        ...
+
+
+class ExternalIndex(BaseIndex):
+    """Asks any retriever as `MemoryIndex` asks its own store: `recall`, `search`, `answer`, `stream` and async twins.
+
+    The retriever is asked again with each new working memory. What it brings is cut into sentences and encoded in one
+    batch, once: the newest blocks are kept by a hash of their content. Nothing is written anywhere. How rare a term is,
+    and which names there are, is known from what one question has brought, so no question changes another's scores.
+
+    Args:
+        retrieve: Brings documents for a text.
+        aretrieve: The same, awaited in the event loop where the index is asked in one. None: `retrieve` in a thread.
+        encoder: What encodes sentences; it need not be the model of the store.
+        candidates: Documents that the retriever is asked for by a question; by what is found then, fewer.
+        chunk_tokens: Most tokens of a chunk, where a document comes as text and not in chunks.
+        held: Blocks that are kept between questions.
+        runtime: Device and type of the encoder.
+
+    Raises:
+        ValueError: A number is below 1.
+    """
+
+    def __init__(
+        self,
+        retrieve: Retrieve,
+        *,
+        aretrieve: ARetrieve | None = None,
+        encoder: str | Encoder = DEFAULT_ENCODER,
+        candidates: int = 50,
+        chunk_tokens: int = 256,
+        held: int = HELD,
+        runtime: RuntimeConfig | None = None,
+    ) -> None:
+        for named, value in (("candidates", candidates), ("held", held)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{named}={value!r} must be a whole number of at least 1")
+        config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
+        models = IndexModels(None, config, encoder=None, backbone=None, gate=None, runtime=runtime or RuntimeConfig())
+        super().__init__(config, models)
+        self._retrieve = retrieve
+        self._aretrieve = aretrieve
+        self._candidates = candidates
+        self._taken = _Taken(held, self._cut)
+        self._seen = BlockCache(held)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
+        if self._aretrieve is None:
+            return self
+        other = copy.copy(self)
+        other._loop = loop
+        return other
+
+    @contextmanager
+    def question_context(
+        self, question: str, filter: Any = None, config: RecallConfig | None = None
+    ) -> Iterator[QuestionContext]:
+        """What the retriever brings for one question, and goes on bringing: what the loop works on.
+
+        Raises:
+            ValueError: The question is empty or overlong.
+        """
+        question, settings = checked_question(question), LoopConfig.complete(config)
+        brought = _Brought(self._taken, self._models.compress)
+        words = TransientWords()
+
+        def ask(texts: Mapping[str, int]) -> list[list[int]]:
+            rankings = []
+            for k, documents in zip(texts.values(), self._ask(texts, filter), strict=True):
+                ranking: list[int] = []
+                for document in documents[:k]:
+                    pieces, new = brought.add(document)
+                    for number, chunk in pieces:
+                        ranking.append(number)
+                        if new:
+                            words.add(number, chunk)
+                rankings.append(list(dict.fromkeys(ranking)))
+            return rankings
+
+        analyzer = QueryAnalyzer(question, self.encoder, words)
+        try:
+            stage = RetrievedStage(
+                analyzer=analyzer, lexicon=words, dense=None, admitted=None, per_signal=settings.first_stage,
+                links=settings.links, ask=ask, depth=self._candidates,
+            )  # fmt: skip
+            stage.retrieve("")
+            blocks = BlockLoader(brought, self._seen)
+            trained = DenseGate(self.gate, blocks, stage, open_ended=True)
+            yield QuestionContext(
+                loader=blocks,
+                config=settings,
+                admitted=None,
+                count=self._models.count_tokens,
+                dense=stage,
+                gate=make_gate(settings, trained, blocks, stage),
+            )
+        finally:
+            words.close()
+
+    def _ask(self, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
+        if self._loop is None or self._aretrieve is None:
+            return [self._retrieve(text, k, filter) for text, k in texts.items()]
+        return asyncio.run_coroutine_threadsafe(self._aask(self._aretrieve, texts, filter), self._loop).result()
+
+    async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
+        return await asyncio.gather(*(retrieve(text, k, filter) for text, k in texts.items()))
+
+    def _cut(self, document: Document) -> list[Chunk]:
+        pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
+        return list(pieces)
+
+
+Pieces = tuple[tuple[int, Chunk], ...]
+"""The chunks of a document and their numbers."""
+
+
+class _Taken:
+    """The documents that came last, by a hash of their content, cut into numbered chunks."""
+
+    def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
+        self._cut = cut
+        self._held: LRUCache[str, Pieces] = LRUCache(most)
+        self._numbers = itertools.count()
+        self._guard = Lock()
+
+    def of(self, key: str, document: Document) -> Pieces:
+        """The chunks of the document with this hash; their numbers are the same as long as it is held."""
+        with self._guard:
+            if key in self._held:
+                return self._held[key]
+        chunks = self._cut(document)
+        with self._guard:
+            if key not in self._held:  # another thread may have been faster
+                self._held[key] = tuple((next(self._numbers), chunk) for chunk in chunks)
+            return self._held[key]
+
+
+class _Brought:
+    """The blocks that one question has brought; stands where a snapshot of a store does."""
+
+    def __init__(self, taken: _Taken, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
+        self._taken = taken
+        self._compress = compress
+        self._documents: dict[str, Pieces] = {}
+        self._chunks: dict[int, Chunk] = {}
+
+    def add(self, document: Document) -> tuple[Pieces, bool]:
+        """The chunks of a document, and whether they are new."""
+        key = _hash(document)
+        new = key not in self._documents
+        if new:
+            self._documents[key] = self._taken.of(key, document)
+            self._chunks.update(self._documents[key])
+        return self._documents[key], new
+
+    def select(self, filter: None) -> NDArray[np.int64]:
+        """Numbers of all blocks, rising."""
+        return np.array(sorted(self._chunks), np.int64)
+
+    def blocks(self, blocks: Sequence[int], *, kv: bool = False) -> list[MemoryBlock]:
+        """Blocks by number, encoded in one batch, in the order asked."""
+        return self._compress([self._chunks[number] for number in blocks]) if blocks else []
+
+    def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
+        """There are none: what is brought has no KV states."""
+        raise ValueError("documents of a retriever have no KV states")
+
+
+def _hash(document: Document) -> str:
+    chunks = [(c if isinstance(c, str) else (c.text, c.sentences)) for c in document.chunks or ()]
+    parts = (
+        document.id,
+        document.title,
+        document.context,
+        document.text,
+        chunks,
+        sorted(map(repr, document.metadata.items())),
+    )
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _readable(document: Document) -> Document:
+    """The document with its lone surrogates replaced: one broken text in a store is no reason to fail."""
+    texts = (document.title, document.context, document.text)
+    if all(valid(text) == text for text in texts):
+        return document
+    title, context, text = map(valid, texts)
+    content: dict[str, Any] = {"text": text}
+    if document.chunks is not None:
+        content = {"chunks": [valid(c if isinstance(c, str) else c.text) for c in document.chunks]}
+    return Document(id=document.id, title=title, context=context, metadata=document.metadata, **content)

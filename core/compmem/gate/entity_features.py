@@ -1,0 +1,97 @@
+"""Where a block takes up what the memory speaks of and the question does not.
+
+What connects two hops is often no title or heading of any block, so it is no name that the index knows: a person whom
+three pages mention and none is about. Such names are told by their capitals, and beside them the rare words count.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from compmem.gate.blocks import ParsedBlock
+from compmem.retrieval.query import MemoryLine, QueryState
+
+BRIDGES = (
+    "fresh", "fresh_capital", "fresh_title", "fresh_missing",
+    "spoken", "spoken_weight", "spoken_nearby", "spoken_nearby_weight", "spoken_title", "spoken_bearing",
+    "asked_spoken", "asked_spoken_weight", "asked_spoken_missed",
+)  # fmt: skip
+"""The features by name, in the order of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _EntityTerms:
+    """A name that the memory speaks of: between spaces, its weight, and how much of the question is said of it."""
+
+    spaced: str
+    weight: float
+    nearby: float
+    bearing: float
+
+
+def entity_features(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
+    """Each block's features under this view, `[blocks][features]`."""
+    told = _told(view)
+    asked = [(n, weight(view, n)) for n in view.spoken]
+    missing = {t: w for t, w in view.weights.items() if t not in view.covered}
+    capitals = {t: w for line in view.lines for t, w in line.capitals.items()}
+    return [
+        [*_words(view.lines, capitals, missing, block), *_names(told, block), *_asked(asked, block)]
+        for block in blocks
+    ]  # fmt: skip
+
+
+def weight(view: QueryState, named: str) -> float:
+    """How rare the words of a name are, together."""
+    return sum(view.rarity[w] for w in named.split()) / 3
+
+
+def _told(view: QueryState) -> list[_EntityTerms]:
+    total = sum(view.roots.values()) or 1.0
+    found: dict[str, _EntityTerms] = {}
+    for line in view.lines:
+        for named, mention in line.spoken.items():
+            nearby = sum(w for r, w in view.roots.items() if r in mention.nearby) / total
+            before = found.get(named, _EntityTerms("", 0.0, 0.0, 0.0))
+            found[named] = _EntityTerms(
+                f" {named} ", weight(view, named), max(before.nearby, nearby), max(before.bearing, line.bearing)
+            )
+    return list(found.values())
+
+
+def _words(
+    lines: Sequence[MemoryLine], capitals: Mapping[str, float], missing: Mapping[str, float], block: ParsedBlock
+) -> list[float]:
+    if not lines:
+        return [0.0] * 4
+    own = block.counts.keys() | block.title_terms
+    bridge = 0.0
+    for sentence in block.sentence_terms:
+        both = capitals.keys() & (sentence | block.title_terms)
+        if both:
+            bridge = max(bridge, sum(w for t, w in missing.items() if t in sentence) * max(capitals[t] for t in both))
+    return [
+        min(max((sum(line.fresh[t] for t in line.fresh.keys() & own) for line in lines), default=0.0), 8.0) / 4,
+        min(max((sum(line.capitals[t] for t in line.capitals.keys() & own) for line in lines), default=0.0), 4.0) / 2,
+        sum(capitals[t] for t in capitals.keys() & block.title_terms) / (1 + len(block.title_terms)),
+        bridge / (sum(missing.values()) or 1.0),
+    ]
+
+
+def _names(told: Sequence[_EntityTerms], block: ParsedBlock) -> list[float]:
+    if not told:
+        return [0.0] * 6
+    held = [t for t in told if t.spaced in block.text]
+    titles = [f" {t} " for t in block.titles]
+    return [
+        min(len(held), 4) / 4,
+        max((t.weight for t in held), default=0.0),
+        max((t.nearby for t in held), default=0.0),
+        max((t.weight * t.nearby for t in held), default=0.0),
+        max((t.weight for t in told if any(t.spaced in title for title in titles)), default=0.0),
+        max((t.bearing for t in held), default=0.0),
+    ]
+
+
+def _asked(asked: Sequence[tuple[str, float]], block: ParsedBlock) -> list[float]:
+    held = [w for n, w in asked if f" {n} " in block.text or any(n in title for title in block.titles)]
+    return [min(len(held), 3) / 3, max(held, default=0.0), sum(w for _, w in asked) - sum(held)]

@@ -1,0 +1,1 @@
+"""From documents to memory blocks: chunks, compression, the store."""

@@ -1,0 +1,414 @@
+"""Text to chunks that cover it exactly.
+
+Borders are looked for where they cost a reader least: headings, then paragraphs, then sentences, then words. No model
+is needed; how many tokens a text has is asked of the counter that is handed in.
+"""
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from compmem.schema import Chunk, Document
+from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, SAID, sentence_spans, sentences
+
+logger = logging.getLogger(__name__)
+
+TokenCounter = Callable[[Sequence[str]], list[int]]
+"""Token counts of many texts at once, each with whatever the tokenizer adds to a text of its own."""
+
+CHARS_PER_TOKEN = 16
+"""Most characters of a chunk per token it may have: blanks and unknown words are free to some tokenizers."""
+_LONGEST_HEADING = 120
+_WINDOW = 1 << 16
+"""Characters that are looked at together: what is held of a text beside it is bounded by them."""
+
+_BLANKS = re.compile(r"\s*+")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
+_CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
+_DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
+_NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
+_BORDERS = "、，；："
+
+
+_Breaker = Callable[[str, int, int], Iterator[tuple[int, int]]]
+"""What takes a span of a text apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A run of the text that is not broken again: a block, a sentence or a piece of one."""
+
+    start: int
+    end: int
+    level: int = 0
+    heading: str = ""
+    tokens: int = 0
+    opens: bool = False
+    """It begins a paragraph that is broken."""
+
+
+def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iterator[Chunk]:
+    """The chunks of a document, in order; together they are its text. They are made as they are asked for.
+
+    A paragraph goes whole into a chunk where it fits. A heading, and a paragraph that must be broken, begin a new chunk
+    once the present one is half full, so that a chunk is of one matter and short sections leave no chunks of a line.
+    Beside the text, no more than a window of it is held.
+
+    Args:
+        document: Text to cut, or chunks to keep as they are.
+        chunk_tokens: Most tokens in a chunk, as `count` counts them.
+        count: The token counter; asked in batches and never twice for the same piece.
+
+    Returns:
+        No chunks where the text is blank. A chunk of nothing but blanks occurs only inside a longer run of them.
+    """
+    if not SAID.search(document.text):
+        return
+    counter = _Counter(document.text, count)
+    if document.chunks is not None:
+        yield from _given(document, chunk_tokens, counter)
+        return
+    limit = chunk_tokens - counter.overhead
+    path: list[tuple[int, str]] = []
+    groups = _within_limit(_pack(_units(limit, counter), limit), limit, counter)
+    for ordinal, group in enumerate(groups):
+        start, end = group[0].start, group[-1].end
+        text = document.text[start:end]
+        yield Chunk(
+            text=text,
+            document_id=document.id,
+            ordinal=ordinal,
+            start=start,
+            title=document.title,
+            headings=_headings(group, path),
+            context=document.context,
+            sentences=tuple(sentences(text)),
+            metadata=document.metadata,
+        )
+
+
+class _Counter:
+    """Counts spans of one text in batches, without what the tokenizer adds to each text."""
+
+    def __init__(self, text: str, count: TokenCounter) -> None:
+        self.text = text
+        self._count = count
+        self.overhead = count([""])[0]
+
+    def __call__(self, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Tokens of each span, `overhead` taken off."""
+        texts = [self.text[start:end] for start, end in spans]
+        return [n - self.overhead for n in self._count(texts)] if texts else []
+
+
+class _Span(Protocol):
+    """A part of the text."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+_S = TypeVar("_S", bound=_Span)
+
+
+def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
+    """The spans in lists, each of a window's characters at most or of one span."""
+    window: list[_S] = []
+    for span in spans:
+        if window and span.end - window[0].start > _WINDOW:
+            yield window
+            window = []
+        window.append(span)
+    if window:
+        yield window
+
+
+def _given(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator[Chunk]:
+    """The chunks that came with the document, completed."""
+    large = 0
+    first = ""
+    for window in _windows(_completed(document)):
+        counts = counter([(c.start, c.end) for c in window])
+        found = [c.id for c, n in zip(window, counts, strict=True) if n + counter.overhead > chunk_tokens]
+        large, first = large + len(found), first or next(iter(found), "")
+        yield from window
+    if large:
+        logger.info(
+            "document %r: %d given chunk(s) have more than chunk_tokens=%d tokens, the first is %r; kept as given",
+            document.id, large, chunk_tokens, first,
+        )  # fmt: skip
+
+
+def _completed(document: Document) -> Iterator[Chunk]:
+    start = ordinal = 0
+    for given in document.chunks or ():
+        chunk = Chunk(text=given) if isinstance(given, str) else given
+        if not chunk.text:
+            continue
+        yield replace(
+            chunk,
+            document_id=document.id,
+            ordinal=ordinal,
+            start=start,
+            title=document.title or chunk.title,
+            context=document.context or chunk.context,
+            sentences=_checked(chunk) or tuple(sentences(chunk.text)),
+            metadata={**document.metadata, **chunk.metadata},
+        )
+        start, ordinal = start + len(chunk.text), ordinal + 1
+
+
+def _checked(chunk: Chunk) -> tuple[tuple[int, int], ...]:
+    at = 0
+    for start, end in chunk.sentences:
+        if not at <= start < end <= len(chunk.text):
+            raise ValueError(f"sentence span {(start, end)!r} is out of order or outside a chunk of {len(chunk.text)}")
+        at = end
+    return chunk.sentences
+
+
+def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str, ...]:
+    """The headings a chunk stands under where its own text begins; `path` goes on to the chunk's end."""
+    found: tuple[str, ...] | None = None
+    for unit in group:
+        if unit.level:
+            while path and path[-1][0] >= unit.level:
+                path.pop()
+            path.append((unit.level, unit.heading))
+        elif found is None:
+            found = tuple(heading for _, heading in path)
+    return tuple(heading for _, heading in path) if found is None else found
+
+
+def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
+    """The text as units of at most `limit` tokens each, in order: blocks, and what the larger ones break into."""
+    return _broken(_blocks(counter.text), (_into_sentences, _into_pieces(limit)), limit, counter)
+
+
+def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
+    """Units of at most `limit` tokens, in order, a window at a time; one that is longer is broken as it is read."""
+    for window in _windows(units):
+        if breakers and window[0].end - window[0].start > _WINDOW:
+            parts = _parts(window[0], breakers[0], counter.text)
+            yield from _broken(parts, breakers[1:], limit, counter)
+        else:
+            yield from _broken_window(window, breakers, limit, counter)
+
+
+def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> list[_Unit]:
+    small: list[_Unit] = []
+    for breaker in breakers:
+        large = _sift(level, limit, counter, small)
+        level = [part for unit in large for part in _parts(unit, breaker, counter.text)]
+    while level:
+        large = _sift(level, limit, counter, small)
+        level = []
+        for unit in large:
+            middle = _cut(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
+            if middle == unit.end:
+                small.append(unit)
+            else:
+                level += [_Unit(a, b, unit.level, unit.heading) for a, b in ((unit.start, middle), (middle, unit.end))]
+    return sorted(small, key=lambda unit: unit.start)
+
+
+def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
+    """What a unit breaks into; its first part may open a paragraph."""
+    for a, b in breaker(text, unit.start, unit.end):
+        opens = a == unit.start and (unit.opens or breaker is _into_sentences)
+        yield _Unit(a, b, unit.level, unit.heading, opens=opens)
+
+
+def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
+    """Units larger than the limit; the others are counted and added to `small`."""
+    most = limit * CHARS_PER_TOKEN
+    large = [u for u in units if u.end - u.start > most]
+    rest = [u for u in units if u.end - u.start <= most]
+    for unit, tokens in zip(rest, counter([(u.start, u.end) for u in rest]), strict=True):
+        if tokens <= limit:
+            small.append(_Unit(unit.start, unit.end, unit.level, unit.heading, tokens, unit.opens))
+        else:
+            large.append(unit)
+    return large
+
+
+def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Spans that cover a block, each a sentence with the blanks after it."""
+    at = start
+    for first, _ in islice(sentence_spans(text, start, end), 1, None):
+        yield at, first
+        at = first
+    yield at, end
+
+
+def _into_pieces(limit: int) -> _Breaker:
+    """A breaker into pieces of at most `limit` characters, which seldom have more tokens than that."""
+
+    def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+        while start < end:
+            middle = _cut(text, start, end, limit)
+            yield start, middle
+            start = middle
+
+    return breaker
+
+
+def _cut(text: str, start: int, end: int, size: int) -> int:
+    """The last word border within `size` characters of `start`; there, where the text has none."""
+    if end - start <= size:
+        return end if size > 1 or end - start == 1 else start + 1
+    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BORDERS)
+    return next(borders, start + size)
+
+
+def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
+    """Units put together greedily; no group ends with a heading that fits into the next."""
+    group: list[_Unit] = []
+    tokens = 0
+    for unit in units:
+        full = tokens + unit.tokens > limit or unit.end - group[0].start > limit * CHARS_PER_TOKEN if group else False
+        turn = (unit.level > 0 or unit.opens) and tokens * 2 >= limit and not all(u.level for u in group)
+        if full or turn:
+            body = len(group)
+            while body and group[body - 1].level:
+                body -= 1
+            if not body or sum(u.tokens for u in group[body:]) + unit.tokens > limit:
+                body = len(group)
+            yield group[:body]
+            group = group[body:]
+            tokens = sum(u.tokens for u in group)
+        group.append(unit)
+        tokens += unit.tokens
+    yield group
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Units that may be a chunk."""
+
+    units: list[_Unit]
+
+    @property
+    def start(self) -> int:
+        return self.units[0].start
+
+    @property
+    def end(self) -> int:
+        return self.units[-1].end
+
+    def halves(self) -> list["_Group"]:
+        middle = len(self.units) // 2
+        return [_Group(self.units[:middle]), _Group(self.units[middle:])]
+
+
+def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) -> Iterator[list[_Unit]]:
+    """The groups, halved where the whole has more tokens than its parts had together."""
+    for window in _windows(map(_Group, groups)):
+        done: list[_Group] = []
+        level = window
+        while level:
+            done += [g for g in level if len(g.units) == 1]
+            level = [g for g in level if len(g.units) > 1]
+            counts = counter([(g.start, g.end) for g in level])
+            done += [g for g, n in zip(level, counts, strict=True) if n <= limit]
+            level = [half for g, n in zip(level, counts, strict=True) if n > limit for half in g.halves()]
+        yield from (group.units for group in sorted(done, key=lambda group: group.start))
+
+
+class _Lines:
+    """The lines of a text, from the present one on; a few of them are held."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._found = LINE.finditer(text)
+        self._ahead: deque[tuple[int, int]] = deque()
+
+    def span(self, n: int = 0) -> tuple[int, int] | None:
+        """Where the line `n` after the present one stands; None behind the end."""
+        while len(self._ahead) <= n:
+            match = next(self._found, None)
+            if match is None:
+                return None
+            self._ahead.append(match.span())
+        return self._ahead[n]
+
+    def line(self, n: int = 0) -> str:
+        """The beginning of that line, as long as is looked at, without blanks at its end; empty behind the end."""
+        span = self.span(n)
+        return "" if span is None else self._text[span[0] : min(span[1], span[0] + LONGEST_LINE)].rstrip()
+
+    def skip(self, count: int) -> None:
+        """Go on by so many lines."""
+        for _ in range(count):
+            self.span()
+            self._ahead.popleft()
+
+
+def _blocks(text: str) -> Iterator[_Unit]:
+    """Paragraphs and headings, each with the blank lines after it."""
+    styles: dict[tuple[str, bool], int] = {}
+    lines = _Lines(text)
+    fence = ""
+    start = 0
+    blank = True
+    while span := lines.span():
+        line = lines.line()
+        if (mark := _FENCE.match(line)) and fence in ("", mark[1]):
+            fence = "" if fence else mark[1]
+        found = None if fence else _heading(lines, line, blank, styles)
+        if (found or (line and blank)) and SAID.search(text, start, span[0]):
+            yield _Unit(start, span[0])
+            start = span[0]
+        if found:
+            level, title, count = found
+            lines.skip(count)
+            while (span := lines.span()) and _BLANKS.fullmatch(text, *span):
+                lines.skip(1)
+            at = span[0] if span else len(text)
+            yield _Unit(start, at, level, title)
+            start, blank = at, True
+            continue
+        blank = not line and bool(_BLANKS.fullmatch(text, *span))
+        lines.skip(1)
+    if start < len(text):
+        yield _Unit(start, len(text))
+
+
+def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
+    """Level, title and number of lines of the heading that begins with the present line."""
+    if not line or len(line) > _LONGEST_HEADING:
+        return None
+    if (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):
+        return len(match[1]), title, 1
+    if not blank:
+        return None
+
+    def after(n: int) -> str:
+        return lines.line(n)[: _LONGEST_HEADING + 1]
+
+    if (over := RULE.match(line)) and after(2) == line and 0 < len(after(1).strip()) <= len(line):
+        return styles.setdefault((over[1], True), len(styles) + 1), after(1).strip(), 3
+    if (under := RULE.match(after(1))) and line[0] not in " \t>|-*+" and not RULE.match(line):
+        if under[1] in "=-" or len(after(1)) >= len(line):
+            return styles.setdefault((under[1], False), len(styles) + 1), line, 2
+        return None
+    return _bare_heading(line, alone=not after(1))
+
+
+def _bare_heading(line: str, *, alone: bool) -> tuple[int, str, int] | None:
+    """A numbered heading between blank lines, or the first line of a class or function."""
+    if (match := _NUMBERED.match(line)) and alone and line[-1] not in ".。!?:;," and len(line.split()) <= 12:
+        return _NUMBERED_LEVEL + match[1].count("."), match[2], 1
+    if match := _CLASS.match(line):
+        return _CODE_LEVEL + len(match[1].expandtabs()), match[2] or match[3], 1
+    if match := _DEF.match(line):
+        return _CODE_LEVEL + len(match[1].expandtabs()), match[2], 1
+    return None

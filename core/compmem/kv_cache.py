@@ -1,0 +1,86 @@
+"""KV blocks on the device that reads them: those used last, within a budget of bytes, the next ones fetched ahead."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from compmem.config import KV_CACHE_BYTES
+from compmem.locks import Lock
+from compmem.schema import KVStates
+
+Load = Callable[[Sequence[int]], Sequence[KVStates]]
+"""KV states of blocks by number, from wherever they are kept."""
+
+
+class KVCache:
+    """Blocks by number on one device, in the type that it computes in; any number of threads may use it.
+
+    Args:
+        device: Where the blocks are read.
+        dtype: What they are read in.
+        budget: Bytes that may be held between uses. The blocks of a call are held for as long as it needs them.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = KV_CACHE_BYTES) -> None:
+        self.budget = budget
+        self.bytes = 0
+        """Bytes held."""
+        self._device = device
+        self._dtype = dtype
+        self._held: OrderedDict[int, KVStates] = OrderedDict()
+        self._guard = Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, numbers: Sequence[int], load: Load) -> list[KVStates]:
+        """The blocks of these numbers, in order; those that are not here are loaded and kept."""
+        with self._guard:
+            found = {n: self._held[n] for n in numbers if n in self._held}
+            for number in found:
+                self._held.move_to_end(number)
+        missing = [n for n in dict.fromkeys(numbers) if n not in found]
+        if missing:
+            new = {n: self._placed(states) for n, states in zip(missing, load(missing), strict=True)}
+            self._keep(new)
+            found.update(new)
+        return [found[n] for n in numbers]
+
+    def stream(self, numbers: Sequence[int], load: Load, *, size: int) -> Iterator[list[KVStates]]:
+        """The blocks of these numbers in groups of `size`, each fetched while the caller works on the one before."""
+        groups = [numbers[at : at + size] for at in range(0, len(numbers), size)]
+        if not groups:
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="compmem-kv") as pool:
+            ahead = pool.submit(self.take, groups[0], load)
+            for following in groups[1:]:
+                states = ahead.result()
+                ahead = pool.submit(self.take, following, load)
+                yield states
+            yield ahead.result()
+
+    def _keep(self, new: dict[int, KVStates]) -> None:
+        with self._guard:
+            for number, states in new.items():
+                if number not in self._held:
+                    self.bytes += _bytes(states)
+                self._held[number] = states
+                self._held.move_to_end(number)
+            while self._held and self.bytes > self.budget:
+                self.bytes -= _bytes(self._held.popitem(last=False)[1])
+
+    def _placed(self, states: KVStates) -> KVStates:
+        return KVStates(keys=self._moved(states.keys), values=self._moved(states.values))
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cuda" and not tensor.is_cuda:
+            # From pinned memory the copy runs beside what the device is computing.
+            return tensor.pin_memory().to(self._device, self._dtype, non_blocking=True)
+        return tensor.to(self._device, self._dtype)
+
+
+def _bytes(states: KVStates) -> int:
+    return states.keys.nbytes + states.values.nbytes

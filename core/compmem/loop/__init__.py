@@ -1,0 +1,1 @@
+"""The loop of one question: recall, read, update the working memory, answer."""

@@ -1,0 +1,128 @@
+"""The index as one question sees it: candidates, gate scores and blocks, from one snapshot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compmem.config import LoopConfig, SearchMethod
+from compmem.kv_cache import KVCache
+from compmem.loop.blocks import BlockLoader, Blocks
+from compmem.loop.gates import Gate, compared
+from compmem.retrieval.candidates import RANKED, FirstStage
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.retrieval.ranking import fuse
+from compmem.schema import MemoryBlock, Recall, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionContext:
+    """What the loop works on: the index as one question sees it.
+
+    Without an encoder there is no first stage, and every block that a filter admits is a candidate. Without an encoder
+    and without a trained gate on the backbone, every candidate passes, in document order.
+    """
+
+    loader: BlockLoader
+    """The blocks of the question."""
+    config: LoopConfig
+    admitted: NDArray[np.int64] | None
+    """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
+    count: Callable[[Sequence[str]], list[int]]
+    """Tokens of texts."""
+    dense: FirstStage | None
+    """The first stage; None where the index has no encoder."""
+    gate: Gate
+    """What scores candidates."""
+    kv_cache: KVCache | None = None
+    """KV blocks on the device; None for dense memory."""
+
+    @property
+    def snapshot(self) -> Blocks:
+        """Where the blocks come from."""
+        return self.loader.source
+
+    @property
+    def stage(self) -> FirstStage:
+        """The first stage.
+
+        Raises:
+            ValueError: The index was made without an encoder.
+        """
+        if self.dense is None:
+            raise ValueError(
+                "this index was made with encoder=None, so it has no vectors: use reader='latent' and gate='learned' "
+                "or 'off', or make the index with an encoder"
+            )
+        return self.dense
+
+    @property
+    def analyzer(self) -> QueryAnalyzer:
+        """The question taken apart, for the dense gate and the extractive reader. Raises what `stage` raises."""
+        return self.stage.analyzer
+
+    @property
+    def threshold(self) -> float:
+        """Score below which a block is rejected: that of the settings, else the gate's own."""
+        return self.gate.threshold if self.config.threshold is None else self.config.threshold
+
+    def propose(self, memory: str) -> list[int]:
+        """Numbers of the blocks that may be relevant to the question, given the working memory."""
+        if self.config.candidates == "all" or self.dense is None:
+            return [int(n) for n in (self.snapshot.select(None) if self.admitted is None else self.admitted)]
+        return self.dense.propose(memory)
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The gate score of each block, given the working memory."""
+        return self.gate.score(memory, blocks)
+
+    @property
+    def needs_requery(self) -> bool:
+        """Whether first stage and gate are to be asked again with each new working memory."""
+        return self.gate.needs_requery
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer at all."""
+        return self.gate.answerable
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        """The blocks themselves, those of KV memory with their states on the device."""
+        found = self.loader.get(blocks)
+        if self.kv_cache is None:
+            return found
+        states = self.kv_cache.take(blocks, self.snapshot.kv_states)
+        return [replace(block, kv=kv) for block, kv in zip(found, states, strict=True)]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, by the backbone's tokenizer for KV memory, else by the encoder's."""
+        return self.count([text])[0]
+
+    def search(self, method: SearchMethod, k: int) -> dict[int, float]:
+        """The scores of at least the k best blocks by one pass, in any order; see `MemoryIndex.search`."""
+        if method == "gate":
+            proposed = self.propose("")
+            return dict(zip(proposed, self.score("", proposed), strict=True))
+        if method == "bm25":
+            bm25 = self.stage.bm25(k)
+            best = max((score for _, score in bm25), default=1.0)
+            return {n: score / best for n, score in bm25}
+        near = self.stage.nearest(max(k, RANKED))
+        if method == "hybrid":
+            return fuse([near, [n for n, _ in self.stage.bm25(max(k, RANKED))]])
+        if not near:
+            return {}
+        cosines = self.loader.vectors(near[:k]) @ self.analyzer.analyze("").question
+        return dict(zip(near[:k], np.clip(cosines, 0.0, 1.0).tolist(), strict=True))
+
+    def best(self, scores: Mapping[int, float], k: int, min_score: float = 0.0) -> list[Recall]:
+        """The k blocks with the highest scores, best first; fewer where fewer have at least `min_score`."""
+        enough = [n for n, score in scores.items() if score >= min_score]
+        numbers = sorted(enough, key=lambda n: (-scores[n], n))[:k]
+        blocks = self.loader.get(numbers)
+        return [Recall(chunk=b.chunk, score=scores[n], block=n) for n, b in zip(numbers, blocks, strict=True)]
+
+    def compared(self, memory: str, blocks: Sequence[int]) -> tuple[Vectors, NDArray[np.int64]]:
+        """Features of each window of these blocks, `[windows, len(FEATURES)]`, and the block of each, from 0."""
+        return compared(self.loader, self.analyzer, memory, blocks)

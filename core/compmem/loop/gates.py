@@ -1,0 +1,194 @@
+"""The gates that the loop can ask: each gives blocks a score in [0, 1] for a question and a working memory."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compmem.config import LoopConfig
+from compmem.gate import BackboneGate, FirstPass, GateHead, features
+from compmem.kv_cache import KVCache
+from compmem.loop.blocks import BlockLoader
+from compmem.retrieval.candidates import FirstStage
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.schema import Vectors
+
+GATED_AT_ONCE = 64
+"""Blocks whose KV states are fetched together for the gate on the backbone."""
+
+
+class Gate(Protocol):
+    """Says how relevant blocks are to one question, given what is known so far."""
+
+    @property
+    def threshold(self) -> float:
+        """Score below which a block is rejected."""
+        ...
+
+    @property
+    def needs_requery(self) -> bool:
+        """Whether scores may change with a new working memory."""
+        ...
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer; known once they are scored."""
+        ...
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The score of each block, given the working memory."""
+        ...
+
+
+class NoGate:
+    """Lets every block pass."""
+
+    threshold = 0.0
+    needs_requery = True
+    answerable = True
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """1 for each block."""
+        return [1.0] * len(blocks)
+
+
+class SimilarityGate(NoGate):
+    """Cosine of the question and the whole chunk, as plain vector search."""
+
+    def __init__(self, blocks: BlockLoader, analyzer: QueryAnalyzer) -> None:
+        self._blocks = blocks
+        self._viewer = analyzer
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The cosine of each block, at least 0; the best of its windows."""
+        asked = self._viewer.view("").question
+        windows = self._blocks.windows(blocks)
+        return [float(np.clip(max(window.vectors[0] @ asked for window in own), 0.0, 1.0)) for own in windows]
+
+
+class DenseGate:
+    """The trained gate over vectors, words and names.
+
+    It scores the first candidates once. Later, with a working memory, it scores again and sees its first scores.
+
+    Args:
+        head: The networks.
+        blocks: The question's blocks.
+        stage: The question's first stage.
+        open_ended: New blocks may come with each step, so the first candidates never suffice.
+    """
+
+    def __init__(self, head: GateHead, blocks: BlockLoader, stage: FirstStage, *, open_ended: bool = False) -> None:
+        self._head = head
+        self._blocks = blocks
+        self._stage = stage
+        self._open_ended = open_ended
+        self._look: FirstPass | None = None
+        self._first: dict[int, float] = {}
+
+    @property
+    def threshold(self) -> float:
+        """The threshold that was fitted with the gate."""
+        return self._head.threshold
+
+    @property
+    def needs_requery(self) -> bool:
+        """Whether the first candidates leave something to find."""
+        return self._open_ended or self._look is None or self._look.more >= self._head.more_threshold
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer."""
+        return self._look is None or self._look.found >= self._head.found_threshold
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The probability of each block that the question needs it."""
+        if not blocks:
+            return []
+        own, rows = compared(self._blocks, self._stage.analyzer, memory, blocks)
+        known = np.array([n in self._first for n in blocks])
+        if not memory or not known.any():
+            look = self._head.first_scores(own, self._stage.search_ranks(blocks).take(rows), rows)
+            if not self._first:
+                self._look = look
+            self._first.update(zip(blocks, look.logits.tolist(), strict=True))
+            return [float(p) for p in look.probabilities]
+        looked = list(self._first.values())
+        lowest = min(looked)
+        first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
+        return [float(p) for p in self._head.later_pass(own, first, known, rows)]
+
+
+class KVGate:
+    """The trained gate on the backbone, which reads the KV states of blocks."""
+
+    needs_requery = True
+    answerable = True
+
+    def __init__(self, gate: BackboneGate, blocks: BlockLoader, resident: KVCache) -> None:
+        self._gate = gate
+        self._blocks = blocks
+        self._resident = resident
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the checkpoint."""
+        return self._gate.threshold
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The probability of each block that it helps."""
+        with torch.inference_mode():
+            groups = self._resident.stream(blocks, self._blocks.source.kv_states, size=GATED_AT_ONCE)
+            return [p for states in groups for p in self._gate.probabilities(memory, states)]
+
+
+class QuestionGate:
+    """Another gate that sees the question alone, without the working memory."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    @property
+    def threshold(self) -> float:
+        """That of the other gate."""
+        return self._gate.threshold
+
+    @property
+    def needs_requery(self) -> bool:
+        """As the other gate."""
+        return self._gate.needs_requery
+
+    @property
+    def answerable(self) -> bool:
+        """As the other gate."""
+        return self._gate.answerable
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The score of each block with an empty working memory."""
+        return self._gate.score("", blocks)
+
+
+def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, stage: FirstStage | None) -> Gate:
+    """The gate that the settings name.
+
+    Raises:
+        ValueError: `gate="similarity"`, and the index has no vectors.
+    """
+    if config.gate == "off":
+        return NoGate()
+    if config.gate == "similarity":
+        if stage is None:
+            raise ValueError("gate='similarity' needs vectors, and this index was made with encoder=None")
+        return SimilarityGate(blocks, stage.analyzer)
+    return QuestionGate(trained) if config.gate == "question" else trained
+
+
+def compared(
+    loader: BlockLoader, analyzer: QueryAnalyzer, memory: str, blocks: Sequence[int]
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """Features of each window of these blocks, `[windows, len(FEATURES)]`, and the block of each, from 0."""
+    windows = loader.windows(blocks)
+    rows = np.repeat(np.arange(len(blocks)), [len(own) for own in windows])
+    return features(analyzer.analyze(memory), [window for own in windows for window in own]), rows

@@ -1,0 +1,375 @@
+"""The loop: candidates, gate, recall, read, working memory, again; then the answer.
+
+The loop is a generator: it yields what is to be read and is sent the result. One driver (`compmem.loop.drivers`) runs
+it for sync, async, streamed and batched answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
+and plain RAG are settings.
+
+The default differs from the papers in three ways. After each update of the working memory, first stage and gate are
+asked again. A rejected block stays a candidate, because its relevance may only show later (35 % of LycheeMemory's
+published errors are early clues that were rejected). A reader that can score blocks does so before it reads one.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from compmem.config import LoopConfig, RecallConfig
+from compmem.loop.deadline import OverdueError, now
+from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
+
+WINDOW = 64
+"""Blocks gated at once in a pass in document order."""
+
+WEIGHED = 16
+"""Blocks, those with the highest gate scores, that the reader is asked to weigh at once."""
+
+QUOTED = 3
+"""Blocks, those with the highest gate scores, to quote from where no reading was done in time."""
+
+
+class LoopContext(Protocol):
+    """What the loop works on: the index as one question sees it."""
+
+    def propose(self, memory: str) -> list[int]:
+        """Numbers of the blocks that may bear on the question, given the working memory."""
+        ...
+
+    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
+        """The gate score of each block, given the working memory."""
+        ...
+
+    def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
+        """The blocks themselves."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, for the budget of the working memory."""
+        ...
+
+    @property
+    def needs_requery(self) -> bool:
+        """Whether first stage and gate are to be asked again with each new working memory; known after the first."""
+        ...
+
+    @property
+    def answerable(self) -> bool:
+        """Whether any of the first candidates may answer at all; known once they are scored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """The loop asks its driver to have these blocks read."""
+
+    memory: WorkingMemory
+    blocks: tuple[MemoryBlock, ...]
+    relevant: bool = False
+    """The reader is told that they help: it has been weighed already."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """The loop asks its driver for the log-odds that each of these blocks helps; None where the reader cannot tell."""
+
+    memory: WorkingMemory
+    blocks: tuple[MemoryBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopResult:
+    """What the loop ends with: everything but the answer's text."""
+
+    memory: WorkingMemory
+    steps: tuple[Step, ...]
+    scores: dict[int, float]
+    """The score of every block in the last look at it. A later look sees what the first one said of each block, so it
+    keeps what that was sure of; a block that was read without an update falls back to its first score."""
+    kept: tuple[Recall, ...]
+    """Recalls whose step updated the memory, in reading order."""
+    usage: Usage
+    stop_reason: StopReason
+    shown: tuple[Recall, ...] = ()
+    """Recalls whose blocks the memory carries, for what writes the answer."""
+
+
+@dataclass(slots=True)
+class _State:
+    memory: WorkingMemory = field(default_factory=WorkingMemory)
+    steps: list[Step] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+    first: dict[int, float] = field(default_factory=dict)
+    """The score of each block in the first look at it."""
+    read: dict[int, Recall] = field(default_factory=dict)
+    kept: list[Recall] = field(default_factory=list)
+    rejected: set[int] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
+    proposed: int = 0
+    weighed: dict[int, float] = field(default_factory=dict)
+    """The reader's log-odds that a block helps."""
+    weighed_with: str | None = None
+    """The working memory that those were given with."""
+    late: bool = False
+    """The reader was not done by the deadline."""
+
+
+Outcome = Reading | list[float] | OverdueError | None
+"""What a driver sends: a reading for `ReadRequest`, odds or None for `ScoreRequest`, an error where time was up."""
+
+Loop = Generator[ReadRequest | ScoreRequest | Step, Outcome, LoopResult]
+
+
+def recall_loop(
+    context: LoopContext,
+    config: RecallConfig,
+    threshold: float,
+    *,
+    can_score: bool = False,
+    shown: int = 0,
+    fallback: int = 0,
+    refuses: bool = False,
+    writes: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = now,
+) -> Loop:
+    """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered.
+
+    Args:
+        context: The index as the question sees it.
+        config: How the question is answered.
+        threshold: Gate score below which a block is turned down.
+        can_score: The reader can weigh blocks.
+        shown: Most recalled blocks that the memory carries at the end.
+        fallback: Blocks, the best, that are read together where all are turned down at first.
+        refuses: Nothing is read where the gate finds that nothing answers: no language model will judge for itself.
+        writes: An answer is written at the end. If not, nothing is read where the first look suffices for a ranking.
+        cancelled: Asked before each step.
+        clock: Tells seconds.
+    """
+    config, state, began = LoopConfig.complete(config), _State(), clock()
+    if config.order == "document":
+        picks = _in_order(context, config, threshold, state)
+    else:
+        picks = _best(context, config, threshold, state, fallback=fallback, refuses=refuses, writes=writes)
+    weighing = can_score and config.can_score
+    stop_reason: StopReason = "exhausted"
+    while True:
+        if cancelled():
+            stop_reason = "cancelled"
+            break
+        if config.max_steps is not None and len(state.steps) >= config.max_steps:
+            stop_reason = "steps"
+            break
+        if config.max_seconds is not None and clock() - began + _still_needed(state) >= config.max_seconds:
+            stop_reason = "seconds"
+            break
+        started = clock()
+        chosen = (yield from _likeliest(context, config, threshold, state)) if weighing else None
+        weighing = chosen is not None
+        if chosen is None:
+            chosen = next(picks, None)
+        if chosen:
+            step = yield from _step(context, config, state, chosen, started, clock, relevant=weighing)
+            yield step
+        if state.late:
+            stop_reason = "seconds"
+            break
+        if not chosen:
+            break
+        if config.exit_gate and step.exit:
+            stop_reason = "exit_gate"
+            break
+    if state.late and not state.memory.text:
+        shown = max(shown, QUOTED)
+    recalls, memory = _shown(context, state, shown)
+    usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
+    return LoopResult(memory, tuple(state.steps), state.scores, tuple(state.kept), usage, stop_reason, recalls)
+
+
+def _still_needed(state: _State) -> float:
+    """Seconds for another step and the answer, if each takes as long as the steps so far."""
+    return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
+
+
+def _shown(context: LoopContext, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
+    """The recalls that the answer is written from, best first, and the memory with their blocks."""
+    kept = [recall.block for recall in state.kept]
+    others = sorted(state.scores, key=lambda n: (-state.scores[n], n))
+    numbers = list(dict.fromkeys([*kept, *others]))[:most]
+    blocks = tuple(context.fetch(numbers)) if numbers else ()
+    return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
+
+
+def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock]) -> tuple[Recall, ...]:
+    scores = [state.scores.get(n, 1.0) for n in numbers]
+    return tuple(Recall(chunk=b.chunk, score=s, block=n) for n, s, b in zip(numbers, scores, blocks, strict=True))
+
+
+def _likeliest(
+    context: LoopContext, config: LoopConfig, threshold: float, state: _State
+) -> Generator[ScoreRequest, Outcome, list[int] | None]:  # fmt: skip
+    """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
+
+    None where the reader cannot tell, or no gate puts some of many blocks first.
+    """
+    memory = state.memory
+    if state.weighed_with != memory.text:
+        proposed = [n for n in context.propose(memory.text) if n not in state.read]
+        state.proposed = len(proposed)
+        gate = _score(context, state, proposed)
+        state.rejected.update(n for n in proposed if gate[n] < threshold)
+        if len(proposed) > WEIGHED and len(set(gate.values())) == 1:
+            return None
+        likely = sorted(proposed, key=lambda n: (-gate[n], n))[:WEIGHED]
+        odds = (yield ScoreRequest(memory, tuple(context.fetch(likely)))) if likely else []
+        assert not isinstance(odds, Reading), "a driver answers Weigh with odds"
+        if isinstance(odds, OverdueError):
+            state.late = True
+            return []
+        if odds is None:
+            return None
+        state.weighed = dict(zip(likely, odds, strict=True))
+        state.weighed_with = memory.text
+    left = [n for n in state.weighed if n not in state.read]
+    best = max(left, key=lambda n: (state.weighed[n], -n), default=None)
+    assert config.reader_threshold is not None, "blocks are weighed where the settings say so"
+    return [] if best is None or _probability(state.weighed[best]) < config.reader_threshold else [best]
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(min(-log_odds, 700.0)))
+
+
+def _step(
+    context: LoopContext,
+    config: LoopConfig,
+    state: _State,
+    chosen: list[int],
+    started: float,
+    clock: Callable[[], float],
+    *,
+    relevant: bool,
+) -> Generator[ReadRequest, Outcome, Step]:
+    blocks = context.fetch(chosen)
+    recalls = _recalls(state, chosen, blocks)
+    reading = yield ReadRequest(state.memory, tuple(blocks), relevant=relevant)
+    state.late = isinstance(reading, OverdueError)
+    if isinstance(reading, OverdueError):
+        reading = Reading(memory=state.memory, update=False, exit=False)
+    assert isinstance(reading, Reading), "a driver answers every Read"
+    state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
+    state.read.update(zip(chosen, recalls, strict=True))
+    if not state.late and (reading.update or not config.update_gate):
+        state.memory = _newest(reading.memory, config.memory_tokens, context.count_tokens)
+        state.kept.extend(recalls)
+    else:  # what a later look saw in them was not there
+        state.scores.update((n, state.first.get(n, 0.0)) for n in chosen)
+    step = Step(
+        number=len(state.steps) + 1,
+        recalls=recalls,
+        working_memory=state.memory.text,
+        updated=reading.update,
+        exit=reading.exit,
+        lost=state.late,
+        backtracked=any(n in state.rejected for n in chosen),
+        candidates=state.proposed,
+        seconds=clock() - started,
+    )
+    state.steps.append(step)
+    return step
+
+
+def _score(context: LoopContext, state: _State, blocks: Sequence[int]) -> dict[int, float]:
+    scores = dict(zip(blocks, context.score(state.memory.text, blocks), strict=True))
+    state.usage += Usage(blocks_scored=len(blocks))
+    state.scores.update(scores)
+    for number, score in scores.items():
+        state.first.setdefault(number, score)
+    return scores
+
+
+def _best(
+    context: LoopContext,
+    config: LoopConfig,
+    threshold: float,
+    state: _State,
+    *,
+    fallback: int,
+    refuses: bool,
+    writes: bool,
+) -> Iterator[list[int]]:
+    """Groups of blocks, best first; asked again after each step where settings and first look say so."""
+    seen_memory: str | None = None
+    scores: dict[int, float] = {}
+    while True:
+        if seen_memory is None or (config.requery and state.memory.text != seen_memory and context.needs_requery):
+            seen_memory = state.memory.text
+            proposed = [n for n in context.propose(seen_memory) if n not in state.read]
+            if not config.backtrack:
+                proposed = [n for n in proposed if n not in state.rejected]
+            state.proposed = len(proposed)
+            scores = _score(context, state, proposed)
+            if not state.steps and ((refuses and not context.answerable) or not (writes or context.needs_requery)):
+                return
+        left = {n: s for n, s in scores.items() if n not in state.read}
+        admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
+        state.rejected.update(n for n, s in left.items() if s < threshold)
+        if admitted:
+            yield admitted[: config.blocks_per_step]
+        elif fallback and left and not state.steps:
+            yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
+        else:
+            return
+
+
+def _in_order(context: LoopContext, config: LoopConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+    """Groups of blocks in document order, each gated with the memory as it is when its turn comes."""
+    while True:
+        before = state.memory.text
+        proposed = sorted(n for n in context.propose(before) if n not in state.read)
+        state.proposed = len(proposed)
+        yield from _one_pass(context, config, threshold, state, proposed)
+        if not (config.backtrack and state.memory.text != before):
+            return
+
+
+def _one_pass(
+    context: LoopContext, config: LoopConfig, threshold: float, state: _State, proposed: list[int]
+) -> Iterator[list[int]]:
+    group: list[int] = []
+    at = 0
+    while at < len(proposed):
+        window = proposed[at : at + WINDOW]
+        scores = _score(context, state, window)
+        for n in window:
+            at += 1
+            if scores[n] < threshold:
+                state.rejected.add(n)
+                continue
+            group.append(n)
+            if len(group) == config.blocks_per_step:
+                before = state.memory.text
+                yield group
+                group = []
+                if state.memory.text != before and config.gate == "learned":
+                    break  # the blocks after this one are gated again, with the new memory
+    if group:
+        yield group
+
+
+def _newest(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
+    """The memory within its budget: what was written last is kept."""
+    if count(memory.text) <= limit:
+        return memory
+    lines = memory.text.split("\n")
+    while len(lines) > 1 and count("\n".join(lines)) > limit:
+        lines = lines[1:]
+    text = "\n".join(lines)
+    if count(text) > limit:
+        words = text.split(" ")
+        low, high = 0, len(words)
+        while low < high:  # the shortest cut that fits
+            middle = (low + high) // 2
+            low, high = (low, middle) if count(" ".join(words[middle:])) <= limit else (middle + 1, high)
+        text = " ".join(words[low:])
+    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if e.text in text))

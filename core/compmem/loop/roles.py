@@ -1,0 +1,154 @@
+"""Who reads and who writes for one question, and the loop in which they take part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compmem.config import IndexConfig, LoopConfig, ReaderName, RecallConfig, WriterName
+from compmem.index_models import IndexModels
+from compmem.loop.context import QuestionContext
+from compmem.loop.loop import Loop, LoopContext, recall_loop
+from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWithWriter
+from compmem.schema import Reader, ScoringReader, Writer
+
+FALLBACK = 4
+"""Blocks that a language model reads in one step where the gate rejected all: it judges for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who reads and who writes: a name, or the object itself."""
+
+    reader: ReaderName | Reader
+    writer: WriterName | Writer | None
+    """None: the reader writes."""
+    chat: Any = None
+    """The chat model, where one takes part."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the reader works in this process and waits for nothing."""
+        return self.reader in ("extractive", "latent")
+
+
+def resolve_roles(
+    config: RecallConfig,
+    index: IndexConfig,
+    trained: Callable[[], bool],
+    *,
+    writes: bool = True,
+    chat: Any = None,
+    reader: Reader | None = None,
+    writer: Writer | None = None,
+) -> Roles:
+    """Who reads and who writes, from the settings, the index and the models that the caller gave.
+
+    Where neither reader nor writer is named, the extractive reader reads, and a chat model that is given writes once.
+    The chat model reads in every step where blocks are read in document order, and where the index has no vectors to
+    quote by. Without a chat model, the backbone of KV memory reads and writes if it was trained for the loop; else it
+    only writes.
+
+    Args:
+        config: The settings, with names.
+        index: The settings of the index.
+        trained: Whether the backbone was trained for the loop; asked only where that decides.
+        writes: An answer is written.
+        chat: A chat model, or a `ChatReader`.
+        reader: An object that reads, in place of a name.
+        writer: An object that writes, in place of a name.
+
+    Raises:
+        ValueError: A role is given twice, its model is not given, or nobody uses the chat model.
+    """
+    for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
+        if named is not None and given is not None:
+            raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
+    reads: ReaderName | Reader | None = reader if reader is not None else config.reader
+    answers: WriterName | Writer | None = writer if writer is not None else config.writer
+    if reads is None and answers is None:
+        reads, answers = _default_roles(LoopConfig.complete(config), index, trained, chat=chat is not None)
+    reads = "extractive" if reads is None else reads
+    if chat is not None and "chat" not in (reads, answers):
+        raise ValueError(
+            f"chat= is for reader='chat' or writer='chat', and reader={reads!r} with writer={answers!r} asks no model"
+        )
+    answers = answers if writes else None
+    if chat is None and "chat" in (reads, answers):
+        raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
+    if "latent" in (reads, answers) and index.memory != "kv":
+        raise ValueError(
+            "'latent' reads KV states, and this index holds dense memory: make one with "
+            "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
+        )
+    return Roles(reads, answers, chat)
+
+
+def _default_roles(
+    config: LoopConfig, index: IndexConfig, trained: Callable[[], bool], *, chat: bool
+) -> tuple[ReaderName, WriterName | None]:
+    if chat:
+        by_chat = config.order == "document" or index.encoder is None
+        return ("chat", None) if by_chat else ("extractive", "chat")
+    if index.memory == "dense":
+        return "extractive", None
+    return ("latent", None) if index.encoder is None or trained() else ("extractive", "latent")
+
+
+def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, models: IndexModels) -> Reader:
+    """What reads and writes for one question.
+
+    Raises:
+        ValueError: The index has no encoder, which the extractive reader needs, or the chat model is not callable.
+    """
+
+    def made(role: Any) -> Any:
+        if role == "extractive":
+            return ExtractiveReader(context.analyzer)
+        if role == "chat":
+            return _chat_reader(roles.chat, config)
+        if role == "latent":
+            # Without gates each step overwrites the memory (MemAgent); with them the prompts decide on the form.
+            return LatentReader(
+                models.backbone,
+                structured=None if config.structured else False,
+                memory_tokens=config.memory_tokens,
+                whole=models.whole,
+            )
+        return role
+
+    reader: Reader = made(roles.reader)
+    return reader if roles.writer is None else ReaderWithWriter(reader, made(roles.writer))
+
+
+def _chat_reader(chat: Any, config: LoopConfig) -> ChatReader:
+    if isinstance(chat, ChatReader):
+        return chat
+    return ChatReader(
+        chat,
+        structured=config.structured,
+        memory_tokens=config.memory_tokens,
+        prompt_tokens=config.prompt_tokens,
+    )
+
+
+def make_loop(
+    context: LoopContext,
+    config: LoopConfig,
+    threshold: float,
+    reader: Reader,
+    *,
+    writes: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Loop:
+    """The loop over one question for its reader; a writer is shown the recalled blocks."""
+    return recall_loop(
+        context,
+        config,
+        threshold,
+        can_score=isinstance(reader, ScoringReader) and reader.can_score,
+        shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
+        fallback=FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0,
+        refuses=isinstance(reader, ExtractiveReader),
+        writes=writes,
+        cancelled=cancelled,
+    )

@@ -1,0 +1,249 @@
+"""Any chat model as one thing: a reply in pieces, whether the callable is sync, async or streaming.
+
+A call that does not return by the deadline of the question is abandoned: cancelled where it is async, else left to
+itself in a thread of its own.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import sys
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from functools import cache, partial
+from typing import Any, Final, TypeVar
+
+from compmem.errors import ReaderError
+from compmem.loop.deadline import OverdueError, seconds_left
+from compmem.schema import Message
+from compmem.text.unicode import valid
+from compmem.threads import chat_calls
+
+T = TypeVar("T")
+
+ChatModel = Callable[[Sequence[Message]], Any]
+"""A callable `messages -> text`: sync, async, or giving an iterator or async iterator of pieces."""
+
+_END: Final = object()
+
+
+def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None, None]:
+    """The reply in pieces, for a caller outside any event loop.
+
+    Raises:
+        OverdueError: The time for the question is up.
+        ReaderError: The model failed, gave something that is not text, or is async inside a running event loop.
+    """
+    context, timed = copy_context(), seconds_left() is not None
+    reply = _ask(chat, messages) if _is_async(chat) else _in_time(context, _ask, chat, messages)
+    if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
+        yield from _waited_for(reply, context)
+    elif isinstance(reply, Iterator):
+        try:
+            while (piece := _in_time(context, _next, reply)) is not _END:
+                yield _text(piece)
+        finally:
+            _close(reply, context if timed else None)
+    else:
+        yield _text(reply)
+
+
+async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
+    """The reply in pieces; what is sync runs in a thread, which is left to itself when this is cancelled.
+
+    Raises:
+        OverdueError: The time for the question is up.
+        ReaderError: The model failed or gave something that is not text.
+    """
+    context = copy_context()
+    seconds_left()
+    if _is_async(chat):
+        reply = _ask(chat, messages)
+    else:
+        reply = await _threaded(context, _ask, chat, messages)
+    async with contextlib.aclosing(_flat(reply, context)) as stream:
+        async for piece in stream:
+            yield piece
+
+
+@contextlib.contextmanager
+def _chat_errors() -> Iterator[None]:
+    """Turns whatever the chat model raises into a `ReaderError` that names it."""
+    try:
+        yield
+    except ReaderError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise ReaderError(f"the chat model failed: {type(error).__name__}{': ' if said else ''}{said}") from error
+
+
+def _is_async(chat: ChatModel) -> bool:
+    """Whether calling it only makes what is to be awaited."""
+    return inspect.iscoroutinefunction(chat) or inspect.isasyncgenfunction(chat)
+
+
+def _ask(chat: ChatModel, messages: Sequence[Message]) -> object:
+    with _chat_errors():
+        return chat(messages)
+
+
+def _next(stream: Iterator[object]) -> object:
+    with _chat_errors():
+        return next(stream, _END)
+
+
+def _text(piece: object) -> str:
+    if not isinstance(piece, str):
+        raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
+    return valid(piece)
+
+
+def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:
+    """The call's result; with a deadline it is made in a thread, so that it can be abandoned.
+
+    All calls for one reply share a context, as a generator may set a variable before a piece and reset it after.
+    """
+    seconds = seconds_left()
+    if seconds is None:
+        return call(*args)
+    future = chat_calls().submit(partial(context.run, call, *args))
+    try:
+        return _result(future, seconds)
+    except BaseException:
+        chat_calls().abandon(future)
+        raise
+
+
+async def _threaded(context: Context, call: Callable[..., T], *args: Any) -> T:
+    future = chat_calls().submit(partial(context.run, call, *args))
+    try:
+        return await asyncio.wrap_future(future)
+    except BaseException:
+        chat_calls().abandon(future)
+        raise
+
+
+def _result(future: "Future[T]", seconds: float | None) -> T:
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise OverdueError("the chat model did not reply in time") from None
+
+
+def _close(reply: object, context: Context | None) -> None:
+    """Closes a generator where it ran; one that an abandoned call is still running ends with that call."""
+    if isinstance(reply, Generator) and not getattr(reply, "gi_running", False):
+        if context is None:
+            reply.close()
+        else:
+            context.run(reply.close)
+
+
+async def _flat(reply: object, context: Context) -> AsyncGenerator[str, None]:
+    """The pieces of whatever a chat model returned."""
+    if inspect.isawaitable(reply):
+        with _chat_errors():
+            reply = await reply
+    try:
+        if isinstance(reply, AsyncIterator):
+            while (piece := await _anext(reply)) is not _END:
+                yield _text(piece)
+        elif isinstance(reply, Iterator):
+            while (piece := await _threaded(context, _next, reply)) is not _END:
+                yield _text(piece)
+        else:
+            yield _text(reply)
+    finally:
+        if isinstance(reply, AsyncGenerator):
+            await reply.aclose()
+        else:
+            _close(reply, context)
+
+
+async def _anext(stream: AsyncIterator[object]) -> object:
+    with _chat_errors():
+        return await anext(stream, _END)
+
+
+def _waited_for(reply: object, context: Context) -> Generator[str, None, None]:
+    """The pieces of an async reply, waited for in a thread's event loop.
+
+    Raises:
+        ReaderError: This thread runs an event loop, which waiting would block.
+    """
+    if _inside_a_loop():
+        if inspect.iscoroutine(reply):
+            reply.close()
+        raise ReaderError("the chat model is async and an event loop is running here: await the async method instead")
+    stream, loop = _flat(reply, context), _loop()
+    try:
+        while True:
+            seconds = seconds_left()
+            future = asyncio.run_coroutine_threadsafe(_within(context, _anext(stream)), loop)
+            try:
+                piece = _result(future, seconds)
+            except BaseException:
+                future.cancel()
+                raise
+            if piece is _END:
+                return
+            yield _text(piece)
+    finally:
+        asyncio.run_coroutine_threadsafe(_closed(stream), loop)
+
+
+async def _within(context: Context, work: Coroutine[Any, Any, T]) -> T:
+    return await asyncio.get_running_loop().create_task(work, context=context)
+
+
+def _inside_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _closed(stream: AsyncGenerator[str, None]) -> None:
+    with contextlib.suppress(RuntimeError):  # it is running, being cancelled
+        await stream.aclose()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _shared_loop()
+
+
+@cache
+def _shared_loop() -> asyncio.AbstractEventLoop:
+    """One event loop for all sync calls of async models: their clients keep connections that are bound to a loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="compmem-chat-loop", daemon=True).start()
+    return loop
+
+
+def _renew() -> None:
+    """A forked child has no thread that runs the loop, and a lock that another thread may have held."""
+    global _starting
+    _starting = threading.Lock()
+    _shared_loop.cache_clear()
+
+
+_starting: threading.Lock
+_renew()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_renew)

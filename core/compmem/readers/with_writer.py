@@ -1,0 +1,41 @@
+"""One reads, another writes the answer from the blocks that were recalled."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from compmem.schema import MemoryBlock, Reader, Reading, Request, ScoringReader, Usage, WorkingMemory, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderWithWriter:
+    """A reader whose answers somebody else writes."""
+
+    reader: Reader
+    writer: Writer
+
+    @property
+    def can_score(self) -> bool:
+        """Whether the reader can weigh blocks."""
+        return isinstance(self.reader, ScoringReader) and self.reader.can_score
+
+    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
+        """What the reader thinks of the blocks before it reads them, if it can tell."""
+        return self.reader.score_blocks(question, memory, blocks) if isinstance(self.reader, ScoringReader) else None
+
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
+        """What the reader makes of the blocks."""
+        return self.reader.read(question, memory, blocks, **second)
+
+    async def aread(
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
+    ) -> Reading:
+        """What the reader makes of the blocks."""
+        return await self.reader.aread(question, memory, blocks, **second)
+
+    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
+        """The writer's answer."""
+        return self.writer.write(question, memory)
+
+    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
+        """The writer's answer."""
+        return self.writer.awrite(question, memory)

@@ -1,0 +1,1 @@
+"""From a question and its working memory to candidate blocks."""

@@ -1,0 +1,202 @@
+"""A question and a working memory taken apart once, for the first stage, the gate and the extractive reader."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from compmem.schema import Encoder, Vectors
+from compmem.text.tokenize import (
+    STOPWORDS,
+    Mention,
+    content_terms,
+    mentions,
+    name,
+    possible_names,
+    root,
+    spoken_names,
+    terms,
+    words,
+)
+
+LINES = 12
+"""Lines of working memory that are compared one by one, the newest."""
+
+
+LEAST_BLOCKS = 1000
+"""A smaller index weighs terms as if it had so many blocks: a word that both of two hold is still no stopword."""
+
+
+class Lexicon(Protocol):
+    """What the store knows of words: how many blocks hold a term, which blocks answer to a name."""
+
+    def __len__(self) -> int:
+        """Live blocks."""
+        ...
+
+    def document_frequency(self, terms: Sequence[str]) -> Mapping[str, int]:
+        """Blocks that hold each term."""
+        ...
+
+    def named(self, names: Sequence[str]) -> Mapping[str, Sequence[object]]:
+        """Blocks that answer to each name; absent where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryLine:
+    """One line of the working memory as the gate sees it."""
+
+    mentions: Mapping[str, Mention]
+    terms: frozenset[str]
+    bearing: float
+    """Share of the question's weight that the line covers."""
+    spoken: Mapping[str, Mention]
+    """Runs of capitalised words that the question does not hold, known or not."""
+    fresh: Mapping[str, float]
+    """Inverse document frequency of the line's terms that the question does not hold."""
+    capitals: Mapping[str, float]
+    """Those of them that are capitalised."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryState:
+    """A question and a working memory, taken apart once and compared with many blocks."""
+
+    weights: Mapping[str, float]
+    """Inverse document frequency of the question's terms, in [0, 1]."""
+    roots: Mapping[str, float]
+    """Weight of the roots of the question's words."""
+    names: Mapping[str, Mention]
+    """Known names in the question."""
+    spoken: Mapping[str, Mention]
+    """Runs of capitalised words in the question, known or not."""
+    covered: frozenset[str]
+    """Question terms that the working memory already covers."""
+    lines: tuple[MemoryLine, ...]
+    question: Vectors
+    """`[dim]`."""
+    joint: Vectors
+    """Question and one memory line each, `[lines, dim]`."""
+    shared: Mapping[str, int]
+    """How many blocks answer to a name."""
+    rarity: Mapping[str, float]
+    """Inverse document frequency of the words of names."""
+    read: int
+    """Lines of working memory so far."""
+
+
+@dataclass(slots=True)
+class QueryAnalyzer:
+    """Makes the views of one question, encoding each new memory line once."""
+
+    question: str
+    encoder: Encoder
+    lexicon: Lexicon
+    _vectors: dict[str, Vectors] = field(default_factory=dict)
+    _names: dict[str, Sequence[object]] = field(default_factory=dict)
+    _views: dict[str, QueryState] = field(default_factory=dict)
+    _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
+
+    def analyze(self, memory: str) -> QueryState:
+        """The question and this working memory, taken apart; the first stage, the gate and the reader share it."""
+        if memory not in self._views:
+            self._views[memory] = self._view(memory)
+        return self._views[memory]
+
+    def renew(self) -> None:
+        """Forgets what was looked up in the lexicon, which holds more blocks now; vectors are kept."""
+        self._views.clear()
+        self._names.clear()
+
+    def _view(self, memory: str) -> QueryState:
+        lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
+        asked = content_terms(self.question)
+        frequency = self.lexicon.document_frequency(asked)
+        total = len(self.lexicon)
+        weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
+        known = self._known([self.question, *lines])
+        capitalised = self._spoken(self.question)
+        rarity = self._rarity([*known, *capitalised, *(n for line in lines for n in self._spoken(line))])
+        parts = self._lines(lines, known, weights)
+        everything = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
+        vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
+        return QueryState(
+            weights=weights,
+            roots=self._roots(weights),
+            names={m.name: m for m in mentions(self.question, known)},
+            spoken=capitalised,
+            covered=frozenset(weights) & everything,
+            lines=parts,
+            question=vectors[0],
+            joint=vectors[1:],
+            shared={n: len(blocks) for n, blocks in known.items()},
+            rarity=rarity,
+            read=len(lines),
+        )
+
+    def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
+        roots: dict[str, float] = {}
+        for word in words(self.question):
+            if word not in STOPWORDS:
+                weight = max((weights.get(t, 0.0) for t in terms(word)), default=0.0)
+                roots[root(word)] = max(weight, roots.get(root(word), 0.0))
+        return roots
+
+    def _rarity(self, names: Sequence[str]) -> dict[str, float]:
+        stems = {w: (terms(w) or [w])[0] for w in dict.fromkeys(w for n in names for w in n.split())}
+        seen = self.lexicon.document_frequency(list(dict.fromkeys(stems.values())))
+        return {w: _idf(seen.get(stem, 0), len(self.lexicon)) for w, stem in stems.items()}
+
+    def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
+        """The names of blocks that these texts hold, or may hold; each is looked up once."""
+        possible = dict.fromkeys(n for text in texts for n in possible_names(text))
+        new = [n for n in possible if n not in self._names]
+        found = self.lexicon.named(new)
+        self._names.update((n, found.get(n, ())) for n in new)
+        return {n: blocks for n in possible if (blocks := self._names[n])}
+
+    def _spoken(self, text: str) -> dict[str, Mention]:
+        if text not in self._capitalised:
+            self._capitalised[text] = {m.name: m for m in spoken_names(text)}
+        return self._capitalised[text]
+
+    def _lines(
+        self, lines: Sequence[str], known: Mapping[str, object], weights: Mapping[str, float]
+    ) -> tuple[MemoryLine, ...]:
+        asked = frozenset(content_terms(self.question))
+        spaced = f" {name(self.question)} "
+        total = sum(weights.values()) or 1.0
+        content = {line: [t for t in content_terms(line) if t not in asked] for line in lines}
+        frequency = self.lexicon.document_frequency(list(dict.fromkeys(t for own in content.values() for t in own)))
+        out = []
+        for line in lines:
+            held = frozenset(terms(line))
+            spoken = {n: m for n, m in self._spoken(line).items() if f" {n} " not in spaced}
+            fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in content[line]}
+            out.append(
+                MemoryLine(
+                    mentions={m.name: m for m in mentions(line, known)},
+                    terms=held,
+                    bearing=sum(w for t, w in weights.items() if t in held) / total,
+                    spoken=spoken,
+                    fresh=fresh,
+                    capitals={t: fresh[t] for n in spoken for t in terms(n) if t in fresh},
+                )
+            )
+        return tuple(out)
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        new = [t for t in dict.fromkeys(texts) if t not in self._vectors]
+        if new:
+            encode = getattr(self.encoder, "encode_query", self.encoder.encode)
+            self._vectors.update(zip(new, encode(new), strict=True))
+        return np.stack([self._vectors[t] for t in texts])
+
+
+def _idf(frequency: int, blocks: int) -> float:
+    """Inverse document frequency as a share of a unique term's, so that it means the same in an index of any size."""
+    total = max(blocks, LEAST_BLOCKS)
+    return math.log1p((total - frequency + 0.5) / (frequency + 0.5)) / math.log1p((total + 0.5) / 0.5)

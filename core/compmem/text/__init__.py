@@ -1,0 +1,1 @@
+"""Text as UTF-8, words, names and sentences."""

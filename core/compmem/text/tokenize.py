@@ -1,0 +1,261 @@
+"""Text as terms and names: what the lexical index, the links and the gate's features compare.
+
+A term is a stemmed word, or a pair of neighbouring characters where a script writes no spaces (Chinese, Japanese)
+or glues particles to words (Korean). A name is a run of whole words: a title, a heading, a defined term.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from compmem.text.unicode import nfc
+
+NameKind = Literal["title", "heading", "term"]
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_HANGUL = "\u1100-\u11ff\uac00-\ud7af"
+_PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
+_ASIDE = re.compile(r"[(（][^()（）]*+[)）]\s*+$")
+_DEFINED = re.compile(
+    r"^[ \t]*(?:class|def|async def|module|package)[ \t]+([\w.]+)"
+    r"|^[ \t]*([\w.]+)\([^()\n]*\)\s*(?:->|$)"
+    r"|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
+    re.MULTILINE,
+)
+_HEADED = re.compile(r"(?:\A|\n[ \t]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\n(?=[^\n]{40})")
+
+_HEAD = 400
+"""Characters of a paragraph in which its heading is looked for."""
+
+LONGEST_NAME = 12
+"""Words in the longest name that is looked for in a text."""
+
+NEARBY = 5
+"""Words on each side of a mention that count as said of it."""
+
+_JOINTS = frozenset((" ", "-", "'", "\u2019"))
+_INITIAL = 2
+"""Letters of a word after which a full stop is not the end of a sentence: `J. R. R. Tolkien`, `St. Louis`."""
+_WITHIN = frozenset(("of", "the", "de", "la", "le", "du", "von", "van", "der", "den", "del", "di", "da", "al"))
+
+STOPWORDS = frozenset(
+    """a about above after again all also am an and any are as at be because been before being below between both but
+    by can could did do does doing down during each few for from further had has have having he her here hers him his
+    how i if in into is it its itself just me more most my no nor not now of off on once only or other our out over own
+    s same she should so some such t than that the their theirs them then there these they this those through to too
+    under until up very was we were what when where which while who whom whose why will with would you your""".split()
+)
+"""English words that carry no subject of their own."""
+
+
+def fold(text: str) -> str:
+    """The text without differences of case, width and accent."""
+    folded = text.casefold()
+    return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
+
+
+@lru_cache(maxsize=1 << 14)
+def _fold_run(run: str) -> str:
+    """A run of characters beyond ASCII, folded by itself: nothing in it composes with what stands before it."""
+    # Folded again: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
+    # One by one: no marks are sorted, which takes quadratic time; they are left out.
+    decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
+    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
+
+
+def words(text: str) -> list[str]:
+    """The folded words of a text; a run of characters without spaces is one word."""
+    return _WORD.findall(fold(text))
+
+
+def terms(text: str) -> list[str]:
+    """The terms of a text, in order, with repeats."""
+    return terms_of(words(text))
+
+
+def terms_of(parts: Iterable[str]) -> list[str]:
+    """The terms of words that `words` gave."""
+    parts = list(parts)
+    if "".join(parts).isascii():
+        return list(map(_stem, parts))
+    out: list[str] = []
+    for word in parts:
+        if word.isascii() or not _PAIRED.match(word):
+            out.append(_stem(word))
+        elif len(word) == 1:
+            out.append(word)
+        else:
+            out.extend(word[i : i + 2] for i in range(len(word) - 1))
+    return out
+
+
+def content_terms(text: str) -> list[str]:
+    """The distinct terms of a text that are not stopwords, in order of first use."""
+    kept = [w for w in words(text) if w not in STOPWORDS]
+    return list(dict.fromkeys(terms_of(kept)))
+
+
+def name(text: str) -> str:
+    """The form in which a name is stored and looked up: folded words, one space between."""
+    return " ".join(words(text))
+
+
+def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, NameKind]]:
+    """The names a chunk answers to, each once: title and headings (with and without a closing aside), defined terms.
+
+    Headings are those it stands under and those within it.
+    """
+    found: dict[str, NameKind] = {}
+
+    def keep(raw: str, kind: NameKind) -> None:
+        for form in (name(raw), name(_ASIDE.sub("", raw))):
+            if len(form) > 1 and form not in STOPWORDS and form.count(" ") < LONGEST_NAME:
+                found.setdefault(form, kind)
+
+    keep(title, "title")
+    for heading in (*headings, *headings_in(text)):
+        keep(heading, "heading")
+    for match in _DEFINED.finditer(text):
+        keep(next(g for g in match.groups() if g), "term")
+    return list(found.items())
+
+
+def headings_in(text: str) -> list[str]:
+    """Lines that stand over a paragraph as its heading in plain text: short, no sentence, with a long line below."""
+    found = [(m[1], text[m.end() : text.find("\n", m.end()) % (len(text) + 1)]) for m in _HEADED.finditer(text)]
+    return [line for line, below in found if _is_heading(line, below)]
+
+
+def heading_at(text: str, start: int) -> str:
+    """The heading with which a paragraph begins there; empty where it has none."""
+    part = text[start : start + _HEAD]
+    found = headings_in(part)
+    return found[0] if found and part.startswith(found[0]) else ""
+
+
+def heading_over(text: str, at: int) -> str:
+    """The heading of the paragraph in which a place lies; empty where it has none."""
+    blank = text.rfind("\n\n", 0, at + 1)
+    return heading_at(text, 0 if blank < 0 else blank + 2)
+
+
+def _is_heading(line: str, below: str) -> bool:
+    return not line[0].islower() and len(line) < len(below) and len(line.split()) <= LONGEST_NAME
+
+
+def possible_names(text: str) -> list[str]:
+    """Every run of up to `LONGEST_NAME` words of the text, longest first: what may be a name in it."""
+    parts = words(text)
+    runs: dict[str, None] = {}
+    for length in range(min(LONGEST_NAME, len(parts)), 0, -1):
+        for i in range(len(parts) - length + 1):
+            if length == 1 and parts[i] in STOPWORDS:
+                continue
+            runs[" ".join(parts[i : i + length])] = None
+    return list(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A known name in a text."""
+
+    name: str
+    capitalised: float
+    """Share of its words that begin with a capital in the text."""
+    nearby: frozenset[str]
+    """Roots of the words within `NEARBY` words of it: what the text says of it."""
+
+
+def mentions(text: str, known: Iterable[str]) -> list[Mention]:
+    """The known names that a text holds, in order; not those that only occur inside a longer one."""
+    raw = _WORD.findall(nfc(text))
+    parts = [fold(word) for word in raw]
+    known = frozenset(known)
+    out: dict[str, Mention] = {}
+    at = 0
+    while at < len(parts):
+        for length in range(min(LONGEST_NAME, len(parts) - at), 0, -1):
+            run = " ".join(parts[at : at + length])
+            if run in known and run not in STOPWORDS:
+                around = parts[max(0, at - NEARBY) : at] + parts[at + length : at + length + NEARBY]
+                capitals = sum(not word[0].islower() for word in raw[at : at + length]) / length
+                mention = Mention(run, capitals, frozenset(root(w) for w in around if w not in STOPWORDS))
+                known_before = out.get(run)
+                if known_before is not None:
+                    mention = Mention(
+                        run, max(capitals, known_before.capitalised), mention.nearby | known_before.nearby
+                    )
+                out[run] = mention
+                at += length
+                break
+        else:
+            at += 1
+    return list(out.values())
+
+
+def spoken_names(text: str) -> list[Mention]:
+    """Runs of capitalised words, whether or not a block answers to them, each once in order of first use.
+
+    A word such as "of" may stand within a run; punctuation ends it.
+    """
+    text = nfc(text)
+    found = list(_WORD.finditer(text))
+    parts = [fold(match[0]) for match in found]
+    out: dict[str, Mention] = {}
+    for first, last in _capital_runs(text, found, parts):
+        around = parts[max(0, first - NEARBY) : first] + parts[last : last + NEARBY]
+        run = " ".join(parts[first:last])
+        nearby = frozenset(root(w) for w in around if w not in STOPWORDS)
+        before = out.get(run)
+        out[run] = Mention(run, 1.0, nearby if before is None else nearby | before.nearby)
+    return list(out.values())
+
+
+def capital_runs(text: str) -> list[str]:
+    """Runs of capitalised words as the text writes them, each once in order of first use."""
+    text = unicodedata.normalize("NFC", text)
+    found = list(_WORD.finditer(text))
+    runs = _capital_runs(text, found, [fold(match[0]) for match in found])
+    return list(dict.fromkeys(text[found[first].start() : found[last - 1].end()] for first, last in runs))
+
+
+def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where runs of capitalised words begin and end, as numbers of words."""
+    first = last = -1
+    for at, match in enumerate(found):
+        capital = match[0][0].isupper()
+        if first >= 0:
+            gap = text[found[at - 1].end() : match.start()]
+            joined = gap in _JOINTS or (gap == ". " and len(parts[at - 1]) <= _INITIAL)
+            within = capital or match[0][0].isdigit() or parts[at] in _WITHIN
+            if not (joined and within and at - first < LONGEST_NAME):
+                yield first, last
+                first = -1
+        if capital and (first >= 0 or parts[at] not in STOPWORDS):
+            first = at if first < 0 else first
+            last = at + 1
+    if first >= 0:
+        yield first, last
+
+
+def root(word: str) -> str:
+    """The first five letters of a folded word: `director` and `directed` share them, as stems do not."""
+    return word[:5]
+
+
+@lru_cache(maxsize=1 << 17)
+def _stem(word: str) -> str:
+    return str(_stemmer().stemWord(word))
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    # Imported when first needed: what only reads with the backbone runs without it.
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english")

@@ -1,0 +1,300 @@
+"""What the speed of ways to answer is made of: their steps on one backbone, each part measured as a cell of its own."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from compmem.backbone import Backbone
+from compmem.kv_cache import KVCache
+from compmem.schema import KVStates
+from compmem_research.bench.timing_config import Rules
+
+Cell = dict[str, Any]
+"""One finished measurement: figures by name, or why there are none."""
+
+LOOPS = ("memagent", "memagent generate", "no gate")
+DIM = 384
+"""Dimensions of the first stage's vectors."""
+SEGMENT = 16
+"""Blocks compressed together and written to one file."""
+ROUNDS = 6
+"""Warm answers of each kind; the median counts."""
+
+
+@dataclass(slots=True)
+class Rig:
+    """A backbone and the rules: each system's step, made of the same parts."""
+
+    backbone: Backbone
+    rules: Rules
+    random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def ids(self, count: int) -> list[int]:
+        """Token ids drawn at random."""
+        drawn: list[int] = torch.randint(
+            3, self.backbone.model.config.vocab_size - 1, (count,), generator=self.random
+        ).tolist()
+        return drawn
+
+    def turn(self) -> list[int]:
+        """A prompt without a chunk: question and working memory."""
+        return self.ids(self.rules.prompt_tokens + self.rules.memory_tokens)
+
+    def write(self, prompts: Sequence[list[int]], blocks: Sequence[Sequence[KVStates]] | None, tokens: int) -> None:
+        """Decode so many tokens a row, whatever they are."""
+        written = self.backbone.generate(prompts, blocks, max_new_tokens=tokens, stop_ids=())
+        assert all(len(row) == tokens for row in written), "every system decodes the same number of tokens"
+
+    def read(self, blocks: Sequence[KVStates], rows: int = 1) -> None:
+        """A step behind recalled blocks: CompMem's, and the loop's without a gate."""
+        self.write([self.turn() for _ in range(rows)], [blocks] * rows, self.rules.memory_tokens)
+
+    def overwrite(self, rows: int = 1, *, times: int = 1) -> None:
+        """Steps of MemAgent's loop: the chunk's text in the prompt."""
+        for _ in range(times):
+            prompts = [self.ids(self.rules.chunk_tokens) + self.turn() for _ in range(rows)]
+            self.write(prompts, None, self.rules.memory_tokens)
+
+    def overwrite_stock(self) -> None:
+        """The same step with the library's own `generate`."""
+        ids = torch.tensor([self.ids(self.rules.chunk_tokens) + self.turn()], device=self.backbone.device)
+        count = self.rules.memory_tokens
+        self.backbone.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=count, max_new_tokens=count,
+            pad_token_id=0,
+        )  # fmt: skip
+
+    def conclude(self) -> None:
+        """The answer, from question and working memory."""
+        self.write([self.turn()], None, self.rules.answer_tokens)
+
+
+@dataclass(slots=True)
+class Folder:
+    """A document's KV blocks in files of a folder, and the vectors of its chunks."""
+
+    path: Path
+    vectors: torch.Tensor
+    blocks: int = 0
+    bytes: int = 0
+
+    def put(self, states: Sequence[KVStates]) -> None:
+        """Write blocks as one file."""
+        file = self.path / f"{self.blocks // SEGMENT:06d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for s in states:
+            tensors[f"{self.blocks}.keys"] = s.keys.to(torch.bfloat16).cpu().contiguous()
+            tensors[f"{self.blocks}.values"] = s.values.to(torch.bfloat16).cpu().contiguous()
+            self.blocks += 1
+        save_file(tensors, file)
+        self.bytes += file.stat().st_size
+
+    def load(self, numbers: Sequence[int]) -> list[KVStates]:
+        """Blocks by number, mapped from their files."""
+        found: list[KVStates] = []
+        for number in numbers:
+            with safe_open(self.path / f"{number // SEGMENT:06d}.safetensors", "pt") as file:
+                keys, values = file.get_tensor(f"{number}.keys"), file.get_tensor(f"{number}.values")
+            found.append(KVStates(keys=keys, values=values))
+        return found
+
+
+def compress(rig: Rig, length: int, folder: Folder) -> None:
+    """Compress a document of so many tokens and write its blocks."""
+    starts = range(0, length, rig.rules.chunk_tokens)
+    sizes = [min(rig.rules.chunk_tokens, length - start) for start in starts]
+    for at in range(0, len(sizes), SEGMENT):
+        folder.put(rig.backbone.compress([rig.ids(size) for size in sizes[at : at + SEGMENT]], ratio=rig.rules.ratio))
+
+
+def answer(rig: Rig, folder: Folder, resident: KVCache, *, per_step: int) -> None:
+    """CompMem's answer: first stage and gate asked again in every step, the best blocks read, the answer written."""
+    random = torch.Generator().manual_seed(1)
+    read: list[int] = []
+    most = min(rig.rules.recalled, folder.blocks)
+    while len(read) < most:
+        asked = torch.randn(DIM, generator=random).to(folder.vectors)
+        nearest = torch.argsort(folder.vectors @ asked, descending=True).tolist()
+        proposed = [n for n in nearest if n not in read][: rig.rules.candidates]
+        turn = rig.turn()
+        states = resident.take(proposed, folder.load)
+        scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states], rig.ids(rig.rules.probe_tokens))
+        best = torch.argsort(scores, descending=True, stable=True)[: min(per_step, most - len(read))].tolist()
+        rig.read([states[i] for i in best])
+        read += [proposed[i] for i in best]
+    rig.conclude()
+
+
+def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
+    """CompMem on one document: compressing, the first answer, and answers with its blocks on the device.
+
+    Warm answers take turns with steps of MemAgent's loop: what they are compared with met the same machine.
+    """
+    count = -(-length // rig.rules.chunk_tokens)
+    with tempfile.TemporaryDirectory(prefix="compmem-speed-") as name:
+        folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
+        out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
+        weight = rig.backbone.decoder.embed_tokens.weight
+        ways = {"several": rig.rules.recalled, "one": 1}
+        # One block a step comes last: what its first step proposes, all of the other's, is on the device from then on.
+        for label, per_step in ways.items():
+            resident = KVCache(weight.device, weight.dtype, budget=64 << 30)
+            out[f"cold {label}"] = clock.time(partial(answer, rig, folder, resident, per_step=per_step))
+        asks = {f"warm {label}": partial(answer, rig, folder, resident, per_step=n) for label, n in ways.items()}
+        each = -(-rig.rules.timed_steps // ROUNDS)
+        steps = partial(rig.overwrite, times=each)
+        timed = clock.in_turns({**asks, "steps": steps, "answer": rig.conclude}, rounds=ROUNDS)
+        # Of MemAgent only seconds: its memory is measured where no block is on the device.
+        seconds = {"step": timed["steps"]["seconds"] / each, "answer": timed["answer"]["seconds"]}
+        return {
+            **out, **{label: timed[label] for label in asks}, "memagent": {"steps": each * ROUNDS, **seconds},
+            "blocks": count, "disk_bytes": folder.bytes,
+        }  # fmt: skip
+
+
+def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
+    """Seconds of one step of a loop of equal steps, and of its answer."""
+    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    step: Callable[[], None] = {
+        "memagent": rig.overwrite,
+        "memagent generate": rig.overwrite_stock,
+        "no gate": lambda: rig.read([block]),
+    }[system]
+    step()  # allocates, captures and compiles outside the times
+    timed = clock.middle(step, rounds=rig.rules.timed_steps)
+    return {"steps": rig.rules.timed_steps, "step": timed, "answer": clock.middle(rig.conclude, rounds=3)}
+
+
+def measure_full(rig: Rig, length: int, clock: "Clock") -> Cell:
+    """The whole document in the context, then the answer."""
+    prompt = rig.ids(length) + rig.turn()
+    return {"answer": clock.time(lambda: rig.write([prompt], None, rig.rules.answer_tokens))}
+
+
+def measure_rates(rig: Rig, clock: "Clock") -> Cell:
+    """Tokens a second of the parts: stock prefill, compressing, gate; milliseconds a token of decoding."""
+    chunk, backbone = rig.rules.chunk_tokens, rig.backbone
+    rows = 4 if backbone.device.type == "cuda" else 1
+    ids = [rig.ids(chunk) for _ in range(rows)]
+    stacked = torch.tensor(ids, device=backbone.device)
+    ratio = rig.rules.ratio
+    prefill = clock.median(lambda: backbone.model(stacked, use_cache=True, logits_to_keep=1))
+    compressing = clock.median(lambda: backbone.compress(ids, ratio=ratio))
+    carried = 1 + 1 / ratio if backbone.memory.trained else 1.0
+    block = backbone.compress(ids[:1], ratio=ratio)
+    gated = 64 if backbone.device.type == "cuda" else rig.rules.candidates
+    turn = rig.turn()
+    probe = rig.ids(rig.rules.probe_tokens)
+    gate = clock.median(lambda: backbone.score([turn] * gated, [block] * gated, probe))
+    out: Cell = {
+        "prefill_tokens_per_second": rows * chunk / prefill,
+        "compressed_source_tokens_per_second": rows * chunk / compressing,
+        "compressed_tokens_per_second": rows * chunk * carried / compressing,
+        "gate_blocks_per_second": gated / gate,
+    }
+    for batch in (1, 4, 16):
+        turns, blocks = [turn] * batch, [block] * batch
+        short = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 1))  # type: ignore[misc]
+        long = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 129))  # type: ignore[misc]
+        out[f"decode_ms_per_token_batch_{batch}"] = 1000 * (long - short) / 128
+    return out
+
+
+def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
+    """One step for several questions at once: what it takes beyond the weights."""
+    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    out: Cell = {"rows": rows}
+    for name, step in (("compmem", partial(rig.read, [block], rows)), ("memagent", partial(rig.overwrite, rows))):
+        rig.backbone.release()  # the other's slots are not this one's memory
+        step()
+        out[name] = clock.time(step)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Times work on a device, and watches what it takes beyond the weights."""
+
+    device: torch.device
+    weights: int
+    """Bytes on a GPU before anything was done."""
+
+    def time(self, work: Callable[[], object]) -> Cell:
+        """Seconds, and on a GPU the bytes it took beyond the weights at most (None on a CPU)."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        began = time.perf_counter()
+        work()
+        self.wait()
+        seconds = time.perf_counter() - began
+        return {
+            "seconds": seconds,
+            "peak": torch.cuda.max_memory_allocated(self.device) - self.weights if on_gpu else None,
+        }
+
+    def middle(self, work: Callable[[], object], *, rounds: int) -> Cell:
+        """The median of some rounds, so that what else the machine does weighs little; the highest peak."""
+        return self.in_turns({"work": work}, rounds=rounds)["work"]
+
+    def in_turns(self, works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Cell]:
+        """The same of several works that take turns: a slow minute of the machine weighs on all of them."""
+        timed = [{name: self.time(work) for name, work in works.items()} for _ in range(rounds)]
+        return {name: _middle([one[name] for one in timed]) for name in works}
+
+    def median(self, work: Callable[[], object]) -> float:
+        """Median seconds of three rounds after a first one."""
+        work()
+        return float(self.middle(work, rounds=3)["seconds"])
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _middle(timed: Sequence[Cell]) -> Cell:
+    return {
+        "seconds": float(median(t["seconds"] for t in timed)),
+        "slowest": max(t["seconds"] for t in timed),
+        "peak": max((t["peak"] for t in timed if t["peak"] is not None), default=None),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A cell that is to be measured."""
+
+    name: str
+    work: Callable[[], Cell]
+    tokens: int = 0
+    """Of its document; 0: it has none."""
+
+    @property
+    def kind(self) -> str:
+        """What it shares with the same cell of another length."""
+        return self.name.split()[0]
+
+
+def plan(rig: Rig, lengths: Mapping[str, int], full_until: int) -> list[Planned]:
+    """The cells by name, short ones first."""
+    device = rig.backbone.device
+    clock = Clock(device, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
+    conditions = [
+        Planned("rates", partial(measure_rates, rig, clock)), Planned("batch", partial(measure_batch, rig, clock)),
+        *(Planned(f"loop {system}", partial(measure_loop, rig, system, clock)) for system in LOOPS),
+    ]  # fmt: skip
+    for name, tokens in lengths.items():
+        conditions.append(Planned(f"compmem {name}", partial(measure_length, rig, tokens, clock), tokens))
+        if tokens <= full_until:
+            conditions.append(Planned(f"full {name}", partial(measure_full, rig, tokens, clock), tokens))
+    return conditions

@@ -1,0 +1,127 @@
+"""Rows to learn from: blocks read as memory, tokens behind them, and which of those tokens are learned.
+
+Everything that is supervised is one of these: plain text (no block, all tokens learned), reconstruction (the block's
+own tokens behind it), questions (the answers alone), a step of the loop (the structured reply alone).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compmem.backbone import Backbone, Blocks, Role, memory_count
+from compmem.schema import KVStates
+from compmem_research.training.engine.device import precision
+
+Ids = Sequence[int]
+
+ALIKE = 64
+"""Tokens by which rows that are run at once may differ, in their memory and behind it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One row."""
+
+    part: str
+    """The part of the loss that it belongs to."""
+    blocks: tuple[Ids, ...] = ()
+    """Chunks that are compressed, each by itself, and stand left of the tokens."""
+    ids: Ids
+    spans: tuple[tuple[int, int], ...]
+    """Runs `(start, end)` of `ids` that are learned, none from the very first token on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The rows of one micro-batch."""
+
+    examples: Sequence[Example]
+    ratio: int
+    counts: Mapping[str, float] = field(default_factory=dict)
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, examples: Iterable[Example], ratio: int) -> "Rows":
+        """These rows, with what each loss part and figure is divided by."""
+        kept, counts = list(examples), dict[str, float]()
+        for example in kept:
+            learned = sum(end - start for start, end in example.spans)
+            for name, count in zip(figures_of(example.part), (learned, learned, len(example.spans)), strict=True):
+                counts[name] = counts.get(name, 0.0) + count
+        chunks = {tuple(block) for e in kept for block in e.blocks}
+        inside = sum(len(chunk) + memory_count(len(chunk), ratio) for chunk in chunks)
+        return cls(examples=kept, ratio=ratio, counts=counts, tokens=inside + sum(len(e.ids) for e in kept))
+
+
+def figures_of(part: str) -> tuple[str, str, str]:
+    """Names of a part's loss, its share of right tokens, and its share of spans that are right to the last token.
+
+    A span is right where the likeliest token is the right one all along: what greedy decoding would have written.
+    """
+    return part, f"accuracy_{part}", f"exact_{part}"
+
+
+def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner") -> dict[str, Tensor]:
+    """Cross-entropy of the learned tokens, right tokens and right spans, summed by part; with gradients."""
+    memory = recalled(backbone, rows.examples, rows.ratio)
+    groups: dict[tuple[str, int, int], list[int]] = {}
+    for number, example in enumerate(rows.examples):
+        # Little is padded where lengths are alike; each group is a forward pass, and many small ones cost more.
+        slots = sum(states.keys.shape[2] for states in memory[number])
+        key = (example.part, -(-slots // ALIKE), len(example.ids) // ALIKE)
+        groups.setdefault(key, []).append(number)
+    sums: dict[str, Tensor] = {}
+    for (part, slots, _), numbers in groups.items():
+        behind = [memory[n] for n in numbers] if slots else None
+        values = _group(backbone, [rows.examples[n] for n in numbers], behind, role)
+        for name, value in zip(figures_of(part), values, strict=True):
+            sums[name] = sums[name] + value if name in sums else value
+    return sums
+
+
+def _group(
+    backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Loss, right tokens and right spans of rows that are run at once."""
+    hidden = backbone.read([e.ids[:-1] for e in examples], memory, role=role)
+    place, targets, spans = list[int](), list[int](), list[int]()
+    count = 0
+    for row, example in enumerate(examples):
+        for start, end in example.spans:
+            place += [row * hidden.shape[1] + at - 1 for at in range(start, end)]
+            targets += example.ids[start:end]
+            spans += [count] * (end - start)
+            count += 1
+    at, wanted, which = (torch.tensor(v, device=hidden.device) for v in (place, targets, spans))
+    logits = backbone.logits(hidden.flatten(0, 1).index_select(0, at))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    right = logits.detach().argmax(-1) == wanted
+    wrong_spans = torch.zeros(count, device=hidden.device).index_add_(0, which, (~right).float())
+    return F.cross_entropy(logits, wanted, reduction="sum"), right.sum(), (wrong_spans == 0).sum()
+
+
+def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> list[list[KVStates]]:
+    """The memory of each row's blocks; what several rows read is compressed once."""
+    chunks = list(dict.fromkeys(tuple(block) for e in examples for block in e.blocks))
+    states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}
+    return [[states[tuple(block)] for block in e.blocks] for e in examples]
+
+
+def written_exactly(
+    backbone: Backbone, examples: Sequence[Example], ratio: int, *, role: Role | None = "reasoner"
+) -> float:
+    """Share of rows whose last span greedy decoding writes to the letter behind their memory."""
+    prompts = [list(e.ids[: e.spans[-1][0]]) for e in examples]
+    wanted = [list(e.ids[slice(*e.spans[-1])]) for e in examples]
+    with torch.no_grad(), precision(backbone):
+        memory = recalled(backbone, examples, ratio)
+        written = backbone.generate(prompts, memory, max_new_tokens=max(map(len, wanted)), role=role)
+    return sum(w == _unended(g, backbone) for w, g in zip(written, wanted, strict=True)) / len(examples)
+
+
+def _unended(ids: list[int], backbone: Backbone) -> list[int]:
+    """Without the end token, which decoding leaves out."""
+    return ids[:-1] if ids and ids[-1] in backbone.end_ids else ids

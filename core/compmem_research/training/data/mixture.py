@@ -1,0 +1,199 @@
+"""The supervised stages' common part: rows from a mixture of kinds that grow harder as they are learned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from compmem.backbone import Backbone, Role
+from compmem.readers import StepPrompts
+from compmem_research.training.data.components import (
+    Component,
+    FactRows,
+    Maker,
+    TaskPrompts,
+    Turns,
+    created_rows,
+    lookup_rows,
+    rebuilt_rows,
+    singlehop_rows,
+    step_rows,
+    text_rows,
+)
+from compmem_research.training.data.examples import Example, Rows, figures_of, row_losses, written_exactly
+from compmem_research.training.data.packed import Text
+from compmem_research.training.engine.stage import HELD
+
+Trainable = Literal["base", "memory", "reasoner"]
+"""What of the backbone a supervised stage may change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureSettings:
+    """What a supervised stage learns from.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    components: tuple[Component, ...]
+    data: Path | None = None
+    """Folder of packed text (`compmem train text`); needed for plain text. Facts stand among random tokens without."""
+    ratios: tuple[int, ...] = (4,)
+    """Compression ratios; each step draws one."""
+    prompts: TaskPrompts = field(default_factory=TaskPrompts)
+    held: int = 2
+    """Drawings of each kind that one measurement takes."""
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise ValueError("a mixture needs components")
+        parts = [c.part for c in self.components]
+        if len(set(parts)) != len(parts):
+            raise ValueError(f"two components are called {max(parts, key=parts.count)!r}: give one a 'part'")
+        if not self.ratios or min(self.ratios) < 1:
+            raise ValueError(f"ratios={self.ratios!r} must be at least 1")
+        if self.data is None and any(c.kind in ("text", "rebuild", "create") for c in self.components):
+            raise ValueError("plain text needs 'data', a folder made with `compmem train text`")
+
+
+class Mixture:
+    """A stage over a mixture: what the trainer asks of one.
+
+    Args:
+        name: Of the stage.
+        backbone: What is trained.
+        trained: The parameters that change.
+        settings: The mixture.
+        steps: What the model is told in a step of the loop.
+        seed: Of everything drawn.
+        role: Whose adapter reads.
+        finish: Completes rows whose replies the model itself writes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backbone: Backbone,
+        trained: Mapping[str, Parameter],
+        settings: MixtureSettings,
+        *,
+        steps: StepPrompts,
+        seed: int,
+        role: Role | None = "reasoner",
+        finish: Callable[[Sequence[Example]], list[Example]] = list,
+    ) -> None:
+        self.name = name
+        self.backbone = backbone
+        self.state: dict[str, float] = {}
+        self._trained = dict(trained)
+        self._settings = settings
+        self._seed = seed
+        self._role = role
+        self._finish = finish
+        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
+        turns = Turns(backbone, settings.prompts)
+        self._steps = steps
+        self._makers = [_maker(c, turns, text, steps) for c in settings.components]
+        shares = np.array([c.share for c in settings.components])
+        self._shares = shares / shares.sum()
+        self.weights = _weights(settings.components)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What the optimiser changes."""
+        return self._trained
+
+    def batch(self, step: int, rows: range) -> Rows:
+        """The rows of these drawings."""
+        drawn = [example for number in rows for example in self._draw(number)]
+        return Rows.of(self._finish(drawn), self._ratio(step))
+
+    def losses(self, batch: Rows) -> dict[str, Tensor]:
+        """The parts of the loss and their figures."""
+        return row_losses(self.backbone, batch, role=self._role)
+
+    def after(self, figures: Mapping[str, float]) -> bool:
+        """Take the next level of each kind that is learned well enough; True where there is one."""
+        grown = False
+        for component in self._settings.components:
+            figure = figures.get(f"{component.grow_by}_{component.parts[0]}")
+            if figure is None or self._level(component) == component.levels - 1:
+                continue
+            name = f"learned/{component.part}"
+            self.state[name] = self.state.get(name, 0.0) + 1.0 if figure > component.grow_at else 0.0
+            if self.state[name] == component.grow_over:
+                self.state |= {f"level/{component.part}": self._level(component) + 1.0, name: 0.0}
+                grown = True
+        return grown
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Exact match of held-out rows' last replies, written greedily, and the levels that are reached."""
+        figures: dict[str, float] = {}
+        for component, make in zip(self._settings.components, self._makers, strict=True):
+            level = self._level(component)
+            rows = [
+                row for number in range(self._settings.held)
+                for row in make(np.random.default_rng((self._seed, HELD + number)), *component.at(level), True)
+            ]  # fmt: skip
+            if component.levels > 1:
+                figures[f"level_{component.part}"] = float(level)
+            if component.kind == "text":
+                continue
+            for part in sorted({row.part for row in rows}):
+                own = [row for row in self._finish(rows) if row.part == part]
+                exact = written_exactly(self.backbone, own, self._settings.ratios[0], role=self._role)
+                figures[f"held_exact_{part}"] = exact
+        return figures
+
+    def save(self, folder: Path) -> None:
+        """The backbone with the prompts it was trained with."""
+        self.backbone.save(folder)
+        self._steps.prompts.write(folder)
+
+    def _draw(self, number: int) -> list[Example]:
+        rng = np.random.default_rng((self._seed, number))
+        which = int(rng.choice(len(self._makers), p=self._shares))
+        component = self._settings.components[which]
+        return self._makers[which](rng, *component.at(self._level(component)), False)
+
+    def _level(self, component: Component) -> int:
+        return int(self.state.get(f"level/{component.part}", 0))
+
+    def _ratio(self, step: int) -> int:
+        return int(np.random.default_rng((self._seed, HELD, step)).choice(self._settings.ratios))
+
+
+def _maker(component: Component, turns: Turns, text: Text | None, steps: StepPrompts) -> Maker:
+    match component.kind:
+        case "random":
+            return rebuilt_rows(component, turns, None)
+        case "lookup":
+            return lookup_rows(component, turns)
+        case "facts":
+            return FactRows(component, turns, text)
+        case "singlehop":
+            return singlehop_rows(component, turns)
+        case "steps":
+            return step_rows(component, steps, text)
+    assert text is not None, "the settings were checked"
+    match component.kind:
+        case "text":
+            return text_rows(component, text)
+        case "rebuild":
+            return rebuilt_rows(component, turns, text)
+        case "create":
+            return created_rows(component, turns, text)
+
+
+def _weights(components: Sequence[Component]) -> dict[str, float]:
+    """The weight of each part, and 0 for the figures that are only told."""
+    weights: dict[str, float] = {}
+    for component in components:
+        for part in component.parts:
+            loss, *told = figures_of(part)
+            weights |= {loss: component.weight, **dict.fromkeys(told, 0.0)}
+    return weights

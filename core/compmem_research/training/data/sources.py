@@ -1,0 +1,141 @@
+"""Where questions over documents come from: made-up worlds and RULER tasks, or a multi-hop set; and their chunks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, cast
+from zlib import crc32
+
+import numpy as np
+
+from compmem.backbone import Backbone
+from compmem.ingest.chunking import TokenCounter, split
+from compmem.schema import Chunk
+from compmem_research.tasks.contexts import Contexts
+from compmem_research.tasks.haystack import Filler
+from compmem_research.tasks.multihop import Passage, Question, read_corpus
+from compmem_research.tasks.ruler import Ruler, RulerTask
+from compmem_research.tasks.sample import Sample
+from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
+from compmem_research.training.data.packed import Text
+
+FILLER_TOKENS, PASSAGES = 48, 4000
+"""Tokens of a window of text that fills up, and how many there are at least."""
+ROOM = 8
+"""Most times that a context is made larger for the facts to fit in."""
+HELD_SHARE = 20
+"""One in so many questions of a set is held out."""
+
+
+class SampleSource(Protocol):
+    """Where samples come from."""
+
+    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
+        """The sample of a number, for chunks of so many tokens and at most so many hops."""
+        ...
+
+
+class MadeUpSource:
+    """Made-up worlds and RULER tasks of a few chunks each.
+
+    Args:
+        filler: What stands between the facts.
+        config: How hard worlds are; tokens and hops are set by the level.
+        tasks: "world" and names of RULER tasks; each sample draws one.
+        chunks: Chunks of one context, about.
+    """
+
+    def __init__(self, filler: Filler, config: WorldConfig, tasks: Sequence[str], *, chunks: int) -> None:
+        self._filler = filler
+        self._config = config
+        self._tasks = tasks
+        self._chunks = chunks
+
+    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
+        """The sample of a number, as one document; held-out ones have a seed of their own."""
+        task, seed = self._tasks[number % len(self._tasks)], self._config.seed + held
+        tokens = size * self._chunks
+        while True:
+            try:
+                return self._made(task, number, tokens, items, seed).joined()
+            except ValueError:
+                # Facts with long names need more room; how much shows when they are made.
+                if tokens > ROOM * size * self._chunks:
+                    raise
+                tokens *= 2
+
+    def _made(self, task: str, number: int, tokens: int, hops: int, seed: int) -> Sample:
+        if task == "world":
+            config = replace(self._config, tokens=tokens, hops=tuple(range(1, hops + 1)), seed=seed)
+            return Worlds(config, self._filler).sample(number)
+        return Ruler(self._filler, split=self._config.split, seed=seed).sample(cast("RulerTask", task), tokens, number)
+
+
+class QuestionSource:
+    """Questions of a multi-hop set among their own paragraphs; one in a few is held out.
+
+    Args:
+        file: The set.
+        count: Counts tokens.
+        chunks: Chunks of one context, about.
+
+    Raises:
+        ValueError: The file has a broken line, or too few questions.
+    """
+
+    def __init__(self, file: Path, count: TokenCounter, *, chunks: int) -> None:
+        self._contexts = Contexts(read_corpus(file), count)
+        self._chunks = chunks
+        self._parts: dict[bool, list[Question]] = {True: [], False: []}
+        for question in self._contexts.questions:
+            self._parts[crc32(question.id.encode()) % HELD_SHARE == 0].append(question)
+        if not all(self._parts.values()):
+            raise ValueError(f"{file}: {len(self._contexts.questions)} questions are too few to hold some out")
+
+    def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
+        """A question of this number; the hops are as they come."""
+        part = self._parts[held]
+        return self._contexts.sample(part[number % len(part)], size * self._chunks)
+
+
+def source_of(
+    backbone: Backbone, file: Path | None, config: WorldConfig, tasks: Sequence[str], *, chunks: int, text: Text | None
+) -> SampleSource:
+    """The questions of a file where there is one, else made-up tasks filled up with text.
+
+    Args:
+        backbone: Whose tokenizer counts.
+        file: A multi-hop set.
+        config: How hard made-up worlds are.
+        tasks: What is made up.
+        chunks: Chunks of one context, about.
+        text: What stands between the facts. None: made-up facts do.
+
+    Raises:
+        ValueError: The file has a broken line, or too few questions.
+    """
+    count = token_counter(backbone)
+    if file is not None:
+        return QuestionSource(file, count, chunks=chunks)
+    return MadeUpSource(Filler(count, passages_of(backbone, text)), config, tasks, chunks=chunks)
+
+
+def token_counter(backbone: Backbone) -> TokenCounter:
+    """Counts as the backbone reads."""
+    return lambda texts: [len(backbone.encode(text)) for text in texts]
+
+
+def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
+    """The chunks of a sample's documents, in order."""
+    count = token_counter(backbone)
+    return [c for document in sample.documents for c in split(document, chunk_tokens=tokens, count=count)]
+
+
+def passages_of(backbone: Backbone, text: Text | None, *, tokens: int = 0, held: bool = False) -> list[Passage] | None:
+    """Windows of packed text as filler, of so many tokens at least; None, for made-up facts, where there is no text."""
+    if text is None:
+        return None
+    rng = np.random.default_rng(int(held))
+    count = max(PASSAGES, tokens // FILLER_TOKENS)
+    windows = (text.window(rng, FILLER_TOKENS, held=held) for _ in range(count))
+    return [Passage(title="", sentences=(backbone.decode(w).replace("\ufffd", " "),)) for w in windows]

@@ -1,0 +1,98 @@
+"""A backbone as a few files of limited size, to be carried from one machine to another between two phases.
+
+The weights are split over safetensors files; the small texts beside them (configs, tokenizer, prompts) stand in the
+first one's metadata. Nothing else of a phase is carried: no optimiser state, no data.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compmem.errors import CheckpointError
+from compmem_research.training.engine import checkpoints
+
+TEXTS: Final = (".json", ".jinja", ".txt")
+"""Suffixes of the small files that belong to a backbone."""
+MOST_FILES: Final = 6
+
+
+def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
+    """Write a backbone's folder as files of at most `limit` bytes of weights each; gives them.
+
+    Raises:
+        CheckpointError: The folder holds no backbone, it takes more files than are carried, or one cannot be written.
+    """
+    try:
+        tensors = {
+            f"{file.name}/{name}": t.to(dtype) if t.is_floating_point() else t
+            for file in sorted(folder.glob("*.safetensors"))
+            for name, t in load_file(file).items()
+        }
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{str(folder)!r} cannot be read: {error}") from error
+    if not tensors:
+        raise CheckpointError(f"{str(folder)!r} holds no weights")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir()) if file.suffix in TEXTS}
+    parts = list(_parts(tensors, limit))
+    if len(parts) > MOST_FILES:
+        raise CheckpointError(f"{str(folder)!r} takes {len(parts)} files of {limit} bytes; {MOST_FILES} are carried")
+    for old in into.glob("weights-*.safetensors"):
+        old.unlink()
+    files = []
+    for number, part in enumerate(parts, 1):
+        files.append(into / f"weights-{number}-of-{len(parts)}.safetensors")
+        checkpoints.replace(files[-1], part, {"texts": json.dumps(texts if number == 1 else {})})
+    return files
+
+
+def unpack(given: Path, folder: Path) -> None:
+    """Make a backbone's folder of what `pack` wrote, in float32.
+
+    Raises:
+        CheckpointError: A file is missing or broken.
+    """
+    files = sorted(given.glob("weights-*.safetensors"))
+    if not files or not files[0].stem.endswith(f"-of-{len(files)}"):
+        raise CheckpointError(f"{str(given)!r} holds {len(files)} files of weights, not all of them")
+    stored: dict[str, dict[str, Tensor]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                for name, text in json.loads((opened.metadata() or {})["texts"]).items():
+                    (folder / _plain(name, TEXTS)).write_text(text, encoding="utf-8")
+            for name, tensor in load_file(file).items():
+                into, _, own = name.partition("/")
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
+                stored.setdefault(_plain(into, (".safetensors",)), {})[own] = tensor
+        for name, tensors in stored.items():
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{str(given)!r} cannot be unpacked: {error}") from error
+
+
+def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of at most `limit` bytes; one that is larger stands alone."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        own = tensor.numel() * tensor.element_size()
+        if part and size + own > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += own
+    yield part
+
+
+def _plain(name: str, suffixes: tuple[str, ...]) -> str:
+    """The name of a file in the folder itself; what was carried may come from a stranger."""
+    if Path(name).name != name or Path(name).suffix not in suffixes:
+        raise ValueError(f"{name!r} is no file of a backbone")
+    return name

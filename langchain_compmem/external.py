@@ -1,0 +1,72 @@
+"""A retriever or vector store of LangChain as the first stage of the loop."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+
+import compmem
+from langchain_compmem.documents import EmbeddingsEncoder, to_core
+
+CANDIDATES = 50
+"""Documents that a vector store is asked for by a question."""
+
+
+def external_index(
+    retriever: BaseRetriever | VectorStore,
+    *,
+    embeddings: Embeddings | None = None,
+    candidates: int = CANDIDATES,
+    metadata_keys: Sequence[str] = (),
+) -> "compmem.ExternalIndex":
+    """An index that asks this retriever or vector store; each of its documents is one chunk.
+
+    Args:
+        retriever: What brings documents.
+        embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+        candidates: Documents that it is asked for by a question; one that takes no number brings what it does.
+        metadata_keys: Metadata that questions may ask by, such as `author`.
+
+    Raises:
+        ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+    """
+    if not isinstance(retriever, BaseRetriever | VectorStore):
+        raise ValueError(f"retriever must be a BaseRetriever or a VectorStore of LangChain, not {retriever!r}")
+    options: dict[str, Any] = {} if embeddings is None else {"encoder": EmbeddingsEncoder(embeddings)}
+
+    def core(found: Sequence[Document]) -> list[compmem.Document]:
+        return [to_core(document, split=False, metadata_keys=metadata_keys) for document in found]
+
+    def retrieve(query: str, k: int, filter: Any) -> list[compmem.Document]:
+        if isinstance(retriever, VectorStore):
+            return core(retriever.similarity_search(query, k=k, **_filter(filter)))
+        return core(retriever.invoke(query, **_arguments(retriever, k, filter)))
+
+    async def aretrieve(query: str, k: int, filter: Any) -> list[compmem.Document]:
+        if isinstance(retriever, VectorStore):
+            return core(await retriever.asimilarity_search(query, k=k, **_filter(filter)))
+        return core(await retriever.ainvoke(query, **_arguments(retriever, k, filter)))
+
+    return compmem.ExternalIndex(retrieve, aretrieve=aretrieve, candidates=candidates, **options)
+
+
+def _filter(filter: Any) -> dict[str, Any]:
+    return {} if filter is None else {"filter": filter}
+
+
+def _arguments(retriever: BaseRetriever, k: int, filter: Any) -> dict[str, Any]:
+    """What the retriever is asked with beside the query.
+
+    Raises:
+        ValueError: There is a filter, and the retriever would pass it over.
+    """
+    if isinstance(retriever, VectorStoreRetriever):
+        return {"k": k, **_filter(filter)}
+    taken = inspect.signature(retriever._get_relevant_documents).parameters.values()
+    if filter is not None and not any(p.name == "filter" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise ValueError(f"{type(retriever).__name__} takes no filter with a question: set it where it is made")
+    return _filter(filter)

@@ -1,0 +1,72 @@
+"""Any retriever of LlamaIndex, and so any of its vector stores, as the first stage of the loop."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import NodeWithScore
+
+import compmem
+from compmem import Document, Encoder
+from llama_index_compmem.loading import as_encoder
+from llama_index_compmem.nodes import to_document
+
+if TYPE_CHECKING:
+    from compmem import ExternalIndex
+
+CANDIDATES = 50
+"""Nodes that a retriever is asked for by a question."""
+
+
+def external_index(
+    retriever: BaseRetriever,
+    *,
+    embed_model: BaseEmbedding | Encoder | None = None,
+    candidates: int = CANDIDATES,
+    use_async: bool = True,
+) -> "ExternalIndex":
+    """An index that asks this retriever; each of its nodes is one chunk.
+
+    Args:
+        retriever: What brings nodes, with its own filters and mode.
+        embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
+        candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
+        use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks it,
+            for stores without an async client.
+
+    Raises:
+        ValueError: It is no retriever, or candidates is below 1.
+    """
+    if not isinstance(retriever, BaseRetriever):
+        raise ValueError(f"retriever must be a BaseRetriever of LlamaIndex, not {retriever!r}")
+    encoder = as_encoder(embed_model)
+    options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
+
+    def bringing(k: int) -> BaseRetriever:
+        sized: Any = copy.copy(retriever)
+        if hasattr(sized, "similarity_top_k"):
+            sized.similarity_top_k = k
+        return cast("BaseRetriever", sized)
+
+    def retrieve(query: str, k: int, filter: Any) -> list[Document]:
+        _refuse(filter)
+        return _documents(bringing(k).retrieve(query))
+
+    async def aretrieve(query: str, k: int, filter: Any) -> list[Document]:
+        _refuse(filter)
+        return _documents(await bringing(k).aretrieve(query))
+
+    own_async = type(retriever)._aretrieve is not BaseRetriever._aretrieve
+    awaited = aretrieve if use_async and own_async else None
+    return compmem.ExternalIndex(retrieve, aretrieve=awaited, candidates=candidates, **options)
+
+
+def _documents(nodes: Sequence[NodeWithScore]) -> list[Document]:
+    return [to_document(found.node) for found in nodes]
+
+
+def _refuse(filter: Any) -> None:
+    if filter is not None:
+        raise ValueError("the filters are the wrapped retriever's: index.as_retriever(filters=...)")

@@ -1,0 +1,87 @@
+"""Getting hold of a CompMem index: by its folder, or from an object that has one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from numpy.typing import NDArray
+
+import compmem
+from compmem import Encoder, IncompatibleStoreError, RuntimeConfig
+from llama_index_compmem.errors import framework_errors
+
+if TYPE_CHECKING:
+    from compmem import BaseIndex, MemoryIndex
+
+
+@runtime_checkable
+class HasMemory(Protocol):
+    """Anything over a CompMem index, such as `CompMemIndex`."""
+
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        ...
+
+
+def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
+    """The CompMem index that was given, by itself, inside another object or by its folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if isinstance(index, str | Path):
+        return open_memory(index)
+    if isinstance(index, compmem.MemoryIndex):
+        return index
+    if isinstance(index, HasMemory):
+        return index.memory
+    raise ValueError(f"index={index!r} must be a CompMemIndex, a compmem.MemoryIndex or the folder of one")
+
+
+def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
+    """What is asked: an index of any kind, by itself, inside another object or by its folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return index if isinstance(index, compmem.BaseIndex) else memory_of(index)
+
+
+def open_memory(
+    path: str | Path,
+    embed_model: BaseEmbedding | Encoder | None = None,
+    runtime: RuntimeConfig | None = None,
+) -> "MemoryIndex":
+    """The CompMem index in a folder.
+
+    Raises:
+        ValueError: There is none, or it was made with another embedding model.
+    """
+    with framework_errors():
+        try:
+            return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), runtime=runtime)
+        except IncompatibleStoreError as error:
+            raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
+
+
+def as_encoder(model: BaseEmbedding | Encoder | None) -> Encoder | None:
+    """An embedding model of LlamaIndex, or an encoder of CompMem, as an encoder."""
+    return EmbedModelEncoder(model) if isinstance(model, BaseEmbedding) else model
+
+
+class EmbedModelEncoder:
+    """An embedding model of LlamaIndex as an encoder."""
+
+    def __init__(self, model: BaseEmbedding) -> None:
+        self._model = model
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the texts `[texts, dim]`, in order."""
+        return np.asarray(self._model.get_text_embedding_batch(list(texts)), dtype=np.float32)
+
+    def encode_query(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of the questions `[texts, dim]`, in order."""
+        return np.asarray([self._model.get_query_embedding(text) for text in texts], dtype=np.float32)
