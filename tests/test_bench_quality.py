@@ -215,11 +215,11 @@ def same(folder):
 def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     data = tmp_path / "own.jsonl"
     write_samples(data, [sample(n, noise=30) for n in range(30)])
-    given = {"data": tmp_path, "cells": (str(data),), "systems": ("rag-fused", "compmem"), "questions": 30}
+    given = {"data": tmp_path, "conditions": (str(data),), "systems": ("rag-fused", "compmem"), "questions": 30}
     assert sweep(Sweep(out=tmp_path / "whole", **given)) == 0
     command = [
         sys.executable, "-c", "from compmem_research.bench.commands import app; app()", "quality",
-        "--data", str(tmp_path), "--cells", str(data), "--systems", "rag-fused,compmem", "--questions", "30",
+        "--data", str(tmp_path), "--conditions", str(data), "--systems", "rag-fused,compmem", "--questions", "30",
         "--out", str(tmp_path / "cut"),
     ]  # fmt: skip
     rows = tmp_path / "cut" / "predictions.jsonl"
@@ -250,7 +250,7 @@ def test_what_cannot_be_measured_is_told_in_a_line_and_the_rest_goes_on(tmp_path
     done = CliRunner().invoke(app, [
         "quality", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--questions", "1", "--model", "m",
         "--base-url", "http://127.0.0.1:9/v1", "--systems", "nosuch,compmem:chat,compmem",
-        "--cells", f"{broken},{tmp_path / 'gone.jsonl'},{good}",
+        "--conditions", f"{broken},{tmp_path / 'gone.jsonl'},{good}",
     ])  # fmt: skip
     assert done.exit_code == 1
     lines = [line for line in done.output.splitlines() if line.strip()]

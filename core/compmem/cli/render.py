@@ -15,7 +15,7 @@ SNIPPET = 240
 """Characters of a block's text in a table."""
 
 
-def shown(text: str, style: str = "") -> Text:
+def plain(text: str, style: str = "") -> Text:
     """Untrusted text on one line, as it may be printed: no markup, no control characters."""
     return Text(" ".join(printable(text).split()), style=style)
 
@@ -32,14 +32,14 @@ def step_trace(console: Console, step: Step, before: str) -> None:
     """One step: what was read with which score, what was kept, what the gates decided."""
     head = Text(f"step {step.number}", style="bold cyan")
     if step.request:
-        head += Text(" for: ", style="dim") + shown(step.request)
+        head += Text(" for: ", style="dim") + plain(step.request)
     console.print(head + Text(f"  {step.candidates} candidates, {step.seconds:.2f} s", style="dim"))
     for recall in step.recalls:
         score = Text(f"{recall.score:.2f} ", style="green" if step.updated else "yellow")
         console.print(Padding(score + Text(place(recall)), (0, 0, 0, 2), expand=False))
     for line in gained(step, before).split("\n"):
         if line.strip():
-            console.print(Padding(Text("+ ", style="green") + shown(line), (0, 0, 0, 4), expand=False))
+            console.print(Padding(Text("+ ", style="green") + plain(line), (0, 0, 0, 4), expand=False))
     console.print(Padding(Text(", ".join(gates(step)), style="dim"), (0, 0, 0, 4), expand=False))
 
 
@@ -54,8 +54,8 @@ def sources(console: Console, answer: Answer) -> None:
         said = max(kept, key=lambda quote: quote.score).text if kept else chunk.text
         named = Text(f"[{number}]" if source.cited else str(number))
         made.add_row(
-            named, f"{source.score:.2f}", shown(chunk.document_id), shown(_section(chunk)),
-            f"{chunk.start}-{chunk.end}", shown(_cut(said)),
+            named, f"{source.score:.2f}", plain(chunk.document_id), plain(_section(chunk)),
+            f"{chunk.start}-{chunk.end}", plain(_cut(said)),
         )  # fmt: skip
     console.print(made)
 
@@ -71,8 +71,8 @@ def recalls_table(recalls: Iterable[Recall]) -> Table:
     for rank, recall in enumerate(recalls, start=1):
         chunk = recall.chunk
         made.add_row(
-            str(rank), f"{recall.score:.2f}", shown(chunk.document_id), shown(_section(chunk)),
-            f"{chunk.start}-{chunk.end}", shown(_cut(chunk.text)),
+            str(rank), f"{recall.score:.2f}", plain(chunk.document_id), plain(_section(chunk)),
+            f"{chunk.start}-{chunk.end}", plain(_cut(chunk.text)),
         )  # fmt: skip
     return made
 
@@ -81,7 +81,7 @@ def facts_table(facts: Mapping[str, object]) -> Table:
     """Names and values."""
     made = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts.items():
-        made.add_row(Text(name, style="bold"), shown(f"{value:,}" if isinstance(value, int) else str(value)))
+        made.add_row(Text(name, style="bold"), plain(f"{value:,}" if isinstance(value, int) else str(value)))
     return made
 
 

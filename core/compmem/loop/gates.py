@@ -59,11 +59,11 @@ class SimilarityGate(NoGate):
 
     def __init__(self, blocks: BlockLoader, analyzer: QueryAnalyzer) -> None:
         self._blocks = blocks
-        self._viewer = analyzer
+        self._analyzer = analyzer
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The cosine of each block, at least 0; the best of its windows."""
-        asked = self._viewer.view("").question
+        asked = self._analyzer.analyze("").question
         windows = self._blocks.windows(blocks)
         return [float(np.clip(max(window.vectors[0] @ asked for window in own), 0.0, 1.0)) for own in windows]
 
