@@ -188,7 +188,7 @@ async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch):
     def broken(*given, **more):
         raise RuntimeError("the secret path /srv/index")
 
-    monkeypatch.setattr(index, "bench", broken)
+    monkeypatch.setattr(index, "question_context", broken)
     async with calling(index) as client:
         reply = await client.post("/recall", json={"question": QUESTION})
     assert reply.status_code == 500

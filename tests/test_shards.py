@@ -50,7 +50,7 @@ def asked(index, question, filter=None):
         proposed = context.propose("")
         scores = context.score("", proposed)
         names = {n: b.chunk.id for n, b in zip(proposed, context.fetch(proposed), strict=True)}
-        worded = {names[n]: s for n, s in context.stage.worded(20) if n in names}
+        worded = {names[n]: s for n, s in context.stage.bm25(20) if n in names}
     answer = index.answer(question, filter=filter)
     return dict(zip(names.values(), scores, strict=True)), worded, answer
 

@@ -22,10 +22,10 @@ from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.naming import absolute
 from compmem.retrieval.candidates import FirstStage
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import DocumentInfo, ShardedSnapshot, ShardedStore, Snapshot, Store, StoreInfo, open_store
-from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_search
-from compmem.retrieval.query import QueryAnalyzer
 
 
 class MemoryIndex(BaseIndex):
