@@ -113,9 +113,9 @@ the blocks tell about it, in short sentences with full names, numbers and dates.
     from_blocks: str = """\
 {blocks}
 
-Answer the question from the blocks alone, in as few words as it allows, then the number of the block that says so, as \
-in [1]. Sentences between ** and ** were found to bear on it; what one block says may lead to another. If the blocks do \
-not hold the answer, say what is missing.
+Answer the question from the blocks alone, in as few words as it allows, then the number of the block that says so, \
+as in [1]. Sentences between ** and ** were found to bear on it; what one block says may lead to another. If the \
+blocks do not hold the answer, say what is missing.
 
 <question>
 {question}
