@@ -34,8 +34,8 @@ Key = tuple[str, str, str]
 KEPT = 200
 """Characters of an answer that are kept in a row."""
 
-INSTRUCTION = "Reply with the answer alone: a name, a date, a number, yes or no."
-"""How short every system is told to answer; chosen on training questions."""
+INSTRUCTION = "Answer in as few words as possible, not in a sentence."
+"""How short every system is told to answer. A list of kinds of answers is taken by a small model as a form to fill."""
 
 UNTELLING = ("yes", "no")
 """Answers that say nothing about whether a context holds them."""
