@@ -4,7 +4,6 @@ import asyncio
 import copy
 import os
 import pickle
-import statistics
 import subprocess
 import sys
 import threading
@@ -258,17 +257,24 @@ async def test_legacy_callbacks_are_told_too():
 def test_the_adapter_costs_little_beyond_the_core(index):
     engine, retriever, memory = index.as_query_engine(), index.as_retriever(3), index.memory
 
-    def median(ask):
-        times = []
+    def cheapest(*calls):
+        """The least processor time of each call; they take turns, so that a busy machine slows all alike."""
+        times = [[] for _ in calls]
         for _ in range(15):
-            began = time.perf_counter()
-            ask()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+            for own, call in zip(times, calls, strict=True):
+                began = time.process_time()
+                call()
+                own.append(time.process_time() - began)
+        return [min(own) for own in times]
 
-    over_query = median(lambda: engine.query(QUESTION)) - median(lambda: memory.answer(QUESTION))
-    over_retrieve = median(lambda: retriever.retrieve(QUESTION)) - median(lambda: memory.recall(QUESTION, 3))
-    assert max(over_query, over_retrieve) < 0.02, "5 ms on a machine with nothing else to do"
+    query, answer, retrieve, recall = cheapest(
+        lambda: engine.query(QUESTION),
+        lambda: memory.answer(QUESTION),
+        lambda: retriever.retrieve(QUESTION),
+        lambda: memory.recall(QUESTION, 3),
+    )
+    assert query < 2.5 * answer
+    assert retrieve < 2.5 * recall
 
 
 def test_importing_costs_little_beyond_the_framework():

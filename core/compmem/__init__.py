@@ -1,4 +1,4 @@
-"""CompMem: compress documents into memory once, answer multi-hop questions from it for ever."""
+"""CompMem: index documents once, then answer multi-hop questions with a gate and a working memory."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

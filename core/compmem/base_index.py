@@ -1,4 +1,4 @@
-"""Asking: recalls and answers by the loop, sync and async, over whatever a question can be asked of."""
+"""Recalls and answers by the loop, sync and async, for every kind of index."""
 
 import asyncio
 import threading

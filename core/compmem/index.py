@@ -29,7 +29,7 @@ from compmem.store import DocumentInfo, ShardedSnapshot, ShardedStore, Snapshot,
 
 
 class MemoryIndex(BaseIndex):
-    """Documents compressed into memory once, to be asked for ever.
+    """Documents compressed into memory on disk, and questions to them.
 
     Made by `create` and `open`; explicit parts are the seam for tests. Any number of threads may use one index.
     """

@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""The command; other rooms mount theirs with `app.add_typer`."""
+"""The command; other modules add theirs with `app.add_typer`."""
 
 
 @app.callback()

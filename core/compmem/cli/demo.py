@@ -145,7 +145,7 @@ def _answered(console: Console, memory: "compmem.MemoryIndex", number: int, as_j
         return last(events)
     console.print(Rule(Text(f"question {number + 1}"), align="left", style="cyan"))
     console.print(Text(question.text, style="bold"))
-    answer = follow(console, events, trace=True)
+    answer = follow(console, events, trace=True, kept_only=True)
     verdict = Text("right", style="green") if question.right(answer.text) else Text("not found", style="red")
     console.print(verdict + Text(f" (expected: {question.expected})\n", style="dim"))
     return answer

@@ -136,18 +136,22 @@ def last(events: Iterator[Event]) -> Answer:
     return answer
 
 
-def follow(console: Console, events: Iterator[Event], *, trace: bool) -> Answer:
-    """Prints the events as they come; returns the answer."""
+def follow(console: Console, events: Iterator[Event], *, trace: bool, kept_only: bool = False) -> Answer:
+    """Prints the events as they come; returns the answer. With `kept_only`, steps that found nothing are counted."""
     with err().status("opening the index"):
         first = next(events)
     before = ""
+    skipped = 0
     writing = False
     for event in chain([first], events):
         if isinstance(event, Step):
-            if trace:
+            if trace and (event.updated or not kept_only):
                 render.step_trace(console, event, before)
+            skipped += not event.updated
             before = event.working_memory
         elif isinstance(event, AnswerToken):
+            if trace and kept_only and skipped and not writing:
+                console.print(Text(f"{skipped} more steps found nothing", style="dim"))
             if trace and not writing:
                 console.print(Text("\nanswer", style="bold cyan"))
             writing = True
@@ -165,7 +169,7 @@ def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: st
     if wanted:
         if model is None:
             raise typer.BadParameter("--reader or --writer chat needs --model, and --base-url unless it is OpenAI's")
-        from compmem.readers.endpoint import Endpoint  # its room loads torch, which a command's help can do without
+        from compmem.readers.endpoint import Endpoint  # loads torch, which --help does not need
 
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
     if model or base_url or api_key_env:

@@ -1,4 +1,4 @@
-"""Texts to vectors. The only room that imports sentence_transformers."""
+"""Texts to vectors. The only package that imports sentence_transformers."""
 
 from compmem.encoder.loading import LoadedEncoder, load_encoder, stock_encoder
 from compmem.encoder.parts import Parts, paragraphs

@@ -22,7 +22,7 @@ WINDOW = 64
 """Blocks gated at once in a pass in document order."""
 
 WEIGHED = 16
-"""Blocks, those with the highest gate scores, that the reader is asked to weigh at once."""
+"""Blocks, those with the highest gate scores, that the reader scores at once."""
 
 QUOTED = 3
 """Blocks, those with the highest gate scores, to quote from where no reading was done in time."""
@@ -138,7 +138,7 @@ def recall_loop(
         context: The index as the question sees it.
         config: How the question is answered.
         threshold: Gate score below which a block is turned down.
-        can_score: The reader can weigh blocks.
+        can_score: The reader can score blocks before it reads them.
         shown: Most recalled blocks that the memory carries at the end.
         fallback: Blocks, the best, that are read together where all are turned down at first.
         refuses: Nothing is read where the gate finds that nothing answers: no language model will judge for itself.

@@ -165,8 +165,8 @@ class ChatReader:
     A memory longer than `memory_tokens` loses its beginning: what was written last is kept. Token counts in `Usage`
     are what `count` says. No prompt is longer than `prompt_tokens`:
     blocks that are too long for one are read in several calls, each with the notes of the one before, and what an
-    answer is written from in one call is cut to the sentences that bear on the question. Not one reply decides alone: a
-    malformed one keeps the memory, opens neither gate, and is counted in `Usage.malformed_replies`.
+    answer is written from in one call is cut to the sentences that bear on the question. A
+    malformed reply changes nothing and is counted in `Usage.malformed_replies`.
 
     Args:
         chat: The model; see `ChatModel`. A sync model never blocks the event loop, an async one serves sync callers.

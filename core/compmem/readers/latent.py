@@ -23,8 +23,7 @@ OVERHEAD: Final = 256
 class LatentReader:
     """Reads blocks as KV states and writes with the backbone itself; needs KV memory.
 
-    Not one reply decides alone: a malformed one keeps the memory, opens neither gate, and is counted in
-    `Usage.malformed_replies`.
+    A malformed reply changes nothing and is counted in `Usage.malformed_replies`.
 
     Args:
         backbone: The one that compressed the blocks.
@@ -102,7 +101,7 @@ class LatentReader:
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
         """Log-odds that each block helps, by itself and before a word is written.
 
-        None where a reply does not begin with that, or one that is begun has no room left.
+        None where a reply does not begin with that, or the context is full.
 
         Raises:
             ValueError: A block has no KV states or those of another backbone.
@@ -166,7 +165,7 @@ class LatentReader:
         return max(self._whole * len(states), _slots(states))
 
     def _room(self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, wanted: int) -> int:
-        """Tokens that may be written; 1 where there is no room at all, for the backbone to refuse and say why."""
+        """Tokens that may be written; 1 where the context is full, so that the backbone raises the error."""
         behind = _slots(states) if start is None else start
         return max(1, min(wanted, self.backbone.context - behind - len(prompt)))
 

@@ -173,7 +173,7 @@ class StepPrompts:
     ) -> list[float] | None:
         """Log-odds that each block helps: of "yes" against "no" where a step's reply says which, before any other word.
 
-        None where a reply does not begin with that, or one that is begun has no room left.
+        None where a reply does not begin with that, or the context is full.
 
         Args:
             question: What is asked.

@@ -71,7 +71,7 @@ def ends_untagged_thinking(text: str) -> bool:
 
 
 class ThinkingFilter:
-    """What of a streamed answer is meant to be heard: all but the thoughts before it.
+    """A streamed answer without the thinking section before it.
 
     Args:
         hold: The model is known to end thoughts that never began; nothing is passed on until one has ended.

@@ -1,4 +1,4 @@
-"""One reads, another writes the answer from the blocks that were recalled."""
+"""A reader, and a writer that writes the answer from the recalled blocks."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class ReaderWithWriter:
 
     @property
     def can_score(self) -> bool:
-        """Whether the reader can weigh blocks."""
+        """Whether the reader can score blocks before it reads them."""
         return isinstance(self.reader, ScoringReader) and self.reader.can_score
 
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:

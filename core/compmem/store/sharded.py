@@ -22,10 +22,11 @@ from compmem.store import lexical
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
 from compmem.store.folder import Folder
+from compmem.store.info import StoreInfo
 from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import JSON
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
-from compmem.store.store import Store, StoreInfo
+from compmem.store.store import Store
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
 

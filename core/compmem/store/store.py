@@ -296,7 +296,7 @@ class Store:
                 return store_info(rows, self._kinds[0], self.get_meta(KV_WRITTEN), logs)
 
     def close(self) -> None:
-        """Close the connections; a temporary folder is removed. Snapshots in flight may end in peace."""
+        """Close the connections; a temporary folder is removed. Open snapshots stay valid."""
         self._manifest.close()
         self._cache.close()
         if self._remove is not None:
