@@ -3,6 +3,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from compmem import IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.errors import CheckpointError
 from compmem.gate import (
     FEATURES,
@@ -252,6 +253,21 @@ def test_the_mean_of_the_heads_is_the_network():
     torch.testing.assert_close(network(x), each.mean(0))
     far = torch.full_like(x, 1e6)
     torch.testing.assert_close(network(far), network(10 * far))  # cut where nothing was learned
+
+
+def test_an_index_is_asked_with_the_gate_that_the_settings_name(tmp_path):
+    own = GateHead.load()
+    own.threshold = 0.123
+    own.save(tmp_path / "own.safetensors")
+    runtime = RuntimeConfig(gate=str(tmp_path / "own.safetensors"))
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=runtime) as index:
+        assert index.gate.threshold == pytest.approx(0.123)
+    (tmp_path / "own.safetensors").write_bytes(b"no tensors")
+    with (
+        MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=runtime) as index,
+        pytest.raises(CheckpointError, match="is no gate"),
+    ):
+        _ = index.gate
 
 
 def test_files_that_are_no_gate_are_named(tmp_path):

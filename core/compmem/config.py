@@ -77,6 +77,8 @@ class RuntimeConfig:
     """Name of a torch dtype. None: the fastest that keeps the results."""
     search: Search = "exact"
     """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
+    gate: str | None = None
+    """File of a dense gate that `compmem train dense-gate` made. None: the one that ships."""
     kv_cache_bytes: int = KV_CACHE_BYTES
     """KV blocks kept on the device between questions, in bytes."""
 

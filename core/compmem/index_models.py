@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -110,10 +111,14 @@ class IndexModels:
 
     @property
     def gate(self) -> GateHead:
-        """The dense gate."""
+        """The dense gate.
+
+        Raises:
+            CheckpointError: The file that the settings name is no gate.
+        """
         with self._guard:
             if self._gate is None:
-                self._gate = GateHead.load()
+                self._gate = GateHead.load() if self.runtime.gate is None else GateHead.load(Path(self.runtime.gate))
             return self._gate
 
     @property

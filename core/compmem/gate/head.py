@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -162,15 +162,18 @@ class GateHead(nn.Module):
         """
         if not path.is_file():
             raise CheckpointError(f"no gate weights at {str(path)!r}")
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            if facts.get("format") != FORMAT:
-                raise CheckpointError(f"{str(path)!r} is {facts.get('format')!r}, not {FORMAT!r}")
-            if json.loads(facts["features"]) != json.loads(json.dumps(_FEATURES)):
-                raise CheckpointError(f"{str(path)!r} was trained on other features; train it again")
-            head = cls(int(facts["hidden"]), int(facts["heads"]))
-            head.threshold, head.more_threshold, head.found_threshold = json.loads(facts["thresholds"])
-            head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("format") != FORMAT:
+                    raise CheckpointError(f"{str(path)!r} is {facts.get('format')!r}, not {FORMAT!r}")
+                if json.loads(facts["features"]) != json.loads(json.dumps(_FEATURES)):
+                    raise CheckpointError(f"{str(path)!r} was trained on other features; train it again")
+                head = cls(int(facts["hidden"]), int(facts["heads"]))
+                head.threshold, head.more_threshold, head.found_threshold = json.loads(facts["thresholds"])
+                head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise CheckpointError(f"{str(path)!r} is no gate: {error}") from error
         return head.eval()
 
 

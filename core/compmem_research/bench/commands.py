@@ -32,6 +32,9 @@ def recall(
     index: Annotated[
         Path | None, typer.Option(help="Folder to keep the index of each file in and find it again.")
     ] = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="A dense gate of your own, made by `compmem train dense-gate`.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +44,7 @@ def recall(
     runs = []
     for file, own in zip(data, _passages(data, corpus), strict=True):
         kept = None if index is None else index / file.name.split(".")[0]
-        runs.append(measure(file, own, limit=limit, index_folder=kept))
+        runs.append(measure(file, own, limit=limit, index_folder=kept, gate=gate))
     _deliver(runs[0] if len(runs) == 1 else {"runs": runs}, [_recall_table(run) for run in runs], out, as_json)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from compmem.config import LoopConfig
+from compmem.config import LoopConfig, RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import recall_loop
@@ -23,7 +23,12 @@ CUTOFFS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def measure(
-    data: Path, corpus: Path | None = None, *, limit: int | None = None, index_folder: Path | None = None
+    data: Path,
+    corpus: Path | None = None,
+    *,
+    limit: int | None = None,
+    index_folder: Path | None = None,
+    gate: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of each system; see `retrieval.figures`.
 
@@ -34,6 +39,7 @@ def measure(
         corpus: Passages, where the questions name them by title. None: the union of the questions' paragraphs.
         limit: Only the first so many questions, over the whole corpus.
         index_folder: Where the index is kept and found again. None: a temporary one.
+        gate: Weights of another dense gate. None: the one that ships.
 
     Raises:
         ValueError: A data file has a broken line, or no question.
@@ -44,7 +50,8 @@ def measure(
         raise ValueError(f"{data}: no question to ask")
     answered = [q for q in questions if q.gold]
     silence = len(answered) < len(questions)
-    index, seconds = kept_index(task, index_folder)
+    runtime = RuntimeConfig(gate=None if gate is None else str(gate))
+    index, seconds = kept_index(task, index_folder, runtime=runtime)
     with index:
         index.recall(questions[0].question, 2)  # loads the models, outside every system's time
         systems = {n: figures(ask(n, index, questions, silence=silence), questions) for n in SYSTEMS}

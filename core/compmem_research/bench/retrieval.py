@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from rich.progress import track
 
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.schema import Encoder
 from compmem_research.bench import rankings
@@ -121,20 +121,24 @@ def figures(outcomes: Sequence[Outcome], questions: Sequence[Question]) -> dict[
     }
 
 
-def kept_index(task: Corpus, folder: Path | None, encoder: str | Encoder | None = None) -> tuple[MemoryIndex, float]:
+def kept_index(
+    task: Corpus, folder: Path | None, encoder: str | Encoder | None = None, runtime: RuntimeConfig | None = None
+) -> tuple[MemoryIndex, float]:
     """The index of a corpus, and the seconds that it took; one in the folder is brought up to date.
 
     Args:
         task: The corpus.
         folder: Where the index is kept and found again. None: a temporary one.
         encoder: In place of the default.
+        runtime: Settings of this process, such as another gate.
     """
     began = time.perf_counter()
     if folder is not None and folder.exists():
-        index = MemoryIndex.open(folder, encoder=encoder)
+        index = MemoryIndex.open(folder, encoder=encoder, runtime=runtime)
         index.delete([d.id for d in index.documents() if int(d.id) >= len(task.passages)])
     else:
-        index = MemoryIndex.create(folder, IndexConfig() if encoder is None else IndexConfig(encoder=encoder))
+        config = IndexConfig() if encoder is None else IndexConfig(encoder=encoder)
+        index = MemoryIndex.create(folder, config, runtime=runtime)
     index.add(task.documents(), show_progress=True)
     return index, round(time.perf_counter() - began, 1)
 
