@@ -17,12 +17,13 @@ PUBLISHED = {
 
 NOTES = {
     "answers": (
-        "The run was cut short, so there are few questions: mind the intervals. Questions took turns over the files. "
+        "Measured with the gate before the present one. The run was cut short, so there are few questions: mind the "
+        "intervals. Questions took turns over the files. "
         "The systems were processes of their own that shared two servers of the model and two busy cores, so seconds "
         "compare the systems of a file and say little by themselves."
     ),
     "answers_form": (
-        "An earlier run, with the gate before the present one and another instruction, cut short as well. The model "
+        "An earlier run, with an earlier gate and another instruction, cut short as well. The model "
         'takes the list in it for a form: plain LlamaIndex answers "a name" to 12 of 68 questions, the loop adds a '
         "date or a yes to 17 of 63 answers. Differences are those of form as much as of retrieval."
     ),
