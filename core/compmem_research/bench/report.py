@@ -20,7 +20,8 @@ NOTES = {
         "Measured with the gate before the present one. The run was cut short, so there are few questions: mind the "
         "intervals. Questions took turns over the files. "
         "The systems were processes of their own that shared two servers of the model and two busy cores, so seconds "
-        "compare the systems of a file and say little by themselves."
+        "compare the systems of a file and say little by themselves. The instruction was changed after answers of the "
+        "earlier run had been read, many of them to the same questions."
     ),
     "answers_form": (
         "An earlier run, with an earlier gate and another instruction, cut short as well. The model "
