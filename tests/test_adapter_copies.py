@@ -47,8 +47,8 @@ MADE = {
 def test_a_copy_outlives_the_original(name, copied):
     make, ask = MADE[name]
     original = make()
-    expected = len(ask(original))
+    expected = [str(found) for found in ask(original)]
     other = copied(original)
     del original
     gc.collect()
-    assert len(ask(other)) == expected == len(TEXTS)
+    assert [str(found) for found in ask(other)] == expected != []

@@ -358,10 +358,10 @@ async def test_a_conversation_without_an_llm(index):
     assert isinstance(chat, CompMemChatEngine)
     first = chat.chat("Who invented the Orchid device?")
     assert "Elena Marsh" in first.response
-    assert names(first.source_nodes) == ["orchid"]
+    assert names(first.source_nodes)[0] == "orchid"
     second = await chat.achat("And where was she born?")
     assert second.response.startswith("Elena Marsh was born in Tarnhill.")
-    assert second.sources[0].raw_input == {"query": "And where was she born? (Dr Elena Marsh)"}
+    assert second.sources[0].raw_input["query"].startswith("And where was she born? (Dr Elena Marsh")
     third = chat.chat("Who plays the cello?")
     assert third.sources[0].raw_input == {"query": "Who plays the cello?"}
     assert [m.role for m in chat.chat_history] == ["user", "assistant"] * 3

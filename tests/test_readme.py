@@ -1,10 +1,12 @@
-"""What the README and the docs show is what happens. Their code is run by `conftest.py` of the root."""
+"""What the README and the docs show is what happens."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+from sybil.document import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -33,6 +35,13 @@ def test_the_make_commands_that_pages_show_are_targets_of_the_makefile():
     code = "\n".join(re.findall(r"```sh\n.*?```|`make .*?`", pages, re.DOTALL))
     shown = {target for words in re.findall(r"make ((?:[a-z-]+ ?)+)", code) for target in words.split()}
     assert {"demo", "test"} <= shown <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for example in Document.parse(str(page), PythonCodeBlockParser()).examples():
+        example.evaluate()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

