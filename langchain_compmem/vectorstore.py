@@ -24,7 +24,7 @@ class CompMemVectorStore(VectorStore):
     chosen on questions of your own. There is no search by a vector, since the gate reads questions.
 
     Example:
-        >>> store = CompMemVectorStore("handbook.mem")
+        >>> store = CompMemVectorStore(MemoryIndex.create("handbook.mem"))
         >>> store.add_texts(["The lease ends in 2031."], [{"year": 2024}], ids=["lease"])
         >>> store.similarity_search("When does the lease end?", k=2, filter={"year": 2024})
     """
