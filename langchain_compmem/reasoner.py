@@ -65,7 +65,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     condense_prompt: Prompt = CONDENSE_PROMPT
     """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt filter admits everything
 
     @classmethod
     def from_retriever(

@@ -12,7 +12,7 @@ from langchain_core.indexing import DocumentIndex, UpsertResponse
 from langchain_core.indexing.base import DeleteResponse
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
-from pydantic import Field, InstanceOf
+from pydantic import ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
@@ -45,6 +45,8 @@ class CompMemRetriever(DocumentIndex):
         >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)
         >>> retriever.invoke("Who pays the insurance?", k=2, filter={"year": 2024})
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt filter admits everything
 
     index: Index
     """The index, or the path of its folder."""

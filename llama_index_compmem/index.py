@@ -14,6 +14,7 @@ from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
 from llama_index.core.ingestion import run_transformations
+from llama_index.core.llms import LLM
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
@@ -291,7 +292,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """A query engine over this index; see `CompMemQueryEngine`. Without `llm` none is asked."""
         return CompMemQueryEngine(
             self,
-            None if llm is None else resolve_llm(llm, callback_manager=self._callback_manager),
+            self._resolved(llm),
             chat=chat,
             similarity_top_k=similarity_top_k,
             filters=filters,
@@ -301,6 +302,12 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             prompts=prompts,
             callback_manager=self._callback_manager,
         )
+
+    def _resolved(self, llm: Any) -> Any:
+        """The LLM that is meant; a mere callable stays what it is, for the engine to say where it goes."""
+        if llm is None or (callable(llm) and not isinstance(llm, LLM)):
+            return llm
+        return resolve_llm(llm, callback_manager=self._callback_manager)
 
     def as_chat_engine(
         self, chat_mode: ChatMode = ChatMode.BEST, llm: LLMType | None = None, **options: Any
@@ -314,7 +321,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         Raises:
             ValueError: The mode is unknown or gone, or needs an LLM and none is given.
         """
-        asked = None if llm is None else resolve_llm(llm, callback_manager=self._callback_manager)
+        asked = self._resolved(llm)
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
             own = _taken(options, "memory", "chat_history", "condense_prompt")
             return CompMemChatEngine(self.as_query_engine(asked, **options), asked, **own)

@@ -42,6 +42,7 @@ MADE = {
 }
 
 
+# Pickle of our own objects only, as frameworks make it for their workers; the library reads none.
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
 @pytest.mark.parametrize("name", MADE)
 def test_a_copy_outlives_the_original(name, copied):

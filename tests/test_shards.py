@@ -1,6 +1,7 @@
 """A folder of shards: the same answers as one folder of the same documents."""
 
 import json
+import pickle
 import random
 
 import numpy as np
@@ -126,3 +127,22 @@ def test_a_folder_of_shards_that_is_damaged_is_refused(tmp_path):
     for wrong in (0, 1000, True):
         with pytest.raises(ValueError, match="shards"):
             MemoryIndex.create(tmp_path / "w", shards=wrong)
+
+
+def test_the_list_of_shards_may_be_no_link(tmp_path):
+    MemoryIndex.create(tmp_path / "s", IndexConfig(encoder=HashEncoder()), shards=2).close()
+    (tmp_path / "elsewhere.json").write_text('{"shards": 2}')
+    (tmp_path / "s" / "shards.json").unlink()
+    (tmp_path / "s" / "shards.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(CorruptStoreError):
+        MemoryIndex.open(tmp_path / "s", encoder=HashEncoder())
+
+
+def test_shards_stay_the_same_when_the_working_folder_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    MemoryIndex.create("s", IndexConfig(encoder=HashEncoder()), shards=2).close()
+    index = MemoryIndex.open("s", encoder=HashEncoder())
+    monkeypatch.chdir("/")
+    index.add([Document(id="a", text="Acme rents the Harbour Building.")])
+    assert index.path == tmp_path / "s"
+    assert len(pickle.loads(pickle.dumps(index))) == len(index) == 1

@@ -201,9 +201,15 @@ class LoopConfig(RecallConfig):
 
     @classmethod
     def complete(cls, config: RecallConfig | None) -> "LoopConfig":
-        """These settings with the defaults of the others."""
+        """These settings with the defaults of the others.
+
+        Raises:
+            TypeError: They are something else, such as a model.
+        """
         if isinstance(config, LoopConfig):
             return config
+        if config is not None and not isinstance(config, RecallConfig):
+            raise TypeError(f"config={config!r} must be a RecallConfig; a chat model goes to chat=")
         return cls() if config is None else cls(**{f.name: getattr(config, f.name) for f in fields(config)})
 
     @classmethod

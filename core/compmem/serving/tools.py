@@ -70,14 +70,14 @@ def create_tools(
         filter: Filter = None,
     ) -> dict[str, Any]:
         """Find the passages that a question needs, best first, also those that only another passage leads to."""
-        async with _told():
+        async with _tool_errors():
             found = await index.arecall(question, k, filter=filter, config=config)
             return {"recalls": [recall_json(each) for each in found]}
 
     @server.tool(annotations=reading)
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that the answer rests on."""
-        async with _told():
+        async with _tool_errors():
             whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
@@ -86,7 +86,7 @@ def create_tools(
         filter: Filter = None, offset: Annotated[int, Field(description="How many to pass over.", ge=0)] = 0
     ) -> dict[str, Any]:
         """List the documents without their texts, a page at a time."""
-        async with _told():
+        async with _tool_errors():
             found = await in_thread(index.documents, filter)
             page = found[offset : offset + limits.documents]
             listed = [
@@ -100,7 +100,7 @@ def create_tools(
         """Add documents to the index; one whose id is known replaces the old one."""
         if sum(len(d.text) for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
-        async with _told():
+        async with _tool_errors():
             made = [Document(id=d.id, title=d.title, text=d.text, metadata=d.metadata) for d in documents]
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
@@ -112,7 +112,7 @@ def create_tools(
 
 
 @asynccontextmanager
-async def _told() -> AsyncIterator[None]:
+async def _tool_errors() -> AsyncIterator[None]:
     """What the model may learn of a failure: a wrong argument, or what the library says of its state."""
     try:
         yield

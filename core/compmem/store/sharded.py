@@ -5,6 +5,7 @@ of the shard, so numbers stay what they are. Terms are counted over all shards, 
 """
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from compmem.config import VectorType
-from compmem.errors import CorruptStoreError, StoreError
+from compmem.errors import CorruptStoreError
 from compmem.locks import Lock
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import lexical
@@ -54,7 +55,7 @@ def open_store(path: Path | str) -> Store:
         StoreError: There is none.
         CorruptStoreError: A shard is missing, or not like the others.
     """
-    return ShardedStore.open(path) if (Path(path) / SHARDS).is_file() else Store.open(path)
+    return ShardedStore.open(path) if os.path.lexists(Path(path) / SHARDS) else Store.open(path)
 
 
 class ShardedStore(Store):
@@ -89,13 +90,14 @@ class ShardedStore(Store):
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """The shards in a folder. Raises what `open_store` raises."""
-        folder = Path(path)
+        folder = Folder(Path(path))
         opened: list[Store] = []
         try:
             for number in range(_count(folder)):
-                if shard_path(folder, number).is_symlink():
+                place = shard_path(folder.path, number)
+                if place.is_symlink():
                     raise CorruptStoreError(f"shard {number} of {str(path)!r} is a link, which is not followed")
-                opened.append(Store.open(shard_path(folder, number)))
+                opened.append(Store.open(place))
                 if opened[-1].config != opened[0].config:
                     raise CorruptStoreError(
                         f"shard {number} of {str(path)!r} was made with other settings than the first"
@@ -104,7 +106,7 @@ class ShardedStore(Store):
             for store in opened:
                 store.close()
             raise
-        return cls(folder, opened)
+        return cls(folder.path, opened)
 
     @property
     def temporary(self) -> bool:
@@ -366,15 +368,12 @@ def _combined(generations: Sequence[int]) -> int:
     return sum(generation << (48 * place) for place, generation in enumerate(generations))
 
 
-def _count(folder: Path) -> int:
+def _count(folder: Folder) -> int:
     try:
-        with (folder / SHARDS).open("rb") as stream:
-            held = json.loads(stream.read(1000))
-        count = held["shards"]
-    except OSError as error:
-        raise StoreError(f"{str(folder)!r} holds no shards: {error.strerror}") from error
+        with folder.open(folder.path / SHARDS) as stream:
+            count = json.loads(stream.read(1000))["shards"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptStoreError(f"{SHARDS} in {str(folder)!r} cannot be read") from error
+        raise CorruptStoreError(f"{SHARDS} in {str(folder.path)!r} cannot be read") from error
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
-        raise CorruptStoreError(f"{SHARDS} in {str(folder)!r} names {count!r} shards")
+        raise CorruptStoreError(f"{SHARDS} in {str(folder.path)!r} names {count!r} shards")
     return count

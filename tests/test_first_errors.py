@@ -1,0 +1,36 @@
+"""Mistakes that a beginner makes are named; none is passed over in silence."""
+
+import pytest
+from llama_index.core import Document as LlamaIndexDocument
+from pydantic import ValidationError
+
+from compmem import Document, IndexConfig, MemoryIndex
+from langchain_compmem import CompMemReasoner, CompMemRetriever
+from llama_index_compmem import CompMemIndex
+from tests.hashing import HashEncoder
+
+
+@pytest.fixture(scope="module")
+def index():
+    made = MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()))
+    made.add([Document(id="a", text="Acme rents the Harbour Building.")])
+    return made
+
+
+def test_a_model_in_the_place_of_the_settings(index):
+    with pytest.raises(TypeError, match="chat="):
+        index.answer("Who rents?", lambda messages: "Acme")
+
+
+@pytest.mark.parametrize("adapter", [CompMemRetriever, CompMemReasoner])
+def test_a_misspelt_filter_does_not_admit_everything(index, adapter):
+    with pytest.raises(ValidationError, match="filters"):
+        adapter(index=index, filters={"tenant": "acme"})
+
+
+def test_a_callable_in_the_place_of_an_llm():
+    config = IndexConfig(encoder=HashEncoder())
+    made = CompMemIndex.from_documents([LlamaIndexDocument(text="Acme rents.")], config=config)
+    for engine in (made.as_query_engine, made.as_chat_engine):
+        with pytest.raises(ValueError, match="a callable goes to chat="):
+            engine(llm=lambda messages: "Acme")
