@@ -23,15 +23,17 @@ test-gpu:  ## the engine's tests on a CUDA device; needs no install but pytest
 	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
 		tests/test_backbone.py tests/test_vector_search.py
 
+# The plugin for the command reference looks for `typer` on the PATH.
+MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
 docs: $(STAMP)  ## the documentation as a site in .site/; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(MKDOCS) build --quiet
 
 lint: $(STAMP)  ## style, types, imports between layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(MKDOCS) build --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
