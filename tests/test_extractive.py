@@ -81,3 +81,14 @@ def test_all_answers_of_a_list_are_quoted_and_only_those():
     assert [f"{n}{n}{n}" in answer for n in range(1, 7)] == [True] * 6
     assert "Animals" not in answer
     assert "rockets" not in answer
+
+
+def test_each_name_of_a_list_is_quoted_though_one_is_worded_otherwise():
+    said = [
+        "The codes of oak and birch are 111.", "The code of elm is 222.", "The code of ash is 333.",
+        "Keep in mind that fir has the code 444.",
+    ]  # fmt: skip
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of oak, elm, ash and fir?", HashEncoder(), Words()))
+    memory = asked.read("", WorkingMemory(), [block(f"Note {n}", text) for n, text in enumerate(said)]).memory
+    answer = "".join(asked.write("", memory))
+    assert [code for code in ("111", "222", "333", "444") if code in answer] == ["111", "222", "333", "444"]

@@ -113,13 +113,14 @@ the blocks tell about it, in short sentences with full names, numbers and dates.
     from_blocks: str = """\
 {blocks}
 
-Answer the question from the blocks alone, in as few words as it allows, then the number of the block that says so, \
-as in [1]. Sentences between ** and ** were found to bear on it; what one block says may lead to another. If the \
-blocks do not hold the answer, say what is missing.
+Sentences between ** and ** were found to bear on the question below; what one block says may lead to another. Answer it \
+from the blocks alone, in as few words as it allows. If the blocks do not hold the answer, say what is missing.
 
 <question>
 {question}
 </question>
+
+Reply with the answer in words, followed by the number of its block in brackets.
 """
     """The answer in one call, from the recalled blocks themselves, which are numbered; fields `question`, `blocks`."""
     ask_back: str = """

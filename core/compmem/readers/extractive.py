@@ -19,7 +19,7 @@ QUOTED = 3
 BEARING = 0.25
 """A sentence below this score does not bear on the question."""
 
-AS_GOOD = 0.9
+AS_GOOD = 0.5
 """Share of the best sentence's score from which a sentence is quoted too: a question may have several answers."""
 
 MOST_QUOTED = 12
