@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Folder with checkpoints of the public LycheeMemory release; tests that compare with them are skipped without it.
+# Folder with checkpoints of the public LycheeMemory release; without it, tests that compare with them are skipped.
 LYCHEE_REFERENCE_DIR ?= $(abspath $(wildcard ../shared/lychee_reference))
 ifneq ($(LYCHEE_REFERENCE_DIR),)
 export LYCHEE_REFERENCE_DIR
@@ -13,22 +13,22 @@ endif
 demo: $(STAMP)  ## index the Python standard library's documentation and answer multi-hop questions from it
 	$(BIN)/compmem demo
 
-test: $(STAMP)  ## the tests: CPU, offline
+test: $(STAMP)  ## run the tests: CPU, offline
 	$(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP)  ## the long fault, load and growth tests
+test-slow: $(STAMP)  ## run the long fault, load and growth tests
 	$(BIN)/python -m pytest -m slow
 
-test-gpu:  ## the engine's tests on a CUDA device; needs no install but pytest
+test-gpu:  ## run the backbone and search tests on a CUDA device; needs only pytest, no install
 	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
 		tests/test_backbone.py tests/test_vector_search.py
 
-# The plugin for the command reference looks for `typer` on the PATH.
+# The plugin for the command reference needs `typer` on the PATH.
 MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
-docs: $(STAMP)  ## the documentation as a site in .site/; warnings are errors
+docs: $(STAMP)  ## build the documentation in .site/; warnings are errors
 	$(MKDOCS) build --quiet
 
-lint: $(STAMP)  ## style, types, imports between layers, documentation
+lint: $(STAMP)  ## check style, types, imports between layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,7 +42,7 @@ format: $(STAMP)
 DATA ?= data
 DOMAINS ?= $(DATA)
 RETRIEVAL := 2wikimultihopqa_retrieval
-bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evaluation files, DOMAINS folders of all sets, PAGES a file of pages
+bench: $(STAMP)  ## run the measurements in core/results/; DATA: folder of evaluation files, DOMAINS: folders of all sets, PAGES: a file of pages
 	$(BIN)/compmem bench recall --data $(DATA)/$(RETRIEVAL)_questions.jsonl.gz \
 		--corpus $(DATA)/$(RETRIEVAL)_corpus.jsonl.gz --out core/results/recall_2wiki.json
 	$(BIN)/compmem bench recall --data $(DATA)/hotpotqa_dev.jsonl.gz --out core/results/recall_hotpotqa.json
@@ -56,7 +56,7 @@ bench: $(STAMP)  ## what core/results/ reports; DATA is the folder of the evalua
 	$(BIN)/compmem bench quality --data $(DATA) --suite memory --scan-until 120000
 	$(BIN)/compmem bench report
 
-bench-gpu:  ## speed on a CUDA device, a part of under eight minutes a call, until nothing is left; needs no install
+bench-gpu:  ## measure speed on a CUDA device in parts of under eight minutes; repeat until nothing is left; needs no install
 	PYTHONPATH=core $(PYTHON) -m compmem_research.bench.speed --shape qwen2.5-7b --device cuda \
 		--out core/results/speed_gpu.json --minutes 7.5
 

@@ -1,9 +1,9 @@
 """An existing chat bot before and after: vector RAG over some documents, then CompMem in its place.
 
-Both answer the same questions about the Python standard library, each of which needs two places of its documentation.
-Both have the same documents, the same chunks, the same encoder, and only quote, so that nothing but the method differs.
-Runs offline: the model of the bot is a stand-in that quotes. With `OPENAI_BASE_URL` and `OPENAI_MODEL` (`pip install
-langchain-openai`) a model of that server answers in both bots.
+Both answer the same questions about the Python standard library, which each need two parts of its documentation. Both
+have the same documents, chunks and encoder, and only quote, so that only the method differs.
+It runs offline: instead of a model, a function quotes from the prompt. With `OPENAI_BASE_URL` and `OPENAI_MODEL`
+(`pip install langchain-openai`), a model of that server answers in both bots.
 
     python examples/chatbot_before_after.py
 """
@@ -49,7 +49,7 @@ class IndexEmbeddings(Embeddings):
 
 
 def quote(prompt: Any) -> str:
-    """A stand-in for a chat model: the two sentences of its prompt that share most words with the question."""
+    """Used instead of a chat model: the two sentences of its prompt that share most words with the question."""
     context, _, question = prompt.to_string().rpartition("Question: ")
     asked = set(re.findall(r"[\w.]{3,}", question.lower()))
     sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+|\n\n+", context) if s.strip()]
@@ -58,7 +58,7 @@ def quote(prompt: Any) -> str:
 
 
 def real_model() -> BaseChatModel | None:
-    """The model of the server that the environment names; None where it names none."""
+    """The model of the server in the environment variables; None if they are not set."""
     url = os.environ.get("OPENAI_BASE_URL")
     if not url:
         return None
@@ -69,7 +69,7 @@ def real_model() -> BaseChatModel | None:
 
 
 def before(chunks: list[Document], embeddings: Embeddings, model: BaseChatModel | None) -> Runnable[Any, Any]:
-    """The bot as it was: the most similar chunks, stuffed into a prompt."""
+    """The bot before: the most similar chunks in one prompt."""
     store = InMemoryVectorStore.from_documents(chunks, embeddings)
     stuff = RunnableLambda(lambda x: {**x, "context": "\n\n".join(d.page_content for d in x["context"])})
     answer = stuff | PROMPT | (model or RunnableLambda(quote)) | StrOutputParser()
@@ -78,12 +78,12 @@ def before(chunks: list[Document], embeddings: Embeddings, model: BaseChatModel 
 
 
 def after(index: MemoryIndex, model: BaseChatModel | None) -> Runnable[Any, Any]:
-    """The bot as it is: the same input, `answer` and `context` in the output."""
+    """The bot after: the same input, `answer` and `context` in the output."""
     return CompMemReasoner(index=index, chat_model=model)
 
 
 def main() -> None:
-    """Asks both bots and prints what they say and where they have it from."""
+    """Asks both bots and prints their answers and sources."""
     given = [
         Document(id=d.id, page_content=d.text, metadata={"title": d.title})
         for d in documents()

@@ -1,4 +1,4 @@
-"""A LangGraph agent that looks things up with the retriever as a tool and leaves questions of several hops to a node.
+"""A LangGraph agent that uses the retriever as a tool and leaves multi-hop questions to a node.
 
 Runs offline: the chat model is scripted. With `OPENAI_BASE_URL` and `OPENAI_MODEL` (`pip install langchain-openai`) a
 model of that server takes its place; it must be able to call tools.
@@ -46,7 +46,7 @@ def scripted_model() -> GenericFakeChatModel:
 
 
 def real_model() -> BaseChatModel | None:
-    """The model of the server that the environment names; None where it names none."""
+    """The model of the server in the environment variables; None if they are not set."""
     url = os.environ.get("OPENAI_BASE_URL")
     if not url:
         return None
@@ -66,19 +66,19 @@ def build(retriever: CompMemRetriever, model: BaseChatModel | None) -> Any:
     def agent(state: State) -> State:
         return {"messages": [calling.invoke(state["messages"])]}
 
-    def told(state: State) -> State:
+    def reply(state: State) -> State:
         return {"messages": [AIMessage(state["answer"])]}
 
     graph = StateGraph(State)
     graph.add_node("agent", agent)
     graph.add_node("tools", ToolNode([search]))
     graph.add_node("reason", CompMemReasoner(index=retriever.index, chat_model=model))
-    graph.add_node("told", told)
+    graph.add_node("reply", reply)
     graph.add_edge(START, "agent")
     graph.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: "reason"})
     graph.add_edge("tools", "agent")
-    graph.add_edge("reason", "told")
-    graph.add_edge("told", END)
+    graph.add_edge("reason", "reply")
+    graph.add_edge("reply", END)
     return graph.compile()
 
 

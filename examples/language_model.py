@@ -1,7 +1,7 @@
 """Questions answered by a language model in one call each, which it may extend by asking back, with citations.
 
 `OPENAI_BASE_URL` names any server that speaks OpenAI's protocol, `OPENAI_MODEL` the model there. Without a server a
-scripted model stands in for it, so that the program runs offline.
+scripted model is used instead, so that the program runs offline.
 
     OPENAI_BASE_URL=http://localhost:11434/v1 OPENAI_MODEL=qwen2.5:1.5b python examples/language_model.py
 """
@@ -23,7 +23,7 @@ QUESTION = "Who is the deputy of the person who runs the Northgate depot?"
 
 
 def scripted(messages: Sequence[Message]) -> Iterator[str]:
-    """A stand-in for a model: it asks for what it does not see, and cites the block that it answers from."""
+    """A scripted model: it asks for missing facts, and cites the block that it answers from."""
     prompt = messages[-1]["content"]
     blocks = prompt.split("<block>\n")[1:]
     number = next((n for n, block in enumerate(blocks, start=1) if "deputy is Tomas Lind" in block), None)

@@ -60,7 +60,7 @@ def scripted_model() -> MockFunctionCallingLLM:
 
 
 def real_model() -> LLM | None:
-    """The model of the server that the environment names; None where it names none."""
+    """The model of the server in the environment variables; None if they are not set."""
     url = os.environ.get("OPENAI_BASE_URL")
     if not url:
         return None

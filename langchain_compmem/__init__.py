@@ -1,4 +1,4 @@
-"""CompMem for LangChain and LangGraph: a retriever that can be written to, and the whole loop as a runnable."""
+"""CompMem for LangChain and LangGraph: a retriever that stores documents, and the whole loop as a runnable."""
 
 from langchain_compmem.documents import EmbeddingsEncoder
 from langchain_compmem.errors import ReasoningError

@@ -1,4 +1,4 @@
-"""A chat model of LangChain as the callable that CompMem's chat reader asks, inside the run that is open."""
+"""A LangChain chat model as a callable for CompMem's chat reader, inside the current run."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ Prompt = Runnable[dict[str, Any], PromptValue]
 """Any prompt template."""
 
 LONGEST_QUESTION = 2_000
-"""Characters of a question that a chat model makes standalone; a longer reply is not a question."""
+"""Longest question that a chat model makes standalone, in characters; a longer reply is not a question."""
 
 CONDENSE_PROMPT: Prompt = ChatPromptTemplate.from_messages(
     [
@@ -40,12 +40,12 @@ CONDENSE_PROMPT: Prompt = ChatPromptTemplate.from_messages(
 
 
 class CallContext(NamedTuple):
-    """Where the next calls of the model belong."""
+    """The run that the next calls of the model belong to."""
 
     config: RunnableConfig
-    """The caller's config, with the open run as parent."""
+    """The caller's config, with the current run as parent."""
     streamed: bool
-    """Whether the reply is for the user's eyes, and so comes in pieces."""
+    """Whether the reply is shown to the user, and so is streamed."""
 
 
 class ChatCalls:
@@ -62,7 +62,7 @@ class ChatCalls:
 
     @property
     def counted(self) -> UsageMetadata | None:
-        """Tokens as the model counted them; None where a call came without."""
+        """Tokens counted by the model; None if a call had no count."""
         return self.usage if len(self._counted) == self.calls else None
 
     def ask(self, messages: Messages) -> Iterator[Any]:
@@ -84,7 +84,7 @@ class ChatCalls:
             yield self.text(await self.model.ainvoke(_input(messages), self.call_context.config))
 
     def text(self, reply: object) -> Any:
-        """The text of a message; whatever is none stays as it is, for the reader to turn down."""
+        """The text of a message; other values are returned unchanged, and the reader refuses them."""
         if not isinstance(reply, BaseMessage):
             return reply
         if isinstance(reply, AIMessage) and reply.usage_metadata is not None:
@@ -93,7 +93,7 @@ class ChatCalls:
         return str(reply.text)
 
     def condense(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
-        """The question as it reads without the conversation; of a long one, its end is shown.
+        """The question rewritten to be independent of the conversation; if that is long, only its end is used.
 
         Raises:
             ReaderError: The model failed.
@@ -119,9 +119,9 @@ class ChatCalls:
         return self._question(reply, question)
 
     def _asked(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
-        """What the prompt takes; None where nothing that was said fits into it."""
+        """The variables of the prompt; None if no message fits into it."""
         frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
-        said = self.window.newest(spoken(history), frame)
+        said = self.window.newest(conversation_of(history), frame)
         return {"question": question, "chat_history": said} if said else None
 
     def _question(self, reply: object, question: str) -> str:
@@ -131,8 +131,8 @@ class ChatCalls:
         return said.strip() if said.strip() and len(said) <= LONGEST_QUESTION else question
 
 
-def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """What the user and the model said to each other, without tool calls and instructions."""
+def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The messages of the user and the model, without tool calls and instructions."""
     return [type(m)(content=str(m.text)) for m in messages if m.type in ("human", "ai") and str(m.text).strip()]
 
 

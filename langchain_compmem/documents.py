@@ -20,20 +20,20 @@ from compmem.metadata import plain
 
 Filter = Any
 """A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`. Over another
-retriever: what its store takes."""
+retriever: a filter in the format of its store."""
 
 SCORE = "compmem_score"
-"""Metadata key of the gate score of a document that a question recalled."""
+"""Metadata key of the gate score of a recalled document."""
 CITED = "compmem_cited"
-"""Metadata key, true in a document that an answer cites as `[n]`, the n-th of its context."""
+"""Metadata key, true if the answer cites the document as `[n]`, where it is the n-th of the context."""
 TITLE = "compmem_title"
-"""Metadata key of a title that does not follow from the metadata."""
+"""Metadata key of a title that cannot be derived from the metadata."""
 DOCUMENT = "compmem_document_id"
-"""Metadata key, in a part of a longer document, of that document's id."""
+"""Metadata key of the whole document's id, in a part of a longer document."""
 START = "compmem_start_index"
-"""Metadata key, in a part of a longer document, of its offset there."""
+"""Metadata key of the offset in the whole document, in a part of a longer document."""
 ADDED = frozenset({SCORE, CITED, TITLE, DOCUMENT, START})
-"""Metadata keys that are added to what comes back and are never stored."""
+"""Metadata keys that are added to results and never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class EmbeddingsEncoder:
 
 
 def opened(index: object) -> "compmem.BaseIndex":
-    """The index, or the one in that folder where a path is given.
+    """The index; for a path, the index in that folder.
 
     Raises:
-        ValueError: There is no index there, or it cannot be used here.
+        ValueError: There is no index, or it cannot be used here.
     """
     if isinstance(index, compmem.BaseIndex):
         return index
@@ -63,6 +63,18 @@ def opened(index: object) -> "compmem.BaseIndex":
         raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {index!r}")
     try:
         return compmem.MemoryIndex.open(index)
+    except compmem.StoreError as error:
+        raise ValueError(str(error)) from error
+
+
+def open_or_create(path: str | Path) -> "compmem.MemoryIndex":
+    """The index in a folder; a new one if the folder does not exist or is empty.
+
+    Raises:
+        ValueError: The index cannot be opened or created.
+    """
+    try:
+        return compmem.MemoryIndex.open_or_create(path)
     except compmem.StoreError as error:
         raise ValueError(str(error)) from error
 
@@ -81,15 +93,15 @@ def checked(prompts: object) -> "compmem.ChatPrompts | None":
 if TYPE_CHECKING:
     Index = compmem.BaseIndex
     Prompts = compmem.ChatPrompts | None
-else:  # pydantic wants its types when a class is made; these would load torch by then
+else:  # pydantic evaluates its types when a class is defined; these would import torch
     Index = Annotated[Any, PlainValidator(opened)]
     Prompts = Annotated[Any, PlainValidator(checked)]
 
 
 def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = ()) -> compmem.Document:
-    """The document as CompMem keeps it: the user's metadata, one chunk unless it is to be split.
+    """The document for CompMem: the user's metadata, and one chunk unless it is to be split.
 
-    What stands in the metadata under `metadata_keys` is searched with every chunk.
+    Metadata under `metadata_keys` is searched with every chunk.
     """
     text, metadata = document.page_content, own_metadata(document)
     content: dict[str, Any] = {"text": text} if split else {"chunks": [text]}
@@ -104,21 +116,21 @@ def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = (
 
 
 def from_core(document: compmem.Document) -> Document:
-    """The document as it was given."""
+    """The original document."""
     metadata = _titled(document.title, document.metadata)
     return Document(id=document.id, page_content=document.text, metadata=metadata)
 
 
 def shown_with(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str]:
-    """What a chat model reads of a chunk: its text and metadata in a document prompt."""
+    """Formats a chunk for a chat model: its text and metadata in a document prompt."""
     return lambda chunk: format_document(_from_chunk(chunk, part=chunk.ordinal > 0), prompt)
 
 
 def from_chunks(index: "compmem.BaseIndex", chunks: Sequence[compmem.Chunk]) -> list[Document]:
-    """Chunks as documents of their own, in order.
+    """Chunks as separate documents, in order.
 
-    The only chunk of a document is that document. A part of a longer one has the chunk's id, and its metadata names
-    the document and the offset.
+    The only chunk of a document is that document. A part of a longer document has the chunk's id, and its metadata
+    has the id of the whole document and the offset.
     """
     counts = dict.fromkeys((chunk.document_id for chunk in chunks), 1)
     if isinstance(index, compmem.MemoryIndex):
@@ -138,10 +150,10 @@ def from_recalls(index: "compmem.BaseIndex", recalls: Sequence[compmem.Recall]) 
 
 
 def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
-    """Whether a document that came from the index is in it as it is.
+    """Whether a document that came from the index is stored there unchanged.
 
     Raises:
-        ValueError: It is a part of a longer document, and was changed.
+        ValueError: It is a changed part of a longer document.
     """
     if not ADDED & document.metadata.keys():
         return False
@@ -154,7 +166,7 @@ def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
     if DOCUMENT in stored.metadata and not same:
         raise ValueError(
             f"{document.id!r} is a part of the document {whole!r} and cannot be changed alone: change and upsert the "
-            f"whole document, as get([{whole!r}]) gives it"
+            f"whole document, from get([{whole!r}])"
         )
     return same
 
@@ -165,18 +177,18 @@ def id_of(document: Document) -> str:
 
 
 def whole_id(document: Document) -> str:
-    """The id of the document that this one is, or is a part of."""
+    """The id of the document, or of the whole document if this is a part."""
     whole = document.metadata.get(DOCUMENT)
     return whole if isinstance(whole, str) else id_of(document)
 
 
 def own_metadata(document: Document) -> dict[str, Any]:
-    """The metadata without what was added to it."""
+    """The metadata without the keys that were added to it."""
     return {key: value for key, value in document.metadata.items() if key not in ADDED}
 
 
 def checked_metadata(document: Document) -> None:
-    """Looks whether the metadata can be kept.
+    """Checks that the metadata can be stored.
 
     Raises:
         ValueError: It is not JSON.
@@ -200,13 +212,13 @@ def _from_chunk(chunk: compmem.Chunk, *, part: bool) -> Document:
 
 
 def _titled(title: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the metadata, with the title where it does not follow from it."""
+    """A copy of the metadata, with the title if that cannot be derived from it."""
     copied = copy.deepcopy(dict(metadata))
     return copied if title == _title(copied) else {**copied, TITLE: title}
 
 
 def _title(metadata: Mapping[str, Any]) -> str:
-    """The title; else the name of the source, without folder and ending."""
+    """The title; else the name of the source, without folder and suffix."""
     title, source = metadata.get("title"), metadata.get("source")
     if isinstance(title, str) and title.strip():
         return title
@@ -214,7 +226,7 @@ def _title(metadata: Mapping[str, Any]) -> str:
 
 
 def _hash(document: Document) -> str:
-    """An id for a document that has none: the same content gets the same id."""
+    """An id for a document without one; the same content gets the same id."""
     metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
     text = f"{metadata}\0{document.page_content}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What the adapter raises on its own. A bad argument is a `ValueError`, as in LangChain itself."""
+"""Errors of the adapter. A bad argument is a `ValueError`, as in LangChain."""
 
 from langchain_core.exceptions import LangChainException
 
@@ -6,7 +6,7 @@ from compmem import ReaderError
 
 
 class ReasoningError(LangChainException, ReaderError):
-    """The chat model failed, timed out or gave no text; `steps` holds the `compmem.Step`s made before.
+    """The chat model failed, timed out or returned no text; `steps` has the earlier `compmem.Step`s.
 
-    What the model raised is its `__cause__`'s `__cause__`.
+    The model's own exception is its `__cause__`'s `__cause__`.
     """

@@ -13,7 +13,7 @@ import compmem
 from langchain_compmem.documents import EmbeddingsEncoder, to_core
 
 CANDIDATES = 50
-"""Documents that a vector store is asked for by a question."""
+"""Documents to request from a vector store for a question."""
 
 
 def external_index(
@@ -23,13 +23,13 @@ def external_index(
     candidates: int = CANDIDATES,
     metadata_keys: Sequence[str] = (),
 ) -> "compmem.ExternalIndex":
-    """An index that asks this retriever or vector store; each of its documents is one chunk.
+    """An index over this retriever or vector store; each of its documents is one chunk.
 
     Args:
-        retriever: What brings documents.
-        embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-        candidates: Documents that it is asked for by a question; one that takes no number brings what it does.
-        metadata_keys: Metadata that questions may ask by, such as `author`.
+        retriever: Returns documents.
+        embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+        candidates: Documents to request for a question, if the retriever has a setting for their number.
+        metadata_keys: Metadata that questions may ask about, such as `author`.
 
     Raises:
         ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
@@ -59,14 +59,14 @@ def _filter(filter: Any) -> dict[str, Any]:
 
 
 def _arguments(retriever: BaseRetriever, k: int, filter: Any) -> dict[str, Any]:
-    """What the retriever is asked with beside the query.
+    """The arguments of the retriever besides the query.
 
     Raises:
-        ValueError: There is a filter, and the retriever would pass it over.
+        ValueError: There is a filter, and the retriever would ignore it.
     """
     if isinstance(retriever, VectorStoreRetriever):
         return {"k": k, **_filter(filter)}
     taken = inspect.signature(retriever._get_relevant_documents).parameters.values()
     if filter is not None and not any(p.name == "filter" or p.kind is p.VAR_KEYWORD for p in taken):
-        raise ValueError(f"{type(retriever).__name__} takes no filter with a question: set it where it is made")
+        raise ValueError(f"{type(retriever).__name__} takes no filter with a question: set one when it is made")
     return _filter(filter)

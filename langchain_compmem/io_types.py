@@ -1,4 +1,4 @@
-"""What goes into the reasoner and what comes out of it."""
+"""Input and output types of the reasoner."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from langchain_compmem.documents import Filter, from_recalls, whole_id
 
 
 class ReasonerInput(TypedDict):
-    """What is asked, and what was said before."""
+    """A question, and the conversation before it."""
 
     question: str
     chat_history: NotRequired[Sequence[MessageLikeRepresentation]]
@@ -30,9 +30,9 @@ class ReasonerStep(TypedDict):
 
     number: int
     context: list[Document]
-    """What was recalled and read, with the gate score in the metadata."""
+    """The recalled documents that were read, with the gate score in the metadata."""
     working_memory: str
-    """As it was after the step."""
+    """The working memory after the step."""
     updated: bool
     exit: bool
     backtracked: bool
@@ -41,45 +41,45 @@ class ReasonerStep(TypedDict):
     candidates: int
     seconds: float
     request: str
-    """What the chat model asked for, where the step was made for that."""
+    """The chat model's request, if the step was made for one."""
 
 
 class ReasonerOutput(TypedDict):
-    """The answer, what it rests on, and how it was reached."""
+    """The answer, its sources, and the steps that led to it."""
 
     answer: str
     context: list[Document]
-    """The documents the answer rests on, in reading order, with the gate score in the metadata, and `compmem_cited`
-    where the answer cites them by their number, as in `[1]`."""
+    """The documents that the answer is based on, in reading order, with the gate score in the metadata, and
+    `compmem_cited` if the answer cites them by their number, as in `[1]`."""
     working_memory: str
-    """What the loop noted; empty where nothing bears on the question."""
+    """The notes of the loop; empty if nothing is relevant to the question."""
     steps: list[ReasonerStep]
     usage: dict[str, float]
 
 
-class Asked(NamedTuple):
-    """An input, checked."""
+class ParsedInput(NamedTuple):
+    """A checked input."""
 
     question: str
     history: list[BaseMessage]
     filter: Filter | None
 
 
-def parse(given: object, filter: Filter | None) -> Asked:
-    """The input, whichever form it has; the filter where it brings none.
+def parse(given: object, filter: Filter | None) -> ParsedInput:
+    """The checked input; `filter` is used if the input has none.
 
     Raises:
-        ValueError: It is no question, or its chat history is none.
+        ValueError: It is not a question, or its chat history is invalid.
     """
     if isinstance(given, str):
-        return Asked(given, [], filter)
+        return ParsedInput(given, [], filter)
     if not isinstance(given, Mapping):
         raise ValueError(f"the input must be a string or a mapping with 'question', not {type(given).__name__}")
     question = given.get("question")
     if not isinstance(question, str):
         raise ValueError(f"the input's 'question' must be a string, not {question!r}")
     own = given.get("filter")
-    return Asked(question, _messages(given.get("chat_history")), filter if own is None else own)
+    return ParsedInput(question, _messages(given.get("chat_history")), filter if own is None else own)
 
 
 def _messages(history: object) -> list[BaseMessage]:
@@ -94,7 +94,7 @@ def _messages(history: object) -> list[BaseMessage]:
 
 
 def joined(parts: list[Any]) -> Any:
-    """An input that came in parts."""
+    """The combined input of several parts."""
     try:
         return reduce(operator.add, parts)
     except TypeError:
@@ -102,7 +102,7 @@ def joined(parts: list[Any]) -> Any:
 
 
 def part_of(event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex") -> ReasonerOutput:
-    """What an event of the loop adds to the output."""
+    """The part of the output for an event of the loop."""
     match event:
         case Step():
             part = AddableDict(steps=[_step(event, index)])
@@ -120,13 +120,13 @@ def part_of(event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex") ->
 
 
 def whole(parts: list[ReasonerOutput]) -> ReasonerOutput:
-    """The output whose parts these are."""
+    """The output from its parts."""
     output: ReasonerOutput = reduce(operator.add, cast("list[Any]", parts))
     return ReasonerOutput(**{**output, "answer": output["answer"].strip()})
 
 
 def format_tool_output(output: ReasonerOutput) -> str:
-    """The answer and its sources as an agent reads them."""
+    """The answer and its sources as text for an agent."""
     sources = ", ".join(dict.fromkeys(whole_id(document) for document in output["context"]))
     return f"{output['answer']}\n\nSources: {sources}" if sources else output["answer"]
 
@@ -147,7 +147,7 @@ def _step(step: Step, index: "compmem.BaseIndex") -> ReasonerStep:
 
 
 def _usage(usage: Usage, chat: ChatCalls | None) -> dict[str, float]:
-    """What it cost; tokens as the chat model counted them where it says so of every call, else estimated."""
+    """The cost; tokens are counted by the chat model if it does so for every call, else estimated."""
     if chat is not None:
         usage = replace(usage, model_calls=usage.model_calls + chat.rewritten)
         if (counted := chat.counted) and chat.calls == usage.model_calls:

@@ -1,4 +1,4 @@
-"""The reasoner: the working-memory loop as a runnable, for chains, graphs and chat bots."""
+"""The reasoner: the loop as a runnable, for chains, graphs and chat bots."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
@@ -24,23 +24,23 @@ from langchain_compmem.tracing import AsyncTracingReader, TracingReader
 
 
 class Question(BaseModel):
-    """What an agent passes to the tool."""
+    """Arguments of the tool for agents."""
 
-    question: str = Field(description="The whole question, with full names; it is understood on its own.")
+    question: str = Field(description="The whole question, with full names; it must be clear without context.")
 
 
 class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput]):
-    """Answers a question from an index: recall, read, note, and recall again, until enough is known.
+    """Answers a question from an index: recalls and reads blocks until its notes suffice.
 
-    Without a chat model it quotes the sentences that bear on the question; over KV memory the index's own backbone
-    reads and answers, on the device on which the index was opened. A chat model is asked once: it writes the answer
-    from what was recalled, and may ask for what is missing `RecallConfig.rounds` times; a question that follows up on
-    `chat_history` is made standalone first. With `RecallConfig(reader="chat")` it reads what is recalled in every step.
-    Where `recall_config` names another reader or writer, making questions standalone is all it does. No prompt is
-    longer than `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, if it has one.
+    Without a chat model it quotes the sentences that are relevant to the question. Over KV memory, the index's own
+    backbone reads and answers, on the device on which the index was opened. A chat model is called once: it writes the
+    answer from the recalled blocks, and may ask for missing facts `RecallConfig.rounds` times. A follow-up question to
+    `chat_history` is made standalone first. With `RecallConfig(reader="chat")`, the model reads in every step. If
+    `recall_config` names another reader or writer, it only makes questions standalone. No prompt is longer than
+    `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, if it has one.
 
-    A stream gives `AddableDict`s that add up to the output: steps as they are made, the answer in pieces, last the
-    documents, the working memory and what it cost.
+    A stream yields `AddableDict`s that add up to the output: each step, the answer in pieces, and at the end the
+    documents, the working memory and the usage.
 
     Example:
         >>> reasoner = CompMemReasoner(index="handbook.mem", chat_model=model)
@@ -54,18 +54,18 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     recall_config: InstanceOf[RecallConfig] | None = None
     """Settings of the loop: reader, writer, steps, seconds. None: the defaults."""
     reader: Any = None
-    """An object that reads and writes, in place of the chat model; see `compmem.Reader`."""
+    """An object that reads and writes, instead of the chat model; see `compmem.Reader`."""
     filter: Filter | None = None
-    """Metadata filter of every question that brings none of its own."""
+    """Metadata filter for questions without a filter of their own."""
     prompts: Prompts = None
-    """What the chat model is told while it reads and answers."""
+    """The prompts for reading and answering with the chat model."""
     document_prompt: BasePromptTemplate[str] | None = None
-    """What the chat model reads of a document: `page_content` and metadata, which every document must have. None: the
-    title, what is searched of the metadata, and the text."""
+    """Formats a document for the chat model, from `page_content` and metadata that every document has. None: the title,
+    the metadata that is searched, and the text."""
     condense_prompt: Prompt = CONDENSE_PROMPT
-    """What the chat model is told about a follow-up question; variables `chat_history` and `question`."""
+    """The prompt that makes a follow-up question standalone; variables `chat_history` and `question`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt filter admits everything
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # without its filter, all documents match
 
     @classmethod
     def from_retriever(
@@ -78,16 +78,16 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         metadata_keys: Sequence[str] = (),
         **fields: Any,
     ) -> Self:
-        """A reasoner over any retriever or vector store: the loop asks it, and nothing is indexed.
+        """A reasoner over any retriever or vector store: the loop queries it, and nothing is indexed.
 
-        A `filter` is handed to it as it is.
+        A `filter` is passed to it unchanged.
 
         Args:
-            retriever: What brings documents.
-            chat_model: Reads, keeps the notes and writes the answer. None: answers are quotations.
-            embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Documents that it is asked for by a question, where it takes a number.
-            metadata_keys: Metadata that questions may ask by, such as `author`.
+            retriever: Returns documents.
+            chat_model: Writes the answer. None: answers are quotations.
+            embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Documents to request for a question, if the retriever has a setting for their number.
+            metadata_keys: Metadata that questions may ask about, such as `author`.
             **fields: Other fields of the reasoner, such as `recall_config`.
 
         Raises:
@@ -105,7 +105,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         """The answer.
 
         Raises:
-            ValueError: The input, its chat history or its filter is none.
+            ValueError: The input, its chat history or its filter is invalid.
             ReasoningError: The chat model failed; the error carries the steps so far.
         """
         return self._call_with_config(self._invoke, input, config, **kwargs)
@@ -116,7 +116,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> ReasonerOutput:
-        """`invoke` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        """`invoke` for an event loop, without blocking it; cancelling it ends the work within one step."""
         return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
     def stream(
@@ -125,7 +125,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[ReasonerOutput]:
-        """Parts of the output as they are made; they add up to it."""
+        """Parts of the output as they are made; their sum is the output."""
         yield from self.transform(iter([input]), config, **kwargs)
 
     async def astream(
@@ -134,7 +134,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ReasonerOutput, None]:
-        """`stream` for an event loop; closing or cancelling it stops the work within a step."""
+        """`stream` for an event loop; closing or cancelling it ends the work within one step."""
         async with aclosing(self.atransform(_one(input), config, **kwargs)) as parts:
             async for part in parts:
                 yield part
@@ -168,13 +168,13 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         description: str | None = None,
         arg_types: dict[str, type] | None = None,
     ) -> BaseTool:
-        """A tool for agents: content is the answer with its sources, artifact the whole output.
+        """A tool for agents: its content is the answer with sources, its artifact the whole output.
 
         Args:
-            args_schema: What the agent passes, keys of `ReasonerInput`. None: the question alone.
-            name: What the agent calls it.
+            args_schema: Arguments from the agent, keys of `ReasonerInput`. None: the question alone.
+            name: Name of the tool.
             description: When the agent should use it.
-            arg_types: Not taken: the schema says it all.
+            arg_types: Not supported: use `args_schema`.
 
         Raises:
             ValueError: `arg_types` is given.
@@ -182,7 +182,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         if arg_types is not None:
             raise ValueError("as_tool takes args_schema=, not arg_types=")
 
-        def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, and so the parent
+        def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, so it is the parent
             output = self.invoke(cast("ReasonerInput", asked))
             return format_tool_output(output), output
 
@@ -194,7 +194,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             ask,
             aask,
             name=name or "answer_from_memory",
-            description=description or "Answers a question from the documents in memory, several hops if need be.",
+            description=description or "Answers a question from the indexed documents, also from several of them.",
             args_schema=args_schema or Question,
             response_format="content_and_artifact",
         )
@@ -295,7 +295,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         return ChatCalls(self.chat_model, None if self.recall_config is None else self.recall_config.prompt_tokens)
 
     def _models(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> "compmem.AnswerModels":
-        """The models of one question: the chat model only where the settings leave it something to do."""
+        """The models for one question; the chat model only if it has something to do with these settings."""
         if self.reader is not None:
             return {"reader": self.reader}
         settings = LoopConfig.complete(self.recall_config)

@@ -34,32 +34,32 @@ logger = logging.getLogger(__name__)
 
 
 class CompMemRetriever(DocumentIndex):
-    """Documents that a question needs, gathered by the loop: one may be found for what another one said.
+    """The documents that a question needs, found by the loop: what one document says can lead to another.
 
-    The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document holds what the
-    question needs; it is no cosine, and right documents often have less than 0.5. Keys that begin with `compmem_` are
-    added to what comes back and never stored, so a document that was recalled may be upserted again.
-    It is a `DocumentIndex`: `upsert`, `delete`, `get`, their async twins, and `langchain_core.indexing.index`.
+    The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document contains what the
+    question needs. It is not a cosine, and right documents often have less than 0.5. Keys that begin with `compmem_`
+    are added to results and never stored, so a recalled document may be upserted again. It is a `DocumentIndex`:
+    `upsert`, `delete`, `get`, their async methods, and `langchain_core.indexing.index` work.
 
     Example:
         >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)
         >>> retriever.invoke("Who pays the insurance?", k=2, filter={"year": 2024})
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt filter admits everything
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # without its filter, all documents match
 
     index: Index
     """The index, or the path of its folder."""
     k: int = Field(default=4, ge=1)
-    """How many documents come back; fewer only where the filter admits fewer."""
+    """Number of results; fewer only if the filter admits fewer."""
     filter: Filter | None = None
-    """Metadata filter of every call that brings none of its own."""
+    """Metadata filter for calls without a filter of their own."""
     method: RecallMethod = "loop"
-    """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as of `MemoryIndex.search`."""
+    """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`."""
     split: bool = False
-    """Whether `upsert` lets CompMem split documents; else each is one chunk, as your text splitter made it."""
+    """Whether `upsert` lets CompMem split documents; otherwise each is one chunk, as from your text splitter."""
     metadata_keys: Sequence[str] = ()
-    """Metadata that questions may ask by, such as `author`: `upsert` has it searched with the text."""
+    """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text."""
     recall_config: InstanceOf[RecallConfig] | None = None
     """Settings of the loop: threshold, steps, seconds. None: the defaults."""
     reader: Any = None
@@ -78,17 +78,16 @@ class CompMemRetriever(DocumentIndex):
         """A retriever over a new index with these documents.
 
         Args:
-            documents: What it holds to begin with.
+            documents: The first documents of the index.
             embeddings: The encoder. None: the one `config` names.
             path: Folder of the index, which must be new. None: a temporary one.
-            config: How documents become memory.
-            **fields: Fields of the retriever, such as `k`. `split` is true here: the index cuts documents into chunks
-                of `chunk_tokens`, and what a text splitter made is kept as it is unless it is longer. `split=False`
-                keeps each document as one chunk. Documents are checked before anything is made.
+            config: How documents are compressed.
+            **fields: Fields of the retriever, such as `k`. `split` is true by default: the index splits documents into
+                chunks of `chunk_tokens`; shorter documents, such as those from a text splitter, stay unchanged.
+                `split=False` keeps each document as one chunk. Documents are checked before the index is created.
 
         Raises:
-            ValueError: The folder holds something already, both `embeddings` and `config` are given, or metadata is not
-                JSON.
+            ValueError: The folder is not empty, both `embeddings` and `config` are given, or metadata is not JSON.
         """
         for document in documents:
             checked_metadata(document)
@@ -109,14 +108,14 @@ class CompMemRetriever(DocumentIndex):
         candidates: int = CANDIDATES,
         **fields: Any,
     ) -> Self:
-        """A retriever over another one, or over a vector store: the loop asks it, and nothing is indexed.
+        """A retriever over another one, or over a vector store: the loop queries it, and nothing is indexed.
 
-        A `filter` is handed to it as it is. It is read only.
+        A `filter` is passed to it unchanged. Documents cannot be added or deleted.
 
         Args:
-            retriever: What brings documents.
-            embeddings: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Documents that it is asked for by a question, where it takes a number.
+            retriever: Returns documents.
+            embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Documents to request for a question, if the retriever has a setting for their number.
             **fields: Fields of the retriever, such as `k` and `metadata_keys`.
 
         Raises:
@@ -128,19 +127,19 @@ class CompMemRetriever(DocumentIndex):
 
     @property
     def own(self) -> "compmem.MemoryIndex":
-        """The index, where it is one of CompMem's own.
+        """The index, if it is a `MemoryIndex`.
 
         Raises:
-            ValueError: The documents lie in another store.
+            ValueError: The documents are in another store.
         """
         if not isinstance(self.index, compmem.MemoryIndex):
-            raise ValueError("documents are added, deleted and looked up in the store that was wrapped, not here")
+            raise ValueError("add, delete and look up documents in the store behind this retriever, not here")
         return self.index
 
     def upsert(self, items: Sequence[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
-        """Compresses documents and keeps them; one whose id is known is replaced if it changed, else costs nothing.
+        """Compresses and stores documents; changed ones replace those with their ids, unchanged ones are skipped.
 
-        A document without an id gets a hash of its content. Of documents with the same id the last one counts. One
+        A document without an id gets a hash of its content. Of documents with the same id, the last one is stored. One
         without text is not stored: its id is in `failed`.
 
         Raises:
@@ -161,7 +160,7 @@ class CompMemRetriever(DocumentIndex):
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
-        """Forgets documents; ids that are unknown are passed over.
+        """Deletes documents; unknown ids are ignored.
 
         Raises:
             ValueError: No ids are given.
@@ -169,11 +168,11 @@ class CompMemRetriever(DocumentIndex):
         """
         refuse("delete", kwargs)
         if ids is None:
-            raise ValueError("delete needs ids=, the documents to forget")
+            raise ValueError("delete needs ids=, the documents to delete")
         return DeleteResponse(num_deleted=self.own.delete(ids), num_failed=0, failed=[])
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
-        """The documents of these ids, whole, in that order, without those that are unknown.
+        """The whole documents with these ids, in that order, without unknown ones.
 
         Raises:
             TypeError: An argument is unknown.
@@ -185,10 +184,10 @@ class CompMemRetriever(DocumentIndex):
     def recall(
         self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
     ) -> list[Recall]:
-        """The chunks that come back for a question, best first; what is None is as the fields say.
+        """The chunks for a question, best first; arguments that are None come from the fields.
 
         Raises:
-            ValueError: The question is empty, k is below 1, or the filter is none.
+            ValueError: The question is empty, k is below 1, or the filter is invalid.
             ReasoningError: The chat model of `recall_config` failed.
         """
         try:
@@ -206,7 +205,7 @@ class CompMemRetriever(DocumentIndex):
     async def arecall(
         self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
     ) -> list[Recall]:
-        """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         try:
             return await self.index.arecall(
                 query,
@@ -257,6 +256,6 @@ class CompMemRetriever(DocumentIndex):
 
 
 def refuse(method: str, kwargs: dict[str, Any]) -> None:
-    """Raises the `TypeError` of arguments that a method does not know."""
+    """Raises a `TypeError` for unknown arguments of a method."""
     if kwargs:
         raise TypeError(f"{method}() got unexpected arguments {sorted(kwargs)!r}")

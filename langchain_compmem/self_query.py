@@ -18,7 +18,7 @@ _OPERATORS: Final = {
 
 
 class CompMemTranslator(Visitor):
-    """What `SelfQueryRetriever` takes as `structured_query_translator` over a `CompMemVectorStore`."""
+    """The `structured_query_translator` of a `SelfQueryRetriever` over a `CompMemVectorStore`."""
 
     allowed_comparators = tuple(_OPERATORS)
     allowed_operators = tuple(Operator)
@@ -38,6 +38,6 @@ class CompMemTranslator(Visitor):
         return {comparison.attribute: {_OPERATORS[comparison.comparator]: value}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
-        """The question, and what a search takes beside it."""
+        """The question, and the other arguments of the search."""
         wanted = structured_query.filter
         return structured_query.query, {} if wanted is None else {"filter": wanted.accept(self)}

@@ -21,27 +21,27 @@ def recall_tool(
     description: str = DESCRIPTION,
     skip_seen: bool = False,
 ) -> BaseTool:
-    """A tool that tells an agent what the retriever finds, as compact numbered text; its artifact is the documents.
+    """A tool that gives an agent the retriever's results as compact numbered text; its artifact is the documents.
 
-    Numbers stay the same over all calls of one tool, so an answer may cite them. Make one for each conversation.
+    Numbers stay the same in all calls of one tool, so an answer may cite them. Make one tool for each conversation.
 
     Args:
-        retriever: What is asked, with its own `k` and `filter`.
+        retriever: The retriever, with its own `k` and `filter`.
         name: The tool's name.
-        description: When the agent is to call it.
-        skip_seen: Documents that an earlier call showed are only named by their numbers, and others take their place.
+        description: When the agent should call it.
+        skip_seen: Documents that an earlier call showed are replaced by other ones; only their numbers are listed.
     """
     listing = compmem.Listing(skip_seen=skip_seen)
 
-    def told(recalls: list["compmem.Recall"]) -> tuple[str, list[Document]]:
+    def listed(recalls: list["compmem.Recall"]) -> tuple[str, list[Document]]:
         text, shown = listing.show(recalls, retriever.k)
         return text, from_recalls(retriever.index, shown)
 
     def search(query: str) -> tuple[str, list[Document]]:
-        return told(retriever.recall(query, listing.wanted(retriever.k)))
+        return listed(retriever.recall(query, listing.wanted(retriever.k)))
 
     async def asearch(query: str) -> tuple[str, list[Document]]:
-        return told(await retriever.arecall(query, listing.wanted(retriever.k)))
+        return listed(await retriever.arecall(query, listing.wanted(retriever.k)))
 
     return StructuredTool.from_function(
         search, asearch, name=name, description=description, response_format="content_and_artifact"

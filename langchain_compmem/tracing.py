@@ -1,7 +1,7 @@
-"""Recalls, readings and the answer as runs of their own, under the run of the reasoner.
+"""Recalls, readings and the answer as separate runs, under the run of the reasoner.
 
-A traced reader stands around the reader of the loop, which asks it to read what was just recalled, and last to write.
-A recall run lasts from the end of one reading to the beginning of the next.
+A tracing reader wraps the reader of the loop, which calls it to read the recalled blocks and to write the answer. A
+recall run lasts from the end of one reading to the beginning of the next.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -41,7 +41,7 @@ ANSWER = "answer"
 
 @dataclass(slots=True, kw_only=True)
 class ReaderProxy:
-    """A reader that passes everything on."""
+    """A reader that forwards every call."""
 
     index: "compmem.BaseIndex"
     question: str
@@ -52,44 +52,44 @@ class ReaderProxy:
     _steps: int = field(default=0, init=False)
 
     def around(self, inner: Reader) -> Self:
-        """This reader, around that one: what `wrap=` of `MemoryIndex.stream` takes."""
+        """This reader, wrapped around that one: for `wrap=` of `MemoryIndex.stream`."""
         self._inner = inner
         return self
 
     @property
     def can_score(self) -> bool:
-        """Whether the inner reader can weigh blocks."""
+        """Whether the inner reader can score blocks."""
         return isinstance(self._inner, ScoringReader) and self._inner.can_score
 
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """What the inner reader thinks of the blocks before it reads them, if it can tell."""
+        """The inner reader's scores of the blocks before it reads them; None if it cannot score them."""
         return self._inner.score_blocks(question, memory, blocks) if isinstance(self._inner, ScoringReader) else None
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
-        """What the inner reader makes of the blocks."""
+        """The inner reader's result for the blocks."""
         return self._inner.read(question, memory, blocks, **second)
 
     async def aread(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
     ) -> Reading:
-        """What the inner reader makes of the blocks."""
+        """The inner reader's result for the blocks."""
         return await self._inner.aread(question, memory, blocks, **second)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
-        """The answer as the inner reader writes it."""
+        """The answer of the inner reader."""
         return self._inner.write(question, memory)
 
     def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
-        """The answer as the inner reader writes it."""
+        """The answer of the inner reader."""
         return self._inner.awrite(question, memory)
 
     def _set_context(self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool) -> None:
-        """Tells the chat model which run its next calls belong to."""
+        """Sets the run that the next calls of the chat model belong to."""
         if self.chat is not None:
             self.chat.call_context = CallContext(patch_config(self.config, callbacks=manager), streamed)
 
     def _more(self, reading: Reading) -> bool:
-        """Whether the loop recalls again after this reading, as far as the reading tells."""
+        """Whether the loop recalls again after this reading, as far as the reading shows."""
         recall_config = LoopConfig.complete(self.recall_config)
         last = recall_config.max_steps is not None and self._steps >= recall_config.max_steps
         return not last and not (recall_config.exit_gate and reading.exit)
@@ -97,30 +97,30 @@ class ReaderProxy:
 
 @dataclass(slots=True, kw_only=True)
 class TracingReader(ReaderProxy):
-    """The sync half, traced."""
+    """The traced sync methods."""
 
     parent: CallbackManagerForChainRun
     _recalling: CallbackManagerForRetrieverRun | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """A recall begins."""
+        """Starts a recall run."""
         children = self.parent.get_child(_tag(self._steps + 1))
         self._recalling = children.on_retriever_start(None, self.question, name="recall")
 
     def recalled(self, documents: list[Document]) -> None:
-        """The recall that is going on ends with these documents."""
+        """Ends the current recall run with these documents."""
         if self._recalling is not None:
             self._recalling.on_retriever_end(documents)
             self._recalling = None
 
     def failed(self, error: BaseException) -> None:
-        """The recall that is going on ends with this error."""
+        """Ends the current recall run with this error."""
         if self._recalling is not None:
             self._recalling.on_retriever_error(error)
             self._recalling = None
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
-        """What the inner reader makes of the blocks, in a run."""
+        """The inner reader's result for the blocks, in a run."""
         self._steps += 1
         documents = from_chunks(self.index, [block.chunk for block in blocks])
         self.recalled(documents)
@@ -132,11 +132,11 @@ class TracingReader(ReaderProxy):
         return reading
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
-        """The answer as the inner reader writes it, in a run."""
+        """The answer of the inner reader, in a run."""
         self.recalled([])
         with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
             for piece in self._inner.write(question, memory):
-                _hear(outputs, piece)
+                _record(outputs, piece)
                 yield piece
 
     @contextmanager
@@ -154,24 +154,24 @@ class TracingReader(ReaderProxy):
 
 @dataclass(slots=True, kw_only=True)
 class AsyncTracingReader(ReaderProxy):
-    """The async half, traced."""
+    """The traced async methods."""
 
     parent: AsyncCallbackManagerForChainRun
     _recalling: AsyncCallbackManagerForRetrieverRun | None = field(default=None, init=False)
 
     async def begin(self) -> None:
-        """A recall begins."""
+        """Starts a recall run."""
         children = self.parent.get_child(_tag(self._steps + 1))
         self._recalling = await children.on_retriever_start(None, self.question, name="recall")
 
     async def recalled(self, documents: list[Document]) -> None:
-        """The recall that is going on ends with these documents."""
+        """Ends the current recall run with these documents."""
         if self._recalling is not None:
             ending, self._recalling = self._recalling, None
             await ending.on_retriever_end(documents)
 
     async def failed(self, error: BaseException) -> None:
-        """The recall that is going on ends with this error."""
+        """Ends the current recall run with this error."""
         if self._recalling is not None:
             ending, self._recalling = self._recalling, None
             await ending.on_retriever_error(error)
@@ -179,7 +179,7 @@ class AsyncTracingReader(ReaderProxy):
     async def aread(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
     ) -> Reading:
-        """What the inner reader makes of the blocks, in a run."""
+        """The inner reader's result for the blocks, in a run."""
         self._steps += 1
         documents = from_chunks(self.index, [block.chunk for block in blocks])
         await self.recalled(documents)
@@ -191,11 +191,11 @@ class AsyncTracingReader(ReaderProxy):
         return reading
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
-        """The answer as the inner reader writes it, in a run."""
+        """The answer of the inner reader, in a run."""
         await self.recalled([])
         async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
             async for piece in self._inner.awrite(question, memory):
-                _hear(outputs, piece)
+                _record(outputs, piece)
                 yield piece
 
     @asynccontextmanager
@@ -226,6 +226,6 @@ def _made(reading: Reading) -> dict[str, Any]:
     return {"working_memory": reading.memory.text, "updated": reading.update, "exit": reading.exit}
 
 
-def _hear(outputs: dict[str, Any], piece: str | Request | Usage) -> None:
+def _record(outputs: dict[str, Any], piece: str | Request | Usage) -> None:
     if isinstance(piece, str):
         outputs[ANSWER] = outputs.get(ANSWER, "") + piece

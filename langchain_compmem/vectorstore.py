@@ -1,8 +1,8 @@
-"""The index as a vector store of LangChain, for what insists on one."""
+"""The index as a vector store of LangChain."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -11,35 +11,37 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 import compmem
 from compmem import IndexConfig, RecallMethod
-from langchain_compmem.documents import EmbeddingsEncoder, Filter, from_chunks
+from langchain_compmem.documents import EmbeddingsEncoder, Filter, from_chunks, open_or_create
 from langchain_compmem.retriever import CompMemRetriever, refuse
 
 
 class CompMemVectorStore(VectorStore):
-    """A vector store whose searches are recalls: what the loop gathers, best first.
+    """A vector store whose searches run the loop: it returns what the loop recalls, best first.
 
-    For `ParentDocumentRetriever`, `SelfQueryRetriever` and others that take no other kind of index. Documents are kept
-    as they are given, each as one chunk, and come back with their own metadata. Scores are the gate's probabilities,
-    in [0, 1], higher is better; they are no cosines, and right documents often have less than 0.5, so a threshold is
-    chosen on questions of your own. There is no search by a vector, since the gate reads questions.
+    For `ParentDocumentRetriever`, `SelfQueryRetriever` and other classes that need a vector store. Each document is
+    stored unchanged as one chunk, and is returned with its own metadata. Scores are the gate's probabilities in [0, 1],
+    higher is better. They are not cosines, and right documents often have less than 0.5, so choose a threshold on your
+    own questions. Search by a vector is not supported, since the gate reads questions.
 
     Example:
-        >>> store = CompMemVectorStore(MemoryIndex.create("handbook.mem"))
+        >>> store = CompMemVectorStore("handbook.mem")
         >>> store.add_texts(["The lease ends in 2031."], [{"year": 2024}], ids=["lease"])
         >>> store.similarity_search("When does the lease end?", k=2, filter={"year": 2024})
     """
 
     def __init__(self, index: "compmem.MemoryIndex | str | Path", **fields: Any) -> None:
-        """Sets it up.
+        """Creates the vector store.
 
         Args:
-            index: The index, or the path of its folder.
+            index: The index, or the path of its folder. The index is created if the folder does not exist or is empty.
             **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
-            ValueError: There is no index there, or a field is none.
+            ValueError: The index cannot be opened or created, or a field is unknown.
         """
-        self.memory = CompMemRetriever(index=cast("compmem.MemoryIndex", index), **fields)
+        if isinstance(index, str | Path):
+            index = open_or_create(index)
+        self.memory = CompMemRetriever(index=index, **fields)
 
     @classmethod
     def from_texts(
@@ -56,16 +58,16 @@ class CompMemVectorStore(VectorStore):
         """A vector store over a new index with these texts.
 
         Args:
-            texts: What it holds to begin with.
+            texts: The first texts of the index.
             embedding: The encoder. None: the one `config` names.
             metadatas: The metadata of each text.
             ids: The id of each text. None: hashes of the content.
             path: Folder of the index, which must be new. None: a temporary one.
-            config: How documents become memory.
+            config: How documents are compressed.
             **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
-            ValueError: The folder holds something already, or both `embedding` and `config` are given.
+            ValueError: The folder is not empty, or both `embedding` and `config` are given.
         """
         empty = CompMemRetriever.from_documents([], embeddings=embedding, path=path, config=config)
         made = cls(empty.own, **fields)
@@ -74,7 +76,7 @@ class CompMemVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """The embeddings that the index was made with; None where its encoder is another."""
+        """The embeddings that the index was made with; None if it has another encoder."""
         encoder = self.memory.index.config.encoder
         return encoder.embeddings if isinstance(encoder, EmbeddingsEncoder) else None
 
@@ -86,13 +88,13 @@ class CompMemVectorStore(VectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Keeps documents and returns the ids of those that were kept: of all but those without text.
+        """Stores documents and returns the ids of those stored: all but those without text.
 
         Args:
-            documents: What to keep; one whose id is known is replaced if it changed, else costs nothing.
+            documents: Documents; a changed one replaces the document with its id, an unchanged one is skipped.
             ids: The id of each document, instead of its own.
-            batch_size: Not needed: documents are compressed and committed in batches by size.
-            **kwargs: Not taken.
+            batch_size: Not used: documents are compressed and committed in batches by size.
+            **kwargs: Not supported.
 
         Raises:
             ValueError: Metadata is not JSON, or there are not as many ids as documents.
@@ -113,7 +115,7 @@ class CompMemVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """`add_documents` of texts. Raises what it raises."""
+        """`add_documents` for texts. Raises what that raises."""
         held = list(texts)
         if metadatas:
             _check_many("metadatas", metadatas, held)
@@ -122,7 +124,7 @@ class CompMemVectorStore(VectorStore):
         return self.add_documents(documents, ids=ids or None, **kwargs)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Forgets documents; ids that are unknown are passed over. None: every document.
+        """Deletes documents; unknown ids are ignored. None: every document.
 
         Raises:
             TypeError: An argument is unknown.
@@ -132,23 +134,23 @@ class CompMemVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents of these ids, in that order, without those that are unknown."""
+        """The documents with these ids, in that order, without unknown ones."""
         return self.memory.get(ids)
 
     def similarity_search(
         self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The k documents that the question needs, best first; fewer only where the filter admits fewer.
+        """The k documents that the question needs, best first; fewer only if the filter admits fewer.
 
         Args:
             query: The question.
-            k: How many documents come back.
+            k: Number of results.
             filter: Metadata filter, such as `{"year": {">=": 2020}}`. None: the field's.
-            method: The loop, or one pass; see `CompMemRetriever.method`. None: as the field says.
-            **kwargs: Not taken.
+            method: The loop, or one pass; see `CompMemRetriever.method`. None: the field's.
+            **kwargs: Not supported.
 
         Raises:
-            ValueError: The question is empty, k is below 1, or the filter is none.
+            ValueError: The question is empty, k is below 1, or the filter is invalid.
             TypeError: An argument is unknown.
         """
         found = self.similarity_search_with_score(query, k, filter, method=method, **kwargs)
@@ -164,7 +166,7 @@ class CompMemVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """What `similarity_search` finds, with gate scores in [0, 1], higher is better. Raises what it raises."""
+        """The results of `similarity_search` with gate scores in [0, 1], higher is better. Raises what that raises."""
         refuse("similarity_search", kwargs)
         return self._scored(self.memory.recall(query, k, filter=filter, method=method))
 
@@ -183,14 +185,14 @@ class CompMemVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **kwargs: Any,
     ) -> list[Document]:
-        """Of the best `fetch_k` documents the k that are near to the question and far from each other, by cosine.
+        """The k most relevant and diverse of the best `fetch_k` documents, by cosine.
 
         Args:
             query: The question.
-            k: How many documents come back.
-            fetch_k: How many are recalled to choose from.
-            lambda_mult: 1 for nearness to the question alone, 0 for difference alone.
-            **kwargs: `filter` and `method`, as `similarity_search` takes them.
+            k: Number of results.
+            fetch_k: Number of documents to choose from.
+            lambda_mult: 1 for similarity to the question alone, 0 for diversity alone.
+            **kwargs: `filter` and `method`, as in `similarity_search`.
 
         Raises:
             ValueError: As `similarity_search`, or the index has no encoder.

@@ -1,4 +1,4 @@
-"""How long a prompt to a chat model may be, and who counts its tokens."""
+"""The longest prompt of a chat model, and its token counter."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
@@ -10,21 +10,21 @@ from langchain_core.runnables import RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 
 PER_MESSAGE: Final = 8
-"""Tokens that a chat template adds to a message, at most."""
+"""Most tokens that a chat template adds to a message."""
 
 Count = Callable[[str], int]
-"""Tokens of a text."""
+"""Counts the tokens of a text."""
 
 
 class Window(NamedTuple):
-    """The longest prompt that a chat model takes."""
+    """The longest prompt of a chat model, in tokens."""
 
     tokens: int | None
-    """None: nobody has said."""
+    """None: unknown."""
     count: Count
 
     def newest(self, history: list[BaseMessage], frame: list[BaseMessage]) -> list[BaseMessage]:
-        """The end of a conversation that fits beside the messages of the frame."""
+        """The end of a conversation that fits together with the messages of the frame."""
         if self.tokens is None:
             return history
         left = self.tokens - self._count(frame)
@@ -35,10 +35,9 @@ class Window(NamedTuple):
 
 
 def window_of(model: object, wanted: int | None) -> Window:
-    """The window: what is wanted, else the least that the profiles of the models say.
+    """The window: the wanted size, else the smallest in the profiles of the models.
 
-    Tokens are counted by the model where it brings a counter that works here, else by an estimate that is on the high
-    side.
+    Tokens are counted by the model if it has a counter that works here, else by an estimate that is rather too high.
     """
     models = list(_models(model))
     known = [model.profile.get("max_input_tokens") for model in models if model.profile]
@@ -50,12 +49,12 @@ def window_of(model: object, wanted: int | None) -> Window:
 
 
 def estimated(text: str) -> int:
-    """About how many tokens a text has, and rather too many: 1.3 a word, or one in three bytes where that is more."""
+    """An estimate of a text's tokens, rather too high: 1.3 per word, or one per three bytes if that is more."""
     return int(max(1.3 * len(text.split()), len(text.encode("utf-8", "surrogatepass")) / 3)) + 1
 
 
 def _models(runnable: Any) -> Iterator[BaseChatModel]:
-    """The chat models behind retries, fallbacks and bound arguments."""
+    """The chat models inside retries, fallbacks and bound arguments."""
     match runnable:
         case BaseChatModel():
             yield runnable
@@ -70,7 +69,7 @@ def _models(runnable: Any) -> Iterator[BaseChatModel]:
 
 
 def _counter(model: BaseChatModel) -> Count | None:
-    """The model's own counter; None where it has none: the framework's would fetch a tokenizer of another model."""
+    """The model's own counter; None if it has none, since the framework would download another model's tokenizer."""
     kind = type(model)
     stock = (
         kind.get_num_tokens is BaseLanguageModel.get_num_tokens
@@ -81,6 +80,6 @@ def _counter(model: BaseChatModel) -> Count | None:
         return None
     try:
         model.get_num_tokens("A counter that needs the network fails here.")
-    except Exception:  # whatever it may be, it does not count
+    except Exception:  # any error means that the counter does not work
         return None
     return model.get_num_tokens

@@ -1,4 +1,4 @@
-"""CompMem in LlamaIndex: an index or vector store, and the retriever, query engine and chat engine over it."""
+"""CompMem in LlamaIndex: an index and a vector store, with a retriever, a query engine and a chat engine."""
 
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.index import CompMemIndex

@@ -1,4 +1,4 @@
-"""The chat engine: each message made standalone, then answered from memory."""
+"""The chat engine: makes each message standalone, then answers it from the index."""
 
 import asyncio
 import logging
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 class CompMemChatEngine(BaseChatEngine):
-    """A conversation over memory. One engine is one conversation.
+    """A conversation over an index. One engine is one conversation.
 
-    A follow-up message is first made standalone: by the LLM, or without one by a plain rule (a message that points
-    back, with a pronoun or because it is so short, is asked with the names that the last answer brought up). Then the
-    query engine answers it. A message and its answer enter the history together when the answer is complete;
-    where one fails, neither does.
+    A follow-up message is first made standalone: by the LLM, or without one by a simple rule (a message with a pronoun,
+    or a very short one, is asked together with the names in the last answer). Then the query engine answers it. A
+    message and its answer are added to the history together when the answer is complete; if one fails, neither is
+    added.
 
     Args:
-        query_engine: What answers.
+        query_engine: Answers the messages.
         llm: Makes messages standalone.
-        memory: The history. Default: a buffer in this process.
-        chat_history: How the conversation began.
-        condense_prompt: What the LLM is asked; fields `chat_history` and `question`.
+        memory: The chat history. Default: a buffer in this process.
+        chat_history: The beginning of the conversation.
+        condense_prompt: The prompt for the LLM; fields `chat_history` and `question`.
         callback_manager: Legacy callbacks. Default: the query engine's.
 
     Raises:
-        ValueError: The chat history is none.
+        ValueError: The chat history is invalid.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CompMemChatEngine(BaseChatEngine):
         return self._memory.get_all()
 
     def reset(self) -> None:
-        """Begins a new conversation."""
+        """Starts a new conversation."""
         self._memory.reset()
 
     @trace_method("chat")
@@ -104,12 +104,12 @@ class CompMemChatEngine(BaseChatEngine):
 
     @trace_method("chat")
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
-        """The answer to a message as it is written."""
+        """The streamed answer to a message."""
         question = self._standalone(message, chat_history)
         response = self._engine.with_streaming(True).query(question)
         assert isinstance(response, StreamingResponse)
         streamed = StreamingAgentChatResponse(
-            chat_stream=self._told(message, response_gen_from_query_engine(response.response_gen)),
+            chat_stream=self._recorded(message, response_gen_from_query_engine(response.response_gen)),
             sources=[_output(question, response)],
             source_nodes=response.source_nodes,
         )
@@ -127,7 +127,7 @@ class CompMemChatEngine(BaseChatEngine):
         response = await self._engine.with_streaming(True).aquery(question)
         assert isinstance(response, AsyncStreamingResponse)
         streamed = StreamingAgentChatResponse(
-            achat_stream=self._atold(message, aresponse_gen_from_query_engine(response.response_gen)),
+            achat_stream=self._arecorded(message, aresponse_gen_from_query_engine(response.response_gen)),
             sources=[_output(question, response)],
             source_nodes=response.source_nodes,
         )
@@ -155,19 +155,19 @@ class CompMemChatEngine(BaseChatEngine):
             return condense_by_rule(history, message)
         return await astandalone(self._llm, self._condense_prompt, history, message)
 
-    def _told(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
-        """The stream, with the message put into the history before the framework puts the answer there."""
+    def _recorded(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
+        """The stream; the message is added to the history before the framework adds the answer."""
         yield from stream
         self._memory.put(ChatMessage(role=MessageRole.USER, content=message))
 
-    async def _atold(self, message: str, stream: Any) -> AsyncGenerator[ChatResponse, None]:
+    async def _arecorded(self, message: str, stream: Any) -> AsyncGenerator[ChatResponse, None]:
         async for response in stream:
             yield response
         await self._memory.aput(ChatMessage(role=MessageRole.USER, content=message))
 
 
 def _quietly(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
-    """Writes the answer to the history; whoever reads the stream is given the error that is kept with it."""
+    """Adds the answer to the history; a reader of the stream gets the error that is stored with it."""
     try:
         streamed.write_response_to_history(memory)
     except Exception:
@@ -188,10 +188,10 @@ def _output(question: str, response: Response | StreamingResponse | AsyncStreami
 
 def _check_message(message: object) -> None:
     if not isinstance(message, str) or not message.strip():
-        raise ValueError(f"message={message!r} must be a text that says something")
+        raise ValueError(f"message={message!r} must be a text that is not blank")
 
 
 def _checked_history(history: object) -> list[ChatMessage]:
     if not isinstance(history, list) or not all(isinstance(m, ChatMessage) for m in history):
         raise ValueError(f"chat_history={history!r} must be a list of ChatMessage")
-    return list(history)  # some memories keep the very list they are given
+    return list(history)  # some memories keep a reference to the given list

@@ -1,4 +1,4 @@
-"""Follow-up questions made standalone: by an LLM, or by a plain rule."""
+"""Makes follow-up questions standalone: with an LLM, or by a simple rule."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ CONDENSE: Final = PromptTemplate(
     "understood without the conversation: put the names in for pronouns, and change nothing else.\n\n"
     "Conversation:\n{chat_history}\n\nMessage: {question}\n\nQuestion:"
 )
-"""What the LLM is asked; fields `chat_history`, `question`."""
+"""The prompt for the LLM; fields `chat_history`, `question`."""
 
 _REFERS: Final = frozenset(
-    # English, German, French, Spanish; words that are common in another sense too (`es`, `le`, `la`) are left out.
+    # English, German, French, Spanish; words that often have another meaning (`es`, `le`, `la`) are left out.
     """he she it they him her them his hers its their theirs this that these those there then one ones same
     er sie ihn ihm ihr ihnen sein seine seiner seinem seinen ihre ihrer ihrem ihren dieser diese dieses diesem diesen
     dort dessen deren damals dabei davon daran
@@ -29,17 +29,17 @@ _REFERS: Final = frozenset(
 _ARTICLES: Final = frozenset("the a an der die das ein eine le la les un une el los las una i".split())
 _SHORT: Final = 3
 _REWRITTEN: Final = 256
-"""Tokens that a rewritten message may have."""
+"""Most tokens of a rewritten message."""
 _MARGIN: Final = 16
-"""Tokens that a chat template may add to a prompt."""
+"""Most tokens that a chat template adds to a prompt."""
 _NAMES: Final = 3
 
 
 def condense_by_rule(history: Sequence[ChatMessage], message: str) -> str:
-    """The message with what it points back to behind it, if it points back.
+    """The message, followed by the names that it refers to, if it refers to any.
 
-    It does if it holds a pronoun or another word of that kind, or has no more than three words. It is then taken to
-    mean the names that the last answer brought up, else those that it holds, else the whole of the last question.
+    It does if it contains a pronoun or a similar word, or has at most three words. It then refers to the names that
+    were new in the last answer, else to all names in it, else to the whole last question.
     """
     words = re.findall(r"[^\W\d_]+", message.lower())
     if not history or (len(words) > _SHORT and not _REFERS.intersection(words)):
@@ -54,7 +54,7 @@ def condense_by_rule(history: Sequence[ChatMessage], message: str) -> str:
 
 
 def _names(text: str) -> list[str]:
-    """Runs of capitalised words, each once; articles and words that point back are none."""
+    """Runs of capitalised words, each once, without articles and pronouns."""
     found: dict[str, None] = {}
     for run in re.findall(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*)*", text):
         words: list[str] = []
@@ -68,16 +68,16 @@ def _names(text: str) -> list[str]:
 
 
 def condense(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
-    """The message as the LLM rewrites it, given as much of the history, the newest, as its context window holds.
+    """The message rewritten by the LLM, with as many of the newest messages as fit into its context window.
 
     Raises:
-        CompMemLLMError: The LLM failed or gave nothing.
+        CompMemLLMError: The LLM failed or returned nothing.
     """
-    said_before = _history(llm, prompt, history, message)
-    if not said_before:
+    conversation = _history(llm, prompt, history, message)
+    if not conversation:
         return message
     try:
-        said = llm.predict(prompt, question=message, chat_history=said_before)
+        said = llm.predict(prompt, question=message, chat_history=conversation)
     except Exception as error:
         raise _failed(error) from error
     return _checked(said)
@@ -85,18 +85,18 @@ def condense(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage
 
 async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
     """`condense` for an event loop."""
-    said_before = _history(llm, prompt, history, message)
-    if not said_before:
+    conversation = _history(llm, prompt, history, message)
+    if not conversation:
         return message
     try:
-        said = await llm.apredict(prompt, question=message, chat_history=said_before)
+        said = await llm.apredict(prompt, question=message, chat_history=conversation)
     except Exception as error:
         raise _failed(error) from error
     return _checked(said)
 
 
 def _history(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
-    """The newest messages that fit into a prompt beside the message; a single one that does not is cut."""
+    """The newest messages that fit into a prompt with the message; a single longer one is cut."""
     left = prompt_tokens(llm, _REWRITTEN) - count_tokens(prompt.format(question=message, chat_history="")) - _MARGIN
     kept: list[ChatMessage] = []
     for said in reversed(history):
@@ -111,7 +111,7 @@ def _history(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage
 
 
 def _cut(text: str, limit: int) -> str:
-    """The beginning of a text within about so many tokens, never more."""
+    """The beginning of a text, of at most about this many tokens."""
     while text and (tokens := count_tokens(text)) > limit:
         text = text[: int(len(text) * 0.95 * max(limit, 0) / tokens)]
     return text

@@ -1,4 +1,4 @@
-"""Errors of CompMem as the framework's users know them."""
+"""Errors of CompMem for users of LlamaIndex."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from compmem import ReaderError, StoreError
 
 
 class CompMemLLMError(ReaderError, ValueError):
-    """The LLM failed, timed out, or gave nothing that could be used.
+    """The LLM failed, timed out, or returned nothing usable.
 
-    A `ValueError`, as errors of the framework are. Its cause is what the LLM raised.
+    It is a `ValueError`, as errors of the framework are. Its cause is the LLM's own exception.
 
     Attributes:
         steps: The steps made before it failed, as `compmem.Step`.
@@ -18,7 +18,7 @@ class CompMemLLMError(ReaderError, ValueError):
 
 @contextmanager
 def framework_errors() -> Iterator[None]:
-    """Turns errors of the core into errors that the framework's users catch.
+    """Turns errors of the core into errors that users of the framework catch.
 
     Raises:
         CompMemLLMError: The LLM failed.

@@ -1,4 +1,4 @@
-"""What tracing sees of a question: one event a step of the loop, in the dispatcher and in legacy callbacks."""
+"""Tracing: one event per step of the loop, in the dispatcher and in legacy callbacks."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class CompMemStepEvent(BaseEvent):
     candidates: int
     seconds: float
     request: str
-    """What the LLM asked for, where the step was made for that."""
+    """The LLM's request, if the step was made for one."""
 
     @classmethod
     def class_name(cls) -> str:
@@ -54,7 +54,7 @@ def step_facts(step: Step) -> dict[str, Any]:
 
 
 def announce(question: str, step: Step, callbacks: CallbackManager) -> dict[str, Any]:
-    """Tells the dispatcher and the callbacks of a step; returns its facts."""
+    """Sends a step to the dispatcher and the callbacks; returns its facts."""
     facts = step_facts(step)
     dispatcher.event(CompMemStepEvent(question=question, **facts))
     payload: dict[str, Any] = {EventPayload.QUERY_STR: question, EventPayload.ADDITIONAL_KWARGS: facts}

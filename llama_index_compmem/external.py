@@ -1,4 +1,4 @@
-"""Any retriever of LlamaIndex, and so any of its vector stores, as the first stage of the loop."""
+"""A retriever of LlamaIndex, and so any of its vector stores, as the first stage of the loop."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compmem import ExternalIndex
 
 CANDIDATES = 50
-"""Nodes that a retriever is asked for by a question."""
+"""Nodes to request from a retriever for a question."""
 
 
 def external_index(
@@ -27,17 +27,17 @@ def external_index(
     candidates: int = CANDIDATES,
     use_async: bool = True,
 ) -> "ExternalIndex":
-    """An index that asks this retriever; each of its nodes is one chunk.
+    """An index over this retriever; each of its nodes is one chunk.
 
     Args:
-        retriever: What brings nodes, with its own filters and mode.
-        embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-        candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
-        use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks it,
-            for stores without an async client.
+        retriever: Returns nodes, with its own filters and mode.
+        embed_model: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+        candidates: Nodes to request for a question, if the retriever has a `similarity_top_k`.
+        use_async: Await the retriever in an event loop, if it has its own async method. False: call it in a thread, for
+            stores without an async client.
 
     Raises:
-        ValueError: It is no retriever, or candidates is below 1.
+        ValueError: It is not a retriever, or candidates is below 1.
     """
     if not isinstance(retriever, BaseRetriever):
         raise ValueError(f"retriever must be a BaseRetriever of LlamaIndex, not {retriever!r}")
@@ -69,4 +69,4 @@ def _documents(nodes: Sequence[NodeWithScore]) -> list[Document]:
 
 def _refuse(filter: Any) -> None:
     if filter is not None:
-        raise ValueError("the filters are the wrapped retriever's: index.as_retriever(filters=...)")
+        raise ValueError("set filters in the wrapped retriever: index.as_retriever(filters=...)")

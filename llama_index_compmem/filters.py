@@ -23,11 +23,11 @@ _OF_LISTS: Final = {FilterOperator.ANY: "or", FilterOperator.ALL: "and"}
 
 
 def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
-    """The filter that admits what `filters` admits; None where there is nothing to filter by.
+    """The CompMem filter that is equivalent to `filters`; None if there are none.
 
-    As in the framework's own stores a missing key passes `!=` and `nin` and nothing else, `any` and `all` look for
-    members of a list or parts of a string, and `not` admits what none of its filters admits. The keys `document_id` and
-    `title` stand for the node's own id and title where its metadata has neither.
+    As in the framework's own stores, a missing key matches only `!=` and `nin`, `any` and `all` look for members of a
+    list or parts of a string, and `not` admits nodes that none of its filters admits. The keys `document_id` and
+    `title` are the node's own id and title if its metadata has no such key.
 
     Raises:
         ValueError: An operator or condition is unknown, or a value does not fit its operator.
@@ -61,7 +61,7 @@ def _single(wanted: MetadataFilter) -> dict[str, Any]:
     if operator == FilterOperator.IS_EMPTY:
         return {key: {"is empty": True}}
     if value is None:
-        raise ValueError(f"filter {key!r}: {operator!r} needs a value; is_empty finds what has none")
+        raise ValueError(f"filter {key!r}: {operator!r} needs a value; use is_empty for missing values")
     if operator in _OF_LISTS:
         if not isinstance(value, list) or not value:
             raise ValueError(f"filter {key!r}: {operator!r} takes a list of values, not {value!r}")

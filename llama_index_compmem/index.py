@@ -43,34 +43,34 @@ logger = logging.getLogger(__name__)
 
 
 class CompMemIndex(BaseIndex[CompMemStruct]):
-    """Documents compressed into memory once, in place of a vector index.
+    """Documents compressed once and stored, in place of a vector index.
 
-    Give `path=` and the memory lives in that folder: what is inserted is there at once, other processes may read it,
-    and `storage_context.persist` names it. Without, it is temporary, and `persist` packs it into the persist folder,
-    which may then be moved; large memories want a folder of their own. An LLM is asked only where one is given.
+    With `path=` the index is stored in that folder: inserted nodes are there at once, other processes may read it, and
+    `storage_context.persist` stores its path. Without it, the index is temporary, and `persist` packs it into the
+    persist folder, which may then be moved; large indexes should have their own folder. An LLM is called only if given.
 
     Documents are split by a `CompMemNodeParser`, into chunks of `config.chunk_tokens`, unless `transformations` or the
-    framework's `Settings` name something else.
+    framework's `Settings` name other transformations.
 
     Args:
-        nodes: Nodes to remember.
-        objects: Nodes that stand for other retrievers, engines or nodes.
-        index_struct: What a loader has read; nothing is remembered anew.
-        storage_context: Where documents' hashes are kept, and what is persisted.
+        nodes: Nodes to store.
+        objects: Nodes that refer to other retrievers, engines or nodes.
+        index_struct: From a loader: the index exists, and nothing is stored anew.
+        storage_context: Stores documents' hashes and is persisted.
         callback_manager: Legacy callbacks.
-        transformations: How `insert` splits documents. None: as `Settings` say, else as the memory does.
-        show_progress: Show a bar while remembering.
-        path: Folder of the memory; new, or with `index_struct` the one to open.
-        config: How documents become memory.
-        embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, in place of the encoder that
-            `config` names. Models and objects are not persisted: a loader needs them again.
+        transformations: How `insert` splits documents. None: those in `Settings`, else the index's own parser.
+        show_progress: Show a progress bar while nodes are stored.
+        path: Folder of the index; a new one, or with `index_struct` the one to open.
+        config: How documents are compressed.
+        embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, instead of the encoder in
+            `config`. Models and objects are not persisted: pass them to the loader again.
         recall_config: Settings of the loop for the engines made from this index.
         runtime: Device, types and search of this process.
-        memory: With `index_struct`, the memory already opened; see `from_memory`.
+        memory: With `index_struct`, the index that is already open; see `from_memory`.
 
     Raises:
-        ValueError: Nodes are documents or nothing, the folder holds something already or no index, or a node's metadata
-            is not JSON.
+        ValueError: Nodes are documents, or missing; the folder is not empty, or has no index; or a node's metadata is
+            not JSON.
     """
 
     index_struct_cls = CompMemStruct
@@ -101,7 +101,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         storage_context = storage_context or StorageContext.from_defaults()
         if index_struct is not None:
             self._memory = memory or self._opened(index_struct, storage_context, embed_model)
-            self._shelve(index_struct, storage_context)
+            self._add_to_storage(index_struct, storage_context)
         super().__init__(
             nodes=None if nodes is None else list(nodes),
             objects=None if objects is None else list(objects),
@@ -124,12 +124,12 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         transformations: list[TransformComponent] | None = None,
         **options: Any,
     ) -> "CompMemIndex":
-        """An index of documents, split by `transformations`, else as `Settings` say, else as the memory does.
+        """An index of documents, split by `transformations`, else as `Settings` say, else by the index itself.
 
-        The other options are those of the class. Documents are checked before anything is made.
+        The other options are those of the class. Documents are checked before the index is created.
 
         Raises:
-            ValueError: The folder holds something already, or a document's metadata is not JSON.
+            ValueError: The folder is not empty, or a document's metadata is not JSON.
         """
         to_documents(documents)
         if transformations or settings_name_transformations():
@@ -160,9 +160,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         embed_model: BaseEmbedding | Encoder | None = None,
         **options: Any,
     ) -> "CompMemIndex":
-        """An index over a CompMem index that is there already, by the object or its folder.
+        """An index over an existing CompMem index, given as an object or by its folder.
 
-        What was put in by other means than LlamaIndex comes back as text nodes, one a chunk. The other options are
+        Documents that were not added with LlamaIndex are returned as text nodes, one per chunk. The other options are
         those of the class.
 
         Raises:
@@ -173,7 +173,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         index = cls(
             index_struct=struct, storage_context=storage_context, memory=opened, embed_model=embed_model, **options
         )
-        for document in opened.documents():  # so that refresh knows what has not changed
+        for document in opened.documents():  # for refresh, which compares hashes
             if (ref_doc_id := document.metadata.get(REF_DOC)) and (known := source_hash(document.metadata)):
                 index.docstore.set_document_hash(ref_doc_id, known)
         return index
@@ -191,7 +191,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             self._memory = compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
             self._memory.add(documents, show_progress=self._show_progress)
         struct = CompMemStruct(path=None if self._folder is None else str(Path(self._folder).absolute()))
-        self._shelve(struct, self._storage_context)
+        self._add_to_storage(struct, self._storage_context)
         return struct
 
     def _insert(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
@@ -204,7 +204,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         await asyncio.to_thread(self.insert_nodes, nodes, **insert_kwargs)
 
     def as_vector_store(self) -> CompMemVectorStore:
-        """This index's memory as the vector store of an `IngestionPipeline` or a `VectorStoreIndex`."""
+        """This index as the vector store of an `IngestionPipeline` or a `VectorStoreIndex`."""
         return CompMemVectorStore(self._memory, recall_config=self._recall_config)
 
     def _delete_node(self, node_id: str, **delete_kwargs: Any) -> None:
@@ -212,7 +212,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             self._memory.delete([node_id])
 
     def delete_nodes(self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Forgets nodes, all in one commit; unknown ids are passed over."""
+        """Deletes nodes, all in one commit; unknown ids are ignored."""
         with framework_errors():
             self._memory.delete(node_ids)
         super().delete_nodes([], **delete_kwargs)
@@ -227,7 +227,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         await asyncio.to_thread(self.delete_nodes, node_ids, delete_from_docstore, **delete_kwargs)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
-        """Forgets every node that was cut from a document."""
+        """Deletes every node of a document."""
         node_ids = ids_of_ref_doc(self._memory, ref_doc_id)
         if not node_ids:
             logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
@@ -242,7 +242,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """The documents that nodes were cut from, with the nodes' ids and the first one's metadata."""
+        """The documents that the nodes belong to, with the nodes' ids and the first one's metadata."""
         found: dict[str, RefDocInfo] = {}
         for document in self._memory.documents():
             if NODE in document.metadata:
@@ -254,9 +254,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
                 found.setdefault(ref_doc_id, RefDocInfo(metadata=metadata)).node_ids.extend(ids)
         return found
 
-    # Asking
+    # Querying
 
-    def as_retriever(  # type: ignore[override]  # unknown options are refused, not passed over
+    def as_retriever(  # type: ignore[override]  # unknown options are refused, not ignored
         self,
         similarity_top_k: int = DEFAULT_TOP_K,
         filters: MetadataFilters | None = None,
@@ -277,7 +277,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             verbose=verbose,
         )
 
-    def as_query_engine(  # type: ignore[override]  # unknown options are refused, not passed over
+    def as_query_engine(  # type: ignore[override]  # unknown options are refused, not ignored
         self,
         llm: LLMType | None = None,
         *,
@@ -289,7 +289,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
     ) -> CompMemQueryEngine:
-        """A query engine over this index; see `CompMemQueryEngine`. Without `llm` none is asked."""
+        """A query engine over this index; see `CompMemQueryEngine`. Without `llm` no LLM is called."""
         return CompMemQueryEngine(
             self,
             self._resolved(llm),
@@ -304,7 +304,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         )
 
     def _resolved(self, llm: Any) -> Any:
-        """The LLM that is meant; a mere callable stays what it is, for the engine to say where it goes."""
+        """The resolved LLM; a plain callable is returned unchanged, and the engine refuses it with a hint."""
         if llm is None or (callable(llm) and not isinstance(llm, LLM)):
             return llm
         return resolve_llm(llm, callback_manager=self._callback_manager)
@@ -319,18 +319,18 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         `simple` are the framework's own engines, the first two over this index's retriever with its options.
 
         Raises:
-            ValueError: The mode is unknown or gone, or needs an LLM and none is given.
+            ValueError: The mode is unknown or no longer supported, or needs an LLM and none is given.
         """
         asked = self._resolved(llm)
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
-            own = _taken(options, "memory", "chat_history", "condense_prompt")
+            own = _popped(options, "memory", "chat_history", "condense_prompt")
             return CompMemChatEngine(self.as_query_engine(asked, **options), asked, **own)
         if asked is None:
             raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
         if chat_mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=asked, **options)
         if chat_mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT):
-            retriever = self.as_retriever(**_taken(options, "similarity_top_k", "filters", "method", "recall"))
+            retriever = self.as_retriever(**_popped(options, "similarity_top_k", "filters", "method", "recall_config"))
             kind = ContextChatEngine if chat_mode == ChatMode.CONTEXT else CondensePlusContextChatEngine
             return kind.from_defaults(retriever=retriever, llm=asked, **options)
         return super().as_chat_engine(chat_mode, llm=asked)
@@ -340,16 +340,16 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     ) -> "MemoryIndex":
         if self._folder is not None or struct.path is not None:
             return open_memory(self._folder or struct.path or "", embed_model, self._runtime)
-        return unpack(storage.vector_stores.get(struct.shelf), embed_model, self._runtime)
+        return unpack(storage.vector_stores.get(struct.store_name), embed_model, self._runtime)
 
-    def _shelve(self, struct: CompMemStruct, storage: StorageContext) -> None:
-        """Lets the storage context persist a memory that has no folder of its own."""
+    def _add_to_storage(self, struct: CompMemStruct, storage: StorageContext) -> None:
+        """Adds an index without its own folder to the storage context, which can then persist it."""
         if struct.path is None:
-            storage.vector_stores[struct.shelf] = PackedVectorStore(self._memory)
+            storage.vector_stores[struct.store_name] = PackedVectorStore(self._memory)
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
 
 
-def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+def _popped(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options.pop(name) for name in names if name in options}

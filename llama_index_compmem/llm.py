@@ -1,4 +1,4 @@
-"""An LLM of LlamaIndex as the chat model that the core asks, and its prompts as the core's."""
+"""An LLM of LlamaIndex as a chat model of the core, and its prompt templates as prompts of the core."""
 
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ def sync_chat(llm: LLM, *, streaming: bool) -> ChatModel:
 def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     """The same for an event loop.
 
-    An LLM whose async methods are `CustomLLM`'s would block the loop, for they call its sync ones; the core runs a
-    sync callable in a thread.
+    An LLM with the async methods of `CustomLLM` would block the loop, since these call its sync methods; the core runs
+    a sync callable in a thread instead.
     """
     if isinstance(llm, CustomLLM) and type(llm).achat is CustomLLM.achat:
         return sync_chat(llm, streaming=streaming)
@@ -49,12 +49,12 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text by the framework's tokenizer, the one in `Settings` if there is one."""
+    """Tokens of a text by the framework's tokenizer, from `Settings` if it is set there."""
     return len(get_tokenizer()(text))
 
 
 def prompt_tokens(llm: LLM, reply: int) -> int:
-    """Most tokens of a prompt to the LLM: its window without its output, or without a reply of so many tokens."""
+    """Most tokens of a prompt to the LLM: its context window without its output, or without a reply of this length."""
     window = llm.metadata.context_window
     return max(window - max(llm.metadata.num_output, min(reply, window // 4)), window // 2, 1)
 
@@ -68,7 +68,7 @@ def with_templates(prompts: "ChatPrompts", changed: Mapping[str, BasePromptTempl
     """The prompts with some replaced by templates of the framework.
 
     Raises:
-        ValueError: A name is unknown, or a template lacks a field that it needs or has one of another prompt's.
+        ValueError: A name is unknown, or a template lacks a required field or has a field of another prompt.
     """
     names = [field.name for field in fields(prompts)]
     if unknown := sorted(set(changed) - set(names)):
@@ -84,7 +84,7 @@ _FIELDS = ("question", "memory", "blocks")
 
 
 def _as_seen(text: str) -> str:
-    """A text for `str.format` with its doubled braces single, as templates of the framework have them."""
+    """A text for `str.format` with its doubled braces single, as in templates of the framework."""
     parts = string.Formatter().parse(text)
     return "".join(said + ("" if field is None else f"{{{field}}}") for said, field, _, _ in parts)
 
@@ -92,7 +92,7 @@ def _as_seen(text: str) -> str:
 def _template_text(template: BasePromptTemplate) -> str:
     """The text of a template with its mappings and fixed values filled in, for `str.format`.
 
-    Its fields are filled with marks first. Braces around anything else are then braces, as in the framework.
+    Its fields are first filled with marks. All other braces are then literal, as in the framework.
     """
     if not isinstance(template, BasePromptTemplate):
         raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")

@@ -1,4 +1,4 @@
-"""Getting hold of a CompMem index: by its folder, or from an object that has one."""
+"""Opens a CompMem index by its folder, or takes it from an object that has one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class HasMemory(Protocol):
-    """Anything over a CompMem index, such as `CompMemIndex`."""
+    """An object over a CompMem index, such as `CompMemIndex`."""
 
     @property
     def memory(self) -> "MemoryIndex":
@@ -27,10 +27,10 @@ class HasMemory(Protocol):
 
 
 def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
-    """The CompMem index that was given, by itself, inside another object or by its folder.
+    """The CompMem index: given directly, inside another object, or by its folder.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no index.
     """
     if isinstance(index, str | Path):
         return open_memory(index)
@@ -42,10 +42,10 @@ def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
 
 
 def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
-    """What is asked: an index of any kind, by itself, inside another object or by its folder.
+    """An index of any kind: given directly, inside another object, or by its folder.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no index.
     """
     return index if isinstance(index, compmem.BaseIndex) else memory_of(index)
 
@@ -58,13 +58,23 @@ def open_memory(
     """The CompMem index in a folder.
 
     Raises:
-        ValueError: There is none, or it was made with another embedding model.
+        ValueError: There is no index, or it was made with another embedding model.
     """
     with framework_errors():
         try:
             return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), runtime=runtime)
         except IncompatibleStoreError as error:
             raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
+
+
+def open_or_create(path: str | Path) -> "MemoryIndex":
+    """The CompMem index in a folder; a new one if the folder does not exist or is empty.
+
+    Raises:
+        ValueError: The index cannot be opened or created.
+    """
+    with framework_errors():
+        return compmem.MemoryIndex.open_or_create(path)
 
 
 def as_encoder(model: BaseEmbedding | Encoder | None) -> Encoder | None:

@@ -1,4 +1,4 @@
-"""How documents are split where nothing else is named: by the core, not by the framework's default splitter."""
+"""The default node parser: documents are split by the core, not by the framework's default splitter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from compmem import MemoryIndex
 
 HEADERS: Final = "header_path"
-"""Metadata key of the headings above a node, as `MarkdownNodeParser` has it."""
+"""Metadata key of the headings above a node, as in `MarkdownNodeParser`."""
 
 
 class CompMemNodeParser(NodeParser):
-    """Cuts documents as an index does: chunks of its `chunk_tokens`, counted by its encoder, at sentence borders.
+    """Splits documents as the index does: chunks of its `chunk_tokens`, counted by its encoder, at sentence ends.
 
-    The headings above a chunk stand in its metadata under `header_path`.
+    The headings above a chunk are in its metadata under `header_path`.
 
     Args:
-        memory: The index whose settings and encoder decide.
+        memory: The index whose settings and encoder are used.
     """
 
     _memory: Any = PrivateAttr()
@@ -37,7 +37,7 @@ class CompMemNodeParser(NodeParser):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which the framework knows it."""
+        """Name of the class for the framework."""
         return "CompMemNodeParser"
 
     def _parse_nodes(self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any) -> list[BaseNode]:
@@ -54,7 +54,7 @@ class CompMemNodeParser(NodeParser):
 
 
 def settings_name_transformations() -> bool:
-    """Whether `Settings` names other transformations than the framework's own default splitter."""
+    """Whether `Settings` has other transformations than the framework's default splitter."""
     named = Settings.transformations
     if len(named) != 1 or type(named[0]) is not SentenceSplitter:
         return True

@@ -1,4 +1,4 @@
-"""Nodes of LlamaIndex as documents of CompMem, and back again whole."""
+"""Converts nodes of LlamaIndex to documents of CompMem, and back without loss."""
 
 import json
 import logging
@@ -18,50 +18,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NODE: Final = "compmem:node"
-"""Key under which a document keeps its node as JSON: relationships, offsets, templates, class."""
+"""Key of the node as JSON in a document's metadata: relationships, offsets, templates, class."""
 
 REF_DOC: Final = "compmem:ref_doc_id"
-"""Key under which a document keeps the id of the document that its node was cut from."""
+"""Key of the id of the node's source document."""
 
 NODE_ID: Final = "compmem:node_id"
-"""Key under which a document keeps the id of its node, for filters."""
+"""Key of the node's id, for filters."""
 
 OWN: Final = (NODE, REF_DOC, NODE_ID)
-"""Keys that no metadata of a user may have."""
+"""Keys that user metadata must not have."""
 
 _TITLES: Final = ("title", "document_title", "file_name")
 _LEAST_SCORE: Final = 1e-9
 
 
 def to_document(node: BaseNode) -> Document:
-    """The node as a document of one chunk, under the node's id.
+    """The node as a document of one chunk, with the node's id.
 
-    What `MetadataMode.EMBED` shows of its metadata is the document's context, so it is searched with the text.
+    The metadata shown by `MetadataMode.EMBED` is the document's context, so it is searched with the text.
 
     Raises:
-        ValueError: Its metadata is not JSON, or has a key that is kept for CompMem.
+        ValueError: Its metadata is not JSON, or has a key that is reserved for CompMem.
     """
     if taken := sorted(set(OWN) & set(node.metadata)):
-        raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is kept for CompMem")
+        raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is reserved for CompMem")
     try:
-        plain(dict(node.metadata))  # refused here, before an index is made
+        plain(dict(node.metadata))  # fails here, before an index is created
         kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"node {node.node_id!r} cannot be kept as JSON: {error}") from error
+        raise ValueError(f"node {node.node_id!r} cannot be stored as JSON: {error}") from error
     own = {NODE: kept, REF_DOC: node.ref_doc_id, NODE_ID: node.node_id}
     return _document(node, {**node.metadata, **own})
 
 
 def to_bare_document(node: BaseNode) -> Document:
-    """The node's text, title and context under its id, for an index that is thrown away: the node is not kept."""
+    """The node's text, title and context with its id, for a temporary index; the node itself is not stored."""
     return _document(node, {NODE: None})
 
 
 def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
-    """The nodes that have a text, as documents.
+    """The nodes with text, as documents.
 
     Raises:
-        ValueError: A node's metadata is not JSON, or has a key that is kept for CompMem.
+        ValueError: A node's metadata is not JSON, or has a key that is reserved for CompMem.
     """
     kept = [n for n in nodes if n.get_content(metadata_mode=MetadataMode.NONE).strip()]
     if len(kept) < len(nodes):
@@ -70,17 +70,17 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
 
 
 def ids_of_ref_doc(memory: "MemoryIndex", ref_doc_id: str) -> list[str]:
-    """Ids of what was cut from a document, or of the document itself where it was put in uncut."""
+    """Ids of the nodes of a document, or of the document itself if it was added whole."""
     cut = [document.id for document in memory.documents({REF_DOC: ref_doc_id})]
     whole = memory.get(ref_doc_id)
     return cut if whole is None or whole.metadata.get(REF_DOC) is not None else [*cut, ref_doc_id]
 
 
 def to_node(chunk: Chunk) -> BaseNode:
-    """The node that a chunk was made of; a new one where the document did not come from LlamaIndex.
+    """The node of a chunk; a new one if the document did not come from LlamaIndex.
 
     Raises:
-        ValueError: What the index keeps of the node cannot be read.
+        ValueError: The stored node cannot be read.
     """
     kept = chunk.metadata.get(NODE)
     if kept is None:
@@ -104,7 +104,7 @@ def to_node(chunk: Chunk) -> BaseNode:
 
 
 def llm_content(chunk: Chunk) -> str | None:
-    """What a language model is to read of a chunk's node; None where the document did not come from LlamaIndex."""
+    """The text of a chunk's node for a language model; None if the document did not come from LlamaIndex."""
     if chunk.metadata.get(NODE) is None:
         return None
     content: str = to_node(chunk).get_content(metadata_mode=MetadataMode.LLM)
@@ -112,20 +112,20 @@ def llm_content(chunk: Chunk) -> str | None:
 
 
 def to_scored(recalls: Iterable[Recall]) -> list[NodeWithScore]:
-    """Nodes with the gate's probability as their score, in order; the metadata stays the user's.
+    """Nodes with the gate's probability as their score, in order; the metadata is the user's own.
 
-    The framework takes a score of exactly 0 for a missing one (`n.score or 1.0`), so none is.
+    The framework treats a score of exactly 0 as missing (`n.score or 1.0`), so no score is 0.
     """
     return [NodeWithScore(node=to_node(r.chunk), score=max(r.score, _LEAST_SCORE)) for r in recalls]
 
 
 def node_ids(recalls: Sequence[Recall]) -> list[str]:
-    """Ids of the nodes that the recalled chunks were made of."""
+    """Ids of the nodes of the recalled chunks."""
     return [r.chunk.document_id if NODE in r.chunk.metadata else r.chunk.id for r in recalls]
 
 
 def source_hash(metadata: Mapping[str, Any]) -> str | None:
-    """Hash of the document that a node was cut from, from what is kept of the node."""
+    """Hash of a node's source document, from the stored node."""
     try:
         found = json.loads(metadata[NODE])["__data__"]["relationships"][NodeRelationship.SOURCE.value]["hash"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -137,7 +137,7 @@ def _without_text(node: BaseNode) -> dict[str, Any]:
     data: dict[str, Any] = doc_to_json(node)
     inner = data["__data__"]
     inner["embedding"] = None
-    inner["metadata"] = dict.fromkeys(node.metadata)  # the values are the document's own
+    inner["metadata"] = dict.fromkeys(node.metadata)  # the document has the values
     if isinstance(node, TextNode):
         inner["text"] = ""
     return data
@@ -153,7 +153,7 @@ def _document(node: BaseNode, metadata: Mapping[str, Any]) -> Document:
 
 
 def _title(node: BaseNode) -> tuple[str, str]:
-    """The key of the metadata that names the node, and the name; none that embedding models are not to see."""
+    """Key and value of the metadata that is the node's title; not one that is hidden from embedding models."""
     for key in _TITLES:
         value = node.metadata.get(key)
         if isinstance(value, str) and value.strip() and key not in node.excluded_embed_metadata_keys:

@@ -43,30 +43,31 @@ if TYPE_CHECKING:
 
 
 class CompMemQueryEngine(BaseQueryEngine):
-    """Answers from memory: recalls what bears on the question, reads it step by step, and writes the answer.
+    """Answers from the index: recalls relevant nodes, reads them step by step, and writes the answer.
 
-    Without `llm` or `chat` no language model is asked, not even the one in `Settings`: the answer is quoted from the
-    documents, or written by the backbone where the index holds KV memory. `response.metadata` has the steps, the
-    working memory, the usage, and under `cited` the ids of the nodes that the answer cites as `[n]`, the n-th of
-    `source_nodes`; of a streamed response it is complete when the stream has ended, as are its sources.
+    Without `llm` or `chat` no language model is called, not even the one in `Settings`: the answer is quoted from the
+    documents, or written by the backbone if the index has KV memory. `response.metadata` has the steps, the working
+    memory, the usage, and under `cited` the ids of the nodes that the answer cites as `[n]`, the n-th of
+    `source_nodes`. For a streamed response, metadata and sources are complete when the stream has ended.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
-        llm: An LLM that is asked once a question: it writes the answer from the recalled nodes, as `MetadataMode.LLM`
-            shows them, and may ask for what is missing `RecallConfig.rounds` times. With `RecallConfig(reader="chat")`
-            it reads in every step instead. No prompt is longer than its `metadata.context_window` allows: longer nodes
-            are cut, or read in several calls. Where `recall_config` names another reader or writer, it is not asked.
-        chat: Instead of it, any callable from messages to text; see `compmem.ChatReader`.
-        similarity_top_k: How many nodes `retrieve` gives; the loop itself reads as many as the question needs.
-        filters: Which nodes may be looked at at all.
+        llm: An LLM that is called once per question: it writes the answer from the recalled nodes, formatted with
+            `MetadataMode.LLM`, and may ask for missing facts `RecallConfig.rounds` times. With
+            `RecallConfig(reader="chat")` it reads in every step instead. No prompt is longer than its
+            `metadata.context_window` allows: longer nodes are cut, or read in several calls. If `recall_config` names
+            another reader or writer, it is not called.
+        chat: Instead of `llm`, any callable from messages to text; see `compmem.ChatReader`.
+        similarity_top_k: Number of nodes from `retrieve`; the loop itself reads as many as the question needs.
+        filters: Which nodes may be recalled.
         recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
-        streaming: Give the answer as it is written.
-        node_postprocessors: Applied to what `retrieve` finds; where there are some, answers come from what they leave.
+        streaming: Stream the answer.
+        node_postprocessors: Applied to the nodes from `retrieve`; answers are then written from the remaining nodes.
         prompts: Prompts that replace the default ones; see `get_prompts`.
         callback_manager: Legacy callbacks.
 
     Raises:
-        ValueError: There is no index, both `llm` and `chat` are given, or a filter or prompt cannot be used.
+        ValueError: There is no index, both `llm` and `chat` are given, or a filter or prompt is invalid.
     """
 
     def __init__(
@@ -113,35 +114,35 @@ class CompMemQueryEngine(BaseQueryEngine):
         use_async: bool = True,
         **options: Any,
     ) -> Self:
-        """An engine over any retriever: the loop asks it again with what was found, and nothing is indexed.
+        """An engine over any retriever: the loop queries it again with what was found, and nothing is indexed.
 
         Args:
-            retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
+            retriever: Returns nodes, with its own filters: `index.as_retriever(filters=...)`.
             llm: Reads and writes. None: the answer is quoted from the nodes.
-            embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
-            use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
-                it, for stores without an async client.
+            embed_model: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Nodes to request for a question, if the retriever has a `similarity_top_k`.
+            use_async: Await the retriever in an event loop, if it has its own async method. False: call it in a thread,
+                for stores without an async client.
             **options: Other arguments of the engine.
 
         Raises:
-            ValueError: It is no retriever, or candidates is below 1.
+            ValueError: It is not a retriever, or candidates is below 1.
         """
         index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, llm, **options)
 
     @property
     def memory(self) -> "BaseIndex":
-        """What is asked."""
+        """The index."""
         return self._memory
 
     @property
     def retriever(self) -> CompMemRetriever:
-        """What `retrieve` asks."""
+        """The retriever of `retrieve`."""
         return self._retriever
 
     def with_streaming(self, streaming: bool) -> "CompMemQueryEngine":
-        """This engine, or one like it over the same index, that streams or does not."""
+        """This engine, or a copy over the same index, with or without streaming."""
         if streaming == self.streaming:
             return self
         other = copy.copy(self)
@@ -158,7 +159,7 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def _update_prompts(self, prompts: PromptDictType) -> None:
         if not self._has_model:
-            raise ValueError("this engine asks no LLM, so it has no prompts: give it llm= or chat=")
+            raise ValueError("this engine calls no LLM, so it has no prompts: give it llm= or chat=")
         self._prompts = with_templates(self._prompts, prompts)
 
     @property
@@ -187,7 +188,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         nodes: list[NodeWithScore],
         additional_source_nodes: Sequence[NodeWithScore] | None = None,
     ) -> RESPONSE_TYPE:
-        """The answer from these nodes alone, all of them read in their order."""
+        """The answer from these nodes alone, which are all read in order."""
         memory = index_of_nodes(self._memory, nodes)
         builder = ResponseBuilder(
             _bundle(query_bundle), self.callback_manager, [*nodes, *(additional_source_nodes or [])]
@@ -234,7 +235,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         return response
 
     def _reader(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> "compmem.ChatReader | None":
-        """The chat model as a reader, where the settings leave it something to do."""
+        """The chat model as a reader; None if it has nothing to do with these settings."""
         settings = self._recall_config
         chat = self._chat if self._llm is None else chat_of(self._llm, streaming=self.streaming)
         if chat is None or not settings.uses_chat:

@@ -1,4 +1,4 @@
-"""What is known of a question while it is being answered, and who is told of it."""
+"""Collects sources and metadata of a response while it is made, and reports them to tracing."""
 
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
@@ -22,12 +22,12 @@ dispatcher = get_dispatcher(__name__)
 
 
 class ResponseBuilder:
-    """Follows the events of one answer: fills its sources and metadata in place, and tells tracing.
+    """Follows the events of one answer: fills its sources and metadata in place, and reports them to tracing.
 
     Args:
-        query: What was asked.
+        query: The question.
         callbacks: Legacy callbacks.
-        given: The sources, where the caller chose them.
+        given: The sources, if the caller chose them.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ResponseBuilder:
         self._kept: dict[int, Recall] = {}
 
     def gather(self, events: Generator[Event, None, None]) -> Event:
-        """Lets the loop gather; returns the first event after its last step."""
+        """Runs the loop; returns the first event after its last step."""
         with self._gathering(), framework_errors():
             for event in events:
                 if not isinstance(event, Step):
@@ -61,7 +61,7 @@ class ResponseBuilder:
         raise AssertionError("an answer ends with the answer")
 
     def pieces(self, first: Event, events: Generator[Event, None, None]) -> Generator[str, None, None]:
-        """The answer's text as it comes; at its end the trail is complete."""
+        """The answer's text in pieces; when it has ended, sources and metadata are complete."""
         with framework_errors(), closing(events):
             if isinstance(first, AnswerToken):
                 yield first.text
@@ -89,7 +89,7 @@ class ResponseBuilder:
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[RESPONSE_TYPE], RESPONSE_TYPE]]:
-        """Tells tracing that the answer is being written, and which it is."""
+        """Reports to tracing that the answer is being written, and the finished answer."""
         dispatcher.event(SynthesizeStartEvent(query=self.query))
         payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question}
         with self._callbacks.event(CBEventType.SYNTHESIZE, payload=payload) as event:

@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from compmem import BaseIndex
 
 DEFAULT_TOP_K = 8
-"""Nodes retrieved unless said otherwise: a multi-hop question needs several."""
+"""Default number of nodes: a multi-hop question needs several."""
 
 
 class CompMemRetriever(BaseRetriever):
     """Retrieves the nodes that a question needs, each with the gate's probability as its score.
 
-    The loop gathers them: what one node says leads to the next, so a node may be here that shares no word with the
-    question. Nodes come back whole, with their ids, metadata and relationships. Asked with the text of a query bundle;
-    a vector in it, made by another model, is not looked at. A score is a probability, not a cosine: right nodes often
-    score well below 0.5, so a `SimilarityPostprocessor` wants a cutoff near 0.1, not 0.7.
+    The loop finds nodes by what other nodes say, so a result may share no word with the question. Nodes are returned
+    whole, with their ids, metadata and relationships. Only the text of a query bundle is used; a vector in it comes
+    from another model and is ignored. A score is a probability, not a cosine: right nodes often score well below 0.5,
+    so use a `SimilarityPostprocessor` with a cutoff near 0.1, not 0.7.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
-        similarity_top_k: How many nodes; fewer only where the filters admit fewer.
-        filters: Which nodes may be looked at at all.
-        method: `"loop"`, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as of `MemoryIndex.search`.
+        similarity_top_k: Number of nodes; fewer only if the filters admit fewer.
+        filters: Which nodes may be recalled.
+        method: `"loop"`, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`.
         recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         callback_manager: Legacy callbacks.
-        object_map: Objects that retrieved `IndexNode`s stand for, by index id.
-        objects: The same, as `IndexNode`s that hold their object.
+        object_map: Objects that retrieved `IndexNode`s refer to, by index id.
+        objects: The same, as `IndexNode`s with their objects.
         verbose: Print when retrieval enters such an object.
 
     Raises:
@@ -65,7 +65,7 @@ class CompMemRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
         recall_config = recall_config or RecallConfig()
-        # These may be the settings of an engine, whose chat model is not here.
+        # These may be the settings of an engine, whose chat model is not used here.
         self._recall_config = recall_config.replace(reader=None) if recall_config.reader == "chat" else recall_config
         self._method = method
         super().__init__(callback_manager, object_map, objects, verbose)
@@ -81,31 +81,31 @@ class CompMemRetriever(BaseRetriever):
         use_async: bool = True,
         **options: Any,
     ) -> Self:
-        """A retriever over another one: the loop asks it again with what was found, and nothing is indexed.
+        """A retriever over another one: the loop queries it again with what was found, and nothing is indexed.
 
         Args:
-            retriever: What brings nodes, with its own filters: `index.as_retriever(filters=...)`.
-            similarity_top_k: How many nodes come back.
-            embed_model: What encodes sentences. None: CompMem's own encoder, whatever the store uses.
-            candidates: Nodes that it is asked for by a question, where it has a `similarity_top_k`.
-            use_async: Await the retriever in an event loop, if it has an async method of its own. False: a thread asks
-                it, for stores without an async client.
+            retriever: Returns nodes, with its own filters: `index.as_retriever(filters=...)`.
+            similarity_top_k: Number of nodes.
+            embed_model: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
+            candidates: Nodes to request for a question, if the retriever has a `similarity_top_k`.
+            use_async: Await the retriever in an event loop, if it has its own async method. False: call it in a thread,
+                for stores without an async client.
             **options: Other arguments of the retriever.
 
         Raises:
-            ValueError: It is no retriever, or candidates is below 1.
+            ValueError: It is not a retriever, or candidates is below 1.
         """
         index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, similarity_top_k, **options)
 
     @property
     def memory(self) -> "BaseIndex":
-        """What is asked."""
+        """The index."""
         return self._memory
 
     @property
     def similarity_top_k(self) -> int:
-        """How many nodes are retrieved."""
+        """Number of nodes."""
         return self._top_k
 
     @similarity_top_k.setter
@@ -115,10 +115,10 @@ class CompMemRetriever(BaseRetriever):
         self._top_k = value
 
     def recall(self, query: str, k: int | None = None) -> list[Recall]:
-        """The chunks of the nodes that come back for a question, best first; k is `similarity_top_k` unless given.
+        """The chunks of the nodes for a question, best first; k is `similarity_top_k` by default.
 
         Raises:
-            ValueError: The question is empty or overlong.
+            ValueError: The question is empty or too long.
         """
         k = self._top_k if k is None else k
         if not k:
@@ -134,7 +134,7 @@ class CompMemRetriever(BaseRetriever):
             )
 
     async def arecall(self, query: str, k: int | None = None) -> list[Recall]:
-        """`recall` for an event loop, which is never blocked."""
+        """`recall` for an event loop, without blocking it."""
         k = self._top_k if k is None else k
         if not k:
             return []
@@ -155,7 +155,7 @@ class CompMemRetriever(BaseRetriever):
         return to_scored(await self.arecall(query_bundle.query_str))
 
     def _announcer(self, query: str) -> Callable[[Step], None]:
-        def tell(step: Step) -> None:
+        def announce_step(step: Step) -> None:
             announce(query, step, self.callback_manager)
 
-        return tell
+        return announce_step

@@ -1,8 +1,8 @@
-"""How a CompMem index goes through LlamaIndex's storage context and comes back.
+"""Persists a CompMem index in LlamaIndex's storage context, and loads it.
 
-The context's loader tells an index nothing of the folder it reads from, so whatever is to survive a move of that folder
-must be in the JSON that it hands over. An index without a folder of its own is therefore packed into the file of a
-vector store, where the framework's own store keeps its vectors; one with a folder is named by its path.
+The context's loader does not pass the path of its folder to an index, so everything that must survive a move of that
+folder has to be in the JSON that it passes. An index without its own folder is therefore packed into the file of a
+vector store, where the framework's own store has its vectors; an index with a folder is stored by its path.
 """
 
 import base64
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compmem import MemoryIndex, RuntimeConfig
 
 STRUCT_TYPE: Final = cast("IndexStructType", "compmem")
-"""By this the framework's loader finds the class of a persisted index."""
+"""Type by which the framework's loader finds the class of a persisted index."""
 
 _DEFAULT_PATH: Final = str(Path(DEFAULT_PERSIST_DIR) / DEFAULT_PERSIST_FNAME)
 _FILES: Final = "compmem"
@@ -38,16 +38,16 @@ _PLAIN: Final = re.compile(r"[a-z]{1,20}(?:-\d{1,20})?\.(?:sqlite|bin|safetensor
 
 @dataclass
 class CompMemStruct(IndexStruct):
-    """Where a persisted index has its memory."""
+    """Place of a persisted index."""
 
     path: str | None = None
-    """The folder. None: it is packed into a store of the storage context."""
-    shelf: str = field(default_factory=lambda: f"compmem-{uuid4().hex}")
+    """The folder. None: the index is packed into a store of the storage context."""
+    store_name: str = field(default_factory=lambda: f"compmem-{uuid4().hex}")
     """Name of that store."""
 
     @classmethod
     def get_type(cls) -> IndexStructType:
-        """Type under which the loader finds the class."""
+        """Type by which the loader finds the class."""
         return STRUCT_TYPE
 
 
@@ -55,7 +55,7 @@ INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = CompMemStruct
 
 
 class PackedVectorStore(SimpleVectorStore):
-    """Stands in a storage context for an index without a folder of its own, and is persisted with it."""
+    """Represents an index without its own folder in a storage context, and is persisted with it."""
 
     _memory: Any = PrivateAttr()
 
@@ -64,11 +64,11 @@ class PackedVectorStore(SimpleVectorStore):
         self._memory = memory
 
     def persist(self, persist_path: str = _DEFAULT_PATH, fs: Any | None = None) -> None:
-        """Writes the index as it is now."""
+        """Writes the current state of the index."""
         SimpleVectorStore(pack(self._memory)).persist(persist_path, fs)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """The index as it is now, as JSON values."""
+        """The current state of the index, as JSON values."""
         packed: dict[str, Any] = pack(self._memory).to_dict()
         return packed
 
@@ -86,19 +86,19 @@ def pack(memory: "MemoryIndex") -> SimpleVectorStoreData:
 
 
 def unpack(store: object, embed_model: Any, runtime: "RuntimeConfig | None") -> "MemoryIndex":
-    """The index that a loaded store carries, in a temporary folder that goes with the object.
+    """The index in a loaded store, in a temporary folder that is removed with the object.
 
     Raises:
-        ValueError: It carries none, or a damaged one.
+        ValueError: It contains none, or a damaged one.
     """
     files = store.data.metadata_dict.get(_FILES) if isinstance(store, SimpleVectorStore) else None
     if not isinstance(files, dict):
-        raise ValueError("the storage context does not hold the memory of this index: give its folder as path=")
+        raise ValueError("the storage context does not contain this index: give its folder as path=")
     folder = Path(tempfile.mkdtemp(prefix="compmem-"))
     try:
         for name, content in files.items():
             if not _PLAIN.fullmatch(name):
-                raise ValueError(f"the storage context holds a file {name!r}, which is none of an index")
+                raise ValueError(f"the storage context contains a file {name!r}, which does not belong to an index")
             (folder / name).write_bytes(base64.b64decode(content, validate=True))
         memory = open_memory(folder, embed_model, runtime)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Answering from nodes that somebody else chose."""
+"""Answers from nodes that the caller chose."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def node_contents(nodes: Sequence[NodeWithScore]) -> Callable[[Chunk], str | None]:
-    """What a language model is to read of each chunk of an index of these nodes."""
+    """The text of each chunk for a language model, in an index of these nodes."""
     contents = {n.node.node_id: n.node.get_content(metadata_mode=MetadataMode.LLM) for n in nodes}
     return lambda chunk: contents.get(chunk.document_id)
 
 
 def index_of_nodes(like: "BaseIndex", nodes: Sequence[NodeWithScore]) -> "MemoryIndex":
-    """A temporary index of these nodes as they are now: a postprocessor may have changed their text.
+    """A temporary index of these nodes in their current state: a postprocessor may have changed their text.
 
-    It shares the encoder and the backbone of the other index and goes with the object.
+    It shares the encoder and the backbone of the other index and is removed with the object.
     """
     encoder = None if like.config.encoder is None else like.encoder
     backbone = like.backbone if isinstance(like, compmem.MemoryIndex) and like.config.memory == "kv" else None
@@ -34,7 +34,7 @@ def index_of_nodes(like: "BaseIndex", nodes: Sequence[NodeWithScore]) -> "Memory
 
 
 def read_all_config(config: RecallConfig, nodes: int) -> RecallConfig:
-    """The settings under which so many nodes are all read, in their order, in as many steps as there may be."""
+    """Settings that read all of these nodes, in their order, with as many steps as needed."""
     settings = LoopConfig.complete(config)
     steps = min(settings.max_steps or nodes, nodes) or 1
     together = max(settings.blocks_per_step, -(-nodes // steps))

@@ -20,15 +20,15 @@ def recall_tool(
     description: str = DESCRIPTION,
     skip_seen: bool = False,
 ) -> FunctionTool:
-    """A tool that tells an agent what the retriever finds, as compact numbered text.
+    """A tool that gives an agent the retriever's results as compact numbered text.
 
-    Numbers stay the same over all calls of one tool, so an answer may cite them. Make one for each conversation.
+    Numbers stay the same in all calls of one tool, so an answer may cite them. Make one tool for each conversation.
 
     Args:
-        retriever: What is asked, with its own `similarity_top_k` and filters.
+        retriever: The retriever, with its own `similarity_top_k` and filters.
         name: The tool's name.
-        description: When the agent is to call it.
-        skip_seen: Nodes that an earlier call showed are only named by their numbers, and others take their place.
+        description: When the agent should call it.
+        skip_seen: Nodes that an earlier call showed are replaced by other ones; only their numbers are listed.
     """
     listing = compmem.Listing(skip_seen=skip_seen, render=llm_content)
 

@@ -1,4 +1,4 @@
-"""The vector store: how the framework's own pipelines and indices write into a CompMem index and ask it."""
+"""The vector store: the framework's pipelines and indices write to a CompMem index with it and query it."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import (
 from compmem import Recall, RecallConfig
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.filters import to_filter
-from llama_index_compmem.loading import HasMemory, memory_of
+from llama_index_compmem.loading import HasMemory, memory_of, open_or_create
 from llama_index_compmem.nodes import NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
 
 if TYPE_CHECKING:
@@ -38,20 +38,21 @@ _MODES = (
 
 
 class CompMemVectorStore(BasePydanticVectorStore):
-    """A CompMem index where the framework wants a vector store.
+    """A CompMem index as a vector store.
 
     `IngestionPipeline(vector_store=store, docstore=...)` keeps it up to date, and
-    `VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model)` asks it. Questions are asked by their
-    text, and the memory makes its own vectors of whole nodes and of every sentence; embeddings that nodes carry are not
-    used. The framework hands a vector store only nodes that have one: let `store.embed_model`, which costs nothing, be
+    `VectorStoreIndex.from_vector_store(store, embed_model=store.embed_model)` queries it, always with the question's
+    text. The index computes its own vectors of whole nodes and of every sentence; embeddings of nodes are not used. The
+    framework passes only nodes with an embedding to a vector store, so use `store.embed_model`, which costs nothing, as
     the pipeline's last transformation.
 
     Args:
-        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the folder of one.
-        recall_config: Settings of the loop that gathers the nodes.
+        index: A `CompMemIndex`, a `compmem.MemoryIndex`, or the path of its folder. The index is created if the folder
+            does not exist or is empty.
+        recall_config: Settings of the loop.
 
     Raises:
-        ValueError: There is no index.
+        ValueError: The index cannot be opened or created.
     """
 
     stores_text: bool = True
@@ -64,7 +65,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         self, index: "HasMemory | MemoryIndex | str | Path", *, recall_config: RecallConfig | None = None
     ) -> None:
         super().__init__(stores_text=True)
-        self._memory = memory_of(index)
+        self._memory = open_or_create(index) if isinstance(index, str | Path) else memory_of(index)
         self._recall_config = recall_config
 
     @classmethod
@@ -85,16 +86,16 @@ class CompMemVectorStore(BasePydanticVectorStore):
 
     @property
     def embed_model(self) -> MockEmbedding:
-        """A stand-in for an embedding model: it gives every node one number, so that the framework passes it on."""
+        """A placeholder for an embedding model: it gives every node one number, so that the framework passes it on."""
         return MockEmbedding(embed_dim=1)
 
     # Writing
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Puts nodes in, in place of those that have their ids; returns the ids. Nodes without text are left out.
+        """Adds nodes, replacing those with the same ids; returns the ids. Nodes without text are left out.
 
         Raises:
-            ValueError: A node's metadata is not JSON or has a key that is kept for CompMem, or the index is locked.
+            ValueError: A node's metadata is not JSON or has a key that is reserved for CompMem, or the index is locked.
         """
         documents = {document.id: document for document in to_documents(nodes)}
         with framework_errors():
@@ -106,7 +107,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Removes what was cut from a document; an unknown id is passed over."""
+        """Deletes the nodes of a document; an unknown id is ignored."""
         with framework_errors():
             self.memory.delete(ids_of_ref_doc(self.memory, ref_doc_id))
 
@@ -117,7 +118,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Removes the nodes with these ids that the filters admit. Neither given: none.
+        """Deletes the nodes with these ids that the filters admit. Neither given: none.
 
         Raises:
             ValueError: An operator or value of a filter is unknown.
@@ -134,7 +135,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def clear(self) -> None:
-        """Removes everything that the index holds."""
+        """Deletes everything in the index."""
         with framework_errors():
             self.memory.delete([document.id for document in self.memory.documents()])
 
@@ -143,11 +144,11 @@ class CompMemVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.clear)
 
     def persist(self, persist_path: str, fs: Any | None = None) -> None:
-        """Nothing is to be done: what is put in is in the index's own folder at once."""
+        """Does nothing: added nodes are in the index's own folder at once."""
         if self.memory.temporary:
             logger.warning("the index behind this vector store is temporary and is not persisted: give it a folder")
 
-    # Looking in and asking
+    # Reading and querying
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """The nodes with these ids that the filters admit. Neither given: all.
@@ -168,7 +169,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         """The nodes that the question needs, best first, with the gate's probability as their similarity.
 
         Raises:
-            ValueError: The query has no text, or a mode or filter that cannot be served.
+            ValueError: The query has no text, or a mode or filter that is not supported.
         """
         wanted = _filter_of(query)
         if query.similarity_top_k < 1:
@@ -191,7 +192,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
             )
 
     def _found(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
-        """Ids of the documents in the index that hold these nodes."""
+        """Ids of the documents in the index that contain these nodes."""
         wanted = to_filter(filters)
         if node_ids is None or wanted is not None:
             admitted = [document.id for document in self.memory.documents(wanted)]
@@ -202,13 +203,13 @@ class CompMemVectorStore(BasePydanticVectorStore):
 
 def _question(query: VectorStoreQuery) -> str:
     if not query.query_str:
-        raise ValueError("a CompMem vector store is asked by text: the query has no query_str")
+        raise ValueError("a CompMem vector store is queried by text, but the query has no query_str")
     return query.query_str
 
 
 def _filter_of(query: VectorStoreQuery) -> dict[str, Any] | None:
     if query.mode not in _MODES:
-        raise ValueError(f"query mode {query.mode!r} is not served; there are {[mode.value for mode in _MODES]}")
+        raise ValueError(f"query mode {query.mode!r} is not supported; supported are {[mode.value for mode in _MODES]}")
     parts = [to_filter(query.filters)]
     parts += [{key: {"in": list(ids)}} for key, ids in ((REF_DOC, query.doc_ids), (NODE_ID, query.node_ids)) if ids]
     given = [part for part in parts if part is not None]

@@ -1,4 +1,4 @@
-"""Tiny real models, made on the spot: two layers, grouped heads, random weights, a byte-level tokenizer."""
+"""Tiny real models, made for the tests: two layers, grouped heads, random weights, a byte-level tokenizer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the LangChain tests share: a tiny deterministic encoder, a small world of documents, a scripted chat model."""
+"""Shared by the LangChain tests: a tiny deterministic encoder, a few documents, a scripted chat model."""
 
 import hashlib
 import re
@@ -46,12 +46,12 @@ WORLD = [
 QUESTION = "Where was the inventor of the Orchid device born?"
 
 UPDATE = "<think>It helps.</think><check>yes</check><update>{notes}</update><next>{next}</next>"
-"""A reply as the chat reader wants it."""
+"""A reply in the format of the chat reader."""
 
 
 @dataclass
 class HashingEncoder:
-    """Counts of hashed words. Deterministic, needs no model, and as slow as asked."""
+    """Counts of hashed words: deterministic, without a model, with an optional delay."""
 
     dim: int = 64
     seconds: float = 0.0
@@ -75,7 +75,7 @@ def make_index(path=None, encoder=None):
 
 
 class ScriptedChat(BaseChatModel):
-    """Gives its replies one after the other, streamed a word at a time; keeps what it was told."""
+    """Returns its replies in order, streamed word by word, and records its prompts."""
 
     replies: list = Field(default_factory=list)
     asked: list = Field(default_factory=list)
@@ -112,7 +112,7 @@ class ScriptedChat(BaseChatModel):
 
 
 class Recorder(BaseCallbackHandler):
-    """Keeps every run that starts and ends: kind, name, parent, tags, metadata."""
+    """Records every run that starts and ends: kind, name, parent, tags, metadata."""
 
     def __init__(self):
         self.started, self.ended, self.guard = {}, {}, threading.Lock()

@@ -1,4 +1,4 @@
-"""What the LlamaIndex tests share: a tiny deterministic encoder, a small world of documents, small fake LLMs."""
+"""Shared by the LlamaIndex tests: a tiny deterministic encoder, a few documents, small fake LLMs."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ def documents():
 
 
 class HashingEncoder:
-    """Counts of hashed words. Deterministic, needs no model, and as slow as asked."""
+    """Counts of hashed words: deterministic, without a model, with an optional delay."""
 
     def __init__(self, dim=64, seconds=0.0):
         self.dim, self.seconds, self.calls = dim, seconds, 0
@@ -54,7 +54,7 @@ class HashingEncoder:
 
 
 def make_index(path=None, encoder=None, **options):
-    """The world in an index over the hashing encoder, one node a document."""
+    """The documents in an index with the hashing encoder, one node per document."""
     return CompMemIndex.from_documents(
         documents(),
         path=path,
@@ -65,7 +65,7 @@ def make_index(path=None, encoder=None, **options):
 
 
 def read_reply(prompt):
-    """What a well-behaved chat model replies: notes of every sentence in the blocks that has a name in it."""
+    """A valid reply of a chat model: notes of every sentence in the blocks that contains a name."""
     if "Blocks to read now" not in prompt:
         return "The answer is Tarnhill."
     notes = re.search(r"<memory>\n(.*?)\n</memory>", prompt, re.DOTALL)[1].replace("(none yet)", "")
@@ -77,7 +77,7 @@ def read_reply(prompt):
 
 
 class FakeLLM(CustomLLM):
-    """A chat model whose replies come from a function of the last message; sync and async apart."""
+    """A chat model whose replies are a function of the last message, separate for sync and async."""
 
     _reply = PrivateAttr(default=None)
     _seconds = PrivateAttr(default=0.0)

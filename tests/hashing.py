@@ -1,4 +1,4 @@
-"""An encoder that needs no model: texts that share words have near vectors."""
+"""An encoder without a model: texts that share words have similar vectors."""
 
 import time
 import zlib
@@ -25,7 +25,7 @@ class HashEncoder:
 
 
 class TwoSidedEncoder(HashEncoder):
-    """An encoder that understands German in questions and English in documents, and keeps what each side was given."""
+    """An encoder for German questions and English documents, which records its inputs."""
 
     def __init__(self):
         super().__init__()

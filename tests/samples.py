@@ -1,4 +1,4 @@
-"""Samples written as the files that `compmem bench quality` reads."""
+"""Writes samples as files for `compmem bench quality`."""
 
 import json
 

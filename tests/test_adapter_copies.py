@@ -1,4 +1,4 @@
-"""Copies of what the adapters make over a temporary index work on when the original is gone."""
+"""Copies of the adapters' objects over a temporary index work after the original is gone."""
 
 import copy
 import gc
@@ -42,7 +42,7 @@ MADE = {
 }
 
 
-# Pickle of our own objects only, as frameworks make it for their workers; the library reads none.
+# Pickle of our own objects only, as frameworks do for their workers; the library never unpickles.
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
 @pytest.mark.parametrize("name", MADE)
 def test_a_copy_outlives_the_original(name, copied):

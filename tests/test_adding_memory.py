@@ -1,4 +1,4 @@
-"""A long document is chunked, encoded and written in pieces: what is held beside its text does not grow with it."""
+"""A long document is chunked, encoded and written in pieces: memory use besides its text does not grow with it."""
 
 import tracemalloc
 
@@ -37,7 +37,7 @@ def index(path):
 
 
 def peak(memory, document):
-    """Bytes of Python and NumPy that adding a document takes beside what was there."""
+    """Bytes of Python and NumPy memory that adding a document needs."""
     tracemalloc.start()
     try:
         assert memory.add([document]) == 1

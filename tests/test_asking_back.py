@@ -1,4 +1,4 @@
-"""A chat model that writes from numbered blocks, asks back for what is missing, and cites."""
+"""A chat model that writes from numbered blocks, asks for missing facts, and cites."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ QUESTION = "What does Acme rent?"
 
 
 class Model:
-    """Says one reply after the other, a character at a time, and keeps what it was asked."""
+    """Returns its replies in order, character by character, and records its prompts."""
 
     def __init__(self, *replies):
         self.replies, self.prompts = list(replies), []

@@ -1,4 +1,4 @@
-"""The backbone over tiny real models: what must be equal is equal, what is wrong is said."""
+"""The backbone over tiny real models: equivalences, and errors for wrong input."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def randomize(backbone, part, scale=0.2):
 
 
 def stock_answer(backbone, prompt):
-    """What the stock model's own loop writes; it keeps the end token, where it stops."""
+    """The output of the stock model's own loop; it keeps the end token."""
     written = backbone.model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
     return written[0, len(prompt) :].tolist()
 
@@ -99,7 +99,7 @@ def test_a_batch_of_chunks_compresses_as_one_by_one(tiny_backbone, family):
 
 
 def masked_window(backbone, raw, carried):
-    """One window the slow way: every projection for every token, chosen by a mask; all positions in one row."""
+    """One window computed naively: every projection for every token, selected by a mask; all positions in one row."""
     ratio, model, decoder = backbone.memory.ratio, backbone.model.model, backbone.decoder
     ids, is_memory = [], []
     for i, token in enumerate(raw):
@@ -363,7 +363,7 @@ def test_gradients_reach_the_memory_through_the_recalled_states(tiny_backbone):
     loss().backward()
     memory = backbone.parameters("memory")
     gradients = {name: p.grad.clone() for name, p in memory.items() if p.grad is not None}
-    # What the last layer's memory tokens ask and put out is read by nobody: only their keys and values are kept.
+    # In the last layer, queries and outputs of memory tokens are not used: only their keys and values are kept.
     unread = ("own.q", "own.o", "memory_q", "memory_o")
     assert set(memory) - set(gradients) == {
         name for name in memory if name.startswith("layers.1.") and any(part in name for part in unread)
@@ -378,7 +378,7 @@ def test_gradients_reach_the_memory_through_the_recalled_states(tiny_backbone):
             flat[place] -= 2 * step
             slope = (above - loss()) / (2 * step)
             flat[place] += step
-        # The norms compute in float32, whatever the weights: hence the wide step.
+        # The norms compute in float32 for all weights, hence the wide step.
         torch.testing.assert_close(gradients[name].view(-1)[place], slope, rtol=1e-2, atol=0)
     backbone.decoder.checkpointing = True
     for parameter in memory.values():
@@ -436,7 +436,7 @@ def test_the_fingerprint_is_of_what_makes_a_block(tiny_backbone, tmp_path):
 
 @pytest.fixture
 def lychee(saved_model):
-    """A folder in the public format: its names for parameters and settings."""
+    """A folder in the public format, with its names for parameters and settings."""
     folder = saved_model("qwen2")
     weights = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(7)
@@ -506,7 +506,7 @@ def test_without_a_chat_template_the_text_stands_alone_and_a_warning_says_so(tin
         ({"use_sliding_window": True}, "uses sliding-window attention"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "uses 'dynamic' rotary positions"),
         ({"lychee_memory_attn": "step-expansion"}, "has lychee_memory_attn='step-expansion'; supported is"),
-        ({"lychee_memory_stride": 8}, "a stride other than its window of 16"),
+        ({"lychee_memory_stride": 8}, "a stride that differs from its window of 16"),
         ({"lychee_memory_window": 15, "lychee_memory_stride": 15}, "window=15 must be a multiple of ratio=4"),
         ({"lychee_memory_param": ["k", "v", "o"]}, "lacks 2 memory weights, such as 'model.layers.0.self_attn.lychee_"),
         ({"num_hidden_layers": 3, "layer_types": None}, "lacks 12 weights of the model"),
@@ -521,22 +521,22 @@ def test_a_folder_that_cannot_be_run_is_refused_by_name(lychee, fields, message)
 
 def test_folders_that_are_no_model(tmp_path, tiny_backbone):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"holds no model: no config.json"):
+    with pytest.raises(CheckpointError, match=r"contains no model: no config.json"):
         Backbone.load(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="holds no JSON object"):
+    with pytest.raises(CheckpointError, match="is not a JSON object"):
         Backbone.load(tmp_path / "empty")
     tiny_backbone(memory=MEMORY).save(tmp_path / "saved")
     settings = json.loads((tmp_path / "saved" / "compmem.json").read_text())
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps({**settings, "format": 9}))
-    with pytest.raises(CheckpointError, match="has the format 9; this reads 1"):
+    with pytest.raises(CheckpointError, match="has the format 9; supported is 1"):
         Backbone.load(tmp_path / "saved")
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps({**settings, "memory": {"ratios": 4}}))
-    with pytest.raises(CheckpointError, match=r"cannot be understood: .*ratios"):
+    with pytest.raises(CheckpointError, match=r"is invalid: .*ratios"):
         Backbone.load(tmp_path / "saved")
     roles = {**settings, "adapters": {"critic": {"rank": 2}}}
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps(roles))
-    with pytest.raises(CheckpointError, match=r"names the roles \['critic'\]; there are"):
+    with pytest.raises(CheckpointError, match=r"has the roles \['critic'\]; there are"):
         Backbone.load(tmp_path / "saved")
     changed = {**settings["memory"], "own": ["q"]}
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps({**settings, "memory": changed, "gate": True}))

@@ -25,7 +25,7 @@ SHORT = "In one word, {please}."
 
 
 class Scripted:
-    """A model that names the insurer only where it reads of it; reading step by step, it keeps to the form."""
+    """A model that names the insurer only if it reads of it; in step-by-step reading it follows the format."""
 
     def __init__(self, fails=False):
         self.heard, self.fails = [], fails

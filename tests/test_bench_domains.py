@@ -20,7 +20,7 @@ NOTHING = {**QUESTION, "id": "n1", "question": "Xyzzy plugh?", "answer": "", "an
 
 @pytest.fixture
 def folder(tmp_path):
-    """A set of its own paragraphs with questions that nothing answers beside it, and one over a file of passages."""
+    """A set over its own paragraphs with unanswerable questions, and one over a file of passages."""
     place = tmp_path / "sets"
     place.mkdir()
     write(place / "own.jsonl.gz", ASKED, {**ASKED, "id": "q2"})

@@ -36,7 +36,7 @@ MEASURED = ("index_s", "first_s", "warm_s", "peak", "disk")
 
 
 def sample(number=0, noise=6):
-    """Two hops among notes on other matters."""
+    """Two hops among unrelated notes."""
     facts = [
         Document(id="a", title="Acme", text=f"Acme {number} rents the Harbour Building."),
         Document(id="b", title="Harbour Building", text=f"It is insured by Lloyd {number}."),
@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     process.wait()
     done = rows.read_bytes().count(b"\n")
     assert 5 <= done < 60
-    with rows.open("ab") as file:  # a line that was being written when it died
+    with rows.open("ab") as file:  # a line that was being written when the process was killed
         file.write(b'{"cell":"own","id":"q')
     before = rows.read_bytes().split(b"\n")[:done]
     assert sweep(Sweep(out=tmp_path / "cut", **given)) == 0

@@ -12,7 +12,7 @@ _TOKEN = re.compile(r"\w{1,4}|[^\w\s]")
 
 
 def count(texts):
-    """A stand-in for a tokenizer: pieces of words, and two tokens around each text."""
+    """A simple tokenizer: pieces of words, and two tokens around each text."""
     return [len(_TOKEN.findall(text)) + 2 for text in texts]
 
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_added(docs, tmp_path):
     assert json.loads(result.stdout)["added"] == 1
     assert result.stderr.splitlines() == [
         f"error: {tmp_path}/missing.txt: no such file or folder",
-        f"error: {tmp_path}: holds no file to read",
+        f"error: {tmp_path}: contains no file to read",
     ]
 
 
@@ -91,7 +91,7 @@ def test_no_index_is_made_of_nothing(tmp_path):
     (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG\0")
     (tmp_path / "empty").mkdir()
     for source, message in {
-        "missing.txt": "no such file", "empty": "holds no file", "pictures": "nothing to add: no file with text in",
+        "missing.txt": "no such file", "empty": "contains no file", "pictures": "nothing to add: no file with text in",
     }.items():  # fmt: skip
         result = run("add", tmp_path / "a.mem", tmp_path / source, "--json")
         assert (result.exit_code, json.loads(result.stdout)["added"]) == (1, 0)
@@ -157,7 +157,7 @@ def test_recall_shows_blocks_best_first_and_heeds_the_filter(index):
     ]
     table = run("recall", index, "Who owns Mill House?").stdout
     assert "docs/houses.md" in table
-    assert run("recall", index, "mill", "--filter", '{"year": 1}').stdout == "Nothing to recall.\n"
+    assert run("recall", index, "mill", "--filter", '{"year": 1}').stdout == "Nothing was found.\n"
 
 
 def test_info_delete_compact_and_verify(docs, tmp_path):
@@ -204,10 +204,10 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, [], "Usage"),
         (2, ["nothing"], "No such command"),
         (2, ["ask"], "Missing argument"),
-        (1, ["ask", "NOWHERE", "q"], "holds no index"),
+        (1, ["ask", "NOWHERE", "q"], "has no index"),
         (1, ["info", "FILE"], "is a file, not the folder of an index"),
         (1, ["add", "FILE", "FILE"], "is a file, not the folder of an index"),
-        (1, ["add", "DOCS", "FILE"], "holds no index"),
+        (1, ["add", "DOCS", "FILE"], "has no index"),
         (2, ["ask", "INDEX", " "], "the question is empty"),
         (2, ["recall", "INDEX", "q", "--k", "0"], "k=0"),
         (2, ["ask", "INDEX", "q", "--k", "0"], "max_steps=0"),
@@ -274,7 +274,7 @@ REPLY = "<think>It says so.</think><check>yes</check><update>Dora Finch owns Mil
 
 
 class ChatServer(BaseHTTPRequestHandler):
-    """A chat endpoint, streaming where that is asked for: notes while reading, an answer at the end."""
+    """A chat endpoint with optional streaming: notes while reading, an answer at the end."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,4 +1,4 @@
-"""A document's context: what questions may ask by and no part of the text; searched, gated, read and kept."""
+"""A document's context: questions may ask about it, but it is not a part of the text; searched, gated, read, stored."""
 
 import pytest
 

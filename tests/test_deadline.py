@@ -39,7 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def hung():
-    """Set when the test is over; no thread is left behind."""
+    """Set at the end of the test, so that no thread is left."""
     over = threading.Event()
     yield over
     over.set()
@@ -69,7 +69,7 @@ def index():
 
 
 def models(hung, said):
-    """Every kind of model: gives `said` in its first calls, and hangs in the next one, once it has begun to reply."""
+    """Every kind of model: returns `said` in its first calls, and hangs in the next one after it has begun to reply."""
     replies = iter(said)
 
     def plain(messages):
@@ -108,7 +108,7 @@ both = pytest.mark.parametrize("how", ["sync", "async"])
 
 
 def asked(index, how, config, clock=None, **models):
-    """The answer; after each event the time is nearly up, and after a lost step it is up."""
+    """The answer; after each event the time is nearly over, and after a lost step it is over."""
 
     def came(event):
         if clock:
@@ -179,7 +179,7 @@ def test_nothing_known_is_said_to_be_a_matter_of_time(index, hung, clock):
     chat = models(hung, [])["plain"]
     answer = index.answer("Zebra?", RecallConfig(reader="chat", max_seconds=BRIEFLY, threshold=0.0), chat=chat)
     assert not answer.found
-    assert answer.text == "The time was up before anything was found."
+    assert answer.text == "The time was over before anything was found."
 
 
 async def test_a_recall_ranks_what_was_scored_and_a_reader_of_ones_own_is_cancelled(index, clock):
@@ -235,7 +235,7 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
         while not threads.chat_calls()._waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert len(calling()) == 3
-        stuck[0].cancel()  # its client goes away, and the next call has its place
+        stuck[0].cancel()  # its client disconnects, and the next call takes its place
         assert (await waiting).found
     for task in stuck:
         task.cancel()

@@ -75,7 +75,7 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
 
 @pytest.mark.slow
 def test_the_whole_demo_in_time(tmp_path):
-    # Processes of their own, as the command is run: what a process has loaded changes some documentation.
+    # Separate processes, as the command is run: loaded modules change some documentation.
     command = [str(Path(sys.executable).with_name("compmem")), "demo", "--index", str(tmp_path / "a")]
     started = time.perf_counter()
     result = subprocess.run([*command, "--json", "--pages", str(tmp_path / "b")], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The small backbone that ships: it loads by its name, reads what it was taught to read, and an index runs on it."""
+"""The shipped small backbone: it loads by its name, reads what it was trained to read, and an index runs on it."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def facts(embedded):
-    """Questions, answers and compressed chunks of one fact each among plain words."""
+    """Questions, answers and compressed chunks, each with one fact among plain words."""
     told = [(f"In which city does {p} live?", c, f"The wind was cold that day. {p} lives in {c}. It was late.")
             for p, c in zip(PEOPLE, CITIES, strict=True)]  # fmt: skip
     with torch.inference_mode():

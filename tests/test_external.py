@@ -1,4 +1,4 @@
-"""Asking a retriever: what it is asked, what is made of what it brings, and what is kept of that."""
+"""An index over a retriever: its queries, the use of its results, and what is cached."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ DOCUMENTS = {
 
 
 class Counting(HashEncoder):
-    """Remembers the batches that it encoded."""
+    """Records the batches that it encoded."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ FILLER = [Document(id=f"t{n}", title=f"Town {n}", chunks=[f"Town {n} has a churc
 
 
 class Narrow:
-    """A retriever that finds one document, by the name that is asked for last, and others that say nothing."""
+    """A retriever that finds one document, by the last name in the query, and others without content."""
 
     def __init__(self):
         self.asked = []
@@ -84,13 +84,13 @@ def test_scores_do_not_depend_on_earlier_questions_and_little_is_held():
     def retrieve(query, k, filter):
         return [Document(id=f"{query}{n}", chunks=[f"Acme rents barn {n} of {query}."]) for n in range(9)]
 
-    fresh = ExternalIndex(retrieve, encoder=HashEncoder(), held=4)
+    fresh = ExternalIndex(retrieve, encoder=HashEncoder(), cached_blocks=4)
     wanted = [(r.chunk.id, r.score) for r in fresh.search(QUESTION, 9)]
-    used = ExternalIndex(retrieve, encoder=HashEncoder(), held=4)
+    used = ExternalIndex(retrieve, encoder=HashEncoder(), cached_blocks=4)
     for other in ("What is Otto?", "Who is Lloyd?"):
         used.search(other, 9)
     assert [(r.chunk.id, r.score) for r in used.search(QUESTION, 9)] == wanted
-    assert len(used._taken._held) == 4
+    assert len(used._cache._cached) == 4
     assert len(wanted) == 9
 
 
@@ -137,7 +137,7 @@ def test_the_retrievers_error_is_the_callers():
         ExternalIndex(retrieve, encoder=HashEncoder()).recall(QUESTION)
 
 
-@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"held": 0}, {"candidates": True}])
+@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"cached_blocks": 0}, {"candidates": True}])
 def test_numbers_are_checked(wrong):
     with pytest.raises(ValueError, match="at least 1"):
         ExternalIndex(lambda query, k, filter: [], **wrong)

@@ -1,4 +1,4 @@
-"""Filters: what they exclude changes nothing, time grows with their length alone, and they take what loaders give."""
+"""Filters: excluded documents affect nothing, time is linear in the filter, and values from loaders are accepted."""
 
 import time
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -28,7 +28,7 @@ TEXTS = st.lists(st.lists(SENTENCE, min_size=1, max_size=4).map(" ".join), min_s
 TITLES = st.sampled_from(["", *NAMES, "Who owns Acme"])
 DOCUMENT = st.tuples(st.sampled_from("abc"), TITLES, TEXTS)
 SMALL = LoopConfig(first_stage=3)
-"""Each signal may propose so few blocks that their ranks decide which ones."""
+"""Each signal may propose so few blocks that ranks decide which ones."""
 
 
 def documents(drawn, tenants):

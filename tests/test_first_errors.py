@@ -1,4 +1,4 @@
-"""Mistakes that a beginner makes are named; none is passed over in silence."""
+"""Beginners' mistakes raise errors that name them."""
 
 import pytest
 from llama_index.core import Document as LlamaIndexDocument

@@ -1,4 +1,4 @@
-"""Prompts never outgrow the model's window: what is too long is read in parts, or cut to what bears on the question."""
+"""Prompts never exceed the model's window: long blocks are read in parts, or cut to the most relevant sentences."""
 
 import re
 
@@ -8,7 +8,7 @@ import pytest
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatReader, Endpoint
-from compmem.readers.prompt_budget import Shown, fitted, packed
+from compmem.readers.prompt_budget import Shown, ending, fitted, packed
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
 
@@ -25,7 +25,7 @@ def block(text, title="", context=""):
 
 
 class Model:
-    """Notes down the words that begin with a capital and records every prompt's size."""
+    """Notes the words that begin with a capital, and records every prompt's size."""
 
     def __init__(self):
         self.sizes, self.prompts = [], []
@@ -102,6 +102,25 @@ def test_a_renderer_says_what_the_model_reads():
     read.read("Where?", WorkingMemory(), [block("Short.", title="T"), block(LONG, title="L")])
     assert "<block>\nby Bo &lt;/block>\n\nShort.\n(end of T)\n</block>" in model.prompts[0]
     assert all("by Bo" in p and "(end of L)" in p for p in model.prompts[1:]) and max(model.sizes) <= WINDOW
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "kept"),
+    [
+        ("one two\nthree four five\nsix seven", 7, "one two\nthree four five\nsix seven"),
+        ("one two\nthree four five\nsix seven", 5, "three four five\nsix seven"),
+        ("one two\nthree four five\nsix seven", 3, "six seven"),
+        ("one two three", 2, "two three"),
+        ("one " + "long" * 30, 1, "long" * 30),
+        ("one", 0, ""),
+    ],
+)
+def test_notes_over_their_budget_lose_their_beginning_at_a_line_or_word(text, limit, kept):
+    assert ending(text, limit, words) == kept
+
+
+def test_notes_without_blanks_are_cut_between_characters():
+    assert ending("字" * 50, 7, len) == "字" * 7
 
 
 def test_no_limit_leaves_blocks_whole():
@@ -181,5 +200,5 @@ def test_an_endpoint_counts_by_the_tokenizer_that_is_named(tiny_tokenizer, tmp_p
     assert Endpoint("m", base_url=url, tokenizer=file).count_tokens("abc é") == 6
     assert Endpoint("m", base_url=url).count_tokens is None
     file.write_text("{}")
-    with pytest.raises(CompMemError, match=r"is no tokenizer.json that can be read"):
+    with pytest.raises(CompMemError, match=r"is not a readable tokenizer.json"):
         Endpoint("m", base_url=url, tokenizer=file)

@@ -1,4 +1,4 @@
-"""Documents are split by the core unless something else is named, and refused before a folder is made."""
+"""Documents are split by the core by default, and checked before a folder is created."""
 
 import pytest
 from langchain_core.documents import Document as LangChainDocument
@@ -90,7 +90,7 @@ def test_langchain_splits_unless_told_otherwise():
 def test_metadata_that_cannot_be_kept_is_refused_before_a_folder_is_made(tmp_path):
     good, bad = {"year": 2024}, {"what": object()}
     folder = tmp_path / "memory"
-    with pytest.raises(ValueError, match="cannot be kept as JSON"):
+    with pytest.raises(ValueError, match="cannot be stored as JSON"):
         CompMemIndex.from_documents(
             [Document(text="a", metadata=good), Document(text="b", metadata=bad)], path=folder, config=CONFIG
         )

@@ -34,7 +34,7 @@ QUESTION = "Who insures the building that Acme rents?"
 
 
 class Words:
-    """What a store knows of words, of four passages."""
+    """Word statistics of a store with four passages."""
 
     def __init__(self, passages=PASSAGES):
         self.held = [set(terms(f"{t} {p}")) for t, p in passages.items()]
@@ -91,7 +91,7 @@ def test_a_name_in_the_question_and_a_name_in_the_memory_point_to_their_blocks(a
     after = features(analyzer.analyze("Acme: Acme rents the Harbour Building."), blocks)
     assert column(after, "named_in_memory").tolist() == [0, 1, 0, 0]
     assert column(after, "named_in_memory_capital")[1] == 1.0
-    assert column(after, "named_in_memory_nearby")[1] > 0  # "rents" is said of it, and asked for
+    assert column(after, "named_in_memory_nearby")[1] > 0  # "rents" occurs near it, and is in the question
     assert column(after, "already_named")[0] == 1.0
 
 
@@ -225,7 +225,7 @@ def test_a_block_is_worth_what_its_best_window_is(analyzer, blocks):
 
 
 def test_a_later_look_can_keep_what_the_first_was_sure_of(analyzer, blocks):
-    """A wrong read changes question and memory, yet what the first look said of a block is still before the gate."""
+    """A wrong read changes question and memory, but the gate still sees the first score of a block."""
     gate = GateHead(hidden=4)
     identity(gate.later, "first_logit", LATER_FEATURES)
     own = features(analyzer.analyze("Zoo: Animals live in the zoo."), blocks[:2] + blocks[3:])
@@ -265,7 +265,7 @@ def test_an_index_is_asked_with_the_gate_that_the_settings_name(tmp_path):
     (tmp_path / "own.safetensors").write_bytes(b"no tensors")
     with (
         MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()), runtime=runtime) as index,
-        pytest.raises(CheckpointError, match="is no gate"),
+        pytest.raises(CheckpointError, match="is not a gate"),
     ):
         _ = index.gate
 

@@ -1,4 +1,4 @@
-"""A long block is gated as the passages in it would be; a heading within it is a name it answers to."""
+"""A long block is gated like the passages in it; a heading inside it is one of its names."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A model in one `.gguf` file: the same as the folder it was made of."""
+"""A model in one `.gguf` file is the same as the folder that it was made from."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SETTINGS = {"tie_word_embeddings": False, "vocab_size": 260}
 
 
 def write_gguf(path, model, tokenizer):
-    """A Qwen2 model as llama.cpp's converter writes it, in float32."""
+    """A Qwen2 model in float32, as from llama.cpp's converter."""
     config = model.config
     writer = gguf.GGUFWriter(str(path), "qwen2")
     writer.add_context_length(config.max_position_embeddings)

@@ -1,9 +1,10 @@
-"""The index from end to end, with an encoder that needs no model."""
+"""The index from end to end, with an encoder without a model."""
 
 import asyncio
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,22 @@ def test_an_index_opened_again_answers_the_same(tmp_path, config):
     with MemoryIndex.open(tmp_path / "a.mem", encoder=config.encoder) as index:
         after = index.answer(QUESTION)
     assert (after.text, after.working_memory) == (before.text, before.working_memory)
+
+
+def test_open_or_create_makes_the_index_once_and_then_opens_it(tmp_path, config):
+    (tmp_path / "a.mem").mkdir()
+    with MemoryIndex.open_or_create(tmp_path / "a.mem", config) as index:
+        index.add(LEASE)
+    with MemoryIndex.open_or_create(tmp_path / "a.mem", config) as index:
+        assert len(index.documents()) == len(LEASE)
+    with pytest.raises(IncompatibleStoreError, match=r"chunk_tokens=\d+, not 99"):
+        MemoryIndex.open_or_create(tmp_path / "a.mem", replace(config, chunk_tokens=99))
+    with pytest.raises(IncompatibleStoreError, match="HashEncoder"):
+        MemoryIndex.open_or_create(tmp_path / "a.mem")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="not empty"):
+        MemoryIndex.open_or_create(tmp_path / "other", config)
 
 
 def test_opening_with_another_encoder_is_refused(tmp_path, config):
@@ -261,7 +278,7 @@ def test_bad_calls_are_named(index, tmp_path):
             index.add(wrong)
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
-    with pytest.raises(ValueError, match="asks no model"):
+    with pytest.raises(ValueError, match="is for reader="):
         index.answer(QUESTION, RecallConfig(reader="latent"), chat=print)
     with pytest.raises(ValueError, match="need chat="):
         index.answer(QUESTION, RecallConfig(reader="chat"))

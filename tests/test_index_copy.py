@@ -1,4 +1,4 @@
-"""An index can be copied whole, and recalling tells of its steps."""
+"""An index can be copied, and recall reports its steps."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ def test_an_empty_index_can_be_copied(tmp_path):
 
 def test_a_copy_never_overwrites(tmp_path):
     index = _filled(tmp_path / "one")
-    with pytest.raises(ValueError, match="holds an index already"):
+    with pytest.raises(ValueError, match="has an index already"):
         index.copy_to(tmp_path / "one")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
@@ -45,7 +45,7 @@ def test_a_copy_never_overwrites(tmp_path):
 
 
 class _Noting:
-    """A reader that keeps what it reads and knows in which thread."""
+    """A reader that records what it reads and in which thread."""
 
     def __init__(self):
         self.threads = []

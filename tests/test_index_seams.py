@@ -1,4 +1,4 @@
-"""What adapters need of the index: it can be copied, and its reader can be wrapped."""
+"""Features of the index for adapters: it can be copied, and its reader can be wrapped."""
 
 import copy
 import pickle

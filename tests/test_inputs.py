@@ -151,7 +151,7 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path, caplog):
     found, errors = read(docs)
     assert [d.text for d in found] == ["a"], "a link and its file are one document"
     assert errors == []
-    assert "out.txt: leads out of" in caplog.text
+    assert "out.txt: links out of" in caplog.text
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):
@@ -202,15 +202,15 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
         "b.docx": (b"PK nonsense", "cannot be read as DOCX (BadZipFile"),
         "c.docx": (docx("", big="x" * (65 << 20)), "unpack to"),
         "d.docx": (docx("<w:p>"), "cannot be read as DOCX"),
-        "d.html": (b"<div>" * 50_000, "tags stand in each other"),
-        "e.html": (b"<![<![<![", "holds no text"),
+        "d.html": (b"<div>" * 50_000, "nested tags"),
+        "e.html": (b"<![<![<![", "contains no text"),
         "b.txt": (b"\0\1\2", "binary data, not text"),
-        "c.txt": (b" \n\t", "holds no text"),
+        "c.txt": (b" \n\t", "contains no text"),
         "d.pdf": (b"%PDF-1.4 nonsense", "cannot be read as PDF"),
         "e.pdf": (pdf("Secret.", password="pw"), "the PDF is encrypted"),
-        "f.pdf": (pdf(""), "the PDF holds no text"),
+        "f.pdf": (pdf(""), "the PDF contains no text"),
         "g.html": (b"\0\0\0", "binary data, not text"),
-        "h.html": (b"<script>x</script>", "holds no text"),
+        "h.html": (b"<script>x</script>", "contains no text"),
         "i.txt": (b"\xff\xfeabc", "not utf-16"),
     }
     for name, (data, _) in cases.items():
@@ -250,7 +250,7 @@ def test_what_holds_text_is_read_whatever_it_is_called_and_the_rest_is_counted(t
 
 def test_a_folder_without_files_is_named(tmp_path):
     (tmp_path / ".hidden").write_text("x")
-    assert read(tmp_path) == ([], [f"{tmp_path}: holds no file to read"])
+    assert read(tmp_path) == ([], [f"{tmp_path}: contains no file to read"])
 
 
 def test_tables_and_json_name_every_value():
@@ -297,7 +297,7 @@ def test_an_unreadable_file_is_named(tmp_path):
     ("line", "message"),
     [
         (b"{", "not JSON"),
-        (b"[1]", "a JSON object is wanted, not list"),
+        (b"[1]", "expected a JSON object, not list"),
         (b'{"title": "x"}', "'text' is missing or empty"),
         (b'{"text": "  "}', "'text' is missing or empty"),
         (b'{"text": 3}', "'text' is missing or empty"),
@@ -307,10 +307,10 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "x", "metadata": ""}', "'metadata' must be a JSON object"),
         (b'{"text": "x", "metadata": {"a": NaN}}', "metadata 'a' is not JSON"),
         (b'{"text": "x", "metadata": {"a": 1e999}}', "metadata 'a' is not JSON"),
-        (b'{"text": "x", "metadata": {"a": "\\u0000"}}', "metadata 'a' holds a NUL character"),
+        (b'{"text": "x", "metadata": {"a": "\\u0000"}}', "metadata 'a' has a NUL character"),
         (b'{"text": "x", "metadata": {"a": "\\ud800"}}', "metadata 'a' is not JSON"),
-        (b'{"text": "lone \\ud800"}', "its text holds the lone surrogate '\\ud800' at 5"),
-        (b'{"text": "x", "id": "c\\u0000"}', "the id holds a NUL character"),
+        (b'{"text": "lone \\ud800"}', "its text has the lone surrogate '\\ud800' at 5"),
+        (b'{"text": "x", "id": "c\\u0000"}', "the id contains a NUL character"),
         (b'{"text": "x", "body": "y"}', "unknown name 'body'"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, ""),
@@ -413,7 +413,7 @@ def test_time_for_html_grows_with_its_length(piece):
             page_text(text)
         return time.process_time() - started
 
-    # The best of four turns: the caches of a busy machine do not hold a large page as well as a small one.
+    # The best of four alternating runs: the caches of a busy machine are worse for a large page than for a small one.
     assert min(seconds(piece * 80_000) / max(seconds(piece * 8_000), 0.01) for _ in range(4)) < 15
 
 

@@ -901,7 +901,7 @@ async def test_slow_encoders_run_side_by_side(retriever):
 
 def test_little_is_added_to_the_time_of_the_core(retriever, reasoner):
     def added(core, adapter):
-        """What the adapter takes as a multiple of the core's time, the median of pairs."""
+        """The time of the adapter as a multiple of the core's, the median of pairs."""
         extra = []
         for _ in range(41):
             began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is the user's in a document of LangChain stays the user's, whichever way the document goes."""
+"""The user's data in a document of LangChain is preserved on every path."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The LangChain examples run as they stand, in processes of their own."""
+"""The LangChain examples run unchanged, in separate processes."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_the_langgraph_agent():
     assert lines[0] == "agent: ['search_handbook']"
     assert "run by Maria Oduya" in out
     assert "reason: " in out
-    assert "Tomas Lind" in next(line for line in lines if line.startswith("told: "))
+    assert "Tomas Lind" in next(line for line in lines if line.startswith("reply: "))
     assert "source: Maria Oduya" in out
 
 

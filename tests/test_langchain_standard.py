@@ -1,4 +1,4 @@
-"""The conformance suites of langchain-tests, whole: nothing overridden, nothing expected to fail."""
+"""The complete conformance suites of langchain-tests: nothing overridden, nothing expected to fail."""
 
 import pytest
 from langchain_core.documents import Document

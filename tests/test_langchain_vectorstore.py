@@ -1,4 +1,4 @@
-"""The vector store of the LangChain adapter: its conformance suite, and the retrievers that insist on one."""
+"""The vector store of the LangChain adapter: its conformance suite, and retrievers that need a vector store."""
 
 import copy
 import pickle
@@ -178,7 +178,7 @@ async def test_indexing_leaves_nothing_of_what_changed_or_went(kind, cleanup, tm
         return Document(page_content=text, metadata={"source": source})
 
     first = [document("It costs 10 euros.", "price"), document("It is red.", "colour"), document("Old.", "gone")]
-    # `gone` is not loaded again; of `price` the text has changed, `colour` is as it was.
+    # `gone` is not loaded again; the text of `price` has changed, `colour` is unchanged.
     second = [document("It costs 25 euros.", "price"), document("It is red.", "colour")]
     expected = {
         None: {"It costs 10 euros.", "It costs 25 euros.", "It is red.", "Old."},
@@ -201,3 +201,13 @@ async def test_indexing_leaves_nothing_of_what_changed_or_went(kind, cleanup, tm
             assert {made.get(info.id).text for info in made.documents()} == expected
             found = {recall.chunk.text for recall in made.recall("What does it cost?", 9)}
             assert found == expected
+
+
+def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
+    folder = tmp_path / "new.mem"
+    with CompMemVectorStore(folder).memory.index as index:
+        assert index.documents() == []
+    with CompMemVectorStore(str(folder)).memory.index as index:
+        assert index.path == folder
+    with pytest.raises(ValueError, match="not empty"):
+        CompMemVectorStore(tmp_path)

@@ -22,7 +22,7 @@ def index(tmp_path):
 
 
 def pieces(text):
-    """Tokens as a model of its own kind counts them: more than any estimate says."""
+    """A model's own token counter, which gives more than any estimate."""
     return [0] * len(text)
 
 

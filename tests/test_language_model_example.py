@@ -1,4 +1,4 @@
-"""The example with a language model runs as it stands, scripted and against a server, in a process of its own."""
+"""The example with a language model runs unchanged, scripted and with a server, in a separate process."""
 
 import os
 import subprocess

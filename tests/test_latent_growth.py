@@ -1,4 +1,4 @@
-"""A store of KV blocks far larger than what may be held of it: a question reads all of it through a part of it."""
+"""A store of KV blocks far larger than the cache: a question reads all of it through the cache."""
 
 import threading
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from compmem import Document, IndexConfig, LatentReader, LoopConfig, MemoryIndex, RuntimeConfig
 
 HELD = 32 * 2**20
-"""Bytes of blocks kept between uses."""
+"""Bytes of cached blocks between uses."""
 WIDE = {
     "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 256,
 }  # fmt: skip
-"""32 KiB of states a token, from a model that takes little work."""
+"""32 KiB of states per token, from a model that computes little."""
 
 
 def own_memory():

@@ -1,4 +1,4 @@
-"""No text, however it was made up, takes a pattern or a reader of text more than linear time."""
+"""No text makes a pattern or a parser take more than linear time."""
 
 import contextlib
 import importlib
@@ -38,12 +38,12 @@ UNITS = {
     "accents": "\u0301\u0316",
 }  # fmt: skip
 EDGES = (("", ""), ("x", "y"), ("# ", "y"), ("---\ntitle:", ""), ("f()", "x\n"))
-"""What stands before and behind the units."""
+"""Texts before and after the units."""
 SMALL, TIMES, MOST, ATTEMPTS = 600, 10, 15, 4
 
 
 def made(name, length, attempt):
-    """Texts of this kind; no attempt has the texts of another, which a cache might know."""
+    """Texts of this kind; each attempt has different ones, which no cache knows."""
     body = UNITS[name] * (length // len(UNITS[name]) - attempt)
     return [f"{head}{body}{tail}" for head, tail in EDGES]
 
@@ -58,7 +58,7 @@ def seconds(run, texts):
 def grows_linearly(run, name, small=SMALL):
     """Whether ten times the text takes less than fifteen times the time, in the best of several attempts.
 
-    What takes hardly longer than looking at each character once is not compared.
+    Work that takes hardly longer than reading each character once is not compared.
     """
     short, long = 0.0, float("inf")
     for attempt in range(ATTEMPTS):
@@ -146,7 +146,7 @@ READERS = {
     "names of a text": lambda text: tokenize.names_of("", [], text),
     "names of a title": lambda text: tokenize.names_of(text, [text], ""),
     "possible names": tokenize.possible_names,
-    "spoken names": tokenize.spoken_names,
+    "capitalised names": tokenize.capitalised_names,
     "mentions": lambda text: tokenize.mentions(text, ["a a"]),
     "terms": tokenize.content_terms,
     "heading over": lambda text: tokenize.heading_over(text, len(text) // 2),

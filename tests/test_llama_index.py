@@ -152,7 +152,7 @@ def test_an_embedding_model_of_the_framework_serves_as_encoder():
 
 
 def test_metadata_that_cannot_be_kept_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'compmem:node' is kept for CompMem"):
+    with pytest.raises(ValueError, match="'compmem:node' is reserved for CompMem"):
         CompMemIndex.from_nodes([TextNode(text="x", metadata={"compmem:node": 1})], embed_model=HashingEncoder())
     node = TextNode(id_="odd", text="x", metadata={"when": object()})
     with pytest.raises(ValueError, match="odd"):
@@ -189,7 +189,7 @@ def test_an_index_with_a_folder_is_named_by_it(tmp_path):
     made.insert(Document(doc_id="mill", text="The mill of Hob burnt down."))
     assert "mill" in reload(tmp_path / "storage").ref_doc_info
     shutil.move(tmp_path / "world.mem", tmp_path / "moved.mem")
-    with pytest.raises(ValueError, match=r"world\.mem' holds no index"):
+    with pytest.raises(ValueError, match=r"world\.mem' has no index"):
         reload(tmp_path / "storage")
     assert "mill" in reload(tmp_path / "storage", path=tmp_path / "moved.mem").ref_doc_info
 
@@ -220,13 +220,13 @@ def test_a_storage_context_that_was_tampered_with_is_refused(index, tmp_path):
     store = next((tmp_path / "storage").glob("compmem-*__vector_store.json"))
     content = store.read_text()
     store.write_text(content.replace('"manifest.sqlite"', '"../evil.sqlite"'))
-    with pytest.raises(ValueError, match=r"'\.\./evil\.sqlite', which is none of an index"):
+    with pytest.raises(ValueError, match=r"'\.\./evil\.sqlite', which does not belong to an index"):
         reload(tmp_path / "storage")
     store.write_text(content.replace('"manifest.sqlite": "', '"manifest.sqlite": "AAAA'))
     with pytest.raises(ValueError, match="manifest"):
         reload(tmp_path / "storage")
     store.unlink()
-    with pytest.raises(ValueError, match="does not hold the memory of this index: give its folder as path="):
+    with pytest.raises(ValueError, match="does not contain this index: give its folder as path="):
         reload(tmp_path / "storage")
 
 
@@ -253,5 +253,5 @@ def test_an_index_opened_by_its_folder_knows_what_has_not_changed(tmp_path):
     assert opened.refresh_ref_docs(documents()) == [False] * 5
     opened.delete_ref_doc("esk", delete_from_docstore=True)
     assert opened.refresh_ref_docs(documents()) == [False, False, False, False, True]
-    with pytest.raises(ValueError, match="holds no index"):
+    with pytest.raises(ValueError, match="has no index"):
         CompMemIndex.from_memory(tmp_path / "nothing.mem")

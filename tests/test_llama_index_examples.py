@@ -1,4 +1,4 @@
-"""The LlamaIndex example runs as it stands, in a process of its own."""
+"""The LlamaIndex example runs unchanged, in a separate process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The LlamaIndex classes under load and under watch: concurrency, copies, tracing, what they cost."""
+"""The LlamaIndex classes under load: concurrency, copies, tracing, cost."""
 
 import asyncio
 import copy
@@ -61,7 +61,7 @@ async def test_four_retrievals_with_a_slow_encoder_run_side_by_side():
 
 
 async def _stays_responsive(work):
-    """Runs the coroutine; the longest time for which the event loop did nothing else."""
+    """Runs the coroutine; returns the longest time for which the event loop was blocked."""
     longest, last, done = 0.0, time.monotonic(), False
 
     async def watch():
@@ -96,7 +96,7 @@ async def test_the_event_loop_is_never_blocked():
 
 
 async def _stops(encoder, start):
-    """Cancels what was started; the encoder is asked at most once more."""
+    """Cancels the started work; the encoder is called at most once more."""
     task = asyncio.create_task(start())
     await asyncio.sleep(0.3)
     assert encoder.calls
@@ -190,7 +190,7 @@ def test_retrievers_and_engines_are_copied_and_pickled(tmp_path):
 
 
 class Kept(BaseEventHandler):
-    """Keeps every event."""
+    """Records every event."""
 
     events: list
 
@@ -258,7 +258,7 @@ def test_the_adapter_costs_little_beyond_the_core(index):
     engine, retriever, memory = index.as_query_engine(), index.as_retriever(3), index.memory
 
     def cheapest(*calls):
-        """The least processor time of each call; they take turns, so that a busy machine slows all alike."""
+        """The least processor time of each call; they alternate, so that other load affects all of them."""
         times = [[] for _ in calls]
         for _ in range(15):
             for own, call in zip(times, calls, strict=True):

@@ -111,7 +111,7 @@ def test_a_retriever_is_made_of_an_index_a_memory_or_a_folder(index, tmp_path):
     assert names(CompMemRetriever(index, 1).retrieve(QUESTION)) == names(
         CompMemRetriever(index.memory, 1).retrieve(QUESTION)
     )
-    with pytest.raises(ValueError, match="holds no index"):
+    with pytest.raises(ValueError, match="has no index"):
         CompMemRetriever(tmp_path / "nothing")
     with pytest.raises(ValueError, match="must be a CompMemIndex"):
         CompMemRetriever(42)

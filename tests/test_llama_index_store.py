@@ -1,4 +1,4 @@
-"""The vector store under the framework's own pipelines and indices, and what metadata means on the way."""
+"""The vector store in the framework's own pipelines and indices, and the meaning of metadata."""
 
 import re
 
@@ -134,7 +134,7 @@ FILTERS = [
 
 
 def admitted(filters):
-    """What the framework's own store admits; it knows no nested filters, so conditions are put together here."""
+    """The result of the framework's own store; it has no nested filters, so conditions are combined here."""
     if len(filters.filters) == 1:
         accepts = build_metadata_filter_fn(lambda name: ROWS[name], filters)
         return {name for name in ROWS if accepts(name)}
@@ -175,7 +175,7 @@ def test_queries_by_id_and_queries_that_cannot_be_served():
     assert store.query(VectorStoreQuery(query_str="Row?", similarity_top_k=0)).ids == []
     with pytest.raises(ValueError, match="no query_str"):
         store.query(VectorStoreQuery(query_embedding=[1.0]))
-    with pytest.raises(ValueError, match="is not served"):
+    with pytest.raises(ValueError, match="is not supported"):
         store.query(VectorStoreQuery(query_str="Row?", mode=VectorStoreQueryMode.MMR))
 
 
@@ -288,3 +288,13 @@ def test_a_conversation_is_cut_to_the_window():
     memory = ChatMemoryBuffer.from_defaults(token_limit=100_000)
     index.as_chat_engine(llm=llm, memory=memory, chat_history=history).chat("And where is it?")
     assert LONG[:500] in llm.calls[0][1][-1].content and largest(llm) <= 2048 - 256
+
+
+def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
+    folder = tmp_path / "new.mem"
+    with CompMemVectorStore(folder).memory as index:
+        assert index.documents() == []
+    with CompMemVectorStore(str(folder)).memory as index:
+        assert index.path == folder
+    with pytest.raises(ValueError, match="not empty"):
+        CompMemVectorStore(tmp_path)

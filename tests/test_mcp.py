@@ -1,4 +1,4 @@
-"""The MCP server, asked through the official SDK's client: in memory, and as a process on standard input and output."""
+"""The MCP server with the official SDK's client: in memory, and as a process on standard input and output."""
 
 import sys
 

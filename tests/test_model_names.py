@@ -1,4 +1,4 @@
-"""Names of models that an index or a checkpoint holds are looked up on this machine, unless the caller says else."""
+"""Models named in an index or a checkpoint are looked up only on this machine, unless the caller allows more."""
 
 import json
 import socket
@@ -27,7 +27,7 @@ def base(path, **given):
 
 @pytest.fixture
 def named(tmp_path):
-    """Two indexes and a checkpoint that name models of a stranger."""
+    """Two indexes and a checkpoint with models named by somebody else."""
     MemoryIndex.create(tmp_path / "dense", IndexConfig(encoder="stranger/model")).close()
     settings = IndexConfig(memory="kv", encoder=None, backbone="stranger/model")
     MemoryIndex.create(tmp_path / "kv", settings).close()
@@ -38,7 +38,7 @@ def named(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The models that a hub without any is asked for."""
+    """The models that are requested from an empty hub."""
     found = []
 
     def snapshot_download(name, *, local_files_only=False, **_):

@@ -1,4 +1,4 @@
-"""The product works where neither the research package nor its dependencies are installed."""
+"""The library works without the research package and its dependencies."""
 
 import subprocess
 import sys

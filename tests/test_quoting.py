@@ -1,4 +1,4 @@
-"""Text from outside cannot be taken for a tag or a control token, and comes back character by character."""
+"""Untrusted text cannot be read as a tag or a control token, and is restored exactly."""
 
 import time
 

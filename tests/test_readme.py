@@ -1,4 +1,4 @@
-"""What the README and the docs show is what happens."""
+"""The code in README and docs runs and gives the results shown."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The loop on a bench of five blocks whose relevance to the memory is known."""
+"""The loop over five blocks whose relevance for each memory is known."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbo
 
 
 class Bench:
-    """Block 3 bears on the question; block 1 bears on it only once `harbour` is known."""
+    """Block 3 is relevant to the question; block 1 only once `harbour` is known."""
 
     needs_requery = True
     answerable = True
@@ -42,7 +42,7 @@ class Bench:
 
 
 class Keeper:
-    """Appends what it reads; finds nothing in weather and cooking; knows enough at `lloyd`."""
+    """Appends what it reads; finds nothing in weather and cooking; stops at `lloyd`."""
 
     def __init__(self, fails_at=None):
         self.read_texts = []
@@ -118,12 +118,12 @@ def test_gru_mem_keeps_its_memory_where_nothing_was_found_and_stops_when_it_may(
 
 def test_lychee_gates_in_one_pass_with_the_memory_so_far():
     answer = run(LoopConfig.lychee())
-    assert read_blocks(answer) == [3]  # block 1 stood before its clue, and there is no way back
+    assert read_blocks(answer) == [3]  # block 1 came before its clue, and this loop does not go back
     assert run(LoopConfig.lychee(gate=False), threshold=0.0).usage.blocks_read == 5
 
 
 class Weigher(Keeper):
-    """Weighs blocks as it is given to; reads them as it is told."""
+    """Scores blocks with given values, and records how it reads them."""
 
     can_score = True
 
@@ -149,7 +149,7 @@ class Weigher(Keeper):
 def test_a_reader_that_weighs_reads_what_it_finds_likeliest_as_one_that_helps():
     reader = Weigher({1: 2.0, 3: 0.5, 2: -0.3})
     answer = run(LoopConfig(exit_gate=False), reader, can_score=True)
-    # The gate alone would read 3 and then 1. All are weighed again with each new memory, but those that were read.
+    # The gate alone would read 3 and then 1. All unread blocks are scored again with each new memory.
     assert read_blocks(answer) == [1, 3, 2]
     assert reader.weighed[0] == ("", [3, 1, 0, 2, 4])
     assert [blocks for _, blocks in reader.weighed] == [[3, 1, 0, 2, 4], [3, 0, 2, 4], [0, 2, 4], [0, 4]]
@@ -203,7 +203,7 @@ def test_where_the_reader_cannot_tell_the_gate_decides():
 
 
 def test_without_a_gate_too_many_blocks_are_not_weighed(monkeypatch):
-    monkeypatch.setattr("compmem.loop.loop.WEIGHED", 2)
+    monkeypatch.setattr("compmem.loop.loop.SCORED_AT_ONCE", 2)
     monkeypatch.setattr(Bench, "score", lambda self, memory, blocks: [1.0] * len(blocks))
     reader = Weigher({4: 9.0})
     assert read_blocks(run(RecallConfig(), reader, can_score=True)) == [0, 1]
@@ -211,7 +211,7 @@ def test_without_a_gate_too_many_blocks_are_not_weighed(monkeypatch):
 
 
 def test_at_most_so_many_blocks_are_weighed_at_once(monkeypatch):
-    monkeypatch.setattr("compmem.loop.loop.WEIGHED", 2)
+    monkeypatch.setattr("compmem.loop.loop.SCORED_AT_ONCE", 2)
     reader = Weigher({0: 9.0, 1: 1.0})
     assert read_blocks(run(RecallConfig(max_steps=1), reader, can_score=True)) == [1]
     assert reader.weighed == [("", [3, 1])]
@@ -323,12 +323,12 @@ def test_settings_out_of_range_are_named(change, message):
 @pytest.mark.parametrize("roles", [{"reader": "extractive"}, {"writer": "latent"}])
 def test_a_chat_model_that_nobody_asks_is_refused(roles):
     kv = IndexConfig(memory="kv", backbone="tiny")
-    with pytest.raises(ValueError, match=r"chat= is for .* asks no model"):
+    with pytest.raises(ValueError, match=r"chat= is for .* with writer="):
         resolve_roles(RecallConfig(**roles), kv, lambda: True, chat=print)
 
 
 class Once(Bench):
-    """The first look suffices."""
+    """The first pass suffices."""
 
     needs_requery = False
 
@@ -362,7 +362,7 @@ def test_nothing_is_read_where_nothing_answers_unless_a_model_judges():
 
 def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
     class Tempting(Bench):
-        """Block 4 looks right once something is known, and is not."""
+        """Block 4 seems relevant once something is known, but is not."""
 
         def score(self, memory, blocks):
             clear = {3: 0.9, 4: 0.7 if memory else 0.1, 1: 0.6 if memory else 0.2}

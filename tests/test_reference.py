@@ -1,4 +1,4 @@
-"""Checkpoints in the public LycheeMemory format give what the public code computes with them (2602.08382)."""
+"""Checkpoints in the public LycheeMemory format give the same results as the public code (2602.08382)."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def recurrent(backbone, case):
     memory = backbone.encode(words["memory_init_text"])
     first = None
     for states in backbone.compress([text[i : i + size] for i in range(0, len(text), size)]):
-        # A partial chunk's prompt starts where a whole one's would.
+        # The prompt after a partial chunk starts where that of a full one would.
         prompts, blocks, start = (
             [update.fill(prompt=question, memory=memory)],
             [[states]],
@@ -57,6 +57,6 @@ def test_states_logits_and_answers_are_the_public_codes(checkpoint, number):
             torch.testing.assert_close(mine[layer], theirs, atol=1e-4, rtol=0)
     first, answer = recurrent(backbone, case)
     torch.testing.assert_close(first, expected[f"case{number}.first_logits"][0], atol=1e-3, rtol=0)
-    # The public code writes its padding where a row ends early.
+    # The public code writes padding after a row that ends early.
     ended = [backbone.tokenizer.pad_token_id] if len(answer) < case["max_new_tokens"] else []
     assert answer + ended == case["answer_ids"]

@@ -1,4 +1,4 @@
-"""The HTTP server: its routes, tenants and limits in one process, and what needs a socket over a real one."""
+"""The HTTP server: routes, tenants and limits in one process, and over a real socket where needed."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ async def calling(index, token=ADMIN, **settings):
 
 @contextmanager
 def listening(app):
-    """A real server on loopback; its port."""
+    """A real server on loopback; yields its port."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     held = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([held],))
@@ -119,14 +119,14 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
         assert seen <= {"acme", "harbour"}
         extra = (await blue.post("/v1/chat/completions", json=chat())).json()["compmem"]
         assert {s["document"] for s in extra["sources"]} <= {"zoo"}
-        # Both may use one id, and neither learns of the other's.
+        # Both may use one id, and neither learns of the other's document.
         new = {"documents": [{"id": "acme", "text": "Acme is a blue bird."}]}
         assert (await blue.post("/documents", json=new)).json() == {"added": 1, "unchanged": 0, "ids": ["acme"]}
         assert (await blue.post("/documents", json=new)).json()["unchanged"] == 1
         assert [d["id"] for d in (await blue.get("/documents")).json()["documents"]] == ["zoo", "acme"]
         assert index.get("acme").text == "Acme rents the Harbour Building."
         assert index.get("blue/acme").metadata == {"tenant": "blue"}
-        # Another's document and none at all cannot be told apart.
+        # Another tenant's document and a missing one give the same response.
         foreign, unknown = await red.delete("/documents/zoo"), await red.delete("/documents/nothing")
         assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
         assert foreign.status_code == 404
@@ -177,7 +177,7 @@ async def test_who_has_no_token_gets_nothing_and_a_form_of_a_web_page_neither(in
     async with calling(index) as client:
         form = await client.post("/recall", content=b"{}", headers={"Content-Type": "text/plain"})
         assert form.status_code == 415
-    # Without tokens, only under a name of this machine: a page that points its own name here is turned away.
+    # Without tokens, only local host names: a web page whose own name resolves to this machine is refused.
     transport = httpx.ASGITransport(create_app(index))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/documents")).status_code == 200
@@ -196,7 +196,7 @@ async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch):
 
 
 class SlowChat:
-    """A chat model that writes without end, and knows whether it is writing."""
+    """A chat model that writes endlessly and records whether it is writing."""
 
     def __init__(self):
         self.writing = threading.Event()

@@ -83,7 +83,7 @@ def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_p
         assert parted.verify() == []
         with parted.question_context(QUESTIONS[0]) as context:
             before = len(context.snapshot)
-            parted.delete(["d41"])  # a question goes on with what it began with
+            parted.delete(["d41"])  # a running question keeps its snapshot
             assert len(context.snapshot) == before
             assert context.fetch(context.propose(""))
         parted.compact()

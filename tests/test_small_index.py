@@ -1,4 +1,4 @@
-"""The first thing a newcomer does: two notes, one question, the shipped encoder and gate."""
+"""A beginner's first steps: two notes, one question, the shipped encoder and gate."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, one commit at a time, and filters decide what may be seen."""
+"""The store: documents are returned unchanged, one commit at a time, and filters decide what is visible."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def entry(
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
 ) -> tuple[Document, list[MemoryBlock]]:
-    """A document of these chunks, each cut into two sentences, with random vectors."""
+    """A document with these chunks, each split into two sentences, with random vectors."""
     document = Document(id=id, text="".join(texts), title=title, metadata=metadata or {})
     blocks = []
     start = 0
@@ -71,7 +71,7 @@ def store(tmp_path: Path):
 
 
 def everything(store: Store) -> dict[str, Any]:
-    """All that a reader can see, for comparisons."""
+    """Everything that a reader can see, for comparisons."""
     with store.snapshot() as view:
         numbers = view.select(None).tolist()
         return {
@@ -246,7 +246,7 @@ def test_cached_arrays_follow_other_writers(tmp_path: Path):
         with reader.snapshot() as view:
             assert view.select(None).tolist() == [3, 4, 5, 6, 9, 10]
             assert np.array_equal(view.vectors().floats(1, 3), np.stack([b.vectors[0] for b in view.blocks([4, 5])]))
-            with pytest.raises(ValueError, match="without a vector"):
+            with pytest.raises(ValueError, match="has no vector"):
                 view.vectors().of([1])
 
 
@@ -528,7 +528,7 @@ FILTERS = st.recursive(
 
 
 def holds(wanted: Any, data: dict[str, Any]) -> bool:
-    """What a filter means."""
+    """The meaning of a filter, computed naively."""
     if isinstance(wanted, list):
         return all(holds(part, data) for part in wanted)
     for key, value in wanted.items():
@@ -587,10 +587,10 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
         (lambda: entry("d", [" \n\t "]), "document 'd' has no text"),
         (
             lambda: entry("d", ["a lone \ud800 surrogate"]),
-            r"document 'd': its text holds the lone surrogate '\\ud800' at 7",
+            r"document 'd': its text has the lone surrogate '\\ud800' at 7",
         ),
         (lambda: entry("d\0", ["text"]), "its id must be a string without NUL"),
-        (lambda: entry("d", ["text"], title="\udc00"), "its title holds the lone surrogate"),
+        (lambda: entry("d", ["text"], title="\udc00"), "its title has the lone surrogate"),
         (
             lambda: entry("d", ["text"], metadata={"bad": {1, 2}}),
             "document 'd': metadata 'bad' is not JSON: a value of type set",
@@ -604,7 +604,7 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
             lambda: entry("d", ["text"], metadata={"bad": np.complex64(3)}),
             "metadata 'bad' is not JSON: a value of type complex64",
         ),
-        (lambda: entry("d", ["text"], metadata={"bad": "a\0b"}), "metadata 'bad' holds a NUL"),
+        (lambda: entry("d", ["text"], metadata={"bad": "a\0b"}), "metadata 'bad' has a NUL"),
         (lambda: entry("d", ["text"], metadata={"bad": "\ud800"}), "metadata 'bad' is not JSON"),
         (
             lambda: (Document(id="d", text="text", metadata={1: 2}), entry("d", ["text"])[1]),
@@ -612,8 +612,8 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
         ),
         (lambda: (Document(id="d", text="text"), []), "its chunks do not cover its text exactly"),
         (lambda: (Document(id="d", text="other"), entry("d", ["text"])[1]), "do not cover its text exactly"),
-        (lambda: entry("d", ["text"], dim=DIM + 1), "vectors of 17 dimensions, the index holds 16"),
-        (lambda: entry("d", ["text"], dim=None), "the index holds vectors, its blocks have none"),
+        (lambda: entry("d", ["text"], dim=DIM + 1), "vectors of 17 dimensions, but the index has 16"),
+        (lambda: entry("d", ["text"], dim=None), "the index has vectors, but its blocks have none"),
     ],
 )
 def test_bad_documents_change_nothing(store: Store, make: Any, message: str):
@@ -632,7 +632,7 @@ def test_bad_documents_change_nothing(store: Store, make: Any, message: str):
     [
         (unit(2, 0), r"vectors of shape \(2, 16\) for a chunk of 2 sentences"),
         (unit(3, 0)[0], r"vectors of shape \(16,\)"),
-        (unit(3, 0) * 2, "finite and of length 1, one has length 2"),
+        (unit(3, 0) * 2, "finite and of length 1, but one has length 2"),
         (unit(3, 0) * np.nan, "finite and of length 1"),
     ],
 )
@@ -655,7 +655,7 @@ def test_bad_states(tmp_path: Path):
         assert store.verify() == []
         assert not list(store.path.glob("kv-*"))
         store.add([(document, [block])])
-        with pytest.raises(ValueError, match="its blocks have vectors, others in the index have none"):
+        with pytest.raises(ValueError, match="its blocks have vectors, but others in the index have none"):
             store.add([entry("e", ["text"])])
 
 
@@ -697,12 +697,12 @@ def test_paths(tmp_path: Path):
         Store.create(file, config={}, dim=None, vectors="int8")
     with pytest.raises(StoreError, match="is a file, not the folder of an index"):
         Store.open(file)
-    with pytest.raises(StoreError, match=r"missing' holds no index: create one with MemoryIndex.create"):
+    with pytest.raises(StoreError, match=r"missing' has no index: create one with MemoryIndex.create"):
         Store.open(tmp_path / "missing")
-    with pytest.raises(ValueError, match="is not empty and holds no index"):
+    with pytest.raises(ValueError, match="is not empty and has no index"):
         Store.create(tmp_path, config={}, dim=None, vectors="int8")
     Store.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8").close()
-    with pytest.raises(ValueError, match="holds an index already"):
+    with pytest.raises(ValueError, match="has an index already"):
         Store.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8")
     for bad, message in (
         ({"config": {"x": object()}, "vectors": "int8", "dim": 1}, "'config' is not JSON"),
@@ -728,7 +728,7 @@ def test_another_format_is_refused(tmp_path: Path):
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:
         raw.execute(f"PRAGMA user_version={FORMAT + 6}")
     with pytest.raises(
-        IncompatibleStoreError, match=f"has format {FORMAT + 6}, this version of compmem reads format {FORMAT}"
+        IncompatibleStoreError, match=f"has format {FORMAT + 6}, but this version of compmem reads format {FORMAT}"
     ):
         Store.open(tmp_path / "s")
 
@@ -816,7 +816,7 @@ def test_what_a_link_points_to_stays_as_it_is(tmp_path: Path, file: str):
     outside.write_text("precious")
     (tmp_path / "s" / file).unlink(missing_ok=True)
     (tmp_path / "s" / file).symlink_to(outside)
-    refused = pytest.raises(CorruptStoreError, match=f"{file}.* not (a plain file|of this index)")
+    refused = pytest.raises(CorruptStoreError, match=f"{file}.* not (a plain file|belong to this index)")
     with refused, Store.open(tmp_path / "s") as store:
         store.add([entry("e", ["Beta."])])
     assert outside.read_text() == "precious"

@@ -1,4 +1,4 @@
-"""The store under fire: killed writers, full disks, flipped bytes, second writers, many readers."""
+"""Faults: killed writers, full disks, flipped bytes, concurrent writers, many readers."""
 
 import itertools
 import multiprocessing
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits pro
 
 DIM = 8
 PROCESS = multiprocessing.get_context("fork")
-# A forked child has none of its parent's OpenMP threads and would wait for them for ever.
+# A forked child has none of its parent's OpenMP threads and would wait for them forever.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 Entry = tuple[Document, list[MemoryBlock]]
 
@@ -39,7 +39,7 @@ def vector_of(text: str) -> np.ndarray:
 
 
 def entry(name: str, version: int, chunks: int = 3) -> Entry:
-    """A document whose vectors and KV states follow from its text."""
+    """A document whose vectors and KV states are derived from its text."""
     texts = [f"{name} version {version} part {i}. And a second sentence of part {i}. " for i in range(chunks)]
     blocks = []
     for text in texts:
@@ -57,7 +57,7 @@ def entry(name: str, version: int, chunks: int = 3) -> Entry:
 
 
 def check(view: Snapshot) -> dict[str, int]:
-    """Every document of a view is whole and agrees with its text; their versions."""
+    """Checks that every document of a view is whole and matches its text; returns their versions."""
     numbers = view.select(None)
     found: dict[str, list[str]] = {}
     versions: dict[str, int] = {}
@@ -79,7 +79,7 @@ def check(view: Snapshot) -> dict[str, int]:
 
 
 def operate(store: Store, n: int) -> None:
-    """The n-th of an endless row of writes."""
+    """The n-th of an endless sequence of writes."""
     if n % 11 == 10:
         store.compact()
     elif n % 5 == 4:
@@ -112,7 +112,7 @@ def write_for_ever(path: Path, start: int, reports: int) -> None:
 
 
 def run_killed(path: Path, start: int, seconds: float) -> int:
-    """Writes of a process that is killed after its first write and some seconds; the number that returned."""
+    """Writes of a process that is killed after its first write and some seconds; returns how many completed."""
     receive, send = os.pipe()
     child = PROCESS.Process(target=write_for_ever, args=(path, start, send), daemon=True)
     child.start()
@@ -154,7 +154,7 @@ def test_a_writer_killed_200_times_leaves_whole_documents(tmp_path: Path):
 
 @contextmanager
 def file_limit(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond a size: what a full disk does to a writer."""
+    """Limits the size of this process's files, which has the effect of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -164,7 +164,7 @@ def file_limit(size: int) -> Iterator[None]:
 
 
 def in_a_child(work: Callable[..., None], *args: Any) -> None:
-    """Run in a process of its own; its failure is the test's."""
+    """Runs the function in a separate process; its failure is the test's."""
     child = PROCESS.Process(target=work, args=args)
     child.start()
     child.join(120)

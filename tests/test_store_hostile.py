@@ -1,4 +1,4 @@
-"""Folders from strangers, swapped and deleted folders, forks, dead rows: what the store refuses and what it keeps."""
+"""Untrusted, swapped and deleted folders, forks, dead rows: what the store refuses and what it preserves."""
 
 import contextlib
 import copy
@@ -36,7 +36,7 @@ def filled(path: Path, text: str = "Alpha one.") -> Path:
 
 
 def plant_journal(database: Path, victim: Path) -> None:
-    """A hot rollback journal that names a file which SQLite deletes once the journal is played back."""
+    """A hot rollback journal that names a file which SQLite deletes when it replays the journal."""
     with closing(sqlite3.connect(database)) as raw:
         size, pages = (raw.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count"))
     magic, name = bytes.fromhex("d9d505f920a163d7"), str(victim).encode()
@@ -192,7 +192,7 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
 
 
 def forked(work) -> int:
-    """The exit code of a child; 99 where it hung."""
+    """The exit code of a child; 99 if it hung."""
     child = os.fork()
     if not child:
         code = 1
@@ -279,7 +279,7 @@ def test_a_compaction_that_cannot_rewrite_the_manifest_says_so(tmp_path: Path, m
             raise StoreError("the disk is full")
 
         monkeypatch.setattr(store._manifest, "vacuum", full)
-        with pytest.raises(StoreError, match=r"is compacted and whole.*the disk is full"):
+        with pytest.raises(StoreError, match=r"is compacted.*the disk is full"):
             store.compact()
         assert store.verify() == []
         assert [file.name for file in store.path.glob("chunks-*")] == ["chunks-000001.bin"]

@@ -1,4 +1,4 @@
-"""A lone surrogate in what a model or a caller says is replaced: it is no text, and no reason to fail."""
+"""A lone surrogate from a model or a caller is replaced and does not fail the call."""
 
 import asyncio
 

@@ -50,7 +50,7 @@ def test_questions_may_name_passages_of_a_file_of_their_own(tmp_path):
     questions = write(tmp_path / "q.jsonl", {**QUESTION, "gold_titles": ["Zoo"]})
     assert read_corpus(questions, passages).questions[0].gold == {1}
     wrong = write(tmp_path / "w.jsonl", {**QUESTION, "gold_titles": ["Moon"]})
-    with pytest.raises(ValueError, match=r"w.jsonl:1: no passage is titled 'Moon'"):
+    with pytest.raises(ValueError, match=r"w.jsonl:1: no passage has the title 'Moon'"):
         read_corpus(wrong, passages)
 
 

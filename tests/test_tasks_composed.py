@@ -1,4 +1,4 @@
-"""Questions put together of a lead's fact and a question about one text."""
+"""Questions composed of a fact in a lead and a question about one text."""
 
 import numpy as np
 

@@ -20,7 +20,7 @@ def text_of(name, at, words=60):
 
 
 def build(folder, questions=6, paragraphs=10, words=16):
-    """Questions of two hops; passage 3 of each is the first hop though the file has it after the second."""
+    """Two-hop questions; passage 3 of each is the first hop although the file has it after the second."""
     lines = []
     for q in range(questions):
         titles = [f"House {q} {i}" for i in range(paragraphs)]
@@ -137,7 +137,7 @@ def test_evidence_stands_where_it_is_asked_to(corpus):
     ],
 )
 def test_memagent_slots_leak_as_published(tmp_path, documents, slots):
-    """2507.02259: the same ten slots hold the own paragraphs of each question."""
+    """2507.02259: the own paragraphs of each question are at the same ten positions."""
     corpus = build(tmp_path, questions=21, words=12)
     for q, sample in enumerate(Contexts(corpus, count).samples(140 * documents, placement="memagent")):
         assert len(sample.documents) == documents
@@ -153,7 +153,7 @@ def test_extra_passages_fill_up_from_a_length_on(corpus):
     assert contexts.extras(contexts.samples(2500, 1)[0]) == 0
     longer = contexts.samples(own + 1000, 1)[0]
     assert contexts.extras(longer) in (22, 23)
-    with pytest.raises(ValueError, match=r"tokens=20000; all passages have \d+"):
+    with pytest.raises(ValueError, match=r"tokens=20000, but all passages have \d+"):
         contexts.samples(20000, 1)
 
 
@@ -173,5 +173,5 @@ def test_wrong_settings_are_named(corpus):
     contexts = Contexts(corpus, count)
     with pytest.raises(ValueError, match="placement='middle'; it is one of anywhere, first"):
         contexts.samples(1000, placement="middle")
-    with pytest.raises(ValueError, match="tokens=20; the evidence alone has"):
+    with pytest.raises(ValueError, match="tokens=20, but the evidence alone has"):
         contexts.samples(20)

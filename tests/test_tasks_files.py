@@ -133,24 +133,28 @@ def test_a_first_record_comes_before_the_file_is_read_to_its_end(tmp_path):
     path = put(tmp_path / "h.json", "[" + json.dumps(HOTPOT) + ", {broken")
     stream = records(path, "hotpotqa")
     assert next(stream)["id"] == "h1"
-    with pytest.raises(ValueError, match=r"h.json: item 2: not JSON, or cut off"):
+    with pytest.raises(ValueError, match=r"h.json: item 2: not JSON, or truncated"):
         next(stream)
 
 
 @pytest.mark.parametrize(
     ("text", "form", "message"),
     [
-        ("[", "hotpotqa", r"f.json: item 1: not JSON, or cut off"),
+        ("[", "hotpotqa", r"f.json: item 1: not JSON, or truncated"),
         ("{}", "hotpotqa", r"f.json: no array at its beginning"),
         ('{"version": 1}', "squad", r"f.json: no array named 'data'"),
         ("[3]", "hotpotqa", r"f.json: item 1: not a JSON object"),
-        ([{"_id": "x"}], "hotpotqa", r"f.json: item 1: not as 'hotpotqa' has it \(KeyError: 'supporting_facts'"),
+        ([{"_id": "x"}], "hotpotqa", r"f.json: item 1: not in the format of 'hotpotqa' \(KeyError: 'supporting_facts'"),
         ([{**HOTPOT, "context": [["T", "text"]]}], "hotpotqa", r":1: a paragraph needs title, sentences"),
-        ([{**HOTPOT, "answer": 3}], "hotpotqa", r":1: 'answer' is no text"),
-        ([{**WIKI, "evidences": [["a", 1, "b"]]}], "2wikimultihopqa", r":1: 'evidences' is no list of triples"),
-        ({"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{"id": 1}]}]}]}, "squad", r"item 1: not as"),
+        ([{**HOTPOT, "answer": 3}], "hotpotqa", r":1: 'answer' is not a text"),
+        ([{**WIKI, "evidences": [["a", 1, "b"]]}], "2wikimultihopqa", r":1: 'evidences' is not a list of triples"),
+        (
+            {"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{"id": 1}]}]}]},
+            "squad",
+            r"item 1: not in the format of",
+        ),
         ('{"id": "x"}', "musique", r"f.json:1: 'question' is missing"),
-        ({**MUSIQUE, "paragraphs": 5}, "musique", r"f.json:1: not as 'musique' has it"),
+        ({**MUSIQUE, "paragraphs": 5}, "musique", r"f.json:1: not in the format of 'musique'"),
         ("[]", "nq", r"form='nq'; it is one of hotpotqa, 2wikimultihopqa, musique, squad"),
     ],
 )
@@ -215,7 +219,7 @@ def test_singlehop_lines(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start": 3}, r"s.jsonl:1: '1907' does not stand at 3 of the context"),
+        ({"start": 3}, r"s.jsonl:1: '1907' is not at 3 of the context"),
         ({"start": "3"}, r"s.jsonl:1: context, question, answer are texts"),
         ({"context": None}, r"s.jsonl:1: context, question, answer are texts"),
         ({"aliases": "x"}, r"s.jsonl:1: context, question, answer are texts"),
@@ -253,17 +257,20 @@ def test_a_sample_needs_little(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answers": []}, "'answers' is no list of texts, or empty"),
-        ({"answers": "Ann"}, "'answers' is no list of texts, or empty"),
-        ({"answers": [1]}, "not a sample .TypeError: 1 is no text"),
-        ({"documents": []}, "'documents' is empty, or two of them have one id"),
-        ({"documents": [{"id": "d", "text": "a"}] * 2}, "'documents' is empty, or two of them have one id"),
+        ({"answers": []}, "'answers' is not a list of texts, or is empty"),
+        ({"answers": "Ann"}, "'answers' is not a list of texts, or is empty"),
+        ({"answers": [1]}, "not a sample .TypeError: 1 is not a text"),
+        ({"documents": []}, "'documents' is empty, or two of them have the same id"),
+        ({"documents": [{"id": "d", "text": "a"}] * 2}, "'documents' is empty, or two of them have the same id"),
         ({"documents": [{"id": "d"}]}, "not a sample .KeyError: 'text'"),
         ({"documents": "text"}, "not a sample .AttributeError"),
         ({"metric": "bleu"}, "metric='bleu'; it is one of sub_em, all, any, unanswerable"),
-        ({"evidence": [{"document": "d", "start": 7, "end": 99}]}, "evidence 7-99 is not within a document 'd'"),
-        ({"evidence": [{"document": "e", "start": 0, "end": 1}]}, "evidence 0-1 is not within a document 'e'"),
-        ({"evidence": [{"document": "d", "start": 0.5, "end": 1}]}, "not a sample .TypeError: 0.5 is no whole number"),
+        ({"evidence": [{"document": "d", "start": 7, "end": 99}]}, "evidence 7-99 is outside the document 'd'"),
+        ({"evidence": [{"document": "e", "start": 0, "end": 1}]}, "evidence 0-1 is outside the document 'e'"),
+        (
+            {"evidence": [{"document": "d", "start": 0.5, "end": 1}]},
+            "not a sample .TypeError: 0.5 is not a whole number",
+        ),
     ],
 )
 def test_broken_samples_are_named_with_file_and_line(tmp_path, change, message):

@@ -197,11 +197,11 @@ def test_what_cannot_be_made_is_named(filler, ruler):
         ruler.sample("niah_9", 1000, 0)
     with pytest.raises(ValueError, match="split='test'"):
         Ruler(filler, split="test")
-    with pytest.raises(ValueError, match="task='qa_2' asks of paragraphs; give questions="):
+    with pytest.raises(ValueError, match="task='qa_2' needs paragraphs; give questions="):
         ruler.sample("qa_2", 1000, 0)
-    with pytest.raises(ValueError, match="number=1; the questions of 'qa_1' are 1"):
+    with pytest.raises(ValueError, match="number=1, but 'qa_1' has 1 questions"):
         Ruler(filler, questions={"qa_1": contexts()}).sample("qa_1", 200, 1)
-    with pytest.raises(ValueError, match="tokens=5; what is asked for alone has"):
+    with pytest.raises(ValueError, match="tokens=5, but the text that the question needs has"):
         ruler.sample("vt", 5, 0)
-    with pytest.raises(ValueError, match="tokens=500; the shortest text has"):
+    with pytest.raises(ValueError, match="tokens=500, but the shortest text has"):
         ruler.sample("cwe", 500, 0)

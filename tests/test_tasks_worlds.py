@@ -12,7 +12,7 @@ from compmem_research.tasks.multihop import Passage
 from compmem_research.tasks.names import draw, has_role
 from compmem_research.tasks.relations import OPENINGS, RELATIONS
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
-from compmem_research.tasks.templates import said_otherwise
+from compmem_research.tasks.templates import reworded
 
 
 def count(texts):
@@ -84,8 +84,8 @@ def test_distractors_stand_where_they_are_said_to(filler):
         chunks = [Chunk(document_id=d.id, text=d.text) for d in sample.documents]
         for chunk in chunks:
             held = any(s.document == chunk.document_id for s in sample.distractors[0])
-            assert sample.lures(chunk, 0) == held
-        assert not sample.lures(chunks[0], 2)
+            assert sample.is_distractor(chunk, 0) == held
+        assert not sample.is_distractor(chunks[0], 2)
     assert close > 60
 
 
@@ -238,19 +238,19 @@ def test_wrong_settings_are_named(setting, message):
 
 
 def test_contexts_that_cannot_be_made_are_named(filler):
-    with pytest.raises(ValueError, match="tokens=5; the facts alone have"):
+    with pytest.raises(ValueError, match="tokens=5, but the facts alone have"):
         Worlds(WorldConfig(tokens=5), filler).sample(0)
-    with pytest.raises(ValueError, match=r"\d+ tokens of filler for 'train'; the passages have"):
+    with pytest.raises(ValueError, match=r"\d+ tokens of filler for 'train', but the passages have"):
         Worlds(WorldConfig(tokens=5000), Filler(count, passages(3))).sample(0)
 
 
 def test_things_are_named_with_what_they_are():
     kinds = {"{s}": "film", "{o}": "city"}
-    assert said_otherwise(["{s} was shot in {o}."], kinds) == (
+    assert reworded(["{s} was shot in {o}."], kinds) == (
         "{s} was shot in {o}.",
         "{s} was shot in the city of {o}.",
         "The film {s} was shot in {o}.",
         "The film {s} was shot in the city of {o}.",
     )
-    assert said_otherwise(["the film {s}"], kinds) == ("the film {s}",)
-    assert said_otherwise(["Who made {s}?"], {"{s}": "film"}, shut=["Who made the film {s}?"]) == ("Who made {s}?",)
+    assert reworded(["the film {s}"], kinds) == ("the film {s}",)
+    assert reworded(["Who made {s}?"], {"{s}": "film"}, shut=["Who made the film {s}?"]) == ("Who made {s}?",)

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from compmem.text.tokenize import (
     LONGEST_NAME,
+    capitalised_names,
     content_terms,
     fold,
     mentions,
     name,
     names_of,
     possible_names,
-    spoken_names,
     terms,
     words,
 )
@@ -64,17 +64,17 @@ def test_any_text_has_terms_and_names(text):
         assert name(run) == run or not run.isascii()
         assert run.count(" ") < LONGEST_NAME
     assert len(mentions(text, possible_names(text))) <= len(words(text))
-    assert all(0 < len(m.name.split()) <= LONGEST_NAME for m in spoken_names(text))
+    assert all(0 < len(m.name.split()) <= LONGEST_NAME for m in capitalised_names(text))
 
 
 def test_spoken_names_are_runs_of_capitals_whether_known_or_not():
     text = "In Lund, J. R. R. Tolkien met Tim Burton of the University of Vienna. Then Ann's Öl-Werk 7 was closed."
-    assert [m.name for m in spoken_names(text)] == [
+    assert [m.name for m in capitalised_names(text)] == [
         "lund", "j r r tolkien", "tim burton of the university of vienna", "ann", "ol werk",
     ]  # fmt: skip
-    (mention,) = spoken_names("it was directed by Tim Burton alone")
+    (mention,) = capitalised_names("it was directed by Tim Burton alone")
     assert mention.nearby == {"direc", "alone"}
-    assert spoken_names("東京都 and nothing else") == []
+    assert capitalised_names("東京都 and nothing else") == []
 
 
 @given(st.text())

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compmem.schema import Answer, Chunk, Evidence, Recall, Step, Usage
-from compmem.trace import as_page, cost, gained, printable
+from compmem.trace import as_page, cost, new_notes, printable
 
 FIRST = "Acme rents Mill House. It is old."
 SECOND = "The owner of Mill House pays the insurance."
@@ -127,7 +127,7 @@ def test_overlapping_quotes_are_marked_once():
 )
 def test_what_a_step_gained(before, after, expected):
     step = a_step(working_memory=after)
-    assert gained(step, before) == expected
+    assert new_notes(step, before) == expected
 
 
 def test_printable_keeps_lines_tabs_and_scripts():

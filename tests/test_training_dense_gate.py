@@ -1,4 +1,4 @@
-"""The stage of the dense gate, from data made here to weights; its parts against values worked out by hand."""
+"""The stage of the dense gate, from small data to weights; its parts against values computed by hand."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The embedded backbone's recipe: phases from weights alone, what is carried, what is measured, what ships."""
+"""The embedded backbone's training: phases from weights alone, moved files, measurements, export."""
 
 import json
 import subprocess
@@ -101,7 +101,7 @@ def test_what_is_carried_is_whole_or_refused(trained, recipe, tmp_path):
         pack(tmp_path / "c" / "none", tmp_path / "e", dtype=torch.float32)
     evil = {"texts": json.dumps({"../config.json": "{}"})}
     save_file({"model.safetensors/x": torch.ones(1)}, tmp_path / "weights-1-of-1.safetensors", metadata=evil)
-    with pytest.raises(CheckpointError, match="is no file of a backbone"):
+    with pytest.raises(CheckpointError, match="is not a file of a backbone"):
         unpack(tmp_path, tmp_path / "f")
     assert not (tmp_path / "config.json").exists()
 
@@ -117,7 +117,7 @@ def test_phases_that_are_not_there_are_refused(recipe, tmp_path):
 
 
 def test_what_is_too_large_to_ship_is_refused(trained, recipe, tmp_path):
-    with pytest.raises(CheckpointError, match="may be shipped"):
+    with pytest.raises(CheckpointError, match="are allowed"):
         export(Export(start=recipe / "two" / "backbone", out=tmp_path, most_bytes=1000))
     with pytest.raises(CheckpointError, match="holds no log"):
         export(Export(start=recipe / "two" / "backbone", out=tmp_path, logs=(tmp_path,)))
@@ -172,7 +172,7 @@ def test_each_phase_starts_from_the_one_before(name, tmp_path):
 
 
 def test_a_phase_trains_no_longer_than_it_is_told(recipe, tmp_path):
-    """One second is too short for so many steps; the logs of the phases before travel with the weights."""
+    """One second is too short for all steps; the logs of earlier phases are moved with the weights."""
     for name, text in PHASES.items():
         (tmp_path / f"{name}.toml").write_text(text.replace("steps = 2\n", "steps = 1000000\nlog_every = 1\n"))
     (tmp_path / "data").symlink_to(recipe / "data")

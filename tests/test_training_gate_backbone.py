@@ -27,7 +27,7 @@ PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{me
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
-    """The device's ceiling takes a second to measure, and says nothing here."""
+    """Measuring the device's ceiling takes a second and is not needed here."""
     monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 
@@ -58,7 +58,7 @@ def test_the_threshold_is_the_highest_that_keeps_the_recall():
 
 
 def chained(backbone):
-    """Three chunks; the second fact stands in front of the first."""
+    """Three chunks; the second fact comes before the first."""
     document = Document(id="d", text="aaaabbbbcccc")
     spans = (Span(document="d", start=8, end=12), Span(document="d", start=4, end=8))
     sample = Sample(id="q", task="t", question="q?", answers=("x",), documents=(document,), evidence=spans)
@@ -107,7 +107,7 @@ def gated(tiny_backbone):
 
 
 def examples(count, seed):
-    """Chunks of one letter: what helps is "b" at first and "c" once the notes have the first."""
+    """Chunks of one letter: "b" helps at first, and "c" once the notes have the first."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Rewards, advantages and objectives of reinforcement: by hand, on trajectories small enough to check."""
+"""Rewards, advantages and objectives of reinforcement learning, by hand on small trajectories."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_answered_is_right_where_nothing_was_found():
 
 
 def chained():
-    """A context of four chunks: the second fact stands in front of the first."""
+    """A context of four chunks: the second fact comes before the first."""
     document = Document(id="d", text="aaaabbbbccccdddd")
     spans = (Span(document="d", start=8, end=12), Span(document="d", start=4, end=8))
     sample = Sample(id="q", task="t", question="?", answers=("x",), documents=(document,), evidence=spans)
@@ -142,7 +142,7 @@ def test_figures_are_sums_with_what_they_are_divided_by():
 
 
 def toy(logits, tokens, advantages, shares, *, then=None):
-    """Replies drawn from one distribution over three tokens."""
+    """Replies sampled from one distribution over three tokens."""
     now = torch.log_softmax(logits, -1)[tokens]
     return Replies(
         now=now, then=now.detach() if then is None else then, mask=torch.ones(tokens.shape, dtype=torch.bool),

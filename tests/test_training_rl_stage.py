@@ -1,4 +1,4 @@
-"""Stage 2 as the trainer runs it: a toy that learns to see a mark in compressed chunks by reward alone."""
+"""Stage 2 in the trainer: a toy model learns to detect a mark in compressed chunks from rewards alone."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def make_toy(seed=0):
     backbone = untrained_backbone(shape, tokenizer, seed=seed, device="cpu")
     with torch.no_grad():
         for parameter in backbone.decoder.parameters():
-            # Small widths need larger weights than the usual ones to see anything at first.
+            # With small widths, larger initial weights than usual are needed to detect anything.
             parameter.mul_(3 if parameter.dim() > 1 else 1)
     backbone.add_memory(MemoryConfig(ratio=4, window=16))
     return backbone
@@ -62,7 +62,7 @@ def context(backbone, number):
 
 
 def warm_up(backbone, steps=60):
-    """Teach it the form of a reply and to name what it reads, but nothing of when to say yes."""
+    """Train it on the format of a reply and on naming what it reads, but not on when to say yes."""
     prompts, rng = StepPrompts(backbone, PROMPTS), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(backbone.decoder.parameters(), 1e-2)
     for step in range(steps):
@@ -84,7 +84,7 @@ def warm_up(backbone, steps=60):
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
-    """The device's ceiling takes a second to measure, and says nothing here."""
+    """Measuring the device's ceiling takes a second and is not needed here."""
     monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
 
 

@@ -1,4 +1,4 @@
-"""Rollouts and their likelihood: what is trained is what runs, and the gradient reaches the compressor."""
+"""Rollouts and their likelihood: training matches the real loop, and the gradient reaches the compressor."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ class Bench:
 
 
 def say(backbone, monkeypatch, replies):
-    """Have the backbone write these, whatever it is asked."""
+    """Makes the backbone write these replies for every prompt."""
     said = iter(replies)
 
     def generate(prompts, blocks=None, **_):

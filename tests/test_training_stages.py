@@ -1,4 +1,4 @@
-"""Each supervised stage on a tiny set that it must learn by heart, the gradient it takes, the data it is made of."""
+"""Each supervised stage on a tiny set that it must memorise, its gradient, and its data."""
 
 import json
 from dataclasses import replace
@@ -61,7 +61,7 @@ def settings(out, **changes):
 
 
 class Few(Mixture):
-    """A mixture whose every step sees the same drawings."""
+    """A mixture in which every step has the same samples."""
 
     def batch(self, step, rows):
         return super().batch(step, range(2))
@@ -73,7 +73,7 @@ def few(backbone, *components, prompts=PROMPTS, data=None, trained=("base", "mem
     return Few("few", backbone, parameters, mixture, steps=StepPrompts(backbone, prompts), seed=0)
 
 
-# --- learning by heart
+# --- memorising
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_components_that_cannot_be_are_refused(values, message):
 
 def test_mixtures_that_cannot_be_are_refused(tmp_path, data):
     random = Component(kind="random")
-    with pytest.raises(ValueError, match="two components are called 'random'"):
+    with pytest.raises(ValueError, match="two components have the name 'random'"):
         MixtureSettings(components=(random, random))
     with pytest.raises(ValueError, match="needs 'data'"):
         MixtureSettings(components=(Component(kind="text"),))
@@ -510,7 +510,7 @@ def test_packed_text_is_the_text(tmp_path):
     said = read_tokenizer(tmp_path).decode(ids)
     first = json.loads(texts.read_text().splitlines()[0])["text"]
     assert said.startswith(first + "<|end|>")
-    with pytest.raises(ValueError, match="is wanted, and there are"):
+    with pytest.raises(ValueError, match="is longer than the"):
         tokens.window(np.random.default_rng(0), 10**6, held=False)
     with pytest.raises(CheckpointError, match="of 320 tokens, and this one has 321"):
         Text(tmp_path, 321)

@@ -1,4 +1,4 @@
-"""The loop that every stage runs in: the same curve however it is cut up, and what goes wrong said clearly."""
+"""The training loop of every stage: interrupted and split runs give the same curve, and errors are clear."""
 
 import os
 import resource
@@ -133,7 +133,7 @@ def test_bfloat16_trains_float32_weights(whole, tmp_path):
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
 
 
-# --- what a run leaves
+# --- files of a run
 
 
 def test_a_run_ends_by_the_clock_with_a_checkpoint_and_the_rate_down(tmp_path):
@@ -167,7 +167,7 @@ def test_the_ceiling_is_that_of_this_machine():
     assert 1e9 < matmul_ceiling(torch.device("cpu"), bf16=False, seconds=0.05) < 1e14
 
 
-# --- what goes wrong
+# --- errors
 
 
 def test_a_checkpoint_of_another_shape_or_stage_is_refused_and_stays(whole, tmp_path):

@@ -1,4 +1,4 @@
-"""Dense search on a device: the vectors are copied there once, and not with every question."""
+"""Dense search on a device: vectors are copied there once, not with every question."""
 
 import logging
 

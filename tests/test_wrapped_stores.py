@@ -171,7 +171,7 @@ async def test_langchain_in_an_event_loop(langchain_store):
 
 
 class Fixed(BaseRetriever):
-    """Brings what it was made with and takes no filter."""
+    """Returns fixed documents and takes no filter."""
 
     documents: list[LangChainDocument]
 
@@ -187,7 +187,7 @@ def test_any_langchain_retriever_serves_but_no_filter_is_passed_over():
     assert [d.page_content for d in retriever.invoke("What does Acme rent?")] == ["Acme rents the pier."]
     with pytest.raises(ValueError, match="takes no filter"):
         retriever.invoke("What does Acme rent?", filter={"year": 2024})
-    with pytest.raises(ValueError, match="store that was wrapped"):
+    with pytest.raises(ValueError, match="store behind this retriever"):
         retriever.upsert([document])
 
 

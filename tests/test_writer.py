@@ -1,4 +1,4 @@
-"""One call for the answer: the loop recalls, what writes sees the recalled blocks themselves."""
+"""One call for the answer: the loop recalls, and the writer sees the recalled blocks."""
 
 import asyncio
 import re
@@ -33,7 +33,7 @@ QUESTION = "Who insures the building that Acme rents?"
 
 
 class Scripted:
-    """A chat model that says the same each time, and keeps what it was told."""
+    """A chat model that always gives the same reply, and records its prompts."""
 
     def __init__(self, says="Lloyd."):
         self.says, self.heard = says, []

@@ -1,4 +1,4 @@
-"""Tiny stages to train: a stage over fixed rows of random tokens, and packed text made of made-up facts."""
+"""Tiny stages for training: a stage over fixed rows of random tokens, and packed text of made-up facts."""
 
 import json
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Toy:
 
 
 def run(out, stage=None, **settings):
-    """Runs a stage to its end, or to its kill; gives its figures."""
+    """Runs a stage to its end, or until it is killed; returns its metrics."""
     defaults = {
         "steps": 6, "batch": 8, "device": "cpu", "checkpoint_every": 2, "log_every": 1, "warmup": 2,
         "ceiling_seconds": 0.01,
@@ -90,7 +90,7 @@ def write_texts(file, lines=400):
 
 
 def prepare(folder, vocabulary=400):
-    """Packed text of made-up facts, with a tokenizer of its own."""
+    """Packed text of made-up facts, with its own tokenizer."""
     texts = write_texts(folder / "texts.jsonl")
     train(TextPreparation(texts=(texts,), out=folder / "data", vocabulary=vocabulary, made_up=50))
     return folder / "data"

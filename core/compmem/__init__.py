@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# These pull in torch, so they load when they are first asked for.
+# These import torch, so they are loaded on first access.
 _LATER = {
     "BaseIndex": "compmem.base_index",
     "ExternalIndex": "compmem.external_index",

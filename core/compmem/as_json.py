@@ -7,7 +7,7 @@ from compmem.schema import Answer, Recall, Step
 
 
 def recall_json(recall: Recall) -> dict[str, Any]:
-    """A recalled block for programs."""
+    """A recalled block as a JSON object."""
     chunk = recall.chunk
     return {
         "document": chunk.document_id, "chunk": chunk.id, "score": round(float(recall.score), 6), "title": chunk.title,
@@ -17,7 +17,7 @@ def recall_json(recall: Recall) -> dict[str, Any]:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer for programs; offsets are those of the document."""
+    """An answer as a JSON object; offsets are characters of the document."""
     return {
         "question": answer.question,
         "answer": answer.text,
@@ -38,7 +38,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 
 def step_json(step: Step) -> dict[str, Any]:
-    """A step for programs."""
+    """A step as a JSON object."""
     return {
         "number": step.number,
         "recalls": [{"chunk": r.chunk.id, "score": round(float(r.score), 6)} for r in step.recalls],

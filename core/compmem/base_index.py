@@ -1,4 +1,4 @@
-"""Recalls and answers by the loop, sync and async, for every kind of index."""
+"""Recall and answers with the loop, sync and async, for every kind of index."""
 
 import asyncio
 import threading
@@ -24,11 +24,11 @@ from compmem.threads import in_thread
 Filter = Mapping[str, Any] | Sequence[Any]
 
 LONGEST_QUESTION = 20_000
-"""Characters of a question; a longer one is a document."""
+"""Longest question in characters."""
 
 
 class BaseIndex(ABC):
-    """What a question can be asked of; a subclass says what the question sees."""
+    """An index that answers questions; a subclass provides the candidates and blocks of a question."""
 
     def __init__(self, config: IndexConfig, models: IndexModels) -> None:
         self.config = config
@@ -38,14 +38,14 @@ class BaseIndex(ABC):
     def question_context(
         self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
     ) -> AbstractContextManager[QuestionContext]:
-        """What the loop works on for one question.
+        """The index for one question, as the loop sees it.
 
         Raises:
-            ValueError: The question is empty or overlong, or the filter is none.
+            ValueError: The question is empty or too long, or the filter is invalid.
         """
 
     def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
-        """This, as it is asked in an event loop."""
+        """This index, for use in an event loop."""
         return self
 
     def recall(
@@ -61,24 +61,24 @@ class BaseIndex(ABC):
         on_step: Callable[[Step], None] = lambda step: None,
         **models: Unpack[AnswerModels],
     ) -> list[Recall]:
-        """The k blocks that the question needs, best first; fewer where fewer are relevant.
+        """The k blocks that are needed to answer the question, best first; fewer if fewer are relevant.
 
-        The loop gathers them, so a block may be here because of what another one says. A block's score is the
-        probability that the gate gave it the last time. Where the gate finds that one pass suffices, nothing is read.
+        The loop finds blocks by what other blocks say. A block's score is the probability that the gate gave it the
+        last time. If the gate finds that one pass suffices, nothing is read.
 
         Args:
             question: What is asked.
             k: Most blocks.
-            method: The loop, or one pass as `search` makes it.
+            method: The loop, or one pass as in `search`.
             min_score: Blocks with a lower score are left out.
             filter: Which documents may be recalled.
-            config: Settings of the loop; one pass has none.
-            cancelled: Called before each step; true ends the loop there.
-            on_step: Called with each step of the loop when it is made.
+            config: Settings of the loop; not used by one pass.
+            cancelled: Called before each step; if it returns true, the loop ends.
+            on_step: Called with each step of the loop.
             **models: Models that read; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or overlong, k is below 1, or the filter or the method is unknown.
+            ValueError: The question is empty or too long, k is below 1, or the filter or the method is unknown.
         """
         if method != "loop":
             return self.search(question, k, method=method, min_score=min_score, filter=filter)
@@ -96,14 +96,14 @@ class BaseIndex(ABC):
         on_step: Callable[[Step], None] = lambda step: None,
         **models: Unpack[AnswerModels],
     ) -> list[Recall]:
-        """`recall` for an event loop, which is never blocked; cancelling it stops the work within a step."""
+        """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         if method != "loop":
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         wanted = (question, k, min_score, filter, config, stop.is_set, on_step, models)
         try:
             roles = await in_thread(partial(self._roles, config or RecallConfig(), models, writes=False))
-            if roles.local:  # no reader is awaited, so the whole loop runs in one thread
+            if roles.local:  # no reader has to be awaited, so the whole loop runs in one thread
                 return await in_thread(lambda: run(here._recalled(INLINE, *wanted)))
             return await here._recalled(THREADED, *wanted)
         finally:
@@ -139,20 +139,20 @@ class BaseIndex(ABC):
         min_score: float = 0.0,
         filter: Filter | None = None,
     ) -> list[Recall]:
-        """The k best blocks by one pass, without the loop, best first.
+        """The k best blocks of one pass, without the loop, best first.
 
         Args:
             question: What is asked.
             k: Most blocks.
             method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
-                `"hybrid"`: vectors and BM25 fused by reciprocal ranks; 1 where both put a block first. `"dense"`:
-                cosine of the vectors. `"bm25"`: BM25 as a share of the best score.
+                `"hybrid"`: vectors and BM25 combined by reciprocal rank fusion; 1 if both rank a block first.
+                `"dense"`: cosine similarity of the vectors. `"bm25"`: BM25, divided by the best score.
             min_score: Blocks with a lower score are left out.
-            filter: Which documents may be looked at.
+            filter: Which documents may be recalled.
 
         Raises:
-            ValueError: The question is empty or overlong, k is below 1, the filter or the method is none, or the index
-                was made without an encoder and the method is not `"gate"`.
+            ValueError: The question is empty or too long, k is below 1, the filter or the method is invalid, or the
+                index was made without an encoder and the method is not `"gate"`.
         """
         _check_k(k)
         if method not in get_args(SearchMethod):
@@ -169,7 +169,7 @@ class BaseIndex(ABC):
         min_score: float = 0.0,
         filter: Filter | None = None,
     ) -> list[Recall]:
-        """`search` for an event loop, which is never blocked."""
+        """`search` for an event loop, without blocking it."""
         here = self._within(asyncio.get_running_loop())
         work = partial(here.search, method=method, min_score=min_score, filter=filter)
         return await in_thread(work, question, k)
@@ -184,18 +184,18 @@ class BaseIndex(ABC):
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
         **models: Unpack[AnswerModels],
     ) -> Generator[Event, None, None]:
-        """The answer as it comes: each step when it is made, the text in pieces, last the whole `Answer`.
+        """The answer as a stream of events: each step, then the text in pieces, and at the end the whole `Answer`.
 
         Args:
             question: What is asked.
-            config: How it is answered.
+            config: Settings of the loop.
             filter: Which documents may be recalled.
-            cancelled: Called before each step; true ends the loop there.
-            wrap: Puts something around the reader, such as tracing.
+            cancelled: Called before each step; if it returns true, the loop ends.
+            wrap: Wraps the reader, for example for tracing.
             **models: Models that read and write; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or overlong, the filter is unknown, or the models do not fit the settings.
+            ValueError: The question is empty or too long, the filter is unknown, or the models do not fit the settings.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
         yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap, models))
@@ -209,7 +209,7 @@ class BaseIndex(ABC):
         cancelled: Callable[[], bool] = lambda: False,
         **models: Unpack[AnswerModels],
     ) -> Answer:
-        """The answer with its sources, steps and working memory. Arguments and errors as of `stream`."""
+        """The answer with its sources, steps and working memory. Arguments and errors are those of `stream`."""
         *_, last = self.stream(question, config, filter=filter, cancelled=cancelled, **models)
         assert isinstance(last, Answer)
         return last
@@ -223,7 +223,7 @@ class BaseIndex(ABC):
         wrap: Callable[[Reader], Reader] = lambda reader: reader,
         **models: Unpack[AnswerModels],
     ) -> AsyncGenerator[Event, None]:
-        """`stream` for an event loop, which is never blocked; closing or cancelling it stops the work within a step."""
+        """`stream` for an event loop, without blocking it; closing or cancelling it ends the work within one step."""
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         try:
             async with aclosing(here._events(THREADED, question, config, filter, stop.is_set, wrap, models)) as made:
@@ -281,11 +281,11 @@ class BaseIndex(ABC):
 
     @property
     def encoder(self) -> LoadedEncoder:
-        """The encoder, loaded once and compared with the one that made the index.
+        """The encoder, loaded once and compared with the one that the index was made with.
 
         Raises:
             ValueError: The index was made without one.
-            IncompatibleStoreError: It gives other vectors than the one that made the index.
+            IncompatibleStoreError: Its vectors differ from those of the encoder that the index was made with.
         """
         return self._models.encoder
 
@@ -295,7 +295,7 @@ class BaseIndex(ABC):
         return self._models.gate
 
     def reader(self, config: RecallConfig, context: QuestionContext, **models: Unpack[AnswerModels]) -> Reader:
-        """What reads and writes for one question, from the settings and the models that are given.
+        """The reader for one question, from the settings and the given models.
 
         Raises:
             ValueError: The models do not fit the settings or the index.
@@ -313,10 +313,10 @@ def _check_k(k: int) -> None:
 
 
 def checked_question(question: str) -> str:
-    """The question as text that can be encoded.
+    """The question as text that can be encoded as UTF-8.
 
     Raises:
-        ValueError: It is empty or overlong.
+        ValueError: It is empty or too long.
     """
     question = valid(question)
     if not question.strip():

@@ -1,4 +1,4 @@
-"""Settings: `IndexConfig` is kept in an index, `RecallConfig` serves one question, `RuntimeConfig` one process."""
+"""Settings: `IndexConfig` of an index, `RecallConfig` of one question, `RuntimeConfig` of one process."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -17,25 +17,25 @@ ReaderName = Literal["extractive", "chat", "latent"]
 WriterName = Literal["chat", "latent"]
 
 KV_CACHE_BYTES = 2 << 30
-"""Bytes of KV blocks that are kept on the device, unless the caller says otherwise."""
+"""Default size of the cache of KV blocks on the device, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """How documents become memory. Kept in the index and compared when it is opened.
+    """How documents are compressed. Stored in the index and compared when it is opened.
 
     Raises:
         ValueError: A value is out of its range.
     """
 
     memory: Memory = "dense"
-    """What a memory block holds: sentence vectors, or KV states of a backbone as well."""
+    """What a memory block contains: sentence vectors, or KV states of a backbone as well."""
     encoder: str | Encoder | None = DEFAULT_ENCODER
     """Name or folder of a sentence-transformers model, such a model itself, or an object with `encode(texts)`.
 
-    Questions are encoded by the model's query prompt, or by the object's `encode_query(texts)` where it has one."""
+    Questions are encoded with the model's query prompt, or with the object's `encode_query(texts)` if it has one."""
     vectors: VectorType = "int8"
-    """How vectors are stored: a byte or two a dimension."""
+    """How vectors are stored: one or two bytes per dimension."""
     chunk_tokens: int = 256
     """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
     backbone: str | None = None
@@ -45,7 +45,7 @@ class IndexConfig:
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5
-    """Share of deleted and replaced blocks past which a write also compacts, unless a reader is at work in the index.
+    """Share of deleted and replaced blocks above which a write also compacts the index, unless a reader is using it.
     None: only `compact` does."""
 
     def __post_init__(self) -> None:
@@ -58,29 +58,30 @@ class IndexConfig:
         if self.compact_at is not None and not 0 < self.compact_at <= 1:
             raise ValueError(f"compact_at={self.compact_at!r} must be above 0 and at most 1, or None")
         if self.memory == "dense" and self.encoder is None:
-            raise ValueError("encoder=None needs memory='kv': dense memory is made of the encoder's vectors")
+            raise ValueError("encoder=None needs memory='kv': dense memory consists of the encoder's vectors")
         if self.memory == "kv" and self.backbone is None:
             raise ValueError("memory='kv' needs backbone=, the name or folder of a causal LM")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
-    """Where the models of an index run and how it is searched, in this process. Nothing of it is kept in the index.
+    """Where the models of an index run and how it is searched, in this process. None of this is stored in the index.
 
     Raises:
         ValueError: A value is out of its range.
     """
 
     device: str | None = None
-    """Torch device of the models. None: CUDA where there is one, else the CPU."""
+    """Torch device of the models. None: CUDA if available, else the CPU."""
     dtype: str | None = None
-    """Name of a torch dtype. None: the fastest that keeps the results."""
+    """Name of a torch dtype. None: the fastest one that gives the same results."""
     search: Search = "exact"
-    """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` takes FAISS by size where installed."""
+    """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` uses FAISS for large indexes if
+    installed."""
     gate: str | None = None
-    """File of a dense gate that `compmem train dense-gate` made. None: the one that ships."""
+    """File of a dense gate made by `compmem train dense-gate`. None: the one that ships."""
     kv_cache_bytes: int = KV_CACHE_BYTES
-    """KV blocks kept on the device between questions, in bytes."""
+    """Size of the cache of KV blocks on the device between questions, in bytes."""
 
     def __post_init__(self) -> None:
         _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
@@ -89,7 +90,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallConfig:
-    """How one question is answered. `LoopConfig` has further settings, for experiments.
+    """How one question is answered. `LoopConfig` has more settings, for experiments.
 
     Raises:
         ValueError: A value is out of its range.
@@ -99,24 +100,24 @@ class RecallConfig:
     """Who reads the recalled blocks in each step: `"extractive"` (quotes, no model), `"chat"` (needs `chat=`) or
     `"latent"` (the backbone, needs KV memory). None: see `compmem.loop.roles.resolve_roles`."""
     writer: WriterName | None = None
-    """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the reader, from the working
-    memory; where a chat model is given and no reader is named, the chat model."""
+    """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the chat model if one is given and
+    no reader is named; else the reader, from the working memory."""
     rounds: int = 1
-    """Most times that a chat model which writes the answer may ask for missing facts; each time the loop runs again for
-    them. 0: never."""
+    """Most times that a chat model which writes the answer may ask for missing facts. The loop runs again for each
+    request. 0: never."""
     writer_blocks: int = 8
-    """Most recalled blocks that the writer sees: those that updated the working memory first, then by gate score."""
+    """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
-    """Most steps. None: as many as there are blocks to read."""
+    """Most steps. None: no limit but the number of blocks."""
     max_seconds: float | None = None
-    """Most seconds for the question. A step begins only if there is time for it and for the answer, each taking as long
-    as the mean step so far. A chat model that has not replied in time is abandoned: an async call is cancelled, a sync
-    call runs on in its thread. The answer is then what was streamed so far, else quotations, else the notes, and
-    `Answer.stop_reason` is "seconds". Of a reader of your own, only the async methods can be abandoned."""
+    """Most seconds for the question. A step begins only if there is time for it and for the answer, each estimated by
+    the mean time of a step so far. A chat model that has not replied in time is abandoned: an async call is cancelled,
+    a sync call continues in its thread. The answer is then what was streamed so far, else quotations, else the notes,
+    and `Answer.stop_reason` is "seconds". Of a custom reader, only the async methods can be abandoned."""
     memory_tokens: int = 1024
-    """Most tokens of working memory; what was written last is kept."""
+    """Most tokens of working memory; the oldest text is cut off."""
     prompt_tokens: int | None = None
     """Most tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or read in
     several calls, to fit. None: no limit."""
@@ -137,45 +138,46 @@ class RecallConfig:
         _check_share("threshold", self.threshold)
 
     def replace(self, **changes: Any) -> Self:
-        """These settings with some changed."""
+        """A copy of these settings with changes."""
         return replace(self, **changes)
 
     @property
     def uses_chat(self) -> bool:
-        """Whether a chat model that is given reads or writes: it is named, or neither reader nor writer is."""
+        """Whether a given chat model reads or writes: it is named, or neither reader nor writer is."""
         return "chat" in (self.reader, self.writer) or (self.reader is None and self.writer is None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig(RecallConfig):
-    """Every setting of the loop. Each system of the papers is a preset; the defaults are those of `RecallConfig`.
+    """All settings of the loop. Each system of the papers is a preset; the defaults are those of `RecallConfig`.
 
     Raises:
         ValueError: A value is out of its range.
     """
 
     candidates: Literal["first_stage", "all"] = "first_stage"
-    """What may be recalled: what the first stage proposes, or every chunk."""
+    """Which blocks may be recalled: those that the first stage proposes, or all."""
     first_stage: int = 40
-    """Chunks that each signal of the first stage proposes in a step."""
+    """Chunks that each signal of the first stage proposes per step."""
     links: bool = True
-    """Propose chunks whose title, heading or defined term is named in the question or the working memory."""
+    """Also propose chunks whose title, heading or defined term occurs in the question or the working memory."""
     gate: Literal["learned", "question", "similarity", "off"] = "learned"
-    """What scores a block: the gate; the gate without the working memory; cosine similarity; nothing (read all)."""
+    """What scores a block: the gate; the gate without the working memory; cosine similarity; nothing (all are read)."""
     order: Literal["best", "document"] = "best"
     """Blocks are read best first, or in document order."""
     requery: bool = True
-    """Ask the first stage and the gate again after each update of the working memory."""
+    """Run the first stage and the gate again after each update of the working memory."""
     backtrack: bool = True
     """A block that was rejected may be recalled in a later step."""
     reader_threshold: float | None = 0.4
-    """Where the reader can score blocks before it reads them (the latent reader, if its replies begin with yes or no),
-    it scores those that the gate puts first, and reads the best one if its probability is at least this. None: it reads
-    what the gate lets through."""
+    """Some readers can score blocks before they read them (the latent reader, if its replies begin with yes or no).
+    Such a reader scores the blocks that the gate ranks first, and reads the best one if its probability is at least
+    this.
+    None: it reads the blocks that the gate accepts."""
     update_gate: bool = True
-    """A step that found nothing keeps the working memory as it was (2602.10560, U_t)."""
+    """A step that found nothing leaves the working memory unchanged (2602.10560, U_t)."""
     exit_gate: bool = True
-    """The loop stops when the reader says that enough is known (2602.10560, E_t)."""
+    """The loop stops when the reader says that the notes suffice (2602.10560, E_t)."""
     blocks_per_step: int = 1
     """Recalled blocks read in one step."""
 
@@ -190,21 +192,21 @@ class LoopConfig(RecallConfig):
 
     @property
     def structured(self) -> bool:
-        """Whether a language model replies with the two gates; without, each reply is the new working memory."""
+        """Whether a language model replies with both gates; if not, each reply is the new working memory."""
         return self.update_gate or self.exit_gate
 
     @property
     def can_score(self) -> bool:
-        """Whether a reader that can scores blocks first: not in the papers' loops, nor with several blocks a step."""
+        """Whether a scoring reader scores blocks first: not in the papers' loops, nor with several blocks per step."""
         free = self.order == "best" and self.requery and self.backtrack and self.update_gate
         return self.reader_threshold is not None and free and self.blocks_per_step == 1
 
     @classmethod
     def complete(cls, config: RecallConfig | None) -> "LoopConfig":
-        """These settings with the defaults of the others.
+        """These settings, with the defaults of the others.
 
         Raises:
-            TypeError: They are something else, such as a model.
+            TypeError: The argument is no `RecallConfig` but, for example, a model.
         """
         if isinstance(config, LoopConfig):
             return config
@@ -214,7 +216,7 @@ class LoopConfig(RecallConfig):
 
     @classmethod
     def memagent(cls, **changes: Any) -> "LoopConfig":
-        """MemAgent (2507.02259): every chunk in document order, the memory overwritten in each step."""
+        """MemAgent (2507.02259): every chunk in document order; the memory is overwritten in each step."""
         return cls(
             candidates="all", gate="off", order="document", requery=False, backtrack=False,
             update_gate=False, exit_gate=False, max_steps=None,
@@ -222,19 +224,19 @@ class LoopConfig(RecallConfig):
 
     @classmethod
     def gru_mem(cls, *, exit_gate: bool = True, **changes: Any) -> "LoopConfig":
-        """GRU-Mem (2602.10560): MemAgent's scan with an update gate and, by choice, an exit gate."""
+        """GRU-Mem (2602.10560): MemAgent's scan with an update gate and an optional exit gate."""
         return cls.memagent(update_gate=True, exit_gate=exit_gate).replace(**changes)
 
     @classmethod
     def lychee(cls, *, gate: bool = True, **changes: Any) -> "LoopConfig":
-        """LycheeMemory (2602.08382): one pass in document order, each chunk gated at 0.5 with the memory so far."""
+        """LycheeMemory (2602.08382): one pass in document order; each chunk is gated at 0.5 with the current memory."""
         if not gate:
             return cls.memagent().replace(**changes)
         return cls.memagent(gate="learned", threshold=0.5).replace(**changes)
 
     @classmethod
     def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
-        """One-shot RAG: the k most similar chunks, read at once; a chat model is asked once."""
+        """One-shot RAG: the k most similar chunks, read at once; a chat model is called once."""
         return cls(
             gate="similarity", threshold=0.0, links=False, requery=False, backtrack=False,
             update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k, rounds=0,

@@ -1,15 +1,15 @@
-"""The exceptions a caller may catch. A bad argument is a `ValueError`, a missing extra an `ImportError`."""
+"""The exceptions that a caller may catch. A bad argument is a `ValueError`, a missing extra an `ImportError`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 class CompMemError(Exception):
-    """Anything this library raises on purpose."""
+    """Base class of the errors of this library."""
 
 
 class StoreError(CompMemError):
-    """The folder of an index cannot be used as asked."""
+    """The folder of an index cannot be used."""
 
 
 class IncompatibleStoreError(StoreError):
@@ -17,7 +17,7 @@ class IncompatibleStoreError(StoreError):
 
 
 class CorruptStoreError(StoreError):
-    """Bytes of the index do not match their checksum."""
+    """Data of the index is damaged: for example, bytes do not match their checksum."""
 
 
 class StoreLockedError(StoreError):
@@ -25,7 +25,7 @@ class StoreLockedError(StoreError):
 
 
 class CheckpointError(CompMemError):
-    """A model folder lacks something, or holds something of another shape."""
+    """A model folder is incomplete, or contains something of the wrong shape."""
 
 
 class ReaderError(CompMemError):

@@ -1,4 +1,4 @@
-"""An index whose documents lie elsewhere: a retriever brings them, question by question."""
+"""An index over another store: a retriever returns documents for each question."""
 
 import asyncio
 import copy
@@ -28,14 +28,14 @@ from compmem.store import TransientWords
 from compmem.text.unicode import valid
 
 HELD = 4096
-"""Blocks that are kept taken apart between questions, unless told otherwise."""
+"""Default number of blocks that are cached between questions."""
 
 
 class Retrieve(Protocol):
-    """What brings documents for a text, best first."""
+    """Returns documents for a text, best first."""
 
     def __call__(self, query: str, k: int, filter: Any) -> Sequence[Document]:
-        """About k documents; the filter is the caller's, in the form that the store takes."""
+        """About k documents; the filter is the caller's, in the format of the store."""
         ...
 
 
@@ -43,24 +43,24 @@ class ARetrieve(Protocol):
     """`Retrieve` for an event loop."""
 
     def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Sequence[Document]]:
-        """About k documents; the filter is the caller's, in the form that the store takes."""
+        """About k documents; the filter is the caller's, in the format of the store."""
         ...
 
 
 class ExternalIndex(BaseIndex):
-    """Asks any retriever as `MemoryIndex` asks its own store: `recall`, `search`, `answer`, `stream` and async twins.
+    """Uses any retriever as `MemoryIndex` uses its own store: `recall`, `search`, `answer`, `stream`, async methods.
 
-    The retriever is asked again with each new working memory. What it brings is cut into sentences and encoded in one
-    batch, once: the newest blocks are kept by a hash of their content. Nothing is written anywhere. How rare a term is,
-    and which names there are, is known from what one question has brought, so no question changes another's scores.
+    The retriever is called again with each new working memory. Its documents are split into sentences and encoded in
+    one batch, once: the newest blocks are cached by a hash of their content. Nothing is written to disk. Term
+    frequencies and names come only from the documents of one question, so no question changes the scores of another.
 
     Args:
-        retrieve: Brings documents for a text.
-        aretrieve: The same, awaited in the event loop where the index is asked in one. None: `retrieve` in a thread.
-        encoder: What encodes sentences; it need not be the model of the store.
-        candidates: Documents that the retriever is asked for by a question; by what is found then, fewer.
-        chunk_tokens: Most tokens of a chunk, where a document comes as text and not in chunks.
-        held: Blocks that are kept between questions.
+        retrieve: Returns documents for a text.
+        aretrieve: The same, awaited if the index is used in an event loop. None: `retrieve` in a thread.
+        encoder: Encodes sentences; it need not be the model of the store.
+        candidates: Documents to request for a question; fewer for queries from the working memory.
+        chunk_tokens: Most tokens of a chunk, for documents that come as text and not in chunks.
+        cached_blocks: Blocks that are cached between questions.
         runtime: Device and type of the encoder.
 
     Raises:
@@ -75,10 +75,10 @@ class ExternalIndex(BaseIndex):
         encoder: str | Encoder = DEFAULT_ENCODER,
         candidates: int = 50,
         chunk_tokens: int = 256,
-        held: int = HELD,
+        cached_blocks: int = HELD,
         runtime: RuntimeConfig | None = None,
     ) -> None:
-        for named, value in (("candidates", candidates), ("held", held)):
+        for named, value in (("candidates", candidates), ("cached_blocks", cached_blocks)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{named}={value!r} must be a whole number of at least 1")
         config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
@@ -87,8 +87,8 @@ class ExternalIndex(BaseIndex):
         self._retrieve = retrieve
         self._aretrieve = aretrieve
         self._candidates = candidates
-        self._taken = _Taken(held, self._cut)
-        self._seen = BlockCache(held)
+        self._cache = _DocumentCache(cached_blocks, self._cut)
+        self._seen = BlockCache(cached_blocks)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
@@ -102,13 +102,13 @@ class ExternalIndex(BaseIndex):
     def question_context(
         self, question: str, filter: Any = None, config: RecallConfig | None = None
     ) -> Iterator[QuestionContext]:
-        """What the retriever brings for one question, and goes on bringing: what the loop works on.
+        """The documents of the retriever for one question, now and in later steps, as the loop sees them.
 
         Raises:
-            ValueError: The question is empty or overlong.
+            ValueError: The question is empty or too long.
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
-        brought = _Brought(self._taken, self._models.compress)
+        found = _QuestionBlocks(self._cache, self._models.compress)
         words = TransientWords()
 
         def ask(texts: Mapping[str, int]) -> list[list[int]]:
@@ -116,7 +116,7 @@ class ExternalIndex(BaseIndex):
             for k, documents in zip(texts.values(), self._ask(texts, filter), strict=True):
                 ranking: list[int] = []
                 for document in documents[:k]:
-                    pieces, new = brought.add(document)
+                    pieces, new = found.add(document)
                     for number, chunk in pieces:
                         ranking.append(number)
                         if new:
@@ -131,7 +131,7 @@ class ExternalIndex(BaseIndex):
                 links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             stage.retrieve("")
-            blocks = BlockLoader(brought, self._seen)
+            blocks = BlockLoader(found, self._seen)
             trained = DenseGate(self.gate, blocks, stage, open_ended=True)
             yield QuestionContext(
                 loader=blocks,
@@ -161,32 +161,32 @@ Pieces = tuple[tuple[int, Chunk], ...]
 """The chunks of a document and their numbers."""
 
 
-class _Taken:
-    """The documents that came last, by a hash of their content, cut into numbered chunks."""
+class _DocumentCache:
+    """The last documents, split into numbered chunks, by a hash of their content."""
 
     def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
         self._cut = cut
-        self._held: LRUCache[str, Pieces] = LRUCache(most)
+        self._cached: LRUCache[str, Pieces] = LRUCache(most)
         self._numbers = itertools.count()
         self._guard = Lock()
 
     def of(self, key: str, document: Document) -> Pieces:
-        """The chunks of the document with this hash; their numbers are the same as long as it is held."""
+        """The chunks of the document with this hash; their numbers do not change while it is cached."""
         with self._guard:
-            if key in self._held:
-                return self._held[key]
+            if key in self._cached:
+                return self._cached[key]
         chunks = self._cut(document)
         with self._guard:
-            if key not in self._held:  # another thread may have been faster
-                self._held[key] = tuple((next(self._numbers), chunk) for chunk in chunks)
-            return self._held[key]
+            if key not in self._cached:  # another thread may have added it
+                self._cached[key] = tuple((next(self._numbers), chunk) for chunk in chunks)
+            return self._cached[key]
 
 
-class _Brought:
-    """The blocks that one question has brought; stands where a snapshot of a store does."""
+class _QuestionBlocks:
+    """The blocks of one question; used in place of a snapshot of a store."""
 
-    def __init__(self, taken: _Taken, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
-        self._taken = taken
+    def __init__(self, cache: _DocumentCache, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
+        self._cache = cache
         self._compress = compress
         self._documents: dict[str, Pieces] = {}
         self._chunks: dict[int, Chunk] = {}
@@ -196,20 +196,20 @@ class _Brought:
         key = _hash(document)
         new = key not in self._documents
         if new:
-            self._documents[key] = self._taken.of(key, document)
+            self._documents[key] = self._cache.of(key, document)
             self._chunks.update(self._documents[key])
         return self._documents[key], new
 
     def select(self, filter: None) -> NDArray[np.int64]:
-        """Numbers of all blocks, rising."""
+        """Numbers of all blocks, ascending."""
         return np.array(sorted(self._chunks), np.int64)
 
     def blocks(self, blocks: Sequence[int], *, kv: bool = False) -> list[MemoryBlock]:
-        """Blocks by number, encoded in one batch, in the order asked."""
+        """Blocks by number, encoded in one batch, in the order given."""
         return self._compress([self._chunks[number] for number in blocks]) if blocks else []
 
     def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
-        """There are none: what is brought has no KV states."""
+        """Refused: documents of a retriever have no KV states."""
         raise ValueError("documents of a retriever have no KV states")
 
 
@@ -227,7 +227,7 @@ def _hash(document: Document) -> str:
 
 
 def _readable(document: Document) -> Document:
-    """The document with its lone surrogates replaced: one broken text in a store is no reason to fail."""
+    """The document with its lone surrogates replaced, so that one damaged text in a store does not fail a question."""
     texts = (document.title, document.context, document.text)
     if all(valid(text) == text for text in texts):
         return document

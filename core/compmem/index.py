@@ -1,4 +1,4 @@
-"""The index: documents in, recalls and answers out. What an application holds."""
+"""The index of an application: add documents, recall blocks, answer questions."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,13 +25,22 @@ from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder
-from compmem.store import DocumentInfo, ShardedSnapshot, ShardedStore, Snapshot, Store, StoreInfo, open_store
+from compmem.store import (
+    DocumentInfo,
+    ShardedSnapshot,
+    ShardedStore,
+    Snapshot,
+    Store,
+    StoreInfo,
+    open_store,
+    store_exists,
+)
 
 
 class MemoryIndex(BaseIndex):
     """Documents compressed into memory on disk, and questions to them.
 
-    Made by `create` and `open`; explicit parts are the seam for tests. Any number of threads may use one index.
+    Call `open_or_create`, `create` or `open`, not the constructor. Any number of threads may use one index.
     """
 
     def __init__(
@@ -66,18 +75,19 @@ class MemoryIndex(BaseIndex):
         runtime: RuntimeConfig | None = None,
         shards: int | None = None,
     ) -> Self:
-        """A new index in a folder; without a path, a temporary one that goes when it is closed.
+        """A new index in a folder; without a path, a temporary one that is removed when it is closed.
 
         Args:
             path: The folder.
-            config: How documents become memory.
-            backbone: For KV memory, one that is loaded already; the settings' name is kept as its name.
+            config: How documents are compressed.
+            backbone: A loaded backbone for KV memory; the index stores the name in the settings as its name.
             runtime: Device, types and search of this process.
-            shards: Into how many folders the documents are divided, by a hash of their ids. None: one, undivided.
+            shards: Number of folders that the documents are divided into, by a hash of their ids. None: a single
+                folder.
 
         Raises:
-            ValueError: The path is a file, or a folder that holds something already; or the shards are too many, or
-                have no path.
+            ValueError: The path is a file or a folder that is not empty, or there are too many shards, or shards
+                without a path.
         """
         config = _with_absolute_folders(config or IndexConfig())
         if shards is not None:
@@ -98,21 +108,21 @@ class MemoryIndex(BaseIndex):
         runtime: RuntimeConfig | None = None,
         allow_download: bool = False,
     ) -> Self:
-        """The index in a folder, by this or another process.
+        """The index in a folder.
 
         Args:
             path: The folder.
-            encoder: Where the index was made with an object: that object again. The name of an encoder that may be
-                fetched or that is a relative folder.
-            backbone: Only where the backbone lies elsewhere now, or is loaded already: its folder, or itself. Its
-                weights are compared when they are loaded.
+            encoder: The same encoder object, if the index was made with an object. Or the name of the encoder, which
+                may then be downloaded or be a relative folder.
+            backbone: The backbone's folder if it has moved, or the backbone if it is already loaded. Its weights are
+                compared with those that the index was made with.
             runtime: Device, types and search of this process.
-            allow_download: Models that the index names may be fetched from the hub. Otherwise they are used from this
-                machine only: an absolute folder, the hub's cache, or what ships with packages.
+            allow_download: Models that the index names may be downloaded from the hub. Otherwise only models on this
+                machine are used: an absolute folder, the hub's cache, or a package.
 
         Raises:
-            StoreError: There is no index there.
-            IncompatibleStoreError: It was made in another format, with another encoder or another backbone.
+            StoreError: There is no index.
+            IncompatibleStoreError: The index has another format, encoder or backbone.
         """
         store = open_store(path)
         kept = _kept_settings(store)
@@ -139,6 +149,50 @@ class MemoryIndex(BaseIndex):
             index._models.check_backbone(loaded)
         return index
 
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | Path,
+        config: IndexConfig | None = None,
+        *,
+        backbone: Backbone | None = None,
+        runtime: RuntimeConfig | None = None,
+        shards: int | None = None,
+        allow_download: bool = False,
+    ) -> Self:
+        """The index in a folder; a new one if the folder does not exist or is empty.
+
+        Args:
+            path: The folder.
+            config: Settings of a new index. An existing index must have the same settings. None: the defaults for a
+                new index, any settings for an existing one.
+            backbone: As in `create` and `open`.
+            runtime: Device, types and search of this process.
+            shards: As in `create`; used for a new index only.
+            allow_download: As in `open`.
+
+        Raises:
+            ValueError: The path is a file, or a folder that contains other files.
+            IncompatibleStoreError: The index has other settings, or another format, encoder or backbone.
+        """
+        if not store_exists(path):
+            try:
+                return cls.create(path, config, backbone=backbone, runtime=runtime, shards=shards)
+            except ValueError:
+                if not store_exists(path):  # otherwise another process has just created it
+                    raise
+        if config is None:
+            return cls.open(path, backbone=backbone, runtime=runtime, allow_download=allow_download)
+        index = cls.open(
+            path, encoder=config.encoder, backbone=backbone or config.backbone, runtime=runtime,
+            allow_download=allow_download,
+        )  # fmt: skip
+        for name, value in _as_json(_with_absolute_folders(config)).items():
+            if (made := index.store.config.get(name)) != value:
+                index.close()
+                raise IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
+        return index
+
     @property
     def path(self) -> Path:
         """The folder of the index."""
@@ -146,11 +200,11 @@ class MemoryIndex(BaseIndex):
 
     @property
     def temporary(self) -> bool:
-        """Whether the folder goes when the index is closed."""
+        """Whether the folder is removed when the index is closed."""
         return self.store.temporary
 
     def close(self) -> None:
-        """Gives files back; a temporary index is removed."""
+        """Closes files; a temporary index is removed."""
         self.store.close()
 
     def __enter__(self) -> Self:
@@ -166,7 +220,7 @@ class MemoryIndex(BaseIndex):
             return len(snapshot)
 
     def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
-        """A copy, in this process or another, is the same folder opened again."""
+        """Pickling and copying: a copy opens the same folder again."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
         models = self._models
         return _reopened, (self.path, encoder, models.given_gate, models.runtime)
@@ -196,43 +250,43 @@ class MemoryIndex(BaseIndex):
         return adding.add(documents, show_progress=show_progress)
 
     def split(self, document: Document) -> list[Chunk]:
-        """The chunks that `add` would make of a document, in order; nothing is kept. None where it has no text."""
+        """The chunks that `add` would make of a document, in order, without storing them; empty if it has no text."""
         return list(split(document, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Forgets documents; returns how many there were. Unknown ids are passed over."""
+        """Deletes documents; returns how many existed. Unknown ids are ignored."""
         if isinstance(ids, str):
             raise ValueError("delete takes a list of ids, not one id")
         return self.store.delete(list(ids))
 
     def compact(self) -> None:
-        """Rewrites the folder without what was deleted or replaced."""
+        """Rewrites the folder without deleted and replaced documents."""
         self.store.compact()
 
     def copy_to(self, path: str | Path) -> None:
-        """Copies the index as it is now into another folder; readers go on, a writer waits.
+        """Copies the current state of the index into another folder; readers can continue, writers wait.
 
         Raises:
-            ValueError: The path is a file, or a folder that holds something already.
+            ValueError: The path is a file, or a folder that is not empty.
             StoreLockedError: Another process is writing.
         """
         self.store.copy_to(path)
 
-    # Looking in
+    # Reading
 
     def get(self, document_id: str) -> Document | None:
-        """The document of that id, whole; None where there is none."""
+        """The whole document with that id, or None."""
         with self.store.snapshot() as snapshot:
             return snapshot.document(document_id)
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:
-        """The metadata of the document of that id; None where there is none."""
+        """The metadata of the document with that id, or None."""
         with self.store.snapshot() as snapshot:
             first = snapshot.chunks(snapshot.document_blocks(document_id)[:1])
             return first[0].metadata if first else None
 
     def chunks(self, document_id: str) -> list[Chunk]:
-        """The chunks of a document, in order; empty where there is none of that id."""
+        """The chunks of a document, in order; empty for an unknown id."""
         with self.store.snapshot() as snapshot:
             return snapshot.chunks(snapshot.document_blocks(document_id))
 
@@ -242,23 +296,23 @@ class MemoryIndex(BaseIndex):
             return list(snapshot.documents(filter))
 
     def verify(self) -> list[str]:
-        """Reads every checksum; the problems found, in words. Empty: all is well."""
+        """Checks every checksum; returns descriptions of the problems found, empty if there are none."""
         return self.store.verify()
 
     def info(self) -> StoreInfo:
-        """What the index holds and what it takes on disk."""
+        """Statistics of the index: contents and size on disk."""
         return self.store.info()
 
-    # Parts, loaded when they are first needed
+    # Models, loaded on first use
 
     @property
     def backbone(self) -> Backbone:
-        """The backbone, loaded once and compared with the one that made the index.
+        """The backbone, loaded once and compared with the one that the index was made with.
 
         Raises:
-            ValueError: The index holds dense memory, or the device is not there.
+            ValueError: The index has dense memory, or the device is not available.
             CheckpointError: It cannot be loaded.
-            IncompatibleStoreError: It has other weights than the one that made the index.
+            IncompatibleStoreError: Its weights differ from those that the index was made with.
         """
         return self._models.backbone
 
@@ -266,10 +320,10 @@ class MemoryIndex(BaseIndex):
     def question_context(
         self, question: str, filter: Filter | None = None, config: RecallConfig | None = None
     ) -> Iterator[QuestionContext]:
-        """The index as one question sees it, from one snapshot: what the loop, the trainers and benchmarks work on.
+        """The index for one question, from one snapshot, for the loop, the trainers and benchmarks.
 
         Raises:
-            ValueError: The question is empty or overlong, or the filter is none.
+            ValueError: The question is empty or too long, or the filter is invalid.
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
@@ -317,10 +371,10 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     """The settings that an index was made with.
 
     Raises:
-        CorruptStoreError: They are not those of an index.
+        CorruptStoreError: They are invalid.
     """
     kept = dict(store.config)
-    kept.pop("search", None)  # older indexes name it; now it is chosen when an index is opened
+    kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
     try:
         for name in ("encoder", "backbone"):
             if not isinstance(kept[name], str | None):
@@ -338,7 +392,7 @@ def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, runtim
 
 
 def _with_absolute_folders(config: IndexConfig) -> IndexConfig:
-    """The settings with folders that mean the same from every working folder."""
+    """The settings with absolute paths of folders, so that they do not depend on the working folder."""
     encoder = absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
     return dataclasses.replace(config, encoder=encoder, backbone=absolute(config.backbone))
 

@@ -1,4 +1,4 @@
-"""KV blocks on the device that reads them: those used last, within a budget of bytes, the next ones fetched ahead."""
+"""A cache of KV blocks on the device that reads them: the most recently used ones, with prefetch."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +12,16 @@ from compmem.locks import Lock
 from compmem.schema import KVStates
 
 Load = Callable[[Sequence[int]], Sequence[KVStates]]
-"""KV states of blocks by number, from wherever they are kept."""
+"""Loads KV states of blocks by number."""
 
 
 class KVCache:
-    """Blocks by number on one device, in the type that it computes in; any number of threads may use it.
+    """Blocks by number on one device, in its compute dtype; any number of threads may use it.
 
     Args:
         device: Where the blocks are read.
-        dtype: What they are read in.
-        budget: Bytes that may be held between uses. The blocks of a call are held for as long as it needs them.
+        dtype: The dtype of the reader.
+        budget: Bytes that may be cached between uses. The blocks of a call are kept for as long as it needs them.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = KV_CACHE_BYTES) -> None:
@@ -37,7 +37,7 @@ class KVCache:
         return len(self._held)
 
     def take(self, numbers: Sequence[int], load: Load) -> list[KVStates]:
-        """The blocks of these numbers, in order; those that are not here are loaded and kept."""
+        """The blocks with these numbers, in order; missing ones are loaded and cached."""
         with self._guard:
             found = {n: self._held[n] for n in numbers if n in self._held}
             for number in found:
@@ -50,7 +50,7 @@ class KVCache:
         return [found[n] for n in numbers]
 
     def stream(self, numbers: Sequence[int], load: Load, *, size: int) -> Iterator[list[KVStates]]:
-        """The blocks of these numbers in groups of `size`, each fetched while the caller works on the one before."""
+        """The blocks with these numbers in groups of `size`; each is fetched while the previous one is processed."""
         groups = [numbers[at : at + size] for at in range(0, len(numbers), size)]
         if not groups:
             return
@@ -77,7 +77,7 @@ class KVCache:
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda" and not tensor.is_cuda:
-            # From pinned memory the copy runs beside what the device is computing.
+            # From pinned memory, the copy overlaps with computation on the device.
             return tensor.pin_memory().to(self._device, self._dtype, non_blocking=True)
         return tensor.to(self._device, self._dtype)
 

@@ -1,4 +1,4 @@
-"""Recalled blocks as compact numbered text: what an agent reads that calls recall as a tool."""
+"""Recalled blocks as compact numbered text, for an agent that calls recall as a tool."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ NOTHING_NEW: Final = "Nothing was found that was not shown before."
 
 
 class Listing:
-    """Numbers the blocks of all calls of one conversation and writes them as text, each under its title and id.
+    """Numbers the blocks of all calls of one conversation and formats them as text, each with its title and id.
 
     A block keeps its number, so an answer may cite it as `[2]` whichever call showed it. The text of a block is
-    indented, so no document can begin an entry of its own.
+    indented, so no document can imitate a new entry.
 
     Args:
-        skip_seen: Other blocks take the place of those that an earlier call showed, which are named at the end by their
-            numbers alone.
-        render: What is shown of a chunk. Without, or where it gives None: its text.
+        skip_seen: Blocks that an earlier call showed are replaced by other blocks; only their numbers are listed at the
+            end.
+        render: The text shown for a chunk. By default, or if it returns None: the chunk's text.
     """
 
     def __init__(self, *, skip_seen: bool = False, render: Callable[[Chunk], str | None] = lambda chunk: None) -> None:
@@ -30,14 +30,14 @@ class Listing:
         self._guard = threading.Lock()
 
     def wanted(self, k: int) -> int:
-        """How many blocks to recall so that k of them can be shown."""
+        """How many blocks to recall so that k can be shown."""
         return k + len(self._numbers) if self._skip_seen else k
 
     def show(self, recalls: Sequence[Recall], k: int) -> tuple[str, list[Recall]]:
-        """The text of a call, and the recalls whose blocks are in it.
+        """The text of a call, and the recalled blocks in it.
 
         Args:
-            recalls: What was found, best first.
+            recalls: The recalled blocks, best first.
             k: Most blocks that are shown.
         """
         with self._guard:

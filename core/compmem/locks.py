@@ -1,4 +1,4 @@
-"""A lock that a forked child can use, whatever its parent's threads held when it was forked."""
+"""A lock that a forked child can use, whichever lock the parent's threads held at the time of the fork."""
 
 import os
 import threading
@@ -6,17 +6,17 @@ import weakref
 from types import TracebackType
 from typing import Any, Self
 
-import filelock  # noqa: F401  its own wait for a fork, registered first, comes after ours: a writer needs it to end
+import filelock  # noqa: F401  its fork handler must run after ours: a writer needs its file lock to finish
 
 LONGEST_WAIT = 10.0
-"""Seconds that a fork waits for a lock."""
+"""Longest wait of a fork for a lock, in seconds."""
 
 
 class Lock:
-    """A reentrant lock, made anew in a forked child: the thread that held it does not exist there.
+    """A reentrant lock, created anew in a forked child, where the thread that held it does not exist.
 
     Args:
-        forks_wait: A fork waits for it, for `LONGEST_WAIT` seconds at most.
+        forks_wait: A fork waits for the lock, for at most `LONGEST_WAIT` seconds.
     """
 
     def __init__(self, *, forks_wait: bool = False) -> None:
@@ -40,10 +40,10 @@ class Lock:
         lock = self._held.pop()
         if not self._held:
             self._owner = None
-        lock.release()  # not `_lock`: a fork may have come in between
+        lock.release()  # not `_lock`, which a fork may have replaced
 
     def acquire(self, seconds: float) -> bool:
-        """Take it within some seconds; whether it was free."""
+        """Acquire it within some seconds; returns whether that succeeded."""
         lock = self._lock
         taken = lock.acquire(timeout=seconds)
         if taken:
@@ -51,7 +51,7 @@ class Lock:
         return taken
 
     def renew(self) -> None:
-        """Make it free, in a forked child."""
+        """Replace it by a free lock, in a forked child."""
         self._lock = threading.RLock()
         self._owner = None
 
@@ -63,7 +63,7 @@ class Lock:
 _locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 _forking = threading.local()
 _passage = threading.Event()
-"""Cleared while a fork waits, so that a thread which writes again and again lets it pass."""
+"""Cleared while a fork waits, so that a thread which writes repeatedly lets the fork go first."""
 _passage.set()
 
 

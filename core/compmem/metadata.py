@@ -1,4 +1,4 @@
-"""Metadata as JSON holds it: what loaders and frameworks give, each as its nearest JSON value."""
+"""Metadata as JSON: values from loaders and frameworks are converted to the nearest JSON value."""
 
 from collections.abc import Mapping
 from datetime import date, time
@@ -12,13 +12,13 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """The nearest JSON value, lists and mappings within it as well.
+    """The nearest JSON value; lists and mappings are converted recursively.
 
-    Dates and times become ISO text, `Decimal` and NumPy numbers become numbers, `UUID` and paths their text, and a
-    member of an `Enum` its value. A number or date that is not one (`nan`, `inf`, `NaT`) stays for JSON to refuse.
+    Dates and times become ISO text, `Decimal` and NumPy numbers become numbers, `UUID` and paths become text, and a
+    member of an `Enum` becomes its value. `nan` and `inf` are left unchanged, so JSON refuses them.
 
     Raises:
-        ValueError: JSON has nothing near it, or a key is not a string.
+        ValueError: JSON has no similar value, or a key is not a string.
     """
     if isinstance(value, Enum):
         return plain(value.value)
@@ -55,7 +55,7 @@ def _of_numpy(value: "np.generic[Any]") -> Any:
 
 
 def _number(value: Decimal) -> int | float:
-    """A whole number exactly, any other as the nearest float."""
+    """An integer exactly, any other number as the nearest float."""
     near = float(value)
     return int(value) if near.is_integer() and value == int(value) else near
 

@@ -1,10 +1,10 @@
-"""Names of models: of what ships with packages, of folders on this machine, and on a hub."""
+"""Names of models: shipped ones, folders on this machine, and names on a hub."""
 
 from pathlib import Path
 from typing import Final
 
 DEFAULT_ENCODER: Final = "all-MiniLM-L6-v2"
-"""The encoder of an index that names none."""
+"""The default encoder of an index."""
 EMBEDDED: Final = "embedded"
 """The small backbone that ships with the library."""
 
@@ -12,25 +12,25 @@ _SHIPPED: Final = frozenset({DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_E
 
 
 def is_folder(name: str | Path) -> bool:
-    """Whether a name that the caller chose means a folder.
+    """Whether a name that the caller chose is a folder.
 
-    The names of what ships never do, whatever lies in the working folder: such a folder is meant by `./name`.
+    Names of shipped models never are, even if the working folder has such a folder: use `./name` for it.
     """
     return str(name) not in _SHIPPED and Path(name).is_dir()
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether a name means a model in one `.gguf` file on this machine."""
+    """Whether a name is a model in one `.gguf` file on this machine."""
     return Path(name).suffix == ".gguf" and Path(name).is_file()
 
 
 def absolute(name: str | None) -> str | None:
-    """The name; where it means a folder or a file, its absolute path, the same from every working folder."""
+    """The name; for a folder or file, its absolute path, which does not depend on the working folder."""
     return str(Path(name).absolute()) if name is not None and (is_folder(name) or is_gguf(name)) else name
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name that was read from a file may be looked up: an absolute path here, or a model's name."""
-    if name.startswith(("//", "\\\\")):  # another machine's folder, which asking for may give a password away
+    """Whether a name read from a file may be looked up: an absolute path on this machine, or a model name."""
+    if name.startswith(("//", "\\\\")):  # a folder on another machine: requesting it may reveal a password
         return False
     return Path(name).is_absolute() or not (is_folder(name) or is_gguf(name))

@@ -1,4 +1,4 @@
-"""The nouns that flow: documents in, chunks and memory blocks between, recalls, steps and answers out."""
+"""Data types and protocols: documents in, chunks and memory blocks inside, recalls, steps and answers out."""
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     import torch
 
 Vectors = NDArray[np.float32]
-"""Unit vectors, one a row, `[rows, dim]`."""
+"""Unit vectors, one per row, `[rows, dim]`."""
 
 Message = Mapping[str, str]
 """One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
 
 class Encoder(Protocol):
-    """What turns texts into vectors. Any object with this one method fits; several threads may call it at once.
+    """Turns texts into vectors. Any object with this method works; several threads may call it at once.
 
-    Where it also has `encode_query(texts)`, that encodes questions, and `encode_document(texts)` documents.
+    If it has `encode_query(texts)` or `encode_document(texts)`, these encode questions and documents.
     """
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -31,30 +31,30 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """A run of one document's text, compressed as a unit."""
+    """A part of one document's text, compressed as a unit."""
 
     text: str
-    """The text itself: `document.text[start:end]`."""
+    """The text: `document.text[start:end]`."""
     document_id: str = ""
-    """The document it was cut from; set when the document is added."""
+    """Id of its document; set when the document is added."""
     ordinal: int = 0
-    """Its place among the document's chunks, from 0."""
+    """Its position among the document's chunks, from 0."""
     start: int = 0
     """Offset of its first character in the document's text."""
     title: str = ""
     """The document's title."""
     headings: tuple[str, ...] = ()
-    """The headings it stands under, outermost first."""
+    """The headings above it, outermost first."""
     context: str = ""
-    """The document's context: what searches see beside title, headings and text."""
+    """The document's context: text that is searched besides title, headings and text."""
     sentences: tuple[tuple[int, int], ...] = ()
-    """Sentence spans `(start, end)` within `text`, in order, not overlapping."""
+    """Sentence spans `(start, end)` in `text`, in order, not overlapping."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """The document's metadata."""
 
     @property
     def id(self) -> str:
-        """Name of the chunk within its index: document id, `#`, ordinal."""
+        """Id of the chunk in its index: document id, `#`, ordinal."""
         return f"{self.document_id}#{self.ordinal}"
 
     @property
@@ -64,25 +64,25 @@ class Chunk:
 
     @property
     def label(self) -> str:
-        """What the chunk is about: its title and headings, outermost first."""
+        """Title and headings of the chunk, outermost first."""
         return " › ".join(dict.fromkeys(part for part in (self.title, *self.headings) if part))
 
     @property
     def head(self) -> str:
-        """What an encoder or a backbone reads before its text: the label and the context, on one line."""
+        """The text that an encoder or a backbone reads before the chunk: label and context, on one line."""
         return " › ".join(part for part in (self.label, "; ".join(self.context_lines())) if part)
 
     def context_lines(self) -> list[str]:
-        """The lines of its context that say something, stripped."""
+        """The lines of its context that are not blank, stripped."""
         return [line.strip() for line in self.context.splitlines() if line.strip()]
 
     def sentence_texts(self) -> list[str]:
-        """Its sentences, stripped; the whole text where no spans are known."""
+        """Its sentences, stripped; the whole text if it has no spans."""
         return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]
 
 
 _AT_ONCE = 1 << 16
-"""Characters of a text that are encoded at once."""
+"""Characters of a text that are UTF-8 encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +98,15 @@ class Document:
     id: str = ""
     """Unique within an index. Empty: a hash of title and text."""
     title: str = ""
-    """What the document is about, in a few words. A name that questions may use."""
+    """Title of the document, in a few words; questions may use it as a name."""
     context: str = ""
-    """Text beside the text that questions may ask by, such as `author: Bianca Rossi`, a fact a line. It is searched and
-    read with every chunk, and is no part of the text."""
+    """Additional facts that questions may ask about, such as `author: Bianca Rossi`, one per line. They are searched
+    and read with every chunk, but are not part of the text."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON values by name, for filters and for the caller's own use. Dates, decimals, UUIDs, paths, enum members and
-    NumPy numbers are kept as the nearest JSON value."""
+    NumPy numbers are converted to the nearest JSON value."""
     chunks: Sequence[Chunk | str] | None = None
-    """The text already split; strings are cut into sentences only."""
+    """The text already split; strings are only split into sentences."""
 
     def __post_init__(self) -> None:
         if self.chunks is not None:
@@ -124,9 +124,9 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KVStates:
-    """Per-layer key and value states of memory tokens, `[layers, kv_heads, memory_tokens, head_dim]` each.
+    """Key and value states of memory tokens per layer, `[layers, kv_heads, memory_tokens, head_dim]` each.
 
-    Keys are stored before rotation, so a reader may place the block anywhere.
+    Keys are stored before rotation, so a reader may use the block at any position.
     """
 
     keys: "torch.Tensor"
@@ -145,57 +145,56 @@ class MemoryBlock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recall:
-    """A block the gate let through: its chunk and its score in [0, 1]."""
+    """A block that the gate accepted: its chunk and its score in [0, 1]."""
 
     chunk: Chunk
     score: float
     block: int
     """Number of the block within its store."""
     cited: bool = False
-    """Among an answer's sources: the text cites it by its number among them, as in `[1]`."""
+    """In an answer's sources: the text cites it by its number, as in `[1]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """A sentence a reader kept, and where it stands."""
+    """A sentence that a reader kept, and its position."""
 
     text: str
     chunk: Chunk
     start: int
-    """Offset within the chunk's text."""
+    """Offset in the chunk's text."""
     end: int
     score: float
-    """How strongly it bears on the question, in [0, 1]."""
+    """How relevant it is to the question, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkingMemory:
-    """The text carried from step to step, and the evidence it was made from where the reader quotes."""
+    """The text carried from step to step, and the evidence behind it if the reader quotes."""
 
     text: str = ""
     evidence: tuple[Evidence, ...] = ()
     blocks: tuple[MemoryBlock, ...] = field(default=(), compare=False, repr=False)
-    """The recalled blocks themselves, in the order of the sources: only for what writes the answer, where it is to see
-    them."""
+    """The recalled blocks, in the order of the sources; only for a writer that reads them."""
     may_ask: bool = field(default=False, compare=False, repr=False)
-    """What writes from the blocks may ask for what is missing in them, by a `Request`."""
+    """A writer that reads the blocks may ask for missing facts with a `Request`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """What a question has cost. Two of them add up."""
+    """The cost of a question. Two of them can be added."""
 
     steps: int = 0
     blocks_scored: int = 0
-    """Blocks the gate gave a probability, counted again when re-gated."""
+    """Blocks that the gate scored; counted again each time."""
     blocks_read: int = 0
     model_calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     rounds: int = 0
-    """Times that the writer asked for what was missing and the loop recalled for it."""
+    """Requests of the writer for missing facts; the loop ran again for each."""
     malformed_replies: int = 0
-    """Replies of the chat model that did not follow the format; the memory was kept."""
+    """Replies of the chat model that did not follow the format; they did not change the memory."""
     seconds: float = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -204,27 +203,27 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What a writer asks for instead of answering: something to recall first."""
+    """A writer's request instead of an answer: something to recall first."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a reader makes of the blocks of one step: a candidate memory and its two gates (2602.10560)."""
+    """A reader's result for the blocks of one step: a candidate memory and two gates (2602.10560)."""
 
     memory: WorkingMemory
-    """The candidate working memory; kept only where `update` is true or the update gate is off."""
+    """The candidate working memory; kept only if `update` is true or the update gate is off."""
     update: bool
-    """The update gate: the blocks hold something that bears on the question."""
+    """The update gate: the blocks contain something relevant to the question."""
     exit: bool
-    """The exit gate: enough is known to answer."""
+    """The exit gate: the memory suffices to answer."""
     usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One reading of one recalled block, or of a group of blocks."""
+    """One reading of a recalled block, or of a group of blocks."""
 
     number: int
     """From 1."""
@@ -233,18 +232,18 @@ class Step:
     working_memory: str
     """The working memory after the step."""
     updated: bool
-    """The update gate opened."""
+    """The update gate was open."""
     exit: bool
     """The exit gate asked to stop."""
     backtracked: bool
-    """A block read here had been turned down in an earlier step."""
+    """A block of this step had been rejected in an earlier step."""
     candidates: int
-    """Blocks the first stage proposed for this step."""
+    """Blocks that the first stage proposed for this step."""
     seconds: float
     lost: bool = False
-    """The reader was not done by the deadline, `max_seconds`: nothing came of the step, and the loop ended."""
+    """The reader did not finish by the deadline, `max_seconds`: the step had no result, and the loop ended."""
     request: str = ""
-    """What the writer asked for, where the step was made for that."""
+    """The writer's request, if the step was made for one."""
 
 
 StopReason = Literal["exit_gate", "exhausted", "steps", "seconds", "cancelled"]
@@ -252,17 +251,17 @@ StopReason = Literal["exit_gate", "exhausted", "steps", "seconds", "cancelled"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer to a question, what it rests on, and how it was reached."""
+    """The answer to a question, its sources, and the steps that led to it."""
 
     question: str
     text: str
     found: bool
-    """False where nothing in the index bears on the question."""
+    """False if nothing in the index is relevant to the question."""
     sources: tuple[Recall, ...]
-    """The blocks the answer rests on, in the order in which they were read; all that a writer was shown. A mark `[n]`
-    in its text cites the n-th; see `Recall.cited`."""
+    """The blocks that the answer is based on, in reading order; for a writer, all that it saw. A mark `[n]` in the text
+    cites the n-th; see `Recall.cited`."""
     evidence: tuple[Evidence, ...]
-    """The sentences kept, where the reader quotes; empty for a chat or latent reader."""
+    """The sentences kept, if the reader quotes; empty for a chat or latent reader."""
     steps: tuple[Step, ...]
     working_memory: str
     usage: Usage
@@ -281,16 +280,16 @@ class AnswerToken:
 
 
 Event = Step | AnswerToken | Answer
-"""What a streamed answer is made of: steps as they end, pieces of the answer, and last the answer itself."""
+"""The events of a streamed answer: steps as they end, pieces of the answer, and at the end the answer itself."""
 
 
 class Writer(Protocol):
-    """What writes the answer: from the working memory, or from its blocks where it has some."""
+    """Writes the answer: from the working memory, or from its blocks if it has some."""
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
-        """The answer's text in pieces as they come, and last what it cost.
+        """The answer's text in pieces, and at the end its cost.
 
-        Where the memory says that it `may_ask`, a request may stand in place of the text.
+        If the memory's `may_ask` is true, a request may come instead of the text.
         """
         ...
 
@@ -300,7 +299,7 @@ class Writer(Protocol):
 
 
 class Reader(Writer, Protocol):
-    """What reads recalled blocks and writes the answer; the loop calls the sync half or the async half."""
+    """Reads recalled blocks and writes the answer; the loop calls the sync or the async methods."""
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The candidate working memory after reading these blocks, and the two gates."""
@@ -312,35 +311,35 @@ class Reader(Writer, Protocol):
 
 
 class AnswerModels(TypedDict, total=False):
-    """The models that a caller gives for one question, beside those that the index has."""
+    """The models that a caller gives for one question, in addition to those of the index."""
 
     chat: Any
-    """A chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. Where the settings name
+    """A chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. If the settings name
     neither reader nor writer, it writes the answer and is called once; with `RecallConfig(reader="chat")`, and in
     document order, it reads in every step."""
     reader: Reader | None
-    """An object that reads, in place of a name in the settings."""
+    """An object that reads, instead of a name in the settings."""
     writer: Writer | None
-    """An object that writes the answer from the recalled blocks, in place of a name in the settings."""
+    """An object that writes the answer from the recalled blocks, instead of a name in the settings."""
 
 
 @runtime_checkable
 class ScoringReader(Reader, Protocol):
-    """A reader that can tell how likely a block helps before it reads it."""
+    """A reader that can estimate how likely a block helps before it reads it."""
 
     @property
     def can_score(self) -> bool:
-        """Whether it can tell at all, as it is set up."""
+        """Whether it can score blocks with its settings."""
         ...
 
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """Log-odds that each block, by itself, helps; None where it cannot tell now. Called from any thread."""
+        """Log-odds that each block, by itself, helps; None if it cannot score them now. Called from any thread."""
         ...
 
     def read(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], *, relevant: bool = False
     ) -> Reading:
-        """As every reader reads; with `relevant` it is told that these blocks help."""
+        """As in `Reader`; with `relevant`, the blocks are known to help."""
         ...
 
     async def aread(

@@ -1,4 +1,4 @@
-"""Threads of our own, so that neither the application's default executor nor our own work waits for a chat model."""
+"""Separate threads, so that neither the default executor of the application nor the index waits for a chat model."""
 
 import asyncio
 import os
@@ -15,17 +15,17 @@ from compmem.errors import ReaderError
 T = TypeVar("T")
 
 MOST_AT_ONCE: Final = 64
-"""Calls of chat models that are waited for at once; further ones wait for their turn."""
+"""Most calls of chat models at once; more calls wait."""
 
 MOST_ABANDONED: Final = 64
-"""Calls of chat models that nobody waits for and that have not returned; with so many, no further one is made."""
+"""Most abandoned calls of chat models that have not returned; above, no new call is made."""
 
 
 class CallThreads:
-    """Makes calls that may never return, each in a daemon thread.
+    """Runs calls that may never return, each in a daemon thread.
 
-    The call that is abandoned leaves its place to the next one. So calls that hang delay no others, and there are never
-    more than `MOST_AT_ONCE + MOST_ABANDONED` threads.
+    An abandoned call gives its place to the next one. So calls that hang do not delay others, and there are never more
+    than `MOST_AT_ONCE + MOST_ABANDONED` threads.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class CallThreads:
         self._abandoned: set[Future[Any]] = set()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """The result of the call, once it has returned.
+        """A future with the result of the call.
 
         Raises:
             ReaderError: Too many abandoned calls have not returned.
@@ -52,7 +52,7 @@ class CallThreads:
         return future
 
     def abandon(self, future: "Future[Any]") -> None:
-        """Nobody waits for this call any more; one that has not begun is not made."""
+        """Stops waiting for a call; if it has not begun, it is not made."""
         with self._guard:
             if self._waiting.pop(future, None) is not None:
                 future.cancel()
@@ -84,22 +84,22 @@ class CallThreads:
 
 
 def chat_calls() -> CallThreads:
-    """The threads of this process in which chat models are called."""
+    """The threads of this process for calls of chat models."""
     return _calls
 
 
 def submit(call: Callable[..., T], *args: Any) -> "Future[T]":
-    """Does work of our own in a thread, with the caller's context variables."""
+    """Runs work of the index in a thread, with the caller's context variables."""
     return _work.submit(copy_context().run, call, *args)
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """`asyncio.to_thread` for work of our own."""
+    """`asyncio.to_thread` for work of the index."""
     return await asyncio.wrap_future(submit(call, *args))
 
 
 def _renew() -> None:
-    """A forked child has none of its parent's threads, and locks that one of them may have held."""
+    """A forked child has no threads of its parent, and its locks may be held by one of them."""
     global _calls, _work
     _calls = CallThreads()
     _work = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "compmem")

@@ -1,6 +1,6 @@
-"""An answer and how it was reached: parts as plain text, and the whole as a page.
+"""An answer with its sources and steps, as plain text and as an HTML page.
 
-Document text is untrusted: control characters never reach a terminal, and everything on the page is escaped.
+Document text is untrusted: control characters are never printed, and everything on the page is escaped.
 """
 
 import re
@@ -18,20 +18,20 @@ _NOTHING: Final = (_NOTHING_NEW, _LATE)
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal or turn the direction of reading."""
+    """The text without characters that control a terminal or change the direction of text."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def place(recall: Recall) -> str:
-    """Where a recalled block stands: document, title and headings, characters of the document."""
+    """The position of a recalled block: document, title and headings, characters."""
     chunk = recall.chunk
     named = [chunk.document_id] if chunk.document_id not in (chunk.title, *chunk.headings) else []
     parts = [*named, *([chunk.label] if chunk.label else []), f"characters {chunk.start}-{chunk.end}"]
     return printable(" · ".join(" ".join(part.split()) for part in parts))
 
 
-def gained(step: Step, before: str) -> str:
-    """What a step brought into the working memory: the new lines, or the whole where it was written anew."""
+def new_notes(step: Step, before: str) -> str:
+    """The text that a step added to the working memory: new lines, or all of it if it was rewritten."""
     if step.working_memory == before:
         return ""
     old = set(before.split("\n"))
@@ -41,24 +41,24 @@ def gained(step: Step, before: str) -> str:
 
 
 def gates(step: Step) -> list[str]:
-    """What the gates of a step decided, in words."""
+    """The decisions of the gates of a step, in words."""
     if step.lost:
         return [_LATE]
     return [
         "memory updated" if step.updated else _NOTHING_NEW,
-        *(["went back to a block turned down before"] if step.backtracked else []),
+        *(["a block rejected before"] if step.backtracked else []),
         *(["enough is known"] if step.exit else []),
     ]
 
 
 def quotes(answer: Answer, source: Recall) -> list[Evidence]:
-    """The sentences kept of one source, in their order."""
+    """The sentences kept from one source, in order."""
     kept = {(e.start, e.end): e for e in answer.evidence if e.chunk.id == source.chunk.id}
     return [kept[span] for span in sorted(kept)]
 
 
 def cost(usage: Usage) -> str:
-    """What the answer has cost, on one line."""
+    """The cost of the answer, on one line."""
     parts = [
         _number(usage.steps, "step"),
         f"{_number(usage.blocks_scored, 'block')} scored",
@@ -160,7 +160,7 @@ def _page_steps(answer: Answer) -> Iterator[str]:
     before = ""
     for step in answer.steps:
         reads = "\n".join(f"{_score(r.score)}\n<p class='meta'>{_html(place(r))}</p>" for r in step.recalls)
-        kept = gained(step, before)
+        kept = new_notes(step, before)
         pills = "".join(
             f'<span class="pill{" yes" if word not in _NOTHING else ""}">{_html(word)}</span>' for word in gates(step)
         )
@@ -182,7 +182,7 @@ def _score(score: float) -> str:
 
 
 def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The text escaped, with the spans marked."""
+    """The escaped text, with the spans marked."""
     parts: list[str] = []
     at = 0
     for start, end in spans:

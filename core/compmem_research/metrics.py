@@ -1,4 +1,4 @@
-"""How an answer or a recall is scored. Rewards and benchmarks share these."""
+"""Scores of answers and of recall, for rewards and benchmarks."""
 
 import math
 import re
@@ -20,12 +20,12 @@ def normalize(text: str) -> str:
 
 
 def without_citations(text: str) -> str:
-    """An answer without its marks of sources, as in `[1]` or `[1, 3]`."""
+    """An answer without citation marks, as in `[1]` or `[1, 3]`."""
     return _CITATION.sub("", text).strip()
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 where the prediction equals one of the answers after normalisation."""
+    """1.0 if the prediction equals one of the answers after normalisation."""
     said = normalize(prediction)
     return float(any(said == normalize(a) for a in answers))
 
@@ -36,7 +36,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def sub_em(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 where the prediction holds one of the answers as whole words. One way: saying less never counts."""
+    """1.0 if the prediction contains one of the answers as whole words; a shorter prediction does not count."""
     said = f" {normalize(prediction)} "
     return float(any(a and f" {a} " in said for a in map(normalize, answers)))
 
@@ -44,14 +44,14 @@ def sub_em(prediction: str, answers: Sequence[str]) -> float:
 def sub_em_two_way(prediction: str, answers: Sequence[str]) -> float:
     """The published sub-EM (2507.02259): first answer in prediction, or prediction in first answer.
 
-    Kept to compare with published tables: an empty prediction after normalisation counts as a hit.
+    For comparison with published tables: a prediction that is empty after normalisation counts as a hit.
     """
     said, gold = normalize(prediction), normalize(answers[0])
     return float(gold in said or said in gold)
 
 
 def string_match(prediction: str, references: Sequence[str]) -> float:
-    """Share of the references that the prediction holds, case ignored (RULER)."""
+    """Share of the references that the prediction contains, ignoring case (RULER)."""
     said = prediction.lower()
     return sum(r.lower() in said for r in references) / len(references)
 
@@ -62,7 +62,7 @@ def recall_at(ranked: Sequence[object], gold: Collection[object], k: int) -> flo
 
 
 def ndcg_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float:
-    """Discounted cumulative gain of the first k by the best there could be; gold items are worth the same each."""
+    """Discounted cumulative gain of the first k, divided by the best possible; all gold items have the same weight."""
     found, right = list(dict.fromkeys(ranked))[:k], set(gold)
     gain = sum(1 / math.log2(rank + 1) for rank, item in enumerate(found, 1) if item in right)
     return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(right), k) + 1))

@@ -1,4 +1,4 @@
-"""Low-rank adapters, one set a role."""
+"""Low-rank adapters, one set per role."""
 
 import math
 
@@ -9,7 +9,10 @@ from compmem.backbone.config import AdapterConfig
 
 
 class LoRA(nn.Module):
-    """What a low-rank adapter adds to a linear layer: `alpha / rank * x A^T B^T` (2106.09685, eq. 3); zero at first."""
+    """The output that a low-rank adapter adds to a linear layer: `alpha / rank * x A^T B^T` (2106.09685, eq. 3).
+
+    It is zero before training.
+    """
 
     def __init__(self, base: nn.Linear, config: AdapterConfig) -> None:
         super().__init__()

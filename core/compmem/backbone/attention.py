@@ -1,4 +1,4 @@
-"""Grouped-query attention with the mask each device has a fast kernel for."""
+"""Grouped-query attention, with the mask for which each device has a fast kernel."""
 
 import torch
 from torch import Tensor
@@ -9,22 +9,22 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """What the queries read, `[rows, queries, heads * head_dim]`.
+    """The attention output `[rows, queries, heads * head_dim]`.
 
     Args:
         query: `[rows, heads, queries, head_dim]`.
         key: `[rows, kv_heads, slots, head_dim]`.
         value: As `key`.
         scale: Factor of the scores.
-        mask: True where a query may look, or what is added to the scores, `[rows, 1, queries, slots]`. None: causal,
+        mask: True where a query may attend, or values to add to the scores, `[rows, 1, queries, slots]`. None: causal,
             the last query sees every slot.
-        dropout: Share of attention weights dropped.
+        dropout: Fraction of attention weights that are dropped.
     """
     rows, heads, queries, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
     if queries == 1:
-        # The heads that share a key are so many queries of it: no copy of keys and values.
+        # Heads that share a key are folded into the query axis, so keys and values are not copied.
         folded = query.reshape(rows, kv_heads, groups, head_dim)
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
         return out.reshape(rows, 1, heads * head_dim)
@@ -35,10 +35,10 @@ def attention(
     elif mask is None and past > queries:
         bias = torch.ones(queries, slots, dtype=torch.bool).tril(past)
     elif mask is None and past:
-        # Empty queries in front make it plainly causal, and cost a CPU less than a mask.
+        # With empty queries in front the mask is plainly causal, which is faster on a CPU than an explicit mask.
         query = pad(query, (0, 0, past, 0))
     elif mask is not None and query.is_cuda and groups > 1:
-        # CUDA kernels that take a mask do not share keys between heads; the fallback would keep every score.
+        # CUDA kernels that take a mask do not share keys between heads; the fallback would store all scores.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     out = scaled_dot_product_attention(
         query,

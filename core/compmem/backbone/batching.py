@@ -1,4 +1,4 @@
-"""Batches that fit: cut by a budget of tokens, and halved where the device runs out of memory."""
+"""Batches that fit: limited by a token budget, and halved when the device runs out of memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +12,14 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 COMPRESS_TOKENS = {"cuda": 16384}
-"""Tokens of one forward pass that compresses; beyond it a GPU gets no faster, only fuller."""
+"""Tokens of one forward pass of compression; larger passes are no faster on a GPU and need more memory."""
 SCORE_SLOTS = {"cuda": 65536}
-"""Memory and prompt tokens of one forward pass that scores."""
+"""Memory and prompt tokens of one forward pass that scores blocks."""
 CPU_TOKENS = 4096
 
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of items, longest first, in batches of at most `budget` once padded to their longest."""
+    """Indices of items, longest first, in batches of at most `budget` after padding to the longest item."""
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     while order:
         width = max(1, sizes[order[0]])
@@ -34,16 +34,16 @@ def halving(
     what: str,
     release: Callable[[], None] = lambda: None,
 ) -> list[Result]:
-    """Results of the items, run as one batch, or in halves where the device runs out of memory.
+    """Results of the items, run as one batch, or in halves if the device runs out of memory.
 
     Args:
-        run: Makes the results of a batch.
+        run: Computes the results of a batch.
         items: All of them.
-        what: One item, for the error.
-        release: Gives back memory that is kept for later, before going on.
+        what: Name of one item, for the error message.
+        release: Frees cached memory before the next try.
 
     Raises:
-        MemoryError: One item alone does not fit.
+        MemoryError: A single item does not fit.
     """
     return _halving(run, items, what, release, (len(items),))
 
@@ -59,7 +59,7 @@ def _halving(
     try:
         return run(items)
     except torch.OutOfMemoryError as error:
-        # Only its text is kept: the traceback would keep the tensors that did not fit.
+        # Keep only the text: the traceback would keep the tensors that did not fit.
         reason = str(error).split(". ")[0]
     release()
     if torch.cuda.is_available():
@@ -68,6 +68,6 @@ def _halving(
         sizes = ", ".join(map(str, tried))
         raise MemoryError(f"{what} does not fit on the device even one at a time (tried batches of {sizes}): {reason}")
     half = len(items) // 2
-    log.warning("out of memory with a batch of %d, going on with halves", len(items))
+    log.warning("out of memory with a batch of %d, continuing with halves", len(items))
     parts = (items[:half], items[half:])
     return [result for part in parts for result in _halving(run, part, what, release, (*tried, len(part)))]

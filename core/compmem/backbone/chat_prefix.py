@@ -1,4 +1,4 @@
-"""What stands in front of the text that a stock model reads: the head of a chat turn, before what the user says."""
+"""The beginning of a chat turn, up to the user's text, as a prefix of everything that a stock model reads."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,11 +13,11 @@ Rows = Sequence[Sequence[KVStates]]
 def with_prefix(
     head: list[int], states_of: Callable[[list[int]], KVStates], prompts: Prompts, blocks: Rows
 ) -> tuple[Prompts, Rows]:
-    """Prompts without the head and blocks with it in front; rows without blocks as they are.
+    """Prompts without the prefix, and blocks with the prefix in front. Rows without blocks are unchanged.
 
     Args:
-        head: Token ids of the head.
-        states_of: Makes KV states of token ids.
+        head: Token ids of the prefix.
+        states_of: Computes KV states of token ids.
         prompts: Token ids of each row.
         blocks: Recalled blocks of each row.
     """
@@ -29,7 +29,7 @@ def with_prefix(
 
 
 def aligned(hidden: Tensor, prompts: Prompts, rest: Prompts) -> Tensor:
-    """Hidden states `[rows, prompt, hidden]` of what is left of prompts, at their places in the whole; zeros before."""
+    """Hidden states `[rows, prompt, hidden]` of shortened prompts, placed as in the full prompts, else zeros."""
     whole = hidden.new_zeros(len(prompts), max(map(len, prompts)), hidden.shape[2])
     for row, (prompt, part) in enumerate(zip(prompts, rest, strict=True)):
         whole[row, len(prompt) - len(part) : len(prompt)] = hidden[row, : len(part)]

@@ -1,7 +1,7 @@
 """Model folders: a stock pretrained model, the public LycheeMemory format, and our own, which adds two files.
 
-`compmem.json` holds the memory and adapter settings, `compmem.safetensors` the parameters the stock model does not
-have. Without a stock model beside them, `base` in `compmem.json` names the one they belong to.
+`compmem.json` contains the memory and adapter settings, `compmem.safetensors` the added parameters. If the folder has
+no stock model, `base` in `compmem.json` names it.
 """
 
 import json
@@ -33,12 +33,12 @@ from compmem.naming import is_plain
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
 
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
-"""Settings of the public format that change what is computed, and the one value of each that is released."""
+"""Settings of the public format that affect the computation, with the only supported value of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What a backbone is made of."""
+    """The parts of a backbone."""
 
     model: Any
     tokenizer: Any
@@ -46,7 +46,7 @@ class Parts:
     memory: MemoryConfig
     adapters: Mapping[Role, AdapterConfig]
     threshold: float = 0.5
-    """Gate score from which on a block is let through."""
+    """Blocks with a lower gate score are rejected."""
 
 
 def load(
@@ -59,10 +59,10 @@ def load(
 ) -> Parts:
     """Load a model with its memory.
 
-    With `allow_download` None, the model of that name may be fetched, but not another one that its folder names.
+    With `allow_download=None`, the model of that name may be downloaded, but not another one that its folder names.
 
     Raises:
-        CheckpointError: The folder lacks something, or holds something this cannot run.
+        CheckpointError: The folder is incomplete, or contains a model that is not supported.
     """
     place = find(name, fetch=allow_download is not False)
     settings = read_json(place / SETTINGS) if (place / SETTINGS).exists() else {}
@@ -112,15 +112,15 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
         "gate": parts.decoder.gate_head is not None,
         "threshold": parts.threshold,
     }
-    # Written last: a folder with settings is a folder with weights.
+    # Written last, so a folder with settings always has weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill added parameters with tensors; `names` maps ours to the file's.
+    """Load tensors into the added parameters; `names` maps our names to those in the file.
 
     Raises:
-        CheckpointError: A tensor is missing, or of another shape.
+        CheckpointError: A tensor is missing or has another shape.
     """
     if missing := sorted(set(names.values()) - set(tensors)):
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} memory weights, such as {missing[0]!r}")
@@ -135,29 +135,29 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
 
 
 def _base(settings: Mapping[str, Any], folder: Path, fetch: bool) -> Path:
-    """The folder of the model that a checkpoint names; a folder's name counts only where it is absolute."""
+    """The folder of the model that a checkpoint names; a folder name must be absolute."""
     base = str(_field(settings, "base", folder))
     if not is_plain(base):
-        raise CheckpointError(f"{str(folder)!r} names the folder {base!r}, which is not absolute, as its base")
+        raise CheckpointError(f"{str(folder)!r} names the folder {base!r} as its base, which is not an absolute path")
     return find(base, fetch=fetch)
 
 
 def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     if settings.get(key) is None:
-        raise CheckpointError(f"{str(folder)!r} holds no model: no config.json, and no {key!r} in {SETTINGS}")
+        raise CheckpointError(f"{str(folder)!r} contains no model: no config.json, and no {key!r} in {SETTINGS}")
     return settings[key]
 
 
 def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> MemoryConfig:
     if settings.get("format") != FORMAT:
-        raise CheckpointError(f"{str(folder)!r} has the format {settings.get('format')!r}; this reads {FORMAT}")
+        raise CheckpointError(f"{str(folder)!r} has the format {settings.get('format')!r}; supported is {FORMAT}")
     try:
         memory = MemoryConfig(**settings["memory"])
         adapters = {role: AdapterConfig(**values) for role, values in settings["adapters"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} cannot be understood: {error}") from error
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} is invalid: {error}") from error
     if unknown := sorted(set(adapters) - set(get_args(Role))):
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} names the roles {unknown!r}; there are {get_args(Role)!r}")
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the roles {unknown!r}; supported are {get_args(Role)!r}")
     if memory.trained:
         decoder.add_memory(memory, 0)
     for role, config in adapters.items():
@@ -172,7 +172,7 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
 def _threshold(settings: Mapping[str, Any], folder: Path) -> float:
     value = settings.get("threshold", 0.5)
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the threshold {value!r}; it lies between 0 and 1")
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the threshold {value!r}; it must be between 0 and 1")
     return float(value)
 
 
@@ -183,7 +183,7 @@ def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, r
             raise CheckpointError(f"{str(folder)!r} has lychee_memory_{key}={found!r}; supported is {value!r}")
     window, ratios = config.get("lychee_memory_window", 1024), config.get("lychee_memory_ratio", [4])
     if config.get("lychee_memory_stride", window) != window:
-        raise CheckpointError(f"{str(folder)!r} has a stride other than its window of {window}")
+        raise CheckpointError(f"{str(folder)!r} has a stride that differs from its window of {window}")
     ratios = [ratios] if isinstance(ratios, int) else ratios
     own = tuple(config.get("lychee_memory_param", ()))
     try:
@@ -207,7 +207,7 @@ def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, r
 
 
 def _read_tensors(files: list[Path], names: set[str] | None) -> dict[str, Tensor]:
-    """Tensors of these names that the files hold; all of them for None."""
+    """Tensors with these names in the files; all tensors for None."""
     tensors = {}
     for path in files:
         try:

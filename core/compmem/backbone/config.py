@@ -1,4 +1,4 @@
-"""How a backbone's memory is made: the memory tokens and the adapters, kept with its checkpoint."""
+"""Settings of a backbone's memory: memory tokens and adapters. They are saved with its checkpoint."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,22 +11,22 @@ Positions = Literal["rotated", "unrotated"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryConfig:
-    """How a chunk becomes the KV states of memory tokens, and where these stand when they are read.
+    """How a chunk is compressed to the KV states of memory tokens, and their positions when they are read.
 
     Raises:
         ValueError: A value is out of its range.
     """
 
     trained: bool = True
-    """Memory tokens with weights of their own. False: the most important KV states of the chunk's own tokens."""
+    """Memory tokens with their own weights. False: the most important KV states of the chunk's own tokens."""
     ratio: int = 4
     """Compression ratio: source tokens per memory token."""
     window: int = 2048
-    """Source tokens compressed in one forward pass; the memory tokens of earlier windows are carried over."""
+    """Source tokens compressed in one forward pass; the memory tokens of earlier windows stay in the context."""
     own: tuple[Projection, ...] = ("q", "k", "v")
-    """The attention projections of which memory tokens have their own."""
+    """The attention projections that memory tokens have their own copies of."""
     positions: Positions = "rotated"
-    """Memory keys are rotated to positions 0.. when read, or not at all (as released with 2602.08382)."""
+    """Memory keys are rotated to positions from 0 when read, or not at all (as released with 2602.08382)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", tuple(self.own))
@@ -37,14 +37,14 @@ class MemoryConfig:
         if self.trained and self.window % self.ratio:
             raise ValueError(f"window={self.window} must be a multiple of ratio={self.ratio}")
         if unknown := set(self.own) - set(get_args(Projection)):
-            raise ValueError(f"own={self.own!r} holds {sorted(unknown)!r}; the projections are q, k, v, o")
+            raise ValueError(f"own={self.own!r} has {sorted(unknown)!r}; the projections are q, k, v, o")
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions={self.positions!r} must be 'rotated' or 'unrotated'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """A low-rank adapter of one role: which linear layers, how wide, how strong (2106.09685).
+    """A low-rank adapter of one role: its linear layers, rank and scale (2106.09685).
 
     Raises:
         ValueError: A value is out of its range.

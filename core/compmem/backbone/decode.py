@@ -1,8 +1,8 @@
-"""Decoding: preallocated KV slots, one step as a CUDA graph, the same step run plainly on a CPU.
+"""Decoding: preallocated KV slots, one step as a CUDA graph, the same step run directly on a CPU.
 
 Everything a step reads or writes has a fixed address: slots, columns, positions, the mask, the tokens chosen so far and
-the random numbers that choose them. So a step is replayed without host work; the host looks at the tokens every few
-steps only, to see whether all rows have stopped.
+the random numbers for sampling. So a step is replayed without work on the host. The host checks the tokens only every
+few steps, to see whether all rows have stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +20,18 @@ from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext
 from compmem.backbone.rotary import Rotary, rotate
 
 SLOT_STEP = 512
-"""Slots are allocated in multiples of this on a GPU, so that graphs are used again."""
+"""On a GPU, slots are allocated in multiples of this, so that graphs can be reused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are chosen: the likeliest (temperature 0), or drawn with a generator of each row's own."""
+    """How tokens are chosen: the most likely one (temperature 0), or sampled with one generator per row."""
 
     temperature: float = 0.0
     seeds: Sequence[int] = ()
 
     def numbers(self, steps: int) -> Tensor:
-        """Uniform numbers `[steps, rows]`, the same on every device and for every batch."""
+        """Uniform random numbers `[steps, rows]`, the same on every device and for every batch size."""
         rows = [
             torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in self.seeds
         ]
@@ -39,7 +39,7 @@ class Sampling:
 
 
 def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tensor:
-    """Tokens `[rows]` from logits `[rows, vocabulary]`, by inverting the distribution at `numbers` `[rows]`."""
+    """Tokens `[rows]` from logits `[rows, vocabulary]`, by inverse transform sampling with `numbers` `[rows]`."""
     if temperature is None:
         return logits.argmax(dim=-1)
     mass = torch.softmax(logits.float() / temperature, dim=-1).double().cumsum(dim=-1)
@@ -48,14 +48,14 @@ def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tenso
 
 
 class Slots(Context):
-    """Preallocated keys and values of every layer, and the state of one step, for so many rows and slots."""
+    """Preallocated keys and values of every layer, and the state of one step, for a number of rows and slots."""
 
     def __init__(self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool) -> None:
         weight = decoder.embed_tokens.weight
         layers, heads, width = decoder.kv_shape
-        # Slots used again by a graph must not be inference tensors: those could not be written to outside that mode.
+        # A graph reuses slots, so they must not be inference tensors: those cannot be written outside inference mode.
         with torch.inference_mode(False):
-            # Zeros, not garbage: a masked slot still enters the sum with weight zero.
+            # Zeros, since a masked slot still enters the sum with weight zero.
             self.keys = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
             self.values = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
             device = weight.device
@@ -68,15 +68,15 @@ class Slots(Context):
             self.temperature = torch.ones((), device=device) if sampled else None
             self.rows = torch.arange(rows, device=device)
         self.length = slots
-        """Slots that attention looks at; a plain step leaves out those not written yet."""
+        """Slots that attention sees; a step without a graph leaves out those not written yet."""
         self.gaps = True
-        """Whether some of those are not to be looked at; a mask costs a CPU half of attention's time."""
+        """Whether some of those are masked; a mask costs half of attention's time on a CPU."""
         self._decoder = decoder
         self._rotary = rotary
         self._angles: tuple[Tensor, Tensor] = (weight, weight)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
-        """Attention of one token a row; its states are written to the row's column."""
+        """Attention of one token per row; its states are written to the row's column."""
         cos, sin = self._angles
         keys, values = self.keys[layer], self.values[layer]
         keys[self.rows, :, self.column] = rotate(key, cos, sin)[:, :, 0].detach()
@@ -87,7 +87,7 @@ class Slots(Context):
         )  # fmt: skip
 
     def advance(self, role: Role | None) -> None:
-        """Run the token chosen last and choose the next one."""
+        """Run the last chosen token and choose the next one."""
         last = self.tokens.index_select(0, self.step)[0]
         self.open[:, 0, 0].scatter_(1, self.column[:, None], True)
         cos, sin = self._rotary.at(self.position, self.keys[0])
@@ -99,7 +99,7 @@ class Slots(Context):
         self.position.add_(1)
 
     def put(self, logits: Tensor) -> None:
-        """Choose tokens from logits `[rows, vocabulary]` and keep them as this step's."""
+        """Choose tokens from logits `[rows, vocabulary]` and store them as this step's tokens."""
         numbers = self.numbers.index_select(0, self.step)[0]
         self.tokens.index_copy_(0, self.step, choose(logits.detach(), numbers, self.temperature)[None])
 
@@ -121,7 +121,7 @@ class Slots(Context):
 
 
 class _Filling(Context):
-    """Prompts behind their blocks, run once, everything kept in the slots."""
+    """Prompts after their blocks, run once; all states are kept in the slots."""
 
     def __init__(self, slots: Slots, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
         self._slots = slots
@@ -143,11 +143,11 @@ class _Filling(Context):
 
 
 Step = Callable[[], object]
-"""Runs one step of the slots it was made for."""
+"""Runs one step of its slots."""
 
 
 class Engine:
-    """Runs the steps of a batch, and keeps the slots and graphs of the last few shapes."""
+    """Runs the steps of a batch, and caches the slots and graphs of the last few shapes."""
 
     def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 8) -> None:
         self._decoder = decoder
@@ -160,21 +160,21 @@ class Engine:
     def run(
         self, prefix: Prefix, layout: Layout, sampling: Sampling, *, steps: int, look_every: int, role: Role | None
     ) -> Iterator[list[list[int]]]:
-        """The tokens of every row, as lists of those chosen since the last look.
+        """The tokens of every row, as lists of those chosen since the last check.
 
         Args:
             prefix: Recalled blocks of each row.
-            layout: Prompts behind them.
+            layout: Prompts after the blocks.
             sampling: How tokens are chosen.
-            steps: Most tokens in a row.
-            look_every: Steps between two looks of the host.
-            role: Whose adapter is used.
+            steps: Most tokens per row.
+            look_every: Steps between two checks by the host.
+            role: The role whose adapter is used.
         """
         written, seen = prefix.longest + layout.ids.shape[1], 0
         fixed = layout.ids.is_cuda if self._graphs is None else self._graphs
         size = -(-(written + steps) // SLOT_STEP) * SLOT_STEP if fixed else written + steps
         key = (len(layout.ids), size, sampling.temperature > 0, role)
-        # Taken out while in use: a second run of this shape, say beside a stream, gets slots of its own.
+        # Removed from the cache while in use: a concurrent run of this shape gets its own slots.
         taken: tuple[Slots, Step] | None = self._ready.pop(key, None)
         slots, step = taken or self._prepare(*key, fixed=fixed)
         slots.gaps = fixed or not layout.even
@@ -207,18 +207,18 @@ class Engine:
                     slots.advance(role)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Blocks are streamed to the device from another thread meanwhile.
+            # Another thread may be copying blocks to the device at the same time.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 slots.advance(role)
             return slots, graph.replay
 
     def forget(self) -> None:
-        """Give back the memory of all graphs."""
+        """Free the memory of all graphs."""
         self._ready.clear()
 
 
 def check_writing(max_new_tokens: int, temperature: float) -> None:
-    """Refuse settings under which nothing can be written.
+    """Refuse invalid generation settings.
 
     Raises:
         ValueError: The number of tokens is below 1, or the temperature is negative.

@@ -1,9 +1,9 @@
-"""The stock model's layers, run with attention over a context of our choosing.
+"""The stock model's layers, run with attention over a custom context.
 
-A stock decoder layer knows one kind of past: its cache. Compressing and reading need others: keys that are not
-rotated yet, blocks recalled from a store, positions that start anywhere. So the stock modules (norms, projections,
-feed-forward) are called as they are, and between the projections stands a `Context`, which holds the past, rotates,
-masks and attends. Nothing of the stock model is changed: it still saves, loads and generates by itself.
+A stock decoder layer has one kind of past: its cache. Compressing and reading need others: keys before rotation, blocks
+loaded from a store, positions with any start. So the stock modules (norms, projections, feed-forward) are called
+unchanged, and a `Context` between the projections keeps the past, rotates, masks and attends. The stock model is not
+modified: it can still be saved, loaded and used for generation by itself.
 """
 
 import copy
@@ -18,14 +18,14 @@ from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Project
 
 
 class Context(Protocol):
-    """What stands left of the tokens that are run, and how they attend to it."""
+    """The past of the tokens that are run, and how they attend to it."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
         """Attention of one layer `[rows, queries, heads * head_dim]`, from states before rotation.
 
-        None where the context wanted the states alone and nobody reads what the layer puts out.
+        None if the context only needs the states, and the layer's output is not used.
 
         Args:
             layer: Number of the layer.
@@ -39,9 +39,9 @@ class Context(Protocol):
 
 
 class Layer(nn.Module):
-    """One stock decoder layer, with the projections memory tokens have of their own and the adapters of each role.
+    """One stock decoder layer, with the memory tokens' own projections and the adapters of each role.
 
-    It is the unit to wrap for sharding and for gradient checkpointing.
+    It is the unit for sharding and for gradient checkpointing.
     """
 
     def __init__(self, stock: Any, index: int, family: str) -> None:
@@ -59,12 +59,12 @@ class Layer(nn.Module):
         return module
 
     def add_own(self, names: tuple[Projection, ...]) -> None:
-        """Give memory tokens their own copy of these projections."""
+        """Add copies of these projections for memory tokens."""
         for name in names:
             self.own[name] = copy.deepcopy(self.linear(name))
 
     def add_adapter(self, role: Role, config: AdapterConfig) -> None:
-        """Give a role an adapter that changes nothing yet."""
+        """Add an adapter for a role; it changes nothing until it is trained."""
         for name in config.targets:
             self.adapters[f"{role}_{name}"] = LoRA(self.linear(name), config)
 
@@ -74,8 +74,8 @@ class Layer(nn.Module):
         Args:
             x: `[rows, tokens, hidden]`.
             context: What the tokens attend to.
-            memory_rows: Where the memory tokens are in `x.flatten(0, 1)`.
-            role: Whose adapter is added for every token.
+            memory_rows: Indices of the memory tokens in `x.flatten(0, 1)`.
+            role: The role whose adapter is added for every token.
         """
         attn, mlp = self.stock.self_attn, self.stock.mlp
         shape = (*x.shape[:2], -1, attn.head_dim)
@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stock causal LM's layers with memory tokens, adapters by role and a gate head beside them."""
+    """A stock causal LM's layers with memory tokens, adapters per role and a gate head."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -138,28 +138,28 @@ class Decoder(nn.Module):
         )
         """Layers, KV heads and head width."""
         self.checkpointing = False
-        """Run the layers again in the backward pass instead of keeping what they computed."""
+        """Gradient checkpointing: run the layers again in the backward pass instead of storing activations."""
 
     def add_memory(self, config: MemoryConfig, token: int) -> None:
-        """Give memory tokens an embedding (a copy of `token`'s) and their own projections (copies too)."""
+        """Add an embedding for memory tokens (a copy of that of `token`) and their own projections (copies too)."""
         self.memory_embedding = Parameter(self.embed_tokens.weight[token : token + 1].detach().clone())
         for layer in self._layers:
             layer.add_own(config.own)
 
     def add_adapter(self, role: Role, config: AdapterConfig) -> None:
-        """Give a role an adapter that changes nothing yet."""
+        """Add an adapter for a role; it changes nothing until it is trained."""
         for layer in self._layers:
             layer.add_adapter(role, config)
 
     def add_gate(self) -> None:
-        """Give the gate a linear head; it scores every block 0.5 until it is trained."""
+        """Add a linear gate head; it scores every block 0.5 until it is trained."""
         weight = self.embed_tokens.weight
         self.gate_head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=weight.device)
         nn.init.zeros_(self.gate_head.weight)
         nn.init.zeros_(self.gate_head.bias)
 
     def added(self) -> dict[str, Parameter]:
-        """The parameters that the stock model does not have, by name."""
+        """The parameters that are not in the stock model, by name."""
         stock = ("embed_tokens.", "norm.", "lm_head.")
         return {
             name: parameter
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         return {name: p for name, p in added.items() if any(mark in name for mark in marks)}
 
     def embed(self, ids: Tensor, memory_rows: Tensor | None = None) -> Tensor:
-        """Embeddings `[rows, tokens, hidden]` of ids, those at `memory_rows` of the flat batch a memory token's."""
+        """Embeddings `[rows, tokens, hidden]` of ids; at `memory_rows` of the flat batch, those of a memory token."""
         x: Tensor = self.embed_tokens(ids)
         if memory_rows is None:
             return x
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
     def forward(
         self, ids: Tensor, context: Context, *, memory_rows: Tensor | None = None, role: Role | None = None
     ) -> Tensor:
-        """Hidden states `[rows, tokens, hidden]` of ids `[rows, tokens]`, ready for the head."""
+        """Hidden states `[rows, tokens, hidden]` of ids `[rows, tokens]`, the input of the LM head."""
         x = self.embed(ids, memory_rows)
         for layer in self.layers:
             if self.checkpointing and x.requires_grad:

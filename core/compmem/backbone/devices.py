@@ -1,4 +1,4 @@
-"""Where a backbone runs, and in what type: names as they are given, checked."""
+"""Device and dtype of a backbone, from their names."""
 
 import torch
 
@@ -6,10 +6,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """The device of this name; None: a GPU where there is one.
+    """The device of this name; None: a GPU if there is one.
 
     Raises:
-        ValueError: It is not there.
+        ValueError: It is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,10 +20,10 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype of this name; None stays None.
+    """The dtype of this name; None for None.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The name is unknown.
     """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype

@@ -1,4 +1,4 @@
-"""A hash of what makes memory blocks: the memory settings and the weights of a backbone."""
+"""A hash of what determines memory blocks: the memory settings and the weights of a backbone."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from compmem.backbone.decoder import Decoder
 def fingerprint(decoder: Decoder, memory_config: MemoryConfig) -> str:
     """The hash, 32 hexadecimal digits; the same on every device, in float32 and in bfloat16."""
     memory = asdict(memory_config)
-    # The store compares the ratio by itself, and says so.
+    # The store compares the ratio separately, with its own error message.
     del memory["ratio"]
     digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode())
     readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")

@@ -1,8 +1,8 @@
-"""Compression by memory tokens: one after every few source tokens, window by window (2602.08382, section 3).
+"""Compression with memory tokens: one after every few source tokens, window by window (2602.08382, section 3).
 
-Chunks are laid out without padding inside: a last group that is not full has its memory token right behind it. So
-causal attention alone keeps rows of different lengths apart, and no mask is needed. Keys are kept as they are before
-rotation; in each window, all memory carried over stands at positions 0.., the window's tokens behind it.
+Chunks have no padding inside: the memory token of an incomplete last group directly follows it. So causal attention
+alone separates rows of different lengths, and no mask is needed. Keys are stored before rotation. In each window, the
+memory of earlier windows has positions from 0, and the window's tokens follow.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ States = list[tuple[Tensor, Tensor]]
 
 
 def memory_count(tokens: int, ratio: int) -> int:
-    """Memory tokens that stand for so many source tokens."""
+    """Memory tokens for a number of source tokens."""
     return -(-tokens // ratio)
 
 
@@ -37,7 +37,7 @@ def compress(
         made = _run_window(decoder, rotary, parts, carried, ratio)
         counts = [memory_count(len(part), ratio) for part in parts]
         keys, values = (torch.stack(states, dim=1) for states in zip(*made, strict=True))
-        # Taken apart at once: the gradient of one row at a time would be as large as all of them.
+        # Split now: the gradient of one row at a time would be as large as that of all rows.
         pieces.append((counts, keys.unbind(), values.unbind()))
         carried = [
             (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
@@ -56,7 +56,7 @@ def compress(
 def _run_window(
     decoder: Decoder, rotary: Rotary, parts: Sequence[Sequence[int]], carried: States, ratio: int
 ) -> States:
-    """Run one window of every row and take the states at its memory tokens."""
+    """Run one window of every row and return the states of its memory tokens."""
     device = decoder.embed_tokens.weight.device
     counts = [memory_count(len(part), ratio) for part in parts]
     width = len(parts[0]) + counts[0]
@@ -75,7 +75,7 @@ def _run_window(
 
 
 class _Window(Context):
-    """One window of each row behind the memory carried over; keeps the states of the memory tokens it sees."""
+    """One window of each row after the memory of earlier windows; records the states of its memory tokens."""
 
     def __init__(self, rotary: Rotary, carried: States, columns: Tensor, layers: int) -> None:
         self._rotary = rotary

@@ -1,4 +1,4 @@
-"""Prompts as token ids with gaps, so that text carried from step to step is never decoded and encoded again."""
+"""Prompts as token ids with gaps to fill. Text that is carried between steps is never decoded and encoded again."""
 
 import logging
 import re
@@ -12,9 +12,9 @@ _GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
 
 
 class Prompt:
-    """One user turn with named gaps `{name}`, tokenised piece by piece between them.
+    """One user turn with named gaps `{name}`; the text between the gaps is tokenised in pieces.
 
-    Without a chat template the turn's text stands alone.
+    Without a chat template, the prompt is the plain text.
     """
 
     def __init__(self, text: str, tokenizer: Any, *, thinking: bool = False) -> None:
@@ -23,14 +23,14 @@ class Prompt:
         self._pieces = [list(tokenizer.encode(part, add_special_tokens=False)) for part in parts[::2]]
 
     def __len__(self) -> int:
-        """Tokens of the prompt with nothing in its gaps."""
+        """Tokens of the prompt with empty gaps."""
         return sum(map(len, self._pieces))
 
     def around(self, gap: str, **ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The token ids before and after one gap, the others filled with these.
+        """The token ids before and after one gap, with the other gaps filled.
 
         Raises:
-            ValueError: A gap is not given, or is given and not there.
+            ValueError: A gap is missing or unknown.
         """
         if gap not in self.gaps:
             raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps))}, not {gap!r}")
@@ -45,10 +45,10 @@ class Prompt:
         return halves
 
     def fill(self, **ids: Sequence[int]) -> list[int]:
-        """The prompt's token ids with these in its gaps.
+        """The prompt's token ids with filled gaps.
 
         Raises:
-            ValueError: A gap is not given, or is given and not there.
+            ValueError: A gap is missing or unknown.
         """
         if set(ids) != set(self.gaps):
             raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps))}, not {sorted(ids)}")
@@ -59,7 +59,7 @@ class Prompt:
 
 
 def head(tokenizer: Any) -> list[int]:
-    """Token ids of a user turn before what the user says: the chat template's head, or the first token of a text."""
+    """Token ids of a user turn before the user's text: the chat template's prefix, or the first token of a text."""
     ids: list[int] = tokenizer.encode(_turn(tokenizer, False).partition(_MESSAGE)[0], add_special_tokens=False)
     return ids
 
@@ -67,7 +67,7 @@ def head(tokenizer: Any) -> list[int]:
 def _as_turn(text: str, tokenizer: Any, thinking: bool) -> str:
     if not tokenizer.chat_template:
         log.warning("tokenizer of %r has no chat template: prompts are given as plain text", tokenizer.name_or_path)
-    # The text is put in afterwards: some templates strip what they are given.
+    # The text is inserted afterwards, since some templates strip their input.
     return _turn(tokenizer, thinking).replace(_MESSAGE, text)
 
 

@@ -1,4 +1,4 @@
-"""A stock pretrained model on this machine: a folder of transformers, a `.gguf` file, or a name on the hub."""
+"""A stock pretrained model: a transformers folder, a `.gguf` file, or a name on the hub."""
 
 import json
 import logging
@@ -32,10 +32,10 @@ def find(name: str | Path, *, fetch: bool = True) -> Path:
 
     Args:
         name: A folder or file, a name on the hub, or "embedded".
-        fetch: Whether a name may be fetched; False: it is looked up on this machine only.
+        fetch: Whether a name may be downloaded; False: only models on this machine.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The model is not found.
     """
     if str(name) == EMBEDDED:
         if not (SHIPPED / "config.json").exists():
@@ -57,16 +57,16 @@ def find(name: str | Path, *, fetch: bool = True) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         if not fetch:
             raise CheckpointError(
-                f"the model {str(name)!r} is not on this machine, and its name was read from a file: give the name "
-                "itself, or allow_download=True to fetch it"
+                f"the model {str(name)!r} is not on this machine, and its name was read from a file: pass the name, "
+                "or allow_download=True to download it"
             ) from error
         raise CheckpointError(
-            f"{str(name)!r} is neither a folder nor a .gguf file, and no model of that name could be fetched: {error}"
+            f"{str(name)!r} is neither a folder nor a .gguf file, and no model of that name can be downloaded: {error}"
         ) from error
 
 
 def size_on_disk(name: str | Path) -> int | None:
-    """Bytes of a model's weights; None where it is not on this machine."""
+    """Bytes of a model's weights; None if it is not on this machine."""
     try:
         place = find(name, fetch=False)
     except CheckpointError:
@@ -79,14 +79,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CheckpointError: It cannot be read, or holds something else.
+        CheckpointError: It cannot be read, or contains something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} holds no JSON object")
+        raise CheckpointError(f"{str(path)!r} is not a JSON object")
     return content
 
 
@@ -95,7 +95,7 @@ def read_config(place: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: They cannot be read.
-        ImportError: It is a `.gguf` file, and what reads one is not installed.
+        ImportError: It is a `.gguf` file, and the gguf package is not installed.
     """
     if place.is_dir():
         return read_json(place / "config.json")
@@ -105,31 +105,31 @@ def read_config(place: Path) -> dict[str, Any]:
 
 
 def check_family(config: Mapping[str, Any], name: str) -> None:
-    """Refuse what this cannot run, by a model's config.
+    """Refuse models that are not supported, by their config.
 
     Raises:
-        CheckpointError: Another family, a sliding window, or positions that change with the length.
+        CheckpointError: Another family, a sliding window, or positions that depend on the length.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(f"{name!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
     slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
     if slides or "sliding_attention" in (config.get("layer_types") or ()):
-        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see a memory left of its window")
+        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see memory before its window")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
-            f"{name!r} uses {kind!r} rotary positions, which change with the length; "
+            f"{name!r} uses {kind!r} rotary positions, which depend on the length; "
             f"supported are {', '.join(_ROPE_TYPES)}"
         )
 
 
 def dtype_for(place: Path, config: Mapping[str, Any], device: torch.device) -> torch.dtype | None:
-    """What a model computes in where the caller names nothing; None: what its folder says.
+    """The default dtype of a model; None: the one that its folder names.
 
-    On a CPU, weights of 16 bits and `.gguf` files, which are dequantised, are loaded in the faster of bfloat16 and
-    float32. The embedded model is so small that it is faster in float32 (`embedded_dtype` in the results).
+    On a CPU, 16-bit weights and `.gguf` files (which are dequantised) are loaded in bfloat16 or float32, whichever is
+    faster. The embedded model is so small that it is faster in float32 (`embedded_dtype` in the results).
     """
     if device.type != "cpu":
         return torch.bfloat16 if place.is_file() else None
@@ -141,7 +141,7 @@ def dtype_for(place: Path, config: Mapping[str, Any], device: torch.device) -> t
 
 @cache
 def faster_on_cpu() -> torch.dtype:
-    """The faster of bfloat16 and float32 on this CPU for a prompt and for a step of decoding; measured once."""
+    """The faster of bfloat16 and float32 on this CPU for a prompt and a decoding step; measured once."""
 
     def seconds(dtype: torch.dtype) -> float:
         weight, taken = torch.ones(2048, 2048, dtype=dtype), 0.0
@@ -160,11 +160,11 @@ def faster_on_cpu() -> torch.dtype:
 
 
 def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
-    """The model in a folder or `.gguf` file with this config, in this type; None: the folder's own.
+    """The model in a folder or `.gguf` file with this config, in this dtype; None: the folder's own.
 
     Raises:
-        CheckpointError: It cannot be loaded, or lacks weights.
-        ImportError: It is a `.gguf` file, and what reads one is not installed.
+        CheckpointError: It cannot be loaded, or weights are missing.
+        ImportError: It is a `.gguf` file, and the gguf package is not installed.
     """
     import transformers
     from transformers import AutoModelForCausalLM
@@ -175,7 +175,7 @@ def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None
         log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(config, dtype))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False, "output_loading_info": True}
     if place.is_file():
-        if hasattr(transformers, "GgufConfig"):  # releases without it always dequantise
+        if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         loaded: Any = _from_gguf(place, lambda source: AutoModelForCausalLM.from_pretrained(**source, **options))
     else:
@@ -196,14 +196,14 @@ def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a model folder, of a `.gguf` file, or of a model's name.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: It is not found.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = find(name)
     if place.is_file():
         return _from_gguf(place, lambda source: AutoTokenizer.from_pretrained(**source))
-    # AutoTokenizer puts a family's own splitting rules in place of those in tokenizer.json, without a word.
+    # AutoTokenizer silently replaces the splitting rules of tokenizer.json by those of the model family.
     cls = PreTrainedTokenizerFast if (place / "tokenizer.json").exists() else AutoTokenizer
     try:
         return cls.from_pretrained(place, trust_remote_code=False, local_files_only=True)
@@ -213,7 +213,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers from drawing bars, and from listing the memory's weights as unexpected: they are read next."""
+    """Silence transformers: no progress bars, and no list of unexpected weights (the memory's are loaded later)."""
     from transformers.utils import logging as transformers_logging
 
     logger = logging.getLogger("transformers")
@@ -229,19 +229,19 @@ def quietly() -> Iterator[None]:
 
 
 def _from_gguf(file: Path, load: Callable[[dict[str, Any]], T]) -> T:
-    """What transformers makes of a `.gguf` file, given by the arguments of its `from_pretrained`."""
+    """The object that transformers makes from a `.gguf` file; `load` gets the arguments of `from_pretrained`."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     try:
         with quietly():
             return load(source)
     except ImportError as error:
         raise ImportError('a .gguf file needs its reader: pip install "compmem[gguf]"') from error
-    except Exception as error:  # the reader raises whatever a damaged file makes it run into
+    except Exception as error:  # the reader raises any exception for a damaged file
         raise CheckpointError(f"{str(file)!r} cannot be loaded: {error}") from error
 
 
 def _memory(config: Mapping[str, Any], dtype: torch.dtype | None) -> str:
-    """The memory that a model takes once it is loaded, in words."""
+    """The memory that a loaded model takes, in words."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     made: Any = AutoConfig.for_model(**config)

@@ -1,10 +1,10 @@
-"""Where a row of tokens ends: at a stop id, at the token that completes a stop string, or where it goes in circles."""
+"""The end of a row of tokens: a stop id, the token that completes a stop string, or repetition."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
 CIRCLE = range(8, 129)
-"""Tokens of what counts as going in circles when it comes three times in a row. A shorter one is a longer one too."""
+"""Tokens of a run that counts as repetition if it occurs three times in a row. Shorter runs form longer ones."""
 
 
 class Stop:
@@ -14,7 +14,7 @@ class Stop:
         tokenizer: Turns tokens into text.
         ids: Tokens that end the row.
         strings: Texts that end it.
-        circles: A row that goes in circles has ended, as weak models' do: it would go on to the last token it may have.
+        circles: End a row that repeats itself, as weak models do up to the last allowed token.
     """
 
     def __init__(self, tokenizer: Any, ids: Collection[int], strings: Sequence[str], *, circles: bool = False) -> None:
@@ -22,14 +22,14 @@ class Stop:
         self._ids = frozenset(ids)
         self._strings = tuple(strings)
         self._circles = circles
-        # A token holds at least a byte of text; some more let a decoder finish a character begun earlier.
+        # A token has at least one byte of text; a few more let a decoder complete a character that began earlier.
         self._tail = max((len(s.encode()) for s in strings), default=0) + 8
         self.tokens: list[int] = []
-        """The tokens kept: a stop id is left out, the token that completes a stop string is in."""
+        """The tokens so far: without a stop id, with the token that completes a stop string."""
         self.done = False
 
     def take(self, tokens: Sequence[int]) -> list[int]:
-        """Take tokens up to the end of the row; gives those that were kept."""
+        """Take tokens up to the end of the row; returns those that were kept."""
         before = len(self.tokens)
         for token in tokens:
             if self.done:
@@ -47,7 +47,7 @@ class Stop:
 
 
 def is_repeating(tokens: Sequence[int]) -> bool:
-    """Whether the tokens end with the same run of them three times."""
+    """Whether the tokens end with the same run three times."""
     last = len(tokens) - 1
     return any(
         tokens[last - n] == tokens[last] and tokens[-n:] == tokens[-2 * n : -n] == tokens[-3 * n : -2 * n]

@@ -1,7 +1,7 @@
-"""The command itself: where sub-commands are added, and how errors and exit codes come out.
+"""The command itself: sub-commands, errors and exit codes.
 
-Exit codes: 0 done, 1 it failed or problems were found, 2 it was called wrongly. Heavy libraries load within the
-commands, so that `compmem --help` does not wait for them.
+Exit codes: 0 success, 1 failure or problems found, 2 wrong usage. Heavy libraries are imported inside the commands, so
+`compmem --help` is fast.
 """
 
 import io
@@ -19,11 +19,11 @@ from compmem.errors import CompMemError
 from compmem.trace import printable
 
 PIPED_WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Columns of the output if it is no terminal."""
 
 
 class _Group(TyperGroup):
-    """Turns what a command raises into one line and an exit code."""
+    """Turns exceptions of a command into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was named."""
@@ -54,7 +54,7 @@ def compmem(
 ) -> None:
     """Compress documents into memory once, then answer multi-hop questions from it, with sources."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("compmem.backbone").setLevel(logging.INFO)  # says what a model takes before it is loaded
+    logging.getLogger("compmem.backbone").setLevel(logging.INFO)  # reports the memory a model takes before loading it
     for name in ("pypdf", "httpx", "transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
@@ -68,17 +68,17 @@ def main() -> None:
 
 
 def out() -> Console:
-    """Where results go."""
+    """The console for results."""
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
 def err() -> Console:
-    """Where progress, warnings and errors go."""
+    """The console for progress, warnings and errors."""
     return Console(stderr=True, highlight=False)
 
 
 def fail(message: str) -> None:
-    """Says on one line of standard error what went wrong."""
+    """Prints an error as one line on standard error."""
     err().print(Text("error: ", style="bold red") + Text(" ".join(printable(message).split())), soft_wrap=True)
 
 
@@ -88,10 +88,10 @@ def write_json(value: Any) -> None:
 
 
 def parse_filter(text: str | None) -> Any:
-    """The filter that was given as JSON.
+    """The filter given as JSON.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Bytes as text, and text told from binary data."""
+"""Bytes as text, and detection of binary data."""
 
 import codecs
 import logging
@@ -8,7 +8,7 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 HEAD: Final = 8192
-"""Bytes from which the kind of a file is told."""
+"""Bytes at the beginning of a file from which its kind is detected."""
 
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -25,21 +25,21 @@ _CHARSET = re.compile(
 
 
 class UnreadableError(Exception):
-    """A file cannot be read as a document; the message says why, without the file's name."""
+    """A file cannot be read as a document; the message gives the reason, without the file name."""
 
 
 def is_text(data: bytes) -> bool:
-    """Whether a file that begins with these bytes holds text."""
+    """Whether a file with these first bytes is text."""
     return _encoding(data) is not None
 
 
 def decode(data: bytes, name: str, *, html: bool = False) -> str:
-    """Bytes as text: by their byte order mark, as UTF-8, as what an HTML page declares, else as Windows-1252.
+    """Bytes as text: by byte order mark, as UTF-8, by the charset of an HTML page, else as Windows-1252.
 
-    Text that is UTF-8 but for some damaged bytes stays UTF-8. The last two cases are logged as warnings.
+    UTF-8 with a few damaged bytes is still read as UTF-8. The last two cases are logged as warnings.
 
     Raises:
-        UnreadableError: The bytes are no text.
+        UnreadableError: The bytes are not text.
     """
     encoding = _encoding(data)
     if encoding is None:
@@ -54,7 +54,7 @@ def decode(data: bytes, name: str, *, html: bool = False) -> str:
 
 
 def _encoding(data: bytes) -> str | None:
-    """The encoding that the bytes show, UTF-8 where they show none; None for what is no text."""
+    """The encoding of the bytes, UTF-8 by default; None for binary data."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return encoding
@@ -76,5 +76,5 @@ def _not_utf8(data: bytes, name: str, declared: re.Match[bytes] | None) -> str:
     if sum(character > "\x7f" for character in text) > 2 * damaged:
         logger.warning("%s: %d places are not UTF-8, shown as \ufffd", name, damaged)
         return text
-    logger.warning("%s: not UTF-8, read as Windows-1252; where that is wrong, convert it to UTF-8", name)
+    logger.warning("%s: not UTF-8, read as Windows-1252; if that is wrong, convert it to UTF-8", name)
     return data.decode("cp1252", "replace")

@@ -1,4 +1,4 @@
-"""`compmem demo`: the documentation of the Python standard library, and questions that need two places of it each."""
+"""`compmem demo`: the Python standard library's documentation, and questions that each need two parts of it."""
 
 import time
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ from compmem.trace import as_page
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question whose answer stands in one document that only another one names."""
+    """A question whose answer is in one document, which only another document names."""
 
     text: str
     expected: str
-    """What a right answer holds; compared without case and line breaks."""
+    """Text of a correct answer; compared without case and line breaks."""
     first: tuple[str, str]
-    """Document and words of the place that the question names."""
+    """Document and words that the question refers to."""
     second: tuple[str, str]
-    """Document and words of the place that answers."""
+    """Document and words that contain the answer."""
 
     def right(self, answer: str) -> bool:
-        """Whether an answer holds what is expected."""
+        """Whether an answer contains the expected text."""
         return self.expected.lower() in " ".join(answer.split()).lower()
 
 
@@ -80,7 +80,7 @@ QUESTIONS: Final = (
 
 
 def add_documents(index: "compmem.MemoryIndex") -> int:
-    """Puts the documentation into an index, with a bar; returns how many documents were new or changed."""
+    """Adds the documentation to an index, with a progress bar; returns how many documents were new or changed."""
     found = list(documents())
     with progress() as bar:
         return index.add(bar.track(found, total=len(found), description="compressing"))
@@ -97,9 +97,9 @@ def demo(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compress the documentation of the standard library and answer questions that need two places of it each.
+    """Index the documentation of the standard library and answer questions that each need two parts of it.
 
-    Then read numbers hidden in some of it with the backbone that ships, from compressed KV states.
+    Then read numbers hidden in the documentation with the embedded backbone, from compressed KV states.
     """
     started = time.perf_counter()
     console = out()
@@ -117,7 +117,7 @@ def demo(
     right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
     if not as_json:
         console.print(f"{sum(right)} of {len(right)} right\n")
-    from compmem.cli.demo_needles import read_needles  # it loads a backbone, which a command's help can do without
+    from compmem.cli.demo_needles import read_needles  # imports torch, which --help does not need
 
     needles = read_needles(None if as_json else console, encoder, device)
     seconds = time.perf_counter() - started

@@ -1,6 +1,6 @@
-"""The documentation of the Python standard library as documents, as `pydoc` tells it.
+"""The documentation of the Python standard library as documents, from `inspect`.
 
-A document for each module, class, method and function, with its full name, its signature and its docstring.
+There is one document for each module, class, method and function, with its full name, signature and docstring.
 """
 
 import importlib
@@ -31,13 +31,13 @@ MODULES: Final = tuple(
     wsgiref.validate xml.dom xml.dom.pulldom xml.etree.ElementTree xml.sax xml.sax.saxutils xmlrpc.client
     xmlrpc.server zipapp zipfile zipimport zlib zoneinfo""".split()
 )
-"""Modules whose import has no effect that is seen; one that this Python lacks is left out."""
+"""Modules that can be imported without visible effects; those that this Python lacks are left out."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def documents() -> Iterator[Document]:
-    """The documents, module after module."""
+    """The documents, in the order of the modules."""
     for name in MODULES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -50,7 +50,7 @@ def documents() -> Iterator[Document]:
 
 
 def _of_module(name: str, module: ModuleType) -> Iterator[Document]:
-    """The module itself, then what it offers."""
+    """The module's own document, then those of its members."""
     if doc := _doc(module):
         yield _document(name, f"The {name} module", "module", doc)
     for member, thing in _public(module):
@@ -77,7 +77,7 @@ def _document(id: str, title: str, kind: str, text: str) -> Document:
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """What the module itself offers, by name, sorted; not what it merely imports."""
+    """The module's own public members, sorted by name, without imported ones."""
     offered = getattr(module, "__all__", None)
     for name in sorted(offered if offered is not None else vars(module)):
         thing = getattr(module, name, None)
@@ -97,7 +97,7 @@ def _signature(name: str, thing: object) -> str:
         shown = str(inspect.signature(thing))  # type: ignore[arg-type]
     except (ValueError, TypeError):
         return ""
-    if "<weakref" in shown:  # a default value that tells of this process, not of the library
+    if "<weakref" in shown:  # a default value of this process, not of the library
         return ""
     return name.rpartition(".")[2] + _ADDRESS.sub("", shown)
 

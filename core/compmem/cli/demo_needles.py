@@ -15,7 +15,7 @@ from compmem.cli.demo_docs import documents
 from compmem.schema import Encoder
 
 NEEDLES, TOKENS, PAGES, EXCERPT = 5, 2000, 400, 300
-"""Questions; tokens of a haystack (the backbone's); pages that excerpts are taken from; characters of an excerpt."""
+"""Questions; tokens of a haystack (by the backbone's tokenizer); pages with excerpts; characters of an excerpt."""
 ADJECTIVES = ("amber", "brisk", "copper", "gentle", "hollow", "quiet")
 NOUNS = ("anchor", "basket", "lantern", "orchard", "saddle", "violin")
 
@@ -24,7 +24,7 @@ Result = dict[str, str | bool]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Haystack:
-    """Documents, one of which holds a number, and the question for it."""
+    """Documents, one of which contains a number, and the question for it."""
 
     documents: tuple[compmem.Document, ...]
     question: str
@@ -32,21 +32,21 @@ class Haystack:
 
 
 def read_needles(console: Console | None, encoder: Encoder, device: str | None) -> list[Result]:
-    """What both readers say to each question; on the console, where there is one."""
+    """The answers of both readers to each question; printed to the console if there is one."""
     backbone = Backbone.load("embedded", device=device)
     if console is not None:
         console.print(Rule("the same loop on compressed KV states", align="left", style="cyan"))
         size = sum(p.numel() for p in backbone.decoder.parameters())
         console.print(
             f"A number is hidden in {TOKENS:,} tokens of documentation. The embedded backbone, {size:,} parameters "
-            f"trained on a CPU, reads it from one memory token for {backbone.memory.ratio} of the text; the extractive "
-            "reader quotes.\n"
+            f"trained on a CPU, reads it from one memory token per {backbone.memory.ratio} tokens of text; the "
+            "extractive reader quotes.\n"
         )
     return [_asked(backbone, encoder, haystack, console) for haystack in _haystacks(backbone)]
 
 
 def _haystacks(backbone: Backbone) -> list[Haystack]:
-    """A haystack for each question: excerpts of documentation in random order, one of them with a number inside."""
+    """One haystack per question: excerpts of documentation in random order, one of them with a number."""
     excerpts = [page.text[:EXCERPT].strip() for page in islice(documents(), PAGES)]
     sizes = [len(backbone.encode(text)) for text in excerpts]
     return [_haystack(Random(number), excerpts, sizes) for number in range(NEEDLES)]

@@ -1,6 +1,6 @@
-"""The formats that files have, and their title and text.
+"""File formats, and the title and text of a file.
 
-Formats are read by libraries that are kept well: lxml for HTML, pypdf for PDF, mammoth for .docx.
+The parsers are lxml for HTML, pypdf for PDF and mammoth for .docx.
 """
 
 import io
@@ -27,10 +27,10 @@ SUFFIXES: Final[dict[str, Format]] = {
     ".json": "json",
     ".jsonl": "jsonl", ".ndjson": "jsonl",
 }  # fmt: skip
-"""Formats by suffix; a file with another one is told by its first bytes."""
+"""Formats by suffix; for other suffixes the first bytes decide."""
 
 _DOCX_UNPACKED: Final = 64 << 20
-"""Bytes to which a small .docx file may unpack."""
+"""Bytes that a small .docx file may have after unpacking."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -39,7 +39,7 @@ _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 
 
 def format_of(name: str, head: bytes) -> Format | None:
-    """The format of a file with this name and these first bytes; None where it holds no text that can be read."""
+    """The format of a file with this name and these first bytes; None if it has no readable text."""
     if known := SUFFIXES.get(PurePath(name).suffix.lower()):
         return known
     if head.startswith(b"%PDF-"):
@@ -50,16 +50,16 @@ def format_of(name: str, head: bytes) -> Format | None:
 
 
 def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
-    """Title and text of a file that is one document.
+    """Title and text of a file that contains one document.
 
     Raises:
         UnreadableError: It cannot be read.
-        ImportError: A library for it is missing.
-        Exception: What the format's library raises at a broken file.
+        ImportError: The parser of the format is not installed.
+        Exception: Whatever the parser raises for a damaged file.
     """
     title, text = _PARSERS[form](data, name)
     if not text.strip():
-        raise UnreadableError("holds no text")
+        raise UnreadableError("contains no text")
     return title, text
 
 
@@ -67,7 +67,7 @@ def _plain(data: bytes, name: str) -> tuple[str, str]:
     text = decode(data, name)
     path = PurePath(name)
     if path.suffix and path.suffix.lower() not in SUFFIXES:
-        return path.name, text  # a line above a rule is no heading in code
+        return path.name, text  # in code, a line above a rule is not a heading
     return _first_heading(text, atx=False), text
 
 
@@ -77,7 +77,7 @@ def _markdown(data: bytes, name: str) -> tuple[str, str]:
 
 
 def _front_title(text: str) -> str:
-    """The title in the lines between `---` with which a Markdown file may begin."""
+    """The title in the front matter, the lines between `---` at the beginning of a Markdown file."""
     lines = io.StringIO(text)
     title = ""
     if next(lines, "").rstrip() == "---":
@@ -90,7 +90,7 @@ def _front_title(text: str) -> str:
 
 
 def _first_heading(text: str, *, atx: bool) -> str:
-    """The first line that is marked or underlined as a heading, outside code."""
+    """The first heading outside code, with `#` or underlined."""
     fenced = False
     before = ""
     for line in io.StringIO(text):
@@ -120,7 +120,7 @@ def _html(data: bytes, name: str) -> tuple[str, str]:
 
 
 def _docx(data: bytes, name: str) -> tuple[str, str]:
-    """Title and text; pictures are left out."""
+    """Title and text, without pictures."""
     try:
         import mammoth
     except ImportError as error:
@@ -128,7 +128,7 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
 
     with zipfile.ZipFile(io.BytesIO(data)) as parts:
         unpacked = sum(part.file_size for part in parts.infolist())
-    if unpacked > max(_DOCX_UNPACKED, 2 * len(data)):  # pictures hardly shrink, so that only text may grow
+    if unpacked > max(_DOCX_UNPACKED, 2 * len(data)):  # pictures hardly compress, so only text may grow
         raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
     read = mammoth.convert_to_html(
         io.BytesIO(data), convert_image=lambda _: [], style_map=_STYLES, include_embedded_style_map=False
@@ -137,7 +137,7 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
 
 
 def _pdf(data: bytes, name: str) -> tuple[str, str]:
-    """Title and text; a blank line between pages."""
+    """Title and text, with a blank line between pages."""
     try:
         import pypdf
     except ImportError as error:
@@ -149,7 +149,7 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
     title = (reader.metadata.title if reader.metadata else None) or ""
     text = "\n\n".join(page for page in (page.extract_text().strip() for page in reader.pages) if page)
     if not text:
-        raise UnreadableError("the PDF holds no text (scanned pages?)")
+        raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(str(title).split()), text
 
 

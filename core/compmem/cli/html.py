@@ -1,4 +1,4 @@
-"""An HTML page as text whose headings, lists, tables and code can still be told apart."""
+"""An HTML page as text that keeps headings, lists, tables and code."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _DROPPED: Final = frozenset(
 )
 _DROPPED_ROLES: Final = frozenset("navigation banner contentinfo search".split())
 _AROUND_MAIN: Final = frozenset({"aside", "footer"})
-"""Boilerplate, unless it stands within the main content."""
+"""Boilerplate, unless it is inside the main content."""
 _MAIN: Final = frozenset({"main", "article"})
 _BLOCKS: Final = frozenset(
     """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
@@ -21,18 +21,18 @@ _HEADING = re.compile(r"h([1-6])$")
 _TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
 _PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
 _DEEPEST: Final = 3000
-"""Open tags at once: libxml2 compares each closing tag with all of them, so that more would take quadratic time."""
+"""Most nested tags: libxml2 compares each closing tag with all open ones, in quadratic time without a limit."""
 _PIECE: Final = 1 << 16
 
 
 def page_text(html: str) -> tuple[str, str]:
     """Title and text of a page: headings as `#` lines, list items as `-` lines, table rows with ` | ` between cells.
 
-    What a browser does not show (`hidden`, `display: none`, scripts) and what is there to move about the site
-    (navigation, search, footers and asides around the content) is left out.
+    What a browser does not show (`hidden`, `display: none`, scripts) and site navigation (navigation, search, footers
+    and asides outside the content) is left out.
 
     Raises:
-        UnreadableError: More tags stand in each other than any real page has.
+        UnreadableError: The tags are nested more deeply than in any real page.
         ImportError: lxml is missing.
     """
     try:
@@ -49,7 +49,7 @@ def page_text(html: str) -> tuple[str, str]:
 
 
 class _Page:
-    """What lxml tells of a page, tag by tag, as title and text. There is no tree: time and memory stay linear."""
+    """Title and text of a page, from lxml's events for each tag. No tree is built: time and memory are linear."""
 
     def __init__(self) -> None:
         self._writer = _Writer()
@@ -71,7 +71,7 @@ class _Page:
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._depth += 1
         if self._depth > _DEEPEST:
-            raise UnreadableError(f"more than {_DEEPEST} tags stand in each other")
+            raise UnreadableError(f"more than {_DEEPEST} nested tags")
         self._in_title = tag == "title" and not self._title and self._dropped in ("", "head")
         if self._dropped:
             return
@@ -101,7 +101,7 @@ class _Page:
             self._writer.write(text)
 
     def close(self) -> None:
-        """Asked for by lxml at the end of the page."""
+        """Called by lxml at the end of the page."""
 
     def _is_dropped(self, tag: str, attributes: Mapping[str, str]) -> bool:
         return (
@@ -115,7 +115,7 @@ class _Page:
 
 
 class _Writer:
-    """Puts text together, with breaks where blocks begin and end."""
+    """Writes text, with line breaks where blocks begin and end."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []

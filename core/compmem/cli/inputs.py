@@ -1,6 +1,6 @@
 """Files, folders and standard input as documents, one at a time.
 
-A file that cannot be read, or a line of one, is reported and left out; the others go on.
+A file or line that cannot be read is reported and left out; the others are still read.
 """
 
 import codecs
@@ -32,27 +32,27 @@ Report = Callable[["InputError"], None]
 
 
 class InputError(CompMemError):
-    """A file or a line of one cannot be read as a document; the message begins with its path."""
+    """A file, or a line of one, cannot be read as a document; the message begins with its path."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file to read; the path is the one that was typed, or lies below it."""
+    """A file to read; the path is the given one, or inside it."""
 
     path: str
     chosen: bool = True
-    """It was named itself, not found in a folder."""
+    """It was named by the caller, not found in a folder."""
 
 
 def files(sources: Iterable[str], *, report: Report) -> Iterator[File]:
-    """The files that sources name: themselves, and what lies in folders.
+    """The given files, and the files in the given folders.
 
-    A folder is walked in sorted order without hidden files and without indexes; symbolic links that leave it are not
-    followed.
+    A folder is walked in sorted order, without hidden files and without indexes. Symbolic links out of the folder are
+    not followed.
 
     Args:
         sources: Paths; `-` is standard input.
-        report: Called with each source that is not there, holds no file or cannot be listed.
+        report: Called with each source that does not exist, contains no file or cannot be listed.
     """
     for source in sources:
         if source == STDIN:
@@ -79,16 +79,16 @@ def documents(
     stdin: BinaryIO | None = None,
     stdin_format: Format = "txt",
 ) -> Iterator[Document]:
-    """The documents in files, in order; only one is held at a time. Of documents with the same id the first is given.
+    """The documents in files, in order, one at a time. Of documents with the same id, only the first is returned.
 
-    Files found in folders that hold no text are left out; how many is logged as a warning at the end.
+    Files without text that were found in folders are left out; their number is logged as a warning at the end.
 
     Args:
         found: The files.
-        base: The folder from which ids name files, see `path_id`.
-        report: Called with each file or line that is left out because it cannot be read.
-        stdin: Standard input, as bytes.
-        stdin_format: What standard input holds.
+        base: The folder that ids are relative to, see `path_id`.
+        report: Called with each file or line that cannot be read.
+        stdin: Standard input, in bytes.
+        stdin_format: The format of standard input.
     """
     seen: dict[str, int] = {}
     skipped: Counter[str] = Counter()
@@ -101,7 +101,7 @@ def documents(
             read = _file(file, base, report, skipped)
         for where, document in read:
             content = hash((document.title, document.text))
-            if problem := _unfit(document):
+            if problem := _refusal(document):
                 report(InputError(f"{where}: {problem}"))
             elif document.id not in seen:
                 seen[document.id] = content
@@ -118,21 +118,21 @@ def documents(
 
 
 def path_id(path: str, base: Path) -> str:
-    """The id of a file's document: its real path from `base`, or its whole real path where it lies elsewhere.
+    """The id of a file's document: its real path relative to `base`, or its absolute real path if it is outside.
 
-    It is the same from every working folder and through every link.
+    It does not depend on the working folder or on links.
     """
     real, base = Path(os.path.realpath(path)), Path(os.path.realpath(base))
     shown = real.relative_to(base) if real.is_relative_to(base) else real
     return os.fsencode(shown.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _unfit(document: Document) -> str:
-    """Why an index would not take the document; empty where it would."""
+def _refusal(document: Document) -> str:
+    """Why an index would refuse the document; empty if it would not."""
     from compmem.store import content_hash
 
     if "\0" in document.id:
-        return "the id holds a NUL character"
+        return "the id contains a NUL character"
     try:
         for what, text in (("its id", document.id), ("its title", document.title), ("its text", document.text)):
             check(what, text)
@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def _folder(root: str, report: Report) -> Iterator[File]:
-    """The files in a folder, sorted; those that are hidden, or link to a place outside, left out."""
+    """The files in a folder, sorted, without hidden ones and without links out of the folder."""
     inside = Path(os.path.realpath(root))
     empty = True
 
@@ -165,18 +165,18 @@ def _folder(root: str, report: Report) -> Iterator[File]:
         for name in sorted(n for n in names if not n.startswith(".")):
             path = os.path.join(folder, name)
             if not Path(os.path.realpath(path)).is_relative_to(inside):
-                logger.warning("%s: leads out of %s, not followed", printable(path), printable(root))
+                logger.warning("%s: links out of %s, not followed", printable(path), printable(root))
             elif _is_regular(path, unreadable):
                 empty = False
                 yield File(path, chosen=False)
     if empty:
-        report(InputError(f"{root}: holds no file to read"))
+        report(InputError(f"{root}: contains no file to read"))
 
 
 def _is_regular(path: str, unreadable: Callable[[OSError], None]) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:  # a link to nowhere
+    except FileNotFoundError:  # a broken link
         return False
     except OSError as error:
         unreadable(error)
@@ -199,7 +199,7 @@ def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iter
 
 
 def _read(stream: BinaryIO, id: str, form: Format, shown: str, report: Report) -> Iterator[tuple[str, Document]]:
-    """The documents in one file, each with where it stands; many where it is JSON lines."""
+    """The documents in one file, each with its place; JSON lines contain several."""
     about = {"path": id or STDIN, "format": form}
     if form == "jsonl":
         yield from _json_lines(stream, shown, about, report)
@@ -209,7 +209,7 @@ def _read(stream: BinaryIO, id: str, form: Format, shown: str, report: Report) -
         title, text = parse(form, data, shown)
     except (UnreadableError, ImportError) as error:
         report(InputError(f"{shown}: {error}"))
-    except Exception as error:  # a broken file fails in a format's library with any exception
+    except Exception as error:  # parsers raise any exception for a damaged file
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
         yield shown, Document(id=id, title=title or PurePath(id).stem, text=text, metadata=about)
@@ -231,7 +231,7 @@ def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Rep
 
 
 def _json_document(line: bytes, about: dict[str, Any]) -> Document:
-    """The document in a line `{"id", "title", "text", "metadata"}`; all but the text may be missing."""
+    """The document in a line `{"id", "title", "text", "metadata"}`; only the text is required."""
     try:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -239,7 +239,7 @@ def _json_document(line: bytes, about: dict[str, Any]) -> Document:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"a JSON object is wanted, not {type(fields).__name__}")
+        raise ValueError(f"expected a JSON object, not {type(fields).__name__}")
     if unknown := sorted(set(fields) - {"id", "title", "text", "metadata"}):
         raise ValueError(f"unknown name {unknown[0]!r}; known are 'id', 'title', 'text', 'metadata'")
     given = {"text": "", "title": "", "id": "", "metadata": {}} | {k: v for k, v in fields.items() if v is not None}

@@ -21,32 +21,30 @@ IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the 
 Filter = Annotated[
     str | None,
     typer.Option(
-        "--filter", metavar="JSON", help='Only documents whose metadata fit, as in \'{"year": {">=": 2020}}\'.'
+        "--filter", metavar="JSON", help='Only documents whose metadata match, as in \'{"year": {">=": 2020}}\'.'
     ),
 ]
 QuestionArgument = Annotated[str, typer.Argument(metavar="QUESTION", help="The question.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 AllowDownload = Annotated[
     bool,
-    typer.Option(
-        "--allow-download", help="Fetch models that the index names from their hub, where they are not on this machine."
-    ),
+    typer.Option("--allow-download", help="Download models that the index names if they are not on this machine."),
 ]
-Device = Annotated[str | None, typer.Option(help="Torch device, as in cuda. Default: the best there is.")]
+Device = Annotated[str | None, typer.Option(help="Torch device, such as cuda. Default: the best available.")]
 
 
 ReaderOption = Annotated[
     ReaderName | None,
     typer.Option(
         help="Who reads in every step: quotes, the chat model, or the index's own backbone. Default: the backbone "
-        "where the index holds KV memory and no --model is given, else quotes."
+        "if the index has KV memory and no --model is given, else quotes."
     ),
 ]
 WriterOption = Annotated[
     WriterName | None,
     typer.Option(
-        help="Who writes the answer from the recalled blocks. Default: the chat model, where --model names one and no "
-        "reader is named; else the reader, from its notes."
+        help="Who writes the answer from the recalled blocks. Default: the chat model if --model is given and no "
+        "--reader; else the reader, from its notes."
     ),
 ]
 KeyOption = Annotated[
@@ -57,7 +55,7 @@ KeyOption = Annotated[
     ),
 ]
 TraceOption = Annotated[bool, typer.Option("--trace/--quiet", help="Show steps and sources, or only the answer.")]
-PageOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole as an HTML page.")]
+PageOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the answer as an HTML page.")]
 
 
 @app.command()
@@ -66,15 +64,15 @@ def ask(
     question: QuestionArgument,
     filter: Filter = None,
     k: Annotated[int | None, typer.Option("--k", help="Most blocks that may be read.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Answer with what is known after so many seconds.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Seconds after which to answer with what is known.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
     writer: WriterOption = None,
-    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for what is missing.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for missing facts.")] = 1,
     model: Annotated[
-        str | None, typer.Option(help="Chat model that writes the answer, as its endpoint names it.")
+        str | None, typer.Option(help="Chat model that writes the answer; its name at the endpoint.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint with the OpenAI API.")] = None,
     api_key_env: KeyOption = None,
     trace: TraceOption = True,
     page: PageOption = None,
@@ -120,7 +118,7 @@ def recall(
     elif found:
         out().print(render.recalls_table(found))
     else:
-        out().print("Nothing to recall.")
+        out().print("Nothing was found.")
 
 
 def open_index(path: Path, device: str | None, allow_download: bool) -> "compmem.MemoryIndex":
@@ -130,7 +128,7 @@ def open_index(path: Path, device: str | None, allow_download: bool) -> "compmem
 
 
 def last(events: Iterator[Event]) -> Answer:
-    """The answer at the end of the events."""
+    """The answer, which is the last event."""
     *_, answer = events
     assert isinstance(answer, Answer)
     return answer
@@ -169,7 +167,7 @@ def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: st
     if wanted:
         if model is None:
             raise typer.BadParameter("--reader or --writer chat needs --model, and --base-url unless it is OpenAI's")
-        from compmem.readers.endpoint import Endpoint  # loads torch, which --help does not need
+        from compmem.readers.endpoint import Endpoint  # imports torch, which --help does not need
 
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
     if model or base_url or api_key_env:

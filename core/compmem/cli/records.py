@@ -1,4 +1,4 @@
-"""CSV and JSON as text in which every line says what its values are."""
+"""CSV and JSON as text in which every value has its name."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any, Final
 from compmem.cli.decoding import UnreadableError
 
 _LONGEST_NAME: Final = 60
-"""Characters of a name that is written before a value: long ones would make many times the text of a file."""
+"""Most characters of a name before a value: with long names, the text would be many times as long as the file."""
 _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS: Final = ",;\t|"
 
@@ -19,7 +19,7 @@ def csv_text(text: str) -> str:
     """A table as text: each row is a paragraph, `name: value; name: value`, with names from the first row.
 
     Raises:
-        UnreadableError: A row is no CSV.
+        UnreadableError: A row is not CSV.
     """
     lines = text.lstrip("\n")
     first = _QUOTED.sub("", lines[:10_000].partition("\n")[0])
@@ -33,7 +33,7 @@ def csv_text(text: str) -> str:
 
 
 def json_text(text: str) -> str:
-    """JSON as text: each object is a paragraph, `name: value; name: value`. What is no JSON stays as it is."""
+    """JSON as text: each object is a paragraph, `name: value; name: value`. Text that is not JSON is unchanged."""
     written: list[str] = []
     try:
         _write(json.loads(text), "", written)
@@ -62,6 +62,6 @@ def _scalar(value: Any) -> str:
 
 
 def _line(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and values on one line; empty values are left out."""
+    """Names and values on one line, without empty values."""
     flat = ((" ".join(name[:_LONGEST_NAME].split()), " ".join(value.split())) for name, value in pairs)
     return "; ".join(f"{name}: {value}" if name else value for name, value in flat if value)

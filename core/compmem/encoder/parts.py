@@ -1,4 +1,4 @@
-"""A text read once, with a vector of the whole and one of each of its parts."""
+"""A text that is read once, with a vector of the whole and one of each part."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ Spans = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A text to be encoded as a whole and in parts."""
+    """A text to encode as a whole and in parts."""
 
     label: str
-    """What the text is about; read before it, never a part of it."""
+    """Title or context of the text; read before it, but not a part of it."""
     text: str
     spans: Spans
     """The parts: `(start, end)` within the text, in order, not overlapping, none blank."""
 
     @property
     def head(self) -> str:
-        """The label as it is read before the text."""
+        """The label in the form in which it is put before the text."""
         return f"{self.label}. " if self.label else ""
 
 
@@ -34,17 +34,17 @@ class Window:
     first: int
     last: int
     parts: tuple[tuple[int, int, int], ...]
-    """`(part, first, last)`: which part, and which of the text's tokens are its."""
+    """`(part, first, last)`: a part, and the range of its tokens in the text."""
 
 
 PARAGRAPH = 120
-"""Characters from which a paragraph, or several short ones together, are read by themselves."""
+"""Paragraphs of at least this many characters are read separately; shorter ones are joined up to this length."""
 
 
 def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
-    """Numbers of the parts `(first, last)` that are read together: those of a paragraph, or of several short ones.
+    """Numbers of the parts `(first, last)` that are read together: those of one paragraph, or of several short ones.
 
-    A sentence is meant within its paragraph. Read with the end of the one before, it would have a vector of both.
+    A sentence belongs to its paragraph. Read with the end of the previous paragraph, its vector would mix both.
     """
     groups: list[tuple[int, int]] = []
     first = 0
@@ -57,9 +57,10 @@ def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
 
 
 def windows(offsets: Sequence[tuple[int, int]], part: Parts, limit: int) -> list[Window]:
-    """Runs of at most `limit` tokens, cut at the ends of paragraphs, and between parts where that is possible.
+    """Runs of at most `limit` tokens, cut at the ends of paragraphs, and between parts if possible.
 
-    A part longer than a window is cut itself and stands in several. `offsets` are the tokens' places in the text.
+    A part longer than a window is cut and is in several windows. `offsets` are character spans of the tokens in the
+    text.
     """
     opening = {first for first, _ in paragraphs(part.text, part.spans)}
     pieces: list[tuple[int, int, int]] = []
@@ -85,7 +86,7 @@ def windows(offsets: Sequence[tuple[int, int]], part: Parts, limit: int) -> list
 
 
 def parts_as_texts(encode: Callable[[Sequence[str]], Vectors], parts: Sequence[Parts]) -> list[Vectors]:
-    """Each text and each of its parts as texts of their own, under the label."""
+    """Each text and each of its parts as separate texts, with the label in front."""
     texts: list[str] = []
     for part in parts:
         texts += [part.head + part.text, *(part.head + part.text[a:b].strip() for a, b in part.spans)]

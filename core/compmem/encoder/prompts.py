@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What stands before every question and before every document; empty where a model expects nothing."""
+    """The text before every question and before every document; empty if a model expects none."""
 
     query: str = ""
     document: str = ""
@@ -22,11 +22,11 @@ _FAMILIES = (
     ),
     (re.compile(r"bge-(small|base|large)-zh(-v1\.5)?"), Prompts("为这个句子生成表示以用于检索相关文章：")),
 )
-"""What the cards of models ask for whose folders do not say it."""
+"""Prompts from the cards of models whose folders do not contain them."""
 
 
 def prompts_of(name: str, configured: object) -> Prompts:
-    """The prompts that a model's folder names, else those of its family, else none.
+    """The prompts in a model's folder, else those of its family, else none.
 
     Args:
         name: Name or folder of the model.

@@ -1,4 +1,4 @@
-"""The gate: which blocks are worth recalling now?"""
+"""The gate: which blocks are worth recalling at this step."""
 
 from compmem.gate.backbone_gate import NO_NOTES, BackboneGate, gate_prompt
 from compmem.gate.blocks import ParsedBlock, parse_block, parse_windows

@@ -1,7 +1,8 @@
-"""The gate on the backbone: a block's KV states read behind a question and a working memory (2602.08382).
+"""The gate on the backbone: a block's KV states, read after a question and a working memory (2602.08382).
 
-The paper writes P = sigmoid(W h_last(Q, m, theta)) and leaves the order of the three open. Here question and memory
-come first: their states are made once a step, and each block costs a probe of a few tokens instead of a whole prompt.
+The paper writes P = sigmoid(W h_last(Q, m, theta)) and does not fix the order of the three. Here question and memory
+come
+first: their states are computed once per step, and each block costs a probe of a few tokens instead of a whole prompt.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ Does the part below hold something that helps to answer the question, alone or t
 
 {block}
 Helps:"""
-"""Question and notes stand before the block: what the backbone makes of them serves every block."""
+"""Question and notes come before the block, so their states are shared by all blocks."""
 
 NO_NOTES: Final = "(none yet)"
 
@@ -35,12 +36,12 @@ class BackboneGate:
     """P = sigmoid(W h) for one question: h is the last hidden state of (question, working memory, block).
 
     Args:
-        backbone: One with a trained gate head.
+        backbone: A backbone with a trained gate head.
         question: What is asked.
-        behind: Position of the question, for checkpoints that read blocks without rotating them. None: 0.
+        behind: Position of the question, for checkpoints that read blocks without rotation. None: 0.
 
     Attributes:
-        threshold: Below it a block is turned down.
+        threshold: Blocks with a lower probability are rejected.
     """
 
     def __init__(self, backbone: Backbone, question: str, *, behind: int | None = None) -> None:
@@ -51,11 +52,11 @@ class BackboneGate:
         self._behind = behind
 
     def probabilities(self, memory: str, blocks: Sequence[KVStates]) -> list[float]:
-        """The probability that each block holds what the question needs.
+        """The probability that each block contains what the question needs.
 
         Raises:
-            ValueError: A block is of another backbone, or the prompt is larger than the context.
-            MemoryError: One block alone does not fit on the device.
+            ValueError: A block was made by another backbone, or the prompt is longer than the context.
+            MemoryError: A single block does not fit on the device.
         """
         notes = self._backbone.encode(memory or NO_NOTES)
         asked, probe = self._prompt.around("block", question=self._question, memory=notes)
@@ -65,5 +66,5 @@ class BackboneGate:
 
 
 def gate_prompt(backbone: Backbone) -> Prompt:
-    """What the gate reads, with gaps for question, memory and block."""
+    """The gate's prompt, with gaps for question, memory and block."""
     return backbone.prompt(PROMPT)

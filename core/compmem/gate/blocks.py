@@ -1,4 +1,4 @@
-"""A memory block taken apart for the gate, once; a long one as windows of the size that the gate has learnt on."""
+"""Memory blocks parsed for the gate, once each; a long block is split into windows of the size used in training."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,30 +10,30 @@ from compmem.schema import Chunk, MemoryBlock, Vectors
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_at, headings_in, name, root, terms_of, words
 
 LONGEST = 200
-"""Words of a text that is gated as one, about what a block of 256 tokens holds: the gate has learnt on such blocks."""
+"""Most words of a window: about those of a block of 256 tokens, on which the gate was trained."""
 
 PARAGRAPH = 30
-"""Words from which a window ends with its paragraph."""
+"""Words from which a window may end with its paragraph."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParsedBlock:
-    """A memory block, taken apart once and compared with each new view."""
+    """A memory block, parsed once and compared with each new query state."""
 
     vectors: Vectors
     titles: tuple[str, ...]
-    """The forms of its title, longest first."""
+    """The variants of its title, longest first."""
     title_terms: frozenset[str]
     sentence_terms: tuple[frozenset[str], ...]
     counts: Mapping[str, int]
     roots: frozenset[str]
     text: str
-    """The folded words of its context and text between single spaces, title left out."""
+    """The normalised words of its context and text, separated by single spaces, without the title."""
     length: int
 
 
 def parse_block(block: MemoryBlock) -> ParsedBlock:
-    """The block taken apart."""
+    """The parsed block."""
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
     beside = words(chunk.context)
@@ -42,9 +42,9 @@ def parse_block(block: MemoryBlock) -> ParsedBlock:
     per_sentence: list[frozenset[str]] = []
     plain: list[str] = [*beside]
     for sentence in chunk.sentence_texts():
-        spoken = words(sentence)
-        found = terms_of(spoken)
-        plain += spoken
+        sentence_words = words(sentence)
+        found = terms_of(sentence_words)
+        plain += sentence_words
         per_sentence.append(frozenset([*shared, *found]))
         counts.update(found)
     title = name(chunk.title)
@@ -62,10 +62,10 @@ def parse_block(block: MemoryBlock) -> ParsedBlock:
 
 
 def parse_windows(block: MemoryBlock) -> tuple[ParsedBlock, ...]:
-    """The block taken apart as the gate has learnt to see one: a long block as several windows of whole sentences.
+    """The block as the gate was trained to see it: a long block is split into windows of whole sentences.
 
-    A block lets a reader see everything in it, so it is worth recalling where one of its windows is: its gate score is
-    the highest of theirs. Shares of words and of counts would else grow with a block's length, and mean nothing.
+    A reader sees the whole block, so a block is relevant if one of its windows is: its gate score is the maximum over
+    its windows. Otherwise shares of words and counts would grow with a block's length and lose their meaning.
     """
     chunk = block.chunk
     short = len(chunk.text) <= LONGEST or len(words(chunk.text)) <= LONGEST
@@ -75,9 +75,9 @@ def parse_windows(block: MemoryBlock) -> tuple[ParsedBlock, ...]:
 
 
 def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
-    """Runs of whole sentences of at most `LONGEST` words, cut at the ends of paragraphs where they are long enough.
+    """Runs of whole sentences of at most `LONGEST` words, cut at the ends of paragraphs if they are long enough.
 
-    A paragraph under a heading of its own is a window of its own, with the heading for its title.
+    A paragraph under its own heading is its own window, with the heading as its title.
     """
     assert block.vectors is not None, "the dense gate needs dense memory"
     chunk = block.chunk
@@ -98,7 +98,7 @@ def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
 
 
 def _window(chunk: Chunk, vectors: Vectors, first: int, last: int, title: str) -> MemoryBlock:
-    """Some of a block's sentences as a block of their own; its whole vector is their mean."""
+    """Some of a block's sentences as a separate block; its whole vector is their mean."""
     spans = chunk.sentences[first:last]
     if not spans:
         return MemoryBlock(chunk=chunk, vectors=vectors)

@@ -1,7 +1,7 @@
-"""Where a block takes up what the memory speaks of and the question does not.
+"""How a block relates to names that are in the working memory but not in the question.
 
-What connects two hops is often no title or heading of any block, so it is no name that the index knows: a person whom
-three pages mention and none is about. Such names are told by their capitals, and beside them the rare words count.
+The link between two hops is often not a title or heading of any block, so the index has no such name: for example, a
+person whom three pages mention and none describes. Such names are recognised by their capitals; rare words count too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,40 +20,40 @@ BRIDGES = (
 
 @dataclass(frozen=True, slots=True)
 class _EntityTerms:
-    """A name that the memory speaks of: between spaces, its weight, and how much of the question is said of it."""
+    """A name in the memory: the name between spaces, its weight, and the question terms that occur with it."""
 
     spaced: str
     weight: float
     nearby: float
-    bearing: float
+    coverage: float
 
 
 def entity_features(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
-    """Each block's features under this view, `[blocks][features]`."""
-    told = _told(view)
-    asked = [(n, weight(view, n)) for n in view.spoken]
+    """The features of each block for this query state, `[blocks][features]`."""
+    known = _memory_names(view)
+    question_names = [(n, weight(view, n)) for n in view.capitalised]
     missing = {t: w for t, w in view.weights.items() if t not in view.covered}
     capitals = {t: w for line in view.lines for t, w in line.capitals.items()}
     return [
-        [*_words(view.lines, capitals, missing, block), *_names(told, block), *_asked(asked, block)]
+        [*_words(view.lines, capitals, missing, block), *_names(known, block), *_question_names(question_names, block)]
         for block in blocks
     ]  # fmt: skip
 
 
 def weight(view: QueryState, named: str) -> float:
-    """How rare the words of a name are, together."""
+    """The joint rarity of the words of a name."""
     return sum(view.rarity[w] for w in named.split()) / 3
 
 
-def _told(view: QueryState) -> list[_EntityTerms]:
+def _memory_names(view: QueryState) -> list[_EntityTerms]:
     total = sum(view.roots.values()) or 1.0
     found: dict[str, _EntityTerms] = {}
     for line in view.lines:
-        for named, mention in line.spoken.items():
+        for named, mention in line.capitalised.items():
             nearby = sum(w for r, w in view.roots.items() if r in mention.nearby) / total
             before = found.get(named, _EntityTerms("", 0.0, 0.0, 0.0))
             found[named] = _EntityTerms(
-                f" {named} ", weight(view, named), max(before.nearby, nearby), max(before.bearing, line.bearing)
+                f" {named} ", weight(view, named), max(before.nearby, nearby), max(before.coverage, line.coverage)
             )
     return list(found.values())
 
@@ -77,21 +77,21 @@ def _words(
     ]
 
 
-def _names(told: Sequence[_EntityTerms], block: ParsedBlock) -> list[float]:
-    if not told:
+def _names(known: Sequence[_EntityTerms], block: ParsedBlock) -> list[float]:
+    if not known:
         return [0.0] * 6
-    held = [t for t in told if t.spaced in block.text]
+    shared = [t for t in known if t.spaced in block.text]
     titles = [f" {t} " for t in block.titles]
     return [
-        min(len(held), 4) / 4,
-        max((t.weight for t in held), default=0.0),
-        max((t.nearby for t in held), default=0.0),
-        max((t.weight * t.nearby for t in held), default=0.0),
-        max((t.weight for t in told if any(t.spaced in title for title in titles)), default=0.0),
-        max((t.bearing for t in held), default=0.0),
+        min(len(shared), 4) / 4,
+        max((t.weight for t in shared), default=0.0),
+        max((t.nearby for t in shared), default=0.0),
+        max((t.weight * t.nearby for t in shared), default=0.0),
+        max((t.weight for t in known if any(t.spaced in title for title in titles)), default=0.0),
+        max((t.coverage for t in shared), default=0.0),
     ]
 
 
-def _asked(asked: Sequence[tuple[str, float]], block: ParsedBlock) -> list[float]:
-    held = [w for n, w in asked if f" {n} " in block.text or any(n in title for title in block.titles)]
-    return [min(len(held), 3) / 3, max(held, default=0.0), sum(w for _, w in asked) - sum(held)]
+def _question_names(question_names: Sequence[tuple[str, float]], block: ParsedBlock) -> list[float]:
+    shared = [w for n, w in question_names if f" {n} " in block.text or any(n in title for title in block.titles)]
+    return [min(len(shared), 3) / 3, max(shared, default=0.0), sum(w for _, w in question_names) - sum(shared)]

@@ -1,8 +1,8 @@
-"""What the dense gate sees: a question and a working memory on one side, a memory block on the other, as numbers.
+"""Features of the dense gate: numbers that compare a question and a working memory with a memory block.
 
-The features carry over from one collection to another because none names a word: they say how much of the question a
-block covers, how much of what is *still missing* after the working memory, how near the vectors are, and whether one
-side names the other (2602.08382 gates on question, memory and block; A7: without the memory the gate is far weaker).
+The features transfer to other collections because none of them is a word. They say how much of the question a block
+covers, how much of what is *still missing* after the working memory, how similar the vectors are, and whether one side
+names the other (2602.08382 gates on question, memory and block; A7: without the memory the gate is far weaker).
 """
 
 import math
@@ -32,7 +32,7 @@ FEATURES = (
 
 
 def features(view: QueryState, blocks: Sequence[ParsedBlock]) -> Vectors:
-    """Each block's features under this view, `[blocks, features]`."""
+    """The features of each block for this query state, `[blocks, features]`."""
     dense = _dense(view, blocks)
     lexical = [_lexical(view, block) for block in blocks]
     links = [_links(view, block) for block in blocks]
@@ -61,13 +61,13 @@ def _dense(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]
         block = near[at : at + size]
         at += size
         sentences = block[1:] if size > 1 else block
-        asked = np.sort(sentences[:, 0])
+        cosines = np.sort(sentences[:, 0])
         joint = block[:, 1:]
         chunk_joint = float(joint[0].max()) if joint.size else float(block[0, 0])
-        sentence_joint = float(sentences[:, 1:].max()) if joint.size else float(asked[-1])
+        sentence_joint = float(sentences[:, 1:].max()) if joint.size else float(cosines[-1])
         rows.append([
-            float(block[0, 0]), float(asked[-1]), float(asked[-2] if len(asked) > 1 else asked[-1]),
-            chunk_joint, sentence_joint, sentence_joint - float(asked[-1]),
+            float(block[0, 0]), float(cosines[-1]), float(cosines[-2] if len(cosines) > 1 else cosines[-1]),
+            chunk_joint, sentence_joint, sentence_joint - float(cosines[-1]),
         ])  # fmt: skip
     return rows
 
@@ -99,34 +99,34 @@ def _lexical(view: QueryState, block: ParsedBlock) -> list[float]:
 
 
 def _best_sentence(weights: Sequence[tuple[str, float]], block: ParsedBlock) -> float:
-    """The highest weight of these terms that one sentence holds."""
+    """The highest total weight of these terms in one sentence."""
     if not weights:
         return 0.0
     return max(sum(w for t, w in weights if t in sentence) for sentence in block.sentence_terms)
 
 
 def _links(view: QueryState, block: ParsedBlock) -> list[float]:
-    asked = [view.names[t] for t in block.titles if t in view.names]
+    in_question = [view.names[t] for t in block.titles if t in view.names]
     if not view.lines and not view.names:
         return [0.0] * 15
-    told = [(line.mentions[t], line) for line in view.lines for t in block.titles if t in line.mentions]
-    told = [(m, line) for m, line in told if m.name not in view.names]
-    spoken = {n for line in view.lines for n in line.mentions}
+    in_memory = [(line.mentions[t], line) for line in view.lines for t in block.titles if t in line.mentions]
+    in_memory = [(m, line) for m, line in in_memory if m.name not in view.names]
+    memory_names = {n for line in view.lines for n in line.mentions}
     own = set(block.titles)
-    holds_asked = [n for n in view.names if n not in own and f" {n} " in block.text]
-    holds_told = [n for n in spoken if n not in own and n not in view.names and f" {n} " in block.text]
+    shared_with_question = [n for n in view.names if n not in own and f" {n} " in block.text]
+    shared_with_memory = [n for n in memory_names if n not in own and n not in view.names and f" {n} " in block.text]
     root_total = sum(view.roots.values()) or 1.0
-    nearby = [sum(w for r, w in view.roots.items() if r in m.nearby) / root_total for m, _ in told]
+    nearby = [sum(w for r, w in view.roots.items() if r in m.nearby) / root_total for m, _ in in_memory]
     return [
-        *_named(view, asked),
-        *_named(view, [m for m, _ in told]),
+        *_named(view, in_question),
+        *_named(view, [m for m, _ in in_memory]),
         max(nearby, default=0.0),
-        max((line.bearing for _, line in told), default=0.0),
-        min(len(holds_asked), 3) / 3,
-        max((weight(view, n) for n in holds_asked), default=0.0),
-        min(len(holds_told), 3) / 3,
-        max((weight(view, n) for n in holds_told), default=0.0),
-        float(any(t in spoken for t in block.titles)),
+        max((line.coverage for _, line in in_memory), default=0.0),
+        min(len(shared_with_question), 3) / 3,
+        max((weight(view, n) for n in shared_with_question), default=0.0),
+        min(len(shared_with_memory), 3) / 3,
+        max((weight(view, n) for n in shared_with_memory), default=0.0),
+        float(any(t in memory_names for t in block.titles)),
     ]
 
 

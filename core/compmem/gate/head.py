@@ -1,8 +1,8 @@
-"""The dense gate: small trained networks over the features, calibrated, with thresholds of their own.
+"""The dense gate: small trained networks over the features, calibrated, with their own thresholds.
 
-Three networks: `first` scores the blocks of the first look, which knows the question alone; `later` scores blocks with
-a working memory, and sees what the first look said of each, so that it need not forget it; `question` tells of the
-whole question whether later looks will find more, and whether anything answers it.
+Three networks: `first` scores blocks in the first pass, which sees only the question. `later` scores blocks with a
+working memory; its input includes the scores of the first pass. `question` predicts for the whole question whether
+later passes will find more, and whether any block answers it.
 """
 
 import json
@@ -35,7 +35,7 @@ FORMAT = "compmem-dense-gate/3"
 
 _FEATURES: Final = {"first": FIRST_FEATURES, "later": LATER_FEATURES, "question": QUESTION_FEATURES}
 _WIDEST: Final = 5.0
-"""Standard deviations from the mean at which a feature is cut: beyond them nothing was learned."""
+"""Features are clipped at this many standard deviations from the mean, the range seen in training."""
 _LEAST_SCALE: Final = 0.05
 
 
@@ -43,7 +43,7 @@ class Network(nn.Module):
     """Features `[rows, size]` -> logits `[rows, outputs]`: the mean of `heads` networks of two hidden layers.
 
     Attributes:
-        direct: Weights with which features are added to that mean as they are, `[size, outputs]`. Not trained.
+        direct: Weights with which features are added to that mean directly, `[size, outputs]`. Not trained.
     """
 
     mean: Tensor
@@ -63,7 +63,7 @@ class Network(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(heads, 1, outputs))
 
     def fit_scale(self, features: Tensor) -> None:
-        """Takes mean and deviation of each feature from these rows."""
+        """Sets mean and deviation of each feature from these rows."""
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=_LEAST_SCALE))
 
@@ -72,7 +72,7 @@ class Network(nn.Module):
         return self.each(features).mean(0) + features @ self.direct
 
     def each(self, features: Tensor) -> Tensor:
-        """The logits of each of the networks, without what is added, `[heads, rows, outputs]`."""
+        """The logits of each network, without the direct part, `[heads, rows, outputs]`."""
         x = ((features - self.mean) / self.scale).clamp(-_WIDEST, _WIDEST)
         hidden = nn.functional.gelu(x @ self.one + self.one_bias)
         hidden = nn.functional.gelu(hidden @ self.two + self.two_bias)
@@ -82,25 +82,25 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """What the gate makes of the candidates of a question, before anything is read."""
+    """The gate's result for the candidates of a question, before anything is read."""
 
     logits: Vectors
     """`[blocks]`."""
     probabilities: Vectors
-    """Calibrated probability that each block holds what the question needs, `[blocks]`."""
+    """Calibrated probability that each block contains what the question needs, `[blocks]`."""
     more: float
-    """Probability that looking again, with a working memory, finds what is missing here."""
+    """Probability that later passes, with a working memory, find what is still missing."""
     found: float
-    """Probability that any of the blocks answers."""
+    """Probability that any of the blocks answers the question."""
 
 
 class GateHead(nn.Module):
-    """Scores the candidates of a question; see the module.
+    """Scores the candidates of a question; see the module docstring.
 
     Attributes:
-        threshold: A block with a lower probability is not read.
-        more_threshold: The loop looks again where `FirstPass.more` is at least this.
-        found_threshold: Nothing is said to answer where `FirstPass.found` is lower.
+        threshold: Blocks with a lower probability are not read.
+        more_threshold: The loop queries again if `FirstPass.more` is at least this.
+        found_threshold: The index is said to contain no answer if `FirstPass.found` is lower.
     """
 
     calibration: Tensor
@@ -119,12 +119,12 @@ class GateHead(nn.Module):
 
     @torch.inference_mode()
     def first_scores(self, own: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
-        """The first look at a question's candidates.
+        """Scores of the first pass over a question's candidates.
 
         Args:
             own: Features of each window under the question, `[windows, len(FEATURES)]`.
-            search_ranks: Places of each window's block in the first stage's searches, `[windows]`.
-            rows: The block of each window, from 0, rising; every block has one. `[windows]`.
+            search_ranks: Ranks of each window's block in the first stage's searches, `[windows]`.
+            rows: The block of each window, from 0, ascending; every block has one. `[windows]`.
         """
         features = first_features(own, search_ranks)
         best, top = best_windows(self.first(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
@@ -134,7 +134,7 @@ class GateHead(nn.Module):
 
     @torch.inference_mode()
     def later_pass(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
-        """The probability of each block with a working memory, `[blocks]`; arguments as of `later_features`."""
+        """The probability of each block with a working memory, `[blocks]`; arguments as in `later_features`."""
         logits = self.later(torch.from_numpy(later_features(own, first, seen, rows))).squeeze(-1).numpy()
         return self._calibrated(best_windows(logits, rows)[0], 1)
 
@@ -158,7 +158,7 @@ class GateHead(nn.Module):
         """The gate from a file.
 
         Raises:
-            CheckpointError: The file is missing, is no gate, or was trained on other features.
+            CheckpointError: The file is missing, is not a gate, or was trained on other features.
         """
         if not path.is_file():
             raise CheckpointError(f"no gate weights at {str(path)!r}")
@@ -173,7 +173,7 @@ class GateHead(nn.Module):
                 head.threshold, head.more_threshold, head.found_threshold = json.loads(facts["thresholds"])
                 head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{str(path)!r} is no gate: {error}") from error
+            raise CheckpointError(f"{str(path)!r} is not a gate: {error}") from error
         return head.eval()
 
 
@@ -182,11 +182,11 @@ def _normal(heads: int, size: int, out: int) -> Tensor:
 
 
 def best_windows(logits: Vectors, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
-    """The highest logit of each block's windows, and the first window that has it, `[blocks]` each.
+    """The highest logit among each block's windows, and the first window with it, `[blocks]` each.
 
     Args:
         logits: `[windows]`.
-        rows: The block of each window, from 0, rising; every block has one. `[windows]`.
+        rows: The block of each window, from 0, ascending; every block has one. `[windows]`.
     """
     starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
     best = np.maximum.reduceat(logits, starts)

@@ -1,8 +1,8 @@
-"""How each block stands among the candidates of its question: ranks, standard scores, margins, and the list's shape.
+"""Features of each block relative to the other candidates: ranks, standard scores, margins, and list statistics.
 
-A gate that sees absolute numbers alone cannot carry over to documents that it was not trained on: how near the best
-passage is differs from one collection to the next. What carries over is a block's place in its own list, for each
-signal, and how clearly that signal parts the best from the rest.
+A gate on absolute values alone does not transfer to other documents: how similar the best passage is differs between
+collections. What transfers is a block's rank in its own list, for each signal, and how clearly that signal separates
+the best blocks from the rest.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from compmem.retrieval.ranking import FUSION, SearchRanks, rank_of, reciprocal
 from compmem.schema import Vectors
 
 SIGNALS = ("question_chunk", "question_sentence", "lexical", "coverage")
-"""Features that are ranked within the list, beside the BM25 score of the first stage."""
+"""Features that are ranked within the list, besides the BM25 score of the first stage."""
 
 _TOP = 10
-"""Blocks of each ranking whose overlap is counted."""
+"""Top blocks of each ranking whose overlap is counted."""
 
 _RANKED = (*SIGNALS, "bm25")
 
@@ -28,7 +28,7 @@ STANDING_FEATURES = (
     *(f"list_{signal}_{kind}" for signal in _RANKED for kind in ("peak", "gap", "gap5")),
     "list_overlap", "list_bm25_of_dense", "list_dense_of_bm25", "list_sentence_of_dense", "list_size", "list_has_terms",
 )  # fmt: skip
-"""The features by name, in the order of the columns; those that begin with `list_` are the same for a whole list."""
+"""The features by name, in column order; those that begin with `list_` are the same for the whole list."""
 
 OF_QUESTION = (
     "question_chunk", "question_sentence", "question_second", "lexical", "coverage", "coverage_sentence",
@@ -39,7 +39,7 @@ OF_QUESTION = (
 """Features that do not depend on the working memory."""
 
 FIRST_FEATURES = (*OF_QUESTION, *STANDING_FEATURES)
-"""What the gate sees of a block in the first look, with an empty working memory."""
+"""The gate's features of a block in the first pass, with an empty working memory."""
 
 _LATER_RANKED = ("joint_chunk", "joint_sentence", "coverage_missing_sentence", "fresh", "spoken_weight")
 
@@ -48,7 +48,7 @@ LATER_FEATURES = (
     *(f"{signal}_{kind}" for signal in _LATER_RANKED for kind in ("reciprocal", "standard", "margin")),
     "first_logit", "first_reciprocal", "first_log_rank", "first_margin", "first_seen", "first_best", "first_best_two",
 )  # fmt: skip
-"""What the gate sees of a block in later looks: question and memory, and what the first look said of the block."""
+"""The gate's features of a block in later passes: question and memory, and the score of the first pass."""
 
 _OF_BEST = (
     "question_chunk", "question_sentence", "coverage", "coverage_sentence", "coverage_roots", "title_coverage",
@@ -63,15 +63,15 @@ QUESTION_FEATURES = (
     *(f"best_{name}" for name in _OF_BEST),
     *(f"second_{name}" for name in _OF_BEST),
 )  # fmt: skip
-"""What tells of a whole question after the first look: whether more looks help, and whether anything answers."""
+"""Features of the whole question after the first pass: whether more passes help, and whether anything answers."""
 
 
 def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
-    """Each block's standing in this list of candidates, `[blocks, len(STANDING_FEATURES)]`.
+    """The features of each block relative to this list of candidates, `[blocks, len(STANDING_FEATURES)]`.
 
     Args:
         own: The blocks' features under the question, `[blocks, len(FEATURES)]`.
-        search_ranks: Their places in the first stage's searches.
+        search_ranks: Their ranks in the first stage's searches.
     """
     count = len(own)
     if not count:
@@ -117,18 +117,18 @@ def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
 
 
 def first_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
-    """What the first look sees of each block, `[blocks, len(FIRST_FEATURES)]`; see `standing_features`."""
+    """Features of each block in the first pass, `[blocks, len(FIRST_FEATURES)]`; see `standing_features`."""
     return np.concatenate([own[:, _columns(OF_QUESTION)], standing_features(own, search_ranks)], axis=1)
 
 
 def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
-    """What a later look sees, `[windows, len(LATER_FEATURES)]`.
+    """Features of a later pass, `[windows, len(LATER_FEATURES)]`.
 
     Args:
         own: Features of each window under question and memory, `[windows, len(FEATURES)]`.
-        first: Logits of the first look of every block that it saw, `[seen]`, then those of the blocks in question:
-            `[seen + blocks]`, where one that it did not see has the lowest.
-        seen: Whether the first look saw each block in question, `[blocks]`.
+        first: First-pass logits of every block of that pass, `[seen]`, then those of the blocks to score:
+            `[seen + blocks]`; a block that the first pass did not see has the lowest.
+        seen: Whether the first pass saw each block to score, `[blocks]`.
         rows: The block of each window, `[windows]`.
     """
     columns: list[NDArray[np.floating]] = []
@@ -151,12 +151,12 @@ def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: 
 
 
 def question_features(own: Vectors, first: Vectors, logits: Vectors) -> Vectors:
-    """What the first look tells of the whole question, `[len(QUESTION_FEATURES)]`.
+    """Features of the whole question after the first pass, `[len(QUESTION_FEATURES)]`.
 
     Args:
         own: Features of each block's best window, `[blocks, len(FEATURES)]`, at least one block.
-        first: Its features of the first look, `[blocks, len(FIRST_FEATURES)]`.
-        logits: Logits of the first look, `[blocks]`.
+        first: Their first-pass features, `[blocks, len(FIRST_FEATURES)]`.
+        logits: First-pass logits, `[blocks]`.
     """
     order = np.argsort(-logits, kind="stable")
     falling = logits[order]

@@ -1,7 +1,7 @@
-"""Text to chunks that cover it exactly.
+"""Splits text into chunks that cover it exactly.
 
-Borders are looked for where they cost a reader least: headings, then paragraphs, then sentences, then words. No model
-is needed; how many tokens a text has is asked of the counter that is handed in.
+Chunks end where it matters least to a reader: at headings, then paragraphs, then sentences, then words. No model is
+needed; the given counter counts tokens.
 """
 
 import logging
@@ -13,18 +13,18 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from compmem.schema import Chunk, Document
-from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, SAID, sentence_spans, sentences
+from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, TEXT, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
-"""Token counts of many texts at once, each with whatever the tokenizer adds to a text of its own."""
+"""Token counts of many texts at once, each including the tokens that the tokenizer adds to every text."""
 
 CHARS_PER_TOKEN = 16
-"""Most characters of a chunk per token it may have: blanks and unknown words are free to some tokenizers."""
+"""Most characters of a chunk per allowed token: some tokenizers count no token for blanks and unknown words."""
 _LONGEST_HEADING = 120
 _WINDOW = 1 << 16
-"""Characters that are looked at together: what is held of a text beside it is bounded by them."""
+"""Characters that are processed together; memory beyond the text itself is limited to them."""
 
 _BLANKS = re.compile(r"\s*+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
@@ -36,12 +36,12 @@ _BORDERS = "、，；："
 
 
 _Breaker = Callable[[str, int, int], Iterator[tuple[int, int]]]
-"""What takes a span of a text apart."""
+"""Splits a span of a text."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A run of the text that is not broken again: a block, a sentence or a piece of one."""
+    """A run of the text that is not split further: a block, a sentence or a piece of one."""
 
     start: int
     end: int
@@ -49,25 +49,25 @@ class _Unit:
     heading: str = ""
     tokens: int = 0
     opens: bool = False
-    """It begins a paragraph that is broken."""
+    """It begins a paragraph that is split."""
 
 
 def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iterator[Chunk]:
-    """The chunks of a document, in order; together they are its text. They are made as they are asked for.
+    """The chunks of a document, in order; together they are its text. They are produced lazily.
 
-    A paragraph goes whole into a chunk where it fits. A heading, and a paragraph that must be broken, begin a new chunk
-    once the present one is half full, so that a chunk is of one matter and short sections leave no chunks of a line.
-    Beside the text, no more than a window of it is held.
+    A paragraph stays in one chunk if it fits. A heading, or a paragraph that must be split, begins a new chunk if the
+    current one is at least half full. So a chunk has one topic, and short sections do not become chunks of one line.
+    Besides the text, only a window of it is in memory.
 
     Args:
-        document: Text to cut, or chunks to keep as they are.
+        document: Text to split, or chunks to keep unchanged.
         chunk_tokens: Most tokens in a chunk, as `count` counts them.
-        count: The token counter; asked in batches and never twice for the same piece.
+        count: The token counter; called with batches and never twice with the same piece.
 
     Returns:
-        No chunks where the text is blank. A chunk of nothing but blanks occurs only inside a longer run of them.
+        No chunks if the text is blank. A chunk of blanks alone occurs only inside a longer run of blanks.
     """
-    if not SAID.search(document.text):
+    if not TEXT.search(document.text):
         return
     counter = _Counter(document.text, count)
     if document.chunks is not None:
@@ -93,7 +93,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
 
 
 class _Counter:
-    """Counts spans of one text in batches, without what the tokenizer adds to each text."""
+    """Counts spans of one text in batches, without the tokens that the tokenizer adds to every text."""
 
     def __init__(self, text: str, count: TokenCounter) -> None:
         self.text = text
@@ -101,7 +101,7 @@ class _Counter:
         self.overhead = count([""])[0]
 
     def __call__(self, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Tokens of each span, `overhead` taken off."""
+        """Tokens of each span, minus `overhead`."""
         texts = [self.text[start:end] for start, end in spans]
         return [n - self.overhead for n in self._count(texts)] if texts else []
 
@@ -120,7 +120,7 @@ _S = TypeVar("_S", bound=_Span)
 
 
 def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
-    """The spans in lists, each of a window's characters at most or of one span."""
+    """The spans in lists, each of at most one window of characters, or of one span."""
     window: list[_S] = []
     for span in spans:
         if window and span.end - window[0].start > _WINDOW:
@@ -132,7 +132,7 @@ def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
 
 
 def _given(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator[Chunk]:
-    """The chunks that came with the document, completed."""
+    """The chunks given with the document, with missing fields filled in."""
     large = 0
     first = ""
     for window in _windows(_completed(document)):
@@ -176,7 +176,7 @@ def _checked(chunk: Chunk) -> tuple[tuple[int, int], ...]:
 
 
 def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str, ...]:
-    """The headings a chunk stands under where its own text begins; `path` goes on to the chunk's end."""
+    """The headings at the start of a chunk's own text; `path` is updated to the chunk's end."""
     found: tuple[str, ...] | None = None
     for unit in group:
         if unit.level:
@@ -189,12 +189,12 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
 
 
 def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
-    """The text as units of at most `limit` tokens each, in order: blocks, and what the larger ones break into."""
+    """The text as units of at most `limit` tokens each, in order: blocks, and the parts of larger blocks."""
     return _broken(_blocks(counter.text), (_into_sentences, _into_pieces(limit)), limit, counter)
 
 
 def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
-    """Units of at most `limit` tokens, in order, a window at a time; one that is longer is broken as it is read."""
+    """Units of at most `limit` tokens, in order, one window at a time; a longer unit is split when it is read."""
     for window in _windows(units):
         if breakers and window[0].end - window[0].start > _WINDOW:
             parts = _parts(window[0], breakers[0], counter.text)
@@ -221,7 +221,7 @@ def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int,
 
 
 def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
-    """What a unit breaks into; its first part may open a paragraph."""
+    """The parts of a unit; the first part may begin a paragraph."""
     for a, b in breaker(text, unit.start, unit.end):
         opens = a == unit.start and (unit.opens or breaker is _into_sentences)
         yield _Unit(a, b, unit.level, unit.heading, opens=opens)
@@ -250,7 +250,7 @@ def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]
 
 
 def _into_pieces(limit: int) -> _Breaker:
-    """A breaker into pieces of at most `limit` characters, which seldom have more tokens than that."""
+    """A splitter into pieces of at most `limit` characters, which rarely have more tokens than that."""
 
     def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         while start < end:
@@ -262,7 +262,7 @@ def _into_pieces(limit: int) -> _Breaker:
 
 
 def _cut(text: str, start: int, end: int, size: int) -> int:
-    """The last word border within `size` characters of `start`; there, where the text has none."""
+    """The last word boundary within `size` characters of `start`; that position itself if there is none."""
     if end - start <= size:
         return end if size > 1 or end - start == 1 else start + 1
     borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BORDERS)
@@ -270,7 +270,7 @@ def _cut(text: str, start: int, end: int, size: int) -> int:
 
 
 def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
-    """Units put together greedily; no group ends with a heading that fits into the next."""
+    """Units grouped greedily; no group ends with a heading that fits into the next."""
     group: list[_Unit] = []
     tokens = 0
     for unit in units:
@@ -292,7 +292,7 @@ def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Units that may be a chunk."""
+    """Units that may form a chunk."""
 
     units: list[_Unit]
 
@@ -310,7 +310,7 @@ class _Group:
 
 
 def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) -> Iterator[list[_Unit]]:
-    """The groups, halved where the whole has more tokens than its parts had together."""
+    """The groups, halved if the whole has more tokens than the sum of its parts."""
     for window in _windows(map(_Group, groups)):
         done: list[_Group] = []
         level = window
@@ -324,7 +324,7 @@ def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) 
 
 
 class _Lines:
-    """The lines of a text, from the present one on; a few of them are held."""
+    """The lines of a text from the current one on, a few at a time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -332,7 +332,7 @@ class _Lines:
         self._ahead: deque[tuple[int, int]] = deque()
 
     def span(self, n: int = 0) -> tuple[int, int] | None:
-        """Where the line `n` after the present one stands; None behind the end."""
+        """The span of the line `n` after the current one; None after the end."""
         while len(self._ahead) <= n:
             match = next(self._found, None)
             if match is None:
@@ -341,12 +341,12 @@ class _Lines:
         return self._ahead[n]
 
     def line(self, n: int = 0) -> str:
-        """The beginning of that line, as long as is looked at, without blanks at its end; empty behind the end."""
+        """The beginning of that line, up to the length that is checked, stripped on the right; empty after the end."""
         span = self.span(n)
         return "" if span is None else self._text[span[0] : min(span[1], span[0] + LONGEST_LINE)].rstrip()
 
     def skip(self, count: int) -> None:
-        """Go on by so many lines."""
+        """Move on by this many lines."""
         for _ in range(count):
             self.span()
             self._ahead.popleft()
@@ -364,7 +364,7 @@ def _blocks(text: str) -> Iterator[_Unit]:
         if (mark := _FENCE.match(line)) and fence in ("", mark[1]):
             fence = "" if fence else mark[1]
         found = None if fence else _heading(lines, line, blank, styles)
-        if (found or (line and blank)) and SAID.search(text, start, span[0]):
+        if (found or (line and blank)) and TEXT.search(text, start, span[0]):
             yield _Unit(start, span[0])
             start = span[0]
         if found:
@@ -383,7 +383,7 @@ def _blocks(text: str) -> Iterator[_Unit]:
 
 
 def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
-    """Level, title and number of lines of the heading that begins with the present line."""
+    """Level, title and number of lines of the heading that begins at the current line."""
     if not line or len(line) > _LONGEST_HEADING:
         return None
     if (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):

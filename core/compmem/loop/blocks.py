@@ -1,4 +1,4 @@
-"""The blocks that one question looks at, each read and parsed once."""
+"""The blocks of one question, each read and parsed once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,48 +12,48 @@ from compmem.locks import Lock
 from compmem.schema import KVStates, MemoryBlock, Vectors
 
 Parsed = tuple[MemoryBlock, tuple[ParsedBlock, ...]]
-"""A block and its windows as the dense gate sees them; no windows where it has no vectors."""
+"""A block and its windows for the dense gate; no windows if it has no vectors."""
 
 
 class Blocks(Protocol):
-    """Where a question's blocks come from: a snapshot of a store, or what a retriever has returned."""
+    """Source of a question's blocks: a snapshot of a store, or the results of a retriever."""
 
     def select(self, filter: None) -> NDArray[np.int64]:
-        """Numbers of all blocks, rising."""
+        """Numbers of all blocks, ascending."""
         ...
 
     def blocks(self, blocks: Sequence[int], *, kv: bool = ...) -> list[MemoryBlock]:
-        """Blocks by number, in the order asked."""
+        """Blocks by number, in the order given."""
         ...
 
     def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
-        """The KV states of blocks alone, in the order asked."""
+        """The KV states of blocks alone, in the order given."""
         ...
 
 
 class BlockCache:
-    """The parsed blocks that were used last, by any question; numbers are never given to another block."""
+    """The most recently used parsed blocks of all questions; a number is never reused for another block."""
 
     def __init__(self, most: int = 4096) -> None:
         self._held: LRUCache[int, Parsed] = LRUCache(most)
         self._guard = Lock()
 
     def take(self, blocks: Sequence[int]) -> dict[int, Parsed]:
-        """Those of the blocks that are held."""
+        """The cached ones among these blocks."""
         with self._guard:
             return {n: self._held[n] for n in blocks if n in self._held}
 
     def keep(self, blocks: Mapping[int, Parsed]) -> None:
-        """Holds these as well, and drops those that were not used for longest."""
+        """Caches these blocks, and drops the least recently used ones."""
         with self._guard:
             self._held.update(blocks)
 
 
 class BlockLoader:
-    """The blocks of one question by number, loaded when they are first needed.
+    """The blocks of one question by number, loaded on first use.
 
     Args:
-        source: Where they come from.
+        source: Source of the blocks.
         cache: Parsed blocks of this and earlier questions.
     """
 
@@ -63,12 +63,12 @@ class BlockLoader:
         self._parsed: dict[int, Parsed] = {}
 
     def get(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        """The blocks, in the order asked, without KV states."""
+        """The blocks, in the order given, without KV states."""
         self._load(blocks)
         return [self._parsed[n][0] for n in blocks]
 
     def windows(self, blocks: Sequence[int]) -> list[tuple[ParsedBlock, ...]]:
-        """The windows of each block, as the dense gate sees them."""
+        """The windows of each block, for the dense gate."""
         self._load(blocks)
         return [self._parsed[n][1] for n in blocks]
 

@@ -1,4 +1,4 @@
-"""The index as one question sees it: candidates, gate scores and blocks, from one snapshot."""
+"""The index for one question: candidates, gate scores and blocks, from one snapshot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +18,29 @@ from compmem.schema import MemoryBlock, Recall, Vectors
 
 @dataclass(frozen=True, slots=True)
 class QuestionContext:
-    """What the loop works on: the index as one question sees it.
+    """The index for one question, as the loop sees it.
 
-    Without an encoder there is no first stage, and every block that a filter admits is a candidate. Without an encoder
-    and without a trained gate on the backbone, every candidate passes, in document order.
+    Without an encoder there is no first stage, and every block that the filter admits is a candidate. Without an
+    encoder and without a trained gate on the backbone, every candidate is accepted, in document order.
     """
 
     loader: BlockLoader
     """The blocks of the question."""
     config: LoopConfig
     admitted: NDArray[np.int64] | None
-    """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
+    """Numbers of the blocks that the filter admits; None if there is no filter."""
     count: Callable[[Sequence[str]], list[int]]
-    """Tokens of texts."""
+    """Counts tokens of texts."""
     dense: FirstStage | None
-    """The first stage; None where the index has no encoder."""
+    """The first stage; None if the index has no encoder."""
     gate: Gate
-    """What scores candidates."""
+    """Scores candidates."""
     kv_cache: KVCache | None = None
-    """KV blocks on the device; None for dense memory."""
+    """The cache of KV blocks; None for dense memory."""
 
     @property
     def snapshot(self) -> Blocks:
-        """Where the blocks come from."""
+        """Source of the blocks."""
         return self.loader.source
 
     @property
@@ -59,12 +59,12 @@ class QuestionContext:
 
     @property
     def analyzer(self) -> QueryAnalyzer:
-        """The question taken apart, for the dense gate and the extractive reader. Raises what `stage` raises."""
+        """The analysed question, for the dense gate and the extractive reader. Raises what `stage` raises."""
         return self.stage.analyzer
 
     @property
     def threshold(self) -> float:
-        """Score below which a block is rejected: that of the settings, else the gate's own."""
+        """Score below which a block is rejected: from the settings, else the gate's own."""
         return self.gate.threshold if self.config.threshold is None else self.config.threshold
 
     def propose(self, memory: str) -> list[int]:
@@ -79,16 +79,16 @@ class QuestionContext:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate are to be asked again with each new working memory."""
+        """Whether first stage and gate must run again with each new working memory."""
         return self.gate.needs_requery
 
     @property
     def answerable(self) -> bool:
-        """Whether any of the first candidates may answer at all."""
+        """Whether any of the first candidates may answer the question."""
         return self.gate.answerable
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        """The blocks themselves, those of KV memory with their states on the device."""
+        """The blocks; for KV memory, with their states on the device."""
         found = self.loader.get(blocks)
         if self.kv_cache is None:
             return found
@@ -100,7 +100,7 @@ class QuestionContext:
         return self.count([text])[0]
 
     def search(self, method: SearchMethod, k: int) -> dict[int, float]:
-        """The scores of at least the k best blocks by one pass, in any order; see `MemoryIndex.search`."""
+        """The scores of at least the k best blocks of one pass, in any order; see `MemoryIndex.search`."""
         if method == "gate":
             proposed = self.propose("")
             return dict(zip(proposed, self.score("", proposed), strict=True))
@@ -117,7 +117,7 @@ class QuestionContext:
         return dict(zip(near[:k], np.clip(cosines, 0.0, 1.0).tolist(), strict=True))
 
     def best(self, scores: Mapping[int, float], k: int, min_score: float = 0.0) -> list[Recall]:
-        """The k blocks with the highest scores, best first; fewer where fewer have at least `min_score`."""
+        """The k blocks with the highest scores, best first; fewer if fewer have at least `min_score`."""
         enough = [n for n, score in scores.items() if score >= min_score]
         numbers = sorted(enough, key=lambda n: (-scores[n], n))[:k]
         blocks = self.loader.get(numbers)

@@ -1,4 +1,4 @@
-"""When the time for a question is up, as whatever waits on its behalf needs to know."""
+"""The deadline of a question, for all code that waits for a model."""
 
 import time
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ _UNTIL: Final = ContextVar[float | None]("compmem_until", default=None)
 
 
 class OverdueError(ReaderError):
-    """The time for a question was up before a call of its reader had returned."""
+    """The deadline of the question passed before the reader returned."""
 
 
 def now() -> float:
-    """Seconds by the clock that all deadlines are moments of."""
+    """Seconds of the clock that all deadlines use."""
     return time.monotonic()
 
 
 @contextmanager
 def until(moment: float | None) -> Iterator[None]:
-    """Within the block, the time is up at this moment of `now`; None: never."""
+    """Sets the deadline inside the block, as a value of `now`; None: no deadline."""
     token = _UNTIL.set(moment)
     try:
         yield
@@ -31,15 +31,15 @@ def until(moment: float | None) -> Iterator[None]:
 
 
 def seconds_left() -> float | None:
-    """Seconds until the time is up; None where there is no limit.
+    """Seconds until the deadline; None if there is none.
 
     Raises:
-        OverdueError: It is up.
+        OverdueError: The deadline has passed.
     """
     moment = _UNTIL.get()
     if moment is None:
         return None
     seconds = moment - now()
     if seconds <= 0:
-        raise OverdueError("the time for the question was up")
+        raise OverdueError("the time for the question is over")
     return seconds

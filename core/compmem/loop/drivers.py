@@ -1,10 +1,10 @@
-"""The driver of the loop: it does what the loop asks for, and writes the answer at its end.
+"""The driver of the loop: it serves the loop's requests and writes the answer at the end.
 
-The driver is async code. A runner does the work for it. `Inline` works in the caller's thread and never suspends, so a
-sync caller runs the same code without an event loop and without another thread. `Threaded` never blocks the event loop.
+The driver is async code with a runner. `Inline` works in the caller's thread and never suspends, so a sync caller runs
+the same code without an event loop and without another thread. `Threaded` never blocks the event loop.
 
-A reading that has not returned by the deadline (`RecallConfig.max_seconds`) is abandoned, and its step is lost. Writing
-is abandoned likewise: the answer is then the pieces that came in time, or else one made without a model, see `_known`.
+A read that has not returned by the deadline (`RecallConfig.max_seconds`) is abandoned, and its step is lost. Writing is
+abandoned too: the answer is then the text that came in time, or else one made without a model, see `_without_model`.
 """
 
 import asyncio
@@ -47,47 +47,47 @@ T = TypeVar("T")
 _CITED: Final = re.compile(r"\[(\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31})\]")
 
 LEAST_SECONDS: Final = 1e-3
-"""What is left of the time of a question at least, for a loop that begins when it is nearly up."""
+"""Least seconds for a loop that starts shortly before the deadline."""
 
-TIME_UP: Final = "The time was up before anything was found."
-"""The answer where there is neither evidence nor a note at the deadline."""
+TIME_UP: Final = "The time was over before anything was found."
+"""The answer if there is neither evidence nor a note at the deadline."""
 
 
 class Inline:
     """Runs everything in the caller's thread, for sync callers."""
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of a function that does not wait for a reader."""
+        """The result of a function that does not call a reader."""
         return function(*args)
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-        """The value of a context manager, which is left at the end of the block."""
+        """The value of a context manager, which is closed at the end of the block."""
         with manager as value:
             yield value
 
     async def ask(
         self, question: str, asked: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
     ) -> Outcome:
-        """What the reader makes of the blocks.
+        """The result of a method of the reader.
 
         Raises:
-            OverdueError: The reader had not returned by the deadline.
+            OverdueError: The reader did not return by the deadline.
         """
         with until(deadline):
             if isinstance(asked, ScoreRequest):
-                return _weigher(reader).score_blocks(question, asked.memory, asked.blocks)
+                return _scoring(reader).score_blocks(question, asked.memory, asked.blocks)
             if asked.relevant:
-                return _weigher(reader).read(question, asked.memory, asked.blocks, relevant=True)
+                return _scoring(reader).read(question, asked.memory, asked.blocks, relevant=True)
             return reader.read(question, asked.memory, asked.blocks)
 
     async def written(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
     ) -> AsyncGenerator[str | Request | Usage, None]:
-        """The answer in pieces, or a request in place of them.
+        """The answer in pieces, or a request instead of an answer.
 
         Raises:
-            OverdueError: The next piece had not come by the deadline.
+            OverdueError: The next piece did not come by the deadline.
         """
         pieces = iter(reader.write(question, memory))
         while True:
@@ -99,15 +99,15 @@ class Inline:
 
 
 class Threaded:
-    """Runs the index's work in threads and awaits the reader, for async callers."""
+    """Runs the work of the index in threads and awaits the reader, for async callers."""
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of a function that does not wait for a reader."""
+        """The result of a function that does not call a reader."""
         return await in_thread(function, *args)
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-        """The value of a context manager, which is left at the end of the block."""
+        """The value of a context manager, which is closed at the end of the block."""
         value = await in_thread(manager.__enter__)
         try:
             yield value
@@ -117,13 +117,13 @@ class Threaded:
     async def ask(
         self, question: str, asked: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
     ) -> Outcome:
-        """What the reader makes of the blocks. Raises what `Inline.ask` raises."""
+        """The result of a method of the reader. Raises what `Inline.ask` raises."""
         if isinstance(asked, ScoreRequest):
             return await _in_time(
-                in_thread(_weigher(reader).score_blocks, question, asked.memory, asked.blocks), deadline
+                in_thread(_scoring(reader).score_blocks, question, asked.memory, asked.blocks), deadline
             )
         if asked.relevant:
-            reading = _weigher(reader).aread(question, asked.memory, asked.blocks, relevant=True)
+            reading = _scoring(reader).aread(question, asked.memory, asked.blocks, relevant=True)
         else:
             reading = reader.aread(question, asked.memory, asked.blocks)
         return await _in_time(reading, deadline)
@@ -153,12 +153,12 @@ async def _in_time(awaited: Awaitable[T], deadline: float | None) -> T:
                 return await awaited
     except TimeoutError:
         if limit.expired():
-            raise OverdueError("the reader was not done in time") from None
+            raise OverdueError("the reader did not finish in time") from None
         raise
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine whose runner is `INLINE`; it never suspends."""
+    """The result of a coroutine that runs with `INLINE` and so never suspends."""
     try:
         work.send(None)
     except StopIteration as end:
@@ -168,7 +168,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-    """The items of an async generator whose runner is `INLINE`, as they come."""
+    """The items of an async generator that runs with `INLINE`."""
     try:
         while True:
             try:
@@ -181,7 +181,7 @@ def iterate(stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
 
 
 Again = Callable[[str, float | None], AbstractAsyncContextManager[tuple[Loop, Reader]]]
-"""The loop for what a writer asked for, within so many seconds, and who takes part in it."""
+"""Makes the loop for a request of the writer, within a number of seconds, and its reader."""
 
 
 async def events(
@@ -195,19 +195,19 @@ async def events(
     rounds: int = 0,
     again: Again | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Runs the loop to its end: each step as it is made, the answer in pieces, last the whole answer.
+    """Runs the loop to its end: yields each step, the answer in pieces, and at the end the whole answer.
 
-    Where the writer asks for what is missing, the loop runs again for that, and the writer sees what it found as well.
+    If the writer asks for missing facts, the loop runs again for them, and the writer sees the new blocks too.
 
     Args:
         question: What is asked.
-        loop: What was made by `recall_loop`.
-        reader: What reads and writes.
+        loop: The generator from `recall_loop`.
+        reader: Reads and writes.
         runner: `INLINE` for sync callers, `THREADED` for async ones.
         seconds: Until the deadline, from now.
-        quoter: A reader without a model; writes the answer where the reader did not in time.
-        rounds: Most times that the writer may ask.
-        again: The loop for what it asks.
+        quoter: A reader without a model; it writes the answer if the reader did not in time.
+        rounds: Most requests of the writer.
+        again: Makes the loop for a request.
 
     Raises:
         ReaderError: The reader failed; the error carries the steps so far.
@@ -219,14 +219,14 @@ async def events(
     try:
         async with AsyncExitStack() as stack:
             while True:
-                async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
-                    async for made in driven:
+                async with aclosing(_loop_events(question, loop, reader, runner, deadline)) as loop_events:
+                    async for made in loop_events:
                         if isinstance(made, LoopResult):
-                            found = made if found is None else _with_more(found, made)
+                            found = made if found is None else _merged(found, made)
                         else:
                             steps.append(replace(made, number=len(steps) + 1, request=request))
                             yield steps[-1]
-                assert found is not None, "a loop ends with what it gathered"
+                assert found is not None, "a loop ends with a result"
                 may_ask = (
                     again is not None and cost.rounds < rounds and found.stop_reason not in ("seconds", "cancelled")
                 )
@@ -245,7 +245,7 @@ async def events(
                 except OverdueError:
                     found = replace(found, stop_reason="seconds")
                     if not "".join(pieces).strip():
-                        found, text = await runner.call(_known, question, found, quoter)
+                        found, text = await runner.call(_without_model, question, found, quoter)
                         pieces.append(text)
                         yield AnswerToken(text=text)
                     break
@@ -257,7 +257,7 @@ async def events(
     except ReaderError as error:
         error.steps = tuple(steps)
         raise
-    assert found is not None, "a loop ends with what it gathered"
+    assert found is not None, "a loop ends with a result"
     yield _answer(question, replace(found, steps=tuple(steps)), "".join(pieces), cost)
 
 
@@ -270,20 +270,20 @@ async def run_loop(
     seconds: float | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> LoopResult:
-    """Runs the loop without the answer's turn; each step is handed over when it is made. Arguments as of `events`."""
+    """Runs the loop without writing an answer; `on_step` gets each step. Arguments as in `events`."""
     deadline = None if seconds is None else now() + seconds
-    async with aclosing(_driven(question, loop, reader, runner, deadline)) as driven:
-        async for made in driven:
+    async with aclosing(_loop_events(question, loop, reader, runner, deadline)) as loop_events:
+        async for made in loop_events:
             if isinstance(made, LoopResult):
                 return made
             on_step(made)
-    raise AssertionError("a loop ends with what it gathered")
+    raise AssertionError("a loop ends with a result")
 
 
-async def _driven(
+async def _loop_events(
     question: str, loop: Loop, reader: Reader, runner: Runner, deadline: float | None
 ) -> AsyncGenerator[Step | LoopResult, None]:
-    """The steps of the loop as they are made, and last what it gathered."""
+    """The steps of the loop as they are made, and at the end its result."""
     reply: Outcome = None
     while True:
         asked = await runner.call(_advance, loop, reply)
@@ -300,7 +300,7 @@ async def _driven(
 
 
 def _advance(loop: Loop, reply: Outcome) -> ReadRequest | ScoreRequest | Step | LoopResult:
-    # StopIteration cannot cross a thread's future, so the loop's end comes back as a value.
+    # StopIteration cannot pass through a thread's future, so the end of the loop is returned as a value.
     try:
         return loop.send(reply)
     except StopIteration as end:
@@ -308,13 +308,13 @@ def _advance(loop: Loop, reply: Outcome) -> ReadRequest | ScoreRequest | Step | 
         return result
 
 
-def _weigher(reader: Reader) -> ScoringReader:
+def _scoring(reader: Reader) -> ScoringReader:
     assert isinstance(reader, ScoringReader), "a loop that weighs has a reader that can"
     return reader
 
 
-def _known(question: str, run_loop: LoopResult, quoter: Reader | None) -> tuple[LoopResult, str]:
-    """An answer without a model: quotations of evidence or of the best blocks, else the notes as they are."""
+def _without_model(question: str, run_loop: LoopResult, quoter: Reader | None) -> tuple[LoopResult, str]:
+    """An answer without a model: quotations of evidence or of the best blocks, else the notes."""
     memory = run_loop.memory
     if quoter and not memory.text.strip() and memory.blocks:
         reading = quoter.read(question, memory, memory.blocks)
@@ -328,14 +328,14 @@ def _known(question: str, run_loop: LoopResult, quoter: Reader | None) -> tuple[
 
 
 def citations(text: str) -> set[int]:
-    """The numbers that a text cites, as in `[1]` or `[1, 3]`."""
+    """The numbers cited in a text, as in `[1]` or `[1, 3]`."""
     return {int(number) for marks in _CITED.findall(text) for number in marks.split(",")}
 
 
-def _with_more(first: LoopResult, more: LoopResult) -> LoopResult:
-    """What two loops gathered for one question; of what is shown, that which the second found goes before the rest.
+def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
+    """The combined result of two loops for one question; blocks that the second found are shown first.
 
-    Chunks are told by their ids: a write between the two may have moved blocks.
+    Chunks are identified by their ids, since a write between the two loops may have renumbered blocks.
     """
     kept = {r.chunk.id for r in first.kept}
     shown = [*zip(first.shown, first.memory.blocks, strict=True)]
@@ -365,8 +365,8 @@ def _with_more(first: LoopResult, more: LoopResult) -> LoopResult:
 def _answer(question: str, run_loop: LoopResult, text: str, cost: Usage) -> Answer:
     if 0 < len(run_loop.steps) == run_loop.usage.malformed_replies:
         logger.warning(
-            "none of the model's %d replies kept to the format, so it took no notes; a model that cannot keep to it "
-            "answers better with RecallConfig(writer=...)",
+            "none of the model's %d replies followed the format, so it took no notes; such a model answers better with "
+            "RecallConfig(writer=...)",
             len(run_loop.steps),
         )
     quoted = {e.chunk.id for e in run_loop.memory.evidence}

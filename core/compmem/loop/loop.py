@@ -1,12 +1,12 @@
-"""The loop: candidates, gate, recall, read, working memory, again; then the answer.
+"""The loop: candidates, gate, recall, read, update the working memory, repeat.
 
-The loop is a generator: it yields what is to be read and is sent the result. One driver (`compmem.loop.drivers`) runs
-it for sync, async, streamed and batched answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
+The loop is a generator: it yields requests to read and is sent the results. One driver (`compmem.loop.drivers`) runs it
+for sync, async, streamed and batched answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
 and plain RAG are settings.
 
-The default differs from the papers in three ways. After each update of the working memory, first stage and gate are
-asked again. A rejected block stays a candidate, because its relevance may only show later (35 % of LycheeMemory's
-published errors are early clues that were rejected). A reader that can score blocks does so before it reads one.
+The default differs from the papers in three ways. After each update of the working memory, first stage and gate run
+again. A rejected block stays a candidate, because its relevance may only show later (35 % of LycheeMemory's
+published errors are early clues that were rejected). A reader that can score blocks does so before it reads them.
 """
 
 import math
@@ -16,23 +16,24 @@ from typing import Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.loop.deadline import OverdueError, now
+from compmem.readers.prompt_budget import ending
 from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
 
 WINDOW = 64
 """Blocks gated at once in a pass in document order."""
 
-WEIGHED = 16
-"""Blocks, those with the highest gate scores, that the reader scores at once."""
+SCORED_AT_ONCE = 16
+"""Number of blocks with the highest gate scores that the reader scores at once."""
 
 QUOTED = 3
-"""Blocks, those with the highest gate scores, to quote from where no reading was done in time."""
+"""Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
 
 class LoopContext(Protocol):
-    """What the loop works on: the index as one question sees it."""
+    """The index for one question, as the loop sees it."""
 
     def propose(self, memory: str) -> list[int]:
-        """Numbers of the blocks that may bear on the question, given the working memory."""
+        """Numbers of the blocks that may be relevant to the question, given the working memory."""
         ...
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
@@ -40,7 +41,7 @@ class LoopContext(Protocol):
         ...
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        """The blocks themselves."""
+        """The blocks with these numbers."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -49,28 +50,28 @@ class LoopContext(Protocol):
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate are to be asked again with each new working memory; known after the first."""
+        """Whether first stage and gate must run again with each new working memory; known after the first pass."""
         ...
 
     @property
     def answerable(self) -> bool:
-        """Whether any of the first candidates may answer at all; known once they are scored."""
+        """Whether any of the first candidates may answer the question; known once they are scored."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """The loop asks its driver to have these blocks read."""
+    """A request to the driver to read these blocks."""
 
     memory: WorkingMemory
     blocks: tuple[MemoryBlock, ...]
     relevant: bool = False
-    """The reader is told that they help: it has been weighed already."""
+    """The blocks are known to help, since the reader has scored them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """The loop asks its driver for the log-odds that each of these blocks helps; None where the reader cannot tell."""
+    """A request to the driver for the log-odds that each of these blocks helps; None if the reader has no scores."""
 
     memory: WorkingMemory
     blocks: tuple[MemoryBlock, ...]
@@ -78,19 +79,19 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What the loop ends with: everything but the answer's text."""
+    """The result of the loop: everything except the answer's text."""
 
     memory: WorkingMemory
     steps: tuple[Step, ...]
     scores: dict[int, float]
-    """The score of every block in the last look at it. A later look sees what the first one said of each block, so it
-    keeps what that was sure of; a block that was read without an update falls back to its first score."""
+    """The last score of every block. A later pass uses the first score of each block as a feature. A block that was
+    read without an update gets its first score back."""
     kept: tuple[Recall, ...]
-    """Recalls whose step updated the memory, in reading order."""
+    """Recalled blocks whose step updated the memory, in reading order."""
     usage: Usage
     stop_reason: StopReason
     shown: tuple[Recall, ...] = ()
-    """Recalls whose blocks the memory carries, for what writes the answer."""
+    """Recalled blocks that are in the memory, for the writer."""
 
 
 @dataclass(slots=True)
@@ -99,22 +100,22 @@ class _State:
     steps: list[Step] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
     first: dict[int, float] = field(default_factory=dict)
-    """The score of each block in the first look at it."""
+    """The first score of each block."""
     read: dict[int, Recall] = field(default_factory=dict)
     kept: list[Recall] = field(default_factory=list)
     rejected: set[int] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
     proposed: int = 0
-    weighed: dict[int, float] = field(default_factory=dict)
+    reader_scores: dict[int, float] = field(default_factory=dict)
     """The reader's log-odds that a block helps."""
-    weighed_with: str | None = None
-    """The working memory that those were given with."""
+    scored_with: str | None = None
+    """The working memory for which these were computed."""
     late: bool = False
-    """The reader was not done by the deadline."""
+    """The reader did not finish by the deadline."""
 
 
 Outcome = Reading | list[float] | OverdueError | None
-"""What a driver sends: a reading for `ReadRequest`, odds or None for `ScoreRequest`, an error where time was up."""
+"""The driver's reply: a reading for `ReadRequest`, log-odds or None for `ScoreRequest`, an error after the deadline."""
 
 Loop = Generator[ReadRequest | ScoreRequest | Step, Outcome, LoopResult]
 
@@ -132,26 +133,26 @@ def recall_loop(
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = now,
 ) -> Loop:
-    """The loop without its last turn: yields what is to be read and each finished step, returns what was gathered.
+    """The loop without the answer: yields requests to read and finished steps, and returns its result.
 
     Args:
-        context: The index as the question sees it.
-        config: How the question is answered.
-        threshold: Gate score below which a block is turned down.
+        context: The index for this question.
+        config: Settings of the loop.
+        threshold: Blocks with a lower gate score are rejected.
         can_score: The reader can score blocks before it reads them.
-        shown: Most recalled blocks that the memory carries at the end.
-        fallback: Blocks, the best, that are read together where all are turned down at first.
-        refuses: Nothing is read where the gate finds that nothing answers: no language model will judge for itself.
-        writes: An answer is written at the end. If not, nothing is read where the first look suffices for a ranking.
-        cancelled: Asked before each step.
-        clock: Tells seconds.
+        shown: Most recalled blocks that are in the memory at the end.
+        fallback: Number of best blocks that are read together if all are rejected in the first pass.
+        refuses: Read nothing if the gate finds that nothing answers, since no language model judges the blocks.
+        writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
+        cancelled: Called before each step; if it returns true, the loop ends.
+        clock: Returns the time in seconds.
     """
     config, state, began = LoopConfig.complete(config), _State(), clock()
     if config.order == "document":
         picks = _in_order(context, config, threshold, state)
     else:
         picks = _best(context, config, threshold, state, fallback=fallback, refuses=refuses, writes=writes)
-    weighing = can_score and config.can_score
+    by_reader = can_score and config.can_score
     stop_reason: StopReason = "exhausted"
     while True:
         if cancelled():
@@ -164,12 +165,12 @@ def recall_loop(
             stop_reason = "seconds"
             break
         started = clock()
-        chosen = (yield from _likeliest(context, config, threshold, state)) if weighing else None
-        weighing = chosen is not None
+        chosen = (yield from _best_by_reader(context, config, threshold, state)) if by_reader else None
+        by_reader = chosen is not None
         if chosen is None:
             chosen = next(picks, None)
         if chosen:
-            step = yield from _step(context, config, state, chosen, started, clock, relevant=weighing)
+            step = yield from _step(context, config, state, chosen, started, clock, relevant=by_reader)
             yield step
         if state.late:
             stop_reason = "seconds"
@@ -187,12 +188,12 @@ def recall_loop(
 
 
 def _still_needed(state: _State) -> float:
-    """Seconds for another step and the answer, if each takes as long as the steps so far."""
+    """Estimated seconds for another step and the answer, from the mean time of a step so far."""
     return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
 
 
 def _shown(context: LoopContext, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
-    """The recalls that the answer is written from, best first, and the memory with their blocks."""
+    """The recalled blocks for the writer, best first, and the memory with these blocks."""
     kept = [recall.block for recall in state.kept]
     others = sorted(state.scores, key=lambda n: (-state.scores[n], n))
     numbers = list(dict.fromkeys([*kept, *others]))[:most]
@@ -205,35 +206,35 @@ def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock
     return tuple(Recall(chunk=b.chunk, score=s, block=n) for n, s, b in zip(numbers, scores, blocks, strict=True))
 
 
-def _likeliest(
+def _best_by_reader(
     context: LoopContext, config: LoopConfig, threshold: float, state: _State
 ) -> Generator[ScoreRequest, Outcome, list[int] | None]:  # fmt: skip
-    """Of the blocks that the gate puts first, the one that the reader thinks likeliest to help, if it is likely enough.
+    """The block most likely to help by the reader's score, among the gate's best; empty if none is likely.
 
-    None where the reader cannot tell, or no gate puts some of many blocks first.
+    None if the reader cannot score blocks, or no gate ranks them.
     """
     memory = state.memory
-    if state.weighed_with != memory.text:
+    if state.scored_with != memory.text:
         proposed = [n for n in context.propose(memory.text) if n not in state.read]
         state.proposed = len(proposed)
         gate = _score(context, state, proposed)
         state.rejected.update(n for n in proposed if gate[n] < threshold)
-        if len(proposed) > WEIGHED and len(set(gate.values())) == 1:
+        if len(proposed) > SCORED_AT_ONCE and len(set(gate.values())) == 1:
             return None
-        likely = sorted(proposed, key=lambda n: (-gate[n], n))[:WEIGHED]
+        likely = sorted(proposed, key=lambda n: (-gate[n], n))[:SCORED_AT_ONCE]
         odds = (yield ScoreRequest(memory, tuple(context.fetch(likely)))) if likely else []
-        assert not isinstance(odds, Reading), "a driver answers Weigh with odds"
+        assert not isinstance(odds, Reading), "a driver answers ScoreRequest with log-odds"
         if isinstance(odds, OverdueError):
             state.late = True
             return []
         if odds is None:
             return None
-        state.weighed = dict(zip(likely, odds, strict=True))
-        state.weighed_with = memory.text
-    left = [n for n in state.weighed if n not in state.read]
-    best = max(left, key=lambda n: (state.weighed[n], -n), default=None)
-    assert config.reader_threshold is not None, "blocks are weighed where the settings say so"
-    return [] if best is None or _probability(state.weighed[best]) < config.reader_threshold else [best]
+        state.reader_scores = dict(zip(likely, odds, strict=True))
+        state.scored_with = memory.text
+    left = [n for n in state.reader_scores if n not in state.read]
+    best = max(left, key=lambda n: (state.reader_scores[n], -n), default=None)
+    assert config.reader_threshold is not None, "blocks are scored only with a threshold"
+    return [] if best is None or _probability(state.reader_scores[best]) < config.reader_threshold else [best]
 
 
 def _probability(log_odds: float) -> float:
@@ -256,13 +257,13 @@ def _step(
     state.late = isinstance(reading, OverdueError)
     if isinstance(reading, OverdueError):
         reading = Reading(memory=state.memory, update=False, exit=False)
-    assert isinstance(reading, Reading), "a driver answers every Read"
+    assert isinstance(reading, Reading), "a driver answers every ReadRequest"
     state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
     if not state.late and (reading.update or not config.update_gate):
-        state.memory = _newest(reading.memory, config.memory_tokens, context.count_tokens)
+        state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)
         state.kept.extend(recalls)
-    else:  # what a later look saw in them was not there
+    else:  # a higher score of a later pass was wrong
         state.scores.update((n, state.first.get(n, 0.0)) for n in chosen)
     step = Step(
         number=len(state.steps) + 1,
@@ -298,7 +299,7 @@ def _best(
     refuses: bool,
     writes: bool,
 ) -> Iterator[list[int]]:
-    """Groups of blocks, best first; asked again after each step where settings and first look say so."""
+    """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
     seen_memory: str | None = None
     scores: dict[int, float] = {}
     while True:
@@ -323,7 +324,7 @@ def _best(
 
 
 def _in_order(context: LoopContext, config: LoopConfig, threshold: float, state: _State) -> Iterator[list[int]]:
-    """Groups of blocks in document order, each gated with the memory as it is when its turn comes."""
+    """Groups of blocks in document order, each gated with the current memory."""
     while True:
         before = state.memory.text
         proposed = sorted(n for n in context.propose(before) if n not in state.read)
@@ -357,19 +358,8 @@ def _one_pass(
         yield group
 
 
-def _newest(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
-    """The memory within its budget: what was written last is kept."""
-    if count(memory.text) <= limit:
+def _within_budget(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
+    text = ending(memory.text, limit, count)
+    if text == memory.text:
         return memory
-    lines = memory.text.split("\n")
-    while len(lines) > 1 and count("\n".join(lines)) > limit:
-        lines = lines[1:]
-    text = "\n".join(lines)
-    if count(text) > limit:
-        words = text.split(" ")
-        low, high = 0, len(words)
-        while low < high:  # the shortest cut that fits
-            middle = (low + high) // 2
-            low, high = (low, middle) if count(" ".join(words[middle:])) <= limit else (middle + 1, high)
-        text = " ".join(words[low:])
     return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if e.text in text))

@@ -1,4 +1,4 @@
-"""Who reads and who writes for one question, and the loop in which they take part."""
+"""Who reads and who writes for one question, and the loop for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWi
 from compmem.schema import Reader, ScoringReader, Writer
 
 FALLBACK = 4
-"""Blocks that a language model reads in one step where the gate rejected all: it judges for itself."""
+"""Blocks that a language model reads in one step if the gate rejected all, so that it can judge itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Roles:
     writer: WriterName | Writer | None
     """None: the reader writes."""
     chat: Any = None
-    """The chat model, where one takes part."""
+    """The chat model, if it reads or writes."""
 
     @property
     def local(self) -> bool:
-        """Whether the reader works in this process and waits for nothing."""
+        """Whether the reader works in this process and never waits."""
         return self.reader in ("extractive", "latent")
 
 
@@ -41,24 +41,24 @@ def resolve_roles(
     reader: Reader | None = None,
     writer: Writer | None = None,
 ) -> Roles:
-    """Who reads and who writes, from the settings, the index and the models that the caller gave.
+    """Who reads and who writes, from the settings, the index and the given models.
 
-    Where neither reader nor writer is named, the extractive reader reads, and a chat model that is given writes once.
-    The chat model reads in every step where blocks are read in document order, and where the index has no vectors to
-    quote by. Without a chat model, the backbone of KV memory reads and writes if it was trained for the loop; else it
-    only writes.
+    If neither reader nor writer is named, the extractive reader reads, and a given chat model writes once. The chat
+    model reads in every step if blocks are read in document order, or if the index has no vectors to select quotes
+    with. Without a chat model, the backbone of KV memory reads and writes if it was trained for the loop; otherwise
+    it only writes.
 
     Args:
         config: The settings, with names.
         index: The settings of the index.
-        trained: Whether the backbone was trained for the loop; asked only where that decides.
+        trained: Whether the backbone was trained for the loop; called only if that matters.
         writes: An answer is written.
         chat: A chat model, or a `ChatReader`.
-        reader: An object that reads, in place of a name.
-        writer: An object that writes, in place of a name.
+        reader: An object that reads, instead of a name.
+        writer: An object that writes, instead of a name.
 
     Raises:
-        ValueError: A role is given twice, its model is not given, or nobody uses the chat model.
+        ValueError: A role is given twice, its model is missing, or the chat model is given but not used.
     """
     for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
         if named is not None and given is not None:
@@ -69,15 +69,13 @@ def resolve_roles(
         reads, answers = _default_roles(LoopConfig.complete(config), index, trained, chat=chat is not None)
     reads = "extractive" if reads is None else reads
     if chat is not None and "chat" not in (reads, answers):
-        raise ValueError(
-            f"chat= is for reader='chat' or writer='chat', and reader={reads!r} with writer={answers!r} asks no model"
-        )
+        raise ValueError(f"chat= is for reader='chat' or writer='chat', not reader={reads!r} with writer={answers!r}")
     answers = answers if writes else None
     if chat is None and "chat" in (reads, answers):
         raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
     if "latent" in (reads, answers) and index.memory != "kv":
         raise ValueError(
-            "'latent' reads KV states, and this index holds dense memory: make one with "
+            "'latent' reads KV states, and this index has dense memory: make one with "
             "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
         )
     return Roles(reads, answers, chat)
@@ -95,10 +93,10 @@ def _default_roles(
 
 
 def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, models: IndexModels) -> Reader:
-    """What reads and writes for one question.
+    """The reader and writer for one question.
 
     Raises:
-        ValueError: The index has no encoder, which the extractive reader needs, or the chat model is not callable.
+        ValueError: The index has no encoder for the extractive reader, or the chat model is not callable.
     """
 
     def made(role: Any) -> Any:
@@ -107,7 +105,7 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
         if role == "chat":
             return _chat_reader(roles.chat, config)
         if role == "latent":
-            # Without gates each step overwrites the memory (MemAgent); with them the prompts decide on the form.
+            # Without gates each step overwrites the memory (MemAgent); otherwise the prompts decide.
             return LatentReader(
                 models.backbone,
                 structured=None if config.structured else False,
@@ -140,7 +138,7 @@ def make_loop(
     writes: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Loop:
-    """The loop over one question for its reader; a writer is shown the recalled blocks."""
+    """The loop of one question for its reader; a writer sees the recalled blocks."""
     return recall_loop(
         context,
         config,

@@ -1,4 +1,4 @@
-"""What reads a recalled block and writes the answer: by quoting, with a chat model, or with the backbone itself."""
+"""Readers: they read a recalled block and write the answer, by quoting, with a chat model, or with the backbone."""
 
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
 from compmem.readers.chat_model import ChatModel, pieces

@@ -1,12 +1,11 @@
-"""The chat reader: any chat model reads recalled blocks, writes the working memory and the answer.
+"""The chat reader: a chat model reads recalled blocks, writes the working memory and the answer.
 
 Each step asks for GRU-Mem's structured reply (2602.10560): thoughts, the update gate, the candidate memory, the exit
-gate. Document text is untrusted. It is quoted between `<block>` tags after what could open or close a tag or a control
-token in it was escaped (see `quoting`); and only the model's reply is ever parsed.
+gate. Document text is untrusted. It is quoted between `<block>` tags, with everything escaped that could open or close
+a tag or a control token (see `escaping`). Only the model's reply is parsed.
 """
 
 import contextlib
-import re
 import string
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -16,16 +15,16 @@ from typing import Final
 from compmem.errors import ReaderError
 from compmem.readers.chat_model import ChatModel, apieces, pieces
 from compmem.readers.escaping import Unescaper, escaped, unescaped
-from compmem.readers.prompt_budget import LEAST, MARK, Shown, fitted, packed
+from compmem.readers.prompt_budget import LEAST, MARK, Shown, ending, fitted, packed
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
 from compmem.text.tokenize import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
-"""The answer where the working memory is empty; the model is not asked."""
+"""The answer if the working memory is empty; the model is not called."""
 
 _NOTED: Final = 0.5
-"""What a word of the notes weighs beside one of the question, where a block is cut."""
+"""Weight of a word of the notes when a block is cut; a word of the question has weight 1."""
 
 MARGIN: Final = 16
 """Tokens that a chat template may add to a prompt."""
@@ -113,8 +112,8 @@ the blocks tell about it, in short sentences with full names, numbers and dates.
     from_blocks: str = """\
 {blocks}
 
-Sentences between ** and ** were found to bear on the question below; what one block says may lead to another. Answer it \
-from the blocks alone, in as few words as it allows. If the blocks do not hold the answer, say what is missing.
+Sentences between ** and ** were found to bear on the question below; what one block says may lead to another. Answer \
+it from the blocks alone, in as few words as it allows. If the blocks do not hold the answer, say what is missing.
 
 <question>
 {question}
@@ -150,12 +149,12 @@ def _check_template(name: str, template: str) -> None:
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has: 1.3 a word, or one in four bytes where that is more (no spaces, long words)."""
+    """An estimate of a text's tokens: 1.3 per word, or one per four bytes if that is more (no spaces, long words)."""
     return round(max(1.3 * len(text.split()), len(text.encode("utf-8", "surrogatepass")) / 4))
 
 
 def counter_of(chat: object) -> Callable[[str], int]:
-    """What counts the tokens of a chat model: its own `count_tokens(text)`, else an estimate."""
+    """The token counter of a chat model: its own `count_tokens(text)`, else an estimate."""
     own = getattr(chat, "count_tokens", None)
     return own if callable(own) else estimate_tokens
 
@@ -163,22 +162,20 @@ def counter_of(chat: object) -> Callable[[str], int]:
 class ChatReader:
     """Reads blocks and writes answers with any chat model.
 
-    A memory longer than `memory_tokens` loses its beginning: what was written last is kept. Token counts in `Usage`
-    are what `count` says. No prompt is longer than `prompt_tokens`:
-    blocks that are too long for one are read in several calls, each with the notes of the one before, and what an
-    answer is written from in one call is cut to the sentences that bear on the question. A
-    malformed reply changes nothing and is counted in `Usage.malformed_replies`.
+    A memory longer than `memory_tokens` loses its beginning. Token counts in `Usage` come from `count`. No prompt is
+    longer than `prompt_tokens`: longer blocks are read in several calls, each with the notes of the previous one, and
+    an answer is written from the most relevant sentences that fit. A malformed reply changes nothing and is counted in
+    `Usage.malformed_replies`.
 
     Args:
         chat: The model; see `ChatModel`. A sync model never blocks the event loop, an async one serves sync callers.
-        prompts: What the model is told.
-        structured: Ask for the two gates. Without, each reply overwrites the memory (MemAgent, 2507.02259).
+        prompts: The prompts for the model.
+        structured: Ask for both gates. Otherwise each reply overwrites the memory (MemAgent, 2507.02259).
         memory_tokens: Most tokens of working memory, as `count` counts them; at most a quarter of `prompt_tokens`.
-        count: Tokens of a text. None: what the model's `count_tokens(text)` says, where it has one, else an estimate.
-        prompt_tokens: Most tokens of a prompt: the model's context window without what its reply may take. None: no
-            limit.
-        render: What the model reads of a chunk. Without, or where it gives None: title, headings and context on a line
-            each, then the text.
+        count: Counts the tokens of a text. None: the model's `count_tokens(text)` if it has one, else an estimate.
+        prompt_tokens: Most tokens of a prompt: the model's context window without its reply. None: no limit.
+        render: Formats a chunk for the model. None, or if it returns None: title, headings and context on a line each,
+            then the text.
 
     Raises:
         ValueError: `chat` is not callable, or `memory_tokens` or `prompt_tokens` is below 1.
@@ -211,11 +208,11 @@ class ChatReader:
         self._thinks_untagged = False
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The candidate memory and the two gates, as the model replies.
+        """The candidate memory and the two gates from the model's reply.
 
         Raises:
-            ReaderError: The model failed, gave something that is not text, or is async inside a running event loop; or
-                the question leaves no space for blocks in a prompt.
+            ReaderError: The model failed, returned something other than text, or is async inside a running event loop;
+                or the question leaves no space for blocks in a prompt.
         """
         turns = self._turns(question, memory, blocks)
         reply: str | None = None
@@ -241,9 +238,9 @@ class ChatReader:
                 reply = "".join([piece async for piece in stream])
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
-        """The answer in pieces as they come, and last what it cost: from the memory's blocks, or else its text alone.
+        """The answer in pieces, and at the end its cost; from the memory's blocks if it has some, else its text.
 
-        Where the model asks for what is missing, that request stands in place of the pieces.
+        If the model asks for missing facts, a request comes instead of the pieces.
 
         Raises:
             ReaderError: As in `read`, or the model gave an empty answer.
@@ -259,8 +256,8 @@ class ChatReader:
                     yield text
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
-        yield from answer.asked()
-        yield self._usage(messages, answer.heard)
+        yield from answer.requests()
+        yield self._usage(messages, answer.full_text)
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The same without blocking the event loop."""
@@ -276,18 +273,18 @@ class ChatReader:
                     yield text
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
-        for request in answer.asked():
+        for request in answer.requests():
             yield request
-        yield self._usage(messages, answer.heard)
+        yield self._usage(messages, answer.full_text)
 
     def _answer(self, memory: WorkingMemory) -> AnswerFilter:
-        """What is made of the reply that is written now."""
+        """The filter for the current reply."""
         return AnswerFilter(hold=self._thinks_untagged, from_blocks=bool(memory.blocks), may_ask=memory.may_ask)
 
     def _turns(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
     ) -> Generator[list[dict[str, str]], str, Reading]:
-        """What the model is asked to read these blocks, one prompt or several; sent the replies, what it makes of them.
+        """Yields the prompts to read these blocks, one or several; is sent the replies and returns the reading.
 
         Raises:
             ReaderError: The question leaves no space for blocks in a prompt.
@@ -296,11 +293,11 @@ class ChatReader:
         groups = [[self._shown(block) for block in blocks]]
         if self.prompt_tokens is not None:
             space = self._space(template, question=escaped(question), memory="", blocks="") - self.memory_tokens
-            groups = packed(groups[0], self._enough(space), self._count)
+            groups = packed(groups[0], self._checked_space(space), self._count)
         update = end = False
         usage = Usage()
         for group in groups:
-            notes = escaped(self._last_part(memory.text)) or "(none yet)"
+            notes = escaped(ending(memory.text, self.memory_tokens, self._count)) or "(none yet)"
             shown = "\n".join(map(str, group))
             messages = self._messages(template, question=escaped(question), memory=notes, blocks=shown)
             reply = yield messages
@@ -316,7 +313,7 @@ class ChatReader:
         return Reading(memory=memory, update=update, exit=end, usage=usage)
 
     def _answer_messages(self, question: str, memory: WorkingMemory) -> list[dict[str, str]] | None:
-        """What the model is asked at the end; None where there is nothing to answer from.
+        """The prompt for the answer; None if there is nothing to answer from.
 
         Raises:
             ReaderError: The question leaves no space for blocks in a prompt.
@@ -332,22 +329,24 @@ class ChatReader:
                 space = self._space(template, question=escaped(question), blocks="")
                 space -= sum(len(block.marked) for block in shown) * (2 * self._count(MARK) + 2)
                 asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
-                shown = fitted(shown, self._enough(space), asked, self._count)
+                shown = fitted(shown, self._checked_space(space), asked, self._count)
             blocks = "\n".join(block.with_marks() for block in shown)
             return self._messages(template, question=escaped(question), blocks=blocks)
         if not memory.text.strip():
             return None
-        self._enough(self._space(self.prompts.answer, question=escaped(question), memory="") - self.memory_tokens)
-        notes = escaped(self._last_part(memory.text))
+        self._checked_space(
+            self._space(self.prompts.answer, question=escaped(question), memory="") - self.memory_tokens
+        )
+        notes = escaped(ending(memory.text, self.memory_tokens, self._count))
         return self._messages(self.prompts.answer, question=escaped(question), memory=notes)
 
     def _space(self, template: str, **parts: str) -> int:
-        """Tokens that a prompt of these parts leaves."""
+        """Tokens left in a prompt with these parts."""
         if self.prompt_tokens is None:
             return sys.maxsize
         return self.prompt_tokens - MARGIN - sum(self._count(m["content"]) for m in self._messages(template, **parts))
 
-    def _enough(self, space: int) -> int:
+    def _checked_space(self, space: int) -> int:
         if space < LEAST:
             raise ReaderError(
                 f"the question and the instructions leave {max(space, 0)} of prompt_tokens={self.prompt_tokens} tokens "
@@ -356,7 +355,7 @@ class ChatReader:
         return space
 
     def _shown(self, block: MemoryBlock, number: str = "", marked: Sequence[str] = ()) -> Shown:
-        """A block as the model sees it, parted around its text."""
+        """A block for the model, split into text and frame."""
         chunk = block.chunk
         text = escaped(chunk.text.strip())
         rendered = None if self._render is None else self._render(chunk)
@@ -364,7 +363,7 @@ class ChatReader:
             above = "\n".join([*_above(chunk), "text:", ""])
             return Shown(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
         before, found, after = escaped(rendered).partition(text or "\0")
-        if not found:  # what is rendered is all there is to read
+        if not found:  # the model reads only the rendered text
             before, text, after = "", before, ""
         return Shown(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
 
@@ -380,23 +379,9 @@ class ChatReader:
         usage = self._usage(messages, text, malformed=reply is None)
         if reply is None:
             return Reading(memory=memory, update=False, exit=False, usage=usage)
-        candidate = WorkingMemory(text=self._last_part(unescaped(reply.update))) if reply.update else memory
-        return Reading(memory=candidate, update=reply.check, exit=reply.end, usage=usage)
-
-    def _last_part(self, text: str) -> str:
-        """The longest ending of the text within `memory_tokens`, from the beginning of a word where one is near."""
-        if self._count(text) <= self.memory_tokens:
-            return text
-        low, high = 0, len(text)
-        while low < high:
-            middle = (low + high) // 2
-            if self._count(text[middle:]) <= self.memory_tokens:
-                high = middle
-            else:
-                low = middle + 1
-        if low and not text[low - 1].isspace() and (blank := re.compile(r"\s+").search(text, low, low + 40)):
-            low = blank.end()
-        return text[low:].lstrip()
+        if reply.update:
+            memory = WorkingMemory(text=ending(unescaped(reply.update), self.memory_tokens, self._count))
+        return Reading(memory=memory, update=reply.check, exit=reply.end, usage=usage)
 
     def _usage(self, messages: Sequence[Message], reply: str, *, malformed: bool = False) -> Usage:
         return Usage(
@@ -408,7 +393,7 @@ class ChatReader:
 
 
 def _marked(memory: WorkingMemory) -> dict[str, list[str]]:
-    """The sentences that were quoted of each chunk, by its id, in their order and as the model sees them."""
+    """The quoted sentences of each chunk, by its id, in order, escaped for the model."""
     found: dict[str, list[str]] = {}
     for evidence in sorted(memory.evidence, key=lambda e: e.start):
         found.setdefault(evidence.chunk.id, []).append(escaped(evidence.text))
@@ -416,7 +401,7 @@ def _marked(memory: WorkingMemory) -> dict[str, list[str]]:
 
 
 def _above(chunk: Chunk) -> list[str]:
-    """What stands above a chunk's text: title, headings and context, each on a line."""
+    """The lines above a chunk's text: title, headings and context."""
     named = [
         ("title: ", chunk.title),
         ("section: ", " > ".join(chunk.headings)),

@@ -1,7 +1,7 @@
-"""Any chat model as one thing: a reply in pieces, whether the callable is sync, async or streaming.
+"""One interface to any chat model: a reply in pieces, whether the callable is sync, async or streaming.
 
-A call that does not return by the deadline of the question is abandoned: cancelled where it is async, else left to
-itself in a thread of its own.
+A call that does not return by the deadline of the question is abandoned: an async call is cancelled, a sync call
+continues in its own thread.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from compmem.threads import chat_calls
 T = TypeVar("T")
 
 ChatModel = Callable[[Sequence[Message]], Any]
-"""A callable `messages -> text`: sync, async, or giving an iterator or async iterator of pieces."""
+"""A callable `messages -> text`: sync, async, or returning an iterator or async iterator of pieces."""
 
 _END: Final = object()
 
@@ -42,13 +42,13 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
     """The reply in pieces, for a caller outside any event loop.
 
     Raises:
-        OverdueError: The time for the question is up.
-        ReaderError: The model failed, gave something that is not text, or is async inside a running event loop.
+        OverdueError: The deadline of the question has passed.
+        ReaderError: The model failed, returned something other than text, or is async inside a running event loop.
     """
     context, timed = copy_context(), seconds_left() is not None
     reply = _ask(chat, messages) if _is_async(chat) else _in_time(context, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
-        yield from _waited_for(reply, context)
+        yield from _async_pieces(reply, context)
     elif isinstance(reply, Iterator):
         try:
             while (piece := _in_time(context, _next, reply)) is not _END:
@@ -60,11 +60,11 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
 
 
 async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
-    """The reply in pieces; what is sync runs in a thread, which is left to itself when this is cancelled.
+    """The reply in pieces. A sync model runs in a thread, which is abandoned if this is cancelled.
 
     Raises:
-        OverdueError: The time for the question is up.
-        ReaderError: The model failed or gave something that is not text.
+        OverdueError: The deadline of the question has passed.
+        ReaderError: The model failed or returned something other than text.
     """
     context = copy_context()
     seconds_left()
@@ -72,25 +72,25 @@ async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerato
         reply = _ask(chat, messages)
     else:
         reply = await _threaded(context, _ask, chat, messages)
-    async with contextlib.aclosing(_flat(reply, context)) as stream:
+    async with contextlib.aclosing(_pieces_of(reply, context)) as stream:
         async for piece in stream:
             yield piece
 
 
 @contextlib.contextmanager
 def _chat_errors() -> Iterator[None]:
-    """Turns whatever the chat model raises into a `ReaderError` that names it."""
+    """Turns any exception of the chat model into a `ReaderError` that names it."""
     try:
         yield
     except ReaderError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise ReaderError(f"the chat model failed: {type(error).__name__}{': ' if said else ''}{said}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ReaderError(f"the chat model failed: {type(error).__name__}{': ' if message else ''}{message}") from error
 
 
 def _is_async(chat: ChatModel) -> bool:
-    """Whether calling it only makes what is to be awaited."""
+    """Whether a call returns an awaitable."""
     return inspect.iscoroutinefunction(chat) or inspect.isasyncgenfunction(chat)
 
 
@@ -111,9 +111,9 @@ def _text(piece: object) -> str:
 
 
 def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:
-    """The call's result; with a deadline it is made in a thread, so that it can be abandoned.
+    """The call's result; if there is a deadline, it runs in a thread, so that it can be abandoned.
 
-    All calls for one reply share a context, as a generator may set a variable before a piece and reset it after.
+    All calls for one reply share a context, since a generator may set a variable before a piece and reset it after.
     """
     seconds = seconds_left()
     if seconds is None:
@@ -145,7 +145,7 @@ def _result(future: "Future[T]", seconds: float | None) -> T:
 
 
 def _close(reply: object, context: Context | None) -> None:
-    """Closes a generator where it ran; one that an abandoned call is still running ends with that call."""
+    """Closes a generator in its context; one that an abandoned call is still running ends with that call."""
     if isinstance(reply, Generator) and not getattr(reply, "gi_running", False):
         if context is None:
             reply.close()
@@ -153,8 +153,8 @@ def _close(reply: object, context: Context | None) -> None:
             context.run(reply.close)
 
 
-async def _flat(reply: object, context: Context) -> AsyncGenerator[str, None]:
-    """The pieces of whatever a chat model returned."""
+async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, None]:
+    """The pieces of a chat model's return value of any kind."""
     if inspect.isawaitable(reply):
         with _chat_errors():
             reply = await reply
@@ -179,8 +179,8 @@ async def _anext(stream: AsyncIterator[object]) -> object:
         return await anext(stream, _END)
 
 
-def _waited_for(reply: object, context: Context) -> Generator[str, None, None]:
-    """The pieces of an async reply, waited for in a thread's event loop.
+def _async_pieces(reply: object, context: Context) -> Generator[str, None, None]:
+    """The pieces of an async reply, run in the event loop of another thread.
 
     Raises:
         ReaderError: This thread runs an event loop, which waiting would block.
@@ -189,7 +189,7 @@ def _waited_for(reply: object, context: Context) -> Generator[str, None, None]:
         if inspect.iscoroutine(reply):
             reply.close()
         raise ReaderError("the chat model is async and an event loop is running here: await the async method instead")
-    stream, loop = _flat(reply, context), _loop()
+    stream, loop = _pieces_of(reply, context), _loop()
     try:
         while True:
             seconds = seconds_left()
@@ -219,7 +219,7 @@ def _inside_a_loop() -> bool:
 
 
 async def _closed(stream: AsyncGenerator[str, None]) -> None:
-    with contextlib.suppress(RuntimeError):  # it is running, being cancelled
+    with contextlib.suppress(RuntimeError):  # it is running and is being cancelled
         await stream.aclose()
 
 
@@ -230,14 +230,14 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 @cache
 def _shared_loop() -> asyncio.AbstractEventLoop:
-    """One event loop for all sync calls of async models: their clients keep connections that are bound to a loop."""
+    """One event loop for all sync calls of async models: their clients keep connections that belong to a loop."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="compmem-chat-loop", daemon=True).start()
     return loop
 
 
 def _renew() -> None:
-    """A forked child has no thread that runs the loop, and a lock that another thread may have held."""
+    """A forked child lacks the thread that runs the loop, and its lock may be held by another thread."""
     global _starting
     _starting = threading.Lock()
     _shared_loop.cache_clear()

@@ -1,4 +1,4 @@
-"""A chat model behind any endpoint that speaks OpenAI's protocol, through the maintained client."""
+"""A chat model behind any endpoint with the OpenAI API, through the official client."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +14,14 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 
 
 class Endpoint:
-    """A chat model: `messages -> pieces of text` as they come.
+    """A chat model: `messages -> pieces of text`, streamed.
 
     Args:
-        model: Name of the model, as the endpoint knows it.
+        model: Name of the model at the endpoint.
         base_url: The endpoint. None: OpenAI's.
-        api_key_env: Environment variable that holds the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, and no
-            key for any other, so that a key never goes where it was not meant to.
-        timeout: Seconds until a request is given up.
+        api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, and no key for
+            any other, so that the key is never sent to another server.
+        timeout: Longest time of a request in seconds.
         tokenizer: The model's `tokenizer.json`, which counts the tokens of prompts. None: they are estimated.
 
     Raises:
@@ -46,10 +46,10 @@ class Endpoint:
         name = api_key_env or (DEFAULT_KEY if base_url is None else None)
         key = os.environ.get(name) if name else "none"
         if not key:
-            raise CompMemError(f"environment variable {name!r} is not set: it should hold the key of the endpoint")
+            raise CompMemError(f"environment variable {name!r} is not set: set it to the key of the endpoint")
         self._model = model
         self.count_tokens = None if tokenizer is None else _counter(tokenizer)
-        """Tokens of a text, where the tokenizer is known."""
+        """Counts the tokens of a text; None if the tokenizer is not given."""
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
 
     def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -65,6 +65,6 @@ class Endpoint:
 def _counter(file: str | Path) -> Callable[[str], int]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise CompMemError(f"{str(file)!r} is no tokenizer.json that can be read: {error}") from error
+    except Exception as error:  # the library raises no specific exception
+        raise CompMemError(f"{str(file)!r} is not a readable tokenizer.json: {error}") from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

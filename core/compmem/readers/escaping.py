@@ -1,9 +1,9 @@
-"""Text from outside as it stands in a prompt: with nothing in it that could be taken for a tag or a control token.
+"""Escapes untrusted text for a prompt, so that nothing in it can be read as a tag or a control token.
 
-Escaped is the first character of our own tags, of whatever is written like a control token (`<name>`, `</name>`, `<|`,
-`[NAME]`), and of both with blanks, invisible characters or another script's brackets in them. Comparisons, code and the
-elements of ordinary pages stay as they are. A control token of another form passes: an endpoint that takes text apart
-by its own list of them must not do so within a message.
+The first character is escaped of our own tags, of anything written like a control token (`<name>`, `</name>`, `<|`,
+`[NAME]`), and of both with blanks, invisible characters or brackets of other scripts in them. Comparisons, code and
+ordinary HTML elements are not changed. Control tokens of another form are not recognised: an endpoint that splits text
+by its own list of control tokens must not do so inside a message.
 """
 
 import re
@@ -13,10 +13,10 @@ _HIDDEN: Final = (
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     r"\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff"
 )
-"""Characters that take no space."""
+"""Characters without width."""
 _ANGLES: Final = "<＜﹤"
 _QUOTATION: Final = "‹«〈《⟨❮˂≪"
-"""Look like angles, and stand around ordinary quotations and titles."""
+"""They look like angle brackets, and are used around ordinary quotations and titles."""
 _SQUARES: Final = r"\[［"
 _ENDS: Final = ">＞﹥›»〉》⟩❯˃≫"
 _BARS: Final = "|｜¦│"
@@ -27,9 +27,9 @@ _HTML: Final = "|".join(
     li link main mark meta nav ol option p pre script section select small span strong style sub summary sup table tbody
     td template textarea tfoot th thead title tr u ul var video""".split()
 )
-"""Elements of ordinary pages; no tokenizer has a control token of such a name."""
+"""HTML elements; no tokenizer has control tokens with such names."""
 
-# Each run is possessive or bounded, so that no text takes more than linear time.
+# Each repetition is possessive or bounded, so that every text takes linear time.
 _BLANKS: Final = rf"[\s{_HIDDEN}]*+"
 _OWN: Final = rf"{_BLANKS}[/／]?{_BLANKS}(?i:(?:{_OURS})\b|s{_BLANKS}[{_ENDS}])"
 _BAR: Final = rf"[{_HIDDEN}]*+[{_BARS}]"
@@ -48,12 +48,12 @@ _REPLACED: Final = frozenset(f"{_ANGLES}{_QUOTATION}[［")
 
 
 def escaped(text: str) -> str:
-    """The text as a prompt holds it; `unescaped` gives its exact characters back."""
+    """The text for a prompt; `unescaped` restores its exact characters."""
     return _TAG.sub(lambda found: {"<": "&lt;", "&": "&amp;"}.get(found[0]) or f"&#{ord(found[0])};", text)
 
 
 def unescaped(text: str) -> str:
-    """What a model wrote, with the characters that `escaped` replaced."""
+    """A model's text, with the characters that `escaped` replaced."""
     return _REFERENCE.sub(_character, text)
 
 
@@ -64,13 +64,13 @@ def _character(found: re.Match[str]) -> str:
 
 
 class Unescaper:
-    """`unescaped` for a text in pieces; what may be the beginning of a reference waits for the next piece."""
+    """`unescaped` for a text in pieces; the possible beginning of a reference waits for the next piece."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """What can be passed on after this piece."""
+        """The text that can be passed on after this piece."""
         text = self._held + piece
         at = text.rfind("&", max(0, len(text) - _LONGEST_REFERENCE))
         cut = at if at >= 0 and _UNFINISHED.fullmatch(text, at) else len(text)
@@ -78,6 +78,6 @@ class Unescaper:
         return unescaped(text[:cut])
 
     def rest(self) -> str:
-        """What was kept back."""
+        """The text that was held back."""
         held, self._held = self._held, ""
         return unescaped(held)

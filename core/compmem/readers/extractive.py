@@ -1,4 +1,4 @@
-"""The reader that needs no language model: it keeps the sentences that bear on the question and quotes them."""
+"""The reader without a language model: it keeps the sentences that are relevant to the question and quotes them."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors
 from compmem.text.tokenize import heading_over, terms, words
 
 KEPT = 3
-"""Most sentences kept of one block."""
+"""Most sentences kept from one block."""
 
 QUOTED = 3
 """Sentences quoted in an answer."""
 
-BEARING = 0.25
-"""A sentence below this score does not bear on the question."""
+LEAST_RELEVANCE = 0.25
+"""Sentences below this score are not relevant to the question."""
 
-AS_GOOD = 0.5
-"""Share of the best sentence's score from which a sentence is quoted too: a question may have several answers."""
+QUOTED_SHARE = 0.5
+"""Sentences with at least this share of the best score are quoted too: a question may have several answers."""
 
 MOST_QUOTED = 12
-"""Most sentences quoted in an answer where several are as good."""
+"""Most sentences quoted in an answer if several are equally good."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractiveReader:
-    """Quotes. Serves one question: it shares the viewer, and so the encoded question, with the gate."""
+    """Quotes sentences. Serves one question: it shares the analyser, and so the encoded question, with the gate."""
 
     analyzer: QueryAnalyzer
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The memory with the best sentences of these blocks added; when to stop is left to the gate."""
+        """The memory plus the best sentences of these blocks; the gate decides when to stop."""
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
@@ -42,14 +42,14 @@ class ExtractiveReader:
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for _, line in found if line not in known)]),
             evidence=(*memory.evidence, *new),
         )
-        return Reading(memory=kept, update=any(e.score >= BEARING for e in new), exit=False)
+        return Reading(memory=kept, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The same: it never waits for anything."""
+        """The same; it never waits."""
         return self.read(question, memory, blocks)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The fewest kept sentences that cover what the memory covers of the question, in reading order."""
+        """The fewest kept sentences that cover the same part of the question as the memory, in reading order."""
         if not memory.evidence:
             yield NOTHING_FOUND
             return
@@ -58,15 +58,15 @@ class ExtractiveReader:
             yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
-        """The same: it never waits for anything."""
+        """The same; it never waits."""
         for piece in self.write(question, memory):
             yield piece
 
 
 def line_of(view: QueryState, evidence: Evidence) -> str:
-    """A sentence as the working memory carries it: what it is about, what the question asks by, then what it says."""
+    """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
     label, text = evidence.chunk.label, evidence.text
-    if not label:  # within a block of many matters, the paragraph's own heading says what it is about
+    if not label:  # in a block with several topics, the paragraph's own heading is the label
         label = heading_over(evidence.chunk.text, evidence.start)
         text = text.removeprefix(label)
     asked_by = [line for line in evidence.chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
@@ -74,13 +74,14 @@ def line_of(view: QueryState, evidence: Evidence) -> str:
 
 
 def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
-    """The sentences of a block that bear most on the question, in their order."""
+    """The most relevant sentences of a block for the question, in their order."""
     chunk = block.chunk
     spans = chunk.sentences or ((0, len(chunk.text)),)
     scores = _sentence_scores(view, block, [chunk.text[a:b] for a, b in spans])
     about = set(words(chunk.label))
-    telling = [i for i in np.argsort(-scores, kind="stable").tolist() if not about.issuperset(_said(chunk, spans[i]))]
-    best = sorted((telling or [0])[:most])  # a heading says nothing that the label does not
+    ranked = np.argsort(-scores, kind="stable").tolist()
+    informative = [i for i in ranked if not about.issuperset(_words_of(chunk, spans[i]))]
+    best = sorted((informative or [0])[:most])  # a heading adds nothing to the label
     return [
         Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=float(scores[i]))
         for i in best
@@ -88,12 +89,12 @@ def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> li
     ]
 
 
-def _said(chunk: Chunk, span: tuple[int, int]) -> list[str]:
+def _words_of(chunk: Chunk, span: tuple[int, int]) -> list[str]:
     return words(chunk.text[span[0] : span[1]])
 
 
 def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str]) -> Vectors:
-    """How much each sentence bears on the question, `[sentences]` in [0, 1]: nearness and share of words."""
+    """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity and share of words."""
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
     total = sum(view.weights.values()) or 1.0
@@ -103,13 +104,13 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str])
 
 
 def _supporting(view: QueryState, evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The best sentence of each of the best chunks, in reading order; more where more are as good as the best."""
+    """The best sentence of each of the best chunks, in reading order; more if others are equally good."""
     best: dict[str, Evidence] = {}
     for item in evidence:
         held = best.get(item.chunk.id)
         if held is None or (item.score, -len(item.text)) > (held.score, -len(held.text)):
             best[item.chunk.id] = item
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
-    as_good = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= AS_GOOD * ranked[0].score]
-    chosen = {id(e) for e in [*ranked[:QUOTED], *as_good]}
+    others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
+    chosen = {id(e) for e in [*ranked[:QUOTED], *others]}
     return [e for e in best.values() if id(e) in chosen]

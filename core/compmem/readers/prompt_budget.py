@@ -1,4 +1,4 @@
-"""Blocks fitted into a prompt of so many tokens: all of them in several prompts, or the best of them in one."""
+"""Fits blocks into a prompt with a token budget: all of them into several prompts, or the best into one."""
 
 import re
 from collections import Counter
@@ -13,33 +13,35 @@ Count = Callable[[str], int]
 """Tokens of a text."""
 
 CHARS_PER_TOKEN: Final = 16
-"""Characters of a text per token from which it counts as too long without being counted."""
+"""Characters per token above which a text counts as too long without being tokenised."""
 
 LEAST: Final = 48
-"""Tokens that a part of a block must have to be worth showing."""
+"""Least tokens of a part of a block that is shown."""
 
 MARK: Final = "**"
-"""Stands before and behind a sentence that was found to bear on the question."""
+"""Placed before and after a relevant sentence."""
 
-_SAID: Final = re.compile(r"\S")
+_TEXT: Final = re.compile(r"\S")
 _BORDER: Final = re.compile(r"[.!?。！？\n]\s")
+_BLANKS: Final = re.compile(r"\s+")
+_NEAR: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A block as it stands in a prompt, parted around its text so that the text can be cut."""
+    """A block in a prompt, split into text and frame so that the text can be cut."""
 
     before: str
     text: str
     after: str
     marked: tuple[str, ...] = ()
-    """Sentences of the text to mark, in their order."""
+    """Sentences of the text to mark, in order."""
 
     def __str__(self) -> str:
         return f"{self.before}{self.text}{self.after}"
 
     def with_marks(self) -> str:
-        """The block with those of its sentences marked that are left of it."""
+        """The block with its remaining sentences marked."""
         parts, at = [self.before], 0
         for sentence in self.marked:
             start = self.text.find(sentence, at)
@@ -50,16 +52,16 @@ class Shown:
 
 
 def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Shown]]:
-    """The blocks in groups of at most `budget` tokens, in order; one that is longer goes in parts into several."""
+    """The blocks in groups of at most `budget` tokens, in order; a longer block is split over several groups."""
     groups: list[list[Shown]] = []
     group: list[Shown] = []
     left = budget
     for block in (_with_short_frame(b, budget, count) for b in blocks):
         space = max(1, budget - _frame(block, count))
         text, at = block.text, 0
-        while rest := _SAID.search(text, at):
+        while rest := _TEXT.search(text, at):
             at = rest.start()
-            ahead = text[at : at + budget * CHARS_PER_TOKEN + 1]  # more cannot go into this prompt
+            ahead = text[at : at + budget * CHARS_PER_TOKEN + 1]  # more cannot fit into this prompt
             part = replace(block, text=ahead)
             if at + len(ahead) == len(text) and _fits(str(part), left, count):
                 group.append(part)
@@ -76,10 +78,10 @@ def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Show
 
 
 def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], count: Count) -> list[Shown]:
-    """What of the blocks goes into `budget` tokens, the first ones whole if they can be.
+    """The part of the blocks that fits into `budget` tokens, the first ones whole if possible.
 
-    A block that is too long is cut to the run of its sentences that holds most of the terms asked for, by their
-    weights; where others wait behind it, they have half of what is left.
+    A block that is too long is cut to the run of its sentences with the highest weight of query terms; if more blocks
+    follow, they get half of the remaining budget.
     """
     kept: list[Shown] = []
     left = budget
@@ -90,14 +92,14 @@ def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], cou
             space = share - _frame(block, count)
             if space < LEAST:
                 continue
-            block = replace(block, text=_telling_part(block.text, space, asked, count))
+            block = replace(block, text=_best_part(block.text, space, asked, count))
         kept.append(block)
         left -= count(str(block))
     return kept
 
 
 def beginning(text: str, limit: int, count: Count) -> int:
-    """Where the longest beginning of at most `limit` tokens ends, behind a sentence or a word where one ends near."""
+    """The end of the longest beginning of at most `limit` tokens, at the end of a sentence or word if one is near."""
     end = min(len(text), limit * CHARS_PER_TOKEN)
     if count(text[:end]) > limit:
         low, high = 1, end
@@ -112,10 +114,26 @@ def beginning(text: str, limit: int, count: Count) -> int:
     return borders[-1] if borders else blank or end
 
 
-def _telling_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:
-    """The run of sentences within `limit` tokens that holds most of the terms asked for, the earliest of equals.
+def ending(text: str, limit: int, count: Count) -> str:
+    """The longest ending of at most `limit` tokens, from the start of a line or word if one is near."""
+    if count(text) <= limit:
+        return text
+    start, high = 0, len(text)
+    while start < high:
+        middle = (start + high) // 2
+        start, high = (start, middle) if count(text[middle:]) <= limit else (middle + 1, high)
+    line = text.find("\n", start - 1, (start + len(text)) // 2)
+    if line >= 0:
+        start = line + 1
+    elif not text[start - 1].isspace() and (blank := _BLANKS.search(text, start, start + _NEAR)):
+        start = blank.end()
+    return text[start:].lstrip()
 
-    A term counts the less, the more sentences of the text hold it.
+
+def _best_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:
+    """The run of sentences within `limit` tokens with the highest weight of query terms, the earliest of equals.
+
+    A term counts less if more sentences of the text contain it.
     """
     spans = sentences(text)
     costs = [count(text[a:b]) + 1 for a, b in spans]
@@ -134,7 +152,7 @@ def _telling_part(text: str, limit: int, asked: Mapping[str, float], count: Coun
 
 
 def _with_short_frame(block: Shown, budget: int, count: Count) -> Shown:
-    """The block; what stands above its text is cut where it takes more than half of the budget."""
+    """The block, with the lines above its text cut if they take more than half of the budget."""
     if _fits(block.before, budget // 2, count):
         return block
     return replace(block, before=block.before[: beginning(block.before, max(1, budget // 2), count)].rstrip() + "\n")

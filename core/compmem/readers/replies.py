@@ -1,4 +1,4 @@
-"""What a chat model wrote, read: the structured reply of a step, and the spoken part of an answer."""
+"""Parses replies of a chat model: the structured reply of a step, and the answer without thoughts."""
 
 import re
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from compmem.readers.escaping import unescaped
 from compmem.schema import Request
 
 LONGEST_REQUEST: Final = 300
-"""Characters of what a model asks for, beyond which the rest is left out."""
+"""Most characters of a search request; the rest is cut off."""
 
-# Blanks are bounded so that no text takes more than linear time.
+# Blanks are bounded, so that every text takes linear time.
 _TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}(think|check|update|next)(?:(?<=k)ing)?\s{0,9}>", re.IGNORECASE)
 _LONGEST_TAG = 48
-"""Characters, and some more, of the longest tag."""
+"""An upper bound for the length of a tag."""
 _FENCED = re.compile(r"\s*```[^\n]*\n(.*)", re.DOTALL)
 _FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
 _YES_NO = re.compile(r"\W{0,99}(yes|no)\b", re.IGNORECASE)
 _CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
-_WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes as they were shown
+_WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes with their tags
 _SEARCH = re.compile(r"[\s*`#>-]{0,9}search[\s*`]{0,3}:", re.IGNORECASE)
 _MAY_SEARCH = re.compile(r"[\s*`#>-]{0,9}(?:s(?:e(?:a(?:r(?:ch?)?)?)?)?)?[\s*`]{0,3}\Z", re.IGNORECASE)
 _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
@@ -28,22 +28,22 @@ _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A structured reply: the two gates and the candidate memory between them."""
+    """A structured reply: the candidate memory and the two gates."""
 
     check: bool
     """The update gate: the blocks help."""
     update: str
-    """The candidate memory; empty only where `check` is false."""
+    """The candidate memory; empty only if `check` is false."""
     end: bool
-    """The exit gate: enough is known."""
+    """The exit gate: the notes suffice."""
 
 
 def parse_reply(text: str) -> Reply | None:
-    """The structured reply in what the model wrote, or None where it cannot be told.
+    """The structured reply in a model's text, or None if it is unclear.
 
-    Case, blanks, fences around the whole, missing thoughts, a missing `<next>` and a last tag left open are forgiven.
-    Nothing inside thoughts counts, nor do tags inside the candidate memory. None where no check is given, or the check
-    is yes and no memory follows.
+    Case, blanks, a code fence around the whole, missing thoughts, a missing `<next>` and an unclosed last tag are
+    accepted. Text inside thoughts is ignored, and so are tags inside the candidate memory. None if there is no check,
+    or the check is yes and no memory follows.
     """
     if fenced := _FENCED.match(text):
         text = _FENCE_END.sub("", fenced[1])
@@ -51,7 +51,7 @@ def parse_reply(text: str) -> Reply | None:
 
 
 def parse_step_reply(text: str, *, structured: bool) -> Reply | None:
-    """What a step's reply says, or None where it cannot be told; an unstructured one is the new memory itself."""
+    """The parsed reply of a step, or None if it is unclear; an unstructured reply is the new memory itself."""
     if structured:
         return parse_reply(text)
     notes = without_thinking(text)
@@ -59,22 +59,22 @@ def parse_step_reply(text: str, *, structured: bool) -> Reply | None:
 
 
 def without_thinking(text: str) -> str:
-    """A whole reply without the thoughts before it; empty where it ends within them."""
+    """A whole reply without the thoughts at its beginning; empty if it ends inside them."""
     rest = text[_after_thoughts(text) :].strip()
     return "" if (tag := _TAG.match(rest)) and _name(tag) == "think" else rest
 
 
 def ends_untagged_thinking(text: str) -> bool:
-    """Whether a thought ends in the reply that never began: some servers swallow the opening tag."""
+    """Whether the reply closes a thought that it never opened: some servers remove the opening tag."""
     names = [_name(tag) for tag in _TAG.finditer(text)]
     return names.count("/think") > names.count("think")
 
 
 class ThinkingFilter:
-    """A streamed answer without the thinking section before it.
+    """A streamed answer without the thinking section at its beginning.
 
     Args:
-        hold: The model is known to end thoughts that never began; nothing is passed on until one has ended.
+        hold: The model is known to close thoughts that it never opened; nothing is passed on until one is closed.
     """
 
     def __init__(self, *, hold: bool) -> None:
@@ -82,15 +82,15 @@ class ThinkingFilter:
         self._start = ""
         self._end = ""
         self._hold = hold
-        self._speaking = False
-        self._spoke = False
+        self._answering = False
+        self._started = False
 
     def feed(self, piece: str) -> str:
-        """What can be passed on after this piece."""
+        """The text that can be passed on after this piece."""
         self._pieces.append(piece)
-        if self._speaking:
+        if self._answering:
             return self._passed(piece)
-        # Only the first and the last characters are looked at, so that a long thought is not read again and again.
+        # Only the first and the last characters are checked, so that a long thought is not scanned again and again.
         if len(self._start) < _LONGEST_TAG:
             self._start = (self._start + piece).lstrip()[:_LONGEST_TAG]
         recent = self._end + piece
@@ -100,83 +100,83 @@ class ThinkingFilter:
         elif self._hold or not self._start or _MAY_THINK.match(self._start):
             return ""
         else:
-            start = self.heard.lstrip()
-        self._speaking = True
+            start = self.full_text.lstrip()
+        self._answering = True
         return self._passed(start)
 
     @property
-    def heard(self) -> str:
-        """All that was said so far, thoughts too."""
+    def full_text(self) -> str:
+        """All text so far, thoughts included."""
         return "".join(self._pieces)
 
     def rest(self) -> str:
-        """What was kept back and turned out to be no thought.
+        """The text that was held back and is not a thought.
 
         Raises:
-            ReaderError: Nothing was said at all.
+            ReaderError: The reply is empty.
         """
-        held = "" if self._speaking else self._passed(without_thinking(self.heard))
-        if not self._spoke:
+        held = "" if self._answering else self._passed(without_thinking(self.full_text))
+        if not self._started:
             raise ReaderError("the chat model gave an empty answer")
         return held
 
     def _passed(self, text: str) -> str:
-        text = text if self._spoke else text.lstrip()
-        self._spoke = self._spoke or bool(text)
+        text = text if self._started else text.lstrip()
+        self._started = self._started or bool(text)
         return text
 
 
 class AnswerFilter:
-    """What of a streamed answer is meant to be heard, and what the model asks for instead of answering.
+    """The part of a streamed answer to show, and what the model asks for instead of answering.
 
-    A reply whose first line is `SEARCH: ...` asks back. That line is never passed on. Where the model may not ask, it
-    is reported as what is missing, unless an answer follows it.
+    A reply whose first line is `SEARCH: ...` is a request. That line is never passed on. If the model may not ask, it
+    is reported as missing information, unless an answer follows it.
 
     Args:
-        hold: As of `ThinkingFilter`.
-        from_blocks: The answer is written from blocks, so a first line of that form is looked for.
-        may_ask: The model may ask back.
+        hold: As in `ThinkingFilter`.
+        from_blocks: The answer is written from blocks, so the first line may be a request.
+        may_ask: The model may ask for missing facts.
     """
 
     def __init__(self, *, hold: bool, from_blocks: bool, may_ask: bool) -> None:
-        self._spoken = ThinkingFilter(hold=hold)
+        self._thinking = ThinkingFilter(hold=hold)
         self._may_ask = may_ask
         self._first: str | None = "" if from_blocks else None
         self._missing = ""
         self._wrote = False
 
     @property
-    def heard(self) -> str:
-        """All that the model said."""
-        return self._spoken.heard
+    def full_text(self) -> str:
+        """All text of the model."""
+        return self._thinking.full_text
 
     @property
     def request(self) -> str:
-        """What the model asks for; empty where it answers, or where that is not clear yet."""
+        """What the model asks for; empty if it answers, or as long as that is unclear."""
         return self._missing if self._may_ask else ""
 
     def feed(self, piece: str) -> str:
-        """What can be passed on after this piece."""
-        text = self._spoken.feed(piece)
+        """The text that can be passed on after this piece."""
+        text = self._thinking.feed(piece)
         return "" if self.request else self._passed(text, last=False)
 
     def rest(self) -> str:
-        """What was kept back and is passed on at the end.
+        """The text that was held back and is passed on at the end.
 
         Raises:
-            ReaderError: Nothing was said at all.
+            ReaderError: The reply is empty.
         """
         if self.request:
             return ""
-        held = self._passed(self._spoken.rest(), last=True)
+        held = self._passed(self._thinking.rest(), last=True)
         if self.request or held or self._wrote:
             return held
         if not self._missing:
             raise ReaderError("the chat model gave an empty answer")
         return f"The documents found do not say: {self._missing}"
 
-    def asked(self) -> Iterator[Request]:
-        """The request, where there is one."""
+    def requests(self) -> Iterator[Request]:
+        """The request, if there is one."""
         if self.request:
             yield Request(text=unescaped(self.request))
 
@@ -188,19 +188,19 @@ class AnswerFilter:
         self._wrote = self._wrote or bool(text)
         return text
 
-    def _after_first_line(self, said: str, *, last: bool) -> str:
-        """What follows the form, or all of it where there is none; nothing as long as that is not clear."""
-        if not (_MAY_SEARCH.match(said) or _SEARCH.match(said)):
+    def _after_first_line(self, text: str, *, last: bool) -> str:
+        """The text after the request line, or all of it if there is none; empty as long as that is unclear."""
+        if not (_MAY_SEARCH.match(text) or _SEARCH.match(text)):
             self._first = None
-            return said
-        line, ended, rest = said.lstrip().partition("\n")
+            return text
+        line, ended, rest = text.lstrip().partition("\n")
         if not (ended or last or len(line) > 2 * LONGEST_REQUEST):
             return ""
         self._first = None
-        asked = _SEARCH.match(line)
-        if asked is None:
-            return said
-        self._missing = " ".join(line[asked.end() :].split())[:LONGEST_REQUEST].strip("*`()<> ")
+        match = _SEARCH.match(line)
+        if match is None:
+            return text
+        self._missing = " ".join(line[match.end() :].split())[:LONGEST_REQUEST].strip("*`()<> ")
         return "" if self.request else rest
 
 
@@ -209,7 +209,7 @@ def _name(tag: re.Match[str]) -> str:
 
 
 def _after_thoughts(text: str) -> int:
-    """Offset after the last thought that ended; 0 where none did."""
+    """Offset after the last closed thought; 0 if there is none."""
     return max((tag.end() for tag in _TAG.finditer(text) if _name(tag) == "/think"), default=0)
 
 
@@ -239,7 +239,7 @@ def _parse_parts(text: str) -> Reply | None:
 
 
 def _update_span(tags: list[re.Match[str]], end: int) -> tuple[int, int]:
-    """Where the candidate memory stands: to its last closing tag, else to the next part or the end of the text."""
+    """The span of the candidate memory: to its last closing tag, else to the next part or the end of the text."""
     opened = next((tag.end() for tag in tags if _name(tag) == "update"), None)
     if opened is None:
         return 0, 0

@@ -1,4 +1,4 @@
-"""A reader, and a writer that writes the answer from the recalled blocks."""
+"""A reader combined with a separate writer, which writes the answer from the recalled blocks."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from compmem.schema import MemoryBlock, Reader, Reading, Request, ScoringReader,
 
 @dataclass(frozen=True, slots=True)
 class ReaderWithWriter:
-    """A reader whose answers somebody else writes."""
+    """A reader whose answers another object writes."""
 
     reader: Reader
     writer: Writer
@@ -19,17 +19,17 @@ class ReaderWithWriter:
         return isinstance(self.reader, ScoringReader) and self.reader.can_score
 
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """What the reader thinks of the blocks before it reads them, if it can tell."""
+        """The reader's scores of the blocks before it reads them; None if it cannot score them."""
         return self.reader.score_blocks(question, memory, blocks) if isinstance(self.reader, ScoringReader) else None
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
-        """What the reader makes of the blocks."""
+        """The reader's result for the blocks."""
         return self.reader.read(question, memory, blocks, **second)
 
     async def aread(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
     ) -> Reading:
-        """What the reader makes of the blocks."""
+        """The reader's result for the blocks."""
         return await self.reader.aread(question, memory, blocks, **second)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:

@@ -1,7 +1,7 @@
-"""The first stage: dense, lexical and link signals propose the blocks that the gate is to look at.
+"""The first stage: dense, lexical and link signals propose candidate blocks for the gate.
 
-Each signal is asked again with every new working memory: the vectors of question and memory together, the question's
-terms that the memory does not cover yet, and the names that the memory holds.
+Each signal is queried again with every new working memory: the joint vectors of question and memory, the question's
+terms that the memory does not cover yet, and the names in the memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,47 +18,47 @@ from compmem.retrieval.vector_search import DenseSearch
 from compmem.text.tokenize import NameKind
 
 JOINT_LINES = 4
-"""Memory lines, the newest, whose joint vector with the question is searched."""
+"""The newest memory lines, whose joint vectors with the question are searched."""
 
 PER_NAME = 30
-"""Blocks proposed for one name that the question or the memory holds."""
+"""Blocks proposed for one name in the question or the memory."""
 
 PER_MENTION = 15
-"""Blocks proposed because their text holds such a name."""
+"""Blocks proposed because their text contains such a name."""
 
 RANKED = 100
-"""Blocks in each ranking by the question alone, from which the gate learns where a block stands."""
+"""Blocks in each ranking by the question alone; the gate uses these ranks."""
 
 BESIDE_FROM = 20_000
-"""Blocks from which the dense and the lexical signals are asked side by side."""
+"""Number of blocks from which the dense and the lexical signals run in parallel."""
 
 
 class Words(Lexicon, Protocol):
-    """What proposes blocks by their words: a snapshot, or what a filter leaves of it."""
+    """Proposes blocks by their words: a snapshot, or the filtered part of one."""
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms with their BM25 score, best first."""
+        """Blocks that contain any of these terms, with their BM25 score, best first."""
         ...
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, in document order."""
+        """Blocks that contain these words in sequence, in document order."""
         ...
 
     def named(self, names: Sequence[str], per_name: int = ...) -> Mapping[str, Sequence[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first."""
+        """The blocks with each name in title, headings or defined terms, titles first."""
         ...
 
 
 @dataclass(slots=True)
 class FirstStage:
-    """What proposes blocks for one question: every signal asked with the view of question and working memory."""
+    """Proposes blocks for one question: queries every signal with the state of question and working memory."""
 
     analyzer: QueryAnalyzer
     lexicon: Words
     """The words and names of the blocks that may be candidates."""
     dense: DenseSearch | None
     admitted: NDArray[np.int64] | None
-    """Numbers of the blocks that a filter admits; None where every block may be a candidate."""
+    """Numbers of the blocks that the filter admits; None if there is no filter."""
     per_signal: int
     links: bool = True
     _depth: int = RANKED
@@ -75,27 +75,27 @@ class FirstStage:
         return self._nearest[:k]
 
     def bm25(self, k: int = RANKED) -> list[tuple[int, float]]:
-        """The k blocks that hold the question's terms best and their BM25 scores, best first."""
+        """The k blocks with the highest BM25 scores for the question, with scores, best first."""
         if self._bm25 is None or self._depth < k:
             self._depth = max(k, self._depth)
             self._bm25 = self._lexical(list(self.analyzer.analyze("").weights), self._depth)
         return self._bm25[:k]
 
     def search_ranks(self, blocks: Sequence[int]) -> SearchRanks:
-        """Where the searches for the question alone put these blocks."""
+        """The ranks of these blocks in the searches for the question alone."""
         return SearchRanks.from_rankings(blocks, self.nearest(), self.bm25())
 
     def propose(self, memory: str) -> list[int]:
-        """Numbers of the blocks that may bear on the question, each once, the strongest signal first."""
+        """Numbers of candidate blocks, each once, the strongest signal first."""
         view = self.analyzer.analyze(memory)
         if len(self.lexicon) < BESIDE_FROM:
-            near, told, linked = self._dense_signals(view), self._lexical_signals(view), self._name_links(view)
-        else:  # SQLite and matrix products both let go of the interpreter, so they run side by side
+            near, lexical, linked = self._dense_signals(view), self._lexical_signals(view), self._name_links(view)
+        else:  # SQLite and matrix products both release the GIL, so they run in parallel
             with ThreadPoolExecutor(max_workers=1) as beside:
                 waiting = beside.submit(self._dense_signals, view)
-                told, linked = self._lexical_signals(view), self._name_links(view)
+                lexical, linked = self._lexical_signals(view), self._name_links(view)
                 near = waiting.result()
-        signals = [near[0], told[0], *near[1:], *told[1:], linked]
+        signals = [near[0], lexical[0], *near[1:], *lexical[1:], linked]
         return list(dict.fromkeys(n for signal in signals for n in signal))
 
     def _dense_signals(self, view: QueryState) -> list[list[int]]:
@@ -111,7 +111,7 @@ class FirstStage:
         return [self._nearest[: self.per_signal], *(row[: self.per_signal // 2] for row in found)]
 
     def _lexical_signals(self, view: QueryState) -> list[list[int]]:
-        """The blocks that hold the question's terms best; what is missing of them; that and a newest line's names."""
+        """The best blocks by BM25 for the question, for its missing terms, and for these with each line's names."""
         found = [[n for n, _ in self.bm25(max(RANKED, self.per_signal))[: self.per_signal]]]
         if view.lines:
             missing = [t for t in view.weights if t not in view.covered]
@@ -123,11 +123,11 @@ class FirstStage:
         return self.lexicon.lexical(terms, k) if terms else []
 
     def _name_links(self, view: QueryState) -> list[int]:
-        """Blocks that answer to a name which the question or the memory holds, then blocks that mention it."""
+        """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
         if not self.links:
             return []
-        told = {m.name: m for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5}
-        names = list(dict.fromkeys([*view.names, *told]))
+        memory_names = {m.name: m for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5}
+        names = list(dict.fromkeys([*view.names, *memory_names]))
         found: list[int] = []
         for blocks in self.lexicon.named(names, PER_NAME).values():
             found += [n for n, _ in blocks]

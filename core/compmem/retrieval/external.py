@@ -1,8 +1,8 @@
-"""The first stage over somebody else's retriever: it is asked in words, and what it brings is all there is to look at.
+"""The first stage over an external retriever: it is queried with texts, and its results are the only candidates.
 
-It is asked with the question and the names in it, then with each new line of the working memory: question and line
-together, the line's names with what is still missing of the question, and each of the names. Terms are weighed, and
-names known, by what the question has brought so far.
+It is queried with the question and the names in it, then with each new line of the working memory: question and line
+together, the line's names with the terms that are still missing, and each of the names. Term weights and known names
+come from the results so far.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,35 +13,35 @@ from compmem.retrieval.query import QueryState
 from compmem.text.tokenize import capital_runs, content_terms, name, terms, words
 
 MOST_NAMES = 4
-"""Names in a question or a line that are asked for."""
+"""Names in a question or a line that are queried."""
 
 PER_NAME = 10
-"""Documents that are asked for by a name, at most."""
+"""Most documents to request for a name."""
 
 Ask = Callable[[Mapping[str, int]], list[list[int]]]
-"""Asks the retriever each text, for so many documents, and adds what it brings to the lexicon: the numbers of the
-blocks, best first."""
+"""Queries the retriever with each text, for a number of documents each, and adds the results to the lexicon; returns
+the numbers of the blocks, best first."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RetrievedStage(FirstStage):
-    """Proposes what a retriever brings, and of all that it has brought what words and links point to."""
+    """Proposes the retriever's results, and earlier results that words and links point to."""
 
     ask: Ask
     depth: int
-    """Documents that are asked for by the question; for question and line together, half of them."""
+    """Documents to request for the question; half as many for question and line together."""
     _rankings: dict[str, list[int]] = field(default_factory=dict)
-    """What the retriever brought for each text; none is asked twice."""
+    """The results of the retriever for each text; no text is queried twice."""
     _joint: list[str] = field(default_factory=list)
     _narrow: list[str] = field(default_factory=list)
 
     def propose(self, memory: str) -> list[int]:
-        """Numbers of the blocks that may bear on the question, each once, the strongest signal first."""
+        """Numbers of candidate blocks, each once, the strongest signal first."""
         self.retrieve(memory)
         return FirstStage.propose(self, memory)
 
     def retrieve(self, memory: str) -> None:
-        """Asks the retriever what it was not asked before, for the question and the newest lines of the memory."""
+        """Sends the retriever new queries for the question and the newest lines of the memory."""
         question = self.analyzer.question
         lines = [line for line in memory.split("\n") if line.strip()][-JOINT_LINES:]
         self._joint = [question, *(f"{question} {line}" for line in lines)]
@@ -59,7 +59,7 @@ class RetrievedStage(FirstStage):
             self.analyzer.renew()
 
     def nearest(self, k: int = RANKED) -> list[int]:
-        """The first k blocks that the retriever brought for the question."""
+        """The first k blocks among the retriever's results for the question."""
         return (self._nearest or [])[:k]
 
     def _dense_signals(self, view: QueryState) -> list[list[int]]:
@@ -73,7 +73,7 @@ class RetrievedStage(FirstStage):
 
 
 def _narrow(question: str, lines: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The names in question and lines, and those of each line beside the question's words that are still missing."""
+    """The names in question and lines, and the names of each line with the question's missing words."""
     asked = [*capital_runs(question)[:MOST_NAMES]]
     covered, wanted = frozenset(known), frozenset(content_terms(question))
     missing = [w for w in words(question) if any(t in wanted and t not in covered for t in terms(w))]

@@ -1,4 +1,4 @@
-"""A question and a working memory taken apart once, for the first stage, the gate and the extractive reader."""
+"""A question and a working memory, analysed once for the first stage, the gate and the extractive reader."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,67 +11,67 @@ from compmem.schema import Encoder, Vectors
 from compmem.text.tokenize import (
     STOPWORDS,
     Mention,
+    capitalised_names,
     content_terms,
     mentions,
     name,
     possible_names,
     root,
-    spoken_names,
     terms,
     words,
 )
 
 LINES = 12
-"""Lines of working memory that are compared one by one, the newest."""
+"""The newest lines of working memory, which are compared one by one."""
 
 
 LEAST_BLOCKS = 1000
-"""A smaller index weighs terms as if it had so many blocks: a word that both of two hold is still no stopword."""
+"""Least number of blocks for term weights: in a smaller index, a word that is in both of two blocks is no stopword."""
 
 
 class Lexicon(Protocol):
-    """What the store knows of words: how many blocks hold a term, which blocks answer to a name."""
+    """Word statistics of the store: how many blocks contain a term, which blocks have a name."""
 
     def __len__(self) -> int:
         """Live blocks."""
         ...
 
     def document_frequency(self, terms: Sequence[str]) -> Mapping[str, int]:
-        """Blocks that hold each term."""
+        """Number of blocks that contain each term."""
         ...
 
     def named(self, names: Sequence[str]) -> Mapping[str, Sequence[object]]:
-        """Blocks that answer to each name; absent where there is none."""
+        """Blocks with each name in title, headings or defined terms; names without blocks are left out."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryLine:
-    """One line of the working memory as the gate sees it."""
+    """One line of the working memory for the gate."""
 
     mentions: Mapping[str, Mention]
     terms: frozenset[str]
-    bearing: float
+    coverage: float
     """Share of the question's weight that the line covers."""
-    spoken: Mapping[str, Mention]
-    """Runs of capitalised words that the question does not hold, known or not."""
+    capitalised: Mapping[str, Mention]
+    """Runs of capitalised words that are not in the question, known or not."""
     fresh: Mapping[str, float]
-    """Inverse document frequency of the line's terms that the question does not hold."""
+    """Inverse document frequency of the line's terms that are not in the question."""
     capitals: Mapping[str, float]
-    """Those of them that are capitalised."""
+    """Those of these terms that are capitalised."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryState:
-    """A question and a working memory, taken apart once and compared with many blocks."""
+    """A question and a working memory, analysed once and compared with many blocks."""
 
     weights: Mapping[str, float]
     """Inverse document frequency of the question's terms, in [0, 1]."""
     roots: Mapping[str, float]
-    """Weight of the roots of the question's words."""
+    """Weight of the stems of the question's words."""
     names: Mapping[str, Mention]
     """Known names in the question."""
-    spoken: Mapping[str, Mention]
+    capitalised: Mapping[str, Mention]
     """Runs of capitalised words in the question, known or not."""
     covered: frozenset[str]
     """Question terms that the working memory already covers."""
@@ -81,7 +81,7 @@ class QueryState:
     joint: Vectors
     """Question and one memory line each, `[lines, dim]`."""
     shared: Mapping[str, int]
-    """How many blocks answer to a name."""
+    """How many blocks have a name."""
     rarity: Mapping[str, float]
     """Inverse document frequency of the words of names."""
     read: int
@@ -90,7 +90,7 @@ class QueryState:
 
 @dataclass(slots=True)
 class QueryAnalyzer:
-    """Makes the views of one question, encoding each new memory line once."""
+    """Analyses one question with each working memory, and encodes each new memory line once."""
 
     question: str
     encoder: Encoder
@@ -101,13 +101,13 @@ class QueryAnalyzer:
     _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
 
     def analyze(self, memory: str) -> QueryState:
-        """The question and this working memory, taken apart; the first stage, the gate and the reader share it."""
+        """The analysed question and working memory, shared by the first stage, the gate and the reader."""
         if memory not in self._views:
             self._views[memory] = self._view(memory)
         return self._views[memory]
 
     def renew(self) -> None:
-        """Forgets what was looked up in the lexicon, which holds more blocks now; vectors are kept."""
+        """Drops cached lookups after blocks were added to the lexicon; vectors stay cached."""
         self._views.clear()
         self._names.clear()
 
@@ -118,8 +118,8 @@ class QueryAnalyzer:
         total = len(self.lexicon)
         weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
         known = self._known([self.question, *lines])
-        capitalised = self._spoken(self.question)
-        rarity = self._rarity([*known, *capitalised, *(n for line in lines for n in self._spoken(line))])
+        capitalised = self._capitalised_names(self.question)
+        rarity = self._rarity([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
         parts = self._lines(lines, known, weights)
         everything = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
         vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
@@ -127,7 +127,7 @@ class QueryAnalyzer:
             weights=weights,
             roots=self._roots(weights),
             names={m.name: m for m in mentions(self.question, known)},
-            spoken=capitalised,
+            capitalised=capitalised,
             covered=frozenset(weights) & everything,
             lines=parts,
             question=vectors[0],
@@ -151,16 +151,16 @@ class QueryAnalyzer:
         return {w: _idf(seen.get(stem, 0), len(self.lexicon)) for w, stem in stems.items()}
 
     def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
-        """The names of blocks that these texts hold, or may hold; each is looked up once."""
+        """The names of blocks that these texts contain, or may contain; each is looked up once."""
         possible = dict.fromkeys(n for text in texts for n in possible_names(text))
         new = [n for n in possible if n not in self._names]
         found = self.lexicon.named(new)
         self._names.update((n, found.get(n, ())) for n in new)
         return {n: blocks for n in possible if (blocks := self._names[n])}
 
-    def _spoken(self, text: str) -> dict[str, Mention]:
+    def _capitalised_names(self, text: str) -> dict[str, Mention]:
         if text not in self._capitalised:
-            self._capitalised[text] = {m.name: m for m in spoken_names(text)}
+            self._capitalised[text] = {m.name: m for m in capitalised_names(text)}
         return self._capitalised[text]
 
     def _lines(
@@ -174,16 +174,16 @@ class QueryAnalyzer:
         out = []
         for line in lines:
             held = frozenset(terms(line))
-            spoken = {n: m for n, m in self._spoken(line).items() if f" {n} " not in spaced}
+            capitalised = {n: m for n, m in self._capitalised_names(line).items() if f" {n} " not in spaced}
             fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in content[line]}
             out.append(
                 MemoryLine(
                     mentions={m.name: m for m in mentions(line, known)},
                     terms=held,
-                    bearing=sum(w for t, w in weights.items() if t in held) / total,
-                    spoken=spoken,
+                    coverage=sum(w for t, w in weights.items() if t in held) / total,
+                    capitalised=capitalised,
                     fresh=fresh,
-                    capitals={t: fresh[t] for n in spoken for t in terms(n) if t in fresh},
+                    capitals={t: fresh[t] for n in capitalised for t in terms(n) if t in fresh},
                 )
             )
         return tuple(out)
@@ -197,6 +197,6 @@ class QueryAnalyzer:
 
 
 def _idf(frequency: int, blocks: int) -> float:
-    """Inverse document frequency as a share of a unique term's, so that it means the same in an index of any size."""
+    """Inverse document frequency divided by that of a unique term, so that it is comparable between index sizes."""
     total = max(blocks, LEAST_BLOCKS)
     return math.log1p((total - frequency + 0.5) / (frequency + 0.5)) / math.log1p((total + 0.5) / 0.5)

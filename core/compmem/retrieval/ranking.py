@@ -1,4 +1,4 @@
-"""Rankings of blocks: how two are fused, and where each block stands in them."""
+"""Rankings of blocks: fusion, and the ranks of blocks in several rankings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ FUSION: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class SearchRanks:
-    """Where the searches for the question alone put each block, `[blocks]` each."""
+    """Ranks of blocks in the searches for the question alone, `[blocks]` each."""
 
     dense: NDArray[np.int64]
-    """Rank by the chunk's vector, from 1; 0 where the search did not return the block."""
+    """Rank by the chunk's vector, from 1; 0 if the search did not return the block."""
     bm25: NDArray[np.int64]
-    """Rank by BM25, from 1; 0 where the search did not return the block."""
+    """Rank by BM25, from 1; 0 if the search did not return the block."""
     score: Vectors
-    """BM25 score; 0 where the search did not return the block."""
+    """BM25 score; 0 if the search did not return the block."""
 
     @classmethod
     def from_rankings(
         cls, blocks: Sequence[int], dense: Sequence[int], bm25: Sequence[tuple[int, float]]
     ) -> "SearchRanks":
-        """The standing of these blocks in two rankings, best first."""
+        """The ranks of these blocks in two rankings, best first."""
         near = {n: rank for rank, n in enumerate(dense, 1)}
         worded = {n: (rank, score) for rank, (n, score) in enumerate(bm25, 1)}
         found = [worded.get(n, (0, 0.0)) for n in blocks]
@@ -39,12 +39,12 @@ class SearchRanks:
         )
 
     def take(self, rows: NDArray[np.int64]) -> "SearchRanks":
-        """The standing of these blocks, in this order; a block may be named more than once."""
+        """The ranks of these blocks, in this order; a block may occur more than once."""
         return SearchRanks(self.dense[rows], self.bm25[rows], self.score[rows])
 
 
 def fuse(rankings: Sequence[Sequence[int]]) -> dict[int, float]:
-    """The score of each number by reciprocal-rank fusion, best first, in [0, 1]: 1 where every ranking has it first."""
+    """The score of each number by reciprocal-rank fusion, best first, in [0, 1]: 1 if it is first in every ranking."""
     scores: dict[int, float] = {}
     best = len(rankings) / (FUSION + 1)
     for ranking in rankings:
@@ -54,7 +54,7 @@ def fuse(rankings: Sequence[Sequence[int]]) -> dict[int, float]:
 
 
 def rank_of(values: Vectors) -> NDArray[np.int64]:
-    """Rank of each value from 0, the highest first; equal values share the best of their ranks."""
+    """Rank of each value from 0, the highest first; equal values get the best of their ranks."""
     order = np.argsort(-values, kind="stable")
     falls = np.concatenate([[True], np.diff(values[order]) != 0])
     shared = np.maximum.accumulate(np.where(falls, np.arange(len(values)), 0))
@@ -64,5 +64,5 @@ def rank_of(values: Vectors) -> NDArray[np.int64]:
 
 
 def reciprocal(rank: NDArray[np.int64], offset: int = 0) -> NDArray[np.float64]:
-    """`1 / (offset + rank)` of ranks from 1; 0 where the rank is 0."""
+    """`1 / (offset + rank)` of ranks from 1; 0 for rank 0."""
     return np.where(rank > 0, 1 / np.maximum(offset + rank, 1), 0.0)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAISS_FROM = 200_000
-"""Blocks from which `auto` takes FAISS where it is installed."""
+"""Number of blocks from which `auto` uses FAISS if it is installed."""
 
 DEVICE_SHARE = 0.5
-"""Most of a device's free memory that the vectors may take."""
+"""Largest share of a device's free memory that the vectors may take."""
 
 
 class DenseSearch(Protocol):
@@ -35,7 +35,7 @@ class DenseSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExactSearch:
-    """Matrix products over the memory-mapped vectors on the CPU, a slice at a time."""
+    """Matrix products over memory-mapped vectors on the CPU, one slice at a time."""
 
     vectors: "ChunkVectors"
     slice_rows: int = 512
@@ -55,11 +55,11 @@ class ExactSearch:
         scores = np.empty((len(vectors), len(queries)), np.float32)
         floats = np.empty((self.slice_rows, vectors.dim), np.float32)
         for start in range(0, len(scores), self.slice_rows):
-            # Slices that stay in the cache: bytes become floats there in one pass, not in memory.
+            # Slices fit in the CPU cache, where bytes are converted to floats without a pass over main memory.
             values, scales = vectors.stored(start, start + self.slice_rows)
             held, part = floats[: len(values)], scores[start : start + len(values)]
             np.copyto(held, values)
-            np.matmul(held, asked, out=part)  # for a few queries a third faster than torch
+            np.matmul(held, asked, out=part)  # a third faster than torch for a few queries
             if scales is not None:
                 part *= scales[:, None]
         return scores
@@ -67,7 +67,7 @@ class ExactSearch:
 
 @dataclass(frozen=True, slots=True)
 class ShardedSearch:
-    """Asks the search of each shard, side by side, and puts together what is nearest of all."""
+    """Searches all shards in parallel and merges the nearest blocks."""
 
     vectors: "Sequence[ChunkVectors]"
     searches: Sequence[DenseSearch]
@@ -89,7 +89,7 @@ class ShardedSearch:
 
 
 class DeviceSearch:
-    """Matrix products on a device that holds the vectors: a question copies its own vectors there and numbers back."""
+    """Matrix products on a device that stores the vectors; a query copies only its vectors there and numbers back."""
 
     def __init__(self, vectors: "ChunkVectors", device: torch.device) -> None:
         self._numbers = vectors.numbers
@@ -157,22 +157,21 @@ class FaissSearch:
 
 
 IVF_LEAST = 10_000
-"""Vectors below which IVF-PQ has too few to train on, and a flat index serves."""
+"""Least number of vectors to train IVF-PQ on; below, a flat index is used."""
 
 
 def dense_search(vectors: "ChunkVectors", kind: Search, device: torch.device | None = None) -> DenseSearch:
-    """The search that the settings ask for.
+    """The search that the settings name.
 
-    Exact search runs on the device where its free memory holds the vectors, and on the CPU where it does not. FAISS
-    runs on the CPU.
+    Exact search runs on the device if the vectors fit in its free memory, otherwise on the CPU. FAISS runs on the CPU.
 
     Args:
         vectors: The vectors of one snapshot.
-        kind: How to search.
+        kind: The kind of search.
         device: Where the models run. None: the CPU.
 
     Raises:
-        ImportError: A FAISS kind is asked for and FAISS is not installed.
+        ImportError: The kind is one of FAISS, which is not installed.
     """
     if kind != "exact" and (kind != "auto" or (len(vectors) >= FAISS_FROM and _has_faiss())):
         return FaissSearch(vectors, "ivf-pq" if kind == "auto" else kind)

@@ -1,4 +1,4 @@
-"""An index over HTTP: OpenAI's chat completions, recalls, answers and documents, for holders of tokens."""
+"""An index over HTTP: the OpenAI chat completions API, recall, answers and documents, protected by tokens."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from compmem.errors import CompMemError, ReaderError, StoreLockedError
 from compmem.index import MemoryIndex
 from compmem.schema import Answer, AnswerModels, AnswerToken, Event
 from compmem.serving import bodies, chat
-from compmem.serving.bodies import Asked
+from compmem.serving.bodies import QuestionRequest
 from compmem.serving.limits import BusyError, Limits, Turns
 from compmem.serving.tenancy import TenantIndex
 from compmem.serving.tokens import Tenant, Tokens
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
-"""Names under which a server without tokens may be called, so that no web page can reach it under a name of its own."""
+"""Host names accepted by a server without tokens, so that no web page can reach it under another name."""
 
 
 def create_app(
@@ -54,11 +54,11 @@ def create_app(
     """The ASGI application.
 
     Args:
-        index: What is asked. The caller closes it.
-        tokens: Who may ask. None: every caller on this machine.
+        index: The index to query. The caller closes it.
+        tokens: Who may use the server. None: every caller on this machine.
         config: How questions are answered.
-        limits: What a request may take.
-        model: The name of the one model.
+        limits: Limits of a request.
+        model: The name of the only model.
         **models: Models that read and write answers; see `AnswerModels`.
     """
     server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model, models)
@@ -78,7 +78,7 @@ def create_app(
 
 
 class _Server:
-    """The routes: each takes a request of a tenant."""
+    """The routes; each handles a request of one tenant."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class _Server:
         self._limits = limits
         self._model = model
         self._started = int(time.time())
-        self._asking = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
+        self._questions = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
         self._writing = Turns(1, limits.waiting, limits.wait_seconds)
 
     def route(
         self, handle: Callable[[Request, TenantIndex], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """A handler that lets in who holds a token, and turns what is raised into a status code."""
+        """A handler that checks the token and turns exceptions into status codes."""
 
         async def handled(request: Request) -> Response:
             tenant = Tenant() if self._tokens is None else self._tokens.holder(request.headers.get("authorization"))
@@ -122,7 +122,7 @@ class _Server:
             except ValueError as error:
                 raise HTTPException(400, str(error)) from error
             except ClientDisconnect:
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=499)  # the client has disconnected
 
         return handled
 
@@ -136,12 +136,12 @@ class _Server:
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request, mine: TenantIndex) -> Response:
-        """The one model."""
+        """The list of models."""
         return JSONResponse(chat.models(self._model, self._started))
 
     async def completions(self, request: Request, mine: TenantIndex) -> Response:
         """A chat completion."""
-        asked = bodies.asked_in_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
+        asked = bodies.parse_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
         reply = chat.Completion(self._model)
         events = self._events(asked, mine)
         if asked.stream:
@@ -149,8 +149,8 @@ class _Server:
         return JSONResponse(reply.whole(await _while_connected(request, _answer_of(events))))
 
     async def answer(self, request: Request, mine: TenantIndex) -> Response:
-        """An answer with everything that is known of how it was reached."""
-        asked = bodies.asked(await bodies.json_of(request, self._limits), self._limits)
+        """An answer with its steps, sources and usage."""
+        asked = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
         events = self._events(asked, mine)
         if asked.stream:
             return await self._stream(request, events, _named_pieces)
@@ -158,10 +158,10 @@ class _Server:
 
     async def recall(self, request: Request, mine: TenantIndex) -> Response:
         """The blocks that a question needs."""
-        asked = bodies.asked(await bodies.json_of(request, self._limits), self._limits)
+        asked = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
 
         async def found() -> list[dict[str, Any]]:
-            async with self._asking.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
+            async with self._questions.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
                 recalls = await self._index.arecall(
                     asked.question, asked.k, min_score=asked.min_score,
                     filter=mine.tenant.filter(asked.filter), config=self._config,
@@ -171,11 +171,11 @@ class _Server:
         return JSONResponse({"recalls": await _while_connected(request, found())})
 
     async def documents(self, request: Request, mine: TenantIndex) -> Response:
-        """The documents without their texts, a page at a time."""
+        """The documents without their texts, one page at a time."""
         offset = request.query_params.get("offset", "0")
         if not offset.isdecimal() or len(offset) > 12:
             raise HTTPException(400, "'offset' must be a whole number")
-        async with self._asking.turn():
+        async with self._questions.turn():
             found = await in_thread(mine.documents)
         page = found[int(offset) : int(offset) + self._limits.documents]
         listed = [
@@ -185,10 +185,10 @@ class _Server:
         return JSONResponse({"documents": listed, "total": len(found)})
 
     async def add(self, request: Request, mine: TenantIndex) -> Response:
-        """Adds documents; those that are known cost nothing."""
+        """Adds documents; unchanged ones cost nothing."""
         _may_write(mine.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
-        async with self._writing.turn():  # an addition that has begun is finished, whether or not the client waits
+        async with self._writing.turn():  # once begun, adding is finished even if the client disconnects
             added = await in_thread(mine.add, given)
         return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
 
@@ -201,9 +201,9 @@ class _Server:
             raise HTTPException(404, "there is no document of this id")
         return JSONResponse({"deleted": 1})
 
-    async def _events(self, asked: Asked, mine: TenantIndex) -> AsyncGenerator[Event, None]:
-        """What answers a question, once it is its turn; closing it stops the work."""
-        async with self._asking.turn():
+    async def _events(self, asked: QuestionRequest, mine: TenantIndex) -> AsyncGenerator[Event, None]:
+        """The events that answer a question, once it is its turn; closing the generator stops the work."""
+        async with self._questions.turn():
             filter = mine.tenant.filter(asked.filter)
             deadline = time.monotonic() + 2 * self._limits.answer_seconds
             async with aclosing(
@@ -221,7 +221,7 @@ class _Server:
         events: AsyncGenerator[Event, None],
         as_pieces: Callable[[AsyncIterator[Event]], AsyncIterator[Any]],
     ) -> Response:
-        """A stream that begins with the first event, so that what fails before has its status code."""
+        """A stream that starts with the first event, so that an earlier failure has its own status code."""
         try:
             first = await _while_connected(request, anext(events))
         except BaseException:
@@ -232,7 +232,7 @@ class _Server:
 
 
 class _Stream(EventSourceResponse):
-    """Server-sent events; when they end, or the client is gone or too slow, the events behind them are closed."""
+    """Server-sent events; the event generator is closed when they end, or the client disconnects or is too slow."""
 
     def __init__(self, events: AsyncGenerator[Event, None], pieces: AsyncIterator[Any], *, send_timeout: float) -> None:
         super().__init__(pieces, send_timeout=send_timeout)
@@ -252,7 +252,7 @@ async def _chained(first: Event, others: AsyncIterator[Event]) -> AsyncIterator[
 
 
 async def _to_the_end(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The pieces; where making one fails, the last one says so as OpenAI's protocol does."""
+    """The pieces; a failure becomes a last piece in the OpenAI error format."""
     try:
         async for piece in pieces:
             yield piece
@@ -288,25 +288,25 @@ async def _answer_of(events: AsyncGenerator[Event, None]) -> Answer:
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work, which is cancelled when the client goes away.
+    """The result of the work, which is cancelled when the client disconnects.
 
     Raises:
-        ClientDisconnect: The client has gone away.
+        ClientDisconnect: The client has disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for each in (task, gone):
+        for each in (task, disconnected):
             each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -322,7 +322,7 @@ def _refusal(request: Request, error: Exception) -> Response:
 
 
 def _failure(request: Request, error: Exception) -> Response:
-    return _refusal(request, HTTPException(500, "the server failed; its log says why"))
+    return _refusal(request, HTTPException(500, "the server failed; see its log"))
 
 
 def _error(message: str, code: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Requests taken apart: untrusted JSON to questions and documents, or a status code that says what is wrong."""
+"""Parses requests: untrusted JSON becomes questions and documents, or an error with a status code."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ _DOCUMENT = {"id", "title", "context", "text", "metadata"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question and how it is asked."""
+class QuestionRequest:
+    """A question and its options."""
 
     question: str
     filter: Any = None
@@ -25,14 +25,14 @@ class Asked:
     k: int = 8
     min_score: float = 0.0
     include_usage: bool = False
-    """A stream ends with a piece that holds the counts of tokens."""
+    """A stream ends with a piece that contains the token counts."""
 
 
 async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
     """The JSON object in a body.
 
     Raises:
-        HTTPException: 400 no JSON object, 408 too slow, 413 too large, 415 not sent as JSON.
+        HTTPException: 400 not a JSON object, 408 too slow, 413 too large, 415 wrong content type.
     """
     # Browsers send JSON to another site only if that site allows it, which this server never does.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -44,7 +44,7 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
         async with asyncio.timeout(limits.body_seconds):
             body = await _read(request, limits.body_bytes)
     except TimeoutError as error:
-        raise HTTPException(408, f"the body did not come within {limits.body_seconds:g} seconds") from error
+        raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from error
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -67,7 +67,7 @@ def _refused(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def asked(body: Mapping[str, Any], limits: Limits) -> Asked:
+def parse_question(body: Mapping[str, Any], limits: Limits) -> QuestionRequest:
     """The question of `/recall` or `/answer`.
 
     Raises:
@@ -76,7 +76,7 @@ def asked(body: Mapping[str, Any], limits: Limits) -> Asked:
     k = _typed(body, "k", int, 8)
     if not 1 <= k <= limits.k:
         raise HTTPException(400, f"'k' must be from 1 to {limits.k}")
-    return Asked(
+    return QuestionRequest(
         question=_question(_typed(body, "question", str, ""), limits),
         filter=_typed(body, "filter", dict | list, None),
         stream=_typed(body, "stream", bool, False),
@@ -85,8 +85,8 @@ def asked(body: Mapping[str, Any], limits: Limits) -> Asked:
     )
 
 
-def asked_in_chat(body: Mapping[str, Any], model: str, limits: Limits) -> Asked:
-    """The question of a chat completion: the text of the last user's message.
+def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionRequest:
+    """The question of a chat completion: the text of the last user message.
 
     Raises:
         HTTPException: 400 a field is missing or wrong, 404 another model, 413 the question is too long.
@@ -97,8 +97,8 @@ def asked_in_chat(body: Mapping[str, Any], model: str, limits: Limits) -> Asked:
     if _typed(body, "n", int, 1) != 1:
         raise HTTPException(400, "'n' must be 1")
     options = _typed(body, "stream_options", dict, {})
-    return Asked(
-        question=_question(_last_said(_typed(body, "messages", list, [])), limits),
+    return QuestionRequest(
+        question=_question(_last_user_text(_typed(body, "messages", list, [])), limits),
         filter=_typed(body, "filter", dict | list, None),
         stream=_typed(body, "stream", bool, False),
         include_usage=_typed(options, "include_usage", bool, False),
@@ -129,20 +129,20 @@ def _document(fields: Any, number: int) -> Document:
     return Document(**texts, metadata=_typed(fields, "metadata", dict, {}, where))
 
 
-def _last_said(messages: list[Any]) -> str:
-    """The text of the last user's message."""
+def _last_user_text(messages: list[Any]) -> str:
+    """The text of the last user message."""
     for message in reversed(messages):
         if not isinstance(message, dict):
             raise HTTPException(400, "each of 'messages' must be an object")
         if message.get("role") == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            told = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-            texts = [text for text in told if isinstance(text, str)]
+            values = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+            texts = [text for text in values if isinstance(text, str)]
             if len(texts) < len(parts):
                 raise HTTPException(400, "the content of a message must be text")
             return "\n".join(texts)
-    raise HTTPException(400, "'messages' holds no message of the user")
+    raise HTTPException(400, "'messages' has no message of the user")
 
 
 def _question(text: str, limits: Limits) -> str:
@@ -154,7 +154,7 @@ def _question(text: str, limits: Limits) -> str:
 
 
 def _typed(fields: Mapping[str, Any], name: str, kind: Any, default: Any, where: str = "") -> Any:
-    """The value under a name; null counts as missing."""
+    """The value of a field; null counts as missing."""
     value = fields.get(name)
     if value is None:
         return default

@@ -1,4 +1,4 @@
-"""OpenAI's protocol for chat completions: an answer as one object, or as pieces of a stream."""
+"""The OpenAI format of chat completions: an answer as one object, or as pieces of a stream."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from compmem.schema import Answer, AnswerToken, Event
 
 
 class Completion:
-    """One reply under one id. What OpenAI's protocol has no place for stands under `compmem`."""
+    """One reply with one id. Values that the OpenAI format does not have are under `compmem`."""
 
     def __init__(self, model: str) -> None:
         self._about = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
@@ -25,7 +25,7 @@ class Completion:
         }  # fmt: skip
 
     async def pieces(self, events: AsyncIterator[Event], *, include_usage: bool) -> AsyncIterator[str]:
-        """The reply in pieces, each the JSON of one event, and last `[DONE]`."""
+        """The reply in pieces, each the JSON of one event, with `[DONE]` at the end."""
         yield self._piece({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, AnswerToken):
@@ -48,12 +48,12 @@ class Completion:
 
 
 def models(name: str, created: int) -> dict[str, Any]:
-    """The list of the one model."""
+    """The list of the only model."""
     return {"object": "list", "data": [{"id": name, "object": "model", "created": created, "owned_by": "compmem"}]}
 
 
 def extras(answer: Answer) -> dict[str, Any]:
-    """What a chat completion holds beside the text."""
+    """The additional values of a chat completion, besides the text."""
     sources = [{**recall_json(source), "cited": source.cited} for source in answer.sources]
     return {"found": answer.found, "stop_reason": answer.stop_reason, "sources": sources}
 

@@ -1,4 +1,4 @@
-"""What one request may take, and how many are worked on at once."""
+"""Limits of a request, and of the number of requests at work at once."""
 
 import asyncio
 import os
@@ -19,21 +19,21 @@ class Limits:
     """Bytes of a request's body."""
     question_characters: int = 4000
     documents: int = 1000
-    """Documents added by one request, or listed in one answer."""
+    """Documents added by one request, or listed in one response."""
     k: int = 100
-    """Blocks in one answer of `/recall`."""
+    """Blocks in one response of `/recall`."""
     at_once: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Questions worked on at once."""
+    """Questions answered at once."""
     waiting: int = 128
-    """Questions that may wait for their turn; a further one is refused with status 503."""
+    """Questions that may wait; more are refused with status 503."""
     wait_seconds: float = 30.0
-    """Longest wait for a turn."""
+    """Longest wait of a question in seconds."""
     answer_seconds: float = 60.0
-    """After so long a question is answered with what is known, and after twice as long it is given up."""
+    """Seconds after which a question is answered with what is known; after twice as long it fails."""
     body_seconds: float = 20.0
-    """Longest time that a client may take to send a body."""
+    """Longest time in seconds for a client to send a body."""
     send_seconds: float = 20.0
-    """Longest time that a client may take to accept one piece of a stream."""
+    """Longest time in seconds for a client to accept one piece of a stream."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -43,25 +43,25 @@ class Limits:
 
 
 class BusyError(Exception):
-    """Too many are waiting, or this one has waited too long."""
+    """Too many requests are waiting, or this one has waited too long."""
 
 
 class Turns:
-    """Lets so many work at once, in the order in which they came; some may wait, further ones are refused."""
+    """A first-in first-out limit of requests at work; some may wait, more are refused."""
 
     def __init__(self, at_once: int, waiting: int, seconds: float) -> None:
         self._free = asyncio.Semaphore(at_once)
         self._most = waiting
         self._seconds = seconds
         self.waiting = 0
-        """How many wait now."""
+        """How many are waiting."""
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One turn, for the block.
+        """A turn to work, held inside the block.
 
         Raises:
-            BusyError: Too many are waiting, or it took too long.
+            BusyError: Too many are waiting, or the wait was too long.
         """
         if self._free.locked() and self.waiting >= self._most:
             raise BusyError

@@ -1,4 +1,4 @@
-"""Runs the HTTP server: uvicorn, in one process or in several over the same folder."""
+"""Runs the HTTP server: uvicorn, in one or several processes over the same folder."""
 
 import json
 import os
@@ -18,19 +18,19 @@ from compmem.serving.limits import Limits
 from compmem.serving.tokens import Tokens
 
 TOKENS: Final = "COMPMEM_TOKENS"
-"""Environment variable with the tokens, where no file is named."""
+"""Environment variable with the tokens, used if no file is given."""
 
 _SETTINGS: Final = "COMPMEM_SERVE_SETTINGS"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a server's process is told."""
+    """Settings of a server process."""
 
     index: str
     """Folder of the index."""
     tokens: str | None = None
-    """File of the tokens; see `Tokens.parse`."""
+    """File with the tokens; see `Tokens.parse`."""
     chat: Mapping[str, Any] | None = None
     """Arguments of the chat model's `Endpoint`."""
     device: str | None = None
@@ -40,7 +40,7 @@ class Settings:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serves until it is told to stop.
+    """Serves until the process is stopped.
 
     Raises:
         ValueError: Other machines could reach it without a token, or a setting is wrong.
@@ -65,12 +65,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 def application(settings: Settings) -> Any:
-    """The ASGI application over the folder that the settings name, with its models loaded."""
+    """The ASGI application for the folder in the settings, with loaded models."""
     from compmem.serving.app import create_app
 
     limits = Limits(**settings.limits)
     cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // (settings.processes * limits.at_once)))  # questions share the cores, not each
+    torch.set_num_threads(max(1, cores // (settings.processes * limits.at_once)))  # cores are divided among questions
     runtime = RuntimeConfig(device=settings.device)
     index = MemoryIndex.open(settings.index, runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:
@@ -81,7 +81,7 @@ def application(settings: Settings) -> Any:
 
 
 def of_environment() -> Any:
-    """The application of one process of several."""
+    """The application of one of several processes."""
     return application(Settings(**json.loads(os.environ[_SETTINGS])))
 
 

@@ -1,4 +1,4 @@
-"""An index as the holder of a token sees it: its documents, under its own ids."""
+"""An index as one tenant sees it: its own documents, with its own ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,8 @@ from compmem.store import DocumentInfo
 class TenantIndex:
     """The documents of one tenant.
 
-    Two tenants may use one id for two documents: what a tenant with metadata adds is kept under `name/id`, and is shown
-    to it under `id`. So no answer tells whether another one has a document of some id.
+    Two tenants may use one id for two documents: a document added by a tenant with metadata is stored as `name/id` and
+    shown to the tenant as `id`. So no answer reveals whether another tenant has a document with some id.
     """
 
     index: MemoryIndex
@@ -25,38 +25,38 @@ class TenantIndex:
         """Adds documents with the tenant's metadata; returns how many were new or changed.
 
         Raises:
-            ValueError: A document cannot be kept, or says that it is another tenant's.
+            ValueError: A document cannot be stored, or its metadata names another tenant.
         """
-        return self.index.add([self._own(document) for document in documents])
+        return self.index.add([self._for_tenant(document) for document in documents])
 
     def delete(self, document_id: str) -> bool:
-        """Deletes a document; False where this tenant has none of that id."""
-        kept = self._kept(document_id)
-        return kept is not None and self.index.delete([kept]) == 1
+        """Deletes a document; False if this tenant has none with that id."""
+        stored_id = self._stored_id(document_id)
+        return stored_id is not None and self.index.delete([stored_id]) == 1
 
     def documents(self, filter: Any = None) -> list[DocumentInfo]:
-        """The tenant's documents that a filter admits.
+        """The tenant's documents that the filter admits.
 
         Raises:
-            ValueError: The filter is none.
+            ValueError: The filter is invalid.
         """
         found = self.index.documents(self.tenant.filter(filter))
         return [replace(info, id=self.shown_id(info.id)) for info in found]
 
     def shown_id(self, document_id: str) -> str:
-        """The id by which the tenant knows a document."""
+        """The tenant's id of a document."""
         return document_id.removeprefix(self._prefix)
 
     def shown(self, found: Recall) -> Recall:
-        """A recall with the id by which the tenant knows the document."""
+        """A recall with the tenant's document id."""
         return replace(found, chunk=self._chunk(found.chunk))
 
     def shown_step(self, step: Step) -> Step:
-        """A step with the ids by which the tenant knows the documents."""
+        """A step with the tenant's document ids."""
         return replace(step, recalls=tuple(map(self.shown, step.recalls)))
 
     def shown_answer(self, answer: Answer) -> Answer:
-        """An answer with the ids by which the tenant knows the documents."""
+        """An answer with the tenant's document ids."""
         return replace(
             answer,
             sources=tuple(map(self.shown, answer.sources)),
@@ -71,24 +71,24 @@ class TenantIndex:
     def _chunk(self, chunk: Chunk) -> Chunk:
         return replace(chunk, document_id=self.shown_id(chunk.document_id))
 
-    def _kept(self, document_id: str) -> str | None:
-        """The id under which a document of the tenant is kept; None where it has none of that id.
+    def _stored_id(self, document_id: str) -> str | None:
+        """The id in the index of one of the tenant's documents; None if it has none with that id.
 
-        One that was added without the server, with the tenant's metadata, is kept under its own id.
+        A document with the tenant's metadata that was not added by the server keeps its own id.
         """
-        for kept in dict.fromkeys((f"{self._prefix}{document_id}", document_id)):
-            metadata = self.index.metadata(kept)
+        for stored_id in dict.fromkeys((f"{self._prefix}{document_id}", document_id)):
+            metadata = self.index.metadata(stored_id)
             if metadata is not None and self.tenant.owns(metadata):
-                return kept
+                return stored_id
         return None
 
-    def _own(self, document: Document) -> Document:
+    def _for_tenant(self, document: Document) -> Document:
         for key, value in self.tenant.metadata.items():
             if document.metadata.get(key, value) != value:
                 raise ValueError(f"document {document.id!r}: its metadata {key!r} is set by the token")
-        kept = self._kept(document.id)
-        if kept is None:
-            kept = f"{self._prefix}{document.id}"
-            if self.index.metadata(kept) is not None:
-                raise ValueError(f"document {document.id!r}: the index holds another document under {kept!r}")
-        return replace(document, id=kept, metadata={**document.metadata, **self.tenant.metadata}, chunks=None)
+        stored_id = self._stored_id(document.id)
+        if stored_id is None:
+            stored_id = f"{self._prefix}{document.id}"
+            if self.index.metadata(stored_id) is not None:
+                raise ValueError(f"document {document.id!r}: the index has another document with the id {stored_id!r}")
+        return replace(document, id=stored_id, metadata={**document.metadata, **self.tenant.metadata}, chunks=None)

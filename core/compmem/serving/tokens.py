@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, and the metadata that each of them is bound to."""
+"""Authentication: bearer tokens, and the metadata that each of them is limited to."""
 
 import hashlib
 import hmac
@@ -14,21 +14,21 @@ from compmem.text.unicode import nfc, valid
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
 _RESERVED: Final = ("and", "or", "not", "document_id", "title")
 LEAST_CHARACTERS: Final = 16
-"""Characters of a token; a shorter one could be guessed."""
+"""Least characters of a token; a shorter one could be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who holds a token, and what it may do.
+    """The holder of a token, and its rights.
 
     Raises:
-        ValueError: The name or the metadata cannot be used.
+        ValueError: The name or the metadata is invalid.
     """
 
     name: str = "default"
     """Letters, digits, `_`, `.` and `-`."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Only documents with this metadata are seen, and added ones get it. Empty: all documents are seen."""
+    """Only documents with this metadata are visible, and added ones get it. Empty: all documents are visible."""
     write: bool = True
     """May add and delete documents."""
 
@@ -42,22 +42,22 @@ class Tenant:
                 raise ValueError(f"token {self.name!r}: the metadata {key!r} must be a plain name with a text")
 
     def filter(self, wanted: Any = None) -> Any:
-        """What it may look at: a filter within its metadata."""
+        """A filter limited to the tenant's metadata."""
         if not self.metadata:
             return wanted
         return dict(self.metadata) if wanted is None else [dict(self.metadata), wanted]
 
     def owns(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether a document with this metadata is one that it sees."""
+        """Whether the tenant may see a document with this metadata."""
         held = [(metadata.get(key), value) for key, value in self.metadata.items()]
         return all(isinstance(here, str) and nfc(here) == nfc(value) for here, value in held)
 
 
 class Tokens:
-    """The tokens that are let in. Only their hashes are held.
+    """The valid tokens. Only their hashes are stored.
 
     Args:
-        tenants: Tokens and who holds them. Two may be held by one.
+        tenants: Tokens and their holders. A holder may have two tokens.
 
     Raises:
         ValueError: A token is too short, or two holders with different metadata have one name.
@@ -83,10 +83,10 @@ class Tokens:
 
         Args:
             text: `[{"token": ..., "name": ..., "metadata": {...}, "write": true}, ...]`, or a token.
-            source: Where it was read, for messages.
+            source: Name of the source, for messages.
 
         Raises:
-            ValueError: It is neither; the message holds no token.
+            ValueError: It is neither; the message does not contain a token.
         """
         if not text.lstrip().startswith("["):
             return cls([(text.strip(), Tenant())])
@@ -107,13 +107,13 @@ class Tokens:
         """Tokens from a file; see `parse`.
 
         Raises:
-            ValueError: It holds none.
+            ValueError: It contains none.
             OSError: It cannot be read.
         """
         return cls.parse(path.read_text(encoding="utf-8"), str(path))
 
     def holder(self, authorization: str | None) -> Tenant | None:
-        """Who holds the token of an `Authorization` header; None for a wrong or missing one.
+        """The holder of the token in an `Authorization` header; None for a wrong or missing one.
 
         All hashes are compared, each in constant time.
         """

@@ -1,4 +1,4 @@
-"""An index as tools of the Model Context Protocol, by the official SDK."""
+"""An index as tools of the Model Context Protocol, with the official SDK."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ from compmem.schema import AnswerModels, Document
 from compmem.serving.limits import Limits
 from compmem.threads import in_thread
 
-_HOLDS = "Holds documents and answers questions from them, also those that need facts from several documents."
+_HOLDS = "Contains documents and answers questions from them, also questions that need facts from several documents."
 _ANSWER_FIELDS = ("answer", "found", "sources", "stop_reason")
 
 Question = Annotated[str, Field(description="A whole question in words, not keywords.", max_length=4000)]
@@ -35,8 +35,8 @@ class NewDocument(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str
-    id: str = Field("", description="An id of your choice; a document that has it is replaced. Default: a hash.")
-    title: str = Field("", description="What it is about, in a few words.")
+    id: str = Field("", description="An id of your choice; an existing document with it is replaced. Default: a hash.")
+    title: str = Field("", description="Title, in a few words.")
     metadata: dict[str, Any] = Field({}, description="JSON values by name, for filters.")
 
 
@@ -51,9 +51,9 @@ def create_tools(
     """The MCP server: the tools `recall`, `answer`, `list_documents` and, unless it is read-only, `add_documents`.
 
     Args:
-        index: What is asked. The caller closes it.
+        index: The index to query. The caller closes it.
         config: How questions are answered.
-        limits: What a call may take.
+        limits: Limits of a call.
         read_only: Offer no tool that changes the index.
         **models: Models that read and write answers; see `AnswerModels`.
     """
@@ -69,23 +69,23 @@ def create_tools(
         k: Annotated[int, Field(description="Most passages.", ge=1, le=limits.k)] = 8,
         filter: Filter = None,
     ) -> dict[str, Any]:
-        """Find the passages that a question needs, best first, also those that only another passage leads to."""
+        """Find the passages that a question needs, best first, including those that only another passage leads to."""
         async with _tool_errors():
             found = await index.arecall(question, k, filter=filter, config=config)
             return {"recalls": [recall_json(each) for each in found]}
 
     @server.tool(annotations=reading)
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
-        """Answer a question from the documents, with the passages that the answer rests on."""
+        """Answer a question from the documents, with the passages that the answer is based on."""
         async with _tool_errors():
             whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
     @server.tool(annotations=reading)
     async def list_documents(
-        filter: Filter = None, offset: Annotated[int, Field(description="How many to pass over.", ge=0)] = 0
+        filter: Filter = None, offset: Annotated[int, Field(description="How many documents to skip.", ge=0)] = 0
     ) -> dict[str, Any]:
-        """List the documents without their texts, a page at a time."""
+        """List the documents without their texts, one page at a time."""
         async with _tool_errors():
             found = await in_thread(index.documents, filter)
             page = found[offset : offset + limits.documents]
@@ -97,7 +97,7 @@ def create_tools(
     async def add_documents(
         documents: Annotated[list[NewDocument], Field(min_length=1, max_length=limits.documents)],
     ) -> dict[str, Any]:
-        """Add documents to the index; one whose id is known replaces the old one."""
+        """Add documents to the index; one with a known id replaces the old document."""
         if sum(len(d.text) for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
         async with _tool_errors():
@@ -113,7 +113,7 @@ def create_tools(
 
 @asynccontextmanager
 async def _tool_errors() -> AsyncIterator[None]:
-    """What the model may learn of a failure: a wrong argument, or what the library says of its state."""
+    """Limits what a model learns about a failure: a wrong argument, or an error message of this library."""
     try:
         yield
     except (ValueError, CompMemError) as error:

@@ -1,9 +1,9 @@
-"""The folder on disk: manifest, vectors, KV segments, lexical index; add, delete, compact, verify. No model in here."""
+"""The folder on disk: manifest, vectors, KV segments, lexical index; add, delete, compact, verify. It uses no model."""
 
 from compmem.store.info import KV_WRITTEN, StoreInfo
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import content_hash
-from compmem.store.sharded import SHARDS, ShardedSnapshot, ShardedStore, open_store, shard_of, shard_path
+from compmem.store.sharded import SHARDS, ShardedSnapshot, ShardedStore, open_store, shard_of, shard_path, store_exists
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.store import Store
 from compmem.store.transient import TransientWords
@@ -27,4 +27,5 @@ __all__ = [
     "open_store",
     "shard_of",
     "shard_path",
+    "store_exists",
 ]

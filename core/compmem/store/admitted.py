@@ -1,4 +1,4 @@
-"""The words of the blocks that a filter admits, counted and ranked as if there were no others."""
+"""Lexical search over the blocks that a filter admits, with statistics of these blocks alone."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from compmem.text.tokenize import NameKind
 _K1: Final = 1.2
 _B: Final = 0.75
 _LEAST_IDF: Final = 1e-6
-"""The constants of BM25 in FTS5, so that a filter that admits everything ranks as no filter does."""
+"""The constants of BM25 in FTS5, so that a filter that admits everything gives the same ranking as no filter."""
 _HOLDERS: Final = "SELECT json_group_array(rowid) FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ?"
 _COUNTS: Final = (
     "SELECT doc, sum(CASE col WHEN 'title' THEN ? ELSE 1.0 END) FROM temp.occurrences "
@@ -33,11 +33,11 @@ Lengths = NDArray[np.float64]
 
 @dataclass(slots=True)
 class AdmittedWords:
-    """The lexical index without the blocks that a filter excludes: they change no count, no score and no rank."""
+    """The lexical index without the blocks that a filter excludes: they affect no count, no score and no rank."""
 
     rows: Rows
     numbers: Numbers
-    """The admitted blocks, rising."""
+    """The admitted blocks, ascending."""
     _frequency: dict[str, int] = field(default_factory=dict)
     _counted: dict[str, tuple[Numbers, Lengths]] = field(default_factory=dict)
     _mean_length: float | None = None
@@ -46,14 +46,14 @@ class AdmittedWords:
         return len(self.numbers)
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of admitted blocks that hold each term."""
+        """The number of admitted blocks that contain each term."""
         for term in terms:
             if term not in self._frequency:
                 self._frequency[term] = self._holders(term)
         return {term: self._frequency[term] for term in terms}
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Admitted blocks that hold any of the terms with their BM25 score, best first."""
+        """Admitted blocks that contain any of the terms, with their BM25 score, best first."""
         cut = list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
         frequency = self.document_frequency(cut)
         asked = lexical.worth_asking(frequency, len(self))
@@ -62,13 +62,13 @@ class AdmittedWords:
     def ranked(
         self, frequency: Mapping[str, int], limit: int, blocks: int, mean_length: float
     ) -> list[tuple[int, float]]:
-        """Admitted blocks with their BM25 score by statistics that may be of more blocks than these, best first.
+        """Admitted blocks with their BM25 score, best first; the statistics may cover more blocks than these.
 
         Args:
-            frequency: The terms that are asked for, and how many blocks hold each.
+            frequency: The query terms, and the number of blocks that contain each.
             limit: Most blocks.
-            blocks: How many blocks there are.
-            mean_length: Terms in a block, on average.
+            blocks: Number of blocks.
+            mean_length: Mean number of terms in a block.
         """
         if not frequency or limit <= 0 or not len(self):
             return []
@@ -84,12 +84,12 @@ class AdmittedWords:
         return list(zip(numbers[best].tolist(), scores[best].tolist(), strict=True))
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Admitted blocks in which these words follow one another, in document order."""
+        """Admitted blocks that contain these words in sequence, in document order."""
         found = lexical.with_phrase(self.rows, words, -1, *self._range())
         return [int(number) for number in found[self._is_admitted(found)][: max(limit, 0)]]
 
     def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The admitted blocks that answer to each name, titles first; names that none answers to are left out."""
+        """The admitted blocks with each name, titles first; names without blocks are left out."""
         out: dict[str, list[tuple[int, NameKind]]] = {}
         for name, found in lexical.named(self.rows, names, -1, *self._range()).items():
             kept = self._is_admitted(np.array([block for block, _ in found], np.int64))
@@ -104,7 +104,7 @@ class AdmittedWords:
         return int(self._is_admitted(np.array(json.loads(text), np.int64)).sum())
 
     def _occurrences(self, term: str) -> tuple[Numbers, Lengths]:
-        """The admitted blocks that hold a term, rising, and how often each does, titles weighing more."""
+        """The admitted blocks that contain a term, ascending, and how often, with a higher weight for titles."""
         if term not in self._counted:
             table = np.array(self.rows(_COUNTS, lexical.TITLE_WEIGHT, term, *self._range()), np.float64).reshape(-1, 2)
             places = table[:, 0].astype(np.int64)
@@ -113,7 +113,7 @@ class AdmittedWords:
         return self._counted[term]
 
     def _mean(self) -> float:
-        """Terms in an admitted block, on average."""
+        """Mean number of terms in an admitted block."""
         if self._mean_length is None and len(self):
             self._mean_length = max(self.length() / len(self), 1.0)
         return self._mean_length or 1.0
@@ -123,10 +123,10 @@ class AdmittedWords:
         return float(self._lengths(self.numbers).sum()) if len(self) else 0.0
 
     def _lengths(self, blocks: Numbers) -> Lengths:
-        """Terms in each of these blocks, rising by number."""
+        """Terms in each of these blocks, which are ascending."""
         parts = (number_list(blocks[at : at + BATCH]) for at in range(0, len(blocks), BATCH))
         sizes = [size for part in parts for (size,) in self.rows(_LENGTHS, part)]
-        lengths = _two_each(sizes)
+        lengths = _sums_of_pairs(sizes)
         if len(lengths) != len(blocks):
             raise CorruptStoreError("the lexical index lacks blocks of the index")
         return lengths
@@ -141,11 +141,11 @@ class AdmittedWords:
         return np.asarray(self.numbers[at] == blocks)
 
 
-def _two_each(sizes: Sequence[bytes]) -> Lengths:
-    """The sums of the two numbers in each entry: SQLite's variable-length integers, seven bits a byte, highest first.
+def _sums_of_pairs(sizes: Sequence[bytes]) -> Lengths:
+    """The sums of the two numbers in each entry: SQLite's variable-length integers, seven bits per byte, highest first.
 
     Raises:
-        CorruptStoreError: An entry is something else.
+        CorruptStoreError: An entry has another format.
     """
     if not all(isinstance(size, bytes) for size in sizes):
         raise CorruptStoreError("the lengths in the lexical index are not bytes")

@@ -1,4 +1,4 @@
-"""A block's rows in the manifest and its bytes in the files: read, checked, put together."""
+"""Reads a block's rows from the manifest and its bytes from the files, and checks them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from compmem.store.vectors import Raw, crc_of, number_list
 Numbers = NDArray[np.int64]
 
 BATCH: Final = 1000
-"""Rows asked for in one query."""
+"""Rows per query."""
 
 
 class Place(NamedTuple):
-    """Where a block's vectors and KV states lie, in the order of the columns in `_PLACE`."""
+    """Position of a block's vectors and KV states in the files, in the order of the columns in `_PLACE`."""
 
     number: int
     document: str
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A block's chunk, and where the rest of it lies."""
+    """A block's chunk, and the position of its data."""
 
     chunk: Chunk
     place: Place
@@ -58,10 +58,10 @@ _ASKED: Final = "WHERE b.number IN (SELECT value FROM json_each(?)) ORDER BY b.n
 
 
 def read_places(rows: Rows, numbers: Sequence[int] | Numbers) -> list[Place]:
-    """Where blocks lie, by rising number.
+    """The positions of blocks, by ascending number.
 
     Raises:
-        CorruptStoreError: A row is not one.
+        CorruptStoreError: A row is invalid.
     """
     sql = f"SELECT {_PLACE} {_FROM} {_ASKED}"
     parts = (number_list(numbers[at : at + BATCH]) for at in range(0, len(numbers), BATCH))
@@ -69,7 +69,7 @@ def read_places(rows: Rows, numbers: Sequence[int] | Numbers) -> list[Place]:
 
 
 def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed]:
-    """Blocks by rising number, without vectors and KV states; unknown numbers are left out.
+    """Blocks by ascending number, without vectors and KV states; unknown numbers are left out.
 
     Raises:
         CorruptStoreError: A text does not match its checksum.
@@ -112,7 +112,7 @@ def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw) -> Raw:
     """
     row, first, last = place.row, place.sentence_row, place.sentence_row + place.sentence_rows
     if row is None or not 0 <= row < len(chunk_rows) or not 0 <= first <= last <= len(sentence_rows):
-        raise CorruptStoreError(f"the vectors of {place} lie outside their file")
+        raise CorruptStoreError(f"the vectors of {place} are outside their file")
     raw = np.concatenate([chunk_rows[row : row + 1], sentence_rows[first:last]])
     if crc_of(raw) != place.vector_crc:
         raise CorruptStoreError(f"the vectors of {place} do not match their checksum")

@@ -1,4 +1,4 @@
-"""What the snapshots of one process share: live blocks by generation, mapped files, checks already made."""
+"""Shared data of the snapshots of one process: live blocks per generation, mapped files, completed checks."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SELECTIONS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """The live blocks of one generation, rising by number: their documents' keys and their vectors' rows (-1: none)."""
+    """The live blocks of one generation, ascending: their documents' keys and their vectors' rows (-1: none)."""
 
     generation: int
     epoch: int
@@ -32,7 +32,7 @@ class Arrays:
 
 
 class Cache:
-    """What snapshots of one generation share, in one process."""
+    """Shared data of the snapshots of one generation, in one process."""
 
     def __init__(self, folder: Folder, vectors: VectorType) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Cache:
         self._selections: OrderedDict[tuple[int, str], Numbers] = OrderedDict()
 
     def arrays(self, rows: Rows, state: State) -> Arrays:
-        """The arrays of this generation; where blocks were only added since the last ones, only those are read."""
+        """The arrays of this generation; if blocks were only added since the last one, only those are read."""
         with self._guard:
             known = self._arrays
             if known is not None and known.generation == state.generation:
@@ -59,7 +59,7 @@ class Cache:
             if known is None or known.generation < state.generation:
                 self._arrays = new
                 if known is not None and known.epoch != new.epoch:
-                    self.kv.close()  # an open segment that was compacted away would keep its space
+                    self.kv.close()  # an open segment that was removed by compaction would keep its disk space
             return new
 
     def chunk_vectors(self, rows: Rows, state: State, arrays: Arrays) -> ChunkVectors:
@@ -84,15 +84,15 @@ class Cache:
             return made
 
     def chunk_rows(self, state: State) -> Raw:
-        """The file of whole-chunk vectors, as far as this generation reaches."""
+        """The committed rows of the file of whole-chunk vectors."""
         return self._map("chunks", state, state.chunk_rows)
 
     def sentence_rows(self, state: State) -> Raw:
-        """The file of sentence vectors, as far as this generation reaches."""
+        """The committed rows of the file of sentence vectors."""
         return self._map("sentences", state, state.sentence_rows)
 
     def load(self, blocks: Sequence[Placed], state: State, *, kv: bool = True) -> list[MemoryBlock]:
-        """Whole blocks: vectors and, unless told otherwise, KV states read and checked.
+        """Whole blocks: vectors and, by default, KV states, read and checked.
 
         Raises:
             CorruptStoreError: They do not match their checksums.
@@ -117,7 +117,7 @@ class Cache:
         ]
 
     def kv_states(self, place: Place, serial: int) -> KVStates:
-        """A block's KV states, whose checksum is verified once a process.
+        """A block's KV states; the checksum is verified once per process.
 
         Raises:
             CorruptStoreError: It does not match.
@@ -132,24 +132,24 @@ class Cache:
         with self._guard:
             if self._frequency[0] < generation:
                 self._frequency = (generation, {})
-            return self._frequency[1] if self._frequency[0] == generation else {}  # an older snapshot counts for itself
+            return self._frequency[1] if self._frequency[0] == generation else {}  # an older snapshot counts by itself
 
     def selection(self, key: tuple[int, str]) -> Numbers | None:
-        """A filter's blocks, where it was asked for lately."""
+        """The blocks of a recently used filter, or None."""
         with self._guard:
             if key in self._selections:
                 self._selections.move_to_end(key)
             return self._selections.get(key)
 
     def keep_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
-        """Remember a filter's blocks."""
+        """Cache the blocks of a filter."""
         with self._guard:
             self._selections[key] = numbers
             if len(self._selections) > _SELECTIONS:
                 self._selections.popitem(last=False)
 
     def close(self) -> None:
-        """Let go of mapped files."""
+        """Close mapped files."""
         with self._guard:
             self.kv.close()
             self._maps = {}
@@ -177,7 +177,7 @@ def _read_arrays(rows: Rows, state: State, base: Arrays | None) -> Arrays:
     if base is not None:
         table = np.concatenate([np.stack([base.numbers, base.documents, base.rows]), table], axis=1)
     if table.size and int(table[2].max()) >= state.chunk_rows:
-        raise CorruptStoreError("a block's vector lies outside its file")
+        raise CorruptStoreError("a block's vector is outside its file")
     numbers, documents, placed = (np.ascontiguousarray(column) for column in table)
     for column in (numbers, documents, placed):
         column.setflags(write=False)

@@ -1,6 +1,6 @@
-"""The values that documents hold under one key of their metadata, each distinct one once, and tests of them.
+"""The distinct metadata values of all documents under one key, and tests of them.
 
-Every test is made once for each distinct value, by lookup or binary search where that can be.
+Each test runs once per distinct value, by lookup or binary search if possible.
 """
 
 import re
@@ -27,12 +27,12 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def folded(text: str) -> str:
-    """The text without differences of case."""
+    """The text with case folded."""
     return nfc(nfc(text).casefold())
 
 
 def moment(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO date or date-time, without offset in UTC; None where the text is none."""
+    """Microseconds since 1970 of an ISO date or date-time, in UTC if it has no offset; None for other texts."""
     if len(text) > _LONGEST_ISO or not _ISO.fullmatch(text):
         return None
     try:
@@ -43,7 +43,7 @@ def moment(text: str) -> int | None:
 
 
 class Column:
-    """What the documents hold under one key, in their order; None where they hold nothing."""
+    """The documents' values under one key, in document order; None for documents without a value."""
 
     def __init__(self, values: Iterable[Any]) -> None:
         self._values: list[Any] = []
@@ -61,7 +61,7 @@ class Column:
         self._codes = np.array(codes, np.int64)
 
     def mask(self, operator: str, operand: Any) -> Hits:
-        """Which of the documents pass a test."""
+        """The documents that pass a test, as a mask."""
         hits: Hits = np.zeros(len(self._values), bool)
         found = _TESTS[operator](self, operand) if operator in _TESTS else self._beyond(operator, operand)
         hits[np.asarray(found, np.int64)] = True
@@ -71,7 +71,7 @@ class Column:
         return [i for value in operand for i in self._equal.get(_same(value), ())]
 
     def _beyond(self, operator: str, operand: float | str) -> Places:
-        """Values on one side of the operand, among those that compare with it."""
+        """Values on one side of the operand, among those that can be compared with it."""
         if not isinstance(operand, str):
             return self._numbers.beyond(operator, operand)
         at = moment(operand)
@@ -119,7 +119,7 @@ class Column:
     @cached_property
     def _numbers(self) -> "_Sorted":
         numbers = [(i, v) for i, v in enumerate(self._values) if isinstance(v, int | float) and not isinstance(v, bool)]
-        return _Sorted([(i, number) for i, number in numbers if number == number])  # not nan, which has no place
+        return _Sorted([(i, number) for i, number in numbers if number == number])  # nan cannot be sorted
 
     @cached_property
     def _texts(self) -> "_Sorted":
@@ -145,7 +145,7 @@ _TESTS: Final[dict[str, Callable[[Column, Any], list[int]]]] = {
 
 
 class _Sorted:
-    """Values that compare with each other, rising."""
+    """Comparable values, ascending."""
 
     def __init__(self, placed: Iterable[tuple[int, Any]]) -> None:
         rising = sorted(placed, key=lambda pair: pair[1])
@@ -153,7 +153,7 @@ class _Sorted:
         self._values = [value for _, value in rising]
 
     def beyond(self, operator: str, operand: Any) -> Places:
-        """Where the values on one side of the operand stand."""
+        """Positions of the values on one side of the operand."""
         cut = (bisect_right if operator in (">", "<=") else bisect_left)(self._values, operand)
         return self._places[cut:] if operator.startswith(">") else self._places[:cut]
 
@@ -167,7 +167,7 @@ def _places(placed: Iterable[tuple[int, Any]]) -> dict[tuple[str, Any], list[int
 
 
 def _same(value: Any) -> tuple[str, Any]:
-    """What two scalars share if they are equal: true is not 1, and texts that name one moment are equal."""
+    """A key that is the same for equal scalars: true is not 1, and texts for the same time are equal."""
     if isinstance(value, str):
         at = moment(value)
         return ("text", nfc(value)) if at is None else ("moment", at)

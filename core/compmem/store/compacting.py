@@ -1,4 +1,4 @@
-"""Compaction: live blocks copied into new files, in one transaction that also forgets the old ones."""
+"""Compaction: copies live blocks into new files, and removes the old ones from the manifest in the same transaction."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from compmem.store.writing import refresh_terms
 
 _SLICE: Final = 4096
 _SEGMENT_BYTES: Final = 1 << 28
-"""A rewritten KV segment is closed at this size; one at least half as large without dead blocks stays as it is."""
+"""Size at which a new KV segment is closed; segments of at least half of it without dead blocks are not rewritten."""
 
 
 def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> None:
-    """Rewrite what has garbage in it, as part of a write transaction.
+    """Rewrite the files that contain deleted data, as part of a write transaction.
 
     Raises:
-        CorruptStoreError: A block does not match its checksum: nothing is copied, so that `verify` still finds it.
+        CorruptStoreError: A block does not match its checksum; nothing is copied, so `verify` still finds it.
         StoreError: The new files cannot be written.
     """
     refresh_terms(connection)

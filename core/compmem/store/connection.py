@@ -1,4 +1,4 @@
-"""Connections to the SQLite file of an index: how they are opened, what is checked before, what their errors mean."""
+"""Connections to the SQLite file of an index: opening, checks before opening, and error handling."""
 
 import os
 import sqlite3
@@ -15,28 +15,28 @@ _BUSY_SECONDS: Final = 10.0
 
 @contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """Turns what SQLite raises into the errors of the store."""
+    """Turns SQLite's exceptions into errors of the store."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)  # errors of the Python layer have none
+        code = getattr(error, "sqlite_errorcode", None)  # errors raised by Python's sqlite3 module have none
         kind = None if code is None else code & 0xFF
         where = f"the index {str(path)!r}"
         if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreLockedError(f"{where} is being written by another process") from error
         if kind == sqlite3.SQLITE_FULL:
-            raise StoreError(f"cannot write {where}: the disk is full; it is as it was") from error
+            raise StoreError(f"cannot write {where}: the disk is full; nothing has changed") from error
         if kind == sqlite3.SQLITE_IOERR:
-            raise StoreError(f"cannot read or write {where}: {error}; it is as it was") from error
+            raise StoreError(f"cannot read or write {where}: {error}; nothing has changed") from error
         if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise StoreError(f"cannot open {where} for this: {error}") from error
         if kind in (sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_INTERRUPT):
-            raise StoreError(f"{where} cannot do this: {error}; it is as it was") from error
+            raise StoreError(f"{where} cannot do this: {error}; nothing has changed") from error
         raise CorruptStoreError(f"the manifest of {where} cannot be used: {error}") from error
 
 
 def connect(file: Path, mode: str) -> sqlite3.Connection:
-    """A connection with the settings for a folder from a stranger; `mode` is "ro", "rw", "rwc" or "immutable"."""
+    """A connection with settings for an untrusted folder; `mode` is "ro", "rw", "rwc" or "immutable"."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?{query}",
@@ -49,7 +49,7 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
     try:
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        # Within the connection, not in the file: every occurrence of a term, for counts under a filter.
+        # A temporary table, not in the file: every occurrence of a term, for counts under a filter.
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("CREATE VIRTUAL TABLE temp.occurrences USING fts5vocab(main, lexical, instance)")
     except BaseException:
@@ -59,7 +59,7 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
 
 
 def identity_of(folder: Folder) -> tuple[int, int] | None:
-    """Which file the manifest is; None where there is none."""
+    """Device and inode of the manifest; None if there is none."""
     try:
         found = os.lstat(folder.manifest)
     except OSError:
@@ -68,7 +68,7 @@ def identity_of(folder: Folder) -> tuple[int, int] | None:
 
 
 def check_files(folder: Folder) -> None:
-    """Refuse a folder in which SQLite would open a file that is not its own.
+    """Refuse a folder in which SQLite would open a file that does not belong to it.
 
     Raises:
         CorruptStoreError: There is a link, a special file, or a rollback journal.
@@ -77,12 +77,14 @@ def check_files(folder: Folder) -> None:
     for end in ("-wal", "-shm"):
         folder.check_plain(folder.path / f"manifest.sqlite{end}", missing=True)
     journal = folder.path / "manifest.sqlite-journal"
-    if os.path.lexists(journal):  # SQLite would play it back, and delete the file whose name it holds
-        raise CorruptStoreError(f"{str(journal)!r} is not of this index, which keeps a write-ahead log: remove it")
+    if os.path.lexists(journal):  # SQLite would replay it, and delete the file that it names
+        raise CorruptStoreError(
+            f"{str(journal)!r} does not belong to this index, which has a write-ahead log: remove it"
+        )
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+    """Bytes of a file; 0 if it does not exist."""
     try:
         return os.lstat(file).st_size
     except OSError:
@@ -90,14 +92,14 @@ def size_of(file: Path) -> int:
 
 
 def cut_log(connection: sqlite3.Connection) -> None:
-    """Copy the log into the database and cut it, as far as no reader has to wait."""
+    """Copy the log into the database and truncate it, unless a reader would have to wait."""
     with suppress(sqlite3.Error):
         connection.execute("PRAGMA busy_timeout=0")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def shorten(folder: Folder, process: int, identity: tuple[int, int] | None) -> None:
-    """Cut the log of an index that was written to, when it is closed."""
+    """Truncate the log of an index that was written to, when it is closed."""
     if process == os.getpid() and identity == identity_of(folder):
         with suppress(StoreError, sqlite3.Error):
             check_files(folder)
@@ -106,7 +108,7 @@ def shorten(folder: Folder, process: int, identity: tuple[int, int] | None) -> N
 
 
 def mode_of(folder: Folder) -> str:
-    """How readers open the manifest: never for writing, since SQLite would play back a journal laid beside it."""
+    """The mode in which readers open the manifest: never for writing, since SQLite would replay a planted journal."""
     try:
         with errors(folder.path), closing(connect(folder.manifest, "ro")) as connection:
             connection.execute("SELECT 1 FROM manifest LIMIT 1").fetchall()
@@ -114,7 +116,7 @@ def mode_of(folder: Folder) -> str:
         raise
     except StoreError as error:
         if os.access(folder.path, os.W_OK) and os.access(folder.manifest, os.W_OK):
-            raise  # nothing that the folder's rights explain
+            raise  # file permissions are not the reason
         if size_of(folder.log):
             raise StoreError(
                 f"{str(folder.path)!r} is read-only and was not closed: open it once with write rights"
@@ -124,6 +126,6 @@ def mode_of(folder: Folder) -> str:
 
 
 def stamp_of(folder: Folder) -> tuple[int, int, bool]:
-    """Time and size of the manifest, and whether there is a log: they change with every write."""
+    """Time and size of the manifest, and whether there is a log; they change with every write."""
     found = folder.manifest.stat()
     return found.st_mtime_ns, found.st_size, folder.log.exists()

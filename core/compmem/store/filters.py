@@ -1,21 +1,21 @@
-"""Metadata filters: plain JSON, compiled once and tested against the metadata of every document.
+"""Metadata filters: plain JSON, compiled once and applied to the metadata of every document.
 
 `{"year": 2024}` is equality; `{"year": {">=": 2020, "<": 2024}}` is both; a list at the top is `and`;
 `{"and": [...]}`, `{"or": [...]}` and `{"not": {...}}` nest. A key of the metadata that is itself called `and`, `or`
 or `not` is reached by giving it operators: `{"or": {"==": 1}}`, `{"not": {"in": [1, 2]}}`.
 
-* Keys: one that is missing counts as null, so `!=` and `not in` hold for it. `author.name` is the value `name` in the
-  mapping `author`, unless the metadata has a key of just that name. `document_id` and `title` stand for the document's
-  own unless its metadata has them.
+* Keys: a missing one counts as null, so `!=` and `not in` are true for it. `author.name` is the value `name` in the
+  mapping `author`, unless the metadata has a key with exactly that name. `document_id` and `title` are the document's
+  own, unless its metadata has these keys.
 * Numbers compare with numbers, texts with texts by code point; true is not 1. Texts are compared in Unicode's
   composed form (NFC), whichever form either side has.
-* Dates: two texts in ISO form, `2024-05-01` or `2024-05-01T10:00` with or without seconds and offset, compare in time.
-  Without an offset a time is in UTC, and a date is its midnight. A `date` or `datetime` in a filter is its ISO text, as
-  it is in metadata.
-* Operands are taken as metadata is (see `compmem.metadata.plain`): a `Decimal` is a number, a `UUID` its text.
+* Dates: two ISO texts, `2024-05-01` or `2024-05-01T10:00` with or without seconds and offset, are compared as times.
+  A time without an offset is in UTC, and a date is its midnight. A `date` or `datetime` in a filter is converted to ISO
+  text, as in metadata.
+* Operands are converted like metadata (see `compmem.metadata.plain`): a `Decimal` becomes a number, a `UUID` text.
 
-Time grows with the documents and with the conditions, each of which is tested once a distinct value. No value becomes
-part of an SQL text.
+The time is linear in the documents and in the conditions, each of which is tested once per distinct value. Values are
+never inserted into SQL text.
 """
 
 import math
@@ -34,7 +34,7 @@ from compmem.store.manifest import Rows, storable
 from compmem.text.unicode import nfc
 
 DEEPEST: Final = 32
-"""Levels of nesting a filter may have."""
+"""Most levels of nesting in a filter."""
 
 _MISSING: Final = object()
 _BATCHES: Final = "SELECT key, id, title, metadata FROM documents WHERE key > ? ORDER BY key LIMIT ?"
@@ -44,7 +44,7 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """What the value under a key must be."""
+    """A test of the value under a key."""
 
     key: str
     operator: str
@@ -53,7 +53,7 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All of the parts, or any of them."""
+    """A conjunction or disjunction of parts."""
 
     word: Literal["AND", "OR"]
     parts: "tuple[Node, ...]"
@@ -61,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The opposite of a part."""
+    """The negation of a part."""
 
     part: "Node"
 
@@ -70,16 +70,16 @@ Node = Test | Group | Not
 
 
 def compile_filter(wanted: Mapping[str, Any] | Sequence[Any]) -> Node:
-    """A filter as tests; equal filters give equal ones.
+    """A compiled filter; equal filters give equal results.
 
     Raises:
-        ValueError: An operator is unknown, a value is of a type that it does not take, or the filter is too deep.
+        ValueError: An operator is unknown, a value has a type that it does not accept, or the filter is too deep.
     """
     return _compile(wanted, 0)
 
 
 def admitted(node: Node, rows: Rows) -> Numbers:
-    """Keys of the documents that a filter admits, rising.
+    """Keys of the documents that a filter admits, ascending.
 
     Raises:
         CorruptStoreError: The metadata of a document cannot be read.
@@ -96,7 +96,7 @@ def _keys(node: Node) -> Iterator[str]:
 
 
 def _read(asked: Sequence[str], rows: Rows) -> tuple[Numbers, dict[str, Column]]:
-    """The keys of all documents, rising, and what they hold under each key asked for."""
+    """The keys of all documents, ascending, and their values under each requested key."""
     keys: list[int] = []
     held: dict[str, list[Any]] = {key: [] for key in asked}
     if not asked:
@@ -252,7 +252,7 @@ def _scalar(key: str, operator: str, operand: Any) -> Any:
 
 
 def _plain(operand: Any) -> Any:
-    """The operand as metadata would hold it, or itself where metadata cannot; no list, however deep, is looked into."""
+    """The operand converted like metadata, or unchanged if that is impossible; lists are not converted."""
     try:
         return operand if isinstance(operand, Mapping) or _is_list(operand) else plain(operand)
     except ValueError:
@@ -261,7 +261,7 @@ def _plain(operand: Any) -> Any:
 
 def _text(key: str, text: str) -> str:
     if not storable(text):
-        raise ValueError(f"filter {key!r}: {text!r} holds a NUL character or a lone surrogate, which no metadata holds")
+        raise ValueError(f"filter {key!r}: {text!r} has a NUL character or a lone surrogate, as no metadata has")
     return nfc(text)
 
 

@@ -1,7 +1,7 @@
-"""The folder of an index: what its files are called, and how they are opened and removed.
+"""The folder of an index: names of its files, and how they are opened and removed.
 
-No name is ever read from the manifest: names are made of serial numbers. A link in place of a file, a file that has
-another name elsewhere, and a file of a stranger are refused.
+File names are never read from the manifest: they are made from serial numbers. Symbolic links, hard links and files of
+other users are refused.
 """
 
 import os
@@ -28,7 +28,7 @@ _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os,
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where an index lives: an absolute path, so that it stays the same when the working folder changes."""
+    """The folder of an index, as an absolute path, so that a change of the working folder does not matter."""
 
     path: Path
 
@@ -63,29 +63,30 @@ class Folder:
         return self.path / f"kv-{serial:06d}.safetensors"
 
     def prepare(self) -> None:
-        """Make the folder, or take an empty one.
+        """Create the folder, or use an empty one.
 
         Raises:
-            ValueError: There is an index already, something else, or a file.
+            ValueError: The folder has an index or other files, or the path is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{str(self.path)!r} is a file; an index is a folder")
         if self.manifest.exists():
-            raise ValueError(f"{str(self.path)!r} holds an index already: open it, or choose another folder")
+            raise ValueError(f"{str(self.path)!r} has an index already: open it, or choose another folder")
         if self.path.exists() and any(not _LEFT_BY_CREATE.fullmatch(name) for name in os.listdir(self.path)):
-            raise ValueError(f"{str(self.path)!r} is not empty and holds no index: choose another folder")
+            raise ValueError(f"{str(self.path)!r} is not empty and has no index: choose another folder")
         with os_errors(self.path, "make"):
             missing = [folder for folder in self.path.parents if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in (*missing, self.path):
-                with suppress(PermissionError):  # a parent may be one that nobody may list
+                with suppress(PermissionError):  # a parent folder may not be readable
                     _sync(folder.parent)
 
     def check_plain(self, file: Path, at_least: int = 0, *, missing: bool = False) -> None:
-        """Make sure that a file may be opened and is long enough; with `missing`, it need not be there.
+        """Make sure that a file may be opened and is long enough; with `missing`, it may be absent.
 
         Raises:
-            CorruptStoreError: It is a link, no plain file, has another name too, is a stranger's, or is too short.
+            CorruptStoreError: It is a link, not a plain file, has a hard link, belongs to another user, or is too
+                short.
         """
         try:
             found = os.lstat(file)
@@ -96,17 +97,17 @@ class Folder:
         self._check(file, found, at_least)
 
     def open(self, file: Path, at_least: int = 0) -> FileIO:
-        """A file to read from, checked once it is open.
+        """A file to read from, checked after it is opened.
 
         Raises:
-            CorruptStoreError: It is none that may be opened, or is too short.
+            CorruptStoreError: It may not be opened, or is too short.
         """
         self.check_plain(file, at_least)
         with os_errors(file, "read"):
             return self._opened(file, os.O_RDONLY, "rb", at_least)
 
     def append(self, file: Path, committed: int, rows: NDArray[np.uint8]) -> None:
-        """Write bytes after the committed ones and sync; what a dead writer left there goes."""
+        """Write bytes after the committed ones and sync; data left there by a crashed writer is overwritten."""
         self.check_plain(file, committed, missing=not committed)
         with os_errors(file, "write"), self._opened(file, os.O_RDWR | os.O_CREAT, "r+b", committed) as stream:
             stream.truncate(committed)
@@ -122,9 +123,9 @@ class Folder:
 
     @contextmanager
     def placing(self, file: Path) -> Iterator[Path]:
-        """Where to write a new file; it is synced and moved into its place at the end of the block.
+        """A path for a new file, which is synced and moved to its final place at the end of the block.
 
-        That is a folder that no one else may enter, so nobody can lay a link or a journal where it is written.
+        The path is in a private folder, so that no other user can plant a link or a journal there.
         """
         with os_errors(file, "write"):
             private = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=self.path))
@@ -138,7 +139,7 @@ class Folder:
                 shutil.rmtree(private, ignore_errors=True)
 
     def copy_into(self, other: "Folder", file: Path) -> None:
-        """Copy a file, if it is there, into another folder and sync it.
+        """Copy a file, if it exists, into another folder and sync it.
 
         Raises:
             CorruptStoreError: It is a link.
@@ -149,25 +150,25 @@ class Folder:
                 shutil.copyfileobj(source, target)
 
     def sync(self) -> None:
-        """Make new names in the folder durable."""
+        """Make new file names in the folder durable."""
         _sync(self.path)
 
     def remove_from(self, serial: int) -> None:
-        """Remove the files a failed transaction has made: those of this serial and above."""
+        """Remove the files of a failed transaction: those with this serial and above."""
         for name in os.listdir(self.path):
             found = _OWN.fullmatch(name)
             if found and int(found[1]) >= serial:
                 (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, named: Collection[Path]) -> bool:
-        """Remove vector and KV files that are not named, and what a killed writer left; False where some cannot go."""
+        """Remove unlisted vector and KV files, and what a killed writer left; False if some cannot be removed."""
         done = True
         for name in os.listdir(self.path):
             file = self.path / name
             if _OWN.fullmatch(name) and file not in named:
                 try:
                     file.unlink()
-                except PermissionError:  # Windows keeps files that a reader has mapped
+                except PermissionError:  # Windows cannot remove files that a reader has mapped
                     done = False
             elif name.startswith(_PRIVATE):
                 shutil.rmtree(file, ignore_errors=True)
@@ -187,20 +188,20 @@ class Folder:
         if not stat.S_ISREG(found.st_mode):
             raise CorruptStoreError(f"{where} is not a plain file")
         if found.st_nlink > 1:
-            raise CorruptStoreError(f"{where} has another name too (a hard link): copy the folder and use the copy")
+            raise CorruptStoreError(f"{where} has a hard link: copy the folder and use the copy")
         if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), 0, os.stat(self.path).st_uid):
             raise CorruptStoreError(f"{where} belongs neither to you nor to the owner of the folder")
         if found.st_size < at_least:
-            raise CorruptStoreError(f"{where} has {found.st_size} bytes, {at_least} were written")
+            raise CorruptStoreError(f"{where} has {found.st_size} bytes, but {at_least} were written")
 
 
 @contextmanager
 def os_errors(file: Path, verb: str) -> Iterator[None]:
-    """Turns what the operating system raises into the error of the store."""
+    """Turns exceptions of the operating system into the error of the store."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"cannot {verb} {str(file)!r}: {error.strerror or error}; the index is as it was") from error
+        raise StoreError(f"cannot {verb} {str(file)!r}: {error.strerror or error}; nothing has changed") from error
 
 
 def _sync(folder: Path) -> None:

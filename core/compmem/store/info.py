@@ -1,4 +1,4 @@
-"""What a store holds, and what it takes on disk."""
+"""Statistics of a store: contents and size on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from compmem.store.manifest import FORMAT, JSON, Rows, read_state
 from compmem.store.vectors import RowFormat
 
 KV_WRITTEN: Final = "kv written"
-"""The fact that holds how many tokens of documents, in how many blocks, KV states were ever written for."""
+"""Key of a fact: the number of document tokens and of blocks for which KV states were ever written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreInfo:
-    """What a store holds, and what it takes on disk."""
+    """Statistics of a store: contents and size on disk."""
 
     documents: int
     blocks: int
     sentences: int
     characters: int
     deleted: int
-    """Blocks deleted whose bytes `compact` would give back."""
+    """Deleted blocks whose disk space `compact` would free."""
     dim: int | None
     """Dimensions of the vectors. None: there are none yet."""
     vector_bytes: int
     kv_bytes: int
     kv_bytes_per_token: float | None
-    """Bytes of KV states for a token of the documents. None: there are none, or nobody has counted."""
+    """Bytes of KV states per document token. None: there are none, or they were not counted."""
     text_bytes: int
-    """Texts, lexical index and everything else in the manifest, with its log."""
+    """Bytes of texts, lexical index and everything else in the manifest, with its log."""
     format: int
 
 
 def store_info(rows: Rows, vectors: VectorType, written: JSON, logs: Sequence[Path]) -> StoreInfo:
-    """The facts of one commit.
+    """The statistics of one commit.
 
     Args:
         rows: Queries of that commit.

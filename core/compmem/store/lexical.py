@@ -1,6 +1,6 @@
 """The lexical index: FTS5 over the stemmed terms of titles, headings, contexts and texts, and the table of names.
 
-FTS5 keeps no text of its own: it is handed the terms of a block when the block is added, and again when it goes.
+FTS5 stores no text here: it gets the terms of a block when the block is added, and again when it is removed.
 """
 
 import sqlite3
@@ -19,14 +19,14 @@ KINDS: Final[tuple[NameKind, ...]] = get_args(NameKind)
 _KINDS: Final = dict(enumerate(KINDS))
 TITLE_WEIGHT: Final = 2.0
 LONGEST_TERM: Final = 256
-"""Characters of a term that count."""
+"""Most characters of a term; the rest is ignored."""
 COMMON: Final = 0.15
-"""Share of the blocks that a term may stand in before rarer ones are asked for alone."""
+"""Terms in more than this share of the blocks are left out of a query that also has rarer terms."""
 POSTINGS: Final = 12_000
-"""Occurrences that one question may touch, rarest terms first: what bounds its time in a large index."""
+"""Most occurrences that a query reads, rarest terms first; this limits its time in a large index."""
 _LEAST_TERMS: Final = 3
 PER_NAME: Final = 64
-"""Blocks that are counted for one name, at most."""
+"""Most blocks counted for one name."""
 _LAST: Final = (1 << 63) - 1
 _IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
 _NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
@@ -38,7 +38,7 @@ _HEADED: Final = f"Head (aside)\n{'A line of some length stands below it.' * 2}\
 
 
 def fingerprint() -> str:
-    """How this version of the library cuts text into terms and finds names, by example."""
+    """An example of how this version of the library splits text into terms and finds names."""
     return " ".join([*terms(_PROBE), *(name for name, _ in names_of("", (), _HEADED))])
 
 
@@ -49,7 +49,7 @@ def index_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> No
 
 
 def forget_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> None:
-    """Take a block's terms and names out."""
+    """Remove a block's terms and names."""
     connection.execute(
         "INSERT INTO lexical(lexical, rowid, title, body) VALUES ('delete', ?, ?, ?)", (number, *_columns(chunk))
     )
@@ -57,7 +57,7 @@ def forget_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> N
 
 
 def rebuild(connection: sqlite3.Connection, blocks: Iterable[tuple[int, Chunk]]) -> None:
-    """Make the whole index anew from `(number, chunk)`."""
+    """Rebuild the whole index from `(number, chunk)`."""
     connection.execute("INSERT INTO lexical(lexical) VALUES ('delete-all')")
     connection.execute("DELETE FROM names")
     for number, chunk in blocks:
@@ -70,12 +70,12 @@ def name_rows(number: int, chunk: Chunk) -> list[tuple[str, int, int]]:
 
 
 def indexed_terms(chunk: Chunk) -> list[str]:
-    """Every term of a block, with repeats, as the index holds it."""
+    """Every term of a block, with repeats, as in the index."""
     return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
 def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) -> dict[str, int]:
-    """Blocks that hold each term; `known` remembers what was counted in this generation."""
+    """Number of blocks that contain each term; `known` caches the counts of this generation."""
     out = {}
     for word in words:
         if word not in known:
@@ -90,9 +90,9 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
 
     Args:
         rows: The read transaction.
-        frequency: The terms and the number of blocks that hold each.
+        frequency: The terms, and the number of blocks that contain each.
         limit: Most blocks.
-        blocks: Live blocks.
+        blocks: Number of live blocks.
     """
     asked = worth_asking(frequency, blocks)
     if not asked or limit <= 0:
@@ -102,7 +102,7 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
 
 
 def with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:
-    """Blocks of a range in which the terms of these words follow one another, in document order; -1 limits nothing."""
+    """Blocks of a range that contain the terms of these words in sequence, in document order; limit -1: all."""
     run = _terms(" ".join(words))
     found = rows(_IN_ORDER, quoted(" ".join(run)), first, last, limit) if run and limit else []
     return np.array([number for (number,) in found], np.int64)
@@ -111,7 +111,7 @@ def with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, la
 def named(
     rows: Rows, names: Iterable[str], per_name: int, first: int = 0, last: int = _LAST
 ) -> dict[str, list[tuple[int, NameKind]]]:
-    """The blocks of a range that answer to each name, titles first; names that nothing answers to are left out."""
+    """The blocks of a range with each name, titles first; names without blocks are left out."""
     out: dict[str, list[tuple[int, NameKind]]] = {}
     for name in dict.fromkeys(names):
         if not storable(name):
@@ -126,7 +126,7 @@ def named(
 
 
 def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
-    """The terms that a question asks for, rarest first; in a large index not the commonest ones."""
+    """The terms to query, rarest first; in a large index without the most common ones."""
     rising = sorted((n, term) for term, n in frequency.items() if n)
     if sum(n for n, _ in rising) <= POSTINGS:
         return [term for _, term in rising]
@@ -153,5 +153,5 @@ def _terms(text: str) -> list[str]:
 
 
 def quoted(term: str) -> str:
-    """A term as FTS5 is asked for it."""
+    """A term quoted for an FTS5 query."""
     return '"' + term.replace('"', '""') + '"'

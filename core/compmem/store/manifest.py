@@ -1,6 +1,6 @@
-"""The SQLite file of an index: its schema, its state, its connections, and what their errors mean.
+"""The SQLite file of an index: its schema, its state, its connections, and error handling.
 
-Read transactions come from a pool, so a snapshot may be opened inside another one and used from any thread.
+Read transactions come from a pool, so snapshots can be nested and used from any thread.
 """
 
 import json
@@ -36,7 +36,7 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
 _LOG_BYTES: Final = 1 << 20
-"""A log that is longer after a commit is copied into the database and cut, unless a reader needs it."""
+"""If the log is longer after a commit, it is copied into the database and truncated, unless a reader needs it."""
 _LARGEST: Final = 1 << 56
 _LARGEST_DIM: Final = 1 << 20
 _MOST_IDLE: Final = 16
@@ -67,32 +67,32 @@ CREATE TABLE kv(serial INTEGER PRIMARY KEY, bytes INTEGER NOT NULL, blocks INTEG
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """What one commit fixes: the lengths of the vector files and the counters."""
+    """The state of one commit: the lengths of the vector files and the counters."""
 
     generation: int = 0
-    """Grows with every commit."""
+    """Increases with every commit."""
     epoch: int = 0
-    """Grows when blocks are deleted or moved; between two of equal epoch blocks were only added."""
+    """Increases when blocks are deleted or moved; between two commits with the same epoch, blocks were only added."""
     next_block: int = 1
-    """The next block's number; a number is never used twice."""
+    """Number of the next block; numbers are never reused."""
     next_file: int = 1
-    """The next file's serial; a serial is never used twice."""
+    """Serial of the next file; serials are never reused."""
     vectors: int = 0
     """Serial of the two vector files."""
     dim: int | None = None
     chunk_rows: int = 0
     sentence_rows: int = 0
     deleted: int = 0
-    """Blocks deleted whose bytes are still in the vector and KV files."""
+    """Deleted blocks whose bytes are still in the vector and KV files."""
     garbage: bool = False
-    """Files that no row names may be left in the folder."""
+    """The folder may contain files that no row names."""
 
     @classmethod
     def parse(cls, text: str) -> "State":
-        """The state as `dump` wrote it.
+        """The state from the output of `dump`.
 
         Raises:
-            CorruptStoreError: It is not one.
+            CorruptStoreError: It is invalid.
         """
         values = parse_json(text, "the manifest's state")
         names = {field.name for field in fields(cls)}
@@ -129,7 +129,7 @@ class Manifest:
 
     @staticmethod
     def create(folder: Folder, facts: Mapping[str, JSON], state: State) -> None:
-        """Write an empty manifest, whole or not at all."""
+        """Write an empty manifest, atomically."""
         with (
             folder.placing(folder.manifest) as new,
             errors(folder.path),
@@ -146,21 +146,21 @@ class Manifest:
             connection.execute("COMMIT")
 
     def check(self) -> dict[str, Any]:
-        """The facts fixed at creation, after a look at format and schema.
+        """The facts stored at creation, after a check of format and schema.
 
         Raises:
-            IncompatibleStoreError: The folder is of another format.
-            CorruptStoreError: Tables are missing, or are not the ones this library makes.
+            IncompatibleStoreError: The folder has another format.
+            CorruptStoreError: Tables are missing, or differ from those of this library.
         """
         with self.reading() as rows:
             if self._mode != "immutable" and rows("PRAGMA journal_mode") != [("wal",)]:
-                raise CorruptStoreError(f"{str(self.folder.manifest)!r} keeps no write-ahead log")
+                raise CorruptStoreError(f"{str(self.folder.manifest)!r} has no write-ahead log")
             if rows("PRAGMA application_id") != [(_APPLICATION,)]:
                 raise CorruptStoreError(f"{str(self.folder.manifest)!r} is not the manifest of an index")
             found = rows("PRAGMA user_version")[0][0]
             if found != FORMAT:
                 raise IncompatibleStoreError(
-                    f"{str(self.folder.path)!r} has format {found}, this version of compmem reads format {FORMAT}"
+                    f"{str(self.folder.path)!r} has format {found}, but this version of compmem reads format {FORMAT}"
                 )
             if _schema_of(rows) != _expected_schema():
                 raise CorruptStoreError(f"the tables in {str(self.folder.manifest)!r} are not those of an index")
@@ -171,7 +171,7 @@ class Manifest:
 
     @contextmanager
     def reading(self) -> Iterator[Rows]:
-        """A read transaction: every query in it sees the same commit."""
+        """A read transaction: all queries in it see the same commit."""
         connection = self._acquire()
         guard = threading.Lock()
         over = False
@@ -179,7 +179,7 @@ class Manifest:
         def rows(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
             with guard, errors(self.folder.path):
                 if over:
-                    raise StoreError(f"this view of {str(self.folder.path)!r} is closed")
+                    raise StoreError(f"this snapshot of {str(self.folder.path)!r} is closed")
                 return connection.execute(sql, parameters).fetchall()
 
         try:
@@ -211,16 +211,16 @@ class Manifest:
                     cut_log(connection)
 
     def settled(self) -> bool:
-        """Whether every reader sees the last commit, so that files only older ones name may go.
+        """Whether every reader sees the last commit, so that files only used by older ones can be removed.
 
-        SQLite copies the last frame of its log into the database only when no reader needs what stands there.
+        SQLite copies the last frame of its log into the database only when no reader needs the old page.
         """
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
             busy, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return bool(busy == 0 and frames == copied)
 
     def vacuum(self) -> None:
-        """Give the pages of deleted rows back to the file system."""
+        """Return the pages of deleted rows to the file system."""
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
             try:
                 connection.execute("VACUUM")
@@ -228,7 +228,7 @@ class Manifest:
                 cut_log(connection)
 
     def copy_to(self, folder: Folder) -> None:
-        """Copy the last commit into another folder, whole or not at all."""
+        """Copy the last commit into another folder, atomically."""
         with (
             folder.placing(folder.manifest) as new,
             errors(folder.path),
@@ -238,7 +238,7 @@ class Manifest:
             source.backup(target)
 
     def close(self) -> None:
-        """Close the idle connections now and the busy ones when they come back."""
+        """Close idle connections now, and busy ones when they are returned."""
         with self._guard:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -249,7 +249,7 @@ class Manifest:
                 self._shorten()
 
     def rest(self) -> None:
-        """Close the idle connections, before a fork: a child that inherits them would share locks with its parent."""
+        """Close idle connections before a fork, since a child that inherits them would share locks with its parent."""
         with self._guard:
             if self._process == os.getpid():
                 while self._idle:
@@ -276,7 +276,7 @@ class Manifest:
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        except sqlite3.Error:  # nothing was written; only the connection is of no more use
+        except sqlite3.Error:  # nothing was written; only this connection is lost
             connection.close()
             return
         with self._guard:
@@ -297,11 +297,11 @@ class Manifest:
         return connection
 
     def check_files(self) -> None:
-        """Make sure that the folder still holds the index that was opened, and nothing that SQLite may not open.
+        """Make sure that the folder still has the index that was opened, and no files that SQLite must not open.
 
         Raises:
-            CorruptStoreError: A file beside the manifest is none that may be opened.
-            StoreError: The folder is gone, or holds another index now.
+            CorruptStoreError: A file next to the manifest must not be opened.
+            StoreError: The folder is gone, or has another index now.
         """
         if self._identity != identity_of(self.folder):
             raise StoreError(
@@ -323,11 +323,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_rest)
 
 _orphans: list[sqlite3.Connection] = []
-"""Connections made before a fork: SQLite forbids the child to use them, and to close them."""
+"""Connections made before a fork: SQLite forbids the child to use or close them."""
 
 
 def parse_json(text: Any, what: str) -> Any:
-    """JSON that the manifest holds.
+    """JSON from the manifest.
 
     Raises:
         CorruptStoreError: It is not JSON, or is nested too deep; the message begins with `what`.
@@ -340,7 +340,7 @@ def parse_json(text: Any, what: str) -> Any:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Turns what a value of another type or size than was written leads to into the error of the store."""
+    """Turns errors caused by values of a wrong type or size into the error of the store."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, MemoryError) as error:
@@ -348,12 +348,12 @@ def unreadable(path: Path) -> Iterator[None]:
 
 
 def rows_of(connection: sqlite3.Connection) -> Rows:
-    """Queries within a write transaction."""
+    """Queries in a write transaction."""
     return lambda sql, *parameters: connection.execute(sql, parameters).fetchall()
 
 
 def storable(text: str) -> bool:
-    """Whether SQLite takes the text as a parameter and reads all of it."""
+    """Whether SQLite accepts the text as a parameter and reads all of it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -362,7 +362,7 @@ def storable(text: str) -> bool:
 
 
 def read_state(rows: Rows) -> State:
-    """The state that this transaction sees."""
+    """The state in this transaction."""
     found = rows("SELECT value FROM manifest WHERE name = 'state'")
     if not found:
         raise CorruptStoreError("the manifest has no state")
@@ -375,7 +375,7 @@ def write_state(connection: sqlite3.Connection, state: State) -> None:
 
 
 def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:
-    # The shadow tables' SQL is the FTS5 library's own and may differ between its versions.
+    # The SQL of shadow tables belongs to FTS5 and may differ between its versions.
     return {
         (kind, name, "" if name.startswith(("lexical_", "sqlite_")) else " ".join(sql.split()))
         for kind, name, sql in rows("SELECT type, name, coalesce(sql, '') FROM sqlite_master")

@@ -1,4 +1,4 @@
-"""Documents on their way into the store: checked, and in the form in which rows hold them."""
+"""Checks documents before they are stored, and converts them to the format of rows."""
 
 import hashlib
 import json
@@ -17,16 +17,16 @@ from compmem.store.manifest import parse_json
 from compmem.text.unicode import check
 
 _UNIT: Final = 1e-2
-"""How far the length of a vector may be from 1."""
+"""Tolerance for the length of a unit vector."""
 _IN_MEMORY: Final = 1 << 20
-"""Bytes of a document's hash that wait in memory."""
-_SAID = re.compile(r"\S")
+"""Bytes for a document's hash that are buffered in memory."""
+_TEXT = re.compile(r"\S")
 
 
 class ContentHash:
-    """What changes when anything that the store keeps of a document does: texts, metadata, chunk borders.
+    """A hash of everything that the store keeps of a document: texts, metadata, chunk borders.
 
-    Chunks are taken one after the other. All texts come before what stands beside them, which waits in a file.
+    Chunks are added in order. All texts are hashed first; the rest is buffered in a file.
 
     Raises:
         ValueError: The metadata is not JSON.
@@ -38,7 +38,7 @@ class ContentHash:
         self._beside: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed by value
 
     def add(self, chunk: Chunk) -> None:
-        """Take the next chunk."""
+        """Add the next chunk."""
         self._digest.update(_framed(chunk.text))
         self._texts += 1
         self._beside.write(_framed(*chunk.headings) + _count(len(chunk.headings)))
@@ -69,25 +69,25 @@ def content_hash(document: Document, chunks: Iterable[Chunk]) -> str:
 
 
 def check_document(document: Document) -> None:
-    """Refuse what cannot be stored of a document beside its blocks.
+    """Refuse a document whose id, title or context cannot be stored.
 
     Raises:
-        ValueError: Something in it cannot be stored; the message names the document.
+        ValueError: A field cannot be stored; the message names the document.
     """
     name = f"document {document.id!r}"
     if not isinstance(document.id, str) or "\0" in document.id:
         raise ValueError(f"{name}: its id must be a string without NUL characters")
     for what, text in (("id", document.id), ("title", document.title), ("text", document.text)):
         check(f"{name}: its {what}", text)
-    if not _SAID.search(document.text):
-        raise ValueError(f"{name} has no text: there is nothing to remember")
+    if not _TEXT.search(document.text):
+        raise ValueError(f"{name} has no text")
 
 
 def check_block(document: Document, block: MemoryBlock, start: int) -> Vectors | None:
-    """The vectors of a document's block whose text should begin at `start`: `[1 + sentences, dim]`.
+    """The vectors of a document's block whose text must begin at `start`: `[1 + sentences, dim]`.
 
     Raises:
-        ValueError: Something in it cannot be stored, or its text is another; the message names the document.
+        ValueError: A field cannot be stored, or the text differs; the message names the document.
     """
     name = f"document {document.id!r}"
     if not document.text.startswith(block.chunk.text, start):
@@ -102,22 +102,22 @@ def pack_spans(spans: Sequence[tuple[int, int]]) -> bytes:
 
 
 def unpack_spans(data: bytes, length: int) -> tuple[tuple[int, int], ...]:
-    """Sentence spans from bytes, within a text of that length."""
+    """Sentence spans from bytes, for a text of that length."""
     if len(data) % 8:
         raise CorruptStoreError("sentence spans of a block have an impossible length")
     flat = np.frombuffer(data, "<u4").tolist()
     if flat != sorted(flat) or (flat and flat[-1] > length):
-        raise CorruptStoreError("sentence spans of a block are out of its text")
+        raise CorruptStoreError("sentence spans of a block are outside its text")
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
 def text_crc(text: str, headings: str, spans: bytes) -> int:
-    """Checksum of what `texts` holds of a block."""
+    """Checksum of a block's row in `texts`."""
     return zlib.crc32(spans, zlib.crc32(headings.encode(), zlib.crc32(text.encode())))
 
 
 def headings_json(chunk: Chunk) -> str:
-    """A chunk's headings as a row holds them: a list, or an object with the context where it has one."""
+    """A chunk's headings for a row: a list, or an object with the context if it has one."""
     headings = list(chunk.headings)
     return json.dumps(
         {"headings": headings, "context": chunk.context} if chunk.context else headings, ensure_ascii=False
@@ -128,7 +128,7 @@ def parse_headings(text: str) -> tuple[tuple[str, ...], str]:
     """Headings and context from their row.
 
     Raises:
-        CorruptStoreError: The row holds something else.
+        CorruptStoreError: The row has another format.
     """
     found = parse_json(text, "the headings of a block")
     if isinstance(found, dict) and found.keys() == {"headings", "context"}:
@@ -141,7 +141,7 @@ def parse_headings(text: str) -> tuple[tuple[str, ...], str]:
 
 
 def _framed(*texts: str) -> bytes:
-    """Texts as bytes, each behind its length."""
+    """Texts as bytes, each with its length in front."""
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     return b"".join(part for data in encoded for part in (_count(len(data)), data))
 
@@ -167,12 +167,12 @@ def _vectors_of(name: str, vectors: Vectors, sentences: int) -> Vectors:
         raise ValueError(f"{name}: vectors of shape {array.shape} for a chunk of {sentences} sentences")
     lengths = np.linalg.norm(array, axis=1)
     if not np.all((np.abs(lengths - 1) < _UNIT) | (lengths == 0)):
-        raise ValueError(f"{name}: its vectors must be finite and of length 1, one has length {lengths.max():.4g}")
+        raise ValueError(f"{name}: its vectors must be finite and of length 1, but one has length {lengths.max():.4g}")
     return array
 
 
 def metadata_json(document: Document) -> str:
-    """The document's metadata as a row holds it.
+    """The document's metadata for a row.
 
     Raises:
         ValueError: It is not JSON.
@@ -190,5 +190,5 @@ def metadata_json(document: Document) -> str:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
         if "\\u0000" in json.dumps({key: kept[key]}):
-            raise ValueError(f"{where} holds a NUL character")
+            raise ValueError(f"{where} has a NUL character")
     return json.dumps(kept, ensure_ascii=False, allow_nan=False, sort_keys=True)

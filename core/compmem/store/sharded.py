@@ -48,6 +48,11 @@ def shard_path(path: Path, shard: int) -> Path:
     return path / f"shard-{shard:03d}"
 
 
+def store_exists(path: Path | str) -> bool:
+    """Whether a folder is the folder of an index."""
+    return any(os.path.lexists(file) for file in (Path(path) / SHARDS, Folder(Path(path)).manifest))
+
+
 def open_store(path: Path | str) -> Store:
     """The store in a folder, or in the shards of a folder.
 

@@ -1,4 +1,4 @@
-"""A consistent view of a store: what one commit left, for as long as the view is open."""
+"""A consistent view of a store: the state of one commit, for as long as the view is open."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class DocumentInfo:
 
 
 class Snapshot:
-    """What one commit left. Made by `Store.snapshot`; any thread may use it while it is open."""
+    """The state of one commit. Made by `Store.snapshot`; any thread may use it while it is open."""
 
     def __init__(self, rows: Rows, cache: Cache) -> None:
         self._rows = rows
@@ -43,17 +43,17 @@ class Snapshot:
 
     @property
     def generation(self) -> int:
-        """The commit this is a view of."""
+        """The number of the commit."""
         return self._state.generation
 
     def __len__(self) -> int:
         return len(self._arrays.numbers)
 
     def select(self, filter: Filter | None) -> Numbers:
-        """Numbers of the live blocks that a filter admits, rising. None: all of them.
+        """Numbers of the live blocks that a filter admits, ascending. None: all of them.
 
         Raises:
-            ValueError: An operator is unknown, or a value is of a type that it does not take.
+            ValueError: An operator is unknown, or a value has a type that it does not accept.
         """
         if filter is None:
             return self._arrays.numbers
@@ -67,7 +67,7 @@ class Snapshot:
         return found
 
     def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
-        """The chunks of blocks by number, in the order asked.
+        """The chunks of blocks by number, in the order given.
 
         Raises:
             ValueError: A block is not in this snapshot.
@@ -77,7 +77,7 @@ class Snapshot:
         return [found[int(number)].chunk for number in blocks]
 
     def blocks(self, blocks: Sequence[int] | Numbers, *, kv: bool = True) -> list[MemoryBlock]:
-        """Blocks by number with their vectors and, unless told otherwise, KV states, in the order asked.
+        """Blocks by number with their vectors and, by default, KV states, in the order given.
 
         Raises:
             ValueError: A block is not in this snapshot.
@@ -88,7 +88,7 @@ class Snapshot:
         return [found[int(number)] for number in blocks]
 
     def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
-        """The KV states alone, mapped from the files, in the order asked.
+        """The KV states alone, mapped from the files, in the order given.
 
         Raises:
             ValueError: A block is not in this snapshot, or has none.
@@ -104,17 +104,17 @@ class Snapshot:
         return found
 
     def vectors(self) -> ChunkVectors:
-        """The whole-chunk vectors of all live blocks that have one."""
+        """The whole-chunk vectors of all live blocks."""
         return self._cache.chunk_vectors(self._rows, self._state, self._arrays)
 
     def within(self, admitted: Numbers) -> AdmittedWords:
-        """The lexical index as if it held only these blocks, rising by number: what else there is changes nothing."""
+        """The lexical index of these blocks alone, ascending by number; other blocks do not affect it."""
         return AdmittedWords(self._rows, admitted)
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
+        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
 
-        In a large index, terms that stand in very many blocks count only where no rarer ones are asked for.
+        In a large index, very common terms count only if the query has no rarer ones.
 
         Args:
             terms: Terms, in any order; repeats count once.
@@ -124,11 +124,11 @@ class Snapshot:
         return lexical.ranked(self._rows, frequency, limit, len(self))
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
+        """The number of blocks that contain each term."""
         return lexical.document_frequency(self._rows, terms, self._cache.frequency(self.generation))
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, up to their endings, in document order."""
+        """Blocks that contain these words in sequence, ignoring endings, in document order."""
         return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
@@ -136,10 +136,10 @@ class Snapshot:
         return lexical.named(self._rows, names, per_name)
 
     def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
-        """The documents that a filter admits, in the order in which they were added.
+        """The documents that a filter admits, in the order they were added.
 
         Raises:
-            ValueError: An operator is unknown, or a value is of a type that it does not take.
+            ValueError: An operator is unknown, or a value has a type that it does not accept.
         """
         return self._document_infos(admitted(compile_filter({} if filter is None else filter), self._rows))
 

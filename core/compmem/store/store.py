@@ -1,4 +1,4 @@
-"""The store: the folder of all memory blocks. It keeps what it is handed and knows no model."""
+"""The store: the folder with all memory blocks. It uses no model."""
 
 import json
 import logging
@@ -40,17 +40,17 @@ from compmem.store.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS: Final = 2.0
-"""How long a writer waits for another one."""
+"""Longest wait of a writer for another one, in seconds."""
 
 COMPACT_AT: Final = 0.5
-"""Share of dead blocks past which a write compacts, where the settings name none."""
+"""Default share of dead blocks above which a write compacts."""
 
 _LEAST_DEAD: Final = 256
-"""Fewer dead blocks are never worth a compaction."""
+"""Fewer dead blocks are never compacted by a write."""
 
 
 class Store:
-    """A folder of memory blocks. Many may read it, one writes; threads may share one object.
+    """A folder of memory blocks, for many readers and one writer; threads may share one object.
 
     Attributes:
         path: The folder.
@@ -64,10 +64,10 @@ class Store:
         self._folder = folder
         self._manifest = manifest
         self._cache = Cache(folder, self._kinds[0])
-        self._mutex = Lock(forks_wait=True)  # SQLite cannot write in a child forked amid a write
+        self._mutex = Lock(forks_wait=True)  # SQLite cannot write in a child forked during a write
         self._writer: tuple[int, int] | None = None
         self._written: sqlite3.Connection | None = None
-        self._remove = temporary.hold(self, folder.path)
+        self._remove = temporary.register(self, folder.path)
 
     @classmethod
     def create(
@@ -77,12 +77,12 @@ class Store:
 
         Args:
             path: The folder. None: a temporary one, removed when the store is closed.
-            config: JSON settings to keep with it.
-            dim: Dimensions of its vectors. None: those of the first ones added.
+            config: JSON settings to store in it.
+            dim: Dimensions of its vectors. None: those of the first added ones.
             vectors: How vectors are stored.
 
         Raises:
-            ValueError: The path is a file, or a folder that holds something; or a setting is not JSON.
+            ValueError: The path is a file, or a folder that is not empty; or a setting is not JSON.
             StoreLockedError: Another process is creating an index there.
             StoreError: The folder cannot be written.
         """
@@ -106,13 +106,13 @@ class Store:
         """The store in a folder.
 
         Raises:
-            StoreError: There is none.
-            IncompatibleStoreError: It has a format that this version does not read.
-            CorruptStoreError: Its manifest is damaged, or no manifest of ours.
+            StoreError: There is no store.
+            IncompatibleStoreError: Its format is not supported by this version.
+            CorruptStoreError: Its manifest is damaged, or belongs to another program.
         """
         folder = Folder(Path(path))
         if not folder.manifest.exists() and not folder.manifest.is_symlink():
-            what = "is a file, not the folder of an index" if folder.path.is_file() else "holds no index"
+            what = "is a file, not the folder of an index" if folder.path.is_file() else "has no index"
             raise StoreError(
                 f"{str(path)!r} {what}: create one with MemoryIndex.create({str(path)!r}) or `compmem add`"
             )
@@ -128,36 +128,36 @@ class Store:
 
     @property
     def temporary(self) -> bool:
-        """Whether the folder goes when the store, and every other one of this process that has it open, is closed."""
+        """Whether the folder is removed when the last store of this process that uses it is closed."""
         return self._remove is not None
 
     @property
     def generation(self) -> int:
-        """A number that grows with every commit, of any process."""
+        """A number that increases with every commit, of any process."""
         with self._manifest.reading() as rows:
             return read_state(rows).generation
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """A consistent view, for as long as the block lasts: later commits do not show in it."""
+        """A consistent view, open until the end of the block; later commits are not visible in it."""
         with self._manifest.reading() as rows:
             yield Snapshot(rows, self._cache)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the writer's lock for the block, over several calls that write.
+        """Hold the writer's lock for the block, for several calls that write.
 
         Raises:
             StoreLockedError: Another process holds it.
             StoreError: The folder cannot be written.
         """
         with self._mutex:
-            here = (os.getpid(), threading.get_ident())  # a forked child does not hold what its parent holds
+            here = (os.getpid(), threading.get_ident())  # a forked child does not hold its parent's lock
             if self._writer == here:
                 yield
                 return
             self._manifest.check_files()
-            # A new lock object each time: one that a fork inherits is of no use.
+            # A new lock object each time, since one that is inherited by a fork cannot be used.
             with _locked(FileLock(self._folder.lock, thread_local=False), self._folder):
                 self._writer = here
                 try:
@@ -171,16 +171,16 @@ class Store:
         *,
         record: Callable[[], None] = lambda: None,
     ) -> None:
-        """Add documents with their blocks, all or none; a document whose id is known is replaced.
+        """Add documents with their blocks, all or none; a document with a known id is replaced.
 
-        Documents and blocks may be generated while they are written: only a part of them is held.
+        Documents and blocks may be generated during the write; only a part of them is in memory.
 
         Args:
             documents: Documents, each with its blocks.
-            record: Called at the end of the same transaction, to put facts about what was added.
+            record: Called at the end of the same transaction, to store facts about what was added.
 
         Raises:
-            ValueError: A document cannot be stored as it is, or an id occurs twice.
+            ValueError: A document cannot be stored, or an id occurs twice.
             StoreLockedError: Another process is writing.
             StoreError: It could not be written; nothing has changed.
         """
@@ -194,13 +194,13 @@ class Store:
             self._compact_if_due()
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
-        """The content hash of each of these documents that is known."""
+        """The content hash of each of these documents that is in the store."""
         with self._manifest.reading() as rows:
             found = {i: rows("SELECT hash FROM documents WHERE id = ?", i) for i in ids if storable(i)}
         return {i: hashes[0][0] for i, hashes in found.items() if hashes}
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents; the number that were there.
+        """Delete documents; returns how many existed.
 
         Raises:
             StoreLockedError: Another process is writing.
@@ -214,7 +214,7 @@ class Store:
         return removed
 
     def compact(self) -> None:
-        """Rewrite the files without what was deleted. Snapshots in flight go on; their files go when they end.
+        """Rewrite the files without deleted data. Open snapshots stay valid; their files are removed when they close.
 
         Raises:
             CorruptStoreError: A block does not match its checksum; nothing has changed.
@@ -225,20 +225,20 @@ class Store:
             with self._transaction() as connection:
                 compacting.compact(connection, self._folder, self._cache)
             try:
-                self._sweep()  # before the manifest is rewritten, which takes space
+                self._sweep()  # before the manifest is rewritten, which needs disk space
                 self._manifest.vacuum()
                 self._sweep()
             except StoreError as error:
                 raise StoreError(
-                    f"the index {str(self.path)!r} is compacted and whole, but its manifest still takes the space of "
+                    f"the index {str(self.path)!r} is compacted, but its manifest still takes the space of "
                     f"what was deleted: {error.__cause__ or error}"
                 ) from error
 
     def copy_to(self, path: Path | str) -> None:
-        """Copy everything that the last commit names into a new or empty folder.
+        """Copy everything that the last commit uses into a new or empty folder.
 
         Raises:
-            ValueError: The path is a file, or a folder that holds something.
+            ValueError: The path is a file, or a folder that is not empty.
             StoreLockedError: Another process is writing.
             StoreError: The other folder cannot be written.
         """
@@ -252,7 +252,7 @@ class Store:
             self._manifest.copy_to(other)
 
     def verify(self) -> list[str]:
-        """Problems found after reading everything; none where the store is whole."""
+        """Problems found after reading everything; empty if there are none."""
         try:
             with self._manifest.reading() as rows, unreadable(self.path):
                 return verifying.verify(rows, read_state(rows), self._cache)
@@ -260,7 +260,7 @@ class Store:
             return [str(error)]
 
     def put_meta(self, key: str, value: JSON) -> None:
-        """Keep a small JSON fact under a name.
+        """Store a small JSON fact under a key.
 
         Raises:
             ValueError: It is not JSON.
@@ -274,7 +274,7 @@ class Store:
             write_state(connection, replace(state, generation=state.generation + 1))
 
     def get_meta(self, key: str) -> JSON:
-        """The fact under a name, or None.
+        """The fact under a key, or None.
 
         Raises:
             CorruptStoreError: It cannot be read.
@@ -285,10 +285,10 @@ class Store:
         return value
 
     def info(self) -> StoreInfo:
-        """What the store holds, and what it takes on disk.
+        """Statistics of the store: contents and size on disk.
 
         Raises:
-            CorruptStoreError: The manifest holds values that nobody wrote.
+            CorruptStoreError: The manifest has invalid values.
         """
         with unreadable(self.path):
             logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
@@ -312,7 +312,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """What is written in the block, all or nothing; within another transaction, it is a part of that."""
+        """A write transaction for the block, all or nothing; inside another transaction, it is a part of that."""
         with self.writing():
             if self._written is not None:
                 yield self._written
@@ -334,7 +334,7 @@ class Store:
 
     @contextmanager
     def _rows(self) -> Iterator[Rows]:
-        """The last commit, or what this thread is writing."""
+        """The last commit, or the state in this thread's write transaction."""
         if self._written is not None and self._writer == (os.getpid(), threading.get_ident()):
             yield rows_of(self._written)
             return
@@ -342,7 +342,7 @@ class Store:
             yield rows
 
     def _compact_if_due(self) -> None:
-        """Compact past a share of dead blocks; while a reader needs the old files, a later write does it."""
+        """Compact above a share of dead blocks; while a reader needs the old files, a later write does it."""
         share = self.config.get("compact_at", COMPACT_AT)
         if share is None:
             return
@@ -353,16 +353,16 @@ class Store:
             return
         try:
             self.compact()
-        except StoreError as error:  # what was to be written is written
+        except StoreError as error:  # the write itself has succeeded
             log.warning("the index %r could not be compacted: %s", str(self.path), error)
 
     def _drop_unnamed(self) -> None:
-        """Remove the files of a transaction that failed. The state is read again: an interrupt may follow a commit."""
+        """Remove the files of a failed transaction. The state is read again, since an interrupt may follow a commit."""
         with self._manifest.reading() as rows:
             self._folder.remove_from(read_state(rows).next_file)
 
     def _sweep(self) -> None:
-        """Remove files that no row names, once no reader can be at a commit that named them."""
+        """Remove files that no row names, if no reader can be at a commit that used them."""
         if not self._manifest.settled():
             return
         with self._manifest.writing() as connection:
@@ -372,7 +372,7 @@ class Store:
 
 
 def _named_files(rows: Rows, folder: Folder) -> set[Path]:
-    """The files that a commit names; one that was never written to may be missing."""
+    """The files that a commit uses; a file that was never written to may be missing."""
     serial = read_state(rows).vectors
     segments = {folder.kv(number) for (number,) in rows("SELECT serial FROM kv")}
     return segments | {folder.chunks(serial), folder.sentences(serial)}
@@ -384,7 +384,7 @@ def _locked(lock: FileLock, folder: Folder) -> Iterator[None]:
     with os_errors(folder.lock, "lock"):
         try:
             lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:  # which is an OSError too
+        except Timeout:  # a subclass of OSError
             raise StoreLockedError(
                 f"another process is writing to the index {str(folder.path)!r}: "
                 "wait for it to end, or use another folder"

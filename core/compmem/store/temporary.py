@@ -1,4 +1,4 @@
-"""The temporary folders of this process: each goes with the last store that is open in it."""
+"""The temporary folders of this process: each is removed with the last store that is open in it."""
 
 import os
 import shutil
@@ -9,29 +9,29 @@ from pathlib import Path
 from compmem.locks import Lock
 
 _stores: dict[str, int] = {}
-"""How many open stores each folder has."""
+"""Number of open stores in each folder."""
 _guard = Lock()
 
 
 def make() -> Path:
-    """A new folder, which goes with the last store that holds it."""
+    """A new folder, which is removed with the last store that uses it."""
     path = os.path.abspath(tempfile.mkdtemp(prefix="compmem-"))
     with _guard:
         _stores[path] = 0
     return Path(path)
 
 
-def hold(store: object, path: Path) -> "weakref.finalize[[str, int], object] | None":
-    """What lets go of a folder when the store is closed or collected. None: the folder is not a temporary one."""
+def register(store: object, path: Path) -> "weakref.finalize[[str, int], object] | None":
+    """A finalizer that releases a folder when the store is closed or collected. None: the folder is not temporary."""
     with _guard:
         if str(path) not in _stores:
             return None
         _stores[str(path)] += 1
-    return weakref.finalize(store, _let_go, str(path), os.getpid())
+    return weakref.finalize(store, _release, str(path), os.getpid())
 
 
-def _let_go(path: str, process: int) -> None:
-    if process != os.getpid():  # a forked child removes nothing of its parent's
+def _release(path: str, process: int) -> None:
+    if process != os.getpid():  # a forked child removes no folder of its parent
         return
     with _guard:
         _stores[path] -= 1

@@ -1,4 +1,4 @@
-"""The lexical index of blocks that no store keeps: in memory, for as long as a question is asked."""
+"""A lexical index in memory, for blocks that are in no store, during one question."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from compmem.text.tokenize import NameKind
 
 
 class TransientWords:
-    """Terms and names of blocks that are added one after another. One thread at a time may use it."""
+    """Terms and names of blocks, added one by one. Only one thread at a time may use it."""
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
@@ -21,7 +21,7 @@ class TransientWords:
         self._frequency: dict[str, int] = {}
 
     def add(self, number: int, chunk: Chunk) -> None:
-        """Adds a block under a number that is new."""
+        """Adds a block with a new number."""
         lexical.index_block(self._connection, number, chunk)
         self._blocks += 1
         self._frequency.clear()
@@ -34,20 +34,20 @@ class TransientWords:
         return self._blocks
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
+        """The number of blocks that contain each term."""
         return lexical.document_frequency(self._rows, terms, self._frequency)
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms with their BM25 score, best first."""
+        """Blocks that contain any of these terms, with their BM25 score, best first."""
         frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
         return lexical.ranked(self._rows, frequency, limit, len(self))
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, up to their endings, by number."""
+        """Blocks that contain these words in sequence, ignoring endings, by number."""
         return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first; unknown names are left out."""
+        """The blocks with each name, titles first; unknown names are left out."""
         return lexical.named(self._rows, names, per_name)
 
     def _rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Dense vectors on disk: rows of one width in two append-only files, mapped into memory and checked by checksum."""
+"""Dense vectors on disk: rows of fixed width in two append-only files, memory-mapped and checked by checksum."""
 
 import json
 import zlib
@@ -17,26 +17,26 @@ from compmem.store.folder import Folder
 from compmem.store.manifest import Rows
 
 Raw = NDArray[np.uint8]
-"""Rows as the file holds them, `[rows, width]`."""
+"""Rows in the file format, `[rows, width]`."""
 
 SEGMENT_ROWS: Final = 8192
-"""Rows of the whole-chunk file that share a checksum, at most."""
+"""Most rows of the whole-chunk file per checksum."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """How one vector lies in a file: half floats, or a float32 scale and a byte a dimension."""
+    """File format of one vector: half floats, or a float32 scale and one byte per dimension."""
 
     kind: VectorType
     dim: int
 
     @property
     def width(self) -> int:
-        """Bytes a row."""
+        """Bytes per row."""
         return 2 * self.dim if self.kind == "fp16" else 4 + self.dim
 
     def pack(self, vectors: Vectors) -> Raw:
-        """Rows for vectors `[rows, dim]`. With int8, the scale makes the row that is read of length 1 again."""
+        """Rows for vectors `[rows, dim]`. For int8, the scale restores length 1 when the row is read."""
         out = np.empty((len(vectors), self.width), np.uint8)
         if self.kind == "fp16":
             out[:] = np.ascontiguousarray(vectors, "<f2").view(np.uint8)
@@ -50,7 +50,7 @@ class RowFormat:
         return out
 
     def parts(self, raw: Raw) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:
-        """Stored values `[rows, dim]` and their scales `[rows]`, without a copy where the rows allow it."""
+        """Stored values `[rows, dim]` and their scales `[rows]`, without a copy if possible."""
         if self.kind == "fp16":
             return raw.view("<f2"), None
         return raw[:, 4:].view(np.int8), np.ascontiguousarray(raw[:, :4]).view("<f4")[:, 0]
@@ -65,10 +65,10 @@ class RowFormat:
 
 
 def map_rows(folder: Folder, file: Path, rows: int, width: int) -> Raw:
-    """The committed rows of a file, mapped; none where the file holds none.
+    """The committed rows of a file, memory-mapped; empty if there are none.
 
     Raises:
-        CorruptStoreError: The file is shorter than what was committed, or no plain file.
+        CorruptStoreError: The file is shorter than the committed rows, or not a plain file.
     """
     if not rows:
         return np.empty((0, width), np.uint8)
@@ -77,12 +77,12 @@ def map_rows(folder: Folder, file: Path, rows: int, width: int) -> Raw:
 
 
 def crc_of(raw: Raw, crc: int = 0) -> int:
-    """Checksum of rows, going on from that of the rows before them."""
+    """Checksum of rows, continued from that of the previous rows."""
     return zlib.crc32(raw.data, crc)
 
 
 def grow_segments(rows: Rows, start: int, added: Raw) -> list[tuple[int, int, int]]:
-    """Segments `(start, rows, checksum)` after rows were added: the last one is filled up before a new one begins."""
+    """Segments `(start, rows, checksum)` after rows were added: the last one is filled before a new one begins."""
     last = rows("SELECT start, rows, crc FROM segments ORDER BY start DESC LIMIT 1")
     out: list[tuple[int, int, int]] = []
     if last and last[0][1] < SEGMENT_ROWS and len(added):
@@ -99,11 +99,11 @@ def grow_segments(rows: Rows, start: int, added: Raw) -> list[tuple[int, int, in
 class ChunkVectors:
     """The whole-chunk vectors of every live block, for an exact scan.
 
-    Values are read from the mapped file when they are asked for. A segment's checksum is verified when one of its
-    rows is first asked for.
+    Values are read from the mapped file on access. A segment's checksum is verified when one of its rows is first
+    read.
 
     Attributes:
-        numbers: The blocks' numbers, rising, `[n]`. Position `i` below stands for block `numbers[i]`.
+        numbers: The blocks' numbers, ascending, `[n]`. Position `i` below is block `numbers[i]`.
         dim: Dimensions.
         kind: How they are stored.
     """
@@ -133,7 +133,7 @@ class ChunkVectors:
         return len(self.numbers)
 
     def only(self, blocks: NDArray[np.int64]) -> "ChunkVectors":
-        """Those of these blocks, rising by number, that have one."""
+        """The vectors of these blocks, ascending by number; blocks without a vector are left out."""
         kept = np.isin(self.numbers, blocks, assume_unique=True)
         if kept.all():
             return self
@@ -141,13 +141,13 @@ class ChunkVectors:
         return ChunkVectors(self.numbers[kept], self._rows[kept], *shared)
 
     def renumbered(self, numbers: NDArray[np.int64]) -> "ChunkVectors":
-        """The same vectors of blocks that are called by other numbers, rising as well, `[n]`."""
+        """The same vectors with other block numbers, which are ascending too, `[n]`."""
         return ChunkVectors(numbers, self._rows, self._raw, self._layout, self._segments, self._verified, self._serial)
 
     def stored(
         self, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[np.int8] | NDArray[np.float16], NDArray[np.float32] | None]:
-        """Values `[stop - start, dim]` as they are stored, and for int8 the scales `[stop - start]` that go with them.
+        """Stored values `[stop - start, dim]`, and for int8 their scales `[stop - start]`.
 
         Raises:
             CorruptStoreError: A checksum does not match.
@@ -163,16 +163,16 @@ class ChunkVectors:
         return self._layout.unpack(self._take(start, stop))
 
     def of(self, blocks: Sequence[int] | NDArray[np.int64]) -> Vectors:
-        """Vectors `[blocks, dim]` of blocks by number, in the order asked.
+        """Vectors `[blocks, dim]` of blocks by number, in the order given.
 
         Raises:
-            ValueError: A block is not here.
+            ValueError: A block has no vector here.
             CorruptStoreError: A checksum does not match.
         """
         asked = np.asarray(blocks, np.int64)
         at = np.searchsorted(self.numbers, asked)
         if len(asked) and (not len(self) or np.any(self.numbers[np.minimum(at, len(self) - 1)] != asked)):
-            raise ValueError("a block without a vector in this snapshot was asked for")
+            raise ValueError("a block has no vector in this snapshot")
         rows = self._rows[at]
         if len(rows):
             self._verify(int(rows.min()), int(rows.max()))
@@ -204,7 +204,7 @@ def check_segment(raw: Raw, segment: tuple[int, int, int]) -> None:
     start, rows, crc = segment
     if crc_of(raw[start : start + rows]) != crc:
         raise CorruptStoreError(
-            f"whole-chunk vectors {start} to {start + rows} do not match their checksum; `verify` names the blocks"
+            f"whole-chunk vectors {start} to {start + rows} do not match their checksum; `verify` lists the blocks"
         )
 
 
@@ -223,7 +223,7 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
             raise CorruptStoreError(f"the segments of the whole-chunk vectors have a gap at row {edge}")
         edge += count
     if edge != committed:
-        raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, {committed} were committed")
+        raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, but {committed} are committed")
     return [(start, count, crc) for start, count, crc in found]
 
 

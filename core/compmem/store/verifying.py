@@ -31,7 +31,7 @@ _SHOWN: Final = 5
 
 
 def verify(rows: Rows, state: State, cache: Cache) -> list[str]:
-    """Problems found in this snapshot; none where it is whole."""
+    """Problems found in this snapshot; empty if there are none."""
     try:
         broken = [str(text) for (text,) in rows("PRAGMA integrity_check(20)") if text != "ok"]
         if broken:
@@ -48,7 +48,7 @@ def verify(rows: Rows, state: State, cache: Cache) -> list[str]:
 
 
 class _LexicalCheck:
-    """Counts the terms of every text, to be compared with what the index has counted."""
+    """Counts the terms of every text and compares them with the counts in the index."""
 
     def __init__(self) -> None:
         self._uses: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class _LexicalCheck:
 
     def problems(self, rows: Rows) -> Iterator[str]:
         if rows("SELECT json_extract(value, '$') FROM manifest WHERE name = 'terms'") != [(lexical.fingerprint(),)]:
-            return  # of another version of the library; the next write makes it anew
+            return  # written by another version of the library; the next write rebuilds it
         found = {term: (blocks, uses) for term, blocks, uses in rows("SELECT term, doc, cnt FROM vocabulary")}
         expected = {term: (self._blocks[term], uses) for term, uses in self._uses.items()}
         wrong = sorted(term for term in found.keys() | expected.keys() if found.get(term) != expected.get(term))

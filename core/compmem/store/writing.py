@@ -1,4 +1,4 @@
-"""What a write transaction does: documents in, documents out. Bytes are synced before the transaction names them."""
+"""The steps of a write transaction: adding and deleting documents. Bytes are synced before the manifest names them."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ Vector = tuple[int, int, int, int] | tuple[None, None, None, None]
 """Row, first sentence row, sentence rows, checksum."""
 
 PIECE: Final = 200_000
-"""Characters of blocks that are written at once."""
+"""Characters of blocks that are written together."""
 
 _TEXTS: Final = (
     "SELECT b.number, d.title, t.headings, t.text FROM blocks AS b "
@@ -47,11 +47,11 @@ def insert(
     documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
     kinds: tuple[VectorType, KVType],
 ) -> None:
-    """Write documents, in place of those that have their ids; a piece at a time is held of their blocks.
+    """Write documents, replacing those with the same ids; only a part of their blocks is in memory at once.
 
     Raises:
-        ValueError: A document cannot be stored as it is, an id occurs twice, or vectors are of another dimension than
-            the index's or missing where it has them.
+        ValueError: A document cannot be stored, an id occurs twice, or vectors have another dimension than those of the
+            index, or are missing.
         StoreError: The files cannot be written.
     """
     refresh_terms(connection)
@@ -70,7 +70,7 @@ def insert(
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A block on its way into its row."""
+    """A block that waits to be written."""
 
     key: int
     ordinal: int
@@ -81,7 +81,7 @@ class _Placed:
 
 
 class _Writer:
-    """Writes blocks in pieces of several documents, or of a part of one."""
+    """Writes blocks in batches from several documents, or from a part of one."""
 
     def __init__(self, connection: sqlite3.Connection, folder: Folder, kinds: tuple[VectorType, KVType]) -> None:
         self._connection = connection
@@ -91,7 +91,7 @@ class _Writer:
         self._size = 0
 
     def put(self, document: Document, blocks: Iterable[MemoryBlock]) -> None:
-        """Take a document whose blocks come one after the other."""
+        """Take a document with its blocks in order."""
         remove(self._connection, [document.id])
         whole = ContentHash(document)
         cursor = self._connection.execute(
@@ -113,7 +113,7 @@ class _Writer:
         self._connection.execute("UPDATE documents SET hash = ? WHERE key = ?", (whole.value(), key))
 
     def flush(self) -> None:
-        """Write the blocks that wait."""
+        """Write the waiting blocks."""
         state = read_state(rows_of(self._connection))
         number = state.next_block
         state, vectors = _put_vectors(self._connection, self._folder, self._waiting, self._kinds[0], state)
@@ -126,7 +126,7 @@ class _Writer:
 
 
 def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
-    """Delete documents; the number that were there."""
+    """Delete documents; returns how many existed."""
     rows = rows_of(connection)
     removed = blocks = 0
     for name in dict.fromkeys(ids):
@@ -151,12 +151,12 @@ def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
 
 
 def refresh_terms(connection: sqlite3.Connection) -> None:
-    """Make the lexical index anew if its terms were cut differently: FTS5 can delete only what it is told exactly."""
+    """Rebuild the lexical index if its terms were made differently: FTS5 needs the exact terms to delete a block."""
     rows = rows_of(connection)
     now = lexical.fingerprint()
     if rows("SELECT json_extract(value, '$') FROM manifest WHERE name = 'terms'") == [(now,)]:
         return
-    log.warning("the lexical index was made by a version of compmem that cuts terms differently; it is made anew")
+    log.warning("the lexical index was made by a version of compmem with other terms; rebuilding it")
     lexical.rebuild(connection, _block_texts(connection, "1 = 1"))
     connection.execute("UPDATE manifest SET value = ? WHERE name = 'terms'", (json.dumps(now),))
 
@@ -213,14 +213,14 @@ def _check_dims(blocks: Sequence[_Placed], state: State) -> None:
         name = f"document {placed.document.id!r}"
         if placed.vectors is None:
             if expected is not None:
-                raise ValueError(f"{name}: the index holds vectors, its blocks have none")
+                raise ValueError(f"{name}: the index has vectors, but its blocks have none")
             bare = True
             continue
         if bare:
-            raise ValueError(f"{name}: its blocks have vectors, others in the index have none")
+            raise ValueError(f"{name}: its blocks have vectors, but others in the index have none")
         expected = expected or placed.vectors.shape[1]
         if placed.vectors.shape[1] != expected:
-            raise ValueError(f"{name}: vectors of {placed.vectors.shape[1]} dimensions, the index holds {expected}")
+            raise ValueError(f"{name}: vectors of {placed.vectors.shape[1]} dimensions, but the index has {expected}")
 
 
 def _put_kv(

@@ -1,6 +1,6 @@
-"""Text to sentences, each a span of it.
+"""Splits text into sentences, as character spans.
 
-The rules serve several languages at once, and no model is needed.
+The rules work for several languages at once, without a model.
 """
 
 import re
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
-"""A heading as Markdown marks it."""
+"""A Markdown heading."""
 RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
-"""A line under or over a heading."""
+"""A rule under or above a heading."""
 LONGEST_LINE = 1000
-"""Characters of a line that are looked at."""
-SAID = re.compile(r"\S")
+"""Most characters of a line that are checked."""
+TEXT = re.compile(r"\S")
 
 _BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
 _CODE_LINE = re.compile(
@@ -21,7 +21,7 @@ _CODE_LINE = re.compile(
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
-_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: nothing is tried twice
+_CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: no backtracking
 _END = re.compile(
     rf"[。！？｡｡।؟۔]++{_CLOSERS}"
     rf"|(?<!．)．++(?!\d){_CLOSERS}"
@@ -61,15 +61,15 @@ _STARTERS = frozenset(
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences, in order and apart: each begins and ends with a character that is not blank.
+    """Spans of the sentences, in order and without overlap: each begins and ends with a character that is not blank.
 
-    What lies between two spans is blank. A heading, a list item and a line of code are sentences of their own.
+    Text between two spans is blank. A heading, a list item and a line of code are separate sentences.
     """
     return list(sentence_spans(text, 0, len(text)))
 
 
 def sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The same of a part of the text, one after the other."""
+    """The sentence spans of a part of the text, one by one."""
     for first, last in _runs(text, start, end):
         at = first
         for match in _ends(text, first, last):
@@ -80,7 +80,7 @@ def sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]
 
 
 def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
-    """The marks that may end a sentence, but for those within a quotation."""
+    """The marks that may end a sentence, except those inside a quotation."""
     quotations = _QUOTED.finditer(text, start, end)
     quoted = next(quotations, None)
     for match in _END.finditer(text, start, end):
@@ -91,7 +91,7 @@ def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
 
 
 def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Spans of lines that may hold one sentence across them: wrapped prose, or a line that stands for itself."""
+    """Spans of lines that may contain a sentence across line breaks: wrapped prose, or a single separate line."""
     start = begin
     indent = 0
     alone = blank = True
@@ -114,12 +114,12 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _head(line: re.Match[str]) -> str:
-    """What is looked at of a long line."""
+    """The beginning of a long line, as far as it is checked."""
     return line.string[line.start() : line.start() + 100] + " x"
 
 
 def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
-    """Whether the mark found ends a sentence that began at `start`."""
+    """Whether a mark ends a sentence that began at `start`."""
     mark = match[0]
     rest = text[match.end() : min(end, match.end() + 40)]
     if not mark[0].isascii() and mark[0] != "…":
@@ -136,7 +136,7 @@ def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
 
 
 def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
-    """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, with `word` following."""
+    """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, followed by `word`."""
     if before[-_LONGEST_ABBREVIATION:].isalpha() and len(before) >= _LONGEST_ABBREVIATION:
         return False
     last = _LAST_WORD.search(before)
@@ -159,8 +159,8 @@ def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
 
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The span without the blanks at its ends, unless nothing else is there."""
-    if said := SAID.search(text, start, end):
+    """The span without surrounding blanks, unless it is blank."""
+    if found := TEXT.search(text, start, end):
         while text[end - 1].isspace():
             end -= 1
-        yield said.start(), end
+        yield found.start(), end

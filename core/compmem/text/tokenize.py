@@ -1,7 +1,7 @@
-"""Text as terms and names: what the lexical index, the links and the gate's features compare.
+"""Text as terms and names, which the lexical index, the links and the gate's features compare.
 
-A term is a stemmed word, or a pair of neighbouring characters where a script writes no spaces (Chinese, Japanese)
-or glues particles to words (Korean). A name is a run of whole words: a title, a heading, a defined term.
+A term is a stemmed word, or a pair of adjacent characters in scripts without spaces (Chinese, Japanese) or with
+attached particles (Korean). A name is a run of whole words: a title, a heading, a defined term.
 """
 
 import re
@@ -30,17 +30,17 @@ _DEFINED = re.compile(
 _HEADED = re.compile(r"(?:\A|\n[ \t]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\n(?=[^\n]{40})")
 
 _HEAD = 400
-"""Characters of a paragraph in which its heading is looked for."""
+"""Most characters of a paragraph that are searched for its heading."""
 
 LONGEST_NAME = 12
-"""Words in the longest name that is looked for in a text."""
+"""Most words of a name that is searched in a text."""
 
 NEARBY = 5
-"""Words on each side of a mention that count as said of it."""
+"""Words on each side of a mention that count as its context."""
 
 _JOINTS = frozenset((" ", "-", "'", "\u2019"))
 _INITIAL = 2
-"""Letters of a word after which a full stop is not the end of a sentence: `J. R. R. Tolkien`, `St. Louis`."""
+"""Most letters of a word after which a full stop does not end a sentence: `J. R. R. Tolkien`, `St. Louis`."""
 _WITHIN = frozenset(("of", "the", "de", "la", "le", "du", "von", "van", "der", "den", "del", "di", "da", "al"))
 
 STOPWORDS = frozenset(
@@ -50,20 +50,20 @@ STOPWORDS = frozenset(
     s same she should so some such t than that the their theirs them then there these they this those through to too
     under until up very was we were what when where which while who whom whose why will with would you your""".split()
 )
-"""English words that carry no subject of their own."""
+"""English words without a meaning of their own for search."""
 
 
 def fold(text: str) -> str:
-    """The text without differences of case, width and accent."""
+    """The text with case, width and accents removed."""
     folded = text.casefold()
     return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
 
 
 @lru_cache(maxsize=1 << 14)
 def _fold_run(run: str) -> str:
-    """A run of characters beyond ASCII, folded by itself: nothing in it composes with what stands before it."""
-    # Folded again: what decomposes into a plain capital, as mathematical letters do, has no lower case of its own.
-    # One by one: no marks are sorted, which takes quadratic time; they are left out.
+    """A run of non-ASCII characters, folded separately: nothing in it combines with the text before it."""
+    # Folded twice: characters that decompose into a plain capital, such as mathematical letters, have no lower case.
+    # One by one: sorting combining marks would take quadratic time, so they are left out.
     decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
@@ -79,7 +79,7 @@ def terms(text: str) -> list[str]:
 
 
 def terms_of(parts: Iterable[str]) -> list[str]:
-    """The terms of words that `words` gave."""
+    """The terms of words returned by `words`."""
     parts = list(parts)
     if "".join(parts).isascii():
         return list(map(_stem, parts))
@@ -101,14 +101,14 @@ def content_terms(text: str) -> list[str]:
 
 
 def name(text: str) -> str:
-    """The form in which a name is stored and looked up: folded words, one space between."""
+    """The form in which a name is stored and looked up: folded words, separated by single spaces."""
     return " ".join(words(text))
 
 
 def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, NameKind]]:
-    """The names a chunk answers to, each once: title and headings (with and without a closing aside), defined terms.
+    """The names of a chunk, each once: title and headings (with and without final brackets), defined terms.
 
-    Headings are those it stands under and those within it.
+    The headings are those above it and those in its text.
     """
     found: dict[str, NameKind] = {}
 
@@ -126,20 +126,20 @@ def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, 
 
 
 def headings_in(text: str) -> list[str]:
-    """Lines that stand over a paragraph as its heading in plain text: short, no sentence, with a long line below."""
+    """Headings in plain text: short lines that are no sentences, with a long line below."""
     found = [(m[1], text[m.end() : text.find("\n", m.end()) % (len(text) + 1)]) for m in _HEADED.finditer(text)]
     return [line for line, below in found if _is_heading(line, below)]
 
 
 def heading_at(text: str, start: int) -> str:
-    """The heading with which a paragraph begins there; empty where it has none."""
+    """The heading of a paragraph that starts at this position; empty if it has none."""
     part = text[start : start + _HEAD]
     found = headings_in(part)
     return found[0] if found and part.startswith(found[0]) else ""
 
 
 def heading_over(text: str, at: int) -> str:
-    """The heading of the paragraph in which a place lies; empty where it has none."""
+    """The heading of the paragraph at this position; empty if it has none."""
     blank = text.rfind("\n\n", 0, at + 1)
     return heading_at(text, 0 if blank < 0 else blank + 2)
 
@@ -149,7 +149,7 @@ def _is_heading(line: str, below: str) -> bool:
 
 
 def possible_names(text: str) -> list[str]:
-    """Every run of up to `LONGEST_NAME` words of the text, longest first: what may be a name in it."""
+    """Every run of up to `LONGEST_NAME` words of the text, longest first: possible names."""
     parts = words(text)
     runs: dict[str, None] = {}
     for length in range(min(LONGEST_NAME, len(parts)), 0, -1):
@@ -166,13 +166,13 @@ class Mention:
 
     name: str
     capitalised: float
-    """Share of its words that begin with a capital in the text."""
+    """Share of its words that are capitalised in the text."""
     nearby: frozenset[str]
-    """Roots of the words within `NEARBY` words of it: what the text says of it."""
+    """Stems of the words within `NEARBY` words of it: its context."""
 
 
 def mentions(text: str, known: Iterable[str]) -> list[Mention]:
-    """The known names that a text holds, in order; not those that only occur inside a longer one."""
+    """The known names in a text, in order; without those that only occur inside a longer one."""
     raw = _WORD.findall(nfc(text))
     parts = [fold(word) for word in raw]
     known = frozenset(known)
@@ -198,10 +198,10 @@ def mentions(text: str, known: Iterable[str]) -> list[Mention]:
     return list(out.values())
 
 
-def spoken_names(text: str) -> list[Mention]:
-    """Runs of capitalised words, whether or not a block answers to them, each once in order of first use.
+def capitalised_names(text: str) -> list[Mention]:
+    """Runs of capitalised words, known as names or not, each once in order of first use.
 
-    A word such as "of" may stand within a run; punctuation ends it.
+    A word such as "of" may be inside a run; punctuation ends it.
     """
     text = nfc(text)
     found = list(_WORD.finditer(text))
@@ -217,7 +217,7 @@ def spoken_names(text: str) -> list[Mention]:
 
 
 def capital_runs(text: str) -> list[str]:
-    """Runs of capitalised words as the text writes them, each once in order of first use."""
+    """Runs of capitalised words as written in the text, each once in order of first use."""
     text = unicodedata.normalize("NFC", text)
     found = list(_WORD.finditer(text))
     runs = _capital_runs(text, found, [fold(match[0]) for match in found])
@@ -225,7 +225,7 @@ def capital_runs(text: str) -> list[str]:
 
 
 def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where runs of capitalised words begin and end, as numbers of words."""
+    """Start and end of runs of capitalised words, as word indices."""
     first = last = -1
     for at, match in enumerate(found):
         capital = match[0][0].isupper()
@@ -244,7 +244,7 @@ def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str
 
 
 def root(word: str) -> str:
-    """The first five letters of a folded word: `director` and `directed` share them, as stems do not."""
+    """The first five letters of a folded word: `director` and `directed` share them, but not their stems."""
     return word[:5]
 
 
@@ -255,7 +255,7 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _stemmer() -> Any:
-    # Imported when first needed: what only reads with the backbone runs without it.
+    # Imported on first use: reading with the backbone alone does not need it.
     import snowballstemmer
 
     return snowballstemmer.stemmer("english")

@@ -1,4 +1,4 @@
-"""Text that can be encoded as UTF-8, and its composed form."""
+"""Text that can be encoded as UTF-8, and its composed form (NFC)."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _JOINER: Final = "\u034f"
 
 
 def valid(text: str) -> str:
-    """The text with each lone surrogate replaced by U+FFFD; a pair of surrogates becomes its character."""
+    """The text with each lone surrogate replaced by U+FFFD; a surrogate pair becomes its character."""
     if text.isascii() or _SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -21,11 +21,11 @@ def check(what: str, text: str) -> None:
     """Refuse a text that cannot be encoded.
 
     Raises:
-        ValueError: It holds a surrogate; the message begins with `what`.
+        ValueError: It has a surrogate; the message begins with `what`.
     """
     if not text.isascii() and (found := _SURROGATE.search(text)):
         raise ValueError(
-            f"{what} holds the lone surrogate {found[0]!r} at {found.start()}, which is not text; "
+            f"{what} has the lone surrogate {found[0]!r} at {found.start()}, which is not text; "
             "decode the source with errors='replace'"
         )
 
@@ -33,7 +33,7 @@ def check(what: str, text: str) -> None:
 def nfc(text: str) -> str:
     """The text in Unicode's composed form, in which texts are compared.
 
-    Long runs of combining marks are parted first, as UAX 15 has it for streams: sorting them takes quadratic time.
+    Long runs of combining marks are split first, as in UAX 15 for streams, since sorting them takes quadratic time.
     """
     return text if text.isascii() else unicodedata.normalize("NFC", _MARKS.sub(_parted, text))
 

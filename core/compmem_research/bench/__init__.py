@@ -1,1 +1,1 @@
-"""What is measured, against what, and how it is published."""
+"""Benchmarks: measurements, baselines and reports."""

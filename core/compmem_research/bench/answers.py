@@ -1,7 +1,7 @@
-"""Answers of one chat model over whole corpora: ours beside plain RAG, in one file that a second run goes on with.
+"""Answers of one chat model over whole corpora: CompMem and plain RAG, in one file that a second run continues.
 
-The passages of a file are indexed once, and every question is asked over all of them. Each question and system is a
-line of a JSONL file with the fingerprint of what decides on it; a line with that fingerprint is not measured again.
+The passages of a file are indexed once, and every question is asked over all of them. Each pair of question and system
+is a line of a JSONL file, with a fingerprint of everything that affects it; lines with the same fingerprint are kept.
 """
 
 import hashlib
@@ -20,30 +20,30 @@ from compmem.naming import DEFAULT_ENCODER
 from compmem.readers import ChatPrompts
 from compmem_research.bench.answers_model import Complete, Metered
 from compmem_research.bench.answers_report import summary
-from compmem_research.bench.answers_systems import SYSTEMS, Said, Setup, System
+from compmem_research.bench.answers_systems import SYSTEMS, Setup, System, SystemReply
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
 from compmem_research.tasks.multihop import Question, read_corpus
 
 Row = dict[str, Any]
-"""What was measured of one question and system."""
+"""The measurements of one question and system."""
 
 Key = tuple[str, str, str]
 """Fingerprint, question and system of a row."""
 
 KEPT = 200
-"""Characters of an answer that are kept in a row."""
+"""Most characters of an answer stored in a row."""
 
 INSTRUCTION = "Answer in as few words as possible, not in a sentence."
-"""How short every system is told to answer. A list of kinds of answers is taken by a small model as a form to fill."""
+"""Asks every system for short answers. A small model takes a list of kinds of answers for a form to fill in."""
 
-UNTELLING = ("yes", "no")
-"""Answers that say nothing about whether a context holds them."""
+YES_NO = ("yes", "no")
+"""Answers for which it is not checked whether a context contains them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What is asked, of whom, and what decides on the answers.
+    """Questions, systems, and everything that affects the answers.
 
     Raises:
         ValueError: A system is unknown, or a number is too small.
@@ -57,7 +57,7 @@ class Settings:
     context_window: int = 4096
     instruction: str = INSTRUCTION
     limit: int | None = None
-    """Questions of each file, drawn by the seed. None: all."""
+    """Questions of each file, sampled with the seed. None: all."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Settings:
                 raise ValueError(f"{name}={value!r} must be at least 1")
 
     def fingerprint(self, files: Sequence[Path]) -> str:
-        """The first 16 digits of a SHA-256 of everything that decides on an answer; not which questions are drawn."""
+        """The first 16 digits of a SHA-256 of everything that affects an answer; not which questions are sampled."""
         decisive = {
             "model": self.model, "k": self.k, "max_tokens": self.max_tokens, "context_window": self.context_window,
             "instruction": self.instruction, "prompts": asdict(ChatPrompts()), "encoder": DEFAULT_ENCODER,
@@ -88,17 +88,17 @@ class Rows:
 
     @classmethod
     def open(cls, file: Path) -> "Rows":
-        """The rows so far; a last line that was cut off is dropped.
+        """The rows so far; a truncated last line is dropped.
 
         Raises:
-            ValueError: A line is no row.
+            ValueError: A line is not a row.
         """
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             return cls(file)
         data = file.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):  # the run was killed within a line
+        if len(whole) < len(data):  # the run was killed while writing a line
             file.write_bytes(whole)
         kept = cls(file)
         for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
@@ -110,7 +110,7 @@ class Rows:
         return kept
 
     def done(self) -> set[Key]:
-        """What is measured already."""
+        """The questions and systems that are measured already."""
         return set(self.rows)
 
     def of(self, keys: set[Key]) -> list[Row]:
@@ -118,7 +118,7 @@ class Rows:
         return [row for key, row in self.rows.items() if key in keys]
 
     def add(self, row: Row) -> None:
-        """Keeps a row, in the file too."""
+        """Adds a row, also to the file."""
         self.rows[_key(row)] = row
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -126,7 +126,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One file of questions over its passages, ready to be asked."""
+    """One file of questions with its indexed passages."""
 
     name: str
     fingerprint: str
@@ -148,25 +148,25 @@ def measure(
     *,
     rows: Path,
     indices: Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    report_error: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The figures of each system on each file and on all of them; see `answers_report.summary`.
+    """The means of each system on each file and on all of them; see `answers_report.summary`.
 
-    Questions take turns over files and systems, so a run that is stopped has as many of each.
+    Questions alternate over files and systems, so an interrupted run has equally many of each.
 
     Args:
-        data: Files of questions; see `compmem_research.tasks.multihop`. Those without an answer are not asked.
-        corpora: The passages of each file, where its questions name them by title. None: the union of its paragraphs.
-        settings: What is asked of whom.
+        data: Files of questions; see `compmem_research.tasks.multihop`. Questions without an answer are left out.
+        corpora: The passages of each file, if its questions name them by title. None: the union of its paragraphs.
+        settings: Questions and systems.
         complete: The chat model.
         rows: The JSONL file of the run.
-        indices: Folder in which the index of each file is kept and found again. None: temporary ones.
-        tell: Called with what could not be measured. None: it goes to standard error.
+        indices: Folder in which the index of each file is stored and reused. None: temporary ones.
+        report_error: Called with errors. None: they are written to standard error.
 
     Raises:
         ValueError: A file has a broken line, or no question.
     """
-    tell = tell or _to_stderr
+    report_error = report_error or _to_stderr
     kept, failed = Rows.open(rows), 0
     with ExitStack() as opened:
         pairs = list(zip(data, corpora, strict=True))
@@ -177,9 +177,9 @@ def measure(
                 continue
             try:
                 kept.add({"fingerprint": task.fingerprint, "data": task.name, **_asked(task, question, name)})
-            except Exception as error:  # a framework or a server may fail in any way; the next run asks again
+            except Exception as error:  # a framework or a server may fail in any way; the next run tries again
                 failed += 1
-                tell(f"{task.name}, {question.id}, {name}: {type(error).__name__}: {error}")
+                report_error(f"{task.name}, {question.id}, {name}: {type(error).__name__}: {error}")
     sets = [
         {"data": task.name, "fingerprint": task.fingerprint, "passages": task.passages, **summary(kept.of(task.keys()))}
         for task in tasks
@@ -204,7 +204,7 @@ def _task(
         context_window=settings.context_window,
     )  # fmt: skip
     questions = questions[: settings.limit]
-    index.recall(questions[0].question, 2)  # loads the models, outside every system's time
+    index.recall(questions[0].question, 2)  # loads the models, so that no system's time includes it
     fingerprint = settings.fingerprint([f for f in (file, corpus) if f is not None])
     systems = {system: SYSTEMS[system](setup) for system in settings.systems}
     return _Task(name, fingerprint, questions, len(task.passages), chat, systems)
@@ -218,20 +218,20 @@ def _turns(tasks: Sequence[_Task]) -> Iterator[tuple[_Task, Question, str]]:
 
 
 def _asked(task: _Task, question: Question, name: str) -> Row:
-    task.chat.taken()
+    task.chat.take_cost()
     began = time.perf_counter()
-    said: Said = task.systems[name](question.question)
-    seconds, cost = time.perf_counter() - began, task.chat.taken()
-    answer, told = without_citations(said.text), normalize(question.answers[0]) not in UNTELLING
+    reply: SystemReply = task.systems[name](question.question)
+    seconds, cost = time.perf_counter() - began, task.chat.take_cost()
+    answer, checkable = without_citations(reply.text), normalize(question.answers[0]) not in YES_NO
     row: Row = {
-        "id": question.id, "system": name, "answer": " ".join(said.text.split())[:KEPT],
+        "id": question.id, "system": name, "answer": " ".join(reply.text.split())[:KEPT],
         "em": exact_match(answer, question.answers), "f1": round(f1(answer, question.answers), 4),
-        "blocks": len(said.context), "rounds": said.rounds, "calls": cost.calls,
+        "blocks": len(reply.context), "rounds": reply.rounds, "calls": cost.calls,
         "prompt_tokens": cost.prompt_tokens, "completion_tokens": cost.completion_tokens,
         "seconds": round(seconds, 3), "retrieval_seconds": round(seconds - cost.seconds, 3),
     }  # fmt: skip
-    if told and said.context:
-        row["in_context"] = sub_em("\n".join(said.context), question.answers)
+    if checkable and reply.context:
+        row["in_context"] = sub_em("\n".join(reply.context), question.answers)
     return row
 
 

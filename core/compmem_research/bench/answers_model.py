@@ -1,4 +1,4 @@
-"""The one chat model that every system of a comparison asks: greedy, its calls, tokens and seconds counted."""
+"""The chat model of all systems in a comparison: greedy, with counts of calls, tokens and seconds."""
 
 import os
 import time
@@ -14,7 +14,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """A reply and what the server says that it cost."""
+    """A reply and its cost as reported by the server."""
 
     text: str
     prompt_tokens: int
@@ -22,12 +22,12 @@ class Completion:
 
 
 Complete = Callable[[Sequence[Message]], Completion]
-"""A chat model that tells what a reply cost."""
+"""A chat model that reports the cost of a reply."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What the calls for one question took."""
+    """The cost of the calls for one question."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass(slots=True)
 class Metered:
-    """A chat model `messages -> text` that adds up what its calls cost."""
+    """A chat model `messages -> text` that sums the cost of its calls."""
 
     complete: Complete
     cost: Cost = field(default_factory=Cost)
@@ -54,22 +54,22 @@ class Metered:
         )
         return said.text
 
-    def taken(self) -> Cost:
-        """What the calls since the last time cost."""
+    def take_cost(self) -> Cost:
+        """The cost of the calls since the last call of this method."""
         cost, self.cost = self.cost, Cost()
         return cost
 
 
 class Server:
-    """A chat model behind an endpoint that speaks OpenAI's protocol.
+    """A chat model behind an endpoint with the OpenAI API.
 
     Args:
-        model: Name of the model, as the endpoint knows it.
+        model: Name of the model at the endpoint.
         base_url: The endpoint. None: OpenAI's.
         api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, no key for
             any other.
         max_tokens: Most tokens of a reply.
-        timeout: Seconds until a request is given up.
+        timeout: Longest time of a request in seconds.
 
     Raises:
         ImportError: The client is not installed.
@@ -90,7 +90,7 @@ class Server:
         name = api_key_env or (DEFAULT_KEY if base_url is None else None)
         key = os.environ.get(name) if name else "none"
         if not key:
-            raise CompMemError(f"environment variable {name!r} is not set: it should hold the key of the endpoint")
+            raise CompMemError(f"environment variable {name!r} is not set: set it to the key of the endpoint")
         self._model, self._max_tokens = model, max_tokens
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
 
@@ -101,7 +101,7 @@ class Server:
             model=self._model, messages=plain, temperature=0, max_tokens=self._max_tokens
         )
         if done.usage is None:
-            raise CompMemError("the endpoint does not say how many tokens a call took")
+            raise CompMemError("the endpoint does not report how many tokens a call took")
         return Completion(
             text=done.choices[0].message.content or "",
             prompt_tokens=done.usage.prompt_tokens,

@@ -1,4 +1,4 @@
-"""What the rows of a run say: means with intervals, and ours against plain RAG on the same questions."""
+"""Summaries of a run's rows: means with intervals, and CompMem against plain RAG on the same questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -9,7 +9,7 @@ from compmem_research.bench.answers_systems import PLAIN, SYSTEMS
 from compmem_research.metrics import bootstrap_interval
 
 SHARES: Final = ("f1", "em", "in_context")
-"""Figures in [0, 1], shown in per cent with an interval."""
+"""Scores in [0, 1], shown in per cent with an interval."""
 
 COUNTS: Final = ("calls", "rounds", "prompt_tokens", "completion_tokens", "seconds", "retrieval_seconds")
 
@@ -20,7 +20,7 @@ PUBLISHED: Final[Mapping[str, Mapping[str, float]]] = {
     "hotpotqa": {"dense": 71.1, "HippoRAG": 70.1, "PropRAG": 72.3},
     "musique": {"dense": 39.0, "HippoRAG": 39.5, "PropRAG": 42.7},
 }
-"""F1 as published with Qwen3-8B and 5 passages, on other samples: what a larger model gets."""
+"""F1 as published with Qwen3-8B and 5 passages, on other samples, as a reference for a larger model."""
 
 READING: Final = (
     "F1, exact match and the share of contexts that hold the answer (of the questions whose answer is not yes or no) "
@@ -31,9 +31,9 @@ READING: Final = (
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`systems`: the means of each; `paired`: F1 of each of ours less that of each plain RAG, on the same questions."""
+    """`systems`: the means of each; `paired`: F1 of our systems minus that of plain RAG, on the same questions."""
     by_system: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: (str(r["data"]), str(r["id"]))):  # their order decides nothing
+    for row in sorted(rows, key=lambda r: (str(r["data"]), str(r["id"]))):  # the result does not depend on the order
         by_system.setdefault(str(row["system"]), {})[str(row["data"]), str(row["id"])] = row
     named = [name for name in SYSTEMS if name in by_system]
     return {

@@ -1,4 +1,4 @@
-"""Systems that answer a question over a corpus with one and the same chat model: ours, and plain retrieval."""
+"""Systems that answer a question over a corpus with the same chat model: CompMem, and plain retrieval."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,39 +12,39 @@ from compmem_research.bench.answers_model import Metered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
-    """What a system answers, and the passages that the model saw for it."""
+class SystemReply:
+    """A system's answer, and the passages in the model's prompt."""
 
     text: str
     context: tuple[str, ...] = ()
     rounds: int = 0
-    """Times that the model asked for what was missing."""
+    """Requests of the model for missing facts."""
 
 
-System = Callable[[str], Said]
+System = Callable[[str], SystemReply]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
-    """What all systems have in common."""
+    """Settings that all systems share."""
 
     index: MemoryIndex
     chat: Metered
     k: int = 5
     """Passages that the model sees."""
     instruction: str = ""
-    """How short to answer: the same words right behind the question, in every system's prompt and in no search."""
+    """Asks for short answers: the same text after the question in every system's prompt, but in no search query."""
     max_tokens: int = 64
     """Most tokens of a reply."""
     context_window: int = 4096
-    """Tokens that the model takes."""
+    """Context window of the model in tokens."""
 
     def asked(self, question: str) -> str:
-        """The question as the model is told it."""
+        """The question with the instruction, for the model."""
         return f"{question} {self.instruction}".strip()
 
     def reader(self) -> ChatReader:
-        """Our reader, with the default prompts but for the instruction."""
+        """Our reader, with the default prompts and the instruction."""
         words = f" {self.instruction}".rstrip().replace("{", "{{").replace("}", "}}")
         plain = ChatPrompts()
         told = {
@@ -54,36 +54,38 @@ class Setup:
 
 
 def nothing(setup: Setup) -> System:
-    """The model alone."""
-    return lambda question: Said(text=setup.chat([{"role": "user", "content": setup.asked(question)}]))
+    """The model alone, without passages."""
+    return lambda question: SystemReply(text=setup.chat([{"role": "user", "content": setup.asked(question)}]))
 
 
 def searched(setup: Setup, method: SearchMethod) -> System:
     """One search and one call with our prompt."""
     reader = setup.reader()
 
-    def system(question: str) -> Said:
+    def system(question: str) -> SystemReply:
         chunks = [r.chunk for r in setup.index.search(question, setup.k, method=method)]
         memory = WorkingMemory(blocks=tuple(MemoryBlock(chunk=c) for c in chunks))
         text = "".join(piece for piece in reader.write(question, memory) if isinstance(piece, str))
-        return Said(text=text, context=texts(chunks))
+        return SystemReply(text=text, context=texts(chunks))
 
     return system
 
 
 def looped(setup: Setup, config: RecallConfig) -> System:
-    """The loop, and the model as the settings have it."""
+    """The loop; the settings decide how the model is used."""
     config, chat = config.replace(writer_blocks=setup.k), setup.reader()
 
-    def system(question: str) -> Said:
+    def system(question: str) -> SystemReply:
         answer = setup.index.answer(question, config, chat=chat)
-        return Said(text=answer.text, context=texts([s.chunk for s in answer.sources]), rounds=answer.usage.rounds)
+        return SystemReply(
+            text=answer.text, context=texts([s.chunk for s in answer.sources]), rounds=answer.usage.rounds
+        )
 
     return system
 
 
 def texts(chunks: Sequence[Chunk]) -> tuple[str, ...]:
-    """Chunks as text, each under its title."""
+    """Chunks as text, each with its title."""
     return tuple(f"{chunk.title}\n{chunk.text}" for chunk in chunks)
 
 
@@ -109,8 +111,8 @@ SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
     "loop-ask": lambda setup: looped(setup, RecallConfig(rounds=1)),
     "steps": lambda setup: looped(setup, RecallConfig(reader="chat")),
 }
-"""No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the loop and
-asking back; the model in every step of the loop."""
+"""No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the loop with
+requests for missing facts; the model in every step of the loop."""
 
 PLAIN: Final = ("llamaindex", "langchain")
-"""What ours is compared with."""
+"""The baselines."""

@@ -1,4 +1,4 @@
-"""A backbone as the chat model of systems that read text."""
+"""A backbone as a chat model, for systems that read text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from compmem.schema import Message
 
 @dataclass(frozen=True, slots=True)
 class BackboneChat:
-    """A backbone as a chat model: raw text in one turn, without memory tokens and adapters."""
+    """A backbone as a chat model: plain text in one turn, without memory tokens and adapters."""
 
     backbone: Backbone
     most_tokens: int = 1280
@@ -21,7 +21,7 @@ class BackboneChat:
         """The reply.
 
         Raises:
-            ValueError: The messages are larger than the backbone's context.
+            ValueError: The messages are longer than the backbone's context.
         """
         said = self.backbone.encode("\n\n".join(m["content"] for m in messages))
         prompt = self.backbone.prompt("{text}").fill(text=said)

@@ -1,4 +1,4 @@
-"""Time as it passes, and as this process works: the second is the same on a busy machine as on an idle one."""
+"""Wall-clock time and processor time of this process; the latter does not depend on other load of the machine."""
 
 import time
 
@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Times = NDArray[np.float64]
-"""Seconds of the clock and of the processor, all threads together, `[2]`."""
+"""Seconds of wall-clock time and of processor time, all threads together, `[2]`."""
 
 
 def now() -> Times:
-    """Both clocks; only differences mean anything."""
+    """Both clocks; only differences are meaningful."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def none() -> Times:
-    """No time at all."""
+    """Zero time."""
     return np.zeros(2)

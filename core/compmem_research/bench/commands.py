@@ -1,4 +1,4 @@
-"""`compmem bench ...`: each measurement prints a table, or JSON for programs, and is written where it is asked for."""
+"""`compmem bench ...`: each measurement prints a table, or JSON, and can write its result to a file."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from rich.table import Table
 from compmem_research.bench.machine import command, machine
 from compmem_research.tasks.official import Form, records, write_records
 
-app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed; the published runs came from here.")
+app = typer.Typer(no_args_is_help=True, help="Measure quality, recall and speed, as in the published results.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Also write the result, with its command and machine, to this file.")]
@@ -22,23 +22,19 @@ Out = Annotated[Path | None, typer.Option(help="Also write the result, with its 
 @app.command()
 def recall(
     data: Annotated[
-        list[Path], typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL); again for more.")
+        list[Path], typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL); may be repeated.")
     ],
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(help="Passages (JSONL) where the questions name them by title; as many as --data, - for none."),
+        typer.Option(help="Passages (JSONL) if the questions name them by title; as many as --data, - for none."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each file.")] = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Folder to keep the index of each file in and find it again.")
-    ] = None,
-    gate: Annotated[
-        Path | None, typer.Option(help="A dense gate of your own, made by `compmem train dense-gate`.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only this many first questions of each file.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index of each file.")] = None,
+    gate: Annotated[Path | None, typer.Option(help="Another dense gate, made by `compmem train dense-gate`.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Gold passages found by dense, BM25, fused, one-shot gate and the loop, side by side."""
+    """Recall of gold passages by dense, BM25, fused, one-shot gate and the loop."""
     from compmem_research.bench.recall import measure
 
     runs = []
@@ -50,31 +46,29 @@ def recall(
 
 @app.command()
 def domains(
-    data: Annotated[list[Path], typer.Option(help="Folder of questions (JSONL), or one file; again for more.")],
-    out: Annotated[Path, typer.Option(help="The result. Sets that it holds are not measured again.")] = Path(
+    data: Annotated[list[Path], typer.Option(help="Folder of questions (JSONL), or one file; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The result. Sets in it are not measured again.")] = Path(
         "core/results/domains.json"
     ),
     limit: Annotated[
-        int | None, typer.Option(help="Only the first so many questions of a set with an answer, and without.")
+        int | None, typer.Option(help="Only this many first questions of a set with an answer, and without.")
     ] = None,
     styles: Annotated[
-        bool, typer.Option("--styles", help="Also as keywords, chatty, mistyped and in lower case.")
+        bool, typer.Option("--styles", help="Also as keywords, chat messages, with typing errors and in lower case.")
     ] = False,
-    index: Annotated[
-        Path | None, typer.Option(help="Folder to keep the index of each set in and find it again.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Decides on the typing errors and phrases of --styles.")] = 0,
+    index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index of each set.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed for the typing errors and phrases of --styles.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Every set in folders by every system, ours beside the plain ones; killed and started again, it goes on.
+    """All systems on all sets in folders, CompMem and the baselines; an interrupted run is continued.
 
-    After a change of the library's code remove the file: only settings, data, gate and machine are compared.
+    Remove the file after a change of the library's code: only settings, data, gate and machine are compared.
     """
     from compmem_research.bench.domains import measure
     from compmem_research.bench.domains_report import ALL, overview
-    from compmem_research.bench.styles import AS_ASKED, STYLES
+    from compmem_research.bench.styles import STYLES, UNCHANGED
 
-    chosen = (AS_ASKED, *STYLES) if styles else (AS_ASKED,)
+    chosen = (UNCHANGED, *STYLES) if styles else (UNCHANGED,)
     result = measure(data, out, styles=chosen, limit=limit, indices=index, seed=seed)
     table = Table("set", "style", *ALL, title="recall@5 / nDCG@10")
     for row in overview(result["sets"]):
@@ -85,15 +79,13 @@ def domains(
 @app.command()
 def wrapped(
     data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
-    corpus: Annotated[
-        Path | None, typer.Option(help="Passages (JSONL) where the questions name them by title.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Keep the index here and find it again.")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="Passages (JSONL) if the questions name them by title.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only this many first questions.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Gold passages found by embedded LanceDB and Qdrant, by the loop around each, and by our own index."""
+    """Recall of gold passages by embedded LanceDB and Qdrant, by the loop over each, and by our own index."""
     from compmem_research.bench.wrapped import KS, measure
 
     result = measure(data, corpus, limit=limit, index_folder=index)
@@ -107,36 +99,34 @@ def wrapped(
 
 @app.command()
 def answers(
-    data: Annotated[list[Path], typer.Option(help="Questions (JSONL); again for more files.")],
-    model: Annotated[str, typer.Option(envvar="OPENAI_MODEL", help="Chat model, as its endpoint names it.")],
+    data: Annotated[list[Path], typer.Option(help="Questions (JSONL); may be repeated.")],
+    model: Annotated[str, typer.Option(envvar="OPENAI_MODEL", help="Chat model; its name at the endpoint.")],
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(help="Passages (JSONL) where the questions name them by title; as many as --data, - for none."),
+        typer.Option(help="Passages (JSONL) if the questions name them by title; as many as --data, - for none."),
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(envvar="OPENAI_BASE_URL", help="Endpoint that speaks OpenAI's protocol.")
+        str | None, typer.Option(envvar="OPENAI_BASE_URL", help="Endpoint with the OpenAI API.")
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
     systems: Annotated[
-        str, typer.Option(help="By comma: none, llamaindex, langchain, bm25, fused, loop, loop-ask, steps.")
+        str, typer.Option(help="Comma-separated: none, llamaindex, langchain, bm25, fused, loop, loop-ask, steps.")
     ] = "llamaindex,langchain,loop",
-    limit: Annotated[int | None, typer.Option(help="Questions of each file, drawn by --seed. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides which questions are drawn.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Questions per file, sampled with --seed. Default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed for sampling questions.")] = 0,
     k: Annotated[int, typer.Option(help="Passages that the model sees.")] = 5,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 64,
-    context_window: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 4096,
+    context_window: Annotated[int, typer.Option(help="Context window of the model in tokens.")] = 4096,
     instruction: Annotated[
-        str | None, typer.Option(help="Words behind every question, on how short to answer.")
+        str | None, typer.Option(help="Text after every question that asks for short answers.")
     ] = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Folder to keep the index of each file in and find it again.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The result. The answers are kept beside it, in a .jsonl file.")] = Path(
+    index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index of each file.")] = None,
+    out: Annotated[Path, typer.Option(help="The result. The answers are stored beside it, in a .jsonl file.")] = Path(
         "core/results/answers.json"
     ),
     as_json: Json = False,
 ) -> None:
-    """One chat model's answers over corpora, ours beside plain RAG; killed and started again, it goes on."""
+    """One chat model's answers over corpora, by CompMem and plain RAG; an interrupted run is continued."""
     from compmem_research.bench.answers import INSTRUCTION, Settings, measure
     from compmem_research.bench.answers_model import Server
 
@@ -161,7 +151,7 @@ def encode(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Tokens a second of the encoder beside stock `SentenceTransformer.encode`, and how like the vectors are."""
+    """Tokens per second of the encoder and of `SentenceTransformer.encode`, and the similarity of their vectors."""
     from compmem_research.bench.encoding import measure
     from compmem_research.tasks.multihop import leads
 
@@ -172,12 +162,12 @@ def encode(
 @app.command()
 def scale(
     pages: Annotated[Path, typer.Option(help="Pages to add: JSONL with `title` and `text`.")],
-    chunks: Annotated[int, typer.Option(help="How large the index grows.")] = 100_000,
-    questions: Annotated[int, typer.Option(help="Questions that are timed.")] = 60,
+    chunks: Annotated[int, typer.Option(help="Final size of the index.")] = 100_000,
+    questions: Annotated[int, typer.Option(help="Number of timed questions.")] = 60,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Adding, opening, one pass and the loop as an index grows."""
+    """Time of adding, opening, one pass and the loop as an index grows."""
     from compmem_research.bench.scale import measure
 
     _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
@@ -185,15 +175,15 @@ def scale(
 
 @app.command()
 def serve(
-    index: Annotated[Path, typer.Option(help="Folder of the index that is served.")],
+    index: Annotated[Path, typer.Option(help="Folder of the index to serve.")],
     data: Annotated[Path, typer.Option(help="Questions (JSONL).")],
-    clients: Annotated[str, typer.Option(help="Clients at once, by comma.")] = "1,8,32,64",
-    processes: Annotated[str, typer.Option(help="Processes of the server, by comma.")] = "1,2",
-    requests: Annotated[int, typer.Option(help="Requests of a level; at least two a client.")] = 64,
+    clients: Annotated[str, typer.Option(help="Numbers of concurrent clients, comma-separated.")] = "1,8,32,64",
+    processes: Annotated[str, typer.Option(help="Numbers of server processes, comma-separated.")] = "1,2",
+    requests: Annotated[int, typer.Option(help="Requests per level; at least two per client.")] = 64,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Requests a second and latencies of `compmem serve` on loopback, by clients at once."""
+    """Requests per second and latencies of `compmem serve` on loopback, by number of clients."""
     from compmem_research.bench.load import measure
     from compmem_research.tasks.multihop import read_lines
 
@@ -210,8 +200,8 @@ def serve(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def speed(context: typer.Context) -> None:
-    """CompMem, MemAgent's loop, the loop without a gate and the whole context on one backbone; --help for options."""
-    # Its options are its own: a bare GPU machine runs it as a module, where there is no typer.
+    """Speed of CompMem, MemAgent's loop, the loop without a gate and the whole context; --help for options."""
+    # It parses its own options, since a bare GPU machine without typer runs it as a module.
     from compmem_research.bench.speed import main
 
     raise typer.Exit(main(context.args))
@@ -223,19 +213,19 @@ def quality(
     suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks, memory or model.")] = "length",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
     conditions: Annotated[
-        str | None, typer.Option(help="In place of the suite's: TASK@LENGTH[+VARIANT], by comma.")
+        str | None, typer.Option(help="Instead of the suite's: TASK@LENGTH[+VARIANT], comma-separated.")
     ] = None,
-    systems: Annotated[str | None, typer.Option(help="In place of the suite's: SYSTEM[:READER], by comma.")] = None,
-    questions: Annotated[int, typer.Option(help="Questions of each cell.")] = 20,
-    seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
-    scan_until: Annotated[int, typer.Option(help="Tokens up to which systems that scan are run whole.")] = 28_000,
-    model: Annotated[str | None, typer.Option(help="Chat model, as its endpoint names it.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Endpoint that speaks OpenAI's protocol.")] = None,
+    systems: Annotated[str | None, typer.Option(help="Instead of the suite's: SYSTEM[:READER], by comma.")] = None,
+    questions: Annotated[int, typer.Option(help="Questions per cell.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed for questions, distractors and their order.")] = 0,
+    scan_until: Annotated[int, typer.Option(help="Longest context, in tokens, of whole scans.")] = 28_000,
+    model: Annotated[str | None, typer.Option(help="Chat model; its name at the endpoint.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Endpoint with the OpenAI API.")] = None,
     api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder of a causal LM, for latent and chat systems.")] = None,
     ratio: Annotated[int | None, typer.Option(help="Its source tokens per memory token. Default: its own.")] = None,
 ) -> None:
-    """The papers' tasks by the papers' systems; killed and started again, it goes on where it was."""
+    """The papers' tasks by the papers' systems; an interrupted run is continued."""
     from compmem_research.bench.quality import Sweep, sweep
     from compmem_research.bench.quality import suite as suite_of
 
@@ -250,18 +240,18 @@ def quality(
 
 @app.command()
 def convert(
-    form: Annotated[Form, typer.Argument(help="Whose file it is.", show_default=False)],
-    source: Annotated[Path, typer.Argument(help="The data set's own file, also as .gz or .xz.")],
-    out: Annotated[Path, typer.Argument(help="JSONL of questions to write, compressed as its name ends.")],
+    form: Annotated[Form, typer.Argument(help="Data set that the file is from.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="The data set's original file, also as .gz or .xz.")],
+    out: Annotated[Path, typer.Argument(help="JSONL of questions to write; the suffix decides the compression.")],
 ) -> None:
-    """Convert a data set's own file to the questions that the other measurements read."""
+    """Convert a data set's original file to the questions that the other measurements read."""
     count = write_records(out, records(source, form))
     Console().print(f"{count} questions written to {out}")
 
 
 @app.command()
 def report(results: Annotated[Path, typer.Option(help="The folder of the results.")] = Path("core/results")) -> None:
-    """Writes the page of results and its plots from the files that the measurements wrote."""
+    """Writes the page of results and its plots from the result files."""
     from compmem_research.bench.plots import draw, draw_recall
     from compmem_research.bench.quality_report import results as runs
     from compmem_research.bench.report import report as page
@@ -272,7 +262,7 @@ def report(results: Annotated[Path, typer.Option(help="The folder of the results
 
 
 def _passages(data: Sequence[Path], corpus: Sequence[Path] | None) -> list[Path | None]:
-    """The passages of each file of questions; None where it brings its own."""
+    """The passages of each file of questions; None if the file has its own."""
     passages = [None if str(path) == "-" else path for path in corpus or [Path("-")] * len(data)]
     if len(passages) != len(data):
         raise typer.BadParameter(

@@ -1,6 +1,6 @@
-"""What is asked: cells of questions over contexts of one length, and where they come from.
+"""Cells of the benchmark: questions over contexts of one length, and their data.
 
-A cell is written `TASK@LENGTH`, with `+VARIANT` behind it where it has one: `hqa@112k`, `hqa@56k+first`,
+A cell is written `TASK@LENGTH`, with an optional `+VARIANT`: `hqa@112k`, `hqa@56k+first`,
 `musique@56k`, `niah_multikey_1@28k`, `world@7k`; or `FILE.jsonl` for samples in the documented format.
 """
 
@@ -21,10 +21,10 @@ from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 
 MULTIHOP: Final = {"hqa": "hotpotqa_dev", "2wiki": "2wikimultihopqa_dev", "musique": "musique_dev"}
-"""Tasks that are built as RULER-HQA is, and the file of each."""
+"""Tasks that are built like RULER-HQA, and the file of each."""
 
 FILLING: Final = "2wikimultihopqa_retrieval_corpus"
-"""Passages that fill up where a data set does not hold enough of its own."""
+"""Passages used as filler if a data set does not have enough of its own."""
 
 VARIANTS = ("first", "last", "reversed", "memagent", "unanswerable")
 
@@ -48,7 +48,7 @@ class Cell:
         """The cell of that name.
 
         Raises:
-            ValueError: It names no task, length or variant that there is.
+            ValueError: The task, length or variant is unknown.
         """
         if ".jsonl" in Path(name).name:
             return cls(name=name, task=name)
@@ -69,7 +69,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Sources:
-    """Samples for cells, from a folder of data files; each file is read and counted once."""
+    """Samples for cells, from a folder of data files; each file is read and tokenised once."""
 
     folder: Path
     counter: TokenCounter
@@ -81,10 +81,10 @@ class Sources:
     _filler: list[Filler] = field(default_factory=list)
 
     def samples(self, cell: Cell) -> list[Sample]:
-        """The cell's samples: questions drawn by the seed, the more of them the same ones first.
+        """The cell's samples: questions sampled with the seed; a larger number starts with the same ones.
 
         Raises:
-            ValueError: A file is broken, or holds too little for this length.
+            ValueError: A file is broken, or contains too little for this length.
             OSError: A file cannot be read.
         """
         if cell.task in MULTIHOP:
@@ -101,7 +101,7 @@ class Sources:
         return list(read_samples(path))[: self.questions]
 
     def extras(self, cell: Cell, samples: Sequence[Sample]) -> float:
-        """The share of the samples' documents that are not of the task's own data set."""
+        """The share of the samples' documents that are filler from another data set."""
         if cell.task not in MULTIHOP or not samples:
             return 0.0
         contexts = self._of(cell.task)

@@ -1,7 +1,7 @@
-"""Every data set at hand by every system: ours beside the plain ones, in one file that a second run goes on with.
+"""All systems on all available data sets, in one file that a second run continues.
 
 A set is a JSONL file of questions (see `compmem_research.tasks.multihop`). `X_questions` is asked over the passages of
-`X_corpus` beside it. The questions and passages of `X_unanswerable` beside `X` belong to `X`.
+`X_corpus`. The questions and passages of `X_unanswerable` belong to `X`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
-from compmem_research.bench.styles import AS_ASKED, styled
+from compmem_research.bench.styles import UNCHANGED, styled
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.multihop import Question, read_corpus
 
@@ -27,7 +27,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 QUESTIONS, CORPUS, UNANSWERABLE = "_questions", "_corpus", "_unanswerable"
 
 COMPARED: Final = ("recall@5", "ndcg@10")
-"""Scores in which ours are compared with the best of the plain systems."""
+"""Scores in which CompMem is compared with the best baseline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class DataSet:
 
 @dataclass(slots=True)
 class Results:
-    """The file with what was measured so far."""
+    """The file with the results so far."""
 
     file: Path
     settings: Mapping[str, Any]
@@ -55,10 +55,10 @@ class Results:
 
     @classmethod
     def open(cls, file: Path, settings: Mapping[str, Any]) -> "Results":
-        """A new file, or one that is gone on with.
+        """A new file, or an existing one to continue.
 
         Raises:
-            ValueError: The file is no such result, or one of other settings or another machine.
+            ValueError: The file is not such a result, or has other settings or another machine.
         """
         here = machine()
         if not file.exists():
@@ -77,11 +77,11 @@ class Results:
         return cls(file, settings, here, sets)
 
     def holds(self, name: str, style: str, parse_windows: Mapping[str, str]) -> bool:
-        """Whether a set of these files is measured in that style."""
+        """Whether a set with these files is measured in that style."""
         return any((s["set"], s["style"], s["files"]) == (name, style, parse_windows) for s in self.sets)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Keeps an entry, in the file too, in place of an earlier one of the same set and style."""
+        """Adds an entry, also to the file; it replaces an earlier one of the same set and style."""
         self.sets = [s for s in self.sets if (s["set"], s["style"]) != (entry["set"], entry["style"])]
         self.sets.append(entry)
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,23 +90,23 @@ class Results:
         part.replace(self.file)
 
     def shown(self) -> dict[str, Any]:
-        """What stands in the file."""
+        """The content of the file."""
         return {"command": command(), "machine": self.machine, "settings": self.settings, "sets": self.sets}
 
 
 def find_sets(paths: Sequence[Path]) -> list[DataSet]:
-    """The sets of files, and of every file of questions in folders.
+    """The sets of the given files, and of every file of questions in the given folders.
 
     Raises:
         ValueError: There is none, or two have the same name.
-        OSError: A path is not there.
+        OSError: A path does not exist.
     """
     files = [f for path in paths for f in (_jsonl_in(path) if path.is_dir() else [path])]
     found: dict[str, DataSet] = {}
     for file in files:
         stem, ending = _parted(file)
         if _beside(file, CORPUS, QUESTIONS) or _beside(file, UNANSWERABLE, ""):
-            continue  # measured with the file that it stands beside
+            continue  # measured together with its main file
         name = stem.removesuffix(QUESTIONS)
         unanswerable = file.with_name(f"{stem}{UNANSWERABLE}{ending}")
         questions = (file, unanswerable) if unanswerable.exists() else (file,)
@@ -122,25 +122,25 @@ def measure(
     paths: Sequence[Path],
     out: Path,
     *,
-    styles: Sequence[str] = (AS_ASKED,),
+    styles: Sequence[str] = (UNCHANGED,),
     limit: int | None = None,
     indices: Path | None = None,
     encoder: str | Encoder | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The figures of every system on every set, in every style; what the file holds already is not measured again.
+    """The scores of every system on every set, in every style; what is in the file is not measured again.
 
     Args:
         paths: Files of questions, and folders of them.
         out: The file of the result, written after each set.
-        styles: Of `styles.STYLES`, or as asked.
-        limit: Only the first so many questions of a set with an answer, and as many without one.
-        indices: Folder in which the index of each set is kept and found again. None: temporary ones.
-        encoder: In place of the default.
-        seed: Decides on the styles' typing errors and phrases.
+        styles: Names in `styles.STYLES`, or unchanged.
+        limit: Only this many first questions of a set with an answer, and as many without one.
+        indices: Folder in which the index of each set is stored and reused. None: temporary ones.
+        encoder: Instead of the default.
+        seed: Seed for the styles' typing errors and phrases.
 
     Raises:
-        ValueError: There is no set, a data file is broken, or the file holds a result of other settings.
+        ValueError: There is no set, a data file is broken, or the file has a result with other settings.
     """
     settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": _gate()}
     results = Results.open(out, settings)
@@ -155,7 +155,7 @@ def measure(
             raise ValueError(f"{each.questions[0]}: no question to ask")
         index, seconds = kept_index(task, None if indices is None else indices / each.name, encoder)
         with index:
-            index.recall(asked[0].question, 2)  # loads the models, outside every system's time
+            index.recall(asked[0].question, 2)  # loads the models, so that no system's time includes it
             for style in missing:
                 results.add({
                     "set": each.name, "style": style, "files": parse_windows, "questions": len(asked),
@@ -167,7 +167,7 @@ def measure(
 
 
 def by_systems(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
-    """The figures of every system, ours with their difference to the best of the plain ones."""
+    """The scores of every system, for ours with the difference to the best baseline."""
     outcomes = {name: ask(name, index, questions, silence=True) for name in SYSTEMS}
     rows = {name: figures(own, questions) for name, own in outcomes.items()}
     if any(q.gold for q in questions):
@@ -180,7 +180,7 @@ def by_systems(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, d
 def difference(
     name: str, metric: str, outcomes: Mapping[str, Sequence[Outcome]], questions: Sequence[Question]
 ) -> dict[str, Any]:
-    """How far a system is above the plain one with the best mean, in points, with a paired 95 % bootstrap interval."""
+    """The difference to the baseline with the best mean, in points, with a paired 95 % bootstrap interval."""
     plain = {p: scores(metric, outcomes[p], questions) for p in PLAIN}
     best = max(PLAIN, key=lambda p: float(np.mean(plain[p])))
     paired = np.array(scores(metric, outcomes[name], questions)) - np.array(plain[best])
@@ -203,7 +203,7 @@ def _parted(file: Path) -> tuple[str, str]:
 
 
 def _beside(file: Path, own: str, other: str) -> Path | None:
-    """The file whose name ends in `other` where that of this one ends in `own`, if there is one."""
+    """The file with the suffix `other` instead of `own` in its name, if it exists."""
     stem, ending = _parted(file)
     if not stem.endswith(own):
         return None
@@ -216,6 +216,6 @@ def _named(encoder: str | Encoder | None) -> str:
 
 
 def _gate() -> str:
-    """The first 16 digits of the SHA-256 of the gate that ships."""
+    """The first 16 digits of the SHA-256 of the shipped gate."""
     weights = resources.files("compmem").joinpath("weights", "dense_gate.safetensors")
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]

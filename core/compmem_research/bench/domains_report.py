@@ -1,4 +1,4 @@
-"""Every set by every system as tables, made from the file of the measurement and from nothing else."""
+"""Tables of all sets and systems, made only from the result file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from compmem_research.bench.retrieval import SYSTEMS
-from compmem_research.bench.styles import AS_ASKED
+from compmem_research.bench.styles import UNCHANGED
 
 Entry = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     for row in overview(run["sets"]):
         yield f"| {' | '.join(row)} |"
     for entry in run["sets"]:
-        style = "" if entry["style"] == AS_ASKED else f", {entry['style']}"
+        style = "" if entry["style"] == UNCHANGED else f", {entry['style']}"
         yield from ("", f"### {entry['set']}{style}", "", *_table(entry))
 
 
@@ -58,7 +58,7 @@ def _pair(rows: Sequence[Entry]) -> tuple[float, float] | None:
 
 
 def _marked(pairs: Mapping[str, tuple[float, float] | None]) -> list[str]:
-    """The figures, the best of each kind in bold."""
+    """The scores, with the best of each kind in bold."""
     known = [p for p in pairs.values() if p is not None]
     best = [max((p[i] for p in known), default=0.0) for i in range(2)]
     shown = [[f"**{v:.1f}**" if v == top else f"{v:.1f}" for v, top in zip(p, best, strict=True)] if p else ["-"]

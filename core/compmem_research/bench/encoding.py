@@ -1,4 +1,4 @@
-"""How fast the encoder is beside stock `SentenceTransformer.encode`, and how like its vectors are."""
+"""Speed of the encoder and of stock `SentenceTransformer.encode`, and the similarity of their vectors."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,16 +23,16 @@ def measure(
     rounds: int = 3,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Tokens a second of both, their ratio, and the cosine of their vectors.
+    """Tokens per second of both, their ratio, and the cosine of their vectors.
 
-    The two take turns, so that what else the machine does falls on both; each figure is the median of its rounds.
-    `cpu_ratio` is of processor seconds, which a busy machine does not lengthen.
+    The two alternate, so that other load of the machine affects both; each figure is the median of its rounds.
+    `cpu_ratio` uses processor seconds, which do not depend on other load.
 
     Args:
-        passages: Texts to encode; tokens beyond what the encoder reads are not counted.
+        passages: Texts to encode; tokens beyond the encoder's limit are not counted.
         encoder: Name or folder of a sentence-transformers model.
         device: Torch device of both.
-        dtype: Of the encoder; the stock one stays fp32, at its defaults.
+        dtype: Dtype of the encoder; the stock one stays in fp32, with its defaults.
         rounds: How often each encodes all passages, after a short warm-up.
         threads: CPU threads of both. None: torch's own choice.
 

@@ -1,4 +1,4 @@
-"""How many questions a second `compmem serve` answers on loopback, and how long each takes, by clients at once."""
+"""Questions per second and latency of `compmem serve` on loopback, by number of concurrent clients."""
 
 import http.client
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 START_SECONDS = 180
-"""How long a server may take to load its models."""
+"""Longest time to wait for a server to load its models."""
 
 
 def measure(
@@ -32,10 +32,10 @@ def measure(
 
     Args:
         index: Folder of the index.
-        questions: What is asked, in turns; each level asks for others first.
-        clients: How many ask at once; each waits for its answer before it asks again.
+        questions: The questions, used in turn; each level starts with other ones.
+        clients: Numbers of concurrent clients; each waits for its answer before its next question.
         processes: Processes of the server.
-        requests: Requests of a level; at least two a client.
+        requests: Requests per level; at least two per client.
         path: The route: `/answer` or `/recall`.
     """
     asked = cycle(questions)
@@ -89,7 +89,7 @@ def _ask(port: int, path: str, questions: Sequence[str], clients: int) -> list[t
 
 @contextmanager
 def _serving(index: Path, processes: int) -> Iterator[tuple[int, int]]:
-    """A server on a free port; the port and its process."""
+    """A server on a free port; yields the port and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     start = [sys.executable, "-c", "from compmem.cli import main; main()", "serve", str(index)]
@@ -116,7 +116,7 @@ def _wait(port: int, server: "subprocess.Popen[bytes]") -> None:
 
 
 def _processor_seconds(pid: int) -> float:
-    """Processor time of a process and its children so far; 0 where the system does not tell."""
+    """Processor time of a process and its children so far; 0 if the system does not report it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

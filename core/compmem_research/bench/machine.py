@@ -1,4 +1,4 @@
-"""What something was measured on, and with which command."""
+"""The machine and the command of a measurement."""
 
 import platform
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def command() -> str:
-    """The command as a reader would type it: without the folders of this machine."""
+    """The command without folders of this machine."""
     run = Path(sys.argv[0])
     program = f"python -m compmem_research.bench.{run.stem}" if run.suffix == ".py" else "compmem"
     return " ".join([program, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])

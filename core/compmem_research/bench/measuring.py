@@ -1,4 +1,4 @@
-"""One question asked of one system, and everything that is measured of it."""
+"""Measures one system on one question."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from compmem_research.metrics import exact_match, f1, recall_at, sub_em, sub_em_
 from compmem_research.tasks.sample import Sample
 
 Row = dict[str, Any]
-"""What was measured of one question by one system."""
+"""The measurements of one question and system."""
 
 KEPT = 60
-"""Characters of an answer that are kept in a row."""
+"""Most characters of an answer stored in a row."""
 
 TIMES = ("index_s", "first_s", "warm_s")
-"""Making the memory, the first answer, a warm one."""
+"""Making the memory, the first answer, a warm answer."""
 
 RANKS: dict[str, rankings.Rank] = {
     "dense": rankings.dense, "bm25": rankings.bm25, "fused": rankings.fused, "micro": rankings.by_sentence,
@@ -35,27 +35,27 @@ RANKS: dict[str, rankings.Rank] = {
 
 @dataclass(slots=True)
 class RecordingContext:
-    """What the loop works on, with an eye on what is proposed; or a fixed ranking in place of candidates and gate."""
+    """The context of the loop, which records the proposed blocks; or a fixed ranking instead of candidates and gate."""
 
     inner: QuestionContext
     order: list[int] | None = None
     proposed: dict[int, None] = field(default_factory=dict)
 
     def propose(self, memory: str) -> list[int]:
-        """Numbers of the blocks that may bear on the question."""
+        """Numbers of the blocks that may be relevant to the question."""
         found = self.inner.propose(memory) if self.order is None else self.order
         self.proposed.update(dict.fromkeys(found))
         return found
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        """The gate score of each block, or one that falls with its rank."""
+        """The gate score of each block, or one that decreases with its rank."""
         if self.order is None:
             return self.inner.score(memory, blocks)
         places = {n: place for place, n in enumerate(self.order)}
         return [1.0 - places[n] / len(places) for n in blocks]
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
-        """The blocks themselves."""
+        """The blocks with these numbers."""
         return self.inner.fetch(blocks)
 
     def count_tokens(self, text: str) -> int:
@@ -64,25 +64,25 @@ class RecordingContext:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate are to be asked again with each new working memory."""
+        """Whether first stage and gate must run again with each new working memory."""
         return self.order is not None or self.inner.needs_requery
 
     @property
     def answerable(self) -> bool:
-        """Whether any of the first candidates may answer at all."""
+        """Whether any of the first candidates may answer the question."""
         return self.order is not None or self.inner.answerable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchAnswer:
-    """An answer with what the loop did for it."""
+    """An answer with the steps of the loop."""
 
     text: str
     found: LoopResult
     cost: Usage
     proposed: list[int]
     ranked: list[int]
-    """Blocks as the system orders them, the best first."""
+    """Blocks in the order of the system, best first."""
 
 
 def ask(system_run: SystemRun, index: MemoryIndex, question: str, models: Models) -> BenchAnswer:
@@ -90,7 +90,7 @@ def ask(system_run: SystemRun, index: MemoryIndex, question: str, models: Models
 
     Raises:
         ReaderError: The model failed.
-        ValueError: What is to be read is larger than the model's context.
+        ValueError: The text to read is longer than the model's context.
     """
     system = system_run.system
     config, chat = _config(system_run), models.chat if system_run.reader == "chat" else None
@@ -109,14 +109,14 @@ def ask(system_run: SystemRun, index: MemoryIndex, question: str, models: Models
 
 
 def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Models, *, before: str) -> Row:
-    """Everything that is measured of one question by one system.
+    """All measurements of one question and system.
 
     Args:
         system_run: The system.
-        memory: What it reads from.
+        memory: The memory that the system reads.
         sample: The question.
-        models: What it runs on.
-        before: Another question, asked first where the time of a warm answer is taken.
+        models: The models.
+        before: Another question, asked first to measure a warm answer.
     """
     device = models.backbone.device if models.backbone is not None and system_run.reader == "latent" else None
     with Peak(device) as peak:
@@ -126,7 +126,7 @@ def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Model
     warm = cold
     if (
         system_run.reader == "extractive" and not system_run.system.scans
-    ):  # a model is asked once: its calls are the time
+    ):  # the model is called once, so its calls are the time
         again = memory.reopened(models)
         ask(system_run, again, before, models)
         began = now()
@@ -177,7 +177,7 @@ def _recall(system_run: SystemRun, memory: Memory, told: BenchAnswer) -> Row:
 
 
 def _exit(steps: Sequence[Step], gold: frozenset[int]) -> str:
-    """When the loop ended, seen from the step in which the last evidence was read (2602.10560)."""
+    """When the loop ended, relative to the step in which the last evidence was read (2602.10560)."""
     missing = set(gold)
     for step in steps:
         missing -= {r.block for r in step.recalls}
@@ -198,10 +198,10 @@ def _tokens(system_run: SystemRun, told: BenchAnswer, models: Models) -> Row:
 
 
 def _seconds(system_run: SystemRun, memory: Memory, cold: Times, warm: Times) -> Row:
-    """Seconds of making the memory, of the first answer, and of one once the memory is there: clock and processor.
+    """Seconds of making the memory, of the first answer, and of a warm answer: wall-clock and processor time.
 
-    A system without a memory between questions reads the text anew for each; with a language model that is a part of
-    its calls, and for the extractive reader it is the encoder's work.
+    A system without a memory between questions reads the text again for each. With a language model this is a part of
+    its calls; for the extractive reader it is the encoder's work.
     """
     made, scale = memory.times + memory.cutting, 1.0
     if memory.share < 1 and system_run.system.scans:
@@ -218,7 +218,7 @@ def _seconds(system_run: SystemRun, memory: Memory, cold: Times, warm: Times) ->
 
 
 def _whole(row: Row, share: float) -> Row:
-    """The figures of a scan whose steps were timed on a sample, for all of its steps."""
+    """The measurements of a scan whose steps were timed on a sample, scaled to all of its steps."""
     timed = row["steps"]
     for name in ("blocks", "in", "disk"):
         row[name] = round(row[name] / share)

@@ -1,4 +1,4 @@
-"""One question's own context made into the memory that a system reads from."""
+"""The memory that a system reads, made from one question's context."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ PASSAGE, CHUNK = 256, 4096
 """Most tokens of a block in the two layouts."""
 
 SAMPLED = 12
-"""Steps of a scan that are timed where the whole would take too long."""
+"""Timed steps of a scan that would take too long as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What the systems run on, loaded once."""
+    """The models of the systems, loaded once."""
 
     chat: ChatModel | None = None
     backbone: Backbone | None = None
@@ -40,12 +40,12 @@ class Models:
 
     @property
     def encoder(self) -> LoadedEncoder:
-        """The encoder, reading each paragraph once."""
+        """The encoder, which reads each paragraph once."""
         return self._pair()[0]
 
     @property
     def account(self) -> ReadOnce:
-        """What reading took, and what it would have taken without sharing."""
+        """Time of reading, and its time without sharing."""
         return self._pair()[1]
 
     def _pair(self) -> tuple[LoadedEncoder, ReadOnce]:
@@ -60,29 +60,29 @@ class Memory:
 
     index: MemoryIndex
     gold: frozenset[int]
-    """Numbers of the blocks that hold evidence."""
+    """Numbers of the blocks that contain evidence."""
     gold_in_all: int
-    """Blocks of the whole context that hold evidence."""
+    """Blocks of the whole context that contain evidence."""
     times: Times
-    """What making it took, the encoder's work counted as if it had not been shared."""
+    """Time of making it, counting the encoder's work as if it was not shared."""
     cutting: Times
-    """What cutting the whole context took, where only a part of it was made into memory."""
+    """Time of splitting the whole context, if only a part of it became memory."""
     share: float
-    """The share of the context's blocks that are in it."""
+    """The share of the context's blocks in it."""
 
     @property
     def disk_bytes(self) -> int:
-        """What it takes on disk."""
+        """Its size on disk."""
         info = self.index.info()
         return info.vector_bytes + info.kv_bytes + info.text_bytes
 
     def reopened(self, models: Models) -> MemoryIndex:
-        """The same folder by an index that has seen no question yet."""
+        """The same folder opened by an index without caches."""
         return MemoryIndex(self.index.store, self.index.config, encoder=models.encoder, gate=models.gate)
 
 
 class Memories:
-    """The memories of one sample, made when they are first asked for, gone when it is left."""
+    """The memories of one sample, made on first use and removed at the end."""
 
     def __init__(self, sample: Sample, models: Models, *, scan_until: int) -> None:
         self.sample = sample
@@ -101,7 +101,7 @@ class Memories:
             memory.index.close()
 
     def of(self, system_run: SystemRun) -> Memory:
-        """The memory that a system reads from."""
+        """The memory that a system reads."""
         system, latent = system_run.system, system_run.reader == "latent"
         layout: Layout = "chunks" if latent and not system.direct else system.layout
         part = ""
@@ -123,7 +123,7 @@ class Memories:
         if part:
             started = now()
             chunks, cutting = self._chunks(documents[0], latent)
-            began = began + (now() - started)  # it is told apart: it does not grow with the part
+            began = began + (now() - started)  # counted separately: it does not depend on the part
             kept = _ends(chunks, most or 0) if part == "ends" else _spread(chunks)
             gold_in_all = sum(map(sample.supports, chunks))
             share = len(kept) / len(chunks)
@@ -143,14 +143,14 @@ class Memories:
         tokens = CHUNK if layout == "chunks" else PASSAGE
         config = IndexConfig(chunk_tokens=tokens)
         if latent:
-            assert models.backbone is not None, "a latent system is left out where there is no backbone"
+            assert models.backbone is not None, "a latent system needs a backbone"
             ratio = models.backbone.memory.ratio
             config = IndexConfig(memory="kv", backbone=models.backbone_name, chunk_tokens=tokens, ratio=ratio)
         store = MemoryIndex.create(None, config).store
         return MemoryIndex(store, config, encoder=models.encoder, backbone=models.backbone, gate=models.gate)
 
     def _chunks(self, document: Document, latent: bool) -> tuple[list[Chunk], Times]:
-        """The chunks of the whole context, cut once, and the time that it took."""
+        """The chunks of the whole context, split once, and the time for it."""
         known = self._split.get(latent)
         if known is not None:
             return known
@@ -167,13 +167,13 @@ class Memories:
 
 
 def _ends(chunks: Sequence[Chunk], tokens: int) -> list[Chunk]:
-    """The chunks at both ends that a truncated context keeps."""
+    """The chunks at both ends, which a truncated context keeps."""
     side = max(1, tokens // CHUNK // 2)
     return list(chunks) if len(chunks) <= 2 * side else [*chunks[:side], *chunks[-side:]]
 
 
 def _spread(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """`SAMPLED` chunks, evenly over the whole."""
+    """`SAMPLED` chunks, at equal distances."""
     if len(chunks) <= SAMPLED:
         return list(chunks)
     return [chunks[int(i)] for i in np.linspace(0, len(chunks) - 1, SAMPLED)]

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak."""
+"""Peak memory of a piece of work."""
 
 import threading
 from pathlib import Path
@@ -13,10 +13,10 @@ _EVERY = 0.005
 
 
 class Peak:
-    """Bytes of resident memory, or of a CUDA device, above those before: `with Peak() as peak: ...; peak.bytes`.
+    """Peak of resident memory, or of a CUDA device, above the start: `with Peak() as peak: ...; peak.bytes`.
 
     Attributes:
-        bytes: None where the system does not say (no `/proc`).
+        bytes: None if the system does not report it (no `/proc`).
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Plots of the results: scores against the length of the context, and passages found by each system."""
+"""Plots of the results: scores by context length, and recall of each system."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from compmem_research.bench.published import CHUNK_RECALL, SUB_EM
 from compmem_research.bench.quality_report import RECALL, Result
 
 Points = Sequence[tuple[float, float]]
-"""Tokens of the context, and a figure."""
+"""Tokens of the context, and a value."""
 
 PLAIN = ("compmem", "chunks-loop")
-"""Systems whose line is thick."""
+"""Systems with a thick line."""
 
 
 def draw(found: Sequence[Result], folder: Path) -> list[Path]:
-    """Writes the plots that the runs give; their files.
+    """Writes the plots of the runs; returns their files.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -43,7 +43,7 @@ def draw(found: Sequence[Result], folder: Path) -> list[Path]:
 
 
 def draw_recall(results: Path, file: Path) -> list[Path]:
-    """Writes a plot of recall@5 by plain retrieval, the gate and the loop on each multi-hop set; its file, if any.
+    """Writes a plot of recall@5 by plain retrieval, the gate and the loop on each multi-hop set; returns its file.
 
     Args:
         results: The folder with the `recall_*.json` files of `compmem bench recall`.

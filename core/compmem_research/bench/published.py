@@ -1,4 +1,4 @@
-"""What the papers report, word for word their figures: for columns of their own, beside what is measured here."""
+"""Figures from the papers, for separate columns in our tables."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The sweep: every system on every cell, question by question; what cannot be measured is told and passed over."""
+"""The sweep: every system on every cell, question by question; what cannot be measured is reported and skipped."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +43,7 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("rag-fused:chat", "compmem:chat", "compmem-once:chat", "rag-fused:latent", "compmem-once:latent"),
     ),
 }  # fmt: skip
-"""What is measured together: cells and systems."""
+"""The suites: cells and systems."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +60,12 @@ class Sweep:
     """Questions of each cell."""
     seed: int = 0
     scan_until: int = 28_000
-    """Tokens up to which systems that scan are run whole; above, some of their steps are timed."""
+    """Longest context in tokens for a whole run of scanning systems; above, some of their steps are timed."""
     model: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
     backbone: str | None = None
-    """Folder of a causal LM: the latent reader, and the chat model where there is no other."""
+    """Folder of a causal LM: the latent reader, and the chat model if there is no other."""
     ratio: int | None = None
     """Source tokens per memory token of the backbone. None: its own."""
 
@@ -74,7 +74,7 @@ class Sweep:
             raise ValueError(f"questions={self.questions!r} must be at least 1")
 
     def config(self) -> dict[str, Any]:
-        """What decides on the figures, without this machine's folders."""
+        """Everything that affects the figures, without this machine's folders."""
         return {
             "cells": list(self.conditions), "systems": list(self.systems), "questions": self.questions,
             "seed": self.seed,
@@ -84,30 +84,30 @@ class Sweep:
         }  # fmt: skip
 
 
-def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
-    """Measures what is not measured yet; the number of things that could not be.
+def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) -> int:
+    """Measures what is not measured yet; returns the number of failures.
 
     Raises:
-        ValueError: The folder holds another run.
+        ValueError: The folder has another run.
     """
-    tell = tell or _to_stderr
+    report_error = report_error or _to_stderr
     run = Run.open(settings.out, settings.config())
-    conditions = list(_understood(settings.conditions, Cell.read, run, tell))
-    entrants = list(_understood(settings.systems, system_run, run, tell))
-    models = _models(settings, entrants, run, tell)
-    entrants = list(_able(entrants, models, tell))
+    conditions = list(_parsed(settings.conditions, Cell.read, run, report_error))
+    entrants = list(_parsed(settings.systems, system_run, run, report_error))
+    models = _models(settings, entrants, run, report_error)
+    entrants = list(_able(entrants, models, report_error))
     sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
-    asked = dict(_asked(conditions, sources, run, tell))
+    asked = dict(_asked(conditions, sources, run, report_error))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     given_up: set[tuple[str, str]] = set()
     with Progress(*columns, transient=True) as progress:
         bar = progress.add_task("", total=sum(map(len, asked.values())))
-        # Question by question over all cells: a run that is stopped has as many of each.
+        # Question by question over all cells, so an interrupted run has equally many of each.
         for number in range(settings.questions):
             for cell, samples in asked.items():
                 if number < len(samples):
                     progress.update(bar, description=f"{cell}, question {number + 1}")
-                    _question(run, cell, samples, number, entrants, models, settings.scan_until, tell, given_up)
+                    _question(run, cell, samples, number, entrants, models, settings.scan_until, report_error, given_up)
                     progress.advance(bar)
             run.close()
     run.close()
@@ -115,14 +115,14 @@ def sweep(settings: Sweep, tell: Callable[[str], None] | None = None) -> int:
 
 
 def _asked(
-    conditions: Sequence[Cell], sources: Sources, run: Run, tell: Callable[[str], None]
+    conditions: Sequence[Cell], sources: Sources, run: Run, report_error: Callable[[str], None]
 ) -> Iterator[tuple[str, list[Sample]]]:
     """The samples of each cell that has some."""
     for cell in conditions:
         try:
             samples = sources.samples(cell)
         except (ValueError, OSError) as error:
-            _told(run, tell, cell.name, "", error)
+            _record_failure(run, report_error, cell.name, "", error)
             continue
         run.note(
             cell.name,
@@ -135,7 +135,7 @@ def _asked(
 
 def _question(
     run: Run, cell: str, samples: Sequence[Sample], number: int, entrants: Sequence[SystemRun], models: Models,
-    scan_until: int, tell: Callable[[str], None], given_up: set[tuple[str, str]],
+    scan_until: int, report_error: Callable[[str], None], given_up: set[tuple[str, str]],
 ) -> None:  # fmt: skip
     sample, before = samples[number], samples[number - 1].question
     done = run.done()
@@ -148,21 +148,21 @@ def _question(
                 run.add({"cell": cell, **row})
             except (CompMemError, ValueError, MemoryError, OSError) as error:
                 given_up.add((cell, one.name))
-                _told(run, tell, cell, one.name, error)
+                _record_failure(run, report_error, cell, one.name, error)
 
 
-def _understood(
-    names: Sequence[str], read: Callable[[str], Named], run: Run, tell: Callable[[str], None]
+def _parsed(
+    names: Sequence[str], read: Callable[[str], Named], run: Run, report_error: Callable[[str], None]
 ) -> Iterator[Named]:
     for name in names:
         try:
             yield read(name)
         except ValueError as error:
-            _told(run, tell, "", name, error)
+            _record_failure(run, report_error, "", name, error)
 
 
-def _models(settings: Sweep, entrants: Sequence[SystemRun], run: Run, tell: Callable[[str], None]) -> Models:
-    """What can be loaded of what is asked for; what cannot is told."""
+def _models(settings: Sweep, entrants: Sequence[SystemRun], run: Run, report_error: Callable[[str], None]) -> Models:
+    """The requested models that can be loaded; the others are reported."""
     backbone: Backbone | None = None
     chat: ChatModel | None = None
     readers = {e.reader for e in entrants}
@@ -171,7 +171,7 @@ def _models(settings: Sweep, entrants: Sequence[SystemRun], run: Run, tell: Call
             backbone = Backbone.load(settings.backbone, ratio=settings.ratio)
             chat = BackboneChat(backbone)
         except (CompMemError, ValueError, OSError) as error:
-            _told(run, tell, "", "backbone", error)
+            _record_failure(run, report_error, "", "backbone", error)
     if settings.model is not None and "chat" in readers:
         chat = None
         try:
@@ -179,11 +179,11 @@ def _models(settings: Sweep, entrants: Sequence[SystemRun], run: Run, tell: Call
             "".join(pieces(endpoint, [{"role": "user", "content": "Reply with the word yes."}]))
             chat = endpoint
         except (ReaderError, CompMemError, ImportError) as error:
-            _told(run, tell, "", f"{settings.model} at {settings.base_url or 'its endpoint'}", error)
+            _record_failure(run, report_error, "", f"{settings.model} at {settings.base_url or 'its endpoint'}", error)
     return Models(chat=chat, backbone=backbone, backbone_name=settings.backbone or "")
 
 
-def _able(entrants: Sequence[SystemRun], models: Models, tell: Callable[[str], None]) -> Iterator[SystemRun]:
+def _able(entrants: Sequence[SystemRun], models: Models, report_error: Callable[[str], None]) -> Iterator[SystemRun]:
     left_out: list[str] = []
     for one in entrants:
         lacks = (one.reader == "chat" and models.chat is None) or (one.reader == "latent" and models.backbone is None)
@@ -192,24 +192,26 @@ def _able(entrants: Sequence[SystemRun], models: Models, tell: Callable[[str], N
         else:
             yield one
     if left_out:
-        tell(f"left out, as no model is given (--model, --backbone) or it cannot be used: {', '.join(left_out)}")
+        report_error(
+            f"left out, as no model is given (--model, --backbone) or it cannot be used: {', '.join(left_out)}"
+        )
 
 
 def _to_stderr(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _told(run: Run, tell: Callable[[str], None], cell: str, system: str, error: Exception) -> None:
+def _record_failure(run: Run, report_error: Callable[[str], None], cell: str, system: str, error: Exception) -> None:
     why = " ".join(str(error).split())[:300] or type(error).__name__
     run.fail(cell, system, why)
-    tell(": ".join(part for part in (cell, system, why) if part))
+    report_error(": ".join(part for part in (cell, system, why) if part))
 
 
 def suite(name: str, *, readers: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The cells and systems of a suite; with every reader that a system has, or the extractive one alone.
+    """The cells and systems of a suite; with every reader of a system, or only the extractive one.
 
     Raises:
-        ValueError: There is no such suite.
+        ValueError: The suite is unknown.
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: there are {', '.join(SUITES)}")

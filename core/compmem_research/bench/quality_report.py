@@ -1,4 +1,4 @@
-"""The runs of the sweep as tables, made from their folders and from nothing else."""
+"""Tables of the sweep's runs, made only from their folders."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ ABOUT = {
     "recalled, in one prompt (rag-fused, compmem-once), which is text (chat) or KV states kept for each passage by the "
     "training-free compressor (latent); or it takes notes in every step of the loop (compmem:chat).",
 }
-"""What a run is, by the name of its suite."""
+"""A description of each suite."""
 
 READING = (
     "Without a language model the extractive reader stands in for one in every system: it quotes sentences, so EM is "
@@ -43,7 +43,7 @@ READING = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A run's folder, read."""
+    """Parsed files of a run's folder."""
 
     name: str
     config: Mapping[str, Any]
@@ -64,7 +64,7 @@ class Result:
         )
 
     def entry(self, cell: str, system: str) -> Entry | None:
-        """What was measured of a system in a cell."""
+        """The measurements of a system in a cell."""
         return next((e for e in self.scores if e["cell"] == cell and e["system"] == system), None)
 
     @property
@@ -79,7 +79,7 @@ class Result:
 
 
 def results(folder: Path) -> list[Result]:
-    """The runs below a folder that have results, in the order in which they are told of."""
+    """The runs below a folder that have results, in the order of the report."""
     found = {p.parent.name: Result.read(p.parent) for p in sorted(folder.glob(f"*/{SCORES}"))}
     order = [*(n for n in ABOUT if n in found), *(n for n in found if n not in ABOUT)]
     return [found[n] for n in order if found[n].scores]
@@ -157,7 +157,7 @@ def _warm(entry: Entry) -> str:
 
 
 def _clock(entry: Entry) -> str:
-    """Which seconds are shown: of the processor, unless the work is done elsewhere."""
+    """The seconds to show: of the processor, unless the work is done elsewhere."""
     return "clock" if ":" in entry["system"] else "processor"
 
 

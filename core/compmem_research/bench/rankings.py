@@ -1,4 +1,4 @@
-"""Rankings by the question alone: what one-shot RAG reads, and what the loop is compared with."""
+"""Rankings by the question alone: the input of one-shot RAG, and the baselines of the loop."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from compmem.loop.context import QuestionContext
 from compmem.retrieval.ranking import fuse
 
 FUSED_OF = 100
-"""First blocks of each ranking that are fused."""
+"""Top blocks of each ranking that are fused."""
 
 Rank = Callable[[QuestionContext, int], list[int]]
 """Numbers of the k best blocks for a question, best first."""
@@ -25,12 +25,12 @@ def bm25(context: QuestionContext, k: int) -> list[int]:
 
 
 def fused(context: QuestionContext, k: int) -> list[int]:
-    """Both, by reciprocal-rank fusion of the first hundred each."""
+    """Both, by reciprocal-rank fusion of the first hundred of each."""
     return list(fuse([dense(context, FUSED_OF), bm25(context, FUSED_OF)]))[:k]
 
 
 def by_sentence(context: QuestionContext, k: int) -> list[int]:
-    """Blocks by their sentence nearest to the question: every sentence of every block is looked at."""
+    """Blocks ranked by their most similar sentence, over every sentence of every block."""
     asked = context.analyzer.analyze("").question
     numbers = [int(n) for n in context.snapshot.select(None)]
     nearest = [

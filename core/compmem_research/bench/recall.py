@@ -1,4 +1,4 @@
-"""Gold passages found: first-stage baselines and the full loop side by side in one run, passage = document."""
+"""Recall of gold passages by first-stage baselines and the full loop in one run; a passage is a document."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ from compmem_research.bench.retrieval import DEPTH, SYSTEMS, ask, documents, fig
 from compmem_research.tasks.multihop import Question, read_corpus
 
 SAMPLED = 200
-"""Questions on which losses and cutoffs are counted."""
+"""Number of questions for losses and cutoffs."""
 
 CUTOFFS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Scores below which a caller may drop what was recalled."""
+"""Scores below which a caller may drop results."""
 
 
 def measure(
@@ -30,16 +30,16 @@ def measure(
     index_folder: Path | None = None,
     gate: Path | None = None,
 ) -> dict[str, Any]:
-    """The figures of each system; see `retrieval.figures`.
+    """The scores of each system; see `retrieval.figures`.
 
-    Where nothing answers some of the questions, every system is also asked whether it found anything.
+    If some questions have no answer, it is also measured whether every system says that it found nothing.
 
     Args:
-        data: Questions; see `compmem_research.tasks.multihop`. Nothing answers one without a supporting paragraph.
-        corpus: Passages, where the questions name them by title. None: the union of the questions' paragraphs.
-        limit: Only the first so many questions, over the whole corpus.
-        index_folder: Where the index is kept and found again. None: a temporary one.
-        gate: Weights of another dense gate. None: the one that ships.
+        data: Questions; see `compmem_research.tasks.multihop`. A question without a supporting paragraph has no answer.
+        corpus: Passages, if the questions name them by title. None: the union of the questions' paragraphs.
+        limit: Only this many first questions, over the whole corpus.
+        index_folder: Folder in which the index is stored and reused. None: a temporary one.
+        gate: Weights of another dense gate. None: the shipped one.
 
     Raises:
         ValueError: A data file has a broken line, or no question.
@@ -53,7 +53,7 @@ def measure(
     runtime = RuntimeConfig(gate=None if gate is None else str(gate))
     index, seconds = kept_index(task, index_folder, runtime=runtime)
     with index:
-        index.recall(questions[0].question, 2)  # loads the models, outside every system's time
+        index.recall(questions[0].question, 2)  # loads the models, so that no system's time includes it
         systems = {n: figures(ask(n, index, questions, silence=silence), questions) for n in SYSTEMS}
         return {
             "data": data.name,
@@ -68,9 +68,9 @@ def measure(
 
 
 def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float]:
-    """Which part of the loop loses gold passages: shares of them, in per cent, that each part lets through.
+    """Share of gold passages in per cent that each part of the loop passes on, to see which part loses them.
 
-    Empty where there are no questions.
+    Empty if there are no questions.
     """
     shares: dict[str, list[float]] = {"proposed_at_first": [], "proposed_ever": [], "read": []}
     for question in track(questions, "losses", transient=True):
@@ -86,10 +86,10 @@ def losses(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, float
 
 
 def cutoffs(index: MemoryIndex, questions: Sequence[Question]) -> list[dict[str, float | None]]:
-    """What a score is worth: for each cutoff, how much of the ten best recalls at or above it is gold, in per cent.
+    """For each cutoff, the share of gold passages among the ten best results at or above it, in per cent.
 
-    `kept` is the share of the gold passages among them, `empty` that of the questions left with nothing. Empty where
-    there are no questions.
+    `kept` is the share of the gold passages among them, `empty` that of the questions without results. Empty if there
+    are no questions.
     """
     if not questions:
         return []

@@ -1,4 +1,4 @@
-"""The page of results, made from the files that the measurements wrote and from nothing else."""
+"""The page of results, made only from the result files."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ PUBLISHED = {
     "hotpotqa": "94.5 (NV-Embed-v2), 96.3 (HippoRAG 2); another sample",
     "musique": "69.7 (NV-Embed-v2), 74.7 (HippoRAG 2); another sample",
 }
-"""Recall@5 as published, with what sets it apart from the run here."""
+"""Published recall@5, and how the published setting differs."""
 
 NOTES = {
     "answers": (
@@ -73,7 +73,7 @@ NOTES = {
         "where they stand in the right order."
     ),
 }
-"""What a reader has to know of a run beside its figures."""
+"""Notes for readers of a run."""
 
 
 def report(results: Path, plots: Sequence[Path] = ()) -> str:
@@ -81,10 +81,10 @@ def report(results: Path, plots: Sequence[Path] = ()) -> str:
 
     Args:
         results: The folder.
-        plots: Plots of the runs, to be shown; they lie below the folder.
+        plots: Plots of the runs to include; they are below the folder.
 
     Raises:
-        ValueError: The folder holds no result.
+        ValueError: The folder has no result.
     """
     runs = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
     sweeps = quality_report.results(results)
@@ -196,7 +196,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "rows": _speed,
     "lines": _loops,
 }
-"""How a result is shown, by a key that its kind has."""
+"""How a result is shown, by a key that only its kind has."""
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

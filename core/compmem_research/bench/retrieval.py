@@ -1,4 +1,4 @@
-"""Systems that find passages for a question, ours and the plain ones, and how what they find is scored."""
+"""Systems that rank passages for a question, ours and the baselines, and their scores."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from compmem_research.tasks.multihop import Corpus, Question
 KS = (2, 5, 10)
 
 DEPTH = max(KS)
-"""Blocks that a system is asked for."""
+"""Blocks requested from a system."""
 
 METRICS: Final[dict[str, Callable[[Sequence[int], frozenset[int]], float]]] = {
     **{f"recall@{k}": partial(recall_at, k=k) for k in KS},
@@ -31,22 +31,22 @@ METRICS: Final[dict[str, Callable[[Sequence[int], frozenset[int]], float]]] = {
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Something that ranks passages for a question."""
+    """A system that ranks passages for a question."""
 
     rank: Callable[[MemoryIndex, str], list[int]]
     """Passages for a question, best first."""
     answers: RecallConfig | None = None
-    """Settings of the loop that answers. None: a plain ranking, which finds nothing only where it is empty."""
+    """Settings of the answering loop. None: a plain ranking, which finds nothing only if it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a system made of a question."""
+    """The result of a system for a question."""
 
     ranked: list[int]
     seconds: float
     silent: bool | None
-    """Whether the system says that it found nothing; None where it was not asked."""
+    """Whether the system says that it found nothing; None if that was not measured."""
 
 
 def _ranked(rank: rankings.Rank) -> System:
@@ -74,13 +74,13 @@ SYSTEMS: Final[dict[str, System]] = {
 
 
 def ask(name: str, index: MemoryIndex, questions: Sequence[Question], *, silence: bool) -> list[Outcome]:
-    """What a system makes of each question.
+    """The results of a system for each question.
 
     Args:
         name: One of `SYSTEMS`.
         index: The passages; a document's id is the passage's number.
         questions: The questions.
-        silence: Whether it is also asked for an answer, which may be that nothing was found. That is not timed.
+        silence: Whether to measure, without timing it, if the system says that nothing was found.
     """
     system, outcomes = SYSTEMS[name], []
     for question in track(questions, name, transient=True):
@@ -102,10 +102,10 @@ def scores(metric: str, outcomes: Sequence[Outcome], questions: Sequence[Questio
 
 
 def figures(outcomes: Sequence[Outcome], questions: Sequence[Question]) -> dict[str, Any]:
-    """The means of a system, in per cent with 95 % bootstrap intervals, and its seconds a question.
+    """The means of a system, in per cent with 95 % bootstrap intervals, and its seconds per question.
 
     `nothing_found` is the share of the questions without an answer for which it says that it found nothing,
-    `false_alarms` that of the questions with one.
+    `false_alarms` that of the questions with an answer.
     """
     out: dict[str, Any] = {}
     for metric in METRICS:
@@ -124,12 +124,12 @@ def figures(outcomes: Sequence[Outcome], questions: Sequence[Question]) -> dict[
 def kept_index(
     task: Corpus, folder: Path | None, encoder: str | Encoder | None = None, runtime: RuntimeConfig | None = None
 ) -> tuple[MemoryIndex, float]:
-    """The index of a corpus, and the seconds that it took; one in the folder is brought up to date.
+    """The index of a corpus, and the seconds to make it; an existing one in the folder is updated.
 
     Args:
         task: The corpus.
-        folder: Where the index is kept and found again. None: a temporary one.
-        encoder: In place of the default.
+        folder: Folder in which the index is stored and reused. None: a temporary one.
+        encoder: Instead of the default.
         runtime: Settings of this process, such as another gate.
     """
     began = time.perf_counter()

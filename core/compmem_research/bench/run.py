@@ -1,7 +1,7 @@
-"""A run: one folder with its settings, its machine, a line for each question of each system, and their means.
+"""A run: a folder with its settings, its machine, one line for each question and system, and their means.
 
-A row is written and flushed when its question is done, so a run that is killed goes on where it was; a line that was
-cut off is dropped, and its question asked again.
+A row is written and flushed when its question is done, so an interrupted run can be continued. A truncated line is
+dropped, and its question is repeated.
 """
 
 import json
@@ -17,7 +17,7 @@ from compmem_research.bench.scores import summary
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 
 GROWING = ("cells", "systems")
-"""Settings that may be others when a run is gone on with: what is new is added."""
+"""Settings that may change when a run is continued: new values are added."""
 
 
 @dataclass(slots=True)
@@ -28,17 +28,17 @@ class Run:
     config: Mapping[str, Any]
     rows: list[Row] = field(default_factory=list)
     notes: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What is told of each cell beside its rows."""
+    """Facts of each cell, besides its rows."""
     failed: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     """Data files that were read, with the beginning of their SHA-256."""
 
     @classmethod
     def open(cls, folder: Path, config: Mapping[str, Any]) -> "Run":
-        """A new run, or one that is gone on with.
+        """A new run, or an existing one to continue.
 
         Raises:
-            ValueError: The folder holds a run of other settings, or rows that cannot be read.
+            ValueError: The folder has a run with other settings, or rows that cannot be read.
         """
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / CONFIG
@@ -66,22 +66,22 @@ class Run:
         return {(r["cell"], r["id"], r["system"]) for r in self.rows}
 
     def add(self, row: Row) -> None:
-        """Keep a row, in the file too."""
+        """Add a row, also to the file."""
         self.rows.append(row)
         with (self.folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
             file.flush()
 
     def note(self, cell: str, **values: float) -> None:
-        """Tell something of a cell as a whole."""
+        """Record facts of a whole cell."""
         self.notes[cell] = values
 
     def fail(self, cell: str, system: str, why: str) -> None:
-        """Tell that something could not be measured."""
+        """Record that something could not be measured."""
         self.failed.append({"cell": cell, "system": system, "why": why})
 
     def close(self) -> None:
-        """Write the means of what there is."""
+        """Write the means of the rows."""
         seed = int(self.config.get("seed", 0))
         result = {
             "files": self.files, "cells": self.notes, "failed": self.failed, "scores": summary(self.rows, seed),
@@ -94,7 +94,7 @@ def _read_rows(file: Path) -> list[Row]:
         return []
     data = file.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):  # the run was killed within a line
+    if len(whole) < len(data):  # the run was killed while writing a line
         file.write_bytes(whole)
     rows: list[Row] = []
     for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
@@ -106,7 +106,7 @@ def _read_rows(file: Path) -> list[Row]:
 
 
 def _shown(value: Any) -> str:
-    """JSON with an entry of a list on a line: large enough to be read, small enough to be kept."""
+    """JSON with one list entry per line: readable and compact."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "[\n" + ",\n".join(json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in value) + "\n]"
     return json.dumps(value, ensure_ascii=False)

@@ -1,7 +1,7 @@
-"""How an index behaves as it grows: adding, opening, one pass and the gathering loop, memory and disk.
+"""How an index scales: adding, opening, one pass and the loop, memory and disk.
 
-Documents are real pages; their vectors are random, because encoding a hundred thousand chunks says nothing about the
-index and takes an hour. Questions are encoded by the real encoder, so its time is part of every question's.
+Documents are real pages with random vectors, since encoding a hundred thousand chunks takes an hour and does not depend
+on the index. Questions are encoded by the real encoder, so its time is part of every question's time.
 """
 
 import random
@@ -23,11 +23,11 @@ from compmem.schema import Document, Vectors
 from compmem_research.tasks.multihop import read_lines
 
 FOUR_STEPS = LoopConfig(threshold=0.0, max_steps=4, exit_gate=False)
-"""With random vectors the gate turns nearly everything down, so the loop is also timed with four steps forced."""
+"""With random vectors the gate rejects nearly everything, so the loop is also timed with four forced steps."""
 
 
 class StandIn:
-    """Random unit vectors for documents; for questions the real encoder."""
+    """Random unit vectors for documents; the real encoder for questions."""
 
     def __init__(self, dim: int, real: LoadedEncoder) -> None:
         self.dim = dim
@@ -55,15 +55,15 @@ def measure(
     batch: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Adds pages until the index has so many chunks, then asks; seconds, bytes and memory.
+    """Adds pages until the index has this many chunks, then asks questions; seconds, bytes and memory.
 
     Args:
-        pages: `{"title", "text"}` lines, read again and again under new ids where there are too few.
-        chunks: How large the index grows.
-        questions: How many questions are timed; each is a sentence of the pages.
-        folder: Where the index is built. None: a temporary folder.
-        batch: Pages in one call of `add`.
-        seed: Which sentences are asked for.
+        pages: `{"title", "text"}` lines, repeated with new ids if there are too few.
+        chunks: Final size of the index.
+        questions: Number of timed questions; each is a sentence of the pages.
+        folder: Folder of the index. None: a temporary folder.
+        batch: Pages per call of `add`.
+        seed: Seed for sampling sentences.
 
     Raises:
         ValueError: The pages' file has a broken line.
@@ -91,11 +91,11 @@ def measure(
     asked = [q for q in asked if len(q.split()) > 3]
     rng.shuffle(asked)
     asked *= -(-(3 + 3 * questions) // len(asked))
-    for question in asked[:3]:  # loads models and maps files, outside the times
+    for question in asked[:3]:  # loads models and maps files before timing
         index.recall(question, 8)
-    groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's blocks
+    groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's cache
     timed: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
-    for turn in zip(*groups, strict=True):  # in turns, so that what warms with time warms for all alike
+    for turn in zip(*groups, strict=True):  # alternating, so that warm-up affects all systems equally
         calls: tuple[Callable[..., Any], ...] = (index.search, index.recall, partial(index.recall, config=FOUR_STEPS))
         for times, question, call in zip(timed.values(), turn, calls, strict=True):
             times.append(_timed(partial(call, question, 8)))

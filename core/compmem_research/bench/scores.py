@@ -1,4 +1,4 @@
-"""The rows of a run put together: a mean with its 95 % bootstrap interval for each cell and system."""
+"""Summaries of a run's rows: a mean with its 95 % bootstrap interval for each cell and system."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from compmem_research.bench.systems import RECALLED
 from compmem_research.metrics import bootstrap_interval
 
 SHARES = ("score", "em", "f1", "sub_em", "sub_em_two_way", f"recall@{RECALLED}", "proposed", "read")
-"""Figures in [0, 1], shown in per cent with an interval."""
+"""Scores in [0, 1], shown in per cent with an interval."""
 
 COUNTS = ("blocks", "steps", "in", "out", "disk")
 
@@ -20,7 +20,7 @@ Figures = dict[str, Any]
 def summary(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[Figures]:
     """One entry for each cell and system, in the order of their first rows."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: str(r["id"])):  # the order in which rows were written decides nothing
+    for row in sorted(rows, key=lambda r: str(r["id"])):  # the result does not depend on the order of rows
         groups.setdefault((row["cell"], row["system"]), []).append(row)
     order = list(dict.fromkeys((r["cell"], r["system"]) for r in rows))
     return [_figures(cell, system, groups[cell, system], seed) for cell, system in order]
@@ -51,7 +51,7 @@ def _figures(cell: str, system: str, rows: Sequence[dict[str, Any]], seed: int) 
 
 
 def _curve(lists: Sequence[Sequence[int]]) -> list[float]:
-    """Mean tokens of working memory after each step; a loop that has ended keeps its last memory."""
+    """Mean tokens of working memory after each step; a loop that has ended keeps its last value."""
     longest = max((len(tokens) for tokens in lists), default=0)
     held = [tokens for tokens in lists if tokens]
     return [round(mean(t[min(step, len(t) - 1)] for t in held), 1) for step in range(longest)]

@@ -1,4 +1,4 @@
-"""Backbones of a named shape with random weights, for what does not depend on what a model has learnt."""
+"""Backbones of a named shape with random weights, for measurements that do not depend on trained weights."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def random_backbone(shape: str, *, device: str, dtype: str, ratio: int) -> Backb
     """A Qwen2 of this shape with memory tokens and a gate head, all untrained.
 
     Raises:
-        ValueError: There is no such shape, or the device is not there.
+        ValueError: The shape is unknown, or the device is not available.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape={shape!r} must be one of {', '.join(SHAPES)}")
@@ -52,7 +52,7 @@ def random_backbone(shape: str, *, device: str, dtype: str, ratio: int) -> Backb
 
 
 def _tokenizer() -> Any:
-    """Bytes as tokens: nothing that is measured depends on it."""
+    """A tokenizer with bytes as tokens, since no measurement depends on it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""An encoder that reads each paragraph once, however many contexts hold it, and tells what reading it cost.
+"""An encoder that reads each paragraph once, even if several contexts contain it, and reports the cost of reading.
 
-The contexts of a benchmark's questions are drawn from one corpus, and encoding is most of what building an index costs.
-Each question still gets its own index over its own context; only the vectors are taken from the first time that a
-paragraph was met, and the seconds that it took then are charged again.
+The contexts of a benchmark's questions come from one corpus, and encoding is most of the cost of an index. Each
+question still has its own index over its own context. Only the vectors of a paragraph are reused, and the seconds of
+its first encoding are charged again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ Key = tuple[str, str, tuple[tuple[int, int], ...]]
 
 @dataclass(slots=True)
 class ReadOnce:
-    """The engine of an encoder that reads a paragraph by itself, as the encoder within does: the vectors are its own.
+    """The engine of an encoder that reads each paragraph separately, as the inner encoder does.
 
-    But for rounding, every text has the vectors that the encoder gives it; its whole vector is the mean over all of its
+    Except for rounding, every text has the vectors of that encoder; its whole vector is the mean over all of its
     tokens.
     """
 
     inner: LoadedEncoder
     charged: Times = field(default_factory=none)
-    """Time that reading everything asked for would have taken without sharing."""
+    """Time of reading all requested texts without sharing."""
     spent: Times = field(default_factory=none)
-    """Time that reading took."""
+    """Time of the actual reading."""
     _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        """Vectors of documents `[texts, dim]`; only those that are read in parts are shared."""
+        """Vectors of documents `[texts, dim]`; only texts that are read in parts are shared."""
         return self.inner.encode(texts, show_progress=show_progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
@@ -62,7 +62,7 @@ class ReadOnce:
         if not new:
             return
         began = now()
-        # The engine's own vectors: the encoder's are normalised, and sums of those are no mean over tokens.
+        # The engine's own vectors: those of the encoder are normalised, and cannot be averaged over tokens.
         vectors = self.inner._engine.encode_parts(new)
         took = now() - began
         self.spent = self.spent + took
@@ -72,7 +72,7 @@ class ReadOnce:
 
 
 def shared(inner: LoadedEncoder) -> tuple[LoadedEncoder, ReadOnce]:
-    """An encoder that reads each paragraph once, and its engine, which keeps the account."""
+    """An encoder that reads each paragraph once, and its engine, which records the time."""
     engine = ReadOnce(inner)
     dim = [] if inner.dim is None else [inner.dim]
     encoder = LoadedEncoder(name=inner.name, max_tokens=inner.max_tokens, dtype=inner.dtype, _engine=engine, _dim=dim)
@@ -84,7 +84,7 @@ def _key(part: Parts) -> Key:
 
 
 def _paragraphs(part: Parts) -> Iterator[Parts]:
-    """The text cut as the encoder reads it; each piece with the spans that lie in it."""
+    """The text in the pieces that the encoder reads, each with the spans inside it."""
     groups = paragraphs(part.text, part.spans)
     if len(groups) < 2:
         yield part

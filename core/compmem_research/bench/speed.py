@@ -1,12 +1,12 @@
-"""Seconds, bytes and growth of four ways to answer from a long document, on one backbone and one engine.
+"""Seconds, bytes and growth of four ways to answer from a long document, with one backbone and one engine.
 
-CompMem, MemAgent's loop (2507.02259), the loop without a gate, and the whole document in the context. All use the same
-backbone, dtype, document, tokens per step, and the same tokens decoded in every step and in the answer. Weights may be
-random: what is measured does not depend on what is written. The question's vector is drawn, not encoded, and the gate's
-head is untrained where the checkpoint has none; both cost what they cost otherwise, but for the encoder's milliseconds.
+CompMem, MemAgent's loop (2507.02259), the loop without a gate, and the whole document in the context. All have the same
+backbone, dtype, document, tokens per step, and decoded tokens per step and answer. Weights may be random, since the
+measurements do not depend on the text. The question's vector is random, and the gate's head is untrained if the
+checkpoint has none; both cost the same as real ones, except for the encoder's milliseconds.
 
-Needs torch, transformers, safetensors and numpy alone, so that it runs on a bare GPU machine:
-`python -m compmem_research.bench.speed --shape qwen2.5-7b --device cuda --out speed_gpu.json --minutes 7.5`, again
+It needs only torch, transformers, safetensors and numpy, so it runs on a bare GPU machine:
+`python -m compmem_research.bench.speed --shape qwen2.5-7b --device cuda --out speed_gpu.json --minutes 7.5`; repeat it
 until it says that nothing is left.
 """
 
@@ -35,14 +35,14 @@ LENGTHS = {"7K": 7_000, "28K": 28_000, "112K": 112_000, "448K": 448_000, "1.75M"
 def run(
     rig: Rig, planned: Sequence[Planned], conditions: dict[str, Cell], keep: Callable[[], None], *, until: float
 ) -> None:
-    """Measure what is not measured yet into the cells, keeping each, and begin none that may end too late.
+    """Measure missing cells, storing each, and begin none that may end too late.
 
     Args:
-        rig: What is measured.
+        rig: The backbone and the rules.
         planned: All cells.
-        conditions: Those that are measured.
+        conditions: Measured cells, which are updated.
         keep: Called after each.
-        until: Time of the monotonic clock when all has to be done. The first cell is measured in any case.
+        until: Deadline on the monotonic clock. The first cell is always measured.
     """
     left = [one for one in planned if one.name not in conditions]
     for one in left:
@@ -61,7 +61,7 @@ def run(
 
 
 def _expected(one: Planned, planned: Sequence[Planned], conditions: Mapping[str, Cell]) -> float:
-    """Seconds that a cell may take: what it took on the last shorter document, longer as this one is; else the most."""
+    """Estimated seconds of a cell: scaled from the last shorter document; else the largest so far."""
     alike = [p for p in planned if p.kind == one.kind and p.name in conditions and 0 < p.tokens < one.tokens]
     if not alike:
         return max((float(cell["took"]) for cell in conditions.values()), default=0.0)
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the result, print the table; 0 also where cells are left for the next call."""
+    """Measure, write the result, print the table; returns 0 even if cells are left for the next call."""
     began, given = time.monotonic(), parser().parse_args(arguments)
     names = [name.strip() for name in given.lengths.split(",")]
     if unknown := [name for name in names if name not in LENGTHS]:
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
-    """The cells of an earlier call on the same backbone and device, under the same rules."""
+    """The cells of an earlier call with the same backbone, device and rules."""
     if not file.exists():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the speed of ways to answer is made of: their steps on one backbone, each part measured as a cell of its own."""
+"""The parts of the speed measurement: steps of each system on one backbone, each measured as a cell."""
 
 import tempfile
 import time
@@ -19,7 +19,7 @@ from compmem.schema import KVStates
 from compmem_research.bench.timing_config import Rules
 
 Cell = dict[str, Any]
-"""One finished measurement: figures by name, or why there are none."""
+"""One finished measurement: figures by name, or the reason of a failure."""
 
 LOOPS = ("memagent", "memagent generate", "no gate")
 DIM = 384
@@ -27,19 +27,19 @@ DIM = 384
 SEGMENT = 16
 """Blocks compressed together and written to one file."""
 ROUNDS = 6
-"""Warm answers of each kind; the median counts."""
+"""Warm answers of each kind; the median is used."""
 
 
 @dataclass(slots=True)
 class Rig:
-    """A backbone and the rules: each system's step, made of the same parts."""
+    """A backbone and the rules; the steps of all systems are made of the same parts."""
 
     backbone: Backbone
     rules: Rules
     random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def ids(self, count: int) -> list[int]:
-        """Token ids drawn at random."""
+        """Random token ids."""
         drawn: list[int] = torch.randint(
             3, self.backbone.model.config.vocab_size - 1, (count,), generator=self.random
         ).tolist()
@@ -50,22 +50,22 @@ class Rig:
         return self.ids(self.rules.prompt_tokens + self.rules.memory_tokens)
 
     def write(self, prompts: Sequence[list[int]], blocks: Sequence[Sequence[KVStates]] | None, tokens: int) -> None:
-        """Decode so many tokens a row, whatever they are."""
+        """Decode this many tokens per row, whatever they are."""
         written = self.backbone.generate(prompts, blocks, max_new_tokens=tokens, stop_ids=())
         assert all(len(row) == tokens for row in written), "every system decodes the same number of tokens"
 
     def read(self, blocks: Sequence[KVStates], rows: int = 1) -> None:
-        """A step behind recalled blocks: CompMem's, and the loop's without a gate."""
+        """A step after recalled blocks, for CompMem and for the loop without a gate."""
         self.write([self.turn() for _ in range(rows)], [blocks] * rows, self.rules.memory_tokens)
 
     def overwrite(self, rows: int = 1, *, times: int = 1) -> None:
-        """Steps of MemAgent's loop: the chunk's text in the prompt."""
+        """Steps of MemAgent's loop, with the chunk's text in the prompt."""
         for _ in range(times):
             prompts = [self.ids(self.rules.chunk_tokens) + self.turn() for _ in range(rows)]
             self.write(prompts, None, self.rules.memory_tokens)
 
     def overwrite_stock(self) -> None:
-        """The same step with the library's own `generate`."""
+        """The same step with transformers' own `generate`."""
         ids = torch.tensor([self.ids(self.rules.chunk_tokens) + self.turn()], device=self.backbone.device)
         count = self.rules.memory_tokens
         self.backbone.model.generate(
@@ -109,7 +109,7 @@ class Folder:
 
 
 def compress(rig: Rig, length: int, folder: Folder) -> None:
-    """Compress a document of so many tokens and write its blocks."""
+    """Compress a document of this many tokens and write its blocks."""
     starts = range(0, length, rig.rules.chunk_tokens)
     sizes = [min(rig.rules.chunk_tokens, length - start) for start in starts]
     for at in range(0, len(sizes), SEGMENT):
@@ -117,7 +117,7 @@ def compress(rig: Rig, length: int, folder: Folder) -> None:
 
 
 def answer(rig: Rig, folder: Folder, resident: KVCache, *, per_step: int) -> None:
-    """CompMem's answer: first stage and gate asked again in every step, the best blocks read, the answer written."""
+    """CompMem's answer: every step runs first stage and gate and reads the best blocks; then the answer."""
     random = torch.Generator().manual_seed(1)
     read: list[int] = []
     most = min(rig.rules.recalled, folder.blocks)
@@ -135,9 +135,9 @@ def answer(rig: Rig, folder: Folder, resident: KVCache, *, per_step: int) -> Non
 
 
 def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
-    """CompMem on one document: compressing, the first answer, and answers with its blocks on the device.
+    """CompMem on one document: compressing, the first answer, and answers with cached blocks.
 
-    Warm answers take turns with steps of MemAgent's loop: what they are compared with met the same machine.
+    Warm answers alternate with steps of MemAgent's loop, so both are measured under the same load of the machine.
     """
     count = -(-length // rig.rules.chunk_tokens)
     with tempfile.TemporaryDirectory(prefix="compmem-speed-") as name:
@@ -145,7 +145,7 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
         out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
         weight = rig.backbone.decoder.embed_tokens.weight
         ways = {"several": rig.rules.recalled, "one": 1}
-        # One block a step comes last: what its first step proposes, all of the other's, is on the device from then on.
+        # One block per step comes last: the blocks of its first step are already on the device.
         for label, per_step in ways.items():
             resident = KVCache(weight.device, weight.dtype, budget=64 << 30)
             out[f"cold {label}"] = clock.time(partial(answer, rig, folder, resident, per_step=per_step))
@@ -153,7 +153,7 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
         each = -(-rig.rules.timed_steps // ROUNDS)
         steps = partial(rig.overwrite, times=each)
         timed = clock.in_turns({**asks, "steps": steps, "answer": rig.conclude}, rounds=ROUNDS)
-        # Of MemAgent only seconds: its memory is measured where no block is on the device.
+        # Only seconds of MemAgent: its memory is measured when no block is on the device.
         seconds = {"step": timed["steps"]["seconds"] / each, "answer": timed["answer"]["seconds"]}
         return {
             **out, **{label: timed[label] for label in asks}, "memagent": {"steps": each * ROUNDS, **seconds},
@@ -162,14 +162,14 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
 
 
 def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
-    """Seconds of one step of a loop of equal steps, and of its answer."""
+    """Seconds of one step of a loop with equal steps, and of its answer."""
     [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
     step: Callable[[], None] = {
         "memagent": rig.overwrite,
         "memagent generate": rig.overwrite_stock,
         "no gate": lambda: rig.read([block]),
     }[system]
-    step()  # allocates, captures and compiles outside the times
+    step()  # allocates, captures and compiles before timing
     timed = clock.middle(step, rounds=rig.rules.timed_steps)
     return {"steps": rig.rules.timed_steps, "step": timed, "answer": clock.middle(rig.conclude, rounds=3)}
 
@@ -181,7 +181,7 @@ def measure_full(rig: Rig, length: int, clock: "Clock") -> Cell:
 
 
 def measure_rates(rig: Rig, clock: "Clock") -> Cell:
-    """Tokens a second of the parts: stock prefill, compressing, gate; milliseconds a token of decoding."""
+    """Tokens per second of the parts: stock prefill, compression, gate; milliseconds per token of decoding."""
     chunk, backbone = rig.rules.chunk_tokens, rig.backbone
     rows = 4 if backbone.device.type == "cuda" else 1
     ids = [rig.ids(chunk) for _ in range(rows)]
@@ -210,11 +210,11 @@ def measure_rates(rig: Rig, clock: "Clock") -> Cell:
 
 
 def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
-    """One step for several questions at once: what it takes beyond the weights."""
+    """One step for several questions at once: memory beyond the weights."""
     [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
     out: Cell = {"rows": rows}
     for name, step in (("compmem", partial(rig.read, [block], rows)), ("memagent", partial(rig.overwrite, rows))):
-        rig.backbone.release()  # the other's slots are not this one's memory
+        rig.backbone.release()  # the slots of the other measurement do not count here
         step()
         out[name] = clock.time(step)
     return out
@@ -222,14 +222,14 @@ def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Times work on a device, and watches what it takes beyond the weights."""
+    """Times work on a device, and measures its memory beyond the weights."""
 
     device: torch.device
     weights: int
-    """Bytes on a GPU before anything was done."""
+    """Bytes on a GPU before the measurements."""
 
     def time(self, work: Callable[[], object]) -> Cell:
-        """Seconds, and on a GPU the bytes it took beyond the weights at most (None on a CPU)."""
+        """Seconds, and on a GPU the peak bytes beyond the weights (None on a CPU)."""
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -243,21 +243,21 @@ class Clock:
         }
 
     def middle(self, work: Callable[[], object], *, rounds: int) -> Cell:
-        """The median of some rounds, so that what else the machine does weighs little; the highest peak."""
+        """The median of some rounds, to reduce the effect of other load; the highest peak."""
         return self.in_turns({"work": work}, rounds=rounds)["work"]
 
     def in_turns(self, works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Cell]:
-        """The same of several works that take turns: a slow minute of the machine weighs on all of them."""
+        """The same for several functions that alternate, so that other load affects all of them."""
         timed = [{name: self.time(work) for name, work in works.items()} for _ in range(rounds)]
         return {name: _middle([one[name] for one in timed]) for name in works}
 
     def median(self, work: Callable[[], object]) -> float:
-        """Median seconds of three rounds after a first one."""
+        """Median seconds of three rounds after a warm-up."""
         work()
         return float(self.middle(work, rounds=3)["seconds"])
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -272,16 +272,16 @@ def _middle(timed: Sequence[Cell]) -> Cell:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A cell that is to be measured."""
+    """A cell to measure."""
 
     name: str
     work: Callable[[], Cell]
     tokens: int = 0
-    """Of its document; 0: it has none."""
+    """Length of its document; 0: it has none."""
 
     @property
     def kind(self) -> str:
-        """What it shares with the same cell of another length."""
+        """Name of the cell without its length."""
         return self.name.split()[0]
 
 

@@ -1,4 +1,4 @@
-"""The cells of a speed measurement put together: rows by system and length, ratios, growth, and a table of them."""
+"""The report of a speed measurement: rows by system and length, ratios, growth, and a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from compmem_research.bench.machine import command, machine
 from compmem_research.bench.timing_config import Rules
 
 Row = dict[str, Any]
-"""One system on one length."""
+"""One system at one length."""
 
 BASELINE = "MemAgent's loop"
 
@@ -22,14 +22,14 @@ def report(
     lengths: Mapping[str, int],
     left: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that was measured, in one result.
+    """All measurements in one result.
 
     Args:
         conditions: Finished measurements by name.
         about: Backbone, device, dtype.
-        rules: What the systems have in common.
+        rules: Settings that all systems share.
         lengths: Tokens of each document by name.
-        left: Names of what is not measured yet.
+        left: Names of cells that are not measured yet.
     """
     rows = [row for name, tokens in lengths.items() for row in _rows(conditions, rules, name, tokens)]
     for row in rows:
@@ -87,7 +87,7 @@ def _rows(conditions: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, 
 
 
 def _beside(loop: Mapping[str, Any] | None, seconds: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A loop's cell with the seconds that it took in turns with the answers it is compared with."""
+    """A loop's cell with the seconds measured in alternation with our answers."""
     if not loop or "failed" in loop or not seconds:
         return loop
     timed = {part: {**loop[part], "seconds": seconds[part]} for part in ("step", "answer")}

@@ -1,4 +1,4 @@
-"""A RAG chain as LangChain's documentation shows it, over the vectors of our index."""
+"""A RAG chain as in LangChain's documentation, over the vectors of our index."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from compmem.index import MemoryIndex
-from compmem_research.bench.answers_systems import Said, Setup, System, texts
+from compmem_research.bench.answers_systems import Setup, System, SystemReply, texts
 
 SYSTEM_PROMPT: Final = (
     "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer the "
@@ -25,7 +25,7 @@ _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant"}
 
 
 def chain(setup: Setup) -> System:
-    """Retriever, prompt, model, parser; the instruction stands behind the question."""
+    """Retriever, prompt, model, parser; the instruction follows the question."""
     words = f" {setup.instruction}".rstrip().replace("{", "{{").replace("}", "}}")
     retriever = _store(setup.index).as_retriever(search_kwargs={"k": setup.k})
     prompt = ChatPromptTemplate([("system", SYSTEM_PROMPT), ("human", "{input}" + words)])
@@ -36,9 +36,9 @@ def chain(setup: Setup) -> System:
 
     answer = prompt | RunnableLambda(model) | StrOutputParser()
 
-    def system(question: str) -> Said:
+    def system(question: str) -> SystemReply:
         context = tuple(document.page_content for document in retriever.invoke(question))
-        return Said(text=answer.invoke({"input": question, "context": "\n\n".join(context)}), context=context)
+        return SystemReply(text=answer.invoke({"input": question, "context": "\n\n".join(context)}), context=context)
 
     return system
 
@@ -54,7 +54,7 @@ def _store(index: MemoryIndex) -> InMemoryVectorStore:
 
 
 class _Known(Embeddings):
-    """The vectors that the index made of its passages; questions are encoded as they come."""
+    """The vectors of passages in the index; questions are encoded with its encoder."""
 
     def __init__(self, index: MemoryIndex, vectors: dict[str, list[float]]) -> None:
         self._encoder, self._vectors = index.encoder, vectors

@@ -1,4 +1,4 @@
-"""LlamaIndex as its documentation shows it, over the vectors of our index."""
+"""LlamaIndex as in its documentation, over the vectors of our index."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,13 +23,13 @@ from pydantic import PrivateAttr
 from compmem.encoder import LoadedEncoder
 from compmem.index import MemoryIndex
 from compmem_research.bench.answers_model import Metered
-from compmem_research.bench.answers_systems import Said, Setup, System
+from compmem_research.bench.answers_systems import Setup, System, SystemReply
 
 
 def query_engine(setup: Setup) -> System:
-    """`VectorStoreIndex(...).as_query_engine()`: the stock prompt, with the instruction behind the question."""
+    """`VectorStoreIndex(...).as_query_engine()`: the stock prompt, with the instruction after the question."""
     index = VectorStoreIndex(nodes_of(setup.index), embed_model=Embedding(setup.index.encoder))
-    words = f" {setup.instruction}".rstrip()  # this framework leaves other braces alone
+    words = f" {setup.instruction}".rstrip()  # this framework keeps other braces
     template = ChatPromptTemplate(
         [
             ChatMessage(role=m.role, content=str(m.content).replace("{query_str}", "{query_str}" + words))
@@ -39,16 +39,16 @@ def query_engine(setup: Setup) -> System:
     )
     engine = index.as_query_engine(llm=_Model(setup), similarity_top_k=setup.k, text_qa_template=template)
 
-    def system(question: str) -> Said:
+    def system(question: str) -> SystemReply:
         response = engine.query(question)
         context = tuple(found.node.get_content(metadata_mode=MetadataMode.LLM) for found in response.source_nodes)
-        return Said(text=str(response), context=context)
+        return SystemReply(text=str(response), context=context)
 
     return system
 
 
 def nodes_of(index: MemoryIndex) -> list[TextNode]:
-    """A node a block, with the vector that the index made and the passage's number as its id."""
+    """One node per block, with the vector from the index and the passage's number as its id."""
     with index.store.snapshot() as snapshot:
         blocks = snapshot.select(None)
         rows = zip(snapshot.chunks(blocks), snapshot.vectors().of(blocks), strict=True)
@@ -83,22 +83,22 @@ class Embedding(BaseEmbedding):
 
 
 class _Model(CustomLLM):
-    """The compared chat model as an LLM of LlamaIndex."""
+    """The chat model of the comparison as an LLM of LlamaIndex."""
 
     _chat: Metered = PrivateAttr()
-    _told: LLMMetadata = PrivateAttr()
+    _metadata: LLMMetadata = PrivateAttr()
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self._chat = setup.chat
-        self._told = LLMMetadata(
+        self._metadata = LLMMetadata(
             is_chat_model=True, context_window=setup.context_window, num_output=setup.max_tokens, model_name="compared"
         )
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What the framework fits prompts to."""
-        return self._told
+        """The limits to which the framework fits prompts."""
+        return self._metadata
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """One call."""
@@ -106,7 +106,7 @@ class _Model(CustomLLM):
         return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text))
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """One call with the prompt as a user's message."""
+        """One call with the prompt as a user message."""
         return CompletionResponse(text=self._chat([{"role": "user", "content": prompt}]))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:

@@ -1,4 +1,4 @@
-"""Other ways to ask the same question: what people type where a data set has whole, correct sentences."""
+"""Other ways to ask the same question: how people type, while data sets have complete, correct sentences."""
 
 from collections.abc import Callable
 from random import Random
@@ -6,7 +6,7 @@ from typing import Final
 
 from compmem.text.tokenize import STOPWORDS
 
-AS_ASKED: Final = "as asked"
+UNCHANGED: Final = "as asked"
 
 KEYWORDS = 2
 
@@ -27,11 +27,11 @@ MISTYPED = 0.25
 """Share of the longer words with a typing error."""
 
 LONGER = 4
-"""Least letters of a word that may be mistyped."""
+"""Least letters of a word that may get a typing error."""
 
 
 def two_keywords(question: str, random: Random) -> str:
-    """The two longest words that carry a subject, in the question's order; the question where it has fewer."""
+    """The two longest content words, in the question's order; the question if it has fewer."""
     bare = [w.strip("?!.,;:\"'()[]") for w in question.split()]
     said = dict.fromkeys(w for w in bare if w and w.casefold() not in STOPWORDS)
     longest = sorted(said, key=lambda w: -len(w))[:KEYWORDS]
@@ -44,7 +44,7 @@ def chatty(question: str, random: Random) -> str:
 
 
 def typing_errors(question: str, random: Random) -> str:
-    """About a quarter of the longer words with two letters swapped, one left out or one typed twice; at least one."""
+    """About a quarter of the longer words with two letters swapped, one left out or one doubled; at least one word."""
     words = question.split(" ")
     longer = [i for i, word in enumerate(words) if len(word) >= LONGER and word.isalpha()]
     chosen = [i for i in longer if random.random() < MISTYPED]
@@ -68,14 +68,14 @@ STYLES: Final[dict[str, Callable[[str, Random], str]]] = {
 
 def styled(question: str, style: str, seed: int = 0) -> str:
     """The question in that style; the same for the same seed."""
-    return question if style == AS_ASKED else STYLES[style](question, Random(f"{seed}:{style}:{question}"))
+    return question if style == UNCHANGED else STYLES[style](question, Random(f"{seed}:{style}:{question}"))
 
 
 def _mistyped(word: str, random: Random) -> str:
-    at = random.randrange(1, len(word) - 1)  # people see an error in the first letter
+    at = random.randrange(1, len(word) - 1)  # people notice errors in the first letter
     kinds = (
         word[:at] + word[at + 1] + word[at] + word[at + 2 :],
         word[:at] + word[at + 1 :],
         word[: at + 1] + word[at:],
     )
-    return random.choice([kind for kind in kinds if kind != word])  # swapping two equal letters is no error
+    return random.choice([kind for kind in kinds if kind != word])  # swapping two equal letters changes nothing

@@ -1,7 +1,7 @@
-"""The systems that are measured: settings of the one loop, each with the memory it reads from.
+"""The measured systems: settings of the same loop, each with the memory that it reads.
 
-A system is named `SYSTEM` or `SYSTEM:READER`. Without a language model the extractive reader stands in for one, so that
-what the loop finds can be compared on any CPU; with one, `:chat` and `:latent` are the systems as published.
+A system is named `SYSTEM` or `SYSTEM:READER`. Without a language model the extractive reader is used, so that retrieval
+can be compared on any CPU; with one, `:chat` and `:latent` are the systems as published.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from typing import Any, Literal
 from compmem.config import LoopConfig
 
 Layout = Literal["passages", "chunks"]
-"""What a block is: a passage of at most 256 tokens under its title, or 4096 tokens of one joined text."""
+"""Layouts of blocks: a passage of at most 256 tokens with its title, or 4096 tokens of one joined text."""
 
 Ranking = Literal["loop", "dense", "bm25", "fused", "micro"]
-"""What orders the blocks: the loop's own candidates and gate, or a fixed ranking by the question alone."""
+"""The order of blocks: the loop's own candidates and gate, or a fixed ranking by the question alone."""
 
 ReaderKind = Literal["extractive", "chat", "latent"]
 
 EVERYTHING = 1 << 30
-"""A number of blocks or tokens that no context has."""
+"""A number of blocks or tokens larger than any context."""
 
 RECALLED = 8
-"""Blocks that one-shot RAG reads, and at which recall is measured (2602.08382, table 3)."""
+"""Blocks that one-shot RAG reads, and the cutoff of recall (2602.08382, table 3)."""
 
 TRUNCATED = 32_768
-"""Tokens that the truncated context keeps: its beginning and its end, half each (2507.02259 cuts out the middle)."""
+"""Tokens of the truncated context: its beginning and its end, half each (2507.02259 removes the middle)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class System:
-    """What is measured."""
+    """A measured system."""
 
     name: str
     about: str
@@ -38,13 +38,13 @@ class System:
     layout: Layout = "passages"
     ranking: Ranking = "loop"
     keeps: bool = True
-    """It keeps a memory between questions; one that does not reads the text anew for each."""
+    """It keeps its memory between questions; otherwise it reads the text again for each question."""
     scans: bool = False
-    """Its steps grow with the context: above some length they are timed on a sample."""
+    """Its steps grow with the context; for long contexts, a sample of them is timed."""
     direct: bool = False
-    """A language model is asked once, for the answer, with the blocks before it; it takes no notes on the way."""
+    """A language model is called once, for the answer, with all blocks in the prompt; it takes no notes."""
     most_tokens: int | None = None
-    """Tokens of the context that it sees at all."""
+    """Tokens of the context that it sees."""
     readers: tuple[ReaderKind, ...] = ("extractive", "chat")
 
 
@@ -57,7 +57,7 @@ class SystemRun:
 
     @property
     def name(self) -> str:
-        """As it is named on the command line and in results."""
+        """Its name on the command line and in results."""
         return self.system.name if self.reader == "extractive" else f"{self.system.name}:{self.reader}"
 
 
@@ -72,7 +72,7 @@ _ALL: tuple[ReaderKind, ...] = ("extractive", "chat", "latent")
 _LATENT: tuple[ReaderKind, ...] = ("extractive", "latent")
 
 ONCE = "compmem-once"
-"""The loop without a model's notes; it has nobody to write the answer without one."""
+"""The loop without a model's notes; it needs a model to write the answer."""
 
 SYSTEMS = {s.name: s for s in (
     _scan("full-context", "everything read at once", _WHOLE, keeps=False, direct=True),
@@ -129,7 +129,7 @@ def system_run(name: str) -> SystemRun:
     """The system of that name with its reader.
 
     Raises:
-        ValueError: There is no such system, or it has no such reader.
+        ValueError: The system is unknown, or does not have this reader.
     """
     base, _, reader = name.partition(":")
     if base not in SYSTEMS:
@@ -142,7 +142,7 @@ def system_run(name: str) -> SystemRun:
 
 
 def with_readers(names: Sequence[str]) -> list[str]:
-    """These systems, each with every reader it has; one that is named with its reader, as it is."""
+    """These systems, each with every reader it has; a system named with its reader is unchanged."""
     return [
         e for n in names for e in ([n] if ":" in n else [SystemRun(SYSTEMS[n], r).name for r in SYSTEMS[n].readers])
     ]

@@ -1,6 +1,6 @@
-"""Gold passages found in an embedded vector store: by its plain retriever, by the loop around it, by our own index.
+"""Recall of gold passages in an embedded vector store: by its plain retriever, by the loop over it, by our own index.
 
-The store holds the vectors that the index made, so that all search the same passages by the same vectors.
+The store has the vectors of our index, so that all systems search the same passages by the same vectors.
 """
 
 import time
@@ -43,10 +43,10 @@ def measure(
 
     Args:
         data: Questions; see `compmem_research.tasks.multihop`.
-        corpus: Passages, where the questions name them by title. None: the union of the questions' paragraphs.
-        stores: Embedded vector stores, each asked plainly and by the loop.
-        limit: Only the first so many questions, over the whole corpus.
-        index_folder: Where the index is kept and found again. None: a temporary one.
+        corpus: Passages, if the questions name them by title. None: the union of the questions' paragraphs.
+        stores: Embedded vector stores, each queried directly and by the loop.
+        limit: Only this many first questions, over the whole corpus.
+        index_folder: Folder in which the index is stored and reused. None: a temporary one.
 
     Raises:
         ValueError: A data file has a broken line.
@@ -56,7 +56,7 @@ def measure(
     questions = task.questions[:limit]
     systems: dict[str, Any] = {}
     with index, ExitStack() as opened:
-        index.recall(questions[0].question, 2)  # loads the models, outside every system's time
+        index.recall(questions[0].question, 2)  # loads the models, so that no system's time includes it
         systems["own index"] = _measured(_loop(index, int), questions)
         for name in stores:
             retriever = opened.enter_context(_retriever(name, index))

@@ -1,7 +1,7 @@
-"""Questions with contexts and evidence. Training and benchmarks read the same ones.
+"""Questions with contexts and evidence, for training and benchmarks.
 
-* `sample`: what every task yields. `multihop`: HotpotQA, 2Wiki, MuSiQue in one record form; `singlehop`.
-* `contexts`: long contexts of an asked length from such a corpus, with placements and unanswerable variants.
-* `worlds`: made-up multi-hop worlds with exact evidence (`names`, `relations`; `filler` fills them up). `ruler`: RULER.
-* `official`: the data sets' own files. `jsonl`: samples as lines of a file.
+* `sample`: the record of every task. `multihop`: HotpotQA, 2Wiki, MuSiQue in one format; `singlehop`.
+* `contexts`: long contexts of a given length from such a corpus, with placements and unanswerable variants.
+* `worlds`: made-up multi-hop worlds with exact evidence (`names`, `relations`; `filler` for length). `ruler`: RULER.
+* `official`: the data sets' original files. `jsonl`: samples as lines of a file.
 """

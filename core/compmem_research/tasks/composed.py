@@ -1,9 +1,9 @@
-"""Questions of several hops composed from plainer material, for training: MuSiQue (2108.00573) was made this way.
+"""Multi-hop questions composed from single-hop data, for training, as MuSiQue (2108.00573) was made.
 
-The first hop is a fact that the lead of a page states ("... directed by Tim Burton"), the last a question about one
-text that names the same thing ("who is Tim Burton married to"). Put into the question in place of the name, a
-description of it ("the director of Big Eyes") makes a question that needs both texts. Both are real; only the joint is
-made. What connects the two need not be a page of its own.
+The first hop is a fact in the lead of a page ("... directed by Tim Burton"), the last a question about one text that
+names the same entity ("who is Tim Burton married to"). Replacing the name in the question by a description ("the
+director of Big Eyes") makes a question that needs both texts. Both texts are real; only the combination is made. The
+entity that connects them need not have a page of its own.
 """
 
 import re
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from compmem.text.tokenize import STOPWORDS, fold, name, possible_names, spoken_names, words
+from compmem.text.tokenize import STOPWORDS, capitalised_names, fold, name, possible_names, words
 from compmem_research.tasks.multihop import Passage
 from compmem_research.tasks.singlehop import SingleHop
 
 T = TypeVar("T")
 
 PER_QUESTION = 2
-"""Composed questions that may end with the same single one."""
+"""Most composed questions that end with the same single-hop question."""
 
 FACTS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     (r"directed by", 1, ("the director of {}", "the person who directed {}", "{}'s director")),
@@ -64,11 +64,11 @@ FACTS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ),
     (r"named (?:after|for)", 1, ("the namesake of {}", "what {} is named after")),
 )  # fmt: skip
-"""What a lead says before a name, how many names follow it, and how a question may then describe what bears one."""
+"""Text of a lead before a name, how many names follow it, and how a question may then describe the entity."""
 
 _BETWEEN = r"(?: the)?(?: [a-z]+ (?:of|in)| American| British| English)*\s+(?=[A-Z])"
 _FOLLOWING = 80
-"""Characters after what is said in which the name is looked for."""
+"""Characters after the matched text that are searched for the name."""
 
 _PLAIN = re.compile(r"\s+([.,;:!?)'%])")
 _PROPER = r"(?:[A-Z\d][^\s.,;:(]*|of|the|and|de|in)"
@@ -78,22 +78,22 @@ _ASIDE = re.compile(r"\s*\([^()]*\)$")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
-    """A thing named by a lead, and how else it may be called."""
+    """An entity named by a lead, and other descriptions of it."""
 
     lead: Passage
     named: str
-    """The folded name of what is described."""
+    """The folded name of the entity."""
     described: tuple[str, ...]
 
 
 def facts(leads: Iterable[Passage]) -> Iterator[Fact]:
-    """What the leads say of one thing by another."""
+    """The facts in the leads: an entity described by another."""
     patterns = [(re.compile(rf"\b(?:{said}){_BETWEEN}"), most, described) for said, most, described in FACTS]
     for lead in leads:
         about, own = _ASIDE.sub("", lead.title), name(lead.title)
         for said, most, described in patterns:
             for match in said.finditer(lead.text):
-                for mention in spoken_names(lead.text[match.end() : match.end() + _FOLLOWING])[:most]:
+                for mention in capitalised_names(lead.text[match.end() : match.end() + _FOLLOWING])[:most]:
                     if mention.name not in own:
                         yield Fact(lead=lead, named=mention.name, described=tuple(d.format(about) for d in described))
 
@@ -108,11 +108,11 @@ _ASKING: tuple[tuple[str, str], ...] = (
     (r"^where ", "the place where "),
     (r"^(?:who|whom|what) ", "the one that "),
 )
-"""How a question becomes a description of its answer."""
+"""Rules that turn a question into a description of its answer."""
 
 
 def answered(questions: Sequence[SingleHop]) -> Iterator[tuple[SingleHop, str, str]]:
-    """Questions whose answer is a name, the name folded, and a description of it in the question's words."""
+    """Questions whose answer is a name, the folded name, and a description of it made from the question."""
     for question in questions:
         answer = question.answers[0].strip()
         said = question.question.strip().rstrip("?").strip()
@@ -126,7 +126,7 @@ def answered(questions: Sequence[SingleHop]) -> Iterator[tuple[SingleHop, str, s
 
 
 def by_name(questions: Sequence[SingleHop]) -> Mapping[str, list[int]]:
-    """The questions that hold each possible name."""
+    """The questions that contain each possible name."""
     held: dict[str, list[int]] = {}
     for number, question in enumerate(questions):
         for run in possible_names(question.question):
@@ -135,7 +135,7 @@ def by_name(questions: Sequence[SingleHop]) -> Mapping[str, list[int]]:
 
 
 def passage_of(question: SingleHop) -> Passage:
-    """The text that answers a question, titled by the words it begins with where it has no title."""
+    """The text that answers a question; without a title, its first words are used."""
     text = _PLAIN.sub(r"\1", " ".join(question.context.split())).replace("( ", "(").replace(" - ", "-")
     begins = _OPENING.match(text)
     title = question.title or (begins[1] if begins else _subject(text))
@@ -143,9 +143,9 @@ def passage_of(question: SingleHop) -> Passage:
 
 
 def _subject(text: str) -> str:
-    """The name that a text says most often, the first of those."""
+    """The most frequent name in a text, the first of equals."""
     folded = f" {name(text)} "
-    runs = [m.name for m in spoken_names(text)]
+    runs = [m.name for m in capitalised_names(text)]
     best = max(runs, key=lambda n: folded.count(f" {n} "), default="")
     at = fold(text).find(best) if best else -1
     return text[at : at + len(best)] if at >= 0 else ""
@@ -154,7 +154,7 @@ def _subject(text: str) -> str:
 def compose(
     leads: Sequence[Passage], questions: Sequence[SingleHop], rng: np.random.Generator, *, most: int, per_name: int = 6
 ) -> list[dict[str, Any]]:
-    """Questions of two and three hops as records of `multihop`, no name more than `per_name` times."""
+    """Questions of two and three hops as records of `multihop`, with each name used at most `per_name` times."""
     held = by_name(questions)
     every = list(facts(leads))
     further: dict[str, list[Fact]] = {}
@@ -187,7 +187,7 @@ def compose(
 def _chain(
     fact: Fact, further: Mapping[str, Sequence[Fact]], held: Mapping[str, object], rng: np.random.Generator
 ) -> tuple[list[Passage], str, str]:
-    """The passages of a fact, how it describes what it names, and that name; half go one lead further."""
+    """The passages of a fact, its description of an entity, and the entity's name; half continue to another lead."""
     described = _one(rng, fact.described)
     if fact.named in further and rng.random() < 0.5:
         beyond = _one(rng, further[fact.named])
@@ -199,7 +199,7 @@ def _chain(
 
 
 def _put(question: str, named: str, described: str) -> str | None:
-    """The question with the description in place of the name; None where the name is not a run of its words."""
+    """The question with the description instead of the name; None if the name is not a run of its words."""
     pattern = r"\b(?:the\s+)?" + r"\W+".join(map(re.escape, named.split())) + r"\b"
     match = re.search(pattern, fold(question)) if len(fold(question)) == len(question) else None
     if match is None or len(words(question)) - len(named.split()) < 3:

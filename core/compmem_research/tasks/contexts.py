@@ -1,9 +1,9 @@
-"""Long contexts of an asked length, made from a corpus of questions and passages (RULER-HQA and its kin).
+"""Long contexts of a given length, made from a corpus of questions and passages (RULER-HQA and similar).
 
-A context holds the question's own paragraphs and, up to its length, distractor paragraphs of the same corpus. Lengths
-are tokens of the titles and texts as `Sample.joined` writes them. Passages are shuffled by a seed of their own for each
-question, so where the evidence stands says nothing; the seed does not depend on the length, so a longer context holds
-nearly all of what a shorter one holds.
+A context contains the question's own paragraphs and, up to its length, distractor paragraphs of the same corpus.
+Lengths are tokens of the titles and texts as in `Sample.joined`. Passages are shuffled with a separate seed for each
+question, so the position of the evidence is random. The seed does not depend on the length, so a longer context
+contains nearly all of a shorter one.
 """
 
 from bisect import bisect_right
@@ -27,22 +27,22 @@ LENGTHS = {
 """The lengths of RULER-HQA in tokens by their published names: 7,000 and its doublings."""
 
 Placement = Literal["anywhere", "first", "last", "reversed", "memagent"]
-"""Where the evidence stands.
+"""Position of the evidence.
 
 `first` and `last`: in the first or last fifth of the tokens. `reversed`: anywhere, the last hop first. `memagent`: the
-published construction of 2507.02259, one document for 140 tokens asked, the question's own paragraphs first, then
-random distractors, all shuffled by `Random(4)` for each question alike. At a given number of documents a question's own
-paragraphs therefore always stand in the same slots: for comparison with published tables only.
+published construction of 2507.02259, one document per 140 tokens of the length, the question's own paragraphs first,
+then random distractors, all shuffled by `Random(4)` for every question. For a given number of documents, a question's
+own paragraphs are therefore always at the same positions: for comparison with published tables only.
 """
 
 _SLACK = 0.005
-"""Share of the asked length that may stay empty."""
+"""Share of the length that may stay empty."""
 _MEMAGENT_TOKENS = 140
 """50 documents are called 7K."""
 
 
 class Contexts:
-    """Samples of any length from one corpus; passages are counted and made into documents once."""
+    """Samples of any length from one corpus; passages are tokenised and converted to documents once."""
 
     def __init__(
         self, corpus: Corpus, counter: TokenCounter, *, extra: Iterable[Passage] = (), task: str = "", seed: int = 0
@@ -51,10 +51,10 @@ class Contexts:
 
         Args:
             corpus: Questions and their passages.
-            counter: Counts tokens; what it adds to each text of its own is taken off.
-            extra: Passages that fill up where the corpus does not hold enough; those it holds already are passed over.
+            counter: Counts tokens; the tokens that it adds to every text are subtracted.
+            extra: Filler passages if the corpus does not have enough; duplicates of the corpus are skipped.
             task: Name of the samples' task; empty: the question's data set.
-            seed: With a question's id, decides on its distractors and their order.
+            seed: Together with a question's id, the seed for its distractors and their order.
         """
         known = {(p.title, p.text) for p in corpus.passages}
         more = {(p.title, p.text): p for p in extra if (p.title, p.text) not in known}
@@ -69,11 +69,11 @@ class Contexts:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the longest context: all passages, extra ones too."""
+        """Tokens of the longest context: all passages, with extra ones."""
         return sum(self._sizes)
 
     def extras(self, sample: Sample) -> int:
-        """Number of documents of a sample that are extra passages, not of the corpus."""
+        """Number of documents of a sample that are extra passages, not from the corpus."""
         return sum(d.id in self._extra_ids for d in sample.documents)
 
     def samples(
@@ -89,12 +89,12 @@ class Contexts:
 
         Args:
             question: One of the corpus.
-            tokens: Length of the context; reached to half a percent from below where passages are short enough.
-            placement: Where the evidence stands.
-            answerable: False leaves out the evidence and every passage that holds an answer.
+            tokens: Length of the context; at most half a percent less if passages are short enough.
+            placement: Position of the evidence.
+            answerable: False leaves out the evidence and every passage that contains an answer.
 
         Raises:
-            ValueError: The corpus and the extra passages are too few, or the evidence alone is longer than asked.
+            ValueError: The corpus and the extra passages are too small, or the evidence alone is too long.
         """
         if placement not in get_args(Placement):
             raise ValueError(f"placement={placement!r}; it is one of {', '.join(get_args(Placement))}")
@@ -118,7 +118,7 @@ class Contexts:
         )
 
     def _pools(self, question: Question, rng: Random, *, answerable: bool) -> list[list[int]]:
-        """What may stand beside the evidence: the question's own paragraphs, the corpus, extra passages."""
+        """Candidates for distractors: the question's own paragraphs, the corpus, extra passages."""
         shut = set(question.gold) if answerable else question.gold | self._holding(question.answers)
         own = [n for n in sorted(question.own) if n not in shut]
         seen = shut.union(own)
@@ -129,7 +129,7 @@ class Contexts:
         return [own, corpus, extra]
 
     def _holding(self, answers: Sequence[str]) -> set[int]:
-        """Passages that hold one of the answers, normalised as the metric does."""
+        """Passages that contain one of the answers, normalised as in the metric."""
         said = [f" {a} " for a in map(normalize, answers) if a]
         return {n for n, text in enumerate(self._normalized) if any(a in text for a in said)}
 
@@ -139,7 +139,7 @@ class Contexts:
 
     def _fill(self, pools: list[list[int]], tokens: int, used: int) -> list[int]:
         if used > tokens:
-            raise ValueError(f"tokens={tokens}; the evidence alone has {used}")
+            raise ValueError(f"tokens={tokens}, but the evidence alone has {used}")
         room, slack, taken = tokens - used, _SLACK * tokens, []
         for number in (n for pool in pools for n in pool):
             if room <= slack:
@@ -148,7 +148,7 @@ class Contexts:
                 taken.append(number)
                 room -= self._sizes[number]
         if room > max(slack, min(self._sizes)) and len(taken) == sum(map(len, pools)):
-            raise ValueError(f"tokens={tokens}; all passages have {tokens - room}, give more `extra` ones")
+            raise ValueError(f"tokens={tokens}, but all passages have {tokens - room}; give more `extra` ones")
         return taken
 
     def _memagent(self, question: Question, pools: list[list[int]], tokens: int, *, answerable: bool) -> list[int]:
@@ -156,7 +156,7 @@ class Contexts:
         own = sorted(question.own | question.gold) if answerable else pools[0]
         order = (own + pools[1] + pools[2])[: max(count, len(own))]
         if len(order) < count:
-            raise ValueError(f"tokens={tokens} are {count} documents; there are {len(order)}, give more `extra` ones")
+            raise ValueError(f"tokens={tokens} need {count} documents, of {len(order)}; give more `extra` ones")
         Random(4).shuffle(order)
         return order
 
@@ -173,7 +173,7 @@ class Contexts:
         return early if placement == "first" else early[::-1]
 
     def _early(self, others: list[int], gold: list[int], rng: Random) -> list[int]:
-        """The gold passages among the others so that they end within the first fifth, or stand at the very start."""
+        """The gold passages placed among the others so that they end within the first fifth, or at the very start."""
         ends = list(accumulate(self._sizes[n] for n in others))
         held = sum(self._sizes[n] for n in gold)
         reach = max(0, int(0.2 * (ends[-1] + held)) - held) if ends else 0

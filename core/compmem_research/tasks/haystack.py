@@ -1,6 +1,6 @@
-"""Text that fills contexts up: passages handed in, parted for training and evaluation, or made-up facts.
+"""Filler text for contexts: given passages, split into training and evaluation, or made-up facts.
 
-Facts that fill up are of the relations of `relations`, about names that no question is asked of.
+Filler facts use the relations of `relations`, about names that no question uses.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ from compmem_research.tasks.relations import OPENINGS, RELATIONS
 from compmem_research.tasks.sample import Span
 
 _EVAL_SHARE = 4
-"""One of so many passages handed in is for evaluation."""
+"""One in this many given passages is for evaluation."""
 _SLACK = 0.005
-"""Share of the asked tokens that may stay empty."""
+"""Share of the length that may stay empty."""
 _MISFITS = 4
 _FIRST_DRAW = 4096
 _SENTENCES = 6
@@ -29,26 +29,26 @@ _SENTENCES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A passage of filler, its tokens with what `Sample.joined` sets around it, and where its sentences begin."""
+    """A filler passage, its tokens with the separators of `Sample.joined`, and the starts of its sentences."""
 
     document: Document
     tokens: int
 
     @cached_property
     def borders(self) -> list[int]:
-        """Offsets at which a sentence may be set in: before each sentence, and the end."""
+        """Offsets at which a sentence may be inserted: before each sentence, and at the end."""
         return [start for start, _ in sentences(self.document.text)] + [len(self.document.text)]
 
 
 class Filler:
-    """Passages to fill contexts up with, counted once and shared by all tasks of a run."""
+    """Filler passages, tokenised once and shared by all tasks of a run."""
 
     def __init__(self, counter: TokenCounter, passages: Iterable[Passage] | None = None) -> None:
-        """Part the passages by their titles: one in four is for evaluation.
+        """Split the passages by their titles: one in four is for evaluation.
 
         Args:
-            counter: Counts tokens; what it adds to each text of its own is taken off.
-            passages: What to fill up with; None: made-up facts, as many as are asked for.
+            counter: Counts tokens; the tokens that it adds to every text are subtracted.
+            passages: Filler passages; None: made-up facts, as many as needed.
         """
         self.counter = additive(counter)
         self._made_up = passages is None
@@ -61,10 +61,10 @@ class Filler:
             self._pieces[split] = self._counted(list(documents.values()))
 
     def take(self, split: Split, tokens: int, rng: Random) -> list[Piece]:
-        """Different pieces in random order that have this many tokens together, to half a percent.
+        """Different pieces in random order with this many tokens together, up to half a percent less.
 
         Raises:
-            ValueError: The passages of this split have fewer.
+            ValueError: The passages of this split have fewer tokens.
         """
         pool = self._pool(split, tokens)
         taken: list[Piece] = []
@@ -79,12 +79,12 @@ class Filler:
             else:
                 misfits.append(pool[number])
         if room > slack and not misfits:
-            raise ValueError(f"{tokens} tokens of filler for {split!r}; the passages have {tokens - room}")
+            raise ValueError(f"{tokens} tokens of filler for {split!r}, but the passages have {tokens - room}")
         cuts = (self._cut(piece, room) for piece in misfits if room > slack)
         return [*taken, *islice((c for c in cuts if c), 1)]
 
     def _pool(self, split: Split, tokens: int) -> list[Piece]:
-        """All passages of the split, or enough made-up ones; how many depends on the tokens alone."""
+        """All passages of the split, or enough made-up ones; their number depends only on the tokens."""
         pieces = self._pieces[split]
         if not self._made_up:
             return pieces
@@ -118,13 +118,13 @@ class Filler:
 def plant(
     pieces: Sequence[Piece], said: Sequence[str], rng: Random, *, apart: int = 0
 ) -> tuple[tuple[Document, ...], tuple[Span, ...]]:
-    """The pieces as documents with these sentences set in between theirs, and where each of them stands.
+    """The pieces as documents with the given sentences inserted, and the positions of these.
 
     Args:
-        pieces: In the order of the context; none: the sentences make a document of their own.
-        said: The sentences, each set in once.
-        rng: Decides on the places.
-        apart: So many sentences, the first ones, stand in different documents where there are enough.
+        pieces: In the order of the context; none: the sentences form their own document.
+        said: The sentences, each inserted once.
+        rng: Chooses the positions.
+        apart: This many first sentences are put into different documents if there are enough.
     """
     number = max(1, len(pieces))
     homes = rng.sample(range(number), apart) if apart <= number else []
@@ -142,29 +142,29 @@ def plant(
 
 
 def split_of(document: Document) -> Split:
-    """Which split a passage handed in is for: its title decides (or its text), so no page is parted."""
+    """The split of a given passage: its title (or its text) decides, so all of a page is in one split."""
     name = (document.title or document.text).encode("utf-8", "surrogatepass")
     return "eval" if sha256(name).digest()[0] % _EVAL_SHARE == 0 else "train"
 
 
 def additive(counter: TokenCounter) -> TokenCounter:
-    """The counter without what it adds to each text (begin and end marks), so that counts of parts add up."""
+    """The counter without the tokens that it adds to every text (begin and end marks), so that counts add up."""
     extra = counter([""])[0]
     return lambda texts: [tokens - extra for tokens in counter(texts)]
 
 
 def written(document: Document) -> str:
-    """A document as `Sample.joined` sets it into a longer one."""
+    """A document as `Sample.joined` writes it."""
     return f"{document.title}\n{document.text}\n\n" if document.title else f"{document.text}\n\n"
 
 
 def opened(opening: str, template: str) -> str:
-    """A sentence, its names still gaps, after an opening; its own first letter gets small where it begins no name."""
+    """A sentence template after an opening; its first letter becomes lower case unless it starts a name."""
     return opening + (template if template.startswith("{") or not opening else template[0].lower() + template[1:])
 
 
 def _facts(split: Split, number: int) -> Document:
-    """A few unrelated facts; the number decides on them."""
+    """A few unrelated facts, determined by the number."""
     rng = Random(f"filler:{split}:{number}")
     role: Role = "train filler" if split == "train" else "eval filler"
     said = []
@@ -178,7 +178,7 @@ def _facts(split: Split, number: int) -> Document:
 
 
 def _shuffled(count: int, rng: Random) -> Iterator[int]:
-    """The numbers below a count in random order, cheap where only few are wanted."""
+    """The numbers below a count in random order, cheap if only few are needed."""
     seen: set[int] = set()
     while 2 * len(seen) < count:
         number = rng.randrange(count)
@@ -191,7 +191,7 @@ def _shuffled(count: int, rng: Random) -> Iterator[int]:
 
 
 def _set_in(text: str, borders: list[int], said: list[str], rng: Random) -> tuple[str, list[int]]:
-    """The text with the sentences at random borders, and where each of them begins."""
+    """The text with the sentences at random positions, and the start of each."""
     places = sorted((rng.choice(borders), rng.random(), i) for i in range(len(said)))
     parts, starts, last, at = [], [0] * len(said), 0, 0
     for border, _, i in places:

@@ -1,6 +1,6 @@
-"""Samples as lines of a file, so that any questions over any documents can be asked.
+"""Samples as lines of a file, for any questions over any documents.
 
-A line is `{"id", "question", "answers": [text], "documents": [{"id", "title", "text"}]}`. It may hold `evidence`, a
+A line is `{"id", "question", "answers": [text], "documents": [{"id", "title", "text"}]}`. It may have `evidence`, a
 list of `{"document": id, "start", "end"}` with offsets in the document's text; `metric`, "sub_em" (default), "all",
 "any" or "unanswerable"; `task` (default: the file's name); `tokens` of the documents. A document's `id` and `title` are
 optional. Files may be compressed (.gz, .xz).
@@ -37,20 +37,20 @@ def _sample(line: dict[str, Any], task: str) -> Sample:
     )  # fmt: skip
     lengths = {d.id: len(d.text) for d in documents}
     if not documents or len(lengths) < len(documents):
-        raise ValueError("'documents' is empty, or two of them have one id")
+        raise ValueError("'documents' is empty, or two of them have the same id")
     evidence = tuple(
         Span(document=_text(e["document"]), start=_number(e["start"]), end=_number(e["end"]))
         for e in line.get("evidence", ())
     )  # fmt: skip
     for span in evidence:
         if not 0 <= span.start < span.end <= lengths.get(span.document, 0):
-            raise ValueError(f"evidence {span.start}-{span.end} is not within a document {span.document!r}")
+            raise ValueError(f"evidence {span.start}-{span.end} is outside the document {span.document!r}")
     metric: Metric = line.get("metric", "sub_em")
     if metric not in get_args(Metric):
         raise ValueError(f"metric={metric!r}; it is one of {', '.join(get_args(Metric))}")
     answers = tuple(_text(a) for a in line["answers"])
     if isinstance(line["answers"], str) or (not answers and metric != "unanswerable"):
-        raise ValueError("'answers' is no list of texts, or empty")
+        raise ValueError("'answers' is not a list of texts, or is empty")
     return Sample(
         id=str(line["id"]),
         task=_text(line.get("task", task)),
@@ -65,11 +65,11 @@ def _sample(line: dict[str, Any], task: str) -> Sample:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
 
 
 def _number(value: object) -> int:
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value

@@ -1,8 +1,8 @@
-"""Multi-hop questions whose evidence is known: HotpotQA, 2WikiMultihopQA, MuSiQue in one JSONL form.
+"""Multi-hop questions with known evidence: HotpotQA, 2WikiMultihopQA, MuSiQue in one JSONL format.
 
 A line is `{"id", "dataset", "type", "question", "answer", "aliases", "paragraphs"}`, a paragraph `{"title",
-"sentences", "supporting"}` with the numbers of its supporting sentences; or, where the passages are in a file of their
-own (`{"title", "text"}` a line), `{"id", "question", "answer", "aliases", "gold_titles"}`. Files may be compressed.
+"sentences", "supporting"}` with the numbers of its supporting sentences; or, if the passages are in their own file
+(`{"title", "text"}` per line), `{"id", "question", "answer", "aliases", "gold_titles"}`. Files may be compressed.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from typing import Any, Literal, TextIO
 from compmem.schema import Chunk, Document
 
 UNREADABLE = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
-"""What reading a text file raises where its bytes are broken."""
+"""Exceptions raised by reading a damaged text file."""
 
 _NEEDED = ("id", "question", "answer")
 
@@ -31,11 +31,11 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """Its sentences with one space between."""
+        """Its sentences, joined by single spaces."""
         return " ".join(s.strip() for s in self.sentences if s.strip())
 
     def spans(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
-        """Where these sentences stand in its text; numbers of empty or missing sentences are passed over."""
+        """Spans of these sentences in its text; numbers of empty or missing sentences are ignored."""
         found, at = {}, 0
         for number, sentence in enumerate(self.sentences):
             if said := sentence.strip():
@@ -46,7 +46,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question, its answers, and the passages that hold the evidence."""
+    """A question, its answers, and the passages with the evidence."""
 
     id: str
     dataset: str
@@ -54,13 +54,13 @@ class Question:
     question: str
     answers: tuple[str, ...]
     gold: frozenset[int]
-    """Numbers of the supporting passages in the corpus; none where nothing answers."""
+    """Numbers of the supporting passages in the corpus; empty if nothing answers."""
     own: frozenset[int] = frozenset()
-    """Numbers of the question's own paragraphs, supporting or not, where the file gives them."""
+    """Numbers of the question's own paragraphs, supporting or not, if the file has them."""
     support: tuple[tuple[int, tuple[int, ...]], ...] = ()
     """Each gold passage and the numbers of its supporting sentences (none: the passage as a whole).
 
-    In the order of the hops by the `evidences` of the line; where it has none, passages that hold the answer come last.
+    In the order of the hops by the `evidences` of the line; without these, passages with the answer come last.
     """
 
 
@@ -72,19 +72,19 @@ class Corpus:
     questions: tuple[Question, ...]
 
     def documents(self) -> list[Document]:
-        """One document a passage; its id is its number."""
+        """One document per passage; its id is its number."""
         return [Document(id=str(i), title=p.title, chunks=[_chunk(p)]) for i, p in enumerate(self.passages)]
 
 
 def read_corpus(
     questions: Path | Sequence[Path], passages: Path | None = None, *, extra: Iterable[Passage] = ()
 ) -> Corpus:
-    """Questions over the union of their paragraphs, or over the passages of a file of their own.
+    """Questions over the union of their paragraphs, or over the passages of a separate file.
 
     Args:
         questions: The questions' file, or several that share their passages.
-        passages: The passages' file, where the questions name their gold passages by title.
-        extra: More passages to be passed over.
+        passages: The passages' file, if the questions name their gold passages by title.
+        extra: More passages, which are not relevant.
 
     Raises:
         ValueError: A line is broken, or a gold title is in no passage; the message names file and line.
@@ -104,7 +104,7 @@ def corpus_of(
     *,
     extra: Iterable[Passage] = (),
 ) -> Corpus:
-    """The corpus of records, each with the place that is named where it is broken; see `read_corpus`.
+    """The corpus of records, each with its place for error messages; see `read_corpus`.
 
     Raises:
         ValueError: A record is broken, or a gold title is in no passage.
@@ -134,7 +134,7 @@ def corpus_of(
         else:
             missing = [t for t in line.get("gold_titles", ()) if t not in titles]
             if missing:
-                raise ValueError(f"{place}: no passage is titled {missing[0]!r}")
+                raise ValueError(f"{place}: no passage has the title {missing[0]!r}")
             gold = {n: () for t in line.get("gold_titles", ()) for n in titles[t]}
         support = tuple((n, gold[n]) for n in _hops(line, {n: kept[n] for n in gold}))
         asked.append(_question(line, support, own))
@@ -144,7 +144,7 @@ def corpus_of(
 
 
 def leads(path: Path, words: int = 130) -> Iterator[Passage]:
-    """The first real paragraph of each page of a file of `{"title", "text"}` lines, to be passed over."""
+    """The first real paragraph of each page of a file of `{"title", "text"}` lines, as distractors."""
     for _, line in read_lines(path, ("title", "text")):
         paragraph = next((p.strip() for p in line["text"].split("\n") if len(p.strip()) > 120), None)
         if paragraph is not None:
@@ -152,7 +152,7 @@ def leads(path: Path, words: int = 130) -> Iterator[Passage]:
 
 
 def paragraphs(path: Path, least: int = 200) -> Iterator[Passage]:
-    """All paragraphs of at least so many characters of a file of `{"title", "text"}` lines, under the page's title."""
+    """All paragraphs of at least this many characters of a file of `{"title", "text"}` lines, with the page's title."""
     for _, line in read_lines(path, ("title", "text")):
         for text in line["text"].split("\n"):
             if len(text.strip()) >= least:
@@ -163,7 +163,7 @@ def read_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[st
     """The objects of a JSONL file with their line numbers.
 
     Raises:
-        ValueError: A line is no JSON object, or lacks a needed key.
+        ValueError: A line is not a JSON object, or a required key is missing.
     """
     number = 0
     try:
@@ -176,7 +176,7 @@ def read_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[st
 
 
 def open_text(path: Path, mode: Literal["rt", "wt"] = "rt") -> TextIO:
-    """A text file in UTF-8, compressed where its name ends in .gz or .xz."""
+    """A text file in UTF-8, compressed if its name ends in .gz or .xz."""
     if path.suffix == ".gz":
         return gzip.open(path, mode, encoding="utf-8")
     if path.suffix == ".xz":
@@ -197,18 +197,18 @@ def _object(line: str, place: str, needed: Sequence[str]) -> dict[str, Any]:
 
 
 def _check(line: dict[str, Any], place: str) -> None:
-    """That a record can be a question at all."""
+    """Checks that a record is a question."""
     if lacking := [k for k in _NEEDED if k not in line]:
         raise ValueError(f"{place}: {lacking[0]!r} is missing")
     for key in ("question", "answer"):
         if not isinstance(line[key], str):
-            raise ValueError(f"{place}: {key!r} is no text")
+            raise ValueError(f"{place}: {key!r} is not a text")
     for key in ("aliases", "gold_titles"):
         if not _texts(line.get(key, [])):
-            raise ValueError(f"{place}: {key!r} is no list of texts")
+            raise ValueError(f"{place}: {key!r} is not a list of texts")
     triples = line.get("evidences", [])
     if not isinstance(triples, list) or not all(map(_texts, triples)):
-        raise ValueError(f"{place}: 'evidences' is no list of triples")
+        raise ValueError(f"{place}: 'evidences' is not a list of triples")
 
 
 def _texts(value: object) -> bool:
@@ -220,7 +220,7 @@ def _paragraphs(line: dict[str, Any], place: str) -> Iterator[tuple[Passage, tup
         for p in line["paragraphs"]:
             title, said, supporting = p["title"], p["sentences"], tuple(p["supporting"])
             if not _texts([title]) or not _texts(said) or not all(isinstance(n, int) for n in supporting):
-                raise TypeError("of another type")
+                raise TypeError("of the wrong type")
             yield Passage(title=title, sentences=tuple(said)), supporting
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place}: a paragraph needs title, sentences and supporting ({error})") from error
@@ -253,7 +253,7 @@ def _question(line: dict[str, Any], support: tuple[tuple[int, tuple[int, ...]], 
 
 
 def _chunk(passage: Passage) -> Chunk | str:
-    """The passage as one chunk; given sentences are kept as they are."""
+    """The passage as one chunk; given sentences are kept."""
     spans = passage.spans(range(len(passage.sentences)))
     if len(spans) < 2:
         return passage.text

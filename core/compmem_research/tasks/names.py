@@ -1,4 +1,4 @@
-"""Made-up names: many, pronounceable, and of one role each, so that no whole name of training is met in evaluation."""
+"""Made-up names: many, pronounceable, each with one role, so that no whole name in training occurs in evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from zlib import crc32
 Kind = Literal["person", "city", "country", "company", "film", "book", "band", "school"]
 Split = Literal["train", "eval"]
 Role = Literal["train", "eval", "train filler", "eval filler"]
-"""What a name is for. Facts that only fill up have names of their own, so they never contradict a question's facts."""
+"""The use of a name. Filler facts have their own names, so they never contradict a question's facts."""
 
 _ROLES: tuple[Role, ...] = ("train", "eval", "train filler", "eval filler")
 
@@ -62,14 +62,14 @@ class Entity:
 
 
 def draw(rng: Random, kind: Kind, role: Role, *, syllables: int = 2, like: Entity | None = None) -> Entity:
-    """An entity whose name has this role.
+    """An entity with a name of this role.
 
     Args:
-        rng: Where chance comes from.
-        kind: What it is.
-        role: What its name is for.
-        syllables: Of each made-up word.
-        like: One of the two parts of its name is taken from this entity, which is of the same kind.
+        rng: Source of randomness.
+        kind: The kind of entity.
+        role: The use of its name.
+        syllables: Syllables of each made-up word.
+        like: One of the two parts of its name is taken from this entity of the same kind.
     """
     form, shapes = _SHAPES[kind]
     while True:
@@ -82,12 +82,12 @@ def draw(rng: Random, kind: Kind, role: Role, *, syllables: int = 2, like: Entit
 
 
 def has_role(name: str, role: Role) -> bool:
-    """Whether a name is for this role; each name is for exactly one."""
+    """Whether a name has this role; each name has exactly one."""
     return _ROLES[crc32(name.encode()) % len(_ROLES)] == role
 
 
 def word(rng: Random, syllables: int = 2) -> str:
-    """A made-up word with a capital."""
+    """A made-up capitalised word."""
     return "".join([_pick(rng, _SYLLABLES) for _ in range(syllables)]).capitalize() + _pick(rng, _CODAS)
 
 
@@ -96,5 +96,5 @@ def _pick(rng: Random, items: Sequence[str]) -> str:
 
 
 def _below(rng: Random, count: int) -> int:
-    """A number below a count, several times faster than `randrange`."""
+    """A random number below a count, several times faster than `randrange`."""
     return int(rng.random() * count)

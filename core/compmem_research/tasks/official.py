@@ -1,4 +1,4 @@
-"""The data sets' own files as records of `multihop`, one at a time however long the file is.
+"""The data sets' original files as records of `multihop`, read one by one.
 
 * `hotpotqa`: a JSON array of `{"_id", "question", "answer", "type", "supporting_facts": [[title, sentence number]],
   "context": [[title, [sentence]]]}`. `2wikimultihopqa`: the same, and `"evidences": [[subject, relation, object]]`.
@@ -7,7 +7,7 @@
 * `squad`: a JSON object with the array `data` of `{"title", "paragraphs": [{"context", "qas": [{"id", "question",
   "answers": [{"text", "answer_start"}]}]}]}` (1.1 and 2.0).
 
-Questions that a file marks as unanswerable (`answerable`, `is_impossible`) are passed over: `contexts` makes contexts
+Questions that a file marks as unanswerable (`answerable`, `is_impossible`) are skipped: `contexts` makes contexts
 without the answer of any question.
 """
 
@@ -20,15 +20,15 @@ from compmem_research.tasks.multihop import UNREADABLE, open_text, read_lines
 from compmem_research.tasks.singlehop import SingleHop
 
 Form = Literal["hotpotqa", "2wikimultihopqa", "musique", "squad"]
-"""Whose file it is."""
+"""The data set that a file is from."""
 Record = dict[str, Any]
 
 _BLOCK = 1 << 20
-"""Characters read at a time. An error so far before the end of what is read is no item cut off, but a broken one."""
+"""Characters read at a time. An error this far before the end of the buffer is a broken item, not a truncated one."""
 
 
 def records(path: Path, form: Form) -> Iterator[Record]:
-    """The questions of a data set's own file as records of `multihop`, one at a time.
+    """The questions of a data set's original file as records of `multihop`, one by one.
 
     Raises:
         ValueError: The file is broken; the message names file and place.
@@ -46,12 +46,12 @@ def records(path: Path, form: Form) -> Iterator[Record]:
         try:
             found = list(take(item))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(f"{place}: not as {form!r} has it ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{place}: not in the format of {form!r} ({type(error).__name__}: {error})") from error
         yield from found
 
 
 def write_records(path: Path, lines: Iterable[Record]) -> int:
-    """Write records as JSONL, compressed where the name ends in .gz or .xz, and return how many."""
+    """Write records as JSONL, compressed if the name ends in .gz or .xz; returns how many."""
     with open_text(path, "wt") as file:
         return sum(1 for line in lines if file.write(json.dumps(line, ensure_ascii=False) + "\n"))
 
@@ -114,7 +114,7 @@ def _items(path: Path, key: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _array(file: TextIO, path: Path, key: str | None) -> str:
-    """What has been read after the bracket that opens the array."""
+    """The text after the bracket that opens the array."""
     text = file.read(_BLOCK)
     start = text.find("[") if key is None else text.find("[", text.find(f'"{key}"') + 1)
     opening = text[: max(start, 0)].strip().removeprefix("\ufeff")
@@ -136,7 +136,7 @@ def _objects(file: TextIO, path: Path, text: str) -> Iterator[tuple[int, dict[st
             broken = not isinstance(error, json.JSONDecodeError) or len(text) - error.pos > _BLOCK
             more = "" if broken else file.read(max(_BLOCK, len(text) - at))
             if not more:
-                raise ValueError(f"{path}: item {number + 1}: not JSON, or cut off ({error})") from error
+                raise ValueError(f"{path}: item {number + 1}: not JSON, or truncated ({error})") from error
             text, at = text[at:] + more, 0
             continue
         number += 1

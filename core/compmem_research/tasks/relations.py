@@ -1,4 +1,4 @@
-"""The relations of made-up worlds: what a thing of one kind may be to a thing of another."""
+"""The relations between entities of made-up worlds."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,23 @@ from compmem_research.tasks.templates import Wording, openings, wording
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Relation:
-    """What a subject of one kind may be to an object of another."""
+    """A relation from a subject of one kind to an object of another."""
 
     name: str
     subject: Kind
     object: Kind
     shared: bool
-    """Several subjects may have one object."""
+    """Several subjects may have the same object."""
     train: Wording
     eval: Wording
 
     def wording(self, split: Split) -> Wording:
-        """How it is put into words in this split."""
+        """Its wordings in this split."""
         return self.train if split == "train" else self.eval
 
 
 OPENINGS: dict[Split, tuple[str, ...]] = {"train": openings("train"), "eval": openings("eval")}
-"""What may precede a statement; "" as often as anything else together."""
+"""Text before a statement; in half of the cases none."""
 
 _RELATIONS: dict[str, tuple[Kind, Kind, bool]] = {
     "birthplace": ("person", "city", True),
@@ -47,7 +47,7 @@ _RELATIONS: dict[str, tuple[Kind, Kind, bool]] = {
     "capital": ("country", "city", False),
     "president": ("country", "person", False),
 }
-"""Subject, object, and whether several subjects may share the object."""
+"""Subject, object, and whether several subjects may have the same object."""
 
 RELATIONS = tuple(
     Relation(
@@ -56,4 +56,4 @@ RELATIONS = tuple(
     )
     for name, (subject, object_, shared) in _RELATIONS.items()
 )  # fmt: skip
-"""All of them; a relation's object may be another's subject, so they make chains."""
+"""All relations; the object of one may be the subject of another, so they form chains."""

@@ -1,4 +1,4 @@
-"""The synthetic tasks of RULER (2404.06654, table 2 and its published settings), in words of our own.
+"""The synthetic tasks of RULER (2404.06654, table 2 and its published settings), with our own wordings.
 
 | task | haystack | keys, values | asked |
 | --- | --- | --- | --- |
@@ -41,7 +41,7 @@ _Thing = Literal["word", "number", "uuid"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Needles:
-    """One kind of needle task: how many keys there are, values each has, and keys are asked for."""
+    """A needle task: number of keys, of values per key, and of keys in the question."""
 
     haystack: Literal["noise", "essay", "needle"]
     key: _Thing = "word"
@@ -64,25 +64,25 @@ _NIAH = {
 _CHAIN_COPIES = 4
 _COMMON, _COMMON_TIMES, _OTHER_TIMES = 10, 30, 3
 _SLACK = 0.015
-"""Share of the asked tokens that lists of words may leave empty."""
+"""Share of the length that lists of words may leave empty."""
 _LONG = 200_000
-"""Longer lists need more words than there are of two syllables."""
+"""Longer lists need more words than there are with two syllables."""
 _RUN = 256
 _LEAST_CODED = 100
-"""Of so many words the three most frequent ones can still be told."""
+"""With this many words, the three most frequent ones can still be determined."""
 _CODED_LETTERS, _CODED_WORDS, _ALPHA = 6, 2000, 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Templates:
-    """The words a task is told in; a sample uses one of each kind."""
+    """The wordings of the tasks; a sample uses one of each kind."""
 
     noise: str
     needles: tuple[str, ...]
     asks_one: tuple[str, ...]
     asks_all: tuple[str, ...]
     keyword: str
-    """What an assignment of variable tracking begins with."""
+    """The beginning of an assignment in variable tracking."""
     asks_variables: tuple[str, ...]
     asks_common: tuple[str, ...]
     asks_coded: tuple[str, ...]
@@ -151,18 +151,18 @@ _NOUNS = (
 
 
 class Ruler:
-    """Samples of the RULER tasks, each made from task, length and number alone."""
+    """Samples of the RULER tasks, each determined by task, length and number."""
 
     def __init__(
         self, filler: Filler, *, split: Split = "eval", seed: int = 0, questions: Mapping[str, Contexts] | None = None
     ) -> None:
-        """Say what contexts are made of.
+        """Set up the contents of contexts.
 
         Args:
             filler: Its passages of the split are the essays; its counter counts tokens.
-            split: Which keys, words, templates and essays to use.
-            seed: With task, length and number, decides on a sample.
-            questions: Contexts of the paragraphs that `qa_1` (about one paragraph) and `qa_2` (about several) ask of.
+            split: The keys, words, templates and essays to use.
+            seed: Together with task, length and number, the seed of a sample.
+            questions: Contexts for `qa_1` (about one paragraph) and `qa_2` (about several).
         """
         if split not in get_args(Split):
             raise ValueError(f"split={split!r}; it is 'train' or 'eval'")
@@ -173,11 +173,11 @@ class Ruler:
         self._questions = questions or {}
 
     def samples(self, task: RulerTask, tokens: int, count: int, *, start: int = 0) -> list[Sample]:
-        """So many samples from a number on."""
+        """This many samples, from number `start` on."""
         return [self.sample(task, tokens, n) for n in range(start, start + count)]
 
     def sample(self, task: RulerTask, tokens: int, number: int) -> Sample:
-        """The sample of this number over a context of this length.
+        """The sample with this number over a context of this length.
 
         Raises:
             ValueError: The task is unknown, has no contexts, or does not fit into so few tokens.
@@ -201,9 +201,9 @@ class Ruler:
     def _qa(self, task: str, tokens: int, number: int) -> Sample:
         contexts = self._questions.get(task)
         if contexts is None:
-            raise ValueError(f"task={task!r} asks of paragraphs; give questions={{{task!r}: Contexts(...)}}")
+            raise ValueError(f"task={task!r} needs paragraphs; give questions={{{task!r}: Contexts(...)}}")
         if number >= len(contexts.questions):
-            raise ValueError(f"number={number}; the questions of {task!r} are {len(contexts.questions)}")
+            raise ValueError(f"number={number}, but {task!r} has {len(contexts.questions)} questions")
         return replace(contexts.sample(contexts.questions[number], tokens), task=task, metric="any")
 
     def _niah(self, kind: _Needles, tokens: int, rng: Random) -> Sample:
@@ -211,12 +211,12 @@ class Ruler:
         values = self._distinct(kind.value, len(keys) * kind.values, rng)
         template = rng.choice(self._templates.needles)
         pairs = [(key, values[i * kind.values + j]) for i, key in enumerate(keys) for j in range(kind.values)]
-        needles = [template.format(thing=_told(kind.value), key=k, value=v) for k, v in pairs]
+        needles = [template.format(thing=_noun(kind.value), key=k, value=v) for k, v in pairs]
         documents, spans, used = self._haystack(kind, template, needles, tokens, rng, shut={*keys, *values})
         wanted = keys[: kind.asked]
         hit = [i for i, (key, _) in enumerate(pairs) if key in wanted]
         asks = self._templates.asks_all if len(hit) > 1 else self._templates.asks_one
-        question = rng.choice(asks).format(thing=_told(kind.value), key=_listed(wanted))
+        question = rng.choice(asks).format(thing=_noun(kind.value), key=_listed(wanted))
         made = _sample(question, [pairs[i][1] for i in hit], documents, [spans[i] for i in hit], used)
         return replace(made, notes=tuple("{}: {}.".format(*pairs[i]) for i in hit))
 
@@ -231,13 +231,13 @@ class Ruler:
         if kind.haystack == "noise":
             return self._in_lines(needles, repeat(self._templates.noise), tokens, rng)
         keys, values = self._others(kind.key, rng, shut), self._others(kind.value, rng, shut)
-        others = (template.format(thing=_told(kind.value), key=k, value=v) for k, v in zip(keys, values, strict=False))
+        others = (template.format(thing=_noun(kind.value), key=k, value=v) for k, v in zip(keys, values, strict=False))
         return self._in_lines(needles, others, tokens, rng)
 
     def _in_lines(
         self, said: list[str], hay: Iterator[str], tokens: int, rng: Random
     ) -> tuple[tuple[Document, ...], list[Span], int]:
-        """One document: lines of hay, and the needles in their order at random places among them."""
+        """One document: filler lines, and the needles in order at random positions among them."""
         own = sum(self._filler.counter([f"{s}\n" for s in said]))
         lines, used = self._lines(hay, _room(tokens, own))
         places = sorted(rng.randint(0, len(lines)) for _ in said)
@@ -252,7 +252,7 @@ class Ruler:
         return (document,), spans, own + used
 
     def _lines(self, hay: Iterator[str], room: int) -> tuple[list[str], int]:
-        """As many lines of endless hay as there is room for, counted many at a time."""
+        """As many filler lines as fit, tokenised in batches."""
         lines: list[str] = []
         used, batch = 0, 16
         while True:
@@ -281,17 +281,17 @@ class Ruler:
         words = self._distinct_of(lambda: word(rng, syllables).lower(), _COMMON)
         others: dict[str, None] = dict.fromkeys(words)
 
-        def tell(number: int) -> list[str]:
+        def make_words(number: int) -> list[str]:
             rare = (number - _COMMON * _COMMON_TIMES) // _OTHER_TIMES
             while len(others) < _COMMON + rare:
                 other = word(rng, syllables).lower()
                 if self._ours(other):
                     others[other] = None
-            told = words * _COMMON_TIMES + list(others)[_COMMON : _COMMON + rare] * _OTHER_TIMES
-            Random(number).shuffle(told)
-            return [f"{i}. {w}" for i, w in enumerate(told, 1)]
+            texts = words * _COMMON_TIMES + list(others)[_COMMON : _COMMON + rare] * _OTHER_TIMES
+            Random(number).shuffle(texts)
+            return [f"{i}. {w}" for i, w in enumerate(texts, 1)]
 
-        text, used = self._fitted(tell, tokens, least=_COMMON * _COMMON_TIMES + _OTHER_TIMES)
+        text, used = self._fitted(make_words, tokens, least=_COMMON * _COMMON_TIMES + _OTHER_TIMES)
         question = rng.choice(self._templates.asks_common).format(count=_COMMON)
         return _sample(question, words, (Document(text=text),), (), used)
 
@@ -302,28 +302,28 @@ class Ruler:
         words = ["." * _CODED_LETTERS, *self._distinct_of(coded, _CODED_WORDS - 1)]
         shares = [rank**-_ALPHA for rank in range(1, _CODED_WORDS + 1)]
 
-        def tell(number: int) -> list[str]:
+        def make_words(number: int) -> list[str]:
             times = [int(number * share / sum(shares)) for share in shares]
-            told = [w for w, n in zip(words, times, strict=True) for _ in range(n)]
-            Random(number).shuffle(told)
-            return told
+            texts = [w for w, n in zip(words, times, strict=True) for _ in range(n)]
+            Random(number).shuffle(texts)
+            return texts
 
-        text, used = self._fitted(tell, tokens, least=_LEAST_CODED)
+        text, used = self._fitted(make_words, tokens, least=_LEAST_CODED)
         question = rng.choice(self._templates.asks_coded).format(count=3)
         return _sample(question, words[1:4], (Document(text=text),), (), used)
 
-    def _fitted(self, tell: Callable[[int], list[str]], tokens: int, *, least: int) -> tuple[str, int]:
-        """A text of as many words as have this many tokens, found by telling ever better numbers of words."""
+    def _fitted(self, make_words: Callable[[int], list[str]], tokens: int, *, least: int) -> tuple[str, int]:
+        """A text with the largest number of words that fits into the tokens, found by iteration."""
         number = max(least, tokens // 4)
         for _ in range(8):
-            told = tell(number)
-            runs = [" ".join(told[i : i + _RUN]) + " " for i in range(0, len(told), _RUN)]
+            texts = make_words(number)
+            runs = [" ".join(texts[i : i + _RUN]) + " " for i in range(0, len(texts), _RUN)]
             used = sum(self._filler.counter(runs))
             if (1 - _SLACK) * tokens <= used <= tokens:
                 break
             number = max(least, int(number * (1 - _SLACK / 2) * tokens / used))
         if used > tokens:
-            raise ValueError(f"tokens={tokens}; the shortest text has {used}")
+            raise ValueError(f"tokens={tokens}, but the shortest text has {used}")
         return "".join(runs).rstrip(), used
 
     def _distinct(self, kind: _Thing, count: int, rng: Random) -> list[str]:
@@ -339,7 +339,7 @@ class Ruler:
         return list(found)
 
     def _others(self, kind: _Thing, rng: Random, shut: set[str]) -> Iterator[str]:
-        """Texts of this split without end, none of those shut out; in a long haystack words come again."""
+        """An endless sequence of texts of this split, without the excluded ones; words repeat in a long haystack."""
         while True:
             text = _thing(kind, rng)
             if text not in shut and self._ours(text):
@@ -350,13 +350,13 @@ class Ruler:
 
 
 def needle(rng: Random, split: Split) -> tuple[str, str, str]:
-    """One needle, the question for its value, and the value: to learn from without a haystack."""
+    """One needle, the question for its value, and the value, for training without a haystack."""
     kind: _Thing = rng.choice(("number", "number", "uuid"))
     while not has_role(key := _thing("word", rng), split):
         pass
     while not has_role(value := _thing(kind, rng), split):
         pass
-    templates, thing = TEMPLATES[split], _told(kind)
+    templates, thing = TEMPLATES[split], _noun(kind)
     said = rng.choice(templates.needles).format(thing=thing, key=key, value=value)
     return said, rng.choice(templates.asks_one).format(thing=thing, key=key), value
 
@@ -369,7 +369,7 @@ def _thing(kind: _Thing, rng: Random) -> str:
     return str(UUID(int=rng.getrandbits(128), version=4))
 
 
-def _told(kind: _Thing) -> str:
+def _noun(kind: _Thing) -> str:
     return "code" if kind == "uuid" else kind
 
 
@@ -379,7 +379,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 def _room(tokens: int, used: int) -> int:
     if used > tokens:
-        raise ValueError(f"tokens={tokens}; what is asked for alone has {used}")
+        raise ValueError(f"tokens={tokens}, but the text that the question needs has {used}")
     return tokens - used
 
 

@@ -1,4 +1,4 @@
-"""One question over one context of known length: what a benchmark asks and a trainer learns from."""
+"""One question over one context of known length, for benchmarks and training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ Metric = Literal["sub_em", "all", "any", "unanswerable"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """A run of one document's text that holds evidence."""
+    """A span of one document's text that contains evidence."""
 
     document: str
     """Id of the document."""
@@ -22,29 +22,29 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A question, the documents it is asked of, in order, and where its evidence stands."""
+    """A question, its documents in order, and the positions of its evidence."""
 
     id: str
     task: str
     question: str
     answers: tuple[str, ...]
-    """For `sub_em` and `any` one of them is enough; for `all` the share that is told counts."""
+    """For `sub_em` and `any` one of them is enough; for `all` the share found counts."""
     documents: tuple[Document, ...]
     evidence: tuple[Span, ...]
-    """In the order in which the facts build on one another, where that is known."""
+    """In the order in which the facts depend on each other, if that is known."""
     metric: Metric = "sub_em"
     tokens: int = 0
     """Tokens of the documents, by the counter that the task was built with."""
     notes: tuple[str, ...] = ()
-    """What a working memory keeps of each piece of evidence; empty: the evidence as it is written."""
+    """The note for each piece of evidence in a working memory; empty: the text of the evidence."""
     distractors: tuple[tuple[Span, ...], ...] = ()
-    """For each piece of evidence what is easily taken for it, where that is known."""
+    """Distractors for each piece of evidence, if known."""
     contrasts: tuple[str, ...] = ()
-    """For each piece of evidence a question that it does not answer though it comes close: the way to its subject is
-    the same, but something else is asked of it; or the same is asked of another one. Empty where there is none."""
+    """For each piece of evidence a similar question that it does not answer: the chain to its subject is the same but
+        another relation is asked; or the same relation of another subject. Empty if there is none."""
 
     def score(self, prediction: str, *, found: bool = True) -> float:
-        """What an answer is worth, in [0, 1]. `found` is what the answer says of itself."""
+        """The score of an answer, in [0, 1]. `found` is what the answer says of itself."""
         if self.metric == "unanswerable":
             return float(not found)
         if self.metric == "sub_em":
@@ -53,22 +53,22 @@ class Sample:
         return share if self.metric == "all" else float(share > 0)
 
     def supports(self, chunk: Chunk) -> bool:
-        """Whether a chunk holds at least half of a span of evidence."""
+        """Whether a chunk contains at least half of a span of evidence."""
         return any(self.holds(chunk, span) for span in self.evidence)
 
     def holds(self, chunk: Chunk, span: Span) -> bool:
-        """Whether a chunk holds at least half of this span."""
+        """Whether a chunk contains at least half of this span."""
         shared = min(chunk.end, span.end) - max(chunk.start, span.start)
         return chunk.document_id == span.document and 2 * shared >= span.end - span.start
 
-    def lures(self, chunk: Chunk, piece: int) -> bool:
-        """Whether a chunk holds what is easily taken for this piece of evidence."""
+    def is_distractor(self, chunk: Chunk, piece: int) -> bool:
+        """Whether a chunk contains a distractor of this piece of evidence."""
         return piece < len(self.distractors) and any(self.holds(chunk, span) for span in self.distractors[piece])
 
-    def told(self, chunk: Chunk, open_: Sequence[int]) -> list[int]:
-        """The evidence, by number, that a chunk adds where these pieces are still unknown, in the order it is told in.
+    def new_evidence(self, chunk: Chunk, open_: Sequence[int]) -> list[int]:
+        """Numbers of the evidence that a chunk adds if these pieces are still unknown, in their order in the chunk.
 
-        A fact that builds on others says nothing before they are known; needles build on nothing.
+        A fact that depends on others adds nothing before they are known; needles depend on nothing.
         """
         left, found = list(open_), list[int]()
         while due := [n for n in self._due(left) if self.holds(chunk, self.evidence[n])]:
@@ -80,7 +80,7 @@ class Sample:
         return open_ if self.task.startswith("niah_") else open_[:1]
 
     def joined(self, id: str = "context", separator: str = "\n\n") -> Self:
-        """The same question over one document that holds all the texts, each under its title."""
+        """The same question over one document that contains all the texts, each with its title."""
         parts, starts, at = [], {}, 0
         for document in self.documents:
             head = f"{document.title}\n" if document.title else ""

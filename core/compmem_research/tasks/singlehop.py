@@ -1,6 +1,6 @@
 """Questions about one text: lines `{"context", "question", "answer", "start"}`, with `id`, `dataset`, `title` optional.
 
-`start` is the offset of the answer in the context, -1 where the answer is not a run of it.
+`start` is the offset of the answer in the context, -1 if the answer is not a part of it.
 """
 
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ class SingleHop:
     context: str
     question: str
     answers: tuple[str, ...]
-    """The first one stands at `start`."""
+    """The first one is at `start`."""
     start: int
-    """Offset of the first answer in the context; -1 where it is not a run of it."""
+    """Offset of the first answer in the context; -1 if it is not a part of it."""
 
     def record(self) -> dict[str, Any]:
-        """The question as a record of `multihop` with one paragraph, whose supporting sentence holds the answer.
+        """The question as a record of `multihop` with one paragraph, whose supporting sentence contains the answer.
 
-        Where it is known only that the text answers, all its sentences support.
+        If it is only known that the text answers the question, all its sentences support it.
         """
         spans = sentences(self.context) or [(0, len(self.context))]
         held = [i for i, (a, b) in enumerate(spans) if a <= self.start < b]
@@ -47,10 +47,10 @@ class SingleHop:
 
 
 def read_singlehop(path: Path) -> Iterator[SingleHop]:
-    """The questions of a file, one at a time.
+    """The questions of a file, one by one.
 
     Raises:
-        ValueError: A line is broken, or its answer does not stand where it says; the message names file and line.
+        ValueError: A line is broken, or its answer is not at its offset; the message names file and line.
     """
     for number, line in read_lines(path, ("context", "question", "answer", "start")):
         place = f"{path}:{number}"
@@ -61,7 +61,7 @@ def read_singlehop(path: Path) -> Iterator[SingleHop]:
                 f"{place}: context, question, answer are texts, start is a number, aliases a list of texts"
             )
         if start >= 0 and not line["context"].startswith(line["answer"], start):
-            raise ValueError(f"{place}: {line['answer']!r} does not stand at {start} of the context")
+            raise ValueError(f"{place}: {line['answer']!r} is not at {start} of the context")
         yield SingleHop(
             id=str(line.get("id", number)),
             dataset=str(line.get("dataset", "")),

@@ -1,8 +1,8 @@
-"""Made-up worlds: people, films, companies and places whose names tell nothing, so that only the context can.
+"""Made-up worlds: people, films, companies and places with meaningless names, so that only the context gives answers.
 
 A question of `n` hops asks for the end of a chain of `n` facts ("In which city was the director of The Silent Brend
-born?"). Each fact is one sentence somewhere in a context of filler; beside the chain stand facts that are easily taken
-for it. Names, wordings and filler texts of `train` and `eval` are disjoint.
+born?"). Each fact is one sentence somewhere in a context of filler, together with similar facts as distractors. Names,
+wordings and filler texts of `train` and `eval` are disjoint.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from compmem_research.tasks.relations import OPENINGS, RELATIONS, Relation
 from compmem_research.tasks.sample import Sample, Span
 
 _Look = Literal["other subject", "other relation", "turned round"]
-"""How a fact resembles one of the chain: it says the same of another subject; something else of the same subject;
-of another subject what leads to the same entity (for a father: that the subject is another one's father)."""
+"""How a distractor is similar to a fact of the chain: the same relation of another subject; another relation of the
+same subject; or a relation of another subject to the same entity (for a father: he is another one's father too)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
-    """What one sentence of a world says."""
+    """The content of one sentence of a world."""
 
     subject: str
     relation: str
@@ -32,7 +32,7 @@ class Fact:
 
     @property
     def note(self) -> str:
-        """The fact as short as a working memory may keep it: "Anna Bel, birthplace: Dortal."."""
+        """The fact as a short note: "Anna Bel, birthplace: Dortal."."""
         return f"{self.subject}, {self.relation}: {self.object}."
 
 
@@ -41,26 +41,26 @@ class WorldSample(Sample):
     """A question about a made-up world, and the facts that answer it."""
 
     facts: tuple[Fact, ...]
-    """In the order of the hops; fact `i` stands at `evidence[i]`."""
+    """In the order of the hops; fact `i` is at `evidence[i]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
-    """How hard worlds are."""
+    """The difficulty of worlds."""
 
     split: Split = "train"
     tokens: int = 7000
-    """Of the context."""
+    """Tokens of the context."""
     hops: tuple[int, ...] = (1, 2, 3)
-    """Each sample draws one of them."""
+    """Numbers of hops; each sample uses one of them."""
     distractors: int = 3
-    """Facts for each hop that resemble it."""
+    """Distractors for each hop."""
     similar: float = 0.5
-    """Share of those about another subject whose name has a part of the true subject's name."""
+    """Share of distractors about another subject whose name shares a part with the true subject's name."""
     wordings: int | None = None
-    """Use only the first so many statements, questions, phrases and openings of the split; None: all."""
+    """Use only this many first statements, questions, phrases and openings of the split; None: all."""
     syllables: int = 2
-    """Of each made-up word; 1 makes names short."""
+    """Syllables of each made-up word; 1 makes names short."""
     unanswerable: float = 0.0
     """Share of samples whose context lacks the last fact."""
     seed: int = 0
@@ -81,22 +81,22 @@ class WorldConfig:
 
 
 class Worlds:
-    """Any number of samples, each made from its number alone."""
+    """Any number of samples, each determined by its number."""
 
     def __init__(self, config: WorldConfig, filler: Filler) -> None:
         self.config = config
         self._filler = filler
 
     def __iter__(self) -> Iterator[WorldSample]:
-        """All samples from number 0 on, without end."""
+        """An endless sequence of samples, from number 0 on."""
         return map(self.sample, count())
 
     def samples(self, count: int, *, start: int = 0) -> list[WorldSample]:
-        """So many samples from a number on."""
+        """This many samples, from number `start` on."""
         return list(map(self.sample, range(start, start + count)))
 
     def sample(self, number: int) -> WorldSample:
-        """The sample of this number.
+        """The sample with this number.
 
         Raises:
             ValueError: The facts alone are longer than the context, or the filler is too short for it.
@@ -128,13 +128,13 @@ class Worlds:
         )
 
     def _context(self, said: list[str], facts: int, rng: Random) -> tuple[tuple[Document, ...], tuple[Span, ...], int]:
-        """The sentences set into filler between its sentences, where they stand, and the tokens.
+        """The sentences inserted into filler, their positions, and the tokens.
 
-        The first ones, the facts, stand apart.
+        The first ones, the facts, are in different documents.
         """
         own = sum(self._filler.counter([f" {s}" for s in said]))
         if own > self.config.tokens:
-            raise ValueError(f"tokens={self.config.tokens}; the facts alone have {own}")
+            raise ValueError(f"tokens={self.config.tokens}, but the facts alone have {own}")
         pieces = self._filler.take(self.config.split, self.config.tokens - own, rng)
         documents, spans = plant(pieces, said, rng, apart=facts)
         return documents, spans, own + sum(p.tokens for p in pieces)
@@ -142,7 +142,7 @@ class Worlds:
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A fact before it is put into words."""
+    """A fact before it is worded."""
 
     subject: Entity
     relation: Relation
@@ -150,7 +150,7 @@ class _Link:
 
 
 class _World:
-    """The facts of one sample: no name twice, and one object for each subject and relation."""
+    """The facts of one sample: unique names, and one object for each subject and relation."""
 
     def __init__(self, config: WorldConfig, rng: Random) -> None:
         self._config = config
@@ -159,7 +159,7 @@ class _World:
         self._known: set[tuple[str, str]] = set()
 
     def chain(self, hops: int) -> list[_Link]:
-        """Facts of which each tells of the object of the one before."""
+        """Facts in which each subject is the object of the previous one."""
         path = self._rng.choice(_PATHS[hops])
         links, subject = [], self._entity(path[0].subject)
         for relation in path:
@@ -168,7 +168,7 @@ class _World:
         return links
 
     def resembling(self, link: _Link) -> Iterator[_Link]:
-        """Facts that are easily taken for this one, each kind of them in turn."""
+        """Distractors for this fact, each kind in turn."""
         looks: list[_Look] = list(get_args(_Look))
         self._rng.shuffle(looks)
         for look in islice(cycle(looks), self._config.distractors):
@@ -205,7 +205,7 @@ class _World:
         return _Link(subject, relation, object_)
 
     def say(self, link: _Link) -> str:
-        """A sentence that says it."""
+        """A sentence that states the fact."""
         split = self._config.split
         sentence = opened(self._choice(OPENINGS[split]), self._choice(link.relation.wording(split).statements))
         return sentence.format(s=link.subject.name, o=link.object.name)
@@ -219,7 +219,7 @@ class _World:
         return question[0].upper() + question[1:]
 
     def contrast(self, chain: list[_Link]) -> str:
-        """A question that the last fact does not answer, though it comes close."""
+        """A similar question that the last fact does not answer."""
         last = chain[-1]
         other = [r for r in RELATIONS if r.subject == last.subject.kind and r != last.relation]
         if len(chain) == 1 and (not other or self._rng.random() < self._config.similar / 2):
@@ -233,7 +233,7 @@ class _World:
 
 
 def _paths() -> dict[int, list[tuple[Relation, ...]]]:
-    """The chains of relations of each length, without a step straight back."""
+    """The chains of relations of each length, without a direct step back."""
     back = {("spouse", "spouse"), ("capital", "country")}
     found: dict[int, list[tuple[Relation, ...]]] = {1: [(r,) for r in RELATIONS]}
     for hops in (2, 3):

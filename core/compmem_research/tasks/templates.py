@@ -1,7 +1,7 @@
-"""How the relations of made-up worlds are put into words: `templates_train.toml`, `templates_eval.toml`.
+"""Wordings of the relations of made-up worlds: `templates_train.toml`, `templates_eval.toml`.
 
-Those of training are multiplied by naming things with what they are ("the film {s}"), but for what would be one of
-evaluation.
+Training wordings are multiplied by putting the kind of entity before names ("the film {s}"), except for results that
+are evaluation wordings.
 """
 
 import tomllib
@@ -18,43 +18,43 @@ _NOUNS: dict[Kind, str] = {
     "city": "city of", "country": "country of", "company": "company", "film": "film", "book": "book", "band": "band",
     "school": "school",
 }  # fmt: skip
-"""What things are called in front of their names."""
+"""The kinds of entities, as words before their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wording:
-    """How one relation is put into words in one split."""
+    """The wordings of one relation in one split."""
 
     statements: tuple[str, ...]
-    """Sentences that say a fact of subject `{s}` and object `{o}`."""
+    """Statements of a fact with subject `{s}` and object `{o}`."""
     questions: tuple[str, ...]
-    """They ask for the object."""
+    """Questions for the object."""
     phrases: tuple[str, ...]
-    """They stand for the object, so they nest: "the spouse of {s}" of "the director of {s}"."""
+    """Descriptions of the object, which can be nested: "the spouse of {s}" of "the director of {s}"."""
 
 
 def openings(split: Split) -> tuple[str, ...]:
-    """What may precede a statement; half of the statements have nothing before them."""
+    """Text before a statement; half of the statements have none."""
     texts = tuple(_file(split)["openings"])
     return (*[""] * len(texts), *texts)
 
 
 def wording(split: Split, relation: str, subject: Kind, object_: Kind) -> Wording:
-    """How a relation between two kinds is put into words in a split."""
+    """The wordings of a relation between two kinds in a split."""
     parts = {part: tuple(texts) for part, texts in _file(split)[relation].items()}
     if split == "train":
         held, kinds = _file("eval")[relation], {"{s}": subject, "{o}": object_}
-        parts = {part: said_otherwise(texts, kinds, shut=held[part]) for part, texts in parts.items()}
+        parts = {part: reworded(texts, kinds, shut=held[part]) for part, texts in parts.items()}
     return Wording(**parts)
 
 
-def said_otherwise(wordings: Sequence[str], kinds: Mapping[str, Kind], *, shut: Sequence[str] = ()) -> tuple[str, ...]:
-    """The wordings themselves, then what they become when their gaps are named, each once.
+def reworded(wordings: Sequence[str], kinds: Mapping[str, Kind], *, shut: Sequence[str] = ()) -> tuple[str, ...]:
+    """The wordings themselves, then those with kinds before the names, each once.
 
     Args:
-        wordings: With gaps for names.
-        kinds: What each gap stands for.
-        shut: Wordings that must not come out.
+        wordings: Templates with gaps for names.
+        kinds: The kind of entity of each gap.
+        shut: Wordings to exclude.
     """
     made = [*wordings, *(named for wording in wordings for named in _named(wording, kinds))]
     return tuple(w for w in dict.fromkeys(made) if w not in shut)
@@ -66,7 +66,7 @@ def _file(split: Split) -> dict[str, Any]:
 
 
 def _named(wording: str, kinds: Mapping[str, Kind]) -> Iterator[str]:
-    """The wording, and with things named by what they are where it does not say so already."""
+    """The wording, and the wording with the kinds before the names if it does not have them already."""
     forms = []
     for gap, kind in kinds.items():
         noun = _NOUNS.get(kind)

@@ -1,1 +1,1 @@
-"""How everything that ships trained was trained: one readable file a stage."""
+"""Training of all shipped weights: one readable file per stage."""

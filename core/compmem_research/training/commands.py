@@ -11,12 +11,12 @@ from compmem_research.training.stages import run_stage
 
 Config = Annotated[Path, typer.Option(help="Settings of the stage in TOML; see compmem_research/training/configs.")]
 
-app = typer.Typer(no_args_is_help=True, help="Train what ships trained.")
+app = typer.Typer(no_args_is_help=True, help="Train the shipped weights.")
 
 
 @app.callback()
 def train() -> None:
-    """Train what ships trained, one stage at a time."""
+    """Train the shipped weights, one stage at a time."""
 
 
 @app.command()
@@ -39,13 +39,13 @@ def compressor(config: Config) -> None:
 
 @app.command()
 def warmup(config: Config) -> None:
-    """The reasoner's first lessons: step traces with evidence labels."""
+    """The reasoner's warm-up: step traces with evidence labels."""
     _run("warmup", config)
 
 
 @app.command()
 def rl(config: Config) -> None:
-    """Stage 2: compressor and reasoner together, by reinforcement."""
+    """Stage 2: compressor and reasoner together, by reinforcement learning."""
     _run("rl", config)
 
 
@@ -63,18 +63,18 @@ def evaluate(config: Config) -> None:
 
 @app.command()
 def export(config: Config) -> None:
-    """What was trained, as it ships."""
+    """Export the trained model as it is shipped."""
     _run("export", config)
 
 
 @app.command()
 def embedded(
     config: Annotated[Path, typer.Option(help="The phases, in TOML; see compmem_research/training/configs/embedded.")],
-    out: Annotated[Path, typer.Option(help="Folder of data, runs and what is carried between machines.")],
+    out: Annotated[Path, typer.Option(help="Folder for data, runs and files to move between machines.")],
     phase: Annotated[int | None, typer.Option(help="Only this phase, from 1 on.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="No phase trains longer.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Longest training time of a phase.")] = None,
 ) -> None:
-    """The small backbone that ships: all stages, one phase after the other."""
+    """The small shipped backbone: all stages, phase by phase."""
     from compmem_research.training.embedded import run_all
 
     sys.stdout.write(json.dumps(run_all(config, out, phase, minutes=minutes), indent=1) + "\n")
@@ -84,9 +84,11 @@ def embedded(
 def estimate(
     stage: Annotated[str, typer.Argument(help="compressor, warmup, rl or gate.")],
     config: Config,
-    model: Annotated[str | None, typer.Option(help="Folder or name of the stock model. None: where it starts.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or name of the stock model. None: the one in the settings.")
+    ] = None,
 ) -> None:
-    """GiB of device memory that a stage takes, by what takes it."""
+    """GiB of device memory that a stage needs, by cause."""
     from compmem_research.training.memory_estimate.estimate import estimate_file
 
     sys.stdout.write(json.dumps(estimate_file(stage, config, model), indent=1) + "\n")

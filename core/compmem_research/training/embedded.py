@@ -1,8 +1,8 @@
-"""`compmem train embedded`: the small backbone that ships, from nothing to export, one phase after the other.
+"""`compmem train embedded`: the small shipped backbone, from random weights to export, phase by phase.
 
-A phase is one stage with its own file of settings, as `compmem train STAGE --config FILE` runs it. Phases may run on
-different machines: each starts from the weights of the one before, which it leaves in a few small files, and from
-packed data (`compmem train text`). It needs torch, transformers, tokenizers, safetensors, numpy and accelerate alone:
+A phase is one stage with its own settings file, as run by `compmem train STAGE --config FILE`. Phases may run on
+different machines: each starts from the weights of the previous one, stored in a few small files, and from packed data
+(`compmem train text`). It needs only torch, transformers, tokenizers, safetensors, numpy and accelerate:
 
     PYTHONPATH=core python -m compmem_research.training.embedded --config embedded.toml --out work --phase 2
 """
@@ -26,7 +26,7 @@ from compmem_research.training.engine.trainer import BACKBONE
 from compmem_research.training.stages import load_stage
 
 CARRIED, LOGS, REPORT = "carried", "logs.json", "report.json"
-"""What a phase leaves for the next machine: a folder of weights, the logs up to here and its report."""
+"""Files of a phase for the next machine: a folder of weights, the logs so far and its report."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +35,16 @@ class Phase:
 
     stage: str
     config: Path
-    """Its settings; paths in them are relative to the folder of the whole run."""
+    """Settings file; paths in it are relative to the folder of the whole run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embedded:
-    """The phases, and what is carried between them."""
+    """The phases, and the files that are moved between machines."""
 
     phases: tuple[Phase, ...]
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the weights that are carried."""
+    """Dtype of the moved weights."""
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -52,10 +52,10 @@ class Embedded:
 
 
 def run_all(config: Path, out: Path, phase: int | None = None, *, minutes: float | None = None) -> list[dict[str, Any]]:
-    """Run all phases, or the one of this number (from 1 on); gives their figures.
+    """Run all phases, or the one with this number (from 1 on); returns their metrics.
 
-    A phase whose start is not in the folder takes what was carried there. None trains longer than so many minutes; what
-    it measures and writes, and the gate's rollouts, come on top.
+    A phase uses the moved files if its start is not in the folder. None trains longer than the given minutes;
+    measuring, writing and the gate's rollouts take additional time.
 
     Raises:
         ValueError: There is no such phase, or settings are wrong.
@@ -96,7 +96,7 @@ def _logs(carried: Path) -> dict[str, str]:
 
 
 def _restore(folders: Sequence[Path], carried: Path) -> None:
-    """What phases on other machines logged, where this one will look for it."""
+    """Copies logs of phases on other machines to where this one expects them."""
     known = _logs(carried)
     for folder in folders:
         if folder.name in known and not (folder / LOG).exists():
@@ -105,7 +105,7 @@ def _restore(folders: Sequence[Path], carried: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command, for a machine that has only what training needs."""
+    """The command, for a machine with only the packages that training needs."""
     parser = argparse.ArgumentParser(
         prog="python -m compmem_research.training.embedded", description="Train what ships."
     )

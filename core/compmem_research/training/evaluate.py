@@ -1,7 +1,7 @@
-"""What a backbone's loop over compressed chunks gets right: made-up worlds, RULER tasks, the questions of a set.
+"""Accuracy of a backbone's loop over compressed chunks: made-up worlds, RULER tasks, the questions of a set.
 
-Every question's loop is the one of `reasoner.py`, and many run at once. Names, wordings and keys are those of
-evaluation, which no training sees, unless the settings ask for those of training.
+Every question runs through `compmem.loop`, many at once. Names, wordings and keys are those for evaluation, which are
+not used in training, unless the settings choose those of training.
 """
 
 import json
@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 System = Literal[
     "compmem", "compmem-gate-alone", "compmem-no-exit", "compmem-question-gate", "scan", "gru-mem", "memagent"
 ]
-"""Best first, as gate and reader think; as the gate alone thinks; without the exit gate; behind a gate alone that is
-blind to the working memory. Every block in document order, gated in one pass (2602.08382); all of them with update and
-exit gate (2602.10560); with neither (2507.02259)."""
+"""Best block first, by gate and reader; by the gate alone; without the exit gate; by a gate without the working memory.
+Every block in document order, gated in one pass (2602.08382); all of them with update and exit gate (2602.10560); with
+neither (2507.02259)."""
 
 TAGS = 64
-"""Tokens of a structured reply beside the memory; these backbones write no thoughts."""
+"""Tokens of a structured reply besides the memory; these backbones write no thoughts."""
 WORLDS = ("world-1hop", "world-2hop", "world-3hop")
 UNANSWERABLE = "world-1hop-unanswerable"
-"""The fact that is asked for is not told, what is easily taken for it is: right is to find nothing."""
+"""The needed fact is missing and distractors are there: the right answer is to find nothing."""
 QUESTIONS = "questions"
-"""The task that is a set's questions, each among its own paragraphs and others of the set."""
+"""The task with a set's questions, each among its own paragraphs and others of the set."""
 TASKS = (*WORLDS, UNANSWERABLE, *get_args(RulerTask), QUESTIONS)
 
 
@@ -62,37 +62,37 @@ class Evaluation:
     start: Path
     """Folder of the backbone, or its name."""
     out: Path
-    """JSON file of the figures; lines that it has already are kept, so a run goes on where it stopped."""
+    """JSON file of the results; existing lines are kept, so an interrupted run continues."""
     tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
     file: Path | None = None
     """A multi-hop set, for the task "questions"; see `compmem_research.tasks.multihop`."""
     split: Split = "eval"
-    """Whose names, wordings and keys made-up tasks have; "train" tells what unseen wordings cost."""
+    """Split of names, wordings and keys of made-up tasks; "train" shows the effect of unseen wordings."""
     lengths: tuple[int, ...] = (7000, 28000)
     """Tokens of the context."""
     systems: tuple[System, ...] = ("compmem",)
     questions: int = 100
-    """Of each task and length."""
+    """Questions of each task and length."""
     at_once: int = 25
     """Questions whose loops run together."""
     chunk_tokens: int = 512
     ratio: int | None = None
-    """None: the backbone's own."""
+    """Compression ratio. None: the backbone's own."""
     threshold: float | None = None
-    """None: the gate's own."""
+    """Threshold of the gate. None: the gate's own."""
     max_steps: int | None = 12
-    """Most steps of the systems that pick blocks; those that scan read all."""
+    """Most steps of systems that select blocks; those that scan read all."""
     memory_tokens: int = 256
     answer_tokens: int = 64
     distractors: int = 3
     syllables: int = 2
     wordings: int | None = None
     data: Path | None = None
-    """Packed text that fills contexts up. None: made-up facts do."""
+    """Packed text as filler. None: made-up facts."""
     device: str | None = None
     dtype: str | None = None
     minutes: float | None = None
-    """No new batch of questions is begun after it."""
+    """Minutes after which no new batch of questions begins."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Evaluation:
 
 
 def train(settings: Evaluation) -> dict[str, Any]:
-    """Measure, write the figures, and give them: every stage is entered by this name, this one trains nothing.
+    """Measure, write and return the results. The name `train` is that of every stage; this one trains nothing.
 
     Raises:
         CheckpointError: The backbone or the packed text cannot be loaded.
@@ -135,7 +135,7 @@ def train(settings: Evaluation) -> dict[str, Any]:
 
 
 def config_of(system: System, settings: Evaluation) -> LoopConfig:
-    """The loop's settings of a system."""
+    """The loop settings of a system."""
     picks = {"candidates": "all", "max_steps": settings.max_steps, "memory_tokens": settings.memory_tokens}
     match system:
         case "compmem":
@@ -186,7 +186,7 @@ class _Makers:
 def _measure(
     settings: Evaluation, backbone: Backbone, samples: Sequence[Sample], config: LoopConfig
 ) -> dict[str, Any]:  # fmt: skip
-    """One line of figures."""
+    """One line of results."""
     scores, read, blocks, compressing, asking, malformed = list[float](), list[int](), list[int](), 0.0, 0.0, 0
     for at in range(0, len(samples), settings.at_once):
         group = samples[at : at + settings.at_once]
@@ -196,7 +196,7 @@ def _measure(
         middle = time.monotonic()
         loops = answered(settings, backbone, config, [s.question for s in group], chunks, states)
         compressing, asking = compressing + middle - start, asking + time.monotonic() - middle
-        scores += [s.score(loop.said, found=loop.answer is not None) for s, loop in zip(group, loops, strict=True)]
+        scores += [s.score(loop.text, found=loop.answer is not None) for s, loop in zip(group, loops, strict=True)]
         read += [len(loop.steps) for loop in loops]
         malformed += sum(step.reply is None for loop in loops for step in loop.steps)
         blocks += [len(own) for own in chunks]

@@ -1,4 +1,4 @@
-"""The last phase: what was trained as it ships, and how it was trained, from the logs."""
+"""The last phase: exports the trained backbone, with a report from the training logs."""
 
 import json
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ class Export:
     start: Path
     """Folder of the backbone."""
     out: Path
-    """Folder to ship."""
+    """Folder for the export."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     logs: tuple[Path, ...] = ()
     """Folders of the runs, in order."""
     most_bytes: int = 38_000_000
-    """Of all files together."""
+    """Most bytes of all files together."""
 
 
 def train(settings: Export) -> dict[str, Any]:
-    """Write the backbone with its prompts and a report of its training; gives the report.
+    """Write the backbone with its prompts and a report of its training; returns the report.
 
     Raises:
-        CheckpointError: It cannot be loaded or written, or is larger than may be shipped.
+        CheckpointError: It cannot be loaded or written, or is too large.
     """
     backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype)
     prompts = LatentPrompts.from_backbone(backbone)
@@ -50,12 +50,12 @@ def train(settings: Export) -> dict[str, Any]:
         raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
     size = sum(file.stat().st_size for file in settings.out.iterdir())
     if size > settings.most_bytes:
-        raise CheckpointError(f"{str(settings.out)!r} has {size} bytes, and {settings.most_bytes} may be shipped")
+        raise CheckpointError(f"{str(settings.out)!r} has {size} bytes, but only {settings.most_bytes} are allowed")
     return {**report, "bytes": size}
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """What a run's log tells of it: stage, device, steps, seconds, throughput, the last held-out figures."""
+    """A summary of a run's log: stage, device, steps, seconds, throughput, the last held-out metrics."""
     lines = read_log(folder)
     if not lines:
         raise CheckpointError(f"{str(folder)!r} holds no log of a run")

@@ -1,4 +1,4 @@
-"""A small backbone from nothing: a byte-level tokenizer trained on texts, and a decoder with random weights."""
+"""A small backbone from scratch: a byte-level tokenizer trained on texts, and a decoder with random weights."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import Linear
 from compmem.backbone import Backbone
 
 PAD, SYSTEM, USER, ASSISTANT, END = CONTROL = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-"""Control tokens: a text that spells one keeps its letters."""
+"""Control tokens; a text that spells one is encoded as letters."""
 
 REPLY_TAGS: Final = (
     "<check>", "</check>", "<update>", "</update>", "<next>", "</next>",
@@ -25,7 +25,7 @@ TEMPLATE: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The shape of a decoder made from nothing.
+    """The shape of a decoder made from scratch.
 
     Raises:
         ValueError: A value is out of its range.
@@ -54,15 +54,15 @@ class DecoderConfig:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, *, words: Sequence[str] = REPLY_TAGS) -> Any:
-    """A byte-level BPE tokenizer, digits one by one, with a chat template.
+    """A byte-level BPE tokenizer with single digits and a chat template.
 
     Args:
-        texts: What it learns from.
-        vocabulary: Its size, control tokens and `words` included.
+        texts: Training texts.
+        vocabulary: Its size, including control tokens and `words`.
         words: Strings that are one token each.
 
     Raises:
-        ValueError: The vocabulary has no room for the bytes.
+        ValueError: The vocabulary is too small for the bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -86,7 +86,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, words: Sequence[st
 
 
 def wrap_tokenizer(tokenizer: Any) -> Any:
-    """A tokenizer of `train_tokenizer` as the backbone takes it."""
+    """A tokenizer of `train_tokenizer` in the form that a backbone needs."""
     from transformers import PreTrainedTokenizerFast
 
     wrapped: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)  # type: ignore[no-untyped-call]
@@ -128,7 +128,7 @@ def untrained_model(config: DecoderConfig, tokenizer: Any, *, seed: int = 0) -> 
 
 
 def _scale_outputs(model: Any, layers: int) -> None:
-    """What each layer adds starts small, so that the sum over layers does not grow with their number (GPT-2)."""
+    """The outputs of each layer start small, so that the sum over layers does not grow with their number (GPT-2)."""
     with torch.no_grad():
         for layer in model.model.layers:
             for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):

@@ -1,7 +1,7 @@
 """Stage 3: the gate on the backbone, a classifier of (question, working memory, block) on rollouts (2602.08382).
 
-Everything else stays as it is: the gate learns an adapter and a head of its own. Its logits are calibrated on questions
-that nothing was learned from, and the calibration is folded into the head, so that a score is a probability.
+All other weights are frozen: the gate learns its own adapter and head. Its logits are calibrated on held-out questions,
+and the calibration is folded into the head, so that a score is a probability.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from compmem_research.training.rollouts.questions import Draw, QuestionSettings,
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 
 ROLLOUTS = "rollouts.jsonl"
-"""What was learned from, kept in the run's folder."""
+"""The training examples, stored in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,27 +48,27 @@ class GateTraining:
     questions: QuestionSettings = field(default_factory=QuestionSettings)
     rollouts: RolloutSettings = field(default_factory=lambda: RolloutSettings(exit_gate=False, group=2))
     contexts: int = 512
-    """Questions that are learned from."""
+    """Number of training questions."""
     held: int = 64
     """Questions to calibrate on, and as many to measure on."""
     at_once: int = 16
     """Questions rolled out at once."""
     blocks: int = 16
-    """Most blocks beside one working memory in training: those that help, and others drawn at random."""
+    """Most blocks per working memory in training: those that help, and others sampled at random."""
     pos_weight: float = 3.0
     """Weight of a block that helps."""
     blind: bool = False
-    """Hide the working memory: the question-only gate, to compare."""
+    """Hide the working memory: the question-only gate, for comparison."""
     recall: float = 0.98
-    """Share of the blocks that help that the threshold is to let through."""
+    """Share of the helpful blocks that the threshold should accept."""
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
-    """Of the gate, where the backbone has none yet."""
+    """Adapter of the gate, if the backbone has none yet."""
     ratio: int | None = None
     """Compression ratio. None: the checkpoint's own."""
     dtype: str | None = None
-    """Of the weights that are frozen. None: the checkpoint's own."""
+    """Dtype of the frozen weights. None: the checkpoint's own."""
     prompts: LatentPrompts | None = None
-    """What the reasoner is told. None: the checkpoint's own."""
+    """Prompts of the reasoner. None: the checkpoint's own."""
 
     def __post_init__(self) -> None:
         if min(self.contexts, self.held, self.at_once, self.blocks) < 1:
@@ -85,7 +85,7 @@ class GateTraining:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
-    """Working memories and blocks beside them."""
+    """Working memories, with blocks for each."""
 
     asked: Sequence[Sequence[int]]
     """Question and working memory of each pair, as tokens."""
@@ -96,7 +96,7 @@ class Pairs:
 
 
 def train(settings: GateTraining) -> dict[str, Any]:
-    """Train the gate; gives the last figures.
+    """Train the gate; returns the last metrics.
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
@@ -104,7 +104,7 @@ def train(settings: GateTraining) -> dict[str, Any]:
     """
     trainer = Trainer(settings.run, asks=True)
     check_whole()
-    # A fresh adapter is drawn.
+    # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "gate" not in backbone.adapters:
@@ -119,7 +119,7 @@ def train(settings: GateTraining) -> dict[str, Any]:
 def rolled_out(
     settings: GateTraining, backbone: Backbone, draw: Draw, *, keep: bool = True
 ) -> tuple[list[GateContext], list[GateContext]]:
-    """Examples to learn from, and those held out; from the run's folder where they are there already.
+    """Training examples, and held-out ones; read from the run's folder if they are there.
 
     Raises:
         ValueError: The file in the run's folder is broken.
@@ -146,12 +146,12 @@ def rolled_out(
 
 
 class GateStage:
-    """What the trainer asks of a stage.
+    """Stage 3 in the interface of the trainer.
 
     Args:
-        settings: Of the stage.
+        settings: Settings of the stage.
         backbone: With an adapter and a head for the gate.
-        learned: Examples to learn from.
+        learned: Training examples.
         held: Examples to calibrate and measure on, half for each.
     """
 
@@ -174,11 +174,11 @@ class GateStage:
         self._resident = KVCache(weight.device, weight.dtype)
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the optimiser changes."""
+        """The trained parameters."""
         return self.backbone.parameters("gate")
 
     def batch(self, step: int, rows: range) -> Pairs:
-        """Working memories by number, in an order of their own in each pass over them."""
+        """Working memories by number, in a different order in each epoch."""
         pairs = []
         for number in rows:
             turn, place = divmod(number, len(self._rows))
@@ -188,13 +188,13 @@ class GateStage:
         return self._paired(pairs)
 
     def losses(self, batch: Pairs) -> dict[str, Tensor]:
-        """Binary cross-entropy, blocks that help weighing more."""
+        """Binary cross-entropy, with a higher weight for blocks that help."""
         logits = self._logits(batch).float()
         weight = torch.tensor(self._settings.pos_weight, device=logits.device)
         return {"gate": binary_cross_entropy_with_logits(logits, batch.labels, pos_weight=weight, reduction="sum")}
 
     def after(self, figures: Mapping[str, float]) -> bool:
-        """Nothing: no batch depends on what was learned."""
+        """Does nothing, since no batch depends on the trained weights."""
         return False
 
     def measure(self, step: int) -> dict[str, float]:
@@ -217,9 +217,9 @@ class GateStage:
         }
 
     def save(self, folder: Path) -> None:
-        """The backbone, the last calibration folded into its head: a (w h + b) + c is again one of its kind."""
+        """Save the backbone with the last calibration folded into its head: a (w h + b) + c is a linear head again."""
         head = self.backbone.decoder.gate_head
-        assert head is not None, "the stage was made with one"
+        assert head is not None, "the stage needs a gate head"
         slope, bias = self._scale
         with torch.no_grad():
             head.weight.mul_(slope)
@@ -229,7 +229,7 @@ class GateStage:
         (self._settings.prompts or LatentPrompts.from_backbone(self.backbone)).write(folder)
 
     def _beside(self, context: GateContext, state: GateState, number: int) -> list[tuple[GateContext, GateState, int]]:
-        """The blocks that help, and as many others as there is room for."""
+        """The blocks that help, and as many others as fit."""
         rng = np.random.default_rng((self._settings.run.seed, number, 3))
         helping = [n for n, helps in enumerate(state.labels) if helps]
         others = [n for n, helps in enumerate(state.labels) if not helps]
@@ -243,7 +243,7 @@ class GateStage:
         chunks = list(dict.fromkeys(context.chunks[n] for context, _, n in pairs))
         new = sum(len(chunk) for chunk in chunks if chunk not in self._numbers)
         states = dict(zip(chunks, self._compressed(chunks), strict=True))
-        # A working memory stands beside several blocks, and is put into tokens once.
+        # A working memory has several blocks, and is tokenised once.
         turns = [(context.question, state.memory) for context, state, _ in pairs]
         halves = {turn: self._asked(*turn) for turn in dict.fromkeys(turns)}
         tokens = new + sum(len(asked) for asked, _ in halves.values()) + sum(len(halves[turn][1]) for turn in turns)
@@ -256,7 +256,7 @@ class GateStage:
         )
 
     def _compressed(self, chunks: Sequence[tuple[int, ...]]) -> list[KVStates]:
-        """The memory of these chunks: the compressor does not change, so what was made lately is kept."""
+        """The memory of these chunks; the compressor is frozen, so recent ones are cached."""
         named = {self._numbers.setdefault(chunk, len(self._numbers)): chunk for chunk in chunks}
 
         def make(numbers: Sequence[int]) -> list[KVStates]:
@@ -275,7 +275,7 @@ class GateStage:
         return self.backbone.score(pairs.asked, pairs.blocks, probe)
 
     def _scored(self, contexts: Sequence[GateContext]) -> tuple[Tensor, Tensor]:
-        """Logits and labels of every block beside every working memory of these questions."""
+        """Logits and labels of every block with every working memory of these questions."""
         logits, labels = [torch.empty(0)], [torch.empty(0)]
         with torch.no_grad(), precision(self.backbone):
             for context in contexts:

@@ -1,7 +1,8 @@
-"""Stage 0: a small decoder from nothing, on plain text and on whatever else the mixture has.
+"""Stage 0: a small decoder from scratch, trained on plain text and on the other kinds in the mixture.
 
-With a `memory` table it has memory tokens from the start, and kinds that are read as memory teach compressing and
-copying before anything else: plain text alone does not make so small a model copy.
+With a `memory` table it has memory tokens from the start, and kinds that are read as memory train compression and
+copying
+first: plain text alone does not teach such a small model to copy.
 """
 
 from dataclasses import dataclass, field
@@ -26,13 +27,13 @@ class LMTraining:
     mixture: MixtureSettings
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     memory: MemoryConfig | None = None
-    """None: memory tokens come with stage 1."""
+    """Memory tokens. None: they are added in stage 1."""
     prompts: LatentPrompts = field(default_factory=LatentPrompts)
-    """What it is told in a step of the loop; saved with the backbone."""
+    """Prompts for a step of the loop; saved with the backbone."""
 
 
 def train(settings: LMTraining) -> dict[str, Any]:
-    """Train from random weights; gives the last figures.
+    """Train from random weights; returns the last metrics.
 
     Raises:
         CheckpointError: There is no tokenizer, or a checkpoint cannot be read or written.

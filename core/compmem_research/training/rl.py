@@ -1,7 +1,7 @@
-"""Stage 2: reinforcement of compressor and reasoner together, through the recalled memory (2602.08382, algorithm 1).
+"""Stage 2: reinforcement learning of compressor and reasoner through the recalled memory (2602.08382, algorithm 1).
 
-Rollouts are drawn with the present weights; the update finds the replies' likelihood anew, from the chunks on, so the
-gradient reaches what the compressor keeps. GSPO with the outcome alone is LycheeMemory's training, DAPO with all four
+Rollouts use the current weights. The update computes the likelihood of the replies again, starting with the chunks, so
+the gradient reaches the compressor. GSPO with only the outcome reward is LycheeMemory's training, DAPO with all four
 rewards and step advantages GRU-Mem's (2602.10560).
 """
 
@@ -33,7 +33,7 @@ class RLTraining:
     """Settings of stage 2; `run.batch` counts questions.
 
     Raises:
-        ValueError: A value is out of its range, or they do not go together.
+        ValueError: A value is out of its range, or values contradict each other.
     """
 
     start: Path
@@ -43,26 +43,26 @@ class RLTraining:
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     objective: Objective = field(default_factory=Objective)
     rewards: tuple[RewardPart, ...] = ("outcome", "update", "exit", "format")
-    """The rewards that count; the others are told."""
+    """The rewards that are used; the others are only logged."""
     outcome: Outcome = "exact"
     scale: bool = False
     """Advantages in units of the group's deviation (2602.08382), or plain (2602.10560)."""
     alpha: float = 0.9
-    """Share of the trajectory's advantage in a step's, where the update reward counts."""
+    """Share of the trajectory's advantage in a step's, if the update reward is used."""
     beta: float = 1e-3
-    """Weight of the divergence from the reference; 0: none is needed."""
+    """Weight of the divergence from the reference; 0: no reference is needed."""
     reference: Literal["start", "base"] = "start"
-    """The policy as it was at the start, or the model without the reasoner's adapter."""
+    """The reference: the policy at the start, or the model without the reasoner's adapter."""
     updates: int = 1
-    """Steps that are made on the rollouts of one policy."""
+    """Update steps per rollout."""
     train: tuple[Literal["base", "reasoner"], ...] = ("reasoner",)
-    """What changes of the reading side. "base", for small backbones: everything."""
+    """Trained parameters of the reading side. "base", for small backbones: all."""
     freeze_compressor: bool = False
-    """Leave the memory as it is; else it is trained through what is read out of it."""
+    """Freeze the memory; otherwise it is trained through what is read from it."""
     adapter: AdapterConfig | None = None
-    """Of the reasoner, where the backbone has none yet."""
+    """Adapter of the reasoner, if the backbone has none yet."""
     memory_adapter: AdapterConfig | None = None
-    """Of the memory tokens, where the backbone has none yet."""
+    """Adapter of the memory tokens, if the backbone has none yet."""
     ratio: int | None = None
     """Compression ratio. None: the checkpoint's own."""
     piece_tokens: int = 16384
@@ -70,9 +70,9 @@ class RLTraining:
     held: int = 16
     """Questions of one measurement."""
     dtype: str | None = None
-    """Of the weights that are frozen. None: the checkpoint's own."""
+    """Dtype of the frozen weights. None: the checkpoint's own."""
     prompts: LatentPrompts | None = None
-    """What it is told. None: the checkpoint's own."""
+    """Prompts. None: the checkpoint's own."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.rewards) - set(get_args(RewardPart)):
@@ -101,7 +101,7 @@ class RLTraining:
 
 
 def train(settings: RLTraining) -> dict[str, Any]:
-    """Train compressor and reasoner by reinforcement; gives the last figures.
+    """Train compressor and reasoner by reinforcement learning; returns the last metrics.
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
@@ -109,7 +109,7 @@ def train(settings: RLTraining) -> dict[str, Any]:
     """
     trainer = Trainer(settings.run, asks=True)
     check_whole()
-    # A fresh adapter is drawn.
+    # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
@@ -121,12 +121,12 @@ def train(settings: RLTraining) -> dict[str, Any]:
 
 
 class RLStage:
-    """What the trainer asks of a stage.
+    """Stage 2 in the interface of the trainer.
 
     Args:
-        settings: Of the stage.
-        backbone: The policy, compressor and all.
-        draw: Gives contexts by number.
+        settings: Settings of the stage.
+        backbone: The policy, with the compressor.
+        draw: Returns contexts by number.
 
     Raises:
         ValueError: There is nothing to train.
@@ -154,17 +154,17 @@ class RLStage:
         self.weights |= dict.fromkeys(FIGURES, 0.0)
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the optimiser changes."""
+        """The trained parameters."""
         return self._trained
 
     def batch(self, step: int, rows: range) -> PolicyBatch:
-        """The lessons of these questions, from rollouts of the weights as they were at the round's first step."""
+        """The turns of these questions, from rollouts with the weights at the first step of the round."""
         if rows.start not in self._ahead:
             left = self._settings.updates - step % self._settings.updates
             stride = self._settings.run.batch * self._settings.run.accumulate * _processes()
             starts = [rows.start + later * stride for later in range(left)]
             made = self._learn([range(start, start + len(rows)) for start in starts])
-            # A round that a killed run left half made is made again.
+            # A round that an interrupted run left unfinished is repeated.
             self._ahead |= dict(zip(starts, made, strict=True))
         return self._ahead.pop(rows.start)
 
@@ -183,14 +183,14 @@ class RLStage:
         sums = {"policy": policy, "clipped": clipped}
         if batch.reference is not None:
             sums["kl"] = divergence(replies, batch.reference, settings.objective.algorithm)
-        return sums | {name: torch.tensor(value, device=now.device) for name, value in batch.told.items()}
+        return sums | {name: torch.tensor(value, device=now.device) for name, value in batch.metrics.items()}
 
     def after(self, figures: Mapping[str, float]) -> bool:
-        """Nothing: no batch is made ahead of its step."""
+        """Does nothing, since no batch is made ahead of its step."""
         return False
 
     def measure(self, step: int) -> dict[str, float]:
-        """What greedy rollouts of held-out questions are worth."""
+        """Rewards of greedy rollouts of held-out questions."""
         contexts = [self._draw(HELD + number, True) for number in range(self._settings.held)]
         [*groups] = self._greedy.run(contexts, [[0]] * len(contexts))
         runs = [run for [run] in groups]
@@ -202,12 +202,12 @@ class RLStage:
         return {"held_exact_answer": figures.pop("held_outcome"), **figures}
 
     def save(self, folder: Path) -> None:
-        """The backbone with the prompts it was trained with."""
+        """Save the backbone with its training prompts."""
         self.backbone.save(folder)
         self._prompts.write(folder)
 
     def _learn(self, batches: Sequence[range]) -> list[PolicyBatch]:
-        """Rollouts of all the batches' questions at once; the lessons of each batch."""
+        """Rollouts of the questions of all batches at once; returns the data of each batch."""
         settings = self._settings
         began = time.monotonic()
         rows = [row for batch in batches for row in batch]
@@ -232,13 +232,13 @@ class RLStage:
                 advantages += own
                 shares += [1 / len(own)] * len(own)
         runs = [run for group, _ in groups for run in group]
-        told, counts = figures_of(runs, [w for _, worth in groups for w in worth], settings.rewards)
+        metrics, counts = figures_of(runs, [w for _, worth in groups for w in worth], settings.rewards)
         drawn = sum(len(turn.reply) for turn in turns)
-        told |= {"rollout_tokens_per_second": drawn}
+        metrics |= {"rollout_tokens_per_second": drawn}
         divisor = len(runs) if settings.objective.algorithm == "gspo" else drawn
         counts |= {"rollout_tokens_per_second": seconds, **dict.fromkeys(("policy", "clipped", "kl"), divisor)}
         if not settings.beta:
-            # Turns whose advantage is nothing have no gradient; one is kept for the loss to have a graph.
+            # Turns with zero advantage have no gradient; one is kept so that the loss has a graph.
             kept = [n for n, value in enumerate(advantages) if value] or [0]
             turns = [turns[n] for n in kept]
             advantages, shares = ([values[n] for n in kept] for values in (advantages, shares))
@@ -247,7 +247,7 @@ class RLStage:
             turns=turns,
             advantages=torch.tensor(advantages, device=device),
             shares=torch.tensor(shares, device=device),
-            told=told,
+            metrics=metrics,
             counts=counts,
             tokens=sum(run_tokens(turn, self._ratio) for turn in turns),
             then=self._looked_up(self.backbone, turns) if settings.updates > 1 else None,
@@ -256,7 +256,7 @@ class RLStage:
 
     def _judged(self, runs: Sequence[Trajectory], worth: Sequence[Rewards]) -> list[list[float]]:
         settings = self._settings
-        # Steps have advantages of their own where they have rewards of their own.
+        # Steps have their own advantages if they have their own rewards.
         alpha = settings.alpha if "update" in settings.rewards and settings.rollouts.gates else None
         return turn_advantages(runs, worth, settings.rewards, alpha=alpha, scale=settings.scale)
 
@@ -266,7 +266,7 @@ class RLStage:
         return self._looked_up(self._reference, turns)
 
     def _looked_up(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
-        """Likelihoods without gradients, computed as the update computes them."""
+        """Likelihoods without gradients, computed in the same way as in the update."""
         bf16 = self._settings.run.bf16
         with torch.no_grad(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
             return self._likelihood(backbone, turns, base=base)

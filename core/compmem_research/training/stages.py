@@ -1,4 +1,4 @@
-"""The stages by name: the module of each and its settings. Needs nothing but what the stage itself needs."""
+"""The stages by name: module and settings of each. Imports only what the stage itself needs."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -18,11 +18,11 @@ STAGES = {
     "export": ("export", "Export"),
     "dense-gate": ("dense_gate", "DenseGateTraining"),
 }
-"""Module and settings of each stage; a module's `train` takes the settings and gives its figures."""
+"""Module and settings of each stage; a module's `train` takes the settings and returns its metrics."""
 
 
 def load_stage(name: str) -> tuple[type[Any], Callable[[Any], dict[str, Any]]]:
-    """A stage's kind of settings, and what runs it and gives its figures.
+    """A stage's type of settings, and the function that runs it and returns its metrics.
 
     Raises:
         ValueError: There is no such stage.
@@ -35,7 +35,7 @@ def load_stage(name: str) -> tuple[type[Any], Callable[[Any], dict[str, Any]]]:
 
 
 def run_stage(name: str, config: Path) -> dict[str, Any]:
-    """Run one stage by the settings in a file; gives its figures.
+    """Run one stage with the settings in a file; returns its metrics.
 
     Raises:
         ValueError: There is no such stage, or the settings are wrong.

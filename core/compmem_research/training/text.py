@@ -1,4 +1,4 @@
-"""Before stage 0: plain text read as a stream, a tokenizer trained on it, and its tokens packed into one small file."""
+"""Before stage 0: reads plain text as a stream, trains a tokenizer on it, and packs its tokens into one small file."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,12 @@ class TextPreparation:
     """Files of `{"text"}` lines, which may be compressed."""
     out: Path
     tokenizer: str | None = None
-    """Folder or name of a model whose tokenizer packs. None: one is trained."""
+    """Folder or name of a model whose tokenizer is used. None: a new one is trained."""
     vocabulary: int = 4096
     learn_from: int = 20_000_000
-    """Characters that the tokenizer is trained on."""
+    """Characters of training text for the tokenizer."""
     made_up: int = 0
-    """Lines of made-up facts that it is trained on as well, so that their words and names take few tokens."""
+    """Lines of made-up facts for training the tokenizer, so that their words and names take few tokens."""
     tokens: int = 12_000_000
     """Most tokens that are packed."""
     words: tuple[str, ...] = REPLY_TAGS
@@ -47,11 +47,11 @@ class TextPreparation:
 
 
 def train(settings: TextPreparation) -> dict[str, Any]:
-    """Train the tokenizer, pack the tokens; gives their numbers.
+    """Train the tokenizer and pack the tokens; returns their numbers.
 
     Raises:
         ValueError: A file has a broken line.
-        CheckpointError: What was made cannot be written.
+        CheckpointError: The result cannot be written.
     """
     if settings.tokenizer is not None:
         tokenizer = load_tokenizer(settings.tokenizer)
@@ -69,7 +69,7 @@ def train(settings: TextPreparation) -> dict[str, Any]:
 
 
 def read_texts(files: Sequence[Path]) -> Iterator[str]:
-    """The texts of files of `{"text"}` lines, one after the other.
+    """The texts of files of `{"text"}` lines, one by one.
 
     Raises:
         ValueError: A line is broken; the message names file and line.
@@ -80,7 +80,7 @@ def read_texts(files: Sequence[Path]) -> Iterator[str]:
 
 
 def made_up(lines: int, seed: int = 0) -> Iterator[str]:
-    """Statement, question and answer of made-up facts, as the training split words them."""
+    """Statement, question and answer of made-up facts, in the wordings of the training split."""
     chance = Random(seed)
     for _ in range(lines):
         relation = chance.choice(RELATIONS)
@@ -98,7 +98,7 @@ def _some(texts: Iterator[str], characters: int) -> Iterator[str]:
 
 
 def _packed(settings: TextPreparation, tokenizer: Any) -> Iterator[TokenIds]:
-    """The tokens of each text and an end token; a control token spelled in a text stays the letters that it is."""
+    """The tokens of each text and an end token; a control token spelled in a text is encoded as letters."""
     plain = tokenizer.backend_tokenizer
     plain.encode_special_tokens = True
     texts, count = read_texts(settings.texts), 0

@@ -1,7 +1,7 @@
-"""The reasoner's warm-up: step traces with evidence labels, before any reward (the "SFT" of 2602.08382, table 4).
+"""The reasoner's warm-up: step traces with evidence labels, before rewards (the "SFT" of 2602.08382, table 4).
 
-The mixture's `steps` are whole traces of the loop: the structured reply of each step behind its block, and the answer
-from the notes alone. Other kinds keep alive what was learned before.
+The mixture's `steps` are whole traces of the loop: the structured reply of each step after its block, and the answer
+from the notes alone. Other kinds preserve earlier abilities.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class WarmupTraining:
     run: RunSettings
     mixture: MixtureSettings
     train: tuple[Trainable, ...] = ("reasoner",)
-    """What changes. With "memory" the compressor learns along, with "base" everything does."""
+    """Trained parameters. "memory" adds the compressor, "base" everything."""
     adapter: AdapterConfig | None = None
-    """Of the reasoner, where the backbone has none yet."""
+    """Adapter of the reasoner, if the backbone has none yet."""
     dtype: str | None = None
-    """Of the weights that are frozen. None: the checkpoint's own."""
+    """Dtype of the frozen weights. None: the checkpoint's own."""
     prompts: LatentPrompts | None = None
-    """What it is told in a step. None: the checkpoint's own."""
+    """Prompts of a step. None: the checkpoint's own."""
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -41,7 +41,7 @@ class WarmupTraining:
 
 
 def train(settings: WarmupTraining) -> dict[str, Any]:
-    """Train the reasoner on traces; gives the last figures.
+    """Train the reasoner on traces; returns the last metrics.
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.

@@ -1,1 +1,1 @@
-"""What a supervised stage learns from: rows, the mixture they are drawn from, and the questions behind them."""
+"""Data of the supervised stages: rows, mixtures of them, and the questions behind them."""

@@ -1,8 +1,8 @@
-"""The kinds of rows that a mixture is made of, each drawn from a random generator alone.
+"""The kinds of rows in a mixture, each generated from a random generator.
 
-Copying out of memory is what is hard for a small model, so most kinds are made to teach it: chunks of random tokens to
-be written again, keys and values to be looked up, made-up facts among plain text. Several questions are asked behind
-one chunk, each a turn of its own: more to learn from for one compression.
+Copying from memory is hard for a small model, so most kinds train it: random tokens to repeat, keys and values to look
+up, made-up facts in plain text. Several questions follow one chunk, each in its own turn, so that one compression gives
+more training signal.
 """
 
 from bisect import bisect_right
@@ -29,8 +29,8 @@ from compmem_research.training.data.sources import source_of
 from compmem_research.training.data.traces import ANSWER, SKIP, STEP, StepRows
 
 Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
-"""Plain text; random tokens to be written again; text to be written again; keys and values; made-up facts; questions
-about paragraphs; steps of the loop; what the model itself makes of a text that it sees (self-distilled)."""
+"""Plain text; random tokens to repeat; text to repeat; keys and values; made-up facts; questions about paragraphs;
+steps of the loop; what the model itself writes about a text that it sees (self-distillation)."""
 
 Rng = np.random.Generator
 Maker = Callable[[Rng, int, int, bool], list[Example]]
@@ -38,14 +38,14 @@ Maker = Callable[[Rng, int, int, bool], list[Example]]
 
 NEEDLE = "needle"
 HELD_SHARE = 50
-"""One in so many paragraphs is held out."""
+"""One in this many paragraphs is held out."""
 DRAWS = 100
-"""Most times that facts are drawn until they fit into a chunk, one fewer each time."""
+"""Most attempts to sample facts that fit into a chunk, with one fewer each time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Component:
-    """One kind of rows in a mixture, and how it grows harder.
+    """One kind of rows in a mixture, and its curriculum.
 
     Raises:
         ValueError: A value is out of its range.
@@ -55,35 +55,35 @@ class Component:
     part: str = ""
     """Name of its part of the loss. Empty: its kind."""
     share: float = 1.0
-    """How often it is drawn, against the others."""
+    """How often it is sampled, relative to the others."""
     weight: float = 1.0
-    """Of its part in the loss."""
+    """Weight of its part of the loss."""
     sizes: tuple[int, ...] = (128,)
     """Tokens of a chunk, at each level."""
     items: tuple[int, ...] = (1,)
     """Facts, pairs, questions or hops of a chunk, at each level."""
     tokens: int = 1536
-    """Source tokens of one drawing: so many by size are the rows that share a shape."""
+    """Source tokens of one sampling step: rows with the same shape up to this total."""
     raw: float = 0.0
-    """Share of drawings that stand as plain tokens where the others are read as memory."""
+    """Share of samples that are given as plain tokens instead of memory."""
     grow_at: float = 0.97
-    """Figure above which the next level begins."""
+    """Metric above which the next level begins."""
     grow_by: Literal["accuracy", "exact"] = "accuracy"
-    """The figure: right tokens, or spans right to the last token."""
+    """The metric: accuracy of tokens, or of whole spans."""
     grow_over: int = 5
-    """Steps in a row, of those with rows of it, that the figure must be above."""
+    """Consecutive steps with rows of this component in which the metric must be above."""
     tasks: tuple[str, ...] = ("world",)
-    """Of what, drawn evenly: "world" (made-up facts), for `facts` "needle" too, for `steps` any RULER task."""
+    """Sampled uniformly: "world" (made-up facts), for `facts` also "needle", for `steps` any RULER task."""
     file: Path | None = None
-    """Questions, for `singlehop` and `steps`. None: made up, by `tasks`."""
+    """File of questions, for `singlehop` and `steps`. None: made-up ones from `tasks`."""
     wordings: int | None = None
     """Most wordings of a made-up fact. None: all."""
     syllables: int = 2
-    """Of a made-up word."""
+    """Syllables of a made-up word."""
     distractors: int = 3
-    """Facts that resemble each one that is asked for, for `steps`."""
+    """Distractors for each needed fact, for `steps`."""
     chunks: int = 3
-    """Chunks of the context of one question, about, for `steps`."""
+    """Approximate number of chunks in the context of one question, for `steps`."""
     skips: int = 1
     """Most chunks without evidence before each one with it, for `steps`."""
 
@@ -105,19 +105,19 @@ class Component:
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """Number of levels."""
         return max(len(self.sizes), len(self.items))
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of its parts of the loss, the one first by which it grows."""
+        """Names of its parts of the loss; the first one controls the curriculum."""
         if self.kind != "steps":
             return (self.part,)
         return tuple(f"{self.prefix}{name}" for name in (STEP, SKIP, ANSWER))
 
     @property
     def prefix(self) -> str:
-        """What stands before the parts of `steps`, where it has a name of its own."""
+        """Prefix of the parts of `steps`, if it has its own name."""
         return "" if self.part == "steps" else f"{self.part}_"
 
     def at(self, level: int) -> tuple[int, int]:
@@ -127,18 +127,18 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskPrompts:
-    """What the model is asked to do with a chunk, beside questions."""
+    """Prompts for chunks, besides questions."""
 
     rebuild: str = "Repeat."
     create: str = "Summarize the text in a few sentences."
 
 
 class Turns:
-    """Makes rows behind chunks, in the backbone's chat template.
+    """Makes rows after chunks, in the backbone's chat template.
 
     Args:
-        backbone: Whose tokenizer and template serve.
-        prompts: What it is asked.
+        backbone: The backbone with tokenizer and template.
+        prompts: The prompts.
     """
 
     def __init__(self, backbone: Backbone, prompts: TaskPrompts) -> None:
@@ -151,7 +151,7 @@ class Turns:
         self._ordinary = np.array([i for i in range(len(backbone.tokenizer)) if i not in added])
 
     def random(self, rng: Rng, count: int) -> list[int]:
-        """Random tokens, none of them a control token or a tag."""
+        """Random tokens without control tokens and tags."""
         drawn: list[int] = rng.choice(self._ordinary, count).tolist()
         return drawn
 
@@ -160,13 +160,13 @@ class Turns:
         return self._backbone.encode(text)
 
     def asked(self, part: str, chunk: Ids, turns: Sequence[tuple[Ids, Ids]], *, raw: bool) -> Example:
-        """Questions behind a chunk, a turn each; the answers and their ends are learned."""
+        """Questions after a chunk, one turn each; the answers and their ends are learned."""
         return self.behind(
             part, chunk, [(self._turn.fill(text=question), [*answer, self.end]) for question, answer in turns], raw=raw
         )
 
     def behind(self, part: str, chunk: Ids, turns: Sequence[tuple[Ids, Ids]], *, raw: bool) -> Example:
-        """Prompts and replies behind a chunk; the replies are learned."""
+        """Prompts and replies after a chunk; the replies are learned."""
         ids, spans = list(chunk) if raw else list[int](), list[tuple[int, int]]()
         for prompt, reply in turns:
             ids += prompt
@@ -176,7 +176,7 @@ class Turns:
 
 
 def text_rows(component: Component, text: Text) -> Maker:
-    """Plain text, every token learned from those before it."""
+    """Plain text; every token is predicted from those before it."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
         windows = [text.window(rng, size, held=held) for _ in range(max(1, component.tokens // size))]
@@ -186,7 +186,7 @@ def text_rows(component: Component, text: Text) -> Maker:
 
 
 def rebuilt_rows(component: Component, turns: Turns, text: Text | None) -> Maker:
-    """Chunks that are written again, of text or of random tokens."""
+    """Chunks to repeat, of text or of random tokens."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
         raw, rows = rng.random() < component.raw, []
@@ -199,7 +199,7 @@ def rebuilt_rows(component: Component, turns: Turns, text: Text | None) -> Maker
 
 
 def created_rows(component: Component, turns: Turns, text: Text) -> Maker:
-    """Chunks with a task but no reply yet: the stage has the model write it from the chunk that it sees."""
+    """Chunks with a prompt but no reply yet: the model writes it from the uncompressed chunk."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
         chunks = [text.window(rng, size, held=held) for _ in range(max(1, component.tokens // size))]
@@ -209,7 +209,7 @@ def created_rows(component: Component, turns: Turns, text: Text) -> Maker:
 
 
 def lookup_rows(component: Component, turns: Turns) -> Maker:
-    """Pairs of random tokens, some of whose keys are asked for."""
+    """Pairs of random tokens, with questions for some of the keys."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
         raw, rows = rng.random() < component.raw, []
@@ -226,14 +226,14 @@ def lookup_rows(component: Component, turns: Turns) -> Maker:
 
 
 class FactRows:
-    """Made-up facts among plain text, each asked for behind the chunk; every chunk has exactly the size.
+    """Made-up facts in plain text, each with a question after the chunk; every chunk has exactly the given size.
 
-    Half of the facts share the relation of another one, or its subject: what is asked for must be read, not guessed.
+    Half of the facts share the relation or the subject of another one, so that answers must be read, not guessed.
 
     Args:
-        component: How.
+        component: Its settings.
         turns: Makes the rows.
-        text: What stands between the facts. None: random tokens.
+        text: Text between the facts. None: random tokens.
     """
 
     def __init__(self, component: Component, turns: Turns, text: Text | None) -> None:
@@ -255,23 +255,23 @@ class FactRows:
     def _chunk(
         self, rng: Rng, chance: Random, size: int, items: int, held: bool
     ) -> tuple[list[int], list[tuple[str, str, str]]]:
-        """So many tokens with facts in them, and the facts; fewer, and shorter ones, where they do not fit."""
+        """This many tokens with facts in them, and the facts; fewer and shorter ones if they do not fit."""
         for _ in range(DRAWS):
             needles = sum(chance.choice(self._component.tasks) == NEEDLE for _ in range(items))
             facts = [needle(chance, "train") for _ in range(needles)] + self._facts(chance, items - needles)
             chance.shuffle(facts)
-            said = [self._turns.encode(f" {statement}") for statement, _, _ in facts]
-            room = size - sum(map(len, said))
+            statements = [self._turns.encode(f" {statement}") for statement, _, _ in facts]
+            room = size - sum(map(len, statements))
             if room >= 0:
                 break
             items = max(1, items - 1)
         else:
-            raise ValueError(f"a chunk of {size} tokens is too small for a fact of {len(said[0])}")
+            raise ValueError(f"a chunk of {size} tokens is too small for a fact of {len(statements[0])}")
         turns = self._turns
         between = self._text.window(rng, room, held=held) if self._text else turns.random(rng, room)
-        cuts = [0, *sorted(rng.integers(0, room + 1, len(said)).tolist()), room]
+        cuts = [0, *sorted(rng.integers(0, room + 1, len(statements)).tolist()), room]
         chunk = between[: cuts[1]]
-        for sentence, start, end in zip(said, cuts[1:], cuts[2:], strict=False):
+        for sentence, start, end in zip(statements, cuts[1:], cuts[2:], strict=False):
             chunk += [*sentence, *between[start:end]]
         return chunk, facts
 
@@ -290,7 +290,7 @@ class FactRows:
     def _subject(
         self, chance: Random, told: Mapping[tuple[str, str], tuple[Relation, str]]
     ) -> tuple[Relation, str]:  # fmt: skip
-        """What the next fact is about: half of the time with the relation, or the subject, of one that was told."""
+        """Topic of the next fact: in half of the cases the relation or the subject of an earlier one."""
         relation = chance.choice(RELATIONS)
         if told and chance.random() < 0.5:
             (known, _), (other, _) = chance.choice(list(told.items()))
@@ -305,7 +305,7 @@ class FactRows:
 
 
 def singlehop_rows(component: Component, turns: Turns) -> Maker:
-    """Paragraphs and questions whose answers they quote; at most `items` questions behind each.
+    """Paragraphs and questions whose answers are quotes; at most `items` questions for each.
 
     Raises:
         ValueError: The file has a broken line, or no paragraph is short enough.

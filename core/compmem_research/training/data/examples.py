@@ -1,7 +1,7 @@
-"""Rows to learn from: blocks read as memory, tokens behind them, and which of those tokens are learned.
+"""Training rows: blocks read as memory, the tokens after them, and the tokens that are learned.
 
-Everything that is supervised is one of these: plain text (no block, all tokens learned), reconstruction (the block's
-own tokens behind it), questions (the answers alone), a step of the loop (the structured reply alone).
+All supervised data has this form: plain text (no block, all tokens learned), reconstruction (the block's own tokens
+after it), questions (only the answers), a step of the loop (only the structured reply).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from compmem_research.training.engine.device import precision
 Ids = Sequence[int]
 
 ALIKE = 64
-"""Tokens by which rows that are run at once may differ, in their memory and behind it."""
+"""Largest difference in tokens, in memory and after it, between rows of one batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,12 +26,12 @@ class Example:
     """One row."""
 
     part: str
-    """The part of the loss that it belongs to."""
+    """Its part of the loss."""
     blocks: tuple[Ids, ...] = ()
-    """Chunks that are compressed, each by itself, and stand left of the tokens."""
+    """Chunks that are compressed separately and precede the tokens."""
     ids: Ids
     spans: tuple[tuple[int, int], ...]
-    """Runs `(start, end)` of `ids` that are learned, none from the very first token on."""
+    """Spans `(start, end)` of `ids` that are learned; none contains the first token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class Rows:
 
     @classmethod
     def of(cls, examples: Iterable[Example], ratio: int) -> "Rows":
-        """These rows, with what each loss part and figure is divided by."""
+        """These rows, with the normaliser of each loss part and metric."""
         kept, counts = list(examples), dict[str, float]()
         for example in kept:
             learned = sum(end - start for start, end in example.spans)
@@ -57,9 +57,9 @@ class Rows:
 
 
 def figures_of(part: str) -> tuple[str, str, str]:
-    """Names of a part's loss, its share of right tokens, and its share of spans that are right to the last token.
+    """Names of a part's loss, token accuracy, and span accuracy.
 
-    A span is right where the likeliest token is the right one all along: what greedy decoding would have written.
+    A span is right if greedy decoding would write all of its tokens.
     """
     return part, f"accuracy_{part}", f"exact_{part}"
 
@@ -69,7 +69,7 @@ def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner"
     memory = recalled(backbone, rows.examples, rows.ratio)
     groups: dict[tuple[str, int, int], list[int]] = {}
     for number, example in enumerate(rows.examples):
-        # Little is padded where lengths are alike; each group is a forward pass, and many small ones cost more.
+        # Similar lengths need little padding, but each group is a forward pass, and many small ones cost more.
         slots = sum(states.keys.shape[2] for states in memory[number])
         key = (example.part, -(-slots // ALIKE), len(example.ids) // ALIKE)
         groups.setdefault(key, []).append(number)
@@ -85,7 +85,7 @@ def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner"
 def _group(
     backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Loss, right tokens and right spans of rows that are run at once."""
+    """Loss, right tokens and right spans of rows in one batch."""
     hidden = backbone.read([e.ids[:-1] for e in examples], memory, role=role)
     place, targets, spans = list[int](), list[int](), list[int]()
     count = 0
@@ -104,7 +104,7 @@ def _group(
 
 
 def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> list[list[KVStates]]:
-    """The memory of each row's blocks; what several rows read is compressed once."""
+    """The memory of each row's blocks; shared blocks are compressed once."""
     chunks = list(dict.fromkeys(tuple(block) for e in examples for block in e.blocks))
     states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}
     return [[states[tuple(block)] for block in e.blocks] for e in examples]
@@ -113,7 +113,7 @@ def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> lis
 def written_exactly(
     backbone: Backbone, examples: Sequence[Example], ratio: int, *, role: Role | None = "reasoner"
 ) -> float:
-    """Share of rows whose last span greedy decoding writes to the letter behind their memory."""
+    """Share of rows whose last span is reproduced exactly by greedy decoding."""
     prompts = [list(e.ids[: e.spans[-1][0]]) for e in examples]
     wanted = [list(e.ids[slice(*e.spans[-1])]) for e in examples]
     with torch.no_grad(), precision(backbone):

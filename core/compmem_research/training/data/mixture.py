@@ -1,4 +1,4 @@
-"""The supervised stages' common part: rows from a mixture of kinds that grow harder as they are learned."""
+"""Common part of the supervised stages: rows from a mixture of kinds with a curriculum."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +29,12 @@ from compmem_research.training.data.packed import Text
 from compmem_research.training.engine.stage import HELD
 
 Trainable = Literal["base", "memory", "reasoner"]
-"""What of the backbone a supervised stage may change."""
+"""Parts of the backbone that a supervised stage may train."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureSettings:
-    """What a supervised stage learns from.
+    """Data settings of a supervised stage.
 
     Raises:
         ValueError: A value is out of its range.
@@ -42,19 +42,19 @@ class MixtureSettings:
 
     components: tuple[Component, ...]
     data: Path | None = None
-    """Folder of packed text (`compmem train text`); needed for plain text. Facts stand among random tokens without."""
+    """Folder of packed text (`compmem train text`); needed for plain text. Without it, random tokens surround facts."""
     ratios: tuple[int, ...] = (4,)
-    """Compression ratios; each step draws one."""
+    """Compression ratios; each step samples one."""
     prompts: TaskPrompts = field(default_factory=TaskPrompts)
     held: int = 2
-    """Drawings of each kind that one measurement takes."""
+    """Samples of each kind in one measurement."""
 
     def __post_init__(self) -> None:
         if not self.components:
             raise ValueError("a mixture needs components")
         parts = [c.part for c in self.components]
         if len(set(parts)) != len(parts):
-            raise ValueError(f"two components are called {max(parts, key=parts.count)!r}: give one a 'part'")
+            raise ValueError(f"two components have the name {max(parts, key=parts.count)!r}: give one a 'part'")
         if not self.ratios or min(self.ratios) < 1:
             raise ValueError(f"ratios={self.ratios!r} must be at least 1")
         if self.data is None and any(c.kind in ("text", "rebuild", "create") for c in self.components):
@@ -62,16 +62,16 @@ class MixtureSettings:
 
 
 class Mixture:
-    """A stage over a mixture: what the trainer asks of one.
+    """A stage over a mixture, in the interface of the trainer.
 
     Args:
-        name: Of the stage.
-        backbone: What is trained.
-        trained: The parameters that change.
+        name: Name of the stage.
+        backbone: The backbone to train.
+        trained: The trained parameters.
         settings: The mixture.
-        steps: What the model is told in a step of the loop.
-        seed: Of everything drawn.
-        role: Whose adapter reads.
+        steps: Prompts for a step of the loop.
+        seed: Seed of all sampling.
+        role: The role whose adapter reads.
         finish: Completes rows whose replies the model itself writes.
     """
 
@@ -104,20 +104,20 @@ class Mixture:
         self.weights = _weights(settings.components)
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the optimiser changes."""
+        """The trained parameters."""
         return self._trained
 
     def batch(self, step: int, rows: range) -> Rows:
-        """The rows of these drawings."""
+        """The rows with these numbers."""
         drawn = [example for number in rows for example in self._draw(number)]
         return Rows.of(self._finish(drawn), self._ratio(step))
 
     def losses(self, batch: Rows) -> dict[str, Tensor]:
-        """The parts of the loss and their figures."""
+        """The parts of the loss and their metrics."""
         return row_losses(self.backbone, batch, role=self._role)
 
     def after(self, figures: Mapping[str, float]) -> bool:
-        """Take the next level of each kind that is learned well enough; True where there is one."""
+        """Start the next level of each kind that is learned well enough; True if any did."""
         grown = False
         for component in self._settings.components:
             figure = figures.get(f"{component.grow_by}_{component.parts[0]}")
@@ -131,7 +131,7 @@ class Mixture:
         return grown
 
     def measure(self, step: int) -> dict[str, float]:
-        """Exact match of held-out rows' last replies, written greedily, and the levels that are reached."""
+        """Exact match of held-out rows' last replies with greedy decoding, and the current levels."""
         figures: dict[str, float] = {}
         for component, make in zip(self._settings.components, self._makers, strict=True):
             level = self._level(component)
@@ -150,7 +150,7 @@ class Mixture:
         return figures
 
     def save(self, folder: Path) -> None:
-        """The backbone with the prompts it was trained with."""
+        """Save the backbone with its training prompts."""
         self.backbone.save(folder)
         self._steps.prompts.write(folder)
 
@@ -190,7 +190,7 @@ def _maker(component: Component, turns: Turns, text: Text | None, steps: StepPro
 
 
 def _weights(components: Sequence[Component]) -> dict[str, float]:
-    """The weight of each part, and 0 for the figures that are only told."""
+    """The weight of each part, and 0 for metrics that are only logged."""
     weights: dict[str, float] = {}
     for component in components:
         for part in component.parts:

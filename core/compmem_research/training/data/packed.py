@@ -1,4 +1,4 @@
-"""Packed text: a folder of one tokenizer and one small file of tokens, made once and read by every stage."""
+"""Packed text: a folder with a tokenizer and a small file of tokens, made once for all stages."""
 
 import lzma
 from pathlib import Path
@@ -14,7 +14,7 @@ from compmem_research.training.from_scratch import wrap_tokenizer
 
 TOKENS, TOKENIZER = "tokens.safetensors.xz", "tokenizer"
 HELD_OUT = 0.02
-"""Share of the tokens, at the end, that only measure."""
+"""Share of the tokens, at the end, that is held out."""
 
 TokenIds = NDArray[np.unsignedinteger[Any]]
 
@@ -24,10 +24,10 @@ class Text:
 
     Args:
         folder: A folder that `compmem train text` made.
-        vocabulary: Tokens of the tokenizer that reads them.
+        vocabulary: Vocabulary size of the tokenizer.
 
     Raises:
-        CheckpointError: There are no tokens, or those of another tokenizer.
+        CheckpointError: There are no tokens, or they are from another tokenizer.
     """
 
     def __init__(self, folder: Path, vocabulary: int) -> None:
@@ -46,21 +46,21 @@ class Text:
         self._parts = {"train": tokens[: len(tokens) - held], "held": tokens[len(tokens) - held :]}
 
     def window(self, rng: np.random.Generator, size: int, *, held: bool) -> list[int]:
-        """So many tokens from a random place.
+        """This many tokens from a random position.
 
         Raises:
-            ValueError: There are not so many.
+            ValueError: There are fewer tokens.
         """
         tokens = self._parts["held" if held else "train"]
         if len(tokens) < size:
-            raise ValueError(f"a window of {size} tokens is wanted, and there are {len(tokens)}")
+            raise ValueError(f"a window of {size} tokens is longer than the {len(tokens)} tokens of text")
         at = int(rng.integers(0, len(tokens) - size + 1))
         window: list[int] = tokens[at : at + size].tolist()
         return window
 
 
 def packed(tokens: TokenIds, vocabulary: int) -> bytes:
-    """The content of a file of tokens, for a tokenizer of so many."""
+    """The content of a file of tokens, for a tokenizer with this vocabulary size."""
     return lzma.compress(save({"text": tokens, "vocabulary": np.array([vocabulary])}))
 
 

@@ -1,4 +1,4 @@
-"""Where questions over documents come from: made-up worlds and RULER tasks, or a multi-hop set; and their chunks."""
+"""Sources of questions over documents: made-up worlds and RULER tasks, or a multi-hop set; and their chunks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,18 +20,18 @@ from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.data.packed import Text
 
 FILLER_TOKENS, PASSAGES = 48, 4000
-"""Tokens of a window of text that fills up, and how many there are at least."""
+"""Tokens of a window of filler text, and the least number of windows."""
 ROOM = 8
-"""Most times that a context is made larger for the facts to fit in."""
+"""Most times that a context is enlarged until the facts fit."""
 HELD_SHARE = 20
-"""One in so many questions of a set is held out."""
+"""One in this many questions of a set is held out."""
 
 
 class SampleSource(Protocol):
-    """Where samples come from."""
+    """A source of samples."""
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """The sample of a number, for chunks of so many tokens and at most so many hops."""
+        """The sample with this number, for chunks of this many tokens and at most this many hops."""
         ...
 
 
@@ -39,10 +39,10 @@ class MadeUpSource:
     """Made-up worlds and RULER tasks of a few chunks each.
 
     Args:
-        filler: What stands between the facts.
-        config: How hard worlds are; tokens and hops are set by the level.
-        tasks: "world" and names of RULER tasks; each sample draws one.
-        chunks: Chunks of one context, about.
+        filler: Text between the facts.
+        config: Difficulty of worlds; tokens and hops are set by the level.
+        tasks: "world" and names of RULER tasks; each sample uses one.
+        chunks: Approximate number of chunks of one context.
     """
 
     def __init__(self, filler: Filler, config: WorldConfig, tasks: Sequence[str], *, chunks: int) -> None:
@@ -52,14 +52,14 @@ class MadeUpSource:
         self._chunks = chunks
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """The sample of a number, as one document; held-out ones have a seed of their own."""
+        """The sample with this number, as one document; held-out ones have a separate seed."""
         task, seed = self._tasks[number % len(self._tasks)], self._config.seed + held
         tokens = size * self._chunks
         while True:
             try:
                 return self._made(task, number, tokens, items, seed).joined()
             except ValueError:
-                # Facts with long names need more room; how much shows when they are made.
+                # Facts with long names need more space; how much is known only when they are made.
                 if tokens > ROOM * size * self._chunks:
                     raise
                 tokens *= 2
@@ -72,12 +72,12 @@ class MadeUpSource:
 
 
 class QuestionSource:
-    """Questions of a multi-hop set among their own paragraphs; one in a few is held out.
+    """Questions of a multi-hop set among their own paragraphs; some are held out.
 
     Args:
         file: The set.
         count: Counts tokens.
-        chunks: Chunks of one context, about.
+        chunks: Approximate number of chunks of one context.
 
     Raises:
         ValueError: The file has a broken line, or too few questions.
@@ -93,7 +93,7 @@ class QuestionSource:
             raise ValueError(f"{file}: {len(self._contexts.questions)} questions are too few to hold some out")
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """A question of this number; the hops are as they come."""
+        """A question with this number; its hops are as in the set."""
         part = self._parts[held]
         return self._contexts.sample(part[number % len(part)], size * self._chunks)
 
@@ -101,15 +101,15 @@ class QuestionSource:
 def source_of(
     backbone: Backbone, file: Path | None, config: WorldConfig, tasks: Sequence[str], *, chunks: int, text: Text | None
 ) -> SampleSource:
-    """The questions of a file where there is one, else made-up tasks filled up with text.
+    """The questions of a file if it is given, else made-up tasks with filler text.
 
     Args:
-        backbone: Whose tokenizer counts.
+        backbone: Its tokenizer counts.
         file: A multi-hop set.
-        config: How hard made-up worlds are.
-        tasks: What is made up.
-        chunks: Chunks of one context, about.
-        text: What stands between the facts. None: made-up facts do.
+        config: Difficulty of made-up worlds.
+        tasks: The made-up tasks.
+        chunks: Approximate number of chunks of one context.
+        text: Text between the facts. None: made-up facts.
 
     Raises:
         ValueError: The file has a broken line, or too few questions.
@@ -121,7 +121,7 @@ def source_of(
 
 
 def token_counter(backbone: Backbone) -> TokenCounter:
-    """Counts as the backbone reads."""
+    """Token counter of the backbone."""
     return lambda texts: [len(backbone.encode(text)) for text in texts]
 
 
@@ -132,7 +132,7 @@ def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
 
 
 def passages_of(backbone: Backbone, text: Text | None, *, tokens: int = 0, held: bool = False) -> list[Passage] | None:
-    """Windows of packed text as filler, of so many tokens at least; None, for made-up facts, where there is no text."""
+    """Windows of packed text as filler, with at least this many tokens; None (made-up facts) if there is no text."""
     if text is None:
         return None
     rng = np.random.default_rng(int(held))

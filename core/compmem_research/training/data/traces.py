@@ -1,8 +1,8 @@
-"""Step traces: what the loop should do with each chunk of a question's context, from where its evidence stands.
+"""Step traces: what the loop should do with each chunk of a question's context, from the positions of the evidence.
 
-A chunk helps where it holds the next fact of the chain: one that can be told from the question and the notes so far. So
-a chunk with a later fact does not help yet; the loop may come back to it. The note of a made-up fact is canonical, that
-of any other evidence its sentence.
+A chunk helps if it contains the next fact of the chain: one that is recognisable from the question and the notes so
+far. A chunk with a later fact does not help yet; the loop may come back to it. The note of a made-up fact has a fixed
+form; for other evidence it is the sentence.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from compmem_research.training.data.sources import SampleSource, chunks_of
 STEP, SKIP, ANSWER = "step", "skip", "answer"
 """Parts of the loss: steps whose chunk helps, steps whose chunk does not, answers."""
 HARD = 0.8
-"""Share of chunks to pass over that hold what is easily taken for the evidence, where there are such."""
+"""Share of distractors among the chunks that do not help, if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TraceStep:
-    """One step as it should be."""
+    """One correct step."""
 
     chunk: Chunk
     question: str
@@ -38,9 +38,9 @@ class TraceStep:
     update: str
     """The notes after it."""
     end: bool
-    """Whether they suffice."""
+    """Whether they suffice for the answer."""
     due: int = 0
-    """The piece of evidence that was to come next."""
+    """The next piece of evidence."""
 
     @property
     def reply(self) -> str:
@@ -49,13 +49,13 @@ class TraceStep:
 
 
 def structured(*, check: bool, update: str, end: bool) -> str:
-    """A reply in the form that the readers parse."""
+    """A reply in the format of the readers."""
     said, then = "yes" if check else "no", "end" if end else "continue"
     return f"<check>{said}</check><update>{update}</update><next>{then}</next>"
 
 
 def notes_of(sample: Sample) -> tuple[str, ...]:
-    """What a working memory keeps of each piece of evidence."""
+    """The note for each piece of evidence."""
     if sample.notes:
         return sample.notes
     texts = {document.id: document.text for document in sample.documents}
@@ -63,7 +63,7 @@ def notes_of(sample: Sample) -> tuple[str, ...]:
 
 
 def answer_of(sample: Sample, memory: str) -> str:
-    """What is to be said: the first answer that counts, or all of them in the order of the notes."""
+    """The target answer: the first accepted one, or all of them in the order of the notes."""
     if sample.metric != "all":
         return sample.answers[0]
     return ", ".join(sorted(sample.answers, key=memory.find))
@@ -74,10 +74,10 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
     notes, memory = notes_of(sample), ""
     open_ = list(range(len(notes)))
     for chunk in chunks:
-        before, due, found = memory, min(open_, default=0), sample.told(chunk, open_)
+        before, due, found = memory, min(open_, default=0), sample.new_evidence(chunk, open_)
         open_ = [i for i in open_ if i not in found]
         memory = " ".join(part for part in (before, *(notes[i] for i in found)) if part)
-        # What cannot be answered is never complete, whatever is found.
+        # The notes of an unanswerable question are never complete.
         end = bool(notes) and not open_ and sample.metric != "unanswerable"
         yield TraceStep(
             chunk=chunk, question=sample.question, memory=before, check=bool(found), update=memory, end=end, due=due
@@ -87,16 +87,16 @@ def trace(sample: Sample, chunks: Sequence[Chunk]) -> Iterator[TraceStep]:
 
 
 def contrast(sample: Sample, step: TraceStep) -> TraceStep | None:
-    """The same chunk and notes under a question to which the chunk says nothing, where the sample has one."""
+    """The same chunk and notes with a question for which the chunk does not help, if the sample has one."""
     question = "".join(sample.contrasts[step.due : step.due + 1]) if step.check else ""
     return replace(step, question=question, check=False, update=step.memory, end=False) if question else None
 
 
 def as_curriculum(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips: int) -> list[Chunk]:
-    """The chunks in an order to learn from: those with evidence as it builds up, and before each some that lack it.
+    """The chunks in a training order: those with evidence in the order of the hops, and before each some without.
 
-    Most of those hold what is easily taken for the evidence, since that is what a gate puts in front of a reader.
-    Chunks with evidence that is not due yet stand among them, as they do in a document.
+    Most of the latter contain distractors, since a gate passes such chunks to a reader. Chunks with later evidence are
+    among them, as in a document.
     """
     due: list[Chunk] = []
     for span in sample.evidence:
@@ -105,7 +105,7 @@ def as_curriculum(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips
     order: list[Chunk] = []
     for number, chunk in enumerate(due):
         for _ in range(min(skips, len(others))):
-            hard = [c for c in others if any(sample.lures(c, piece) for piece in range(number + 1))]
+            hard = [c for c in others if any(sample.is_distractor(c, piece) for piece in range(number + 1))]
             passed = chance.choice(hard if hard and chance.random() < HARD else others)
             others.remove(passed)
             order.append(passed)
@@ -115,13 +115,13 @@ def as_curriculum(sample: Sample, chunks: Sequence[Chunk], chance: Random, skips
 
 
 def step_example(prompts: StepPrompts, step: TraceStep, *, prefix: str = "") -> Example:
-    """A step as a row to learn from."""
+    """A step as a training row."""
     name, chunk = prefix + (STEP if step.check else SKIP), chunk_ids(prompts.backbone, step.chunk)
     return _learned(prompts.backbone, name, prompts.step(step.question, step.memory), step.reply, (chunk,))
 
 
 def answer_example(prompts: StepPrompts, question: str, memory: str, answer: str, *, prefix: str = "") -> Example:
-    """An answer as a row to learn from."""
+    """An answer as a training row."""
     return _learned(prompts.backbone, prefix + ANSWER, prompts.answer(question, memory), answer, ())
 
 
@@ -131,14 +131,14 @@ def _learned(backbone: Backbone, part: str, prompt: list[int], reply: str, block
 
 
 class StepRows:
-    """Rows of whole traces: the steps of a sample and, where its evidence is complete, the answer.
+    """Rows of whole traces: the steps of a sample and, if its evidence is complete, the answer.
 
     Args:
         prompts: Makes the rows.
         source: Where the samples come from.
-        tokens: Chunk tokens of one drawing, about.
+        tokens: Approximate chunk tokens of one sample.
         skips: Most chunks without evidence before each one with it.
-        prefix: Of the parts' names.
+        prefix: Prefix of the parts' names.
     """
 
     def __init__(

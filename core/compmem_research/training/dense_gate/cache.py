@@ -1,4 +1,4 @@
-"""The states of a source as one file, so that a run goes on where an earlier one ended."""
+"""The states of a source as one file, so that a later run can reuse them."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Encoder
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.sources import Source
-from compmem_research.training.dense_gate.states import SYSTEMS, Asked, State, recall_loop
+from compmem_research.training.dense_gate.states import SYSTEMS, QueryStates, State, recall_loop
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "compmem-gate-states/1"
 
 
-def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> list[Asked]:
-    """The states of a source: from the cache where it holds them for the same data, else made and kept there.
+def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> list[QueryStates]:
+    """The states of a source: from the cache if it has them for the same data, else computed and stored.
 
     Raises:
         ValueError: A data file has a broken line.
@@ -43,15 +43,15 @@ def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | No
 
 
 def fingerprint(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> str:
-    """What the states of a source depend on: its files, some settings, the encoder and the features."""
+    """A hash of everything that affects the states of a source: files, some settings, encoder and features."""
     files = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in source.files]
     used = [settings.per_source, settings.passages, settings.steps]
     kind = "default" if encoder is None else type(encoder).__qualname__
     return hashlib.sha256(json.dumps([FORMAT, source.name, files, used, kind, FEATURES]).encode()).hexdigest()
 
 
-def save(path: Path, asked: Sequence[Asked], made_of: str) -> None:
-    """Writes the states, under another name until all of them are there."""
+def save(path: Path, asked: Sequence[QueryStates], made_of: str) -> None:
+    """Writes the states, under a temporary name until the file is complete."""
     states = [s for a in asked for s in (a.look, *a.later)]
     lines = [
         {
@@ -78,8 +78,8 @@ def save(path: Path, asked: Sequence[Asked], made_of: str) -> None:
     os.replace(unfinished, path)
 
 
-def load(path: Path, source: Source, made_of: str) -> list[Asked] | None:
-    """The states in a file; None where there is none, it is broken, or it was made of something else."""
+def load(path: Path, source: Source, made_of: str) -> list[QueryStates] | None:
+    """The states in a file; None if it does not exist, is broken, or was made from other data."""
     if not path.is_file():
         return None
     try:
@@ -102,7 +102,7 @@ def load(path: Path, source: Source, made_of: str) -> list[Asked] | None:
         )
     ])  # fmt: skip
     return [
-        Asked(
+        QueryStates(
             id=line["id"],
             source=source,
             part=line["part"],

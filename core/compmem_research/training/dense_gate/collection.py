@@ -1,4 +1,4 @@
-"""A collection: documents of one index, and the queries asked of it with what is relevant to each."""
+"""A collection: documents of one index, and queries with their relevant documents."""
 
 from collections.abc import Callable, Sequence
 from collections.abc import Collection as Container
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from compmem.schema import Chunk, Document
 
 Relevant = Callable[[Chunk], bool]
-"""Whether a chunk answers a query, or holds part of the answer or of the way to it."""
+"""Whether a chunk answers a query, or contains part of the answer or of the chain to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """What is asked of a collection."""
+    """A query to a collection."""
 
     text: str
     relevant: Relevant
     part: str = ""
-    """The part of the source that the report names; empty: the source."""
+    """The part of the source under which the report lists it; empty: the source."""
     chained: bool = False
-    """Relevant chunks build on one another, so that some are only found once others have been read."""
+    """Relevant chunks depend on each other, so some are only found once others have been read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
-    """Documents, and what is asked of them."""
+    """Documents, and queries to them."""
 
     documents: Sequence[Document]
     queries: Sequence[Query]
     restyled: float = 0.0
-    """Share of the queries that are also asked in another style."""
+    """Share of the queries that are also used in another style."""
 
 
 def among(documents: Container[int]) -> Relevant:
-    """Relevant are the chunks of these documents, whose ids are numbers."""
+    """A relevance function for the chunks of these documents, whose ids are numbers."""
     ids = {str(n) for n in documents}
     return lambda chunk: chunk.document_id in ids
 

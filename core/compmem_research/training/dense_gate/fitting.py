@@ -1,8 +1,8 @@
-"""Fits a gate: its three networks, and what each says of queries that it has not learned from.
+"""Fits a gate: its three networks, and their outputs on held-out queries.
 
-Later looks and the network of the question see what the first look said. Had it learned from the same queries, it would
-be surer than it is of others, so the queries are parted in halves: what is said of one half, networks say that learned
-from the other. Calibration and thresholds rest on that too.
+Later passes and the network of the question use the scores of the first pass. If these came from a network trained on
+the same queries, they would be too confident. So the queries are split in halves, and each half is scored by networks
+trained on the other (cross-fitting). Calibration and thresholds use these scores too.
 """
 
 from collections.abc import Sequence
@@ -15,43 +15,43 @@ from compmem.gate import FIRST_FEATURES, GateHead, Network, later_features, ques
 from compmem.schema import Vectors
 from compmem_research.training.dense_gate.networks import Judged, Ranked, block_logits, fit_judged, fit_lists
 from compmem_research.training.dense_gate.settings import DenseGateTraining
-from compmem_research.training.dense_gate.states import Asked, Labels, State
+from compmem_research.training.dense_gate.states import Labels, QueryStates, State
 from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
 from compmem_research.training.gating.calibration import platt
 
 _UNANSWERED = 0.25
-"""Share of first looks that are also shown without what is relevant."""
+"""Share of first passes that are also used without their relevant blocks."""
 _FEW, _FEW_ANSWERED = 0.2, 0.8
-"""Share of them that are also shown as in an index of a few documents, and of those the share with what is relevant."""
+"""Share of first passes also used as in an index of a few documents, and of those the share with relevant blocks."""
 _FEW_JUDGED = 0.3
 _WEAKENED_FROM = 9
-"""Blocks from which a list can have a weak search."""
+"""Least number of blocks in a list for a weakened search."""
 _LATER_EPOCHS = 1.25
 _PLAIN = ("question_chunk_standard", "bm25_standard")
-"""How far a block stands above the list by vectors and by words."""
+"""Standard scores of a block in the list by vectors and by words."""
 _DEVIATION = 3.0
 """These features are in thirds of a standard deviation."""
 _READ = 5
-"""Blocks of the first look that are read anyhow: what is relevant beyond them is missed without more looks."""
+"""Blocks of the first pass that are read in any case: relevant ones after these are missed without more passes."""
 
 
 @dataclass(slots=True)
 class HeldOut:
-    """What networks say of queries that they have not learned from: logits before calibration, and what is true."""
+    """Outputs of networks on held-out queries: logits before calibration, and labels."""
 
     first: list[tuple[Vectors, Labels]] = field(default_factory=list)
-    """Of each first look."""
+    """Of each first pass."""
     later: list[tuple[Vectors, Labels]] = field(default_factory=list)
-    """Of each later look."""
+    """Of each later pass."""
     judged: list[tuple[Judged, Vectors]] = field(default_factory=list)
-    """Of each query, changed ones too, the logits of `more` and `found`."""
+    """For each query, with the changed ones, the logits of `more` and `found`."""
 
 
-def fit_gate(settings: DenseGateTraining, asked: Sequence[Asked]) -> tuple[GateHead, HeldOut]:
-    """A calibrated gate, its third threshold not yet chosen, and what cross-fitted networks say.
+def fit_gate(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> tuple[GateHead, HeldOut]:
+    """A calibrated gate, its third threshold not yet chosen, and the outputs of cross-fitted networks.
 
     Raises:
-        ValueError: There are too few queries to part them.
+        ValueError: There are too few queries to split.
     """
     halves = [[a for a in asked if a.half == n] for n in (0, 1)]
     if not all(any(a.later for a in half) for half in halves):
@@ -83,11 +83,11 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[Asked]) -> tuple[GateH
     return head.eval(), held
 
 
-def fit_first(settings: DenseGateTraining, asked: Sequence[Asked], heads: int) -> Network:
-    """The network of the first look, fitted to first looks and to changed ones.
+def fit_first(settings: DenseGateTraining, asked: Sequence[QueryStates], heads: int) -> Network:
+    """The network of the first pass, fitted to first passes and to changed ones.
 
-    What plain search says is added after the training: on kinds of documents that it has not seen, a network departs
-    from plain search too boldly.
+    The scores of plain search are added after the training, since on unseen kinds of documents a network deviates too
+    much from plain search.
     """
     rng = np.random.default_rng(settings.seed)
     lists: list[tuple[State, str]] = []
@@ -113,7 +113,7 @@ def _fit_later(settings: DenseGateTraining, later: Sequence[tuple[Vectors, State
 
 
 def _later(state: State, look: State, said: Vectors) -> Vectors:
-    """What a later look sees, where the first one said this."""
+    """Features of a later pass, given these logits of the first."""
     of_block = dict(zip(look.blocks.tolist(), said.tolist(), strict=True))
     lowest = min(of_block.values())
     first = [*of_block.values(), *(of_block.get(n, lowest) for n in state.blocks.tolist())]
@@ -121,13 +121,13 @@ def _later(state: State, look: State, said: Vectors) -> Vectors:
     return later_features(state.own, np.array(first, np.float32), seen, state.rows)
 
 
-def _judged(settings: DenseGateTraining, asked: Sequence[Asked], first: Network, enough: float) -> list[Judged]:
-    """What the first look tells of each query, as it is and changed, and what is true of it.
+def _judged(settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network, enough: float) -> list[Judged]:
+    """Features of the first pass of each query, original and changed, with labels.
 
     Args:
-        settings: The seed is used.
-        asked: Queries that `first` has not learned from.
-        first: The network of the first look.
+        settings: Only the seed is used.
+        asked: Queries that `first` was not trained on.
+        first: The network of the first pass.
         enough: Logit from which a block is read.
     """
     rng = np.random.default_rng(settings.seed)
@@ -151,13 +151,13 @@ def _judged(settings: DenseGateTraining, asked: Sequence[Asked], first: Network,
 
 
 def _misses(look: State, logits: Vectors, relevant: int, enough: float) -> bool:
-    """Whether a relevant block is not among the first or would not be read."""
+    """Whether a relevant block is not among the first ones or would not be read."""
     first = np.argsort(-logits, kind="stable")[:_READ]
     return bool(look.relevant[first].sum() < min(relevant, _READ) or (logits[look.relevant > 0] < enough).any())
 
 
 def _seen(first: Network, look: State) -> tuple[Vectors, Vectors]:
-    """What a first look tells of the query, and its logits of the blocks."""
+    """Question features of a first pass, and its logits of the blocks."""
     logits, windows = block_logits(first, look.first, look.rows)
     return question_features(look.own[windows], look.first[windows], logits), logits
 
@@ -175,7 +175,7 @@ def _platt(said: Sequence[tuple[Vectors, Labels]]) -> tuple[float, float]:
 
 
 def _enough(threshold: float, calibration: tuple[float, float]) -> float:
-    """The logit before calibration at a probability."""
+    """The logit before calibration for a probability."""
     slope, bias = calibration
     probability = min(max(threshold, 1e-6), 1 - 1e-6)
     return (float(np.log(probability / (1 - probability))) - bias) / slope if slope > 0 else float("-inf")

@@ -1,4 +1,4 @@
-"""Judges a first look on sources that it has not learned from, beside rankings that learn nothing."""
+"""Evaluates a first pass on unseen sources, with plain rankings as baselines."""
 
 import logging
 from collections import defaultdict
@@ -12,7 +12,7 @@ from compmem_research.metrics import ndcg_at, recall_at
 from compmem_research.training.dense_gate.fitting import fit_first
 from compmem_research.training.dense_gate.networks import block_logits
 from compmem_research.training.dense_gate.settings import DenseGateTraining
-from compmem_research.training.dense_gate.states import ASKED, KEPT, SYSTEMS, Asked
+from compmem_research.training.dense_gate.states import KEPT, ORIGINAL, SYSTEMS, QueryStates
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ Row = dict[str, Any]
 """Means over queries of one part of a source, by system."""
 
 
-def leave_one_out(settings: DenseGateTraining, asked: Sequence[Asked]) -> list[Row]:
-    """For each group of sources: a first look that learned from all others, judged on it."""
+def leave_one_out(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> list[Row]:
+    """For each group of sources: a first pass trained on all others, evaluated on it."""
     rows: list[Row] = []
     for group in sorted({a.source.group for a in asked}):
         rest = [a for a in asked if not a.source.touches(group)]
@@ -34,16 +34,16 @@ def leave_one_out(settings: DenseGateTraining, asked: Sequence[Asked]) -> list[R
     return rows
 
 
-def judge(network: Network, asked: Sequence[Asked]) -> list[Row]:
-    """Recall@5 and nDCG@10 in percent, of asked and of restyled queries to which something is relevant."""
-    parts: dict[tuple[str, str, bool], list[Asked]] = defaultdict(list)
+def judge(network: Network, asked: Sequence[QueryStates]) -> list[Row]:
+    """Recall@5 and nDCG@10 in percent, for original and for restyled queries with relevant blocks."""
+    parts: dict[tuple[str, str, bool], list[QueryStates]] = defaultdict(list)
     for a in asked:
         if a.relevant:
-            parts[a.source.group, a.part, a.style == ASKED].append(a)
+            parts[a.source.group, a.part, a.style == ORIGINAL].append(a)
     rows = []
     for (group, part, plain), own in sorted(parts.items(), key=lambda item: (*item[0][:2], not item[0][2])):
         rankings = {name: [a.ranked[name] for a in own] for name in SYSTEMS} | {LOOK: [best(network, a) for a in own]}
-        row: Row = {"group": group, "part": part, "style": ASKED if plain else "restyled", "queries": len(own)}
+        row: Row = {"group": group, "part": part, "style": ORIGINAL if plain else "restyled", "queries": len(own)}
         for name, ranked in rankings.items():
             row[name] = {
                 "recall@5": _percent([recall_at(r, a.relevant, 5) for r, a in zip(ranked, own, strict=True)]),
@@ -53,8 +53,8 @@ def judge(network: Network, asked: Sequence[Asked]) -> list[Row]:
     return rows
 
 
-def best(network: Network, asked: Asked) -> list[int]:
-    """The numbers of the blocks that the first look has highest."""
+def best(network: Network, asked: QueryStates) -> list[int]:
+    """The numbers of the blocks with the highest first-pass logits."""
     logits, _ = block_logits(network, asked.look.first, asked.look.rows)
     return [int(asked.look.blocks[n]) for n in np.argsort(-logits, kind="stable")[:KEPT]]
 

@@ -1,4 +1,4 @@
-"""Fits one network: to lists of blocks of which some are relevant, or to what is true of whole queries."""
+"""Fits one network: to lists of blocks with relevance labels, or to labels of whole queries."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,42 +16,42 @@ from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.states import Labels
 
 _QUESTION_DECAY = 5e-2
-"""Weight decay of the network of the question: there are far fewer queries than blocks."""
+"""Weight decay of the network of the question, since there are far fewer queries than blocks."""
 _QUESTION_BATCH = 128
 _UNKNOWN = -1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """A list of blocks to learn from."""
+    """A training list of blocks."""
 
     features: Vectors
     """`[windows, size]`."""
     rows: NDArray[np.int64]
-    """The block of each window, from 0, rising, `[windows]`."""
+    """The block of each window, from 0, ascending, `[windows]`."""
     relevant: Labels
     """`[blocks]`."""
     part: str
-    """Lists of a part of a source count the less each the more there are."""
+    """Weight; lists of a large part of a source count less."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """A first look at a whole query to learn from."""
+    """A first pass over a whole query, for training."""
 
     features: Vectors
     """`[len(QUESTION_FEATURES)]`."""
     more: float
-    """1 where later looks find what this one misses, 0 where they need not; -1 where nobody knows."""
+    """1 if later passes find what this one misses, 0 if that is not needed; -1 if unknown."""
     found: float
-    """1 where anything answers, else 0."""
+    """1 if anything answers, else 0."""
     part: str
     plain: bool
-    """The look is one that the loop had, not one changed for training."""
+    """It is a pass of the loop, not one changed for training."""
 
 
 def fit_lists(settings: DenseGateTraining, lists: Sequence[Ranked], epochs: int, heads: int) -> Network:
-    """A network whose highest logits are those of relevant blocks; a block has that of its best window."""
+    """A network that gives relevant blocks the highest logits; a block has the logit of its best window."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     network = Network(lists[0].features.shape[1], settings.hidden, heads=heads)
@@ -84,9 +84,9 @@ def fit_lists(settings: DenseGateTraining, lists: Sequence[Ranked], epochs: int,
 def list_loss(
     logits: Tensor, blocks: Tensor, relevant: Tensor, of: Tensor, weights: Tensor, probability: float
 ) -> Tensor:
-    """For each list the cross-entropy of its relevant blocks in a softmax over it, and that of each block by itself.
+    """For each list, the cross-entropy of its relevant blocks in a softmax over it, and that of each block separately.
 
-    Lists are averaged by weight, heads are added up: each learns as if it were alone.
+    Lists are averaged by weight. The losses of heads are added, so each head is trained independently.
 
     Args:
         logits: `[heads, windows]`.
@@ -110,7 +110,7 @@ def list_loss(
 
 
 def fit_judged(settings: DenseGateTraining, judged: Sequence[Judged], heads: int) -> Network:
-    """A network that tells of whole queries whether more looks help and whether anything answers."""
+    """A network that predicts for whole queries whether more passes help and whether anything answers."""
     torch.manual_seed(settings.seed)
     features = torch.from_numpy(np.stack([j.features for j in judged]))
     network = Network(features.shape[1], settings.hidden // 2, outputs=2, heads=heads)
@@ -141,6 +141,6 @@ def block_logits(network: Network, features: Vectors, rows: NDArray[np.int64]) -
 
 
 def weights_of(parts: Sequence[str]) -> list[float]:
-    """A weight for each of these, so that a part counts as the square root of its size."""
+    """A weight for each item, so that a part counts as the square root of its size."""
     counts = Counter(parts)
     return [counts[p] ** -0.5 for p in parts]

@@ -1,4 +1,4 @@
-"""Collections from plain pages and docstrings, for which nobody wrote questions: keywords, sentences, topics, names."""
+"""Collections from plain pages and docstrings without questions: keywords, sentences, topics, names."""
 
 import importlib
 import inspect
@@ -40,14 +40,14 @@ MODULES = (
     "pprint enum contextlib abc inspect traceback ast dis typing unittest doctest numpy numpy.linalg numpy.fft "
     "numpy.random"
 ).split()
-"""Modules whose docstrings are asked about."""
+"""Modules whose docstrings are used."""
 
 _SECTION, _LONGEST_SECTION, _SECTIONS = 900, 4000, 14
 _DOCSTRING = 1600
 
 
 def sections(file: Path, start: int, count: int, most: int, *, titled: bool) -> Iterator[Collection]:
-    """Passages of whole pages; each query is made from one sentence, which half of the passages then lack."""
+    """Passages of whole pages; each query is made from one sentence, which is removed from half of the passages."""
     rng = Random(f"sections:{titled}")
     texts: list[tuple[str, str]] = []
     for title, paragraphs in _pages(file, start, count):
@@ -55,22 +55,22 @@ def sections(file: Path, start: int, count: int, most: int, *, titled: bool) -> 
     queries = []
     for number in rng.sample(range(len(texts)), min(most, len(texts))):
         title, text = texts[number]
-        said = [s for s in re.split(r"(?<=[.!?])\s+", text) if 60 < len(s) < 300]
-        if not said:
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 60 < len(s) < 300]
+        if not sentences:
             continue
-        sentence = rng.choice(said)
+        sentence = rng.choice(sentences)
         left = text.replace(sentence, " ").strip()
         if rng.random() < 0.5 and len(left) > 200:
             texts[number] = (title, left)
-        asked = _asked_of(sentence, rng)
-        if asked:
-            asked = asked.lower() if rng.random() < 0.3 else asked
-            queries.append(Query(text=asked, relevant=among({number})))
+        query = _query_from(sentence, rng)
+        if query:
+            query = query.lower() if rng.random() < 0.3 else query
+            queries.append(Query(text=query, relevant=among({number})))
     yield Collection(documents=passages(texts), queries=queries)
 
 
-def _asked_of(sentence: str, rng: Random) -> str:
-    """A query made from a sentence: itself, some of its words, or a topic; empty where it has too few words."""
+def _query_from(sentence: str, rng: Random) -> str:
+    """A query made from a sentence: itself, some of its words, or a topic; empty if it has too few words."""
     content = keywords(sentence)
     plain = [w for w in content if not w[0].isupper() and not w.isdigit()]
     style = rng.choice(("sentence", "keywords", "keywords", "topic"))
@@ -86,7 +86,7 @@ def _asked_of(sentence: str, rng: Random) -> str:
 
 
 def topics(file: Path, start: int, count: int, most: int) -> Iterator[Collection]:
-    """Untitled paragraphs, and requests of a page's frequent plain words: its paragraphs that hold two are relevant."""
+    """Untitled paragraphs, and queries of a page's frequent words: its paragraphs with two of them are relevant."""
     rng = Random("topics")
     held = [[p for p in paragraphs if 250 < len(p) < 2500][:8] for _, paragraphs in _pages(file, start, count)]
     held = [paragraphs for paragraphs in held if len(paragraphs) >= 3]
@@ -116,11 +116,11 @@ def topics(file: Path, start: int, count: int, most: int) -> Iterator[Collection
 
 
 def bodies(file: Path, start: int, count: int, most: int, *, titled: bool) -> Iterator[Collection]:
-    """Paragraphs of pages without their first ones; requests by people's own words for what pages are about.
+    """Paragraphs of pages without their first ones; queries in other words for the topics of pages.
 
-    A request is made of a page's first paragraph, and its other paragraphs are relevant, or it is a heading with the
-    page's title, and the paragraphs under that heading are. Unlike words drawn from the passages, such a request says
-    the same thing in other words. A passage's title says its subject: the heading over it.
+    A query is made from a page's first paragraph, and its other paragraphs are relevant; or it is a heading with the
+    page's title, and the paragraphs under that heading are relevant. Such a query says the same in other words, unlike
+    words from the passages. The title of a passage is the heading above it.
     """
     part = "bodies_titled" if titled else "bodies"
     rng = Random(part)
@@ -146,7 +146,7 @@ def bodies(file: Path, start: int, count: int, most: int, *, titled: bool) -> It
 
 
 def _headed(paragraphs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each paragraph with the heading over it, which is a line of few words that ends in a full stop."""
+    """Each paragraph with the heading above it, which is a line of few words that ends in a full stop."""
     heading = ""
     for paragraph in paragraphs:
         if len(paragraph) < 60 and paragraph.endswith(".") and len(paragraph.split()) < 8:
@@ -156,12 +156,12 @@ def _headed(paragraphs: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _described(paragraph: str, rng: Random) -> str:
-    """A request that says what a page says of itself, most often without names; empty where that is too little."""
-    said = [s for s in re.split(r"(?<=[.!?])\s+", paragraph) if 50 < len(s) < 300][:4]
-    if not said:
+    """A query from a page's own description, mostly without names; empty if there is too little text."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", paragraph) if 50 < len(s) < 300][:4]
+    if not sentences:
         return ""
-    at = rng.randrange(len(said))
-    text = " ".join(said[at : at + rng.choice((1, 1, 2))])
+    at = rng.randrange(len(sentences))
+    text = " ".join(sentences[at : at + rng.choice((1, 1, 2))])
     if rng.random() < 0.7:
         text = re.sub(r"\([^)]*\)|\b[A-Z][\w'-]*|\S*\d\S*", " ", text)
     text = re.sub(r"[^\w\s,'-]", " ", text)
@@ -180,32 +180,32 @@ def _loose(request: str, rng: Random) -> str:
 
 
 def docstrings(most: int) -> Iterator[Collection]:
-    """Docstrings, asked for by what they say, by their names and by keywords."""
+    """Docstrings, queried by their content, by names and by keywords."""
     rng = Random("docstrings")
     texts: list[tuple[str, str]] = []
     queries = []
-    for name, said in _docstrings():
-        summary, _, rest = said.partition("\n\n")
+    for name, docstring in _docstrings():
+        summary, _, rest = docstring.partition("\n\n")
         summary = " ".join(summary.split())
         short, titled, style = name.split(".")[-1], rng.random() < 0.5, rng.random()
-        asked = ""
-        if style < 0.3 and len(rest) > 120:  # the summary is asked, and the passage lacks it
-            said = rest
-            asked = rng.choice(_TASKS).format(summary[:200].rstrip(".").lower())
+        query = ""
+        if style < 0.3 and len(rest) > 120:  # the summary is the query, and is removed from the passage
+            docstring = rest
+            query = rng.choice(_TASKS).format(summary[:200].rstrip(".").lower())
         elif style < 0.55:
-            asked = rng.choice((short, name, f"{short}()", f"what is {short} for?", f"how to use {name}"))
+            query = rng.choice((short, name, f"{short}()", f"what is {short} for?", f"how to use {name}"))
         elif style < 0.8:
             telling = [w for w in re.findall(r"[a-z_]{3,}", summary.lower()) if w not in STOPWORDS]
-            asked = " ".join(rng.sample(telling, min(len(telling), rng.randint(2, 4)))) if len(telling) > 2 else ""
-        if asked:
-            queries.append(Query(text=asked, relevant=among({len(texts)})))
-        texts.append((name if titled else "", ("" if titled else f"{short}\n") + said[:_DOCSTRING]))
+            query = " ".join(rng.sample(telling, min(len(telling), rng.randint(2, 4)))) if len(telling) > 2 else ""
+        if query:
+            queries.append(Query(text=query, relevant=among({len(texts)})))
+        texts.append((name if titled else "", ("" if titled else f"{short}\n") + docstring[:_DOCSTRING]))
     rng.shuffle(queries)
     yield Collection(documents=passages(texts), queries=queries[:most], restyled=0.2)
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:
-    """The dotted name and docstring of modules, their functions and classes, and the methods of those; each once."""
+    """The dotted name and docstring of modules, their functions and classes, and their methods; each once."""
     seen = set()
     for module_name in MODULES:
         try:
@@ -221,10 +221,10 @@ def _docstrings() -> Iterator[tuple[str, str]]:
                 methods = sorted((n, m) for n, m in vars(value).items() if not n.startswith("_") and callable(m))
                 items += [(f"{module_name}.{name}.{n}", m) for n, m in methods]
         for name, value in items:
-            said = inspect.getdoc(value) or ""
-            if len(said) >= 90 and said not in seen:
-                seen.add(said)
-                yield name, said
+            docstring = inspect.getdoc(value) or ""
+            if len(docstring) >= 90 and docstring not in seen:
+                seen.add(docstring)
+                yield name, docstring
 
 
 def _pages(file: Path, start: int, count: int) -> Iterator[tuple[str, list[str]]]:
@@ -235,7 +235,7 @@ def _pages(file: Path, start: int, count: int) -> Iterator[tuple[str, list[str]]
 
 
 def _sections(paragraphs: list[str]) -> list[str]:
-    """Runs of whole paragraphs of about one length."""
+    """Runs of whole paragraphs with about the same length."""
     found, held = [], ""
     for paragraph in paragraphs:
         if held and len(held) + len(paragraph) > _SECTION:

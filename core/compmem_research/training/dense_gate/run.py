@@ -1,4 +1,4 @@
-"""The stage: states of all sources, the gate, its thresholds, the report; then what it is worth on unseen sources."""
+"""The stage: states of all sources, the gate, its thresholds, the report, and its evaluation on unseen sources."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from compmem_research.training.dense_gate.fitting import fit_gate
 from compmem_research.training.dense_gate.judging import leave_one_out, table
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.sources import sources
-from compmem_research.training.dense_gate.states import ASKED, Asked
+from compmem_research.training.dense_gate.states import ORIGINAL, QueryStates
 from compmem_research.training.dense_gate.thresholds import choose
 
 logger = logging.getLogger(__name__)
 
 
 def train(settings: DenseGateTraining, *, encoder: Encoder | None = None) -> dict[str, Any]:
-    """Trains, calibrates, chooses the threshold of what answers, writes weights and report; returns the report.
+    """Trains and calibrates, chooses the threshold of `found`, writes weights and report; returns the report.
 
     Args:
         settings: The run's settings.
-        encoder: Makes the vectors. None: the default one.
+        encoder: Computes the vectors. None: the default one.
 
     Raises:
-        ValueError: A data file has a broken line, or the settings give too little to learn from.
+        ValueError: A data file has a broken line, or the settings give too little data.
     """
     began = time.monotonic()
     asked = [a for source in sources(settings) for a in states_of(source, settings, encoder)]
@@ -56,12 +56,12 @@ def train(settings: DenseGateTraining, *, encoder: Encoder | None = None) -> dic
     return report
 
 
-def counts(asked: Sequence[Asked]) -> dict[str, dict[str, int]]:
-    """For each part of a source its queries as asked and restyled, those with nothing relevant, and its looks."""
+def counts(asked: Sequence[QueryStates]) -> dict[str, dict[str, int]]:
+    """For each part of a source: original and restyled queries, those without relevant blocks, and passes."""
     found: dict[str, Counter[str]] = {}
     for a in asked:
         part = found.setdefault(a.part, Counter(asked=0, restyled=0, unanswerable=0, looks=0))
-        part["asked" if a.style == ASKED else "restyled"] += 1
+        part["asked" if a.style == ORIGINAL else "restyled"] += 1
         part["unanswerable"] += not a.relevant
         part["looks"] += 1 + len(a.later)
     return {name: dict(count) for name, count in found.items()}
@@ -72,7 +72,7 @@ def _write(out: Path, report: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it; of a path the file's name, since the rest is a matter of one machine."""
+    """A setting as a JSON value; a path is reduced to the file name, since folders differ between machines."""
     if isinstance(value, Path):
         return value.name
     return [_plain(v) for v in value] if isinstance(value, tuple) else value

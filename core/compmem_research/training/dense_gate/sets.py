@@ -1,4 +1,4 @@
-"""Collections from data sets: what they ask, over their own texts."""
+"""Collections from data sets: their questions, over their own texts."""
 
 import itertools
 from collections import defaultdict
@@ -12,9 +12,9 @@ from compmem_research.tasks.singlehop import read_singlehop
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
 
 SMALL = (1, 5, 25)
-"""Questions whose own paragraphs make a small index, in turn."""
+"""Numbers of questions whose own paragraphs make a small index, used in turn."""
 PER_SMALL = 12
-"""Most questions asked of one small index."""
+"""Most questions to one small index."""
 _AN_ABSTRACT_SAYS = (40, 400)
 """Characters of a first sentence of conclusions that may describe its abstract."""
 
@@ -27,10 +27,10 @@ def single(file: Path, dataset: str, contexts: int, most: int, *, per_node: int 
 
     Args:
         file: The questions' file.
-        dataset: Which of its sets.
+        dataset: The set to use.
         contexts: Most texts in the index.
         most: Most questions.
-        per_node: Texts joined to one long passage, the last of one being the first of the next; 0: none.
+        per_node: Texts joined to one long passage, with one text of overlap between passages; 0: none.
     """
     rng = Random(f"{dataset}:{per_node}")
     asked: dict[str, list[str]] = defaultdict(list)
@@ -54,7 +54,7 @@ def single(file: Path, dataset: str, contexts: int, most: int, *, per_node: int 
 
 
 def joined(count: int, size: int, rng: Random) -> tuple[list[list[int]], dict[int, set[int]]]:
-    """Nodes of so many texts each, as a framework's splitter with overlap makes them, and the nodes of each text."""
+    """Nodes of this many texts each, as from a splitter with overlap, and the nodes of each text."""
     order = rng.sample(range(count), count)
     nodes = [order[at : at + size] for at in range(0, max(count - 1, 1), size - 1)]
     where: dict[int, set[int]] = defaultdict(set)
@@ -65,7 +65,7 @@ def joined(count: int, size: int, rng: Random) -> tuple[list[list[int]], dict[in
 
 
 def abstracts(file: Path, most: int) -> Iterator[Collection]:
-    """Questions with the abstract that answers each; some abstracts are described by their conclusions instead."""
+    """Questions with the abstract that answers each; some queries are conclusions of abstracts instead."""
     corpus = read_corpus(file)
     questions = Random(1).sample(corpus.questions, len(corpus.questions))
     queries = [Query(text=q.question, relevant=among(q.gold)) for q in questions[:most]]
@@ -94,7 +94,7 @@ def abstracts_in_parts(file: Path, most: int) -> Iterator[Collection]:
 
 
 def abstracts_titled(file: Path, most: int) -> Iterator[Collection]:
-    """Abstracts under their titles, which are questions; each is described by the first sentence of its conclusions."""
+    """Abstracts with their titles, which are questions; the query is the first sentence of the conclusions."""
     rng = Random("titled")
     lines = [line for _, line in read_lines(file, ("question", "answer", "paragraphs"))]
     texts = [(line["question"], " ".join(s for p in line["paragraphs"] for s in p["sentences"])) for line in lines]
@@ -113,7 +113,7 @@ def _describes(said: str) -> bool:
 
 
 def paired(file: Path, most: int) -> Iterator[Collection]:
-    """Questions with one paragraph each; nothing is relevant where it does not support an answer."""
+    """Questions with one paragraph each; nothing is relevant if it does not support an answer."""
     corpus = read_corpus(file)
     queries = [Query(text=q.question, relevant=among(q.gold)) for q in corpus.questions]
     yield Collection(documents=corpus.documents(), queries=Random(2).sample(queries, len(queries))[:most], restyled=0.4)
@@ -125,7 +125,7 @@ def reports(file: Path, most: int, *, whole: bool) -> Iterator[Collection]:
     Args:
         file: The questions' file.
         most: Most questions.
-        whole: One document is a whole report; else it is a table or paragraph.
+        whole: One document is a whole report; otherwise it is a table or paragraph.
     """
     lines: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for number, line in read_lines(file, ("id", "question", "answer", "paragraphs")):
@@ -163,7 +163,7 @@ def _of_reports(
 
 
 def several_hops(file: Path, distractors: Path | None, most: int) -> Iterator[Collection]:
-    """Questions over several paragraphs, at most so many of a set, in one index with the first paragraphs of pages."""
+    """Questions over several paragraphs, at most this many per set, in one index with the first paragraphs of pages."""
     corpus = read_corpus(file, extra=leads(distractors) if distractors else ())
     chosen: dict[str, list[Question]] = defaultdict(list)
     for question in Random(0).sample(corpus.questions, len(corpus.questions)):
@@ -173,7 +173,7 @@ def several_hops(file: Path, distractors: Path | None, most: int) -> Iterator[Co
 
 
 def small_indexes(file: Path, most: int) -> Iterator[Collection]:
-    """The same questions, each over the own paragraphs of a few of them."""
+    """The same questions, in small indexes of the own paragraphs of a few of them."""
     corpus = read_corpus(file)
     left = iter(Random(3).sample(corpus.questions, len(corpus.questions)))
     documents = corpus.documents()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseGateTraining:
-    """Settings of one training run, saved in its report. Data files that are not given are done without."""
+    """Settings of one training run, saved in its report. Sources without a data file are left out."""
 
     out: Path
     """Folder for `dense_gate.safetensors` and `dense_gate.json`."""
     cache: Path | None = None
-    """Folder of what the loop meets in each source; a run takes up what an earlier one with the same data left."""
+    """Folder of cached states of each source; a run reuses those of an earlier one with the same data."""
     multihop: Path | None = None
     """Questions over several paragraphs; see `compmem_research.tasks.multihop`."""
     singlehop: Path | None = None
@@ -23,44 +23,45 @@ class DenseGateTraining:
     tatqa: Path | None = None
     """Questions with the table and paragraphs of one report each; the form of `multihop`."""
     pages: tuple[Path, ...] = ()
-    """Files of pages (`{"title", "text"}` lines): the first is distractors, the second is asked about, the third fills
-    up synthetic contexts; with fewer files they serve again."""
+    """Files of pages (`{"title", "text"}` lines): the first gives distractors, the second queries, the third filler for
+    synthetic contexts; fewer files are reused."""
     docstrings: bool = True
-    """Ask about the docstrings of Python's standard library and NumPy."""
+    """Use the docstrings of Python's standard library and NumPy."""
     synthetic: bool = True
-    """Ask about needles, variables and made-up worlds."""
+    """Use needles, variables and made-up worlds."""
     per_source: int = 400
-    """Most questions of one source, before they are restyled."""
+    """Most questions of one source, before restyling."""
     passages: int = 1200
     """Most passages in the index of one source of single questions, and half as many pages."""
     steps: int = 4
-    """Reads of each rollout; half as many where one block answers."""
+    """Reads of each rollout; half as many if one block answers."""
     hidden: int = 64
     """Width of the networks; half as wide for the network of the question."""
     heads: int = 2
-    """Networks whose mean is each network of the gate."""
+    """Number of networks whose mean is each network of the gate."""
     epochs: int = 8
-    """Over the first looks; three quarters as many over later ones."""
+    """Epochs over the first passes; three quarters as many over later ones."""
     question_epochs: int = 30
-    """Over the questions."""
+    """Epochs over the questions."""
     batch: int = 64
-    """Looks in a batch."""
+    """Passes per batch."""
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     probability: float = 0.125
-    """Weight of the cross-entropy of each block beside that of the relevant blocks in a softmax over the list."""
+    """Weight of the cross-entropy of each block, relative to that of the relevant blocks in a softmax over the list."""
     plain: float = 1.0
-    """What a standard deviation above the list, by vectors and by words alike, adds to the logit of the first look."""
+    """Added to the first-pass logit per standard deviation above the list, by vectors and by words."""
     weakened: float = 0.3
-    """Share of first looks that are also shown with one of the two searches made weak."""
+    """Share of first passes that are also used with one of the two searches weakened."""
     threshold: float = 0.2
     """Probability below which a block is not read."""
     more_threshold: float = 0.05
-    """Probability that more looks help, from which the loop looks again."""
+    """Probability that more passes help, from which the loop queries again."""
     refused: float = 0.03
-    """Most answerable held-out questions of which nothing may be said to answer; sets the third threshold."""
+    """Most answerable held-out questions, as a share, for which `found` may be below its threshold; sets that
+    threshold."""
     leave_one_out: bool = False
-    """Also train without each group of sources in turn and judge on it."""
+    """Also train without each group of sources in turn and evaluate on it."""
     seed: int = 0
 
     def __post_init__(self) -> None:

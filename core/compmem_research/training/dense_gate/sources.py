@@ -1,4 +1,4 @@
-"""The sources: what the gate learns from, each with the group that is left out where it is judged."""
+"""The training sources of the gate, each with the group that is left out when it is evaluated."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ class Source:
     """Sources of one group come from the same texts or ask in the same way."""
     collections: Callable[[], Iterator[Collection]]
     files: tuple[Path, ...] = ()
-    """The files that they are made of."""
+    """Their data files."""
     also_of: tuple[str, ...] = ()
-    """Further groups whose texts they are made of: where one of them is left out, so is this source."""
+    """Further groups whose texts they use: if one of them is left out, so is this source."""
 
     def touches(self, group: str) -> bool:
-        """Whether anything of this group is in it."""
+        """Whether it contains data of this group."""
         return group == self.group or group in self.also_of
 
 
 def sources(settings: DenseGateTraining) -> list[Source]:
-    """The sources of which the settings give the files."""
+    """The sources whose files are in the settings."""
     found: list[Source] = []
     most = settings.per_source
 
@@ -80,7 +80,7 @@ def sources(settings: DenseGateTraining) -> list[Source]:
 
 
 def _of_pages(settings: DenseGateTraining, file: Path) -> list[Source]:
-    """Sources of pages that nobody wrote questions for; each is made of pages of its own."""
+    """Sources from pages without questions; each uses its own pages."""
     count, most = max(settings.passages // 4, 1), settings.per_source
     made: list[tuple[str, str, Callable[[], Iterator[Collection]]]] = [
         ("wiki_titled", "wiki", partial(pages.sections, file, 0, count, most, titled=True)),
@@ -93,7 +93,7 @@ def _of_pages(settings: DenseGateTraining, file: Path) -> list[Source]:
 
 
 def _pages(settings: DenseGateTraining) -> tuple[Path | None, Path | None, Path | None]:
-    """The files of pages that are distractors, that are asked about, and that fill up synthetic contexts."""
+    """The files of pages for distractors, for queries, and for synthetic contexts."""
     if not settings.pages:
         return None, None, None
     first, second, third = (settings.pages[n % len(settings.pages)] for n in range(3))

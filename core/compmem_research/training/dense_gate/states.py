@@ -1,7 +1,7 @@
-"""States: what the loop has before it at each look for a query, with what is relevant there.
+"""States: the gate's input at each pass of the loop for a query, with relevance labels.
 
-For each query the first look comes first. Later looks come from two rollouts of the loop with the extractive reader:
-one reads what is relevant, one block after another, and the other errs, as a gate does.
+For each query there is a first pass. Later passes come from two rollouts of the loop with the extractive reader: one
+reads only relevant blocks, and the other makes mistakes, as a gate does.
 """
 
 import logging
@@ -30,39 +30,39 @@ logger = logging.getLogger(__name__)
 Labels = NDArray[np.float32]
 
 SYSTEMS = ("dense", "bm25", "fused")
-"""Rankings by the query alone that the first look is compared with."""
+"""Rankings by the query alone, as baselines of the first pass."""
 
-ASKED = "asked"
-"""The style of a query as its source has it."""
+ORIGINAL = "asked"
+"""The style of a query that is not restyled."""
 
 KEPT = 10
-"""Best blocks of each of those rankings that are kept."""
+"""Best blocks of each of these rankings that are stored."""
 
 _RANKED = 100
 _RIGHT = 0.4
-"""How often the rollout that errs reads a relevant block where there is one."""
+"""How often the rollout with mistakes reads a relevant block if there is one."""
 _TAKEN_FOR = 12
-"""First blocks of the fused ranking among which it errs."""
+"""Top blocks of the fused ranking from which mistakes are sampled."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One look at the candidates of a query."""
+    """One pass over the candidates of a query."""
 
     own: Vectors
     """Features of each window, `[windows, len(FEATURES)]`."""
     rows: NDArray[np.int64]
-    """The block of each window, from 0, rising, `[windows]`."""
+    """The block of each window, from 0, ascending, `[windows]`."""
     blocks: NDArray[np.int64]
     """The numbers of the blocks, `[blocks]`."""
     relevant: Labels
     """1 for the relevant ones, `[blocks]`."""
     search_ranks: SearchRanks
-    """Where the searches for the query alone put them, `[blocks]`."""
+    """Ranks of the blocks in the searches for the query alone, `[blocks]`."""
 
     @cached_property
     def first(self) -> Vectors:
-        """What the first look sees of each window, `[windows, len(FIRST_FEATURES)]`."""
+        """Features of the first pass of each window, `[windows, len(FIRST_FEATURES)]`."""
         return first_features(self.own, self.search_ranks.take(self.rows))
 
     @cached_property
@@ -72,14 +72,14 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
-    """One query in one style, and every look that was had for it."""
+class QueryStates:
+    """One query in one style, and all its passes."""
 
     id: str
-    """Of the query, whatever its style."""
+    """Id of the query, the same for all styles."""
     source: Source
     part: str
-    """What the report names it under."""
+    """The part under which the report lists it."""
     style: str
     chained: bool
     relevant: frozenset[int]
@@ -91,17 +91,17 @@ class Asked:
 
     @property
     def half(self) -> int:
-        """0 or 1, the same for all styles of a query: which half of the queries it is in for cross-fitting."""
+        """0 or 1, the same for all styles of a query: its half for cross-fitting."""
         return zlib.crc32(self.id.encode()) % 2
 
 
-def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator[Asked]:
-    """Every query of a source, asked.
+def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator[QueryStates]:
+    """All states of every query of a source.
 
     Args:
-        source: Where the queries come from.
-        encoder: Makes the vectors. None: the default one.
-        steps: Reads of a rollout where several blocks are relevant; half as many where one is.
+        source: Source of the queries.
+        encoder: Computes the vectors. None: the default one.
+        steps: Reads of a rollout if several blocks are relevant; half as many for one.
     """
     loaded: LoadedEncoder | None = None
     for number, collection in enumerate(source.collections()):
@@ -112,7 +112,7 @@ def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator
             logger.info("%s %d: %d blocks, %d queries", source.name, number, len(chunks), len(collection.queries))
             for place, query in enumerate(collection.queries):
                 relevant = frozenset(n for n, chunk in chunks.items() if query.relevant(chunk))
-                wordings = [(ASKED, query.text)]
+                wordings = [(ORIGINAL, query.text)]
                 if rng.random() < collection.restyled:
                     wordings.append(restyle(query.text, rng))
                 for style, text in wordings:
@@ -125,7 +125,7 @@ def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator
 def _indexed(collection: Collection, encoder: Encoder | None, loaded: LoadedEncoder | None) -> MemoryIndex:
     config = IndexConfig() if encoder is None else IndexConfig(encoder=encoder)
     made = MemoryIndex.create(None, config)
-    # The gate is untrained: no state depends on one, and the shipped one may be of other features.
+    # No state depends on the weights of a gate, and the shipped gate may have other features, so this one is untrained.
     index = MemoryIndex(made.store, config, encoder=loaded or made.encoder, gate=GateHead())
     index.add(collection.documents)
     return index
@@ -145,8 +145,8 @@ def _ask(
     relevant: frozenset[int],
     rng: Random,
     steps: int,
-) -> Asked | None:
-    """The looks for one query; None where nothing is proposed for it."""
+) -> QueryStates | None:
+    """The passes for one query; None if nothing is proposed for it."""
     id, style, text = named
     with index.question_context(text) as context:
         look = _look(context, "", set(), relevant)
@@ -160,7 +160,7 @@ def _ask(
             *_rollout(context, text, look, relevant, rng, min(len(relevant), steps), []),
             *_rollout(context, text, look, relevant, rng, most, fused),
         ]
-        return Asked(
+        return QueryStates(
             id=id,
             source=source,
             part=query.part or source.name,
@@ -174,7 +174,7 @@ def _ask(
 
 
 def _look(context: QuestionContext, memory: str, read: set[int], relevant: frozenset[int]) -> State | None:
-    """The candidates under a working memory, without those that were read; None where there are none."""
+    """The unread candidates with a working memory; None if there are none."""
     blocks = [n for n in context.propose(memory) if n not in read]
     if not blocks:
         return None
@@ -192,16 +192,16 @@ def _rollout(
     steps: int,
     mistakes: Sequence[int],
 ) -> Iterator[State]:
-    """The looks after each read of a rollout, where something is known; before, it is the first look that serves.
+    """The passes after each read of a rollout with notes; before that, the first pass is used.
 
     Args:
-        context: The index under the query.
+        context: The index for the query.
         query: Its text.
-        look: The first look.
+        look: The first pass.
         relevant: Numbers of relevant blocks.
-        rng: Draws what is read.
+        rng: Chooses the blocks to read.
         steps: Most reads.
-        mistakes: The ranking at whose top mistakes lie; empty: only what is relevant is read.
+        mistakes: The ranking whose top blocks are mistakes; empty: only relevant blocks are read.
     """
     reader, memory, read = ExtractiveReader(context.analyzer), WorkingMemory(), set[int]()
     state: State | None = look
@@ -220,7 +220,7 @@ def _rollout(
 
 
 def _chosen(blocks: Sequence[int], relevant: frozenset[int], rng: Random, mistakes: Sequence[int]) -> int | None:
-    """The block that is read next; None where the rollout ends."""
+    """The block that is read next; None if the rollout ends."""
     right = [n for n in blocks if n in relevant]
     if right and (not mistakes or rng.random() < _RIGHT):
         return rng.choice(right)

@@ -1,4 +1,4 @@
-"""One query in another style: a few keywords, chatty, with typing errors, or in lower case."""
+"""One query in another style: a few keywords, a chat message, with typing errors, or in lower case."""
 
 import re
 from random import Random
@@ -19,7 +19,7 @@ _MISTYPED = 0.35
 
 
 def restyle(query: str, rng: Random) -> tuple[str, str]:
-    """The name of a style and the query in it; an empty query where it has too few words for the style."""
+    """The name of a style and the query in it; an empty query if it has too few words for the style."""
     style = rng.choice(_STYLES)
     if style == "lower":
         return style, query.lower().rstrip("?")
@@ -40,7 +40,7 @@ def keywords(text: str) -> list[str]:
 
 
 def _mistyped(word: str, rng: Random) -> str:
-    """A longer word, perhaps with two letters swapped, one left out or one wrong; its ends stay."""
+    """A longer word, possibly with two letters swapped, one left out or one wrong, but not the first or last."""
     if len(word) < 5 or rng.random() >= _MISTYPED:
         return word
     at, kind = rng.randint(1, len(word) - 3), rng.random()

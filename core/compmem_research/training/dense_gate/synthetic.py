@@ -1,4 +1,4 @@
-"""Collections that are made: questions composed of plainer ones, needles and variables, worlds of made-up facts."""
+"""Synthetic collections: composed questions, needles and variables, worlds of made-up facts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -16,20 +16,20 @@ from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.dense_gate.collection import Collection, Query, among
 
 COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")
-"""Sets of single questions that ask for facts about named things."""
+"""Sets of single questions about facts of named entities."""
 
 TASKS: tuple[tuple[RulerTask, int], ...] = (
     ("niah_multivalue", 26), ("niah_multiquery", 26), ("vt", 24), ("niah_single_2", 8), ("niah_multikey_1", 10),
     ("niah_multikey_2", 6),
 )  # fmt: skip
-"""Tasks of RULER, and of a hundred samples how many are of each."""
+"""Tasks of RULER, and how many of a hundred samples are of each."""
 
 _TOKENS = (3000, 7000, 12000)
 _FILLING = 2500
 
 
 def composed(file: Path, pages: Path, most: int) -> Iterator[Collection]:
-    """Composed questions of two and three hops over their passages and as many that answer none of them."""
+    """Composed questions of two and three hops over their passages, with distractor passages."""
     about = [q for q in read_singlehop(file) if q.dataset in COMPOSED_OF]
     rng = np.random.default_rng(0)
     records = compose(list(leads(pages)), about, rng, most=most)

@@ -1,4 +1,4 @@
-"""What each threshold does on held-out queries, and the one below which nothing is said to answer."""
+"""The effect of each threshold on held-out queries, and the choice of the threshold for `found`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ REFUSED = (0.01, 0.02, 0.03, 0.05, 0.1)
 
 
 def choose(head: GateHead, held: HeldOut, refused: float) -> dict[str, Any]:
-    """Sets the gate's threshold of what answers; gives calibration and thresholds as the report has them.
+    """Sets the gate's threshold for `found`; returns calibration and thresholds for the report.
 
     Args:
         head: A calibrated gate.
-        held: What cross-fitted networks say.
-        refused: Most answerable queries that may be refused.
+        held: Outputs of cross-fitted networks.
+        refused: Largest share of answerable queries that may be refused.
     """
     first, later = (
         (np.concatenate([calibrated(head, logits, n) for logits, _ in said]), np.concatenate([y for _, y in said]))
@@ -62,7 +62,7 @@ def choose(head: GateHead, held: HeldOut, refused: float) -> dict[str, Any]:
 
 
 def refusing(answerable: Vectors, share: float) -> float:
-    """The largest threshold below which at most this share of the probabilities of answerable queries lies."""
+    """The largest threshold with at most this share of the probabilities of answerable queries below it."""
     if not len(answerable):
         return 0.0
     rising = np.sort(answerable)
@@ -97,5 +97,5 @@ def _more(more: Vectors, helps: Labels, threshold: float) -> dict[str, float | N
 
 
 def _share(values: Sequence[bool] | Any) -> float | None:
-    """The share of what is true; None of nothing."""
+    """The share of true labels; None if there are none."""
     return round(float(np.mean(values)), 3) if len(values) else None

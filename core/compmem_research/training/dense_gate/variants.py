@@ -1,4 +1,4 @@
-"""First looks changed, so that the gate learns what the sources seldom show: small lists, no answer, a weak search."""
+"""Changed first passes for cases that are rare in the sources: small lists, no answer, a weak search."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +15,23 @@ _BY_WORDS = [FEATURES.index(name) for name in (
 _BY_VECTORS = [FEATURES.index(name) for name in ("question_chunk", "question_sentence", "question_second")]
 _FEW = 8
 _NO_WORDS = 0.35
-"""How often the search by words is not weak but finds nothing."""
+"""How often the search by words finds nothing, instead of being weakened."""
 _DEPTH = 100
 
 
 def without_relevant(look: State) -> State | None:
-    """The look without what is relevant; None where that changes nothing or leaves nothing."""
+    """The pass without relevant blocks; None if that changes nothing or leaves nothing."""
     keep = look.relevant == 0
     return None if keep.all() or not keep.any() else among(look, keep)
 
 
 def of_few(look: State, rng: np.random.Generator, *, answered: bool) -> State | None:
-    """The look as in an index of a few documents; None where none are left.
+    """The pass as in an index of a few documents; None if none are left.
 
     Args:
-        look: A first look.
-        rng: Draws the blocks that stay.
-        answered: The relevant ones stay.
+        look: A first pass.
+        rng: Chooses the remaining blocks.
+        answered: Keep the relevant blocks.
     """
     others = np.flatnonzero(look.relevant == 0)
     keep = (look.relevant > 0) & answered
@@ -40,11 +40,13 @@ def of_few(look: State, rng: np.random.Generator, *, answered: bool) -> State | 
     if not keep.any():
         return None
     few = among(look, keep)
-    return State(few.own, few.rows, few.blocks, few.relevant, _dense_from(few, few.own))  # each of a few is found
+    return State(
+        few.own, few.rows, few.blocks, few.relevant, _dense_from(few, few.own)
+    )  # all of a few blocks are found
 
 
 def among(look: State, keep: NDArray[np.bool_]) -> State:
-    """The look at some of the blocks, their ranks moved up."""
+    """The pass over some of the blocks, with their ranks recomputed."""
     rows = keep[look.rows]
     renumbered = np.cumsum(keep) - 1
     search_ranks = SearchRanks(
@@ -54,7 +56,7 @@ def among(look: State, keep: NDArray[np.bool_]) -> State:
 
 
 def weakened(look: State, rng: np.random.Generator) -> State:
-    """The look with what words or vectors say of a window mixed with what they say of others."""
+    """The pass with the vector or word features of a window mixed with those of others."""
     own, other = look.own.copy(), look.own[rng.permutation(len(look.own))]
     share = rng.uniform(0.3, 1.0)
     if rng.random() < 0.5:
@@ -75,7 +77,7 @@ def weakened(look: State, rng: np.random.Generator) -> State:
 
 
 def _dense_from(look: State, own: NDArray[np.float32]) -> SearchRanks:
-    """Its standing with ranks by the vectors of these features."""
+    """Its search ranks, recomputed from the vectors of these features."""
     rank = rank_of(np.maximum.reduceat(own[:, _BY_VECTORS[0]], look.starts)) + 1
     return SearchRanks(np.where(rank <= _DEPTH, rank, 0), look.search_ranks.bm25, look.search_ranks.score)
 

@@ -1,1 +1,1 @@
-"""What runs any stage: settings, trainer, checkpoints, log, and what is carried to the next machine."""
+"""Common parts of all stages: settings, trainer, checkpoints, log, and files for the next machine."""

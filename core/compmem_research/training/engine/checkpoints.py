@@ -1,6 +1,6 @@
-"""Checkpoints of a run: one safetensors file with weights, optimiser state and place, replaced in one move.
+"""Checkpoints of a run: one safetensors file with weights, optimiser state and step, replaced atomically.
 
-There is no random state to keep: what a step draws depends on the run's seed and the step's number alone.
+No random state is stored: the data of a step depends only on the run's seed and the step's number.
 """
 
 import json
@@ -20,23 +20,23 @@ WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """Where a run stands."""
+    """The state of a run."""
 
     stage: str
     step: int
-    """Steps made, and so the place in the data."""
+    """Finished steps, which determine the position in the data."""
     seconds: float
     """Training time so far."""
     state: Mapping[str, float]
-    """The stage's own numbers."""
+    """Numbers of the stage itself."""
     weights: Mapping[str, Tensor]
     """The trained parameters by name."""
     optimizer: Mapping[str, Tensor]
-    """The optimiser's tensors, by the parameter's name and their own: `norm.weight/exp_avg`."""
+    """The optimiser's tensors, by parameter name and tensor name: `norm.weight/exp_avg`."""
 
 
 def write(file: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint in a file; a kill or a full disk on the way leaves the last one as it was.
+    """Replace the checkpoint in a file; if the process is killed or the disk is full, the old one remains.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -53,10 +53,10 @@ def write(file: Path, checkpoint: Checkpoint) -> None:
 
 
 def replace(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, whole or not at all.
+    """Write tensors to a safetensors file, atomically.
 
     Raises:
-        CheckpointError: It cannot be written; what stood there before still does.
+        CheckpointError: It cannot be written; the old file remains.
     """
     part = file.with_name(f".{file.name}.part")
     try:
@@ -75,7 +75,7 @@ def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Check
     """The checkpoint in a file, for parameters of these shapes.
 
     Raises:
-        CheckpointError: It cannot be read, or is of another stage or of parameters of other shapes.
+        CheckpointError: It cannot be read, or has another stage or parameters of other shapes.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -98,10 +98,10 @@ def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Check
 
 
 def check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare tensors with what is needed.
+    """Compare the shapes of tensors with the required ones.
 
     Raises:
-        CheckpointError: One is missing, too many, or of another shape; the message names the first.
+        CheckpointError: A tensor is missing, superfluous, or of another shape; the message names the first.
     """
     here = str(file)
     if missing := sorted(set(shapes) - set(tensors)):

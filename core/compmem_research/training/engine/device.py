@@ -1,4 +1,4 @@
-"""What a run computes on: its name, the precision, and how fast its matrix products are."""
+"""The device of a run: its name, the precision, and the speed of its matrix products."""
 
 import platform
 import time
@@ -16,17 +16,17 @@ def device_name(device: torch.device) -> str:
 
 
 def precision(backbone: Backbone) -> torch.autocast:
-    """To decode and measure under: what is trained is float32 even where the frozen weights are not."""
+    """Autocast for decoding and measuring: trained weights are float32 even if the frozen ones are not."""
     weight = backbone.decoder.embed_tokens.weight
     mixed = weight.dtype in (torch.bfloat16, torch.float16)
-    # A graph captured inside would go on reading cast copies that leaving the context frees: nothing is kept.
+    # A graph captured inside would later read cast copies that were freed on exit, so the cache is off.
     return torch.autocast(
         weight.device.type, weight.dtype if mixed else torch.bfloat16, enabled=mixed, cache_enabled=False
     )
 
 
 def matmul_ceiling(device: torch.device, *, bf16: bool, seconds: float) -> float:
-    """Floating-point operations a second of a large matrix product on the device, the best of a few."""
+    """Floating-point operations per second of a large matrix product on the device, the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best, began = float("inf"), time.monotonic()

@@ -1,4 +1,4 @@
-"""What a run tells of itself: JSON lines, and a plot of them."""
+"""The log of a run: JSON lines, and a plot."""
 
 import json
 import logging
@@ -12,11 +12,11 @@ LOG, PLOT = "log.jsonl", "log.png"
 
 
 class Log:
-    """Appends JSON lines; what a killed run wrote after its last checkpoint is dropped.
+    """Appends JSON lines; lines that a killed run wrote after its last checkpoint are dropped.
 
     Args:
-        folder: Where the log stands.
-        step: The step that the run goes on from.
+        folder: Folder of the log.
+        step: The step from which the run continues.
         main: Whether this process writes.
     """
 
@@ -30,7 +30,7 @@ class Log:
         self._file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """One line, in the file and to the logger."""
+        """Write one line, to the file and to the logger."""
         if not self._main:
             return
         text = json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()})
@@ -40,7 +40,7 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last one that a kill cut short is left out."""
+    """The lines of a run's log, without a truncated last line."""
     file = folder / LOG
     if not file.exists():
         return []
@@ -54,7 +54,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot(folder: Path) -> None:
-    """Draw a run's log beside it; without matplotlib the log says that there is no plot."""
+    """Plot a run's log into its folder; without matplotlib, a log message says that there is no plot."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

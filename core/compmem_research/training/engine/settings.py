@@ -1,4 +1,4 @@
-"""Settings from TOML files: one frozen dataclass a table, an unknown key is an error."""
+"""Settings from TOML files: one frozen dataclass per table; an unknown key is an error."""
 
 import dataclasses
 import tomllib
@@ -10,11 +10,11 @@ Settings = TypeVar("Settings")
 
 
 def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None) -> Settings:
-    """A trainer's settings from a TOML file. Paths in it are relative to `base`; None: to the file.
+    """A stage's settings from a TOML file. Paths in it are relative to `base`; None: to the file.
 
     Raises:
-        ValueError: The file cannot be read or is no TOML, has a key that the settings lack, lacks one that they need,
-            or gives one a value that they refuse.
+        ValueError: The file cannot be read or is not TOML, has an unknown key, lacks a required one, or has an invalid
+            value.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

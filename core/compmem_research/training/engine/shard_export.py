@@ -1,7 +1,7 @@
-"""A backbone as a few files of limited size, to be carried from one machine to another between two phases.
+"""A backbone as a few files of limited size, to move it to another machine between two phases.
 
-The weights are split over safetensors files; the small texts beside them (configs, tokenizer, prompts) stand in the
-first one's metadata. Nothing else of a phase is carried: no optimiser state, no data.
+The weights are split over safetensors files; the small text files (configs, tokenizer, prompts) are in the metadata of
+the first one. Nothing else of a phase is moved: no optimiser state, no data.
 """
 
 import json
@@ -23,10 +23,10 @@ MOST_FILES: Final = 6
 
 
 def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
-    """Write a backbone's folder as files of at most `limit` bytes of weights each; gives them.
+    """Write a backbone's folder as files of at most `limit` bytes of weights each; returns them.
 
     Raises:
-        CheckpointError: The folder holds no backbone, it takes more files than are carried, or one cannot be written.
+        CheckpointError: The folder has no backbone, it needs too many files, or one cannot be written.
     """
     try:
         tensors = {
@@ -52,7 +52,7 @@ def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_00
 
 
 def unpack(given: Path, folder: Path) -> None:
-    """Make a backbone's folder of what `pack` wrote, in float32.
+    """Restore a backbone's folder from the output of `pack`, in float32.
 
     Raises:
         CheckpointError: A file is missing or broken.
@@ -78,7 +78,7 @@ def unpack(given: Path, folder: Path) -> None:
 
 
 def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
-    """The tensors in groups of at most `limit` bytes; one that is larger stands alone."""
+    """The tensors in groups of at most `limit` bytes; a larger tensor is its own group."""
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
@@ -92,7 +92,7 @@ def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tens
 
 
 def _plain(name: str, suffixes: tuple[str, ...]) -> str:
-    """The name of a file in the folder itself; what was carried may come from a stranger."""
+    """The name of a file in the folder itself; the input is untrusted."""
     if Path(name).name != name or Path(name).suffix not in suffixes:
-        raise ValueError(f"{name!r} is no file of a backbone")
+        raise ValueError(f"{name!r} is not a file of a backbone")
     return name

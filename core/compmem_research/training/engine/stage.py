@@ -1,4 +1,4 @@
-"""What the trainer asks of a stage."""
+"""The interface between the trainer and a stage."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +10,20 @@ from torch.nn.parameter import Parameter
 from compmem.backbone import Backbone
 
 HELD = 1 << 40
-"""Numbers of examples from here on are drawn for measuring alone."""
+"""Examples with numbers from here on are only used for measuring."""
 
 
 class Batch(Protocol):
-    """What one micro-batch sees."""
+    """The data of one micro-batch."""
 
     @property
     def counts(self) -> Mapping[str, float]:
-        """What the sum of each loss part is divided by: its tokens, say."""
+        """The divisor of each loss part's sum: for example, its number of tokens."""
         ...
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the decoder, for the throughput."""
+        """Tokens that pass through the decoder, for the throughput."""
         ...
 
 
@@ -31,34 +31,34 @@ B = TypeVar("B", bound=Batch)
 
 
 class Stage(Protocol[B]):
-    """What is trained, on what, and how it is judged."""
+    """A training stage: model, data, losses and measurements."""
 
     @property
     def name(self) -> str:
-        """What its checkpoints are called."""
+        """Name of the stage in checkpoints."""
         ...
 
     @property
     def backbone(self) -> Backbone:
-        """What is trained."""
+        """The model that is trained."""
         ...
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each part of the loss; one of weight 0 is a figure that is only told."""
+        """The weight of each part of the loss; a part with weight 0 is only logged."""
         ...
 
     @property
     def state(self) -> dict[str, float]:
-        """Numbers that are kept with a checkpoint: how far a curriculum has come, say."""
+        """Numbers stored with a checkpoint: for example, the level of a curriculum."""
         ...
 
     def parameters(self) -> dict[str, Parameter]:
-        """What the optimiser changes, by its name in the decoder; all else is frozen."""
+        """The trained parameters, by their names in the decoder; all others are frozen."""
         ...
 
     def batch(self, step: int, rows: range) -> B:
-        """The examples of these numbers: a function of them, the step and the stage's seed; in RL, of the model too."""
+        """The examples with these numbers, determined by step and seed; in RL, by the model too."""
         ...
 
     def losses(self, batch: B) -> dict[str, Tensor]:
@@ -66,13 +66,13 @@ class Stage(Protocol[B]):
         ...
 
     def after(self, figures: Mapping[str, float]) -> bool:
-        """Take note of a step's figures, by part; True where batches that were made ahead are out of date."""
+        """Process a step's metrics, by part; True if batches that were made ahead are outdated."""
         ...
 
     def measure(self, step: int) -> dict[str, float]:
-        """Figures on held-out examples, by name."""
+        """Metrics on held-out examples, by name."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what was trained, for the next stage to start from."""
+        """Write the trained weights, for the next stage to start from."""
         ...

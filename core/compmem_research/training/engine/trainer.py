@@ -1,11 +1,11 @@
-"""The loop that every stage of training runs in: accumulation, schedule, checkpoints, log, several processes.
+"""The training loop of every stage: accumulation, schedule, checkpoints, log, several processes.
 
-A stage says what is trained, what a step sees and what the loss is. What a step sees is a function of the seed and the
-number of the example, so a run that was killed goes on where its last checkpoint stands, and eight micro-batches of one
-example are one of eight. Loss parts are sums; they are divided by their counts over the whole step, on all processes.
+A stage defines what is trained, the data of a step and the loss. The data of a step depends only on the seed and the
+number of the example, so an interrupted run continues from its last checkpoint, and eight micro-batches of one example
+equal one of eight. Loss parts are sums; they are divided by their counts over the whole step, on all processes.
 
-The same file serves one device, several (`accelerate launch` or `torchrun`) and sharded weights (an accelerate config
-with FSDP).
+The same file works for one device, several (`accelerate launch` or `torchrun`) and sharded weights (an accelerate
+config with FSDP).
 """
 
 import logging
@@ -32,14 +32,14 @@ from compmem_research.training.engine.stage import B, Stage
 logger = logging.getLogger(__name__)
 
 CHECKPOINT, BACKBONE = "checkpoint.safetensors", "backbone"
-"""What a run leaves in its folder beside log and plot."""
+"""Files of a run, besides log and plot."""
 NOT_FINITE = 10
-"""Steps without a finite gradient, one after the other, after which a run gives up."""
+"""Consecutive steps without a finite gradient after which a run stops with an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSettings:
-    """How a stage is run, whatever it trains.
+    """Settings of a run, for every stage.
 
     Raises:
         ValueError: A value is out of its range.
@@ -53,36 +53,36 @@ class RunSettings:
     accumulate: int = 1
     """Micro-batches of one step on one process."""
     learning_rate: float = 1e-3
-    """Peak; linear warm-up to it, cosine down from it."""
+    """Peak learning rate; linear warm-up to it, cosine decay from it."""
     final_rate: float = 0.1
-    """Share of the peak at the end."""
+    """Final learning rate as a share of the peak."""
     warmup: int = 50
-    """Steps until the peak."""
+    """Steps of the warm-up."""
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.95)
     clip: float = 1.0
-    """Most norm of a gradient."""
+    """Largest norm of a gradient."""
     minutes: float | None = None
-    """Training time after which the run ends by itself; the learning rate is down by then."""
+    """Training time after which the run ends; the learning-rate schedule takes it into account."""
     bf16: bool = False
-    """Compute in bfloat16 by autocast; what is trained stays in float32."""
+    """Compute in bfloat16 with autocast; trained weights stay in float32."""
     checkpointing: bool = False
-    """Compute the layers again in the backward pass: less memory, a third more time."""
+    """Gradient checkpointing: less memory, a third more time."""
     seed: int = 0
     device: str | None = None
-    """None: a GPU where there is one."""
+    """None: a GPU if there is one."""
     workers: int | None = None
-    """Processes that make batches ahead. None: beside a GPU half as many as there are cores, at most 8, else none; a
-    batch that asks the model is made in the process that trains it."""
+    """Processes that make batches ahead. None: with a GPU half as many as there are cores, at most 8, else none; a
+    batch that needs the model is made in the training process."""
     checkpoint_every: int = 200
     """Steps between two checkpoints; 0: only at the end."""
     keep_optimizer: bool = True
-    """False: a checkpoint holds weights alone, and nothing is gone on from."""
+    """False: a checkpoint has weights alone, and the run cannot be continued."""
     log_every: int = 10
     measure_every: int = 200
     """Steps between two measurements; 0: only at the end."""
     ceiling_seconds: float = 1.0
-    """Time to find out, before the first step, what the device's matrix products reach."""
+    """Seconds to measure the device's matrix-product speed before the first step."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every"):
@@ -105,18 +105,18 @@ class Trainer:
     """Runs one stage.
 
     Args:
-        settings: How.
-        asks: A batch asks the model, so no other process can make it.
+        settings: The settings.
+        asks: A batch needs the model, so no other process can make it.
 
     Attributes:
-        device: Where this process computes; load the backbone there.
+        device: The device of this process; load the backbone there.
     """
 
     def __init__(self, settings: RunSettings, *, asks: bool = False) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        # A part of the memory's weights is read by nobody in the last layer.
+        # In the last layer, a part of the memory's weights is not used.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(cpu=settings.device == "cpu", kwargs_handlers=[unused])
         self.device: torch.device = self._accelerator.device
@@ -125,11 +125,11 @@ class Trainer:
         self.main: bool = self._accelerator.is_main_process
 
     def run(self, stage: Stage[B]) -> dict[str, Any]:
-        """Train from the last checkpoint, or from the start; gives the last figures.
+        """Train from the last checkpoint, or from the start; returns the last metrics.
 
         Raises:
-            CheckpointError: The checkpoint is of another stage or shape, or none can be written.
-            FloatingPointError: The gradient is not finite any more.
+            CheckpointError: The checkpoint has another stage or shape, or cannot be written.
+            FloatingPointError: The gradient is no longer finite.
         """
         return _Run(stage, self.settings, self._accelerator).run()
 
@@ -186,7 +186,7 @@ class _Run(Generic[B]):
                 told, tokens = self._spent, 0
             if self._step < settings.steps:
                 self._now_and_then()
-            # Measuring and saving are no training time.
+            # Measuring and saving do not count as training time.
             began = time.monotonic()
         return self._end()
 
@@ -202,7 +202,7 @@ class _Run(Generic[B]):
         }
 
     def _throughput(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Tokens a second, and their share of the matrix-product ceiling: at least so much is computed."""
+        """Tokens per second, and a lower bound of the share of the matrix-product ceiling."""
         speed = tokens / max(seconds, 1e-9)
         share = self._operations * speed / (self._ceiling * self._processes)
         return {"seconds": round(self._spent, 2), "tokens_per_second": round(speed), "ceiling_share": round(share, 4)}
@@ -233,7 +233,7 @@ class _Run(Generic[B]):
         return bool(self._accelerator.reduce(over, "sum").item())
 
     def _batches(self) -> Iterator[Sequence[B]]:
-        """The micro-batches of each step from here on, on this process."""
+        """The micro-batches of each step from now on, for this process."""
         settings, each = self._settings, self._settings.accumulate
         view = _Numbered(self._stage, settings, self._accelerator.process_index, self._processes)
         while self._step < settings.steps:
@@ -254,7 +254,7 @@ class _Run(Generic[B]):
         )  # fmt: skip
 
     def _make_step(self, micro: Sequence[B]) -> tuple[dict[str, Any], int]:
-        """One change of the weights; gives the loss and its parts, and the tokens seen."""
+        """One update of the weights; returns the loss with its parts, and the number of tokens."""
         settings, accelerator = self._settings, self._accelerator
         torch.manual_seed((settings.seed * 1_000_003 + self._step) * 1_009 + accelerator.process_index)
         names = sorted(self._stage.weights)
@@ -266,7 +266,7 @@ class _Run(Generic[B]):
             last = number == len(micro) - 1
             with accelerator.no_sync(self._module) if not last else nullcontext():
                 loss, parts = self._module(lambda batch=batch: self._loss(batch, names, counts))
-                # Gradients are averaged over the processes, and a step's loss is a sum over them.
+                # Gradients are averaged over the processes, but a step's loss is a sum over them.
                 accelerator.backward(loss * self._processes)
             told += parts
         self._stage.backbone.decoder.eval()
@@ -280,7 +280,7 @@ class _Run(Generic[B]):
             self._optimizer.step()
         self._optimizer.zero_grad()
         self._step += 1
-        # A part that no row of this step belongs to has no value.
+        # A part without rows in this step has no value.
         values = {n: v for n, v, count in zip(names, told.tolist(), counts.tolist(), strict=True) if count > 1e-6}
         self._stale = self._stage.after(values)
         tokens = torch.tensor(sum(batch.tokens for batch in micro), device=accelerator.device)
@@ -390,17 +390,17 @@ class _Numbered(Generic[B]):
 
 
 def operations(backbone: Backbone, trained: Mapping[str, Parameter]) -> int:
-    """Floating-point operations of a token at least: in the matrices that every token goes through.
+    """Least floating-point operations per token: those of the matrices that every token passes through.
 
-    Two each forward and two for what goes back through them, two more where they are trained. Attention, the head and
-    the memory tokens' own projections, which some tokens go through, are left out.
+    Two each forward and two for the gradient of their input, two more if they are trained. Attention, the head and the
+    memory tokens' own projections, which only some tokens use, are left out.
     """
     matrices = {n: p for n, p in backbone.decoder.named_parameters() if ".stock." in n and p.dim() == 2}
     return sum(p.numel() * (6 if name in trained else 4) for name, p in matrices.items())
 
 
 def _groups(trained: Mapping[str, Parameter], decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not."""
+    """Matrices have weight decay, vectors (norms, biases) do not."""
     return [
         {"params": [p for p in trained.values() if p.dim() > 1], "weight_decay": decay},
         {"params": [p for p in trained.values() if p.dim() <= 1], "weight_decay": 0.0},

@@ -1,1 +1,1 @@
-"""What the gate on the backbone learns from, and what its logits are worth as probabilities."""
+"""Training examples of the gate on the backbone, and calibration of its logits."""

@@ -1,4 +1,4 @@
-"""What a classifier's logits are worth: as probabilities, and where to draw the line."""
+"""Calibration of a classifier's logits, and choice of its threshold."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def platt(logits: Tensor, labels: Tensor, *, decay: float = 1e-4) -> tuple[float, float]:
-    """Slope and bias that make logits those of probabilities, by maximum likelihood (Platt's scaling).
+    """Slope and bias that turn logits into those of probabilities, by maximum likelihood (Platt scaling).
 
     Args:
         logits: `[n]`.
         labels: `[n]`.
-        decay: A little of it keeps the slope finite where the labels can be told apart without error.
+        decay: A little weight decay keeps the slope finite if the labels are separable.
     """
     scale = torch.tensor([1.0, 0.0], dtype=torch.float64)
     scores, wanted = logits.double().cpu(), labels.double().cpu()
     if wanted.min() == wanted.max():
-        # Labels all alike would drive the bias to infinity.
+        # With equal labels, the bias would go to infinity.
         return 1.0, 0.0
     with torch.enable_grad():
         scale.requires_grad_()
@@ -35,7 +35,7 @@ def platt(logits: Tensor, labels: Tensor, *, decay: float = 1e-4) -> tuple[float
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """Chance that one that is true scores above one that is not, ties half; 0.5 where there are not both."""
+    """Probability that a true item scores above a false one, ties count half; 0.5 if one kind is missing."""
     true, false = scores[labels.bool()].double(), scores[~labels.bool()].double().sort().values
     if not len(true) or not len(false):
         return 0.5
@@ -44,9 +44,9 @@ def auc(scores: Tensor, labels: Tensor) -> float:
 
 
 def threshold_for(probabilities: Tensor, labels: Tensor, recall: float) -> float:
-    """The highest threshold up to 0.5 that lets at least this share of the true ones through.
+    """The highest threshold up to 0.5 that accepts at least this share of the true items.
 
-    Above 0.5 there is nothing to gain: what is likelier true than not is read.
+    Above 0.5 there is no reason to reject: such an item is more likely true than not.
     """
     true = probabilities[labels.bool()].sort(descending=True).values
     if not len(true):
@@ -54,5 +54,5 @@ def threshold_for(probabilities: Tensor, labels: Tensor, recall: float) -> float
     needed = max(1, int(-(-recall * len(true) // 1)))
     lowest = float(true[needed - 1])
     below = probabilities[probabilities < lowest]
-    # Half-way to what is turned down next, so that rounding turns down none that should pass.
+    # Half-way to the next rejected item, so that rounding does not reject an accepted one.
     return min(0.5, (lowest + float(below.max() if len(below) else 0.0)) / 2)

@@ -1,7 +1,7 @@
-"""What the gate learns from: questions, the working memories of rollouts, and which chunks help with each.
+"""Training examples of the gate: questions, the working memories of rollouts, and the chunks that help with each.
 
-A rollout without exit gate meets every chunk, so there are working memories from before, between and after the
-evidence. Each is paired with chunks of the whole context: those read long ago, those to come, those that never help.
+A rollout without exit gate reads every chunk, so there are working memories before, between and after the evidence.
+Each is paired with chunks of the whole context: read ones, later ones, and those that never help.
 """
 
 import json
@@ -17,16 +17,16 @@ from compmem_research.training.rollouts.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """A working memory, and which chunks help where it stands so."""
+    """A working memory, and the chunks that help with it."""
 
     memory: str
     labels: tuple[bool, ...]
-    """Of each chunk of the context."""
+    """A label for each chunk of the context."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateContext:
-    """One question, its chunks and the working memories that rollouts had."""
+    """One question, its chunks and the working memories of its rollouts."""
 
     question: str
     chunks: tuple[tuple[int, ...], ...]
@@ -46,7 +46,7 @@ def collect(rollouts: Rollouts, contexts: Sequence[Context], seeds: Sequence[Seq
 
 
 def states_of(context: Context, runs: Iterable[Trajectory], labels: Labels) -> tuple[GateState, ...]:
-    """The different working memories of these rollouts, each with its labels."""
+    """The distinct working memories of these rollouts, each with its labels."""
     evidence = Evidence(context.sample, context.chunks, labels)
     found: dict[GateState, None] = {}
     for run in runs:
@@ -60,7 +60,7 @@ def states_of(context: Context, runs: Iterable[Trajectory], labels: Labels) -> t
 
 
 def write(file: Path, contexts: Iterable[GateContext]) -> None:
-    """Keep examples as JSON lines, whole or not at all."""
+    """Write examples as JSON lines, atomically."""
     part = file.with_name(f".{file.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as lines:
@@ -75,7 +75,7 @@ def read(file: Path) -> list[GateContext]:
     """The examples in a file.
 
     Raises:
-        ValueError: A line cannot be understood.
+        ValueError: A line is invalid.
     """
     contexts = []
     with file.open(encoding="utf-8") as lines:

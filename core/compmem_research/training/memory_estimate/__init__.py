@@ -1,1 +1,1 @@
-"""How much device memory a stage takes, told before it is run."""
+"""An estimate of the device memory of a stage."""

@@ -1,4 +1,4 @@
-"""How much device memory a stage takes, told before it is run.
+"""An estimate of the device memory of a stage, before it is run.
 
     weights     stored numbers of all parameters, and 4 bytes more of each trained one that is kept in float32
     gradients   4 bytes of each trained parameter
@@ -9,8 +9,8 @@
     logits      tokens with a loss x vocabulary x 12 bytes (logits, their float32 form, the gradient)
     rollouts    keys and values of every chunk and of every rollout's slots, at the longest
 
-Rollouts and updates take turns, so the total holds the larger of the two. Attention is taken to keep no scores (flash
-or memory-efficient kernels). What the allocator and the CUDA context take, some 1 to 2 GiB, is left out.
+Rollouts and updates alternate, so the total contains the larger of the two. Attention is assumed to store no scores
+(flash or memory-efficient kernels). The memory of the allocator and the CUDA context, 1 to 2 GiB, is left out.
 """
 
 from dataclasses import dataclass
@@ -33,24 +33,24 @@ ESTIMATED: Final[dict[str, type[Settings]]] = {
 }  # fmt: skip
 
 PROMPT: Final = 512
-"""Tokens of a step's instruction and question, about."""
+"""Approximate tokens of a step's instruction and question."""
 PROBE: Final = 16
-"""Tokens of the gate's prompt behind a block, about."""
+"""Approximate tokens of the gate's prompt after a block."""
 SIZES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, None: 2}
 RATIO: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What a stage puts on the device."""
+    """What a stage stores on the device."""
 
     added: int
-    """Parameters beside the stock model's."""
+    """Parameters besides those of the stock model."""
     trained: int
     tokens: int
     """Tokens of one pass with its activations."""
     learned: int
-    """Those with a loss."""
+    """Tokens with a loss."""
     kept: int = 0
     """Tokens whose keys and values are kept while rollouts run."""
     copied: int = 0
@@ -58,10 +58,10 @@ class Load:
 
 
 def estimate_file(stage: str, config: Path, model: str | None = None) -> dict[str, float]:
-    """The estimate of a stage by the settings in a file, for a stock model; None: the folder that it starts from.
+    """The estimate of a stage from a settings file, for a stock model; None: the folder that the stage starts from.
 
     Raises:
-        ValueError: There is no such stage to estimate, the settings are wrong, or nothing is known of the model.
+        ValueError: There is no estimate for the stage, the settings are wrong, or the model is unknown.
     """
     if stage not in ESTIMATED:
         raise ValueError(f"no estimate for {stage!r}; there are {', '.join(ESTIMATED)}")
@@ -70,10 +70,10 @@ def estimate_file(stage: str, config: Path, model: str | None = None) -> dict[st
 
 
 def estimate(settings: Settings, shape: Shape) -> dict[str, float]:
-    """GiB of device memory by what takes it, and in total."""
+    """GiB of device memory by cause, and in total."""
     load = _load(settings, shape)
     each, run = SIZES[settings.dtype], settings.run
-    # What is trained stays in float32 where the rest is computed in bfloat16.
+    # Trained weights stay in float32 even if the rest is computed in bfloat16.
     main = 4 if run.bf16 else each
     parts = {
         "weights": (shape.parameters + load.added - load.trained) * each + load.trained * main,
@@ -90,7 +90,7 @@ def estimate(settings: Settings, shape: Shape) -> dict[str, float]:
 
 
 def activation_bytes(shape: Shape, tokens: int, each: int, run: RunSettings) -> int:
-    """What a pass over so many tokens keeps for its gradient."""
+    """Bytes that a pass over this many tokens stores for its gradient."""
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # Both norms in and out, queries and keys before and after rotation, values, attention, the three of the
     # feed-forward and their product.
@@ -126,7 +126,7 @@ def _rl(settings: RLTraining, shape: Shape) -> Load:
         settings.rollouts, settings.questions.chunk_tokens, settings.questions.chunks * questions, questions,
         settings.ratio or RATIO,
     )  # fmt: skip
-    # The longest turn is one piece where it is longer than a piece may be.
+    # If the longest turn exceeds the limit of a piece, it is a piece of its own.
     turn = settings.questions.chunk_tokens + PROMPT + _reply(settings.rollouts) + settings.rollouts.memory_tokens
     copied = trained if settings.beta and settings.reference == "start" else 0
     tokens = max(settings.piece_tokens, turn)
@@ -153,7 +153,7 @@ def _reply(rollouts: RolloutSettings) -> int:
 
 
 def _rolled(rollouts: RolloutSettings, chunk: int, chunks: int, questions: int, ratio: int) -> int:
-    """Tokens whose keys and values are on the device while these questions are rolled out."""
+    """Tokens whose keys and values are on the device during rollouts of these questions."""
     block = -(-chunk // ratio)
     row = block + PROMPT + rollouts.memory_tokens + _reply(rollouts)
     return chunks * block + questions * rollouts.group * row

@@ -1,4 +1,4 @@
-"""The shape of a decoder, and how many parameters each part of it has."""
+"""The shape of a decoder, and the number of parameters of each part."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from compmem.backbone import AdapterConfig, Linear
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What a stock model's `config.json` says of its size."""
+    """The sizes in a stock model's `config.json`."""
 
     vocabulary: int
     hidden: int
@@ -25,7 +25,7 @@ class Shape:
     biased: bool
     """Whether query, key and value projections have a bias (Qwen2)."""
     normed_heads: bool
-    """Whether queries and keys have a norm of their own (Qwen3)."""
+    """Whether queries and keys have their own norms (Qwen3)."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
@@ -53,7 +53,7 @@ class Shape:
 
     @classmethod
     def find(cls, model: str | Path) -> "Shape":
-        """The shape of a model's folder, or of one known by name.
+        """The shape of a model in a folder, or of a model known by name.
 
         Raises:
             ValueError: There is no such folder, and the name is not known.
@@ -68,7 +68,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Of the stock model."""
+        """Number of parameters of the stock model."""
         heads = 2 * self.head_dim if self.normed_heads else 0
         layer = sum(self.linear(name) for name in get_args(Linear)) + 2 * self.hidden + heads
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
@@ -82,12 +82,12 @@ class Shape:
         }[name]  # fmt: skip
 
     def linear(self, name: Linear) -> int:
-        """Parameters of a linear layer, its bias with them."""
+        """Parameters of a linear layer, with its bias."""
         inputs, outputs = self.sides(name)
         return inputs * outputs + (outputs if self.biased and name in ("q", "k", "v") else 0)
 
     def memory(self, own: Collection[Linear]) -> int:
-        """Parameters that memory tokens add: an embedding, and projections of their own."""
+        """Parameters that memory tokens add: an embedding, and their own projections."""
         return self.hidden + self.layers * sum(map(self.linear, own))
 
     def adapter(self, config: AdapterConfig | None) -> int:
@@ -97,7 +97,7 @@ class Shape:
         return self.layers * config.rank * sum(sum(self.sides(name)) for name in config.targets)
 
     def kv_bytes(self, each: int) -> int:
-        """Bytes of one token's keys and values, in numbers of so many bytes."""
+        """Bytes of one token's keys and values, for numbers of this many bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * each
 
 
@@ -111,4 +111,4 @@ KNOWN: Final[Mapping[str, Shape]] = {
         biased=False, normed_heads=True,
     ),
 }  # fmt: skip
-"""As their `config.json` on the Hugging Face hub has it, for an estimate before they are fetched."""
+"""From their `config.json` on the Hugging Face hub, for an estimate before they are downloaded."""

@@ -1,1 +1,1 @@
-"""What reinforcement learns from: the loop run for many questions at once, what each run was worth, and the loss."""
+"""Reinforcement learning: rollouts of the loop for many questions at once, rewards, and the loss."""

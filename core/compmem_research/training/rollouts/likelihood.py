@@ -1,9 +1,8 @@
-"""How likely the policy finds replies that were drawn before, with gradients through the recalled memory.
+"""The policy's likelihood of earlier replies, with gradients through the recalled memory.
 
-The chunks are compressed anew, so that what the replies are worth also teaches the compressor what to keep
-(2602.08382, section 4: reasoning, recalled KV, compressor). Turns are run in pieces; a piece is computed again in the
-backward pass, so no more than one stands in memory with all its activations. A frozen copy of the policy is what a
-divergence is measured from.
+The chunks are compressed again, so the rewards also train the compressor (2602.08382, section 4: reasoning, recalled
+KV, compressor). Turns are run in pieces with gradient checkpointing, so only the activations of one piece are in
+memory. The reference for the divergence is a frozen copy of the policy.
 """
 
 import copy
@@ -29,15 +28,15 @@ def reply_likelihood(
     role: Role | None = "reasoner",
     through_memory: bool = True,
 ) -> Tensor:
-    """Log-probability of each reply token `[turns, longest reply]`, 0 behind a reply's end.
+    """Log-probability of each reply token `[turns, longest reply]`, 0 after a reply's end.
 
     Args:
         backbone: The policy.
         turns: Prompts, replies and chunks.
         ratio: Compression ratio.
         piece_tokens: Most tokens that are run at once, with their activations.
-        temperature: Of the distribution that the replies were drawn from.
-        role: Whose adapter reads.
+        temperature: Temperature of the distribution that the replies were sampled from.
+        role: The role whose adapter reads.
         through_memory: Whether gradients flow through the memory into the compressor.
     """
     width = max(len(turn.reply) for turn in turns)
@@ -58,7 +57,7 @@ def reply_likelihood(
 
 
 def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
-    """The policy as it is now, to compare with later; it shares every weight that is not trained."""
+    """The current policy as a reference; it shares all weights that are not trained."""
     kept = {id(p) for p in trained}
     shared = {id(p): p for p in backbone.decoder.parameters() if id(p) not in kept}
     model, decoder = copy.deepcopy((backbone.model, backbone.decoder), shared)
@@ -73,18 +72,18 @@ def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
 
 
 def mask_of(turns: Sequence[Turn], device: torch.device) -> Tensor:
-    """Where a reply has a token, `[turns, longest reply]`."""
+    """A mask of reply tokens, `[turns, longest reply]`."""
     lengths = torch.tensor([len(turn.reply) for turn in turns], device=device)
     return torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
 
 
 def run_tokens(turn: Turn, ratio: int) -> int:
-    """Tokens that one turn sends through the decoder, its chunk's with it."""
+    """Tokens of one turn in the decoder, with its chunk."""
     return len(turn.chunk) - (-len(turn.chunk) // ratio) + len(turn.prompt) + len(turn.reply)
 
 
 def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
-    """Numbers of turns, those behind one chunk side by side, as many at once as the budget allows."""
+    """Numbers of turns, grouped by chunk, as many at once as the budget allows."""
     order = sorted(range(len(turns)), key=lambda n: (len(turns[n].chunk), tuple(turns[n].chunk), len(turns[n].prompt)))
     piece: list[int] = []
     chunks: set[tuple[int, ...]] = set()
@@ -104,7 +103,7 @@ def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
 def _piece(
     backbone: Backbone, turns: Sequence[Turn], ratio: int, temperature: float, role: Role | None, through_memory: bool
 ) -> Tensor:
-    """Log-probabilities of one piece, `[turns, longest reply]`, 0 behind a reply's end."""
+    """Log-probabilities of one piece, `[turns, longest reply]`, 0 after a reply's end."""
     chunks = list(dict.fromkeys(tuple(turn.chunk) for turn in turns if turn.chunk))
     with torch.set_grad_enabled(through_memory and torch.is_grad_enabled()):
         states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}

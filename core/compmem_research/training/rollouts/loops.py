@@ -1,8 +1,8 @@
 """The loops of many questions, run together.
 
-Each is the loop of `reasoner.py` and waits where it asks for blocks to be read. All that wait are written for as one
-batch, and those that end drop out of it. Rollouts and evaluation both stand on this, so what is learned from and what
-is measured are what runs later.
+Each is the loop of `compmem.loop` and waits when it requests to read blocks. The replies for all waiting loops are
+generated as one batch; finished loops leave it. Rollouts and evaluation both use this, so training and measurements
+match the real loop.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,37 +22,37 @@ from compmem_research.training.engine.device import precision
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """What was written behind one prompt."""
+    """The reply to one prompt."""
 
     memory: WorkingMemory
     """The working memory in the prompt."""
     prompt: Sequence[int]
     ids: Sequence[int]
-    """The tokens as they were drawn, the end token with them where they ended by one."""
+    """The sampled tokens, with the end token if there is one."""
     text: str
     ended: bool
-    """Whether it came to its end."""
+    """Whether the reply is complete."""
     reply: Reply | None = None
-    """What was understood of a step's reply."""
+    """The parsed reply of a step."""
 
 
 class Loop:
-    """One question's loop over its own blocks: not begun, waiting for blocks to be read, or at its end.
+    """One question's loop over its own blocks: not started, waiting for a read, or finished.
 
     Args:
-        backbone: Its gate scores the blocks, where it has one and the settings ask for it; else all pass.
+        backbone: Its gate scores the blocks, if it has one and the settings use it; otherwise all are accepted.
         question: What is asked.
-        chunks: Of all blocks.
-        states: Of all blocks.
+        chunks: The chunks of all blocks.
+        states: The KV states of all blocks.
         config: The loop's settings.
-        threshold: Below it a block is turned down. None: the gate's own.
-        seed: Of what is drawn for it.
+        threshold: Blocks with a lower score are rejected. None: the gate's own.
+        seed: Seed for sampling.
 
     Attributes:
-        asked: What it waits for.
+        asked: The request that it waits for.
         steps: Its steps so far.
-        memory: The working memory that it ended with.
-        answer: What was written from that; None where there was nothing to answer from.
+        memory: The working memory at the end.
+        answer: The answer; None if there was nothing to answer from.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Loop:
         )  # fmt: skip
 
     @property
-    def said(self) -> str:
-        """The answer's text; empty where there is none."""
+    def text(self) -> str:
+        """The answer's text; empty if there is none."""
         return without_thinking(self.answer.text).strip() if self.answer else ""
 
     def take(self, written: Written) -> None:
-        """Keep a step, and go on with what was understood of it; if nothing was, with the memory and no gate open."""
+        """Record a step and continue with its parsed reply; if invalid, with the same memory and closed gates."""
         self.steps.append(written)
         before, reply = written.memory, written.reply
         if reply is None:
@@ -90,7 +90,7 @@ class Loop:
         self.advance(Reading(memory=notes, update=reply.check, exit=reply.end))
 
     def advance(self, reading: Reading | Outcome = None) -> None:
-        """Run until it wants blocks read or weighed, or to its end."""
+        """Run until it requests a read or scores, or to its end."""
         try:
             asked = self._loop.send(reading)
             while isinstance(asked, Step):
@@ -104,7 +104,7 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Blocks in memory, as the loop sees them; without a gate every block passes."""
+    """Blocks in memory, as the loop sees them; without a gate every block is accepted."""
 
     backbone: Backbone
     gate: BackboneGate | None
@@ -138,24 +138,24 @@ class _Bench:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loops:
-    """Runs loops with a backbone's present weights, without gradients."""
+    """Runs loops with a backbone's current weights, without gradients."""
 
     prompts: StepPrompts
-    """What the backbone is told."""
+    """The prompts."""
     step_tokens: int
     """Most tokens of a step's reply."""
     answer_tokens: int
     ends: Sequence[int]
     """Ids that end a reply."""
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 takes the most likely token."""
 
     def run(self, loops: Sequence[Loop]) -> None:
-        """Run loops from their beginning to their answers.
+        """Run loops from the beginning to their answers.
 
         Raises:
-            ValueError: A step is larger than the model's context.
-            MemoryError: One step alone does not fit on the device.
+            ValueError: A step is longer than the model's context.
+            MemoryError: A single step does not fit on the device.
         """
         with torch.no_grad(), precision(self.prompts.backbone):
             for loop in loops:
@@ -173,7 +173,7 @@ class Loops:
                 loop.answer = written
 
     def _written(self, asked: Sequence[tuple[Loop, ReadRequest]]) -> Iterator[tuple[Loop, Written]]:
-        """A step of each loop behind its blocks, or the answer where there are none."""
+        """A step of each loop after its blocks, or the answer if there are none."""
         if not asked:
             return
         backbone, structured = self.prompts.backbone, self.prompts.structured
@@ -187,7 +187,7 @@ class Loops:
         ]
         behind = [sum(b.keys.shape[2] for b in row) for row in blocks]
         room = backbone.context - max(len(prompt) + size for prompt, size in zip(prompts, behind, strict=True))
-        # Where there is no room at all the backbone refuses, and says why.
+        # If there is no space at all, the backbone raises the error.
         most = max(1, min(most, room))
         replies = backbone.generate(
             prompts, blocks if steps else None, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop,
@@ -197,7 +197,7 @@ class Loops:
             text = backbone.decode([*start, *ids])
             stopped = any(mark in text for mark in stop)
             ended = stopped or len(ids) < most
-            # Ending is an action as well: the policy is to learn when.
+            # Ending is an action too: the policy should learn when to end.
             drawn = [*ids, self.ends[0]] if ended and not stopped else ids
             reply = parse_step_reply(text, structured=structured) if steps else None
             yield loop, Written(memory=read.memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)

@@ -1,4 +1,4 @@
-"""What is maximised: clipped importance ratios times advantages, by whole replies (GSPO) or by token (DAPO).
+"""The objective: clipped importance ratios times advantages, per reply (GSPO) or per token (DAPO).
 
 Both sum over turns; the trainer divides by the number of trajectories (GSPO) or of tokens (DAPO).
 """
@@ -15,12 +15,12 @@ Algorithm = Literal["gspo", "dapo"]
 CLIPS: Final[Mapping[Algorithm, tuple[float, float]]] = {"gspo": (3e-4, 4e-4), "dapo": (0.2, 0.2)}
 """Published ranges: 2507.18071, section 5.1; MemAgent's configuration (2507.02259)."""
 FAR: Final = 20.0
-"""Log ratios beyond it are cut off, or their exponential would overflow."""
+"""Log ratios are clipped to this value, since their exponential would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """Which objective, and how far one update may go.
+    """The objective, and the size of an update.
 
     Raises:
         ValueError: A value is out of its range.
@@ -30,7 +30,7 @@ class Objective:
     clip: tuple[float, ...] | None = None
     """How far the ratio may fall below and rise above 1. None: the published range of the algorithm."""
     dual_clip: float | None = None
-    """Bound of the ratio where the advantage is negative (1912.09729); MemAgent has 3."""
+    """Upper bound of the ratio for negative advantages (1912.09729); MemAgent uses 3."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in get_args(Algorithm):
@@ -54,9 +54,9 @@ class Replies:
     now: Tensor
     """Log-probability of each token under the policy, `[turns, tokens]`, with gradients."""
     then: Tensor
-    """The same under the policy that drew them; `now` without gradients where that is the same."""
+    """The same under the policy that sampled them; `now` without gradients if that is the same."""
     mask: Tensor
-    """Where a token is, `[turns, tokens]`."""
+    """Mask of tokens, `[turns, tokens]`."""
     advantages: Tensor
     """`[turns]`."""
     shares: Tensor
@@ -64,7 +64,7 @@ class Replies:
 
 
 def policy_loss(replies: Replies, objective: Objective) -> tuple[Tensor, Tensor]:
-    """The loss summed over turns (GSPO: by their shares) or tokens (DAPO), and the sum of what was clipped."""
+    """The loss summed over turns (GSPO: weighted by their shares) or tokens (DAPO), and the sum of clipped ones."""
     mask = replies.mask
     apart = torch.where(mask, replies.now - replies.then, 0.0)
     advantages = replies.advantages
@@ -85,12 +85,12 @@ def policy_loss(replies: Replies, objective: Objective) -> tuple[Tensor, Tensor]
 
 
 def divergence(replies: Replies, reference: Tensor, algorithm: Algorithm) -> Tensor:
-    """KL to a reference, summed as the loss is: `r - log r - 1` with `r` its ratio, never negative (Schulman's k3).
+    """KL divergence from a reference, summed like the loss: `r - log r - 1` with the ratio `r` (Schulman's k3).
 
     Args:
-        replies: Under the policy.
+        replies: Replies under the policy.
         reference: Log-probabilities under the reference, `[turns, tokens]`.
-        algorithm: How turns and tokens are weighted.
+        algorithm: The weights of turns and tokens.
     """
     apart = torch.where(replies.mask, reference - replies.now, 0.0).clamp(-FAR, FAR)
     each = apart.exp() - apart - 1

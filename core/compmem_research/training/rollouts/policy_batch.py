@@ -1,4 +1,4 @@
-"""What the update learns from: the turns of many trajectories, and how much better each did than the others."""
+"""The data of an update: the turns of many trajectories, and their advantages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ FIGURES: Final = (
     "reward", "outcome", "reward_update", "reward_exit", "reward_format", "early", "late", "blocks_read",
     "reply_tokens", "clipped", "rollout_tokens_per_second",
 )  # fmt: skip
-"""What is told of each step beside the losses; means over trajectories, or over their steps."""
+"""Logged metrics of each step besides the losses; means over trajectories, or over their steps."""
 STD_FLOOR: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyBatch:
-    """The turns of some questions' trajectories, and what each was worth."""
+    """The turns of some questions' trajectories, and their advantages."""
 
     turns: Sequence[Turn]
     advantages: Tensor
     shares: Tensor
-    """1 over the number of turns of the trajectory that a turn belongs to."""
-    told: Mapping[str, float]
-    """Sums of the figures."""
+    """1 over the number of turns of a turn's trajectory."""
+    metrics: Mapping[str, float]
+    """Sums of the metrics."""
     counts: Mapping[str, float]
     tokens: int
-    """Tokens of the turns that are learned from."""
+    """Tokens of the turns with a loss."""
     then: Tensor | None = None
-    """Likelihoods under the policy that drew them, where it is not the present one."""
+    """Likelihoods under the policy that sampled the turns, if it is not the current one."""
     reference: Tensor | None = None
 
 
@@ -44,10 +44,10 @@ def turn_advantages(
 
     Args:
         runs: The group.
-        worth: What each was worth.
-        used: The rewards that count.
+        worth: The rewards of each.
+        used: The rewards that are used.
         alpha: Share of the trajectory's advantage in a step's. None: all of it.
-        scale: In units of the group's deviation.
+        scale: Divide by the group's deviation.
     """
     whole = group_advantages(torch.tensor([w.total(used) for w in worth]), scale=scale)
     longest = max(len(run.steps) for run in runs)
@@ -56,7 +56,7 @@ def turn_advantages(
     if alpha is not None:
         own = torch.tensor([[*w.update, *[0.0] * (longest - len(w.update))] for w in worth])
         each = mixed_advantages(whole, step_advantages(own, alive), alpha)
-    # The answer's turn is judged by the trajectory alone.
+    # The answer's turn has the advantage of the trajectory alone.
     return [
         [*each[g, : len(run.steps)].tolist(), *([float(whole[g])] if run.turn is not None else [])]
         for g, run in enumerate(runs)
@@ -64,19 +64,19 @@ def turn_advantages(
 
 
 def group_advantages(rewards: Tensor, *, scale: bool) -> Tensor:
-    """Rewards `[group]` without their mean; with `scale` in units of their deviation.
+    """Rewards `[group]` minus their mean; with `scale`, divided by their deviation.
 
-    Without it as in Dr.GRPO (2503.20783) and MemAgent (2507.02259); with it the group norm of 2602.08382, algorithm 1.
+    Unscaled as in Dr.GRPO (2503.20783) and MemAgent (2507.02259); scaled is the group norm of 2602.08382, algorithm 1.
     """
     centred = rewards - rewards.mean()
     return centred / (rewards.std(correction=0) + STD_FLOOR) if scale else centred
 
 
 def step_advantages(rewards: Tensor, alive: Tensor) -> Tensor:
-    """Rewards `[group, steps]` without the mean of those still running at that step; 0 where one is not.
+    """Rewards `[group, steps]` minus the mean of trajectories that are running at that step; 0 for the others.
 
     Args:
-        rewards: Of each step.
+        rewards: Reward of each step.
         alive: Which trajectories made that step, `[group, steps]`.
     """
     running = alive.to(rewards.dtype)
@@ -85,14 +85,14 @@ def step_advantages(rewards: Tensor, alive: Tensor) -> Tensor:
 
 
 def mixed_advantages(whole: Tensor, steps: Tensor, alpha: float) -> Tensor:
-    """Those of each step `[group, steps]`: alpha of the trajectory's, the rest its own (2602.10560)."""
+    """Advantages of each step `[group, steps]`: alpha of the trajectory's, the rest its own (2602.10560)."""
     return alpha * whole[:, None] + (1 - alpha) * steps
 
 
 def figures_of(
     runs: Sequence[Trajectory], worth: Sequence[Rewards], used: Sequence[RewardPart]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums of what is told of trajectories, and what they are divided by."""
+    """Sums of the metrics of trajectories, and their divisors."""
     steps, last = sum(len(run.steps) for run in runs), [len(run.steps) - 1 for run in runs]
     sums = {
         "reward": sum(w.total(used) for w in worth),

@@ -1,4 +1,4 @@
-"""Where the questions of rollouts come from: made-up worlds, or the questions of a multi-hop set."""
+"""Questions for rollouts: from made-up worlds, or from a multi-hop set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from compmem_research.training.data.sources import chunks_of, source_of
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One question, and its chunks as the backbone reads them."""
+    """One question, with its chunks as token ids."""
 
     sample: Sample
     chunks: Sequence[Chunk]
@@ -30,12 +30,12 @@ class Context:
 
 
 Draw = Callable[[int, bool], Context]
-"""The context of a number, from the questions that are held out or from the others."""
+"""Returns the context with a number, from the held-out questions or from the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionSettings:
-    """What is asked, over what.
+    """Settings of questions and contexts.
 
     Raises:
         ValueError: A value is out of its range.
@@ -44,21 +44,21 @@ class QuestionSettings:
     file: Path | None = None
     """A multi-hop set. None: made-up tasks."""
     tasks: tuple[str, ...] = ("world",)
-    """What is made up: "world", and names of RULER tasks."""
+    """The made-up tasks: "world", and names of RULER tasks."""
     data: Path | None = None
-    """Folder of packed text (`compmem train text`) that fills worlds up. None: made-up facts do."""
+    """Folder of packed text (`compmem train text`) as filler for worlds. None: made-up facts."""
     hops: int = 2
     """Most facts of a chain, in a world."""
     chunk_tokens: int = 512
     """Most tokens of a chunk."""
     chunks: int = 4
-    """Chunks of one context, about."""
+    """Approximate number of chunks of one context."""
     distractors: int = 3
-    """Facts that resemble each fact of the chain."""
+    """Distractors for each fact of the chain."""
     wordings: int | None = None
     """Most wordings of a fact. None: all."""
     syllables: int = 2
-    """Of a made-up word."""
+    """Syllables of a made-up word."""
 
     def __post_init__(self) -> None:
         if min(self.hops, self.chunk_tokens, self.chunks) < 1:
@@ -66,7 +66,7 @@ class QuestionSettings:
 
 
 def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
-    """Contexts by number, as the backbone reads them.
+    """Contexts by number, tokenised for the backbone.
 
     Raises:
         ValueError: A file has a broken line, or too few questions.

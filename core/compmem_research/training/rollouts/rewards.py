@@ -1,4 +1,4 @@
-"""What a trajectory is worth: outcome, update, exit and format (2602.10560, section 3; outcome alone: 2602.08382)."""
+"""Rewards of a trajectory: outcome, update, exit and format (2602.10560, section 3; outcome alone: 2602.08382)."""
 
 import re
 from collections.abc import Collection
@@ -11,12 +11,12 @@ from compmem_research.training.rollouts.trajectory import Trajectory
 
 RewardPart = Literal["outcome", "update", "exit", "format"]
 Outcome = Literal["exact", "score"]
-"""What makes an answer right: equal to the gold one once normalised, or what the task's own metric gives."""
+"""Criterion of a right answer: equal to the gold one after normalisation, or the task's own metric."""
 
 EARLY: Final = -0.75
 """Reward for stopping before the last evidence was read."""
 LATE: Final = -0.5
-"""Reward for reading on after it."""
+"""Reward for continuing to read after it."""
 
 _FORM = re.compile(
     r"\s*(<think>[^<]*</think>)?\s*<check>\s*(yes|no)\s*</check>\s*<update>[^<]*</update>\s*"
@@ -26,7 +26,7 @@ _FORM = re.compile(
 
 
 def well_formed(reply: str) -> bool:
-    """Whether a structured reply has its parts, each once, in order and closed. What parses may fall short of that."""
+    """Whether a structured reply has all parts, each once, in order and closed; the parser is less strict."""
     return _FORM.fullmatch(reply) is not None
 
 
@@ -35,16 +35,16 @@ class Rewards:
     """The parts of one trajectory's reward."""
 
     outcome: float
-    """1 where the answer is right."""
+    """1 if the answer is right."""
     exit: float
-    """0 where it stopped right after the last evidence; less for early, a little less for late."""
+    """0 for stopping right after the last evidence; negative if earlier, less so if later."""
     format: float
-    """1 where every turn was well-formed."""
+    """1 if every turn was well-formed."""
     update: tuple[float, ...]
-    """Of each step: 1 where the check is right, else -1."""
+    """For each step: 1 if the check is right, else -1."""
 
     def total(self, used: Collection[RewardPart]) -> float:
-        """The whole trajectory's reward, of the parts that are used; `update` belongs to its steps."""
+        """The whole trajectory's reward, from the parts that are used; `update` belongs to its steps."""
         parts: dict[RewardPart, float] = {"outcome": self.outcome, "exit": self.exit, "format": self.format}
         return sum(value for part, value in parts.items() if part in used)
 
@@ -60,14 +60,14 @@ def reward(trajectory: Trajectory, sample: Sample, outcome: Outcome = "exact") -
 
 
 def outcome_reward(trajectory: Trajectory, sample: Sample, outcome: Outcome) -> float:
-    """1 for the right answer; for a question that has none, for finding nothing."""
+    """1 for the right answer, or for finding nothing if there is none."""
     if outcome == "score" or sample.metric == "unanswerable":
         return sample.score(trajectory.answer, found=trajectory.found)
     return exact_match(trajectory.answer, sample.answers)
 
 
 def exit_reward(last: int, enough: int) -> float:
-    """What the number of the last step is worth where the evidence was complete after step `enough`."""
+    """The reward of stopping at step `last` if the evidence was complete after step `enough`."""
     if last == enough:
         return 0.0
     return EARLY if last < enough else LATE

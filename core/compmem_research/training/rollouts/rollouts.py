@@ -1,7 +1,7 @@
-"""Rollouts: the loop itself, run for many questions and their groups at once, every turn's tokens kept.
+"""Rollouts: the loop itself, run for many questions and their groups at once, with the tokens of every turn.
 
-Each rollout is the loop under the settings of a published system, so what is trained is what runs later. Chunks are
-compressed once a question, whatever the group's size.
+Each rollout is the loop with the settings of a published system, so training matches the real loop. Chunks are
+compressed once per question, whatever the group's size.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ System = Literal["gru-mem", "lychee"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSettings:
-    """How rollouts are made.
+    """Settings of rollouts.
 
     Raises:
         ValueError: A value is out of its range.
@@ -36,18 +36,18 @@ class RolloutSettings:
     system: System = "gru-mem"
     """A scan in document order whose replies have an update gate (and an exit gate), or overwrite the memory."""
     exit_gate: bool = True
-    """Stop where the reply says so (2602.10560, with and without)."""
+    """Stop if the reply says so (2602.10560, with and without)."""
     group: int = 8
-    """Rollouts of one question."""
+    """Rollouts per question."""
     temperature: float = 1.0
     memory_tokens: int = 1024
     """Most tokens of working memory."""
     overhead: int = OVERHEAD
-    """Tokens of a structured reply beside the memory."""
+    """Tokens of a structured reply besides the memory."""
     answer_tokens: int = 512
     """Most tokens of an answer."""
     labels: Labels = "any"
-    """Which chunks count as evidence: all that hold any, or those whose turn has come."""
+    """Chunks that count as evidence: all that contain any, or only the next one of the chain."""
 
     def __post_init__(self) -> None:
         if self.system not in get_args(System):
@@ -78,12 +78,12 @@ class RolloutSettings:
 
 
 class Rollouts:
-    """Makes rollouts with a backbone's present weights, without gradients.
+    """Runs rollouts with a backbone's current weights, without gradients.
 
     Args:
         backbone: The policy.
-        settings: How.
-        prompts: What it is told.
+        settings: The settings.
+        prompts: The prompts.
         ratio: Compression ratio.
     """
 
@@ -104,8 +104,8 @@ class Rollouts:
         """The trajectories of each question's group, one for each of its seeds.
 
         Raises:
-            ValueError: A step is larger than the model's context.
-            MemoryError: One step alone does not fit on the device.
+            ValueError: A step is longer than the model's context.
+            MemoryError: A single step does not fit on the device.
         """
         recall = self.settings.recall
         groups = [
@@ -118,14 +118,14 @@ class Rollouts:
         ]
 
     def _compressed(self, contexts: Sequence[Context]) -> list[list[KVStates]]:
-        """The memory of every chunk; each different one is compressed once."""
+        """The memory of every chunk; each distinct one is compressed once."""
         distinct = list(dict.fromkeys(tuple(ids) for context in contexts for ids in context.ids))
         with torch.no_grad(), precision(self.backbone):
             states = dict(zip(distinct, self.backbone.compress(distinct, ratio=self._ratio), strict=True))
         return [[states[tuple(ids)] for ids in context.ids] for context in contexts]
 
     def _trajectory(self, context: Context, loop: Loop) -> Trajectory:
-        """What came of a loop; its steps are the chunks in document order."""
+        """The result of a loop; its steps are the chunks in document order."""
         evidence = Evidence(context.sample, context.chunks, self.settings.labels)
         open_, steps = evidence.all, list[Step]()
         for number, step in enumerate(loop.steps):
@@ -143,9 +143,9 @@ class Rollouts:
         return Trajectory(
             steps=tuple(steps),
             enough=evidence.enough(range(len(context.chunks)), [step.check for step in steps]),
-            answer=loop.said,
+            answer=loop.text,
             found=last is not None,
-            formed=last is None or (last.ended and bool(loop.said)),
+            formed=last is None or (last.ended and bool(loop.text)),
             turn=_turn(last) if last else None,
         )
 
@@ -155,7 +155,7 @@ def _turn(written: Written, chunk: Sequence[int] = ()) -> Turn:
 
 
 def check_whole() -> None:
-    """Refuse sharded weights: rollouts run between the steps, where a process has no more than its shard.
+    """Refuse sharded weights: rollouts run between the steps, when a process has only its shard.
 
     Raises:
         ValueError: The run was launched with FSDP.
@@ -167,5 +167,5 @@ def check_whole() -> None:
 
 
 def drawn_seeds(seed: int, number: int, count: int) -> list[int]:
-    """Seeds for so many rollouts of the question of a number."""
+    """Seeds for the rollouts of one question."""
     return [int(s) for s in np.random.default_rng((seed, number, 1)).integers(1 << 62, size=count)]

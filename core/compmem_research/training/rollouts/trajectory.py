@@ -1,4 +1,4 @@
-"""What one rollout leaves behind: its steps, its answer, and the tokens of every turn."""
+"""The result of one rollout: its steps, its answer, and the tokens of every turn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One prompt and the reply that was drawn behind it."""
+    """One prompt and its sampled reply."""
 
     prompt: Sequence[int]
     reply: Sequence[int]
-    """The tokens as they were drawn, the end token with them where the reply ended by one."""
+    """The sampled tokens, with the end token if there is one."""
     chunk: Sequence[int] = ()
-    """Tokens of the chunk whose memory stood left of the prompt; none where there was none."""
+    """Tokens of the chunk whose memory preceded the prompt; empty if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One step of the loop: a chunk read, a reply."""
+    """One step of the loop: a chunk and the reply."""
 
     evidence: bool
-    """Whether the chunk holds evidence."""
+    """Whether the chunk contains evidence."""
     check: bool
-    """Whether the reply says so."""
+    """Whether the reply says that it does."""
     formed: bool = True
-    """Whether the reply was well-formed and came to its end."""
+    """Whether the reply was well-formed and complete."""
     memory: str = ""
     """The working memory before it."""
     number: int = 0
-    """Of the chunk in the context."""
+    """Number of the chunk in the context."""
     turn: Turn | None = None
-    """The tokens; None in a trajectory written by hand."""
+    """The tokens; None in a hand-written trajectory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,15 +39,15 @@ class Trajectory:
 
     steps: tuple[Step, ...]
     enough: int
-    """Number of the step after which the evidence is complete: where to stop."""
+    """Number of the step after which the evidence is complete: the right step to stop."""
     answer: str
-    """Empty where nothing was found."""
+    """The answer; empty if nothing was found."""
     found: bool = True
-    """Whether the working memory held anything at the end."""
+    """Whether the working memory was not empty at the end."""
     formed: bool = True
-    """Whether the answer came to its end."""
+    """Whether the answer was complete."""
     turn: Turn | None = None
-    """The answer's tokens; None where the model was not asked for one."""
+    """The answer's tokens; None if the model was not asked for one."""
 
     @property
     def turns(self) -> list[Turn]:
