@@ -25,8 +25,8 @@ from compmem import (
     Usage,
     WorkingMemory,
 )
-from compmem.backbone import Backbone, MemoryConfig
-from compmem.ingest.compressor import KVCompressor, chunk_ids
+from compmem.backbone import Backbone, MemoryConfig, chunk_ids
+from compmem.ingest.compressor import KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.loop.roles import resolve_roles
 from compmem.readers.prompts import StepPrompts

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def test_vectors_survive_in_both_types(tmp_path: Path, kind: Any, error: float):
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 def test_kv_states_survive(tmp_path: Path, kind: str):
-    made = entry("d", ["one. two. ", "three."], kv=True, dim=None)
+    document, (first, second) = entry("d", ["one. two. ", "three."], kv=True, dim=None)
+    positions = torch.arange(first.kv.keys.shape[2], dtype=torch.int32).expand(first.kv.keys.shape[:3])
+    made = document, [replace(first, kv=replace(first.kv, positions=positions)), second]
     with Store.create(None, config={"kv": kind}, dim=None, vectors="int8") as store:
         store.add([made])
         store.add([entry("e", ["four."], kv=True, dim=None, seed=7)])
@@ -155,6 +158,9 @@ def test_kv_states_survive(tmp_path: Path, kind: str):
                         assert torch.equal(block.kv.values, original.kv.values)
                     else:
                         assert (block.kv.values - original.kv.values).abs().max() < 0.03
+                found = [block.kv.positions for block in view.blocks(view.document_blocks("d"))]
+                assert torch.equal(found[0], positions)
+                assert found[1] is None
                 assert len(view.vectors()) == 0
             assert store.verify() == []
             store.delete(["e"])
@@ -652,6 +658,9 @@ def test_bad_states(tmp_path: Path):
         ):
             with pytest.raises(ValueError, match=message):
                 store.add([(document, [MemoryBlock(chunk=block.chunk, kv=KVStates(keys=keys, values=values))])])
+        wrong = KVStates(keys=torch.zeros(1, 2, 3, 4), values=torch.zeros(1, 2, 3, 4), positions=torch.zeros(1, 2, 4))
+        with pytest.raises(ValueError, match="positions of shape"):
+            store.add([(document, [MemoryBlock(chunk=block.chunk, kv=wrong)])])
         assert store.verify() == []
         assert not list(store.path.glob("kv-*"))
         store.add([(document, [block])])

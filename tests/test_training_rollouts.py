@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from compmem.backbone import AdapterConfig, MemoryConfig
+from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids
 from compmem.config import LoopConfig
-from compmem.ingest.compressor import chunk_ids
 from compmem.loop.loop import LoopResult, ReadRequest, recall_loop
 from compmem.readers.latent import LatentReader
 from compmem.readers.prompts import LatentPrompts

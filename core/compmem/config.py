@@ -1,7 +1,7 @@
 """Settings: `IndexConfig` of an index, `RecallConfig` of one question, `RuntimeConfig` of one process."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
@@ -9,6 +9,7 @@ from compmem.schema import Encoder
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
+KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
@@ -107,6 +108,11 @@ class RecallConfig:
     request. 0: never."""
     writer_blocks: int = 8
     """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score."""
+    kv_fusion: KVFusion = "none"
+    """How blocks of a stock model that are read together see one another (docs/kv-memory.md). `"none"`: each stays as
+    it was compressed, alone. `"epic"`, `"prophetkv"`, `"cacheblend"`: some of their tokens are computed again, behind
+    all earlier blocks. `"graph-kv"`: every later block is encoded again behind the first. `"ape"`: they stand side by
+    side, and attention to them is scaled."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
@@ -127,6 +133,7 @@ class RecallConfig:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if self.writer is not None:
             _one_of("writer", self.writer, ("chat", "latent"))
+        _one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
         _at_least("writer_blocks", self.writer_blocks, 1)
         _at_least("rounds", self.rounds, 0)
         _at_least("memory_tokens", self.memory_tokens, 1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compmem.backbone import Backbone
+from compmem.backbone import Backbone, chunk_ids
 from compmem.config import IndexConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import BackboneGate, GateHead
-from compmem.ingest.compressor import DenseCompressor, KVCompressor, chunk_ids
+from compmem.ingest.compressor import DenseCompressor, KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.locks import Lock
 from compmem.naming import is_plain

@@ -73,7 +73,8 @@ class KVCache:
                 self.bytes -= _bytes(self._held.popitem(last=False)[1])
 
     def _placed(self, states: KVStates) -> KVStates:
-        return KVStates(keys=self._moved(states.keys), values=self._moved(states.values))
+        positions = None if states.positions is None else states.positions.to(self._device)
+        return KVStates(keys=self._moved(states.keys), values=self._moved(states.values), positions=positions)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda" and not tensor.is_cuda:
@@ -83,4 +84,4 @@ class KVCache:
 
 
 def _bytes(states: KVStates) -> int:
-    return states.keys.nbytes + states.values.nbytes
+    return sum(tensor.nbytes for tensor in (states.keys, states.values, states.positions) if tensor is not None)

@@ -131,6 +131,9 @@ class KVStates:
 
     keys: "torch.Tensor"
     values: "torch.Tensor"
+    positions: "torch.Tensor | None" = None
+    """Position in the chunk of the token that each state is of, `[layers, kv_heads, memory_tokens]`. None: every token
+    of the chunk has its state, or the states are of memory tokens, which are no tokens of the chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

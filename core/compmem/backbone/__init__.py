@@ -2,9 +2,12 @@
 
 from compmem.backbone.backbone import Backbone, Blocks
 from compmem.backbone.checkpoint import Parts
+from compmem.backbone.chunk_text import chunk_ids
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.devices import device_of
+from compmem.backbone.fusion import fuse
 from compmem.backbone.memory import memory_count
+from compmem.backbone.parallel import stream_parallel
 from compmem.backbone.prompts import Prompt
 from compmem.backbone.stock import load_tokenizer, size_on_disk
 
@@ -17,8 +20,11 @@ __all__ = [
     "Parts",
     "Prompt",
     "Role",
+    "chunk_ids",
     "device_of",
+    "fuse",
     "load_tokenizer",
     "memory_count",
     "size_on_disk",
+    "stream_parallel",
 ]

@@ -45,6 +45,7 @@ class Backbone(TokenCodec):
         decoder: The same layers, run over contexts of our own, with the parameters that are added.
         memory: How chunks become memory.
         adapters: The adapter of each role that has one.
+        rotary: Its positions.
         threshold: Gate score from which on a block is let through.
     """
 
@@ -54,8 +55,8 @@ class Backbone(TokenCodec):
         self.memory: MemoryConfig = parts.memory
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
         self.threshold = parts.threshold
-        self._rotary = Rotary(parts.model.model.rotary_emb)
-        self._engine = Engine(parts.decoder, self._rotary, graphs=graphs)
+        self.rotary = Rotary(parts.model.model.rotary_emb)
+        self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)
 
     @classmethod
@@ -100,9 +101,8 @@ class Backbone(TokenCodec):
             CheckpointError: It is of another family.
         """
         check_family(model.config.to_dict(), model.name_or_path)
-        memory = MemoryConfig(trained=False, own=())
-        parts = Parts(model=model, tokenizer=tokenizer, decoder=Decoder(model).eval(), memory=memory, adapters={})
-        return cls(parts, graphs=graphs)
+        memory, decoder = MemoryConfig(trained=False, own=()), Decoder(model).eval()
+        return cls(Parts(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}), graphs=graphs)
 
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
         """Write everything to a folder; with `base`, only what is added to the model of that name."""
@@ -205,8 +205,8 @@ class Backbone(TokenCodec):
 
     def _compress(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[KVStates]:
         if not self.memory.trained:
-            return prune(self.decoder, self._rotary, chunks, ratio=ratio, lead=self.lead)
-        return compress(self.decoder, self._rotary, chunks, ratio=ratio, window=self.memory.window)
+            return prune(self.decoder, self.rotary, chunks, ratio=ratio, lead=self.lead)
+        return compress(self.decoder, self.rotary, chunks, ratio=ratio, window=self.memory.window)
 
     def read(
         self,
@@ -240,7 +240,7 @@ class Backbone(TokenCodec):
         start: int | Sequence[int] | None,
     ) -> Tensor:
         prefix, layout = self._lay_out(prompts, blocks, start, 0)
-        hidden: Tensor = self.decoder(layout.ids, PrefixContext(prefix, layout, self._rotary), role=role)
+        hidden: Tensor = self.decoder(layout.ids, PrefixContext(prefix, layout, self.rotary), role=role)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -332,7 +332,7 @@ class Backbone(TokenCodec):
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
         """What the gate's adapter makes of prompts, as blocks to stand in front of others."""
         prefix, layout = self._lay_out(prompts, None, start, 0)
-        reading = PrefixContext(prefix, layout, self._rotary)
+        reading = PrefixContext(prefix, layout, self.rotary)
         kept = StateRecorder(reading, len(self.decoder.layers), self.memory.positions)
         self.decoder(layout.ids, kept, role="gate")
         keys, values = (torch.stack(states) for states in zip(*kept.made, strict=True))
@@ -427,7 +427,7 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, lambda ids: prune(self.decoder, self._rotary, [ids], ratio=1)[0], prompts, blocks)
+        return with_prefix(self.lead, lambda ids: prune(self.decoder, self.rotary, [ids], ratio=1)[0], prompts, blocks)
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int
@@ -436,7 +436,7 @@ class Backbone(TokenCodec):
         if len(rows) != len(prompts):
             raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
         check_states(rows, self.shape)
-        prefix = Prefix(rows, self._rotary, self.memory.positions, self.decoder.embed_tokens.weight)
+        prefix = Prefix(rows, self.rotary, self.memory.positions, self.decoder.embed_tokens.weight)
         starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
         for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
             if not prompt:

@@ -39,10 +39,12 @@ def prune(
     device = decoder.embed_tokens.weight.device
     context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers))
     decoder(ids.to(device), context)
-    return [
-        KVStates(keys=torch.stack([key for key, _ in layers]), values=torch.stack([value for _, value in layers]))
-        for layers in zip(*context.kept, strict=True)
-    ]
+    states = []
+    for chunk, layers in zip(chunks, zip(*context.kept, strict=True), strict=True):
+        keys, values, positions = (torch.stack(parts) for parts in zip(*layers, strict=True))
+        whole = positions.shape[2] == len(chunk)
+        states.append(KVStates(keys=keys, values=values, positions=None if whole else positions.int()))
+    return states
 
 
 class _Scoring(Context):
@@ -53,7 +55,8 @@ class _Scoring(Context):
         self._lengths = lengths
         self._lead = lead
         self._ratio = ratio
-        self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(layers)]
+        self.kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
+        """Keys, values and positions within the chunk of each row, by layer."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
@@ -63,16 +66,19 @@ class _Scoring(Context):
         self.kept[layer] = []
         for row, length in enumerate(self._lengths):
             mine = (key[row, :, self._lead : length], value[row, :, self._lead : length])
-            count = memory_count(length - self._lead, self._ratio)
-            if count < length - self._lead:
+            tokens = length - self._lead
+            count = memory_count(tokens, self._ratio)
+            places = torch.arange(tokens, device=key.device).expand(key.shape[1], -1)
+            if count < tokens:
                 behind = rotate(_samples(query[row, :, self._lead : length]), cos[length], sin[length])
                 expected = _expected(behind, rotated[row, :, :length], scale)[:, self._lead :]
                 score = expected * mine[1].norm(dim=-1)
                 if not self._lead:
                     score[:, : min(SINKS, max(1, count // 4))] = torch.inf
-                index = score.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, key.shape[3])
+                places = score.topk(count, dim=-1).indices.sort(dim=-1).values
+                index = places[..., None].expand(-1, -1, key.shape[3])
                 mine = (mine[0].gather(1, index), mine[1].gather(1, index))
-            self.kept[layer].append(mine)
+            self.kept[layer].append((*mine, places))
         if layer == len(self.kept) - 1:
             return None
         return attention(rotate(query, cos[:-1], sin[:-1]), rotated, value, scale=scale, dropout=dropout)

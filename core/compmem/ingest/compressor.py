@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compmem.backbone import Backbone
+from torch import Tensor
+
+from compmem.backbone import Backbone, chunk_ids
 from compmem.encoder import LoadedEncoder, Parts
-from compmem.schema import Chunk, KVStates, MemoryBlock
+from compmem.schema import Chunk, MemoryBlock
 
 AT_ONCE = 64
 """Chunks whose KV states are on the device at once."""
@@ -45,18 +47,11 @@ class KVCompressor:
             group = bare[at : at + AT_ONCE]
             states = self.backbone.compress([chunk_ids(self.backbone, b.chunk) for b in group], ratio=self.ratio)
             blocks += [
-                replace(b, kv=KVStates(keys=s.keys.cpu(), values=s.values.cpu()))
+                replace(b, kv=replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)))
                 for b, s in zip(group, states, strict=True)
             ]
         return blocks
 
 
-def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
-    """What the backbone reads of a chunk: label and context on a line where it has some, then the text.
-
-    Released checkpoints were trained on bare text, and place a prompt behind the memory of a whole chunk of it. A model
-    that was not trained for memory sees an empty line behind each chunk, as between paragraphs.
-    """
-    labelled = chunk.head and backbone.memory.positions == "rotated"
-    text = f"{chunk.head}\n{chunk.text}" if labelled else chunk.text
-    return backbone.encode(text if backbone.memory.trained else f"{text}\n\n")
+def _cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()

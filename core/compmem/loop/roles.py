@@ -110,6 +110,7 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
                 models.backbone,
                 structured=None if config.structured else False,
                 memory_tokens=config.memory_tokens,
+                kv_fusion=config.kv_fusion,
                 whole=models.whole,
             )
         return role

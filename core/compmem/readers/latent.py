@@ -9,7 +9,8 @@ from typing import Final
 
 import torch
 
-from compmem.backbone import Backbone
+from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
+from compmem.config import KVFusion
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.prompts import HELPS, LatentPrompts, StepPrompts
 from compmem.readers.replies import ThinkingFilter, ends_untagged_thinking, parse_step_reply
@@ -31,11 +32,12 @@ class LatentReader:
         structured: Ask for the two gates. None: as the prompts say.
         memory_tokens: Most tokens of working memory that one step writes.
         answer_tokens: Most tokens of the answer.
+        kv_fusion: How blocks that are read together see one another: see `RecallConfig`.
         whole: Memory tokens of a whole chunk, for checkpoints whose prompts stand behind a whole chunk's memory also
             where a block is smaller. None: prompts stand right behind what is read.
 
     Raises:
-        ValueError: A budget is below 1.
+        ValueError: A budget is below 1, or `kv_fusion` is given for memory tokens.
         CheckpointError: The checkpoint's prompt file cannot be used.
     """
 
@@ -47,11 +49,15 @@ class LatentReader:
         structured: bool | None = None,
         memory_tokens: int = 1024,
         answer_tokens: int = 512,
+        kv_fusion: KVFusion = "none",
         whole: int | None = None,
     ) -> None:
         if memory_tokens < 1 or answer_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} and answer_tokens={answer_tokens!r} must be at least 1")
+        if kv_fusion != "none" and backbone.memory.trained:
+            raise ValueError(f"kv_fusion={kv_fusion!r} is for stock models: memory tokens are no tokens of the text")
         self.backbone = backbone
+        self.kv_fusion: KVFusion = kv_fusion
         self.prompts = prompts or LatentPrompts.from_backbone(backbone)
         self.structured = self.prompts.gates if structured is None else structured
         self.memory_tokens = memory_tokens
@@ -71,19 +77,18 @@ class LatentReader:
             ValueError: A block has no KV states or those of another backbone, or the step is larger than the context.
             MemoryError: The step does not fit on the device.
         """
-        states = [_states(block) for block in blocks]
+        states = self._fused(question, blocks)
         prompt = self._turns.step(question, memory.text) + (self._turns.helps if relevant else [])
         start = self._behind(states)
         wanted = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
         with torch.inference_mode():
-            [written] = self.backbone.generate(
-                [prompt],
-                [states],
-                max_new_tokens=self._room(prompt, states, start, wanted),
-                stop_strings=("</next>",) if self.structured else (),
-                stop_on_repetition=True,
-                start=start,
-            )
+            most, ends = self._room(prompt, states, start, wanted), ("</next>",) if self.structured else ()
+            if self._parallel(states):
+                written = list(self._stream(prompt, states, most, ends))
+            else:
+                [written] = self.backbone.generate(
+                    [prompt], [states], max_new_tokens=most, stop_strings=ends, stop_on_repetition=True, start=start
+                )
         text = (HELPS if relevant else "") + self.backbone.decode(written)
         self._thinks_untagged = self._thinks_untagged or ends_untagged_thinking(text)
         reply = parse_step_reply(text, structured=self.structured)
@@ -128,7 +133,7 @@ class LatentReader:
         """
         if memory.blocks:
             prompt = self._turns.from_blocks(question)
-            states = self._fitting([_states(block) for block in memory.blocks], len(prompt))
+            states = self._fused(question, self._fitting(memory.blocks, len(prompt)))
         elif memory.text.strip():
             prompt, states = self._turns.answer(question, memory.text), []
         else:
@@ -137,7 +142,7 @@ class LatentReader:
         start = self._behind(states) if states else None
         most = self._room(prompt, states, start, self.answer_tokens)
         answer, written = ThinkingFilter(hold=self._thinks_untagged), list[int]()
-        tokens = self.backbone.stream(prompt, states, max_new_tokens=most, stop_on_repetition=True, start=start)
+        tokens = self._stream(prompt, states, most, start=start)
         for piece in _pieces(self.backbone, tokens, written):
             if text := answer.feed(piece):
                 yield text
@@ -151,13 +156,42 @@ class LatentReader:
         while (piece := await in_thread(next, pieces, None)) is not None:
             yield piece
 
-    def _fitting(self, states: list[KVStates], prompt: int) -> list[KVStates]:
+    def _fitting(self, blocks: Sequence[MemoryBlock], prompt: int) -> Sequence[MemoryBlock]:
         """The first blocks, as many as fit in the context before a prompt and an answer; at least one."""
-        while len(states) > 1 and (self._behind(states) or _slots(states)) + prompt + self.answer_tokens > (
-            self.backbone.context
-        ):
-            states = states[:-1]
-        return states
+        room = self.backbone.context - prompt - self.answer_tokens
+        while len(blocks) > 1 and self._size(blocks) > room:
+            blocks = blocks[:-1]
+        return blocks
+
+    def _size(self, blocks: Sequence[MemoryBlock]) -> int:
+        """Positions that blocks take; to be fused, those of their text."""
+        states = [_states(block) for block in blocks]
+        computed = self.kv_fusion not in ("none", "ape")
+        text = sum(len(chunk_ids(self.backbone, block.chunk)) for block in blocks) if computed else 0
+        return max(self._behind(states) or _slots(states), text)
+
+    def _parallel(self, states: Sequence[KVStates]) -> bool:
+        return self.kv_fusion == "ape" and len(states) > 1
+
+    def _stream(
+        self, prompt: list[int], states: list[KVStates], most: int, ends: Sequence[str] = (), start: int | None = None
+    ) -> Iterator[int]:
+        if self._parallel(states):
+            return stream_parallel(
+                self.backbone, prompt, states, max_new_tokens=most, stop_strings=ends, stop_on_repetition=True
+            )
+        return self.backbone.stream(
+            prompt, states, max_new_tokens=most, stop_strings=ends, stop_on_repetition=True, start=start
+        )
+
+    def _fused(self, question: str, blocks: Sequence[MemoryBlock]) -> list[KVStates]:
+        """The states of blocks that are read together."""
+        states = [_states(block) for block in blocks]
+        if self.kv_fusion in ("none", "ape") or len(blocks) < 2:
+            return states
+        texts = [chunk_ids(self.backbone, block.chunk) for block in blocks]
+        with torch.inference_mode():
+            return fuse(self.backbone, states, texts, self.backbone.encode(question), methods=(self.kv_fusion,))
 
     def _behind(self, states: Sequence[KVStates]) -> int | None:
         if self._whole is None:

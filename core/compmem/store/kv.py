@@ -15,16 +15,26 @@ if TYPE_CHECKING:
     import torch
 
 Parts = dict[str, "torch.Tensor"]
-"""A block's tensors by name: `keys`, `values`, and for int8 `key_scales`, `value_scales`."""
+"""A block's tensors by name: `keys`, `values`, for int8 `key_scales`, `value_scales`; `positions` where it has them."""
 
 _OPEN_SEGMENTS: Final = 64
+
+_BF16: Final = {"keys": "torch.bfloat16", "values": "torch.bfloat16"}
+_INT8: Final = {
+    "keys": "torch.int8",
+    "values": "torch.int8",
+    "key_scales": "torch.float32",
+    "value_scales": "torch.float32",
+}
+"""Type of each tensor of a block, as stored in bf16 and in int8."""
 
 
 def pack(states: KVStates, kind: KVType) -> Parts:
     """A block's tensors: bf16 as they are, or bytes with a float32 scale a channel.
 
     Raises:
-        ValueError: Keys and values are not of one shape `[layers, kv_heads, memory_tokens, head_dim]`, or not finite.
+        ValueError: Keys and values are not of one shape `[layers, kv_heads, memory_tokens, head_dim]`, or not finite,
+            or positions are not of its first three dimensions.
     """
     import torch
 
@@ -33,24 +43,31 @@ def pack(states: KVStates, kind: KVType) -> Parts:
         raise ValueError(
             f"KV states of shapes {tuple(keys.shape)} and {tuple(values.shape)}, not one of four dimensions"
         )
+    if states.positions is not None and states.positions.shape != keys.shape[:3]:
+        raise ValueError(f"positions of shape {tuple(states.positions.shape)} for KV states of {tuple(keys.shape)}")
     if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
         raise ValueError("KV states that are not finite")
+    parts = {} if states.positions is None else {"positions": states.positions.detach().cpu().int().contiguous()}
     if kind == "bf16":
-        return {"keys": keys.to(torch.bfloat16).contiguous(), "values": values.to(torch.bfloat16).contiguous()}
+        stored = {"keys": keys.to(torch.bfloat16).contiguous(), "values": values.to(torch.bfloat16).contiguous()}
+        return parts | stored
     whole_keys, key_scales = _to_bytes(keys)
     whole_values, value_scales = _to_bytes(values)
-    return {"keys": whole_keys, "values": whole_values, "key_scales": key_scales, "value_scales": value_scales}
+    parts |= {"keys": whole_keys, "values": whole_values, "key_scales": key_scales, "value_scales": value_scales}
+    return parts
 
 
 def unpack(parts: Parts) -> KVStates:
     """The states in bf16."""
     import torch
 
+    positions = parts.get("positions")
     if "key_scales" not in parts:
-        return KVStates(keys=parts["keys"], values=parts["values"])
+        return KVStates(keys=parts["keys"], values=parts["values"], positions=positions)
     return KVStates(
         keys=(parts["keys"].float() * parts["key_scales"]).to(torch.bfloat16),
         values=(parts["values"].float() * parts["value_scales"]).to(torch.bfloat16),
+        positions=positions,
     )
 
 
@@ -97,28 +114,21 @@ class KVSegments:
         Raises:
             CorruptStoreError: The segment is missing, cut or does not hold the block.
         """
-        import torch
         from safetensors import SafetensorError
 
         segment = self._segment(serial, size)
         try:
-            names = [
-                name for name in ("keys", "values", "key_scales", "value_scales") if f"{number}.{name}" in segment[1]
-            ]
+            names = [name for name in (*_INT8, "positions") if f"{number}.{name}" in segment[1]]
             parts = {name: segment[0].get_tensor(f"{number}.{name}") for name in names}
         except (SafetensorError, OSError) as error:
             raise CorruptStoreError(f"{self._folder.kv(serial).name} cannot be read: {error}") from error
-        expected = {
-            "keys": torch.int8,
-            "values": torch.int8,
-            "key_scales": torch.float32,
-            "value_scales": torch.float32,
-        }
-        if len(parts) == 2:
-            expected = {"keys": torch.bfloat16, "values": torch.bfloat16}
-        if {name: part.dtype for name, part in parts.items()} != expected:
+        kind = _INT8 if "key_scales" in parts else _BF16
+        expected = kind | ({"positions": "torch.int32"} if "positions" in parts else {})
+        if {name: str(part.dtype) for name, part in parts.items()} != expected:
             raise CorruptStoreError(f"{self._folder.kv(serial).name} does not hold the KV states of block {number}")
-        if parts["keys"].ndim != 4 or parts["keys"].shape != parts["values"].shape:
+        shape = parts["keys"].shape
+        placed = parts["positions"].shape if "positions" in parts else shape[:3]
+        if len(shape) != 4 or parts["values"].shape != shape or placed != shape[:3]:
             raise CorruptStoreError(f"{self._folder.kv(serial).name} holds block {number} in an impossible shape")
         return parts
 

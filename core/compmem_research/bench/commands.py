@@ -145,6 +145,38 @@ def answers(
 
 
 @app.command()
+def fusion(
+    data: Annotated[Path, typer.Option(help="Questions with their own paragraphs (JSONL).")],
+    backbone: Annotated[str, typer.Option(help="A stock model: name, folder or .gguf file.")],
+    out: Annotated[Path, typer.Option(help="The result; its rows go beside it as .jsonl, and a second run goes on.")],
+    methods: Annotated[
+        str, typer.Option(help="By comma; joined by + for several at once.")
+    ] = "none,epic,prophetkv,cacheblend,graph-kv,ape,graph-kv+epic+prophetkv",
+    ratios: Annotated[str, typer.Option(help="Source tokens per memory token, by comma.")] = "1,2,4,8",
+    blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
+    limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,
+    share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.2,
+    first: Annotated[int, typer.Option(help="First tokens of a block that EPIC computes again.")] = 16,
+    seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Answers of a stock model from paragraphs as text and as KV states that see one another, by each method."""
+    from compmem.backbone import Backbone
+    from compmem_research.bench.fusion import Settings, measure
+    from compmem_research.bench.fusion_report import COLUMNS, cells
+
+    settings = Settings(
+        methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), blocks=blocks, limit=limit, share=share,
+        first=first, seed=seed,
+    )  # fmt: skip
+    result = measure(data, settings, Backbone.load(backbone), rows=out.with_suffix(".jsonl"), name=Path(backbone).name)
+    table = Table(*COLUMNS, title=f"{result['data']}, {result['backbone']}")
+    for row in result["fusion"]:
+        table.add_row(*cells(row))
+    _deliver(result, [table], out, as_json)
+
+
+@app.command()
 def encode(
     pages: Annotated[Path, typer.Option(help="Pages to encode: JSONL with `text`.")],
     count: Annotated[int, typer.Option(help="Passages.")] = 1500,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench import answers_report, domains_report, quality_report
+from compmem_research.bench import answers_report, domains_report, fusion_report, quality_report
 from compmem_research.bench.retrieval import METRICS
 
 PUBLISHED = {
@@ -193,6 +193,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "runs": _recalls,
     "sets": domains_report.pages,
     "answers": answers_report.pages,
+    "fusion": fusion_report.pages,
     "rows": _speed,
     "lines": _loops,
 }

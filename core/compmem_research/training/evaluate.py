@@ -14,9 +14,8 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from compmem.backbone import Backbone
+from compmem.backbone import Backbone, chunk_ids
 from compmem.config import LoopConfig
-from compmem.ingest.compressor import chunk_ids
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.metrics import bootstrap_interval

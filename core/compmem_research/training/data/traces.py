@@ -11,8 +11,7 @@ from random import Random
 
 import numpy as np
 
-from compmem.backbone import Backbone
-from compmem.ingest.compressor import chunk_ids
+from compmem.backbone import Backbone, chunk_ids
 from compmem.readers import StepPrompts
 from compmem.schema import Chunk
 from compmem_research.tasks.sample import Sample

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compmem.backbone import Backbone
-from compmem.ingest.compressor import chunk_ids
+from compmem.backbone import Backbone, chunk_ids
 from compmem.schema import Chunk
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig

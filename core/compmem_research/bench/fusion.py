@@ -1,0 +1,176 @@
+"""Answers from recalled paragraphs as text and as KV states, by every method that lets blocks see one another.
+
+Retrieval plays no part: for each question its gold paragraphs and others of its own context are recalled. Each
+question, method and ratio is a line of a JSONL file; a line with the same fingerprint is not measured again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, get_args
+
+import torch
+
+from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
+from compmem.config import KVFusion
+from compmem.readers import LatentPrompts
+from compmem.schema import Chunk, KVStates
+from compmem_research.bench.answers import Row, Rows
+from compmem_research.bench.clock import Times, now
+from compmem_research.bench.fusion_report import summary
+from compmem_research.metrics import exact_match, f1
+from compmem_research.tasks.multihop import Corpus, Question, read_corpus
+
+KEPT = 200
+"""Characters of an answer that are kept in a row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What is asked and how.
+
+    Raises:
+        ValueError: A method is unknown, or a number is too small.
+    """
+
+    methods: tuple[str, ...]
+    """Names of `KVFusion`, joined by + where several act at once."""
+    ratios: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 5
+    """Paragraphs that are recalled; at least the gold ones."""
+    limit: int = 20
+    """Questions, drawn by the seed."""
+    max_tokens: int = 24
+    share: float = 0.2
+    first: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (name for method in self.methods for name in method.split("+")):
+            if name not in get_args(KVFusion):
+                raise ValueError(f"unknown method {name!r}: there are {', '.join(get_args(KVFusion))}")
+        for name in ("blocks", "limit", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+
+    def fingerprint(self, data: bytes, backbone: Backbone) -> str:
+        """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
+        decisive = {k: v for k, v in asdict(self).items() if k not in ("methods", "ratios", "limit")}
+        told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
+        told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
+        return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(data: Path, settings: Settings, backbone: Backbone, *, rows: Path, name: str) -> dict[str, Any]:
+    """The figures of text and of each method at each ratio.
+
+    Args:
+        data: Questions with their own paragraphs; see `compmem_research.tasks.multihop`.
+        settings: What is asked and how.
+        backbone: A stock model.
+        rows: The JSONL file of the run.
+        name: What the backbone is called in the result.
+
+    Raises:
+        ValueError: The file has a broken line or no question with two gold paragraphs, or the model has memory tokens.
+    """
+    corpus = read_corpus(data)
+    questions = [q for q in corpus.questions if q.answers[0].strip() and len(q.gold) > 1]
+    if not questions:
+        raise ValueError(f"{data}: no question with two gold paragraphs")
+    Random(settings.seed).shuffle(questions)
+    kept, mark, asked = Rows.open(rows), settings.fingerprint(data.read_bytes(), backbone), set[tuple[str, str, str]]()
+    for question in questions[: settings.limit]:
+        answering = _Answering(backbone, settings, question, _recalled(corpus, question, settings))
+        for method, ratio in _systems(settings):
+            key = (mark, question.id, f"{method}@{ratio}")
+            asked.add(key)
+            if key not in kept.done():
+                kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio)})
+    return {
+        "data": data.name.split(".")[0], "backbone": name, "settings": asdict(settings),
+        "fusion": summary(kept.of(asked)),
+    }  # fmt: skip
+
+
+def _systems(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Each method with each ratio; text, which is not compressed, with ratio 0."""
+    yield "text", 0
+    yield from ((method, ratio) for ratio in settings.ratios for method in settings.methods)
+
+
+def _recalled(corpus: Corpus, question: Question, settings: Settings) -> list[Chunk]:
+    """The paragraph of the first hop, then the other gold ones and others of the question's own, in random order."""
+    random = Random(f"{settings.seed} {question.id}")
+    gold = [number for number, _ in question.support]
+    others = sorted(question.own - question.gold)
+    random.shuffle(others)
+    later = [*gold[1:], *others[: max(0, settings.blocks - len(gold))]]
+    random.shuffle(later)
+    passages = [corpus.passages[number] for number in (gold[0], *later)]
+    return [Chunk(text=passage.text, title=passage.title) for passage in passages]
+
+
+class _Answering:
+    """One question over its recalled paragraphs, which are compressed once for each ratio."""
+
+    def __init__(self, backbone: Backbone, settings: Settings, question: Question, chunks: Sequence[Chunk]) -> None:
+        self._backbone = backbone
+        self._settings = settings
+        self._question = question
+        self._asked = backbone.encode(question.question)
+        self._texts = [chunk_ids(backbone, chunk) for chunk in chunks]
+        self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
+        self._compressed: dict[int, list[KVStates]] = {}
+
+    def row(self, method: str, ratio: int) -> Row:
+        """What was answered, and what it took."""
+        backbone = self._backbone
+        with torch.inference_mode():
+            blocks = self._blocks(ratio) if ratio else []
+            began, prompt = now(), self._prompt
+            if not ratio:
+                lead = len(backbone.lead)
+                prompt = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:]]
+            else:
+                blocks = fuse(
+                    backbone, blocks, self._texts, self._asked, methods=_named(method),
+                    share=self._settings.share, first=self._settings.first,
+                )  # fmt: skip
+            written, first = list[int](), now()
+            stream = partial(stream_parallel, backbone) if "ape" in _named(method) else backbone.stream
+            for token in stream(prompt, blocks, max_new_tokens=self._settings.max_tokens, stop_on_repetition=True):
+                if not written:
+                    first = now()
+                written.append(token)
+        answer = backbone.decode(written)
+        return {
+            "id": self._question.id, "method": method, "ratio": ratio, "answer": " ".join(answer.split())[:KEPT],
+            "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
+            "first_seconds": _seconds(first - began), "seconds": _seconds(now() - began),
+            "tokens": sum(map(len, self._texts)), "bytes": sum(map(_stored, blocks)),
+        }  # fmt: skip
+
+    def _blocks(self, ratio: int) -> list[KVStates]:
+        if ratio not in self._compressed:
+            self._compressed = {ratio: self._backbone.compress(self._texts, ratio=ratio)}
+        return self._compressed[ratio]
+
+
+def _named(method: str) -> tuple[KVFusion, ...]:
+    parts = method.split("+")
+    return tuple(name for name in get_args(KVFusion) if name in parts)
+
+
+def _stored(states: KVStates) -> int:
+    """Bytes of a block in an index that stores bf16."""
+    placed = 0 if states.positions is None else 4 * states.positions.numel()
+    return 2 * (states.keys.numel() + states.values.numel()) + placed
+
+
+def _seconds(times: Times) -> list[float]:
+    return [round(float(t), 3) for t in times]

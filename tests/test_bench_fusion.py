@@ -1,0 +1,37 @@
+"""A tiny model's answers from paragraphs as text and as KV states."""
+
+import json
+
+import pytest
+
+from compmem_research.bench.fusion import Settings, measure
+from compmem_research.bench.fusion_report import pages
+from tests.test_bench_answers import ASKED
+from tests.test_tasks import write
+
+
+def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2"})
+    settings = Settings(
+        methods=("none", "prophetkv", "graph-kv+epic"), ratios=(1, 4), blocks=3, max_tokens=6, share=1.0
+    )
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    result = measure(data, settings, backbone, rows=rows, name="tiny")
+    by = {(row["method"], row["ratio"]): row for row in result["fusion"]}
+    assert set(by) == {("text", 0), *((m, r) for m in settings.methods for r in (1, 4))}
+    assert all(row["questions"] == 2 for row in by.values())
+    lines = rows.read_text().splitlines()
+    said = {(row["method"], row["ratio"]): row["answer"] for row in map(json.loads, lines)}
+    assert said["prophetkv", 1] == said["text", 0] != said["none", 1], "all tokens computed again are the text"
+    assert 0.25 * by["none", 1]["bytes"] < by["none", 4]["bytes"] < 0.4 * by["none", 1]["bytes"]
+    page = "\n".join(pages(result))
+    assert page.count("\n| ") == 2 + len(by)
+    assert measure(data, settings, backbone, rows=rows, name="tiny") == result
+    assert rows.read_text().splitlines() == lines, "nothing is measured twice"
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="unknown method 'blend'"):
+        Settings(methods=("epic+blend",))
+    with pytest.raises(ValueError, match="blocks=0"):
+        Settings(methods=("none",), blocks=0)
