@@ -121,14 +121,14 @@ class ChatCalls:
     def _asked(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
         """The variables of the prompt; None if no message fits into it."""
         frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
-        said = self.window.newest(conversation_of(history), frame)
-        return {"question": question, "chat_history": said} if said else None
+        newest = self.window.newest(conversation_of(history), frame)
+        return {"question": question, "chat_history": newest} if newest else None
 
     def _question(self, reply: object, question: str) -> str:
-        said = self.text(reply)
-        if not isinstance(said, str):
-            raise ReaderError(f"the chat model gave a {type(said).__name__}, not text")
-        return said.strip() if said.strip() and len(said) <= LONGEST_QUESTION else question
+        reply_text = self.text(reply)
+        if not isinstance(reply_text, str):
+            raise ReaderError(f"the chat model gave a {type(reply_text).__name__}, not text")
+        return reply_text.strip() if reply_text.strip() and len(reply_text) <= LONGEST_QUESTION else question
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -141,5 +141,5 @@ def _input(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _failed(error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
-    return f"the chat model failed: {type(error).__name__}{': ' if said else ''}{said}"
+    message = " ".join(str(error).split())[:300]
+    return f"the chat model failed: {type(error).__name__}{': ' if message else ''}{message}"

@@ -200,8 +200,8 @@ def checked_metadata(document: Document) -> None:
 
 
 def _fact(key: str, value: object) -> str:
-    said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return " ".join(f"{key}: {said}".split())
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return " ".join(f"{key}: {text}".split())
 
 
 def _from_chunk(chunk: compmem.Chunk, *, part: bool) -> Document:

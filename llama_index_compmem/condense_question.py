@@ -77,10 +77,10 @@ def condense(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage
     if not conversation:
         return message
     try:
-        said = llm.predict(prompt, question=message, chat_history=conversation)
+        reply = llm.predict(prompt, question=message, chat_history=conversation)
     except Exception as error:
         raise _failed(error) from error
-    return _checked(said)
+    return _checked(reply)
 
 
 async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
@@ -89,23 +89,23 @@ async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[Ch
     if not conversation:
         return message
     try:
-        said = await llm.apredict(prompt, question=message, chat_history=conversation)
+        reply = await llm.apredict(prompt, question=message, chat_history=conversation)
     except Exception as error:
         raise _failed(error) from error
-    return _checked(said)
+    return _checked(reply)
 
 
 def _history(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
     """The newest messages that fit into a prompt with the message; a single longer one is cut."""
     left = prompt_tokens(llm, _REWRITTEN) - count_tokens(prompt.format(question=message, chat_history="")) - _MARGIN
     kept: list[ChatMessage] = []
-    for said in reversed(history):
-        tokens = count_tokens(messages_to_history_str([said])) + 1
+    for item in reversed(history):
+        tokens = count_tokens(messages_to_history_str([item])) + 1
         if tokens > left:
             if not kept:
-                kept = [ChatMessage(role=said.role, content=_cut(said.content or "", left - _MARGIN))]
+                kept = [ChatMessage(role=item.role, content=_cut(item.content or "", left - _MARGIN))]
             break
-        kept.insert(0, said)
+        kept.insert(0, item)
         left -= tokens
     return messages_to_history_str([m for m in kept if m.content]) or ""
 
@@ -121,7 +121,7 @@ def _failed(error: Exception) -> CompMemLLMError:
     return CompMemLLMError(f"the LLM failed to make the message standalone: {type(error).__name__}: {error}")
 
 
-def _checked(said: object) -> str:
-    if not isinstance(said, str) or not said.strip():
+def _checked(reply: object) -> str:
+    if not isinstance(reply, str) or not reply.strip():
         raise CompMemLLMError("the LLM gave nothing when asked to make the message standalone")
-    return said.strip()
+    return reply.strip()

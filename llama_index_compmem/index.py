@@ -55,7 +55,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     Args:
         nodes: Nodes to store.
         objects: Nodes that refer to other retrievers, engines or nodes.
-        index_struct: From a loader: the index exists, and nothing is stored anew.
+        index_struct: From a loader: the index exists, and nothing is stored again.
         storage_context: Stores documents' hashes and is persisted.
         callback_manager: Legacy callbacks.
         transformations: How `insert` splits documents. None: those in `Settings`, else the index's own parser.

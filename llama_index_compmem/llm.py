@@ -86,7 +86,7 @@ _FIELDS = ("question", "memory", "blocks")
 def _as_seen(text: str) -> str:
     """A text for `str.format` with its doubled braces single, as in templates of the framework."""
     parts = string.Formatter().parse(text)
-    return "".join(said + ("" if field is None else f"{{{field}}}") for said, field, _, _ in parts)
+    return "".join(literal + ("" if field is None else f"{{{field}}}") for literal, field, _, _ in parts)
 
 
 def _template_text(template: BasePromptTemplate) -> str:

@@ -536,7 +536,7 @@ def test_folders_that_are_no_model(tmp_path, tiny_backbone):
         Backbone.load(tmp_path / "saved")
     roles = {**settings, "adapters": {"critic": {"rank": 2}}}
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps(roles))
-    with pytest.raises(CheckpointError, match=r"has the roles \['critic'\]; there are"):
+    with pytest.raises(CheckpointError, match=r"has the roles \['critic'\]; supported are"):
         Backbone.load(tmp_path / "saved")
     changed = {**settings["memory"], "own": ["q"]}
     (tmp_path / "saved" / "compmem.json").write_text(json.dumps({**settings, "memory": changed, "gate": True}))
@@ -600,7 +600,7 @@ def test_what_does_not_fit_is_named(tiny_backbone):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"ratio": 0}, "ratio=0 must be"), ({"window": 0}, "window=0"), ({"own": ("x",)}, "holds ..x.."),
+        ({"ratio": 0}, "ratio=0 must be"), ({"window": 0}, "window=0"), ({"own": ("x",)}, "has ..x.."),
         ({"positions": "flat"}, "positions='flat'"), ({"ratio": 3}, "window=2048 must be a multiple of ratio=3"),
     ],
 )  # fmt: skip

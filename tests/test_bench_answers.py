@@ -54,7 +54,7 @@ def data(tmp_path):
 
 def measured(data, tmp_path, model, **changes):
     settings = Settings(**{"model": "m", "systems": tuple(SYSTEMS), "k": 2, "instruction": SHORT, **changes})
-    return measure([data], [None], settings, model, rows=tmp_path / "run.jsonl", tell=lambda line: None)
+    return measure([data], [None], settings, model, rows=tmp_path / "run.jsonl", report_error=lambda line: None)
 
 
 def test_every_system_asks_the_same_model_with_as_many_passages_and_the_same_words(data, tmp_path):

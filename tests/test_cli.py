@@ -356,4 +356,4 @@ def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_p
     quoted = done("ask", tmp_path / "kv", question, "--reader", "extractive")
     assert quoted["usage"]["model_calls"] == 0
     assert "made with ratio=2, not 4" in failed(1, "add", tmp_path / "kv", docs, "--ratio", 4)
-    assert "this index holds dense memory" in failed(2, "ask", index, question, "--reader", "latent")
+    assert "this index has dense memory" in failed(2, "ask", index, question, "--reader", "latent")

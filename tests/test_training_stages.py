@@ -515,7 +515,7 @@ def test_packed_text_is_the_text(tmp_path):
     with pytest.raises(CheckpointError, match="of 320 tokens, and this one has 321"):
         Text(tmp_path, 321)
     (tmp_path / "tokens.safetensors.xz").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="holds no tokens"):
+    with pytest.raises(CheckpointError, match="has no tokens"):
         Text(tmp_path, 320)
     texts.write_text('{"text": "a"}\n{"tex\n')
     with pytest.raises(ValueError, match=r"t\.jsonl:2: not JSON"):

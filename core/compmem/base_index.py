@@ -67,7 +67,7 @@ class BaseIndex(ABC):
         last time. If the gate finds that one pass suffices, nothing is read.
 
         Args:
-            question: What is asked.
+            question: The question.
             k: Most blocks.
             method: The loop, or one pass as in `search`.
             min_score: Blocks with a lower score are left out.
@@ -142,7 +142,7 @@ class BaseIndex(ABC):
         """The k best blocks of one pass, without the loop, best first.
 
         Args:
-            question: What is asked.
+            question: The question.
             k: Most blocks.
             method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
                 `"hybrid"`: vectors and BM25 combined by reciprocal rank fusion; 1 if both rank a block first.
@@ -187,7 +187,7 @@ class BaseIndex(ABC):
         """The answer as a stream of events: each step, then the text in pieces, and at the end the whole `Answer`.
 
         Args:
-            question: What is asked.
+            question: The question.
             config: Settings of the loop.
             filter: Which documents may be recalled.
             cancelled: Called before each step; if it returns true, the loop ends.

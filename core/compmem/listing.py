@@ -57,5 +57,5 @@ class Listing:
 
     def _head(self, chunk: Chunk) -> str:
         named = " > ".join(part for part in (chunk.title, *chunk.headings) if part.strip())
-        said = f"{named} (id: {chunk.document_id})" if named else f"id: {chunk.document_id}"
-        return f"[{self._numbers[chunk.id]}] {' '.join(said.split())}"
+        head = f"{named} (id: {chunk.document_id})" if named else f"id: {chunk.document_id}"
+        return f"[{self._numbers[chunk.id]}] {' '.join(head.split())}"

@@ -1,4 +1,4 @@
-"""The backbone: one causal LM that compresses, reads, scores and writes, with an adapter a role."""
+"""The backbone: one causal LM that compresses, reads, scores and writes, with one adapter per role."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,10 +30,10 @@ from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates
 
 Blocks = Sequence[Sequence[KVStates]]
-"""The recalled blocks of each row, read one after the other."""
+"""The recalled blocks of each row, in reading order."""
 
 LOOK_EVERY = 16
-"""Steps between two looks for the end of rows, where looking makes the device wait."""
+"""Decoding steps between two checks whether rows have ended, on devices where each check waits for the device."""
 
 
 class Backbone(TokenCodec):
@@ -43,10 +43,10 @@ class Backbone(TokenCodec):
         model: The stock model, unchanged.
         tokenizer: Its tokenizer.
         decoder: The same layers, run over contexts of our own, with the parameters that are added.
-        memory: How chunks become memory.
+        memory: How chunks are compressed.
         adapters: The adapter of each role that has one.
         rotary: Its positions.
-        threshold: Gate score from which on a block is let through.
+        threshold: Blocks with a lower gate score are rejected.
     """
 
     def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
@@ -79,13 +79,13 @@ class Backbone(TokenCodec):
             dtype: Of weights and states. None: the checkpoint's own; on a CPU, in place of 16 bits, the faster of
                 bfloat16 and float32.
             ratio: Compression ratio. None: the checkpoint's own.
-            graphs: Decode in slots of fixed size, by CUDA graph on a GPU. None: on a GPU.
-            allow_download: What may be fetched from the hub. None: the model of this name, but not a base model that
+            graphs: Decode in slots of fixed size, with CUDA graphs on a GPU. None: on a GPU.
+            allow_download: What may be downloaded from the hub. None: the model of this name, but no base model that
                 its folder names; True: both; False: neither.
 
         Raises:
-            CheckpointError: The folder lacks something, or holds something this cannot run.
-            ValueError: The device or dtype is not there.
+            CheckpointError: The folder is incomplete, or contains a model that is not supported.
+            ValueError: The device or dtype is not available.
         """
         place = device_of(device)
         return cls(
@@ -95,21 +95,21 @@ class Backbone(TokenCodec):
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
-        """A backbone over a stock model that is loaded already.
+        """A backbone from a stock model that is already loaded.
 
         Raises:
-            CheckpointError: It is of another family.
+            CheckpointError: The model family is not supported.
         """
         check_family(model.config.to_dict(), model.name_or_path)
         memory, decoder = MemoryConfig(trained=False, own=()), Decoder(model).eval()
         return cls(Parts(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}), graphs=graphs)
 
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
-        """Write everything to a folder; with `base`, only what is added to the model of that name."""
+        """Save everything to a folder; with `base`, only what is added to the model of that name."""
         checkpoint.save(Path(folder), self._parts(), base=base)
 
     def release(self) -> None:
-        """Give back what decoding keeps for the next time: slots and graphs."""
+        """Free what decoding caches: slots and graphs."""
         self._engine.forget()
 
     def _parts(self) -> Parts:
@@ -119,25 +119,25 @@ class Backbone(TokenCodec):
         )  # fmt: skip
 
     def add_memory(self, config: MemoryConfig) -> None:
-        """Give it memory tokens that start as copies of what the stock model has (the end token's embedding).
+        """Add memory tokens that start as copies of stock weights (the end token's embedding).
 
         Raises:
             ValueError: The settings are those of a backbone without memory tokens.
         """
         if not config.trained:
-            raise ValueError("memory tokens are added to be trained: give a MemoryConfig with trained=True")
+            raise ValueError("memory tokens are trained weights: give a MemoryConfig with trained=True")
         end = self.tokenizer.eos_token_id
         self.decoder.add_memory(config, 0 if end is None else end)
         self.memory = config
 
     def add_adapter(self, role: Role, config: AdapterConfig) -> None:
-        """Give a role an adapter that changes nothing yet."""
+        """Add an adapter for a role; it changes nothing until it is trained."""
         self.decoder.add_adapter(role, config)
         self.adapters[role] = config
         self._engine.forget()
 
     def add_gate(self) -> None:
-        """Give it a gate head that scores every block alike until it is trained."""
+        """Add a gate head; it scores every block alike until it is trained."""
         self.decoder.add_gate()
 
     def parameters(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
@@ -146,43 +146,43 @@ class Backbone(TokenCodec):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the weights."""
         return self.decoder.embed_tokens.weight.device
 
     @property
     def context(self) -> int:
-        """Most positions the stock model knows."""
+        """Longest context of the stock model, in positions."""
         positions: int = self.model.config.max_position_embeddings
         return positions
 
     @property
     def lead(self) -> list[int]:
-        """Token ids that chunks are compressed, and blocks read, behind; none where memory was trained."""
+        """Token ids in front of every chunk and every block; none if memory was trained."""
         return [] if self.memory.trained else self._head
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Layers, KV heads and head width: what a block's KV states must have."""
+        """Layers, KV heads and head width, which a block's KV states must have."""
         return self.decoder.kv_shape
 
     @property
     def has_gate(self) -> bool:
-        """Whether `score` can be asked."""
+        """Whether `score` is available."""
         return self.decoder.gate_head is not None
 
     def fingerprint(self) -> str:
-        """A hash of what makes a block: settings and weights (a sample of each, rounded to bfloat16).
+        """A hash of everything that determines a block: settings and weights (a sample of each, rounded to bfloat16).
 
-        The same whatever the device and whether loaded in float32 or bfloat16; adapters that only read are left out.
+        It is the same on every device, in float32 and bfloat16. Adapters that are used only for reading are left out.
         """
         return fingerprint(self.decoder, self.memory)
 
     def compress(self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None) -> list[KVStates]:
-        """The KV states that stand for each chunk, one for every `ratio` tokens, keys before rotation.
+        """The KV states that represent each chunk: one state per `ratio` tokens, keys before rotation.
 
         Raises:
-            ValueError: A chunk is empty or larger than the context, or the window is no multiple of the ratio.
-            MemoryError: One chunk alone does not fit on the device.
+            ValueError: A chunk is empty or longer than the context, or the window is not a multiple of the ratio.
+            MemoryError: A single chunk does not fit on the device.
         """
         ratio = ratio or self.memory.ratio
         for number, chunk in enumerate(chunks):
@@ -216,15 +216,16 @@ class Backbone(TokenCodec):
         role: Role | None = "reasoner",
         start: int | Sequence[int] | None = None,
     ) -> Tensor:
-        """Hidden states `[rows, prompt, hidden]` of prompts behind their blocks; shorter ones are padded on the right.
+        """Hidden states `[rows, prompt, hidden]` of prompts that follow their blocks, padded on the right.
 
         Args:
             prompts: Token ids of each row.
             blocks: Recalled blocks of each row.
-            role: Whose adapter is used, where there is one.
-            start: Position of the first prompt token, of all rows or of each. None: right behind the row's memory.
+            role: The role whose adapter is used, if it has one.
+            start: Position of the first prompt token, for all rows or for each. None: directly after the row's memory.
 
-        Blocks of a stock model are read behind the head of a turn: if a prompt begins with it, its states are zeros.
+        Blocks of a stock model are read after the beginning of a chat turn. If a prompt starts with it, its states are
+        0.
         """
         if blocks is None or start is not None:
             return self._read(prompts, blocks, role, start)
@@ -256,19 +257,19 @@ class Backbone(TokenCodec):
         *,
         start: int | None = None,
     ) -> Tensor:
-        """The gate's logits `[rows]`: the head on the last hidden state of a probe behind a question and its blocks.
+        """The gate's logits `[rows]`: the head applied to the last hidden state of question, blocks and probe.
 
-        What is asked stands in front of the blocks, so that its states are made once for all of them; a block costs
+        The question comes before the blocks, so its states are computed once for all of them. A block then costs only
         the few tokens of the probe.
 
         Args:
             asked: Token ids of question and working memory, of each row.
             blocks: The blocks of each row.
-            probe: Token ids behind the blocks.
-            start: Position of the first token of what is asked, where blocks are read without being rotated. None: 0.
+            probe: Token ids after the blocks.
+            start: Position of the first question token, if blocks are read without rotation. None: 0.
 
         Raises:
-            ValueError: A start is given, and this backbone rotates blocks to where they are read.
+            ValueError: A start is given, but this backbone rotates blocks to their positions.
             CheckpointError: There is no gate head.
         """
         gate = self.decoder.gate_head
@@ -296,18 +297,18 @@ class Backbone(TokenCodec):
         *,
         starts: Sequence[int] | None = None,
     ) -> Tensor:
-        """Log-odds `[rows]` of one token against another, right behind each prompt and its blocks.
+        """Log-odds `[rows]` of one next token against another, after each prompt and its blocks.
 
         Args:
             prompts: Token ids of each row.
             blocks: The blocks of each row.
             yes: The token.
             no: The other one.
-            starts: Position of the first token of each prompt. None: right behind the row's memory.
+            starts: Position of the first token of each prompt. None: directly after the row's memory.
 
         Raises:
-            ValueError: A block is of another backbone, or a prompt does not fit in the context.
-            MemoryError: One row alone does not fit on the device.
+            ValueError: A block was made by another backbone, or a prompt does not fit in the context.
+            MemoryError: A single row does not fit on the device.
         """
 
         def run(rows: Sequence[int]) -> list[Tensor]:
@@ -323,14 +324,14 @@ class Backbone(TokenCodec):
     def _in_batches(
         self, run: Callable[[Sequence[int]], list[Tensor]], sizes: Sequence[int], what: str
     ) -> list[Tensor]:
-        """What `run` makes of the rows by number, in batches by their slots."""
+        """The results of `run` for all rows, in batches sized by their slots."""
         made: dict[int, Tensor] = {}
         for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
             made.update(zip(batch, halving(run, batch, what, self.release), strict=True))
         return [made[row] for row in range(len(sizes))]
 
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
-        """What the gate's adapter makes of prompts, as blocks to stand in front of others."""
+        """Prompts run with the gate's adapter, as KV states to put in front of blocks."""
         prefix, layout = self._lay_out(prompts, None, start, 0)
         reading = PrefixContext(prefix, layout, self.rotary)
         kept = StateRecorder(reading, len(self.decoder.layers), self.memory.positions)
@@ -355,23 +356,23 @@ class Backbone(TokenCodec):
         role: Role | None = "reasoner",
         start: int | None = None,
     ) -> list[list[int]]:
-        """The tokens written after each prompt: a stop id is left out, what completes a stop string is in.
+        """The tokens generated after each prompt. Stop ids are left out; text that completes a stop string is included.
 
         Args:
             prompts: Token ids of each row.
             blocks: Recalled blocks of each row.
-            max_new_tokens: Most tokens in a row.
+            max_new_tokens: Most tokens per row.
             stop_ids: Ids that end a row. None: the model's end tokens.
             stop_strings: Texts that end a row.
-            stop_on_repetition: End a row that writes the same over and over.
-            temperature: 0 takes the likeliest token.
-            seeds: One a row, where tokens are drawn.
-            role: Whose adapter is used, where there is one.
-            start: Position of the first prompt token. None: right behind the row's memory.
+            stop_on_repetition: End a row that repeats itself.
+            temperature: 0 takes the most likely token.
+            seeds: One per row, for sampling.
+            role: The role whose adapter is used, if it has one.
+            start: Position of the first prompt token. None: directly after the row's memory.
 
         Raises:
-            ValueError: A prompt does not fit in the context with what is to be written.
-            MemoryError: One row alone does not fit on the device.
+            ValueError: A prompt and the tokens to generate do not fit in the context.
+            MemoryError: A single row does not fit on the device.
             OverdueError: The time for a question is up.
         """
         rows_seeds = range(len(prompts)) if seeds is None else seeds
@@ -413,7 +414,7 @@ class Backbone(TokenCodec):
         role: Role | None = "reasoner",
         start: int | None = None,
     ) -> Iterator[int]:
-        """The same tokens as `generate` gives for one prompt, as they come."""
+        """The tokens of `generate` for one prompt, streamed."""
         check_writing(max_new_tokens, temperature)
         prompts, rows = self._led([prompt], [blocks]) if start is None else ([prompt], [blocks])
         prefix, layout = self._lay_out(prompts, rows, start, max_new_tokens)

@@ -35,7 +35,7 @@ class Prompt:
         if gap not in self.gaps:
             raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps))}, not {gap!r}")
         if set(ids) != set(self.gaps) - {gap}:
-            raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps) - {gap})} beside, not {sorted(ids)}")
+            raise ValueError(f"the prompt has the gaps {sorted(set(self.gaps) - {gap})} besides, not {sorted(ids)}")
         halves: tuple[list[int], list[int]] = (list(self._pieces[0]), [])
         half = 0
         for name, piece in zip(self.gaps, self._pieces[1:], strict=True):

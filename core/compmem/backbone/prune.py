@@ -1,14 +1,14 @@
-"""Compression without training: of the chunk's own KV states, those that matter most to what may be asked.
+"""Compression without training: keep those of the chunk's own KV states that matter most to a later question.
 
-What will be asked is not known, but how the model asks is: its queries over the chunk itself are taken as samples of
-what a reader's will be, put right behind the chunk (in the manner of expected attention, 2510.00636, by sampling in
-place of a normal distribution). A state's score is the attention it would get, times the length of its value. Each
-head of each layer keeps its own states.
+The question is not known yet. The model's queries over the chunk itself serve as samples of a later reader's queries,
+at positions directly after the chunk (similar to expected attention, 2510.00636, with samples instead of a normal
+distribution). The score of a state is the attention it would get, times the norm of its value. Each head of each layer
+keeps its own states.
 
-A chunk is read behind the head of a chat turn, where it will stand when it is recalled. Attention that finds nothing
-rests on the first tokens of a text (2309.17453): with the head in front, those are not the chunk's, and blocks put one
-after the other do not each bring such a resting place along (as in adaptive parallel encoding, 2502.05431). Without a
-head the first tokens of the chunk are kept by all heads.
+A chunk is read after the beginning of a chat turn, as it will be when it is recalled. Attention that finds nothing goes
+to the first tokens of a text (attention sinks, 2309.17453). With the prefix in front, these are not tokens of the
+chunk, and several blocks in a row do not each bring a sink (as in adaptive parallel encoding, 2502.05431). Without a
+prefix, all heads keep the first tokens of the chunk.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates
 
 SINKS = 4
-"""First tokens kept by every head where nothing leads; fewer where a block is small."""
+"""First tokens that every head keeps if there is no prefix; fewer if a block is small."""
 SAMPLES = 64
-"""Queries of the chunk that stand for a reader's."""
+"""Queries of the chunk that represent a reader's."""
 
 
 def prune(
     decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int, lead: Sequence[int] = ()
 ) -> list[KVStates]:
-    """The most important KV states of each chunk behind a lead, one for every `ratio` tokens, in the text's order."""
+    """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order."""
     texts = [[*lead, *chunk] for chunk in chunks]
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
@@ -48,7 +48,7 @@ def prune(
 
 
 class _Scoring(Context):
-    """Plain causal attention over lead and chunks, which picks the chunks' states to keep as it goes."""
+    """Causal attention over prefix and chunks; selects the chunks' states to keep in each layer."""
 
     def __init__(self, rotary: Rotary, lengths: Sequence[int], lead: int, ratio: int, layers: int) -> None:
         self._rotary = rotary
@@ -85,13 +85,13 @@ class _Scoring(Context):
 
 
 def _samples(query: Tensor) -> Tensor:
-    """Queries `[heads, samples, head_dim]` spread evenly over the chunk."""
+    """Queries `[heads, samples, head_dim]` at equal distances in the chunk."""
     step = max(1, query.shape[1] // SAMPLES)
     return query[:, ::step]
 
 
 def _expected(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention that keys `[kv_heads, tokens, head_dim]` get from the queries on average, `[kv_heads, tokens]`."""
+    """Mean attention that keys `[kv_heads, tokens, head_dim]` get from the queries, `[kv_heads, tokens]`."""
     grouped = query.reshape(key.shape[0], -1, key.shape[2])
     weights = torch.softmax((grouped @ key.transpose(1, 2)).float() * scale, dim=-1)
     return weights.mean(dim=1).detach()

@@ -51,11 +51,11 @@ def sources(console: Console, answer: Answer) -> None:
     for number, source in enumerate(answer.sources, start=1):
         chunk = source.chunk
         kept = quotes(answer, source)
-        said = max(kept, key=lambda quote: quote.score).text if kept else chunk.text
+        shown_text = max(kept, key=lambda quote: quote.score).text if kept else chunk.text
         named = Text(f"[{number}]" if source.cited else str(number))
         made.add_row(
             named, f"{source.score:.2f}", plain(chunk.document_id), plain(_section(chunk)),
-            f"{chunk.start}-{chunk.end}", plain(_cut(said)),
+            f"{chunk.start}-{chunk.end}", plain(_cut(shown_text)),
         )  # fmt: skip
     console.print(made)
 

@@ -37,7 +37,7 @@ class BackboneGate:
 
     Args:
         backbone: A backbone with a trained gate head.
-        question: What is asked.
+        question: The question.
         behind: Position of the question, for checkpoints that read blocks without rotation. None: 0.
 
     Attributes:

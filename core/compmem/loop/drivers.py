@@ -67,7 +67,7 @@ class Inline:
             yield value
 
     async def ask(
-        self, question: str, asked: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
+        self, question: str, request: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
     ) -> Outcome:
         """The result of a method of the reader.
 
@@ -75,11 +75,11 @@ class Inline:
             OverdueError: The reader did not return by the deadline.
         """
         with until(deadline):
-            if isinstance(asked, ScoreRequest):
-                return _scoring(reader).score_blocks(question, asked.memory, asked.blocks)
-            if asked.relevant:
-                return _scoring(reader).read(question, asked.memory, asked.blocks, relevant=True)
-            return reader.read(question, asked.memory, asked.blocks)
+            if isinstance(request, ScoreRequest):
+                return _scoring(reader).score_blocks(question, request.memory, request.blocks)
+            if request.relevant:
+                return _scoring(reader).read(question, request.memory, request.blocks, relevant=True)
+            return reader.read(question, request.memory, request.blocks)
 
     async def written(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
@@ -115,17 +115,17 @@ class Threaded:
             manager.__exit__(None, None, None)
 
     async def ask(
-        self, question: str, asked: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
+        self, question: str, request: ReadRequest | ScoreRequest, reader: Reader, deadline: float | None
     ) -> Outcome:
         """The result of a method of the reader. Raises what `Inline.ask` raises."""
-        if isinstance(asked, ScoreRequest):
+        if isinstance(request, ScoreRequest):
             return await _in_time(
-                in_thread(_scoring(reader).score_blocks, question, asked.memory, asked.blocks), deadline
+                in_thread(_scoring(reader).score_blocks, question, request.memory, request.blocks), deadline
             )
-        if asked.relevant:
-            reading = _scoring(reader).aread(question, asked.memory, asked.blocks, relevant=True)
+        if request.relevant:
+            reading = _scoring(reader).aread(question, request.memory, request.blocks, relevant=True)
         else:
-            reading = reader.aread(question, asked.memory, asked.blocks)
+            reading = reader.aread(question, request.memory, request.blocks)
         return await _in_time(reading, deadline)
 
     async def written(
@@ -200,7 +200,7 @@ async def events(
     If the writer asks for missing facts, the loop runs again for them, and the writer sees the new blocks too.
 
     Args:
-        question: What is asked.
+        question: The question.
         loop: The generator from `recall_loop`.
         reader: Reads and writes.
         runner: `INLINE` for sync callers, `THREADED` for async ones.
@@ -286,16 +286,16 @@ async def _loop_events(
     """The steps of the loop as they are made, and at the end its result."""
     reply: Outcome = None
     while True:
-        asked = await runner.call(_advance, loop, reply)
+        item = await runner.call(_advance, loop, reply)
         reply = None
-        if isinstance(asked, ReadRequest | ScoreRequest):
+        if isinstance(item, ReadRequest | ScoreRequest):
             try:
-                reply = await runner.ask(question, asked, reader, deadline)
+                reply = await runner.ask(question, item, reader, deadline)
             except OverdueError as late:
                 reply = late
         else:
-            yield asked
-            if isinstance(asked, LoopResult):
+            yield item
+            if isinstance(item, LoopResult):
                 return
 
 

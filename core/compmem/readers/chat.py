@@ -55,7 +55,7 @@ not hold the answer, say what is missing.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatPrompts:
-    """What the chat model is told. Templates for `str.format`; braces in inserted text are left alone.
+    """The prompts of the chat reader: templates for `str.format`; braces in inserted text are kept.
 
     Raises:
         ValueError: A template lacks a field, has one that is unknown, or cannot be read.

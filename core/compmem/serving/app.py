@@ -141,30 +141,30 @@ class _Server:
 
     async def completions(self, request: Request, mine: TenantIndex) -> Response:
         """A chat completion."""
-        asked = bodies.parse_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
+        query = bodies.parse_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
         reply = chat.Completion(self._model)
-        events = self._events(asked, mine)
-        if asked.stream:
-            return await self._stream(request, events, partial(reply.pieces, include_usage=asked.include_usage))
+        events = self._events(query, mine)
+        if query.stream:
+            return await self._stream(request, events, partial(reply.pieces, include_usage=query.include_usage))
         return JSONResponse(reply.whole(await _while_connected(request, _answer_of(events))))
 
     async def answer(self, request: Request, mine: TenantIndex) -> Response:
         """An answer with its steps, sources and usage."""
-        asked = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
-        events = self._events(asked, mine)
-        if asked.stream:
+        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
+        events = self._events(query, mine)
+        if query.stream:
             return await self._stream(request, events, _named_pieces)
         return JSONResponse(answer_json(await _while_connected(request, _answer_of(events))))
 
     async def recall(self, request: Request, mine: TenantIndex) -> Response:
         """The blocks that a question needs."""
-        asked = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
+        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
 
         async def found() -> list[dict[str, Any]]:
             async with self._questions.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
                 recalls = await self._index.arecall(
-                    asked.question, asked.k, min_score=asked.min_score,
-                    filter=mine.tenant.filter(asked.filter), config=self._config,
+                    query.question, query.k, min_score=query.min_score,
+                    filter=mine.tenant.filter(query.filter), config=self._config,
                 )  # fmt: skip
             return [recall_json(mine.shown(recall)) for recall in recalls]
 
@@ -201,13 +201,13 @@ class _Server:
             raise HTTPException(404, "there is no document of this id")
         return JSONResponse({"deleted": 1})
 
-    async def _events(self, asked: QuestionRequest, mine: TenantIndex) -> AsyncGenerator[Event, None]:
+    async def _events(self, query: QuestionRequest, mine: TenantIndex) -> AsyncGenerator[Event, None]:
         """The events that answer a question, once it is its turn; closing the generator stops the work."""
         async with self._questions.turn():
-            filter = mine.tenant.filter(asked.filter)
+            filter = mine.tenant.filter(query.filter)
             deadline = time.monotonic() + 2 * self._limits.answer_seconds
             async with aclosing(
-                self._index.astream(asked.question, self._config, filter=filter, **self._models)
+                self._index.astream(query.question, self._config, filter=filter, **self._models)
             ) as made:
                 while (event := await _next(made, deadline)) is not None:
                     if isinstance(event, Answer):

@@ -59,5 +59,5 @@ def extras(answer: Answer) -> dict[str, Any]:
 
 
 def _usage(answer: Answer) -> dict[str, int]:
-    asked, written = answer.usage.prompt_tokens, answer.usage.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
+    read, written = answer.usage.prompt_tokens, answer.usage.completion_tokens
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -118,10 +118,10 @@ class Tokens:
         All hashes are compared, each in constant time.
         """
         kind, _, token = (authorization or "").partition(" ")
-        asked = _digest(token.strip()) if kind.lower() == "bearer" else b""
+        given = _digest(token.strip()) if kind.lower() == "bearer" else b""
         found = None
         for digest, tenant in self._held:
-            if hmac.compare_digest(digest, asked):
+            if hmac.compare_digest(digest, given):
                 found = tenant
         return found
 

@@ -1,4 +1,4 @@
-"""KV states on disk: safetensors segments of many blocks, written once and read by slice."""
+"""KV states on disk: safetensors segments of many blocks, written once and read in slices."""
 
 import zlib
 from collections import OrderedDict
@@ -82,10 +82,10 @@ def checksum(parts: Parts) -> int:
 
 
 def write_segment(folder: Folder, serial: int, blocks: Mapping[int, Parts]) -> int:
-    """Write the tensors of blocks by number as a new segment and sync it; its size in bytes.
+    """Write the tensors of blocks by number as a new segment and sync it; returns its size in bytes.
 
     Raises:
-        StoreError: It could not be written; nothing is left of it.
+        StoreError: It could not be written; the file is removed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -96,12 +96,12 @@ def write_segment(folder: Folder, serial: int, blocks: Mapping[int, Parts]) -> i
         with folder.placing(file) as new:
             save_file(tensors, new)
     except SafetensorError as error:
-        raise StoreError(f"cannot write {str(file)!r}: {error}; the index is as it was") from error
+        raise StoreError(f"cannot write {str(file)!r}: {error}; nothing has changed") from error
     return file.stat().st_size
 
 
 class KVSegments:
-    """The segments of a folder, opened when first read; the last few stay open."""
+    """The segments of a folder, opened on first use; the last few stay open."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -109,10 +109,10 @@ class KVSegments:
         self._guard = Lock()
 
     def read(self, serial: int, number: int, size: int) -> Parts:
-        """A block's tensors, of which only its own bytes are read.
+        """A block's tensors; only its own bytes are read.
 
         Raises:
-            CorruptStoreError: The segment is missing, cut or does not hold the block.
+            CorruptStoreError: The segment is missing, truncated or does not contain the block.
         """
         from safetensors import SafetensorError
 
@@ -133,7 +133,7 @@ class KVSegments:
         return parts
 
     def close(self) -> None:
-        """Let go of the open segments."""
+        """Close the open segments."""
         with self._guard:
             self._open.clear()
 

@@ -148,7 +148,7 @@ class Store:
         """Hold the writer's lock for the block, for several calls that write.
 
         Raises:
-            StoreLockedError: Another process holds it.
+            StoreLockedError: Another process has it.
             StoreError: The folder cannot be written.
         """
         with self._mutex:

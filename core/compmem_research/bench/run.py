@@ -49,7 +49,7 @@ class Run:
             for name in sorted({*before, *config}):
                 if before.get(name) != config.get(name):
                     raise ValueError(
-                        f"{str(folder)!r} holds a run with {name}={before.get(name)!r}, not {config.get(name)!r}: "
+                        f"{str(folder)!r} has a run with {name}={before.get(name)!r}, not {config.get(name)!r}: "
                         "choose another folder, or remove it"
                     )
         _write(kept, config)

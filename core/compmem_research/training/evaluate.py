@@ -96,13 +96,13 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
-            raise ValueError(f"tasks holds {unknown[0]!r}; there are {', '.join(TASKS)}")
+            raise ValueError(f"tasks has {unknown[0]!r}; there are {', '.join(TASKS)}")
         if self.split not in get_args(Split):
             raise ValueError(f"split={self.split!r} must be 'train' or 'eval'")
         if QUESTIONS in self.tasks and self.file is None:
             raise ValueError(f"the task {QUESTIONS!r} needs a file of them")
         if unknown := sorted(set(self.systems) - set(get_args(System))):
-            raise ValueError(f"systems holds {unknown[0]!r}; there are {', '.join(get_args(System))}")
+            raise ValueError(f"systems has {unknown[0]!r}; there are {', '.join(get_args(System))}")
         for name in ("questions", "at_once", "chunk_tokens", "memory_tokens", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")

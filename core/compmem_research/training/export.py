@@ -58,7 +58,7 @@ def summary(folder: Path) -> dict[str, Any]:
     """A summary of a run's log: stage, device, steps, seconds, throughput, the last held-out metrics."""
     lines = read_log(folder)
     if not lines:
-        raise CheckpointError(f"{str(folder)!r} holds no log of a run")
+        raise CheckpointError(f"{str(folder)!r} has no log of a run")
     heads, told = [n for n in lines if "stage" in n], [n for n in lines if "tokens_per_second" in n]
     rates = sorted(line["tokens_per_second"] for line in told)
     shares = sorted(line["ceiling_share"] for line in told)

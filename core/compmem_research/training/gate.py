@@ -141,7 +141,7 @@ def rolled_out(
         if keep:
             gate_examples.write(file, made)
     if len(made) != settings.contexts + 2 * settings.held:
-        raise ValueError(f"{file} holds {len(made)} questions, not those of these settings; remove it")
+        raise ValueError(f"{file} has {len(made)} questions, not those of these settings; remove it")
     return made[: settings.contexts], made[settings.contexts :]
 
 

@@ -76,7 +76,7 @@ class RLTraining:
 
     def __post_init__(self) -> None:
         if unknown := set(self.rewards) - set(get_args(RewardPart)):
-            raise ValueError(f"rewards={self.rewards!r} holds {sorted(unknown)!r}; there are {get_args(RewardPart)!r}")
+            raise ValueError(f"rewards={self.rewards!r} has {sorted(unknown)!r}; there are {get_args(RewardPart)!r}")
         if not self.rewards:
             raise ValueError("rewards=[] leaves nothing to learn from")
         if not 0 <= self.alpha <= 1 or self.beta < 0:

@@ -36,7 +36,7 @@ class Text:
             kept = load(lzma.decompress(file.read_bytes()))
             tokens, known = kept["text"], int(kept["vocabulary"][0])
         except (OSError, lzma.LZMAError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{str(file)!r} holds no tokens: {error}") from error
+            raise CheckpointError(f"{str(file)!r} has no tokens: {error}") from error
         if known != vocabulary:
             raise CheckpointError(
                 f"{str(file)!r} was packed with a tokenizer of {known} tokens, and this one has {vocabulary}: pack the "
@@ -74,5 +74,5 @@ def read_tokenizer(folder: Path) -> Any:
 
     file = folder / TOKENIZER / "tokenizer.json"
     if not file.is_file():
-        raise CheckpointError(f"{str(folder)!r} holds no tokenizer: make one with `compmem train text`")
+        raise CheckpointError(f"{str(folder)!r} has no tokenizer: make one with `compmem train text`")
     return wrap_tokenizer(Tokenizer.from_file(str(file)))

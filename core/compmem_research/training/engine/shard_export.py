@@ -37,7 +37,7 @@ def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_00
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{str(folder)!r} cannot be read: {error}") from error
     if not tensors:
-        raise CheckpointError(f"{str(folder)!r} holds no weights")
+        raise CheckpointError(f"{str(folder)!r} has no weights")
     texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir()) if file.suffix in TEXTS}
     parts = list(_parts(tensors, limit))
     if len(parts) > MOST_FILES:
@@ -59,7 +59,7 @@ def unpack(given: Path, folder: Path) -> None:
     """
     files = sorted(given.glob("weights-*.safetensors"))
     if not files or not files[0].stem.endswith(f"-of-{len(files)}"):
-        raise CheckpointError(f"{str(given)!r} holds {len(files)} files of weights, not all of them")
+        raise CheckpointError(f"{str(given)!r} has only {len(files)} files of weights")
     stored: dict[str, dict[str, Tensor]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,7 +3,7 @@
     weights     stored numbers of all parameters, and 4 bytes more of each trained one that is kept in float32
     gradients   4 bytes of each trained parameter
     optimiser   8 bytes of each trained parameter (AdamW's two means)
-    reference   a copy of what is trained, where a divergence is asked for
+    reference   a copy of the trained parameters, if a divergence is used
     activations tokens of one pass x (a layer's input x layers + what one layer keeps and its gradient); all layers keep
                 it without checkpointing
     logits      tokens with a loss x vocabulary x 12 bytes (logits, their float32 form, the gradient)
