@@ -1,4 +1,4 @@
-"""Reading: recalled blocks as KV states left of a prompt.
+"""Reading: recalled blocks as KV states in front of a prompt.
 
 Each row's memory is padded on the right to the longest, the prompts behind it as well, so that rows whose memories are
 equally long need no mask at all. Positions are given, never derived from a mask.
@@ -18,10 +18,10 @@ from compmem.schema import KVStates
 
 
 class Prefix:
-    """The recalled blocks of each row, one after the other, placed layer by layer when they are read."""
+    """The recalled blocks of each row in order, concatenated layer by layer when they are read."""
 
     def __init__(self, rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor) -> None:
-        # Taken apart at once: the gradient of one layer at a time would be as large as all of them.
+        # Split now: the gradient of one layer at a time would be as large as that of all layers.
         self._keys = [[states.keys.unbind() for states in row] for row in rows]
         self._values = [[states.values.unbind() for states in row] for row in rows]
         self._rotary = rotary
@@ -40,7 +40,7 @@ class Prefix:
         return keys, values
 
     def _joined(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
-        """The blocks of all rows, each row filled up to the longest, copied once."""
+        """The blocks of all rows, each row padded to the longest, copied once."""
         like, pieces = self._like, list[Tensor]()
         for blocks, count in zip(rows, self.counts, strict=True):
             pieces += (states.to(like.device, like.dtype, non_blocking=True) for states in blocks)
@@ -51,7 +51,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where memory and prompt of every row stand, in slots and in positions."""
+    """Positions of memory and prompt of every row, in slots and in the sequence."""
 
     ids: Tensor
     """Prompts padded on the right, `[rows, prompt]`."""
@@ -62,7 +62,8 @@ class Layout:
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
-    """Where a prompt token may look, `[rows or 1, 1, prompt, slots]`: True there (CPU: 0 there, else minus infinity).
+    """The attention mask, `[rows or 1, 1, prompt, slots]`: True where a token attends (CPU: 0 there, else minus
+    infinity).
     None: causal attention is enough."""
     even: bool
     """Whether memory and prompt of all rows are equally long."""
@@ -71,7 +72,7 @@ class Layout:
     def of(
         cls, prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], like: Tensor
     ) -> "Layout":
-        """Lay prompts out behind memories of `counts` tokens, each from its start on, for weights such as `like`."""
+        """A layout of prompts after memories of `counts` tokens, each from its start on, for weights such as `like`."""
         device = like.device
         width, longest = max(map(len, prompts)), max(counts)
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -81,14 +82,15 @@ class Layout:
         first = torch.tensor(starts)
         mask, alike = None, len(set(counts)) == 1
         if not alike or (device.type == "cpu" and longest > width):
-            # A CPU knows no other way to say that a short prompt sees all of a long past; said once, for all layers.
+            # On a CPU, only an explicit mask lets a short prompt attend to all of a long past; it is made once for all
+            # layers.
             causal = torch.ones(width, width, dtype=torch.bool).tril()
             recalled = torch.arange(longest)[None] < (memory[:1] if alike else memory)[:, None]
             mask = torch.cat(
                 (recalled[:, None].expand(-1, width, -1), causal[None].expand(len(recalled), -1, -1)), dim=2
             )[:, None].to(device)
             if device.type == "cpu":
-                # Else every layer would make this of it again. Of another type than doubles, doubles come out wrong.
+                # Converted here, or every layer would do it. For inputs in doubles, the mask must be in doubles too.
                 kind = torch.promote_types(like.dtype, torch.float32)
                 mask = torch.zeros(mask.shape, dtype=kind).masked_fill(~mask, -torch.inf)
         return cls(
@@ -102,7 +104,7 @@ class Layout:
 
 
 class PrefixContext(Context):
-    """Prompts behind their recalled blocks, run once, with gradients where the caller wants them."""
+    """Prompts after their recalled blocks, run once, with gradients if the caller enables them."""
 
     def __init__(self, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
         self._prefix = prefix
@@ -111,7 +113,7 @@ class PrefixContext(Context):
         self._last = int(layout.positions.max()) + 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
-        """Attention of the prompts, each behind its row's memory."""
+        """Attention of the prompts, each to its row's memory and itself."""
         query, key = self.place(query, key)
         if self._prefix.longest:
             past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
@@ -119,13 +121,13 @@ class PrefixContext(Context):
         return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
 
     def place(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys turned to the prompts' positions."""
+        """Queries and keys rotated to the prompts' positions."""
         cos, sin = (table[self._layout.positions][:, None] for table in self._rotary(self._last, key))
         return rotate(query, cos, sin), rotate(key, cos, sin)
 
 
 class StateRecorder(Context):
-    """Prompts without a past, of which the states are wanted: as a reader would place them in front of a block."""
+    """Prompts without a past, to get their states, which a reader then puts in front of a block."""
 
     def __init__(self, reading: PrefixContext, layers: int, positions: Positions) -> None:
         self._reading = reading
@@ -137,8 +139,8 @@ class StateRecorder(Context):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
-        """Attention among the prompt's own tokens; nothing for the last layer, whose output nobody reads."""
-        # Where blocks are read without being rotated, these keys must have their places already.
+        """Attention among the prompt's own tokens; nothing for the last layer, whose output is not used."""
+        # If blocks are read without rotation, these keys must be rotated already.
         self.made[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
         if layer == len(self.made) - 1:
             return None
@@ -151,7 +153,7 @@ def slots_of(row: Sequence[KVStates]) -> int:
 
 
 def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]) -> None:
-    """Refuse KV states of another backbone.
+    """Refuse KV states from another backbone.
 
     Args:
         rows: The blocks of each row.

@@ -1,6 +1,6 @@
 """The latent reader: the backbone reads recalled blocks as KV states, writes the working memory and the answer.
 
-Blocks stand left of the prompt as if the backbone had just read them; no text of theirs is in the prompt.
+The KV states of blocks precede the prompt as if the backbone had just read them; the prompt contains no text of blocks.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -18,7 +18,7 @@ from compmem.schema import KVStates, MemoryBlock, Reading, Usage, WorkingMemory
 from compmem.threads import in_thread
 
 OVERHEAD: Final = 256
-"""Tokens of a structured reply beside the candidate memory: thoughts and tags."""
+"""Tokens of a structured reply besides the candidate memory: thoughts and tags."""
 
 
 class LatentReader:
@@ -27,14 +27,14 @@ class LatentReader:
     A malformed reply changes nothing and is counted in `Usage.malformed_replies`.
 
     Args:
-        backbone: The one that compressed the blocks.
-        prompts: What it is told. None: the checkpoint's own where it brings a prompt file, else ours.
-        structured: Ask for the two gates. None: as the prompts say.
+        backbone: The backbone that compressed the blocks.
+        prompts: The prompts. None: the checkpoint's own if it has a prompt file, else the default ones.
+        structured: Ask for both gates. None: as in the prompts.
         memory_tokens: Most tokens of working memory that one step writes.
         answer_tokens: Most tokens of the answer.
         kv_fusion: How blocks that are read together see one another: see `RecallConfig`.
-        whole: Memory tokens of a whole chunk, for checkpoints whose prompts stand behind a whole chunk's memory also
-            where a block is smaller. None: prompts stand right behind what is read.
+        whole: Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk's memory, even
+            if a block is smaller. None: prompts directly follow the blocks.
 
     Raises:
         ValueError: A budget is below 1, or `kv_fusion` is given for memory tokens.
@@ -71,10 +71,10 @@ class LatentReader:
     ) -> Reading:
         """The candidate memory and the two gates, after reading these blocks in one step.
 
-        With `relevant` the reply is begun for the backbone: the blocks help, and it says how.
+        With `relevant`, the beginning of the reply is given: the blocks help. The backbone completes it.
 
         Raises:
-            ValueError: A block has no KV states or those of another backbone, or the step is larger than the context.
+            ValueError: A block has no KV states or those of another backbone, or the step is longer than the context.
             MemoryError: The step does not fit on the device.
         """
         states = self._fused(question, blocks)
@@ -100,17 +100,17 @@ class LatentReader:
 
     @property
     def can_score(self) -> bool:
-        """Whether replies begin by saying whether a block helps: they have gates, and no thoughts before them."""
+        """Whether replies begin with whether a block helps: they have gates, and no thoughts before them."""
         return self._turns.can_score
 
     def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """Log-odds that each block helps, by itself and before a word is written.
+        """Log-odds that each block, by itself, helps, before a reply is written.
 
-        None where a reply does not begin with that, or the context is full.
+        None if replies do not begin with that, or the context is full.
 
         Raises:
             ValueError: A block has no KV states or those of another backbone.
-            MemoryError: One block alone does not fit on the device.
+            MemoryError: A single block does not fit on the device.
         """
         states = [_states(block) for block in blocks]
         starts = None if self._whole is None else [max(self._whole, one.keys.shape[2]) for one in states]
@@ -123,13 +123,13 @@ class LatentReader:
         return await in_thread(partial(self.read, question, memory, blocks, relevant=relevant))
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The answer in pieces as they come, and last what it cost: behind the memory's blocks, or else from its text.
+        """The answer in pieces, and at the end its cost: from the memory's blocks if it has some, else from its text.
 
-        Of more blocks than the context holds, those that come last are left out.
+        If not all blocks fit in the context, the last ones are left out.
 
         Raises:
             ReaderError: The backbone gave an empty answer.
-            ValueError: The prompt is larger than the context, or a block has no KV states or those of another backbone.
+            ValueError: The prompt is longer than the context, or a block has no KV states or those of another backbone.
         """
         if memory.blocks:
             prompt = self._turns.from_blocks(question)
@@ -157,7 +157,7 @@ class LatentReader:
             yield piece
 
     def _fitting(self, blocks: Sequence[MemoryBlock], prompt: int) -> Sequence[MemoryBlock]:
-        """The first blocks, as many as fit in the context before a prompt and an answer; at least one."""
+        """The first blocks that fit in the context together with a prompt and an answer; at least one."""
         room = self.backbone.context - prompt - self.answer_tokens
         while len(blocks) > 1 and self._size(blocks) > room:
             blocks = blocks[:-1]
@@ -199,7 +199,7 @@ class LatentReader:
         return max(self._whole * len(states), _slots(states))
 
     def _room(self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, wanted: int) -> int:
-        """Tokens that may be written; 1 where the context is full, so that the backbone raises the error."""
+        """Tokens that may be written; 1 if the context is full, so that the backbone raises the error."""
         behind = _slots(states) if start is None else start
         return max(1, min(wanted, self.backbone.context - behind - len(prompt)))
 
@@ -218,7 +218,7 @@ def _states(block: MemoryBlock) -> KVStates:
 
 
 def _pieces(backbone: Backbone, tokens: Iterator[int], written: list[int]) -> Iterator[str]:
-    """The text of tokens as they come; a character made of several tokens comes with its last."""
+    """The streamed text of tokens; a character made of several tokens comes with the last one."""
     passed = ""
     while True:
         # Entered for each token: a generator that waits in this mode would leave its caller in it.
