@@ -146,3 +146,15 @@ def test_shards_stay_the_same_when_the_working_folder_changes(tmp_path, monkeypa
     index.add([Document(id="a", text="Acme rents the Harbour Building.")])
     assert index.path == tmp_path / "s"
     assert len(pickle.loads(pickle.dumps(index))) == len(index) == 1
+
+
+def test_shards_whose_making_was_killed_are_made_again(tmp_path):
+    config = IndexConfig(encoder=HashEncoder())
+    MemoryIndex.create(tmp_path / "s", config, shards=2).close()
+    (tmp_path / "s" / "shards.json").unlink()  # which is written last
+    with MemoryIndex.create(tmp_path / "s", config, shards=3) as made:
+        made.add(documents()[:5])
+        assert len(made.documents()) == 5
+    (tmp_path / "s" / "shards.json").unlink()
+    with pytest.raises(ValueError, match="has an index already"):
+        MemoryIndex.create(tmp_path / "s", config, shards=3)

@@ -12,6 +12,7 @@ from compmem.errors import (
     ReaderError,
     StoreError,
     StoreLockedError,
+    WorkerError,
 )
 from compmem.listing import Listing
 from compmem.schema import (
@@ -107,6 +108,7 @@ __all__ = [
     "StoreInfo",
     "StoreLockedError",
     "Usage",
+    "WorkerError",
     "WorkingMemory",
     "Writer",
 ]

@@ -28,6 +28,10 @@ class CheckpointError(CompMemError):
     """A model folder is incomplete, or contains something of the wrong shape."""
 
 
+class WorkerError(CompMemError):
+    """A process that worked for this one ended before its work was done."""
+
+
 class ReaderError(CompMemError):
     """The chat model failed or timed out.
 

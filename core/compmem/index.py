@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,9 +14,10 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels
+from compmem.index_models import IndexModels, keep_facts
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
+from compmem.ingest.workers import Workers
 from compmem.locks import Lock
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
@@ -227,27 +229,31 @@ class MemoryIndex(BaseIndex):
 
     # Writing
 
-    def add(self, documents: Iterable[Document], *, show_progress: bool = False) -> int:
+    def add(self, documents: Iterable[Document], *, show_progress: bool = False, workers: int | None = None) -> int:
         """Compresses documents and keeps them; returns how many were new or changed.
 
         Documents stream: a batch at a time is held, compressed and committed. A document that is known by id and
         content costs nothing; one that is known by id and has changed replaces the old one.
 
+        Args:
+            documents: Documents with ids of their own.
+            show_progress: A bar on the terminal.
+            workers: Processes that split and compress side by side, each with models of its own; this one writes. The
+                index is the one that a single process makes. None: all in this process.
+
         Raises:
-            ValueError: A document is empty, cannot be stored, or has the id of another in this call. Documents of
-                earlier batches stay.
+            ValueError: A document is empty, cannot be stored, or has the id of another in this call; or the number of
+                workers is none. Documents that were committed before stay.
             TypeError: Something is no document.
             StoreLockedError: Another process is writing.
+            WorkerError: A worker was killed. What was committed stays; adding the same documents again completes it.
         """
         models = self._models
-        adding = IngestPipeline(
-            self.store,
-            self.config.chunk_tokens,
-            count=models.count_tokens,
-            compress=models.compress,
-            record=models.record,
-        )
-        return adding.add(documents, show_progress=show_progress)
+        adding = IngestPipeline(self.store, models.document_compressor(), partial(keep_facts, self.store))
+        if workers is None:
+            return adding.add(documents, show_progress=show_progress)
+        with Workers(workers, models) as side_by_side:
+            return adding.add(documents, show_progress=show_progress, elsewhere=side_by_side.map)
 
     def split(self, document: Document) -> list[Chunk]:
         """The chunks that `add` would make of a document, in order, without storing them; empty if it has no text."""

@@ -1,8 +1,9 @@
 """The models behind an index: loaded when they are first needed, compared with those that made it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,12 @@ from compmem.config import IndexConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import BackboneGate, GateHead
-from compmem.ingest.compressor import DenseCompressor, KVCompressor
+from compmem.ingest.compressor import DenseCompressor, DocumentCompressor, KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.locks import Lock
 from compmem.naming import is_plain
 from compmem.schema import Chunk, MemoryBlock
-from compmem.store import KV_WRITTEN, Store
+from compmem.store import JSON, KV_WRITTEN, Store
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,21 @@ class IndexModels:
         self._gate = gate
         self._resident: KVCache | None = None
         self._checked: set[int] = set()
+        self._identity: dict[str, JSON] = {}
         self._told = False
         self._guard = Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., "IndexModels"], tuple[Any, ...]]:
+        """In another process: the same models without a store, loaded there when they are first needed.
+
+        Raises:
+            IncompatibleStoreError: The index names a folder that is another one in each working folder.
+        """
+        if not self._fetch_encoder:
+            self._check_name("encoder", self._config.encoder)
+        if self._fetch_backbone is False:
+            self._check_name("backbone", self._config.backbone)
+        return _without_store, (self._config, self.runtime, self._fetch_encoder, self._fetch_backbone)
 
     @property
     def encoder(self) -> LoadedEncoder:
@@ -176,34 +190,26 @@ class IndexModels:
         with torch.inference_mode():
             return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
 
-    def record(self, chunks: Sequence[Chunk]) -> None:
-        """Writes into the store which models made the blocks of these chunks; called in the transaction of `add`."""
-        assert self._store is not None, "only blocks of a store are recorded"
-        if self._config.encoder is not None and self._store.get_meta(ENCODER) is None:
-            self._store.put_meta(ENCODER, [round(float(x), 5) for x in self.encoder.fingerprint()])
-        if self._config.memory == "kv":
-            if self._store.get_meta(BACKBONE) is None:
-                made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
-                self._store.put_meta(BACKBONE, {"name": self._config.backbone, **made})
-            self._count_source(chunks)
+    def document_compressor(self) -> DocumentCompressor:
+        """What turns documents into blocks with these models."""
+        return DocumentCompressor(self._config.chunk_tokens, self.count_tokens, self.compress, self.facts)
 
-    @property
-    def _kv_store(self) -> Store:
-        assert self._store is not None, "KV memory lies in a store"
-        return self._store
+    def facts(self, chunks: Sequence[Chunk]) -> dict[str, JSON]:
+        """Which models make the blocks of these chunks, and how much a backbone reads of them: for `keep_facts`."""
+        with self._guard:
+            if not self._identity:
+                if self._config.encoder is not None:
+                    self._identity[ENCODER] = [round(float(x), 5) for x in self.encoder.fingerprint()]
+                if self._config.memory == "kv":
+                    made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
+                    self._identity[BACKBONE] = {"name": self._config.backbone, **made}
+        if self._config.memory != "kv":
+            return dict(self._identity)
+        tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
+        return {**self._identity, KV_WRITTEN: {"tokens": tokens, "blocks": len(chunks)}}
 
     def _ratio(self, backbone: Backbone) -> int:
         return self._config.ratio or backbone.memory.ratio
-
-    def _count_source(self, chunks: Sequence[Chunk]) -> None:
-        kept = self._kv_store.get_meta(KV_WRITTEN)
-        whole = isinstance(kept, dict) and all(isinstance(kept.get(name), int) for name in ("tokens", "blocks"))
-        before = kept if isinstance(kept, dict) and whole else {}
-        tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
-        self._kv_store.put_meta(
-            KV_WRITTEN,
-            {"tokens": int(before.get("tokens", 0)) + tokens, "blocks": int(before.get("blocks", 0)) + len(chunks)},
-        )
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that made the index, once.
@@ -211,22 +217,10 @@ class IndexModels:
         Raises:
             IncompatibleStoreError: It has other weights, other memory settings or another ratio.
         """
-        if id(backbone) in self._checked:
+        if self._store is None or id(backbone) in self._checked:
             return
-        kept = self._kv_store.get_meta(BACKBONE)
-        if kept is not None:
-            name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
-            if made != (here := backbone.fingerprint()):
-                given = str(backbone.tokenizer.name_or_path) or self._config.backbone
-                raise IncompatibleStoreError(
-                    f"{str(self._kv_store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
-                    f"({here}): weights or memory settings differ"
-                )
-            if isinstance(kept, dict) and kept.get("ratio") != self._ratio(backbone):
-                raise IncompatibleStoreError(
-                    f"{str(self._kv_store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone "
-                    f"{name!r} compresses at ratio={self._ratio(backbone)!r} now"
-                )
+        made = {"fingerprint": backbone.fingerprint(), "ratio": self._ratio(backbone)}
+        _check_backbone(self._store, made, str(backbone.tokenizer.name_or_path) or str(self._config.backbone))
         self._checked.add(id(backbone))
 
     def _check_name(self, part: str, name: object) -> None:
@@ -240,13 +234,64 @@ class IndexModels:
     def _check_encoder(self, encoder: LoadedEncoder) -> None:
         if self._store is None or id(encoder) in self._checked:
             return
-        kept = self._store.get_meta(ENCODER)
-        if kept is not None:
-            here = encoder.fingerprint()
-            vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) for x in kept) else []
-            if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
-                raise IncompatibleStoreError(
-                    f"{str(self._store.path)!r} was made with other weights than the encoder {encoder.name!r} has "
-                    "here: their vectors of the probe text differ"
-                )
+        _check_encoder(self._store, encoder.fingerprint, encoder.name)
         self._checked.add(id(encoder))
+
+
+def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
+    """Writes what `IndexModels.facts` says of blocks into the store that takes them, with the blocks.
+
+    Raises:
+        IncompatibleStoreError: Earlier blocks were made by other models.
+    """
+    if (here := facts.get(ENCODER)) is not None:
+        _check_encoder(store, lambda: here, str(store.config.get("encoder")))
+    if isinstance(made := facts.get(BACKBONE), dict):
+        _check_backbone(store, made, str(made["name"]))
+    for name in (ENCODER, BACKBONE):
+        if name in facts and store.get_meta(name) is None:
+            store.put_meta(name, facts[name])
+    if isinstance(written := facts.get(KV_WRITTEN), dict):
+        kept = store.get_meta(KV_WRITTEN)
+        whole = isinstance(kept, dict) and all(isinstance(kept.get(name), int) for name in written)
+        before = kept if isinstance(kept, dict) and whole else dict.fromkeys(written, 0)
+        store.put_meta(KV_WRITTEN, {name: before[name] + count for name, count in written.items()})
+
+
+def _without_store(
+    config: IndexConfig, runtime: RuntimeConfig, fetch_encoder: bool, fetch_backbone: bool | None
+) -> IndexModels:
+    return IndexModels(
+        None, config, encoder=None, backbone=None, gate=None, runtime=runtime,
+        fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
+    )  # fmt: skip
+
+
+def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> None:
+    kept = store.get_meta(ENCODER)
+    if kept is None:
+        return
+    here = fingerprint()
+    vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) for x in kept) else []
+    if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with other weights than the encoder {name!r} has "
+            "here: their vectors of the probe text differ"
+        )
+
+
+def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
+    kept = store.get_meta(BACKBONE)
+    if kept is None:
+        return
+    name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
+    if made != here["fingerprint"]:
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
+            f"({here['fingerprint']}): weights or memory settings differ"
+        )
+    if isinstance(kept, dict) and kept.get("ratio") != here["ratio"]:
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone "
+            f"{name!r} compresses at ratio={here['ratio']!r} now"
+        )

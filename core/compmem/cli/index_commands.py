@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -47,6 +47,17 @@ def add(
     shards: Annotated[
         int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that split and compress side by side. Default: this one alone.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Split and compress on a Ray cluster: auto, HOST:PORT, or local for this machine. With --device cuda, "
+            "on its GPUs.",
+        ),
+    ] = None,
     device: Device = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
@@ -55,6 +66,8 @@ def add(
     form = next((known for known in inputs.FORMATS if known == stdin_format), None)
     if form is None:
         raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
+    if workers is not None and ray is not None:
+        raise typer.BadParameter("give --workers or --ray, not both")
     given = {
         "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
         "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio, "kv": kv,
@@ -78,7 +91,7 @@ def add(
         else:
             with opened(index, settings, device, allow_download=allow_download, shards=shards) as memory:
                 seen = _Seen(memory)
-                added = memory.add(map(seen.one, chain(first, found)))
+                added = _added(memory, map(seen.one, chain(first, found)), bar, workers, ray)
                 counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
     seconds = time.perf_counter() - started
     if as_json:
@@ -91,6 +104,19 @@ def add(
         )
     if errors:
         raise typer.Exit(1)
+
+
+def _added(
+    memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress, workers: int | None, ray: str | None
+) -> int:
+    if ray is None:
+        return memory.add(documents, workers=workers)
+    from compmem import distributed
+
+    with distributed.connected(ray):
+        dataset = distributed.dataset_of(documents)
+        task = bar.add_task("committed", total=None)
+        return distributed.add_dataset(memory, dataset, on_batch=lambda count: bar.advance(task, count))
 
 
 @app.command()
@@ -264,8 +290,10 @@ def opened(
 
     A model that is given by name may be fetched.
     """
+    from compmem.store import store_exists
+
     runtime = compmem.RuntimeConfig(device=device)
-    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if path is None or not store_exists(path):
         return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime, shards=shards)
     models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
     memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)

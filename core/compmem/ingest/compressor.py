@@ -1,13 +1,17 @@
 """Chunk to memory block: done once for each chunk, whatever is asked later."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor
 
 from compmem.backbone import Backbone, chunk_ids
 from compmem.encoder import LoadedEncoder, Parts
-from compmem.schema import Chunk, MemoryBlock
+from compmem.ingest.chunking import split
+from compmem.schema import Chunk, Document, MemoryBlock
+from compmem.store import JSON, content_hash
+from compmem.text.unicode import check
 
 AT_ONCE = 64
 """Chunks whose KV states are on the device at once."""
@@ -55,3 +59,58 @@ class KVCompressor:
 
 def _cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.cpu()
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """Documents that are new or changed, with their blocks."""
+
+    entries: list[tuple[Document, list[MemoryBlock]]] = field(default_factory=list)
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+    """Which models made the blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentCompressor:
+    """What turns documents into blocks. It knows no store, so it works in any process."""
+
+    chunk_tokens: int
+    """Most tokens of a chunk."""
+    count: Callable[[Sequence[str]], list[int]]
+    """Tokens of texts."""
+    compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]
+    """The blocks of chunks, in order."""
+    facts: Callable[[Sequence[Chunk]], dict[str, JSON]]
+    """Which models make the blocks of chunks."""
+
+    def batch(self, documents: Sequence[Document], known: Mapping[str, str]) -> Compressed:
+        """The documents that are new or changed, with their blocks.
+
+        Args:
+            documents: Documents with ids of their own.
+            known: The content hash of each one of them that the store holds.
+
+        Raises:
+            ValueError: A document is empty or cannot be stored.
+        """
+        pieces = [(d, list(self.chunks(d))) for d in documents]
+        new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
+        chunks = [chunk for _, own in new for chunk in own]
+        if not chunks:
+            return Compressed()
+        blocks = iter(self.compress(chunks))
+        return Compressed([(d, [next(blocks) for _ in own]) for d, own in new], self.facts(chunks))
+
+    def chunks(self, document: Document) -> Iterator[Chunk]:
+        """The chunks of a document, in order.
+
+        Raises:
+            ValueError: The document is empty or cannot be encoded as UTF-8.
+        """
+        for what, text in (("title", document.title), ("context", document.context), ("text", document.text)):
+            check(f"document {document.id!r}: its {what}", text)
+        chunks = split(document, chunk_tokens=self.chunk_tokens, count=self.count)
+        first = next(chunks, None)
+        if first is None:
+            raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
+        return chain([first], chunks)

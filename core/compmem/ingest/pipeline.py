@@ -4,21 +4,24 @@ A document that is longer than a batch is a batch of its own. It goes through th
 transaction, so that what is held of it beside its text does not grow with it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from rich.progress import track
 
-from compmem.ingest.chunking import split
+from compmem.ingest.compressor import Compressed, DocumentCompressor
 from compmem.schema import Chunk, Document, MemoryBlock
-from compmem.store import Store, content_hash
-from compmem.text.unicode import check
+from compmem.store import JSON, Store, content_hash
 
 BATCH_CHARACTERS = 400_000
 """Text that is compressed at once; documents of no more are committed together."""
 PIECE_CHARACTERS = 200_000
 """Text of a longer document that is compressed at once."""
+TASK_CHARACTERS = 100_000
+"""Text that a worker compresses at once."""
+
+Task = tuple[Sequence[Document], Mapping[str, str]]
+"""Documents, and the content hash of each one of them that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +29,27 @@ class IngestPipeline:
     """What turns documents into blocks of a store."""
 
     store: Store
-    chunk_tokens: int
-    """Most tokens of a chunk."""
-    count: Callable[[Sequence[str]], list[int]]
-    """Tokens of texts."""
-    compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]
-    """The blocks of chunks, in order."""
-    record: Callable[[Sequence[Chunk]], None]
-    """Writes into the store which models made the blocks of chunks."""
+    compressor: DocumentCompressor
+    keep: Callable[[Mapping[str, JSON]], None]
+    """Writes into the store which models made the blocks that it takes."""
 
-    def add(self, documents: Iterable[Document], *, show_progress: bool = False) -> int:
+    def add(
+        self,
+        documents: Iterable[Document],
+        *,
+        show_progress: bool = False,
+        elsewhere: Callable[[Iterator[Task]], Iterator[Compressed]] | None = None,
+    ) -> int:
         """Compresses documents and keeps them; returns how many were new or changed.
 
+        Args:
+            documents: Documents with ids of their own.
+            show_progress: A bar on the terminal.
+            elsewhere: Compresses tasks in other processes, in order. None: in this one.
+
         Raises:
-            ValueError: A document is empty, cannot be stored, or has the id of another one. Documents of earlier
-                batches stay.
+            ValueError: A document is empty, cannot be stored, or has the id of another one. Documents that were
+                committed before stay.
             TypeError: Something is no document.
             StoreLockedError: Another process is writing.
         """
@@ -48,28 +57,27 @@ class IngestPipeline:
             raise ValueError("add takes documents in a list or another iterable, not one document")
         if isinstance(documents, Sequence):
             list(_distinct(documents))  # what is all here is refused before any of it is kept
-        incoming = track(documents, "compressing") if show_progress else documents
-        return sum(self._add_batch(batch) for batch in _batches(_distinct(incoming)))
+        incoming = _distinct(track(documents, "compressing") if show_progress else documents)
+        if elsewhere is None:
+            return sum(self._add_batch(batch) for batch in batches(incoming, BATCH_CHARACTERS))
+        tasks = ((batch, self._known(batch)) for batch in batches(incoming, TASK_CHARACTERS))
+        return sum(self._commit(done) for done in elsewhere(tasks))
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
-        for document in batch:
-            for what, text in (("title", document.title), ("context", document.context), ("text", document.text)):
-                check(f"document {document.id!r}: its {what}", text)
         if len(batch) == 1 and len(batch[0].text) > BATCH_CHARACTERS:
             return self._add_long(batch[0])
-        pieces = [(d, list(self._chunks(d))) for d in batch]
-        known = self.store.hashes([d.id for d in batch])
-        new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
-        if not new:
-            return 0
-        chunks = [chunk for _, own in new for chunk in own]
-        blocks = iter(self.compress(chunks))
-        self.store.add([(d, [next(blocks) for _ in own]) for d, own in new], record=lambda: self.record(chunks))
-        return len(new)
+        return self._commit(self.compressor.batch(batch, self._known(batch)))
+
+    def _commit(self, done: Compressed) -> int:
+        self.store.add(done.entries, record=lambda: self.keep(done.facts))
+        return len(done.entries)
+
+    def _known(self, batch: Sequence[Document]) -> dict[str, str]:
+        return self.store.hashes([d.id for d in batch])
 
     def _add_long(self, document: Document) -> int:
-        known = self.store.hashes([document.id]).get(document.id)
-        if known is not None and known == content_hash(document, self._chunks(document)):
+        known = self._known([document]).get(document.id)
+        if known is not None and known == content_hash(document, self.compressor.chunks(document)):
             return 0
         self.store.add([(document, self._blocks(document))])
         return 1
@@ -78,7 +86,7 @@ class IngestPipeline:
         """The blocks of a document, compressed a piece at a time within the transaction of `add`."""
         piece: list[Chunk] = []
         held = 0
-        for chunk in self._chunks(document):
+        for chunk in self.compressor.chunks(document):
             piece.append(chunk)
             held += len(chunk.text)
             if held >= PIECE_CHARACTERS:
@@ -88,16 +96,9 @@ class IngestPipeline:
             yield from self._compress(piece)
 
     def _compress(self, piece: Sequence[Chunk]) -> list[MemoryBlock]:
-        blocks = self.compress(piece)
-        self.record(piece)
+        blocks = self.compressor.compress(piece)
+        self.keep(self.compressor.facts(piece))
         return blocks
-
-    def _chunks(self, document: Document) -> Iterator[Chunk]:
-        chunks = split(document, chunk_tokens=self.chunk_tokens, count=self.count)
-        first = next(chunks, None)
-        if first is None:
-            raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
-        return chain([first], chunks)
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
@@ -114,12 +115,12 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
         yield document
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """The documents in lists of a batch's characters and some more; one that is longer is alone in its list."""
+def batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+    """The documents in lists of so many characters and some more; one that is longer is alone in its list."""
     batch: list[Document] = []
     held = 0
     for document in documents:
-        if len(document.text) > BATCH_CHARACTERS:
+        if len(document.text) > characters:
             if batch:
                 yield batch
                 batch, held = [], 0
@@ -127,7 +128,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             continue
         batch.append(document)
         held += len(document.text)
-        if held >= BATCH_CHARACTERS:
+        if held >= characters:
             yield batch
             batch, held = [], 0
     if batch:

@@ -23,6 +23,7 @@ from compmem.errors import CorruptStoreError, StoreError
 _OWN = re.compile(r"(?:chunks|sentences|kv)-(\d{6,})\.(?:bin|safetensors)")
 _PRIVATE = "new-compmem-"
 _LEFT_BY_CREATE = re.compile(rf"writer\.lock|{_PRIVATE}\w+")
+_LEFT_BY_SHARDS = re.compile(rf"shard-\d{{3}}|{_PRIVATE}\w+")
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -62,8 +63,8 @@ class Folder:
         """A segment of KV states."""
         return self.path / f"kv-{serial:06d}.safetensors"
 
-    def prepare(self) -> None:
-        """Create the folder, or use an empty one.
+    def prepare(self, *, shards: bool = False) -> None:
+        """Create the folder, or use an empty one; with `shards`, also one with the first of its shards.
 
         Raises:
             ValueError: The folder has an index or other files, or the path is a file.
@@ -72,7 +73,8 @@ class Folder:
             raise ValueError(f"{str(self.path)!r} is a file; an index is a folder")
         if self.manifest.exists():
             raise ValueError(f"{str(self.path)!r} has an index already: open it, or choose another folder")
-        if self.path.exists() and any(not _LEFT_BY_CREATE.fullmatch(name) for name in os.listdir(self.path)):
+        left = _LEFT_BY_SHARDS if shards else _LEFT_BY_CREATE
+        if self.path.exists() and any(not left.fullmatch(name) for name in os.listdir(self.path)):
             raise ValueError(f"{str(self.path)!r} is not empty and has no index: choose another folder")
         with os_errors(self.path, "make"):
             missing = [folder for folder in self.path.parents if not folder.exists()]

@@ -85,11 +85,10 @@ class ShardedStore(Store):
         if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST:
             raise ValueError(f"shards={shards!r} must be from 1 to {MOST}")
         folder = Folder(Path(path))
-        folder.prepare()
-        made = [
-            Store.create(shard_path(folder.path, n), config=config, dim=None, vectors=vectors) for n in range(shards)
-        ]
-        (folder.path / SHARDS).write_text(json.dumps({"shards": shards}), encoding="utf-8")
+        folder.prepare(shards=True)
+        made = [_new_shard(shard_path(folder.path, n), config, vectors) for n in range(shards)]
+        with folder.placing(folder.path / SHARDS) as file:  # last: a killed call is done again
+            file.write_text(json.dumps({"shards": shards}), encoding="utf-8")
         return cls(folder.path, made)
 
     @classmethod
@@ -366,6 +365,17 @@ class ShardedWords:
 
     def _number(self, shard: int, own: int) -> int:
         return own * len(self._parts) + shard
+
+
+def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> Store:
+    """An empty shard; the one that a killed call has made is taken."""
+    if path.is_symlink() or not store_exists(path):
+        return Store.create(path, config=config, dim=None, vectors=vectors)
+    store = Store.open(path)
+    if store.info().documents or store.config != json.loads(json.dumps(dict(config))):
+        store.close()
+        raise ValueError(f"{str(path)!r} has an index already: choose another folder")
+    return store
 
 
 def _combined(generations: Sequence[int]) -> int:

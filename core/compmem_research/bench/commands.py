@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from compmem.naming import DEFAULT_ENCODER
 from compmem_research.bench.machine import command, machine
 from compmem_research.tasks.official import Form, records, write_records
 
@@ -203,6 +204,27 @@ def scale(
     from compmem_research.bench.scale import measure
 
     _deliver_flat(measure(pages, chunks=chunks, questions=questions), "an index as it grows", out, as_json)
+
+
+@app.command()
+def build(
+    passages: Annotated[int, typer.Option(help="Made-up passages that are added.")] = 5000,
+    workers: Annotated[str, typer.Option(help="Numbers of worker processes, by comma.")] = "1,2,4",
+    encoders: Annotated[str, typer.Option(help="Numbers of encoders on Ray, by comma; nothing for none.")] = "1,2",
+    encoder: Annotated[str, typer.Option(help="The sentence encoder: a name or folder.")] = DEFAULT_ENCODER,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Passages a second that one process, worker processes and Ray add to an index."""
+    from compmem_research.bench.build import measure
+
+    numbers = [[int(n) for n in _listed(given)] for given in (workers, encoders)]
+    result = measure(passages=passages, workers=numbers[0], encoders=numbers[1], encoder=encoder)
+    shown = ("how", "passages_per_second", "speed_up", "efficiency", "passages_per_processor_second", "seconds")
+    table = Table(*(name.replace("_", " ") for name in shown), title=f"{passages} passages, {result['cores']} cores")
+    for row in result["ways"]:
+        table.add_row(*(str(row[name]) for name in shown))
+    _deliver(result, [table], out, as_json)
 
 
 @app.command()

@@ -15,6 +15,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from compmem_research.bench.clock import tree_seconds
+
 START_SECONDS = 180
 """Longest time to wait for a server to load its models."""
 
@@ -45,11 +47,11 @@ def measure(
             _ask(port, path, list(islice(asked, 4 * count)), 2 * count)  # loads what the first questions need
             for level in clients:
                 batch = list(islice(asked, max(requests, 2 * level)))
-                before, load = _processor_seconds(pid), os.getloadavg()[0]
+                before, load = tree_seconds(pid), os.getloadavg()[0]
                 began = time.perf_counter()
                 outcomes = _ask(port, path, batch, level)
                 seconds = time.perf_counter() - began
-                spent = _processor_seconds(pid) - before
+                spent = tree_seconds(pid) - before
                 about = {"processes": count, "clients": level, "machine_load": round(load, 1)}
                 rows.append(about | _summary(outcomes, seconds, spent))
     return {"index": index.name, "route": path, "levels": rows}
@@ -113,14 +115,3 @@ def _wait(port: int, server: "subprocess.Popen[bytes]") -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError("the server did not start")
-
-
-def _processor_seconds(pid: int) -> float:
-    """Processor time of a process and its children so far; 0 if the system does not report it."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(_processor_seconds(int(child)) for child in children)

@@ -178,6 +178,16 @@ def _loops(run: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _ways(run: Mapping[str, Any]) -> Iterator[str]:
+    shown = ("seconds", "processor_seconds", "passages_per_second", "speed_up", "efficiency", "seconds_writing")
+    yield f"{run['passages']:,} passages, encoder {run['encoder']}, {run['cores']} cores."
+    yield ""
+    yield f"| way | {' | '.join(shown).replace('_', ' ')} |"
+    yield "| --- |" + " ---: |" * len(shown)
+    for row in run["ways"]:
+        yield f"| {row['how']} | {' | '.join(str(row.get(name, '-')) for name in shown)} |"
+
+
 def _flat(run: Mapping[str, Any]) -> Iterator[str]:
     yield "| what | measured |"
     yield "| --- | --- |"
@@ -196,6 +206,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "fusion": fusion_report.pages,
     "rows": _speed,
     "lines": _loops,
+    "ways": _ways,
 }
 """How a result is shown, by a key that only its kind has."""
 

@@ -1,0 +1,329 @@
+"""Building an index on Ray Data: encoders anywhere on a cluster, and writers on the machine where the index lies.
+
+Each shard is an ordinary index folder that one actor writes. A document goes to the shard that the hash of its id
+names. What is known by id and content is passed over, so a batch that is done again doubles nothing, and a build that
+was stopped goes on where it was.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from compmem import errors
+from compmem.config import IndexConfig, RuntimeConfig
+from compmem.index import MemoryIndex
+from compmem.index_models import IndexModels, keep_facts
+from compmem.ingest.compressor import Compressed
+from compmem.ingest.pipeline import batches
+from compmem.schema import Document
+from compmem.store import ShardedStore, Store, content_hash, shard_of
+from compmem.store.records import metadata_json
+
+try:
+    import pyarrow as pa
+    import ray
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise ImportError("building on Ray needs Ray Data: pip install 'compmem[ray]'") from error
+
+COLUMNS: Final = ("id", "text", "title", "context", "metadata")
+"""What is read of a dataset; all but the first two may be missing. Metadata is a struct, or a JSON object as text."""
+
+BATCH: Final = 256
+"""Documents that an encoder compresses at once."""
+
+WRITERS: Final = 4
+"""Actors that write, at most; each has shards of its own."""
+
+RESTARTS: Final = 5
+"""How often a writer that was killed is started again."""
+
+_BLOCK_CHARACTERS: Final = 200_000
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+_KNOWN_ERRORS: Final = {
+    kind.__name__: kind
+    for kind in (ValueError, TypeError, OSError, ImportError, MemoryError, *vars(errors).values())
+    if isinstance(kind, type) and issubclass(kind, Exception)
+}
+
+
+def build(
+    dataset: "ray.data.Dataset",
+    path: str | Path,
+    *,
+    shards: int | None = None,
+    config: IndexConfig | None = None,
+    runtime: RuntimeConfig | None = None,
+    allow_download: bool = False,
+    encoders: int | None = None,
+    num_gpus: float | None = None,
+    batch_size: int = BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Builds the index in a folder from a dataset, or adds to the one there; returns how many documents were new.
+
+    One that has changed counts as new, and replaces the old one. Of a batch that Ray did again after a failure, those
+    count that were left to do.
+
+    Args:
+        dataset: Rows with the columns `id` and `text`, and perhaps `title`, `context` and `metadata`, which is a struct
+            or a JSON object as text. Other columns are left out.
+        path: The folder, on this machine.
+        shards: Into how many folders a new index is divided. None: one, undivided.
+        config: How documents become memory, for a new index.
+        runtime: Device and types of the encoders.
+        allow_download: Models that an index names may be fetched from the hub by every machine.
+        encoders: Actors that split and compress. None: one a GPU, or one a CPU but one.
+        num_gpus: GPUs of each of them. None: one where `runtime` names a CUDA device.
+        batch_size: Documents that one of them compresses and hands to the writers at once.
+        on_batch: Called with the number of documents of each batch that is committed. Ray Data shows bars of its own.
+
+    Raises:
+        ValueError: A document is empty, cannot be stored, or has the id of another one; a column is missing; the folder
+            holds something else. Committed documents stay.
+        IncompatibleStoreError: The index there was made with other settings or another number of shards.
+        StoreError: The index cannot be opened or written.
+        WorkerError: Ray gave the build up. What was committed stays; building again completes it.
+    """
+    with _opened(path, shards, config, runtime, allow_download) as index:
+        return add_dataset(
+            index, dataset, encoders=encoders, num_gpus=num_gpus, batch_size=batch_size, on_batch=on_batch
+        )
+
+
+def add_dataset(
+    index: MemoryIndex,
+    dataset: "ray.data.Dataset",
+    *,
+    encoders: int | None = None,
+    num_gpus: float | None = None,
+    batch_size: int = BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> int:
+    """Adds a dataset to an index that is open; returns how many documents were new or changed. See `build`."""
+    if num_gpus is None:
+        num_gpus = 1 if str(index._models.runtime.device or "").startswith("cuda") else 0
+    folders = _folders(index.store)
+    writers = _writers(folders)
+    number, cpus = _places(encoders, num_gpus)
+    acknowledged = dataset.map_batches(
+        _Encoder,
+        fn_constructor_args=(index._models, writers, len(folders)),
+        compute=ray.data.ActorPoolStrategy(size=number),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        num_cpus=cpus,
+        num_gpus=num_gpus or None,
+    )
+    added = 0
+    try:
+        for done in acknowledged.iter_rows():
+            if done["error"]:
+                raise _KNOWN_ERRORS.get(done["error"], errors.WorkerError)(done["message"])
+            added += done["added"]
+            if on_batch is not None:
+                on_batch(done["documents"])
+        ray.get([writer.close.remote() for writer in writers])
+    except ray.exceptions.RayError as error:
+        raise errors.WorkerError(
+            f"Ray gave the build of {str(index.path)!r} up ({type(error).__name__}: {str(error)[:300]}). "
+            "What was committed stays; build again to complete it"
+        ) from error
+    finally:
+        for writer in writers:
+            ray.kill(writer)
+    return added
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connects this process to a cluster for the block; `local` is one of this machine that ends with the block.
+
+    Raises:
+        ValueError: The address is that of Ray's client server, whose programs run elsewhere than the index lies.
+        ConnectionError: There is no cluster.
+    """
+    if address.startswith("ray://"):
+        raise ValueError(f"{address!r}: start the command on a machine of the cluster, with --ray auto or HOST:PORT")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    alone = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **alone)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def dataset_of(documents: Iterable[Document]) -> "ray.data.Dataset":
+    """Documents as a dataset in Ray's object store, which moves to disk what does not fit in memory.
+
+    Raises:
+        ValueError: A document is split already.
+    """
+    tables = []
+    for batch in batches(documents, _BLOCK_CHARACTERS):
+        rows = [_row(document) for document in batch]
+        tables.append(ray.put(pa.Table.from_pylist(rows, schema=_SCHEMA)))
+    return ray.data.from_arrow_refs(tables or [ray.put(_SCHEMA.empty_table())])
+
+
+def _opened(
+    path: str | Path,
+    shards: int | None,
+    config: IndexConfig | None,
+    runtime: RuntimeConfig | None,
+    allow_download: bool,
+) -> MemoryIndex:
+    """The index in a folder, made where there is none."""
+    index = MemoryIndex.open_or_create(path, config, runtime=runtime, shards=shards, allow_download=allow_download)
+    if shards is not None and shards != (made := len(_folders(index.store))):
+        index.close()
+        raise errors.IncompatibleStoreError(f"{str(path)!r} was made with {made} shards, not {shards}")
+    return index
+
+
+class _Encoder:
+    """An actor that splits and compresses batches and has them written; a row of what came of it for each batch."""
+
+    def __init__(self, models: IndexModels, writers: Sequence[Any], shards: int) -> None:
+        self._compressor = models.document_compressor()
+        self._writers = writers
+        self._shards = shards
+
+    def __call__(self, table: "pa.Table") -> dict[str, Any]:
+        added, kind, message = 0, "", ""
+        try:
+            added = self._add(_documents(table))
+        except Exception as error:
+            cause = getattr(error, "cause", error)  # what a writer raised comes wrapped
+            kind = next((c.__name__ for c in type(cause).__mro__ if c.__name__ in _KNOWN_ERRORS), "")
+            if not kind:
+                raise
+            message = str(cause)
+        return {"documents": [len(table)], "added": [added], "error": [kind], "message": [message]}
+
+    def _add(self, documents: Sequence[Document]) -> int:
+        parts: dict[int, list[Document]] = {}
+        for document in documents:
+            parts.setdefault(shard_of(document.id, self._shards), []).append(document)
+        asked = [self._writer(n).claim.remote(n, {d.id: _digest(d) for d in part}) for n, part in parts.items()]
+        known = {name: digest for part in ray.get(asked) for name, digest in part.items()}
+        done = self._compressor.batch(documents, known)
+        new: dict[int, list[Any]] = {}
+        for entry in done.entries:
+            new.setdefault(shard_of(entry[0].id, self._shards), []).append(entry)
+        ray.get([self._writer(n).add.remote(n, Compressed(part, done.facts)) for n, part in new.items()])
+        return len(done.entries)
+
+    def _writer(self, shard: int) -> Any:
+        return self._writers[shard % len(self._writers)]
+
+
+class _Writer:
+    """An actor that writes some shards, as their only writer."""
+
+    def __init__(self, folders: Mapping[int, str]) -> None:
+        self._stores = {shard: Store.open(folder) for shard, folder in folders.items()}
+        self._claimed: dict[str, int] = {}
+
+    def claim(self, shard: int, digests: Mapping[str, int]) -> dict[str, str]:
+        """The content hash of each of these documents that the shard holds.
+
+        Raises:
+            ValueError: A document of this build has the id and not the content. The same content is a batch done again.
+        """
+        for name, digest in digests.items():
+            if self._claimed.setdefault(name, digest) != digest:
+                raise ValueError(f"document id {name!r} is given twice")
+        return self._stores[shard].hashes(list(digests))
+
+    def add(self, shard: int, done: Compressed) -> None:
+        """Commits documents with their blocks, but for those that a try before a restart has committed."""
+        store = self._stores[shard]
+        known = store.hashes([document.id for document, _ in done.entries])
+        new = [(d, b) for d, b in done.entries if known.get(d.id) != content_hash(d, [block.chunk for block in b])]
+        store.add(new, record=lambda: keep_facts(store, done.facts))
+
+    def close(self) -> None:
+        """Closes the shards."""
+        for store in self._stores.values():
+            store.close()
+
+
+def _folders(store: Store) -> list[str]:
+    """The folders of the shards; the index's own where it is undivided."""
+    return [str(part.path) for part in (store.shards if isinstance(store, ShardedStore) else (store,))]
+
+
+def _writers(folders: Sequence[str]) -> list[Any]:
+    """Actors on this machine, which take no CPU from the encoders; Ray starts one that was killed again."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(_Writer).options(
+        num_cpus=0, scheduling_strategy=here, max_restarts=RESTARTS, max_task_retries=RESTARTS
+    )
+    number = min(len(folders), WRITERS, os.cpu_count() or 1)
+    return [actor.remote(dict(list(enumerate(folders))[n::number])) for n in range(number)]
+
+
+def _places(encoders: int | None, num_gpus: float) -> tuple[int, float | None]:
+    """How many encoders there are, and the CPUs of each. Reading the dataset needs a CPU of its own, or would wait."""
+    if encoders is not None and (isinstance(encoders, bool) or not isinstance(encoders, int) or encoders < 1):
+        raise ValueError(f"encoders={encoders!r} must be a whole number of at least 1")
+    found = ray.cluster_resources()
+    if num_gpus:
+        return encoders or max(1, int(found.get("GPU", 0) / num_gpus)), None
+    cpus = int(found.get("CPU", 1))
+    number = encoders or max(1, cpus - 1)
+    return number, 1 if number < cpus else 0
+
+
+def _documents(table: "pa.Table") -> list[Document]:
+    if missing := [name for name in COLUMNS[:2] if name not in table.column_names]:
+        raise ValueError(f"the dataset has no column {missing[0]!r}: it needs 'id' and 'text'")
+    documents = [_document(row) for row in table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()]
+    seen: set[str] = set()
+    for document in documents:
+        if document.id in seen:
+            raise ValueError(f"document id {document.id!r} is given twice")
+        seen.add(document.id)
+    return documents
+
+
+def _document(row: Mapping[str, Any]) -> Document:
+    name, given = row["id"], row.get("metadata")
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise ValueError(f"a document has the id {name!r}: it must be text or a whole number")
+    texts = {column: row.get(column) or "" for column in ("text", "title", "context")}
+    if wrong := [column for column, text in texts.items() if not isinstance(text, str)]:
+        raise ValueError(f"document {str(name)!r}: its {wrong[0]} is not text")
+    try:
+        metadata = json.loads(given) if isinstance(given, str) and given else given or {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"document {str(name)!r}: its metadata is not JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"document {str(name)!r}: its metadata is {type(metadata).__name__}, not an object")
+    if not isinstance(given, str):  # rows of a struct have all names that any row has
+        metadata = {key: value for key, value in metadata.items() if value is not None}
+    return Document(id=str(name), metadata=metadata, **texts)
+
+
+def _row(document: Document) -> dict[str, str]:
+    if document.chunks is not None:
+        raise ValueError(f"document {document.id!r} is split already, which a dataset cannot hold")
+    about = metadata_json(document)
+    return {
+        "id": document.id, "text": document.text, "title": document.title, "context": document.context,
+        "metadata": about,
+    }  # fmt: skip
+
+
+def _digest(document: Document) -> int:
+    said = f"{content_hash(document, ())}\0{document.context}\0{document.text}"
+    return int.from_bytes(hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).digest())

@@ -1,0 +1,119 @@
+"""Processes that compress documents side by side, for one process that writes."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+
+from compmem.errors import CompMemError, WorkerError
+from compmem.index_models import IndexModels
+from compmem.ingest.compressor import Compressed, DocumentCompressor
+from compmem.ingest.pipeline import Task
+
+AHEAD: Final = 2
+"""Tasks for each worker that are compressed or wait at once."""
+
+
+class Workers:
+    """Worker processes with models of their own, until the block ends.
+
+    They are no forks of this process, whose threads and locks a fork would not have.
+
+    Raises:
+        ValueError: The number is none, or an object that is the encoder cannot be sent to another process.
+    """
+
+    def __init__(self, number: int, models: IndexModels) -> None:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"workers={number!r} must be a whole number of at least 1")
+        _check_sendable(models)
+        self._number = number
+        self._pool = ProcessPoolExecutor(
+            number,
+            mp_context=_context(),
+            initializer=_start,
+            initargs=(models, max(1, torch.get_num_threads() // number)),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Compressed]:
+        """The tasks' documents with their blocks, in order; only a few tasks are held.
+
+        Raises:
+            WorkerError: A worker was killed or ran out of memory.
+        """
+        waiting: deque[Future[Compressed]] = deque()
+        try:
+            for documents, known in tasks:
+                waiting.append(self._pool.submit(_compress, documents, known))
+                if len(waiting) >= AHEAD * self._number:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker process ended before its work was done: it was killed, ran out of memory, or could not start "
+                "(a script starts its work under `if __name__ == '__main__':`). What was committed stays; add the same "
+                "documents again to complete it"
+            ) from error
+
+
+def _context() -> Any:
+    """How workers are started: on Linux as forks of a fresh process that has imported the library once for all."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _check_sendable(models: IndexModels) -> None:
+    try:
+        ForkingPickler.dumps(models)
+    except CompMemError:
+        raise
+    except Exception as error:  # an object's own class decides what it raises
+        raise ValueError(f"the encoder object cannot be sent to another process: {error}") from error
+
+
+_compressor: DocumentCompressor | None = None
+"""What a worker process works with."""
+
+
+def _start(models: IndexModels, threads: int) -> None:
+    """Prepares a worker process. Models are loaded with the first task, so that what fails there is told."""
+    global _compressor
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
+    torch.set_num_threads(threads)
+    _compressor = models.document_compressor()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed, which could not end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _compress(documents: Any, known: Any) -> Compressed:
+    assert _compressor is not None, "the pool has started this process"
+    return _compressor.batch(documents, known)
