@@ -109,7 +109,7 @@ def test_what_is_carried_is_whole_or_refused(trained, recipe, tmp_path):
 def test_phases_that_are_not_there_are_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match="phase=4: there are 1 to 3"):
         run_all(recipe / "embedded.toml", tmp_path, 4)
-    with pytest.raises(CheckpointError, match="holds 0 files of weights"):
+    with pytest.raises(CheckpointError, match="has only 0 files of weights"):
         run_all(recipe / "embedded.toml", tmp_path, 2)
     (tmp_path / "e.toml").write_text("phases = []\n")
     with pytest.raises(ValueError, match="nothing to do"):

@@ -181,7 +181,7 @@ def test_rollouts_are_made_once(tmp_path, tiny_backbone):
     assert drawn == [False, False, True, True]
     assert rolled_out(given, backbone, draw) == first
     assert len(drawn) == 4
-    with pytest.raises(ValueError, match="holds 4 questions, not those of these settings"):
+    with pytest.raises(ValueError, match="has 4 questions, not those of these settings"):
         rolled_out(replace(given, contexts=3), backbone, draw)
 
 
