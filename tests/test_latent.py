@@ -202,7 +202,7 @@ def test_the_encoder_works_beside_the_backbone_and_the_dense_gate_serves(tiny_ba
         found = index.search("Who insures the Harbour Building?", 2)
         index.search(QUESTION, 1)
     assert found[0].chunk.document_id in {"acme", "harbour"}
-    assert sum("the dense gate serves" in r.message for r in caplog.records) == 1
+    assert sum("the dense gate is used" in r.message for r in caplog.records) == 1
 
 
 def test_without_encoder_and_gate_every_block_is_read_in_document_order(made, caplog):
@@ -386,7 +386,7 @@ def test_latent_reading_of_a_dense_index_says_what_to_do():
         index.add(DOCUMENTS)
         with pytest.raises(ValueError, match=r"'latent' reads KV states.*memory='kv'"):
             index.answer(QUESTION, RecallConfig(reader="latent"))
-        with pytest.raises(ValueError, match="dense memory, which has no backbone"):
+        with pytest.raises(ValueError, match="dense memory, which needs no backbone"):
             index.backbone  # noqa: B018
 
 

@@ -1,4 +1,4 @@
-"""The models behind an index: loaded when they are first needed, compared with those that made it."""
+"""The models of an index: loaded on first use, and compared with those that the index was made with."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ from compmem.store import JSON, KV_WRITTEN, Store
 log = logging.getLogger(__name__)
 
 SAME_ENCODER = 0.99
-"""Cosine of the probe's vectors from which two encoders count as one: another device's rounding passes."""
+"""Two encoders are taken as the same from this cosine of their probe vectors; rounding differs between devices."""
 
 ENCODER, BACKBONE = "encoder fingerprint", "backbone"
-"""What is kept in the store about the models that made it."""
+"""Keys of the store's facts about the models that made it."""
 
 
 class IndexModels:
@@ -75,8 +75,8 @@ class IndexModels:
         """The encoder.
 
         Raises:
-            ValueError: The index was made without one.
-            IncompatibleStoreError: It gives other vectors than the one that made the index.
+            ValueError: The index was made without an encoder.
+            IncompatibleStoreError: Its vectors differ from those of the encoder that the index was made with.
         """
         with self._guard:
             if self._encoder is None:
@@ -98,13 +98,13 @@ class IndexModels:
         """The backbone.
 
         Raises:
-            ValueError: The index holds dense memory, or the device is not there.
+            ValueError: The index has dense memory, or the device is not available.
             CheckpointError: It cannot be loaded.
-            IncompatibleStoreError: It has other weights than the one that made the index.
+            IncompatibleStoreError: Its weights differ from those that the index was made with.
         """
         with self._guard:
             if self._config.memory != "kv" or self._config.backbone is None:
-                raise ValueError("this index holds dense memory, which has no backbone: make one with memory='kv'")
+                raise ValueError("this index has dense memory, which needs no backbone: make one with memory='kv'")
             if self._backbone is None:
                 if self._fetch_backbone is False:
                     self._check_name("backbone", self._config.backbone)
@@ -117,7 +117,7 @@ class IndexModels:
                 memory = self._backbone.memory
                 if memory.trained and memory.ratio != self._ratio(self._backbone):
                     log.warning(
-                        "%r compresses at ratio %d by itself, this index at %d",
+                        "%r compresses at ratio %d by default, this index at %d",
                         self._config.backbone, memory.ratio, self._ratio(self._backbone),
                     )  # fmt: skip
             self.check_backbone(self._backbone)
@@ -128,7 +128,7 @@ class IndexModels:
         """The dense gate.
 
         Raises:
-            CheckpointError: The file that the settings name is no gate.
+            CheckpointError: The file named in the settings is not a gate.
         """
         with self._guard:
             if self._gate is None:
@@ -137,16 +137,16 @@ class IndexModels:
 
     @property
     def given_gate(self) -> GateHead | None:
-        """The dense gate where one was given or is loaded."""
+        """The dense gate if it was given or is loaded."""
         return self._gate
 
     def use_gate(self, gate: GateHead | None) -> None:
-        """Take this dense gate; None: the one that is shipped."""
+        """Use this dense gate; None: the one that ships."""
         self._gate = gate
 
     @property
     def kv_cache(self) -> KVCache | None:
-        """The KV blocks on the backbone's device; None for dense memory."""
+        """The cache of KV blocks on the backbone's device; None for dense memory."""
         if self._config.memory != "kv":
             return None
         with self._guard:
@@ -157,13 +157,13 @@ class IndexModels:
 
     @property
     def whole(self) -> int | None:
-        """Memory tokens of a whole chunk, where prompts stand behind so many also if a block has fewer."""
+        """Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk; else None."""
         if self.backbone.memory.positions == "rotated":
             return None
         return self._config.chunk_tokens // self._ratio(self.backbone)
 
     def latent_gate(self, question: str) -> BackboneGate | None:
-        """The gate on the backbone for a question, where it is trained; what serves in its place is told once."""
+        """The gate on the backbone for a question if it is trained; otherwise the gate used instead is logged once."""
         if self._config.memory != "kv":
             return None
         if self.backbone.has_gate:
@@ -171,7 +171,7 @@ class IndexModels:
         with self._guard:
             told, self._told = self._told, True
         if not told:
-            instead = "the dense gate serves" if self._config.encoder else "every block is read, in document order"
+            instead = "the dense gate is used" if self._config.encoder else "every block is read, in document order"
             log.info("the backbone %r has no trained gate: %s", self._config.backbone, instead)
         return None
 
@@ -185,7 +185,7 @@ class IndexModels:
         """The chunks' blocks, in order."""
         dense = None if self._config.encoder is None else DenseCompressor(self.encoder)
         if self._config.memory == "dense":
-            assert dense is not None, "dense memory is made by an encoder"
+            assert dense is not None, "dense memory needs an encoder"
             return dense.compress(chunks)
         with torch.inference_mode():
             return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
@@ -212,7 +212,7 @@ class IndexModels:
         return self._config.ratio or backbone.memory.ratio
 
     def check_backbone(self, backbone: Backbone) -> None:
-        """Compare a backbone with the one that made the index, once.
+        """Compare a backbone with the one that the index was made with, once.
 
         Raises:
             IncompatibleStoreError: It has other weights, other memory settings or another ratio.
@@ -224,7 +224,7 @@ class IndexModels:
         self._checked.add(id(backbone))
 
     def _check_name(self, part: str, name: object) -> None:
-        """Refuse a name read from the index that stands for another folder in each working folder."""
+        """Refuse a relative folder name read from the index: it would depend on the working folder."""
         if self._store is not None and isinstance(name, str) and not is_plain(name):
             raise IncompatibleStoreError(
                 f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "

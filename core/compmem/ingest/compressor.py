@@ -1,4 +1,4 @@
-"""Chunk to memory block: done once for each chunk, whatever is asked later."""
+"""Compresses chunks to memory blocks, once for each chunk, independent of later questions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,12 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class DenseCompressor:
-    """Vectors of a chunk and of each of its sentences, every one read in its context."""
+    """Vectors of a chunk and of each of its sentences, encoded in context."""
 
     encoder: LoadedEncoder
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
-        """One block a chunk, in order."""
+        """One block per chunk, in order."""
         parts = [Parts(c.head, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
         vectors = self.encoder.encode_parts(parts)
         return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]
@@ -32,18 +32,18 @@ class DenseCompressor:
 
 @dataclass(frozen=True, slots=True)
 class KVCompressor:
-    """KV states of a chunk's memory tokens, and its vectors too where there is an encoder."""
+    """KV states of a chunk's memory tokens, and its vectors if there is an encoder."""
 
     backbone: Backbone
     ratio: int
     dense: DenseCompressor | None
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
-        """One block a chunk, in order, its KV states off the device.
+        """One block per chunk, in order, with KV states moved off the device.
 
         Raises:
-            ValueError: A chunk is larger than the backbone's context.
-            MemoryError: One chunk alone does not fit on the device.
+            ValueError: A chunk is longer than the backbone's context.
+            MemoryError: A single chunk does not fit on the device.
         """
         bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
         blocks: list[MemoryBlock] = []

@@ -1,4 +1,4 @@
-"""Adding documents: a batch at a time is checked, cut into chunks, compressed and committed.
+"""Adds documents: each batch is checked, split into chunks, compressed and committed.
 
 A document that is longer than a batch is a batch of its own. It goes through the same steps in pieces, within one
 transaction, so that what is held of it beside its text does not grow with it.
@@ -26,7 +26,7 @@ Task = tuple[Sequence[Document], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class IngestPipeline:
-    """What turns documents into blocks of a store."""
+    """Turns documents into blocks of a store."""
 
     store: Store
     compressor: DocumentCompressor
@@ -40,7 +40,7 @@ class IngestPipeline:
         show_progress: bool = False,
         elsewhere: Callable[[Iterator[Task]], Iterator[Compressed]] | None = None,
     ) -> int:
-        """Compresses documents and keeps them; returns how many were new or changed.
+        """Compresses and stores documents; returns how many were new or changed.
 
         Args:
             documents: Documents with ids of their own.
@@ -50,13 +50,13 @@ class IngestPipeline:
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one. Documents that were
                 committed before stay.
-            TypeError: Something is no document.
+            TypeError: An item is not a `Document`.
             StoreLockedError: Another process is writing.
         """
         if isinstance(documents, Document):
             raise ValueError("add takes documents in a list or another iterable, not one document")
         if isinstance(documents, Sequence):
-            list(_distinct(documents))  # what is all here is refused before any of it is kept
+            list(_distinct(documents))  # a list is checked completely before any document is stored
         incoming = _distinct(track(documents, "compressing") if show_progress else documents)
         if elsewhere is None:
             return sum(self._add_batch(batch) for batch in batches(incoming, BATCH_CHARACTERS))
@@ -102,7 +102,7 @@ class IngestPipeline:
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, up to one that has the id of another."""
+    """The documents, until one has the id of an earlier one."""
     seen: set[str] = set()
     for document in documents:
         if not isinstance(document, Document):
