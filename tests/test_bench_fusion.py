@@ -24,6 +24,9 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     said = {(row["method"], row["ratio"]): row["answer"] for row in map(json.loads, lines)}
     assert said["prophetkv", 1] == said["text", 0] != said["none", 1], "all tokens computed again are the text"
     assert 0.25 * by["none", 1]["bytes"] < by["none", 4]["bytes"] < 0.4 * by["none", 1]["bytes"]
+    # Text and all tokens computed again are one computation; the loss is that of the stock model.
+    assert by["prophetkv", 1]["loss"] == pytest.approx(by["text", 0]["loss"], abs=1e-3)
+    assert by["none", 1]["loss"] != by["text", 0]["loss"]
     page = "\n".join(pages(result))
     assert page.count("\n| ") == 2 + len(by)
     assert measure(data, settings, backbone, rows=rows, name="tiny") == result

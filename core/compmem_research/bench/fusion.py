@@ -147,13 +147,21 @@ class _Answering:
                 if not written:
                     first = now()
                 written.append(token)
+            seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
         answer = backbone.decode(written)
         return {
             "id": self._question.id, "method": method, "ratio": ratio, "answer": " ".join(answer.split())[:KEPT],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
-            "first_seconds": _seconds(first - began), "seconds": _seconds(now() - began),
+            "first_seconds": _seconds(first - began), "seconds": _seconds(seconds), "loss": loss,
             "tokens": sum(map(len, self._texts)), "bytes": sum(map(_stored, blocks)),
         }  # fmt: skip
+
+    def _loss(self, prompt: Sequence[int], blocks: Sequence[KVStates]) -> float:
+        """Cross entropy of the right answer behind the prompt, in nats a token."""
+        answer = self._backbone.encode(self._question.answers[0])
+        hidden = self._backbone.read([[*prompt, *answer[:-1]]], [blocks])[0, -len(answer) :]
+        target = torch.tensor(answer, device=hidden.device)
+        return round(float(torch.nn.functional.cross_entropy(self._backbone.logits(hidden).float(), target)), 4)
 
     def _blocks(self, ratio: int) -> list[KVStates]:
         if ratio not in self._compressed:

@@ -7,12 +7,13 @@ import numpy as np
 
 from compmem_research.metrics import bootstrap_interval
 
-COLUMNS: Final = ("system", "ratio", "questions", "F1", "EM", "first token, s (processor)", "MiB of states")
+COLUMNS: Final = ("system", "ratio", "questions", "F1", "EM", "loss", "first token, s (processor)", "MiB of states")
 
 READING: Final = (
     "Each question is asked over its gold paragraphs and others of its own context, the first hop first and the others "
     "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks. "
-    "F1 and exact match in per cent, with 95 % bootstrap intervals. The seconds to the first token count what a method "
+    "F1 and exact match in per cent, with 95 % bootstrap intervals; loss is the cross entropy of the right answer, in "
+    "nats a token, which tells methods apart on fewer questions. The seconds to the first token count what a method "
     "computes again, and not the compression, which is done once for an index; in brackets those of the processor."
 )
 
@@ -29,9 +30,10 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A line of the table."""
     shares = [f"{row[n]:.1f} [{row[f'{n} 95%'][0]:.0f}, {row[f'{n} 95%'][1]:.0f}]" for n in ("f1", "em")]
     clock, processor = row["first_seconds"]
+    loss = f"{row['loss']:.2f} [{row['loss 95%'][0]:.2f}, {row['loss 95%'][1]:.2f}]" if "loss" in row else "-"
     ratio = "-" if row["ratio"] == 0 else str(row["ratio"])
     size = "-" if row["ratio"] == 0 else f"{row['bytes'] / (1 << 20):.1f}"
-    return [row["method"], ratio, str(row["questions"]), *shares, f"{clock:.2f} ({processor:.2f})", size]
+    return [row["method"], ratio, str(row["questions"]), *shares, loss, f"{clock:.2f} ({processor:.2f})", size]
 
 
 def pages(run: Mapping[str, Any]) -> Iterator[str]:
@@ -54,6 +56,9 @@ def _means(method: str, ratio: int, rows: Sequence[Mapping[str, Any]]) -> dict[s
         values = [100 * float(row[name]) for row in rows]
         low, high = bootstrap_interval(values)
         out |= {name: round(float(np.mean(values)), 1), f"{name} 95%": [round(low, 1), round(high, 1)]}
+    if losses := [row["loss"] for row in rows if row["loss"] is not None]:
+        low, high = bootstrap_interval(losses)
+        out |= {"loss": round(float(np.mean(losses)), 3), "loss 95%": [round(low, 3), round(high, 3)]}
     for name in ("first_seconds", "seconds"):
         out[name] = np.mean([row[name] for row in rows], axis=0).round(3).tolist()
     return out | {"bytes": round(float(np.mean([row["bytes"] for row in rows])))}
