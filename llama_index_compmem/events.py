@@ -41,7 +41,7 @@ def step_facts(step: Step) -> dict[str, Any]:
     return {
         "number": step.number,
         "node_ids": node_ids(step.recalls),
-        "scores": [recall_config.score for recall_config in step.recalls],
+        "scores": [recall.score for recall in step.recalls],
         "working_memory": step.working_memory,
         "updated": step.updated,
         "exit": step.exit,

@@ -429,6 +429,8 @@ def test_other_modes_are_the_frameworks_own(index):
         with pytest.raises(ValueError, match="needs llm="):
             index.as_chat_engine(mode)
     assert len(index.as_chat_engine("context", llm=llm, similarity_top_k=1).chat(QUESTION).source_nodes) == 1
+    limited = index.as_chat_engine("context", llm=llm, recall_config=RecallConfig(max_steps=1))
+    assert limited._retriever._recall_config.max_steps == 1
     for gone in ("react", "nonsense"):
         with pytest.raises(ValueError, match=r"removed|Unknown chat mode"):
             index.as_chat_engine(gone, llm=llm)
