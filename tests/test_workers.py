@@ -115,8 +115,11 @@ def test_the_command_adds_side_by_side(tmp_path, monkeypatch, option):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     for document in documents(6):
         (tmp_path / f"{document.id}.txt").write_text(document.text)
-    for added in (6, 0):
+    (tmp_path / "more.jsonl").write_text('{"id": "line", "text": "The mill burned in 1920."}\n')
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 and no more")
+    for added in (7, 0):
         done = CliRunner().invoke(app, ["add", str(tmp_path / "a.mem"), str(tmp_path), *option, "--json"])
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == 1, done.output
         counts = json.loads(done.stdout)
-        assert (counts["added"], counts["unchanged"], counts["documents"]) == (added, 6 - added, 6)
+        assert (counts["added"], counts["unchanged"], counts["documents"]) == (added, 7 - added, 7)
+        assert [str(tmp_path / "bad.pdf") in error for error in counts["errors"]] == [True]

@@ -253,7 +253,7 @@ class MemoryIndex(BaseIndex):
         if workers is None:
             return adding.add(documents, show_progress=show_progress)
         with Workers(workers, models) as side_by_side:
-            return adding.add(documents, show_progress=show_progress, elsewhere=side_by_side.map)
+            return adding.add(documents, show_progress=show_progress, elsewhere=side_by_side.compress)
 
     def split(self, document: Document) -> list[Chunk]:
         """The chunks that `add` would make of a document, in order, without storing them; empty if it has no text."""

@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -80,9 +81,10 @@ def add(
         fail(str(error))
 
     started = time.perf_counter()
-    with progress() as bar:
+    with progress() as bar, _readers(workers) as each:
         files = bar.track(list(inputs.files(paths, report=report)), description="compressing")
-        found = inputs.documents(files, base=base_of(index), report=report, stdin=sys.stdin.buffer, stdin_format=form)
+        stdin = sys.stdin.buffer
+        found = inputs.documents(files, base=base_of(index), report=report, stdin=stdin, stdin_format=form, each=each)
         first = list(islice(found, 1))
         if not first and not errors:
             report(inputs.InputError(f"nothing to add: no file with text in {', '.join(paths)}"))
@@ -104,6 +106,18 @@ def add(
         )
     if errors:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _readers(workers: int | None) -> Iterator[inputs.Each | None]:
+    """Reads files in so many other processes; None: in this one."""
+    if workers is None:
+        yield None
+        return
+    from compmem.ingest.workers import Workers
+
+    with Workers(workers) as readers:
+        yield readers.each
 
 
 def _added(

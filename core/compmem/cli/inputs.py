@@ -11,7 +11,8 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
 
@@ -42,6 +43,22 @@ class File:
     path: str
     chosen: bool = True
     """It was named by the caller, not found in a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What one file holds."""
+
+    documents: list[tuple[str, Document]] = field(default_factory=list)
+    """Each with where it stands."""
+    errors: list[InputError] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+Each = Callable[
+    [Callable[[tuple[File, Path]], Whole | None], Iterable[tuple[File, Path]]],
+    Iterable[Whole | None],
+]
 
 
 def files(sources: Iterable[str], *, report: Report) -> Iterator[File]:
@@ -78,6 +95,7 @@ def documents(
     report: Report,
     stdin: BinaryIO | None = None,
     stdin_format: Format = "txt",
+    each: Each | None = None,
 ) -> Iterator[Document]:
     """The documents in files, in order, one at a time. Of documents with the same id, only the first is returned.
 
@@ -89,11 +107,17 @@ def documents(
         report: Called with each file or line that cannot be read.
         stdin: Standard input, in bytes.
         stdin_format: The format of standard input.
+        each: Calls a function for items, in order, in other processes. None: files are read in this one.
     """
     seen: dict[str, int] = {}
     skipped: Counter[str] = Counter()
-    for file in found:
-        if file.path == STDIN:
+    for file, whole in _ahead(found, base, each):
+        if whole is not None:
+            read = iter(whole.documents)
+            skipped.update(whole.skipped)
+            for error in whole.errors:
+                report(error)
+        elif file.path == STDIN:
             if stdin is None:
                 raise ValueError("a source '-' needs stdin=")
             read = _read(stdin, "", stdin_format, STDIN, report)
@@ -181,6 +205,28 @@ def _is_regular(path: str, unreadable: Callable[[OSError], None]) -> bool:
     except OSError as error:
         unreadable(error)
         return False
+
+
+def _ahead(found: Iterable[File], base: Path, each: Each | None) -> Iterator[tuple[File, Whole | None]]:
+    """The files, each with what it holds where another process has read it."""
+    if each is None:
+        return ((file, None) for file in found)
+    listed, sent = tee(found)
+    return zip(listed, each(read_whole, ((file, base) for file in sent)), strict=False)
+
+
+def read_whole(task: tuple[File, Path]) -> Whole | None:
+    """What a file holds; None for what is not read at once: JSON lines, standard input, pipes."""
+    file, base = task
+    if (
+        file.path == STDIN
+        or not os.path.isfile(file.path)
+        or PurePath(file.path).suffix.lower() in (".jsonl", ".ndjson")
+    ):
+        return None
+    whole = Whole()
+    whole.documents.extend(_file(file, base, whole.errors.append, whole.skipped))
+    return whole
 
 
 def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iterator[tuple[str, Document]]:

@@ -17,7 +17,7 @@ BATCH_CHARACTERS = 400_000
 """Text that is compressed at once; documents of no more are committed together."""
 PIECE_CHARACTERS = 200_000
 """Text of a longer document that is compressed at once."""
-TASK_CHARACTERS = 100_000
+TASK_CHARACTERS = 25_000
 """Text that a worker compresses at once."""
 
 Task = tuple[Sequence[Document], Mapping[str, str]]

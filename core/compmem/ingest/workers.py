@@ -6,12 +6,12 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import torch
 
@@ -20,12 +20,15 @@ from compmem.index_models import IndexModels
 from compmem.ingest.compressor import Compressed, DocumentCompressor
 from compmem.ingest.pipeline import Task
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 AHEAD: Final = 2
 """Tasks for each worker that are compressed or wait at once."""
 
 
 class Workers:
-    """Worker processes with models of their own, until the block ends.
+    """Worker processes, until the block ends; with models of their own where they are to compress.
 
     They are no forks of this process, whose threads and locks a fork would not have.
 
@@ -33,7 +36,7 @@ class Workers:
         ValueError: The number is none, or an object that is the encoder cannot be sent to another process.
     """
 
-    def __init__(self, number: int, models: IndexModels) -> None:
+    def __init__(self, number: int, models: IndexModels | None = None) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"workers={number!r} must be a whole number of at least 1")
         _check_sendable(models)
@@ -53,16 +56,24 @@ class Workers:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[Compressed]:
-        """The tasks' documents with their blocks, in order; only a few tasks are held.
+    def compress(self, tasks: Iterable[Task]) -> Iterator[Compressed]:
+        """The tasks' documents with their blocks, in order. Raises what `each` raises."""
+        return self.each(_compress, tasks)
+
+    def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+        """The results of a function for items, in order; only a few items are in work or wait.
+
+        Args:
+            work: A function of a module, so that a worker finds it.
+            items: What it is called with.
 
         Raises:
             WorkerError: A worker was killed or ran out of memory.
         """
-        waiting: deque[Future[Compressed]] = deque()
+        waiting: deque[Future[_Result]] = deque()
         try:
-            for documents, known in tasks:
-                waiting.append(self._pool.submit(_compress, documents, known))
+            for item in items:
+                waiting.append(self._pool.submit(work, item))
                 if len(waiting) >= AHEAD * self._number:
                     yield waiting.popleft().result()
             while waiting:
@@ -84,7 +95,7 @@ def _context() -> Any:
     return context
 
 
-def _check_sendable(models: IndexModels) -> None:
+def _check_sendable(models: IndexModels | None) -> None:
     try:
         ForkingPickler.dumps(models)
     except CompMemError:
@@ -97,13 +108,13 @@ _compressor: DocumentCompressor | None = None
 """What a worker process works with."""
 
 
-def _start(models: IndexModels, threads: int) -> None:
+def _start(models: IndexModels | None, threads: int) -> None:
     """Prepares a worker process. Models are loaded with the first task, so that what fails there is told."""
     global _compressor
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
     torch.set_num_threads(threads)
-    _compressor = models.document_compressor()
+    _compressor = models.document_compressor() if models is not None else None
 
 
 def _end_with_parent() -> None:
@@ -114,6 +125,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _compress(documents: Any, known: Any) -> Compressed:
+def _compress(task: Task) -> Compressed:
     assert _compressor is not None, "the pool has started this process"
-    return _compressor.batch(documents, known)
+    return _compressor.batch(*task)
