@@ -52,7 +52,7 @@ bench: $(STAMP)  ## run the measurements in core/results/; DATA: folder of evalu
 	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
 	$(BIN)/compmem bench build --out core/results/build.json
 	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --fresh --out core/results/speed_cpu.json
-	failed=0; for suite in length chunks ablations tasks; do \
+	failed=0; for suite in length chunks ablations tasks ruler; do \
 		$(BIN)/compmem bench quality --data $(DATA) --suite $$suite || failed=1; done; exit $$failed
 	$(BIN)/compmem bench quality --data $(DATA) --suite memory --scan-until 120000
 	$(BIN)/compmem bench report

@@ -125,7 +125,7 @@ def test_the_form_is_held_back_however_it_is_cut_into_pieces(reply, may_ask, tol
             heard.append(written.feed(reply[at : at + size]))
         heard.append(written.rest())
         assert "".join(heard) == told
-        assert [r.text for r in written.asked()] == ([wanted] if wanted else [])
+        assert [r.text for r in written.requests()] == ([wanted] if wanted else [])
         assert len(written.request) <= LONGEST_REQUEST
 
 

@@ -191,7 +191,7 @@ def test_names_of_systems_and_suites():
         system_run("lychee:chat")
     with pytest.raises(ValueError, match="unknown suite 'x'"):
         suite("x")
-    for conditions, systems in map(suite, ("length", "chunks", "ablations", "tasks", "memory", "model")):
+    for conditions, systems in map(suite, ("length", "chunks", "ablations", "tasks", "ruler", "memory", "model")):
         assert all(map(Cell.read, conditions)) and all(map(system_run, systems))
     assert set(suite("length", readers=True)[1]) > {"compmem-once:chat", "compmem-once:latent", "rag-fused:latent"}
 

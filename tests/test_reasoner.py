@@ -11,8 +11,12 @@ from compmem.errors import ReaderError
 from compmem.loop import drivers
 from compmem.loop.drivers import INLINE, THREADED, events, iterate, run_loop
 from compmem.loop.loop import LoopResult, recall_loop
-from compmem.loop.roles import resolve_roles
+from compmem.loop.roles import make_loop, resolve_roles
+from compmem.readers import ExtractiveReader
+from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
+from tests.hashing import HashEncoder
+from tests.test_gate import Words
 
 TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]
 
@@ -371,3 +375,24 @@ def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
     found = drivers.run(run_loop("q", recall_loop(Tempting(), RecallConfig(), 0.5), Keeper(), INLINE))
     assert [int(r.chunk.document_id) for s in found.steps for r in s.recalls] == [3, 4, 1]
     assert {n: found.scores[n] for n in (3, 4, 1)} == {3: 0.9, 4: 0.1, 1: 0.6}
+
+
+def test_quotes_come_from_the_best_block_where_all_are_rejected_but_something_answers():
+    class Doubtful(Bench):
+        """Every block is below the threshold."""
+
+        def score(self, memory, blocks):
+            return [{3: 0.4, 1: 0.3}.get(n, 0.1) for n in blocks]
+
+    class Hopeless(Doubtful):
+        answerable = False
+
+    def first_read(context, config=None, **options):
+        reader = ExtractiveReader(QueryAnalyzer("who?", HashEncoder(), Words()))
+        request = next(make_loop(context, LoopConfig.complete(config), 0.5, reader, **options), None)
+        return [int(block.chunk.document_id) for block in request.blocks] if request else []
+
+    assert first_read(Doubtful()) == [3]
+    assert first_read(Hopeless()) == []
+    assert first_read(Doubtful(), RecallConfig(threshold=0.5)) == []
+    assert first_read(Doubtful(), writes=False) == []

@@ -12,7 +12,8 @@ from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWi
 from compmem.schema import Reader, ScoringReader, Writer
 
 FALLBACK = 4
-"""Blocks that a language model reads in one step if the gate rejected all, so that it can judge itself."""
+"""Blocks that a language model reads in one step if the gate rejected all, so that it can judge itself. The extractive
+reader then reads the best one before it answers, unless the gate finds that nothing answers, or a threshold is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +141,16 @@ def make_loop(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Loop:
     """The loop of one question for its reader; a writer sees the recalled blocks."""
+    extractive = isinstance(reader, ExtractiveReader)
+    reads_best = extractive and writes and config.threshold is None
     return recall_loop(
         context,
         config,
         threshold,
         can_score=isinstance(reader, ScoringReader) and reader.can_score,
         shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
-        fallback=FALLBACK if isinstance(reader, ChatReader | LatentReader) else 0,
-        refuses=isinstance(reader, ExtractiveReader),
+        fallback=FALLBACK if isinstance(reader, ChatReader | LatentReader) else int(reads_best),
+        refuses=extractive,
         writes=writes,
         cancelled=cancelled,
     )

@@ -22,7 +22,7 @@ from compmem_research.tasks.sample import Sample
 Named = TypeVar("Named")
 
 LENGTHS = ("7k", "14k", "28k", "56k", "112k", "224k", "448k", "896k", "1.75m")
-NEEDLES = (
+RULER = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_2",
 )  # fmt: skip
@@ -34,9 +34,10 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ablations": (("hqa@112k", "hqa@448k"), ("compmem", *ABLATIONS)),
     "tasks": (
         ("2wiki@56k", "musique@56k", "hqa@56k+first", "hqa@56k+last", "hqa@56k+reversed", "hqa@56k+memagent",
-         "hqa@56k+unanswerable", *(f"{task}@14k" for task in NEEDLES)),
+         "hqa@56k+unanswerable"),
         COMPARED,
     ),
+    "ruler": (tuple(f"{task}@14k" for task in RULER), COMPARED),
     "memory": (("hqa@112k",), ("memagent", "gru-mem-no-exit", "compmem")),
     "model": (
         ("hqa@7k",),

@@ -22,7 +22,8 @@ ABOUT = {
     "(2602.08382, table 3), over one joined text.",
     "ablations": "CompMem with one part left out, on the same questions as whole.",
     "tasks": "Other tasks by the same systems: other data sets, where the evidence stands, questions without an "
-    "answer (score: the system says that it found nothing), RULER.",
+    "answer (score: the system says that it found nothing).",
+    "ruler": "RULER's synthetic tasks in contexts of 14K tokens; score: share of the values in the answer.",
     "memory": "Tokens of working memory after each step.",
     "model": "One local language model, not trained for any of this, used in several ways: it answers from what was "
     "recalled, in one prompt (rag-fused, compmem-once), which is text (chat) or KV states kept for each passage by the "
