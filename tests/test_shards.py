@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from compmem import CorruptStoreError, Document, IndexConfig, MemoryIndex
+from compmem import CorruptStoreError, Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.store import ShardedStore, shard_of, shard_path
 from tests.hashing import HashEncoder
 
@@ -23,7 +23,7 @@ def documents():
     made = []
     for number in range(60):
         first, second, third = rng.sample(NAMES, 3)
-        aside = " ".join(rng.choice("abcdefgh") * rng.randint(3, 9) for _ in range(number % 60))  # no two tie
+        aside = " ".join(rng.choice("abcdefgh") * rng.randint(3, 9) for _ in range(number % 60))
         text = f"{first} {rng.choice(WORK)} the {second} Hall. In {1900 + number} it was sold to {third}. And {aside}."
         made.append(Document(id=f"d{number}", title=f"{first} {number}", text=text, metadata={"even": number % 2 == 0}))
     return made
@@ -68,6 +68,43 @@ def test_shards_give_the_candidates_scores_and_answers_of_one_folder(tmp_path, w
             assert one_worded == pytest.approx({c: many_worded[c] for c in one_worded}, abs=1e-4)
             assert many_answer.text == one_answer.text
             assert {s.chunk.id for s in many_answer.sources} == {s.chunk.id for s in one_answer.sources}
+
+
+ALIKE = [f"{name} rents the Hall." for name in NAMES[:4]] + ["Acme rents the Hall of Borel."]
+
+
+def alike(count):
+    """Documents of few texts, so that nearly all scores are equal and more answer to a name than are proposed."""
+    rng = random.Random(1)
+    texts = [rng.choice(ALIKE) for _ in range(count)]
+    return [Document(id=f"d{n}", title=f"Page {n}", text=text, metadata={"n": n}) for n, text in enumerate(texts)]
+
+
+def searched(index, question, filter=None):
+    """What each search and the gate found, by document, in order."""
+    with index.question_context(question, filter, LoopConfig(first_stage=12)) as context:
+        proposed = [context.propose(memory) for memory in ("", "Page 7: Acme rents the Hall of Borel.")]
+        found = [*proposed, context.stage.nearest(30), [n for n, _ in context.stage.bm25(30)]]
+        names = {n: b.chunk.document_id for row in found for n, b in zip(row, context.fetch(row), strict=True)}
+        scores = context.score("", proposed[0])
+    return [[names[n] for n in row] for row in found], scores
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+def test_equal_scores_are_cut_and_ordered_as_in_one_folder(tmp_path, shards):
+    config = IndexConfig(encoder=HashEncoder())
+    with MemoryIndex.create(None, config) as one, MemoryIndex.create(tmp_path / "s", config, shards=shards) as many:
+        for index in (one, many):
+            index.add(alike(300))
+            index.delete([f"d{n}" for n in range(0, 300, 3)])
+            index.add(alike(40))  # some come back, behind the others
+            index.compact()
+        for question in ("Who rents the Hall?", "Which page says that Acme rents the Hall of Borel?"):
+            for filter in (None, {"n": {"<": 150}}):
+                found, scores = searched(one, question, filter)
+                assert len(found[3]) == 30
+                assert searched(many, question, filter) == (found, pytest.approx(scores, abs=1e-4))
+                assert many.answer(question, filter=filter).text == one.answer(question, filter=filter).text
 
 
 def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_path, whole):

@@ -29,6 +29,9 @@ class Vectors:
     def stored(self, start, stop):
         return self.floats(start, stop), None
 
+    def of(self, blocks):
+        return self.values[np.searchsorted(self.numbers, blocks)]
+
     def only(self, blocks):
         kept = Vectors(1, self.dim)
         chosen = np.isin(self.numbers, blocks)

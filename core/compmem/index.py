@@ -362,8 +362,7 @@ class MemoryIndex(BaseIndex):
                 kind, device = self._models.runtime.search, device_of(self._models.runtime.device)
                 search: DenseSearch
                 if isinstance(snapshot, ShardedSnapshot):
-                    parts = snapshot.shard_vectors()
-                    search = ShardedSearch(parts, [dense_search(vectors, kind, device) for vectors in parts])
+                    search = ShardedSearch([dense_search(v, kind, device) for v in snapshot.shard_vectors()])
                 else:
                     search = dense_search(snapshot.vectors(), kind, device)
                 self._dense = (snapshot.generation, search)

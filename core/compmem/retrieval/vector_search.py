@@ -1,10 +1,11 @@
 """Dense search over the vectors of whole chunks: exact on the CPU or a GPU, or FAISS."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,29 +26,50 @@ DEVICE_SHARE = 0.5
 """Largest share of a device's free memory that the vectors may take."""
 
 
-class DenseSearch(Protocol):
+Scored = list[tuple[int, float]]
+"""Blocks and their scores, best first; equal scores by number."""
+
+ROUNDING = 1e-4
+"""More than the error of a 32-bit inner product of unit vectors, which depends on a row's place in its slice."""
+
+
+class DenseSearch(ABC):
     """Nearest blocks by the vector of the whole chunk."""
 
     def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
         """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        ...
+        return [[number for number, _ in row] for row in self.scored(queries, k, admitted)]
+
+    @abstractmethod
+    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+        """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
 
 
 @dataclass(frozen=True, slots=True)
-class ExactSearch:
+class ExactSearch(DenseSearch):
     """Matrix products over memory-mapped vectors on the CPU, one slice at a time."""
 
     vectors: "ChunkVectors"
     slice_rows: int = 512
 
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+        """The k nearest admitted blocks for each query `[queries, dim]`, with inner products in 64 bits."""
         vectors = self.vectors if admitted is None else self.vectors.only(admitted)
-        numbers = vectors.numbers
-        if not len(numbers) or not len(queries):
+        if not len(vectors) or not len(queries) or k < 1:
             return [[] for _ in queries]
-        best = torch.topk(torch.from_numpy(self._scores(vectors, queries)), min(k, len(numbers)), dim=0)
-        return [[int(numbers[i]) for i in rows] for rows in best.indices.T.tolist()]
+        scores = self._scores(vectors, queries)
+        lowest = torch.topk(torch.from_numpy(scores), min(k, len(vectors)), dim=0).values[-1].numpy() - ROUNDING
+        found = []
+        for query, own, least in zip(queries, scores.T, lowest, strict=True):
+            near = vectors.numbers[own >= least]
+            found.append(_best(near, self._exact(vectors, near, query), k))
+        return found
+
+    def _exact(self, vectors: "ChunkVectors", blocks: NDArray[np.int64], query: Vectors) -> NDArray[np.float64]:
+        """`[blocks]`; equal vectors have equal products, wherever they lie."""
+        wide = query.astype(np.float64)
+        parts = (blocks[at : at + self.slice_rows] for at in range(0, len(blocks), self.slice_rows))
+        return np.concatenate([(vectors.of(part) * wide).sum(1) for part in parts])
 
     def _scores(self, vectors: "ChunkVectors", queries: Vectors) -> Vectors:
         """`[blocks, queries]`."""
@@ -66,29 +88,20 @@ class ExactSearch:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardedSearch:
+class ShardedSearch(DenseSearch):
     """Searches all shards in parallel and merges the nearest blocks."""
 
-    vectors: "Sequence[ChunkVectors]"
     searches: Sequence[DenseSearch]
 
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        if not len(queries):
-            return []
+    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+        """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
         with ThreadPoolExecutor(len(self.searches)) as pool:
-            parts = list(pool.map(lambda search: search.search(queries, k, admitted), self.searches))
-        out = []
-        for row, query in enumerate(queries):
-            near: list[tuple[float, int]] = []
-            for vectors, found in zip(self.vectors, parts, strict=True):
-                if found[row]:
-                    near += zip((-(vectors.of(found[row]) @ query)).tolist(), found[row], strict=True)
-            out.append([number for _, number in sorted(near)[:k]])
-        return out
+            parts = list(pool.map(lambda search: search.scored(queries, k, admitted), self.searches))
+        merged = [[pair for row in rows for pair in row] for rows in zip(*parts, strict=True)]
+        return [sorted(row, key=lambda pair: (-pair[1], pair[0]))[:k] for row in merged]
 
 
-class DeviceSearch:
+class DeviceSearch(DenseSearch):
     """Matrix products on a device that stores the vectors; a query copies only its vectors there and numbers back."""
 
     def __init__(self, vectors: "ChunkVectors", device: torch.device) -> None:
@@ -98,20 +111,25 @@ class DeviceSearch:
             part = vectors.floats(start, start + 65536)
             self._rows[start : start + len(part)] = torch.from_numpy(part).to(device)
 
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+        """The k nearest admitted blocks for each query `[queries, dim]`, with inner products in 16 bits."""
         places = None if admitted is None else np.flatnonzero(np.isin(self._numbers, admitted))
         count = len(self._numbers) if places is None else len(places)
-        if not count or not len(queries):
+        if not count or not len(queries) or k < 1:
             return [[] for _ in queries]
         asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self._rows.device, self._rows.dtype)
         rows = self._rows if places is None else self._rows[torch.from_numpy(places).to(self._rows.device)]
-        best = torch.topk(asked @ rows.T, min(k, count), dim=1).indices.cpu().numpy()
+        scores = asked @ rows.T
+        lowest = torch.topk(scores, min(k, count), dim=1).values[:, -1:]
         numbers = self._numbers if places is None else self._numbers[places]
-        return [[int(numbers[i]) for i in row] for row in best]
+        found = [torch.nonzero(row)[:, 0] for row in scores >= lowest]
+        return [
+            _best(numbers[at.cpu().numpy()], row[at].double().cpu().numpy(), k)
+            for at, row in zip(found, scores, strict=True)
+        ]
 
 
-class FaissSearch:
+class FaissSearch(DenseSearch):
     """A FAISS index over the vectors of one snapshot: flat, HNSW, or IVF-PQ.
 
     Raises:
@@ -136,16 +154,16 @@ class FaissSearch:
         for start in range(0, count, 65536):
             self._index.add(vectors.floats(start, start + 65536))
 
-    def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
-        """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
+    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+        """The k nearest admitted blocks for each query `[queries, dim]`, with inner products, of IVF-PQ estimated."""
         if not len(self._numbers) or not len(queries):
             return [[] for _ in queries]
         settings = None
         if admitted is not None:
             selector = self._faiss.IDSelectorBatch(np.flatnonzero(np.isin(self._numbers, admitted)))
             settings = self._parameters(selector)
-        _, found = self._index.search(np.ascontiguousarray(queries), min(k, len(self._numbers)), params=settings)
-        return [[int(self._numbers[i]) for i in row if i >= 0] for row in found]
+        scores, found = self._index.search(np.ascontiguousarray(queries), min(k, len(self._numbers)), params=settings)
+        return [_best(self._numbers[at[at >= 0]], own[at >= 0], k) for own, at in zip(scores, found, strict=True)]
 
     def _parameters(self, selector: Any) -> Any:
         faiss = self._faiss
@@ -158,6 +176,11 @@ class FaissSearch:
 
 IVF_LEAST = 10_000
 """Least number of vectors to train IVF-PQ on; below, a flat index is used."""
+
+
+def _best(numbers: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Scored:
+    order = np.lexsort((numbers, -scores))[:k]
+    return list(zip(numbers[order].tolist(), scores[order].tolist(), strict=True))
 
 
 def dense_search(vectors: "ChunkVectors", kind: Search, device: torch.device | None = None) -> DenseSearch:

@@ -80,6 +80,7 @@ class AdmittedWords:
             idf = math.log((blocks - n + 0.5) / (n + 0.5)) if n else 0.0
             at = np.searchsorted(numbers, places)
             scores[at] += max(idf, _LEAST_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
+        scores = scores.round(lexical.DIGITS)
         best = np.argsort(-scores, kind="stable")[:limit]
         return list(zip(numbers[best].tolist(), scores[best].tolist(), strict=True))
 

@@ -25,6 +25,8 @@ COMMON: Final = 0.15
 POSTINGS: Final = 12_000
 """Most occurrences that a query reads, rarest terms first; this limits its time in a large index."""
 _LEAST_TERMS: Final = 3
+DIGITS: Final = 9
+"""Decimals of a BM25 score: sums in another order differ by less, so equal blocks have equal scores."""
 PER_NAME: Final = 64
 """Most blocks counted for one name."""
 _LAST: Final = (1 << 63) - 1
@@ -86,7 +88,7 @@ def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) 
 
 
 def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> list[tuple[int, float]]:
-    """Blocks by BM25 over any of the terms, best first.
+    """Blocks by BM25 over any of the terms, best first; equal scores by number.
 
     Args:
         rows: The read transaction.
@@ -97,8 +99,13 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
     asked = worth_asking(frequency, blocks)
     if not asked or limit <= 0:
         return []
-    found = rows(_RANKED, " OR ".join(map(quoted, asked)), f"bm25({TITLE_WEIGHT}, 1.0)", limit)
-    return [(int(number), -float(rank)) for number, rank in found]
+    query, count = " OR ".join(map(quoted, asked)), limit
+    while True:  # SQLite's order of equal scores is not defined: read on to a lower one
+        count = min(2 * count, _LAST)
+        found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", count)
+        scores = [(int(number), round(-float(rank), DIGITS)) for number, rank in found]
+        if len(scores) < count or scores[-1][1] < scores[limit - 1][1]:
+            return sorted(scores, key=lambda row: (-row[1], row[0]))[:limit]
 
 
 def with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:

@@ -1,7 +1,8 @@
 """A folder of shards: ordinary stores side by side, which open as one.
 
 A document lies in the shard that the hash of its id names. A block's number is made of its number within the shard and
-of the shard, so numbers stay what they are. Terms are counted over all shards, so that scores are comparable.
+of the shard, so numbers stay what they are; they rise in the order of adding over all shards, as in one folder, since
+they decide between equal scores. Terms are counted over all shards, so that scores are comparable.
 """
 
 import json
@@ -10,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -141,16 +143,29 @@ class ShardedStore(Store):
         documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
         *,
         record: Callable[[], None] = lambda: None,
+        numbers: Iterable[int] | None = None,
     ) -> None:
-        """Add documents, all or none of those of one shard. Raises what `Store.add` raises."""
+        """Add documents, all or none of those of one shard. Raises what `Store.add` raises.
+
+        Blocks are numbered through all shards, so that their order is that of one folder.
+        """
         parts: dict[int, list[tuple[Document, Iterable[MemoryBlock]]]] = {}
-        for document, blocks in documents:
-            shard = shard_of(document.id, len(self.shards))
-            parts.setdefault(shard, []).append((document, blocks if isinstance(blocks, list) else list(blocks)))
+        starts: dict[int, list[int]] = {}
+        free = self.next_block
+        for (document, blocks), number in zip(documents, numbers or repeat(0), strict=False):
+            shard, made, start = shard_of(document.id, len(self.shards)), list(blocks), max(free, number)
+            parts.setdefault(shard, []).append((document, made))
+            starts.setdefault(shard, []).append(start)
+            free = start + len(made)
         if parts:
             record()  # before the blocks: no block is without the fact which model made it
         for shard, part in parts.items():
-            self.shards[shard].add(part)
+            self.shards[shard].add(part, numbers=starts[shard])
+
+    @property
+    def next_block(self) -> int:
+        """Number of the next block, greater than that of every shard."""
+        return max(store.next_block for store in self.shards)
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""

@@ -170,6 +170,7 @@ class Store:
         documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
         *,
         record: Callable[[], None] = lambda: None,
+        numbers: Iterable[int] | None = None,
     ) -> None:
         """Add documents with their blocks, all or none; a document with a known id is replaced.
 
@@ -178,6 +179,7 @@ class Store:
         Args:
             documents: Documents, each with its blocks.
             record: Called at the end of the same transaction, to store facts about what was added.
+            numbers: Least number of each document's first block. None: the next free number.
 
         Raises:
             ValueError: A document cannot be stored, or an id occurs twice.
@@ -189,9 +191,15 @@ class Store:
             return
         with self.writing():
             with self._transaction() as connection:
-                writing.insert(connection, self._folder, chain([first], iterator), self._kinds)
+                writing.insert(connection, self._folder, chain([first], iterator), self._kinds, numbers)
                 record()
             self._compact_if_due()
+
+    @property
+    def next_block(self) -> int:
+        """Number of the next block."""
+        with self._manifest.reading() as rows:
+            return read_state(rows).next_block
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is in the store."""

@@ -5,7 +5,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final
 
 import numpy as np
@@ -46,8 +46,16 @@ def insert(
     folder: Folder,
     documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
     kinds: tuple[VectorType, KVType],
+    numbers: Iterable[int] | None = None,
 ) -> None:
     """Write documents, replacing those with the same ids; only a part of their blocks is in memory at once.
+
+    Args:
+        connection: The write transaction.
+        folder: The store's folder.
+        documents: Documents, each with its blocks in order.
+        kinds: How vectors and KV states are stored.
+        numbers: Least number of each document's first block. None: the next free number.
 
     Raises:
         ValueError: A document cannot be stored, an id occurs twice, or vectors have another dimension than those of the
@@ -57,12 +65,12 @@ def insert(
     refresh_terms(connection)
     writer = _Writer(connection, folder, kinds)
     seen: set[str] = set()
-    for document, blocks in documents:
+    for (document, blocks), number in zip(documents, numbers or repeat(0), strict=False):
         check_document(document)
         if document.id in seen:
             raise ValueError(f"document {document.id!r} is given twice in one call")
         seen.add(document.id)
-        writer.put(document, blocks)
+        writer.put(document, blocks, number)
     writer.flush()
     state = read_state(rows_of(connection))
     write_state(connection, replace(state, generation=state.generation + 1))
@@ -72,6 +80,7 @@ def insert(
 class _Placed:
     """A block that waits to be written."""
 
+    number: int
     key: int
     ordinal: int
     start: int
@@ -89,9 +98,11 @@ class _Writer:
         self._kinds = kinds
         self._waiting: list[_Placed] = []
         self._size = 0
+        self._next = read_state(rows_of(connection)).next_block
 
-    def put(self, document: Document, blocks: Iterable[MemoryBlock]) -> None:
-        """Take a document with its blocks in order."""
+    def put(self, document: Document, blocks: Iterable[MemoryBlock], number: int) -> None:
+        """Take a document with its blocks in order, numbered from this number or from the next free one."""
+        self._next = max(self._next, number)
         remove(self._connection, [document.id])
         whole = ContentHash(document)
         cursor = self._connection.execute(
@@ -102,7 +113,8 @@ class _Writer:
         start = 0
         for ordinal, block in enumerate(blocks):
             vectors = check_block(document, block, start)
-            self._waiting.append(_Placed(key, ordinal, start, document, block, vectors))
+            self._waiting.append(_Placed(self._next, key, ordinal, start, document, block, vectors))
+            self._next += 1
             whole.add(block.chunk)
             start += len(block.chunk.text)
             self._size += len(block.chunk.text)
@@ -115,13 +127,11 @@ class _Writer:
     def flush(self) -> None:
         """Write the waiting blocks."""
         state = read_state(rows_of(self._connection))
-        number = state.next_block
         state, vectors = _put_vectors(self._connection, self._folder, self._waiting, self._kinds[0], state)
         state, states = _put_kv(self._connection, self._folder, self._waiting, self._kinds[1], state)
         for placed, vector, kv_place in zip(self._waiting, vectors, states, strict=True):
-            _put_block(self._connection, number, placed, (*vector, *kv_place))
-            number += 1
-        write_state(self._connection, replace(state, next_block=number))
+            _put_block(self._connection, placed, (*vector, *kv_place))
+        write_state(self._connection, replace(state, next_block=self._next))
         self._waiting, self._size = [], 0
 
 
@@ -228,7 +238,7 @@ def _put_kv(
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
     packed: dict[int, kv.Parts] = {}
     placed: list[tuple[int | None, int | None]] = []
-    for number, waiting in enumerate(blocks, start=state.next_block):
+    for waiting in blocks:
         if waiting.block.kv is None:
             placed.append((None, None))
             continue
@@ -236,7 +246,7 @@ def _put_kv(
             parts = kv.pack(waiting.block.kv, kind)
         except ValueError as error:
             raise ValueError(f"document {waiting.document.id!r}: {error}") from error
-        packed[number] = parts
+        packed[waiting.number] = parts
         placed.append((state.next_file, kv.checksum(parts)))
     if not packed:
         return state, placed
@@ -246,8 +256,8 @@ def _put_kv(
     return replace(state, next_file=state.next_file + 1), placed
 
 
-def _put_block(connection: sqlite3.Connection, number: int, placed: _Placed, stored: tuple[int | None, ...]) -> None:
-    chunk = placed.block.chunk
+def _put_block(connection: sqlite3.Connection, placed: _Placed, stored: tuple[int | None, ...]) -> None:
+    chunk, number = placed.block.chunk, placed.number
     headings, spans = headings_json(chunk), pack_spans(chunk.sentences)
     place = (placed.key, placed.ordinal, placed.start)
     connection.execute(
