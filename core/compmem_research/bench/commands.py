@@ -207,6 +207,48 @@ def scale(
 
 
 @app.command()
+def sharded(
+    data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
+    corpus: Annotated[Path | None, typer.Option(help="Passages (JSONL) if the questions name them by title.")] = None,
+    shards: Annotated[str, typer.Option(help="Numbers of shards, by comma.")] = "1,2,4,8",
+    limit: Annotated[int, typer.Option(help="Only this many first questions.")] = 200,
+    minutes: Annotated[float | None, typer.Option(help="No new question after so many minutes.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index in one folder.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Candidates, gate scores and answers of an index in shards beside those of one folder."""
+    from compmem_research.bench.sharded import measure
+
+    counts = [int(n) for n in _listed(shards)]
+    result = measure(data, corpus, shards=counts, limit=limit, minutes=minutes, index_folder=index)
+    table = Table(*(name.replace("_", " ") for name in result["sharded"][0]), title=result["data"])
+    for row in result["sharded"]:
+        table.add_row(*map(str, row.values()))
+    _deliver(result, [table], out, as_json)
+
+
+@app.command()
+def plan(
+    scale: Annotated[Path, typer.Option(help="Result of `bench scale`.")] = Path("core/results/scale.json"),
+    encode: Annotated[Path, typer.Option(help="Result of `bench encode`.")] = Path("core/results/encode.json"),
+    draws: Annotated[int, typer.Option(help="Simulated questions.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Bytes, shards, simulated latencies, build time and cost of 1e5 to 1e9 chunks."""
+    from compmem_research.bench.plan import BUILD_COLUMNS, COLUMNS, build_rows, measure, rows
+
+    result = measure(scale, encode, draws=draws, seed=seed)
+    tables = [Table(*COLUMNS), Table(*BUILD_COLUMNS)]
+    for table, lines in zip(tables, (rows(result), build_rows(result)), strict=True):
+        for line in lines:
+            table.add_row(*line)
+    _deliver(result, tables, out, as_json)
+
+
+@app.command()
 def build(
     passages: Annotated[int, typer.Option(help="Made-up passages that are added.")] = 5000,
     workers: Annotated[str, typer.Option(help="Numbers of worker processes, by comma.")] = "1,2,4",
