@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench import answers_report, domains_report, fusion_report, quality_report
+from compmem_research.bench import answers_report, domains_report, fusion_report, plan, quality_report, sharded
 from compmem_research.bench.retrieval import METRICS
 
 PUBLISHED = {
@@ -25,6 +25,12 @@ NOTES = {
         "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
     ),
+    "plan": (
+        "Arithmetic and a seeded simulation, not a measurement. What it starts from and what it assumes is in the "
+        "file, and explained in docs/scale.md."
+    ),
+    "sharded_few": sharded.NOTE,
+    "sharded_many": sharded.NOTE,
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "
         "warm answers of the same length, so a slow minute of the machine weighs on both; rows of other lengths, the "
@@ -200,6 +206,8 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "rows": _speed,
     "lines": _loops,
     "ways": _ways,
+    "plans": plan.pages,
+    "sharded": sharded.pages,
 }
 """How a result is shown, by a key that only its kind has."""
 
