@@ -187,7 +187,7 @@ def fill(path: Path, make: Callable[[int], Entry], limit: str) -> None:
         files = sorted(path.glob(limit), key=lambda file: file.stat().st_size)
         size = max(files[-1].stat().st_size, 1 << 15) + 64
         with file_limit(size):
-            with pytest.raises(StoreError, match=r"cannot (read or )?write .* as it was"):
+            with pytest.raises(StoreError, match=r"cannot (read or )?write .* nothing has changed"):
                 add_for_ever(store, make)
             kept = store.info().documents
             assert store.verify() == []
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path, make: Callable[[int], 
 
 def compact_on_a_full_disk(path: Path) -> None:
     with Store.open(path) as store:
-        with file_limit(1 << 15), pytest.raises(StoreError, match="as it was"):
+        with file_limit(1 << 15), pytest.raises(StoreError, match="nothing has changed"):
             store.compact()
         with store.snapshot() as view:
             assert len(check(view)) == 20

@@ -126,7 +126,7 @@ def log_of(out, *names):
 
 def test_it_learns_to_see_the_mark_by_reward_alone(warm, tmp_path):
     given = settings(
-        tmp_path, run={"steps": 40, "batch": 8}, rollouts=replace(settings(tmp_path).rollouts, group=8), held=32
+        tmp_path, run={"steps": 60, "batch": 8}, rollouts=replace(settings(tmp_path).rollouts, group=8), held=32
     )
     figures = train(toy_of(warm), given)
     rewards = [reward for [reward] in log_of(tmp_path, "reward_update")]

@@ -23,8 +23,6 @@ MARK: Final = "**"
 
 _TEXT: Final = re.compile(r"\S")
 _BORDER: Final = re.compile(r"[.!?。！？\n]\s")
-_BLANKS: Final = re.compile(r"\s+")
-_NEAR: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +113,21 @@ def beginning(text: str, limit: int, count: Count) -> int:
 
 
 def ending(text: str, limit: int, count: Count) -> str:
-    """The longest ending of at most `limit` tokens, from the start of a line or word if one is near."""
+    """The longest ending of at most `limit` tokens: whole lines, or the words of a last line that is too long.
+
+    A line without blanks, as Chinese is written, is cut between characters.
+    """
     if count(text) <= limit:
         return text
-    start, high = 0, len(text)
-    while start < high:
-        middle = (start + high) // 2
-        start, high = (start, middle) if count(text[middle:]) <= limit else (middle + 1, high)
-    line = text.find("\n", start - 1, (start + len(text)) // 2)
-    if line >= 0:
-        start = line + 1
-    elif not text[start - 1].isspace() and (blank := _BLANKS.search(text, start, start + _NEAR)):
-        start = blank.end()
-    return text[start:].lstrip()
+    last = text.rstrip().rpartition("\n")[2]
+    for parts, separator in ((text.split("\n"), "\n"), (last.split(" "), " ") if " " in last else (list(last), "")):
+        low, high = 0, len(parts)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if count(separator.join(parts[middle:])) <= limit else (middle + 1, high)
+        if kept := separator.join(parts[low:]):
+            return kept
+    return ""
 
 
 def _best_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:
