@@ -43,6 +43,7 @@ def cluster():
             yield
 
 
+@pytest.mark.slow  # a Ray cluster takes half a minute
 @pytest.mark.timeout(600)
 def test_a_dataset_makes_the_index_that_one_process_makes(tmp_path, cluster, monkeypatch):
     monkeypatch.setattr(distributed, "WRITERS", 1)
