@@ -9,6 +9,7 @@ from compmem import (
     IndexConfig,
     LatentPrompts,
     LatentReader,
+    LoopConfig,
     MemoryBlock,
     MemoryIndex,
     RecallConfig,
@@ -205,7 +206,7 @@ def test_what_cannot_be_fused_is_refused(tiny_backbone):
     with pytest.raises(ValueError, match="kv_fusion='epic' is for stock models"):
         LatentReader(tiny_backbone(memory=MemoryConfig()), kv_fusion="epic")
     with pytest.raises(ValueError, match="kv_fusion='mixed' must be one of"):
-        RecallConfig(kv_fusion="mixed")
+        LoopConfig(kv_fusion="mixed")
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
@@ -225,7 +226,7 @@ def test_the_setting_reaches_what_writes_the_answer(tiny_backbone, ratio):
         index.add(documents)
         backbone = index.backbone
         answers = {
-            method: index.answer(question, RecallConfig(writer="latent", kv_fusion=method))
+            method: index.answer(question, LoopConfig(writer="latent", kv_fusion=method))
             for method in ("none", "graph-kv", "ape")
         }
         sources = [recall.block for recall in answers["none"].sources]

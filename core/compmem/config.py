@@ -108,11 +108,6 @@ class RecallConfig:
     request. 0: never."""
     writer_blocks: int = 8
     """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score."""
-    kv_fusion: KVFusion = "none"
-    """How blocks of a stock model that are read together see one another (docs/kv-memory.md). `"none"`: each stays as
-    it was compressed, alone. `"epic"`, `"prophetkv"`, `"cacheblend"`: some of their tokens are computed again, behind
-    all earlier blocks. `"graph-kv"`: every later block is encoded again behind the first. `"ape"`: they stand side by
-    side, and attention to them is scaled."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
@@ -133,7 +128,6 @@ class RecallConfig:
             _one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if self.writer is not None:
             _one_of("writer", self.writer, ("chat", "latent"))
-        _one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
         _at_least("writer_blocks", self.writer_blocks, 1)
         _at_least("rounds", self.rounds, 0)
         _at_least("memory_tokens", self.memory_tokens, 1)
@@ -187,6 +181,11 @@ class LoopConfig(RecallConfig):
     """The loop stops when the reader says that the notes suffice (2602.10560, E_t)."""
     blocks_per_step: int = 1
     """Recalled blocks read in one step."""
+    kv_fusion: KVFusion = "none"
+    """How blocks of a stock model that are read together see one another (docs/kv-memory.md). `"none"`: each stays as
+    it was compressed, alone. `"epic"`, `"prophetkv"`, `"cacheblend"`: some of their tokens are computed again, behind
+    all earlier blocks. `"graph-kv"`: every later block is encoded again behind the first. `"ape"`: they stand side by
+    side, and attention to them is scaled."""
 
     def __post_init__(self) -> None:
         RecallConfig.__post_init__(self)
@@ -195,6 +194,7 @@ class LoopConfig(RecallConfig):
         _one_of("order", self.order, ("best", "document"))
         _at_least("first_stage", self.first_stage, 1)
         _at_least("blocks_per_step", self.blocks_per_step, 1)
+        _one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
         _check_share("reader_threshold", self.reader_threshold)
 
     @property

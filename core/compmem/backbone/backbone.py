@@ -442,8 +442,7 @@ class Backbone(TokenCodec):
         for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
             if not prompt:
                 raise ValueError(f"prompt {number} has no tokens")
-            end = first + len(prompt) + more
-            if end > self.context:
+            if first + len(prompt) + more > self.context:
                 raise ValueError(
                     f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
                     f"is larger than the context of {self.context}"

@@ -32,7 +32,7 @@ class LatentReader:
         structured: Ask for both gates. None: as in the prompts.
         memory_tokens: Most tokens of working memory that one step writes.
         answer_tokens: Most tokens of the answer.
-        kv_fusion: How blocks that are read together see one another: see `RecallConfig`.
+        kv_fusion: How blocks that are read together see one another: see `LoopConfig`.
         whole: Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk's memory, even
             if a block is smaller. None: prompts directly follow the blocks.
 
