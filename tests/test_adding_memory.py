@@ -32,8 +32,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(chunking, "_WINDOW", 8_000)
 
 
-def index(path):
-    return MemoryIndex.create(path, IndexConfig(encoder=OneVector(), chunk_tokens=64))
+def index(path, shards=None):
+    return MemoryIndex.create(path, IndexConfig(encoder=OneVector(), chunk_tokens=64), shards=shards)
 
 
 def peak(memory, document):
@@ -46,10 +46,10 @@ def peak(memory, document):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", LINES)
-def test_memory_for_adding_a_document_does_not_grow_with_it(tmp_path, small_pieces, kind):
+@pytest.mark.parametrize(("kind", "shards"), [*((kind, None) for kind in LINES), ("paragraphs", 2)])
+def test_memory_for_adding_a_document_does_not_grow_with_it(tmp_path, small_pieces, kind, shards):
     line = LINES[kind]
-    with index(tmp_path / "m") as memory:
+    with index(tmp_path / "m", shards) as memory:
         memory.add([Document(id="first", text="Loads what is loaded once.")])
         short, long = (
             peak(memory, Document(id=name, text=line * (size // len(line))))

@@ -151,12 +151,14 @@ class ShardedStore(Store):
         """
         parts: dict[int, list[tuple[Document, Iterable[MemoryBlock]]]] = {}
         starts: dict[int, list[int]] = {}
-        free = self.next_block
-        for (document, blocks), number in zip(documents, numbers or repeat(0), strict=False):
-            shard, made, start = shard_of(document.id, len(self.shards)), list(blocks), max(free, number)
-            parts.setdefault(shard, []).append((document, made))
+        free, entries = self.next_block, list(documents)
+        for place, ((document, blocks), number) in enumerate(zip(entries, numbers or repeat(0), strict=False), 1):
+            shard, start = shard_of(document.id, len(self.shards)), max(free, number)
             starts.setdefault(shard, []).append(start)
-            free = start + len(made)
+            if place < len(entries):  # the last ones are not counted, so they may be generated during the write
+                blocks = list(blocks)
+                free = start + len(blocks)
+            parts.setdefault(shard, []).append((document, blocks))
         if parts:
             record()  # before the blocks: no block is without the fact which model made it
         for shard, part in parts.items():
