@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import compmem
 from compmem import Document, IndexConfig, MemoryIndex, WorkerError
 from compmem.cli import app
 from compmem.ingest import pipeline
@@ -123,3 +124,14 @@ def test_the_command_adds_side_by_side(tmp_path, monkeypatch, option):
         counts = json.loads(done.stdout)
         assert (counts["added"], counts["unchanged"], counts["documents"]) == (added, 7 - added, 7)
         assert [str(tmp_path / "bad.pdf") in error for error in counts["errors"]] == [True]
+
+
+def test_without_ray_the_command_says_how_to_install_it_and_makes_no_index(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "compmem.distributed", raising=False)
+    monkeypatch.delattr(compmem, "distributed", raising=False)
+    (tmp_path / "a.txt").write_text("The mill burned in 1920.")
+    done = CliRunner().invoke(app, ["add", str(tmp_path / "a.mem"), str(tmp_path / "a.txt"), "--ray", "local"])
+    assert done.exit_code == 1
+    assert "pip install 'compmem[ray]'" in " ".join(done.output.split())
+    assert not (tmp_path / "a.mem").exists()

@@ -81,7 +81,7 @@ def add(
         fail(str(error))
 
     started = time.perf_counter()
-    with progress() as bar, _readers(workers) as each:
+    with progress() as bar, _readers(workers) as each, _cluster(ray) as distributed:
         files = bar.track(list(inputs.files(paths, report=report)), description="compressing")
         stdin = sys.stdin.buffer
         found = inputs.documents(files, base=base_of(index), report=report, stdin=stdin, stdin_format=form, each=each)
@@ -93,7 +93,7 @@ def add(
         else:
             with opened(index, settings, device, allow_download=allow_download, shards=shards) as memory:
                 seen = _Seen(memory)
-                added = _added(memory, map(seen.one, chain(first, found)), bar, workers, ray)
+                added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
                 counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
     seconds = time.perf_counter() - started
     if as_json:
@@ -120,17 +120,27 @@ def _readers(workers: int | None) -> Iterator[inputs.Each | None]:
         yield readers.each
 
 
-def _added(
-    memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress, workers: int | None, ray: str | None
-) -> int:
-    if ray is None:
-        return memory.add(documents, workers=workers)
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    """The module that builds on Ray, connected to the cluster before an index is made; None without an address."""
+    if address is None:
+        yield None
+        return
     from compmem import distributed
 
-    with distributed.connected(ray):
-        dataset = distributed.dataset_of(documents)
-        task = bar.add_task("committed", total=None)
-        return distributed.add_dataset(memory, dataset, on_batch=lambda count: bar.advance(task, count))
+    with distributed.connected(address):
+        yield distributed
+
+
+def _added(
+    memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress, workers: int | None, distributed: Any
+) -> int:
+    if distributed is None:
+        return memory.add(documents, workers=workers)
+    dataset = distributed.dataset_of(documents)
+    task = bar.add_task("committed", total=None)
+    added: int = distributed.add_dataset(memory, dataset, on_batch=lambda count: bar.advance(task, count))
+    return added
 
 
 @app.command()
