@@ -74,7 +74,7 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         add("docstrings", "docstrings", partial(pages.docstrings, most))
     if settings.synthetic:
         files = tuple(filter(None, [filling]))
-        add("ruler", "ruler", partial(synthetic.needles, filling, max(most // 4, 1)), *files)
+        add("ruler", "ruler", partial(synthetic.needles, filling, 2 * most), *files)
         add("worlds", "worlds", partial(synthetic.worlds, filling, max(most // 5, 1)), *files)
     return found
 

@@ -19,8 +19,8 @@ COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")
 """Sets of single questions about facts of named entities."""
 
 TASKS: tuple[tuple[RulerTask, int], ...] = (
-    ("niah_multivalue", 26), ("niah_multiquery", 26), ("vt", 24), ("niah_single_2", 8), ("niah_multikey_1", 10),
-    ("niah_multikey_2", 6),
+    ("niah_multivalue", 20), ("niah_multiquery", 20), ("vt", 36), ("niah_single_2", 6), ("niah_multikey_1", 10),
+    ("niah_multikey_2", 8),
 )  # fmt: skip
 """Tasks of RULER, and how many of a hundred samples are of each."""
 
@@ -47,7 +47,7 @@ def needles(pages: Path | None, most: int) -> Iterator[Collection]:
         for number in range(max(round(share * most / 100), 1)):
             sample = ruler.sample(task, _TOKENS[number % len(_TOKENS)], number)
             chained = task == "vt"
-            yield _of_sample(sample.joined() if number % 2 else sample, "ruler", chained=chained)
+            yield _of_sample(sample.joined() if number % 2 else sample, f"ruler_{task}", chained=chained)
 
 
 def worlds(pages: Path | None, most: int) -> Iterator[Collection]:
