@@ -18,7 +18,7 @@ from compmem_research.metrics import ndcg_at
 from compmem_research.training.dense_gate import DenseGateTraining, train
 from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
-from compmem_research.training.dense_gate.fitting import fit_first, fit_gate
+from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, fit_gate, judged_queries
 from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
 from compmem_research.training.dense_gate.networks import list_loss, weights_of
 from compmem_research.training.dense_gate.pages import bodies, docstrings, sections, topics
@@ -217,8 +217,18 @@ def test_leaving_a_group_out_leaves_out_all_that_is_made_of_it(asked, tmp_path, 
     monkeypatch.setattr(judging, "fit_first", fit)
     both = Source("both", "group2", asked[0].source.collections, also_of=("group1",))
     more = [*asked, *(dataclasses.replace(a, source=both, part="both") for a in asked[:3])]
-    rows = leave_one_out(DenseGateTraining(out=tmp_path), more)
+    held = HeldOut(
+        judged=[(j, np.zeros(2)) for j in judged_queries(DenseGateTraining(out=tmp_path), more, fit(0, more, 0))]
+    )
+    taught.clear()
+    left = leave_one_out(DenseGateTraining(out=tmp_path, question_epochs=2), more, GateHead(), held)
+    rows = left.rows
     assert taught == [{"facts2"}, {"facts1"}]
+    for refused in (0.0, 0.4):
+        shares = left.refused(left.threshold(refused))
+        assert set(shares) == {"group1", "group2"}
+        assert all(share["answerable_refused"] <= refused for share in shares.values())
+    assert any(share["answerable_refused"] > 0.4 for share in left.refused(left.threshold(0.4) + 1e-3).values())
     assert {(r["group"], r["part"]) for r in rows} == {("group1", "facts1"), ("group2", "facts2"), ("group2", "both")}
     printed = table(rows).splitlines()
     assert len(printed) == 2 + len(rows) + 1

@@ -66,12 +66,12 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> tuple
     enough = _enough(settings.threshold, calibration[0])
 
     later = [[(_later(s, a.look, said[id(a)]), s, a.part) for a in half for s in a.later] for half in halves]
-    judged = [_judged(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
+    judged = [judged_queries(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
     for n in (0, 1):
         network = _fit_later(settings, later[1 - n], heads=1)
         held.later += [(block_logits(network, x, s.rows)[0], s.relevant) for x, s, _ in later[n]]
         of_question = fit_judged(settings, judged[1 - n], heads=1)
-        held.judged += zip(judged[n], _query_logits(of_question, judged[n]), strict=True)
+        held.judged += zip(judged[n], query_logits(of_question, judged[n]), strict=True)
     more = [(logits[:1], np.array([j.more], np.float32)) for j, logits in held.judged if j.more >= 0]
     found = [(logits[1:], np.array([j.found], np.float32)) for j, logits in held.judged]
     calibration += [_platt(held.later), _platt(more), _platt(found)]
@@ -121,14 +121,16 @@ def _later(state: State, look: State, said: Vectors) -> Vectors:
     return later_features(state.own, np.array(first, np.float32), seen, state.rows)
 
 
-def _judged(settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network, enough: float) -> list[Judged]:
+def judged_queries(
+    settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network, enough: float = -np.inf
+) -> list[Judged]:
     """Features of the first pass of each query, original and changed, with labels.
 
     Args:
         settings: Only the seed is used.
         asked: Queries that `first` was not trained on.
         first: The network of the first pass.
-        enough: Logit from which a block is read.
+        enough: Logit from which a block is read, for the label of `more`.
     """
     rng = np.random.default_rng(settings.seed)
     found: list[Judged] = []
@@ -163,7 +165,8 @@ def _seen(first: Network, look: State) -> tuple[Vectors, Vectors]:
 
 
 @torch.inference_mode()
-def _query_logits(network: Network, judged: Sequence[Judged]) -> Vectors:
+def query_logits(network: Network, judged: Sequence[Judged]) -> Vectors:
+    """Logits of `more` and `found` before calibration, `[queries, 2]`."""
     if not judged:
         return np.zeros((0, 2), np.float32)
     return np.asarray(network(torch.from_numpy(np.stack([j.features for j in judged]))).numpy())

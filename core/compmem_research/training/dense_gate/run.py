@@ -50,9 +50,16 @@ def train(settings: DenseGateTraining, *, encoder: Encoder | None = None) -> dic
     head.save(settings.out / "dense_gate.safetensors")
     _write(settings.out, report)
     if settings.leave_one_out:
-        report["leave_one_out"] = leave_one_out(settings, asked)
+        left = leave_one_out(settings, asked, head, held)
+        head.found_threshold = left.threshold(settings.refused)
+        head.save(settings.out / "dense_gate.safetensors")
+        report |= {
+            "found_threshold": head.found_threshold,
+            "leave_one_out": left.rows,
+            "refused": left.refused(head.found_threshold),
+        }
         _write(settings.out, report)
-        (settings.out / "leave_one_out.md").write_text(table(report["leave_one_out"]), encoding="utf-8")
+        (settings.out / "leave_one_out.md").write_text(table(left.rows), encoding="utf-8")
     return report
 
 

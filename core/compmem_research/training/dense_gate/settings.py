@@ -58,8 +58,8 @@ class DenseGateTraining:
     more_threshold: float = 0.05
     """Probability that more passes help, from which the loop queries again."""
     refused: float = 0.03
-    """Most answerable held-out questions, as a share, for which `found` may be below its threshold; sets that
-    threshold."""
+    """Most answerable questions, as a share, for which `found` may be below its threshold; sets that threshold. The
+    share is that of held-out questions or, with `leave_one_out`, of each group of sources that is left out."""
     leave_one_out: bool = False
     """Also train without each group of sources in turn and evaluate on it."""
     seed: int = 0
