@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compmem.encoder import Parts, load_encoder
+from compmem.encoder import Parts, layers, load_encoder
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
 
@@ -50,11 +50,13 @@ def test_equals_sentence_transformers(minilm):
     assert minilm.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(TEXTS, truncation=False)["input_ids"]]
 
 
-@pytest.fixture(scope="module")
-def in_bytes(minilm):
-    if not torch.cpu._is_vnni_supported():
+@pytest.fixture(scope="module", params=[layers.LARGEST, 88], ids=["as this CPU does", "as without VNNI"])
+def in_bytes(request, minilm):
+    if not torch.cpu._is_avx2_supported():
         pytest.skip("this CPU has no 8-bit products")
-    return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "LARGEST", request.param)
+        return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="int8")
 
 
 def test_eight_bits_keep_the_vectors(minilm, in_bytes):
