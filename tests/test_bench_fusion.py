@@ -33,8 +33,24 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     assert rows.read_text().splitlines() == lines, "nothing is measured twice"
 
 
+def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    settings = Settings(methods=("none",), ratios=(1, 4), pruning=("kvzip", "attention"), blocks=3, max_tokens=1)
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    result = measure(data, settings, backbone, rows=rows, name="tiny")["fusion"]
+    by = {(row["ratio"], row["pruning"]): row for row in result}
+    assert list(by) == [(0, "attention"), (1, "attention"), (4, "attention"), (4, "kvzip")]
+    assert by[4, "kvzip"]["bytes"] == by[4, "attention"]["bytes"]
+    changed = by[4, "kvzip"]["loss"] - by[4, "attention"]["loss"]
+    assert by[4, "kvzip"]["loss change"] == pytest.approx(changed, abs=2e-3)
+    assert changed
+    assert "loss change" not in by[4, "attention"]
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="unknown method 'blend'"):
         Settings(methods=("epic+blend",))
+    with pytest.raises(ValueError, match="unknown pruning 'snapkv'"):
+        Settings(methods=("none",), pruning=("snapkv",))
     with pytest.raises(ValueError, match="blocks=0"):
         Settings(methods=("none",), blocks=0)

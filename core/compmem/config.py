@@ -9,6 +9,7 @@ from compmem.schema import Encoder
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
+KVPruning = Literal["attention", "kvzip", "expected-attention"]
 KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
@@ -43,6 +44,9 @@ class IndexConfig:
     """Name, folder or `.gguf` file of the causal LM, for KV memory."""
     ratio: int | None = None
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
+    kv_pruning: KVPruning = "attention"
+    """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
+    repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5
@@ -53,6 +57,7 @@ class IndexConfig:
         _one_of("memory", self.memory, ("dense", "kv"))
         _one_of("vectors", self.vectors, ("int8", "fp16"))
         _one_of("kv", self.kv, ("bf16", "int8"))
+        _one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
         _at_least("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             _at_least("ratio", self.ratio, 1)

@@ -188,7 +188,8 @@ class IndexModels:
             assert dense is not None, "dense memory needs an encoder"
             return dense.compress(chunks)
         with torch.inference_mode():
-            return KVCompressor(self.backbone, self._ratio(self.backbone), dense).compress(chunks)
+            backbone = self.backbone
+            return KVCompressor(backbone, self._ratio(backbone), dense, self._config.kv_pruning).compress(chunks)
 
     def document_compressor(self) -> DocumentCompressor:
         """What turns documents into blocks with these models."""
@@ -201,8 +202,7 @@ class IndexModels:
                 if self._config.encoder is not None:
                     self._identity[ENCODER] = [round(float(x), 5) for x in self.encoder.fingerprint()]
                 if self._config.memory == "kv":
-                    made = {"fingerprint": self.backbone.fingerprint(), "ratio": self._ratio(self.backbone)}
-                    self._identity[BACKBONE] = {"name": self._config.backbone, **made}
+                    self._identity[BACKBONE] = {"name": self._config.backbone, **self._made_by(self.backbone)}
         if self._config.memory != "kv":
             return dict(self._identity)
         tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
@@ -210,6 +210,11 @@ class IndexModels:
 
     def _ratio(self, backbone: Backbone) -> int:
         return self._config.ratio or backbone.memory.ratio
+
+    def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
+        """What decides on the KV states that this index makes with a backbone."""
+        settings: dict[str, JSON] = {"ratio": self._ratio(backbone), "pruning": self._config.kv_pruning}
+        return {"fingerprint": backbone.fingerprint(), **settings}
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.
@@ -219,8 +224,9 @@ class IndexModels:
         """
         if self._store is None or id(backbone) in self._checked:
             return
-        made = {"fingerprint": backbone.fingerprint(), "ratio": self._ratio(backbone)}
-        _check_backbone(self._store, made, str(backbone.tokenizer.name_or_path) or str(self._config.backbone))
+        _check_backbone(
+            self._store, self._made_by(backbone), str(backbone.tokenizer.name_or_path) or str(self._config.backbone)
+        )
         self._checked.add(id(backbone))
 
     def _check_name(self, part: str, name: object) -> None:
@@ -290,8 +296,9 @@ def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
             f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
             f"({here['fingerprint']}): weights or memory settings differ"
         )
-    if isinstance(kept, dict) and kept.get("ratio") != here["ratio"]:
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with ratio={kept.get('ratio')!r}, and the backbone "
-            f"{name!r} compresses at ratio={here['ratio']!r} now"
-        )
+    for setting in ("ratio", "pruning"):
+        if isinstance(kept, dict) and kept.get(setting) != here[setting]:
+            raise IncompatibleStoreError(
+                f"{str(store.path)!r} was made with {setting}={kept.get(setting)!r}, and the backbone "
+                f"{name!r} compresses at {setting}={here[setting]!r} now"
+            )

@@ -5,6 +5,9 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+SINKS = 4
+"""First tokens of a text, to which attention goes that finds nothing (2309.17453)."""
+
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None = None, dropout: float = 0.0

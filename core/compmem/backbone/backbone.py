@@ -1,6 +1,7 @@
 """The backbone: one causal LM that compresses, reads, scores and writes, with one adapter per role."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
-from compmem.backbone.batching import COMPRESS_TOKENS, CPU_TOKENS, SCORE_SLOTS, batches, halving
+from compmem.backbone.batching import COMPRESS_TOKENS, SCORE_SLOTS, halving, in_batches
 from compmem.backbone.chat_prefix import aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
@@ -18,6 +19,7 @@ from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
+from compmem.backbone.kvzip import Repetition
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
 from compmem.backbone.prompts import head
@@ -25,6 +27,7 @@ from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
+from compmem.config import KVPruning
 from compmem.errors import CheckpointError
 from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates
@@ -106,17 +109,15 @@ class Backbone(TokenCodec):
 
     def save(self, folder: str | Path, *, base: str | None = None) -> None:
         """Save everything to a folder; with `base`, only what is added to the model of that name."""
-        checkpoint.save(Path(folder), self._parts(), base=base)
+        parts = Parts(
+            model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
+            adapters=self.adapters, threshold=self.threshold,
+        )  # fmt: skip
+        checkpoint.save(Path(folder), parts, base=base)
 
     def release(self) -> None:
         """Free what decoding caches: slots and graphs."""
         self._engine.forget()
-
-    def _parts(self) -> Parts:
-        return Parts(
-            model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
-            adapters=self.adapters, threshold=self.threshold,
-        )  # fmt: skip
 
     def add_memory(self, config: MemoryConfig) -> None:
         """Add memory tokens that start as copies of stock weights (the end token's embedding).
@@ -177,36 +178,45 @@ class Backbone(TokenCodec):
         """
         return fingerprint(self.decoder, self.memory)
 
-    def compress(self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None) -> list[KVStates]:
+    def compress(
+        self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning = "attention"
+    ) -> list[KVStates]:
         """The KV states that represent each chunk: one state per `ratio` tokens, keys before rotation.
 
+        `pruning` is how those of a stock model are chosen: see `IndexConfig.kv_pruning`.
+
         Raises:
-            ValueError: A chunk is empty or longer than the context, or the window is not a multiple of the ratio.
+            ValueError: A chunk is empty or longer than the context, the window is not a multiple of the ratio, or a
+                pruning method is given for memory tokens.
             MemoryError: A single chunk does not fit on the device.
         """
-        ratio = ratio or self.memory.ratio
-        for number, chunk in enumerate(chunks):
-            if not chunk:
+        ratio, trained = ratio or self.memory.ratio, self.memory.trained
+        if trained and pruning != "attention":
+            raise ValueError(f"kv_pruning={pruning!r} is for stock models: memory tokens are trained")
+        again = self._repetition if pruning == "kvzip" and ratio > 1 else None
+        for number, tokens in enumerate(map(len, chunks)):
+            if not tokens:
                 raise ValueError(f"chunk {number} has no tokens")
-            carried = memory_count(len(chunk), ratio)
-            alone = len(self.lead) + len(chunk)
-            at_once = min(len(chunk), self.memory.window) + carried if self.memory.trained else alone
-            if at_once > self.context:
-                raise ValueError(f"chunk {number} of {len(chunk)} tokens is larger than the context of {self.context}")
-        if self.memory.trained and self.memory.window % ratio:
+            alone = len(self.lead) + tokens + (again.tokens(tokens) if again else 0)
+            taken = min(tokens, self.memory.window) + memory_count(tokens, ratio) if trained else alone
+            if taken > self.context:
+                raise ValueError(
+                    f"chunk {number} of {tokens} tokens takes {taken}: larger than the context of {self.context}"
+                )
+        if trained and self.memory.window % ratio:
             raise ValueError(f"ratio={ratio} must divide the window of {self.memory.window}")
-        states: dict[int, KVStates] = {}
-        for batch in batches([len(chunk) for chunk in chunks], COMPRESS_TOKENS.get(self.device.type, CPU_TOKENS)):
-            made = halving(
-                lambda part: self._compress(part, ratio), [chunks[i] for i in batch], "a chunk", self.release
-            )
-            states.update(zip(batch, made, strict=True))
-        return [states[i] for i in range(len(chunks))]
 
-    def _compress(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[KVStates]:
-        if not self.memory.trained:
-            return prune(self.decoder, self.rotary, chunks, ratio=ratio, lead=self.lead)
-        return compress(self.decoder, self.rotary, chunks, ratio=ratio, window=self.memory.window)
+        def run(rows: Sequence[int]) -> list[KVStates]:
+            own = [chunks[row] for row in rows]
+            if trained:
+                return compress(self.decoder, self.rotary, own, ratio=ratio, window=self.memory.window)
+            return prune(self.decoder, self.rotary, own, ratio=ratio, lead=self.lead, pruning=pruning, repetition=again)
+
+        return in_batches(run, list(map(len, chunks)), COMPRESS_TOKENS, self.device, "a chunk", self.release)
+
+    @cached_property
+    def _repetition(self) -> Repetition:
+        return Repetition(self.prompt)
 
     def read(
         self,
@@ -234,12 +244,9 @@ class Backbone(TokenCodec):
         return hidden if rest is prompts else aligned(hidden, prompts, rest)
 
     def _read(
-        self,
-        prompts: Sequence[Sequence[int]],
-        blocks: Blocks | None,
-        role: Role | None,
+        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, role: Role | None,
         start: int | Sequence[int] | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         prefix, layout = self._lay_out(prompts, blocks, start, 0)
         hidden: Tensor = self.decoder(layout.ids, PrefixContext(prefix, layout, self.rotary), role=role)
         return hidden
@@ -286,7 +293,7 @@ class Backbone(TokenCodec):
             return list(gate(self._read([probe] * len(rows), behind, "gate", first)[:, -1])[:, 0])
 
         sizes = [len(turn) + slots_of(row) for turn, row in zip(asked, blocks, strict=True)]
-        return torch.stack(self._in_batches(run, sizes, "a block with its question"))
+        return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its question", self.release))
 
     def odds(
         self,
@@ -319,16 +326,7 @@ class Backbone(TokenCodec):
             return list(logits[:, yes] - logits[:, no])
 
         sizes = [len(prompt) + slots_of(row) for prompt, row in zip(prompts, blocks, strict=True)]
-        return torch.stack(self._in_batches(run, sizes, "a block with its prompt"))
-
-    def _in_batches(
-        self, run: Callable[[Sequence[int]], list[Tensor]], sizes: Sequence[int], what: str
-    ) -> list[Tensor]:
-        """The results of `run` for all rows, in batches sized by their slots."""
-        made: dict[int, Tensor] = {}
-        for batch in batches(sizes, SCORE_SLOTS.get(self.device.type, CPU_TOKENS)):
-            made.update(zip(batch, halving(run, batch, what, self.release), strict=True))
-        return [made[row] for row in range(len(sizes))]
+        return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its prompt", self.release))
 
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
         """Prompts run with the gate's adapter, as KV states to put in front of blocks."""

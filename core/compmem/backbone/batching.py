@@ -1,7 +1,7 @@
 """Batches that fit: limited by a token budget, and halved when the device runs out of memory."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -26,6 +26,25 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         count = max(1, budget // width)
         yield order[:count]
         order = order[count:]
+
+
+def in_batches(
+    run: Callable[[Sequence[int]], list[Result]],
+    sizes: Sequence[int],
+    budgets: Mapping[str, int],
+    device: torch.device,
+    what: str,
+    release: Callable[[], None],
+) -> list[Result]:
+    """Results of `run`, which takes numbers of items, for all items of these sizes: in `batches`, with `halving`.
+
+    Raises:
+        MemoryError: A single item does not fit.
+    """
+    made: dict[int, Result] = {}
+    for batch in batches(sizes, budgets.get(device.type, CPU_TOKENS)):
+        made.update(zip(batch, halving(run, batch, what, release), strict=True))
+    return [made[number] for number in range(len(sizes))]
 
 
 def halving(

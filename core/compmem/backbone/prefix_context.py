@@ -112,13 +112,20 @@ class PrefixContext(Context):
         self._rotary = rotary
         self._last = int(layout.positions.max()) + 1
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
         """Attention of the prompts, each to its row's memory and itself."""
+        query, key, value = self.behind(layer, query, key, value)
+        return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
+
+    def behind(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The prompts' rotated queries; rotated keys, and values, of memory and prompts."""
         query, key = self.place(query, key)
         if self._prefix.longest:
             past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
             key, value = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
-        return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
+        return query, key, value
 
     def place(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys rotated to the prompts' positions."""

@@ -1,9 +1,13 @@
 """Compression without training: keep those of the chunk's own KV states that matter most to a later question.
 
-The question is not known yet. The model's queries over the chunk itself serve as samples of a later reader's queries,
-at positions directly after the chunk (similar to expected attention, 2510.00636, with samples instead of a normal
-distribution). The score of a state is the attention it would get, times the norm of its value. Each head of each layer
-keeps its own states.
+The question is not known yet. What its queries will attend to is estimated by one of these, as `KVPruning` names them:
+
+* `attention`: the model's queries over the chunk itself stand for a later reader's, at the position directly after the
+  chunk. The score of a state is the mean attention it gets from them, times the norm of its value.
+* `expected-attention`: a normal distribution stands for the queries; see `compmem.backbone.expected_attention`.
+* `kvzip`: the most attention a state gets while the model repeats the chunk; see `compmem.backbone.kvzip`.
+
+Each head of each layer keeps its own states, and all of them equally many.
 
 A chunk is read after the beginning of a chat turn, as it will be when it is recalled. Attention that finds nothing goes
 to the first tokens of a text (attention sinks, 2309.17453). With the prefix in front, these are not tokens of the
@@ -15,73 +19,109 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from compmem.backbone.attention import attention
+from compmem.backbone.attention import SINKS, attention
 from compmem.backbone.decoder import Context, Decoder
+from compmem.backbone.expected_attention import FUTURE, expected_attention
+from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.memory import memory_count
 from compmem.backbone.rotary import Rotary, rotate
+from compmem.config import KVPruning
 from compmem.schema import KVStates
 
-SINKS = 4
-"""First tokens that every head keeps if there is no prefix; fewer if a block is small."""
 SAMPLES = 64
 """Queries of the chunk that represent a reader's."""
 
 
 def prune(
-    decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, ratio: int, lead: Sequence[int] = ()
+    decoder: Decoder,
+    rotary: Rotary,
+    chunks: Sequence[Sequence[int]],
+    *,
+    ratio: int,
+    lead: Sequence[int] = (),
+    pruning: KVPruning = "attention",
+    repetition: Repetition | None = None,
 ) -> list[KVStates]:
-    """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order."""
+    """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order.
+
+    Args:
+        decoder: The stock model's layers.
+        rotary: Its positions.
+        chunks: Token ids of each chunk.
+        ratio: Tokens per state that is kept.
+        lead: Token ids of the prefix.
+        pruning: How importance is estimated.
+        repetition: The request to repeat a chunk; only for `kvzip`, and then needed.
+    """
     texts = [[*lead, *chunk] for chunk in chunks]
+    if repetition is not None and ratio > 1:
+        whole = prune(decoder, rotary, texts, ratio=1)
+        scores = repetition_scores(decoder, rotary, whole, chunks, repetition)
+        return [_pruned(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-    device = decoder.embed_tokens.weight.device
-    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers))
-    decoder(ids.to(device), context)
+    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers), pruning)
+    decoder(ids.to(decoder.embed_tokens.weight.device), context)
     states = []
     for chunk, layers in zip(chunks, zip(*context.kept, strict=True), strict=True):
-        keys, values, positions = (torch.stack(parts) for parts in zip(*layers, strict=True))
-        whole = positions.shape[2] == len(chunk)
-        states.append(KVStates(keys=keys, values=values, positions=None if whole else positions.int()))
+        keys, values, places = (torch.stack(parts) for parts in zip(*layers, strict=True))
+        states.append(_states(keys, values, places, len(chunk)))
     return states
 
 
 class _Scoring(Context):
     """Causal attention over prefix and chunks; selects the chunks' states to keep in each layer."""
 
-    def __init__(self, rotary: Rotary, lengths: Sequence[int], lead: int, ratio: int, layers: int) -> None:
+    def __init__(
+        self, rotary: Rotary, lengths: Sequence[int], lead: int, ratio: int, layers: int, pruning: KVPruning
+    ) -> None:
         self._rotary = rotary
         self._lengths = lengths
         self._lead = lead
         self._ratio = ratio
+        self._pruning = pruning
         self.kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
         """Keys, values and positions within the chunk of each row, by layer."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
-        cos, sin = self._rotary(key.shape[2] + 1, key)
-        rotated = rotate(key, cos[:-1], sin[:-1])
+        tables = self._rotary(key.shape[2] + FUTURE, key)
+        cos, sin = (table[: key.shape[2]] for table in tables)
+        rotated = rotate(key, cos, sin)
         self.kept[layer] = []
         for row, length in enumerate(self._lengths):
             mine = (key[row, :, self._lead : length], value[row, :, self._lead : length])
-            tokens = length - self._lead
-            count = memory_count(tokens, self._ratio)
-            places = torch.arange(tokens, device=key.device).expand(key.shape[1], -1)
-            if count < tokens:
-                behind = rotate(_samples(query[row, :, self._lead : length]), cos[length], sin[length])
-                expected = _expected(behind, rotated[row, :, :length], scale)[:, self._lead :]
-                score = expected * mine[1].norm(dim=-1)
-                if not self._lead:
-                    score[:, : min(SINKS, max(1, count // 4))] = torch.inf
-                places = score.topk(count, dim=-1).indices.sort(dim=-1).values
-                index = places[..., None].expand(-1, -1, key.shape[3])
-                mine = (mine[0].gather(1, index), mine[1].gather(1, index))
+            places = torch.arange(length - self._lead, device=key.device).expand(key.shape[1], -1)
+            if memory_count(length - self._lead, self._ratio) < length - self._lead:
+                coming = tuple(table[length : length + FUTURE] for table in tables)
+                expected = self._expected(query[row, :, self._lead : length], rotated[row, :, :length], coming, scale)
+                places = _best(expected * mine[1].norm(dim=-1), self._lead, self._ratio)
+                mine = (_at(mine[0], places), _at(mine[1], places))
             self.kept[layer].append((*mine, places))
         if layer == len(self.kept) - 1:
             return None
-        return attention(rotate(query, cos[:-1], sin[:-1]), rotated, value, scale=scale, dropout=dropout)
+        return attention(rotate(query, cos, sin), rotated, value, scale=scale, dropout=dropout)
+
+    def _expected(self, query: Tensor, key: Tensor, coming: tuple[Tensor, ...], scale: float) -> Tensor:
+        """Attention that the chunk's states may expect, `[kv_heads, tokens]`.
+
+        Args:
+            query: The chunk's queries before rotation, `[heads, tokens, head_dim]`.
+            key: Rotated keys of prefix and chunk, `[kv_heads, prefix + tokens, head_dim]`.
+            coming: Cosines and sines of the positions behind the chunk, `[positions, head_dim]` each.
+            scale: Factor of the scores.
+        """
+        cos, sin = coming
+        if self._pruning == "attention":
+            return _mean_attention(rotate(_samples(query), cos[0], sin[0]), key, scale)[:, self._lead :]
+        # As in kvpress, the first tokens take no part: neither their queries nor attention to them.
+        own = _sinks(query.shape[1], self._lead, self._ratio)
+        first = min(SINKS, self._lead) + own
+        return pad(expected_attention(query[:, own:], key[:, first:], cos, sin, scale), (first, 0))[:, self._lead :]
 
 
 def _samples(query: Tensor) -> Tensor:
@@ -90,8 +130,35 @@ def _samples(query: Tensor) -> Tensor:
     return query[:, ::step]
 
 
-def _expected(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def _mean_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Mean attention that keys `[kv_heads, tokens, head_dim]` get from the queries, `[kv_heads, tokens]`."""
     grouped = query.reshape(key.shape[0], -1, key.shape[2])
     weights = torch.softmax((grouped @ key.transpose(1, 2)).float() * scale, dim=-1)
     return weights.mean(dim=1).detach()
+
+
+def _sinks(tokens: int, lead: int, ratio: int) -> int:
+    """First tokens of a chunk that every head keeps."""
+    return 0 if lead else min(SINKS, max(1, memory_count(tokens, ratio) // 4))
+
+
+def _best(score: Tensor, lead: int, ratio: int) -> Tensor:
+    """Positions of the states that each head keeps, ascending, by the scores `[..., tokens]` of a chunk's states."""
+    tokens = score.shape[-1]
+    score[..., : _sinks(tokens, lead, ratio)] = torch.inf
+    return score.topk(memory_count(tokens, ratio), dim=-1).indices.sort(dim=-1).values
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """States `[..., tokens, head_dim]` at the positions `[..., kept]`."""
+    return states.gather(-2, places[..., None].expand(*places.shape, states.shape[-1]))
+
+
+def _pruned(whole: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
+    """The best of a chunk's states; `whole` are those of prefix and chunk."""
+    places = _best(score, lead, ratio)
+    return _states(_at(whole.keys[:, :, lead:], places), _at(whole.values[:, :, lead:], places), places, score.shape[2])
+
+
+def _states(keys: Tensor, values: Tensor, places: Tensor, tokens: int) -> KVStates:
+    return KVStates(keys=keys, values=values, positions=None if places.shape[2] == tokens else places.int())

@@ -44,6 +44,10 @@ def add(
     ratio: Annotated[
         int | None, typer.Option(help="Source tokens per memory token. Default: the checkpoint's own.")
     ] = None,
+    kv_pruning: Annotated[
+        str | None,
+        typer.Option(help="How a stock model's KV states are chosen: attention, kvzip or expected-attention."),
+    ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     shards: Annotated[
         int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
@@ -71,7 +75,8 @@ def add(
         raise typer.BadParameter("give --workers or --ray, not both")
     given = {
         "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
-        "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio, "kv": kv,
+        "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio,
+        "kv_pruning": kv_pruning, "kv": kv,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     errors: list[str] = []

@@ -7,6 +7,7 @@ from itertools import chain
 from torch import Tensor
 
 from compmem.backbone import Backbone, chunk_ids
+from compmem.config import KVPruning
 from compmem.encoder import LoadedEncoder, Parts
 from compmem.ingest.chunking import split
 from compmem.schema import Chunk, Document, MemoryBlock
@@ -37,6 +38,7 @@ class KVCompressor:
     backbone: Backbone
     ratio: int
     dense: DenseCompressor | None
+    pruning: KVPruning = "attention"
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order, with KV states moved off the device.
@@ -49,7 +51,8 @@ class KVCompressor:
         blocks: list[MemoryBlock] = []
         for at in range(0, len(bare), AT_ONCE):
             group = bare[at : at + AT_ONCE]
-            states = self.backbone.compress([chunk_ids(self.backbone, b.chunk) for b in group], ratio=self.ratio)
+            ids = [chunk_ids(self.backbone, b.chunk) for b in group]
+            states = self.backbone.compress(ids, ratio=self.ratio, pruning=self.pruning)
             blocks += [
                 replace(b, kv=replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)))
                 for b, s in zip(group, states, strict=True)

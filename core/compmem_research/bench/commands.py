@@ -154,8 +154,12 @@ def fusion(
         str, typer.Option(help="By comma; joined by + for several at once.")
     ] = "none,epic,prophetkv,cacheblend,graph-kv,ape,graph-kv+epic+prophetkv",
     ratios: Annotated[str, typer.Option(help="Source tokens per memory token, by comma.")] = "1,2,4,8",
+    pruning: Annotated[
+        str, typer.Option(help="How states are chosen, by comma: attention, kvzip, expected-attention.")
+    ] = "attention",
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
     limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
     share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.2,
     first: Annotated[int, typer.Option(help="First tokens of a block that EPIC computes again.")] = 16,
     seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
@@ -167,8 +171,8 @@ def fusion(
     from compmem_research.bench.fusion_report import COLUMNS, cells
 
     settings = Settings(
-        methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), blocks=blocks, limit=limit, share=share,
-        first=first, seed=seed,
+        methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
+        limit=limit, max_tokens=max_tokens, share=share, first=first, seed=seed,
     )  # fmt: skip
     result = measure(data, settings, Backbone.load(backbone), rows=out.with_suffix(".jsonl"), name=Path(backbone).name)
     table = Table(*COLUMNS, title=f"{result['data']}, {result['backbone']}")

@@ -16,11 +16,11 @@ from typing import Any, get_args
 import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
-from compmem.config import KVFusion
+from compmem.config import KVFusion, KVPruning
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import Row, Rows
-from compmem_research.bench.clock import Times, now
+from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.fusion_report import summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
@@ -40,6 +40,8 @@ class Settings:
     methods: tuple[str, ...]
     """Names of `KVFusion`, joined by + where several act at once."""
     ratios: tuple[int, ...] = (1, 2, 4, 8)
+    pruning: tuple[str, ...] = ("attention",)
+    """Names of `KVPruning`: how states are chosen at ratios above 1."""
     blocks: int = 5
     """Paragraphs that are recalled; at least the gold ones."""
     limit: int = 20
@@ -53,13 +55,16 @@ class Settings:
         for name in (name for method in self.methods for name in method.split("+")):
             if name not in get_args(KVFusion):
                 raise ValueError(f"unknown method {name!r}: there are {', '.join(get_args(KVFusion))}")
+        for name in self.pruning:
+            if name not in get_args(KVPruning):
+                raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
 
     def fingerprint(self, data: bytes, backbone: Backbone) -> str:
         """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
-        decisive = {k: v for k, v in asdict(self).items() if k not in ("methods", "ratios", "limit")}
+        decisive = {k: v for k, v in asdict(self).items() if k not in ("methods", "ratios", "pruning", "limit")}
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
@@ -86,21 +91,24 @@ def measure(data: Path, settings: Settings, backbone: Backbone, *, rows: Path, n
     kept, mark, asked = Rows.open(rows), settings.fingerprint(data.read_bytes(), backbone), set[tuple[str, str, str]]()
     for question in questions[: settings.limit]:
         answering = _Answering(backbone, settings, question, _recalled(corpus, question, settings))
-        for method, ratio in _systems(settings):
-            key = (mark, question.id, f"{method}@{ratio}")
+        for method, ratio, pruning in _systems(settings):
+            key = (mark, question.id, f"{method}@{ratio} {pruning}")
             asked.add(key)
             if key not in kept.done():
-                kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio)})
+                kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio, pruning)})
     return {
         "data": data.name.split(".")[0], "backbone": name, "settings": asdict(settings),
         "fusion": summary(kept.of(asked)),
     }  # fmt: skip
 
 
-def _systems(settings: Settings) -> Iterator[tuple[str, int]]:
-    """Each method with each ratio; text, which is not compressed, with ratio 0."""
-    yield "text", 0
-    yield from ((method, ratio) for ratio in settings.ratios for method in settings.methods)
+def _systems(settings: Settings) -> Iterator[tuple[str, int, KVPruning]]:
+    """Each method with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
+    yield "text", 0, "attention"
+    for ratio in settings.ratios:
+        wanted = settings.pruning if ratio > 1 else ("attention",)
+        for pruning in (name for name in get_args(KVPruning) if name in wanted):
+            yield from ((method, ratio, pruning) for method in settings.methods)
 
 
 def _recalled(corpus: Corpus, question: Question, settings: Settings) -> list[Chunk]:
@@ -125,13 +133,13 @@ class _Answering:
         self._asked = backbone.encode(question.question)
         self._texts = [chunk_ids(backbone, chunk) for chunk in chunks]
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
-        self._compressed: dict[int, list[KVStates]] = {}
+        self._compressed: dict[tuple[int, KVPruning], tuple[list[KVStates], Times]] = {}
 
-    def row(self, method: str, ratio: int) -> Row:
+    def row(self, method: str, ratio: int, pruning: KVPruning) -> Row:
         """What was answered, and what it took."""
         backbone = self._backbone
         with torch.inference_mode():
-            blocks = self._blocks(ratio) if ratio else []
+            blocks, compressing = self._blocks(ratio, pruning) if ratio else ([], none())
             began, prompt = now(), self._prompt
             if not ratio:
                 lead = len(backbone.lead)
@@ -150,9 +158,11 @@ class _Answering:
             seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
         answer = backbone.decode(written)
         return {
-            "id": self._question.id, "method": method, "ratio": ratio, "answer": " ".join(answer.split())[:KEPT],
+            "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning,
+            "answer": " ".join(answer.split())[:KEPT],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
-            "first_seconds": _seconds(first - began), "seconds": _seconds(seconds), "loss": loss,
+            "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),
+            "compress_seconds": _seconds(compressing), "loss": loss,
             "tokens": sum(map(len, self._texts)), "bytes": sum(map(_stored, blocks)),
         }  # fmt: skip
 
@@ -163,10 +173,13 @@ class _Answering:
         target = torch.tensor(answer, device=hidden.device)
         return round(float(torch.nn.functional.cross_entropy(self._backbone.logits(hidden).float(), target)), 4)
 
-    def _blocks(self, ratio: int) -> list[KVStates]:
-        if ratio not in self._compressed:
-            self._compressed = {ratio: self._backbone.compress(self._texts, ratio=ratio)}
-        return self._compressed[ratio]
+    def _blocks(self, ratio: int, pruning: KVPruning) -> tuple[list[KVStates], Times]:
+        """The blocks, and the time that it took to compress them."""
+        if (ratio, pruning) not in self._compressed:
+            began = now()
+            made = self._backbone.compress(self._texts, ratio=ratio, pruning=pruning)
+            self._compressed = {(ratio, pruning): (made, now() - began)}
+        return self._compressed[ratio, pruning]
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:
