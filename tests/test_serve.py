@@ -139,6 +139,50 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
     assert len(index) == 3
 
 
+@pytest.mark.parametrize("shards", [None, 2])
+async def test_processes_over_one_folder_see_each_others_documents_and_lose_none(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr("compmem.store.store.LOCK_SECONDS", 0.2)
+    encoder = HashEncoder()
+    with (
+        MemoryIndex.create(tmp_path / "index", IndexConfig(encoder=encoder), shards=shards) as one,
+        MemoryIndex.open(tmp_path / "index", encoder=encoder) as two,
+    ):
+        async with calling(one) as first, calling(two) as second:
+
+            async def add(client, number):
+                body = {"documents": [{"id": f"n{number}", "text": f"House {number} has {number} doors."}]}
+                while (reply := await client.post("/documents", json=body)).status_code == 503:
+                    assert reply.headers["Retry-After"] == "1"
+                    await asyncio.sleep(0.02)
+                return reply.json()["added"]
+
+            # Every document is sent to both.
+            added = await asyncio.gather(*(add(client, n) for n in range(8) for client in (first, second)))
+            assert sum(added) >= 8
+            for client in (first, second):
+                listed = (await client.get("/documents")).json()["documents"]
+                assert sorted(d["id"] for d in listed) == [f"n{n}" for n in range(8)]
+            assert (await first.delete("/documents/n3")).status_code == 200
+            found = await second.post("/recall", json={"question": "How many doors has House 3?"})
+            assert "n3" not in {r["document"] for r in found.json()["recalls"]}
+            # Who cannot write in time is told to try again, and nothing has changed.
+            with two.store.writing():
+                body = {"documents": [{"id": "late", "text": "Too late."}]}
+                assert (await first.post("/documents", json=body)).status_code == 503
+                assert (await first.delete("/documents/n4")).status_code == 503
+        assert sorted(d.id for d in one.documents()) == [f"n{n}" for n in range(8) if n != 3]
+        assert one.verify() == []
+
+
+async def test_a_read_only_server_changes_nothing(index):
+    async with calling(index, ADMIN, read_only=True) as client:
+        body = {"documents": [{"text": "New."}]}
+        replies = [await client.post("/documents", json=body), await client.delete("/documents/zoo")]
+        assert [r.status_code for r in replies] == [403, 403]
+        assert (await client.post("/recall", json={"question": QUESTION})).status_code == 200
+    assert len(index) == 3
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

@@ -31,6 +31,24 @@ def serve(
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
     processes: Annotated[int, typer.Option(help="Worker processes; each loads the models.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Serve on Ray Serve: on a cluster at auto or HOST:PORT, or on this machine alone.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Replicas on Ray Serve, each with the models and a CPU. Default: 2.")
+    ] = None,
+    read_only: Annotated[
+        bool,
+        typer.Option(
+            "--read-only",
+            help="Refuse to add and delete documents. Then replicas may be on all machines of a cluster, "
+            "each with a copy of the index.",
+        ),
+    ] = False,
     at_once: Annotated[
         int | None, typer.Option(help="Questions that a process answers at once. Default: one per core.")
     ] = None,
@@ -44,17 +62,27 @@ def serve(
     allow_download: AllowDownload = False,
 ) -> None:
     """Serve an index over HTTP: /v1/chat/completions as in the OpenAI API, /recall, /answer, /documents, /health."""
-    from compmem.serving.run import Settings, serve
+    from compmem.serving import run
 
+    if ray is None and replicas is not None:
+        raise typer.BadParameter("--replicas needs --ray")
+    if ray is not None and processes != 1:
+        raise typer.BadParameter("give --processes or --ray with --replicas, not both")
     limits = {
         "waiting": waiting, "wait_seconds": wait_seconds, "answer_seconds": answer_seconds, "body_bytes": body_bytes,
         **({} if at_once is None else {"at_once": at_once}),
     }  # fmt: skip
-    settings = Settings(
+    settings = run.Settings(
         index=str(index), tokens=None if tokens is None else str(tokens), chat=_chat(model, base_url, api_key_env),
-        device=device, allow_download=allow_download, processes=processes, limits=limits,
+        device=device, allow_download=allow_download, read_only=read_only, limits=limits,
+        processes=processes if ray is None else 2 if replicas is None else replicas,
     )  # fmt: skip
-    serve(settings, host, port)
+    if ray is None:
+        run.serve(settings, host, port)
+    else:
+        from compmem.serving import on_ray
+
+        on_ray.serve(settings, host, port, ray)
 
 
 @app.command()

@@ -49,6 +49,7 @@ def create_app(
     config: RecallConfig | None = None,
     limits: Limits | None = None,
     model: str = "compmem",
+    read_only: bool = False,
     **models: Unpack[AnswerModels],
 ) -> Starlette:
     """The ASGI application.
@@ -59,9 +60,10 @@ def create_app(
         config: How questions are answered.
         limits: Limits of a request.
         model: The name of the only model.
+        read_only: No document may be added or deleted, whatever a token allows.
         **models: Models that read and write answers; see `AnswerModels`.
     """
-    server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model, models)
+    server = _Server(index, tokens, config or RecallConfig(), limits or Limits(), model, read_only, models)
     routes = [
         Route("/health", server.health, methods=["GET"]),
         Route("/v1/models", server.route(server.models), methods=["GET"]),
@@ -87,9 +89,11 @@ class _Server:
         config: RecallConfig,
         limits: Limits,
         model: str,
+        read_only: bool,
         models: AnswerModels,
     ) -> None:
         self._models = models
+        self._read_only = read_only
         self._index = index
         self._tokens = tokens
         self._config = config if config.max_seconds is not None else config.replace(max_seconds=limits.answer_seconds)
@@ -186,7 +190,7 @@ class _Server:
 
     async def add(self, request: Request, mine: TenantIndex) -> Response:
         """Adds documents; unchanged ones cost nothing."""
-        _may_write(mine.tenant)
+        self._check_may_write(mine.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
         async with self._writing.turn():  # once begun, adding is finished even if the client disconnects
             added = await in_thread(mine.add, given)
@@ -194,12 +198,18 @@ class _Server:
 
     async def delete(self, request: Request, mine: TenantIndex) -> Response:
         """Deletes a document."""
-        _may_write(mine.tenant)
+        self._check_may_write(mine.tenant)
         async with self._writing.turn():
             deleted = await in_thread(mine.delete, request.path_params["id"])
         if not deleted:  # the same for an unknown id and for another tenant's
             raise HTTPException(404, "there is no document of this id")
         return JSONResponse({"deleted": 1})
+
+    def _check_may_write(self, tenant: Tenant) -> None:
+        if self._read_only:
+            raise HTTPException(403, "this server does not add or delete documents")
+        if not tenant.write:
+            raise HTTPException(403, "this token may not add or delete documents")
 
     async def _events(self, query: QuestionRequest, mine: TenantIndex) -> AsyncGenerator[Event, None]:
         """The events that answer a question, once it is its turn; closing the generator stops the work."""
@@ -309,11 +319,6 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _may_write(tenant: Tenant) -> None:
-    if not tenant.write:
-        raise HTTPException(403, "this token may not add or delete documents")
 
 
 def _refusal(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Runs the HTTP server: uvicorn, in one or several processes over the same folder."""
+"""Runs the HTTP server with uvicorn, in one or several processes over the same folder."""
 
 import json
 import os
@@ -20,6 +20,12 @@ from compmem.serving.tokens import Tokens
 TOKENS: Final = "COMPMEM_TOKENS"
 """Environment variable with the tokens, used if no file is given."""
 
+CONNECTIONS: Final = 1000
+"""Most requests that a process or replica holds, those that wait among them."""
+
+FINISH_SECONDS: Final = 10
+"""How long a server that was told to stop works on the requests that it has."""
+
 _SETTINGS: Final = "COMPMEM_SERVE_SETTINGS"
 
 
@@ -36,6 +42,9 @@ class Settings:
     device: str | None = None
     allow_download: bool = False
     processes: int = 1
+    """Processes or replicas, which share the cores of a machine."""
+    read_only: bool = False
+    """Refuse to add and delete documents."""
     limits: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -50,39 +59,58 @@ def serve(settings: Settings, host: str, port: int) -> None:
         import uvicorn
     except ImportError as error:
         raise ImportError('the server needs packages that are not installed: pip install "compmem[serve]"') from error
-    if settings.processes < 1:
-        raise ValueError(f"processes={settings.processes} must be 1 or more")
-    if _tokens(settings) is None and not _is_local(host):
-        raise ValueError(f"serving at {host!r} needs tokens: name a file with --tokens, or set {TOKENS}")
+    tokens = check_access(settings, host)
     shared: dict[str, Any] = {
-        "host": host, "port": port, "server_header": False, "limit_concurrency": 1000, "timeout_graceful_shutdown": 10,
+        "host": host, "port": port, "server_header": False, "limit_concurrency": CONNECTIONS,
+        "timeout_graceful_shutdown": FINISH_SECONDS,
     }  # fmt: skip
     if settings.processes == 1:
-        uvicorn.run(application(settings), **shared)
+        uvicorn.run(application(settings, open_index(settings), tokens), **shared)
         return
     os.environ[_SETTINGS] = json.dumps(asdict(settings))
     uvicorn.run("compmem.serving.run:of_environment", factory=True, workers=settings.processes, **shared)
 
 
-def application(settings: Settings) -> Any:
-    """The ASGI application for the folder in the settings, with loaded models."""
-    from compmem.serving.app import create_app
-
-    limits = Limits(**settings.limits)
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // (settings.processes * limits.at_once)))  # cores are divided among questions
+def open_index(settings: Settings) -> MemoryIndex:
+    """The index in the settings' folder, with loaded models; the cores are divided among the questions at work."""
+    cores, at_once = os.cpu_count() or 1, Limits(**settings.limits).at_once
+    torch.set_num_threads(max(1, cores // (settings.processes * at_once)))
     runtime = RuntimeConfig(device=settings.device)
     index = MemoryIndex.open(settings.index, runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:
         index.encoder.encode_query(["loads what the first question needs"])
         index.gate  # noqa: B018
+    return index
+
+
+def application(settings: Settings, index: MemoryIndex, tokens: Tokens | None) -> Any:
+    """The ASGI application over an open index."""
+    from compmem.serving.app import create_app
+
     models: AnswerModels = {} if settings.chat is None else {"chat": Endpoint(**settings.chat)}
-    return create_app(index, tokens=_tokens(settings), limits=limits, **models)
+    limits = Limits(**settings.limits)
+    return create_app(index, tokens=tokens, limits=limits, read_only=settings.read_only, **models)
 
 
 def of_environment() -> Any:
     """The application of one of several processes."""
-    return application(Settings(**json.loads(os.environ[_SETTINGS])))
+    settings = Settings(**json.loads(os.environ[_SETTINGS]))
+    return application(settings, open_index(settings), _tokens(settings))
+
+
+def check_access(settings: Settings, host: str) -> Tokens | None:
+    """Who may use the server; None for everyone on this machine.
+
+    Raises:
+        ValueError: Other machines could reach it without a token, or a token or the number of processes is invalid.
+        OSError: The file of the tokens cannot be read.
+    """
+    if settings.processes < 1:
+        raise ValueError(f"{settings.processes} processes: there must be 1 or more")
+    tokens = _tokens(settings)
+    if tokens is None and not _is_local(host):
+        raise ValueError(f"serving at {host!r} needs tokens: name a file with --tokens, or set {TOKENS}")
+    return tokens
 
 
 def _tokens(settings: Settings) -> Tokens | None:
