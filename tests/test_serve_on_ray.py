@@ -157,15 +157,16 @@ def test_replicas_are_one_server(cluster, folder, chat):
             totals = list(pool.map(lambda _: call("GET", "/documents", token=BLUE)[1]["total"], range(20)))
             assert totals == [20] * 20
             # A client that goes away stops the work.
-            asked = {"model": "compmem", "stream": True, "messages": [{"role": "user", "content": f"{QUESTION} forever"}]}
+            turns = [{"role": "user", "content": f"{QUESTION} forever"}]
+            asked = {"model": "compmem", "stream": True, "messages": turns}
             connection, reply = call.open("POST", "/v1/chat/completions", asked, RED)
             while b"word" not in reply.readline():
                 pass
             reply.close()
             connection.close()
             assert chat.stopped.wait(60)
-            with pytest.raises(ValueError, match="runs Ray Serve already"), on_ray.running(settings, TOKENS, "::1", port):
-                pass
+            with pytest.raises(ValueError, match="runs Ray Serve already"):
+                on_ray.running(settings, TOKENS, "127.0.0.1", port).__enter__()
             # A request at work is finished before the server ends.
             chat.writing.clear()
             last = pool.submit(call, "POST", "/answer", {"question": QUESTION}, RED)

@@ -278,7 +278,8 @@ def serve(
     index: Annotated[Path, typer.Option(help="Folder of the index to serve.")],
     data: Annotated[Path, typer.Option(help="Questions (JSONL).")],
     clients: Annotated[str, typer.Option(help="Numbers of concurrent clients, comma-separated.")] = "1,8,32,64",
-    processes: Annotated[str, typer.Option(help="Numbers of server processes, comma-separated.")] = "1,2",
+    processes: Annotated[str, typer.Option(help="Numbers of server processes, by comma; nothing for none.")] = "1,2",
+    replicas: Annotated[str, typer.Option(help="Numbers of replicas on Ray, by comma; nothing for none.")] = "2",
     requests: Annotated[int, typer.Option(help="Requests per level; at least two per client.")] = 64,
     out: Out = None,
     as_json: Json = False,
@@ -288,12 +289,12 @@ def serve(
     from compmem_research.tasks.multihop import read_lines
 
     questions = [line["question"] for _, line in read_lines(data, ("question",))]
-    levels = [[int(n) for n in given.split(",")] for given in (clients, processes)]
-    result = measure(index, questions, clients=levels[0], processes=levels[1], requests=requests)
-    table = Table("processes", "clients", "requests/s", "per processor second", "p50", "p95", "p99 (ms)", "refused")
+    levels, workers, on_ray = ([int(n) for n in _listed(given)] for given in (clients, processes, replicas))
+    result = measure(index, questions, clients=levels, processes=workers, replicas=on_ray, requests=requests)
+    table = Table("server", "clients", "requests/s", "per processor second", "p50", "p95", "p99 (ms)", "refused")
     for row in result["levels"]:
         rates = (row["requests_per_second"], row["requests_per_processor_second"])
-        shown = (row["processes"], row["clients"], *rates, *row["latency_ms"].values(), row["refused"])
+        shown = (f"{row['count']} {row['server']}", row["clients"], *rates, *row["latency_ms"].values(), row["refused"])
         table.add_row(*map(str, shown))
     _deliver(result, [table], out, as_json)
 

@@ -1,4 +1,4 @@
-"""Questions per second and latency of `compmem serve` on loopback, by number of concurrent clients."""
+"""Questions per second and latency of `compmem serve` on loopback, by number of clients, processes and replicas."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 from compmem_research.bench.clock import tree_seconds
 
-START_SECONDS = 180
+START_SECONDS = 600
 """Longest time to wait for a server to load its models."""
 
 
@@ -27,23 +27,27 @@ def measure(
     *,
     clients: Sequence[int] = (1, 8, 32, 64),
     processes: Sequence[int] = (1, 2),
+    replicas: Sequence[int] = (),
     requests: int = 64,
     path: str = "/answer",
 ) -> dict[str, Any]:
-    """Requests a second, latencies and processor time, for each number of processes and of clients.
+    """Requests a second, latencies and processor time, for each number of processes or replicas, and of clients.
 
     Args:
         index: Folder of the index.
         questions: The questions, used in turn; each level starts with other ones.
         clients: Numbers of concurrent clients; each waits for its answer before its next question.
         processes: Processes of the server.
+        replicas: Replicas on a Ray cluster of this machine.
         requests: Requests per level; at least two per client.
         path: The route: `/answer` or `/recall`.
     """
     asked = cycle(questions)
     rows = []
-    for count in processes:
-        with _serving(index, count) as (port, pid):
+    ways = [("processes", "--processes", n) for n in processes] + [("replicas", "--replicas", n) for n in replicas]
+    for name, option, count in ways:
+        ray = ["--ray", "local"] if name == "replicas" else []
+        with _serving(index, [*ray, option, str(count)]) as (port, pid):
             _ask(port, path, list(islice(asked, 4 * count)), 2 * count)  # loads what the first questions need
             for level in clients:
                 batch = list(islice(asked, max(requests, 2 * level)))
@@ -52,7 +56,7 @@ def measure(
                 outcomes = _ask(port, path, batch, level)
                 seconds = time.perf_counter() - began
                 spent = tree_seconds(pid) - before
-                about = {"processes": count, "clients": level, "machine_load": round(load, 1)}
+                about = {"server": name, "count": count, "clients": level, "machine_load": round(load, 1)}
                 rows.append(about | _summary(outcomes, seconds, spent))
     return {"index": index.name, "route": path, "levels": rows}
 
@@ -90,13 +94,13 @@ def _ask(port: int, path: str, questions: Sequence[str], clients: int) -> list[t
 
 
 @contextmanager
-def _serving(index: Path, processes: int) -> Iterator[tuple[int, int]]:
+def _serving(index: Path, how: Sequence[str]) -> Iterator[tuple[int, int]]:
     """A server on a free port; yields the port and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     start = [sys.executable, "-c", "from compmem.cli import main; main()", "serve", str(index)]
-    options = ["--port", str(port), "--processes", str(processes), "--wait-seconds", "600", "--answer-seconds", "300"]
-    with subprocess.Popen([*start, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:  # noqa: S603
+    options = ["--port", str(port), "--wait-seconds", "600", "--answer-seconds", "300"]
+    with subprocess.Popen([*start, *options, *how], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:  # noqa: S603
         try:
             _wait(port, server)
             yield port, server.pid
