@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
+from compmem.readers.identifiers import identifiers
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
@@ -92,3 +95,50 @@ def test_each_name_of_a_list_is_quoted_though_one_is_worded_otherwise():
     memory = asked.read("", WorkingMemory(), [block(f"Note {n}", text) for n, text in enumerate(said)]).memory
     answer = "".join(asked.write("", memory))
     assert [code for code in ("111", "222", "333", "444") if code in answer] == ["111", "222", "333", "444"]
+
+
+def by_words(number, *sentences):
+    """A block whose vectors are like no question: only its words count."""
+    found = block(number, *sentences)
+    return replace(found, vectors=np.zeros_like(found.vectors))
+
+
+CHAIN = [
+    by_words("1", "RUBY = 48213.", "The wind is mild."), by_words("2", "TOPAZ = RUBY.", "The road is long."),
+    by_words("3", "OPAL = TOPAZ.", "The tea is warm."), by_words("4", "JADE = QUARTZ.", "On it goes."),
+]  # fmt: skip
+
+
+def read_chain(order, blocks_with_a_term=2):
+    class Lexicon(Words):
+        def __len__(self):
+            return 1000
+
+        def document_frequency(self, terms):
+            return dict.fromkeys(terms, blocks_with_a_term)
+
+    question = "Which has 48213?"
+    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexicon()))
+    reading, memory = None, WorkingMemory()
+    for number in order:
+        reading = one.read(question, memory, [CHAIN[number]])
+        memory = reading.memory
+    return reading.update, "".join(one.write(question, memory))
+
+
+def test_identifiers_link_sentences_in_whatever_order_they_are_read():
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)):
+        _, said = read_chain(order)
+        assert all(link in said for link in ("RUBY = 48213", "TOPAZ = RUBY", "OPAL = TOPAZ")), order
+    assert read_chain((0, 1))[0]  # a linked sentence opens the update gate
+    assert not read_chain((0, 3))[0]
+
+
+def test_an_identifier_that_many_blocks_contain_links_nothing():
+    assert not read_chain((0, 1), blocks_with_a_term=5)[0]
+
+
+def test_identifiers_are_no_words_numbers_or_years():
+    assert identifiers("In 1984 NASA sold X_1, part 7B-A113 and FSQHZ; max_tokens is 12. Rome.") == {
+        "NASA", "X_1", "A113", "FSQHZ", "max_tokens"
+    }  # fmt: skip

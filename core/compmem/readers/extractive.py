@@ -1,11 +1,12 @@
 """The reader without a language model: it keeps the sentences that are relevant to the question and quotes them."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
+from compmem.readers.identifiers import IdentifierLinks
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import heading_over, terms, words
@@ -31,17 +32,26 @@ class ExtractiveReader:
     """Quotes sentences. Serves one question: it shares the analyser, and so the encoded question, with the gate."""
 
     analyzer: QueryAnalyzer
+    _links: IdentifierLinks = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_links", IdentifierLinks(self.analyzer))
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
-        """The memory plus the best sentences of these blocks; the gate decides when to stop."""
+        """The memory plus the best sentences of these blocks and linked ones; the gate decides when to stop."""
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
-        found = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
-        new = [e for e, line in found if line not in known]
+        best = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
+        new = [e for e, line in best if line not in known]
+        for block in blocks:
+            self._links.see(block.chunk)
+        linked = list(self._links.linked([*memory.evidence, *new]))
+        lines = dict.fromkeys([*(line for _, line in best), *(line_of(view, e) for e in linked)])
         kept = WorkingMemory(
-            text="\n".join([*filter(None, memory.text.split("\n")), *(line for _, line in found if line not in known)]),
-            evidence=(*memory.evidence, *new),
+            text="\n".join([*filter(None, memory.text.split("\n")), *(line for line in lines if line not in known)]),
+            evidence=(*memory.evidence, *new, *linked),
         )
+        new += linked
         return Reading(memory=kept, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:

@@ -111,6 +111,12 @@ class QueryAnalyzer:
         self._views.clear()
         self._names.clear()
 
+    def rarity(self, word: str) -> float:
+        """Inverse document frequency of a word's rarest term, in [0, 1]."""
+        found = terms(word)
+        frequency = self.lexicon.document_frequency(found)
+        return max((_idf(frequency.get(t, 0), len(self.lexicon)) for t in found), default=0.0)
+
     def _view(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)

@@ -1,0 +1,68 @@
+"""Sentences that an identifier links: `b = a` bears on a question about the value of `a`, though it shares no word."""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from compmem.retrieval.query import QueryAnalyzer
+from compmem.schema import Chunk, Evidence
+
+LEAST_RARITY = 0.7
+"""Inverse document frequency from which an identifier links sentences; in five of 1,000 blocks it is below that."""
+
+PER_BLOCK = 12
+"""Most sentences of one block that are linked."""
+
+_IDENTIFIER = re.compile(r"\b(?=\w{0,63}[A-Z_])(?=\w{0,63}[0-9_]|[A-Z]{3})[A-Za-z0-9_]{3,64}\b")
+
+
+def identifiers(text: str) -> set[str]:
+    """Variables, codes and part numbers in a text: with a digit or underscore, or in capitals; no plain numbers."""
+    return set(_IDENTIFIER.findall(text))
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifierLinks:
+    """Finds linked sentences for one question, in whatever order their blocks are read."""
+
+    analyzer: QueryAnalyzer
+    _sentences: dict[str, list[Evidence]] = field(default_factory=dict)
+    """The sentences of the blocks so far, by identifier."""
+    _seen: set[str] = field(default_factory=set)
+
+    def see(self, chunk: Chunk) -> None:
+        """Remembers the sentences of a block that contain identifiers."""
+        if chunk.id in self._seen:
+            return
+        self._seen.add(chunk.id)
+        left = PER_BLOCK
+        for a, b in chunk.sentences or ((0, len(chunk.text)),):
+            held = identifiers(chunk.text[a:b])
+            if held and left:
+                left -= 1
+                evidence = Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0)
+                for identifier in held:
+                    self._sentences.setdefault(identifier, []).append(evidence)
+
+    def linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
+        """The sentences that rare identifiers link to kept ones, directly or by other sentences.
+
+        Each has the score of the kept sentence. Those that are kept with that score already are left out.
+        """
+        best = {(e.chunk.id, e.start): e.score for e in kept}
+        asked = identifiers(self.analyzer.question)
+        waiting = deque(sorted(kept, key=lambda e: -e.score))
+        followed: set[str] = set()
+        while waiting:
+            source = waiting.popleft()
+            for identifier in sorted(identifiers(source.text) - asked - followed):
+                followed.add(identifier)
+                if self.analyzer.rarity(identifier) < LEAST_RARITY:
+                    continue
+                for found in self._sentences.get(identifier, ()):
+                    if best.get((found.chunk.id, found.start), -1.0) < source.score:
+                        best[found.chunk.id, found.start] = source.score
+                        link = replace(found, score=source.score)
+                        waiting.appendleft(link)
+                        yield link
