@@ -294,7 +294,13 @@ def serve(
     table = Table("server", "clients", "requests/s", "per processor second", "p50", "p95", "p99 (ms)", "refused")
     for row in result["levels"]:
         rates = (row["requests_per_second"], row["requests_per_processor_second"])
-        shown = (f"{row['count']} {row['server']}", row["clients"], *rates, *row["latency_ms"].values(), row["refused"])
+        shown = (
+            f"{row['server']}: {row['count']}",
+            row["clients"],
+            *rates,
+            *row["latency_ms"].values(),
+            row["refused"],
+        )
         table.add_row(*map(str, shown))
     _deliver(result, [table], out, as_json)
 

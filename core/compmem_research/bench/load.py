@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from compmem_research.bench.clock import tree_seconds
+
+NOTE = (
+    "Each client waits for its answer before its next question. The server and its clients shared one core with other "
+    "long runs, so more processes could not give more answers a second than the core allows, and the two kinds of "
+    "server met other minutes: compare answers a processor second, which count Ray's own processes too."
+)
+"""What a reader of a run has to know."""
 
 START_SECONDS = 600
 """Longest time to wait for a server to load its models."""
@@ -59,6 +66,18 @@ def measure(
                 about = {"server": name, "count": count, "clients": level, "machine_load": round(load, 1)}
                 rows.append(about | _summary(outcomes, seconds, spent))
     return {"index": index.name, "route": path, "levels": rows}
+
+
+def pages(run: Mapping[str, Any]) -> Iterator[str]:
+    """The run as a table in Markdown."""
+    yield "| server | clients | requests | not answered | answers/s | answers a processor second | p50, p95, p99 ms |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for row in run["levels"]:
+        latencies, lost = ", ".join(map(str, row["latency_ms"].values())), row["refused"] + row["failed"]
+        yield (
+            f"| {row['server']}: {row['count']} | {row['clients']} | {row['requests']} | {lost} "
+            f"| {row['requests_per_second']} | {row['requests_per_processor_second']} | {latencies} |"
+        )
 
 
 def _summary(outcomes: Sequence[tuple[int, float]], seconds: float, spent: float) -> dict[str, Any]:

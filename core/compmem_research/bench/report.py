@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench import answers_report, domains_report, fusion_report, plan, quality_report, sharded
+from compmem_research.bench import answers_report, domains_report, fusion_report, load, plan, quality_report, sharded
 from compmem_research.bench.retrieval import METRICS
 
 PUBLISHED = {
@@ -29,6 +29,7 @@ NOTES = {
         "Arithmetic and a seeded simulation, not a measurement. What it starts from and what it assumes is in the "
         "file, and explained in docs/scale.md."
     ),
+    "serve": load.NOTE,
     "sharded_few": sharded.NOTE,
     "sharded_many": sharded.NOTE,
     "speed_cpu": (
@@ -208,6 +209,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "ways": _ways,
     "plans": plan.pages,
     "sharded": sharded.pages,
+    "levels": load.pages,
 }
 """How a result is shown, by a key that only its kind has."""
 
