@@ -53,10 +53,11 @@ def prune(
         ratio: Tokens per state that is kept.
         lead: Token ids of the prefix.
         pruning: How importance is estimated.
-        repetition: The request to repeat a chunk; only for `kvzip`, and then needed.
+        repetition: The request to repeat a chunk, which `kvzip` needs above ratio 1.
     """
     texts = [[*lead, *chunk] for chunk in chunks]
-    if repetition is not None and ratio > 1:
+    if pruning == "kvzip" and ratio > 1:
+        assert repetition is not None, "KVzip needs the request to repeat"
         whole = prune(decoder, rotary, texts, ratio=1)
         scores = repetition_scores(decoder, rotary, whole, chunks, repetition)
         return [_pruned(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
