@@ -27,7 +27,7 @@ MOST_QUOTED = 12
 """Most sentences quoted in an answer if several are equally good."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ExtractiveReader:
     """Quotes sentences. Serves one question: it shares the analyser, and so the encoded question, with the gate."""
 
@@ -35,7 +35,7 @@ class ExtractiveReader:
     _links: IdentifierLinks = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_links", IdentifierLinks(self.analyzer))
+        self._links = IdentifierLinks(self.analyzer)
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The memory plus the best sentences of these blocks and linked ones; the gate decides when to stop."""

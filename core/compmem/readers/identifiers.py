@@ -4,6 +4,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence
@@ -30,25 +31,25 @@ class IdentifierLinks:
     _sentences: dict[str, list[Evidence]] = field(default_factory=dict)
     """The sentences of the blocks so far, by identifier."""
     _seen: set[str] = field(default_factory=set)
+    _rarity: dict[str, float] = field(default_factory=dict)
 
     def see(self, chunk: Chunk) -> None:
         """Remembers the sentences of a block that contain identifiers."""
         if chunk.id in self._seen:
             return
         self._seen.add(chunk.id)
-        left = PER_BLOCK
-        for a, b in chunk.sentences or ((0, len(chunk.text)),):
-            held = identifiers(chunk.text[a:b])
-            if held and left:
-                left -= 1
-                evidence = Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0)
-                for identifier in held:
-                    self._sentences.setdefault(identifier, []).append(evidence)
+        spans = chunk.sentences or ((0, len(chunk.text)),)
+        held = ((a, b, found) for a, b in spans if (found := identifiers(chunk.text[a:b])))
+        for a, b, found in islice(held, PER_BLOCK):
+            evidence = Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0)
+            for identifier in found:
+                self._sentences.setdefault(identifier, []).append(evidence)
 
     def linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
         """The sentences that rare identifiers link to kept ones, directly or by other sentences.
 
-        Each has the score of the kept sentence. Those that are kept with that score already are left out.
+        Each has the score of the kept sentence. Those that are kept with that score already are left out, and an
+        identifier that many blocks contain is not followed.
         """
         best = {(e.chunk.id, e.start): e.score for e in kept}
         asked = identifiers(self.analyzer.question)
@@ -58,11 +59,16 @@ class IdentifierLinks:
             source = waiting.popleft()
             for identifier in sorted(identifiers(source.text) - asked - followed):
                 followed.add(identifier)
-                if self.analyzer.rarity(identifier) < LEAST_RARITY:
-                    continue
-                for found in self._sentences.get(identifier, ()):
-                    if best.get((found.chunk.id, found.start), -1.0) < source.score:
+                there = self._sentences.get(identifier, ())
+                better = [e for e in there if best.get((e.chunk.id, e.start), -1.0) < source.score]
+                if better and self._rare(identifier):
+                    for found in better:
                         best[found.chunk.id, found.start] = source.score
                         link = replace(found, score=source.score)
                         waiting.appendleft(link)
                         yield link
+
+    def _rare(self, identifier: str) -> bool:
+        if identifier not in self._rarity:
+            self._rarity[identifier] = self.analyzer.rarity(identifier)
+        return self._rarity[identifier] >= LEAST_RARITY
