@@ -109,7 +109,7 @@ CHAIN = [
 ]  # fmt: skip
 
 
-def read_chain(order, blocks_with_a_term=2):
+def read_chain(order, blocks_with_a_term=2, chain=CHAIN):
     class Lexicon(Words):
         def __len__(self):
             return 1000
@@ -121,7 +121,7 @@ def read_chain(order, blocks_with_a_term=2):
     one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexicon()))
     reading, memory = None, WorkingMemory()
     for number in order:
-        reading = one.read(question, memory, [CHAIN[number]])
+        reading = one.read(question, memory, [chain[number]])
         memory = reading.memory
     return reading.update, "".join(one.write(question, memory))
 
@@ -132,6 +132,16 @@ def test_identifiers_link_sentences_in_whatever_order_they_are_read():
         assert all(link in said for link in ("RUBY = 48213", "TOPAZ = RUBY", "OPAL = TOPAZ")), order
     assert read_chain((0, 1))[0]  # a linked sentence opens the update gate
     assert not read_chain((0, 3))[0]
+
+
+def test_all_linked_sentences_of_a_block_are_quoted():
+    chain = [
+        by_words("1", "RUBY = 48213.", "The wind is mild."),
+        by_words("2", "TOPAZ = RUBY.", "OPAL = TOPAZ.", "On."),
+    ]
+    for order in ((0, 1), (1, 0)):
+        _, said = read_chain(order, chain=chain)
+        assert all(link in said for link in ("RUBY = 48213", "TOPAZ = RUBY", "OPAL = TOPAZ")), order
 
 
 def test_an_identifier_that_many_blocks_contain_links_nothing():

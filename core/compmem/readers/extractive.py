@@ -114,13 +114,19 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str])
 
 
 def _supporting(view: QueryState, evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The best sentence of each of the best chunks, in reading order; more if others are equally good."""
-    best: dict[str, Evidence] = {}
+    """The best sentences of each of the best chunks, in reading order; more if others are equally good.
+
+    A chunk has several best ones if identifiers link them, since a linked sentence has the score of the other.
+    """
+    best: dict[str, list[Evidence]] = {}
     for item in evidence:
-        held = best.get(item.chunk.id)
-        if held is None or (item.score, -len(item.text)) > (held.score, -len(held.text)):
-            best[item.chunk.id] = item
-    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
+        held = best.setdefault(item.chunk.id, [item])
+        if item.score > held[0].score:
+            best[item.chunk.id] = [item]
+        elif item.score == held[0].score and all(e.start != item.start for e in held):
+            held.append(item)
+    every = [e for held in best.values() for e in held]
+    ranked = sorted(every, key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {id(e) for e in [*ranked[:QUOTED], *others]}
-    return [e for e in best.values() if id(e) in chosen]
+    return [e for e in every if id(e) in chosen]
