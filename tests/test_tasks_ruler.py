@@ -99,12 +99,12 @@ def test_noise_is_one_paragraph_again_and_again(ruler):
     sample = ruler.sample("niah_single_1", 2000, 0)
     lines = Counter(sample.documents[0].text.split("\n"))
     assert len(lines) == 2
-    assert lines[TEMPLATES["eval"].noise] == lines.total() - 1 > 20
+    assert lines[TEMPLATES["eval"].noise[0]] == lines.total() - 1 > 20
 
 
 def test_variables_are_copied_in_order(ruler):
     for sample in ruler.samples("vt", 3000, 5):
-        lines = [line for line in sample.documents[0].text.split("\n") if line != TEMPLATES["eval"].noise]
+        lines = [line for line in sample.documents[0].text.split("\n") if line != TEMPLATES["eval"].noise[0]]
         names = sample.answers
         assert len(set(names)) == 5
         assert all(re.fullmatch("[A-Z]{5}", n) for n in names)
@@ -167,8 +167,9 @@ def test_splits_share_no_keys_values_words_templates_or_noise(filler):
     def told(split):
         t = TEMPLATES[split]
         many = (t.needles, t.asks_one, t.asks_all, t.asks_variables, t.asks_common, t.asks_coded)
-        sentences = re.split(r"(?<=\.) ", t.noise)
-        return {*sentences, t.keyword, *(text for texts in many for text in texts)}
+        sentences = [s for noise in t.noise for s in re.split(r"(?<=\.) ", noise)]
+        assigned = [text for pair in t.assignments for text in pair]
+        return {*sentences, *assigned, *(text for texts in many for text in texts)}
 
     assert not told("train") & told("eval")
 

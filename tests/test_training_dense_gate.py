@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from random import Random
 
@@ -22,12 +23,20 @@ from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, fit
 from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
 from compmem_research.training.dense_gate.networks import list_loss, weights_of
 from compmem_research.training.dense_gate.pages import bodies, docstrings, sections, topics
-from compmem_research.training.dense_gate.sets import abstracts_in_parts, abstracts_titled, joined, reports, single
+from compmem_research.training.dense_gate.sets import (
+    abstracts_in_parts,
+    abstracts_titled,
+    joined,
+    reports,
+    single,
+    tiny_indexes,
+    tiny_single,
+)
 from compmem_research.training.dense_gate.sources import Source, sources
 from compmem_research.training.dense_gate.states import State, recall_loop
 from compmem_research.training.dense_gate.styles import restyle
 from compmem_research.training.dense_gate.thresholds import refusing
-from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
+from compmem_research.training.dense_gate.variants import later_of_few, of_few, weakened, without_relevant
 from compmem_research.training.engine.settings import read_settings
 from tests.hashing import HashEncoder
 from tests.test_tasks import write
@@ -55,6 +64,10 @@ def facts(group, hops):
         yield Collection(documents=passages(texts), queries=queries, restyled=0.5)
 
     return Source(f"facts{hops}", group, collections)
+
+
+def chunks_of(document):
+    return [dataclasses.replace(chunk, document_id=document.id) for chunk in document.chunks]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +157,18 @@ def test_a_small_index_has_every_block_among_its_nearest():
         none = of_few(look, np.random.default_rng(seed), answered=False)
         assert not none.relevant.any()
         assert len(none.blocks) >= 1
+
+
+def test_a_later_pass_over_a_few_blocks_is_over_those_of_its_first_pass():
+    look, later = look_of([1, 1, *[0] * 30], dense=[0] * 32), look_of([1, *[0] * 30])
+    later = dataclasses.replace(later, blocks=later.blocks + 1)  # the first block was read
+    for seed in range(20):
+        few, late = later_of_few(look, later, np.random.default_rng(seed))
+        assert few.relevant.sum() == 2
+        assert late.relevant.sum() == 1
+        assert set(late.blocks) == set(few.blocks) - {look.blocks[0]}
+        assert 3 <= len(few.blocks) <= 9
+        assert sorted(few.search_ranks.dense.tolist()) == list(range(1, len(few.blocks) + 1))
 
 
 def test_a_weak_search_is_weak_in_features_and_ranks_and_leaves_the_look_alone():
@@ -316,7 +341,7 @@ def test_the_command_trains_from_files_to_weights(tmp_path):
     assert (gate.threshold, gate.more_threshold) == (0.2, 0.05)
     assert gate.found_threshold == report["found_threshold"]
     assert sorted(p.name for p in (tmp_path / "states").iterdir()) == [
-        "clapnq.safetensors", "multihop.safetensors", "small.safetensors"
+        "clapnq.safetensors", "multihop.safetensors", "small.safetensors", "tiny.safetensors"
     ]  # fmt: skip
 
 
@@ -436,6 +461,53 @@ def test_every_index_of_a_source_is_encoded_alike_by_an_encoder_loaded_once(monk
     assert len(loaded) == 1
     assert len(looks) == 3
     assert all(np.array_equal(look, looks[0]) for look in looks)
+
+
+def test_tiny_indexes_hold_the_relevant_texts_and_a_few_others(tmp_path):
+    asked = [
+        {
+            "id": f"q{n}", "question": f"Who insures what {name} rents?", "answer": "Lloyd",
+            "paragraphs": [
+                {"title": name, "sentences": [f"{name} rents {name} House."], "supporting": [0]},
+                {"title": f"{name} House", "sentences": ["It is insured by Lloyd."], "supporting": [0]},
+                {"title": f"{name} Zoo", "sentences": ["Animals live there."], "supporting": []},
+            ],
+        }
+        for n, name in enumerate(NAMES)
+    ]  # fmt: skip
+    made = list(tiny_indexes(write(tmp_path / "hops.jsonl", *asked), len(asked)))
+    assert len(made) == len(asked)
+    sizes, titled = set(), set()
+    for collection in made:
+        (query,) = collection.queries
+        name = re.search(r"what (\w+) rents", query.text)[1]
+        relevant = [c.text for d in collection.documents for c in chunks_of(d) if query.relevant(c)]
+        assert f"{name} rents {name} House." in relevant
+        assert len(relevant) == 2
+        assert query.chained
+        sizes.add(len(collection.documents))
+        titled.add(all(d.title for d in collection.documents))
+    assert min(sizes) <= 3
+    assert max(sizes) <= 6
+    assert titled == {True, False}
+
+
+def test_some_tiny_indexes_have_no_answer(tmp_path):
+    asked = [
+        {"id": name, "dataset": "nq_qed", "context": f"{name} is red.", "question": f"What is {name}?",
+         "answer": "red", "start": -1}
+        for name in NAMES
+    ]  # fmt: skip
+    made = list(tiny_single(write(tmp_path / "single.jsonl", *asked), ["nq_qed"], len(asked)))
+    assert len(made) == len(asked)
+    answered = Counter()
+    for collection in made:
+        (query,) = collection.queries
+        relevant = [c.text for d in collection.documents for c in chunks_of(d) if query.relevant(c)]
+        assert relevant in ([], [f"{query.text[8:-1]} is red."])
+        assert 1 <= len(collection.documents) <= 5
+        answered[bool(relevant)] += 1
+    assert answered[True] > answered[False] > 0
 
 
 def test_what_plain_search_says_is_added_to_what_is_learned(asked, tmp_path):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise, repeat
 from random import Random
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 from uuid import UUID
 
 from compmem.schema import Document
@@ -37,6 +37,7 @@ RulerTask = Literal[
 ]  # fmt: skip
 
 _Thing = Literal["word", "number", "uuid"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +78,12 @@ _CODED_LETTERS, _CODED_WORDS, _ALPHA = 6, 2000, 2.0
 class Templates:
     """The wordings of the tasks; a sample uses one of each kind."""
 
-    noise: str
+    noise: tuple[str, ...]
     needles: tuple[str, ...]
     asks_one: tuple[str, ...]
     asks_all: tuple[str, ...]
-    keyword: str
-    """The beginning of an assignment in variable tracking."""
+    assignments: tuple[tuple[str, str], ...]
+    """The first assignment of a chain in variable tracking, and those that copy a variable."""
     asks_variables: tuple[str, ...]
     asks_common: tuple[str, ...]
     asks_coded: tuple[str, ...]
@@ -90,7 +91,14 @@ class Templates:
 
 TEMPLATES: dict[Split, Templates] = {
     "train": Templates(
-        noise="The wind is mild. The road is long. The tea is warm. On it goes. Round and round once more.",
+        noise=(
+            "The wind is mild. The road is long. The tea is warm. On it goes. Round and round once more.",
+            "Leaves fall. Clocks tick on the wall, and nobody counts the hours. The kettle sings again.",
+            "Snow lies on the roof. A dog barks far away. Morning comes, then noon, then evening.",
+            "She waits at the station. The train is late. Another train passes by without a stop.",
+            "A door opens and shuts. Someone hums a tune. The stairs lead to the next floor.",
+            "Waves roll in and roll out. Gulls cry above the pier. The sand dries in the sun.",
+        ),
         needles=(
             "The hidden {thing} of {key} is {value}.",
             "{value} is the hidden {thing} of {key}.",
@@ -117,17 +125,43 @@ TEMPLATES: dict[Split, Templates] = {
             "What hidden {thing}s does {key} have?",
             "Find all the hidden {thing}s given to {key}.",
         ),
-        keyword="LET",
-        asks_variables=("Which variables have the value {value}?", "List each variable whose value is {value}."),
-        asks_common=("Which {count} words stand in the list most often?",),
-        asks_coded=("Which {count} coded words stand in the text most often? Dots do not count.",),
+        assignments=(
+            ("LET {new} = {old}", "LET {new} = LET {old}"),
+            ("SET {new} = {old}", "SET {new} = SET {old}"),
+            ("DEFINE {new} = {old}", "DEFINE {new} = {old}"),
+            ("{new} := {old}", "{new} := {old}"),
+            ("ASSIGN {new} = {old}", "ASSIGN {new} = ASSIGN {old}"),
+            ("const {new} = {old};", "const {new} = {old};"),
+            ("STORE {old} IN {new}", "STORE {old} IN {new}"),
+            ("NUM {new} = {old}", "NUM {new} = NUM {old}"),
+        ),
+        asks_variables=(
+            "Which variables have the value {value}?",
+            "List each variable whose value is {value}.",
+            "Find every variable that equals {value}.",
+            "Name all variables to which {value} was assigned, directly or by another variable.",
+            "What variables contain {value}?",
+            "Give the names of all variables set to {value}.",
+            "Which of the variables in the text end up as {value}?",
+            "The value {value} is held by which variables?",
+        ),
+        asks_common=(
+            "Which {count} words stand in the list most often?",
+            "Name the {count} words that occur most often in this list.",
+            "Find the {count} words with the highest counts in the numbered list.",
+        ),
+        asks_coded=(
+            "Which {count} coded words stand in the text most often? Dots do not count.",
+            "Name the {count} coded words with the highest counts, without the dots.",
+            "Ignore the dots: which {count} coded words occur most often?",
+        ),
     ),
     "eval": Templates(
-        noise="The lamp is low. The river is slow. The bread is fresh. So it stays. Up the hill and down again.",
+        noise=("The lamp is low. The river is slow. The bread is fresh. So it stays. Up the hill and down again.",),
         needles=("One hidden {thing} that belongs to {key} is: {value}.",),
         asks_one=("Which hidden {thing} belongs to {key}?",),
         asks_all=("What are all the hidden {thing}s that belong to {key}?",),
-        keyword="VAR",
+        assignments=(("VAR {new} = {old}", "VAR {new} = VAR {old}"),),
         asks_variables=("What are all the variables that hold the value {value}?",),
         asks_common=("What are the {count} most common words of the list above?",),
         asks_coded=("Dots aside, what are the {count} most frequent words of the coded text above?",),
@@ -229,7 +263,7 @@ class Ruler:
             documents, spans = plant(pieces, needles, rng, apart=len(needles))
             return documents, spans, own + sum(p.tokens for p in pieces)
         if kind.haystack == "noise":
-            return self._in_lines(needles, repeat(self._templates.noise), tokens, rng)
+            return self._in_lines(needles, repeat(_one_of(self._templates.noise, rng)), tokens, rng)
         keys, values = self._others(kind.key, rng, shut), self._others(kind.value, rng, shut)
         others = (template.format(thing=_noun(kind.value), key=k, value=v) for k, v in zip(keys, values, strict=False))
         return self._in_lines(needles, others, tokens, rng)
@@ -269,10 +303,11 @@ class Ruler:
     def _variables(self, tokens: int, rng: Random) -> Sample:
         names = self._distinct_of(lambda: "".join(rng.choices(string.ascii_uppercase, k=5)), _CHAIN_COPIES + 1)
         value = self._distinct_of(lambda: str(rng.randint(10_000, 99_999)), 1)[0]
-        keyword = self._templates.keyword
-        said = [f"{keyword} {names[0]} = {value}"]
-        said += [f"{keyword} {new} = {keyword} {old}" for old, new in pairwise(names)]
-        documents, spans, used = self._in_lines(said, repeat(self._templates.noise), tokens, rng)
+        first, copy = _one_of(self._templates.assignments, rng)
+        said = [first.format(new=names[0], old=value)]
+        said += [copy.format(new=new, old=old) for old, new in pairwise(names)]
+        noise = _one_of(self._templates.noise, rng)
+        documents, spans, used = self._in_lines(said, repeat(noise), tokens, rng)
         question = rng.choice(self._templates.asks_variables).format(value=value)
         return _sample(question, names, documents, spans, used)
 
@@ -371,6 +406,11 @@ def _thing(kind: _Thing, rng: Random) -> str:
 
 def _noun(kind: _Thing) -> str:
     return "code" if kind == "uuid" else kind
+
+
+def _one_of(wordings: Sequence[_T], rng: Random) -> _T:
+    """One of them; a single one takes no random number, so its samples stay as they are."""
+    return wordings[0] if len(wordings) == 1 else rng.choice(wordings)
 
 
 def _listed(keys: Sequence[str]) -> str:

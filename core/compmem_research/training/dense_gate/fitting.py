@@ -16,7 +16,7 @@ from compmem.schema import Vectors
 from compmem_research.training.dense_gate.networks import Judged, Ranked, block_logits, fit_judged, fit_lists
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.states import Labels, QueryStates, State
-from compmem_research.training.dense_gate.variants import of_few, weakened, without_relevant
+from compmem_research.training.dense_gate.variants import later_of_few, of_few, weakened, without_relevant
 from compmem_research.training.gating.calibration import platt
 
 _UNANSWERED = 0.25
@@ -24,6 +24,8 @@ _UNANSWERED = 0.25
 _FEW, _FEW_ANSWERED = 0.2, 0.8
 """Share of first passes also used as in an index of a few documents, and of those the share with relevant blocks."""
 _FEW_JUDGED = 0.3
+_FEW_LATER = 0.3
+"""Share of later passes that are also used as in an index of a few documents."""
 _WEAKENED_FROM = 9
 """Least number of blocks in a list for a weakened search."""
 _LATER_EPOCHS = 1.25
@@ -66,9 +68,10 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> tuple
     enough = _enough(settings.threshold, calibration[0])
 
     later = [[(_later(s, a.look, said[id(a)]), s, a.part) for a in half for s in a.later] for half in halves]
+    few = [_few_later(settings, half, firsts[n]) for n, half in enumerate(halves)]
     judged = [judged_queries(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
     for n in (0, 1):
-        network = _fit_later(settings, later[1 - n], heads=1)
+        network = _fit_later(settings, [*later[1 - n], *few[1 - n]], heads=1)
         held.later += [(block_logits(network, x, s.rows)[0], s.relevant) for x, s, _ in later[n]]
         of_question = fit_judged(settings, judged[1 - n], heads=1)
         held.judged += zip(judged[n], query_logits(of_question, judged[n]), strict=True)
@@ -77,7 +80,7 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> tuple
     calibration += [_platt(held.later), _platt(more), _platt(found)]
 
     head.first = fit_first(settings, asked, heads=settings.heads)
-    head.later = _fit_later(settings, [*later[0], *later[1]], heads=settings.heads)
+    head.later = _fit_later(settings, [*later[0], *later[1], *few[0], *few[1]], heads=settings.heads)
     head.question = fit_judged(settings, [*judged[0], *judged[1]], heads=settings.heads)
     head.calibration.copy_(torch.tensor(calibration))
     return head.eval(), held
@@ -107,7 +110,25 @@ def fit_first(settings: DenseGateTraining, asked: Sequence[QueryStates], heads: 
     return network
 
 
-def _fit_later(settings: DenseGateTraining, later: Sequence[tuple[Vectors, State, str]], heads: int) -> Network:
+_Later = tuple[Vectors, State, str]
+"""The features of a later pass, the pass, and its part of a source."""
+
+
+def _few_later(settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network) -> list[_Later]:
+    """Some of the later passes as in an index of a few documents, scored by a network not trained on them."""
+    rng = np.random.default_rng(settings.seed)
+    found: list[_Later] = []
+    for a in asked:
+        for state in a.later:
+            if rng.random() < _FEW_LATER:
+                look, few = later_of_few(a.look, state, rng)
+                if len(look.blocks) and len(few.blocks):
+                    said, _ = block_logits(first, look.first, look.rows)
+                    found.append((_later(few, look, said), few, a.part))
+    return found
+
+
+def _fit_later(settings: DenseGateTraining, later: Sequence[_Later], heads: int) -> Network:
     ranked = [Ranked(features, state.rows, state.relevant, part) for features, state, part in later]
     return fit_lists(settings, ranked, max(round(_LATER_EPOCHS * settings.epochs), 1), heads)
 

@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +16,8 @@ SMALL = (1, 5, 25)
 """Numbers of questions whose own paragraphs make a small index, used in turn."""
 PER_SMALL = 12
 """Most questions to one small index."""
+_TINY, _TINY_UNANSWERED = 4, 0.25
+"""Most other texts in a tiny index; share of its single questions whose text is not there."""
 _AN_ABSTRACT_SAYS = (40, 400)
 """Characters of a first sentence of conclusions that may describe its abstract."""
 
@@ -187,6 +190,37 @@ def small_indexes(file: Path, most: int) -> Iterator[Collection]:
         held = sorted(frozenset[int]().union(*(q.own for q in group)))
         queries = [_chained(q, part="small") for q in asked]
         yield Collection(documents=[documents[n] for n in held], queries=queries, restyled=0.1)
+
+
+def tiny_indexes(file: Path, most: int) -> Iterator[Collection]:
+    """The same questions, each in an index of its relevant paragraphs and at most a few others, half without titles.
+
+    In so few blocks every word is rare and each rank is near the best, so the features differ from those of large ones.
+    """
+    corpus, rng = read_corpus(file), Random(4)
+    for question in rng.sample(corpus.questions, min(most, len(corpus.questions))):
+        held = {*question.gold, *rng.sample(range(len(corpus.passages)), rng.randint(0, _TINY))}
+        documents = [corpus.passages[n] for n in sorted(held)]
+        titled = rng.random() < 0.5
+        places = {n: place for place, n in enumerate(sorted(held))}
+        query = _chained(question, part="tiny")
+        query = replace(query, relevant=among({places[n] for n in question.gold}))
+        yield Collection(documents=passages([(p.title if titled else "", p.text) for p in documents]), queries=[query])
+
+
+def tiny_single(file: Path, datasets: Sequence[str], most: int) -> Iterator[Collection]:
+    """Questions about one text each, in an index of at most a few texts; for some of them its text is not there."""
+    rng = Random("tiny")
+    asked = [q for q in read_singlehop(file) if q.dataset in datasets]
+    for question in rng.sample(asked, min(most, len(asked))):
+        others = [q.context for q in rng.sample(asked, rng.randint(1, _TINY)) if q.context != question.context]
+        texts = others if others and rng.random() < _TINY_UNANSWERED else [*others, question.context]
+        rng.shuffle(texts)
+        relevant = among({n for n, text in enumerate(texts) if text == question.context})
+        yield Collection(
+            documents=passages([("", text) for text in texts]),
+            queries=[Query(text=question.question, relevant=relevant)],
+        )
 
 
 def _chained(question: Question, part: str = "") -> Query:

@@ -66,6 +66,10 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         several = partial(sets.several_hops, file, distractors, most)
         add("multihop", "multihop", several, file, *filter(None, [distractors]))
         add("small", "multihop", partial(sets.small_indexes, file, most), file)
+        add("tiny", "multihop", partial(sets.tiny_indexes, file, most), file)
+    if file := settings.singlehop:
+        made = partial(sets.tiny_single, file, tuple(SINGLE), most)
+        found.append(Source("tiny_single", "tiny_single", made, (file,), tuple(dict.fromkeys(SINGLE.values()))))
     if settings.singlehop and distractors:
         made = partial(synthetic.composed, settings.singlehop, distractors, most)
         of = tuple(SINGLE[name] for name in synthetic.COMPOSED_OF)

@@ -20,9 +20,13 @@ COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")
 
 TASKS: tuple[tuple[RulerTask, int], ...] = (
     ("niah_multivalue", 20), ("niah_multiquery", 20), ("vt", 36), ("niah_single_2", 6), ("niah_multikey_1", 10),
-    ("niah_multikey_2", 8),
+    ("niah_multikey_2", 8), ("cwe", 3), ("fwe", 3),
 )  # fmt: skip
-"""Tasks of RULER, and how many of a hundred samples are of each."""
+"""Tasks of RULER, and how many samples of each there are to a hundred questions of another source."""
+
+_COUNTED = ("cwe", "fwe")
+"""Tasks that need the whole text."""
+
 
 _TOKENS = (3000, 7000, 12000)
 _FILLING = 2500
@@ -46,8 +50,12 @@ def needles(pages: Path | None, most: int) -> Iterator[Collection]:
     for task, share in TASKS:
         for number in range(max(round(share * most / 100), 1)):
             sample = ruler.sample(task, _TOKENS[number % len(_TOKENS)], number)
-            chained = task == "vt"
-            yield _of_sample(sample.joined() if number % 2 else sample, f"ruler_{task}", chained=chained)
+            sample, part = sample.joined() if number % 2 else sample, f"ruler_{task}"
+            if task in _COUNTED:
+                query = Query(text=sample.question, relevant=lambda chunk: True, part=part)
+                yield Collection(documents=sample.documents, queries=[query])
+            else:
+                yield _of_sample(sample, part, chained=task == "vt")
 
 
 def worlds(pages: Path | None, most: int) -> Iterator[Collection]:

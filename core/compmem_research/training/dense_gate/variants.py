@@ -39,10 +39,15 @@ def of_few(look: State, rng: np.random.Generator, *, answered: bool) -> State | 
     keep[rng.choice(others, min(count, len(others)), replace=False)] = True
     if not keep.any():
         return None
-    few = among(look, keep)
-    return State(
-        few.own, few.rows, few.blocks, few.relevant, _dense_from(few, few.own)
-    )  # all of a few blocks are found
+    return _all_found(among(look, keep))
+
+
+def later_of_few(look: State, later: State, rng: np.random.Generator) -> tuple[State, State]:
+    """A first pass and a later one over the relevant blocks and a few others of both."""
+    ids = np.intersect1d(look.blocks[look.relevant == 0], later.blocks[later.relevant == 0])
+    kept = rng.choice(ids, min(int(rng.integers(1, _FEW)), len(ids)), replace=False)
+    few, late = (among(state, (state.relevant > 0) | np.isin(state.blocks, kept)) for state in (look, later))
+    return _all_found(few), late
 
 
 def among(look: State, keep: NDArray[np.bool_]) -> State:
@@ -74,6 +79,11 @@ def weakened(look: State, rng: np.random.Generator) -> State:
         score[blocks] = score[rng.permutation(len(score))][blocks]
     bm25 = np.where(score > 0, rank_of(score) + 1, 0)
     return State(own, look.rows, look.blocks, look.relevant, SearchRanks(look.search_ranks.dense, bm25, score))
+
+
+def _all_found(few: State) -> State:
+    """The pass over a few blocks, all of which are among the nearest."""
+    return State(few.own, few.rows, few.blocks, few.relevant, _dense_from(few, few.own))
 
 
 def _dense_from(look: State, own: NDArray[np.float32]) -> SearchRanks:
