@@ -211,6 +211,25 @@ def scale(
 
 
 @app.command()
+def latency(
+    chunks: Annotated[str, typer.Option(help="Numbers of made-up blocks, by comma.")] = "100000,1000000",
+    shards: Annotated[str, typer.Option(help="Numbers of shards, by comma; 1 is one folder.")] = "1,8",
+    questions: Annotated[int, typer.Option(help="Timed questions of each kind.")] = 60,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Time of one pass and of four steps of the loop over large indexes, in one folder and in shards."""
+    from compmem_research.bench.latency import COLUMNS, cells, measure
+
+    counts, parts = ([int(n) for n in _listed(given)] for given in (chunks, shards))
+    result = measure(chunks=counts, shards=parts, questions=questions)
+    table = Table(*COLUMNS, title="made-up blocks, random vectors")
+    for row in result["latency"]:
+        table.add_row(*cells(row))
+    _deliver(result, [table], out, as_json)
+
+
+@app.command()
 def sharded(
     data: Annotated[Path, typer.Option(help="Questions with supporting paragraphs or gold titles (JSONL).")],
     corpus: Annotated[Path | None, typer.Option(help="Passages (JSONL) if the questions name them by title.")] = None,

@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench import answers_report, domains_report, fusion_report, load, plan, quality_report, sharded
+from compmem_research.bench import (
+    answers_report,
+    domains_report,
+    fusion_report,
+    latency,
+    load,
+    plan,
+    quality_report,
+    sharded,
+)
 from compmem_research.bench.retrieval import METRICS
 
 PUBLISHED = {
@@ -39,6 +48,7 @@ NOTES = {
         "file, and explained in docs/scale.md."
     ),
     "serve": load.NOTE,
+    "latency": latency.NOTE,
     "sharded_few": sharded.NOTE,
     "sharded_many": sharded.NOTE,
     "speed_cpu": (
@@ -217,6 +227,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "lines": _loops,
     "ways": _ways,
     "plans": plan.pages,
+    "latency": latency.pages,
     "sharded": sharded.pages,
     "levels": load.pages,
 }

@@ -86,7 +86,7 @@ def measure(
     after = _memory()
     info = index.info()
     path = index.path
-    opened = _timed(lambda: len(MemoryIndex.open(path, encoder=stand_in)))
+    opened = timed(lambda: len(MemoryIndex.open(path, encoder=stand_in)))
     index = MemoryIndex(index.store, index.config)
     asked = [q for q in asked if len(q.split()) > 3]
     rng.shuffle(asked)
@@ -94,11 +94,11 @@ def measure(
     for question in asked[:3]:  # loads models and maps files before timing
         index.recall(question, 8)
     groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's cache
-    timed: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
+    times: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
     for turn in zip(*groups, strict=True):  # alternating, so that warm-up affects all systems equally
         calls: tuple[Callable[..., Any], ...] = (index.search, index.recall, partial(index.recall, config=FOUR_STEPS))
-        for times, question, call in zip(timed.values(), turn, calls, strict=True):
-            times.append(_timed(partial(call, question, 8)))
+        for own, question, call in zip(times.values(), turn, calls, strict=True):
+            own.append(timed(partial(call, question, 8)))
     tenth = max(1, len(growth) // 10)
     bytes_on_disk = info.vector_bytes + info.text_bytes
     return {
@@ -106,7 +106,7 @@ def measure(
         "sentences": info.sentences,
         "corpus_megabytes": round(characters / 1e6, 1),
         "open_seconds": round(opened, 3),
-        **{name: _percentiles(times) for name, times in timed.items()},
+        **{name: percentiles(own) for name, own in times.items()},
         "seconds_per_document": {
             "first tenth": round(sum(g["seconds"] for g in growth[:tenth]) / (tenth * batch), 5),
             "last tenth": round(sum(g["seconds"] for g in growth[-tenth:]) / (tenth * batch), 5),
@@ -133,12 +133,14 @@ def _memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The median and the 95th percentile, in milliseconds."""
     cuts = statistics.quantiles(seconds, n=20)
     return {"p50": round(1000 * statistics.median(seconds), 1), "p95": round(1000 * cuts[18], 1)}
