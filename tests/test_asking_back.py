@@ -63,7 +63,7 @@ def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(i
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     model = Model("SEARCH: who painted the zebra crossing\nI cannot tell.", "Quentin Oak [2].")
-    events = asked(index, how, RecallConfig(writer_blocks=3), chat=model)
+    events = asked(index, how, RecallConfig(writer_blocks=2), chat=model)
     answer = events[-1]
     assert answer.text == "Quentin Oak [2]."
     assert "".join(e.text for e in events if isinstance(e, AnswerToken)).strip() == answer.text
