@@ -498,7 +498,7 @@ def test_some_tiny_indexes_have_no_answer(tmp_path):
          "answer": "red", "start": -1}
         for name in NAMES
     ]  # fmt: skip
-    made = list(tiny_single(write(tmp_path / "single.jsonl", *asked), ["nq_qed"], len(asked)))
+    made = list(tiny_single(write(tmp_path / "single.jsonl", *asked), "nq_qed", len(asked)))
     assert len(made) == len(asked)
     answered = Counter()
     for collection in made:

@@ -208,10 +208,10 @@ def tiny_indexes(file: Path, most: int) -> Iterator[Collection]:
         yield Collection(documents=passages([(p.title if titled else "", p.text) for p in documents]), queries=[query])
 
 
-def tiny_single(file: Path, datasets: Sequence[str], most: int) -> Iterator[Collection]:
-    """Questions about one text each, in an index of at most a few texts; for some of them its text is not there."""
-    rng = Random("tiny")
-    asked = [q for q in read_singlehop(file) if q.dataset in datasets]
+def tiny_single(file: Path, dataset: str, most: int) -> Iterator[Collection]:
+    """Questions of one set, each in an index of at most a few texts; for some of them its own text is not there."""
+    rng = Random(f"{dataset}:tiny")
+    asked = [q for q in read_singlehop(file) if q.dataset == dataset]
     for question in rng.sample(asked, min(most, len(asked))):
         others = [q.context for q in rng.sample(asked, rng.randint(1, _TINY)) if q.context != question.context]
         texts = others if others and rng.random() < _TINY_UNANSWERED else [*others, question.context]
@@ -219,7 +219,7 @@ def tiny_single(file: Path, datasets: Sequence[str], most: int) -> Iterator[Coll
         relevant = among({n for n, text in enumerate(texts) if text == question.context})
         yield Collection(
             documents=passages([("", text) for text in texts]),
-            queries=[Query(text=question.question, relevant=relevant)],
+            queries=[Query(text=question.question, relevant=relevant, part="tiny_single")],
         )
 
 

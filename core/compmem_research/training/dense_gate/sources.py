@@ -49,6 +49,7 @@ def sources(settings: DenseGateTraining) -> list[Source]:
     if file := settings.singlehop:
         for dataset, group in SINGLE.items():
             add(dataset, group, partial(sets.single, file, dataset, settings.passages, most), file)
+            add(f"{dataset}_tiny", group, partial(sets.tiny_single, file, dataset, max(most // 5, 1)), file)
         long = partial(sets.single, file, LONG, 3 * settings.passages // 4, most // 2, per_node=_PER_NODE)
         add(f"{LONG}_nodes", SINGLE[LONG], long, file)
     if file := settings.pubmedqa:
@@ -67,9 +68,6 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         add("multihop", "multihop", several, file, *filter(None, [distractors]))
         add("small", "multihop", partial(sets.small_indexes, file, most), file)
         add("tiny", "multihop", partial(sets.tiny_indexes, file, most), file)
-    if file := settings.singlehop:
-        made = partial(sets.tiny_single, file, tuple(SINGLE), most)
-        found.append(Source("tiny_single", "tiny_single", made, (file,), tuple(dict.fromkeys(SINGLE.values()))))
     if settings.singlehop and distractors:
         made = partial(synthetic.composed, settings.singlehop, distractors, most)
         of = tuple(SINGLE[name] for name in synthetic.COMPOSED_OF)
