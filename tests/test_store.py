@@ -361,10 +361,34 @@ def test_names(store: Store):
         assert "nothing" not in found
         assert len(view.named(["long"], per_name=7)["long"]) == 7
         assert view.named(possible_names("what does the lease say of the premises?")).keys() == {"lease", "premises"}
+        strange = [
+            "\0",
+            "\ud800",
+            "",
+            "'",
+            '"',
+            "\\",
+            "]",
+            "null",
+            "1",
+            "lease\0",
+            "x" * 100_000,
+            *map(str, range(10_000)),
+        ]
+        assert view.named(["long", *strange, "lease"], 1) == {"long": [(4, "title")], "lease": [(3, "title")]}
     store.delete(["b"])
     with store.snapshot() as view:
         assert view.named(["premises", "lease"]) == {}
     assert store.verify() == []
+
+
+def test_names_are_compared_as_text_whatever_their_characters(store: Store):
+    titles = ["007", "\U00020000\u0301x", "null", "1e3", "Straße 東京"]
+    store.add([entry(f"d{i}", ["A text."], title=title, seed=i) for i, title in enumerate(titles)])
+    with store.snapshot() as view:
+        asked = [name(title) for title in reversed(titles)]
+        assert list(view.named(asked)) == asked
+        assert view.named(["7", "1000", "0"]) == {}
 
 
 def test_another_cut_of_terms_is_indexed_anew(store: Store):

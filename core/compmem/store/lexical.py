@@ -3,15 +3,16 @@
 FTS5 stores no text here: it gets the terms of a block when the block is added, and again when it is removed.
 """
 
+import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, get_args
 
 import numpy as np
 
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk
-from compmem.store.blocks import Numbers
+from compmem.store.blocks import BATCH, Numbers
 from compmem.store.manifest import Rows, storable
 from compmem.text.tokenize import NameKind, names_of, terms
 
@@ -32,6 +33,7 @@ PER_NAME: Final = 64
 _LAST: Final = (1 << 63) - 1
 _IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
 _NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
+_KNOWN: Final = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM names WHERE name = value) ORDER BY key"
 _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
 _PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα x"
 
@@ -120,9 +122,7 @@ def named(
 ) -> dict[str, list[tuple[int, NameKind]]]:
     """The blocks of a range with each name, titles first; names without blocks are left out."""
     out: dict[str, list[tuple[int, NameKind]]] = {}
-    for name in dict.fromkeys(names):
-        if not storable(name):
-            continue
+    for name in _known(rows, [name for name in dict.fromkeys(names) if storable(name)]):
         found = rows(_NAMED, name, first, last, per_name)
         if found:
             try:
@@ -130,6 +130,13 @@ def named(
             except (KeyError, TypeError, ValueError) as error:
                 raise CorruptStoreError(f"the name {name!r} is stored with an unknown kind") from error
     return out
+
+
+def _known(rows: Rows, names: Sequence[str]) -> Iterator[str]:
+    """Those of these names that any block has, in the order given; of the runs of words of a text, few are names."""
+    for at in range(0, len(names), BATCH):
+        for (name,) in rows(_KNOWN, json.dumps(names[at : at + BATCH])):
+            yield name
 
 
 def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
