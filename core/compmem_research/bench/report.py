@@ -24,21 +24,11 @@ PUBLISHED = {
 }
 """Published recall@5, and how the published setting differs."""
 
-RETRAINED = (
-    "Of a later gate that is not shipped, in place of the shipped weights: `compmem train dense-gate`, run whole with "
-    "800 samples of RULER's training split. In an index of three documents it reads and quotes one that has nothing to "
-    "do with the question."
-)
-
 NOTES = {
     "answers": (
         "The systems ran as separate processes over one server of the model, which batched their requests, so seconds "
         "do not compare systems. The prompt was chosen on training questions."
     ),
-    **dict.fromkeys(
-        (f"retrained_{n}" for n in ("domains", "recall_2wiki", "recall_hotpotqa", "recall_musique")), RETRAINED
-    ),
-    "retrained_ruler": f"{RETRAINED} All systems quote with the reader that follows identifiers.",
     "scale": (
         "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
