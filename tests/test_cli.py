@@ -357,3 +357,11 @@ def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_p
     assert quoted["usage"]["model_calls"] == 0
     assert "made with ratio=2, not 4" in failed(1, "add", tmp_path / "kv", docs, "--ratio", 4)
     assert "this index has dense memory" in failed(2, "ask", index, question, "--reader", "latent")
+
+
+def test_a_model_that_fails_leaves_no_index_so_the_corrected_command_works(docs, tmp_path, saved_model):
+    to, absent = tmp_path / "kv", tmp_path / "absent"
+    assert "absent" in run("add", to, docs, "--backbone", absent).stderr
+    assert "absent" in run("add", to, docs, "--encoder", absent).stderr
+    assert not to.exists()
+    assert done("add", to, docs, "--backbone", saved_model("qwen2"), "--ratio", 2)["added"] == 4

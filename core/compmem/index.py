@@ -76,6 +76,7 @@ class MemoryIndex(BaseIndex):
         backbone: Backbone | None = None,
         runtime: RuntimeConfig | None = None,
         shards: int | None = None,
+        check_models: bool = False,
     ) -> Self:
         """A new index in a folder; without a path, a temporary one that is removed when it is closed.
 
@@ -86,19 +87,26 @@ class MemoryIndex(BaseIndex):
             runtime: Device, types and search of this process.
             shards: Number of folders that the documents are divided into, by a hash of their ids. None: a single
                 folder.
+            check_models: Load the models and try them on a short text first, so that no folder is made with a model
+                that cannot be loaded, or with settings that it does not support.
 
         Raises:
             ValueError: The path is a file or a folder that is not empty, or there are too many shards, or shards
-                without a path.
+                without a path. With `check_models`, also what loading a model raises.
         """
         config = _with_absolute_folders(config or IndexConfig())
+        runtime = runtime or RuntimeConfig()
+        encoder: LoadedEncoder | None = None
+        if check_models:
+            models = IndexModels(None, config, encoder=None, backbone=backbone, gate=None, runtime=runtime)
+            encoder, backbone = models.load()
         if shards is not None:
             if path is None:
                 raise ValueError("shards need a path")
             sharded = ShardedStore.create_shards(path, shards, config=_as_json(config), vectors=config.vectors)
-            return cls(sharded, config, backbone=backbone, runtime=runtime)
+            return cls(sharded, config, encoder=encoder, backbone=backbone, runtime=runtime)
         store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
-        return cls(store, config, backbone=backbone, runtime=runtime)
+        return cls(store, config, encoder=encoder, backbone=backbone, runtime=runtime)
 
     @classmethod
     def open(

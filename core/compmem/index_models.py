@@ -191,6 +191,11 @@ class IndexModels:
             backbone = self.backbone
             return KVCompressor(backbone, self._ratio(backbone), dense, self._config.kv_pruning).compress(chunks)
 
+    def load(self) -> tuple[LoadedEncoder | None, Backbone | None]:
+        """Encoder and backbone, tried on a short text. Raises what loading them and `Backbone.compress` raise."""
+        self.compress([Chunk(text="text", sentences=((0, 4),))])
+        return self._encoder, self._backbone
+
     def document_compressor(self) -> DocumentCompressor:
         """What turns documents into blocks with these models."""
         return DocumentCompressor(self._config.chunk_tokens, self.count_tokens, self.compress, self.facts)

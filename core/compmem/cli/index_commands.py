@@ -96,7 +96,10 @@ def add(
         if not first and not index.exists():
             counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
         else:
-            with opened(index, settings, device, allow_download=allow_download, shards=shards) as memory:
+            check = workers is None and ray is None  # otherwise the models may be on other machines alone
+            with opened(
+                index, settings, device, allow_download=allow_download, shards=shards, check_models=check
+            ) as memory:
                 seen = _Seen(memory)
                 added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
                 counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
@@ -314,16 +317,18 @@ def opened(
     *,
     allow_download: bool = False,
     shards: int | None = None,
+    check_models: bool = False,
 ) -> "compmem.MemoryIndex":
     """The index in a folder, made where there is none; settings given must be those it was made with.
 
-    A model that is given by name may be fetched.
+    A model that is given by name may be fetched. With `check_models`, no folder is made if a model fails.
     """
     from compmem.store import store_exists
 
     runtime = compmem.RuntimeConfig(device=device)
     if path is None or not store_exists(path):
-        return compmem.MemoryIndex.create(path, compmem.IndexConfig(**settings), runtime=runtime, shards=shards)
+        config = compmem.IndexConfig(**settings)
+        return compmem.MemoryIndex.create(path, config, runtime=runtime, shards=shards, check_models=check_models)
     models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
     memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
     if shards is not None and (divided := shards_of(memory.store)) != shards:
