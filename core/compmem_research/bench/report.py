@@ -29,6 +29,10 @@ NOTES = {
         "The systems ran as separate processes over one server of the model, which batched their requests, so seconds "
         "do not compare systems. The prompt was chosen on training questions."
     ),
+    "answers_time": (
+        "One request at a time, server and client on the same core: these seconds do compare systems. The questions "
+        "are the first 20 of two sets of `answers`."
+    ),
     "scale": (
         "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
