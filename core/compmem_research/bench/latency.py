@@ -64,9 +64,8 @@ def _measured(path: Path, stand_in: StandIn, count: int, shards: int, questions:
     rng = random.Random(seed)
     while batch := list(islice(made, _BATCH)):
         index.add(batch)
-        asked += [
-            " ".join(rng.sample(rng.choice(batch).chunks[0].text.split(), 8)) for _ in range(1 + 2 * questions // 20)
-        ]
+        texts = [chunk.text for d in batch for chunk in d.chunks or () if isinstance(chunk, Chunk)]
+        asked += [" ".join(rng.sample(rng.choice(texts).split(), 8)) for _ in range(1 + 2 * questions // 20)]
     seconds = time.perf_counter() - began
     index.close()
     asked = (asked * (1 + (2 * questions + _WARM) // len(asked)))[: 2 * questions + _WARM]
