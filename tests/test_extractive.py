@@ -144,6 +144,12 @@ def test_all_linked_sentences_of_a_block_are_quoted():
         assert all(link in said for link in ("RUBY = 48213", "TOPAZ = RUBY", "OPAL = TOPAZ")), order
 
 
+def test_a_sentence_that_a_block_repeats_is_quoted_once():
+    chain = [by_words("1", "RUBY = 48213.", "RUBY = 48213."), by_words("2", "TOPAZ = RUBY.", "TOPAZ = RUBY.")]
+    _, said = read_chain((0, 1), chain=chain)
+    assert said == "RUBY = 48213. TOPAZ = RUBY."
+
+
 def test_an_identifier_that_many_blocks_contain_links_nothing():
     assert not read_chain((0, 1), blocks_with_a_term=5)[0]
 

@@ -123,7 +123,7 @@ def _supporting(view: QueryState, evidence: Sequence[Evidence]) -> list[Evidence
         held = best.setdefault(item.chunk.id, [item])
         if item.score > held[0].score:
             best[item.chunk.id] = [item]
-        elif item.score == held[0].score and all(e.start != item.start for e in held):
+        elif item.score == held[0].score and all(e.text != item.text for e in held):
             held.append(item)
     every = [e for held in best.values() for e in held]
     ranked = sorted(every, key=lambda e: (-e.score, len(e.text)))

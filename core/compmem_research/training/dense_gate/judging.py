@@ -1,7 +1,7 @@
 """Evaluates a gate on unseen sources: its first pass beside plain rankings, and what `found` refuses."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +114,10 @@ def table(rows: Sequence[Row]) -> str:
         f"| source | queries | {' | '.join(systems)} |",
         f"| --- | ---: |{' ---: |' * len(systems)}",
     ]
-    lines += [_line(f"{row['part']}, {row['style']}", str(row["queries"]), [row[s] for s in systems]) for row in rows]
+    groups = Counter(part for part, _ in {(row["part"], row["group"]) for row in rows})
+    for row in rows:
+        name = row["part"] if groups[row["part"]] == 1 else f"{row['part']} of {row['group']}"
+        lines.append(_line(f"{name}, {row['style']}", str(row["queries"]), [row[s] for s in systems]))
     if rows:
         means = [{k: float(np.mean([row[s][k] for row in rows])) for k in ("recall@5", "ndcg@10")} for s in systems]
         lines.append(_line("mean of the rows", str(sum(row["queries"] for row in rows)), means))
