@@ -1,8 +1,14 @@
 """Latency of large indexes: made-up blocks are the same for a seed, and each number of shards has its row."""
 
+import itertools
+
 import pytest
 
+from compmem import IndexConfig, MemoryIndex
+from compmem.loop.context import QuestionContext
 from compmem_research.bench.latency import COLUMNS, documents, measure, pages
+from compmem_research.bench.scale import forced_steps
+from tests.hashing import HashEncoder
 
 
 def test_made_up_blocks_are_two_sentences_of_common_and_rare_words():
@@ -30,3 +36,13 @@ def test_each_size_is_timed_in_each_number_of_shards():
     table = list(pages(result))
     assert len(table) == 4
     assert all(line.count("|") == len(COLUMNS) + 1 for line in table)
+
+
+def test_forced_steps_are_whole_steps_whatever_the_gate_says(monkeypatch):
+    seen, propose = [], QuestionContext.propose
+    monkeypatch.setattr(QuestionContext, "propose", lambda self, memory: seen.append(memory) or propose(self, memory))
+    index = MemoryIndex.create(config=IndexConfig(encoder=HashEncoder()))
+    index.add(documents(30))
+    assert len(forced_steps(index, "who owns the quiet harbour", 3)) == 3
+    assert [memory.count(".") for memory in seen] == [0, 1, 2, 3]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(seen))

@@ -380,6 +380,16 @@ def test_own_prompts_are_used():
     assert seen[1][1]["content"] == "m|q"
 
 
+def test_citations_can_be_left_out():
+    seen = []
+    memory = WorkingMemory(blocks=(block("Anna rents it.", "", ()),))
+    for prompts in (ChatPrompts(), ChatPrompts(cite="")):
+        list(ChatReader(lambda m: seen.append(m[1]["content"]) or "Anna", prompts=prompts).write("Who?", memory))
+    cited, plain = seen
+    assert cited == plain + ChatPrompts().cite
+    assert "number of its block" in cited and "number of its block" not in plain
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="must be a callable"):
         ChatReader("gpt")

@@ -161,7 +161,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
 def test_prompts_are_shown_and_changed(index):
     llm = FakeLLM()
     engine = index.as_query_engine(llm, recall_config=READING)
-    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks", "ask_back"}
+    assert set(engine.get_prompts()) == {"system", "update", "overwrite", "answer", "from_blocks", "cite", "ask_back"}
     engine.update_prompts({"answer": PromptTemplate("Say {it}: {question} Notes: {memory} {tone}", tone="Briefly.")})
     engine.query(QUESTION)
     said = llm.calls[-1][1][-1].content

@@ -1,7 +1,7 @@
 """Systems that answer a question over a corpus with the same chat model: CompMem, and plain retrieval."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from compmem.config import RecallConfig, SearchMethod
@@ -43,14 +43,16 @@ class Setup:
         """The question with the instruction, for the model."""
         return f"{question} {self.instruction}".strip()
 
-    def reader(self) -> ChatReader:
-        """Our reader, with the default prompts and the instruction."""
+    def reader(self, plain: ChatPrompts | None = None) -> ChatReader:
+        """Our reader, with these prompts, else the default ones, and the instruction."""
         words = f" {self.instruction}".rstrip().replace("{", "{{").replace("}", "}}")
-        plain = ChatPrompts()
+        plain = plain or ChatPrompts()
         told = {
             name: getattr(plain, name).replace("{question}", "{question}" + words) for name in ("from_blocks", "answer")
         }
-        return ChatReader(self.chat, prompts=ChatPrompts(**told), prompt_tokens=self.context_window - self.max_tokens)
+        return ChatReader(
+            self.chat, prompts=replace(plain, **told), prompt_tokens=self.context_window - self.max_tokens
+        )
 
 
 def nothing(setup: Setup) -> System:
@@ -71,9 +73,9 @@ def searched(setup: Setup, method: SearchMethod) -> System:
     return system
 
 
-def looped(setup: Setup, config: RecallConfig) -> System:
+def looped(setup: Setup, config: RecallConfig, prompts: ChatPrompts | None = None) -> System:
     """The loop; the settings decide how the model is used."""
-    config, chat = config.replace(writer_blocks=setup.k), setup.reader()
+    config, chat = config.replace(writer_blocks=setup.k), setup.reader(prompts)
 
     def system(question: str) -> SystemReply:
         answer = setup.index.answer(question, config, chat=chat)
@@ -108,11 +110,12 @@ SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
     "bm25": lambda setup: searched(setup, "bm25"),
     "fused": lambda setup: searched(setup, "hybrid"),
     "loop": lambda setup: looped(setup, RecallConfig(rounds=0)),
+    "loop-uncited": lambda setup: looped(setup, RecallConfig(rounds=0), ChatPrompts(cite="")),
     "loop-ask": lambda setup: looped(setup, RecallConfig(rounds=1)),
     "steps": lambda setup: looped(setup, RecallConfig(reader="chat")),
 }
-"""No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the loop with
-requests for missing facts; the model in every step of the loop."""
+"""No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the same
+without citations; the loop with requests for missing facts; the model in every step of the loop."""
 
 PLAIN: Final = ("llamaindex", "langchain")
 """The baselines."""
