@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
-from compmem import LoopConfig, ReaderError, RecallConfig
+from compmem import ReaderError, RecallConfig
 from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt
 from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
@@ -298,20 +298,14 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
         """The models for one question; the chat model only if it has something to do with these settings."""
         if self.reader is not None:
             return {"reader": self.reader}
-        settings = LoopConfig.complete(self.recall_config)
+        settings = self.recall_config or RecallConfig()
         if chat is None or ask is None or not settings.uses_chat:
             return {}
         limits: dict[str, Any] = {}
         if chat.window.tokens is not None:
             limits = {"prompt_tokens": chat.window.tokens, "count": chat.window.count}
-        reader = compmem.ChatReader(
-            ask,
-            prompts=self.prompts,
-            structured=settings.structured,
-            memory_tokens=settings.memory_tokens,
-            render=None if self.document_prompt is None else shown_with(self.document_prompt),
-            **limits,
-        )
+        render = None if self.document_prompt is None else shown_with(self.document_prompt)
+        reader = compmem.ChatReader.from_config(ask, settings, prompts=self.prompts, render=render, **limits)
         return {"chat": reader}
 
 

@@ -20,7 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
-from compmem import Chunk, Encoder, LoopConfig, RecallConfig
+from compmem import Chunk, Encoder, RecallConfig
 from llama_index_compmem.external import CANDIDATES, external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.llm import (
@@ -240,18 +240,11 @@ class CompMemQueryEngine(BaseQueryEngine):
         chat = self._chat if self._llm is None else chat_of(self._llm, streaming=self.streaming)
         if chat is None or not settings.uses_chat:
             return None
-        limit = settings.prompt_tokens
-        if limit is None and self._llm is not None:
-            limit = prompt_tokens(self._llm, settings.memory_tokens)
-        return compmem.ChatReader(
-            chat,
-            prompts=self._prompts,
-            structured=LoopConfig.complete(settings).structured,
-            memory_tokens=settings.memory_tokens,
-            prompt_tokens=limit,
-            render=render,
-            **({} if self._llm is None else {"count": count_tokens}),
-        )
+        limits: dict[str, Any] = {}
+        if self._llm is not None:
+            limit = settings.prompt_tokens or prompt_tokens(self._llm, settings.memory_tokens)
+            limits = {"prompt_tokens": limit, "count": count_tokens}
+        return compmem.ChatReader.from_config(chat, settings, prompts=self._prompts, render=render, **limits)
 
     def _ask(
         self,

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from compmem import RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader, estimate_tokens
 from compmem.readers.replies import Reply, parse_reply
@@ -380,12 +381,12 @@ def test_own_prompts_are_used():
     assert seen[1][1]["content"] == "m|q"
 
 
-def test_citations_can_be_left_out():
+def test_citations_are_asked_for_by_choice():
     seen = []
     memory = WorkingMemory(blocks=(block("Anna rents it.", "", ()),))
-    for prompts in (ChatPrompts(), ChatPrompts(cite="")):
-        list(ChatReader(lambda m: seen.append(m[1]["content"]) or "Anna", prompts=prompts).write("Who?", memory))
-    cited, plain = seen
+    for config in (RecallConfig(), RecallConfig(cite=True)):
+        list(ChatReader.from_config(lambda m: seen.append(m[1]["content"]) or "Anna", config).write("Who?", memory))
+    plain, cited = seen
     assert cited == plain + ChatPrompts().cite
     assert "number of its block" in cited and "number of its block" not in plain
 

@@ -111,6 +111,8 @@ class RecallConfig:
     rounds: int = 1
     """Most times that a chat model which writes the answer may ask for missing facts. The loop runs again for each
     request. 0: never."""
+    cite: bool = False
+    """Ask a chat model that writes the answer to name its sources by number: `[1]` is the first of `Answer.sources`."""
     writer_blocks: int = 8
     """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score."""
     threshold: float | None = None

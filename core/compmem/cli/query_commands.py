@@ -69,6 +69,7 @@ def ask(
     reader: ReaderOption = None,
     writer: WriterOption = None,
     rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for missing facts.")] = 1,
+    cite: Annotated[bool, typer.Option("--cite", help="Let the chat model cite its sources, as in [1].")] = False,
     model: Annotated[
         str | None, typer.Option(help="Chat model that writes the answer; its name at the endpoint.")
     ] = None,
@@ -85,6 +86,7 @@ def ask(
     chat = _chat(wanted, model, base_url, api_key_env)
     config = compmem.RecallConfig(
         reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
+        cite=cite,
     )  # fmt: skip
     config = config if k is None else config.replace(max_steps=k)
     with open_index(index, device, allow_download) as opened:

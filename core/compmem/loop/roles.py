@@ -104,7 +104,7 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
         if role == "extractive":
             return ExtractiveReader(context.analyzer)
         if role == "chat":
-            return _chat_reader(roles.chat, config)
+            return roles.chat if isinstance(roles.chat, ChatReader) else ChatReader.from_config(roles.chat, config)
         if role == "latent":
             # Without gates each step overwrites the memory (MemAgent); otherwise the prompts decide.
             return LatentReader(
@@ -118,17 +118,6 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
 
     reader: Reader = made(roles.reader)
     return reader if roles.writer is None else ReaderWithWriter(reader, made(roles.writer))
-
-
-def _chat_reader(chat: Any, config: LoopConfig) -> ChatReader:
-    if isinstance(chat, ChatReader):
-        return chat
-    return ChatReader(
-        chat,
-        structured=config.structured,
-        memory_tokens=config.memory_tokens,
-        prompt_tokens=config.prompt_tokens,
-    )
 
 
 def make_loop(

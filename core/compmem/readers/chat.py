@@ -10,8 +10,9 @@ import string
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
+from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.chat_model import ChatModel, apieces, pieces
 from compmem.readers.escaping import Unescaper, escaped, unescaped
@@ -123,7 +124,7 @@ it from the blocks alone, in as few words as it allows. If the blocks do not hol
     cite: str = """
 Reply with the answer in words, followed by the number of its block in brackets.
 """
-    """Added to `from_blocks`; no fields. Empty: answers without citations, which are shorter."""
+    """Added to `from_blocks` where the model shall cite its sources; no fields."""
     ask_back: str = """
 If a fact that the answer needs is in none of the blocks, do not answer. Reply with one line that says what to look \
 for, and nothing else:
@@ -176,6 +177,7 @@ class ChatReader:
         memory_tokens: Most tokens of working memory, as `count` counts them; at most a quarter of `prompt_tokens`.
         count: Counts the tokens of a text. None: the model's `count_tokens(text)` if it has one, else an estimate.
         prompt_tokens: Most tokens of a prompt: the model's context window without its reply. None: no limit.
+        cite: Ask for the numbers of the blocks that an answer comes from.
         render: Formats a chunk for the model. None, or if it returns None: title, headings and context on a line each,
             then the text.
 
@@ -192,6 +194,7 @@ class ChatReader:
         memory_tokens: int = 1024,
         count: Callable[[str], int] | None = None,
         prompt_tokens: int | None = None,
+        cite: bool = False,
         render: Callable[[Chunk], str | None] | None = None,
     ) -> None:
         if not callable(chat):
@@ -204,10 +207,18 @@ class ChatReader:
         self.structured = structured
         self.memory_tokens = memory_tokens if prompt_tokens is None else max(1, min(memory_tokens, prompt_tokens // 4))
         self.prompt_tokens = prompt_tokens
+        self.cite = cite
         self._chat = chat
         self._count = count or counter_of(chat)
         self._render = render
         self._thinks_untagged = False
+
+    @classmethod
+    def from_config(cls, chat: ChatModel, config: RecallConfig, **options: Any) -> "ChatReader":
+        """A reader with the settings of a question; options are arguments of the class, and come first."""
+        settings = LoopConfig.complete(config)
+        given = {name: getattr(settings, name) for name in ("structured", "memory_tokens", "prompt_tokens", "cite")}
+        return cls(chat, **given | options)
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The candidate memory and the two gates from the model's reply.
@@ -322,7 +333,8 @@ class ChatReader:
         """
         if memory.blocks:
             prompts = self.prompts
-            template = prompts.from_blocks + prompts.cite + (prompts.ask_back if memory.may_ask else "")
+            asked = (prompts.cite if self.cite else "") + (prompts.ask_back if memory.may_ask else "")
+            template = prompts.from_blocks + asked
             marked = _marked(memory)
             shown = [
                 self._shown(block, f"[{number}]\n", marked.get(block.chunk.id, ()))
@@ -331,8 +343,8 @@ class ChatReader:
             if self.prompt_tokens is not None:
                 space = self._space(template, question=escaped(question), blocks="")
                 space -= sum(len(block.marked) for block in shown) * (2 * self._count(MARK) + 2)
-                asked = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
-                shown = fitted(shown, self._checked_space(space), asked, self._count)
+                weights = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
+                shown = fitted(shown, self._checked_space(space), weights, self._count)
             blocks = "\n".join(block.with_marks() for block in shown)
             return self._messages(template, question=escaped(question), blocks=blocks)
         if not memory.text.strip():

@@ -43,16 +43,15 @@ class Setup:
         """The question with the instruction, for the model."""
         return f"{question} {self.instruction}".strip()
 
-    def reader(self, plain: ChatPrompts | None = None) -> ChatReader:
-        """Our reader, with these prompts, else the default ones, and the instruction."""
+    def reader(self, *, cite: bool = False) -> ChatReader:
+        """Our reader, with the default prompts and the instruction."""
         words = f" {self.instruction}".rstrip().replace("{", "{{").replace("}", "}}")
-        plain = plain or ChatPrompts()
+        plain = ChatPrompts()
         told = {
             name: getattr(plain, name).replace("{question}", "{question}" + words) for name in ("from_blocks", "answer")
         }
-        return ChatReader(
-            self.chat, prompts=replace(plain, **told), prompt_tokens=self.context_window - self.max_tokens
-        )
+        limit = self.context_window - self.max_tokens
+        return ChatReader(self.chat, prompts=replace(plain, **told), prompt_tokens=limit, cite=cite)
 
 
 def nothing(setup: Setup) -> System:
@@ -73,9 +72,9 @@ def searched(setup: Setup, method: SearchMethod) -> System:
     return system
 
 
-def looped(setup: Setup, config: RecallConfig, prompts: ChatPrompts | None = None) -> System:
+def looped(setup: Setup, config: RecallConfig) -> System:
     """The loop; the settings decide how the model is used."""
-    config, chat = config.replace(writer_blocks=setup.k), setup.reader(prompts)
+    config, chat = config.replace(writer_blocks=setup.k), setup.reader(cite=config.cite)
 
     def system(question: str) -> SystemReply:
         answer = setup.index.answer(question, config, chat=chat)
@@ -110,12 +109,12 @@ SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
     "bm25": lambda setup: searched(setup, "bm25"),
     "fused": lambda setup: searched(setup, "hybrid"),
     "loop": lambda setup: looped(setup, RecallConfig(rounds=0)),
-    "loop-uncited": lambda setup: looped(setup, RecallConfig(rounds=0), ChatPrompts(cite="")),
+    "loop-cite": lambda setup: looped(setup, RecallConfig(rounds=0, cite=True)),
     "loop-ask": lambda setup: looped(setup, RecallConfig(rounds=1)),
     "steps": lambda setup: looped(setup, RecallConfig(reader="chat")),
 }
 """No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the same
-without citations; the loop with requests for missing facts; the model in every step of the loop."""
+with citations; the loop with requests for missing facts; the model in every step of the loop."""
 
 PLAIN: Final = ("llamaindex", "langchain")
 """The baselines."""

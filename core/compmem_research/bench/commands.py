@@ -112,7 +112,7 @@ def answers(
     api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Variable with the endpoint's key.")] = None,
     systems: Annotated[
         str,
-        typer.Option(help="By comma: none, llamaindex, langchain, bm25, fused, loop, loop-uncited, loop-ask, steps."),
+        typer.Option(help="By comma: none, llamaindex, langchain, bm25, fused, loop, loop-cite, loop-ask, steps."),
     ] = "llamaindex,langchain,loop",
     limit: Annotated[int | None, typer.Option(help="Questions per file, sampled with --seed. Default: all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for sampling questions.")] = 0,
