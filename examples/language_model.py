@@ -43,7 +43,7 @@ def main() -> None:
     """Asks one question and prints the answer, what it cites and what it cost."""
     with MemoryIndex.create() as index:
         index.add(Document(id=title, title=title, text=text) for title, text in HANDBOOK.items())
-        answer = index.answer(QUESTION, RecallConfig(writer_blocks=3, cite=True), chat=model())
+        answer = index.answer(QUESTION, RecallConfig(writer_blocks=3, rounds=1, cite=True), chat=model())
     print(f"answer: {answer.text}")
     for number, source in enumerate(answer.sources, start=1):
         print(f"source: [{number}] {source.chunk.document_id}{' (cited)' if source.cited else ''}")

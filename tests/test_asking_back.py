@@ -63,7 +63,7 @@ def test_blocks_are_numbered_in_the_order_of_the_sources_and_quotes_are_marked(i
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     model = Model("SEARCH: who painted the zebra crossing\nI cannot tell.", "Quentin Oak [2].")
-    events = asked(index, how, RecallConfig(writer_blocks=2), chat=model)
+    events = asked(index, how, RecallConfig(writer_blocks=2, rounds=1), chat=model)
     answer = events[-1]
     assert answer.text == "Quentin Oak [2]."
     assert "".join(e.text for e in events if isinstance(e, AnswerToken)).strip() == answer.text
@@ -114,6 +114,9 @@ def test_recalling_asks_no_model(index):
         ("SEARCH: x\n Lloyd.", False, "Lloyd.", ""),
         ("Sea", True, "Sea", ""),
         ("Searching is what they do.", True, "Searching is what they do.", ""),
+        ("Search for the owner of Mill 3.\nHm.", True, "", "the owner of Mill 3."),
+        ("Search for the owner", False, "Search for the owner", ""),
+        ("Search forms", True, "Search forms", ""),
         ("S. Oak\nSEARCH: no", True, "S. Oak\nSEARCH: no", ""),
         ("SEARCH: " + "long " * 200, True, "", ("long " * 60).strip()),
     ],
@@ -141,5 +144,5 @@ def test_a_writer_of_ones_own_may_ask_too(index):
             else:
                 yield " ".join(sorted({b.chunk.document_id for b in memory.blocks} & {"lease", "far"}))
 
-    answer = index.answer(QUESTION, RecallConfig(writer_blocks=4), writer=Own())
+    answer = index.answer(QUESTION, RecallConfig(writer_blocks=4, rounds=1), writer=Own())
     assert (answer.text, answer.usage.rounds) == ("far lease", 1)

@@ -396,7 +396,7 @@ async def test_a_chat_model_that_writes_is_asked_once(retriever):
 
 async def test_a_chat_model_asks_back_and_cites(retriever):
     replies = ["SEARCH: where Elena Marsh was born", "Tarnhill [1]."]
-    settings = RecallConfig(writer_blocks=2)
+    settings = RecallConfig(writer_blocks=2, rounds=1)
     for mode in ("sync", "async"):
         chat = ScriptedChat(replies=list(replies))
         reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)

@@ -108,9 +108,9 @@ class RecallConfig:
     writer: WriterName | None = None
     """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the chat model if one is given and
     no reader is named; else the reader, from the working memory."""
-    rounds: int = 1
+    rounds: int = 0
     """Most times that a chat model which writes the answer may ask for missing facts. The loop runs again for each
-    request. 0: never."""
+    request. 0: never, since small models ask where they could answer (docs/evaluation.md)."""
     cite: bool = False
     """Ask a chat model that writes the answer to name its sources by number: `[1]` is the first of `Answer.sources`."""
     writer_blocks: int = 8
@@ -253,7 +253,7 @@ class LoopConfig(RecallConfig):
         """One-shot RAG: the k most similar chunks, read at once; a chat model is called once."""
         return cls(
             gate="similarity", threshold=0.0, links=False, requery=False, backtrack=False,
-            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k, rounds=0,
+            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
         ).replace(**changes)  # fmt: skip
 
 

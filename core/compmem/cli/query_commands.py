@@ -68,7 +68,7 @@ def ask(
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
     writer: WriterOption = None,
-    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for missing facts.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Most times that the chat model may ask for missing facts.")] = 0,
     cite: Annotated[bool, typer.Option("--cite", help="Let the chat model cite its sources, as in [1].")] = False,
     model: Annotated[
         str | None, typer.Option(help="Chat model that writes the answer; its name at the endpoint.")

@@ -23,6 +23,8 @@ _CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
 _WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes with their tags
 _SEARCH = re.compile(r"[\s*`#>-]{0,9}search[\s*`]{0,3}:", re.IGNORECASE)
 _MAY_SEARCH = re.compile(r"[\s*`#>-]{0,9}(?:s(?:e(?:a(?:r(?:ch?)?)?)?)?)?[\s*`]{0,3}\Z", re.IGNORECASE)
+_ASKED = re.compile(rf"{_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}for\s", re.IGNORECASE)
+_MAY_ASK = re.compile(rf"{_MAY_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}(?:f|fo|for)?\Z", re.IGNORECASE)
 _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
 
 
@@ -130,7 +132,8 @@ class AnswerFilter:
     """The part of a streamed answer to show, and what the model asks for instead of answering.
 
     A reply whose first line is `SEARCH: ...` is a request. That line is never passed on. If the model may not ask, it
-    is reported as missing information, unless an answer follows it.
+    is reported as missing information, unless an answer follows it. If it may, `Search for ...` is a request too, as
+    small models write it.
 
     Args:
         hold: As in `ThinkingFilter`.
@@ -141,6 +144,7 @@ class AnswerFilter:
     def __init__(self, *, hold: bool, from_blocks: bool, may_ask: bool) -> None:
         self._thinking = ThinkingFilter(hold=hold)
         self._may_ask = may_ask
+        self._request, self._may_request = (_ASKED, _MAY_ASK) if may_ask else (_SEARCH, _MAY_SEARCH)
         self._first: str | None = "" if from_blocks else None
         self._missing = ""
         self._wrote = False
@@ -190,14 +194,14 @@ class AnswerFilter:
 
     def _after_first_line(self, text: str, *, last: bool) -> str:
         """The text after the request line, or all of it if there is none; empty as long as that is unclear."""
-        if not (_MAY_SEARCH.match(text) or _SEARCH.match(text)):
+        if not (self._may_request.match(text) or self._request.match(text)):
             self._first = None
             return text
         line, ended, rest = text.lstrip().partition("\n")
         if not (ended or last or len(line) > 2 * LONGEST_REQUEST):
             return ""
         self._first = None
-        match = _SEARCH.match(line)
+        match = self._request.match(line)
         if match is None:
             return text
         self._missing = " ".join(line[match.end() :].split())[:LONGEST_REQUEST].strip("*`()<> ")

@@ -108,8 +108,8 @@ SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
     "langchain": _langchain,
     "bm25": lambda setup: searched(setup, "bm25"),
     "fused": lambda setup: searched(setup, "hybrid"),
-    "loop": lambda setup: looped(setup, RecallConfig(rounds=0)),
-    "loop-cite": lambda setup: looped(setup, RecallConfig(rounds=0, cite=True)),
+    "loop": lambda setup: looped(setup, RecallConfig()),
+    "loop-cite": lambda setup: looped(setup, RecallConfig(cite=True)),
     "loop-ask": lambda setup: looped(setup, RecallConfig(rounds=1)),
     "steps": lambda setup: looped(setup, RecallConfig(reader="chat")),
 }
