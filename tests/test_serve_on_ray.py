@@ -180,6 +180,29 @@ def test_replicas_are_one_server(cluster, folder, chat):
         assert index.info().documents == 2 + 20
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_replicas_ask_shards_in_actors(cluster, folder, tmp_path):
+    with MemoryIndex.open(folder) as index:
+        index.copy_to(path := tmp_path / "index")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    call = Client(port)
+    with on_ray.running(Settings(index=str(path), processes=2), TOKENS, "127.0.0.1", port, shard_actors=2):
+        wait_until(lambda: listens(port))
+        found = [call("POST", "/recall", {"question": QUESTION, "k": 2}, RED) for _ in range(4)]
+        assert {r["document"] for _, body in found for r in body["recalls"]} == {"acme", "harbour"}
+        assert call("POST", "/recall", {"question": QUESTION}, BLUE) == (200, {"recalls": []})
+        assert call("POST", "/documents", {"documents": [{"text": "House."}]})[0] == 403
+        # What another process adds is seen by the next question of each replica.
+        with MemoryIndex.open(path) as index:
+            before = index.answer(QUESTION, filter={"tenant": "red"}).text
+            index.add([Document(id="new", title="Borel", text="Borel rents a mill.", metadata={"tenant": "blue"})])
+        found = [call("POST", "/recall", {"question": "What does Borel rent?", "k": 1}, BLUE) for _ in range(6)]
+        assert [body["recalls"][0]["document"] for _, body in found] == ["new"] * 6
+        assert call("POST", "/answer", {"question": QUESTION}, RED)[1]["answer"] == before
+
+
 async def test_a_replica_of_a_replaced_folder_is_unhealthy(folder, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     with MemoryIndex.open(folder) as index:

@@ -21,6 +21,7 @@ from compmem.index_models import IndexModels, keep_facts
 from compmem.ingest.compressor import Compressed
 from compmem.ingest.pipeline import batches
 from compmem.schema import Document
+from compmem.shard_actors import open_index as open_index
 from compmem.store import ShardedStore, Store, content_hash, shard_of
 from compmem.store.records import metadata_json
 

@@ -29,7 +29,7 @@ from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_se
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import (
     DocumentInfo,
-    ShardedSnapshot,
+    LocalShardedSnapshot,
     ShardedStore,
     Snapshot,
     Store,
@@ -134,7 +134,22 @@ class MemoryIndex(BaseIndex):
             StoreError: There is no index.
             IncompatibleStoreError: The index has another format, encoder or backbone.
         """
-        store = open_store(path)
+        return cls.of_store(
+            open_store(path), encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
+        )
+
+    @classmethod
+    def of_store(
+        cls,
+        store: Store,
+        *,
+        encoder: str | Encoder | None = None,
+        backbone: str | Backbone | None = None,
+        runtime: RuntimeConfig | None = None,
+        allow_download: bool = False,
+    ) -> Self:
+        """The index over an open store. Arguments and errors are those of `open`."""
+        path = store.path
         kept = _kept_settings(store)
         named = kept["encoder"]
         if encoder is None and str(named).startswith(_OBJECT):
@@ -369,7 +384,7 @@ class MemoryIndex(BaseIndex):
             if self._dense is None or self._dense[0] != snapshot.generation:
                 kind, device = self._models.runtime.search, device_of(self._models.runtime.device)
                 search: DenseSearch
-                if isinstance(snapshot, ShardedSnapshot):
+                if isinstance(snapshot, LocalShardedSnapshot):
                     search = ShardedSearch([dense_search(v, kind, device) for v in snapshot.shard_vectors()])
                 else:
                     search = dense_search(snapshot.vectors(), kind, device)

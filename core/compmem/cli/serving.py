@@ -41,6 +41,14 @@ def serve(
     replicas: Annotated[
         int | None, typer.Option(help="Replicas on Ray Serve, each with the models and a CPU. Default: 2.")
     ] = None,
+    shard_actors: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Open the shards of the index in so many actors on this machine, at most one a shard. Replicas ask "
+            "these, may be on any machine, and add and delete nothing.",
+        ),
+    ] = None,
     read_only: Annotated[
         bool,
         typer.Option(
@@ -66,6 +74,8 @@ def serve(
 
     if ray is None and replicas is not None:
         raise typer.BadParameter("--replicas needs --ray")
+    if ray is None and shard_actors is not None:
+        raise typer.BadParameter("--shard-actors needs --ray")
     if ray is not None and processes != 1:
         raise typer.BadParameter("give --processes or --ray with --replicas, not both")
     limits = {
@@ -82,7 +92,7 @@ def serve(
     else:
         from compmem.serving import on_ray
 
-        on_ray.serve(settings, host, port, ray)
+        on_ray.serve(settings, host, port, ray, shard_actors)
 
 
 @app.command()

@@ -40,8 +40,12 @@ class Words(Lexicon, Protocol):
         """Blocks that contain any of these terms, with their BM25 score, best first."""
         ...
 
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, in document order."""
+    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """`lexical` of each query."""
+        ...
+
+    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the blocks that contain them in sequence, in document order."""
         ...
 
     def named(self, names: Sequence[str], per_name: int = ...) -> Mapping[str, Sequence[tuple[int, NameKind]]]:
@@ -78,7 +82,7 @@ class FirstStage:
         """The k blocks with the highest BM25 scores for the question, with scores, best first."""
         if self._bm25 is None or self._depth < k:
             self._depth = max(k, self._depth)
-            self._bm25 = self._lexical(list(self.analyzer.analyze("").weights), self._depth)
+            self._bm25 = self.lexicon.lexical(list(self.analyzer.analyze("").weights), self._depth)
         return self._bm25[:k]
 
     def search_ranks(self, blocks: Sequence[int]) -> SearchRanks:
@@ -116,11 +120,8 @@ class FirstStage:
         if view.lines:
             missing = [t for t in view.weights if t not in view.covered]
             asked = [missing, *([*missing, *line.capitals] for line in view.lines[-JOINT_LINES:])]
-            found += [[n for n, _ in self._lexical(terms, self.per_signal // 2)] for terms in asked]
+            found += [[n for n, _ in row] for row in self.lexicon.lexical_many(asked, self.per_signal // 2)]
         return found
-
-    def _lexical(self, terms: Sequence[str], k: int) -> list[tuple[int, float]]:
-        return self.lexicon.lexical(terms, k) if terms else []
 
     def _name_links(self, view: QueryState) -> list[int]:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
@@ -131,7 +132,7 @@ class FirstStage:
         found: list[int] = []
         for blocks in self.lexicon.named(names, PER_NAME).values():
             found += [n for n, _ in blocks]
-        for name in names:
-            if len(name) > 3:
-                found += self.lexicon.phrase(name.split(), PER_MENTION)
+        runs = [name.split() for name in names if len(name) > 3]
+        for row in self.lexicon.phrase_many(runs, PER_MENTION):
+            found += row
         return found

@@ -120,26 +120,28 @@ class QueryAnalyzer:
     def _view(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)
-        frequency = self.lexicon.document_frequency(asked)
-        total = len(self.lexicon)
-        weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
         known = self._known([self.question, *lines])
         capitalised = self._capitalised_names(self.question)
-        rarity = self._rarity([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
-        parts = self._lines(lines, known, weights)
-        everything = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
+        stems = _stems([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
+        content = [(line, [t for t in content_terms(line) if t not in asked]) for line in lines]
+        everything = [*asked, *stems.values(), *(t for _, own in content for t in own)]
+        frequency = self.lexicon.document_frequency(list(dict.fromkeys(everything)))  # one call for all
+        total = len(self.lexicon)
+        weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
+        parts = self._lines(content, known, weights, frequency)
+        held = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
         vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
         return QueryState(
             weights=weights,
             roots=self._roots(weights),
             names={m.name: m for m in mentions(self.question, known)},
             capitalised=capitalised,
-            covered=frozenset(weights) & everything,
+            covered=frozenset(weights) & held,
             lines=parts,
             question=vectors[0],
             joint=vectors[1:],
             shared={n: len(blocks) for n, blocks in known.items()},
-            rarity=rarity,
+            rarity={word: _idf(frequency.get(stem, 0), total) for word, stem in stems.items()},
             read=len(lines),
         )
 
@@ -150,11 +152,6 @@ class QueryAnalyzer:
                 weight = max((weights.get(t, 0.0) for t in terms(word)), default=0.0)
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))
         return roots
-
-    def _rarity(self, names: Sequence[str]) -> dict[str, float]:
-        stems = {w: (terms(w) or [w])[0] for w in dict.fromkeys(w for n in names for w in n.split())}
-        seen = self.lexicon.document_frequency(list(dict.fromkeys(stems.values())))
-        return {w: _idf(seen.get(stem, 0), len(self.lexicon)) for w, stem in stems.items()}
 
     def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """The names of blocks that these texts contain, or may contain; each is looked up once."""
@@ -170,18 +167,20 @@ class QueryAnalyzer:
         return self._capitalised[text]
 
     def _lines(
-        self, lines: Sequence[str], known: Mapping[str, object], weights: Mapping[str, float]
+        self,
+        content: Sequence[tuple[str, Sequence[str]]],
+        known: Mapping[str, object],
+        weights: Mapping[str, float],
+        frequency: Mapping[str, int],
     ) -> tuple[MemoryLine, ...]:
-        asked = frozenset(content_terms(self.question))
+        """The lines, given the content terms of each that are not in the question."""
         spaced = f" {name(self.question)} "
         total = sum(weights.values()) or 1.0
-        content = {line: [t for t in content_terms(line) if t not in asked] for line in lines}
-        frequency = self.lexicon.document_frequency(list(dict.fromkeys(t for own in content.values() for t in own)))
         out = []
-        for line in lines:
+        for line, fresh_terms in content:
             held = frozenset(terms(line))
             capitalised = {n: m for n, m in self._capitalised_names(line).items() if f" {n} " not in spaced}
-            fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in content[line]}
+            fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in fresh_terms}
             out.append(
                 MemoryLine(
                     mentions={m.name: m for m in mentions(line, known)},
@@ -200,6 +199,11 @@ class QueryAnalyzer:
             encode = getattr(self.encoder, "encode_query", self.encoder.encode)
             self._vectors.update(zip(new, encode(new), strict=True))
         return np.stack([self._vectors[t] for t in texts])
+
+
+def _stems(names: Sequence[str]) -> dict[str, str]:
+    """The first term of each word of these names."""
+    return {word: (terms(word) or [word])[0] for word in dict.fromkeys(w for n in names for w in n.split())}
 
 
 def _idf(frequency: int, blocks: int) -> float:

@@ -97,8 +97,13 @@ class ShardedSearch(DenseSearch):
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
         with ThreadPoolExecutor(len(self.searches)) as pool:
             parts = list(pool.map(lambda search: search.scored(queries, k, admitted), self.searches))
-        merged = [[pair for row in rows for pair in row] for rows in zip(*parts, strict=True)]
-        return [sorted(row, key=lambda pair: (-pair[1], pair[0]))[:k] for row in merged]
+        return merged(parts, k)
+
+
+def merged(parts: Sequence[Sequence[Scored]], k: int) -> list[Scored]:
+    """For each query the k nearest blocks of all parts, each with a row for every query."""
+    rows = ([pair for row in own for pair in row] for own in zip(*parts, strict=True))
+    return [sorted(row, key=lambda pair: (-pair[1], pair[0]))[:k] for row in rows]
 
 
 class DeviceSearch(DenseSearch):

@@ -4,16 +4,20 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from compmem.index import MemoryIndex
 from compmem.serving.run import CONNECTIONS, FINISH_SECONDS, TOKENS, Settings, application, check_access, open_index
 from compmem.serving.tokens import Tokens
 from compmem.threads import in_thread
+
+if TYPE_CHECKING:
+    from compmem.shard_actors import ShardActors
 
 APP: Final = "compmem"
 """Name of the application on Ray Serve."""
@@ -26,10 +30,10 @@ _ENVIRONMENT: Final = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
 
 
 class Replica:
-    """The application over an index that this process has opened."""
+    """The application over an index that this process has opened, or over actors with its shards."""
 
-    def __init__(self, settings: Settings, tokens: Tokens | None) -> None:
-        self._index = open_index(settings)
+    def __init__(self, settings: Settings, tokens: Tokens | None, shards: "ShardActors | None" = None) -> None:
+        self._index = open_index(settings, None if shards is None else _opener(shards))
         self._app = application(settings, self._index, tokens)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -45,7 +49,7 @@ class Replica:
         await in_thread(self._index.__len__)
 
 
-def serve(settings: Settings, host: str, port: int, address: str) -> None:
+def serve(settings: Settings, host: str, port: int, address: str, shard_actors: int | None = None) -> None:
     """Serves on Ray Serve until the process is told to stop, by SIGINT or SIGTERM.
 
     Args:
@@ -53,6 +57,7 @@ def serve(settings: Settings, host: str, port: int, address: str) -> None:
         host: Address to listen on, of each machine with a replica.
         port: Port to listen on.
         address: The cluster: `auto`, `HOST:PORT`, or `local` for one of this machine that ends with the server.
+        shard_actors: Actors on this machine that open the shards for all replicas; see `running`.
 
     Raises:
         ValueError: Others could reach the server without a token, or a setting is wrong.
@@ -69,25 +74,58 @@ def serve(settings: Settings, host: str, port: int, address: str) -> None:
     MemoryIndex.open(settings.index).close()
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's processes give way to all others
     stop = threading.Event()
-    with distributed.connected(address), running(settings, tokens, host, port):
+    with distributed.connected(address), running(settings, tokens, host, port, shard_actors):
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, lambda *_: stop.set())
         stop.wait()
 
 
 @contextmanager
-def running(settings: Settings, tokens: Tokens | None, host: str, port: int) -> Iterator[None]:
+def running(
+    settings: Settings, tokens: Tokens | None, host: str, port: int, shard_actors: int | None = None
+) -> Iterator[None]:
     """The server on the cluster that this process is connected to; at the end it finishes its requests and is removed.
 
+    Args:
+        settings: The server.
+        tokens: Who may use it.
+        host: Address to listen on.
+        port: Port to listen on.
+        shard_actors: Actors on this machine that open the shards of the index, at most one a shard. Replicas ask them,
+            may be on any machine, and add and delete nothing. None: each replica opens the index itself.
+
     Raises:
-        ValueError: The cluster has too few CPUs, or runs Ray Serve already.
+        ValueError: The cluster has too few CPUs, or runs Ray Serve already; or `shard_actors` is below 1.
         OSError: The port is in use on this machine.
         RuntimeError: A replica could not start.
     """
-    serve, made = _ray_serve(), deployment(settings, tokens)
+    serve = _ray_serve()
     if serve.status().proxies:
         raise ValueError("the cluster runs Ray Serve already: deploy compmem.serving.on_ray.deployment(...) there")
     socket.create_server((host, port)).close()
+    with _started(settings, shard_actors) as shards, _deployed(deployment(settings, tokens, shards), host, port):
+        yield
+
+
+@contextmanager
+def _started(settings: Settings, shard_actors: int | None) -> Iterator["ShardActors | None"]:
+    """The actors with the shards of the index, for the block."""
+    if shard_actors is None:
+        yield None
+        return
+    from compmem.shard_actors import ShardActors
+
+    shards = ShardActors.start(settings.index, shard_actors)
+    try:
+        yield shards
+    finally:
+        shards.stop()
+
+
+@contextmanager
+def _deployed(made: Any, host: str, port: int) -> Iterator[None]:
+    """An application on Ray Serve, for the block."""
+    serve = _ray_serve()
     try:
         with suppress(TimeoutError):  # Ray Serve goes on starting what listens
             serve.start(
@@ -102,11 +140,17 @@ def running(settings: Settings, tokens: Tokens | None, host: str, port: int) -> 
         serve.shutdown()
 
 
-def deployment(settings: Settings, tokens: Tokens | None) -> Any:
+def deployment(settings: Settings, tokens: Tokens | None, shards: "ShardActors | None" = None) -> Any:
     """The application for `ray.serve.run`, with a CPU for each replica, and a GPU if the settings name CUDA.
 
     Replicas that may write run on this machine, where the folder lies, since its lock does not work between machines.
     Those of a read-only server run on any machine; each needs the folder, or a copy of it, at the same path.
+
+    Args:
+        settings: The server.
+        tokens: Who may use it.
+        shards: Actors that have opened the shards, which the replicas ask; then the server is read-only, and replicas
+            need no folder. The process that started the actors must stay.
 
     Raises:
         ValueError: The cluster has too few CPUs or GPUs for the replicas.
@@ -120,6 +164,7 @@ def deployment(settings: Settings, tokens: Tokens | None) -> Any:
     for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
         if (found := there.get(kind, 0)) < settings.processes * needs[name]:
             raise ValueError(f"the cluster has {found:g} {kind}s, too few for {settings.processes} replicas")
+    settings = settings if shards is None else replace(settings, read_only=True)
     here = {} if settings.read_only else {"resources": {f"node:{ray.util.get_node_ip_address()}": 0.001}}
     made = serve.deployment(
         name=APP,
@@ -130,7 +175,13 @@ def deployment(settings: Settings, tokens: Tokens | None) -> Any:
         health_check_period_s=HEALTH_SECONDS,
         ray_actor_options={**needs, **here},
     )(serve.ingress()(Replica))
-    return made.bind(replace(settings, index=str(Path(settings.index).absolute())), tokens)
+    return made.bind(replace(settings, index=str(Path(settings.index).absolute())), tokens, shards)
+
+
+def _opener(shards: "ShardActors") -> Callable[..., MemoryIndex]:
+    from compmem.shard_actors import ActorIndex, ActorStore
+
+    return partial(ActorIndex.of_store, ActorStore(shards))
 
 
 def _ray_serve() -> Any:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -71,12 +72,18 @@ def serve(settings: Settings, host: str, port: int) -> None:
     uvicorn.run("compmem.serving.run:of_environment", factory=True, workers=settings.processes, **shared)
 
 
-def open_index(settings: Settings) -> MemoryIndex:
-    """The index in the settings' folder, with loaded models; the cores are divided among the questions at work."""
+def open_index(settings: Settings, opened: Callable[..., MemoryIndex] | None = None) -> MemoryIndex:
+    """The index, with loaded models; the cores are divided among the questions at work.
+
+    Args:
+        settings: The server.
+        opened: Opens the index with `runtime` and `allow_download`. None: the one in the settings' folder.
+    """
     cores, at_once = os.cpu_count() or 1, Limits(**settings.limits).at_once
     torch.set_num_threads(max(1, cores // (settings.processes * at_once)))
     runtime = RuntimeConfig(device=settings.device)
-    index = MemoryIndex.open(settings.index, runtime=runtime, allow_download=settings.allow_download)
+    opened = opened or partial(MemoryIndex.open, settings.index)
+    index = opened(runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:
         index.encoder.encode_query(["loads what the first question needs"])
         index.gate  # noqa: B018

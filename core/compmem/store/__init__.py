@@ -3,13 +3,23 @@
 from compmem.store.info import KV_WRITTEN, StoreInfo
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import content_hash
-from compmem.store.sharded import SHARDS, ShardedSnapshot, ShardedStore, open_store, shard_of, shard_path, store_exists
+from compmem.store.shard_views import EVERYTHING, LocalShardedSnapshot, ShardedSnapshot, ShardPart, TermTotals, shard_of
+from compmem.store.sharded import (
+    SHARDS,
+    ShardedStore,
+    open_store,
+    shard_path,
+    store_exists,
+    summed,
+    verify_shard,
+)
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.store import Store
 from compmem.store.transient import TransientWords
 from compmem.store.vectors import ChunkVectors
 
 __all__ = [
+    "EVERYTHING",
     "FORMAT",
     "JSON",
     "KV_WRITTEN",
@@ -17,15 +27,20 @@ __all__ = [
     "ChunkVectors",
     "DocumentInfo",
     "Filter",
+    "LocalShardedSnapshot",
+    "ShardPart",
     "ShardedSnapshot",
     "ShardedStore",
     "Snapshot",
     "Store",
     "StoreInfo",
+    "TermTotals",
     "TransientWords",
     "content_hash",
     "open_store",
     "shard_of",
     "shard_path",
     "store_exists",
+    "summed",
+    "verify_shard",
 ]

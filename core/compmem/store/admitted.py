@@ -32,7 +32,7 @@ Lengths = NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class AdmittedWords:
+class AdmittedWords(lexical.OneByOne):
     """The lexical index without the blocks that a filter excludes: they affect no count, no score and no rank."""
 
     rows: Rows
@@ -40,7 +40,7 @@ class AdmittedWords:
     """The admitted blocks, ascending."""
     _frequency: dict[str, int] = field(default_factory=dict)
     _counted: dict[str, tuple[Numbers, Lengths]] = field(default_factory=dict)
-    _mean_length: float | None = None
+    _length: float | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -115,13 +115,13 @@ class AdmittedWords:
 
     def _mean(self) -> float:
         """Mean number of terms in an admitted block."""
-        if self._mean_length is None and len(self):
-            self._mean_length = max(self.length() / len(self), 1.0)
-        return self._mean_length or 1.0
+        return max(self.length() / max(len(self), 1), 1.0)
 
     def length(self) -> float:
         """Terms in all admitted blocks together."""
-        return float(self._lengths(self.numbers).sum()) if len(self) else 0.0
+        if self._length is None:
+            self._length = float(self._lengths(self.numbers).sum()) if len(self) else 0.0
+        return self._length
 
     def _lengths(self, blocks: Numbers) -> Lengths:
         """Terms in each of these blocks, which are ascending."""

@@ -78,6 +78,28 @@ def indexed_terms(chunk: Chunk) -> list[str]:
     return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
+class OneByOne:
+    """The queries of a lexical index that take several at once, by one after another."""
+
+    __slots__ = ()
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Blocks that contain any of these terms with their BM25 score, best first."""
+        raise NotImplementedError
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Blocks that contain these words in sequence, by number."""
+        raise NotImplementedError
+
+    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """`lexical` of each query."""
+        return [self.lexical(terms, limit) for terms in queries]
+
+    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """`phrase` of each run of words."""
+        return [self.phrase(run, limit) for run in runs]
+
+
 def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) -> dict[str, int]:
     """Number of blocks that contain each term; `known` caches the counts of this generation."""
     out = {}

@@ -116,7 +116,8 @@ class Manifest:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._identity = identity_of(folder)
+        self.identity = identity_of(folder)
+        """Device and inode of the file when it was opened."""
         self.check_files()
         self._idle: list[sqlite3.Connection] = []
         self._guard = Lock()
@@ -195,7 +196,7 @@ class Manifest:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction, committed at the end of the block and rolled back if the block raises."""
         if self._shorten is None or self._process != os.getpid():
-            self._shorten = weakref.finalize(self, shorten, self.folder, os.getpid(), self._identity)
+            self._shorten = weakref.finalize(self, shorten, self.folder, os.getpid(), self.identity)
         with errors(self.folder.path), closing(self._connect("rw")) as connection:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("BEGIN IMMEDIATE")
@@ -303,7 +304,7 @@ class Manifest:
             CorruptStoreError: A file next to the manifest must not be opened.
             StoreError: The folder is gone, or has another index now.
         """
-        if self._identity != identity_of(self.folder):
+        if self.identity != identity_of(self.folder):
             raise StoreError(
                 f"the index that was opened in {str(self.folder.path)!r} is no longer there: "
                 "its folder was deleted, moved or replaced; open it again"

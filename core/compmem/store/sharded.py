@@ -7,42 +7,29 @@ they decide between equal scores. Terms are counted over all shards, so that sco
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
-
 from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
-from compmem.locks import Lock
-from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import lexical
-from compmem.store.admitted import AdmittedWords
-from compmem.store.blocks import Numbers
+from compmem.schema import Document, MemoryBlock
 from compmem.store.folder import Folder
 from compmem.store.info import StoreInfo
-from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import JSON
-from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
+from compmem.store.shard_views import LocalShardedSnapshot, ShardPart, TermTotals, combined, shard_of
+from compmem.store.snapshot import Snapshot
 from compmem.store.store import Store
-from compmem.store.vectors import ChunkVectors
-from compmem.text.tokenize import NameKind
 
 SHARDS: Final = "shards.json"
 """The file that makes a folder one of shards."""
 
 MOST: Final = 256
 """Shards of one folder."""
-
-
-def shard_of(document_id: str, shards: int) -> int:
-    """The shard of a document."""
-    return zlib.crc32(document_id.encode("utf-8", "surrogatepass")) % shards
 
 
 def shard_path(path: Path, shard: int) -> Path:
@@ -72,8 +59,7 @@ class ShardedStore(Store):
         self.path = path
         self.shards = tuple(shards)
         self.config = shards[0].config
-        self._lengths: dict[tuple[int, int], float] = {}
-        self._guard = Lock()
+        self._totals = TermTotals()
 
     @classmethod
     def create_shards(
@@ -122,13 +108,14 @@ class ShardedStore(Store):
     @property
     def generation(self) -> int:
         """A number that is another one after every commit to any shard."""
-        return _combined([store.generation for store in self.shards])
+        return combined([store.generation for store in self.shards])
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """A view of every shard, each consistent, for as long as the block lasts."""
         with ExitStack() as held:
-            yield ShardedSnapshot([held.enter_context(store.snapshot()) for store in self.shards], self._length)
+            opened = [held.enter_context(store.snapshot()) for store in self.shards]
+            yield LocalShardedSnapshot([ShardPart(part, partial(self._totals.of, n)) for n, part in enumerate(opened)])
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -194,12 +181,8 @@ class ShardedStore(Store):
 
     def verify(self) -> list[str]:
         """Problems found after reading everything; a document in a wrong shard is one."""
-        problems = [f"shard {n}: {told}" for n, store in enumerate(self.shards) for told in store.verify()]
-        for number, store in enumerate(self.shards):
-            with store.snapshot() as snapshot:
-                wrong = [d.id for d in snapshot.documents() if shard_of(d.id, len(self.shards)) != number]
-            problems += [f"shard {number}: document {name!r} belongs to another shard" for name in wrong]
-        return problems
+        count = len(self.shards)
+        return [problem for n, store in enumerate(self.shards) for problem in verify_shard(store, n, count)]
 
     def put_meta(self, key: str, value: JSON) -> None:
         """Keep a small JSON fact in every shard."""
@@ -212,11 +195,7 @@ class ShardedStore(Store):
 
     def info(self) -> StoreInfo:
         """What all shards hold together."""
-        first, *others = [store.info() for store in self.shards]
-        summed = ("documents", "blocks", "sentences", "characters", "deleted", "vector_bytes", "kv_bytes", "text_bytes")
-        totals = {name: getattr(first, name) + sum(getattr(o, name) for o in others) for name in summed}
-        dims = [info.dim for info in (first, *others) if info.dim is not None]
-        return replace(first, **totals, dim=dims[0] if dims else None)
+        return summed([store.info() for store in self.shards])
 
     def close(self) -> None:
         """Close every shard."""
@@ -229,159 +208,22 @@ class ShardedStore(Store):
             parts.setdefault(shard_of(name, len(self.shards)), []).append(name)
         return parts
 
-    def _length(self, shard: int, snapshot: Snapshot) -> float:
-        """Terms in all blocks of a shard, counted once a generation."""
-        key = (shard, snapshot.generation)
-        with self._guard:
-            known = self._lengths.get(key)
-        if known is None:
-            known = snapshot.within(snapshot.select(None)).length()
-            with self._guard:
-                self._lengths = {k: v for k, v in self._lengths.items() if k[0] != shard} | {key: known}
-        return known
+
+def verify_shard(store: Store, shard: int, shards: int) -> list[str]:
+    """Problems of one of so many shards, found after reading everything."""
+    problems = store.verify()
+    with store.snapshot() as snapshot:
+        wrong = [d.id for d in snapshot.documents() if shard_of(d.id, shards) != shard]
+    problems += [f"document {name!r} belongs to another shard" for name in wrong]
+    return [f"shard {shard}: {told}" for told in problems]
 
 
-class ShardedSnapshot(Snapshot):
-    """Views of all shards, as one. Blocks have numbers of their own: number within the shard * shards + shard."""
-
-    def __init__(self, parts: Sequence[Snapshot], length: Any) -> None:
-        self.parts = tuple(parts)
-        self._length = length
-        self._everything: ShardedWords | None = None
-
-    @property
-    def generation(self) -> int:
-        """A number that is another one for every other view."""
-        return _combined([part.generation for part in self.parts])
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def select(self, filter: Filter | None) -> Numbers:
-        """Numbers of the live blocks that a filter admits, rising. Raises what `Snapshot.select` raises."""
-        found = [self._numbers(n, part.select(filter)) for n, part in enumerate(self.parts)]
-        return np.sort(np.concatenate(found))
-
-    def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
-        """The chunks of blocks by number, in the order asked. Raises what `Snapshot.chunks` raises."""
-        return self._gathered(blocks, lambda part, own: part.chunks(own))
-
-    def blocks(self, blocks: Sequence[int] | Numbers, *, kv: bool = True) -> list[MemoryBlock]:
-        """Blocks by number, in the order asked. Raises what `Snapshot.blocks` raises."""
-        return self._gathered(blocks, lambda part, own: part.blocks(own, kv=kv))
-
-    def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
-        """The KV states alone, in the order asked. Raises what `Snapshot.kv_states` raises."""
-        return self._gathered(blocks, lambda part, own: part.kv_states(own))
-
-    def shard_vectors(self) -> list[ChunkVectors]:
-        """The whole-chunk vectors of each shard, under the numbers of this view."""
-        found = [part.vectors() for part in self.parts]
-        return [vectors.renumbered(self._numbers(n, vectors.numbers)) for n, vectors in enumerate(found)]
-
-    def within(self, admitted: Numbers) -> "ShardedWords":  # type: ignore[override]
-        """The lexical indexes as if they held only these blocks, rising by number."""
-        parts = [part.within(self._own(n, admitted)) for n, part in enumerate(self.parts)]
-        return ShardedWords(parts, sum(part.length() for part in parts))
-
-    @property
-    def words(self) -> "ShardedWords":
-        """The lexical indexes of all shards, as one."""
-        if self._everything is None:
-            parts = [part.within(part.select(None)) for part in self.parts]
-            length = sum(self._length(n, part) for n, part in enumerate(self.parts))
-            self._everything = ShardedWords(parts, length, self.parts)
-        return self._everything
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms with their BM25 score, best first."""
-        return self.words.lexical(terms, limit)
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
-        return self.words.document_frequency(terms)
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, by number."""
-        return self.words.phrase(words, limit)
-
-    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first; unknown names are left out."""
-        return self.words.named(names, per_name)
-
-    def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
-        """The documents that a filter admits, shard by shard."""
-        for part in self.parts:
-            yield from part.documents(filter)
-
-    def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None."""
-        return self.parts[shard_of(document_id, len(self.parts))].document(document_id)
-
-    def document_blocks(self, document_id: str) -> list[int]:
-        """Numbers of a document's blocks in order; none for an unknown document."""
-        shard = shard_of(document_id, len(self.parts))
-        return [n * len(self.parts) + shard for n in self.parts[shard].document_blocks(document_id)]
-
-    def _numbers(self, shard: int, own: Numbers) -> Numbers:
-        return own * len(self.parts) + shard
-
-    def _own(self, shard: int, numbers: Numbers) -> Numbers:
-        own: Numbers = numbers[numbers % len(self.parts) == shard] // len(self.parts)
-        return own
-
-    def _gathered(self, blocks: Sequence[int] | Numbers, fetch: Any) -> list[Any]:
-        asked = np.asarray(blocks, np.int64)
-        found: dict[int, Any] = {}
-        for shard, part in enumerate(self.parts):
-            own = self._own(shard, asked).tolist()
-            if own:
-                found.update(zip((n * len(self.parts) + shard for n in own), fetch(part, own), strict=True))
-        return [found[number] for number in asked.tolist()]
-
-
-class ShardedWords:
-    """The words of the blocks of several shards, counted over all of them."""
-
-    def __init__(self, parts: Sequence[AdmittedWords], length: float, whole: Sequence[Snapshot] | None = None) -> None:
-        self._parts = parts
-        self._counting: Sequence[AdmittedWords | Snapshot] = parts if whole is None else whole
-        self._mean = max(length / max(len(self), 1), 1.0)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
-        counts = [part.document_frequency(terms) for part in self._counting]
-        return {term: sum(count[term] for count in counts) for term in terms}
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of the terms with their BM25 score, best first."""
-        cut = list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
-        frequency = self.document_frequency(cut)
-        asked = {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
-        found = [part.ranked(asked, limit, len(self), self._mean) for part in self._parts]
-        rows = [(self._number(n, own), score) for n, part in enumerate(found) for own, score in part]
-        return sorted(rows, key=lambda row: (-row[1], row[0]))[: max(limit, 0)]
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, by number."""
-        found = [self._number(n, own) for n, part in enumerate(self._parts) for own in part.phrase(words, limit)]
-        return sorted(found)[: max(limit, 0)]
-
-    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first; names that none answers to are left out."""
-        asked, found = list(names), dict[str, list[tuple[int, NameKind]]]()
-        for shard, part in enumerate(self._parts):
-            for name, blocks in part.named(asked, per_name).items():
-                found.setdefault(name, []).extend((self._number(shard, own), kind) for own, kind in blocks)
-        order = {kind: place for place, kind in enumerate(lexical.KINDS)}
-        ranked = {n: sorted(b, key=lambda row: (order[row[1]], row[0])) for n, b in found.items()}
-        return {name: ranked[name][:per_name] for name in asked if name in ranked}
-
-    def _number(self, shard: int, own: int) -> int:
-        return own * len(self._parts) + shard
+def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
+    """What several shards hold together."""
+    names = ("documents", "blocks", "sentences", "characters", "deleted", "vector_bytes", "kv_bytes", "text_bytes")
+    totals = {name: sum(getattr(info, name) for info in infos) for name in names}
+    dims = [info.dim for info in infos if info.dim is not None]
+    return replace(infos[0], **totals, dim=dims[0] if dims else None)
 
 
 def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> Store:
@@ -393,11 +235,6 @@ def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> St
         store.close()
         raise ValueError(f"{str(path)!r} has an index already: choose another folder")
     return store
-
-
-def _combined(generations: Sequence[int]) -> int:
-    """One number for several, each below 2**48."""
-    return sum(generation << (48 * place) for place, generation in enumerate(generations))
 
 
 def _count(folder: Folder) -> int:

@@ -33,7 +33,7 @@ class DocumentInfo:
     chunks: int
 
 
-class Snapshot:
+class Snapshot(lexical.OneByOne):
     """The state of one commit. Made by `Store.snapshot`; any thread may use it while it is open."""
 
     def __init__(self, rows: Rows, cache: Cache) -> None:

@@ -132,6 +132,11 @@ class Store:
         return self._remove is not None
 
     @property
+    def identity(self) -> tuple[int, int] | None:
+        """Device and inode of the manifest: others where another index took its place."""
+        return self._manifest.identity
+
+    @property
     def generation(self) -> int:
         """A number that increases with every commit, of any process."""
         with self._manifest.reading() as rows:

@@ -11,7 +11,7 @@ from compmem.store.manifest import LEXICAL_SCHEMA
 from compmem.text.tokenize import NameKind
 
 
-class TransientWords:
+class TransientWords(lexical.OneByOne):
     """Terms and names of blocks, added one by one. Only one thread at a time may use it."""
 
     def __init__(self) -> None:

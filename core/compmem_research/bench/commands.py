@@ -237,17 +237,26 @@ def sharded(
     shards: Annotated[str, typer.Option(help="Numbers of shards, by comma.")] = "1,2,4,8",
     limit: Annotated[int, typer.Option(help="Only this many first questions.")] = 200,
     minutes: Annotated[float | None, typer.Option(help="No new question after so many minutes.")] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Compare the shards in one process with the same in so many Ray actors instead.")
+    ] = None,
     index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index in one folder.")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Candidates, gate scores and answers of an index in shards beside those of one folder."""
+    from compmem_research.bench import shard_actors
     from compmem_research.bench.sharded import measure
 
-    counts = [int(n) for n in _listed(shards)]
-    result = measure(data, corpus, shards=counts, limit=limit, minutes=minutes, index_folder=index)
-    table = Table(*(name.replace("_", " ") for name in result["sharded"][0]), title=result["data"])
-    for row in result["sharded"]:
+    how: dict[str, Any] = {
+        "shards": [int(n) for n in _listed(shards)], "limit": limit, "minutes": minutes, "index_folder": index,
+    }  # fmt: skip
+    result = (
+        measure(data, corpus, **how) if actors is None else shard_actors.measure(data, corpus, actors=actors, **how)
+    )
+    rows = result["sharded" if actors is None else "shard_actors"]
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=result["data"])
+    for row in rows:
         table.add_row(*map(str, row.values()))
     _deliver(result, [table], out, as_json)
 

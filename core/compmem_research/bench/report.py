@@ -13,6 +13,7 @@ from compmem_research.bench import (
     load,
     plan,
     quality_report,
+    shard_actors,
     sharded,
 )
 from compmem_research.bench.retrieval import METRICS
@@ -45,6 +46,7 @@ NOTES = {
     "latency": latency.NOTE,
     "sharded_few": sharded.NOTE,
     "sharded_many": sharded.NOTE,
+    "shard_actors": shard_actors.NOTE,
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "
         "warm answers of the same length, so a slow minute of the machine weighs on both; rows of other lengths, the "
@@ -223,6 +225,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "plans": plan.pages,
     "latency": latency.pages,
     "sharded": sharded.pages,
+    "shard_actors": shard_actors.pages,
     "levels": load.pages,
 }
 """How a result is shown, by a key that only its kind has."""

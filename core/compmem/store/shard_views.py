@@ -1,0 +1,377 @@
+"""The view of an index in shards: what each shard answers where it lies, and what the answers are together.
+
+The shards are asked through one function, in this process or in others. A block's number in the view is made of its
+number within the shard and of the shard.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, Final
+
+import numpy as np
+
+from compmem.locks import Lock
+from compmem.schema import Chunk, Document, KVStates, MemoryBlock
+from compmem.store import lexical
+from compmem.store.admitted import AdmittedWords
+from compmem.store.blocks import Numbers
+from compmem.store.lexical import PER_NAME
+from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
+from compmem.store.vectors import ChunkVectors
+from compmem.text.tokenize import NameKind
+
+EVERYTHING: Final = 0
+"""Key of the selection of all blocks."""
+
+Ask = Callable[[str, Mapping[int, tuple[Any, ...]]], dict[int, Any]]
+"""Calls a method of `ShardPart` on some shards, each with arguments of its own; returns the result of each."""
+
+
+def shard_of(document_id: str, shards: int) -> int:
+    """The shard of a document."""
+    return zlib.crc32(document_id.encode("utf-8", "surrogatepass")) % shards
+
+
+class TermTotals:
+    """Terms in all blocks of each shard, counted once a generation."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, float]] = {}
+        self._guard = Lock()
+
+    def of(self, shard: int, snapshot: Snapshot) -> float:
+        """Terms in all blocks of a shard."""
+        with self._guard:
+            generation, total = self._known.get(shard, (-1, 0.0))
+        if generation != snapshot.generation:
+            total = snapshot.within(snapshot.select(None)).length()
+            with self._guard:
+                self._known[shard] = (snapshot.generation, total)
+        return total
+
+
+class ShardPart:
+    """What one shard answers to a view of all. Blocks have the shard's own numbers.
+
+    Args:
+        snapshot: The shard.
+        length: Terms in all its blocks together.
+    """
+
+    def __init__(self, snapshot: Snapshot, length: Callable[[Snapshot], float]) -> None:
+        self.snapshot = snapshot
+        self._length = length
+        self._selections: dict[int, AdmittedWords] = {}
+
+    def count(self) -> int:
+        """The number of live blocks."""
+        return len(self.snapshot)
+
+    def select(self, key: int, filter: Filter | None) -> Numbers:
+        """The blocks that a filter admits, which are kept as the selection of that key."""
+        found = self.snapshot.select(filter)
+        self.admit(key, found)
+        return found
+
+    def admit(self, key: int, admitted: Numbers) -> None:
+        """Keep these blocks, ascending, as the selection of that key."""
+        self._selections[key] = self.snapshot.within(admitted)
+
+    def words(self, key: int) -> AdmittedWords:
+        """The lexical index of a selection."""
+        if key == EVERYTHING and key not in self._selections:
+            self.select(EVERYTHING, None)
+        return self._selections[key]
+
+    def statistics(self, key: int, terms: Sequence[str]) -> tuple[dict[str, int], float]:
+        """The number of blocks of a selection that contain each term, and the number of terms in all its blocks."""
+        if key == EVERYTHING:
+            return self.snapshot.document_frequency(terms), self._length(self.snapshot)
+        return self.words(key).document_frequency(terms), self.words(key).length()
+
+    def ranked(
+        self, key: int, queries: Sequence[Mapping[str, int]], limit: int, blocks: int, mean_length: float
+    ) -> list[list[tuple[int, float]]]:
+        """The best blocks of a selection for each query; see `AdmittedWords.ranked`."""
+        return [self.words(key).ranked(query, limit, blocks, mean_length) for query in queries]
+
+    def phrases(self, key: int, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """The blocks of a selection that contain each run of words."""
+        return [self.words(key).phrase(run, limit) for run in runs]
+
+    def named(self, key: int, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks of a selection with each name."""
+        return self.words(key).named(names, per_name)
+
+    def chunks(self, blocks: Sequence[int]) -> list[Chunk]:
+        """The chunks of blocks."""
+        return self.snapshot.chunks(blocks)
+
+    def blocks(self, blocks: Sequence[int], kv: bool) -> list[MemoryBlock]:
+        """Blocks with their vectors, and with their KV states if `kv`."""
+        return self.snapshot.blocks(blocks, kv=kv)
+
+    def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
+        """The KV states of blocks."""
+        return self.snapshot.kv_states(blocks)
+
+    def documents(self, filter: Filter | None) -> list[DocumentInfo]:
+        """The documents that a filter admits."""
+        return list(self.snapshot.documents(filter))
+
+    def document(self, document_id: str) -> Document | None:
+        """A document with its text, or None."""
+        return self.snapshot.document(document_id)
+
+    def document_blocks(self, document_id: str) -> list[int]:
+        """Numbers of a document's blocks in order."""
+        return self.snapshot.document_blocks(document_id)
+
+
+def ask_here(parts: Sequence[ShardPart]) -> Ask:
+    """Asks shards of this process, one after another."""
+    return lambda name, asked: {shard: getattr(parts[shard], name)(*args) for shard, args in asked.items()}
+
+
+class ShardedSnapshot(Snapshot):
+    """Views of all shards, as one. Blocks have numbers of their own: number within the shard * shards + shard.
+
+    Args:
+        ask: Asks the shards.
+        generations: The generation of each shard.
+        blocks: The number of live blocks. None: the shards are asked.
+    """
+
+    def __init__(self, ask: Ask, generations: Sequence[int], blocks: int | None = None) -> None:
+        self._ask = ask
+        self._shards = len(generations)
+        self._generation = combined(generations)
+        self._blocks = blocks
+        self._keys: list[tuple[Numbers, int]] = []
+        self._next_key = count(EVERYTHING + 1)
+        self._everything: ShardedWords | None = None
+
+    @property
+    def generation(self) -> int:
+        """A number that is another one for every other view."""
+        return self._generation
+
+    def __len__(self) -> int:
+        if self._blocks is None:
+            self._blocks = sum(self.ask_all("count"))
+        return self._blocks
+
+    def ask_all(self, name: str, *args: Any) -> list[Any]:
+        """What a method of `ShardPart` returns on each shard, with the same arguments."""
+        return [*self._ask(name, dict.fromkeys(range(self._shards), args)).values()]
+
+    def select(self, filter: Filter | None) -> Numbers:
+        """Numbers of the live blocks that a filter admits, rising. Raises what `Snapshot.select` raises."""
+        key = EVERYTHING if filter is None else next(self._next_key)
+        parts = self.ask_all("select", key, filter)
+        found = np.sort(np.concatenate([self.numbers(n, own) for n, own in enumerate(parts)]))
+        self._keys.append((found, key))
+        return found
+
+    def key(self, admitted: Numbers | None) -> int:
+        """The key under which the shards keep these blocks; those that `select` has returned are known there."""
+        if admitted is None:
+            return EVERYTHING
+        known = next((key for held, key in self._keys if held is admitted), None)
+        if known is None:
+            known = next(self._next_key)
+            self._ask("admit", {n: (known, self._own(n, admitted)) for n in range(self._shards)})
+            self._keys.append((admitted, known))
+        return known
+
+    def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
+        """The chunks of blocks by number, in the order asked. Raises what `Snapshot.chunks` raises."""
+        return self._gathered("chunks", blocks)
+
+    def blocks(self, blocks: Sequence[int] | Numbers, *, kv: bool = True) -> list[MemoryBlock]:
+        """Blocks by number, in the order asked. Raises what `Snapshot.blocks` raises."""
+        return self._gathered("blocks", blocks, kv)
+
+    def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
+        """The KV states alone, in the order asked. Raises what `Snapshot.kv_states` raises."""
+        return self._gathered("kv_states", blocks)
+
+    def within(self, admitted: Numbers) -> "ShardedWords":  # type: ignore[override]
+        """The lexical indexes as if they held only these blocks, rising by number."""
+        return ShardedWords(self, self.key(admitted), len(admitted))
+
+    @property
+    def words(self) -> "ShardedWords":
+        """The lexical indexes of all shards, as one."""
+        if self._everything is None:
+            self._everything = ShardedWords(self, EVERYTHING, len(self))
+        return self._everything
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Blocks that hold any of these terms with their BM25 score, best first."""
+        return self.words.lexical(terms, limit)
+
+    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """`lexical` of each query."""
+        return self.words.lexical_many(queries, limit)
+
+    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
+        """The number of blocks that hold each term."""
+        return self.words.document_frequency(terms)
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Blocks in which these words follow one another, by number."""
+        return self.words.phrase(words, limit)
+
+    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """`phrase` of each run of words."""
+        return self.words.phrase_many(runs, limit)
+
+    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks that answer to each name, titles first; unknown names are left out."""
+        return self.words.named(names, per_name)
+
+    def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
+        """The documents that a filter admits, shard by shard."""
+        for found in self.ask_all("documents", filter):
+            yield from found
+
+    def document(self, document_id: str) -> Document | None:
+        """A document with its text, or None."""
+        shard = shard_of(document_id, self._shards)
+        found: Document | None = self._ask("document", {shard: (document_id,)})[shard]
+        return found
+
+    def document_blocks(self, document_id: str) -> list[int]:
+        """Numbers of a document's blocks in order; none for an unknown document."""
+        shard = shard_of(document_id, self._shards)
+        return [self.number(shard, own) for own in self._ask("document_blocks", {shard: (document_id,)})[shard]]
+
+    def number(self, shard: int, own: int) -> int:
+        """The number in this view of a block of a shard."""
+        return own * self._shards + shard
+
+    def numbers(self, shard: int, own: Numbers) -> Numbers:
+        """The numbers in this view of blocks of a shard."""
+        return own * self._shards + shard
+
+    def _own(self, shard: int, numbers: Numbers) -> Numbers:
+        own: Numbers = numbers[numbers % self._shards == shard] // self._shards
+        return own
+
+    def _gathered(self, name: str, blocks: Sequence[int] | Numbers, *args: Any) -> list[Any]:
+        """What a method of `ShardPart` returns for each of these blocks, of the shards that have any of them."""
+        asked = np.asarray(blocks, np.int64)
+        own = {shard: self._own(shard, asked).tolist() for shard in np.unique(asked % self._shards).tolist()}
+        parts = self._ask(name, {shard: (numbers, *args) for shard, numbers in own.items()}) if own else {}
+        found = {
+            self.number(shard, number): one
+            for shard, part in parts.items()
+            for number, one in zip(own[shard], part, strict=True)
+        }
+        return [found[number] for number in asked.tolist()]
+
+
+class LocalShardedSnapshot(ShardedSnapshot):
+    """The view of shards that this process has opened."""
+
+    def __init__(self, parts: Sequence[ShardPart]) -> None:
+        super().__init__(ask_here(parts), [part.snapshot.generation for part in parts])
+        self._parts = parts
+
+    def shard_vectors(self) -> list[ChunkVectors]:
+        """The whole-chunk vectors of each shard, under the numbers of this view."""
+        found = [part.snapshot.vectors() for part in self._parts]
+        return [vectors.renumbered(self.numbers(n, vectors.numbers)) for n, vectors in enumerate(found)]
+
+
+class ShardedWords:
+    """The words of a selection of blocks of several shards, counted over all of them; nothing is asked twice."""
+
+    def __init__(self, view: ShardedSnapshot, key: int, blocks: int) -> None:
+        self._view = view
+        self._key = key
+        self._blocks = blocks
+        self._length: float | None = None
+        self._frequency: dict[str, int] = {}
+        self._named: dict[str, list[tuple[int, NameKind]]] = {}
+        self._phrases: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+
+    def __len__(self) -> int:
+        return self._blocks
+
+    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
+        """The number of blocks that hold each term."""
+        new = [term for term in dict.fromkeys(terms) if term not in self._frequency]
+        if new:
+            found = self._ask("statistics", new)
+            self._frequency.update({term: sum(counts[term] for counts, _ in found) for term in new})
+            self._length = sum(length for _, length in found)
+        return {term: self._frequency[term] for term in terms}
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Blocks that hold any of the terms with their BM25 score, best first."""
+        return self.lexical_many([terms], limit)[0]
+
+    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """`lexical` of each query."""
+        cut = [list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms)) for terms in queries]
+        frequency = self.document_frequency([term for terms in cut for term in terms])
+        asked = [self._worth_asking({term: frequency[term] for term in terms}) for terms in cut]
+        if not any(asked):
+            return [[] for _ in queries]
+        mean = max((self._length or 0.0) / max(len(self), 1), 1.0)
+        found = self._ask("ranked", asked, limit, len(self), mean)
+        rows = self._together(found, lambda shard, row: (self._view.number(shard, row[0]), row[1]))
+        return [sorted(own, key=lambda row: (-row[1], row[0]))[: max(limit, 0)] for own in rows]
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Blocks in which these words follow one another, by number."""
+        return self.phrase_many([words], limit)[0]
+
+    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """`phrase` of each run of words."""
+        keys = [(limit, tuple(run)) for run in runs]
+        if new := [key for key in dict.fromkeys(keys) if key not in self._phrases]:
+            rows = self._together(self._ask("phrases", [run for _, run in new], limit), self._view.number)
+            self._phrases.update((key, sorted(own)[: max(limit, 0)]) for key, own in zip(new, rows, strict=True))
+        return [self._phrases[key] for key in keys]
+
+    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks that answer to each name, titles first; names that none answers to are left out."""
+        asked = list(dict.fromkeys(names))
+        if per_name > PER_NAME:
+            known = self._asked_names(asked, per_name)
+        else:
+            known = self._named
+            if new := [name for name in asked if name not in known]:
+                found = self._asked_names(new, PER_NAME)
+                known.update({name: found.get(name, []) for name in new})
+        return {name: known[name][:per_name] for name in asked if known.get(name)}
+
+    def _asked_names(self, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
+        found: dict[str, list[tuple[int, NameKind]]] = {}
+        for shard, part in enumerate(self._ask("named", names, per_name)):
+            for name, blocks in part.items():
+                found.setdefault(name, []).extend((self._view.number(shard, own), kind) for own, kind in blocks)
+        order = {kind: place for place, kind in enumerate(lexical.KINDS)}
+        return {n: sorted(b, key=lambda row: (order[row[1]], row[0]))[:per_name] for n, b in found.items()}
+
+    def _worth_asking(self, frequency: Mapping[str, int]) -> dict[str, int]:
+        return {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
+
+    def _ask(self, name: str, *args: Any) -> list[Any]:
+        return self._view.ask_all(name, self._key, *args)
+
+    def _together(self, found: Sequence[Sequence[Any]], renumbered: Callable[[int, Any], Any]) -> list[list[Any]]:
+        """For each query, the rows of all shards under the numbers of the view."""
+        return [
+            [renumbered(shard, row) for shard, rows in enumerate(parts) for row in rows]
+            for parts in zip(*found, strict=True)
+        ]
+
+
+def combined(generations: Sequence[int]) -> int:
+    """One number for several, each below 2**48."""
+    return sum(generation << (48 * place) for place, generation in enumerate(generations))
