@@ -44,8 +44,7 @@ NOTES = {
     ),
     "serve": load.NOTE,
     "latency": latency.NOTE,
-    "sharded_few": sharded.NOTE,
-    "sharded_many": sharded.NOTE,
+    "sharded": sharded.NOTE,
     "shard_actors": shard_actors.NOTE,
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "

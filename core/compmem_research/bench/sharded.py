@@ -19,8 +19,8 @@ CLOSE = 1e-4
 """Difference of two scores that are counted as the same."""
 
 NOTE = (
-    "The blocks of one folder copied into so many shards, and the first questions of the set. A run ended after a set "
-    "time. Milliseconds are of the processor: one folder / shards, one core, beside other work."
+    "The blocks of one folder copied into so many shards, and the first questions of the set. Milliseconds are of the "
+    "processor: one folder / shards, one core, beside other work."
 )
 """For readers of the result."""
 
