@@ -35,12 +35,15 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
 
 def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbone):
     data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
-    settings = Settings(methods=("none",), ratios=(1, 4), pruning=("kvzip", "attention"), blocks=3, max_tokens=1)
+    pruning = ("kvzip-heads", "kvzip", "attention")
+    settings = Settings(methods=("none",), ratios=(1, 4), pruning=pruning, blocks=3, max_tokens=1)
     backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
     result = measure(data, settings, backbone, rows=rows, name="tiny")["fusion"]
     by = {(row["ratio"], row["pruning"]): row for row in result}
-    assert list(by) == [(0, "attention"), (1, "attention"), (4, "attention"), (4, "kvzip")]
+    assert list(by) == [(0, "attention"), (1, "attention"), (4, "attention"), (4, "kvzip"), (4, "kvzip-heads")]
     assert by[4, "kvzip"]["bytes"] == by[4, "attention"]["bytes"]
+    # Beside that, three blocks have the lengths of two heads of two layers.
+    assert by[4, "kvzip-heads"]["bytes"] == by[4, "kvzip"]["bytes"] + 3 * 4 * 2 * 2
     changed = by[4, "kvzip"]["loss"] - by[4, "attention"]["loss"]
     assert by[4, "kvzip"]["loss change"] == pytest.approx(changed, abs=2e-3)
     assert changed
@@ -52,5 +55,7 @@ def test_bad_settings_are_named():
         Settings(methods=("epic+blend",))
     with pytest.raises(ValueError, match="unknown pruning 'snapkv'"):
         Settings(methods=("none",), pruning=("snapkv",))
+    with pytest.raises(ValueError, match="kvzip-heads can only be read with the method none"):
+        Settings(methods=("none", "epic"), pruning=("kvzip-heads",))
     with pytest.raises(ValueError, match="blocks=0"):
         Settings(methods=("none",), blocks=0)

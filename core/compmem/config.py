@@ -9,7 +9,7 @@ from compmem.schema import Encoder
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
-KVPruning = Literal["attention", "kvzip", "expected-attention"]
+KVPruning = Literal["attention", "kvzip", "kvzip-heads", "expected-attention"]
 KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
@@ -46,7 +46,8 @@ class IndexConfig:
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv_pruning: KVPruning = "attention"
     """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
-    repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries."""
+    repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries. With
+    `kvzip-heads` all layers and heads share one budget; with the others each head keeps equally many states."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class KVCache:
 
     def _placed(self, states: KVStates) -> KVStates:
         positions = None if states.positions is None else states.positions.to(self._device)
-        return KVStates(keys=self._moved(states.keys), values=self._moved(states.values), positions=positions)
+        return replace(states, keys=self._moved(states.keys), values=self._moved(states.values), positions=positions)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda" and not tensor.is_cuda:
@@ -84,4 +85,5 @@ class KVCache:
 
 
 def _bytes(states: KVStates) -> int:
-    return sum(tensor.nbytes for tensor in (states.keys, states.values, states.positions) if tensor is not None)
+    tensors = (states.keys, states.values, states.positions, states.lengths)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

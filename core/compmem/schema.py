@@ -127,13 +127,24 @@ class KVStates:
     """Key and value states of memory tokens per layer, `[layers, kv_heads, memory_tokens, head_dim]` each.
 
     Keys are stored before rotation, so a reader may use the block at any position.
+
+    If heads have different numbers of states, these are `[states, head_dim]`: those of the first head of the first
+    layer, then those of its second head, and so on.
     """
 
     keys: "torch.Tensor"
     values: "torch.Tensor"
     positions: "torch.Tensor | None" = None
-    """Position in the chunk of the token that each state is of, `[layers, kv_heads, memory_tokens]`. None: every token
-    of the chunk has its state, or the states are of memory tokens, which are no tokens of the chunk."""
+    """Position in the chunk of the token that each state is of, `[layers, kv_heads, memory_tokens]` or `[states]`.
+    None: every token of the chunk has its state, or the states are of memory tokens, which are no tokens of the
+    chunk."""
+    lengths: "torch.Tensor | None" = None
+    """States of each head, `[layers, kv_heads]`, on the CPU. None: all heads have equally many."""
+
+    @property
+    def slots(self) -> int:
+        """Positions that the block takes where it is read: the states of a head, on average, rounded up."""
+        return self.keys.shape[2] if self.lengths is None else -(-len(self.keys) // self.lengths.numel())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,8 +19,8 @@ def attention(
         key: `[rows, kv_heads, slots, head_dim]`.
         value: As `key`.
         scale: Factor of the scores.
-        mask: True where a query may attend, or values to add to the scores, `[rows, 1, queries, slots]`. None: causal,
-            the last query sees every slot.
+        mask: True where a query may attend, or values to add to the scores, `[rows, 1 or kv_heads, queries, slots]`.
+            None: causal, the last query sees every slot.
         dropout: Fraction of attention weights that are dropped.
     """
     rows, heads, queries, head_dim = query.shape
@@ -32,6 +32,8 @@ def attention(
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
         return out.reshape(rows, 1, heads * head_dim)
     past = slots - queries
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask.repeat_interleave(groups, dim=1)
     bias: Tensor | None = mask
     if mask is None and query.is_cuda and past:
         bias = causal_lower_right(queries, slots)

@@ -19,11 +19,12 @@ from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
-from compmem.backbone.kvzip import Repetition
+from compmem.backbone.kvzip import BY_REPETITION, Repetition
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
 from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
+from compmem.backbone.ragged import prefix_of
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
@@ -181,7 +182,7 @@ class Backbone(TokenCodec):
     def compress(
         self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning = "attention"
     ) -> list[KVStates]:
-        """The KV states that represent each chunk: one state per `ratio` tokens, keys before rotation.
+        """The KV states that represent each chunk: one state per `ratio` tokens and head, keys before rotation.
 
         `pruning` is how those of a stock model are chosen: see `IndexConfig.kv_pruning`.
 
@@ -193,7 +194,7 @@ class Backbone(TokenCodec):
         ratio, trained = ratio or self.memory.ratio, self.memory.trained
         if trained and pruning != "attention":
             raise ValueError(f"kv_pruning={pruning!r} is for stock models: memory tokens are trained")
-        again = self._repetition if pruning == "kvzip" and ratio > 1 else None
+        again = self._repetition if pruning in BY_REPETITION and ratio > 1 else None
         for number, tokens in enumerate(map(len, chunks)):
             if not tokens:
                 raise ValueError(f"chunk {number} has no tokens")
@@ -435,7 +436,8 @@ class Backbone(TokenCodec):
         if len(rows) != len(prompts):
             raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
         check_states(rows, self.shape)
-        prefix = Prefix(rows, self.rotary, self.memory.positions, self.decoder.embed_tokens.weight)
+        like = self.decoder.embed_tokens.weight
+        prefix = prefix_of(rows, self.rotary, self.memory.positions, like, self.shape)
         starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
         for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
             if not prompt:
@@ -445,4 +447,4 @@ class Backbone(TokenCodec):
                     f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
                     f"is larger than the context of {self.context}"
                 )
-        return prefix, Layout.of(prompts, prefix.counts, starts, self.decoder.embed_tokens.weight)
+        return prefix, Layout.of(prompts, prefix.counts, starts, like)

@@ -50,16 +50,21 @@ def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tenso
 class Slots(Context):
     """Preallocated keys and values of every layer, and the state of one step, for a number of rows and slots."""
 
-    def __init__(self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool, skipped: Sequence[int],
+        ragged: bool,
+    ) -> None:  # fmt: skip
         weight = decoder.embed_tokens.weight
         layers, heads, width = decoder.kv_shape
         # A graph reuses slots, so they must not be inference tensors: those cannot be written outside inference mode.
         with torch.inference_mode(False):
             # Zeros, since a masked slot still enters the sum with weight zero.
-            self.keys = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
-            self.values = [weight.new_zeros(rows, heads, slots, width) for _ in range(layers)]
+            self.keys = [weight.new_zeros(rows, heads, slots - first, width) for first in skipped]
+            self.values = [weight.new_zeros(rows, heads, slots - first, width) for first in skipped]
             device = weight.device
-            self.open = torch.zeros(rows, 1, 1, slots, dtype=torch.bool, device=device)
+            apart = (layers, rows, heads) if ragged else (1, rows, 1)
+            self.open = torch.zeros(*apart, 1, slots, dtype=torch.bool, device=device)
+            """Slots that attention sees, `[1 or layers, rows, 1 or kv_heads, 1, slots]`."""
             self.column = torch.zeros(rows, dtype=torch.long, device=device)
             self.position = torch.zeros(rows, dtype=torch.long, device=device)
             self.step = torch.zeros(1, dtype=torch.long, device=device)
@@ -67,6 +72,8 @@ class Slots(Context):
             self.numbers = torch.zeros(slots, rows, dtype=torch.float64, device=device)
             self.temperature = torch.ones((), device=device) if sampled else None
             self.rows = torch.arange(rows, device=device)
+        self.skipped = skipped
+        """Of each layer, first slots that it has no room for."""
         self.length = slots
         """Slots that attention sees; a step without a graph leaves out those not written yet."""
         self.gaps = True
@@ -78,18 +85,22 @@ class Slots(Context):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
         """Attention of one token per row; its states are written to the row's column."""
         cos, sin = self._angles
-        keys, values = self.keys[layer], self.values[layer]
-        keys[self.rows, :, self.column] = rotate(key, cos, sin)[:, :, 0].detach()
-        values[self.rows, :, self.column] = value[:, :, 0].detach()
+        keys, values, first = self.keys[layer], self.values[layer], self.skipped[layer]
+        column = self.column - first if first else self.column
+        keys[self.rows, :, column] = rotate(key, cos, sin)[:, :, 0].detach()
+        values[self.rows, :, column] = value[:, :, 0].detach()
+        seen, mask = self.length - first, None
+        if self.gaps:
+            mask = self.open[layer if len(self.open) > 1 else 0, ..., first : self.length]
         return attention(
-            rotate(query, cos, sin), keys[:, :, : self.length], values[:, :, : self.length],
-            scale=scale, mask=self.open[..., : self.length] if self.gaps else None, dropout=dropout,
-        )  # fmt: skip
+            rotate(query, cos, sin), keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask, dropout=dropout
+        )
 
     def advance(self, role: Role | None) -> None:
         """Run the last chosen token and choose the next one."""
         last = self.tokens.index_select(0, self.step)[0]
-        self.open[:, 0, 0].scatter_(1, self.column[:, None], True)
+        column = self.column[:, None, None, None].expand(*self.open.shape[:4], 1)
+        self.open.scatter_(4, column, True)
         cos, sin = self._rotary.at(self.position, self.keys[0])
         self._angles = (cos[:, None, None], sin[:, None, None])
         hidden = self._decoder(last[:, None], self, role=role)
@@ -105,13 +116,12 @@ class Slots(Context):
 
     def start(self, prefix: Prefix, layout: Layout, sampling: Sampling, role: Role | None) -> None:
         """Run the prompts, fill the slots, and choose the first tokens."""
-        self.open.zero_()
         self.step.zero_()
-        slots = torch.arange(self.open.shape[-1], device=self.open.device)
-        behind = slots - prefix.longest
-        recalled, prompted = slots < layout.counts[:, None], (behind >= 0) & (behind < layout.lengths[:, None])
-        self.open.copy_((recalled | prompted)[:, None, None])
-        self.column.copy_(layout.lengths + prefix.longest)
+        memory = prefix.longest
+        behind = torch.arange(self.open.shape[-1] - memory, device=self.open.device)
+        self.open[..., :memory] = prefix.filled()[..., None, :]
+        self.open[..., memory:] = (behind < layout.lengths[:, None])[:, None, None]
+        self.column.copy_(layout.lengths + memory)
         self.position.copy_(layout.positions[:, 0] + layout.lengths)
         if self.temperature is not None:
             self.temperature.fill_(sampling.temperature)
@@ -131,15 +141,16 @@ class _Filling(Context):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
         query, key = self._reading.place(query, key)
-        memory, end = self._prefix.longest, self._prefix.longest + key.shape[2]
+        first = self._slots.skipped[layer]
         keys, values = self._slots.keys[layer], self._slots.values[layer]
+        begin, memory = self._prefix.skipped(layer) - first, self._prefix.longest - first
+        end = memory + key.shape[2]
         if memory:
             past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
-            keys[:, :, :memory], values[:, :, :memory] = past_key.detach(), past_value.detach()
+            keys[:, :, begin:memory], values[:, :, begin:memory] = past_key.detach(), past_value.detach()
         keys[:, :, memory:end], values[:, :, memory:end] = key.detach(), value.detach()
-        return attention(
-            query, keys[:, :, :end], values[:, :, :end], scale=scale, mask=self._layout.mask, dropout=dropout
-        )
+        mask = self._prefix.mask(layer, self._layout)
+        return attention(query, keys[:, :, begin:end], values[:, :, begin:end], scale=scale, mask=mask, dropout=dropout)
 
 
 Step = Callable[[], object]
@@ -154,7 +165,7 @@ class Engine:
         self._rotary = rotary
         self._graphs = graphs
         self._kept = kept
-        self._ready: dict[tuple[int, int, bool, Role | None], tuple[Slots, Step]] = {}
+        self._ready: dict[tuple[int, int, bool, bool, Role | None], tuple[Slots, Step]] = {}
         self._capturing = Lock()
 
     def run(
@@ -173,11 +184,11 @@ class Engine:
         written, seen = prefix.longest + layout.ids.shape[1], 0
         fixed = layout.ids.is_cuda if self._graphs is None else self._graphs
         size = -(-(written + steps) // SLOT_STEP) * SLOT_STEP if fixed else written + steps
-        key = (len(layout.ids), size, sampling.temperature > 0, role)
+        key = (len(layout.ids), size, sampling.temperature > 0, prefix.ragged, role)
         # Removed from the cache while in use: a concurrent run of this shape gets its own slots.
         taken: tuple[Slots, Step] | None = self._ready.pop(key, None)
-        slots, step = taken or self._prepare(*key, fixed=fixed)
-        slots.gaps = fixed or not layout.even
+        slots, step = taken or self._prepare(*key, prefix=None if fixed else prefix)
+        slots.gaps = fixed or prefix.ragged or not layout.even
         try:
             slots.start(prefix, layout, sampling, role)
             for made in range(1, steps + 1):
@@ -195,9 +206,15 @@ class Engine:
                 while len(self._ready) > self._kept:
                     self._ready.pop(next(iter(self._ready)), None)
 
-    def _prepare(self, rows: int, size: int, sampled: bool, role: Role | None, *, fixed: bool) -> tuple[Slots, Step]:
-        slots = Slots(self._decoder, self._rotary, rows=rows, slots=size, sampled=sampled)
-        if not (fixed and slots.column.is_cuda):
+    def _prepare(
+        self, rows: int, size: int, sampled: bool, ragged: bool, role: Role | None, *, prefix: Prefix | None
+    ) -> tuple[Slots, Step]:
+        """Slots and their step: for this memory alone, or of a fixed size for any."""
+        skipped = [prefix.skipped(layer) if prefix else 0 for layer in range(len(self._decoder.layers))]
+        slots = Slots(
+            self._decoder, self._rotary, rows=rows, slots=size, sampled=sampled, skipped=skipped, ragged=ragged
+        )
+        if prefix or not slots.column.is_cuda:
             return slots, partial(slots.advance, role)
         with self._capturing:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

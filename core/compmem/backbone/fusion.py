@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from compmem.backbone.backbone import Backbone
 from compmem.backbone.decoder import Context, Decoder
-from compmem.backbone.prefix_context import check_states
+from compmem.backbone.prefix_context import check_fusion, check_states
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVFusion
@@ -97,12 +97,13 @@ def fuse(
         first: Tokens of each later block that `epic` chooses.
 
     Raises:
-        ValueError: A block does not belong to its text or to this backbone, the question is empty, or the text is
-            larger than the context.
+        ValueError: A block does not belong to its text or to this backbone, its heads have different numbers of
+            states, the question is empty, or the text is larger than the context.
     """
     _check(backbone, blocks, texts, asked)
     if len(blocks) < 2 or set(methods) <= {"none", "ape"}:
         return list(blocks)
+    check_fusion(blocks, methods)
     decoder, rotary, fixed = backbone.decoder, backbone.rotary, 1
     like = decoder.embed_tokens.weight
     if lead := backbone.lead:

@@ -6,6 +6,7 @@ in pieces. As in kvpress, the softmax is over the first tokens of the text, the 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from compmem.backbone.decoder import Decoder
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext
 from compmem.backbone.prompts import Prompt
 from compmem.backbone.rotary import Rotary
+from compmem.config import KVPruning
 from compmem.schema import KVStates
 
+BY_REPETITION: Final[tuple[KVPruning, ...]] = ("kvzip", "kvzip-heads")
+"""The pruning methods that use these scores."""
 PIECE = 2048
 """Tokens that are repeated at once."""
 OPENING = 8

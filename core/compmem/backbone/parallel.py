@@ -15,7 +15,7 @@ from compmem.backbone.backbone import Backbone
 from compmem.backbone.chat_prefix import with_prefix
 from compmem.backbone.decode import check_writing
 from compmem.backbone.decoder import Context
-from compmem.backbone.prefix_context import check_states
+from compmem.backbone.prefix_context import check_fusion, check_states
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import rotate
 from compmem.backbone.stop import Stop
@@ -52,13 +52,15 @@ def stream_parallel(
         scale: Scale of what the blocks get together.
 
     Raises:
-        ValueError: There is no block, a block is of another backbone, or all does not fit in the context.
+        ValueError: There is no block, a block is of another backbone or its heads have different numbers of states, or
+            all does not fit in the context.
         OverdueError: The time for a question is up.
     """
     if not blocks:
         raise ValueError("no block to read")
     check_writing(max_new_tokens, 0.0)
     check_states([blocks], backbone.shape)
+    check_fusion(blocks, ["ape"])
     head = backbone.lead
     [rest], [row] = with_prefix(
         head, lambda ids: prune(backbone.decoder, backbone.rotary, [ids], ratio=1)[0], [prompt], [blocks]

@@ -18,7 +18,15 @@ from compmem.schema import KVStates
 
 
 class Prefix:
-    """The recalled blocks of each row in order, concatenated layer by layer when they are read."""
+    """The recalled blocks of each row in order, concatenated layer by layer when they are read.
+
+    Attributes:
+        ragged: Whether heads have different numbers of states.
+        counts: Positions that the memory of each row takes.
+        longest: Slots of the longest row.
+    """
+
+    ragged = False
 
     def __init__(self, rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor) -> None:
         # Split now: the gradient of one layer at a time would be as large as that of all layers.
@@ -27,7 +35,7 @@ class Prefix:
         self._rotary = rotary
         self._positions = positions
         self._like = like
-        self.counts = [sum(states.keys.shape[2] for states in row) for row in rows]
+        self.counts = list(map(slots_of, rows))
         self.longest = max(self.counts, default=0)
 
     def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -38,6 +46,19 @@ class Prefix:
             cos, sin = self._rotary(self.longest, keys)
             keys = rotate(keys, cos, sin)
         return keys, values
+
+    def skipped(self, number: int) -> int:
+        """Slots of the longest row, from the first on, that a layer does without."""
+        return 0
+
+    def filled(self) -> Tensor:
+        """Which slots have a state, `[1 or layers, rows, 1 or kv_heads, longest]`."""
+        counts = torch.tensor(self.counts, device=self._like.device)
+        return (torch.arange(self.longest, device=counts.device) < counts[:, None])[None, :, None]
+
+    def mask(self, number: int, layout: "Layout") -> Tensor | None:
+        """The attention mask of a layer for prompts behind this memory; see `attention`."""
+        return layout.mask
 
     def _joined(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
         """The blocks of all rows, each row padded to the longest, copied once."""
@@ -57,8 +78,6 @@ class Layout:
     """Prompts padded on the right, `[rows, prompt]`."""
     lengths: Tensor
     """Tokens of each prompt, `[rows]`."""
-    counts: Tensor
-    """Memory tokens of each row, `[rows]`."""
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
@@ -96,7 +115,6 @@ class Layout:
         return cls(
             ids=ids.to(device),
             lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
-            counts=memory.to(device),
             positions=(first[:, None] + torch.arange(width)).to(device),
             mask=mask,
             even=alike and len({len(prompt) for prompt in prompts}) == 1,
@@ -117,7 +135,8 @@ class PrefixContext(Context):
     ) -> Tensor | None:
         """Attention of the prompts, each to its row's memory and itself."""
         query, key, value = self.behind(layer, query, key, value)
-        return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
+        mask = self._prefix.mask(layer, self._layout)
+        return attention(query, key, value, scale=scale, mask=mask, dropout=dropout)
 
     def behind(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The prompts' rotated queries; rotated keys, and values, of memory and prompts."""
@@ -155,8 +174,8 @@ class StateRecorder(Context):
 
 
 def slots_of(row: Sequence[KVStates]) -> int:
-    """Memory tokens of a row of blocks."""
-    return sum(states.keys.shape[2] for states in row)
+    """Positions that a row of blocks takes."""
+    return sum(states.slots for states in row)
 
 
 def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]) -> None:
@@ -171,8 +190,30 @@ def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]
     """
     layers, heads, width = shape
     for states in (states for row in rows for states in row):
-        if (*states.keys.shape[:2], states.keys.shape[3]) != shape or states.keys.shape != states.values.shape:
+        if _shape(states) != shape or states.keys.shape != states.values.shape:
             raise ValueError(
                 f"KV states of shape {tuple(states.keys.shape)} are of another backbone: "
                 f"this one has {layers} layers, {heads} KV heads of {width}"
             )
+
+
+def check_fusion(blocks: Sequence[KVStates], methods: Iterable[str]) -> None:
+    """Refuse to fuse blocks whose heads have different numbers of states.
+
+    Raises:
+        ValueError: There is such a block.
+    """
+    if any(states.lengths is not None for states in blocks):
+        raise ValueError(
+            f"kv_fusion={'+'.join(methods)!r} needs equally many KV states in each head: read blocks that were made "
+            "with kv_pruning='kvzip-heads' with kv_fusion='none'"
+        )
+
+
+def _shape(states: KVStates) -> tuple[int, ...]:
+    """Layers, KV heads and head width of a block; nothing if it has no such shape."""
+    found, lengths = states.keys.shape, states.lengths
+    if lengths is None:
+        return (*found[:2], found[3]) if len(found) == 4 else ()
+    whole = len(found) == 2 and lengths.numel() and int(lengths.min()) > 0 and int(lengths.sum()) == found[0]
+    return (*lengths.shape, found[1]) if whole else ()

@@ -6,8 +6,10 @@ The question is not known yet. What its queries will attend to is estimated by o
   chunk. The score of a state is the mean attention it gets from them, times the norm of its value.
 * `expected-attention`: a normal distribution stands for the queries; see `compmem.backbone.expected_attention`.
 * `kvzip`: the most attention a state gets while the model repeats the chunk; see `compmem.backbone.kvzip`.
+* `kvzip-heads`: the same.
 
-Each head of each layer keeps its own states, and all of them equally many.
+Each head of each layer keeps its own states, and all of them equally many. With `kvzip-heads` they have one budget
+together; see `compmem.backbone.ragged`.
 
 A chunk is read after the beginning of a chat turn, as it will be when it is recalled. Attention that finds nothing goes
 to the first tokens of a text (attention sinks, 2309.17453). With the prefix in front, these are not tokens of the
@@ -24,8 +26,9 @@ from torch.nn.functional import pad
 from compmem.backbone.attention import SINKS, attention
 from compmem.backbone.decoder import Context, Decoder
 from compmem.backbone.expected_attention import FUTURE, expected_attention
-from compmem.backbone.kvzip import Repetition, repetition_scores
+from compmem.backbone.kvzip import BY_REPETITION, Repetition, repetition_scores
 from compmem.backbone.memory import memory_count
+from compmem.backbone.ragged import best_of_all_heads
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVPruning
 from compmem.schema import KVStates
@@ -53,14 +56,15 @@ def prune(
         ratio: Tokens per state that is kept.
         lead: Token ids of the prefix.
         pruning: How importance is estimated.
-        repetition: The request to repeat a chunk, which `kvzip` needs above ratio 1.
+        repetition: The request to repeat a chunk, which both kinds of KVzip need above ratio 1.
     """
     texts = [[*lead, *chunk] for chunk in chunks]
-    if pruning == "kvzip" and ratio > 1:
+    if pruning in BY_REPETITION and ratio > 1:
         assert repetition is not None, "KVzip needs the request to repeat"
         whole = prune(decoder, rotary, texts, ratio=1)
         scores = repetition_scores(decoder, rotary, whole, chunks, repetition)
-        return [_pruned(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
+        choose = _pruned if pruning == "kvzip" else _pruned_together
+        return [choose(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
@@ -159,6 +163,14 @@ def _pruned(whole: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
     """The best of a chunk's states; `whole` are those of prefix and chunk."""
     places = _best(score, lead, ratio)
     return _states(_at(whole.keys[:, :, lead:], places), _at(whole.values[:, :, lead:], places), places, score.shape[2])
+
+
+def _pruned_together(whole: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
+    """The best of a chunk's states over all layers and heads."""
+    tokens = score.shape[2]
+    if memory_count(tokens, ratio) == tokens:
+        return _pruned(whole, score, lead, ratio)
+    return best_of_all_heads(whole, score, lead, ratio, _sinks(tokens, lead, ratio))
 
 
 def _states(keys: Tensor, values: Tensor, places: Tensor, tokens: int) -> KVStates:

@@ -46,7 +46,9 @@ def add(
     ] = None,
     kv_pruning: Annotated[
         str | None,
-        typer.Option(help="How a stock model's KV states are chosen: attention, kvzip or expected-attention."),
+        typer.Option(
+            help="How a stock model's KV states are chosen: attention, kvzip, kvzip-heads or expected-attention."
+        ),
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     shards: Annotated[

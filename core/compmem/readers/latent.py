@@ -113,7 +113,7 @@ class LatentReader:
             MemoryError: A single block does not fit on the device.
         """
         states = [_states(block) for block in blocks]
-        starts = None if self._whole is None else [max(self._whole, one.keys.shape[2]) for one in states]
+        starts = None if self._whole is None else [max(self._whole, one.slots) for one in states]
         return self._turns.score_blocks(question, memory.text, states, starts=starts)
 
     async def aread(
@@ -205,7 +205,7 @@ class LatentReader:
 
 
 def _slots(states: Sequence[KVStates]) -> int:
-    return sum(s.keys.shape[2] for s in states)
+    return sum(s.slots for s in states)
 
 
 def _states(block: MemoryBlock) -> KVStates:

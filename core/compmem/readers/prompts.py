@@ -186,7 +186,7 @@ class StepPrompts:
             MemoryError: A single block does not fit on the device.
         """
         prompt = self.step(question, memory)
-        behind = starts or [block.keys.shape[2] for block in blocks]
+        behind = starts or [block.slots for block in blocks]
         if not self.can_score or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
             return None
         begun = [*prompt, *self.helps[: self._fork]]

@@ -156,7 +156,7 @@ def fusion(
     ] = "none,epic,prophetkv,cacheblend,graph-kv,ape,graph-kv+epic+prophetkv",
     ratios: Annotated[str, typer.Option(help="Source tokens per memory token, by comma.")] = "1,2,4,8",
     pruning: Annotated[
-        str, typer.Option(help="How states are chosen, by comma: attention, kvzip, expected-attention.")
+        str, typer.Option(help="How states are chosen, by comma: attention, kvzip, kvzip-heads, expected-attention.")
     ] = "attention",
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
     limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,

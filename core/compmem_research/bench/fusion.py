@@ -58,6 +58,8 @@ class Settings:
         for name in self.pruning:
             if name not in get_args(KVPruning):
                 raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
+        if "kvzip-heads" in self.pruning and set(self.methods) != {"none"}:
+            raise ValueError("blocks pruned by kvzip-heads can only be read with the method none")
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
@@ -189,7 +191,7 @@ def _named(method: str) -> tuple[KVFusion, ...]:
 
 def _stored(states: KVStates) -> int:
     """Bytes of a block in an index that stores bf16."""
-    placed = 0 if states.positions is None else 4 * states.positions.numel()
+    placed = sum(4 * tensor.numel() for tensor in (states.positions, states.lengths) if tensor is not None)
     return 2 * (states.keys.numel() + states.values.numel()) + placed
 
 

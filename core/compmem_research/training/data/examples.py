@@ -70,7 +70,7 @@ def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner"
     groups: dict[tuple[str, int, int], list[int]] = {}
     for number, example in enumerate(rows.examples):
         # Similar lengths need little padding, but each group is a forward pass, and many small ones cost more.
-        slots = sum(states.keys.shape[2] for states in memory[number])
+        slots = sum(states.slots for states in memory[number])
         key = (example.part, -(-slots // ALIKE), len(example.ids) // ALIKE)
         groups.setdefault(key, []).append(number)
     sums: dict[str, Tensor] = {}

@@ -185,7 +185,7 @@ class Loops:
         prompts = [
             [*fill(loop.question, read.memory.text), *start] for (loop, read), start in zip(asked, begun, strict=True)
         ]
-        behind = [sum(b.keys.shape[2] for b in row) for row in blocks]
+        behind = [sum(b.slots for b in row) for row in blocks]
         room = backbone.context - max(len(prompt) + size for prompt, size in zip(prompts, behind, strict=True))
         # If there is no space at all, the backbone raises the error.
         most = max(1, min(most, room))
