@@ -46,6 +46,9 @@ class Words:
     def __len__(self):
         return len(self.held)
 
+    def prepare(self, names, terms):
+        pass
+
     def document_frequency(self, asked):
         return {t: n for t in asked if (n := sum(t in held for held in self.held))}
 

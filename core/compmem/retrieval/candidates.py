@@ -40,6 +40,12 @@ class Words(Lexicon, Protocol):
         """Blocks that contain any of these terms, with their BM25 score, best first."""
         ...
 
+    def prepare_search(
+        self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
+    ) -> None:
+        """Queries of `lexical` and runs of `phrase` that will follow, for an index elsewhere to be asked once."""
+        ...
+
     def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """`lexical` of each query."""
         ...
@@ -116,23 +122,33 @@ class FirstStage:
 
     def _lexical_signals(self, view: QueryState) -> list[list[int]]:
         """The best blocks by BM25 for the question, for its missing terms, and for these with each line's names."""
-        found = [[n for n, _ in self.bm25(max(RANKED, self.per_signal))[: self.per_signal]]]
-        if view.lines:
-            missing = [t for t in view.weights if t not in view.covered]
-            asked = [missing, *([*missing, *line.capitals] for line in view.lines[-JOINT_LINES:])]
-            found += [[n for n, _ in row] for row in self.lexicon.lexical_many(asked, self.per_signal // 2)]
-        return found
+        missing = [t for t in view.weights if t not in view.covered]
+        asked = [missing, *([*missing, *line.capitals] for line in view.lines[-JOINT_LINES:])] if view.lines else []
+        runs = self._runs(self._names(view))
+        first = [] if view.lines else [list(view.weights)]
+        limit = self.per_signal // 2 if view.lines else max(RANKED, self.per_signal, self._depth)
+        self.lexicon.prepare_search(first or asked, limit, runs, PER_MENTION)
+        found = [self.bm25(max(RANKED, self.per_signal)), *self.lexicon.lexical_many(asked, self.per_signal // 2)]
+        best, *others = ([n for n, _ in row] for row in found)
+        return [best[: self.per_signal], *others]
 
     def _name_links(self, view: QueryState) -> list[int]:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
-        if not self.links:
-            return []
-        memory_names = {m.name: m for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5}
-        names = list(dict.fromkeys([*view.names, *memory_names]))
+        names = self._names(view)
         found: list[int] = []
         for blocks in self.lexicon.named(names, PER_NAME).values():
             found += [n for n, _ in blocks]
-        runs = [name.split() for name in names if len(name) > 3]
-        for row in self.lexicon.phrase_many(runs, PER_MENTION):
+        for row in self.lexicon.phrase_many(self._runs(names), PER_MENTION):
             found += row
         return found
+
+    def _names(self, view: QueryState) -> list[str]:
+        """The names that are followed: those of the question and the capitalised ones of the memory."""
+        if not self.links:
+            return []
+        memory_names = [m.name for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5]
+        return list(dict.fromkeys([*view.names, *memory_names]))
+
+    def _runs(self, names: Sequence[str]) -> list[list[str]]:
+        """The words of the names that are also searched in texts."""
+        return [name.split() for name in names if len(name) > 3]

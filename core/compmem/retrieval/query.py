@@ -40,6 +40,10 @@ class Lexicon(Protocol):
         """Number of blocks that contain each term."""
         ...
 
+    def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
+        """Names and terms that will be looked up, so that an index elsewhere may be asked once for all."""
+        ...
+
     def named(self, names: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """Blocks with each name in title, headings or defined terms; names without blocks are left out."""
         ...
@@ -120,10 +124,15 @@ class QueryAnalyzer:
     def _view(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)
+        own_terms = [(line, content_terms(line)) for line in lines]
+        self.lexicon.prepare(
+            self._new_names([self.question, *lines]),
+            list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])),
+        )
         known = self._known([self.question, *lines])
         capitalised = self._capitalised_names(self.question)
         stems = _stems([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
-        content = [(line, [t for t in content_terms(line) if t not in asked]) for line in lines]
+        content = [(line, [t for t in own if t not in asked]) for line, own in own_terms]
         everything = [*asked, *stems.values(), *(t for _, own in content for t in own)]
         frequency = self.lexicon.document_frequency(list(dict.fromkeys(everything)))  # one call for all
         total = len(self.lexicon)
@@ -155,11 +164,14 @@ class QueryAnalyzer:
 
     def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
         """The names of blocks that these texts contain, or may contain; each is looked up once."""
-        possible = dict.fromkeys(n for text in texts for n in possible_names(text))
-        new = [n for n in possible if n not in self._names]
+        new = self._new_names(texts)
         found = self.lexicon.named(new)
         self._names.update((n, found.get(n, ())) for n in new)
+        possible = dict.fromkeys(n for text in texts for n in possible_names(text))
         return {n: blocks for n in possible if (blocks := self._names[n])}
+
+    def _new_names(self, texts: Sequence[str]) -> list[str]:
+        return [n for n in dict.fromkeys(n for text in texts for n in possible_names(text)) if n not in self._names]
 
     def _capitalised_names(self, text: str) -> dict[str, Mention]:
         if text not in self._capitalised:

@@ -79,7 +79,7 @@ def indexed_terms(chunk: Chunk) -> list[str]:
 
 
 class OneByOne:
-    """The queries of a lexical index that take several at once, by one after another."""
+    """The queries of a lexical index that take several at once, by one after another; nothing has to be prepared."""
 
     __slots__ = ()
 
@@ -90,6 +90,14 @@ class OneByOne:
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
         """Blocks that contain these words in sequence, by number."""
         raise NotImplementedError
+
+    def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
+        """Names and terms that will be looked up."""
+
+    def prepare_search(
+        self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
+    ) -> None:
+        """Queries of `lexical` and runs of `phrase` that will follow."""
 
     def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """`lexical` of each query."""

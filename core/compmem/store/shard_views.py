@@ -13,10 +13,10 @@ import numpy as np
 
 from compmem.locks import Lock
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import lexical
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
 from compmem.store.lexical import PER_NAME
+from compmem.store.sharded_words import ShardedWords
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
@@ -103,6 +103,10 @@ class ShardPart:
     def named(self, key: int, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks of a selection with each name."""
         return self.words(key).named(names, per_name)
+
+    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """The result of each of these methods."""
+        return [getattr(self, name)(*args) for name, args in calls]
 
     def chunks(self, blocks: Sequence[int]) -> list[Chunk]:
         """The chunks of blocks."""
@@ -197,20 +201,30 @@ class ShardedSnapshot(Snapshot):
         """The KV states alone, in the order asked. Raises what `Snapshot.kv_states` raises."""
         return self._gathered("kv_states", blocks)
 
-    def within(self, admitted: Numbers) -> "ShardedWords":  # type: ignore[override]
+    def within(self, admitted: Numbers) -> ShardedWords:  # type: ignore[override]
         """The lexical indexes as if they held only these blocks, rising by number."""
-        return ShardedWords(self, self.key(admitted), len(admitted))
+        return ShardedWords(self.ask_all, self.number, self.key(admitted), len(admitted))
 
     @property
-    def words(self) -> "ShardedWords":
+    def words(self) -> ShardedWords:
         """The lexical indexes of all shards, as one."""
         if self._everything is None:
-            self._everything = ShardedWords(self, EVERYTHING, len(self))
+            self._everything = ShardedWords(self.ask_all, self.number, EVERYTHING, len(self))
         return self._everything
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
         """Blocks that hold any of these terms with their BM25 score, best first."""
         return self.words.lexical(terms, limit)
+
+    def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
+        """Look up names and terms that will be asked for, all in one call to the shards."""
+        self.words.prepare(names, terms)
+
+    def prepare_search(
+        self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
+    ) -> None:
+        """Search for queries and runs of words that will be asked for, all in one call to the shards."""
+        self.words.prepare_search(queries, limit, runs, per_run)
 
     def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """`lexical` of each query."""
@@ -284,92 +298,6 @@ class LocalShardedSnapshot(ShardedSnapshot):
         """The whole-chunk vectors of each shard, under the numbers of this view."""
         found = [part.snapshot.vectors() for part in self._parts]
         return [vectors.renumbered(self.numbers(n, vectors.numbers)) for n, vectors in enumerate(found)]
-
-
-class ShardedWords:
-    """The words of a selection of blocks of several shards, counted over all of them; nothing is asked twice."""
-
-    def __init__(self, view: ShardedSnapshot, key: int, blocks: int) -> None:
-        self._view = view
-        self._key = key
-        self._blocks = blocks
-        self._length: float | None = None
-        self._frequency: dict[str, int] = {}
-        self._named: dict[str, list[tuple[int, NameKind]]] = {}
-        self._phrases: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-
-    def __len__(self) -> int:
-        return self._blocks
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
-        new = [term for term in dict.fromkeys(terms) if term not in self._frequency]
-        if new:
-            found = self._ask("statistics", new)
-            self._frequency.update({term: sum(counts[term] for counts, _ in found) for term in new})
-            self._length = sum(length for _, length in found)
-        return {term: self._frequency[term] for term in terms}
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of the terms with their BM25 score, best first."""
-        return self.lexical_many([terms], limit)[0]
-
-    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
-        """`lexical` of each query."""
-        cut = [list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms)) for terms in queries]
-        frequency = self.document_frequency([term for terms in cut for term in terms])
-        asked = [self._worth_asking({term: frequency[term] for term in terms}) for terms in cut]
-        if not any(asked):
-            return [[] for _ in queries]
-        mean = max((self._length or 0.0) / max(len(self), 1), 1.0)
-        found = self._ask("ranked", asked, limit, len(self), mean)
-        rows = self._together(found, lambda shard, row: (self._view.number(shard, row[0]), row[1]))
-        return [sorted(own, key=lambda row: (-row[1], row[0]))[: max(limit, 0)] for own in rows]
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, by number."""
-        return self.phrase_many([words], limit)[0]
-
-    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
-        """`phrase` of each run of words."""
-        keys = [(limit, tuple(run)) for run in runs]
-        if new := [key for key in dict.fromkeys(keys) if key not in self._phrases]:
-            rows = self._together(self._ask("phrases", [run for _, run in new], limit), self._view.number)
-            self._phrases.update((key, sorted(own)[: max(limit, 0)]) for key, own in zip(new, rows, strict=True))
-        return [self._phrases[key] for key in keys]
-
-    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first; names that none answers to are left out."""
-        asked = list(dict.fromkeys(names))
-        if per_name > PER_NAME:
-            known = self._asked_names(asked, per_name)
-        else:
-            known = self._named
-            if new := [name for name in asked if name not in known]:
-                found = self._asked_names(new, PER_NAME)
-                known.update({name: found.get(name, []) for name in new})
-        return {name: known[name][:per_name] for name in asked if known.get(name)}
-
-    def _asked_names(self, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
-        found: dict[str, list[tuple[int, NameKind]]] = {}
-        for shard, part in enumerate(self._ask("named", names, per_name)):
-            for name, blocks in part.items():
-                found.setdefault(name, []).extend((self._view.number(shard, own), kind) for own, kind in blocks)
-        order = {kind: place for place, kind in enumerate(lexical.KINDS)}
-        return {n: sorted(b, key=lambda row: (order[row[1]], row[0]))[:per_name] for n, b in found.items()}
-
-    def _worth_asking(self, frequency: Mapping[str, int]) -> dict[str, int]:
-        return {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
-
-    def _ask(self, name: str, *args: Any) -> list[Any]:
-        return self._view.ask_all(name, self._key, *args)
-
-    def _together(self, found: Sequence[Sequence[Any]], renumbered: Callable[[int, Any], Any]) -> list[list[Any]]:
-        """For each query, the rows of all shards under the numbers of the view."""
-        return [
-            [renumbered(shard, row) for shard, rows in enumerate(parts) for row in rows]
-            for parts in zip(*found, strict=True)
-        ]
 
 
 def combined(generations: Sequence[int]) -> int:
