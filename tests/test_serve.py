@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from compmem import Document, IndexConfig, MemoryIndex
+from compmem.serving import run
 from compmem.serving.app import create_app
 from compmem.serving.limits import Limits
 from compmem.serving.run import Settings, serve
@@ -71,6 +72,19 @@ def listening(app):
 
 def chat(question=QUESTION, **more):
     return {"model": "compmem", "messages": [{"role": "user", "content": question}], **more}
+
+
+async def test_the_chat_model_cites_only_where_the_server_is_told_so(index, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "Endpoint", lambda **options: lambda messages: asked.append(messages) or "Lloyd [1].")
+    for cite in (False, True):
+        app = run.application(Settings(index="", chat={}, cite=cite), index, TOKENS)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://server", headers={"Authorization": f"Bearer {ADMIN}"}
+        ) as client:
+            reply = await client.post("/v1/chat/completions", json=chat())
+        assert reply.json()["choices"][0]["message"]["content"] == "Lloyd [1]."
+    assert ["number of its block" in messages[-1]["content"] for messages in asked] == [False, True]
 
 
 def test_an_openai_client_gets_the_librarys_answer_whole_and_in_pieces_with_sources(index):

@@ -30,6 +30,7 @@ def serve(
     model: Model = None,
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
+    cite: Annotated[bool, typer.Option("--cite", help="Let the chat model cite its sources, as in [1].")] = False,
     processes: Annotated[int, typer.Option(help="Worker processes; each loads the models.")] = 1,
     ray: Annotated[
         str | None,
@@ -84,7 +85,7 @@ def serve(
     }  # fmt: skip
     settings = run.Settings(
         index=str(index), tokens=None if tokens is None else str(tokens), chat=_chat(model, base_url, api_key_env),
-        device=device, allow_download=allow_download, read_only=read_only, limits=limits,
+        cite=cite, device=device, allow_download=allow_download, read_only=read_only, limits=limits,
         processes=processes if ray is None else 2 if replicas is None else replicas,
     )  # fmt: skip
     if ray is None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from compmem.config import RuntimeConfig
+from compmem.config import RecallConfig, RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.readers import Endpoint
 from compmem.schema import AnswerModels
@@ -40,6 +40,8 @@ class Settings:
     """File with the tokens; see `Tokens.parse`."""
     chat: Mapping[str, Any] | None = None
     """Arguments of the chat model's `Endpoint`."""
+    cite: bool = False
+    """Have the chat model cite its sources, as in `[1]`."""
     device: str | None = None
     allow_download: bool = False
     processes: int = 1
@@ -95,8 +97,8 @@ def application(settings: Settings, index: MemoryIndex, tokens: Tokens | None) -
     from compmem.serving.app import create_app
 
     models: AnswerModels = {} if settings.chat is None else {"chat": Endpoint(**settings.chat)}
-    limits = Limits(**settings.limits)
-    return create_app(index, tokens=tokens, limits=limits, read_only=settings.read_only, **models)
+    config, limits = RecallConfig(cite=settings.cite), Limits(**settings.limits)
+    return create_app(index, config=config, tokens=tokens, limits=limits, read_only=settings.read_only, **models)
 
 
 def of_environment() -> Any:
