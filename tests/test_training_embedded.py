@@ -151,13 +151,15 @@ def _phases(recipe):
     return [(recipe, p["stage"], p["config"]) for p in [{"stage": "text", "config": "text.toml"}, *phases]]
 
 
-@pytest.mark.parametrize(("name", "stage", "file"), [*_phases("embedded"), *_phases("embedded_gpu")])
+@pytest.mark.parametrize(
+    ("name", "stage", "file"), [*_phases("embedded"), *_phases("embedded_gpu"), *_phases("smollm2-135m")]
+)
 def test_the_recipes_that_are_ready_can_be_read(name, stage, file, tmp_path):
     kind, _ = load_stage(stage)
     assert read_settings(CONFIGS / name / file, kind, base=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded_gpu"])
+@pytest.mark.parametrize("name", ["embedded", "embedded_gpu", "smollm2-135m"])
 def test_each_phase_starts_from_the_one_before(name, tmp_path):
     before = None
     for _, stage, file in _phases(name)[1:]:

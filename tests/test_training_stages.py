@@ -229,7 +229,8 @@ def test_a_frozen_model_in_bfloat16_gets_a_compressor_in_float32(saved_model, tm
             adapter=AdapterConfig(rank=2), dtype="bfloat16", created_tokens=4,
         )
     )  # fmt: skip
-    assert {n for n in report if n.startswith("held")} == {f"held_exact_{n}" for n in ("rebuild", "create", "facts")}
+    told = {f"held_{figure}_{part}" for figure in ("exact", "loss") for part in ("rebuild", "create", "facts")}
+    assert {n for n in report if n.startswith("held")} == told
     kept = load_file(tmp_path / "o" / "checkpoint.safetensors")
     assert {t.dtype for n, t in kept.items() if n.startswith("weights/")} == {torch.float32}
     assert not [n for n in kept if ".stock." in n]

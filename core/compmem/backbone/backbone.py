@@ -13,14 +13,14 @@ from compmem.backbone import checkpoint
 from compmem.backbone.batching import COMPRESS_TOKENS, SCORE_SLOTS, halving, in_batches
 from compmem.backbone.chat_prefix import aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
+from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
-from compmem.backbone.kvzip import BY_REPETITION, Repetition
-from compmem.backbone.memory import compress, memory_count
+from compmem.backbone.kvzip import Repetition
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
 from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
@@ -51,6 +51,7 @@ class Backbone(TokenCodec):
         adapters: The adapter of each role that has one.
         rotary: Its positions.
         threshold: Blocks with a lower gate score are rejected.
+        base: The stock model that it was loaded from, if that is not in one folder with what was added.
     """
 
     def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
@@ -59,6 +60,7 @@ class Backbone(TokenCodec):
         self.memory: MemoryConfig = parts.memory
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
         self.threshold = parts.threshold
+        self.base = parts.base
         self.rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)
@@ -73,6 +75,7 @@ class Backbone(TokenCodec):
         ratio: int | None = None,
         graphs: bool | None = None,
         allow_download: bool | None = None,
+        base: str | Path | None = None,
     ) -> "Backbone":
         """Load a stock pretrained model, a folder in the public LycheeMemory format, or one saved here.
 
@@ -86,16 +89,18 @@ class Backbone(TokenCodec):
             graphs: Decode in slots of fixed size, with CUDA graphs on a GPU. None: on a GPU.
             allow_download: What may be downloaded from the hub. None: the model of this name, but no base model that
                 its folder names; True: both; False: neither.
+            base: The stock model of a folder with only what was added to one. None: the one that the folder names.
 
         Raises:
-            CheckpointError: The folder is incomplete, or contains a model that is not supported.
+            CheckpointError: The folder is incomplete, contains a model that is not supported, or was trained on other
+                weights than those of the base.
             ValueError: The device or dtype is not available.
         """
         place = device_of(device)
-        return cls(
-            checkpoint.load(name, device=place, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download),
-            graphs=graphs,
+        parts = checkpoint.load(
+            name, device=place, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download, base=base
         )
+        return cls(parts, graphs=graphs)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
@@ -108,26 +113,26 @@ class Backbone(TokenCodec):
         memory, decoder = MemoryConfig(trained=False, own=()), Decoder(model).eval()
         return cls(Parts(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}), graphs=graphs)
 
-    def save(self, folder: str | Path, *, base: str | None = None) -> None:
-        """Save everything to a folder; with `base`, only what is added to the model of that name."""
+    def save(self, folder: str | Path, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Save everything to a folder; with `base`, only what is added to the model of that name, in this dtype."""
         parts = Parts(
             model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
             adapters=self.adapters, threshold=self.threshold,
         )  # fmt: skip
-        checkpoint.save(Path(folder), parts, base=base)
+        checkpoint.save(Path(folder), parts, base=base, dtype=dtype)
 
     def release(self) -> None:
         """Free what decoding caches: slots and graphs."""
         self._engine.forget()
 
     def add_memory(self, config: MemoryConfig) -> None:
-        """Add memory tokens that start as copies of stock weights (the end token's embedding).
+        """Add trained memory; inserted tokens start as copies of stock weights (the end token's embedding).
 
         Raises:
             ValueError: The settings are those of a backbone without memory tokens.
         """
         if not config.trained:
-            raise ValueError("memory tokens are trained weights: give a MemoryConfig with trained=True")
+            raise ValueError("memory is added to be trained: give a MemoryConfig with trained=True")
         end = self.tokenizer.eos_token_id
         self.decoder.add_memory(config, 0 if end is None else end)
         self.memory = config
@@ -159,8 +164,8 @@ class Backbone(TokenCodec):
 
     @property
     def lead(self) -> list[int]:
-        """Token ids in front of every chunk and every block; none if memory was trained."""
-        return [] if self.memory.trained else self._head
+        """Token ids in front of every chunk and every block; none if memory tokens are inserted."""
+        return [] if self.memory.inserted else self._head
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -191,27 +196,11 @@ class Backbone(TokenCodec):
                 pruning method is given for memory tokens.
             MemoryError: A single chunk does not fit on the device.
         """
-        ratio, trained = ratio or self.memory.ratio, self.memory.trained
-        if trained and pruning != "attention":
-            raise ValueError(f"kv_pruning={pruning!r} is for stock models: memory tokens are trained")
-        again = self._repetition if pruning in BY_REPETITION and ratio > 1 else None
-        for number, tokens in enumerate(map(len, chunks)):
-            if not tokens:
-                raise ValueError(f"chunk {number} has no tokens")
-            alone = len(self.lead) + tokens + (again.tokens(tokens) if again else 0)
-            taken = min(tokens, self.memory.window) + memory_count(tokens, ratio) if trained else alone
-            if taken > self.context:
-                raise ValueError(
-                    f"chunk {number} of {tokens} tokens takes {taken}: larger than the context of {self.context}"
-                )
-        if trained and self.memory.window % ratio:
-            raise ValueError(f"ratio={ratio} must divide the window of {self.memory.window}")
+        how = Compression(self.memory, ratio or self.memory.ratio, self.lead, pruning, lambda: self._repetition)
+        how.check(chunks, self.context)
 
         def run(rows: Sequence[int]) -> list[KVStates]:
-            own = [chunks[row] for row in rows]
-            if trained:
-                return compress(self.decoder, self.rotary, own, ratio=ratio, window=self.memory.window)
-            return prune(self.decoder, self.rotary, own, ratio=ratio, lead=self.lead, pruning=pruning, repetition=again)
+            return how.run(self.decoder, self.rotary, [chunks[row] for row in rows])
 
         return in_batches(run, list(map(len, chunks)), COMPRESS_TOKENS, self.device, "a chunk", self.release)
 
@@ -427,7 +416,11 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, lambda ids: prune(self.decoder, self.rotary, [ids], ratio=1)[0], prompts, blocks)
+        return with_prefix(self.lead, self._states_of, prompts, blocks)
+
+    def _states_of(self, ids: list[int]) -> KVStates:
+        """All states of a text, as those of a chunk are made."""
+        return prune(encoder(self.decoder, self.memory), self.rotary, [ids], ratio=1)[0]
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

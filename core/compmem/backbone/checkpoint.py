@@ -1,7 +1,7 @@
 """Model folders: a stock pretrained model, the public LycheeMemory format, and our own, which adds two files.
 
 `compmem.json` contains the memory and adapter settings, `compmem.safetensors` the added parameters. If the folder has
-no stock model, `base` in `compmem.json` names it.
+no stock model, `base` in `compmem.json` names it, and `base_fingerprint` says which weights it must have.
 """
 
 import json
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
+from compmem.backbone.fingerprint import base_fingerprint
 from compmem.backbone.stock import (
     check_family,
     dtype_for,
@@ -28,7 +29,7 @@ from compmem.backbone.stock import (
     read_json,
 )
 from compmem.errors import CheckpointError
-from compmem.naming import is_plain
+from compmem.naming import absolute, is_plain
 
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
 
@@ -47,6 +48,8 @@ class Parts:
     adapters: Mapping[Role, AdapterConfig]
     threshold: float = 0.5
     """Blocks with a lower gate score are rejected."""
+    base: str | None = None
+    """Name, folder or file of the stock model, if it is not in the same folder as what is added to it."""
 
 
 def load(
@@ -56,22 +59,33 @@ def load(
     dtype: torch.dtype | None,
     ratio: int | None,
     allow_download: bool | None = None,
+    base: str | Path | None = None,
 ) -> Parts:
     """Load a model with its memory.
 
     With `allow_download=None`, the model of that name may be downloaded, but not another one that its folder names.
+    `base` replaces the stock model that the folder names; its weights must be the same.
 
     Raises:
-        CheckpointError: The folder is incomplete, or contains a model that is not supported.
+        CheckpointError: The folder is incomplete, contains a model that is not supported, or was trained on another
+            stock model.
     """
     place = find(name, fetch=allow_download is not False)
     settings = read_json(place / SETTINGS) if (place / SETTINGS).exists() else {}
     whole = place.is_file() or (place / "config.json").exists()
-    stock = place if whole else _base(settings, place, bool(allow_download))
+    if base is None and not whole:
+        base = _base(settings, place)
+        stock = find(base, fetch=bool(allow_download))
+    else:
+        stock = place if base is None else find(base, fetch=allow_download is not False)
     config = read_config(stock)
     check_family(config, str(stock))
-    model = load_model(stock, config, dtype or dtype_for(stock, config, device)).to(device)
+    dtype = dtype or dtype_for(stock, config, device)
+    # The fingerprint is not the same in float16.
+    model = load_model(stock, config, torch.float32 if dtype == torch.float16 and settings.get("base") else dtype)
     decoder = Decoder(model)
+    _check_base(decoder, settings, place, str(stock))
+    model.to(device=device, dtype=dtype)
     adapters: dict[Role, AdapterConfig] = {}
     threshold = 0.5
     if settings:
@@ -87,12 +101,12 @@ def load(
     decoder.to(device=device, dtype=model.dtype).eval()
     return Parts(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
-        threshold=threshold,
+        threshold=threshold, base=absolute(str(base or name)) if not whole or not settings else None,
     )  # fmt: skip
 
 
-def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
-    """Write a backbone; with `base`, only what is added to that model.
+def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
+    """Write a backbone; with `base`, only what is added to that model, in this dtype.
 
     Raises:
         OSError: The folder cannot be written.
@@ -102,11 +116,12 @@ def save(folder: Path, parts: Parts, *, base: str | None = None) -> None:
         with quietly():
             parts.model.save_pretrained(folder)
             parts.tokenizer.save_pretrained(folder)
-    added = {name: tensor.detach().contiguous().cpu() for name, tensor in parts.decoder.added().items()}
+    added = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in parts.decoder.added().items()}
     save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
     settings = {
         "format": FORMAT,
         "base": base,
+        "base_fingerprint": None if base is None else base_fingerprint(parts.decoder),
         "memory": asdict(parts.memory),
         "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
         "gate": parts.decoder.gate_head is not None,
@@ -134,12 +149,26 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
         parameter.data.copy_(tensor)
 
 
-def _base(settings: Mapping[str, Any], folder: Path, fetch: bool) -> Path:
-    """The folder of the model that a checkpoint names; a folder name must be absolute."""
+def _base(settings: Mapping[str, Any], folder: Path) -> str:
+    """The model that a checkpoint names; a folder name must be absolute."""
     base = str(_field(settings, "base", folder))
     if not is_plain(base):
         raise CheckpointError(f"{str(folder)!r} names the folder {base!r} as its base, which is not an absolute path")
-    return find(base, fetch=fetch)
+    return base
+
+
+def _check_base(decoder: Decoder, settings: Mapping[str, Any], folder: Path, stock: str) -> None:
+    """Refuse a stock model other than the one that the added parameters were trained on.
+
+    Raises:
+        CheckpointError: Its weights differ.
+    """
+    wanted = settings.get("base_fingerprint")
+    if wanted is not None and wanted != (found := base_fingerprint(decoder)):
+        raise CheckpointError(
+            f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
+            f"{found!r}: it is another model, or the same in another quantisation"
+        )
 
 
 def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:

@@ -7,6 +7,7 @@ Projection = Literal["q", "k", "v", "o"]
 Linear = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Role = Literal["memory", "reasoner", "gate"]
 Positions = Literal["rotated", "unrotated"]
+States = Literal["inserted", "selected"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +19,15 @@ class MemoryConfig:
     """
 
     trained: bool = True
-    """Memory tokens with their own weights. False: the most important KV states of the chunk's own tokens."""
+    """Whether compression has its own weights. False: the most important KV states of the chunk's own tokens."""
+    states: States = "inserted"
+    """The states that stand for a chunk, if compression is trained.
+
+    "inserted": those of memory tokens behind every `ratio` tokens. "selected": those of the chunk's own tokens that
+    matter most, chosen as without training, while the memory adapter learns to gather the rest of the chunk in them
+    (as KV-Distill, 2503.10337). Before training these are the states of `trained=False`, so there is less to learn on
+    a pretrained model.
+    """
     ratio: int = 4
     """Compression ratio: source tokens per memory token."""
     window: int = 2048
@@ -34,12 +43,21 @@ class MemoryConfig:
             raise ValueError(f"ratio={self.ratio!r} must be a whole number of at least 1")
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window={self.window!r} must be a whole number of at least 1")
-        if self.trained and self.window % self.ratio:
+        if self.states not in get_args(States):
+            raise ValueError(f"states={self.states!r} must be 'inserted' or 'selected'")
+        if self.states == "selected" and (self.own or self.positions != "rotated"):
+            raise ValueError("states='selected' inserts no memory tokens: it needs own=() and positions='rotated'")
+        if self.inserted and self.window % self.ratio:
             raise ValueError(f"window={self.window} must be a multiple of ratio={self.ratio}")
         if unknown := set(self.own) - set(get_args(Projection)):
             raise ValueError(f"own={self.own!r} has {sorted(unknown)!r}; the projections are q, k, v, o")
         if self.positions not in get_args(Positions):
             raise ValueError(f"positions={self.positions!r} must be 'rotated' or 'unrotated'")
+
+    @property
+    def inserted(self) -> bool:
+        """Whether memory tokens are inserted into a chunk."""
+        return self.trained and self.states == "inserted"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

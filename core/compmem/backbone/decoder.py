@@ -137,11 +137,15 @@ class Decoder(nn.Module):
             attn.head_dim,
         )
         """Layers, KV heads and head width."""
+        self.role: Role | None = None
+        """The role of tokens that are run without one; see `as_role`."""
         self.checkpointing = False
         """Gradient checkpointing: run the layers again in the backward pass instead of storing activations."""
 
     def add_memory(self, config: MemoryConfig, token: int) -> None:
         """Add an embedding for memory tokens (a copy of that of `token`) and their own projections (copies too)."""
+        if not config.inserted:
+            return
         self.memory_embedding = Parameter(self.embed_tokens.weight[token : token + 1].detach().clone())
         for layer in self._layers:
             layer.add_own(config.own)
@@ -150,6 +154,12 @@ class Decoder(nn.Module):
         """Add an adapter for a role; it changes nothing until it is trained."""
         for layer in self._layers:
             layer.add_adapter(role, config)
+
+    def as_role(self, role: Role | None) -> "Decoder":
+        """The same layers and parameters, with the adapter of this role on tokens that are run without one."""
+        view = copy.copy(self)
+        view.role = role
+        return view
 
     def add_gate(self) -> None:
         """Add a linear gate head; it scores every block 0.5 until it is trained."""
@@ -192,7 +202,7 @@ class Decoder(nn.Module):
         self, ids: Tensor, context: Context, *, memory_rows: Tensor | None = None, role: Role | None = None
     ) -> Tensor:
         """Hidden states `[rows, tokens, hidden]` of ids `[rows, tokens]`, the input of the LM head."""
-        x = self.embed(ids, memory_rows)
+        x, role = self.embed(ids, memory_rows), role or self.role
         for layer in self.layers:
             if self.checkpointing and x.requires_grad:
                 x = checkpoint(layer, x, context, memory_rows, role, use_reentrant=False)

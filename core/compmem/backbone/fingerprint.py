@@ -1,10 +1,12 @@
-"""A hash of what determines memory blocks: the memory settings and the weights of a backbone."""
+"""Hashes of what determines memory blocks: the memory settings and the weights of a backbone, or of its stock model."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
+from torch.nn.parameter import Parameter
 
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
@@ -15,11 +17,22 @@ def fingerprint(decoder: Decoder, memory_config: MemoryConfig) -> str:
     memory = asdict(memory_config)
     # The store compares the ratio separately, with its own error message.
     del memory["ratio"]
-    digest = hashlib.sha256(json.dumps(memory, sort_keys=True).encode())
+    if memory_config.states == "inserted":
+        del memory["states"]
     readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")
-    for name, parameter in sorted(decoder.named_parameters()):
-        if any(mark in name for mark in readers):
-            continue
+    kept = {n: p for n, p in decoder.named_parameters() if not any(mark in n for mark in readers)}
+    return _hash(json.dumps(memory, sort_keys=True), kept)
+
+
+def base_fingerprint(decoder: Decoder) -> str:
+    """The hash of the stock model alone, 32 hexadecimal digits; the same in float32 and in bfloat16."""
+    return _hash("", decoder.part("base"))
+
+
+def _hash(settings: str, parameters: Mapping[str, Parameter]) -> str:
+    """A hash of settings and of a sample of each parameter, rounded to bfloat16."""
+    digest = hashlib.sha256(settings.encode())
+    for name, parameter in sorted(parameters.items()):
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 256)].to(device="cpu", dtype=torch.bfloat16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

@@ -78,12 +78,13 @@ def measure(data: Path, settings: Settings, backbone: Backbone, *, rows: Path, n
     Args:
         data: Questions with their own paragraphs; see `compmem_research.tasks.multihop`.
         settings: What is asked and how.
-        backbone: A stock model.
+        backbone: A stock model, or one with trained memory for the method `none`.
         rows: The JSONL file of the run.
         name: What the backbone is called in the result.
 
     Raises:
-        ValueError: The file has a broken line or no question with two gold paragraphs, or the model has memory tokens.
+        ValueError: The file has a broken line or no question with two gold paragraphs, or blocks of trained
+            memory are to be fused.
     """
     corpus = read_corpus(data)
     questions = [q for q in corpus.questions if q.answers[0].strip() and len(q.gold) > 1]
@@ -147,7 +148,7 @@ class _Answering:
                 lead = len(backbone.lead)
                 prompt = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:]]
             else:
-                blocks = fuse(
+                blocks = blocks if _named(method) == ("none",) else fuse(
                     backbone, blocks, self._texts, self._asked, methods=_named(method),
                     share=self._settings.share, first=self._settings.first,
                 )  # fmt: skip

@@ -189,7 +189,7 @@ def measure_rates(rig: Rig, clock: "Clock") -> Cell:
     ratio = rig.rules.ratio
     prefill = clock.median(lambda: backbone.model(stacked, use_cache=True, logits_to_keep=1))
     compressing = clock.median(lambda: backbone.compress(ids, ratio=ratio))
-    carried = 1 + 1 / ratio if backbone.memory.trained else 1.0
+    carried = 1 + 1 / ratio if backbone.memory.inserted else 1.0
     block = backbone.compress(ids[:1], ratio=ratio)
     gated = 64 if backbone.device.type == "cuda" else rig.rules.candidates
     turn = rig.turn()

@@ -73,11 +73,12 @@ def embedded(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and files to move between machines.")],
     phase: Annotated[int | None, typer.Option(help="Only this phase, from 1 on.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Longest training time of a phase.")] = None,
+    base: Annotated[str | None, typer.Option(help="Pretrained model to add to: name, folder or .gguf file.")] = None,
 ) -> None:
-    """The small shipped backbone: all stages, phase by phase."""
+    """A whole recipe: all stages, phase by phase."""
     from compmem_research.training.embedded import run_all
 
-    sys.stdout.write(json.dumps(run_all(config, out, phase, minutes=minutes), indent=1) + "\n")
+    sys.stdout.write(json.dumps(run_all(config, out, phase, minutes=minutes, base=base), indent=1) + "\n")
 
 
 @app.command()

@@ -64,15 +64,19 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone cannot be loaded, or a checkpoint not be read or written.
-        ValueError: A data file is broken.
+        ValueError: There is nothing to train, or a data file is broken.
     """
     trainer = Trainer(settings.run, asks=settings.asks)
+    # A new adapter has random weights.
+    torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
     if not backbone.memory.trained:
         backbone.add_memory(settings.memory)
     if settings.adapter is not None and "memory" not in backbone.adapters:
         backbone.add_adapter("memory", settings.adapter)
     trained = {name: p for part in settings.train for name, p in backbone.parameters(part).items()}
+    if not trained:
+        raise ValueError(f"train={list(settings.train)!r}: the backbone has nothing of it; give the memory an adapter")
     steps = StepPrompts(backbone, settings.prompts or LatentPrompts.from_backbone(backbone))
     stage = Mixture(
         "compressor", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed,

@@ -1,4 +1,4 @@
-"""`compmem train embedded`: the small shipped backbone, from random weights to export, phase by phase.
+"""`compmem train embedded`: a whole recipe phase by phase, from random weights or a pretrained model to export.
 
 A phase is one stage with its own settings file, as run by `compmem train STAGE --config FILE`. Phases may run on
 different machines: each starts from the weights of the previous one, stored in a few small files, and from packed data
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 
+from compmem.naming import absolute
 from compmem_research.training.engine.log import LOG
 from compmem_research.training.engine.settings import read_settings
 from compmem_research.training.engine.shard_export import pack, unpack
@@ -27,6 +28,8 @@ from compmem_research.training.stages import load_stage
 
 CARRIED, LOGS, REPORT = "carried", "logs.json", "report.json"
 """Files of a phase for the next machine: a folder of weights, the logs so far and its report."""
+SETTINGS = "compmem.json"
+"""The settings in a backbone's folder, which name the stock model if only what was added to it is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,23 +48,29 @@ class Embedded:
     phases: tuple[Phase, ...]
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of the moved weights."""
+    base: str | None = None
+    """Pretrained model that the first phase starts from, and alone downloads: its name, folder or `.gguf` file. None:
+    each phase names its own start."""
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("phases=[] leaves nothing to do")
 
 
-def run_all(config: Path, out: Path, phase: int | None = None, *, minutes: float | None = None) -> list[dict[str, Any]]:
+def run_all(
+    config: Path, out: Path, phase: int | None = None, *, minutes: float | None = None, base: str | None = None
+) -> list[dict[str, Any]]:
     """Run all phases, or the one with this number (from 1 on); returns their metrics.
 
-    A phase uses the moved files if its start is not in the folder. None trains longer than the given minutes;
-    measuring, writing and the gate's rollouts take additional time.
+    A phase uses the moved files if its start is not in the folder. None trains longer than the given minutes, earlier
+    calls included; measuring, writing and the gate's rollouts take additional time. `base` replaces the recipe's.
 
     Raises:
         ValueError: There is no such phase, or settings are wrong.
         CheckpointError: A checkpoint cannot be read or written.
     """
     settings = read_settings(config, Embedded)
+    settings = settings if base is None else dataclasses.replace(settings, base=absolute(base))
     if phase is not None and not 1 <= phase <= len(settings.phases):
         raise ValueError(f"phase={phase}: there are 1 to {len(settings.phases)}")
     chosen = settings.phases if phase is None else settings.phases[phase - 1 : phase]
@@ -72,8 +81,12 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
     kind, train = load_stage(phase.stage)
     values: Any = read_settings(phase.config, kind, base=out)
     names = {field.name for field in dataclasses.fields(kind)}
-    if "start" in names and not (values.start / "config.json").exists():
+    if settings.base is not None and phase is settings.phases[0]:
+        values = dataclasses.replace(values, start=settings.base)
+    elif "start" in names and not any((values.start / name).exists() for name in ("config.json", SETTINGS)):
         unpack(out / CARRIED, values.start)
+    if settings.base is not None and "start" in names:
+        _name_base(Path(values.start), settings.base)
     _restore(getattr(values, "logs", ()), out / CARRIED)
     if "run" in names and minutes is not None:
         longest = min(minutes, values.run.minutes or minutes)
@@ -86,6 +99,14 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
         (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
         (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
+
+
+def _name_base(folder: Path, base: str) -> None:
+    """Name the stock model in a folder that has only what was added to it, perhaps on another machine."""
+    file = folder / SETTINGS
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("base") not in (None, base):
+        file.write_text(json.dumps(kept | {"base": base}, indent=1) + "\n", encoding="utf-8")
 
 
 def _logs(carried: Path) -> dict[str, str]:
@@ -113,9 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of data, runs and what is carried")
     parser.add_argument("--phase", type=int, help="only this phase, from 1 on")
     parser.add_argument("--minutes", type=float, help="no phase trains longer")
+    parser.add_argument("--base", help="the pretrained model, in place of the recipe's")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.stdout.write(json.dumps(run_all(given.config, given.out, given.phase, minutes=given.minutes), indent=1) + "\n")
+    reports = run_all(given.config, given.out, given.phase, minutes=given.minutes, base=given.base)
+    sys.stdout.write(json.dumps(reports, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""The last phase: exports the trained backbone, with a report from the training logs."""
+"""The last phase: exports the trained backbone, with a report from the training logs.
+
+Of a backbone whose stock model was not trained, only what was added is written, with a card; the stock model is the
+user's own.
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
 from compmem.readers import LatentPrompts
 from compmem_research.training.engine.log import read_log
 
-REPORT = "training.json"
+REPORT, CARD = "training.json", "README.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +28,11 @@ class Export:
     """Folder of the backbone."""
     out: Path
     """Folder for the export."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     logs: tuple[Path, ...] = ()
     """Folders of the runs, in order."""
+    data: str = ""
+    """What it was trained on, with licences, for the card."""
     most_bytes: int = 38_000_000
     """Most bytes of all files together."""
 
@@ -34,17 +43,25 @@ def train(settings: Export) -> dict[str, Any]:
     Raises:
         CheckpointError: It cannot be loaded or written, or is too large.
     """
-    backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype)
-    prompts = LatentPrompts.from_backbone(backbone)
+    whole = (settings.start / "config.json").exists()
+    backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype if whole else "float32")
+    prompts, base = LatentPrompts.from_backbone(backbone), backbone.base
     try:
-        backbone.save(settings.out)
+        named = Path(base).name if base and Path(base).is_absolute() else base
+        backbone.save(settings.out, base=named, dtype=getattr(torch, settings.dtype))
         prompts.write(settings.out)
+        written = Backbone.load(settings.out, device="cpu", dtype=settings.dtype if whole else "float32", base=base)
+        parameters = written.decoder.added() if base else dict(written.decoder.named_parameters())
         report = {
-            "parameters": sum(p.numel() for p in backbone.decoder.parameters()),
+            "parameters": sum(p.numel() for p in parameters.values()),
             "dtype": settings.dtype,
-            "fingerprint": backbone.fingerprint(),
+            "fingerprint": written.fingerprint(),
             "runs": [summary(folder) for folder in settings.logs],
         }
+        if named:
+            (settings.out / CARD).write_text(
+                card(settings.out.name, named, written, report, settings.data), encoding="utf-8"
+            )
         (settings.out / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
@@ -52,6 +69,45 @@ def train(settings: Export) -> dict[str, Any]:
     if size > settings.most_bytes:
         raise CheckpointError(f"{str(settings.out)!r} has {size} bytes, but only {settings.most_bytes} are allowed")
     return {**report, "bytes": size}
+
+
+def card(name: str, base: str, backbone: Backbone, report: Mapping[str, Any], data: str) -> str:
+    """The model card of what was added to a stock model, in Markdown; `data` describes what it was trained on."""
+    memory = backbone.memory
+    adapters = ", ".join(f"{role} (rank {config.rank})" for role, config in backbone.adapters.items())
+    runs = "".join(
+        f"| {run['stage']} | {run['steps']} | {run['seconds'] / 60:.0f} | {run['device']} |\n" for run in report["runs"]
+    )
+    return f"""\
+# Compressed memory for {base}
+
+Low-rank adapters that compress passages into KV states and read them, for `compmem`. The stock model is not included:
+get it yourself, under its own licence. Another model, or another quantisation of it, is refused.
+
+```python
+from compmem.backbone import Backbone
+
+backbone = Backbone.load("{name}", base="{base}")   # a name, folder or .gguf file
+```
+
+To use it in an index, set `base` in `{name}/compmem.json` to the model's name or absolute path, and give the folder as
+`backbone`.
+
+| | |
+| --- | --- |
+| added parameters | {report["parameters"]:,}, {report["dtype"]} |
+| adapters | {adapters or "none"} |
+| states of a chunk | {memory.states}, one for every {memory.ratio} tokens |
+| gate | {"trained" if backbone.has_gate else "none"} |
+| fingerprint | {report["fingerprint"]} |
+
+| stage | steps | minutes | device |
+| --- | ---: | ---: | --- |
+{runs}
+The last held-out measurements of each stage are in `{REPORT}`.
+
+{data}
+"""
 
 
 def summary(folder: Path) -> dict[str, Any]:

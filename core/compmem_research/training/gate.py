@@ -22,7 +22,7 @@ from compmem.readers import LatentPrompts
 from compmem.schema import KVStates
 from compmem_research.metrics import calibration_error
 from compmem_research.training.engine.device import precision
-from compmem_research.training.engine.stage import HELD
+from compmem_research.training.engine.stage import HELD, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.gating import gate_examples
 from compmem_research.training.gating.calibration import auc, platt, threshold_for
@@ -225,7 +225,7 @@ class GateStage:
             head.weight.mul_(slope)
             head.bias.mul_(slope).add_(bias)
         self._scale = (1.0, 0.0)
-        self.backbone.save(folder)
+        save_added(self.backbone, self.parameters(), folder)
         (self._settings.prompts or LatentPrompts.from_backbone(self.backbone)).write(folder)
 
     def _beside(self, context: GateContext, state: GateState, number: int) -> list[tuple[GateContext, GateState, int]]:

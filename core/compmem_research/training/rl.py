@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts
-from compmem_research.training.engine.stage import HELD
+from compmem_research.training.engine.stage import HELD, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
@@ -203,7 +203,7 @@ class RLStage:
 
     def save(self, folder: Path) -> None:
         """Save the backbone with its training prompts."""
-        self.backbone.save(folder)
+        save_added(self.backbone, self._trained, folder)
         self._prompts.write(folder)
 
     def _learn(self, batches: Sequence[range]) -> list[PolicyBatch]:

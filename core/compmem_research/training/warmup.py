@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
@@ -48,6 +50,8 @@ def train(settings: WarmupTraining) -> dict[str, Any]:
         ValueError: There is nothing to train, or a data file is broken.
     """
     trainer = Trainer(settings.run)
+    # A new adapter has random weights.
+    torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)

@@ -28,9 +28,10 @@ from compmem_research.training.data.packed import Text
 from compmem_research.training.data.sources import source_of
 from compmem_research.training.data.traces import ANSWER, SKIP, STEP, StepRows
 
-Kind = Literal["text", "random", "rebuild", "lookup", "facts", "singlehop", "steps", "create"]
-"""Plain text; random tokens to repeat; text to repeat; keys and values; made-up facts; questions about paragraphs;
-steps of the loop; what the model itself writes about a text that it sees (self-distillation)."""
+Kind = Literal["text", "random", "rebuild", "continue", "lookup", "facts", "singlehop", "multihop", "steps", "create"]
+"""Plain text; random tokens to repeat; text to repeat; text to continue; keys and values; made-up facts; questions
+about a paragraph; questions about several; steps of the loop; what the model itself writes about a text that it sees
+(self-distillation)."""
 
 Rng = np.random.Generator
 Maker = Callable[[Rng, int, int, bool], list[Example]]
@@ -59,9 +60,9 @@ class Component:
     weight: float = 1.0
     """Weight of its part of the loss."""
     sizes: tuple[int, ...] = (128,)
-    """Tokens of a chunk, at each level."""
+    """Tokens of a chunk, at each level; for `multihop`, the most of a paragraph."""
     items: tuple[int, ...] = (1,)
-    """Facts, pairs, questions or hops of a chunk, at each level."""
+    """Facts, pairs, questions or hops of a chunk, or paragraphs of a `multihop` question, at each level."""
     tokens: int = 1536
     """Source tokens of one sampling step: rows with the same shape up to this total."""
     raw: float = 0.0
@@ -75,7 +76,7 @@ class Component:
     tasks: tuple[str, ...] = ("world",)
     """Sampled uniformly: "world" (made-up facts), for `facts` also "needle", for `steps` any RULER task."""
     file: Path | None = None
-    """File of questions, for `singlehop` and `steps`. None: made-up ones from `tasks`."""
+    """File of questions, for `singlehop`, `multihop` and `steps`. None: made-up ones from `tasks`."""
     wordings: int | None = None
     """Most wordings of a made-up fact. None: all."""
     syllables: int = 2
@@ -93,8 +94,8 @@ class Component:
         known = {"facts": ("world", NEEDLE), "steps": ("world", *get_args(RulerTask))}.get(self.kind, ("world",))
         if not self.tasks or not set(self.tasks) <= set(known):
             raise ValueError(f"tasks={self.tasks!r} must be some of {', '.join(known)} for the kind {self.kind!r}")
-        if self.kind == "singlehop" and self.file is None:
-            raise ValueError("kind='singlehop' needs a file")
+        if self.kind in ("singlehop", "multihop") and self.file is None:
+            raise ValueError(f"kind={self.kind!r} needs a file")
         if min(len(self.sizes), len(self.items)) != 1 and len(self.sizes) != len(self.items):
             raise ValueError(f"sizes={self.sizes!r} and items={self.items!r} must be as many, or one of them single")
         if min(*self.sizes, *self.items, self.tokens, self.grow_over) < 1:
@@ -193,6 +194,20 @@ def rebuilt_rows(component: Component, turns: Turns, text: Text | None) -> Maker
         for _ in range(max(1, component.tokens // size)):
             chunk = turns.random(rng, size) if text is None else text.window(rng, size, held=held)
             rows.append(turns.behind(component.part, chunk, [(turns.rebuild, [*chunk, turns.end])], raw=raw))
+        return rows
+
+    return make
+
+
+def continued_rows(component: Component, text: Text) -> Maker:
+    """Chunks, and half as many tokens of the text that comes after, which are learned."""
+
+    def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
+        rows = []
+        for _ in range(max(1, component.tokens // size)):
+            window = text.window(rng, size + max(2, size // 2), held=held)
+            rest = window[size:]
+            rows.append(Example(part=component.part, blocks=(window[:size],), ids=rest, spans=((1, len(rest)),)))
         return rows
 
     return make

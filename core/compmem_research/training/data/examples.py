@@ -5,7 +5,7 @@ after it), questions (only the answers), a step of the loop (only the structured
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +64,14 @@ def figures_of(part: str) -> tuple[str, str, str]:
     return part, f"accuracy_{part}", f"exact_{part}"
 
 
-def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner") -> dict[str, Tensor]:
-    """Cross-entropy of the learned tokens, right tokens and right spans, summed by part; with gradients."""
+def row_losses(
+    backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner", distill: float = 0.0
+) -> dict[str, Tensor]:
+    """Loss of the learned tokens, right tokens and right spans, summed by part; with gradients.
+
+    The loss is the cross-entropy. In rows behind memory, the share `distill` of it is replaced by the divergence from
+    what the same model says behind the text itself (self-distillation, as in 2503.10337).
+    """
     memory = recalled(backbone, rows.examples, rows.ratio)
     groups: dict[tuple[str, int, int], list[int]] = {}
     for number, example in enumerate(rows.examples):
@@ -76,16 +82,41 @@ def row_losses(backbone: Backbone, rows: Rows, *, role: Role | None = "reasoner"
     sums: dict[str, Tensor] = {}
     for (part, slots, _), numbers in groups.items():
         behind = [memory[n] for n in numbers] if slots else None
-        values = _group(backbone, [rows.examples[n] for n in numbers], behind, role)
+        values = _group(backbone, [rows.examples[n] for n in numbers], behind, role, distill)
         for name, value in zip(figures_of(part), values, strict=True):
             sums[name] = sums[name] + value if name in sums else value
     return sums
 
 
 def _group(
-    backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None
+    backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None, distill: float
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Loss, right tokens and right spans of rows in one batch."""
+    logits, wanted, which = _learned(backbone, examples, memory, role)
+    right = logits.detach().argmax(-1) == wanted
+    wrong_spans = torch.zeros(int(which.max()) + 1, device=which.device).index_add_(0, which, (~right).float())
+    loss = F.cross_entropy(logits, wanted, reduction="sum")
+    if distill and memory is not None:
+        with torch.no_grad():
+            behind_text = _learned(backbone, [as_text(backbone, e) for e in examples], None, role)[0].log_softmax(-1)
+        apart = F.kl_div(logits.log_softmax(-1), behind_text, reduction="sum", log_target=True)
+        loss = (1 - distill) * loss + distill * apart
+    return loss, right.sum(), (wrong_spans == 0).sum()
+
+
+def as_text(backbone: Backbone, example: Example) -> Example:
+    """The row with its blocks as plain tokens, where their states are read."""
+    lead = backbone.lead
+    begun = len(lead) if list(example.ids[: len(lead)]) == lead else 0
+    text = [*(() if begun else lead), *(i for block in example.blocks for i in block)]
+    spans = tuple((start + len(text), end + len(text)) for start, end in example.spans)
+    return replace(example, blocks=(), ids=[*example.ids[:begun], *text, *example.ids[begun:]], spans=spans)
+
+
+def _learned(
+    backbone: Backbone, examples: Sequence[Example], memory: Blocks | None, role: Role | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Logits before each learned token, the token, and the number of its span."""
     hidden = backbone.read([e.ids[:-1] for e in examples], memory, role=role)
     place, targets, spans = list[int](), list[int](), list[int]()
     count = 0
@@ -97,10 +128,7 @@ def _group(
             count += 1
     at, wanted, which = (torch.tensor(v, device=hidden.device) for v in (place, targets, spans))
     logits = backbone.logits(hidden.flatten(0, 1).index_select(0, at))
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    right = logits.detach().argmax(-1) == wanted
-    wrong_spans = torch.zeros(count, device=hidden.device).index_add_(0, which, (~right).float())
-    return F.cross_entropy(logits, wanted, reduction="sum"), right.sum(), (wrong_spans == 0).sum()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, which
 
 
 def recalled(backbone: Backbone, examples: Sequence[Example], ratio: int) -> list[list[KVStates]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
@@ -17,6 +18,7 @@ from compmem_research.training.data.components import (
     Maker,
     TaskPrompts,
     Turns,
+    continued_rows,
     created_rows,
     lookup_rows,
     rebuilt_rows,
@@ -25,8 +27,10 @@ from compmem_research.training.data.components import (
     text_rows,
 )
 from compmem_research.training.data.examples import Example, Rows, figures_of, row_losses, written_exactly
+from compmem_research.training.data.multihop import MultihopRows
 from compmem_research.training.data.packed import Text
-from compmem_research.training.engine.stage import HELD
+from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.stage import HELD, save_added
 
 Trainable = Literal["base", "memory", "reasoner"]
 """Parts of the backbone that a supervised stage may train."""
@@ -46,18 +50,22 @@ class MixtureSettings:
     ratios: tuple[int, ...] = (4,)
     """Compression ratios; each step samples one."""
     prompts: TaskPrompts = field(default_factory=TaskPrompts)
+    distill: float = 0.0
+    """Share of the loss behind memory that compares with the same model behind the text; the rest is cross-entropy."""
     held: int = 2
     """Samples of each kind in one measurement."""
 
     def __post_init__(self) -> None:
         if not self.components:
             raise ValueError("a mixture needs components")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill={self.distill!r} must be in [0, 1]")
         parts = [c.part for c in self.components]
         if len(set(parts)) != len(parts):
             raise ValueError(f"two components have the name {max(parts, key=parts.count)!r}: give one a 'part'")
         if not self.ratios or min(self.ratios) < 1:
             raise ValueError(f"ratios={self.ratios!r} must be at least 1")
-        if self.data is None and any(c.kind in ("text", "rebuild", "create") for c in self.components):
+        if self.data is None and any(c.kind in ("text", "rebuild", "continue", "create") for c in self.components):
             raise ValueError("plain text needs 'data', a folder made with `compmem train text`")
 
 
@@ -114,7 +122,7 @@ class Mixture:
 
     def losses(self, batch: Rows) -> dict[str, Tensor]:
         """The parts of the loss and their metrics."""
-        return row_losses(self.backbone, batch, role=self._role)
+        return row_losses(self.backbone, batch, role=self._role, distill=self._settings.distill)
 
     def after(self, figures: Mapping[str, float]) -> bool:
         """Start the next level of each kind that is learned well enough; True if any did."""
@@ -131,7 +139,7 @@ class Mixture:
         return grown
 
     def measure(self, step: int) -> dict[str, float]:
-        """Exact match of held-out rows' last replies with greedy decoding, and the current levels."""
+        """Loss of held-out rows, exact match of their last replies with greedy decoding, and the current levels."""
         figures: dict[str, float] = {}
         for component, make in zip(self._settings.components, self._makers, strict=True):
             level = self._level(component)
@@ -141,18 +149,27 @@ class Mixture:
             ]  # fmt: skip
             if component.levels > 1:
                 figures[f"level_{component.part}"] = float(level)
-            if component.kind == "text":
+            finished = self._finish(rows)
+            figures |= self._held_losses(finished)
+            if component.kind in ("text", "continue"):
                 continue
             for part in sorted({row.part for row in rows}):
-                own = [row for row in self._finish(rows) if row.part == part]
+                own = [row for row in finished if row.part == part]
                 exact = written_exactly(self.backbone, own, self._settings.ratios[0], role=self._role)
                 figures[f"held_exact_{part}"] = exact
         return figures
 
     def save(self, folder: Path) -> None:
         """Save the backbone with its training prompts."""
-        self.backbone.save(folder)
+        save_added(self.backbone, self._trained, folder)
         self._steps.prompts.write(folder)
+
+    def _held_losses(self, rows: Sequence[Example]) -> dict[str, float]:
+        """Cross entropy a learned token, of each part of held-out rows."""
+        batch = Rows.of(rows, self._settings.ratios[0])
+        with torch.no_grad(), precision(self.backbone):
+            sums = row_losses(self.backbone, batch, role=self._role)
+        return {f"held_loss_{part}": float(sums[part]) / batch.counts[part] for part in sorted({r.part for r in rows})}
 
     def _draw(self, number: int) -> list[Example]:
         rng = np.random.default_rng((self._seed, number))
@@ -177,6 +194,9 @@ def _maker(component: Component, turns: Turns, text: Text | None, steps: StepPro
             return FactRows(component, turns, text)
         case "singlehop":
             return singlehop_rows(component, turns)
+        case "multihop":
+            assert component.file is not None, "the settings were checked"
+            return MultihopRows(component.part, component.file, steps, tokens=component.tokens, raw=component.raw)
         case "steps":
             return step_rows(component, steps, text)
     assert text is not None, "the settings were checked"
@@ -185,6 +205,8 @@ def _maker(component: Component, turns: Turns, text: Text | None, steps: StepPro
             return text_rows(component, text)
         case "rebuild":
             return rebuilt_rows(component, turns, text)
+        case "continue":
+            return continued_rows(component, text)
         case "create":
             return created_rows(component, turns, text)
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast
-from zlib import crc32
 
 import numpy as np
 
@@ -17,14 +16,13 @@ from compmem_research.tasks.multihop import Passage, Question, read_corpus
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
+from compmem_research.training.data.multihop import is_held
 from compmem_research.training.data.packed import Text
 
 FILLER_TOKENS, PASSAGES = 48, 4000
 """Tokens of a window of filler text, and the least number of windows."""
 ROOM = 8
 """Most times that a context is enlarged until the facts fit."""
-HELD_SHARE = 20
-"""One in this many questions of a set is held out."""
 
 
 class SampleSource(Protocol):
@@ -88,7 +86,7 @@ class QuestionSource:
         self._chunks = chunks
         self._parts: dict[bool, list[Question]] = {True: [], False: []}
         for question in self._contexts.questions:
-            self._parts[crc32(question.id.encode()) % HELD_SHARE == 0].append(question)
+            self._parts[is_held(question)].append(question)
         if not all(self._parts.values()):
             raise ValueError(f"{file}: {len(self._contexts.questions)} questions are too few to hold some out")
 

@@ -1,6 +1,6 @@
 """The interface between the trainer and a stage."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -76,3 +76,9 @@ class Stage(Protocol[B]):
     def save(self, folder: Path) -> None:
         """Write the trained weights, for the next stage to start from."""
         ...
+
+
+def save_added(backbone: Backbone, trained: Collection[str], folder: Path) -> None:
+    """Save a backbone; only what is added to its stock model, unless that was trained too or is in the same folder."""
+    changed = not backbone.parameters("base").keys().isdisjoint(trained)
+    backbone.save(folder, base=None if changed else backbone.base)

@@ -1,0 +1,77 @@
+"""Compression as a backbone's memory settings say: inserted memory tokens, or selected states of the text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compmem.backbone.config import MemoryConfig
+from compmem.backbone.decoder import Decoder
+from compmem.backbone.kvzip import BY_REPETITION, Repetition
+from compmem.backbone.memory import compress, memory_count
+from compmem.backbone.prune import prune
+from compmem.backbone.rotary import Rotary
+from compmem.config import KVPruning
+from compmem.schema import KVStates
+
+Chunks = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How the chunks of one call are compressed.
+
+    Raises:
+        ValueError: The window is not a multiple of the ratio, or a pruning method is given for trained memory.
+    """
+
+    memory: MemoryConfig
+    ratio: int
+    lead: Sequence[int]
+    """Token ids in front of every chunk."""
+    pruning: KVPruning = "attention"
+    repetition: Callable[[], Repetition] | None = None
+    """Makes the request to repeat a chunk, for methods that repeat it."""
+
+    def __post_init__(self) -> None:
+        if self.memory.trained and self.pruning != "attention":
+            raise ValueError(f"kv_pruning={self.pruning!r} is for stock models: memory was trained with its own states")
+        if self.memory.inserted and self.memory.window % self.ratio:
+            raise ValueError(f"ratio={self.ratio} must divide the window of {self.memory.window}")
+
+    def check(self, chunks: Chunks, context: int) -> None:
+        """Refuse chunks that cannot be compressed in a context of this many positions.
+
+        Raises:
+            ValueError: A chunk is empty or too long.
+        """
+        for number, tokens in enumerate(map(len, chunks)):
+            if not tokens:
+                raise ValueError(f"chunk {number} has no tokens")
+            if (taken := self._taken(tokens)) > context:
+                raise ValueError(
+                    f"chunk {number} of {tokens} tokens takes {taken}: larger than the context of {context}"
+                )
+
+    def run(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[KVStates]:
+        """The KV states of each chunk, keys before rotation."""
+        if self.memory.inserted:
+            return compress(decoder, rotary, chunks, ratio=self.ratio, window=self.memory.window)
+        return prune(
+            encoder(decoder, self.memory), rotary, chunks, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
+            repetition=self._again(),
+        )  # fmt: skip
+
+    def _again(self) -> Repetition | None:
+        needed = self.pruning in BY_REPETITION and self.ratio > 1
+        return self.repetition() if needed and self.repetition else None
+
+    def _taken(self, tokens: int) -> int:
+        """Positions that a chunk of so many tokens takes."""
+        if self.memory.inserted:
+            return min(tokens, self.memory.window) + memory_count(tokens, self.ratio)
+        again = self._again()
+        return len(self.lead) + tokens + (again.tokens(tokens) if again else 0)
+
+
+def encoder(decoder: Decoder, memory: MemoryConfig) -> Decoder:
+    """The layers that encode the tokens of a chunk: with the memory adapter if their own states were trained."""
+    return decoder.as_role("memory") if memory.trained and not memory.inserted else decoder

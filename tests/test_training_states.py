@@ -1,0 +1,273 @@
+"""Selected states: compression trained on a frozen pretrained model, from the training-free states to the export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids
+from compmem.backbone.stock import SHIPPED
+from compmem.errors import CheckpointError
+from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.schema import Chunk
+from compmem_research.tasks.multihop import read_corpus
+from compmem_research.training.data.components import Component
+from compmem_research.training.data.examples import Example, Rows, as_text, row_losses
+from compmem_research.training.data.multihop import MultihopRows, is_held
+from compmem_research.training.embedded import run_all
+from compmem_research.training.engine.trainer import Trainer
+from compmem_research.training.text import TextPreparation
+from compmem_research.training.text import train as prepare_text
+from tests.conftest import make_model, make_tokenizer
+from tests.test_training_stages import few, settings
+from tests.training import write_texts
+
+SELECTED = MemoryConfig(states="selected", own=())
+LORA = AdapterConfig(rank=4, targets=("q", "k", "v", "o", "gate", "up", "down"))
+TEXTS = [list(b"Ida was born in Ulm, and Bo sings there in the evening."), list(b"Ox is a town.")]
+
+RECIPE = {
+    "embedded": '[[phases]]\nstage = "compressor"\nconfig = "one.toml"\n[[phases]]\nstage = "warmup"\n'
+    'config = "two.toml"\n[[phases]]\nstage = "rl"\nconfig = "rl.toml"\n[[phases]]\nstage = "gate"\n'
+    'config = "gate.toml"\n[[phases]]\nstage = "evaluate"\nconfig = "evaluate.toml"\n'
+    '[[phases]]\nstage = "export"\nconfig = "three.toml"\n',
+    "one": 'start = "base"\ntrain = ["memory"]\n[memory]\nown = []\nstates = "selected"\n[adapter]\nrank = 2\n'
+    '[run]\nout = "one"\nsteps = 2\nbatch = 1\ndevice = "cpu"\nceiling_seconds = 0.01\n[mixture]\ndata = "data"\n'
+    '[[mixture.components]]\nkind = "continue"\nsizes = [16]\ntokens = 32\n'
+    '[[mixture.components]]\nkind = "multihop"\nfile = "set.jsonl"\nsizes = [32]\nitems = [2]\ntokens = 64\n',
+    "two": 'start = "one/backbone"\ntrain = ["reasoner", "memory"]\n[adapter]\nrank = 2\n[run]\nout = "two"\n'
+    'steps = 2\nbatch = 1\ndevice = "cpu"\nceiling_seconds = 0.01\n[mixture]\n[[mixture.components]]\n'
+    'kind = "multihop"\nfile = "set.jsonl"\nsizes = [32]\nitems = [2]\ntokens = 64\n[prompts]\nnothing = "-"\n'
+    'update = "{question} {memory}"\noverwrite = "{question} {memory}"\nanswer = "{question} {memory}"\n',
+    "rl": 'start = "two/backbone"\ntrain = ["reasoner"]\nheld = 1\n[run]\nout = "rl"\nsteps = 1\nbatch = 1\n'
+    'device = "cpu"\nceiling_seconds = 0.01\n[questions]\nfile = "set.jsonl"\nchunk_tokens = 32\nchunks = 2\n'
+    "[rollouts]\ngroup = 2\nmemory_tokens = 4\noverhead = 4\nanswer_tokens = 2\n",
+    "gate": 'start = "rl/backbone"\ncontexts = 2\nheld = 1\n[adapter]\nrank = 2\n[run]\nout = "gate"\nsteps = 2\n'
+    'batch = 1\ndevice = "cpu"\nceiling_seconds = 0.01\n[questions]\nfile = "set.jsonl"\nchunk_tokens = 32\n'
+    "chunks = 2\n[rollouts]\nexit_gate = false\ngroup = 1\nmemory_tokens = 4\noverhead = 4\nanswer_tokens = 2\n",
+    "evaluate": 'start = "gate/backbone"\nout = "e.json"\ntasks = ["questions"]\nfile = "set.jsonl"\nlengths = [80]\n'
+    'questions = 1\nchunk_tokens = 32\nmemory_tokens = 4\nanswer_tokens = 2\nmax_steps = 2\ndevice = "cpu"\n',
+    "three": 'start = "gate/backbone"\nout = "shipped"\ndtype = "float16"\ndata = "Trained on towns."\n'
+    'logs = ["one", "two", "rl", "gate"]\n',
+}  # fmt: skip
+
+
+@pytest.fixture
+def selected(tiny_backbone):
+    """A tiny stock model to whose states an adapter was added that is not trained yet."""
+    backbone = tiny_backbone("llama")
+    backbone.add_memory(SELECTED)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone.add_adapter("memory", LORA)
+    return backbone
+
+
+def write_set(file, questions=60):
+    def line(n):
+        town = ("Ulm", "Kiel", "Bonn")[n % 3]
+        paragraphs = [
+            {"title": f"Ida{n}", "sentences": [f"Ida{n} was born in {town}."], "supporting": [0]},
+            {"title": f"Bo{n}", "sentences": [f"Bo{n} sings."], "supporting": []},
+            {"title": f"Cy{n}", "sentences": [f"Cy{n} reads."], "supporting": []},
+        ]
+        question = {"id": f"q{n}", "dataset": "own", "question": f"Where was Ida{n} born?", "answer": town}
+        return json.dumps(question | {"paragraphs": paragraphs}) + "\n"
+
+    file.write_text("".join(map(line, range(questions))))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A toy recipe that was run on a tiny pretrained model: the folders of the model and of the runs."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for name, text in RECIPE.items():
+        (folder / f"{name}.toml").write_text(text)
+    base = folder / "stock"
+    make_model("llama", max_position_embeddings=2048).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    texts = write_texts(folder / "texts.jsonl", 40)
+    prepare_text(TextPreparation(texts=(texts,), out=folder / "data", tokenizer=str(base)))
+    write_set(folder / "set.jsonl")
+    run_all(folder / "embedded.toml", folder, base=str(base))
+    return base, folder
+
+
+def other_model(folder, **changes):
+    make_model("llama", max_position_embeddings=2048, **changes).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# --- the states
+
+
+@torch.inference_mode()
+def test_before_training_the_states_are_those_of_the_stock_model(selected, tiny_backbone):
+    stock = tiny_backbone("llama")
+    assert selected.lead == stock.lead != []
+    assert chunk_ids(selected, Chunk(text="Ida.")) == chunk_ids(stock, Chunk(text="Ida."))
+    for ratio in (1, 4):
+        made, wanted = selected.compress(TEXTS, ratio=ratio), stock.compress(TEXTS, ratio=ratio)
+        for mine, theirs in zip(made, wanted, strict=True):
+            assert torch.equal(mine.keys, theirs.keys)
+            assert torch.equal(mine.values, theirs.values)
+        assert torch.equal(selected.read([[5, 6]], [made]), stock.read([[5, 6]], [wanted]))
+    assert selected.fingerprint() != stock.fingerprint()
+
+
+def test_only_the_memory_adapter_changes_the_states_and_learns_from_what_is_read(selected):
+    selected.add_adapter("reasoner", LORA)
+    before = selected.compress(TEXTS)[0]
+    with torch.no_grad():
+        for parameter in selected.parameters("reasoner").values():
+            parameter.add_(0.01)
+        assert torch.equal(selected.compress(TEXTS)[0].values, before.values)
+        for name, parameter in selected.parameters("memory").items():
+            parameter.add_(0.01 if name.endswith(".up") else 0.0)
+    after = selected.compress(TEXTS)[0]
+    assert not torch.allclose(after.values, before.values)
+    selected.read([[5, 6]], [[after]]).sum().backward()
+    learned = selected.parameters("memory").items()
+    assert {name.split(".")[-2] for name, p in learned if p.grad is not None and p.grad.abs().sum() > 0} == {
+        f"memory_{name}" for name in LORA.targets
+    }
+
+
+def test_it_learns_answers_from_several_blocks_with_the_model_frozen(selected, tmp_path):
+    file = write_set(tmp_path / "set.jsonl")
+    component = Component(kind="multihop", file=file, sizes=(64,), items=(2,), tokens=200)
+    stage = few(selected, component, trained=("memory",))
+    frozen = {name: p.clone() for name, p in selected.parameters("base").items()}
+    [before] = [stage.measure(0)["held_loss_multihop"]]
+    after = Trainer(settings(tmp_path / "run", steps=40, learning_rate=1e-2)).run(stage)["held_loss_multihop"]
+    assert after < 0.7 * before
+    assert all(torch.equal(p, frozen[name]) for name, p in selected.parameters("base").items())
+
+
+def test_what_is_distilled_is_what_the_model_says_behind_the_text(selected, tmp_path):
+    """At ratio 1 the states of one block are those of the text, so there is nothing to learn."""
+    asked = selected.prompt("{question}").fill(question=list(b"Who?"))
+    rows = [
+        Example(part="a", blocks=(TEXTS[0],), ids=[*asked, *b"Ida"], spans=((len(asked), len(asked) + 3),)),
+        Example(part="b", blocks=(TEXTS[1],), ids=list(b" So is Ulm."), spans=((1, 11),)),
+    ]
+    text = as_text(selected, rows[1])
+    assert text.ids == [*selected.lead, *TEXTS[1], *rows[1].ids]
+    assert text.ids[slice(*text.spans[0])] == list(b"So is Ulm.")
+    losses = {ratio: row_losses(selected, Rows.of(rows, ratio), distill=1.0) for ratio in (1, 4)}
+    for part in "ab":
+        assert abs(losses[1][part]) < 1e-4
+        assert losses[4][part] > 1e-2
+
+
+def test_the_shipped_backbone_and_checkpoints_without_the_setting_are_unchanged(tiny_backbone, tmp_path):
+    shipped = Backbone.load("embedded", device="cpu")
+    told = json.loads((SHIPPED / "training.json").read_text())
+    assert shipped.fingerprint() == told["fingerprint"]
+    assert (shipped.memory.states, shipped.lead, shipped.base) == ("inserted", [], None)
+    backbone = tiny_backbone("llama", memory=MemoryConfig(window=16))
+    backbone.save(tmp_path)
+    kept = json.loads((tmp_path / "compmem.json").read_text())
+    del kept["memory"]["states"], kept["base_fingerprint"]
+    (tmp_path / "compmem.json").write_text(json.dumps(kept))
+    old = Backbone.load(tmp_path, device="cpu")
+    assert old.fingerprint() == backbone.fingerprint()
+    for mine, theirs in zip(old.compress(TEXTS), backbone.compress(TEXTS), strict=True):
+        assert torch.equal(mine.keys, theirs.keys)
+        assert torch.equal(mine.values, theirs.values)
+
+
+@pytest.mark.parametrize("changes", [{"states": "some"}, {"own": ("q",)}, {"positions": "unrotated"}])
+def test_settings_that_do_not_fit_are_refused(changes):
+    with pytest.raises(ValueError, match="states="):
+        MemoryConfig(**{"states": "selected", "own": (), **changes})
+
+
+# --- the rows
+
+
+def test_a_question_stands_behind_its_gold_paragraphs_and_none_is_trained_and_held(selected, tmp_path):
+    file = write_set(tmp_path / "set.jsonl")
+    prompts = StepPrompts(selected, LatentPrompts())
+    rows = MultihopRows("multihop", file, prompts, tokens=4000, raw=0.0)
+    seen = {}
+    for held in (False, True):
+        made = rows(np.random.default_rng(0), 64, 2, held)
+        seen[held] = set()
+        for row in made:
+            text = selected.decode(row.ids)
+            number = text.partition("Where was Ida")[2].partition(" ")[0]
+            blocks = [selected.decode(block) for block in row.blocks]
+            assert len(blocks) == 2
+            assert any(f"Ida{number} was born in" in block for block in blocks)
+            learned = selected.decode(row.ids[slice(*row.spans[0])])
+            assert any(f"born in {learned}." in block for block in blocks)
+            seen[held].add(f"q{number}")
+    assert seen[True]
+    assert seen[False]
+    assert not seen[True] & seen[False]
+    assert all(is_held(question) for question in read_corpus(file).questions if question.id in seen[True])
+    [raw, *_] = MultihopRows("multihop", file, prompts, tokens=10, raw=1.0)(np.random.default_rng(0), 64, 2, False)
+    assert not raw.blocks
+    assert raw.ids[: len(selected.lead)] == selected.lead
+
+
+# --- the recipe and what is shipped
+
+
+def test_a_recipe_on_a_pretrained_model_keeps_only_what_it_adds(trained):
+    base, folder = trained
+    for run in ("one", "two", "rl", "gate"):
+        assert not (folder / run / "backbone" / "config.json").exists()
+    backbone = Backbone.load(folder / "gate" / "backbone", device="cpu")
+    assert backbone.base == str(base)
+    assert set(backbone.adapters) == {"memory", "reasoner", "gate"}
+    assert json.loads((folder / "e.json").read_text())["lines"][0]["questions"] == 1
+    assert any(p.abs().sum() > 0 for n, p in backbone.parameters("memory").items() if n.endswith(".up"))
+    tensors = load_file(folder / "shipped" / "compmem.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    kept = json.loads((folder / "shipped" / "compmem.json").read_text())
+    assert kept["base"] == "stock"
+    card = (folder / "shipped" / "README.md").read_text()
+    assert "Trained on towns." in card
+    assert str(folder) not in card + json.dumps(kept), "no path of the machine is shipped"
+    shipped = Backbone.load(folder / "shipped", device="cpu", base=base)
+    assert shipped.fingerprint() == json.loads((folder / "shipped" / "training.json").read_text())["fingerprint"]
+    for mine, theirs in zip(shipped.compress(TEXTS), backbone.compress(TEXTS), strict=True):
+        torch.testing.assert_close(mine.values, theirs.values, atol=1e-2, rtol=1e-2)
+
+
+def test_another_base_is_refused(trained, tmp_path):
+    base, folder = trained
+    shipped = folder / "shipped"
+    with pytest.raises(CheckpointError, match="another model, or the same in another quantisation"):
+        Backbone.load(shipped, device="cpu", base=other_model(tmp_path / "weights", seed=5))
+    with pytest.raises(CheckpointError, match="another model"):
+        Backbone.load(shipped, device="cpu", base=other_model(tmp_path / "shape", num_hidden_layers=3))
+    with pytest.raises(CheckpointError, match="'stock'"):
+        Backbone.load(shipped, device="cpu")
+    for dtype in ("bfloat16", "float16"):
+        loaded = Backbone.load(shipped, device="cpu", base=base, dtype=dtype)
+        assert loaded.decoder.embed_tokens.weight.dtype == getattr(torch, dtype)
+
+
+def test_a_recipe_goes_on_where_it_stopped_also_on_another_machine(trained, tmp_path):
+    base, folder = trained
+    log = (folder / "one" / "log.jsonl").read_text()
+    [again] = run_all(folder / "embedded.toml", folder, 1, base=str(base))
+    assert again["steps"] == 2
+    trained_again = (folder / "one" / "log.jsonl").read_text()[len(log) :]
+    assert '"gradient_norm"' not in trained_again, "the two steps were done"
+    there, moved = tmp_path / "there", tmp_path / "moved"
+    (there / "carried").mkdir(parents=True)
+    for file in (folder / "carried").iterdir():
+        (there / "carried" / file.name).write_bytes(file.read_bytes())
+    (there / "set.jsonl").write_bytes((folder / "set.jsonl").read_bytes())
+    other_model(moved)
+    [report] = run_all(folder / "embedded.toml", there, 2, base=str(moved))
+    assert report["stage"] == "warmup"
+    assert Backbone.load(there / "two" / "backbone", device="cpu").base == str(moved)
