@@ -97,9 +97,9 @@ async def test_a_long_conversation_is_cut_to_its_end(index):
 
 def test_a_window_that_holds_no_conversation_asks_the_question_as_it_is(index):
     CompMemRetriever(index=index).upsert(WORLD)
-    chat = ScriptedChat(replies=[REPLY], profile={"max_input_tokens": 260})
+    chat = ScriptedChat(replies=[REPLY], profile={"max_input_tokens": 220})
     reasoner = CompMemReasoner(index=index, chat_model=chat)
-    with pytest.raises(ReasoningError, match="prompt_tokens=260"):
+    with pytest.raises(ReasoningError, match="prompt_tokens=220"):
         reasoner.invoke({"question": QUESTION, "chat_history": [HumanMessage("word " * 300)]})
     assert chat.asked == []
 
