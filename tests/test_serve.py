@@ -11,7 +11,7 @@ import openai
 import pytest
 import uvicorn
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Document, IndexConfig, MemoryIndex, StoreError
 from compmem.serving import run
 from compmem.serving.app import create_app
 from compmem.serving.limits import Limits
@@ -242,14 +242,15 @@ async def test_who_has_no_token_gets_nothing_and_a_form_of_a_web_page_neither(in
         assert (await client.get("/documents", headers={"Host": "evil.example"})).status_code == 400
 
 
-async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch):
+@pytest.mark.parametrize(("kind", "status"), [(RuntimeError, 500), (StoreError, 503)])
+async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch, kind, status):
     def broken(*given, **more):
-        raise RuntimeError("the secret path /srv/index")
+        raise kind("the secret path /srv/index")
 
     monkeypatch.setattr(index, "question_context", broken)
     async with calling(index) as client:
         reply = await client.post("/recall", json={"question": QUESTION})
-    assert reply.status_code == 500
+    assert reply.status_code == status
     assert "secret" not in reply.text
 
 

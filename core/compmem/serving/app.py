@@ -24,7 +24,7 @@ except ImportError as error:
 
 from compmem.as_json import answer_json, recall_json, step_json
 from compmem.config import RecallConfig
-from compmem.errors import CompMemError, ReaderError, StoreLockedError
+from compmem.errors import CompMemError, ReaderError, StoreError, StoreLockedError
 from compmem.index import MemoryIndex
 from compmem.schema import Answer, AnswerModels, AnswerToken, Event
 from compmem.serving import bodies, chat
@@ -121,6 +121,9 @@ class _Server:
             except ReaderError as error:
                 logger.warning("the chat model failed: %s", error)
                 raise HTTPException(502, "the chat model failed") from error
+            except StoreError as error:
+                logger.exception("the index cannot be read")
+                raise HTTPException(503, "the index cannot be read; see the server's log") from error
             except CompMemError:
                 raise
             except ValueError as error:
