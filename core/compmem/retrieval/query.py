@@ -125,14 +125,14 @@ class QueryAnalyzer:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)
         own_terms = [(line, content_terms(line)) for line in lines]
-        self.lexicon.prepare(
-            self._new_names([self.question, *lines]),
-            list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])),
-        )
-        known = self._known([self.question, *lines])
+        possible = list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
+        new = [n for n in possible if n not in self._names]
+        self.lexicon.prepare(new, list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])))
+        known = self._known(possible, new)
         capitalised = self._capitalised_names(self.question)
         stems = _stems([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
-        content = [(line, [t for t in own if t not in asked]) for line, own in own_terms]
+        in_question = frozenset(asked)
+        content = [(line, [t for t in own if t not in in_question]) for line, own in own_terms]
         everything = [*asked, *stems.values(), *(t for _, own in content for t in own)]
         frequency = self.lexicon.document_frequency(list(dict.fromkeys(everything)))  # one call for all
         total = len(self.lexicon)
@@ -162,16 +162,11 @@ class QueryAnalyzer:
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))
         return roots
 
-    def _known(self, texts: Sequence[str]) -> Mapping[str, Sequence[object]]:
-        """The names of blocks that these texts contain, or may contain; each is looked up once."""
-        new = self._new_names(texts)
+    def _known(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[object]]:
+        """Those of the possible names that blocks have; the new ones are looked up."""
         found = self.lexicon.named(new)
         self._names.update((n, found.get(n, ())) for n in new)
-        possible = dict.fromkeys(n for text in texts for n in possible_names(text))
         return {n: blocks for n in possible if (blocks := self._names[n])}
-
-    def _new_names(self, texts: Sequence[str]) -> list[str]:
-        return [n for n in dict.fromkeys(n for text in texts for n in possible_names(text)) if n not in self._names]
 
     def _capitalised_names(self, text: str) -> dict[str, Mention]:
         if text not in self._capitalised:

@@ -5,8 +5,9 @@ FTS5 stores no text here: it gets the terms of a block when the block is added, 
 
 import json
 import sqlite3
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, get_args
+from typing import Final, Protocol, get_args
 
 import numpy as np
 
@@ -78,26 +79,28 @@ def indexed_terms(chunk: Chunk) -> list[str]:
     return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
-class OneByOne:
+class OneByOne(Protocol):
     """The queries of a lexical index that take several at once, by one after another; nothing has to be prepared."""
 
     __slots__ = ()
 
+    @abstractmethod
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
         """Blocks that contain any of these terms with their BM25 score, best first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
         """Blocks that contain these words in sequence, by number."""
-        raise NotImplementedError
 
     def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
         """Names and terms that will be looked up."""
+        return
 
     def prepare_search(
         self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
     ) -> None:
         """Queries of `lexical` and runs of `phrase` that will follow."""
+        return
 
     def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """`lexical` of each query."""
