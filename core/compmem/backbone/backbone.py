@@ -185,18 +185,20 @@ class Backbone(TokenCodec):
         return fingerprint(self.decoder, self.memory)
 
     def compress(
-        self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning = "attention"
+        self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning | None = None
     ) -> list[KVStates]:
         """The KV states that represent each chunk: one state per `ratio` tokens and head, keys before rotation.
 
         `pruning` is how those of a stock model are chosen: see `IndexConfig.kv_pruning`.
 
         Raises:
-            ValueError: A chunk is empty or longer than the context, the window is not a multiple of the ratio, or a
-                pruning method is given for memory tokens.
+            ValueError: A chunk is empty or longer than the context, the window is not a multiple of the ratio, or
+                trained memory is given another pruning method than its own.
             MemoryError: A single chunk does not fit on the device.
         """
-        how = Compression(self.memory, ratio or self.memory.ratio, self.lead, pruning, lambda: self._repetition)
+        how = Compression(
+            self.memory, ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning, lambda: self._repetition
+        )
         how.check(chunks, self.context)
 
         def run(rows: Sequence[int]) -> list[KVStates]:

@@ -27,13 +27,15 @@ class Compression:
     ratio: int
     lead: Sequence[int]
     """Token ids in front of every chunk."""
-    pruning: KVPruning = "attention"
+    pruning: KVPruning
     repetition: Callable[[], Repetition] | None = None
     """Makes the request to repeat a chunk, for methods that repeat it."""
 
     def __post_init__(self) -> None:
-        if self.memory.trained and self.pruning != "attention":
-            raise ValueError(f"kv_pruning={self.pruning!r} is for stock models: memory was trained with its own states")
+        if self.memory.trained and self.pruning != self.memory.pruning:
+            raise ValueError(
+                f"kv_pruning={self.pruning!r} is for stock models: memory was trained with {self.memory.pruning!r}"
+            )
         if self.memory.inserted and self.memory.window % self.ratio:
             raise ValueError(f"ratio={self.ratio} must divide the window of {self.memory.window}")
 
@@ -57,7 +59,7 @@ class Compression:
             return compress(decoder, rotary, chunks, ratio=self.ratio, window=self.memory.window)
         return prune(
             encoder(decoder, self.memory), rotary, chunks, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
-            repetition=self._again(),
+            repetition=self._again(), stock=decoder,
         )  # fmt: skip
 
     def _again(self) -> Repetition | None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from compmem.config import KVPruning
+
 Projection = Literal["q", "k", "v", "o"]
 Linear = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Role = Literal["memory", "reasoner", "gate"]
@@ -28,6 +30,8 @@ class MemoryConfig:
     (as KV-Distill, 2503.10337). Before training these are the states of `trained=False`, so there is less to learn on
     a pretrained model.
     """
+    pruning: KVPruning = "attention"
+    """How a chunk's own states are chosen above ratio 1, unless an index says otherwise; trained ones always are."""
     ratio: int = 4
     """Compression ratio: source tokens per memory token."""
     window: int = 2048
@@ -47,6 +51,10 @@ class MemoryConfig:
             raise ValueError(f"states={self.states!r} must be 'inserted' or 'selected'")
         if self.states == "selected" and (self.own or self.positions != "rotated"):
             raise ValueError("states='selected' inserts no memory tokens: it needs own=() and positions='rotated'")
+        if self.pruning not in get_args(KVPruning):
+            raise ValueError(f"pruning={self.pruning!r} must be one of {', '.join(get_args(KVPruning))}")
+        if self.inserted and self.pruning != "attention":
+            raise ValueError(f"pruning={self.pruning!r} needs states='selected': inserted states are all kept")
         if self.inserted and self.window % self.ratio:
             raise ValueError(f"window={self.window} must be a multiple of ratio={self.ratio}")
         if unknown := set(self.own) - set(get_args(Projection)):

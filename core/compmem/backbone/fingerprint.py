@@ -15,8 +15,8 @@ from compmem.backbone.decoder import Decoder
 def fingerprint(decoder: Decoder, memory_config: MemoryConfig) -> str:
     """The hash, 32 hexadecimal digits; the same on every device, in float32 and in bfloat16."""
     memory = asdict(memory_config)
-    # The store compares the ratio separately, with its own error message.
-    del memory["ratio"]
+    # The store compares these separately, with its own error message.
+    del memory["ratio"], memory["pruning"]
     if memory_config.states == "inserted":
         del memory["states"]
     readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")

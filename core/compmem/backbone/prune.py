@@ -46,23 +46,29 @@ def prune(
     lead: Sequence[int] = (),
     pruning: KVPruning = "attention",
     repetition: Repetition | None = None,
+    stock: Decoder | None = None,
 ) -> list[KVStates]:
     """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order.
 
     Args:
-        decoder: The stock model's layers.
-        rotary: Its positions.
+        decoder: The layers that make the states: those of the stock model, or with a trained adapter.
+        rotary: Their positions.
         chunks: Token ids of each chunk.
         ratio: Tokens per state that is kept.
         lead: Token ids of the prefix.
         pruning: How importance is estimated.
         repetition: The request to repeat a chunk, which both kinds of KVzip need above ratio 1.
+        stock: The layers that repeat a chunk. None: those that make the states.
     """
     texts = [[*lead, *chunk] for chunk in chunks]
     if pruning in BY_REPETITION and ratio > 1:
         assert repetition is not None, "KVzip needs the request to repeat"
-        whole = prune(decoder, rotary, texts, ratio=1)
-        scores = repetition_scores(decoder, rotary, whole, chunks, repetition)
+        stock = stock or decoder
+        with torch.no_grad():
+            whole = prune(stock, rotary, texts, ratio=1)
+            scores = repetition_scores(stock, rotary, whole, chunks, repetition)
+        if torch.is_grad_enabled() or stock is not decoder:
+            whole = prune(decoder, rotary, texts, ratio=1)
         choose = _pruned if pruning == "kvzip" else _pruned_together
         return [choose(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)

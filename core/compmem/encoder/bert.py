@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, Ranges, Shape, layer_norm, layers_of
+from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem.schema import Vectors
@@ -117,6 +118,7 @@ class Bert:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
+        self._queries = MergedCalls(partial(self._encode, settings.prompts.query))
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         raw = load_file(folder / "model.safetensors", device=str(self._device))
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
@@ -168,8 +170,8 @@ class Bert:
         return self._encode(self.settings.prompts.document, texts, show_progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of questions `[texts, dim]`, not normalised."""
-        return self._encode(self.settings.prompts.query, texts)
+        """Vectors of questions `[texts, dim]`, not normalised; several threads' are encoded together."""
+        return self._queries(texts)
 
     def _encode(self, prompt: str, texts: Sequence[str], show_progress: bool = False) -> Vectors:
         limit = self.settings.max_tokens

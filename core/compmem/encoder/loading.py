@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.encoder.prompts import prompts_of
 from compmem.locks import Lock
@@ -246,6 +247,7 @@ class _Stock:
         self._model = model
         self._prompts = prompts_of(name, model.prompts)
         self._lock = Lock()
+        self._queries = MergedCalls(self._encode_query)
         self.dim = int(self._model.get_embedding_dimension())
         self.max_tokens = int(self._model.max_seq_length or _FOREIGN_TOKENS)
 
@@ -257,6 +259,9 @@ class _Stock:
         return out
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
+        return self._queries(texts)
+
+    def _encode_query(self, texts: Sequence[str]) -> Vectors:
         with self._lock:
             out: Vectors = self._model.encode_query(list(texts), prompt=self._prompts.query, show_progress_bar=False)
         return out

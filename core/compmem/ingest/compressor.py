@@ -38,7 +38,7 @@ class KVCompressor:
     backbone: Backbone
     ratio: int
     dense: DenseCompressor | None
-    pruning: KVPruning = "attention"
+    pruning: KVPruning | None = None
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order, with KV states moved off the device.

@@ -27,16 +27,18 @@ SYLLABLES = "ba be bo da de du fa fi go ha ki la le lo ma mi mo na ne no pa pe r
 def measure(
     *,
     passages: int = 5000,
+    threads: Sequence[int] | None = None,
     workers: Sequence[int] = (1, 2, 4),
     encoders: Sequence[int] = (1, 2),
     shards: int = 2,
     encoder: str = DEFAULT_ENCODER,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Passages a second of each way to build, its speed-up and its efficiency against one process with one thread.
+    """Passages a second of each way to build, its speed-up and its efficiency against the first way.
 
     Args:
         passages: How many there are, of some 40 words or 90 tokens each.
+        threads: Numbers of threads of one process without workers. None: one, and as many as torch uses.
         workers: Numbers of worker processes.
         encoders: Numbers of encoder actors on Ray; passed over where Ray is not installed.
         shards: Shards of an index that Ray builds.
@@ -44,19 +46,24 @@ def measure(
         seed: Decides on the words.
     """
     documents = list(made_up(passages, seed))
-    config, threads = IndexConfig(encoder=encoder), torch.get_num_threads()
-    torch.set_num_threads(1)
-    rows = [_local("one process, one thread", documents, config, None)]
-    torch.set_num_threads(threads)
-    rows.append(_local(f"one process, {threads} threads", documents, config, None))
-    rows += [_local(f"{n} workers", documents, config, n) for n in workers]
+    config, usual = IndexConfig(encoder=encoder), torch.get_num_threads()
+    rows = []
+    for number in (1, usual) if threads is None else threads:
+        torch.set_num_threads(number)
+        rows.append(_local(f"one process, {_counted(number, 'thread')}", documents, config, None))
+    torch.set_num_threads(usual)
+    rows += [_local(_counted(number, "worker"), documents, config, number) for number in workers]
     if find_spec("ray") is not None and encoders:
         rows += _on_ray(documents, config, encoders, shards)
-    base = rows[0]["passages_per_second"]
     for row in rows:
+        base = rows[0]["passages_per_second"]
         row["speed_up"] = round(row["passages_per_second"] / base, 2)
         row["efficiency"] = round(row["passages_per_second"] / base / row["processes"], 2)
     return {"passages": passages, "cores": os.cpu_count(), "encoder": Path(encoder).name, "ways": rows}
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def made_up(passages: int, seed: int) -> Iterator[Document]:
@@ -65,7 +72,7 @@ def made_up(passages: int, seed: int) -> Iterator[Document]:
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(3000)]
     for number in range(passages):
         sentences = [
-            " ".join(words[int(3000 * rng.random() ** 3)] for _ in range(rng.randint(8, 18))) for _ in range(6)
+            " ".join(words[int(3000 * rng.random() ** 3)] for _ in range(rng.randint(8, 18))) for _ in range(3)
         ]
         yield Document(id=f"p{number}", title=words[number % 3000].title(), text=". ".join(sentences) + ".")
 
@@ -90,7 +97,7 @@ def _on_ray(
             dataset = distributed.dataset_of(documents)
             with MemoryIndex.create(Path(folder) / "a", config, shards=shards) as index:
                 row = _timed(partial(distributed.add_dataset, index, dataset, encoders=number), documents, index)
-        rows.append({"how": f"Ray, {number} encoders, {shards} shards", "processes": number, **row})
+        rows.append({"how": f"Ray, {_counted(number, 'encoder')}, {shards} shards", "processes": number, **row})
     return rows
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -284,6 +285,10 @@ def plan(
 @app.command()
 def build(
     passages: Annotated[int, typer.Option(help="Made-up passages that are added.")] = 5000,
+    threads: Annotated[
+        str | None,
+        typer.Option(help="Numbers of threads of one process, by comma; nothing for none. Default: 1 and all."),
+    ] = None,
     workers: Annotated[str, typer.Option(help="Numbers of worker processes, by comma.")] = "1,2,4",
     encoders: Annotated[str, typer.Option(help="Numbers of encoders on Ray, by comma; nothing for none.")] = "1,2",
     encoder: Annotated[str, typer.Option(help="The sentence encoder: a name or folder.")] = DEFAULT_ENCODER,
@@ -293,8 +298,9 @@ def build(
     """Passages a second that one process, worker processes and Ray add to an index."""
     from compmem_research.bench.build import measure
 
+    of_threads = None if threads is None else [int(n) for n in _listed(threads)]
     numbers = [[int(n) for n in _listed(given)] for given in (workers, encoders)]
-    result = measure(passages=passages, workers=numbers[0], encoders=numbers[1], encoder=encoder)
+    result = measure(passages=passages, threads=of_threads, workers=numbers[0], encoders=numbers[1], encoder=encoder)
     shown = ("how", "passages_per_second", "speed_up", "efficiency", "passages_per_processor_second", "seconds")
     table = Table(*(name.replace("_", " ") for name in shown), title=f"{passages} passages, {result['cores']} cores")
     for row in result["ways"]:
@@ -332,6 +338,31 @@ def serve(
         )
         table.add_row(*map(str, shown))
     _deliver(result, [table], out, as_json)
+
+
+@app.command()
+def threads(
+    index: Annotated[Path, typer.Option(help="Folder of the index.")],
+    data: Annotated[Path, typer.Option(help="Questions (JSONL).")],
+    numbers: Annotated[str, typer.Option("--threads", help="Numbers of threads, by comma.")] = "1,2,4,8",
+    limit: Annotated[int, typer.Option(help="Most questions.")] = 64,
+    turns: Annotated[int, typer.Option(help="How often each way is measured, in turns.")] = 2,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Answers a second of one process by threads, with and without encoding several questions in one pass."""
+    from compmem_research.bench.threads import measure
+    from compmem_research.tasks.multihop import read_lines
+
+    questions = [line["question"] for _, line in islice(read_lines(data, ("question",)), limit)]
+    result = measure(index, questions, threads=[int(n) for n in _listed(numbers)], turns=turns)
+    profile = Table(*result["milliseconds"], title="milliseconds of a question on one thread")
+    profile.add_row(*map(str, result["milliseconds"].values()))
+    table = Table("threads", "encoded", "answers/s", "processor ms", "texts/pass")
+    for row in result["by_threads"]:
+        for way in ("alone", "together"):
+            table.add_row(str(row["threads"]), way, *map(str, row[way].values()))
+    _deliver(result, [profile, table], out, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

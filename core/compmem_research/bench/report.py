@@ -15,6 +15,7 @@ from compmem_research.bench import (
     quality_report,
     shard_actors,
     sharded,
+    threads,
 )
 from compmem_research.bench.retrieval import METRICS
 
@@ -46,6 +47,7 @@ NOTES = {
     "latency": latency.NOTE,
     "sharded": sharded.NOTE,
     "shard_actors": shard_actors.NOTE,
+    "threads": threads.NOTE,
     "speed_cpu": (
         "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "
         "warm answers of the same length, so a slow minute of the machine weighs on both; rows of other lengths, the "
@@ -226,6 +228,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "sharded": sharded.pages,
     "shard_actors": shard_actors.pages,
     "levels": load.pages,
+    "by_threads": threads.pages,
 }
 """How a result is shown, by a key that only its kind has."""
 
