@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 
+from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem_research.bench.fusion import Settings, measure
 from compmem_research.bench.fusion_report import pages
 from tests.test_bench_answers import ASKED
@@ -48,6 +50,28 @@ def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbo
     assert by[4, "kvzip"]["loss change"] == pytest.approx(changed, abs=2e-3)
     assert changed
     assert "loss change" not in by[4, "attention"]
+    lost = by[4, "kvzip"]["loss"] - by[0, "attention"]["loss"]
+    assert by[4, "kvzip"]["loss to text"] == pytest.approx(lost, abs=2e-3)
+    assert by[4, "kvzip"]["f1 to text"] == pytest.approx(by[4, "kvzip"]["f1"] - by[0, "attention"]["f1"], abs=0.2)
+
+
+def test_trained_memory_is_measured_beside_its_model(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    settings = Settings(methods=("none",), ratios=(1, 4), pruning=("kvzip",), blocks=3, max_tokens=1)
+    backbone, trained = (tiny_backbone(max_position_embeddings=4096) for _ in range(2))
+    trained.add_memory(MemoryConfig(states="selected", own=(), pruning="kvzip"))
+    trained.add_adapter("memory", AdapterConfig(rank=2))
+    rows = tmp_path / "run.jsonl"
+    result = measure(data, settings, backbone, rows=rows, name="tiny", trained=trained)
+    by = {(row["ratio"], row["pruning"]): row for row in result["fusion"]}
+    assert list(by) == [(0, "attention"), (1, "attention"), (4, "kvzip"), (4, "trained")]
+    assert by[4, "trained"]["loss"] == by[4, "kvzip"]["loss"], "before training"
+    with torch.no_grad():
+        for parameter in trained.parameters("memory").values():
+            parameter.add_(0.1)
+    again = measure(data, settings, backbone, rows=rows, name="tiny", trained=trained)["fusion"]
+    assert {(r["ratio"], r["pruning"]): r for r in again}[4, "trained"]["loss"] != by[4, "trained"]["loss"]
+    assert len(rows.read_text().splitlines()) == 2 * 5, "only the rows of the changed model are measured again"
 
 
 def test_bad_settings_are_named():

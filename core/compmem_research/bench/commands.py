@@ -159,6 +159,9 @@ def fusion(
     pruning: Annotated[
         str, typer.Option(help="How states are chosen, by comma: attention, kvzip, kvzip-heads, expected-attention.")
     ] = "attention",
+    trained: Annotated[
+        str | None, typer.Option(help="A folder with memory trained on that model, measured beside it.")
+    ] = None,
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
     limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
@@ -176,7 +179,10 @@ def fusion(
         methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
         limit=limit, max_tokens=max_tokens, share=share, first=first, seed=seed,
     )  # fmt: skip
-    result = measure(data, settings, Backbone.load(backbone), rows=out.with_suffix(".jsonl"), name=Path(backbone).name)
+    added = None if trained is None else Backbone.load(trained, base=backbone)
+    result = measure(
+        data, settings, Backbone.load(backbone), rows=out.with_suffix(".jsonl"), name=Path(backbone).name, trained=added
+    )
     table = Table(*COLUMNS, title=f"{result['data']}, {result['backbone']}")
     for row in result["fusion"]:
         table.add_row(*cells(row))

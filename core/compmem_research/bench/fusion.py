@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any, Final, cast, get_args
 
 import torch
 
@@ -25,6 +25,8 @@ from compmem_research.bench.fusion_report import summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
 
+TRAINED: Final = "trained"
+"""What stands for the pruning of a backbone with trained memory."""
 KEPT = 200
 """Characters of an answer that are kept in a row."""
 
@@ -72,40 +74,48 @@ class Settings:
         return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(data: Path, settings: Settings, backbone: Backbone, *, rows: Path, name: str) -> dict[str, Any]:
+def measure(
+    data: Path, settings: Settings, backbone: Backbone, *, rows: Path, name: str, trained: Backbone | None = None
+) -> dict[str, Any]:
     """The figures of text and of each method at each ratio.
 
     Args:
         data: Questions with their own paragraphs; see `compmem_research.tasks.multihop`.
         settings: What is asked and how.
-        backbone: A stock model, or one with trained memory for the method `none`.
+        backbone: A stock model.
         rows: The JSONL file of the run.
         name: What the backbone is called in the result.
+        trained: The same model with trained memory, which is measured beside it as a pruning of that name.
 
     Raises:
-        ValueError: The file has a broken line or no question with two gold paragraphs, or blocks of trained
-            memory are to be fused.
+        ValueError: The file has a broken line or no question with two gold paragraphs.
     """
     corpus = read_corpus(data)
     questions = [q for q in corpus.questions if q.answers[0].strip() and len(q.gold) > 1]
     if not questions:
         raise ValueError(f"{data}: no question with two gold paragraphs")
     Random(settings.seed).shuffle(questions)
-    kept, mark, asked = Rows.open(rows), settings.fingerprint(data.read_bytes(), backbone), set[tuple[str, str, str]]()
+    kept, asked = Rows.open(rows), set[tuple[str, str, str]]()
+    models = [(backbone, list(_systems(settings)))]
+    if trained is not None:
+        models.append((trained, [("none", ratio, TRAINED) for ratio in settings.ratios if ratio > 1]))
+    marks = [settings.fingerprint(data.read_bytes(), model) for model, _ in models]
     for question in questions[: settings.limit]:
-        answering = _Answering(backbone, settings, question, _recalled(corpus, question, settings))
-        for method, ratio, pruning in _systems(settings):
-            key = (mark, question.id, f"{method}@{ratio} {pruning}")
-            asked.add(key)
-            if key not in kept.done():
-                kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio, pruning)})
+        chunks = _recalled(corpus, question, settings)
+        for (model, systems), mark in zip(models, marks, strict=True):
+            answering = _Answering(model, settings, question, chunks)
+            for method, ratio, pruning in systems:
+                key = (mark, question.id, f"{method}@{ratio} {pruning}")
+                asked.add(key)
+                if key not in kept.done():
+                    kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio, pruning)})
     return {
         "data": data.name.split(".")[0], "backbone": name, "settings": asdict(settings),
         "fusion": summary(kept.of(asked)),
     }  # fmt: skip
 
 
-def _systems(settings: Settings) -> Iterator[tuple[str, int, KVPruning]]:
+def _systems(settings: Settings) -> Iterator[tuple[str, int, str]]:
     """Each method with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
     yield "text", 0, "attention"
     for ratio in settings.ratios:
@@ -136,9 +146,9 @@ class _Answering:
         self._asked = backbone.encode(question.question)
         self._texts = [chunk_ids(backbone, chunk) for chunk in chunks]
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
-        self._compressed: dict[tuple[int, KVPruning], tuple[list[KVStates], Times]] = {}
+        self._compressed: dict[tuple[int, str], tuple[list[KVStates], Times]] = {}
 
-    def row(self, method: str, ratio: int, pruning: KVPruning) -> Row:
+    def row(self, method: str, ratio: int, pruning: str) -> Row:
         """What was answered, and what it took."""
         backbone = self._backbone
         with torch.inference_mode():
@@ -176,11 +186,11 @@ class _Answering:
         target = torch.tensor(answer, device=hidden.device)
         return round(float(torch.nn.functional.cross_entropy(self._backbone.logits(hidden).float(), target)), 4)
 
-    def _blocks(self, ratio: int, pruning: KVPruning) -> tuple[list[KVStates], Times]:
+    def _blocks(self, ratio: int, pruning: str) -> tuple[list[KVStates], Times]:
         """The blocks, and the time that it took to compress them."""
         if (ratio, pruning) not in self._compressed:
-            began = now()
-            made = self._backbone.compress(self._texts, ratio=ratio, pruning=pruning)
+            began, given = now(), None if pruning == TRAINED else cast("KVPruning", pruning)
+            made = self._backbone.compress(self._texts, ratio=ratio, pruning=given)
             self._compressed = {(ratio, pruning): (made, now() - began)}
         return self._compressed[ratio, pruning]
 

@@ -8,17 +8,18 @@ import numpy as np
 from compmem_research.metrics import bootstrap_interval
 
 COLUMNS: Final = (
-    "system", "ratio", "pruning", "questions", "F1", "EM", "loss", "loss beside attention",
-    "first token, s (processor)", "compression, s of processor", "MiB of states",
+    "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "EM", "loss", "loss beside text",
+    "loss beside attention", "first token, s (processor)", "compression, s of processor", "MiB of states",
 )  # fmt: skip
 
 READING: Final = (
     "Each question is asked over its gold paragraphs and others of its own context, the first hop first and the others "
-    "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks. "
-    "F1 and exact match in per cent, with 95 % bootstrap intervals; loss is the cross entropy of the right answer, in "
-    "nats a token, which tells methods apart on fewer questions; beside attention: the mean difference from pruning by "
-    "attention at the same ratio, question by question. The seconds to the first token count what a method "
-    "computes again, and not the compression, which is done once for an index; in brackets those of the processor."
+    "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks; "
+    "`trained` is memory trained on the model. F1 and exact match in per cent, with 95 % bootstrap intervals; loss is "
+    "the cross entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text "
+    "or attention: the mean difference, question by question, from text, or from pruning by attention at the same "
+    "ratio. The seconds to the first token count what a method computes again, and not the compression, which is done "
+    "once for an index; in brackets those of the processor."
 )
 
 
@@ -29,18 +30,26 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["ratio"], row["pruning"], row["method"]), []).append(row)
     out = []
     for (ratio, pruning, method), group in sorted(groups.items(), key=lambda g: g[0][0]):
-        before = groups.get((ratio, "attention", method), []) if pruning != "attention" else []
-        out.append({"method": method, "ratio": ratio, "pruning": pruning, **_means(group), **_change(group, before)})
+        line = {"method": method, "ratio": ratio, "pruning": pruning, **_means(group)}
+        if pruning != "attention":
+            line |= _change("loss", "change", group, groups.get((ratio, "attention", method), []))
+        if ratio:
+            text = next((rows for (at, _, _), rows in groups.items() if at == 0), [])
+            line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
+        out.append(line)
     return out
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A line of the table."""
-    shares = [f"{row[n]:.1f} [{row[f'{n} 95%'][0]:.0f}, {row[f'{n} 95%'][1]:.0f}]" for n in ("f1", "em")]
+    shares = [
+        f"{row[n]:.1f} [{row[f'{n} 95%'][0]:.0f}, {row[f'{n} 95%'][1]:.0f}]" if n in row else "-"
+        for n in ("f1", "f1 to text", "em")
+    ]
     clock, processor = row["first_seconds"]
     losses = [
         f"{row[n]:.2f} [{row[f'{n} 95%'][0]:.2f}, {row[f'{n} 95%'][1]:.2f}]" if n in row else "-"
-        for n in ("loss", "loss change")
+        for n in ("loss", "loss to text", "loss change")
     ]
     ratio, pruning = "-" if row["ratio"] == 0 else str(row["ratio"]), row["pruning"] if row["ratio"] > 1 else "-"
     size, made = (
@@ -64,14 +73,17 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"| {' | '.join(cells(row))} |" for row in run["fusion"])
 
 
-def _change(rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean difference of the loss from other rows of the same questions."""
-    known = {row["id"]: row["loss"] for row in before if row["loss"] is not None}
-    changes = [row["loss"] - known[row["id"]] for row in rows if row["id"] in known]
+def _change(
+    name: str, beside: str, rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], scale: float = 1
+) -> dict[str, Any]:
+    """The mean difference of a figure from other rows of the same questions."""
+    known = {row["id"]: row[name] for row in before if row[name] is not None}
+    changes = [scale * (row[name] - known[row["id"]]) for row in rows if row["id"] in known and row[name] is not None]
     if not changes:
         return {}
     low, high = bootstrap_interval(changes)
-    return {"loss change": round(float(np.mean(changes)), 3), "loss change 95%": [round(low, 3), round(high, 3)]}
+    key, digits = f"{name} {beside}", 3 if scale == 1 else 1
+    return {key: round(float(np.mean(changes)), digits), f"{key} 95%": [round(low, digits), round(high, digits)]}
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
