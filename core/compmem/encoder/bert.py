@@ -41,6 +41,8 @@ Raised when an operation would block, for example a read from a socket set to no
 ignored if it is None. Changed in version 3.11: returns a tuple of integers instead of a string."""
 _FAITHFUL = 0.998
 _BUDGET = {"cpu": 2048, "cuda": 65536}
+_LEAST = 256
+"""Tokens of a batch that is not divided among the cores: passing it to other threads takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,7 @@ class Bert:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
-        self._queries = MergedCalls(partial(self._encode, settings.prompts.query))
+        self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._places)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         raw = load_file(folder / "model.safetensors", device=str(self._device))
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
@@ -173,6 +175,10 @@ class Bert:
         """Vectors of questions `[texts, dim]`, not normalised; several threads' are encoded together."""
         return self._queries(texts)
 
+    def _places(self) -> int:
+        """How many batches may run at once: on a CPU one for each core that no other thread of a batch uses."""
+        return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if self._device.type == "cpu" else 1
+
     def _encode(self, prompt: str, texts: Sequence[str], show_progress: bool = False) -> Vectors:
         limit = self.settings.max_tokens
         rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts, prompt)]
@@ -191,13 +197,13 @@ class Bert:
         """Runs batches of row numbers; on a CPU several at once, one per core."""
         lengths = [len(r) for r in rows]
         budget = _BUDGET.get(self._device.type, 8192)
-        if self._device.type == "cpu":
-            cores = torch.get_num_threads()
-            batches = _batches(lengths, min(budget, -(-sum(lengths) // cores)))
-            done: Iterable[None] = _workers(cores).map(run, batches)
-        else:
-            batches = _batches(lengths, budget)
-            done = map(run, batches)
+        cores = torch.get_num_threads() if self._device.type == "cpu" else 1
+        if cores > 1:
+            budget = min(budget, max(_LEAST, -(-sum(lengths) // cores)))
+        batches = _batches(lengths, budget)
+        done: Iterable[None] = (
+            _workers(cores).map(run, batches) if cores > 1 and len(batches) > 1 else map(run, batches)
+        )
         if show_progress:
             from rich.progress import track
 

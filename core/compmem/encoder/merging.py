@@ -1,80 +1,116 @@
 """Calls of several threads in one batch: a server's requests that encode at the same time share one forward pass."""
 
+import os
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 
-from compmem.locks import Lock
 from compmem.schema import Vectors
 
 MOST_TEXTS = 512
 """Texts of a batch above which no other call joins it."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """The texts of one caller; `vectors` or `error` is set when they were encoded."""
+    """The texts of one caller, and their vectors when they are known."""
 
     texts: Sequence[str]
-    vectors: Vectors | None = field(default=None, init=False)
-    error: Exception | None = field(default=None, init=False)
-
-    @property
-    def done(self) -> bool:
-        return self.vectors is not None or self.error is not None
+    vectors: Future[Vectors] = field(default_factory=Future)
 
 
 class MergedCalls:
-    """A function of texts that runs once at a time; the calls that come in the meantime make up the next batch.
+    """A function of texts that runs a few times at once; calls that come above that wait, and make up the next batch.
 
-    No call waits for others to come: where there is one caller, its texts are run at once and alone.
+    No call waits for others to come: where a place is free, it runs in the caller's thread.
 
     Args:
         run: Texts to vectors `[texts, dim]`; the vector of a text must not depend on the others but for rounding.
+        places: How many may run at once, now.
     """
 
-    def __init__(self, run: Callable[[Sequence[str]], Vectors]) -> None:
+    def __init__(self, run: Callable[[Sequence[str]], Vectors], places: Callable[[], int] = lambda: 1) -> None:
         self._of_texts = run
-        self._turn = Lock()
+        self._places = places
+        self.renew()
+        _merged.add(self)
+
+    def renew(self) -> None:
+        """Forget all calls, in a forked child, where their threads do not exist."""
+        self._guard = threading.Lock()
+        self._running = 0
         self._waiting: deque[_Call] = deque()
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        """The vectors of these texts. Raises what `run` raises for them alone."""
-        call = _Call(texts)
-        self._waiting.append(call)
-        with self._turn:
-            while not call.done:
-                self._run_waiting()
-        if call.error is not None:
-            raise call.error
-        assert call.vectors is not None
-        return call.vectors
+        """The vectors of these texts. Raises what the function raises for them alone."""
+        call = None
+        with self._guard:
+            if self._running < self._places():
+                self._running += 1
+            else:
+                call = _Call(texts)
+                self._waiting.append(call)
+        if call is not None:
+            return call.vectors.result()
+        try:
+            return self.run(texts)
+        finally:
+            self._leave()
 
     def run(self, texts: Sequence[str]) -> Vectors:
         """The vectors of these texts, at once."""
         return self._of_texts(texts)
 
-    def _run_waiting(self) -> None:
-        """Runs the calls that wait, the first ones if they are many."""
-        batch = [self._waiting.popleft()]
-        while self._waiting and sum(len(call.texts) for call in batch) < MOST_TEXTS:
-            batch.append(self._waiting.popleft())
+    def _leave(self) -> None:
+        """Gives the place to the calls that wait; if there are many, to the first ones."""
+        batch: list[_Call] = []
+        with self._guard:
+            while self._waiting and sum(len(call.texts) for call in batch) < MOST_TEXTS:
+                batch.append(self._waiting.popleft())
+            if not batch:
+                self._running -= 1
+        if batch:
+            _threads().submit(self._run_batch, batch)
+
+    def _run_batch(self, batch: Sequence[_Call]) -> None:
         try:
             self._encode(batch)
-        finally:  # an interrupt in this thread is none of the others' business
-            self._waiting.extendleft(call for call in reversed(batch) if not call.done)
+        finally:
+            self._leave()
 
     def _encode(self, batch: Sequence[_Call]) -> None:
         try:
             vectors = self.run([text for call in batch for text in call.texts])
-        except Exception as error:
+        except BaseException as error:
             if len(batch) == 1:
-                batch[0].error = error
+                batch[0].vectors.set_exception(error)
             else:
                 for call in batch:
                     self._encode([call])
             return
         at = 0
         for call in batch:
-            call.vectors = vectors[at : at + len(call.texts)]
+            call.vectors.set_result(vectors[at : at + len(call.texts)])
             at += len(call.texts)
+
+
+_merged: "weakref.WeakSet[MergedCalls]" = weakref.WeakSet()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "compmem-questions")
+
+
+def _renew() -> None:
+    _threads.cache_clear()
+    for calls in list(_merged):
+        calls.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

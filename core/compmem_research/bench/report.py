@@ -35,6 +35,9 @@ NOTES = {
         "One request at a time, server and client on the same core: these seconds do compare systems. The questions "
         "are the first 20 of two sets of `answers`."
     ),
+    "build": (
+        "Tests ran on the same cores beside the rows of one and two workers, which their processor seconds show."
+    ),
     "scale": (
         "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
         "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four."
