@@ -219,7 +219,9 @@ def test_positions_are_stored_with_the_states(tiny_backbone, kind):
 
 @pytest.mark.parametrize("ratio", [1, 4])
 def test_the_setting_reaches_what_writes_the_answer(tiny_backbone, ratio):
-    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), chunk_tokens=64, ratio=ratio)
+    config = IndexConfig(
+        memory="kv", backbone="tiny", encoder=HashEncoder(), chunk_tokens=64, ratio=ratio, kv_pruning="attention"
+    )
     documents = [Document(id=name, title=name, text=f"{name} rents a house in Kiel.") for name in ("Acme", "Bolt")]
     question = "Who rents a house in Kiel?"
     with MemoryIndex.create(None, config, backbone=tiny_backbone(num_hidden_layers=3)) as index:

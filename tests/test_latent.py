@@ -136,7 +136,7 @@ def test_int8_blocks_give_the_first_token_of_bf16_blocks(tiny_backbone):
 
 def test_several_blocks_in_one_step_are_their_states_joined(tiny_backbone, made):
     backbone = tiny_backbone()
-    index = made(backbone=backbone, ratio=2)
+    index = made(backbone=backbone, ratio=2, kv_pruning="attention")
     with index.question_context(QUESTION, None, RecallConfig(reader="latent")) as context:
         blocks = context.fetch(context.propose(""))[:3]
     joined = KVStates(
@@ -422,7 +422,7 @@ def test_an_unsupported_family_is_refused_and_nothing_is_lost(tmp_path):
 
 def test_a_prompt_larger_than_the_context_is_refused(tiny_backbone, made):
     backbone = tiny_backbone(max_position_embeddings=96)
-    index = made(backbone=backbone)
+    index = made(backbone=backbone, kv_pruning="attention")  # nothing is repeated in the context
     with pytest.raises(ValueError, match="larger than the context of 96"):
         index.answer("why " * 60, SCAN, reader=overwriting(backbone))
 

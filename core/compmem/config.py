@@ -18,6 +18,9 @@ RecallMethod = Literal["loop", "gate", "hybrid", "dense", "bm25"]
 ReaderName = Literal["extractive", "chat", "latent"]
 WriterName = Literal["chat", "latent"]
 
+STOCK_PRUNING: KVPruning = "kvzip-heads"
+"""How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""
+
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
 
@@ -48,7 +51,7 @@ class IndexConfig:
     """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
     repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries. With
     `kvzip-heads` all layers and heads share one budget; with the others each head keeps equally many states. None: as
-    a trained backbone was trained; `attention` for a stock model."""
+    a trained backbone was trained; `kvzip-heads` for a stock model."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5

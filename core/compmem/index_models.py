@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone, chunk_ids
-from compmem.config import IndexConfig, RuntimeConfig
+from compmem.config import STOCK_PRUNING, IndexConfig, KVPruning, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import BackboneGate, GateHead
@@ -189,7 +189,7 @@ class IndexModels:
             return dense.compress(chunks)
         with torch.inference_mode():
             backbone = self.backbone
-            return KVCompressor(backbone, self._ratio(backbone), dense, self._config.kv_pruning).compress(chunks)
+            return KVCompressor(backbone, self._ratio(backbone), dense, self._pruning(backbone)).compress(chunks)
 
     def load(self) -> tuple[LoadedEncoder | None, Backbone | None]:
         """Encoder and backbone, tried on a short text. Raises what loading them and `Backbone.compress` raise."""
@@ -216,10 +216,14 @@ class IndexModels:
     def _ratio(self, backbone: Backbone) -> int:
         return self._config.ratio or backbone.memory.ratio
 
+    def _pruning(self, backbone: Backbone) -> KVPruning:
+        own = backbone.memory.pruning if backbone.memory.trained else STOCK_PRUNING
+        return self._config.kv_pruning or own
+
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
-        pruning = self._config.kv_pruning or backbone.memory.pruning
-        return {"fingerprint": backbone.fingerprint(), "ratio": self._ratio(backbone), "pruning": pruning}
+        settings: dict[str, JSON] = {"ratio": self._ratio(backbone), "pruning": self._pruning(backbone)}
+        return {"fingerprint": backbone.fingerprint(), **settings}
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.
