@@ -1,6 +1,7 @@
 """Texts to vectors. The only package that imports sentence_transformers."""
 
 from compmem.encoder.loading import LoadedEncoder, load_encoder, stock_encoder
+from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, paragraphs
 
-__all__ = ["LoadedEncoder", "Parts", "load_encoder", "paragraphs", "stock_encoder"]
+__all__ = ["LoadedEncoder", "MergedCalls", "Parts", "load_encoder", "paragraphs", "stock_encoder"]

@@ -120,7 +120,7 @@ class Bert:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
-        self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._places)
+        self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._passes)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         raw = load_file(folder / "model.safetensors", device=str(self._device))
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
@@ -175,8 +175,8 @@ class Bert:
         """Vectors of questions `[texts, dim]`, not normalised; several threads' are encoded together."""
         return self._queries(texts)
 
-    def _places(self) -> int:
-        """How many batches may run at once: on a CPU one for each core that no other thread of a batch uses."""
+    def _passes(self) -> int:
+        """How many passes may run at once: as many as their threads fill the cores of a CPU, or one on a GPU."""
         return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if self._device.type == "cpu" else 1
 
     def _encode(self, prompt: str, texts: Sequence[str], show_progress: bool = False) -> Vectors:

@@ -11,14 +11,12 @@ from unittest.mock import patch
 
 import torch
 
-from compmem.encoder.loading import LoadedEncoder
-from compmem.encoder.merging import MergedCalls
-from compmem.gate.head import GateHead
+from compmem.encoder import LoadedEncoder, MergedCalls
+from compmem.gate import GateHead
 from compmem.index import MemoryIndex
 from compmem.loop import gates
 from compmem.loop.blocks import BlockLoader
-from compmem.retrieval.candidates import FirstStage
-from compmem.store.snapshot import Snapshot
+from compmem.loop.context import QuestionContext
 
 NOTE = (
     "Threads of one process over one index share Python's interpreter lock; torch uses one thread in each. Alone "
@@ -26,16 +24,6 @@ NOTE = (
     "same run; a part does not contain the parts before it."
 )
 """What a reader of a run has to know."""
-
-PARTS: Mapping[str, Sequence[tuple[Any, str]]] = {
-    "encoder": [(LoadedEncoder, "encode_query")],
-    "word search": [(Snapshot, name) for name in ("lexical", "phrase", "named", "document_frequency")],
-    "rest of the first stage": [(FirstStage, "propose"), (FirstStage, "search_ranks")],
-    "blocks": [(BlockLoader, "windows")],
-    "features of the gate": [(gates, "features")],
-    "networks of the gate": [(GateHead, "first_scores"), (GateHead, "later_pass")],
-}
-"""Parts of a question's time, by the functions that they are spent in."""
 
 
 def measure(
@@ -125,7 +113,7 @@ def _profile(index: MemoryIndex, questions: Sequence[str]) -> dict[str, float]:
     spent: dict[str, float] = {}
     within: list[float] = []
     with ExitStack() as held:
-        for part, functions in PARTS.items():
+        for part, functions in _parts(index).items():
             for place, name in functions:
                 held.enter_context(_timed(place, name, part, spent, within))
         began = time.perf_counter()
@@ -135,9 +123,23 @@ def _profile(index: MemoryIndex, questions: Sequence[str]) -> dict[str, float]:
     return {part: round(1000 * seconds / len(questions), 1) for part, seconds in spent.items()}
 
 
+def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
+    """Parts of a question's time, by the functions that they are spent in."""
+    with index.store.snapshot() as snapshot:
+        words = type(snapshot)
+    return {
+        "encoder": [(LoadedEncoder, "encode_query")],
+        "word search": [(words, name) for name in ("lexical", "phrase", "named", "document_frequency")],
+        "rest of the first stage": [(QuestionContext, "propose")],
+        "blocks": [(BlockLoader, "windows")],
+        "features of the gate": [(gates, "features")],
+        "networks of the gate": [(GateHead, "first_scores"), (GateHead, "later_pass")],
+    }
+
+
 @contextmanager
 def _timed(place: Any, name: str, part: str, spent: dict[str, float], within: list[float]) -> Iterator[None]:
-    """Adds the seconds in a function to its part, without those in functions of `PARTS` that it calls.
+    """Adds the seconds in a function to its part, without those in those of other parts that it calls.
 
     `within` holds, for each of these functions at work, the seconds of those that it called.
     """
