@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
+
+import numpy as np
 
 from compmem.schema import Vectors
 
@@ -83,8 +86,9 @@ class MergedCalls:
             self._leave()
 
     def _encode(self, batch: Sequence[_Call]) -> None:
+        ends = list(accumulate(len(call.texts) for call in batch))
         try:
-            vectors = self.run([text for call in batch for text in call.texts])
+            parts = np.split(self.run([text for call in batch for text in call.texts]), ends[:-1])
         except BaseException as error:
             if len(batch) == 1:
                 batch[0].vectors.set_exception(error)
@@ -92,10 +96,8 @@ class MergedCalls:
                 for call in batch:
                     self._encode([call])
             return
-        at = 0
-        for call in batch:
-            call.vectors.set_result(vectors[at : at + len(call.texts)])
-            at += len(call.texts)
+        for call, vectors in zip(batch, parts, strict=True):
+            call.vectors.set_result(vectors)
 
 
 _merged: "weakref.WeakSet[MergedCalls]" = weakref.WeakSet()
