@@ -47,7 +47,7 @@ def add(
     kv_pruning: Annotated[
         str | None,
         typer.Option(
-            help="How a stock model's KV states are chosen: kvzip-heads (default), kvzip, attention, expected-attention."
+            help="Choice of a stock model's KV states: kvzip-heads (default), kvzip, attention, expected-attention."
         ),
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
