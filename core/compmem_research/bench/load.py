@@ -18,9 +18,8 @@ from typing import Any
 from compmem_research.bench.clock import tree_seconds
 
 NOTE = (
-    "Each client waits for its answer before its next question. The server and its clients shared one core with other "
-    "long runs, so more processes could not give more answers a second than the core allows, and the two kinds of "
-    "server met other minutes: compare answers a processor second, which count Ray's own processes too."
+    "Each client waits for its answer before its next question. The server and its clients share the cores. Answers a "
+    "processor second count the server's processes, and Ray's own."
 )
 """What a reader of a run has to know."""
 
