@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex
+from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex, index_models
 from compmem.backbone import Backbone, MemoryConfig, chunk_ids, kvzip
 from compmem.backbone.expected_attention import FUTURE
 from compmem.backbone.kvzip import Repetition, repetition_scores
@@ -183,3 +183,19 @@ def test_an_index_remembers_how_its_states_were_chosen(tmp_path, tiny_backbone):
             keep_facts(index.store, facts)
     with pytest.raises(IncompatibleStoreError, match="made with kv_pruning='kvzip', not 'attention'"):
         MemoryIndex.open_or_create(tmp_path / "own", by_attention, backbone=backbone)
+
+
+def test_an_index_keeps_the_default_that_it_was_made_with(tmp_path, tiny_backbone, monkeypatch):
+    backbone, document = tiny_backbone(), Document(id="a", text="Acme rents a house in Kiel, and Bolt sells rockets.")
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=4)
+    with MemoryIndex.create(tmp_path / "own", config, backbone=backbone) as index:
+        index.add([document])
+    monkeypatch.setattr(index_models, "STOCK_PRUNING", "attention")
+    for given in (config, replace(config, kv_pruning="kvzip-heads")):
+        with MemoryIndex.open_or_create(tmp_path / "own", given, backbone=backbone) as index:
+            assert index.config.kv_pruning == "kvzip-heads"
+            index.add([replace(document, id=f"b{given.kv_pruning}")])
+            with index.store.snapshot() as snapshot:
+                assert all(block.kv.lengths is not None for block in snapshot.blocks(snapshot.select(None)))
+    with pytest.raises(IncompatibleStoreError, match="made with kv_pruning='kvzip-heads', not 'attention'"):
+        MemoryIndex.open_or_create(tmp_path / "own", replace(config, kv_pruning="attention"), backbone=backbone)

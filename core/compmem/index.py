@@ -14,7 +14,7 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, keep_facts
+from compmem.index_models import IndexModels, keep_facts, made_pruning
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
@@ -163,6 +163,7 @@ class MemoryIndex(BaseIndex):
             )
         if isinstance(backbone, str):
             kept["backbone"] = backbone
+        kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
         config = IndexConfig(**{**kept, "encoder": given})
         by_name = None if isinstance(backbone, str) else False
         loaded = None if isinstance(backbone, str) else backbone
@@ -214,7 +215,8 @@ class MemoryIndex(BaseIndex):
         )  # fmt: skip
         for name, value in _as_json(_with_absolute_folders(config)).items():
             left_out = value is None and name in ("ratio", "kv_pruning")
-            if (made := index.store.config.get(name)) != value and not left_out:
+            made = index.config.kv_pruning if name == "kv_pruning" else index.store.config.get(name)
+            if made != value and not left_out:
                 index.close()
                 raise IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
         return index

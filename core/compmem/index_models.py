@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -251,6 +251,13 @@ class IndexModels:
             return
         _check_encoder(self._store, encoder.fingerprint, encoder.name)
         self._checked.add(id(encoder))
+
+
+def made_pruning(store: Store) -> KVPruning | None:
+    """How the KV states in a store were chosen; None if it has none, or does not say."""
+    made = store.get_meta(BACKBONE)
+    name = made.get("pruning") if isinstance(made, dict) else None
+    return next((known for known in get_args(KVPruning) if known == name), None)
 
 
 def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
