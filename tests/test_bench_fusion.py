@@ -18,7 +18,7 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
         methods=("none", "prophetkv", "graph-kv+epic"), ratios=(1, 4), blocks=3, max_tokens=6, share=1.0
     )
     backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
-    result = measure(data, settings, backbone, rows=rows, name="tiny")
+    result = measure(data, settings, {"tiny": backbone}, rows=rows)
     by = {(row["method"], row["ratio"]): row for row in result["fusion"]}
     assert set(by) == {("text", 0), *((m, r) for m in settings.methods for r in (1, 4))}
     assert all(row["questions"] == 2 for row in by.values())
@@ -31,7 +31,7 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     assert by["none", 1]["loss"] != by["text", 0]["loss"]
     page = "\n".join(pages(result))
     assert page.count("\n| ") == 2 + len(by)
-    assert measure(data, settings, backbone, rows=rows, name="tiny") == result
+    assert measure(data, settings, {"tiny": backbone}, rows=rows) == result
     assert rows.read_text().splitlines() == lines, "nothing is measured twice"
 
 
@@ -40,7 +40,7 @@ def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbo
     pruning = ("kvzip-heads", "kvzip", "attention")
     settings = Settings(methods=("none",), ratios=(1, 4), pruning=pruning, blocks=3, max_tokens=1)
     backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
-    result = measure(data, settings, backbone, rows=rows, name="tiny")["fusion"]
+    result = measure(data, settings, {"tiny": backbone}, rows=rows)["fusion"]
     by = {(row["ratio"], row["pruning"]): row for row in result}
     assert list(by) == [(0, "attention"), (1, "attention"), (4, "attention"), (4, "kvzip"), (4, "kvzip-heads")]
     assert by[4, "kvzip"]["bytes"] == by[4, "attention"]["bytes"]
@@ -55,23 +55,43 @@ def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbo
     assert by[4, "kvzip"]["f1 to text"] == pytest.approx(by[4, "kvzip"]["f1"] - by[0, "attention"]["f1"], abs=0.2)
 
 
-def test_trained_memory_is_measured_beside_its_model(tmp_path, tiny_backbone):
+def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
     data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
     settings = Settings(methods=("none",), ratios=(1, 4), pruning=("kvzip",), blocks=3, max_tokens=1)
-    backbone, trained = (tiny_backbone(max_position_embeddings=4096) for _ in range(2))
+    stock, reader, trained = (tiny_backbone(max_position_embeddings=4096) for _ in range(3))
+    for model in (reader, trained):
+        model.add_adapter("reasoner", AdapterConfig(rank=2))
     trained.add_memory(MemoryConfig(states="selected", own=(), pruning="kvzip"))
     trained.add_adapter("memory", AdapterConfig(rank=2))
-    rows = tmp_path / "run.jsonl"
-    result = measure(data, settings, backbone, rows=rows, name="tiny", trained=trained)
-    by = {(row["ratio"], row["pruning"]): row for row in result["fusion"]}
-    assert list(by) == [(0, "attention"), (1, "attention"), (4, "kvzip"), (4, "trained")]
-    assert by[4, "trained"]["loss"] == by[4, "kvzip"]["loss"], "before training"
+    rows, models = tmp_path / "run.jsonl", {"tiny": stock, "reader": reader, "memory": trained}
+    result = measure(data, settings, models, rows=rows)
+    by = {(row["model"], row["ratio"], row["pruning"]): row for row in result["fusion"]}
+    untrained = [(0, "attention"), (1, "attention"), (4, "kvzip")]
+    assert list(by) == [
+        *(("tiny", *system) for system in untrained), *(("reader", *system) for system in untrained),
+        ("memory", 0, "attention"), ("memory", 4, "trained"),
+    ]  # fmt: skip
+    before = by["memory", 4, "trained"]
+    assert before["loss"] == by["reader", 4, "kvzip"]["loss"] == by["tiny", 4, "kvzip"]["loss"], "before training"
+    assert before["f1 to untrained"] == 0.0
     with torch.no_grad():
         for parameter in trained.parameters("memory").values():
             parameter.add_(0.1)
-    again = measure(data, settings, backbone, rows=rows, name="tiny", trained=trained)["fusion"]
-    assert {(r["ratio"], r["pruning"]): r for r in again}[4, "trained"]["loss"] != by[4, "trained"]["loss"]
-    assert len(rows.read_text().splitlines()) == 2 * 5, "only the rows of the changed model are measured again"
+        for parameter in reader.parameters("reasoner").values():
+            parameter.add_(0.1)
+    again = {
+        (row["model"], row["ratio"], row["pruning"]): row
+        for row in measure(data, settings, models, rows=rows)["fusion"]
+    }
+    assert again["memory", 4, "trained"]["loss"] != before["loss"]
+    text = (0, "attention")
+    assert again["reader", *text]["loss"] != by["reader", *text]["loss"], "its adapter reads"
+    assert again["memory", *text]["loss"] == by["memory", *text]["loss"] == by["tiny", *text]["loss"], (
+        "text is read without the memory's adapter"
+    )
+    page = "\n".join(pages(result))
+    assert page.count("\n| ") == 2 + len(by)
+    assert len(rows.read_text().splitlines()) == 2 * (8 + 5), "only what changed is measured again"
 
 
 def test_bad_settings_are_named():

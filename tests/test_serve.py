@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import openai
 import pytest
+import torch
 import uvicorn
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from compmem import Document, IndexConfig, MemoryIndex, StoreError
 from compmem.serving import run
@@ -72,6 +74,19 @@ def listening(app):
 
 def chat(question=QUESTION, **more):
     return {"model": "compmem", "messages": [{"role": "user", "content": question}], **more}
+
+
+def test_questions_at_work_divide_the_cores_for_torch_and_blas(index, monkeypatch):
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 12)
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits(5, user_api="blas"):
+            run.open_index(Settings(index="", processes=2, limits={"at_once": 3}), lambda **options: index)
+            blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+            assert blas
+            assert {*blas, torch.get_num_threads()} == {2}
+    finally:
+        torch.set_num_threads(before)
 
 
 async def test_the_chat_model_cites_only_where_the_server_is_told_so(index, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from compmem.config import RecallConfig, RuntimeConfig
 from compmem.index import MemoryIndex
@@ -82,7 +83,9 @@ def open_index(settings: Settings, opened: Callable[..., MemoryIndex] | None = N
         opened: Opens the index with `runtime` and `allow_download`. None: the one in the settings' folder.
     """
     cores, at_once = os.cpu_count() or 1, Limits(**settings.limits).at_once
-    torch.set_num_threads(max(1, cores // (settings.processes * at_once)))
+    threads = max(1, cores // (settings.processes * at_once))
+    torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")
     runtime = RuntimeConfig(device=settings.device)
     opened = opened or partial(MemoryIndex.open, settings.index)
     index = opened(runtime=runtime, allow_download=settings.allow_download)

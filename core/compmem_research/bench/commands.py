@@ -160,7 +160,7 @@ def fusion(
         str, typer.Option(help="How states are chosen, by comma: attention, kvzip, kvzip-heads, expected-attention.")
     ] = "attention",
     trained: Annotated[
-        str | None, typer.Option(help="A folder with memory trained on that model, measured beside it.")
+        list[str] | None, typer.Option(help="Folders with what was trained on that model, measured beside it.")
     ] = None,
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
     limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,
@@ -179,11 +179,10 @@ def fusion(
         methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
         limit=limit, max_tokens=max_tokens, share=share, first=first, seed=seed,
     )  # fmt: skip
-    added = None if trained is None else Backbone.load(trained, base=backbone)
-    result = measure(
-        data, settings, Backbone.load(backbone), rows=out.with_suffix(".jsonl"), name=Path(backbone).name, trained=added
-    )
-    table = Table(*COLUMNS, title=f"{result['data']}, {result['backbone']}")
+    models = {Path(backbone).name: Backbone.load(backbone)}
+    models |= {Path(folder).name: Backbone.load(folder, base=backbone) for folder in trained or ()}
+    result = measure(data, settings, models, rows=out.with_suffix(".jsonl"))
+    table = Table(*COLUMNS, title=result["data"])
     for row in result["fusion"]:
         table.add_row(*cells(row))
     _deliver(result, [table], out, as_json)

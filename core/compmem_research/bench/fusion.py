@@ -6,7 +6,7 @@ question, method and ratio is a line of a JSONL file; a line with the same finge
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from compmem_research.tasks.multihop import Corpus, Question, read_corpus
 
 TRAINED: Final = "trained"
 """What stands for the pruning of a backbone with trained memory."""
+READER: Final = "reasoner"
+"""The role that reads, whose adapter is no part of a backbone's fingerprint."""
 KEPT = 200
 """Characters of an answer that are kept in a row."""
 
@@ -71,21 +73,22 @@ class Settings:
         decisive = {k: v for k, v in asdict(self).items() if k not in ("methods", "ratios", "pruning", "limit")}
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
+        if reader := backbone.parameters(READER):
+            digest = hashlib.sha256()
+            for name in sorted(reader):
+                digest.update(name.encode() + reader[name].detach().float().cpu().numpy().tobytes())
+            told["reader"] = digest.hexdigest()
         return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(
-    data: Path, settings: Settings, backbone: Backbone, *, rows: Path, name: str, trained: Backbone | None = None
-) -> dict[str, Any]:
-    """The figures of text and of each method at each ratio.
+def measure(data: Path, settings: Settings, models: Mapping[str, Backbone], *, rows: Path) -> dict[str, Any]:
+    """The figures of text and of each method at each ratio, for each model.
 
     Args:
         data: Questions with their own paragraphs; see `compmem_research.tasks.multihop`.
         settings: What is asked and how.
-        backbone: A stock model.
+        models: A stock model, and others made from it, by name. One with trained memory reads text and that memory.
         rows: The JSONL file of the run.
-        name: What the backbone is called in the result.
-        trained: The same model with trained memory, which is measured beside it as a pruning of that name.
 
     Raises:
         ValueError: The file has a broken line or no question with two gold paragraphs.
@@ -96,28 +99,30 @@ def measure(
         raise ValueError(f"{data}: no question with two gold paragraphs")
     Random(settings.seed).shuffle(questions)
     kept, asked = Rows.open(rows), set[tuple[str, str, str]]()
-    models = [(backbone, list(_systems(settings)))]
-    if trained is not None:
-        models.append((trained, [("none", ratio, TRAINED) for ratio in settings.ratios if ratio > 1]))
-    marks = [settings.fingerprint(data.read_bytes(), model) for model, _ in models]
+    marks = {name: settings.fingerprint(data.read_bytes(), model) for name, model in models.items()}
     for question in questions[: settings.limit]:
         chunks = _recalled(corpus, question, settings)
-        for (model, systems), mark in zip(models, marks, strict=True):
+        for name, model in models.items():
             answering = _Answering(model, settings, question, chunks)
-            for method, ratio, pruning in systems:
-                key = (mark, question.id, f"{method}@{ratio} {pruning}")
+            for method, ratio, pruning in _systems(settings, model):
+                key = (marks[name], question.id, f"{name} {method}@{ratio} {pruning}")
                 asked.add(key)
                 if key not in kept.done():
-                    kept.add({"fingerprint": mark, "system": key[2], **answering.row(method, ratio, pruning)})
+                    row = {"fingerprint": key[0], "system": key[2], "model": name}
+                    kept.add(row | answering.row(method, ratio, pruning))
+    own = {name: model.memory.pruning for name, model in models.items() if model.memory.trained}
     return {
-        "data": data.name.split(".")[0], "backbone": name, "settings": asdict(settings),
-        "fusion": summary(kept.of(asked)),
+        "data": data.name.split(".")[0], "models": list(models), "settings": asdict(settings),
+        "fusion": summary(kept.of(asked), list(models), own),
     }  # fmt: skip
 
 
-def _systems(settings: Settings) -> Iterator[tuple[str, int, str]]:
+def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str]]:
     """Each method with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
     yield "text", 0, "attention"
+    if model.memory.trained:
+        yield from (("none", ratio, TRAINED) for ratio in settings.ratios if ratio > 1)
+        return
     for ratio in settings.ratios:
         wanted = settings.pruning if ratio > 1 else ("attention",)
         for pruning in (name for name in get_args(KVPruning) if name in wanted):

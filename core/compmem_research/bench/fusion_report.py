@@ -8,35 +8,51 @@ import numpy as np
 from compmem_research.metrics import bootstrap_interval
 
 COLUMNS: Final = (
-    "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "EM", "loss", "loss beside text",
-    "loss beside attention", "first token, s (processor)", "compression, s of processor", "MiB of states",
+    "model", "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "F1 beside untrained", "EM", "loss",
+    "loss beside text", "loss beside attention", "first token, s (processor)", "compression, s of processor",
+    "MiB of states",
 )  # fmt: skip
 
 READING: Final = (
     "Each question is asked over its gold paragraphs and others of its own context, the first hop first and the others "
     "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks; "
-    "`trained` is memory trained on the model. F1 and exact match in per cent, with 95 % bootstrap intervals; loss is "
-    "the cross entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text "
-    "or attention: the mean difference, question by question, from text, or from pruning by attention at the same "
-    "ratio. The seconds to the first token count what a method computes again, and not the compression, which is done "
-    "once for an index; in brackets those of the processor."
+    "`trained` is trained memory. F1 and exact match in per cent, with 95 % bootstrap intervals; loss is the cross "
+    "entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text or "
+    "attention: the mean difference, question by question, from the same model's answers from text, or from pruning by "
+    "attention at the same ratio; beside untrained: from the states of the model above whose memory is not trained, "
+    "chosen in the same way. The seconds to the first token count what a method computes again, and not the "
+    "compression, which is done once for an index; in brackets those of the processor."
 )
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The means of each system at each ratio, text first."""
-    groups: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
+def summary(
+    rows: Sequence[Mapping[str, Any]], models: Sequence[str], trained: Mapping[str, str]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The means of each system at each ratio, in the order of the models, text first.
+
+    Args:
+        rows: The answers.
+        models: Names of the models.
+        trained: How the states of those with trained memory are chosen.
+    """
+    groups: dict[tuple[str, int, str, str], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: str(r["id"])):  # their order decides nothing
-        groups.setdefault((row["ratio"], row["pruning"], row["method"]), []).append(row)
-    out = []
-    for (ratio, pruning, method), group in sorted(groups.items(), key=lambda g: g[0][0]):
-        line = {"method": method, "ratio": ratio, "pruning": pruning, **_means(group)}
-        if pruning != "attention":
-            line |= _change("loss", "change", group, groups.get((ratio, "attention", method), []))
-        if ratio:
-            text = next((rows for (at, _, _), rows in groups.items() if at == 0), [])
-            line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
-        out.append(line)
+        groups.setdefault((row["model"], row["ratio"], row["pruning"], row["method"]), []).append(row)
+    out, untrained = list[dict[str, Any]](), ""
+    for model in models:
+        untrained = untrained if model in trained else model
+        own = [(key, group) for key, group in groups.items() if key[0] == model]
+        for (_, ratio, pruning, method), group in sorted(own, key=lambda g: g[0][1]):
+            line = {"model": model, "method": method, "ratio": ratio, "pruning": pruning, **_means(group)}
+            if pruning != "attention":
+                line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method), []))
+            if ratio:
+                text = groups[model, 0, "attention", "text"]
+                line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
+            if ratio and model in trained:
+                before = groups.get((untrained, ratio, trained[model], "none"), [])
+                line |= _change("f1", "to untrained", group, before, scale=100)
+            out.append(line)
     return out
 
 
@@ -44,7 +60,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A line of the table."""
     shares = [
         f"{row[n]:.1f} [{row[f'{n} 95%'][0]:.0f}, {row[f'{n} 95%'][1]:.0f}]" if n in row else "-"
-        for n in ("f1", "f1 to text", "em")
+        for n in ("f1", "f1 to text", "f1 to untrained", "em")
     ]
     clock, processor = row["first_seconds"]
     losses = [
@@ -56,7 +72,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         (f"{row['bytes'] / (1 << 20):.1f}", f"{row['compress_seconds'][1]:.2f}") if row["ratio"] else ("-", "-")
     )
     first = f"{clock:.2f} ({processor:.2f})"
-    return [row["method"], ratio, pruning, str(row["questions"]), *shares, *losses, first, made, size]
+    return [row["model"], row["method"], ratio, pruning, str(row["questions"]), *shares, *losses, first, made, size]
 
 
 def pages(run: Mapping[str, Any]) -> Iterator[str]:
@@ -64,12 +80,12 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     settings = run["settings"]
     yield from (READING, "")
     yield (
-        f"Model: {run['backbone']}; {settings['blocks']} paragraphs, a share of {settings['share']} or the first "
+        f"{settings['blocks']} paragraphs, a share of {settings['share']} or the first "
         f"{settings['first']} tokens of a block computed again, at most {settings['max_tokens']} tokens written."
     )
     yield ""
     yield f"| {' | '.join(COLUMNS)} |"
-    yield "| --- |" + " ---: |" * (len(COLUMNS) - 1)
+    yield "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)
     yield from (f"| {' | '.join(cells(row))} |" for row in run["fusion"])
 
 

@@ -47,6 +47,9 @@ NOTES = {
         "file, and explained in docs/scale.md."
     ),
     "serve": load.NOTE,
+    "serve_blas_threads": (
+        "The server before it limited the threads of NumPy's BLAS, on the machine of `serve` and minutes before."
+    ),
     "latency": latency.NOTE,
     "sharded": sharded.NOTE,
     "shard_actors": shard_actors.NOTE,
