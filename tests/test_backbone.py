@@ -233,6 +233,36 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
         close(found, logits[5] - logits[6], atol=1e-4)
 
 
+def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbone, monkeypatch):
+    backbone, run = tiny_backbone(), []
+    computed = backbone._head_states._compute
+    monkeypatch.setattr(backbone._head_states, "_compute", lambda ids: run.append(ids) or computed(ids))
+    [block] = backbone.compress([tokens(50, 1)], ratio=1)
+    prompt = backbone.lead + tokens(12, 3)
+
+    def read():
+        return backbone.read([prompt], [[block]])[0, -1]
+
+    with torch.no_grad():
+        first = read()
+        assert torch.equal(read(), first)
+        assert len(run) == 1
+        for weight in backbone.decoder.parameters():
+            weight.mul_(1.1)
+        changed = read()
+        assert not torch.allclose(changed, first)
+        assert len(run) == 2
+        backbone.release()
+        assert torch.equal(read(), changed)
+        assert len(run) == 3
+        with torch.autocast("cpu", torch.bfloat16):
+            read()
+        assert len(run) == 4
+    assert read().requires_grad
+    read()
+    assert len(run) == 6, "with gradients always"
+
+
 @torch.inference_mode()
 def test_pruning_keeps_the_first_tokens_and_states_of_the_text_in_order(tiny_backbone):
     backbone = tiny_backbone("qwen3")

@@ -11,7 +11,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import COMPRESS_TOKENS, SCORE_SLOTS, halving, in_batches
-from compmem.backbone.chat_prefix import aligned, with_prefix
+from compmem.backbone.chat_prefix import PrefixStates, aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
 from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
@@ -64,6 +64,9 @@ class Backbone(TokenCodec):
         self.rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)
+        self._head_states = PrefixStates(
+            self.decoder, lambda ids: prune(encoder(self.decoder, self.memory), self.rotary, [ids], ratio=1)[0]
+        )
 
     @classmethod
     def load(
@@ -122,8 +125,9 @@ class Backbone(TokenCodec):
         checkpoint.save(Path(folder), parts, base=base, dtype=dtype)
 
     def release(self) -> None:
-        """Free what decoding caches: slots and graphs."""
+        """Free what decoding caches: slots, graphs and the states of the prefix."""
         self._engine.forget()
+        self._head_states.release()
 
     def add_memory(self, config: MemoryConfig) -> None:
         """Add trained memory; inserted tokens start as copies of stock weights (the end token's embedding).
@@ -418,11 +422,7 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, self._states_of, prompts, blocks)
-
-    def _states_of(self, ids: list[int]) -> KVStates:
-        """All states of a text, as those of a chunk are made."""
-        return prune(encoder(self.decoder, self.memory), self.rotary, [ids], ratio=1)[0]
+        return with_prefix(self.lead, self._head_states, prompts, blocks)
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

@@ -2,12 +2,44 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from compmem.schema import KVStates
 
 Prompts = Sequence[Sequence[int]]
 Rows = Sequence[Sequence[KVStates]]
+
+
+class PrefixStates:
+    """KV states of the prefix, computed again only after the weights changed.
+
+    Args:
+        model: The layers that compute them.
+        compute: Computes KV states of token ids.
+    """
+
+    def __init__(self, model: nn.Module, compute: Callable[[list[int]], KVStates]) -> None:
+        self._model = model
+        self._compute = compute
+        self._kept: tuple[object, KVStates] | None = None
+
+    def __call__(self, head: list[int]) -> KVStates:
+        """The states of the prefix; with gradients, and of weights whose changes torch does not count, always new."""
+        weights = list(self._model.parameters())
+        if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
+            return self._compute(head)
+        mixed = torch.is_autocast_enabled(weights[0].device.type)
+        # An optimiser, `load_state_dict` and a move to another device change a pointer or a version.
+        key = (tuple(head), mixed, tuple((weight.data_ptr(), weight._version) for weight in weights))
+        kept = self._kept
+        if kept is None or kept[0] != key:
+            self._kept = kept = (key, self._compute(head))
+        return kept[1]
+
+    def release(self) -> None:
+        """Free them."""
+        self._kept = None
 
 
 def with_prefix(
