@@ -100,6 +100,21 @@ def test_a_few_rows_are_learned_by_heart_through_memory(backbone, data, tmp_path
         assert float(after[f"exact_{part}"]) == rows.counts[f"exact_{part}"]
 
 
+def test_a_backbone_knows_whether_it_was_trained_for_the_steps_of_the_loop(backbone, data, tmp_path):
+    few(backbone, Component(kind="random", sizes=(8,), tokens=32)).save(tmp_path / "memory")
+    stage = few(backbone, Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), data=data)
+    stage.save(tmp_path / "steps")
+    found = {name: Backbone.load(tmp_path / name, device="cpu").steps_trained for name in ("memory", "steps")}
+    assert found == {"memory": False, "steps": True}
+    file = tmp_path / "memory" / "compmem.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in kept.items() if name != "steps_trained"}))
+    assert Backbone.load(tmp_path / "memory", device="cpu").steps_trained, "older checkpoints were trained for it"
+    file.write_text(json.dumps(kept | {"steps_trained": "no"}))
+    with pytest.raises(CheckpointError, match="steps_trained='no'; it must be true or false"):
+        Backbone.load(tmp_path / "memory", device="cpu")
+
+
 def test_what_is_read_comes_out_of_memory_not_of_the_prompt(backbone, data, tmp_path):
     stage = few(backbone, Component(kind="random", sizes=(8,), tokens=32))
     Trainer(settings(tmp_path)).run(stage)

@@ -304,7 +304,7 @@ class BaseIndex(ABC):
         return make_reader(self._roles(settings, models), settings, context, self._models)
 
     def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
-        return resolve_roles(config, self.config, lambda: self._models.backbone.memory.trained, writes=writes, **models)
+        return resolve_roles(config, self.config, lambda: self._models.backbone.steps_trained, writes=writes, **models)
 
 
 def _check_k(k: int) -> None:

@@ -51,6 +51,8 @@ class Backbone(TokenCodec):
         adapters: The adapter of each role that has one.
         rotary: Its positions.
         threshold: Blocks with a lower gate score are rejected.
+        steps_trained: Whether the reader was trained for the steps of the loop. If not, the extractive reader runs the
+            loop by default, and the backbone writes the answer from the recalled blocks.
         base: The stock model that it was loaded from, if that is not in one folder with what was added.
     """
 
@@ -60,6 +62,7 @@ class Backbone(TokenCodec):
         self.memory: MemoryConfig = parts.memory
         self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
         self.threshold = parts.threshold
+        self.steps_trained = parts.steps_trained
         self.base = parts.base
         self.rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
@@ -120,7 +123,7 @@ class Backbone(TokenCodec):
         """Save everything to a folder; with `base`, only what is added to the model of that name, in this dtype."""
         parts = Parts(
             model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
-            adapters=self.adapters, threshold=self.threshold,
+            adapters=self.adapters, threshold=self.threshold, steps_trained=self.steps_trained,
         )  # fmt: skip
         checkpoint.save(Path(folder), parts, base=base, dtype=dtype)
 

@@ -48,6 +48,8 @@ class Parts:
     adapters: Mapping[Role, AdapterConfig]
     threshold: float = 0.5
     """Blocks with a lower gate score are rejected."""
+    steps_trained: bool = False
+    """Whether the reader was trained for the steps of the loop."""
     base: str | None = None
     """Name, folder or file of the stock model, if it is not in the same folder as what is added to it."""
 
@@ -87,13 +89,14 @@ def load(
     _check_base(decoder, settings, place, str(stock))
     model.to(device=device, dtype=dtype)
     adapters: dict[Role, AdapterConfig] = {}
-    threshold = 0.5
+    threshold, steps_trained = 0.5, False
     if settings:
         memory = _restore(decoder, settings, place)
+        steps_trained = _steps_trained(settings, place, memory)
         threshold = _threshold(settings, place)
         adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     elif any(key.startswith("lychee_memory_") for key in config):
-        memory = _restore_lychee(decoder, config, place, ratio)
+        memory, steps_trained = _restore_lychee(decoder, config, place, ratio), True
     else:
         memory = MemoryConfig(trained=False, own=())
     if ratio is not None and ratio != memory.ratio:
@@ -101,7 +104,8 @@ def load(
     decoder.to(device=device, dtype=model.dtype).eval()
     return Parts(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
-        threshold=threshold, base=absolute(str(base or name)) if not whole or not settings else None,
+        threshold=threshold, steps_trained=steps_trained,
+        base=absolute(str(base or name)) if not whole or not settings else None,
     )  # fmt: skip
 
 
@@ -126,6 +130,7 @@ def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dt
         "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
         "gate": parts.decoder.gate_head is not None,
         "threshold": parts.threshold,
+        "steps_trained": parts.steps_trained,
     }
     # Written last, so a folder with settings always has weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -203,6 +208,14 @@ def _threshold(settings: Mapping[str, Any], folder: Path) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise CheckpointError(f"{str(folder / SETTINGS)!r} has the threshold {value!r}; it must be between 0 and 1")
     return float(value)
+
+
+def _steps_trained(settings: Mapping[str, Any], folder: Path, memory: MemoryConfig) -> bool:
+    """Checkpoints without the setting were trained for the steps if their memory is trained."""
+    value = settings.get("steps_trained", memory.trained)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{str(folder / SETTINGS)!r} has steps_trained={value!r}; it must be true or false")
+    return value
 
 
 def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, ratio: int | None) -> MemoryConfig:

@@ -135,6 +135,7 @@ class RLStage:
     name = "rl"
 
     def __init__(self, settings: RLTraining, backbone: Backbone, draw: Draw) -> None:
+        backbone.steps_trained = True
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self._settings = settings

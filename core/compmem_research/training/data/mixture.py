@@ -96,6 +96,7 @@ class Mixture:
         finish: Callable[[Sequence[Example]], list[Example]] = list,
     ) -> None:
         self.name = name
+        backbone.steps_trained |= any(component.kind == "steps" for component in settings.components)
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self._trained = dict(trained)
