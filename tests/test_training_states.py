@@ -1,14 +1,15 @@
 """Selected states: compression trained on a frozen pretrained model, from the training-free states to the export."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Document, IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids
 from compmem.backbone.stock import SHIPPED
 from compmem.errors import CheckpointError
@@ -285,7 +286,7 @@ def test_a_recipe_on_a_pretrained_model_keeps_only_what_it_adds(trained):
 def test_another_base_is_refused(trained, tmp_path):
     base, folder = trained
     shipped = folder / "shipped"
-    with pytest.raises(CheckpointError, match="another model, or the same in another quantisation"):
+    with pytest.raises(CheckpointError, match="another model"):
         Backbone.load(shipped, device="cpu", base=other_model(tmp_path / "weights", seed=5))
     with pytest.raises(CheckpointError, match="another model"):
         Backbone.load(shipped, device="cpu", base=other_model(tmp_path / "shape", num_hidden_layers=3))
@@ -294,6 +295,42 @@ def test_another_base_is_refused(trained, tmp_path):
     for dtype in ("bfloat16", "float16"):
         loaded = Backbone.load(shipped, device="cpu", base=base, dtype=dtype)
         assert loaded.decoder.embed_tokens.weight.dtype == getattr(torch, dtype)
+
+
+def test_an_index_takes_the_base_of_its_backbone_from_the_runtime(trained, tmp_path):
+    base, folder = trained
+    config = IndexConfig(memory="kv", backbone=str(folder / "shipped"), encoder=None, chunk_tokens=48)
+    runtime = RuntimeConfig(backbone_base=str(base), device="cpu")
+    with MemoryIndex.create(tmp_path / "kv.mem", config, runtime=runtime) as index:
+        index.add([Document(id="a", text="Acme rents the house. The garden is large.")])
+        written = index.answer("Who rents the house?").text
+    with MemoryIndex.open(tmp_path / "kv.mem", runtime=runtime) as index:
+        assert index.answer("Who rents the house?").text == written
+    with MemoryIndex.open(tmp_path / "kv.mem") as index, pytest.raises(CheckpointError, match="'stock'"):
+        index.answer("Who rents the house?")
+
+
+def test_another_quantisation_of_the_base_is_used_with_a_warning(trained, tmp_path, caplog):
+    base, folder = trained
+    shipped, model = folder / "shipped", Backbone.load(base, device="cpu").model
+    with torch.no_grad():
+        for weight in model.parameters():
+            step = (weight.max() - weight.min()) / 63
+            weight.copy_(torch.round(weight / step) * step)
+    model.save_pretrained(tmp_path / "rounded")
+    for file in base.glob("token*"):
+        (tmp_path / "rounded" / file.name).write_bytes(file.read_bytes())
+    loaded = Backbone.load(shipped, device="cpu", base=tmp_path / "rounded")
+    assert "as another quantisation: answers may differ" in caplog.text
+    assert loaded.fingerprint() != Backbone.load(shipped, device="cpu", base=base).fingerprint()
+    tensors = load_file(shipped / "compmem.safetensors")
+    sample = tensors.pop("base_sample")
+    for number, spoilt in enumerate(({}, {"base_sample": sample * torch.nan}, {"base_sample": sample[:-1]})):
+        folder = tmp_path / str(number)
+        shutil.copytree(shipped, folder)
+        save_file(tensors | spoilt, folder / "compmem.safetensors")
+        with pytest.raises(CheckpointError, match="another model"):
+            Backbone.load(folder, device="cpu", base=tmp_path / "rounded")
 
 
 def test_a_recipe_goes_on_where_it_stopped_also_on_another_machine(trained, tmp_path):

@@ -87,6 +87,9 @@ class RuntimeConfig:
     """Torch device of the models. None: CUDA if available, else the CPU."""
     dtype: str | None = None
     """Name of a torch dtype. None: the fastest one that gives the same results."""
+    backbone_base: str | None = None
+    """Stock model of a backbone whose folder has only what was added to one: a name, folder or `.gguf` file. None: the
+    one that the folder names."""
     search: Search = "exact"
     """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` uses FAISS for large indexes if
     installed."""

@@ -113,6 +113,7 @@ class IndexModels:
                     device=self.runtime.device,
                     dtype=self.runtime.dtype,
                     allow_download=self._fetch_backbone,
+                    base=self.runtime.backbone_base,
                 )
                 memory = self._backbone.memory
                 if memory.trained and memory.ratio != self._ratio(self._backbone):

@@ -1,10 +1,12 @@
 """Model folders: a stock pretrained model, the public LycheeMemory format, and our own, which adds two files.
 
 `compmem.json` contains the memory and adapter settings, `compmem.safetensors` the added parameters. If the folder has
-no stock model, `base` in `compmem.json` names it, and `base_fingerprint` says which weights it must have.
+no stock model, `base` in `compmem.json` names it, and `base_fingerprint` and a sample of its weights say which it must
+be.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.fingerprint import base_fingerprint
+from compmem.backbone.fingerprint import base_fingerprint, base_sample, likeness
 from compmem.backbone.stock import (
     check_family,
     dtype_for,
@@ -31,7 +33,13 @@ from compmem.backbone.stock import (
 from compmem.errors import CheckpointError
 from compmem.naming import absolute, is_plain
 
+log = logging.getLogger(__name__)
+
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
+SAMPLE = "base_sample"
+"""Name of the tensor with values of the stock model, beside the parameters that were added to it."""
+ALIKE = 0.98
+"""Least likeness of a stock model to the one that the added parameters were trained on: 4-bit quantisation has 0.99."""
 
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
 """Settings of the public format that affect the computation, with the only supported value of each."""
@@ -121,6 +129,8 @@ def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dt
             parts.model.save_pretrained(folder)
             parts.tokenizer.save_pretrained(folder)
     added = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in parts.decoder.added().items()}
+    if base is not None:
+        added[SAMPLE] = base_sample(parts.decoder).to(dtype)
     save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
     settings = {
         "format": FORMAT,
@@ -163,17 +173,20 @@ def _base(settings: Mapping[str, Any], folder: Path) -> str:
 
 
 def _check_base(decoder: Decoder, settings: Mapping[str, Any], folder: Path, stock: str) -> None:
-    """Refuse a stock model other than the one that the added parameters were trained on.
+    """Refuse a stock model other than the one that the added parameters were trained on, or another quantisation of it.
 
     Raises:
-        CheckpointError: Its weights differ.
+        CheckpointError: Its weights are not alike.
     """
     wanted = settings.get("base_fingerprint")
-    if wanted is not None and wanted != (found := base_fingerprint(decoder)):
-        raise CheckpointError(
-            f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
-            f"{found!r}: it is another model, or the same in another quantisation"
-        )
+    if wanted is None or wanted == (found := base_fingerprint(decoder)):
+        return
+    told = f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
+    sample = _read_tensors([folder / WEIGHTS], {SAMPLE}).get(SAMPLE)
+    alike = 0.0 if sample is None else likeness(sample.flatten(), base_sample(decoder))
+    if not alike >= ALIKE:  # not a number is not alike either
+        raise CheckpointError(f"{told}{found!r}: it is another model")
+    log.warning("%s%r and is alike to %.3f, as another quantisation: answers may differ", told, found, alike)
 
 
 def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
