@@ -82,7 +82,7 @@ def card(name: str, base: str, backbone: Backbone, report: Mapping[str, Any], da
 # Compressed memory for {base}
 
 Low-rank adapters that compress passages into KV states and read them, for `compmem`. The stock model is not included:
-get it yourself, under its own licence. Another model, or another quantisation of it, is refused.
+get it yourself, under its own licence. Another quantisation of it is taken with a warning, another model refused.
 
 ```python
 from compmem.backbone import Backbone
@@ -90,8 +90,8 @@ from compmem.backbone import Backbone
 backbone = Backbone.load("{name}", base="{base}")   # a name, folder or .gguf file
 ```
 
-To use it in an index, set `base` in `{name}/compmem.json` to the model's name or absolute path, and give the folder as
-`backbone`.
+In an index: `IndexConfig(memory="kv", backbone="{name}")`, and `RuntimeConfig(backbone_base=...)` where the base is not
+at the place that `{name}/compmem.json` names.
 
 | | |
 | --- | --- |
