@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compmem import Document, IndexConfig, MemoryIndex, RuntimeConfig
-from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids
-from compmem.backbone.stock import SHIPPED
+from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids, size_on_disk
+from compmem.backbone.stock import WEIGHTS
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
@@ -21,6 +21,8 @@ from compmem_research.training.data.examples import Example, Rows, as_text, row_
 from compmem_research.training.data.multihop import MultihopRows, is_held
 from compmem_research.training.embedded import run_all
 from compmem_research.training.engine.trainer import Trainer
+from compmem_research.training.export import Export
+from compmem_research.training.export import train as run_export
 from compmem_research.training.text import TextPreparation
 from compmem_research.training.text import train as prepare_text
 from tests.conftest import make_model, make_tokenizer
@@ -204,7 +206,7 @@ def test_what_is_distilled_is_what_the_model_says_behind_the_text(selected, tmp_
 
 def test_the_shipped_backbone_and_checkpoints_without_the_setting_are_unchanged(tiny_backbone, tmp_path):
     shipped = Backbone.load("embedded", device="cpu")
-    told = json.loads((SHIPPED / "training.json").read_text())
+    told = json.loads((WEIGHTS / "embedded" / "training.json").read_text())
     assert shipped.fingerprint() == told["fingerprint"]
     assert (shipped.memory.states, shipped.lead, shipped.base) == ("inserted", [], None)
     backbone = tiny_backbone("llama", memory=MemoryConfig(window=16))
@@ -274,6 +276,9 @@ def test_a_recipe_on_a_pretrained_model_keeps_only_what_it_adds(trained):
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     kept = json.loads((folder / "shipped" / "compmem.json").read_text())
     assert kept["base"] == "stock"
+    assert size_on_disk(folder / "shipped") is None, "the stock model is nowhere"
+    weights = [folder / "gate" / "backbone" / "compmem.safetensors", base / "model.safetensors"]
+    assert size_on_disk(folder / "gate" / "backbone") == sum(file.stat().st_size for file in weights)
     card = (folder / "shipped" / "README.md").read_text()
     assert "Trained on towns." in card
     assert str(folder) not in card + json.dumps(kept), "no path of the machine is shipped"
@@ -281,6 +286,15 @@ def test_a_recipe_on_a_pretrained_model_keeps_only_what_it_adds(trained):
     assert shipped.fingerprint() == json.loads((folder / "shipped" / "training.json").read_text())["fingerprint"]
     for mine, theirs in zip(shipped.compress(TEXTS), backbone.compress(TEXTS), strict=True):
         torch.testing.assert_close(mine.values, theirs.values, atol=1e-2, rtol=1e-2)
+
+
+def test_the_export_names_the_base_as_it_is_told(trained, tmp_path):
+    base, folder = trained
+    export = Export(start=folder / "gate" / "backbone", out=tmp_path / "out", base="maker/stock", logs=())
+    report = run_export(export)
+    assert json.loads((tmp_path / "out" / "compmem.json").read_text())["base"] == "maker/stock"
+    assert "# Compressed memory for maker/stock" in (tmp_path / "out" / "README.md").read_text()
+    assert Backbone.load(tmp_path / "out", device="cpu", base=base).fingerprint() == report["fingerprint"]
 
 
 def test_another_base_is_refused(trained, tmp_path):

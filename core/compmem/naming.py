@@ -7,8 +7,11 @@ DEFAULT_ENCODER: Final = "all-MiniLM-L6-v2"
 """The default encoder of an index."""
 EMBEDDED: Final = "embedded"
 """The small backbone that ships with the library."""
+SMOLLM2: Final = "smollm2-135m-memory"
+"""Compressed memory for SmolLM2-135M-Instruct that ships with the library, without that model."""
+SHIPPED_BACKBONES: Final = (EMBEDDED, SMOLLM2)
 
-_SHIPPED: Final = frozenset({DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}", EMBEDDED})
+_SHIPPED: Final = frozenset({DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}", *SHIPPED_BACKBONES})
 
 
 def is_folder(name: str | Path) -> bool:

@@ -86,8 +86,8 @@ class Backbone(TokenCodec):
         """Load a stock pretrained model, a folder in the public LycheeMemory format, or one saved here.
 
         Args:
-            name: Folder, `.gguf` file (its weights are dequantised), name on the Hugging Face hub, or "embedded" for
-                the small one that ships with the library.
+            name: Folder, `.gguf` file (its weights are dequantised), name on the Hugging Face hub, or what ships with
+                the library: "embedded", or "smollm2-135m-memory" for SmolLM2-135M-Instruct.
             device: Where it runs. None: a GPU where there is one.
             dtype: Of weights and states. None: the checkpoint's own; on a CPU, in place of 16 bits, the faster of
                 bfloat16 and float32.

@@ -29,9 +29,10 @@ from compmem.backbone.stock import (
     quietly,
     read_config,
     read_json,
+    weights_size,
 )
 from compmem.errors import CheckpointError
-from compmem.naming import absolute, is_plain
+from compmem.naming import SHIPPED_BACKBONES, absolute, is_plain
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ def load(
     whole = place.is_file() or (place / "config.json").exists()
     if base is None and not whole:
         base = _base(settings, place)
-        stock = find(base, fetch=bool(allow_download))
+        # The name in a folder of the library's own is as good as one that the caller passes.
+        fetch = allow_download is not False if str(name) in SHIPPED_BACKBONES else bool(allow_download)
+        stock = find(base, fetch=fetch)
     else:
         stock = place if base is None else find(base, fetch=allow_download is not False)
     config = read_config(stock)
@@ -144,6 +147,17 @@ def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dt
     }
     # Written last, so a folder with settings always has weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def size_on_disk(name: str | Path) -> int | None:
+    """Bytes of a model's weights, those of its stock model included; None if not all are on this machine."""
+    try:
+        place = find(name, fetch=False)
+        whole = place.is_file() or (place / "config.json").exists()
+        parts = [place] if whole else [place, find(_base(read_json(place / SETTINGS), place), fetch=False)]
+    except CheckpointError:
+        return None
+    return sum(map(weights_size, parts))
 
 
 def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -13,15 +13,15 @@ import torch
 from safetensors import SafetensorError
 
 from compmem.errors import CheckpointError
-from compmem.naming import EMBEDDED, is_gguf
+from compmem.naming import EMBEDDED, SHIPPED_BACKBONES, is_gguf
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
-SHIPPED = Path(__file__).parents[1] / "weights" / EMBEDDED
-"""The small backbone that ships with the library."""
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Folder of the models that ship with the library."""
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _GIB = 2**30
@@ -31,18 +31,19 @@ def find(name: str | Path, *, fetch: bool = True) -> Path:
     """The folder, or the `.gguf` file, of a model.
 
     Args:
-        name: A folder or file, a name on the hub, or "embedded".
+        name: A folder or file, a name on the hub, or one of `SHIPPED_BACKBONES`.
         fetch: Whether a name may be downloaded; False: only models on this machine.
 
     Raises:
         CheckpointError: The model is not found.
     """
-    if str(name) == EMBEDDED:
-        if not (SHIPPED / "config.json").exists():
+    if str(name) in SHIPPED_BACKBONES:
+        if not (WEIGHTS / name / "compmem.json").exists():
             raise CheckpointError(
-                "this build ships no embedded backbone: train one with `compmem train embedded`, or name another model"
+                f"this build ships no backbone {str(name)!r}: train it with `compmem train embedded`, or name another "
+                "model"
             )
-        return SHIPPED
+        return WEIGHTS / name
     place = Path(name)
     if place.is_dir() or is_gguf(name):
         return place
@@ -65,13 +66,9 @@ def find(name: str | Path, *, fetch: bool = True) -> Path:
         ) from error
 
 
-def size_on_disk(name: str | Path) -> int | None:
-    """Bytes of a model's weights; None if it is not on this machine."""
-    try:
-        place = find(name, fetch=False)
-    except CheckpointError:
-        return None
-    files = [place] if place.is_file() else list(place.glob("*.safetensors"))
+def weights_size(place: Path) -> int:
+    """Bytes of the weights in a folder or `.gguf` file."""
+    files = [place] if place.is_file() else place.glob("*.safetensors")
     return sum(file.stat().st_size for file in files)
 
 
@@ -133,7 +130,7 @@ def dtype_for(place: Path, config: Mapping[str, Any], device: torch.device) -> t
     """
     if device.type != "cpu":
         return torch.bfloat16 if place.is_file() else None
-    if place == SHIPPED:
+    if place == WEIGHTS / EMBEDDED:
         return torch.float32
     stored = str(config.get("dtype") or config.get("torch_dtype"))
     return faster_on_cpu() if place.is_file() or stored in ("bfloat16", "float16") else None
@@ -169,7 +166,7 @@ def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None
     import transformers
     from transformers import AutoModelForCausalLM
 
-    size = size_on_disk(place) or 0
+    size = weights_size(place)
     if size > _GIB // 4:
         shown = "its own type" if dtype is None else str(dtype).removeprefix("torch.")
         log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(config, dtype))

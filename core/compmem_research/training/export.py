@@ -28,6 +28,8 @@ class Export:
     """Folder of the backbone."""
     out: Path
     """Folder for the export."""
+    base: str | None = None
+    """What the settings and the card call the stock model. None: the name that it was loaded by, without folders."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     logs: tuple[Path, ...] = ()
     """Folders of the runs, in order."""
@@ -48,6 +50,7 @@ def train(settings: Export) -> dict[str, Any]:
     prompts, base = LatentPrompts.from_backbone(backbone), backbone.base
     try:
         named = Path(base).name if base and Path(base).is_absolute() else base
+        named = named and (settings.base or named)
         backbone.save(settings.out, base=named, dtype=getattr(torch, settings.dtype))
         prompts.write(settings.out)
         written = Backbone.load(settings.out, device="cpu", dtype=settings.dtype if whole else "float32", base=base)
