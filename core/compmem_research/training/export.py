@@ -53,7 +53,8 @@ def train(settings: Export) -> dict[str, Any]:
         named = named and (settings.base or named)
         backbone.save(settings.out, base=named, dtype=getattr(torch, settings.dtype))
         prompts.write(settings.out)
-        written = Backbone.load(settings.out, device="cpu", dtype=settings.dtype if whole else "float32", base=base)
+        folder = settings.out.absolute()  # a relative one may have the name of what ships
+        written = Backbone.load(folder, device="cpu", dtype=settings.dtype if whole else "float32", base=base)
         parameters = written.decoder.added() if base else dict(written.decoder.named_parameters())
         report = {
             "parameters": sum(p.numel() for p in parameters.values()),
