@@ -18,7 +18,7 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
         methods=("none", "prophetkv", "graph-kv+epic"), ratios=(1, 4), blocks=3, max_tokens=6, share=1.0
     )
     backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
-    result = measure(data, settings, {"tiny": backbone}, rows=rows)
+    result = measure([data], settings, {"tiny": backbone}, rows=rows)
     by = {(row["method"], row["ratio"]): row for row in result["fusion"]}
     assert set(by) == {("text", 0), *((m, r) for m in settings.methods for r in (1, 4))}
     assert all(row["questions"] == 2 for row in by.values())
@@ -31,7 +31,7 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     assert by["none", 1]["loss"] != by["text", 0]["loss"]
     page = "\n".join(pages(result))
     assert page.count("\n| ") == 2 + len(by)
-    assert measure(data, settings, {"tiny": backbone}, rows=rows) == result
+    assert measure([data], settings, {"tiny": backbone}, rows=rows) == result
     assert rows.read_text().splitlines() == lines, "nothing is measured twice"
 
 
@@ -40,7 +40,7 @@ def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbo
     pruning = ("kvzip-heads", "kvzip", "attention")
     settings = Settings(methods=("none",), ratios=(1, 4), pruning=pruning, blocks=3, max_tokens=1)
     backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
-    result = measure(data, settings, {"tiny": backbone}, rows=rows)["fusion"]
+    result = measure([data], settings, {"tiny": backbone}, rows=rows)["fusion"]
     by = {(row["ratio"], row["pruning"]): row for row in result}
     assert list(by) == [(0, "attention"), (1, "attention"), (4, "attention"), (4, "kvzip"), (4, "kvzip-heads")]
     assert by[4, "kvzip"]["bytes"] == by[4, "attention"]["bytes"]
@@ -64,7 +64,7 @@ def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
     trained.add_memory(MemoryConfig(states="selected", own=(), pruning="kvzip"))
     trained.add_adapter("memory", AdapterConfig(rank=2))
     rows, models = tmp_path / "run.jsonl", {"tiny": stock, "reader": reader, "memory": trained}
-    result = measure(data, settings, models, rows=rows)
+    result = measure([data], settings, models, rows=rows)
     by = {(row["model"], row["ratio"], row["pruning"]): row for row in result["fusion"]}
     untrained = [(0, "attention"), (1, "attention"), (4, "kvzip")]
     assert list(by) == [
@@ -81,7 +81,7 @@ def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
             parameter.add_(0.1)
     again = {
         (row["model"], row["ratio"], row["pruning"]): row
-        for row in measure(data, settings, models, rows=rows)["fusion"]
+        for row in measure([data], settings, models, rows=rows)["fusion"]
     }
     assert again["memory", 4, "trained"]["loss"] != before["loss"]
     text = (0, "attention")
@@ -92,6 +92,20 @@ def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
     page = "\n".join(pages(result))
     assert page.count("\n| ") == 2 + len(by)
     assert len(rows.read_text().splitlines()) == 2 * (8 + 5), "only what changed is measured again"
+
+
+def test_sets_are_told_together_and_one_by_one(tmp_path, tiny_backbone):
+    files = [write(tmp_path / f"{name}.jsonl", {**ASKED, "id": name}) for name in ("first", "second")]
+    settings = Settings(methods=("none",), ratios=(1,), blocks=3, max_tokens=1)
+    models = {"tiny": tiny_backbone(max_position_embeddings=4096)}
+    result = measure(files, settings, models, rows=tmp_path / "run.jsonl")
+    assert result["data"] == "first, second"
+    assert [row["questions"] for row in result["fusion"]] == [2, 2]
+    assert {name: [row["questions"] for row in rows] for name, rows in result["by_set"].items()} == {
+        "first": [1, 1], "second": [1, 1],
+    }  # fmt: skip
+    page = "\n".join(pages(result))
+    assert [line for line in page.splitlines() if line.endswith(":")] == ["all sets:", "first:", "second:"]
 
 
 def test_bad_settings_are_named():

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from compmem import CheckpointError, IncompatibleStoreError, IndexConfig, MemoryIndex
 from compmem.backbone import Backbone
+from compmem.backbone.stock import find
 from compmem.cli import app
-from compmem.naming import DEFAULT_ENCODER
+from compmem.naming import DEFAULT_ENCODER, SMOLLM2
 
 
 def dense(path, **given):
@@ -107,6 +108,25 @@ def test_a_folder_in_the_working_folder_is_not_taken_for_what_ships(tmp_path, mo
         assert kept.config.backbone == "embedded"
     with MemoryIndex.create("folder", IndexConfig(encoder=f"./{DEFAULT_ENCODER}")) as own:
         assert own.config.encoder == str(tmp_path / DEFAULT_ENCODER)
+
+
+def test_shipped_adapters_are_found_by_name_without_their_model(monkeypatch):
+    place = find(SMOLLM2)
+    kept = json.loads((place / "compmem.json").read_text())
+    assert (kept["base"], kept["steps_trained"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", False)
+    assert sum(file.stat().st_size for file in place.iterdir()) < 20_000_000
+    asked = []
+
+    def fetched(name, **options):
+        asked.append((name, options["local_files_only"]))
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    with pytest.raises(CheckpointError, match="SmolLM2-135M-Instruct"):
+        Backbone.load(SMOLLM2)
+    with pytest.raises(CheckpointError, match="SmolLM2-135M-Instruct"):
+        Backbone.load(SMOLLM2, allow_download=False)
+    assert asked == [(kept["base"], False), (kept["base"], True)], "its base is fetched unless that is forbidden"
 
 
 def test_a_relative_folder_that_an_index_names_is_refused(named, monkeypatch):

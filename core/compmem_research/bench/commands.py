@@ -149,7 +149,7 @@ def answers(
 
 @app.command()
 def fusion(
-    data: Annotated[Path, typer.Option(help="Questions with their own paragraphs (JSONL).")],
+    data: Annotated[list[Path], typer.Option(help="Questions with their own paragraphs (JSONL); may be repeated.")],
     backbone: Annotated[str, typer.Option(help="A stock model: name, folder or .gguf file.")],
     out: Annotated[Path, typer.Option(help="The result; its rows go beside it as .jsonl, and a second run goes on.")],
     methods: Annotated[
@@ -163,7 +163,7 @@ def fusion(
         list[str] | None, typer.Option(help="Folders with what was trained on that model, measured beside it.")
     ] = None,
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
-    limit: Annotated[int, typer.Option(help="Questions, drawn by the seed.")] = 20,
+    limit: Annotated[int, typer.Option(help="Questions of a file, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
     share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.2,
     first: Annotated[int, typer.Option(help="First tokens of a block that EPIC computes again.")] = 16,

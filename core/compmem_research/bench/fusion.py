@@ -49,7 +49,7 @@ class Settings:
     blocks: int = 5
     """Paragraphs that are recalled; at least the gold ones."""
     limit: int = 20
-    """Questions, drawn by the seed."""
+    """Questions of a set, drawn by the seed."""
     max_tokens: int = 24
     share: float = 0.2
     first: int = 16
@@ -81,25 +81,41 @@ class Settings:
         return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(data: Path, settings: Settings, models: Mapping[str, Backbone], *, rows: Path) -> dict[str, Any]:
-    """The figures of text and of each method at each ratio, for each model.
+def measure(
+    files: Sequence[Path], settings: Settings, models: Mapping[str, Backbone], *, rows: Path
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of text and of each method at each ratio, for each model, over all sets and in each.
 
     Args:
-        data: Questions with their own paragraphs; see `compmem_research.tasks.multihop`.
+        files: Sets of questions with their own paragraphs; see `compmem_research.tasks.multihop`.
         settings: What is asked and how.
         models: A stock model, and others made from it, by name. One with trained memory reads text and that memory.
         rows: The JSONL file of the run.
 
     Raises:
-        ValueError: The file has a broken line or no question with two gold paragraphs.
+        ValueError: A file has a broken line or no question with two gold paragraphs.
     """
-    corpus = read_corpus(data)
+    kept = Rows.open(rows)
+    asked = {file.name.split(".")[0]: _answer(file, settings, models, kept) for file in files}
+    own = {name: model.memory.pruning for name, model in models.items() if model.memory.trained}
+    figures = {name: summary(kept.of(keys), list(models), own) for name, keys in asked.items()}
+    together = summary(kept.of(set().union(*asked.values())), list(models), own)
+    parts = {"by_set": figures} if len(figures) > 1 else {}
+    return {
+        "data": ", ".join(asked), "models": list(models), "settings": asdict(settings), "fusion": together, **parts
+    }  # fmt: skip
+
+
+def _answer(
+    file: Path, settings: Settings, models: Mapping[str, Backbone], kept: Rows
+) -> set[tuple[str, str, str]]:  # fmt: skip
+    """Answer the questions of a set that have no row yet; returns the keys of all its rows."""
+    corpus, data = read_corpus(file), file.read_bytes()
     questions = [q for q in corpus.questions if q.answers[0].strip() and len(q.gold) > 1]
     if not questions:
-        raise ValueError(f"{data}: no question with two gold paragraphs")
+        raise ValueError(f"{file}: no question with two gold paragraphs")
     Random(settings.seed).shuffle(questions)
-    kept, asked = Rows.open(rows), set[tuple[str, str, str]]()
-    marks = {name: settings.fingerprint(data.read_bytes(), model) for name, model in models.items()}
+    asked, marks = set[tuple[str, str, str]](), {n: settings.fingerprint(data, m) for n, m in models.items()}
     for question in questions[: settings.limit]:
         chunks = _recalled(corpus, question, settings)
         for name, model in models.items():
@@ -110,11 +126,7 @@ def measure(data: Path, settings: Settings, models: Mapping[str, Backbone], *, r
                 if key not in kept.done():
                     row = {"fingerprint": key[0], "system": key[2], "model": name}
                     kept.add(row | answering.row(method, ratio, pruning))
-    own = {name: model.memory.pruning for name, model in models.items() if model.memory.trained}
-    return {
-        "data": data.name.split(".")[0], "models": list(models), "settings": asdict(settings),
-        "fusion": summary(kept.of(asked), list(models), own),
-    }  # fmt: skip
+    return asked
 
 
 def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str]]:

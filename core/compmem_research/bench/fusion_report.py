@@ -83,10 +83,12 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
         f"{settings['blocks']} paragraphs, a share of {settings['share']} or the first "
         f"{settings['first']} tokens of a block computed again, at most {settings['max_tokens']} tokens written."
     )
-    yield ""
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)
-    yield from (f"| {' | '.join(cells(row))} |" for row in run["fusion"])
+    sets: Mapping[str, Any] = run.get("by_set", {})
+    for name, rows in ({"all sets": run["fusion"], **sets} if sets else {"": run["fusion"]}).items():
+        yield from ("", f"{name}:", "") if name else ("",)
+        yield f"| {' | '.join(COLUMNS)} |"
+        yield "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)
+        yield from (f"| {' | '.join(cells(row))} |" for row in rows)
 
 
 def _change(

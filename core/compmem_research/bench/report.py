@@ -47,6 +47,11 @@ NOTES = {
         "file, and explained in docs/scale.md."
     ),
     "serve": load.NOTE,
+    "kv_trained": (
+        "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
+        "reader together, which ships. One seed."
+    ),
+    "kv_trained_ratios": "The first 10 questions of each set of `kv_trained`, at more ratios.",
     "serve_blas_threads": (
         "The server before it limited the threads of NumPy's BLAS, on the machine of `serve` and minutes before."
     ),
