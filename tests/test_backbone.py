@@ -3,14 +3,17 @@
 import copy
 import json
 import logging
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, Prompt
+from compmem.backbone import backbone as backbone_module
 from compmem.backbone.attention import attention
 from compmem.backbone.batching import batches, halving
+from compmem.backbone.prune import prune
 from compmem.backbone.stop import Stop, is_repeating
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
@@ -235,8 +238,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
 
 def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbone, monkeypatch):
     backbone, run = tiny_backbone(), []
-    computed = backbone._head_states._compute
-    monkeypatch.setattr(backbone._head_states, "_compute", lambda ids: run.append(ids) or computed(ids))
+    monkeypatch.setattr(backbone_module, "prune", lambda *given, **how: run.append(how) or prune(*given, **how))
     [block] = backbone.compress([tokens(50, 1)], ratio=1)
     prompt = backbone.lead + tokens(12, 3)
 
@@ -261,6 +263,15 @@ def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbo
     assert read().requires_grad
     read()
     assert len(run) == 6, "with gradients always"
+
+
+@torch.inference_mode()
+def test_a_backbone_that_is_dropped_is_freed_at_once(tiny_backbone):
+    backbone = tiny_backbone()
+    backbone.generate([tokens(5, 4)], [backbone.compress([tokens(50, 1)], ratio=1)], max_new_tokens=2)
+    freed = weakref.ref(backbone)
+    del backbone
+    assert freed() is None, "no cycle keeps its weights in memory"
 
 
 @torch.inference_mode()

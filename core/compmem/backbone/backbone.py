@@ -67,9 +67,7 @@ class Backbone(TokenCodec):
         self.rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)
-        self._head_states = PrefixStates(
-            self.decoder, lambda ids: prune(encoder(self.decoder, self.memory), self.rotary, [ids], ratio=1)[0]
-        )
+        self._prefix_states = PrefixStates(parts.decoder)
 
     @classmethod
     def load(
@@ -130,7 +128,7 @@ class Backbone(TokenCodec):
     def release(self) -> None:
         """Free what decoding caches: slots, graphs and the states of the prefix."""
         self._engine.forget()
-        self._head_states.release()
+        self._prefix_states.release()
 
     def add_memory(self, config: MemoryConfig) -> None:
         """Add trained memory; inserted tokens start as copies of stock weights (the end token's embedding).
@@ -425,7 +423,12 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, self._head_states, prompts, blocks)
+        return with_prefix(self.lead, self._states_of, prompts, blocks)
+
+    def _states_of(self, ids: list[int]) -> KVStates:
+        """All states of the prefix, as those of a chunk are made."""
+        layers = encoder(self.decoder, self.memory)
+        return self._prefix_states.of(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

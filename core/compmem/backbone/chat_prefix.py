@@ -16,25 +16,23 @@ class PrefixStates:
 
     Args:
         model: The layers that compute them.
-        compute: Computes KV states of token ids.
     """
 
-    def __init__(self, model: nn.Module, compute: Callable[[list[int]], KVStates]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._compute = compute
         self._kept: tuple[object, KVStates] | None = None
 
-    def __call__(self, head: list[int]) -> KVStates:
-        """The states of the prefix; with gradients, and of weights whose changes torch does not count, always new."""
+    def of(self, head: list[int], compute: Callable[[], KVStates]) -> KVStates:
+        """What was computed for this prefix; with gradients, or weights whose changes torch does not count, anew."""
         weights = list(self._model.parameters())
         if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
-            return self._compute(head)
+            return compute()
         mixed = torch.is_autocast_enabled(weights[0].device.type)
         # An optimiser, `load_state_dict` and a move to another device change a pointer or a version.
         key = (tuple(head), mixed, tuple((weight.data_ptr(), weight._version) for weight in weights))
         kept = self._kept
         if kept is None or kept[0] != key:
-            self._kept = kept = (key, self._compute(head))
+            self._kept = kept = (key, compute())
         return kept[1]
 
     def release(self) -> None:

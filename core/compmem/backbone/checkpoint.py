@@ -88,7 +88,12 @@ def load(
         base = _base(settings, place)
         # The name in a folder of the library's own is as good as one that the caller passes.
         fetch = allow_download is not False if str(name) in SHIPPED_BACKBONES else bool(allow_download)
-        stock = find(base, fetch=fetch)
+        try:
+            stock = find(base, fetch=fetch)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{str(name)!r} needs its stock model, which RuntimeConfig(backbone_base=...) may name: {error}"
+            ) from error
     else:
         stock = place if base is None else find(base, fetch=allow_download is not False)
     config = read_config(stock)

@@ -98,12 +98,11 @@ def measure(
     kept = Rows.open(rows)
     asked = {file.name.split(".")[0]: _answer(file, settings, models, kept) for file in files}
     own = {name: model.memory.pruning for name, model in models.items() if model.memory.trained}
-    figures = {name: summary(kept.of(keys), list(models), own) for name, keys in asked.items()}
-    together = summary(kept.of(set().union(*asked.values())), list(models), own)
-    parts = {"by_set": figures} if len(figures) > 1 else {}
-    return {
-        "data": ", ".join(asked), "models": list(models), "settings": asdict(settings), "fusion": together, **parts
-    }  # fmt: skip
+    made: dict[str, Any] = {"data": ", ".join(asked), "models": list(models), "settings": asdict(settings)}
+    made["fusion"] = summary(kept.of(set().union(*asked.values())), list(models), own)
+    if len(asked) > 1:
+        made["by_set"] = {name: summary(kept.of(keys), list(models), own) for name, keys in asked.items()}
+    return made
 
 
 def _answer(

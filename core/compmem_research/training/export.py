@@ -49,8 +49,7 @@ def train(settings: Export) -> dict[str, Any]:
     backbone = Backbone.load(settings.start, device="cpu", dtype=settings.dtype if whole else "float32")
     prompts, base = LatentPrompts.from_backbone(backbone), backbone.base
     try:
-        named = Path(base).name if base and Path(base).is_absolute() else base
-        named = named and (settings.base or named)
+        named = base and (settings.base or (Path(base).name if Path(base).is_absolute() else base))
         backbone.save(settings.out, base=named, dtype=getattr(torch, settings.dtype))
         prompts.write(settings.out)
         folder = settings.out.absolute()  # a relative one may have the name of what ships
