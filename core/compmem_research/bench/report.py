@@ -51,6 +51,10 @@ NOTES = {
         "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
         "reader together, which ships. One seed."
     ),
+    "kv_trained_rounded": (
+        "What ships, over weights that were rounded to 4 bits once more, in other groups of 32 (0.076 of their norm "
+        "changed), on the questions of `kv_trained_ratios`."
+    ),
     "kv_trained_ratios": "The first 10 questions of each set of `kv_trained`, at more ratios.",
     "serve_blas_threads": (
         "The server before it limited the threads of NumPy's BLAS, on the machine of `serve` and minutes before."
