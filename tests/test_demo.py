@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from compmem import MemoryIndex
+from compmem import CheckpointError, MemoryIndex
+from compmem.backbone import Backbone
+from compmem.cli import demo_needles
 from compmem.cli.demo import QUESTIONS
 from compmem.cli.demo_docs import MODULES, documents
+from compmem.cli.demo_needles import EMBEDDED, LARGE, Haystack
 from compmem.config import IndexConfig
 from compmem.encoder import load_encoder
 from compmem.ingest.chunking import split
@@ -71,6 +74,29 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
     for question, answer, is_right in zip(QUESTIONS, answers, right, strict=True):
         if is_right:
             assert {question.first[0], question.second[0]} <= {s.chunk.document_id for s in answer.sources}
+
+
+def test_the_demo_takes_the_real_model_where_it_is_and_downloads_nothing_that_was_not_named(monkeypatch):
+    given = []
+
+    def load(name, *, device, base=None, allow_download=None):
+        given.append((name, base, allow_download))
+        if name == LARGE and base != "here":
+            raise CheckpointError("not on this machine")
+        return f"the weights of {name}"
+
+    monkeypatch.setattr(Backbone, "load", load)
+    assert demo_needles._backbone("cpu", None) == (EMBEDDED, "the weights of embedded")
+    assert given == [(LARGE, None, False), (EMBEDDED, None, None)]
+    assert demo_needles._backbone("cpu", "here") == (LARGE, f"the weights of {LARGE}")
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        demo_needles._backbone("cpu", "elsewhere")
+
+
+def test_a_part_of_another_number_is_not_right():
+    haystack = Haystack(documents=(), question="?", answer="7047575")
+    assert haystack.right("It is 7047575.")
+    assert not haystack.right("17047575")
 
 
 @pytest.mark.slow

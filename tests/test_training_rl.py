@@ -60,6 +60,7 @@ def test_the_exact_outcome_forgives_case_and_articles_alone():
     assert reward(run([], answer="the anna bel."), SAMPLE).outcome == 1.0
     assert reward(run([], answer="It is Anna Bel"), SAMPLE).outcome == 0.0
     assert reward(run([], answer="It is Anna Bel"), SAMPLE, "score").outcome == 1.0
+    assert reward(run([], answer="It is Anna Bel"), SAMPLE, "f1").outcome == pytest.approx(2 / 3)
 
 
 def test_what_cannot_be_answered_is_right_where_nothing_was_found():

@@ -28,8 +28,9 @@ from compmem_research.training.rollouts.rollouts import RolloutSettings, check_w
 from compmem_research.training.stages import run_stage
 
 PROMPTS = LatentPrompts(
-    nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}="
-)
+    nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}=",
+    from_blocks="{question}=",
+)  # fmt: skip
 MARK = " mark"
 
 
@@ -168,6 +169,21 @@ def test_accumulated_questions_weigh_as_those_of_one_batch(warm, tmp_path, algor
         train(toy_of(warm), settings(out, run=run, objective=Objective(algorithm=algorithm), beta=0.1))
         losses.append(log_of(out, *CURVE)[0])
     assert losses[0] == pytest.approx(losses[1], rel=2e-3, abs=1e-5)
+
+
+def test_answers_without_steps_are_rewarded_through_the_memory_of_all_chunks(warm, tmp_path):
+    backbone = toy_of(warm)
+    backbone.steps_trained = False
+    before = weights(backbone, "memory")
+    answers = RolloutSettings(system="answer", group=8, answer_tokens=2)
+    given = settings(tmp_path, rewards=("outcome", "format"), outcome="f1", rollouts=answers, run={"batch": 8})
+    figures = train(backbone, given)
+    assert 0 <= figures["held_answer"] <= 1
+    assert figures["held_blocks_read"] == 0
+    assert any(not torch.equal(before[name], p) for name, p in backbone.parameters("memory").items())
+    assert not backbone.steps_trained, "it was not trained for steps"
+    with pytest.raises(ValueError, match=r"has no steps: rewards has \['exit', 'update'\]"):
+        settings(tmp_path, rewards=("outcome", "update", "exit"), rollouts=answers)
 
 
 def weights(backbone, part):
@@ -339,5 +355,5 @@ clip = [0.2, 0.28]
 """)
     figures = run_stage("rl", file)
     assert figures["steps"] == 1
-    assert 0 <= figures["held_exact_answer"] <= 1
+    assert 0 <= figures["held_answer"] <= 1
     assert Backbone.load(tmp_path / "out" / "backbone", device="cpu").memory.trained

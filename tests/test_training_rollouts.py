@@ -7,11 +7,12 @@ from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids
 from compmem.config import LoopConfig
 from compmem.loop.loop import LoopResult, ReadRequest, recall_loop
 from compmem.readers.latent import LatentReader
-from compmem.readers.prompts import LatentPrompts
+from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.rollouts.likelihood import frozen_copy, reply_likelihood
 from compmem_research.training.rollouts.questions import Context
+from compmem_research.training.rollouts.rewards import reward
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings
 from compmem_research.training.rollouts.trajectory import Turn
 
@@ -77,6 +78,24 @@ def test_a_greedy_rollout_is_the_loop_with_the_latent_reader(backbone):
     assert run.found and run.answer and run.steps[1].memory
 
 
+def test_an_answer_without_steps_is_written_behind_all_chunks(backbone):
+    rollouts = Rollouts(backbone, settings(system="answer", temperature=0.0), PROMPTS, 4)
+    asked = [context(backbone, 0), context(backbone, 1, count=2)]
+    runs = [run for group in rollouts.run(asked, [[0, 1], [0]]) for run in group]
+    assert runs[0] == runs[1], "greedy"
+    for one, run in zip((asked[0], asked[1]), (runs[0], runs[2]), strict=True):
+        prompt = StepPrompts(backbone, PROMPTS).from_blocks(one.sample.question)
+        with torch.no_grad():
+            [ids] = backbone.generate([prompt], [backbone.compress(one.ids, ratio=4)], max_new_tokens=6)
+        assert run.answer == backbone.decode(ids).strip()
+        assert run.turn.reply[: len(ids)] == ids
+        assert (run.steps, run.turn.prompt, run.turn.chunks) == ((), prompt, tuple(one.ids))
+        assert run.found
+        assert run.formed == (len(ids) < 6 and bool(run.answer))
+    worth = reward(runs[0], asked[0].sample)
+    assert (worth.exit, worth.update) == (0.0, ())
+
+
 class Bench:
     def __init__(self, blocks, backbone):
         self.blocks, self.backbone = blocks, backbone
@@ -121,7 +140,7 @@ def test_gates_are_followed_and_labelled(backbone, monkeypatch):
     end = backbone.tokenizer.eos_token_id
     assert run.turn.reply == [*backbone.encode("x"), end], "to end is an action"
     assert run.steps[0].turn.reply[-1] != end, "a step ends by its last tag"
-    assert run.steps[1].turn.chunk == chunk_ids(backbone, context(backbone).chunks[1])
+    assert run.steps[1].turn.chunks == (chunk_ids(backbone, context(backbone).chunks[1]),)
 
 
 def test_without_the_exit_gate_all_is_read(backbone, monkeypatch):
@@ -149,10 +168,11 @@ def turns_of(backbone):
     chunks = [backbone.encode("the first chunk"), backbone.encode("another, longer chunk of text")]
     encode = backbone.encode
     return [
-        Turn(prompt=encode("why?"), reply=encode("so."), chunk=chunks[0]),
-        Turn(prompt=encode("who is it?"), reply=encode("nobody"), chunk=chunks[1]),
+        Turn(prompt=encode("why?"), reply=encode("so."), chunks=(chunks[0],)),
+        Turn(prompt=encode("who is it?"), reply=encode("nobody"), chunks=(chunks[1],)),
         Turn(prompt=encode("how?"), reply=encode("x")),
-        Turn(prompt=encode("when?"), reply=encode("now"), chunk=chunks[0]),
+        Turn(prompt=encode("when?"), reply=encode("now"), chunks=(chunks[0],)),
+        Turn(prompt=encode("both?"), reply=encode("no"), chunks=(chunks[1], chunks[0])),
     ]
 
 
@@ -164,7 +184,7 @@ def test_likelihoods_are_those_of_the_turns_one_by_one(backbone):
     turns = turns_of(backbone)
     together = likelihood(backbone, turns)
     for row, turn in enumerate(turns):
-        blocks = [backbone.compress([turn.chunk], ratio=4)] if turn.chunk else None
+        blocks = [backbone.compress(turn.chunks, ratio=4)] if turn.chunks else None
         hidden = backbone.read([[*turn.prompt, *turn.reply]], blocks)
         logs = torch.log_softmax(backbone.logits(hidden)[0], -1)
         expected = [logs[len(turn.prompt) - 1 + i, token] for i, token in enumerate(turn.reply)]

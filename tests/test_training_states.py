@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from compmem import Document, IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids, size_on_disk
 from compmem.backbone.stock import WEIGHTS
+from compmem.cli import app
 from compmem.errors import CheckpointError
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
@@ -19,6 +21,7 @@ from compmem_research.tasks.multihop import read_corpus
 from compmem_research.training.data.components import Component
 from compmem_research.training.data.examples import Example, Rows, as_text, row_losses
 from compmem_research.training.data.multihop import MultihopRows, is_held
+from compmem_research.training.data.sources import QuestionSource
 from compmem_research.training.embedded import run_all
 from compmem_research.training.engine.trainer import Trainer
 from compmem_research.training.export import Export
@@ -142,6 +145,65 @@ def test_only_the_memory_adapter_changes_the_states_and_learns_from_what_is_read
     assert {name.split(".")[-2] for name, p in learned if p.grad is not None and p.grad.abs().sum() > 0} == {
         f"memory_{name}" for name in LORA.targets
     }
+
+
+def passes(backbone, monkeypatch):
+    """Counts the rows that go through the stock model's layers, and those that go through them with an adapter."""
+    counts, forward = {}, type(backbone.decoder).forward
+
+    def counted(self, ids, context, **options):
+        counts[options.get("role") or self.role] = counts.get(options.get("role") or self.role, 0) + len(ids)
+        return forward(self, ids, context, **options)
+
+    monkeypatch.setattr(type(backbone.decoder), "forward", counted)
+    return counts
+
+
+def test_scores_of_chunks_are_kept_until_the_stock_model_changes(tiny_backbone, monkeypatch):
+    backbone = tiny_backbone("llama")
+    backbone.add_memory(replace(SELECTED, pruning="kvzip-heads"))
+    backbone.add_adapter("memory", LORA)
+    wanted = backbone.compress(TEXTS)
+    backbone.keep_scores(2)
+    counts = passes(backbone, monkeypatch)
+    with torch.no_grad():
+        backbone.compress(TEXTS[:1])
+        backbone.compress(TEXTS)  # one is known
+        backbone.compress([*TEXTS, TEXTS[0]])
+    assert counts == {None: 2 * len(TEXTS), "memory": 6}, "each is read and repeated once by the stock model"
+    made = backbone.compress(TEXTS)
+    for mine, theirs in zip(made, wanted, strict=True):
+        assert torch.equal(mine.positions, theirs.positions)
+        assert torch.equal(mine.values, theirs.values)
+    made[0].values.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in backbone.parameters("memory").values())
+    with torch.no_grad():
+        for parameter in backbone.parameters("memory").values():
+            parameter.add_(0.01)
+        backbone.compress(TEXTS)
+        assert counts[None] == 2 * len(TEXTS), "they do not depend on what is added"
+        backbone.compress([TEXTS[0][:9]])  # pushes the oldest one out
+        backbone.compress(TEXTS[:1])
+        assert counts[None] == 2 * len(TEXTS) + 4
+        backbone.decoder.embed_tokens.weight.add_(0.01)
+        backbone.compress(TEXTS[:1])
+        assert counts[None] == 2 * len(TEXTS) + 6
+
+
+def test_a_question_whose_evidence_is_too_long_gives_way_to_the_next(tmp_path):
+    file, lines = tmp_path / "set.jsonl", write_set(tmp_path / "set.jsonl").read_text().splitlines()
+    for number, line in enumerate(lines[::2]):
+        question = json.loads(line)
+        question["paragraphs"][0]["sentences"].append("word " * 60)
+        lines[2 * number] = json.dumps(question)
+    file.write_text("\n".join(lines))
+    source = QuestionSource(file, lambda texts: [len(text.split()) for text in texts], chunks=2)
+    drawn = [source(number, 20, 1, False) for number in range(20)]
+    assert all(sample.tokens <= 40 for sample in drawn)
+    assert all(int(sample.id[1:]) % 2 for sample in drawn)
+    assert len({sample.id for sample in drawn}) > 5
+    with pytest.raises(ValueError, match="no question's evidence fits in 2 chunks of 1 tokens"):
+        source(0, 1, 1, False)
 
 
 def test_it_learns_answers_from_several_blocks_with_the_model_frozen(selected, tmp_path):
@@ -322,6 +384,23 @@ def test_an_index_takes_the_base_of_its_backbone_from_the_runtime(trained, tmp_p
         assert index.answer("Who rents the house?").text == written
     with MemoryIndex.open(tmp_path / "kv.mem") as index, pytest.raises(CheckpointError, match="'stock'"):
         index.answer("Who rents the house?")
+
+
+def test_the_commands_take_the_base_of_a_backbone(trained, tmp_path):
+    base, folder = trained
+    (tmp_path / "a.txt").write_text("Acme rents the house. The garden is large.")
+    index, runner = str(tmp_path / "kv.mem"), CliRunner()
+    add = ["add", index, str(tmp_path / "a.txt"), "--backbone", str(folder / "shipped"), "--chunk-tokens", "48"]
+    refused = runner.invoke(app, add)
+    assert refused.exit_code == 1
+    assert "--backbone-base" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "kv.mem").exists()
+    assert runner.invoke(app, [*add, "--backbone-base", str(base)]).exit_code == 0
+    ask = ["ask", index, "Who rents the house?", "--json"]
+    asked = runner.invoke(app, [*ask, "--backbone-base", str(base)])
+    assert asked.exit_code == 0, asked.stderr
+    assert json.loads(asked.stdout)["question"] == "Who rents the house?"
+    assert runner.invoke(app, ask).exit_code == 1
 
 
 def test_another_quantisation_of_the_base_is_used_with_a_warning(trained, tmp_path, caplog):

@@ -26,6 +26,7 @@ from compmem.backbone.prompts import head
 from compmem.backbone.prune import prune
 from compmem.backbone.ragged import prefix_of
 from compmem.backbone.rotary import Rotary
+from compmem.backbone.score_cache import ScoreCache
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
 from compmem.config import KVPruning
@@ -68,6 +69,7 @@ class Backbone(TokenCodec):
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)
         self._prefix_states = PrefixStates(parts.decoder)
+        self._scores: ScoreCache | None = None
 
     @classmethod
     def load(
@@ -202,14 +204,22 @@ class Backbone(TokenCodec):
             MemoryError: A single chunk does not fit on the device.
         """
         how = Compression(
-            self.memory, ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning, lambda: self._repetition
-        )
+            self.memory, ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning,
+            lambda: self._repetition, self._scores,
+        )  # fmt: skip
         how.check(chunks, self.context)
 
         def run(rows: Sequence[int]) -> list[KVStates]:
             return how.run(self.decoder, self.rotary, [chunks[row] for row in rows])
 
         return in_batches(run, list(map(len, chunks)), COMPRESS_TOKENS, self.device, "a chunk", self.release)
+
+    def keep_scores(self, chunks: int) -> None:
+        """Keep the stock model's scores of this many recent chunks (KVzip's), for training that compresses them again.
+
+        They take 4 bytes for each layer, KV head and token of a chunk.
+        """
+        self._scores = ScoreCache(list(self.parameters("base").values()), chunks)
 
     @cached_property
     def _repetition(self) -> Repetition:

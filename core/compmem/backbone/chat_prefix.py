@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from compmem.backbone.weights_version import weights_version
 from compmem.schema import KVStates
 
 Prompts = Sequence[Sequence[int]]
@@ -24,12 +25,10 @@ class PrefixStates:
 
     def of(self, head: list[int], compute: Callable[[], KVStates]) -> KVStates:
         """What was computed for this prefix; with gradients, or weights whose changes torch does not count, anew."""
-        weights = list(self._model.parameters())
-        if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
+        version = weights_version(list(self._model.parameters()))
+        if torch.is_grad_enabled() or version is None:
             return compute()
-        mixed = torch.is_autocast_enabled(weights[0].device.type)
-        # An optimiser, `load_state_dict` and a move to another device change a pointer or a version.
-        key = (tuple(head), mixed, tuple((weight.data_ptr(), weight._version) for weight in weights))
+        key = (tuple(head), version)
         kept = self._kept
         if kept is None or kept[0] != key:
             self._kept = kept = (key, compute())

@@ -92,7 +92,8 @@ def load(
             stock = find(base, fetch=fetch)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{str(name)!r} needs its stock model, which RuntimeConfig(backbone_base=...) may name: {error}"
+                f"{str(name)!r} needs its stock model, which RuntimeConfig(backbone_base=...) or --backbone-base may "
+                f"name: {error}"
             ) from error
     else:
         stock = place if base is None else find(base, fetch=allow_download is not False)

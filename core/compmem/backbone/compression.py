@@ -9,6 +9,7 @@ from compmem.backbone.kvzip import BY_REPETITION, Repetition
 from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary
+from compmem.backbone.score_cache import ScoreCache
 from compmem.config import KVPruning
 from compmem.schema import KVStates
 
@@ -30,6 +31,8 @@ class Compression:
     pruning: KVPruning
     repetition: Callable[[], Repetition] | None = None
     """Makes the request to repeat a chunk, for methods that repeat it."""
+    scores: ScoreCache | None = None
+    """Scores of chunks that were repeated before, for training."""
 
     def __post_init__(self) -> None:
         if self.memory.trained and self.pruning != self.memory.pruning:
@@ -59,7 +62,7 @@ class Compression:
             return compress(decoder, rotary, chunks, ratio=self.ratio, window=self.memory.window)
         return prune(
             encoder(decoder, self.memory), rotary, chunks, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
-            repetition=self._again(), stock=decoder,
+            repetition=self._again(), stock=decoder, kept=self.scores,
         )  # fmt: skip
 
     def _again(self) -> Repetition | None:

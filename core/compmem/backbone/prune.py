@@ -30,6 +30,7 @@ from compmem.backbone.kvzip import BY_REPETITION, Repetition, repetition_scores
 from compmem.backbone.memory import memory_count
 from compmem.backbone.ragged import best_of_all_heads
 from compmem.backbone.rotary import Rotary, rotate
+from compmem.backbone.score_cache import ScoreCache
 from compmem.config import KVPruning
 from compmem.schema import KVStates
 
@@ -47,6 +48,7 @@ def prune(
     pruning: KVPruning = "attention",
     repetition: Repetition | None = None,
     stock: Decoder | None = None,
+    kept: ScoreCache | None = None,
 ) -> list[KVStates]:
     """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order.
 
@@ -59,15 +61,23 @@ def prune(
         pruning: How importance is estimated.
         repetition: The request to repeat a chunk, which both kinds of KVzip need above ratio 1.
         stock: The layers that repeat a chunk. None: those that make the states.
+        kept: Scores of chunks that were repeated before.
     """
     texts = [[*lead, *chunk] for chunk in chunks]
     if pruning in BY_REPETITION and ratio > 1:
         assert repetition is not None, "KVzip needs the request to repeat"
         stock = stock or decoder
-        with torch.no_grad():
-            whole = prune(stock, rotary, texts, ratio=1)
-            scores = repetition_scores(stock, rotary, whole, chunks, repetition)
-        if torch.is_grad_enabled() or stock is not decoder:
+
+        def scored(asked: Sequence[Sequence[int]]) -> tuple[list[KVStates], list[Tensor]]:
+            with torch.no_grad():
+                own = prune(stock, rotary, [[*lead, *chunk] for chunk in asked], ratio=1)
+                return own, repetition_scores(stock, rotary, own, asked, repetition)
+
+        if kept is None:
+            whole, scores = scored(chunks)
+        else:
+            whole, scores = [], kept.of(chunks, lambda asked: scored(asked)[1])
+        if torch.is_grad_enabled() or stock is not decoder or kept is not None:
             whole = prune(decoder, rotary, texts, ratio=1)
         choose = _pruned if pruning == "kvzip" else _pruned_together
         return [choose(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]

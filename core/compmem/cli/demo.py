@@ -15,7 +15,7 @@ from compmem.as_json import answer_json
 from compmem.cli.app import app, out, write_json
 from compmem.cli.demo_docs import documents
 from compmem.cli.index_commands import opened, progress
-from compmem.cli.query_commands import AsJson, Device, follow, last
+from compmem.cli.query_commands import AsJson, BackboneBase, Device, follow, last
 from compmem.schema import Answer
 from compmem.trace import as_page
 
@@ -95,15 +95,17 @@ def demo(
         Path | None, typer.Option("--pages", metavar="FOLDER", help="Write each answer as an HTML page there.")
     ] = None,
     device: Device = None,
+    backbone_base: BackboneBase = None,
     as_json: AsJson = False,
 ) -> None:
     """Index the documentation of the standard library and answer questions that each need two parts of it.
 
-    Then read numbers hidden in the documentation with the embedded backbone, from compressed KV states.
+    Then read numbers hidden in the documentation from compressed KV states: with SmolLM2-135M-Instruct if it is on this
+    machine, or named; else with the embedded backbone.
     """
     started = time.perf_counter()
     console = out()
-    with opened(index, {}, device) as memory:
+    with opened(index, {}, compmem.RuntimeConfig(device=device)) as memory:
         added = add_documents(memory)
         facts = memory.info()
         ready = time.perf_counter() - started
@@ -119,7 +121,7 @@ def demo(
         console.print(f"{sum(right)} of {len(right)} right\n")
     from compmem.cli.demo_needles import read_needles  # imports torch, which --help does not need
 
-    needles = read_needles(None if as_json else console, encoder, device)
+    backbone, needles = read_needles(None if as_json else console, encoder, device, backbone_base)
     seconds = time.perf_counter() - started
     if pages is not None:
         pages.mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,8 @@ def demo(
         write_json({
             "documents": facts.documents, "characters": facts.characters, "blocks": facts.blocks,
             "questions": [{**answer_json(a), "right": r} for a, r in zip(answers, right, strict=True)],
-            "right": sum(right), "needles": needles, "seconds_to_compress": ready, "seconds": seconds,
+            "right": sum(right), "backbone": backbone, "needles": needles,
+            "seconds_to_compress": ready, "seconds": seconds,
         })  # fmt: skip
     else:
         console.print(

@@ -1,5 +1,6 @@
-"""The second part of the demo: numbers hidden in the documentation, read by the embedded backbone from KV states."""
+"""The second part of the demo: numbers hidden in the documentation, read by a trained backbone from KV states."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
@@ -14,8 +15,11 @@ from compmem.backbone import Backbone
 from compmem.cli.demo_docs import documents
 from compmem.schema import Encoder
 
-NEEDLES, TOKENS, PAGES, EXCERPT = 5, 2000, 400, 300
-"""Questions; tokens of a haystack (by the backbone's tokenizer); pages with excerpts; characters of an excerpt."""
+NEEDLES, PAGES, EXCERPT = 5, 400, 300
+"""Questions; pages with excerpts; characters of an excerpt."""
+EMBEDDED, LARGE = "embedded", "smollm2-135m-memory"
+TOKENS = {EMBEDDED: 2000, LARGE: 600}
+"""Tokens of a haystack, by the backbone's tokenizer: what it compresses in a few seconds on a CPU."""
 ADJECTIVES = ("amber", "brisk", "copper", "gentle", "hollow", "quiet")
 NOUNS = ("anchor", "basket", "lantern", "orchard", "saddle", "violin")
 
@@ -30,32 +34,61 @@ class Haystack:
     question: str
     answer: str
 
+    def right(self, answer: str) -> bool:
+        """Whether an answer contains the number, and not as a part of another one."""
+        return self.answer in re.findall(r"\d+", answer)
 
-def read_needles(console: Console | None, encoder: Encoder, device: str | None) -> list[Result]:
-    """The answers of both readers to each question; printed to the console if there is one."""
-    backbone = Backbone.load("embedded", device=device)
+
+def read_needles(
+    console: Console | None, encoder: Encoder, device: str | None, base: str | None
+) -> tuple[str, list[Result]]:
+    """Name of the backbone, and the answers of both readers to each question; printed to the console if there is one.
+
+    The backbone is SmolLM2-135M-Instruct with trained adapters if that model is on this machine or named by `base`,
+    else the embedded one.
+
+    Raises:
+        CheckpointError: The model named by `base` cannot be used.
+    """
+    name, backbone = _backbone(device, base)
     if console is not None:
-        console.print(Rule("the same loop on compressed KV states", align="left", style="cyan"))
+        console.print(Rule("the same question to compressed KV states", align="left", style="cyan"))
         size = sum(p.numel() for p in backbone.decoder.parameters())
         console.print(
-            f"A number is hidden in {TOKENS:,} tokens of documentation. The embedded backbone, {size:,} parameters "
-            f"trained on a CPU, reads it from one memory token per {backbone.memory.ratio} tokens of text; the "
-            "extractive reader quotes.\n"
+            f"A number is hidden in {TOKENS[name]:,} tokens of documentation. The backbone {name}, {size:,} "
+            f"parameters, reads it from one KV state per {backbone.memory.ratio} tokens of text; the extractive "
+            "reader quotes."
         )
-    return [_asked(backbone, encoder, haystack, console) for haystack in _haystacks(backbone)]
+        if name == EMBEDDED:
+            console.print(
+                "SmolLM2-135M-Instruct reads it instead where it is on this machine, or with --backbone-base: its "
+                "name HuggingFaceTB/SmolLM2-135M-Instruct (270 MB are downloaded), a folder or a .gguf file."
+            )
+        console.print()
+    return name, [_asked(name, backbone, encoder, haystack, console) for haystack in _haystacks(name, backbone)]
 
 
-def _haystacks(backbone: Backbone) -> list[Haystack]:
+def _backbone(device: str | None, base: str | None) -> tuple[str, Backbone]:
+    try:
+        # Nothing is downloaded that was not named.
+        return LARGE, Backbone.load(LARGE, device=device, base=base, allow_download=None if base else False)
+    except compmem.CheckpointError:
+        if base is not None:
+            raise
+        return EMBEDDED, Backbone.load(EMBEDDED, device=device)
+
+
+def _haystacks(name: str, backbone: Backbone) -> list[Haystack]:
     """One haystack per question: excerpts of documentation in random order, one of them with a number."""
     excerpts = [page.text[:EXCERPT].strip() for page in islice(documents(), PAGES)]
     sizes = [len(backbone.encode(text)) for text in excerpts]
-    return [_haystack(Random(number), excerpts, sizes) for number in range(NEEDLES)]
+    return [_haystack(Random(number), excerpts, sizes, TOKENS[name]) for number in range(NEEDLES)]
 
 
-def _haystack(rng: Random, excerpts: Sequence[str], sizes: Sequence[int]) -> Haystack:
+def _haystack(rng: Random, excerpts: Sequence[str], sizes: Sequence[int], tokens: int) -> Haystack:
     numbers = rng.sample(range(len(excerpts)), len(excerpts))
     ends = accumulate(sizes[n] for n in numbers)
-    texts = [excerpts[n] for n, end in zip(numbers, ends, strict=True) if end <= TOKENS]
+    texts = [excerpts[n] for n, end in zip(numbers, ends, strict=True) if end <= tokens]
     key, value = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}", str(rng.randint(1_000_000, 9_999_999))
     place = rng.randrange(len(texts))
     texts[place] += f"\n\nOne hidden number that belongs to {key} is: {value}."
@@ -63,20 +96,21 @@ def _haystack(rng: Random, excerpts: Sequence[str], sizes: Sequence[int]) -> Hay
     return Haystack(documents=documents, question=f"Which hidden number belongs to {key}?", answer=value)
 
 
-def _asked(backbone: Backbone, encoder: Encoder, haystack: Haystack, console: Console | None) -> Result:
-    kv = compmem.IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
+def _asked(name: str, backbone: Backbone, encoder: Encoder, haystack: Haystack, console: Console | None) -> Result:
+    scorer = None if backbone.has_gate else encoder
+    kv = compmem.IndexConfig(memory="kv", backbone=name, chunk_tokens=96, encoder=scorer)
     with compmem.MemoryIndex.create(None, kv, backbone=backbone) as memory:
         memory.add(haystack.documents)
         latent = memory.answer(haystack.question)
     with compmem.MemoryIndex.create(None, compmem.IndexConfig(encoder=encoder)) as memory:
         memory.add(haystack.documents)
         quoted = memory.answer(haystack.question)
-    expected = haystack.answer
-    right = {name: expected in answer.text for name, answer in (("latent", latent), ("extractive", quoted))}
+    expected, answers = haystack.answer, {"latent": latent, "extractive": quoted}
+    right = {reader: haystack.right(answer.text) for reader, answer in answers.items()}
     if console is not None:
         console.print(Text(haystack.question, style="bold"))
-        for name, answer in (("latent", latent), ("extractive", quoted)):
-            mark = Text("right", style="green") if right[name] else Text("wrong", style="red")
+        for reader, answer in answers.items():
+            mark = Text("right", style="green") if right[reader] else Text("wrong", style="red")
             read = f"  {answer.usage.blocks_read} blocks read"
-            console.print(Text(f"  {name:<11}") + mark + Text(f"  {answer.text}"[:100]) + Text(read, style="dim"))
+            console.print(Text(f"  {reader:<11}") + mark + Text(f"  {answer.text}"[:100]) + Text(read, style="dim"))
     return {"question": haystack.question, "expected": expected, **right}

@@ -17,7 +17,7 @@ from rich.text import Text
 import compmem
 from compmem.cli import inputs, render
 from compmem.cli.app import app, err, fail, out, parse_filter, write_json
-from compmem.cli.query_commands import AllowDownload, AsJson, Device, Filter, IndexPath
+from compmem.cli.query_commands import AllowDownload, AsJson, BackboneBase, Device, Filter, IndexPath
 from compmem.schema import Document
 from compmem.trace import printable
 
@@ -66,6 +66,7 @@ def add(
         ),
     ] = None,
     device: Device = None,
+    backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,8 +100,9 @@ def add(
             counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
         else:
             check = workers is None and ray is None  # otherwise the models may be on other machines alone
+            runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
             with opened(
-                index, settings, device, allow_download=allow_download, shards=shards, check_models=check
+                index, settings, runtime, allow_download=allow_download, shards=shards, check_models=check
             ) as memory:
                 seen = _Seen(memory)
                 added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
@@ -315,7 +317,7 @@ def progress() -> Progress:
 def opened(
     path: Path | None,
     settings: dict[str, Any],
-    device: str | None,
+    runtime: "compmem.RuntimeConfig",
     *,
     allow_download: bool = False,
     shards: int | None = None,
@@ -327,7 +329,6 @@ def opened(
     """
     from compmem.store import store_exists
 
-    runtime = compmem.RuntimeConfig(device=device)
     if path is None or not store_exists(path):
         config = compmem.IndexConfig(**settings)
         return compmem.MemoryIndex.create(path, config, runtime=runtime, shards=shards, check_models=check_models)

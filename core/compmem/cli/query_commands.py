@@ -31,6 +31,13 @@ AllowDownload = Annotated[
     typer.Option("--allow-download", help="Download models that the index names if they are not on this machine."),
 ]
 Device = Annotated[str | None, typer.Option(help="Torch device, such as cuda. Default: the best available.")]
+BackboneBase = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Stock model of a backbone that is only adapters: a name, folder or .gguf file. Default: as it names.",
+    ),
+]
 
 
 ReaderOption = Annotated[
@@ -78,6 +85,7 @@ def ask(
     trace: TraceOption = True,
     page: PageOption = None,
     device: Device = None,
+    backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +97,8 @@ def ask(
         cite=cite,
     )  # fmt: skip
     config = config if k is None else config.replace(max_steps=k)
-    with open_index(index, device, allow_download) as opened:
+    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
+    with open_index(index, runtime, allow_download) as opened:
         events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
         answer = last(events) if as_json else follow(out(), events, trace=trace)
     if as_json:
@@ -109,11 +118,13 @@ def recall(
         RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
     ] = "loop",
     device: Device = None,
+    backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks that a question needs, best first; no answer is written."""
-    with open_index(index, device, allow_download) as opened:
+    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
+    with open_index(index, runtime, allow_download) as opened:
         found = opened.recall(question, k, method=method, filter=parse_filter(filter))
     if as_json:
         write_json([recall_json(r) for r in found])
@@ -123,9 +134,8 @@ def recall(
         out().print("Nothing was found.")
 
 
-def open_index(path: Path, device: str | None, allow_download: bool) -> "compmem.MemoryIndex":
+def open_index(path: Path, runtime: "compmem.RuntimeConfig", allow_download: bool) -> "compmem.MemoryIndex":
     """The index in a folder."""
-    runtime = compmem.RuntimeConfig(device=device)
     return compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download)
 
 

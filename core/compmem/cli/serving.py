@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+import compmem
 from compmem.cli.app import app
-from compmem.cli.query_commands import AllowDownload, Device, IndexPath, KeyOption, open_index
+from compmem.cli.query_commands import AllowDownload, BackboneBase, Device, IndexPath, KeyOption, open_index
 from compmem.schema import AnswerModels
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers; its name at the endpoint.")]
@@ -68,6 +69,7 @@ def serve(
     ] = 60.0,
     body_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 8 << 20,
     device: Device = None,
+    backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
 ) -> None:
     """Serve an index over HTTP: /v1/chat/completions as in the OpenAI API, /recall, /answer, /documents, /health."""
@@ -85,8 +87,8 @@ def serve(
     }  # fmt: skip
     settings = run.Settings(
         index=str(index), tokens=None if tokens is None else str(tokens), chat=_chat(model, base_url, api_key_env),
-        cite=cite, device=device, allow_download=allow_download, read_only=read_only, limits=limits,
-        processes=processes if ray is None else 2 if replicas is None else replicas,
+        cite=cite, device=device, backbone_base=backbone_base, allow_download=allow_download, read_only=read_only,
+        limits=limits, processes=processes if ray is None else 2 if replicas is None else replicas,
     )  # fmt: skip
     if ray is None:
         run.serve(settings, host, port)
@@ -104,6 +106,7 @@ def mcp(
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
     device: Device = None,
+    backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
 ) -> None:
     """Serve an index to an agent by the Model Context Protocol, on standard input and output."""
@@ -112,7 +115,8 @@ def mcp(
 
     given = _chat(model, base_url, api_key_env)
     models: AnswerModels = {} if given is None else {"chat": Endpoint(**given)}
-    with open_index(index, device, allow_download) as opened:
+    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
+    with open_index(index, runtime, allow_download) as opened:
         create_tools(opened, read_only=read_only, **models).run("stdio")
 
 

@@ -44,6 +44,7 @@ class Settings:
     cite: bool = False
     """Have the chat model cite its sources, as in `[1]`."""
     device: str | None = None
+    backbone_base: str | None = None
     allow_download: bool = False
     processes: int = 1
     """Processes or replicas, which share the cores of a machine."""
@@ -86,7 +87,7 @@ def open_index(settings: Settings, opened: Callable[..., MemoryIndex] | None = N
     threads = max(1, cores // (settings.processes * at_once))
     torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")
-    runtime = RuntimeConfig(device=settings.device)
+    runtime = RuntimeConfig(device=settings.device, backbone_base=settings.backbone_base)
     opened = opened or partial(MemoryIndex.open, settings.index)
     index = opened(runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:

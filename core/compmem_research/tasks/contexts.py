@@ -72,6 +72,10 @@ class Contexts:
         """Tokens of the longest context: all passages, with extra ones."""
         return sum(self._sizes)
 
+    def evidence_tokens(self, question: Question) -> int:
+        """Tokens of a question's evidence: the shortest context that it can be asked over."""
+        return sum(self._sizes[n] for n, _ in question.support)
+
     def extras(self, sample: Sample) -> int:
         """Number of documents of a sample that are extra passages, not from the corpus."""
         return sum(d.id in self._extra_ids for d in sample.documents)
@@ -104,7 +108,7 @@ class Contexts:
         if placement == "memagent":
             order = self._memagent(question, pools, tokens, answerable=answerable)
         else:
-            filled = gold + self._fill(pools, tokens, sum(self._sizes[n] for n in gold))
+            filled = gold + self._fill(pools, tokens, self.evidence_tokens(question) if answerable else 0)
             order = self._place(filled, gold, placement, rng)
         return Sample(
             id=question.id if answerable else f"{question.id}-unanswerable",

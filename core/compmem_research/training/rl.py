@@ -27,6 +27,9 @@ from compmem_research.training.rollouts.rewards import Outcome, RewardPart, Rewa
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
 from compmem_research.training.rollouts.trajectory import Trajectory, Turn
 
+KEPT = 512
+"""Chunks whose importance scores are kept, so that an update does not compute those of its rollouts again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RLTraining:
@@ -92,6 +95,8 @@ class RLTraining:
             raise ValueError("rollouts ask the model: set workers=0")
         if self.rollouts.group < 2:
             raise ValueError(f"group={self.rollouts.group} must be at least 2: advantages compare")
+        if not self.rollouts.steps and (unused := {"update", "exit"} & set(self.rewards)):
+            raise ValueError(f"system='answer' has no steps: rewards has {sorted(unused)!r}")
         if self.freeze_compressor and "base" in self.train:
             raise ValueError("freeze_compressor: the compressor runs on the base too; train a reasoner's adapter")
         if self.reference not in ("start", "base"):
@@ -135,7 +140,8 @@ class RLStage:
     name = "rl"
 
     def __init__(self, settings: RLTraining, backbone: Backbone, draw: Draw) -> None:
-        backbone.steps_trained = True
+        backbone.steps_trained |= settings.rollouts.steps
+        backbone.keep_scores(KEPT)
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self._settings = settings
@@ -200,7 +206,7 @@ class RLStage:
         ]
         sums, counts = figures_of(runs, worth, self._settings.rewards)
         figures = {f"held_{name}": value / max(counts[name], 1e-9) for name, value in sums.items()}
-        return {"held_exact_answer": figures.pop("held_outcome"), **figures}
+        return {"held_answer": figures.pop("held_outcome"), **figures}
 
     def save(self, folder: Path) -> None:
         """Save the backbone with its training prompts."""

@@ -91,9 +91,17 @@ class QuestionSource:
             raise ValueError(f"{file}: {len(self._contexts.questions)} questions are too few to hold some out")
 
     def __call__(self, number: int, size: int, items: int, held: bool) -> Sample:
-        """A question with this number; its hops are as in the set."""
-        part = self._parts[held]
-        return self._contexts.sample(part[number % len(part)], size * self._chunks)
+        """A question with this number, or the next one whose evidence fits; its hops are as in the set.
+
+        Raises:
+            ValueError: No question's evidence fits.
+        """
+        part, tokens = self._parts[held], size * self._chunks
+        for later in range(len(part)):
+            question = part[(number + later) % len(part)]
+            if self._contexts.evidence_tokens(question) <= tokens:
+                return self._contexts.sample(question, tokens)
+        raise ValueError(f"no question's evidence fits in {self._chunks} chunks of {size} tokens")
 
 
 def source_of(

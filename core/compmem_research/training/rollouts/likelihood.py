@@ -78,36 +78,42 @@ def mask_of(turns: Sequence[Turn], device: torch.device) -> Tensor:
 
 
 def run_tokens(turn: Turn, ratio: int) -> int:
-    """Tokens of one turn in the decoder, with its chunk."""
-    return len(turn.chunk) - (-len(turn.chunk) // ratio) + len(turn.prompt) + len(turn.reply)
+    """Tokens of one turn in the decoder, with its chunks."""
+    inside = sum(len(chunk) - (-len(chunk) // ratio) for chunk in turn.chunks)
+    return inside + len(turn.prompt) + len(turn.reply)
 
 
 def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
-    """Numbers of turns, grouped by chunk, as many at once as the budget allows."""
-    order = sorted(range(len(turns)), key=lambda n: (len(turns[n].chunk), tuple(turns[n].chunk), len(turns[n].prompt)))
+    """Numbers of turns, grouped by their chunks, as many at once as the budget allows."""
+    order = sorted(range(len(turns)), key=lambda n: _size(turns[n]))
     piece: list[int] = []
     chunks: set[tuple[int, ...]] = set()
     longest = 0
     for number in order:
         turn = turns[number]
         wide = max(longest, len(turn.prompt) + len(turn.reply))
-        whole = {*chunks, tuple(turn.chunk)}
+        own = set(map(tuple, turn.chunks))
+        whole = chunks | own
         if piece and wide * (len(piece) + 1) + sum(map(len, whole)) > budget:
             yield piece
-            piece, whole, wide = [], {tuple(turn.chunk)}, len(turn.prompt) + len(turn.reply)
+            piece, whole, wide = [], own, len(turn.prompt) + len(turn.reply)
         piece.append(number)
         chunks, longest = whole, wide
     yield piece
+
+
+def _size(turn: Turn) -> tuple[object, ...]:
+    return (sum(map(len, turn.chunks)), tuple(map(tuple, turn.chunks)), len(turn.prompt))
 
 
 def _piece(
     backbone: Backbone, turns: Sequence[Turn], ratio: int, temperature: float, role: Role | None, through_memory: bool
 ) -> Tensor:
     """Log-probabilities of one piece, `[turns, longest reply]`, 0 after a reply's end."""
-    chunks = list(dict.fromkeys(tuple(turn.chunk) for turn in turns if turn.chunk))
+    chunks = list(dict.fromkeys(tuple(chunk) for turn in turns for chunk in turn.chunks))
     with torch.set_grad_enabled(through_memory and torch.is_grad_enabled()):
         states = dict(zip(chunks, backbone.compress(chunks, ratio=ratio), strict=True)) if chunks else {}
-    blocks = [[states[tuple(turn.chunk)]] if turn.chunk else [] for turn in turns]
+    blocks = [[states[tuple(chunk)] for chunk in turn.chunks] for turn in turns]
     hidden = backbone.read([[*turn.prompt, *turn.reply][:-1] for turn in turns], blocks, role=role)
     mask = mask_of(turns, hidden.device)
     first = torch.tensor([len(turn.prompt) - 1 for turn in turns], device=hidden.device)

@@ -6,7 +6,7 @@ match the real loop.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from compmem_research.training.engine.device import precision
 class Written:
     """The reply to one prompt."""
 
-    memory: WorkingMemory
+    memory: WorkingMemory = field(default_factory=WorkingMemory)
     """The working memory in the prompt."""
     prompt: Sequence[int]
     ids: Sequence[int]
@@ -172,11 +172,24 @@ class Loops:
             for loop, written in self._written(ends):
                 loop.answer = written
 
+    def answers(
+        self, questions: Sequence[str], blocks: Sequence[Sequence[KVStates]], seeds: Sequence[int]
+    ) -> list[Written]:
+        """The answer to each question from all of its blocks, read at once without a loop.
+
+        Raises:
+            ValueError: An answer's prompt with its blocks is longer than the model's context.
+            MemoryError: A single answer does not fit on the device.
+        """
+        prompts = [self.prompts.from_blocks(question) for question in questions]
+        with torch.no_grad(), precision(self.prompts.backbone):
+            return list(self._replies(prompts, blocks, self.answer_tokens, seeds, begun=[()] * len(prompts)))
+
     def _written(self, asked: Sequence[tuple[Loop, ReadRequest]]) -> Iterator[tuple[Loop, Written]]:
         """A step of each loop after its blocks, or the answer if there are none."""
         if not asked:
             return
-        backbone, structured = self.prompts.backbone, self.prompts.structured
+        structured = self.prompts.structured
         blocks = [_states(read.blocks) for _, read in asked]
         steps = any(blocks)
         fill, most = (self.prompts.step, self.step_tokens) if steps else (self.prompts.answer, self.answer_tokens)
@@ -185,22 +198,33 @@ class Loops:
         prompts = [
             [*fill(loop.question, read.memory.text), *start] for (loop, read), start in zip(asked, begun, strict=True)
         ]
-        behind = [sum(b.slots for b in row) for row in blocks]
+        seeds = [int(loop.rng.integers(1 << 62)) for loop, _ in asked]
+        made = self._replies(prompts, blocks if steps else None, most, seeds, begun=begun, stop=stop)
+        for (loop, read), written in zip(asked, made, strict=True):
+            reply = parse_step_reply(written.text, structured=structured) if steps else None
+            yield loop, replace(written, memory=read.memory, reply=reply)
+
+    def _replies(
+        self, prompts: Sequence[Sequence[int]], blocks: Sequence[Sequence[KVStates]] | None, most: int,
+        seeds: Sequence[int], *, begun: Sequence[Sequence[int]], stop: Sequence[str] = (),
+    ) -> Iterator[Written]:  # fmt: skip
+        """The replies of at most this many tokens behind the blocks of each prompt, whose last tokens begin them."""
+        backbone = self.prompts.backbone
+        behind = [sum(b.slots for b in row) for row in blocks or [()] * len(prompts)]
         room = backbone.context - max(len(prompt) + size for prompt, size in zip(prompts, behind, strict=True))
         # If there is no space at all, the backbone raises the error.
         most = max(1, min(most, room))
         replies = backbone.generate(
-            prompts, blocks if steps else None, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop,
-            temperature=self.temperature, seeds=[int(loop.rng.integers(1 << 62)) for loop, _ in asked],
+            prompts, blocks, max_new_tokens=most, stop_ids=self.ends, stop_strings=stop, temperature=self.temperature,
+            seeds=seeds,
         )  # fmt: skip
-        for (loop, read), prompt, start, ids in zip(asked, prompts, begun, replies, strict=True):
+        for prompt, start, ids in zip(prompts, begun, replies, strict=True):
             text = backbone.decode([*start, *ids])
             stopped = any(mark in text for mark in stop)
             ended = stopped or len(ids) < most
             # Ending is an action too: the policy should learn when to end.
             drawn = [*ids, self.ends[0]] if ended and not stopped else ids
-            reply = parse_step_reply(text, structured=structured) if steps else None
-            yield loop, Written(memory=read.memory, prompt=prompt, ids=drawn, text=text, ended=ended, reply=reply)
+            yield Written(prompt=prompt, ids=drawn, text=text, ended=ended)
 
 
 def _states(blocks: Sequence[MemoryBlock]) -> list[KVStates]:

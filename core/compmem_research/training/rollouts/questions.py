@@ -76,7 +76,8 @@ def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
     source = source_of(backbone, settings.file, config, settings.tasks, chunks=settings.chunks, text=text)
 
     def draw(number: int, held: bool) -> Context:
-        drawn = int(np.random.default_rng((seed, number)).integers(1 << 31))
+        # Held-out questions are the same for every seed, so that runs can be compared.
+        drawn = int(np.random.default_rng((0 if held else seed, number)).integers(1 << 31))
         sample = source(drawn, settings.chunk_tokens, settings.hops, held)
         return Context.of(sample, chunks_of(sample, backbone, settings.chunk_tokens), backbone)
 

@@ -5,13 +5,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from compmem_research.metrics import exact_match
+from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.sample import Sample
 from compmem_research.training.rollouts.trajectory import Trajectory
 
 RewardPart = Literal["outcome", "update", "exit", "format"]
-Outcome = Literal["exact", "score"]
-"""Criterion of a right answer: equal to the gold one after normalisation, or the task's own metric."""
+Outcome = Literal["exact", "score", "f1"]
+"""Criterion of a right answer: equal to the gold one after normalisation, the task's own metric, or the F1 of its words
+(a share for an answer that is partly right)."""
 
 EARLY: Final = -0.75
 """Reward for stopping before the last evidence was read."""
@@ -63,7 +64,7 @@ def outcome_reward(trajectory: Trajectory, sample: Sample, outcome: Outcome) -> 
     """1 for the right answer, or for finding nothing if there is none."""
     if outcome == "score" or sample.metric == "unanswerable":
         return sample.score(trajectory.answer, found=trajectory.found)
-    return exact_match(trajectory.answer, sample.answers)
+    return (f1 if outcome == "f1" else exact_match)(trajectory.answer, sample.answers)
 
 
 def exit_reward(last: int, enough: int) -> float:

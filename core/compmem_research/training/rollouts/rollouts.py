@@ -1,7 +1,8 @@
 """Rollouts: the loop itself, run for many questions and their groups at once, with the tokens of every turn.
 
-Each rollout is the loop with the settings of a published system, so training matches the real loop. Chunks are
-compressed once per question, whatever the group's size.
+Each rollout is the loop with the settings of a published system, so training matches the real loop; or only the answer
+from recalled chunks, where the loop is run by another reader. Chunks are compressed once per question, whatever the
+group's size.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.config import LoopConfig
-from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts
+from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts, without_thinking
 from compmem.schema import KVStates
 from compmem_research.training.engine.device import precision
 from compmem_research.training.rollouts.evidence import Evidence, Labels
@@ -22,7 +23,7 @@ from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rewards import well_formed
 from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
 
-System = Literal["gru-mem", "lychee"]
+System = Literal["gru-mem", "lychee", "answer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +35,8 @@ class RolloutSettings:
     """
 
     system: System = "gru-mem"
-    """A scan in document order whose replies have an update gate (and an exit gate), or overwrite the memory."""
+    """A scan in document order whose replies have an update gate (and an exit gate), or overwrite the memory; or the
+    answer from all chunks at once, without steps."""
     exit_gate: bool = True
     """Stop if the reply says so (2602.10560, with and without)."""
     group: int = 8
@@ -58,6 +60,11 @@ class RolloutSettings:
             raise ValueError("group, memory_tokens and answer_tokens must be at least 1, overhead not negative")
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature!r} must not be negative")
+
+    @property
+    def steps(self) -> bool:
+        """Whether the chunks are read in steps."""
+        return self.system != "answer"
 
     @property
     def gates(self) -> bool:
@@ -107,15 +114,26 @@ class Rollouts:
             ValueError: A step is longer than the model's context.
             MemoryError: A single step does not fit on the device.
         """
+        compressed = self._compressed(contexts)
+        if not self.settings.steps:
+            return self._answered(contexts, compressed, seeds)
         recall = self.settings.recall
         groups = [
             [Loop(self.backbone, c.sample.question, c.chunks, states, recall, seed=seed) for seed in own]
-            for c, states, own in zip(contexts, self._compressed(contexts), seeds, strict=True)
+            for c, states, own in zip(contexts, compressed, seeds, strict=True)
         ]
         self._loops.run([loop for group in groups for loop in group])
         return [
             [self._trajectory(context, loop) for loop in group] for context, group in zip(contexts, groups, strict=True)
         ]
+
+    def _answered(
+        self, contexts: Sequence[Context], compressed: Sequence[list[KVStates]], seeds: Sequence[Sequence[int]]
+    ) -> list[list[Trajectory]]:
+        rows = [(c, s, seed) for c, s, own in zip(contexts, compressed, seeds, strict=True) for seed in own]
+        asked, states, drawn = zip(*rows, strict=True)
+        made = iter(self._loops.answers([c.sample.question for c in asked], states, drawn))
+        return [[_answer(next(made), context.ids) for _ in own] for context, own in zip(contexts, seeds, strict=True)]
 
     def _compressed(self, contexts: Sequence[Context]) -> list[list[KVStates]]:
         """The memory of every chunk; each distinct one is compressed once."""
@@ -134,7 +152,7 @@ class Rollouts:
             steps.append(
                 Step(
                     evidence=evidence.supports(number, open_), check=check, formed=formed and step.ended,
-                    memory=step.memory.text, number=number, turn=_turn(step, context.ids[number]),
+                    memory=step.memory.text, number=number, turn=_turn(step, [context.ids[number]]),
                 )
             )  # fmt: skip
             if check:
@@ -150,8 +168,15 @@ class Rollouts:
         )
 
 
-def _turn(written: Written, chunk: Sequence[int] = ()) -> Turn:
-    return Turn(prompt=written.prompt, reply=written.ids, chunk=chunk)
+def _answer(written: Written, chunks: Sequence[Sequence[int]]) -> Trajectory:
+    """The result of an answer without steps: there is no right step to stop."""
+    text = without_thinking(written.text).strip()
+    formed = written.ended and bool(text)
+    return Trajectory(steps=(), enough=-1, answer=text, formed=formed, turn=_turn(written, chunks))
+
+
+def _turn(written: Written, chunks: Sequence[Sequence[int]] = ()) -> Turn:
+    return Turn(prompt=written.prompt, reply=written.ids, chunks=tuple(chunks))
 
 
 def check_whole() -> None:

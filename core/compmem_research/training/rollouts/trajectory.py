@@ -11,8 +11,8 @@ class Turn:
     prompt: Sequence[int]
     reply: Sequence[int]
     """The sampled tokens, with the end token if there is one."""
-    chunk: Sequence[int] = ()
-    """Tokens of the chunk whose memory preceded the prompt; empty if there was none."""
+    chunks: tuple[Sequence[int], ...] = ()
+    """Tokens of the chunks whose memory preceded the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class Trajectory:
 
     steps: tuple[Step, ...]
     enough: int
-    """Number of the step after which the evidence is complete: the right step to stop."""
+    """Number of the step after which the evidence is complete: the right step to stop; -1 if there are no steps."""
     answer: str
     """The answer; empty if nothing was found."""
     found: bool = True

@@ -1,0 +1,45 @@
+"""Importance scores of recent chunks, for training: a rollout and its update compress the same chunks."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from compmem.backbone.weights_version import weights_version
+
+Chunks = Sequence[Sequence[int]]
+
+
+class ScoreCache:
+    """The scores `[layers, kv_heads, tokens]` that a model gave to its last chunks, until its weights change.
+
+    Args:
+        weights: What the scores depend on.
+        most: Chunks whose scores are kept.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], most: int) -> None:
+        self._weights = weights
+        self._most = most
+        self._version: tuple[object, ...] | None = None
+        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+
+    def of(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
+        """The scores of each chunk; `compute` gets those whose scores are not kept."""
+        version = weights_version(self._weights)
+        # A tensor made in inference mode cannot be used in training.
+        if version is None or torch.is_inference_mode_enabled():
+            return compute(chunks)
+        if version != self._version:
+            self._kept.clear()
+            self._version = version
+        wanted = list(map(tuple, chunks))
+        new = [chunk for chunk in dict.fromkeys(wanted) if chunk not in self._kept]
+        found = dict(zip(new, compute(new), strict=True)) if new else {}
+        for chunk in wanted:
+            found.setdefault(chunk, self._kept.pop(chunk, torch.empty(0)))
+        self._kept.update(found)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return [found[chunk] for chunk in wanted]
