@@ -13,12 +13,12 @@ from compmem.backbone import Backbone, MemoryConfig, chunk_ids, kvzip
 from compmem.backbone.expected_attention import FUTURE
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
-from compmem.config import KVPruning
+from compmem.config import ONE_BUDGET, KVPruning
 from compmem.index_models import keep_facts
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 
-METHODS = [method for method in get_args(KVPruning) if method != "kvzip-heads"]  # of one length for all heads
+METHODS = [method for method in get_args(KVPruning) if method not in ONE_BUDGET]  # of one length for all heads
 CHUNKS = [tokens(41, 1), tokens(9, 2), tokens(30, 3)]
 
 

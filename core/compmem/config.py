@@ -9,7 +9,7 @@ from compmem.schema import Encoder
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8"]
-KVPruning = Literal["attention", "kvzip", "kvzip-heads", "expected-attention"]
+KVPruning = Literal["attention", "kvzip", "kvzip-heads", "kvzap", "expected-attention"]
 KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
@@ -20,6 +20,9 @@ WriterName = Literal["chat", "latent"]
 
 STOCK_PRUNING: KVPruning = "kvzip-heads"
 """How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""
+
+ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
+"""The ways with one budget for all heads; the second one predicts the scores of the first."""
 
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
@@ -49,9 +52,10 @@ class IndexConfig:
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv_pruning: KVPruning | None = None
     """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
-    repetition of the chunk (KVzip, which reads it twice), or by that of normally distributed queries. With
-    `kvzip-heads` all layers and heads share one budget; with the others each head keeps equally many states. None: as
-    a trained backbone was trained; `kvzip-heads` for a stock model."""
+    repetition of the chunk (KVzip, which reads it twice), by a prediction of that (KVzap; the backbone needs fitted
+    weights), or by that of normally distributed queries. With `kvzip-heads` and `kvzap` all layers and heads share one
+    budget; with the others each head keeps equally many states. None: as a trained backbone was trained, `kvzap` where
+    its weights are there, else `kvzip-heads`."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5

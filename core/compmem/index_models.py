@@ -218,7 +218,8 @@ class IndexModels:
         return self._config.ratio or backbone.memory.ratio
 
     def _pruning(self, backbone: Backbone) -> KVPruning:
-        own = backbone.memory.pruning if backbone.memory.trained else STOCK_PRUNING
+        memory = backbone.memory
+        own = memory.pruning if memory.trained or memory.pruning == "kvzap" else STOCK_PRUNING
         return self._config.kv_pruning or own
 
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:

@@ -1,6 +1,7 @@
 """The backbone: one causal LM that compresses, reads, scores and writes, with one adapter per role."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
 from compmem.backbone.prompts import head
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import importance_examples, prune
 from compmem.backbone.ragged import prefix_of
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
@@ -213,6 +214,35 @@ class Backbone(TokenCodec):
             return how.run(self.decoder, self.rotary, [chunks[row] for row in rows])
 
         return in_batches(run, list(map(len, chunks)), COMPRESS_TOKENS, self.device, "a chunk", self.release)
+
+    @torch.no_grad()
+    def importance_examples(self, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        """What importance is predicted from, and KVzip's scores, to fit `set_importance`.
+
+        Of each chunk the features `[layers, tokens, features]` and the scores `[layers, kv_heads, tokens]`.
+        """
+        return importance_examples(
+            encoder(self.decoder, self.memory), self.rotary, chunks, lead=self.lead, stock=self.decoder,
+            repetition=self._repetition,
+        )  # fmt: skip
+
+    def set_importance(self, weights: Tensor) -> None:
+        """Choose states by scores that are predicted with these weights: `pruning="kvzap"`.
+
+        Args:
+            weights: `[layers, kv_heads, features + 1]`; the last ones are added as they are.
+
+        Raises:
+            ValueError: They have another shape, or memory tokens are inserted, whose states are all kept.
+        """
+        memory = replace(self.memory, pruning="kvzap")
+        self.decoder.add_importance()
+        kept = self.decoder.importance
+        assert kept is not None
+        if weights.shape != kept.shape:
+            raise ValueError(f"the weights have the shape {tuple(weights.shape)}, not {tuple(kept.shape)}")
+        kept.copy_(weights)
+        self.memory = memory
 
     def keep_scores(self, chunks: int) -> None:
         """Keep the stock model's scores of this many recent chunks (KVzip's), for training that compresses them again.

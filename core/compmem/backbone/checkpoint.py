@@ -231,6 +231,8 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
         decoder.add_adapter(role, config)
     if settings.get("gate"):
         decoder.add_gate()
+    if memory.pruning == "kvzap":
+        decoder.add_importance()
     names = {name: name for name in decoder.added()}
     fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
     return memory

@@ -10,7 +10,7 @@ from compmem.backbone.memory import compress, memory_count
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
-from compmem.config import KVPruning
+from compmem.config import ONE_BUDGET, KVPruning
 from compmem.schema import KVStates
 
 Chunks = Sequence[Sequence[int]]
@@ -35,7 +35,8 @@ class Compression:
     """Scores of chunks that were repeated before, for training."""
 
     def __post_init__(self) -> None:
-        if self.memory.trained and self.pruning != self.memory.pruning:
+        alike = {self.pruning, self.memory.pruning} <= set(ONE_BUDGET)
+        if self.memory.trained and self.pruning != self.memory.pruning and not alike:
             raise ValueError(
                 f"kv_pruning={self.pruning!r} is for stock models: memory was trained with {self.memory.pruning!r}"
             )

@@ -130,6 +130,8 @@ class Decoder(nn.Module):
         self.lm_head: nn.Linear = model.lm_head
         self.memory_embedding: Parameter | None = None
         self.gate_head: nn.Linear | None = None
+        self.importance: Parameter | None = None
+        """Weights that predict the importance of each KV state; see `compmem.backbone.kvzap`."""
         attn = model.model.layers[0].self_attn
         self.kv_shape: tuple[int, int, int] = (
             len(self._layers),
@@ -167,6 +169,13 @@ class Decoder(nn.Module):
         self.gate_head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype, device=weight.device)
         nn.init.zeros_(self.gate_head.weight)
         nn.init.zeros_(self.gate_head.bias)
+
+    def add_importance(self) -> None:
+        """Add the weights that predict importance; all states are alike until they are fitted."""
+        layers, heads, _ = self.kv_shape
+        like = self.embed_tokens.weight
+        features = self._layers[0].linear("q").out_features
+        self.importance = Parameter(like.new_zeros(layers, heads, features + 1), requires_grad=False)
 
     def added(self) -> dict[str, Parameter]:
         """The parameters that are not in the stock model, by name."""

@@ -206,7 +206,7 @@ def check_fusion(blocks: Sequence[KVStates], methods: Iterable[str]) -> None:
     if any(states.lengths is not None for states in blocks):
         raise ValueError(
             f"kv_fusion={'+'.join(methods)!r} needs equally many KV states in each head: read blocks that were made "
-            "with kv_pruning='kvzip-heads' with kv_fusion='none'"
+            "with kv_pruning='kvzip-heads' or 'kvzap' only with kv_fusion='none'"
         )
 
 

@@ -7,9 +7,10 @@ The question is not known yet. What its queries will attend to is estimated by o
 * `expected-attention`: a normal distribution stands for the queries; see `compmem.backbone.expected_attention`.
 * `kvzip`: the most attention a state gets while the model repeats the chunk; see `compmem.backbone.kvzip`.
 * `kvzip-heads`: the same.
+* `kvzap`: that, predicted without the repetition; see `compmem.backbone.kvzap`.
 
-Each head of each layer keeps its own states, and all of them equally many. With `kvzip-heads` they have one budget
-together; see `compmem.backbone.ragged`.
+Each head of each layer keeps its own states, and all of them equally many. With `kvzip-heads` and `kvzap` they have one
+budget together; see `compmem.backbone.ragged`.
 
 A chunk is read after the beginning of a chat turn, as it will be when it is recalled. Attention that finds nothing goes
 to the first tokens of a text (attention sinks, 2309.17453). With the prefix in front, these are not tokens of the
@@ -26,6 +27,7 @@ from torch.nn.functional import pad
 from compmem.backbone.attention import SINKS, attention
 from compmem.backbone.decoder import Context, Decoder
 from compmem.backbone.expected_attention import FUTURE, expected_attention
+from compmem.backbone.kvzap import QueryFeatures, Use, predicted
 from compmem.backbone.kvzip import BY_REPETITION, Repetition, repetition_scores
 from compmem.backbone.memory import memory_count
 from compmem.backbone.ragged import best_of_all_heads
@@ -81,15 +83,53 @@ def prune(
             whole = prune(decoder, rotary, texts, ratio=1)
         choose = _pruned if pruning == "kvzip" else _pruned_together
         return [choose(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
+    if pruning == "kvzap" and ratio > 1:
+        weights = decoder.importance
+        if weights is None:
+            raise ValueError("kv_pruning='kvzap' needs a backbone with fitted importance: `compmem train importance`")
+        whole, scores = _with_features(decoder, rotary, texts, lambda layer, made: predicted(weights[layer], made))
+        return [
+            _pruned_together(states, score[..., len(lead) : len(text)], len(lead), ratio)
+            for states, score, text in zip(whole, scores, texts, strict=True)
+        ]
+    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers), pruning)
+    return _run(decoder, context, context, texts)
+
+
+def importance_examples(
+    decoder: Decoder, rotary: Rotary, chunks: Sequence[Sequence[int]], *, lead: Sequence[int], stock: Decoder,
+    repetition: Repetition,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Of each chunk the features that importance is predicted from, `[layers, tokens, features]`, and KVzip's scores.
+
+    The scores are `[layers, kv_heads, tokens]`; the arguments are those of `prune`.
+    """
+    texts = [[*lead, *chunk] for chunk in chunks]
+    scores = repetition_scores(stock, rotary, prune(stock, rotary, texts, ratio=1), chunks, repetition)
+    _, features = _with_features(decoder, rotary, texts, lambda _, made: made)
+    return [(own[:, len(lead) : len(text)], score) for own, score, text in zip(features, scores, texts, strict=True)]
+
+
+def _with_features(
+    decoder: Decoder, rotary: Rotary, texts: Sequence[Sequence[int]], use: Use
+) -> tuple[list[KVStates], list[Tensor]]:
+    """All states of each text, and what is kept of its features, `[layers, ...]`, padded to the longest text."""
+    inner = _Scoring(rotary, [len(text) for text in texts], 0, 1, len(decoder.layers), "attention")
+    context = QueryFeatures(inner, len(decoder.layers), use)
+    whole = _run(decoder, context, inner, texts)
+    return whole, list(torch.stack([made for made in context.made if made is not None], dim=1))
+
+
+def _run(decoder: Decoder, context: Context, kept: "_Scoring", texts: Sequence[Sequence[int]]) -> list[KVStates]:
+    """The states of each text that were kept in a pass over the texts."""
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers), pruning)
     decoder(ids.to(decoder.embed_tokens.weight.device), context)
     states = []
-    for chunk, layers in zip(chunks, zip(*context.kept, strict=True), strict=True):
+    for text, layers in zip(texts, zip(*kept.kept, strict=True), strict=True):
         keys, values, places = (torch.stack(parts) for parts in zip(*layers, strict=True))
-        states.append(_states(keys, values, places, len(chunk)))
+        states.append(_states(keys, values, places, len(text) - kept.lead))
     return states
 
 
@@ -101,7 +141,7 @@ class _Scoring(Context):
     ) -> None:
         self._rotary = rotary
         self._lengths = lengths
-        self._lead = lead
+        self.lead = lead
         self._ratio = ratio
         self._pruning = pruning
         self.kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
@@ -115,12 +155,12 @@ class _Scoring(Context):
         rotated = rotate(key, cos, sin)
         self.kept[layer] = []
         for row, length in enumerate(self._lengths):
-            mine = (key[row, :, self._lead : length], value[row, :, self._lead : length])
-            places = torch.arange(length - self._lead, device=key.device).expand(key.shape[1], -1)
-            if memory_count(length - self._lead, self._ratio) < length - self._lead:
+            mine = (key[row, :, self.lead : length], value[row, :, self.lead : length])
+            places = torch.arange(length - self.lead, device=key.device).expand(key.shape[1], -1)
+            if memory_count(length - self.lead, self._ratio) < length - self.lead:
                 coming = tuple(table[length : length + FUTURE] for table in tables)
-                expected = self._expected(query[row, :, self._lead : length], rotated[row, :, :length], coming, scale)
-                places = _best(expected * mine[1].norm(dim=-1), self._lead, self._ratio)
+                expected = self._expected(query[row, :, self.lead : length], rotated[row, :, :length], coming, scale)
+                places = _best(expected * mine[1].norm(dim=-1), self.lead, self._ratio)
                 mine = (_at(mine[0], places), _at(mine[1], places))
             self.kept[layer].append((*mine, places))
         if layer == len(self.kept) - 1:
@@ -138,11 +178,11 @@ class _Scoring(Context):
         """
         cos, sin = coming
         if self._pruning == "attention":
-            return _mean_attention(rotate(_samples(query), cos[0], sin[0]), key, scale)[:, self._lead :]
+            return _mean_attention(rotate(_samples(query), cos[0], sin[0]), key, scale)[:, self.lead :]
         # As in kvpress, the first tokens take no part: neither their queries nor attention to them.
-        own = _sinks(query.shape[1], self._lead, self._ratio)
-        first = min(SINKS, self._lead) + own
-        return pad(expected_attention(query[:, own:], key[:, first:], cos, sin, scale), (first, 0))[:, self._lead :]
+        own = _sinks(query.shape[1], self.lead, self._ratio)
+        first = min(SINKS, self.lead) + own
+        return pad(expected_attention(query[:, own:], key[:, first:], cos, sin, scale), (first, 0))[:, self.lead :]
 
 
 def _samples(query: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def fusion(
     ] = "none,epic,prophetkv,cacheblend,graph-kv,ape,graph-kv+epic+prophetkv",
     ratios: Annotated[str, typer.Option(help="Source tokens per memory token, by comma.")] = "1,2,4,8",
     pruning: Annotated[
-        str, typer.Option(help="How states are chosen, by comma: attention, kvzip, kvzip-heads, expected-attention.")
+        str, typer.Option(help="How states are chosen, by comma: names as of `compmem add --kv-pruning`.")
     ] = "attention",
     trained: Annotated[
         list[str] | None, typer.Option(help="Folders with what was trained on that model, measured beside it.")

@@ -16,7 +16,7 @@ from typing import Any, Final, cast, get_args
 import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
-from compmem.config import KVFusion, KVPruning
+from compmem.config import ONE_BUDGET, KVFusion, KVPruning
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import Row, Rows
@@ -62,8 +62,8 @@ class Settings:
         for name in self.pruning:
             if name not in get_args(KVPruning):
                 raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
-        if "kvzip-heads" in self.pruning and set(self.methods) != {"none"}:
-            raise ValueError("blocks pruned by kvzip-heads can only be read with the method none")
+        if set(ONE_BUDGET) & set(self.pruning) and set(self.methods) != {"none"}:
+            raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} can only be read with the method none")
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")

@@ -38,6 +38,12 @@ def compressor(config: Config) -> None:
 
 
 @app.command()
+def importance(config: Config) -> None:
+    """After stage 1, or for a stock model: what predicts which KV states to keep."""
+    _run("importance", config)
+
+
+@app.command()
 def warmup(config: Config) -> None:
     """The reasoner's warm-up: step traces with evidence labels."""
     _run("warmup", config)

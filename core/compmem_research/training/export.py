@@ -93,8 +93,8 @@ from compmem.backbone import Backbone
 backbone = Backbone.load("{name}", base="{base}")   # a name, folder or .gguf file
 ```
 
-In an index: `IndexConfig(memory="kv", backbone="{name}")`, and `RuntimeConfig(backbone_base=...)` where the base is not
-at the place that `{name}/compmem.json` names.
+In an index: `IndexConfig(memory="kv", backbone="{name}")`, and `RuntimeConfig(backbone_base=...)` or
+`--backbone-base` where the base is not at the place that `{name}/compmem.json` names.
 
 | | |
 | --- | --- |

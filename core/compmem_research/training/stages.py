@@ -11,6 +11,7 @@ STAGES = {
     "text": ("text", "TextPreparation"),
     "lm": ("lm", "LMTraining"),
     "compressor": ("compressor", "CompressorTraining"),
+    "importance": ("importance", "ImportanceTraining"),
     "warmup": ("warmup", "WarmupTraining"),
     "rl": ("rl", "RLTraining"),
     "gate": ("gate", "GateTraining"),

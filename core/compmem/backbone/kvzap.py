@@ -1,0 +1,49 @@
+"""KVzap (2601.07891): KVzip's scores predicted from what the layers compute anyway, so a text is read once, not thrice.
+
+The logarithm of a state's score is a linear function of the layer's queries at the same token, before rotation; these
+determine the hidden state, from which the paper predicts. `compmem train importance` fits the weights.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from compmem.backbone.decoder import Context
+
+Use = Callable[[int, Tensor], Tensor]
+"""What is kept of a layer's features `[rows, tokens, features]`, from its number and them."""
+
+
+class QueryFeatures(Context):
+    """Another context's attention; keeps something of the features of every layer.
+
+    Args:
+        inner: The context that attends.
+        layers: Number of layers.
+        use: What is kept.
+    """
+
+    def __init__(self, inner: Context, layers: int, use: Use) -> None:
+        self._inner = inner
+        self._use = use
+        self.made: list[Tensor | None] = [None] * layers
+        """What was kept, by layer."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
+    ) -> Tensor | None:
+        """As the inner context."""
+        # The features are the queries of all heads, side by side.
+        self.made[layer] = self._use(layer, query.detach().transpose(1, 2).flatten(2))
+        return self._inner.attend(layer, query, key, value, scale=scale, dropout=dropout)
+
+
+def predicted(weights: Tensor, features: Tensor) -> Tensor:
+    """The logarithm of scores, `[rows, kv_heads, tokens]`.
+
+    Args:
+        weights: Those of one layer, `[kv_heads, features + 1]`; the last ones are added as they are.
+        features: `[rows, tokens, features]`.
+    """
+    made: Tensor = features @ weights[:, :-1].T.to(features.dtype) + weights[:, -1].to(features.dtype)
+    return made.transpose(1, 2)
