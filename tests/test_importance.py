@@ -133,7 +133,8 @@ def fitted(tmp_path_factory):
         start=folder / "stock", out=folder / "fitted", file=write_set(folder / "set.jsonl"), passages=120, held=20,
         device="cpu", ratio=4, ridge=1e-3,
     )  # fmt: skip
-    return folder / "stock", folder / "fitted", train(settings)
+    report = train(settings)
+    return folder / "stock", folder / "fitted" / "backbone", report
 
 
 def test_what_is_kept_is_near_to_what_kvzip_keeps(fitted):
@@ -176,18 +177,18 @@ def test_a_folder_without_its_weights_is_refused(fitted, tmp_path):
     assert settings["base"] == str(stock)
 
 
-def test_it_is_fitted_to_a_trained_adapter_too(fitted, adapted, tmp_path):
-    stock, folder, _ = fitted
+def test_it_is_fitted_to_a_trained_adapter_too(fitted, tmp_path):
+    stock, _, _ = fitted
     memory = Backbone.load(stock, device="cpu")
     memory.add_memory(replace(SELECTED, pruning="kvzip-heads"))
     memory.add_adapter("memory", AdapterConfig(rank=2))
     memory.save(tmp_path / "memory", base=str(stock))
     settings = ImportanceTraining(
-        start=tmp_path / "memory", out=tmp_path / "out", file=folder.parent / "set.jsonl", passages=30, held=5,
+        start=tmp_path / "memory", out=tmp_path / "out", file=stock.parent / "set.jsonl", passages=30, held=5,
         device="cpu",
     )  # fmt: skip
     assert train(settings)["held_overlap"] > 0.4
-    loaded = Backbone.load(tmp_path / "out", device="cpu")
+    loaded = Backbone.load(tmp_path / "out" / "backbone", device="cpu")
     assert loaded.memory == replace(memory.memory, pruning="kvzap")
     assert loaded.adapters == memory.adapters
 
@@ -201,8 +202,19 @@ def test_settings_that_make_no_sense(changes, message, tmp_path):
         ImportanceTraining(start=tmp_path, out=tmp_path, file=tmp_path, **changes)
 
 
+def test_memory_that_was_trained_for_another_choice_is_refused(fitted, tmp_path):
+    stock, _, _ = fitted
+    memory = Backbone.load(stock, device="cpu")
+    memory.add_memory(SELECTED)
+    memory.add_adapter("memory", AdapterConfig(rank=2))
+    memory.save(tmp_path / "memory", base=str(stock))
+    settings = ImportanceTraining(start=tmp_path / "memory", out=tmp_path, file=stock.parent / "set.jsonl")
+    with pytest.raises(ValueError, match="was not trained on states that kvzip-heads chooses"):
+        train(settings)
+
+
 def test_too_few_passages_are_told(fitted, tmp_path):
-    stock, folder, _ = fitted
-    settings = ImportanceTraining(start=stock, out=tmp_path, file=folder.parent / "set.jsonl", passages=9999)
+    stock, _, _ = fitted
+    settings = ImportanceTraining(start=stock, out=tmp_path, file=stock.parent / "set.jsonl", passages=9999)
     with pytest.raises(ValueError, match="are fewer than"):
         train(settings)

@@ -38,15 +38,19 @@ LORA = AdapterConfig(rank=4, targets=("q", "k", "v", "o", "gate", "up", "down"))
 TEXTS = [list(b"Ida was born in Ulm, and Bo sings there in the evening."), list(b"Ox is a town.")]
 
 RECIPE = {
-    "embedded": '[[phases]]\nstage = "compressor"\nconfig = "one.toml"\n[[phases]]\nstage = "warmup"\n'
+    "embedded": '[[phases]]\nstage = "compressor"\nconfig = "one.toml"\n[[phases]]\nstage = "importance"\n'
+    'config = "importance.toml"\n[[phases]]\nstage = "warmup"\n'
     'config = "two.toml"\n[[phases]]\nstage = "rl"\nconfig = "rl.toml"\n[[phases]]\nstage = "gate"\n'
     'config = "gate.toml"\n[[phases]]\nstage = "evaluate"\nconfig = "evaluate.toml"\n'
     '[[phases]]\nstage = "export"\nconfig = "three.toml"\n',
-    "one": 'start = "base"\ntrain = ["memory"]\n[memory]\nown = []\nstates = "selected"\n[adapter]\nrank = 2\n'
+    "one": 'start = "base"\ntrain = ["memory"]\n[memory]\nown = []\nstates = "selected"\npruning = "kvzip-heads"\n'
+    '[adapter]\nrank = 2\n'
     '[run]\nout = "one"\nsteps = 2\nbatch = 1\ndevice = "cpu"\nceiling_seconds = 0.01\n[mixture]\ndata = "data"\n'
     '[[mixture.components]]\nkind = "continue"\nsizes = [16]\ntokens = 32\n'
     '[[mixture.components]]\nkind = "multihop"\nfile = "set.jsonl"\nsizes = [32]\nitems = [2]\ntokens = 64\n',
-    "two": 'start = "one/backbone"\ntrain = ["reasoner", "memory"]\n[adapter]\nrank = 2\n[run]\nout = "two"\n'
+    "importance": 'start = "one/backbone"\nout = "importance"\nfile = "set.jsonl"\npassages = 9\nheld = 2\n'
+    'device = "cpu"\n',
+    "two": 'start = "importance/backbone"\ntrain = ["reasoner", "memory"]\n[adapter]\nrank = 2\n[run]\nout = "two"\n'
     'steps = 2\nbatch = 1\ndevice = "cpu"\nceiling_seconds = 0.01\n[mixture]\n[[mixture.components]]\n'
     'kind = "multihop"\nfile = "set.jsonl"\nsizes = [32]\nitems = [2]\ntokens = 64\n[prompts]\nnothing = "-"\n'
     'update = "{question} {memory}"\noverwrite = "{question} {memory}"\nanswer = "{question} {memory}"\n',
@@ -359,6 +363,17 @@ def test_the_export_names_the_base_as_it_is_told(trained, tmp_path):
     assert Backbone.load(tmp_path / "out", device="cpu", base=base).fingerprint() == report["fingerprint"]
 
 
+def test_the_prompts_of_what_was_added_are_used_and_not_those_beside_the_base(trained, tmp_path):
+    base, folder = trained
+    asked = "{question} {memory}"
+    assert LatentPrompts.from_backbone(Backbone.load(folder / "two" / "backbone", device="cpu")).update == asked
+    assert LatentPrompts.from_backbone(Backbone.load(folder / "shipped", device="cpu", base=base)).update == asked
+    shutil.copytree(base, tmp_path / "base")
+    LatentPrompts(update="other {question} {memory}").write(tmp_path / "base")
+    loaded = Backbone.load(folder / "shipped", device="cpu", base=tmp_path / "base")
+    assert LatentPrompts.from_backbone(loaded).update == asked
+
+
 def test_another_base_is_refused(trained, tmp_path):
     base, folder = trained
     shipped = folder / "shipped"
@@ -439,6 +454,7 @@ def test_a_recipe_goes_on_where_it_stopped_also_on_another_machine(trained, tmp_
         (there / "carried" / file.name).write_bytes(file.read_bytes())
     (there / "set.jsonl").write_bytes((folder / "set.jsonl").read_bytes())
     other_model(moved)
-    [report] = run_all(folder / "embedded.toml", there, 2, base=str(moved))
+    [report] = run_all(folder / "embedded.toml", there, 3, base=str(moved))
     assert report["stage"] == "warmup"
-    assert Backbone.load(there / "two" / "backbone", device="cpu").base == str(moved)
+    trained = Backbone.load(there / "two" / "backbone", device="cpu")
+    assert (trained.base, trained.memory.pruning) == (str(moved), "kvzap")

@@ -56,6 +56,7 @@ class Backbone(TokenCodec):
         steps_trained: Whether the reader was trained for the steps of the loop. If not, the extractive reader runs the
             loop by default, and the backbone writes the answer from the recalled blocks.
         base: The stock model that it was loaded from, if that is not in one folder with what was added.
+        folder: The folder that it was loaded from, with what was added. None for a file, or a model loaded elsewhere.
     """
 
     def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
@@ -66,6 +67,7 @@ class Backbone(TokenCodec):
         self.threshold = parts.threshold
         self.steps_trained = parts.steps_trained
         self.base = parts.base
+        self.folder = parts.folder
         self.rotary = Rotary(parts.model.model.rotary_emb)
         self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
         self._head = head(parts.tokenizer)

@@ -61,6 +61,8 @@ class Parts:
     """Whether the reader was trained for the steps of the loop."""
     base: str | None = None
     """Name, folder or file of the stock model, if it is not in the same folder as what is added to it."""
+    folder: Path | None = None
+    """Folder of what was loaded; None for a file, or a model that was loaded elsewhere."""
 
 
 def load(
@@ -123,6 +125,7 @@ def load(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold, steps_trained=steps_trained,
         base=absolute(str(base or name)) if not whole or not settings else None,
+        folder=place if place.is_dir() else None,
     )  # fmt: skip
 
 

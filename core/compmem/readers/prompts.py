@@ -119,7 +119,8 @@ Answer this question from them alone, in as few words as it allows. If they do n
         Raises:
             CheckpointError: The checkpoint's prompt file cannot be used.
         """
-        own = Path(str(backbone.tokenizer.name_or_path)) / PROMPT_FILE
+        folder = backbone.folder or Path(str(backbone.tokenizer.name_or_path))
+        own = folder / PROMPT_FILE
         return cls.read(own) if own.is_file() else cls()
 
     def write(self, folder: Path) -> None:

@@ -92,10 +92,13 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
         longest = min(minutes, values.run.minutes or minutes)
         values = dataclasses.replace(values, run=dataclasses.replace(values.run, minutes=longest))
     figures: dict[str, Any] = {"phase": phase.config.stem, **train(values)}
-    if "run" in names:
+    made: Path = values.run.out if "run" in names else values.out
+    if (made / BACKBONE).is_dir():
         carried = out / CARRIED
-        pack(values.run.out / BACKBONE, carried, dtype=getattr(torch, settings.dtype))
-        logs = _logs(carried) | {values.run.out.name: (values.run.out / LOG).read_text(encoding="utf-8")}
+        pack(made / BACKBONE, carried, dtype=getattr(torch, settings.dtype))
+        logs = _logs(carried)
+        if (made / LOG).exists():
+            logs |= {made.name: (made / LOG).read_text(encoding="utf-8")}
         (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
         (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures

@@ -100,7 +100,7 @@ In an index: `IndexConfig(memory="kv", backbone="{name}")`, and `RuntimeConfig(b
 | --- | --- |
 | added parameters | {report["parameters"]:,}, {report["dtype"]} |
 | adapters | {adapters or "none"} |
-| states of a chunk | {memory.states}, one for every {memory.ratio} tokens |
+| states of a chunk | {memory.states} ({memory.pruning}), one for every {memory.ratio} tokens |
 | gate | {"trained" if backbone.has_gate else "none"} |
 | fingerprint | {report["fingerprint"]} |
 

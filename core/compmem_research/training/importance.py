@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from compmem.backbone import Backbone, chunk_ids
-from compmem.config import KVPruning
+from compmem.config import ONE_BUDGET
 from compmem.naming import absolute
+from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.tasks.multihop import read_corpus
 from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.trainer import BACKBONE
 
 logger = logging.getLogger(__name__)
 
-METHODS: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
-"""What is predicted, and the prediction."""
 LEAST_SCORE = 1e-6
 """Scores are raised to this value before the logarithm."""
 
@@ -42,7 +42,7 @@ class ImportanceTraining:
     start: Path
     """Folder, file or name of the backbone."""
     out: Path
-    """Folder of the fitted backbone: only what is added to its stock model."""
+    """Folder of the run; `backbone` in it has what is added to the stock model."""
     file: Path
     """A multi-hop set, whose passages are read; see `compmem_research.tasks.multihop`."""
     passages: int = 300
@@ -73,12 +73,12 @@ def train(settings: ImportanceTraining) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone cannot be loaded.
-        ValueError: The file has a broken line or too few passages, or the backbone keeps all states.
+        ValueError: The file has a broken line or too few passages, or the states were trained for another choice.
     """
     began = time.monotonic()
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
-    if backbone.memory.inserted:
-        raise ValueError(f"{str(settings.start)!r} inserts memory tokens, whose states are all kept")
+    if backbone.memory.trained and backbone.memory.pruning not in ONE_BUDGET:
+        raise ValueError(f"{str(settings.start)!r} was not trained on states that {ONE_BUDGET[0]} chooses")
     drawn = _passages(settings, backbone)
     fit = Fit()
     for number, (features, scores) in enumerate(_examples(backbone, drawn[: settings.passages], settings.at_once)):
@@ -88,7 +88,9 @@ def train(settings: ImportanceTraining) -> dict[str, Any]:
     backbone.set_importance(fit.weights(settings.ridge))
     figures = _measured(backbone, drawn[settings.passages :], settings)
     base = backbone.base if backbone.base is not None else absolute(str(settings.start))
-    backbone.save(settings.out, base=base)
+    folder = settings.out / BACKBONE
+    backbone.save(folder, base=base)
+    LatentPrompts.from_backbone(backbone).write(folder)
     report = {"passages": settings.passages, "tokens": fit.tokens, "seconds": round(time.monotonic() - began, 1)}
     logger.info("%s", report | figures)
     return report | figures
@@ -159,7 +161,7 @@ def _measured(backbone: Backbone, chunks: Sequence[Sequence[int]], settings: Imp
         for start in range(0, len(chunks), settings.at_once):
             group = chunks[start : start + settings.at_once]
             chosen = []
-            for number, pruning in enumerate(METHODS):
+            for number, pruning in enumerate(ONE_BUDGET):
                 begun = time.perf_counter()
                 chosen.append(backbone.compress(group, ratio=ratio, pruning=pruning))
                 seconds[number] += time.perf_counter() - begun
@@ -168,7 +170,7 @@ def _measured(backbone: Backbone, chunks: Sequence[Sequence[int]], settings: Imp
         "held_correlation": round(float(np.mean(alike)), 4),
         "held_overlap": round(float(np.mean(kept)), 4),
         "held_ratio": ratio,
-        "held_seconds": dict(zip(METHODS, (round(s, 2) for s in seconds), strict=True)),
+        "held_seconds": dict(zip(ONE_BUDGET, (round(s, 2) for s in seconds), strict=True)),
     }
 
 
