@@ -454,6 +454,8 @@ def test_a_recipe_goes_on_where_it_stopped_also_on_another_machine(trained, tmp_
         (there / "carried" / file.name).write_bytes(file.read_bytes())
     (there / "set.jsonl").write_bytes((folder / "set.jsonl").read_bytes())
     other_model(moved)
+    run_all(folder / "embedded.toml", there, 2, base=str(moved))
+    shutil.rmtree(there / "importance")  # only what is carried goes to the next machine
     [report] = run_all(folder / "embedded.toml", there, 3, base=str(moved))
     assert report["stage"] == "warmup"
     trained = Backbone.load(there / "two" / "backbone", device="cpu")
