@@ -77,20 +77,13 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
 
 
 def test_the_demo_takes_the_real_model_where_it_is_and_downloads_nothing_that_was_not_named(monkeypatch):
-    given = []
-
-    def load(name, *, device, base=None, allow_download=None):
-        given.append((name, base, allow_download))
-        if name == LARGE and base != "here":
-            raise CheckpointError("not on this machine")
-        return f"the weights of {name}"
-
-    monkeypatch.setattr(Backbone, "load", load)
-    assert demo_needles._backbone("cpu", None) == (EMBEDDED, "the weights of embedded")
-    assert given == [(LARGE, None, False), (EMBEDDED, None, None)]
-    assert demo_needles._backbone("cpu", "here") == (LARGE, f"the weights of {LARGE}")
-    with pytest.raises(CheckpointError, match="not on this machine"):
-        demo_needles._backbone("cpu", "elsewhere")
+    monkeypatch.setattr(Backbone, "load", lambda name, *, device, base=None: f"{name} over {base}")
+    for size, base, wanted in ((None, None, EMBEDDED), (9, None, LARGE), (None, "here", LARGE)):
+        monkeypatch.setattr(demo_needles, "size_on_disk", lambda _, size=size: size)
+        assert demo_needles._backbone("cpu", base) == (wanted, f"{wanted} over {base}")
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="no-such-folder"):
+        demo_needles._backbone("cpu", "./no-such-folder")
 
 
 def test_a_part_of_another_number_is_not_right():

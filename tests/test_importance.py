@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from compmem import Document, IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
+from compmem.backbone.kvzap import predicted
 from compmem.backbone.ragged import best_of_all_heads
 from compmem.errors import CheckpointError
 from compmem_research.training.importance import Fit, ImportanceTraining, train
@@ -102,12 +103,47 @@ def test_trained_memory_may_be_chosen_by_the_repetition_or_its_prediction(adapte
 
 
 def test_weights_of_another_shape_are_refused(stock, tiny_backbone):
-    with pytest.raises(ValueError, match="have the shape"):
+    stock.set_importance(weights_for(stock))
+    made = stock.fingerprint()
+    with pytest.raises(ValueError, match="has the shape"):
         stock.set_importance(weights_for(stock)[:1])
+    with pytest.raises(ValueError, match="not finite"):
+        stock.set_importance(weights_for(stock) / 0)
+    assert stock.fingerprint() == made, "what was there stays"
     inserted = tiny_backbone("qwen3", memory=MemoryConfig(ratio=4, window=16, own=("q",)))
     with pytest.raises(ValueError, match="inserted states are all kept"):
         inserted.set_importance(weights_for(inserted))
     assert inserted.decoder.importance is None
+
+
+def test_it_is_kept_in_float32_and_counts_only_where_it_chooses(stock, tmp_path):
+    before = stock.fingerprint()
+    stock.save(tmp_path / "whole")
+    stock.set_importance(weights_for(stock))
+    assert stock.fingerprint() != before == stock.fingerprint("kvzip-heads")
+    stock.save(tmp_path / "whole")
+    loaded = Backbone.load(tmp_path / "whole", device="cpu", dtype="bfloat16")
+    assert torch.equal(loaded.decoder.importance, weights_for(stock))
+    wanted = predicted(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16))
+    assert wanted.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predicted(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16)), wanted)
+
+
+def test_memory_that_is_added_afterwards_is_chosen_as_it_says(stock):
+    with pytest.raises(ValueError, match="needs fitted importance"):
+        stock.add_memory(replace(SELECTED, pruning="kvzap"))
+    stock.set_importance(weights_for(stock))
+    stock.add_memory(replace(SELECTED, pruning="kvzap"))
+    assert stock.decoder.importance is not None
+    stock.add_memory(replace(SELECTED, pruning="kvzip-heads"))
+    assert stock.decoder.importance is None
+
+
+def test_chunks_that_cannot_be_repeated_are_refused(tiny_backbone):
+    small = tiny_backbone("llama", max_position_embeddings=128)
+    with pytest.raises(ValueError, match="larger than the context of 128"):
+        small.importance_examples([tokens(100, 1)])
 
 
 def test_the_fit_finds_a_linear_function():
@@ -139,7 +175,7 @@ def fitted(tmp_path_factory):
 
 def test_what_is_kept_is_near_to_what_kvzip_keeps(fitted):
     _, _, report = fitted
-    assert report["held_correlation"] > 0.6
+    assert report["held_correlation"] > 0.3, "within a head, so its mean alone would have none"
     assert report["held_overlap"] > 0.5, "a random choice shares a quarter"
     assert (report["passages"], report["held_ratio"]) == (120, 4)
     assert set(report["held_seconds"]) == {"kvzip-heads", "kvzap"}
@@ -166,7 +202,9 @@ def test_an_index_of_a_fitted_stock_model_uses_it(fitted, tmp_path):
 def test_a_folder_without_its_weights_is_refused(fitted, tmp_path):
     stock, folder, _ = fitted
     kept = load_file(folder / "compmem.safetensors")
-    for number, spoilt in enumerate(({}, {"importance": kept["importance"][:1]})):
+    for number, spoilt in enumerate(
+        ({}, {"importance": kept["importance"][:1]}, {"importance": kept["importance"] * torch.nan})
+    ):
         shutil.copytree(folder, tmp_path / str(number))
         rest = {name: tensor for name, tensor in kept.items() if name != "importance"}
         save_file(rest | spoilt, tmp_path / str(number) / "compmem.safetensors")

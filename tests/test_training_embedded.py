@@ -152,8 +152,12 @@ def _phases(recipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "file"), [*_phases("embedded"), *_phases("embedded_gpu"), *_phases("smollm2-135m")]
-)
+    ("name", "stage", "file"),
+    [
+        *_phases("embedded"), *_phases("embedded_gpu"), *_phases("smollm2-135m"),
+        ("smollm2-135m", "rl", "answer_rl.toml"),
+    ],
+)  # fmt: skip
 def test_the_recipes_that_are_ready_can_be_read(name, stage, file, tmp_path):
     kind, _ = load_stage(stage)
     assert read_settings(CONFIGS / name / file, kind, base=tmp_path)

@@ -171,7 +171,7 @@ def test_accumulated_questions_weigh_as_those_of_one_batch(warm, tmp_path, algor
     assert losses[0] == pytest.approx(losses[1], rel=2e-3, abs=1e-5)
 
 
-def test_answers_without_steps_are_rewarded_through_the_memory_of_all_chunks(warm, tmp_path):
+def test_answers_without_steps_are_rewarded_through_the_memory_of_all_chunks(warm, tmp_path, monkeypatch):
     backbone = toy_of(warm)
     backbone.steps_trained = False
     before = weights(backbone, "memory")
@@ -182,6 +182,11 @@ def test_answers_without_steps_are_rewarded_through_the_memory_of_all_chunks(war
     assert figures["held_blocks_read"] == 0
     assert any(not torch.equal(before[name], p) for name, p in backbone.parameters("memory").items())
     assert not backbone.steps_trained, "it was not trained for steps"
+    stage = RLStage(given, backbone, lambda number, held: context(backbone, number))
+    monkeypatch.setattr(backbone, "generate", lambda prompts, *_, **__: [backbone.encode("notenote")] * len(prompts))
+    assert stage.measure(0)["held_answer"] == 0.0
+    monkeypatch.setattr(backbone, "generate", lambda prompts, *_, **__: [backbone.encode("note b")] * len(prompts))
+    assert stage.measure(0)["held_answer"] == pytest.approx(2 / 3), "the measurement has the reward that is trained"
     with pytest.raises(ValueError, match=r"has no steps: rewards has \['exit', 'update'\]"):
         settings(tmp_path, rewards=("outcome", "update", "exit"), rollouts=answers)
 

@@ -52,8 +52,8 @@ class IndexConfig:
     """Compression ratio: source tokens per memory token, for KV memory. None: the checkpoint's own."""
     kv_pruning: KVPruning | None = None
     """How the KV states that a stock model keeps are chosen: by the attention of the chunk's own queries, by that of a
-    repetition of the chunk (KVzip, which reads it twice), by a prediction of that (KVzap; the backbone needs fitted
-    weights), or by that of normally distributed queries. With `kvzip-heads` and `kvzap` all layers and heads share one
+    repetition of the chunk (KVzip), by a prediction of that (KVzap; the backbone needs fitted weights, and repeats
+    nothing), or by that of normally distributed queries. With `kvzip-heads` and `kvzap` all layers and heads share one
     budget; with the others each head keeps equally many states. None: as a trained backbone was trained, `kvzap` where
     its weights are there, else `kvzip-heads`."""
     kv: KVType = "bf16"

@@ -224,8 +224,8 @@ class IndexModels:
 
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
-        settings: dict[str, JSON] = {"ratio": self._ratio(backbone), "pruning": self._pruning(backbone)}
-        return {"fingerprint": backbone.fingerprint(), **settings}
+        pruning = self._pruning(backbone)
+        return {"fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning}
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.

@@ -143,6 +143,10 @@ class Backbone(TokenCodec):
         """
         if not config.trained:
             raise ValueError("memory is added to be trained: give a MemoryConfig with trained=True")
+        if config.pruning != "kvzap":
+            self.decoder.importance = None
+        elif self.decoder.importance is None:
+            raise ValueError("pruning='kvzap' needs fitted importance: train with 'kvzip-heads' first")
         end = self.tokenizer.eos_token_id
         self.decoder.add_memory(config, 0 if end is None else end)
         self.memory = config
@@ -187,12 +191,13 @@ class Backbone(TokenCodec):
         """Whether `score` is available."""
         return self.decoder.gate_head is not None
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, pruning: KVPruning | None = None) -> str:
         """A hash of everything that determines a block: settings and weights (a sample of each, rounded to bfloat16).
 
-        It is the same on every device, in float32 and bfloat16. Adapters that are used only for reading are left out.
+        It is the same on every device, in float32 and bfloat16. Adapters that are used only for reading are left out,
+        and the weights of KVzap where states are chosen by another method. None: the memory's own.
         """
-        return fingerprint(self.decoder, self.memory)
+        return fingerprint(self.decoder, self.memory, predicted=(pruning or self.memory.pruning) == "kvzap")
 
     def compress(
         self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning | None = None
@@ -203,7 +208,7 @@ class Backbone(TokenCodec):
 
         Raises:
             ValueError: A chunk is empty or longer than the context, the window is not a multiple of the ratio, or
-                trained memory is given another pruning method than its own.
+                trained memory is given another pruning method than its own ("kvzip-heads" and "kvzap" are one).
             MemoryError: A single chunk does not fit on the device.
         """
         how = Compression(
@@ -222,7 +227,15 @@ class Backbone(TokenCodec):
         """What importance is predicted from, and KVzip's scores, to fit `set_importance`.
 
         Of each chunk the features `[layers, tokens, features]` and the scores `[layers, kv_heads, tokens]`.
+
+        Args:
+            chunks: Token ids of each chunk; all are run at once.
+
+        Raises:
+            ValueError: A chunk is empty, or too long to be repeated in the context.
         """
+        how = Compression(self.memory, 2, self.lead, "kvzip-heads", lambda: self._repetition)
+        how.check(chunks, self.context)
         return importance_examples(
             encoder(self.decoder, self.memory), self.rotary, chunks, lead=self.lead, stock=self.decoder,
             repetition=self._repetition,
@@ -235,15 +248,10 @@ class Backbone(TokenCodec):
             weights: `[layers, kv_heads, features + 1]`; the last ones are added as they are.
 
         Raises:
-            ValueError: They have another shape, or memory tokens are inserted, whose states are all kept.
+            ValueError: They have another shape or are not finite, or memory tokens are inserted, which are all kept.
         """
         memory = replace(self.memory, pruning="kvzap")
-        self.decoder.add_importance()
-        kept = self.decoder.importance
-        assert kept is not None
-        if weights.shape != kept.shape:
-            raise ValueError(f"the weights have the shape {tuple(weights.shape)}, not {tuple(kept.shape)}")
-        kept.copy_(weights)
+        self.decoder.set_importance(weights)
         self.memory = memory
 
     def keep_scores(self, chunks: int) -> None:
@@ -252,6 +260,10 @@ class Backbone(TokenCodec):
         They take 4 bytes for each layer, KV head and token of a chunk.
         """
         self._scores = ScoreCache(list(self.parameters("base").values()), chunks)
+
+    def share_scores(self, other: "Backbone") -> None:
+        """Use the scores that another backbone over the same stock weights keeps."""
+        self._scores = other._scores
 
     @cached_property
     def _repetition(self) -> Repetition:

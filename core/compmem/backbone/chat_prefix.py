@@ -25,10 +25,11 @@ class PrefixStates:
 
     def of(self, head: list[int], compute: Callable[[], KVStates]) -> KVStates:
         """What was computed for this prefix; with gradients, or weights whose changes torch does not count, anew."""
-        version = weights_version(list(self._model.parameters()))
+        weights = list(self._model.parameters())
+        version = weights_version(weights)
         if torch.is_grad_enabled() or version is None:
             return compute()
-        key = (tuple(head), version)
+        key = (tuple(head), torch.is_autocast_enabled(weights[0].device.type), version)
         kept = self._kept
         if kept is None or kept[0] != key:
             self._kept = kept = (key, compute())

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
 SAMPLE = "base_sample"
 """Name of the tensor with values of the stock model, beside the parameters that were added to it."""
+IMPORTANCE = "importance"
+"""Name of the tensor that predicts the importance of KV states, if there is one."""
 ALIKE = 0.98
 """Least likeness of a stock model to the one that the added parameters were trained on: 4-bit quantisation has 0.99."""
 
@@ -121,6 +123,8 @@ def load(
     if ratio is not None and ratio != memory.ratio:
         memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
     decoder.to(device=device, dtype=model.dtype).eval()
+    if memory.pruning == "kvzap":
+        _restore_importance(decoder, place)
     return Parts(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold, steps_trained=steps_trained,
@@ -234,11 +238,24 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
         decoder.add_adapter(role, config)
     if settings.get("gate"):
         decoder.add_gate()
-    if memory.pruning == "kvzap":
-        decoder.add_importance()
     names = {name: name for name in decoder.added()}
     fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
     return memory
+
+
+def _restore_importance(decoder: Decoder, folder: Path) -> None:
+    """Weights that predict importance; they are not rounded to the model's dtype.
+
+    Raises:
+        CheckpointError: They are missing, have another shape or are not finite.
+    """
+    found = _read_tensors([folder / WEIGHTS], {IMPORTANCE})
+    if IMPORTANCE not in found:
+        raise CheckpointError(f"{str(folder)!r} lacks the weights {IMPORTANCE!r}")
+    try:
+        decoder.set_importance(found[IMPORTANCE])
+    except ValueError as error:
+        raise CheckpointError(f"{str(folder / WEIGHTS)!r}: {error}") from error
 
 
 def _threshold(settings: Mapping[str, Any], folder: Path) -> float:

@@ -21,7 +21,7 @@ class Compression:
     """How the chunks of one call are compressed.
 
     Raises:
-        ValueError: The window is not a multiple of the ratio, or a pruning method is given for trained memory.
+        ValueError: The window is not a multiple of the ratio, or trained memory is given another pruning method.
     """
 
     memory: MemoryConfig
@@ -35,6 +35,7 @@ class Compression:
     """Scores of chunks that were repeated before, for training."""
 
     def __post_init__(self) -> None:
+        # One predicts what the other computes.
         alike = {self.pruning, self.memory.pruning} <= set(ONE_BUDGET)
         if self.memory.trained and self.pruning != self.memory.pruning and not alike:
             raise ValueError(

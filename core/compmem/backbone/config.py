@@ -31,7 +31,8 @@ class MemoryConfig:
     a pretrained model.
     """
     pruning: KVPruning = "attention"
-    """How a chunk's own states are chosen above ratio 1, unless an index says otherwise; trained ones always are."""
+    """How a chunk's own states are chosen above ratio 1, unless an index says otherwise. An index of trained memory
+    may only choose between `kvzip-heads` and `kvzap`, which predicts it."""
     ratio: int = 4
     """Compression ratio: source tokens per memory token."""
     window: int = 2048

@@ -9,6 +9,7 @@ modified: it can still be saved, loaded and used for generation by itself.
 import copy
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.utils.checkpoint import checkpoint
@@ -170,12 +171,19 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.gate_head.weight)
         nn.init.zeros_(self.gate_head.bias)
 
-    def add_importance(self) -> None:
-        """Add the weights that predict importance; all states are alike until they are fitted."""
-        layers, heads, _ = self.kv_shape
-        like = self.embed_tokens.weight
-        features = self._layers[0].linear("q").out_features
-        self.importance = Parameter(like.new_zeros(layers, heads, features + 1), requires_grad=False)
+    def set_importance(self, weights: Tensor) -> None:
+        """Add or replace the weights that predict importance, in float32 whatever the others have.
+
+        Raises:
+            ValueError: They have another shape than `[layers, kv_heads, features + 1]`, or are not finite.
+        """
+        wanted = (*self.kv_shape[:2], self._layers[0].linear("q").out_features + 1)
+        if weights.shape != wanted:
+            raise ValueError(f"importance has the shape {tuple(weights.shape)}, not {wanted}")
+        if not weights.isfinite().all():
+            raise ValueError("importance has weights that are not finite")
+        kept = weights.detach().to(self.embed_tokens.weight.device, torch.float32, copy=True)
+        self.importance = Parameter(kept, requires_grad=False)
 
     def added(self) -> dict[str, Parameter]:
         """The parameters that are not in the stock model, by name."""

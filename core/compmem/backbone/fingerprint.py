@@ -16,15 +16,21 @@ SAMPLED = 64
 """Values of each matrix in a sample."""
 
 
-def fingerprint(decoder: Decoder, memory_config: MemoryConfig) -> str:
-    """The hash, 32 hexadecimal digits; the same on every device, in float32 and in bfloat16."""
+def fingerprint(decoder: Decoder, memory_config: MemoryConfig, *, predicted: bool) -> str:
+    """The hash, 32 hexadecimal digits; the same on every device, in float32 and in bfloat16.
+
+    Args:
+        decoder: The layers.
+        memory_config: The memory settings.
+        predicted: Whether states are chosen by predicted importance, whose weights then count.
+    """
     memory = asdict(memory_config)
     # The store compares these separately, with its own error message.
     del memory["ratio"], memory["pruning"]
     if memory_config.states == "inserted":
         del memory["states"]
-    readers = (".adapters.reasoner_", ".adapters.gate_", "gate_head.")
-    kept = {n: p for n, p in decoder.named_parameters() if not any(mark in n for mark in readers)}
+    unused = (".adapters.reasoner_", ".adapters.gate_", "gate_head.", *(() if predicted else ("importance",)))
+    kept = {n: p for n, p in decoder.named_parameters() if not any(mark in n for mark in unused)}
     return _hash(json.dumps(memory, sort_keys=True), kept)
 
 

@@ -1,11 +1,13 @@
-"""KVzap (2601.07891): KVzip's scores predicted from what the layers compute anyway, so a text is read once, not thrice.
+"""KVzap (2601.07891): KVzip's scores predicted while the text is read, without a repetition.
 
-The logarithm of a state's score is a linear function of the layer's queries at the same token, before rotation; these
-determine the hidden state, from which the paper predicts. `compmem train importance` fits the weights.
+The prediction of the logarithm of a state's score is a linear function of the layer's queries at the same token, before
+rotation. The paper predicts from the hidden state, of which these are a linear function in most models.
+`compmem train importance` fits the weights.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from compmem.backbone.decoder import Context
@@ -45,5 +47,7 @@ def predicted(weights: Tensor, features: Tensor) -> Tensor:
         weights: Those of one layer, `[kv_heads, features + 1]`; the last ones are added as they are.
         features: `[rows, tokens, features]`.
     """
-    made: Tensor = features @ weights[:, :-1].T.to(features.dtype) + weights[:, -1].to(features.dtype)
+    # In 16 bits many scores would be equal.
+    with torch.autocast(features.device.type, enabled=False):
+        made: Tensor = features.float() @ weights[:, :-1].T.float() + weights[:, -1].float()
     return made.transpose(1, 2)

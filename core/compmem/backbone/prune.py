@@ -205,7 +205,7 @@ def _sinks(tokens: int, lead: int, ratio: int) -> int:
 
 def _best(score: Tensor, lead: int, ratio: int) -> Tensor:
     """Positions of the states that each head keeps, ascending, by the scores `[..., tokens]` of a chunk's states."""
-    tokens = score.shape[-1]
+    tokens, score = score.shape[-1], score.clone()
     score[..., : _sinks(tokens, lead, ratio)] = torch.inf
     return score.topk(memory_count(tokens, ratio), dim=-1).indices.sort(dim=-1).values
 

@@ -1,4 +1,7 @@
-"""Importance scores of recent chunks, for training: a rollout and its update compress the same chunks."""
+"""Importance scores of recent chunks, for training: a rollout and its update compress the same chunks.
+
+The update keeps the states that the rollout read, also where only one of them runs under autocast.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -11,7 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 import compmem
-from compmem.backbone import Backbone
+from compmem.backbone import Backbone, size_on_disk
 from compmem.cli.demo_docs import documents
 from compmem.schema import Encoder
 
@@ -48,7 +48,7 @@ def read_needles(
     else the embedded one.
 
     Raises:
-        CheckpointError: The model named by `base` cannot be used.
+        CheckpointError: The model cannot be used.
     """
     name, backbone = _backbone(device, base)
     if console is not None:
@@ -69,13 +69,9 @@ def read_needles(
 
 
 def _backbone(device: str | None, base: str | None) -> tuple[str, Backbone]:
-    try:
-        # Nothing is downloaded that was not named.
-        return LARGE, Backbone.load(LARGE, device=device, base=base, allow_download=None if base else False)
-    except compmem.CheckpointError:
-        if base is not None:
-            raise
+    if base is None and size_on_disk(LARGE) is None:  # nothing is downloaded that was not named
         return EMBEDDED, Backbone.load(EMBEDDED, device=device)
+    return LARGE, Backbone.load(LARGE, device=device, base=base)
 
 
 def _haystacks(name: str, backbone: Backbone) -> list[Haystack]:

@@ -47,8 +47,8 @@ def add(
     kv_pruning: Annotated[
         str | None,
         typer.Option(
-            help="Choice of a stock model's KV states: kvzip-heads (default), kvzip, kvzap, attention, "
-            "expected-attention."
+            help="Choice of a stock model's KV states: kvzip-heads, kvzip, kvzap, attention, expected-attention. "
+            "Default: kvzap if the model has weights for it, else kvzip-heads."
         ),
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,

@@ -71,6 +71,8 @@ class GateTraining:
     """Prompts of the reasoner. None: the checkpoint's own."""
 
     def __post_init__(self) -> None:
+        if not self.rollouts.steps:
+            raise ValueError("system='answer' reads no chunk alone: the gate learns from steps")
         if min(self.contexts, self.held, self.at_once, self.blocks) < 1:
             raise ValueError("contexts, held, at_once and blocks must be at least 1")
         if self.pos_weight <= 0:

@@ -20,6 +20,8 @@ from compmem_research.training.engine import checkpoints
 TEXTS: Final = (".json", ".jinja", ".txt")
 """Suffixes of the small files that belong to a backbone."""
 MOST_FILES: Final = 6
+IMPORTANCE: Final = "importance"
+"""A tensor of a backbone that is not rounded: its values add up to small differences."""
 
 
 def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
@@ -30,7 +32,7 @@ def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_00
     """
     try:
         tensors = {
-            f"{file.name}/{name}": t.to(dtype) if t.is_floating_point() else t
+            f"{file.name}/{name}": t.to(dtype) if t.is_floating_point() and name != IMPORTANCE else t
             for file in sorted(folder.glob("*.safetensors"))
             for name, t in load_file(file).items()
         }

@@ -127,7 +127,8 @@ def _rl(settings: RLTraining, shape: Shape) -> Load:
         settings.ratio or RATIO,
     )  # fmt: skip
     # If the longest turn exceeds the limit of a piece, it is a piece of its own.
-    turn = settings.questions.chunk_tokens + PROMPT + _reply(settings.rollouts) + settings.rollouts.memory_tokens
+    read = 1 if settings.rollouts.steps else settings.questions.chunks
+    turn = read * settings.questions.chunk_tokens + PROMPT + _reply(settings.rollouts) + _notes(settings.rollouts)
     copied = trained if settings.beta and settings.reference == "start" else 0
     tokens = max(settings.piece_tokens, turn)
     learned = tokens * _reply(settings.rollouts) // turn
@@ -149,11 +150,17 @@ def _supervised(settings: CompressorTraining | WarmupTraining, shape: Shape) -> 
 
 def _reply(rollouts: RolloutSettings) -> int:
     """Most tokens of one reply."""
-    return max(rollouts.step_tokens, rollouts.answer_tokens)
+    return max(rollouts.step_tokens, rollouts.answer_tokens) if rollouts.steps else rollouts.answer_tokens
+
+
+def _notes(rollouts: RolloutSettings) -> int:
+    """Most tokens of the working memory in a prompt."""
+    return rollouts.memory_tokens if rollouts.steps else 0
 
 
 def _rolled(rollouts: RolloutSettings, chunk: int, chunks: int, questions: int, ratio: int) -> int:
     """Tokens whose keys and values are on the device during rollouts of these questions."""
     block = -(-chunk // ratio)
-    row = block + PROMPT + rollouts.memory_tokens + _reply(rollouts)
+    read = 1 if rollouts.steps else -(-chunks // questions)
+    row = read * block + PROMPT + _notes(rollouts) + _reply(rollouts)
     return chunks * block + questions * rollouts.group * row

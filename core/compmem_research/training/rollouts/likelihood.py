@@ -42,7 +42,7 @@ def reply_likelihood(
     width = max(len(turn.reply) for turn in turns)
     exact = torch.promote_types(backbone.decoder.embed_tokens.weight.dtype, torch.float32)
     made = torch.zeros(len(turns), width, dtype=exact, device=backbone.device)
-    pieces = list(_pieces(turns, piece_tokens))
+    pieces = list(_pieces(turns, piece_tokens, ratio))
     for numbers in pieces:
         part = [turns[n] for n in numbers]
 
@@ -68,7 +68,10 @@ def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
         model=model, tokenizer=backbone.tokenizer, decoder=decoder.eval(), memory=backbone.memory,
         adapters=backbone.adapters,
     )  # fmt: skip
-    return Backbone(parts)
+    frozen = Backbone(parts)
+    if kept.isdisjoint(map(id, backbone.parameters("base").values())):
+        frozen.share_scores(backbone)
+    return frozen
 
 
 def mask_of(turns: Sequence[Turn], device: torch.device) -> Tensor:
@@ -83,7 +86,7 @@ def run_tokens(turn: Turn, ratio: int) -> int:
     return inside + len(turn.prompt) + len(turn.reply)
 
 
-def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
+def _pieces(turns: Sequence[Turn], budget: int, ratio: int) -> Iterator[list[int]]:
     """Numbers of turns, grouped by their chunks, as many at once as the budget allows."""
     order = sorted(range(len(turns)), key=lambda n: _size(turns[n]))
     piece: list[int] = []
@@ -91,12 +94,13 @@ def _pieces(turns: Sequence[Turn], budget: int) -> Iterator[list[int]]:
     longest = 0
     for number in order:
         turn = turns[number]
-        wide = max(longest, len(turn.prompt) + len(turn.reply))
+        mine = len(turn.prompt) + len(turn.reply) + sum(-(-len(chunk) // ratio) for chunk in turn.chunks)
+        wide = max(longest, mine)
         own = set(map(tuple, turn.chunks))
         whole = chunks | own
         if piece and wide * (len(piece) + 1) + sum(map(len, whole)) > budget:
             yield piece
-            piece, whole, wide = [], own, len(turn.prompt) + len(turn.reply)
+            piece, whole, wide = [], own, mine
         piece.append(number)
         chunks, longest = whole, wide
     yield piece

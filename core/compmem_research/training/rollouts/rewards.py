@@ -36,7 +36,7 @@ class Rewards:
     """The parts of one trajectory's reward."""
 
     outcome: float
-    """1 if the answer is right."""
+    """1 if the answer is right; a share of it by a criterion that has shares."""
     exit: float
     """0 for stopping right after the last evidence; negative if earlier, less so if later."""
     format: float
@@ -61,7 +61,7 @@ def reward(trajectory: Trajectory, sample: Sample, outcome: Outcome = "exact") -
 
 
 def outcome_reward(trajectory: Trajectory, sample: Sample, outcome: Outcome) -> float:
-    """1 for the right answer, or for finding nothing if there is none."""
+    """1 for the right answer, or for finding nothing if there is none; a share of it by F1 or the task's own metric."""
     if outcome == "score" or sample.metric == "unanswerable":
         return sample.score(trajectory.answer, found=trajectory.found)
     return (f1 if outcome == "f1" else exact_match)(trajectory.answer, sample.answers)
