@@ -26,6 +26,7 @@ from compmem_research.training.embedded import run_all
 from compmem_research.training.engine.trainer import Trainer
 from compmem_research.training.export import Export
 from compmem_research.training.export import train as run_export
+from compmem_research.training.rollouts.likelihood import frozen_copy
 from compmem_research.training.text import TextPreparation
 from compmem_research.training.text import train as prepare_text
 from tests.conftest import make_model, make_tokenizer
@@ -192,6 +193,32 @@ def test_scores_of_chunks_are_kept_until_the_stock_model_changes(tiny_backbone, 
         backbone.decoder.embed_tokens.weight.add_(0.01)
         backbone.compress(TEXTS[:1])
         assert counts[None] == 2 * len(TEXTS) + 6
+
+
+def test_a_frozen_copy_shares_the_scores_while_the_stock_model_is_frozen(tiny_backbone, monkeypatch):
+    backbone = tiny_backbone("llama")
+    backbone.add_memory(replace(SELECTED, pruning="kvzip-heads"))
+    backbone.add_adapter("memory", LORA)
+    backbone.keep_scores(4)
+    shared = frozen_copy(backbone, backbone.parameters("memory").values())
+    apart = frozen_copy(backbone, [*backbone.parameters("memory").values(), *backbone.parameters("base").values()])
+    counts = passes(backbone, monkeypatch)
+    with torch.no_grad():
+        for number, model in enumerate((backbone, shared, apart)):
+            model.compress(TEXTS)
+            assert counts[None] == 2 * len(TEXTS) * (1 + number // 2)
+
+
+def test_scores_are_kept_from_a_pass_with_autocast_to_one_without(tiny_backbone, monkeypatch):
+    backbone = tiny_backbone("llama")
+    backbone.keep_scores(4)
+    counts = passes(backbone, monkeypatch)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = backbone.compress(TEXTS, pruning="kvzip", ratio=4)
+    with torch.no_grad():
+        again = backbone.compress(TEXTS, pruning="kvzip", ratio=4)
+    assert counts[None] == 4 * len(TEXTS), "read, repeated and made; then only made"
+    assert all(torch.equal(a.positions, b.positions) for a, b in zip(made, again, strict=True))
 
 
 def test_a_question_whose_evidence_is_too_long_gives_way_to_the_next(tmp_path):
