@@ -51,6 +51,18 @@ NOTES = {
         "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
         "reader together, which ships. One seed."
     ),
+    "kv_importance": (
+        "What ships: `memory` of `kv_trained`, its states chosen by KVzip, and in `memory-kvzap` by a prediction "
+        "of that. The first 50 questions of each set of `kv_trained`."
+    ),
+    "kv_1500m": "A stock model whose states are chosen by predicted scores, fitted on 80 passages (`importance`).",
+    "importance": (
+        "Passages of the training questions. A random choice would keep a quarter of the same states. Seconds of one "
+        "core beside another run: only their ratio counts."
+    ),
+    "kv_answer_rl": (
+        "One seed. The standard error of 64 questions is some 6 points: these figures do not tell the three apart."
+    ),
     "kv_trained_rounded": (
         "What ships, over weights that were rounded to 4 bits once more, in other groups of 32 (0.076 of their norm "
         "changed), on the questions of `kv_trained_ratios`."
