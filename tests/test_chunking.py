@@ -45,6 +45,12 @@ def test_chunks_cover_the_text_within_the_limit(text, chunk_tokens):
         assert len(chunk.text) <= chunk_tokens * CHARS_PER_TOKEN
 
 
+def test_a_heading_that_goes_to_the_next_chunk_does_not_make_it_too_long():
+    blank = " " * 700
+    chunks = cut(f"A sentence here. # Head\n# Head\n{blank}\n\n# Head\n{blank}", 48)
+    assert max(len(c.text) for c in chunks) <= 48 * CHARS_PER_TOKEN
+
+
 @given(text=TEXTS)
 @settings(max_examples=150, deadline=None)
 def test_sentences_hold_everything_but_blanks(text):

@@ -272,15 +272,16 @@ def _cut(text: str, start: int, end: int, size: int) -> int:
 def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
     """Units grouped greedily; no group ends with a heading that fits into the next."""
     group: list[_Unit] = []
-    tokens = 0
+    tokens, most = 0, limit * CHARS_PER_TOKEN
     for unit in units:
-        full = tokens + unit.tokens > limit or unit.end - group[0].start > limit * CHARS_PER_TOKEN if group else False
+        full = bool(group) and (tokens + unit.tokens > limit or unit.end - group[0].start > most)
         turn = (unit.level > 0 or unit.opens) and tokens * 2 >= limit and not all(u.level for u in group)
         if full or turn:
             body = len(group)
             while body and group[body - 1].level:
                 body -= 1
-            if not body or sum(u.tokens for u in group[body:]) + unit.tokens > limit:
+            kept = [*group[body:], unit]
+            if not body or sum(u.tokens for u in kept) > limit or unit.end - kept[0].start > most:
                 body = len(group)
             yield group[:body]
             group = group[body:]
