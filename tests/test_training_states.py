@@ -443,6 +443,8 @@ def test_the_commands_take_the_base_of_a_backbone(trained, tmp_path):
     assert asked.exit_code == 0, asked.stderr
     assert json.loads(asked.stdout)["question"] == "Who rents the house?"
     assert runner.invoke(app, ask).exit_code == 1
+    told = json.loads(runner.invoke(app, ["info", index, "--json"]).stdout)
+    assert told["settings"]["kv_pruning"] == "kvzap", "what the backbone chose by, where nothing was said"
 
 
 def test_another_quantisation_of_the_base_is_used_with_a_warning(trained, tmp_path, caplog):

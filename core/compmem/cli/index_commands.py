@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
@@ -224,8 +224,9 @@ def info(
     """Show what an index holds, its settings and what it takes on disk."""
     wanted = parse_filter(filter)
     with _store(index) as store:
-        facts = {**asdict(store.info()), "shards": shards_of(store), **_backbone(store.config)}
-        settings = dict(store.config)
+        backbone, pruning = _backbone(store)
+        facts = {**asdict(store.info()), "shards": shards_of(store), **backbone}
+        settings = {**store.config, **pruning}
         with store.snapshot() as snapshot:
             listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
     if as_json:
@@ -244,13 +245,16 @@ def info(
         console.print(made)
 
 
-def _backbone(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Bytes on disk of the backbone's weights, for KV memory; None where they are not on this machine."""
+def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """For KV memory: bytes on disk of the backbone's weights, None if not on this machine; how states were chosen."""
+    config = store.config
     if config.get("memory") != "kv":
-        return {}
+        return {}, {}
     from compmem.backbone import size_on_disk
+    from compmem.index_models import made_pruning
 
-    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}
+    chosen = config.get("kv_pruning") or made_pruning(store)
+    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, {"kv_pruning": chosen}
 
 
 class _Seen:
