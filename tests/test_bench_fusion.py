@@ -94,6 +94,29 @@ def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
     assert len(rows.read_text().splitlines()) == 2 * (8 + 5), "only what changed is measured again"
 
 
+def test_predicted_scores_are_compared_with_what_they_predict(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    settings = Settings(methods=("none",), ratios=(4,), pruning=("kvzip-heads", "kvzap"), blocks=3, max_tokens=1)
+    stock, memory, fitted = (tiny_backbone(max_position_embeddings=4096) for _ in range(3))
+    for model in (memory, fitted):
+        model.add_memory(MemoryConfig(states="selected", own=(), pruning="kvzip-heads"))
+        model.add_adapter("memory", AdapterConfig(rank=2))
+    for model in (stock, fitted):
+        layers, heads, _ = model.shape
+        features = model.decoder.layers[0].linear("q").out_features
+        model.set_importance(torch.randn(layers, heads, features + 1, generator=torch.Generator().manual_seed(0)))
+    models = {"tiny": stock, "memory": memory, "fitted": fitted}
+    result = measure([data], settings, models, rows=tmp_path / "run.jsonl")["fusion"]
+    by = {(row["model"], row["ratio"], row["pruning"]): row for row in result}
+    for predicted, itself in (
+        (by["tiny", 4, "kvzap"], by["tiny", 4, "kvzip-heads"]),
+        (by["fitted", 4, "trained"], by["memory", 4, "trained"]),
+    ):
+        assert predicted["loss to kvzip-heads"] == pytest.approx(predicted["loss"] - itself["loss"], abs=2e-3) != 0
+        assert "f1 to kvzip-heads 95%" in predicted
+        assert "loss to kvzip-heads" not in itself
+
+
 def test_sets_are_told_together_and_one_by_one(tmp_path, tiny_backbone):
     files = [write(tmp_path / f"{name}.jsonl", {**ASKED, "id": name}) for name in ("first", "second")]
     settings = Settings(methods=("none",), ratios=(1,), blocks=3, max_tokens=1)

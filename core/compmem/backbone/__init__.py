@@ -1,7 +1,7 @@
 """The causal LM: loading, memory tokens, reading recalled blocks, scoring, decoding."""
 
 from compmem.backbone.backbone import Backbone, Blocks
-from compmem.backbone.checkpoint import Parts, size_on_disk
+from compmem.backbone.checkpoint import IMPORTANCE, Parts, size_on_disk
 from compmem.backbone.chunk_text import chunk_ids
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.devices import device_of
@@ -12,6 +12,7 @@ from compmem.backbone.prompts import Prompt
 from compmem.backbone.stock import load_tokenizer
 
 __all__ = [
+    "IMPORTANCE",
     "AdapterConfig",
     "Backbone",
     "Blocks",

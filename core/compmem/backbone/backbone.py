@@ -22,9 +22,9 @@ from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
-from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_states, slots_of
+from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_room, slots_of
 from compmem.backbone.prompts import head
-from compmem.backbone.prune import importance_examples, prune
+from compmem.backbone.prune import prune
 from compmem.backbone.ragged import prefix_of
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
@@ -211,11 +211,7 @@ class Backbone(TokenCodec):
                 trained memory is given another pruning method than its own ("kvzip-heads" and "kvzap" are one).
             MemoryError: A single chunk does not fit on the device.
         """
-        how = Compression(
-            self.memory, ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning,
-            lambda: self._repetition, self._scores,
-        )  # fmt: skip
-        how.check(chunks, self.context)
+        how = self._checked(chunks, ratio or self.memory.ratio, pruning or self.memory.pruning)
 
         def run(rows: Sequence[int]) -> list[KVStates]:
             return how.run(self.decoder, self.rotary, [chunks[row] for row in rows])
@@ -234,12 +230,7 @@ class Backbone(TokenCodec):
         Raises:
             ValueError: A chunk is empty, or too long to be repeated in the context.
         """
-        how = Compression(self.memory, 2, self.lead, "kvzip-heads", lambda: self._repetition)
-        how.check(chunks, self.context)
-        return importance_examples(
-            encoder(self.decoder, self.memory), self.rotary, chunks, lead=self.lead, stock=self.decoder,
-            repetition=self._repetition,
-        )  # fmt: skip
+        return self._checked(chunks, 2, "kvzip-heads").examples(self.decoder, self.rotary, chunks)
 
     def set_importance(self, weights: Tensor) -> None:
         """Choose states by scores that are predicted with these weights: `pruning="kvzap"`.
@@ -250,7 +241,7 @@ class Backbone(TokenCodec):
         Raises:
             ValueError: They have another shape or are not finite, or memory tokens are inserted, which are all kept.
         """
-        memory = replace(self.memory, pruning="kvzap")
+        memory = replace(self.memory, pruning="kvzap")  # refuses inserted tokens
         self.decoder.set_importance(weights)
         self.memory = memory
 
@@ -264,6 +255,12 @@ class Backbone(TokenCodec):
     def share_scores(self, other: "Backbone") -> None:
         """Use the scores that another backbone over the same stock weights keeps."""
         self._scores = other._scores
+
+    def _checked(self, chunks: Sequence[Sequence[int]], ratio: int, pruning: KVPruning) -> Compression:
+        """How these chunks are compressed, which was found possible."""
+        how = Compression(self.memory, ratio, self.lead, pruning, lambda: self._repetition, self._scores)
+        how.check(chunks, self.context)
+        return how
 
     @cached_property
     def _repetition(self) -> Repetition:
@@ -490,16 +487,8 @@ class Backbone(TokenCodec):
         rows = [()] * len(prompts) if blocks is None else blocks
         if len(rows) != len(prompts):
             raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
-        check_states(rows, self.shape)
         like = self.decoder.embed_tokens.weight
         prefix = prefix_of(rows, self.rotary, self.memory.positions, like, self.shape)
         starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
-        for number, (prompt, count, first) in enumerate(zip(prompts, prefix.counts, starts, strict=True)):
-            if not prompt:
-                raise ValueError(f"prompt {number} has no tokens")
-            if first + len(prompt) + more > self.context:
-                raise ValueError(
-                    f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
-                    f"is larger than the context of {self.context}"
-                )
+        check_room(prompts, prefix.counts, starts, more, self.context)
         return prefix, Layout.of(prompts, prefix.counts, starts, like)

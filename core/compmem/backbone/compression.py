@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.kvzip import BY_REPETITION, Repetition
 from compmem.backbone.memory import compress, memory_count
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import importance_examples, prune
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
 from compmem.config import ONE_BUDGET, KVPruning
@@ -66,6 +68,13 @@ class Compression:
             encoder(decoder, self.memory), rotary, chunks, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
             repetition=self._again(), stock=decoder, kept=self.scores,
         )  # fmt: skip
+
+    def examples(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[tuple[Tensor, Tensor]]:
+        """Of each chunk what importance is predicted from, and KVzip's scores; see `importance_examples`."""
+        again = self._again()
+        assert again is not None, "a method that repeats, above ratio 1"
+        layers = encoder(decoder, self.memory)
+        return importance_examples(layers, rotary, chunks, lead=self.lead, stock=decoder, repetition=again)
 
     def _again(self) -> Repetition | None:
         needed = self.pruning in BY_REPETITION and self.ratio > 1

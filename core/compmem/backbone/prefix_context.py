@@ -178,6 +178,31 @@ def slots_of(row: Sequence[KVStates]) -> int:
     return sum(states.slots for states in row)
 
 
+def check_room(
+    prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], more: int, context: int
+) -> None:
+    """Refuse prompts that are empty, or do not fit in the context.
+
+    Args:
+        prompts: Token ids of each row.
+        counts: Memory tokens in front of each.
+        starts: Position of the first token of each.
+        more: Tokens that are to be written.
+        context: Positions of the model.
+
+    Raises:
+        ValueError: A prompt has no tokens or is too long.
+    """
+    for number, (prompt, count, first) in enumerate(zip(prompts, counts, starts, strict=True)):
+        if not prompt:
+            raise ValueError(f"prompt {number} has no tokens")
+        if first + len(prompt) + more > context:
+            raise ValueError(
+                f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
+                f"is larger than the context of {context}"
+            )
+
+
 def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]) -> None:
     """Refuse KV states from another backbone.
 

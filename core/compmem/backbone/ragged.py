@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compmem.backbone.config import Positions
 from compmem.backbone.memory import memory_count
-from compmem.backbone.prefix_context import Layout, Prefix, slots_of
+from compmem.backbone.prefix_context import Layout, Prefix, check_states, slots_of
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates
 
@@ -62,7 +62,12 @@ def number_of_each(lengths: Tensor) -> Tensor:
 def prefix_of(
     rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor, shape: tuple[int, int, int]
 ) -> Prefix:
-    """The recalled blocks of each row, for a backbone of this shape; see `Prefix`."""
+    """The recalled blocks of each row, for a backbone of this shape; see `Prefix`.
+
+    Raises:
+        ValueError: A block was made by another backbone.
+    """
+    check_states(rows, shape)
     if all(states.lengths is None for row in rows for states in row):
         return Prefix(rows, rotary, positions, like)
     return RaggedPrefix(rows, rotary, positions, like, shape)

@@ -14,18 +14,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compmem.backbone import IMPORTANCE
 from compmem.errors import CheckpointError
 from compmem_research.training.engine import checkpoints
 
 TEXTS: Final = (".json", ".jinja", ".txt")
 """Suffixes of the small files that belong to a backbone."""
 MOST_FILES: Final = 6
-IMPORTANCE: Final = "importance"
-"""A tensor of a backbone that is not rounded: its values add up to small differences."""
 
 
 def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
     """Write a backbone's folder as files of at most `limit` bytes of weights each; returns them.
+
+    Weights that predict importance are not rounded: their products add up to small differences.
 
     Raises:
         CheckpointError: The folder has no backbone, it needs too many files, or one cannot be written.
