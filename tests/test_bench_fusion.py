@@ -115,6 +115,7 @@ def test_predicted_scores_are_compared_with_what_they_predict(tmp_path, tiny_bac
         assert predicted["loss to kvzip-heads"] == pytest.approx(predicted["loss"] - itself["loss"], abs=2e-3) != 0
         assert "f1 to kvzip-heads 95%" in predicted
         assert "loss to kvzip-heads" not in itself
+    assert "loss to kvzip-heads" not in by["fitted", 0, "attention"], "text has no states"
 
 
 def test_sets_are_told_together_and_one_by_one(tmp_path, tiny_backbone):

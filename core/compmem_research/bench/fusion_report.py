@@ -52,7 +52,7 @@ def summary(
             if ratio and model in trained:
                 before = groups.get((untrained, ratio, trained[model], "none"), [])
                 line |= _change("f1", "to untrained", group, before, scale=100)
-            if "kvzap" in (pruning, trained.get(model)):
+            if ratio and "kvzap" in (pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
                 fitted = next((name for name in models if trained.get(name) == "kvzip-heads"), model)
                 name, way = (fitted, pruning) if model in trained else (model, "kvzip-heads")

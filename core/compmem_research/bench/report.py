@@ -56,7 +56,7 @@ NOTES = {
         "of that. The first 50 questions of each set of `kv_trained`."
     ),
     "kv_1500m": "A stock model whose states are chosen by predicted scores, fitted on 80 passages (`importance`).",
-    "kv_1500m_kvzip": "The same model and the first 4 questions of each set: all states, and KVzip beside its prediction.",
+    "kv_1500m_kvzip": "The same model, the first 4 questions of each set: all states, KVzip and its prediction.",
     "importance": (
         "Passages of the training questions. A random choice would keep a quarter of the same states. Seconds of one "
         "core beside another run: only their ratio counts."
