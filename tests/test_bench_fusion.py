@@ -137,7 +137,7 @@ def test_bad_settings_are_named():
         Settings(methods=("epic+blend",))
     with pytest.raises(ValueError, match="unknown pruning 'snapkv'"):
         Settings(methods=("none",), pruning=("snapkv",))
-    with pytest.raises(ValueError, match="kvzip-heads and kvzap can only be read with the method none"):
-        Settings(methods=("none", "epic"), pruning=("kvzip-heads",))
+    with pytest.raises(ValueError, match="kvzip-heads and kvzap cannot be read with the method ape"):
+        Settings(methods=("none", "epic+ape"), pruning=("kvzip-heads",))
     with pytest.raises(ValueError, match="blocks=0"):
         Settings(methods=("none",), blocks=0)

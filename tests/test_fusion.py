@@ -15,8 +15,9 @@ from compmem import (
     RecallConfig,
     WorkingMemory,
 )
-from compmem.backbone import MemoryConfig, chunk_ids, fuse, stream_parallel
-from compmem.backbone.fusion import Joined, attention_to
+from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse, stream_parallel
+from compmem.backbone.fusion import attention_to
+from compmem.backbone.joined import Joined
 from compmem.backbone.prune import prune
 from compmem.schema import Chunk
 from compmem.store.kv import pack, unpack
@@ -28,8 +29,9 @@ ASKED = tokens(12, 4)
 LATER = sum(map(len, TEXTS[1:]))
 
 
-def fused(backbone, *methods, ratio=1, texts=TEXTS, **settings):
-    return fuse(backbone, backbone.compress(texts, ratio=ratio), texts, ASKED, methods=methods, **settings)
+def fused(backbone, *methods, ratio=1, texts=TEXTS, pruning="attention", **settings):
+    blocks = backbone.compress(texts, ratio=ratio, pruning=pruning)
+    return fuse(backbone, blocks, texts, ASKED, methods=methods, **settings)
 
 
 def logits(backbone, blocks):
@@ -183,10 +185,63 @@ def test_pruned_blocks_keep_their_tokens_and_take_new_states(tiny_backbone):
         assert torch.equal(new.positions, old.positions)
     behind = fused(backbone, "graph-kv", ratio=4, texts=TEXTS[:2])[1]
     close_states(first[1], behind)
-    few = fused(backbone, "epic", ratio=4, first=8)
-    moved = [(new.keys[-1] - old.keys[-1]).abs().sum(-1).gt(1e-5) for new, old in zip(few, kept, strict=True)]
-    for number, (block, where) in enumerate(zip(kept, moved, strict=True)):
-        assert torch.equal(where, (block.positions[-1] < 8) & (number > 0))
+
+
+@pytest.mark.parametrize("pruning", ["attention", "kvzip-heads"])
+@torch.inference_mode()
+def test_a_token_that_is_computed_again_has_its_states_in_every_head(tiny_backbone, pruning):
+    backbone = tiny_backbone(num_hidden_layers=3)
+    kept = [heads_of(states) for states in backbone.compress(TEXTS, ratio=4, pruning=pruning)]
+    made = [heads_of(states) for states in fused(backbone, "epic", ratio=4, pruning=pruning, first=3)]
+    for number, (old, new) in enumerate(zip(kept, made, strict=True)):
+        again = set(range(3)) if number else set()
+        for one, other in zip(old, new, strict=True):
+            assert list(other) == sorted(one.keys() | again), "in the order of the text"
+            assert all(torch.equal(other[place], one[place]) for place in one.keys() - again)
+    # Of a block that was pruned, also the first one's tokens can be asked for: what is missing there is missing.
+    asked = [heads_of(states) for states in fused(backbone, "prophetkv", ratio=4, pruning=pruning, share=0.5)]
+    everywhere = [set.intersection(*(set(head) for head in block)) for block in asked]
+    assert sum(map(len, everywhere)) >= round(0.5 * sum(map(len, TEXTS)))
+    assert everywhere[0]
+
+
+def heads_of(states):
+    """Keys by position, of each head of all layers."""
+    flat, sizes = states.keys.flatten(0, -2), states.lengths
+    if sizes is None:
+        sizes = torch.full(states.keys.shape[:2], states.keys.shape[2])
+    parts = flat.split(sizes.flatten().tolist()), states.positions.flatten().split(sizes.flatten().tolist())
+    return [dict(zip(places.tolist(), keys, strict=True)) for keys, places in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("pruning", ["attention", "kvzip-heads"])
+@torch.inference_mode()
+def test_with_every_token_computed_again_nothing_of_the_compression_is_left(tiny_backbone, pruning):
+    backbone = tiny_backbone("llama", num_hidden_layers=3)
+    text = over_text(backbone)
+    assert (logits(backbone, backbone.compress(TEXTS, ratio=4, pruning=pruning)) - text).abs().max() > 0.1
+    close(logits(backbone, fused(backbone, "prophetkv", ratio=4, pruning=pruning, share=1.0)), text)
+    [alone] = fused(backbone, "prophetkv", ratio=4, pruning=pruning, share=1.0, texts=TEXTS[:1])
+    close(logits(backbone, [alone]), over_text(backbone, TEXTS[:1]))
+
+
+@torch.inference_mode()
+def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(tiny_backbone):
+    backbone = tiny_backbone(memory=MemoryConfig(states="selected", own=(), pruning="kvzip-heads"))
+    backbone.add_adapter("reasoner", AdapterConfig(rank=2))
+    with torch.no_grad():
+        for parameter in backbone.parameters("reasoner").values():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    [lead] = prune(backbone.decoder, backbone.rotary, [backbone.lead], ratio=1)
+    whole, behind = [i for text in TEXTS for i in text], len(backbone.lead)
+    text = backbone.read([whole + ASKED], [[lead]], start=behind)[0, -len(ASKED) :]
+    blocks = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=1.0)
+    close(backbone.read([ASKED], [[lead, *blocks]], start=behind + len(whole))[0], text)
+    assert (
+        text - backbone.read([whole + ASKED], [[lead]], start=behind, role=None)[0, -len(ASKED) :]
+    ).abs().max() > 0.1
+    few = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=0.2)
+    assert sum(states.keys.numel() for states in few) < sum(states.keys.numel() for states in blocks)
 
 
 @torch.inference_mode()
@@ -202,8 +257,8 @@ def test_what_cannot_be_fused_is_refused(tiny_backbone):
     refused("no positions", blocks=backbone.compress([text[1:] for text in TEXTS], ratio=1))
     refused("larger than the context", texts=[tokens(1020), *TEXTS[1:]])
     refused("another backbone", backbone=tiny_backbone(num_hidden_layers=1))
-    refused("only blocks of a stock model", backbone=tiny_backbone(memory=MemoryConfig()))
-    with pytest.raises(ValueError, match="kv_fusion='epic' is for stock models"):
+    refused("blocks of memory tokens", backbone=tiny_backbone(memory=MemoryConfig()))
+    with pytest.raises(ValueError, match="kv_fusion='epic' cannot be used: memory tokens are no tokens"):
         LatentReader(tiny_backbone(memory=MemoryConfig()), kv_fusion="epic")
     with pytest.raises(ValueError, match="kv_fusion='mixed' must be one of"):
         LoopConfig(kv_fusion="mixed")

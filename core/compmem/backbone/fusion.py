@@ -15,8 +15,7 @@ The first block is never changed: where it stands, it was encoded. With every to
 result is that of reading the joined text.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -25,8 +24,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from compmem.backbone.backbone import Backbone
+from compmem.backbone.compression import encoder
 from compmem.backbone.decoder import Context, Decoder
-from compmem.backbone.prefix_context import check_fusion, check_states
+from compmem.backbone.joined import Joined
+from compmem.backbone.prefix_context import check_states
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVFusion
@@ -36,43 +37,6 @@ SHARE: Final = 0.2
 """Share of the later blocks' tokens that `prophetkv` and `cacheblend` choose."""
 FIRST: Final = 16
 """Tokens of each later block that `epic` chooses."""
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """Blocks one after the other, and the text that they stand for."""
-
-    keys: Tensor
-    """`[layers, kv_heads, slots, head_dim]`, before rotation."""
-    values: Tensor
-    """As `keys`."""
-    positions: Tensor
-    """Position in the text of the token that each slot is of, `[layers, kv_heads, slots]`."""
-    ids: Tensor
-    """The text, `[tokens]`."""
-    starts: tuple[int, ...]
-    """Position of the first token of each block."""
-
-    @classmethod
-    def of(cls, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], like: Tensor) -> "Joined":
-        """Blocks with the token ids of their texts, on device and in type of `like`.
-
-        Raises:
-            ValueError: A block does not belong to its text.
-        """
-        starts, positions = list[int](), list[Tensor]()
-        begin = 0
-        for states, text in zip(blocks, texts, strict=True):
-            positions.append(begin + _positions(states, len(text)).to(like.device))
-            starts.append(begin)
-            begin += len(text)
-        return cls(
-            keys=torch.cat([states.keys.to(like.device, like.dtype) for states in blocks], dim=2),
-            values=torch.cat([states.values.to(like.device, like.dtype) for states in blocks], dim=2),
-            positions=torch.cat(positions, dim=2),
-            ids=torch.tensor([i for text in texts for i in text], device=like.device),
-            starts=tuple(starts),
-        )
 
 
 def fuse(
@@ -85,66 +49,63 @@ def fuse(
     share: float = SHARE,
     first: int = FIRST,
 ) -> list[KVStates]:
-    """The blocks with a part of their states computed again, of the same shapes; of several methods, the union.
+    """The blocks with a part of their states computed again; of several methods, the union of the tokens.
 
     Args:
-        backbone: The stock model that compressed them.
+        backbone: The model that compressed them; what is computed again is read with the reasoner's adapter.
         blocks: Blocks in the order in which they are read.
         texts: The token ids that each was compressed from.
         asked: Token ids of the question.
         methods: How tokens are chosen.
-        share: Share of the later blocks' tokens that `prophetkv` and `cacheblend` choose.
+        share: Share of the tokens that `prophetkv` and `cacheblend` choose.
         first: Tokens of each later block that `epic` chooses.
 
     Raises:
-        ValueError: A block does not belong to its text or to this backbone, its heads have different numbers of
-            states, the question is empty, or the text is larger than the context.
+        ValueError: A block does not belong to its text or to this backbone, the question is empty, or the text is
+            larger than the context.
     """
     _check(backbone, blocks, texts, asked)
-    if len(blocks) < 2 or set(methods) <= {"none", "ape"}:
+    if set(methods) <= {"none", "ape"}:
         return list(blocks)
-    check_fusion(blocks, methods)
-    decoder, rotary, fixed = backbone.decoder, backbone.rotary, 1
-    like = decoder.embed_tokens.weight
-    if lead := backbone.lead:
-        blocks, texts, fixed = [*prune(decoder, rotary, [lead], ratio=1), *blocks], [lead, *texts], 2
+    pruned = any(states.positions is not None for states in blocks)
+    decoder, rotary, like = backbone.decoder.as_role("reasoner"), backbone.rotary, backbone.decoder.embed_tokens.weight
+    lead, ahead = backbone.lead, 0
+    if lead:
+        head = prune(encoder(backbone.decoder, backbone.memory), rotary, [lead], ratio=1)
+        blocks, texts, ahead = [*head, *blocks], [lead, *texts], 1
     if "graph-kv" in methods:
-        ahead = [*zip(blocks[:fixed], texts[:fixed], strict=True)]
-        later = zip(blocks[fixed:], texts[fixed:], strict=True)
-        blocks = [*blocks[:fixed], *(_behind(decoder, rotary, ahead, *one, like) for one in later)]
+        before = [*zip(blocks[: ahead + 1], texts[: ahead + 1], strict=True)]
+        later = zip(blocks[ahead + 1 :], texts[ahead + 1 :], strict=True)
+        blocks = [*blocks[: ahead + 1], *(_behind(decoder, rotary, before, *one, like) for one in later)]
     joined = Joined.of(blocks, texts, like)
-    chosen = _chosen(backbone, joined, fixed, asked, methods, share, first)
-    if not chosen:
-        return list(blocks[fixed - 1 :])
-    keys, values = recompute(decoder, rotary, joined, chosen)
-    return _apart(keys, values, blocks)[fixed - 1 :]
-
-
-def _chosen(
-    backbone: Backbone, joined: Joined, fixed: int, asked: Sequence[int], methods: Sequence[KVFusion], share: float,
-    first: int,
-) -> list[int]:  # fmt: skip
-    """Positions of the tokens to compute again, none of them in the first `fixed` blocks."""
-    begin, end = joined.starts[fixed], len(joined.ids)
-    count, chosen = round(share * (end - begin)), set[int]()
+    begins = joined.starts[ahead:]
+    chosen = set[int]()
     if "epic" in methods:
-        pairs = pairwise((*joined.starts[fixed:], end))
+        pairs = pairwise((*begins[1:], len(joined.ids)))
         chosen.update(i for start, stop in pairs for i in range(start, min(start + first, stop)))
-    scorers: dict[KVFusion, Callable[[], Tensor]] = {
-        "prophetkv": lambda: attention_to(backbone.decoder, backbone.rotary, joined, asked),
-        "cacheblend": lambda: value_change(backbone.decoder, backbone.rotary, joined, begin),
-    }
-    for name, score in scorers.items():
-        if name in methods and count:
-            chosen.update((begin + score()[begin:].topk(count).indices).tolist())
-    return sorted(chosen)
+    if "prophetkv" in methods:
+        # A first block that lacks nothing was encoded where it stands.
+        begin = begins[0] if pruned else min(begins[1:], default=len(joined.ids))
+        chosen.update(_highest(attention_to(decoder, rotary, joined, asked), begin, share))
+    if "cacheblend" in methods and len(begins) > 1:
+        chosen.update(_highest(value_change(decoder, rotary, joined, begins[1]), begins[1], share))
+    if not chosen:
+        return list(blocks[ahead:])
+    places = torch.tensor(sorted(chosen), device=like.device)
+    return joined.taking(places, recompute(decoder, rotary, joined, places), all_heads=True)[ahead:]
+
+
+def _highest(scores: Tensor, begin: int, share: float) -> list[int]:
+    """Positions, from `begin` on, of that share of the tokens with the highest scores."""
+    own = scores[begin:]
+    return (begin + own.topk(round(share * len(own))).indices).tolist()
 
 
 def _check(
     backbone: Backbone, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], asked: Sequence[int]
 ) -> None:
-    if backbone.memory.trained:
-        raise ValueError("only blocks of a stock model can be fused: memory tokens are no tokens of the text")
+    if backbone.memory.inserted:
+        raise ValueError("blocks of memory tokens cannot be fused: these are no tokens of the text")
     if (total := len(backbone.lead) + sum(map(len, texts)) + len(asked)) > backbone.context:
         raise ValueError(f"blocks of {total} tokens of text are larger than the context of {backbone.context}")
     if not asked:
@@ -153,20 +114,21 @@ def _check(
 
 
 def recompute(
-    decoder: Decoder, rotary: Rotary, joined: Joined, chosen: Sequence[int], *, depth: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Keys and values of all slots, those of the tokens at the chosen positions computed again in the first layers."""
-    places = torch.tensor(chosen, device=joined.ids.device)
-    layers = list(decoder.layers)[:depth]
-    context = _Recomputing(rotary, joined, places, len(layers))
-    _run(layers, decoder.embed(joined.ids[places][None]), context)
-    return torch.stack(context.keys), torch.stack(context.values)
+    decoder: Decoder, rotary: Rotary, joined: Joined, chosen: Tensor, *, depth: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """New states of the tokens at the chosen positions: of each of the first layers, keys and values.
+
+    They are `[kv_heads, chosen, head_dim]`, keys before rotation.
+    """
+    context = _Recomputing(rotary, joined, chosen, depth or len(decoder.layers))
+    _run(decoder, joined.ids[chosen], context, depth)
+    return context.made
 
 
 def attention_to(decoder: Decoder, rotary: Rotary, joined: Joined, asked: Sequence[int]) -> Tensor:
     """Attention `[tokens]` that a question behind the blocks pays to each token of the text, summed over the layers."""
     context = _Asking(rotary, joined, len(decoder.layers))
-    _run(list(decoder.layers), decoder.embed(torch.tensor([list(asked)], device=joined.ids.device)), context)
+    _run(decoder, torch.tensor(asked, device=joined.ids.device), context)
     return context.attention
 
 
@@ -176,46 +138,47 @@ def value_change(decoder: Decoder, rotary: Rotary, joined: Joined, begin: int) -
     In the first layer a token's values depend on nothing but the token.
     """
     depth = min(2, len(decoder.layers))
-    _, values = recompute(decoder, rotary, joined, range(begin, len(joined.ids)), depth=depth)
-    change = (values[-1].float() - joined.values[depth - 1].float()).square().sum(dim=-1)
-    return change.new_zeros(len(joined.ids)).index_add_(0, joined.positions[depth - 1].flatten(), change.flatten())
+    later = torch.arange(begin, len(joined.ids), device=joined.ids.device)
+    _, values = recompute(decoder, rotary, joined, later, depth=depth)[-1]
+    old = joined.layers[depth - 1]
+    number = (old.positions - begin).clamp(min=0)
+    new = values.gather(1, number[..., None].expand_as(old.values))
+    change = (new.float() - old.values.float()).square().sum(dim=-1) * (old.positions >= begin)
+    return change.new_zeros(len(joined.ids)).index_add_(0, begin + number.flatten(), change.flatten())
 
 
 class _Recomputing(Context):
-    """Chosen tokens of the text among the stored states of all others; keeps the states that result."""
+    """Chosen tokens of the text among the stored states of all others; keeps the states that result.
+
+    A head that was pruned of a chosen token sees its new state all the same.
+    """
 
     def __init__(self, rotary: Rotary, joined: Joined, chosen: Tensor, depth: int) -> None:
         self._rotary = rotary
         self._joined = joined
         self._chosen = chosen
         self._last = depth - 1
-        self._number = torch.full_like(joined.ids, -1)
-        self._number[chosen] = torch.arange(len(chosen), device=chosen.device)
+        self._others = torch.ones_like(joined.ids, dtype=torch.bool).index_fill_(0, chosen, False)
         self._among = torch.ones(len(chosen), len(chosen), dtype=torch.bool, device=chosen.device).tril()
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.made: list[tuple[Tensor, Tensor]] = []
+        """Keys and values of each layer, `[kv_heads, chosen, head_dim]`."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
-        old_key, old_value = self._joined.keys[layer], self._joined.values[layer]
-        positions = self._joined.positions[layer]
-        number = self._number[positions]
-        again = number >= 0
-        index = number.clamp(min=0)[..., None].expand_as(old_key)
-        self.keys.append(torch.where(again[..., None], key[0].gather(1, index), old_key))
-        self.values.append(torch.where(again[..., None], value[0].gather(1, index), old_value))
+        self.made.append((key[0], value[0]))
         if layer == self._last:
             return None
+        old = self._joined.layers[layer]
         cos, sin = self._rotary(len(self._joined.ids), key)
         mine = cos[self._chosen], sin[self._chosen]
-        # A head that pruned a chosen token sees its new state all the same while the tokens are run.
-        stored = (positions[:, None] <= self._chosen[:, None]) & ~again[:, None]
+        others = (old.positions >= 0) & self._others[old.positions]
+        stored = (old.positions[:, None] <= self._chosen[:, None]) & others[:, None]
         visible = torch.cat((stored, self._among.expand(len(stored), -1, -1)), dim=2)
         return scaled_dot_product_attention(
             rotate(query, *mine),
-            torch.cat((rotate(old_key, cos[positions], sin[positions])[None], rotate(key, *mine)), dim=2),
-            torch.cat((old_value[None], value), dim=2),
+            torch.cat((rotate(old.keys, cos[old.positions], sin[old.positions])[None], rotate(key, *mine)), dim=2),
+            torch.cat((old.values[None], value), dim=2),
             attn_mask=visible.repeat_interleave(query.shape[1] // key.shape[1], dim=0)[None],
             scale=scale,
             enable_gqa=key.shape[1] != query.shape[1],
@@ -234,27 +197,29 @@ class _Asking(Context):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
-        positions, behind = self._joined.positions[layer], len(self._joined.ids)
+        old, behind = self._joined.layers[layer], len(self._joined.ids)
         count, heads = query.shape[2], key.shape[1]
         cos, sin = self._rotary(behind + count, key)
-        old_key = rotate(self._joined.keys[layer], cos[positions], sin[positions])
+        old_key = rotate(old.keys, cos[old.positions], sin[old.positions])
         keys = torch.cat((old_key, rotate(key[0], cos[behind:], sin[behind:])), dim=1)
         grouped = rotate(query[0], cos[behind:], sin[behind:]).reshape(heads, -1, count, key.shape[3])
         scores = (grouped @ keys[:, None].transpose(2, 3)).float() * scale
         later = torch.ones(count, count, dtype=torch.bool, device=key.device).triu(1)
         scores[..., -count:].masked_fill_(later, -torch.inf)
+        scores[..., :-count].masked_fill_((old.positions < 0)[:, None, None], -torch.inf)
         weights = scores.softmax(dim=-1)
         paid = weights[..., :-count].mean(dim=(1, 2))
-        self.attention.index_add_(0, positions.flatten(), paid.flatten())
+        self.attention.index_add_(0, old.positions.clamp(min=0).flatten(), paid.flatten())
         if layer == self._last:
             return None
-        values = torch.cat((self._joined.values[layer], value[0]), dim=1)[:, None]
+        values = torch.cat((old.values, value[0]), dim=1)[:, None]
         return (weights.to(value.dtype) @ values).flatten(0, 1)[None].transpose(1, 2).flatten(2)
 
 
-def _run(layers: Sequence[torch.nn.Module], x: Tensor, context: Context) -> None:
-    for layer in layers:
-        x = layer(x, context, None, None)
+def _run(decoder: Decoder, ids: Tensor, context: Context, depth: int | None = None) -> None:
+    x = decoder.embed(ids[None])
+    for layer in list(decoder.layers)[:depth]:
+        x = layer(x, context, None, decoder.role)
 
 
 def _behind(
@@ -264,23 +229,5 @@ def _behind(
     """A block encoded again behind what stands ahead; of its new states, those that it had."""
     blocks, texts = zip(*ahead, (states, text), strict=True)
     joined = Joined.of(blocks, texts, like)
-    keys, values = recompute(decoder, rotary, joined, range(joined.starts[-1], len(joined.ids)))
-    return _apart(keys, values, blocks)[-1]
-
-
-def _apart(keys: Tensor, values: Tensor, blocks: Sequence[KVStates]) -> list[KVStates]:
-    sizes = [states.keys.shape[2] for states in blocks]
-    parts = zip(blocks, torch.split(keys, sizes, dim=2), torch.split(values, sizes, dim=2), strict=True)
-    return [KVStates(keys=key, values=value, positions=states.positions) for states, key, value in parts]
-
-
-def _positions(states: KVStates, tokens: int) -> Tensor:
-    """The position within its text of every slot of a block."""
-    shape = states.keys.shape[:3]
-    if states.positions is None:
-        if shape[2] != tokens:
-            raise ValueError(f"a block has {shape[2]} states for {tokens} tokens, and no positions")
-        return torch.arange(tokens).expand(shape)
-    if states.positions.shape != shape or not 0 <= int(states.positions.min()) <= int(states.positions.max()) < tokens:
-        raise ValueError(f"the positions of a block are not those of its {tokens} tokens")
-    return states.positions.long()
+    own = torch.arange(joined.starts[-1], len(joined.ids), device=like.device)
+    return joined.taking(own, recompute(decoder, rotary, joined, own), all_heads=False)[-1]

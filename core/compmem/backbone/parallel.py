@@ -15,10 +15,11 @@ from compmem.backbone.backbone import Backbone
 from compmem.backbone.chat_prefix import with_prefix
 from compmem.backbone.decode import check_writing
 from compmem.backbone.decoder import Context
-from compmem.backbone.prefix_context import check_fusion, check_states
+from compmem.backbone.prefix_context import check_states
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import rotate
 from compmem.backbone.stop import Stop
+from compmem.config import ONE_BUDGET
 from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates
 
@@ -60,7 +61,11 @@ def stream_parallel(
         raise ValueError("no block to read")
     check_writing(max_new_tokens, 0.0)
     check_states([blocks], backbone.shape)
-    check_fusion(blocks, ["ape"])
+    if any(states.lengths is not None for states in blocks):
+        raise ValueError(
+            "kv_fusion='ape' needs equally many KV states in each head: it cannot read blocks that were made with "
+            f"kv_pruning={' or '.join(map(repr, ONE_BUDGET))}"
+        )
     head = backbone.lead
     [rest], [row] = with_prefix(
         head, lambda ids: prune(backbone.decoder, backbone.rotary, [ids], ratio=1)[0], [prompt], [blocks]

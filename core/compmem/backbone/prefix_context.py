@@ -222,19 +222,6 @@ def check_states(rows: Sequence[Sequence[KVStates]], shape: tuple[int, int, int]
             )
 
 
-def check_fusion(blocks: Sequence[KVStates], methods: Iterable[str]) -> None:
-    """Refuse to fuse blocks whose heads have different numbers of states.
-
-    Raises:
-        ValueError: There is such a block.
-    """
-    if any(states.lengths is not None for states in blocks):
-        raise ValueError(
-            f"kv_fusion={'+'.join(methods)!r} needs equally many KV states in each head: read blocks that were made "
-            "with kv_pruning='kvzip-heads' or 'kvzap' only with kv_fusion='none'"
-        )
-
-
 def _shape(states: KVStates) -> tuple[int, ...]:
     """Layers, KV heads and head width of a block; nothing if it has no such shape."""
     found, lengths = states.keys.shape, states.lengths

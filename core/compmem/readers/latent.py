@@ -54,8 +54,8 @@ class LatentReader:
     ) -> None:
         if memory_tokens < 1 or answer_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} and answer_tokens={answer_tokens!r} must be at least 1")
-        if kv_fusion != "none" and backbone.memory.trained:
-            raise ValueError(f"kv_fusion={kv_fusion!r} is for stock models: memory tokens are no tokens of the text")
+        if kv_fusion != "none" and backbone.memory.inserted:
+            raise ValueError(f"kv_fusion={kv_fusion!r} cannot be used: memory tokens are no tokens of the text")
         self.backbone = backbone
         self.kv_fusion: KVFusion = kv_fusion
         self.prompts = prompts or LatentPrompts.from_backbone(backbone)
@@ -187,7 +187,7 @@ class LatentReader:
     def _fused(self, question: str, blocks: Sequence[MemoryBlock]) -> list[KVStates]:
         """The states of blocks that are read together."""
         states = [_states(block) for block in blocks]
-        if self.kv_fusion in ("none", "ape") or len(blocks) < 2:
+        if self.kv_fusion in ("none", "ape"):
             return states
         texts = [chunk_ids(self.backbone, block.chunk) for block in blocks]
         with torch.inference_mode():

@@ -62,8 +62,8 @@ class Settings:
         for name in self.pruning:
             if name not in get_args(KVPruning):
                 raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
-        if set(ONE_BUDGET) & set(self.pruning) and set(self.methods) != {"none"}:
-            raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} can only be read with the method none")
+        if set(ONE_BUDGET) & set(self.pruning) and "ape" in "+".join(self.methods).split("+"):
+            raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} cannot be read with the method ape")
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
@@ -132,7 +132,8 @@ def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, st
     """Each method with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
     yield "text", 0, "attention"
     if model.memory.trained:
-        yield from (("none", ratio, TRAINED) for ratio in settings.ratios if ratio > 1)
+        for ratio in settings.ratios:
+            yield from ((method, ratio, TRAINED) for method in settings.methods if ratio > 1)
         return
     for ratio in settings.ratios:
         wanted = settings.pruning if ratio > 1 else ("attention",)
@@ -169,7 +170,7 @@ class _Answering:
         backbone = self._backbone
         with torch.inference_mode():
             blocks, compressing = self._blocks(ratio, pruning) if ratio else ([], none())
-            began, prompt = now(), self._prompt
+            stored, began, prompt = sum(map(_stored, blocks)), now(), self._prompt
             if not ratio:
                 lead = len(backbone.lead)
                 prompt = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:]]
@@ -192,7 +193,7 @@ class _Answering:
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
             "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),
             "compress_seconds": _seconds(compressing), "loss": loss,
-            "tokens": sum(map(len, self._texts)), "bytes": sum(map(_stored, blocks)),
+            "tokens": sum(map(len, self._texts)), "bytes": stored,
         }  # fmt: skip
 
     def _loss(self, prompt: Sequence[int], blocks: Sequence[KVStates]) -> float:

@@ -50,7 +50,7 @@ def summary(
                 text = groups[model, 0, "attention", "text"]
                 line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
             if ratio and model in trained:
-                before = groups.get((untrained, ratio, trained[model], "none"), [])
+                before = groups.get((untrained, ratio, trained[model], method), [])
                 line |= _change("f1", "to untrained", group, before, scale=100)
             if ratio and "kvzap" in (pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
