@@ -255,7 +255,7 @@ def test_an_index_with_one_budget_answers_after_it_is_opened_again(tmp_path, tin
     with MemoryIndex.open(tmp_path / "own", encoder=HashEncoder(), backbone=backbone) as index:
         assert index.verify() == []
         assert index.answer(question, latent).text == before.text
-        assert index.answer(question, LoopConfig(writer="latent", kv_fusion="prophetkv")).text != before.text
+        assert index.answer(question, LoopConfig(writer="latent", kv_fusion="graph-kv")).text != before.text
         with pytest.raises(ValueError, match="kv_fusion='ape' needs equally many KV states in each head"):
             index.answer(question, LoopConfig(writer="latent", kv_fusion="ape"))
 

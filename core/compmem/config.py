@@ -202,7 +202,7 @@ class LoopConfig(RecallConfig):
     blocks_per_step: int = 1
     """Recalled blocks read in one step."""
     kv_fusion: KVFusion = "none"
-    """How blocks of a stock model that are read together see one another (docs/kv-memory.md). `"none"`: each stays as
+    """How blocks of a local model that are read together see one another (docs/kv-memory.md). `"none"`: each stays as
     it was compressed, alone. `"epic"`, `"prophetkv"`, `"cacheblend"`: some of their tokens are computed again, behind
     all earlier blocks. `"graph-kv"`: every later block is encoded again behind the first. `"ape"`: they stand side by
     side, and attention to them is scaled."""

@@ -3,16 +3,19 @@
 Each chunk was compressed alone, so a block that is read behind others knows nothing of them. The methods here choose
 tokens of the later blocks and run them again, each behind everything that stands before it in the joined text: the head
 of the turn, the stored states of earlier blocks and of its own, and the other chosen tokens. Their new states take the
-places of the old ones. Keys are kept before rotation; the chosen tokens are run at their positions in the joined text.
+places of the old ones, and are added in heads that were pruned of these tokens. Keys are kept before rotation; the
+chosen tokens are run at their positions in the joined text.
 
 * `epic`: the first tokens of every block but the first (LegoLink, 2410.15332).
-* `prophetkv`: the tokens that the question attends to most, over all layers (2602.02579).
+* `prophetkv`: the tokens that the question attends to most, over all layers (2602.02579); of the first block too, if
+  states were left out.
 * `cacheblend`: the tokens whose values in the second layer change most (2405.16444); there the share shrinks from layer
   to layer, here it is chosen once.
-* `graph-kv`: all tokens of every later block, each block behind the first one alone (2506.07334).
+* `graph-kv`: all tokens of every later block, each block behind the first one alone (2506.07334). Pruned heads take
+  nothing more.
 
-The first block is never changed: where it stands, it was encoded. With every token chosen and nothing pruned, the
-result is that of reading the joined text.
+A whole first block is never changed: where it stands, it was encoded. With every token chosen, the result is that of
+reading the joined text.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from compmem.backbone.backbone import Backbone
 from compmem.backbone.compression import encoder
@@ -33,8 +36,11 @@ from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVFusion
 from compmem.schema import KVStates
 
-SHARE: Final = 0.2
-"""Share of the later blocks' tokens that `prophetkv` and `cacheblend` choose."""
+SHARE: Final = 0.1
+"""Share of the tokens that `prophetkv` and `cacheblend` choose."""
+NEAR: Final = 5
+"""Neighbouring tokens over which the attention of `prophetkv` is averaged, so that words are chosen and not parts of
+them; SnapKV (2404.14469) pools in this way."""
 FIRST: Final = 16
 """Tokens of each later block that `epic` chooses."""
 
@@ -86,13 +92,17 @@ def fuse(
     if "prophetkv" in methods:
         # A first block that lacks nothing was encoded where it stands.
         begin = begins[0] if pruned else min(begins[1:], default=len(joined.ids))
-        chosen.update(_highest(attention_to(decoder, rotary, joined, asked), begin, share))
+        chosen.update(_highest(_averaged(attention_to(decoder, rotary, joined, asked)), begin, share))
     if "cacheblend" in methods and len(begins) > 1:
         chosen.update(_highest(value_change(decoder, rotary, joined, begins[1]), begins[1], share))
     if not chosen:
         return list(blocks[ahead:])
     places = torch.tensor(sorted(chosen), device=like.device)
     return joined.taking(places, recompute(decoder, rotary, joined, places), all_heads=True)[ahead:]
+
+
+def _averaged(scores: Tensor) -> Tensor:
+    return avg_pool1d(scores[None, None], NEAR, stride=1, padding=NEAR // 2, count_include_pad=False)[0, 0]
 
 
 def _highest(scores: Tensor, begin: int, share: float) -> list[int]:
@@ -174,15 +184,16 @@ class _Recomputing(Context):
         mine = cos[self._chosen], sin[self._chosen]
         others = (old.positions >= 0) & self._others[old.positions]
         stored = (old.positions[:, None] <= self._chosen[:, None]) & others[:, None]
-        visible = torch.cat((stored, self._among.expand(len(stored), -1, -1)), dim=2)
-        return scaled_dot_product_attention(
-            rotate(query, *mine),
-            torch.cat((rotate(old.keys, cos[old.positions], sin[old.positions])[None], rotate(key, *mine)), dim=2),
-            torch.cat((old.values[None], value), dim=2),
-            attn_mask=visible.repeat_interleave(query.shape[1] // key.shape[1], dim=0)[None],
-            scale=scale,
-            enable_gqa=key.shape[1] != query.shape[1],
-        ).transpose(1, 2).flatten(2)  # fmt: skip
+        visible = torch.cat((stored, self._among.expand(len(stored), -1, -1)), dim=2)[:, None]
+        keys = torch.cat((rotate(old.keys, cos[old.positions], sin[old.positions]), rotate(key[0], *mine)), dim=1)
+        values = torch.cat((old.values, value[0]), dim=1)
+        # Heads that share keys are the heads of one row, so that a row's mask is made once.
+        grouped = rotate(query, *mine).reshape(len(keys), -1, *query.shape[2:])
+        shape = (-1, grouped.shape[1], -1, -1)
+        made = scaled_dot_product_attention(
+            grouped, keys[:, None].expand(shape), values[:, None].expand(shape), attn_mask=visible, scale=scale
+        )
+        return made.flatten(0, 1).transpose(0, 1).flatten(1)[None]
 
 
 class _Asking(Context):

@@ -165,7 +165,7 @@ def fusion(
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
     limit: Annotated[int, typer.Option(help="Questions of a file, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
-    share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.2,
+    share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.1,
     first: Annotated[int, typer.Option(help="First tokens of a block that EPIC computes again.")] = 16,
     seed: Annotated[int, typer.Option(help="Decides on questions, distractors and their order.")] = 0,
     as_json: Json = False,

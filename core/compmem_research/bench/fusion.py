@@ -51,7 +51,7 @@ class Settings:
     limit: int = 20
     """Questions of a set, drawn by the seed."""
     max_tokens: int = 24
-    share: float = 0.2
+    share: float = 0.1
     first: int = 16
     seed: int = 0
 
