@@ -474,10 +474,10 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, self._states_of, prompts, blocks)
+        return with_prefix(self.lead, self.states_of_prefix, prompts, blocks)
 
-    def _states_of(self, ids: list[int]) -> KVStates:
-        """All states of the prefix, as those of a chunk are made."""
+    def states_of_prefix(self, ids: list[int]) -> KVStates:
+        """All states of the beginning of a turn, as those of a chunk are made; computed once."""
         layers = encoder(self.decoder, self.memory)
         return self._prefix_states.of(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
 

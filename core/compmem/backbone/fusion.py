@@ -27,11 +27,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from compmem.backbone.backbone import Backbone
-from compmem.backbone.compression import encoder
 from compmem.backbone.decoder import Context, Decoder
 from compmem.backbone.joined import Joined
 from compmem.backbone.prefix_context import check_states
-from compmem.backbone.prune import prune
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVFusion
 from compmem.schema import KVStates
@@ -71,14 +69,13 @@ def fuse(
             larger than the context.
     """
     _check(backbone, blocks, texts, asked)
-    if set(methods) <= {"none", "ape"}:
+    if not blocks or set(methods) <= {"none", "ape"}:
         return list(blocks)
     pruned = any(states.positions is not None for states in blocks)
     decoder, rotary, like = backbone.decoder.as_role("reasoner"), backbone.rotary, backbone.decoder.embed_tokens.weight
     lead, ahead = backbone.lead, 0
     if lead:
-        head = prune(encoder(backbone.decoder, backbone.memory), rotary, [lead], ratio=1)
-        blocks, texts, ahead = [*head, *blocks], [lead, *texts], 1
+        blocks, texts, ahead = [backbone.states_of_prefix(lead), *blocks], [lead, *texts], 1
     if "graph-kv" in methods:
         before = [*zip(blocks[: ahead + 1], texts[: ahead + 1], strict=True)]
         later = zip(blocks[ahead + 1 :], texts[ahead + 1 :], strict=True)

@@ -16,7 +16,6 @@ from compmem.backbone.chat_prefix import with_prefix
 from compmem.backbone.decode import check_writing
 from compmem.backbone.decoder import Context
 from compmem.backbone.prefix_context import check_states
-from compmem.backbone.prune import prune
 from compmem.backbone.rotary import rotate
 from compmem.backbone.stop import Stop
 from compmem.config import ONE_BUDGET
@@ -67,9 +66,7 @@ def stream_parallel(
             f"kv_pruning={' or '.join(map(repr, ONE_BUDGET))}"
         )
     head = backbone.lead
-    [rest], [row] = with_prefix(
-        head, lambda ids: prune(backbone.decoder, backbone.rotary, [ids], ratio=1)[0], [prompt], [blocks]
-    )
+    [rest], [row] = with_prefix(head, backbone.states_of_prefix, [prompt], [blocks])
     context = _Parallel(backbone, row[0] if head else None, row[1:] if head else row, temperature, scale)
     if context.begin + len(rest) + max_new_tokens > backbone.context:
         raise ValueError(f"a prompt of {len(rest)} tokens is larger than the context of {backbone.context}")
