@@ -141,3 +141,21 @@ def test_bad_settings_are_named():
         Settings(methods=("none", "epic+ape"), pruning=("kvzip-heads",))
     with pytest.raises(ValueError, match="blocks=0"):
         Settings(methods=("none",), blocks=0)
+
+
+def test_trained_memory_is_read_by_each_method_that_can_read_it(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED)
+    settings = Settings(methods=("none", "prophetkv", "ape"), ratios=(4,), blocks=3, max_tokens=1)
+    memories = {
+        "heads": MemoryConfig(states="selected", own=(), pruning="kvzip-heads"),
+        "equal": MemoryConfig(states="selected", own=()),
+        "tokens": MemoryConfig(),
+    }
+    models = {"tiny": tiny_backbone(max_position_embeddings=4096)}
+    models |= {name: tiny_backbone(memory=memory, max_position_embeddings=4096) for name, memory in memories.items()}
+    found = measure([data], settings, models, rows=tmp_path / "run.jsonl")["fusion"]
+    methods = {name: [row["method"] for row in found if row["model"] == name and row["ratio"]] for name in models}
+    assert methods == {
+        "tiny": ["none", "prophetkv", "ape"], "heads": ["none", "prophetkv"], "equal": ["none", "prophetkv", "ape"],
+        "tokens": ["none"],
+    }  # fmt: skip

@@ -228,11 +228,15 @@ def test_with_every_token_computed_again_nothing_of_the_compression_is_left(tiny
 
 @torch.inference_mode()
 def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(tiny_backbone):
-    backbone = tiny_backbone(memory=MemoryConfig(states="selected", own=(), pruning="kvzip-heads"))
-    backbone.add_adapter("reasoner", AdapterConfig(rank=2))
-    with torch.no_grad():
-        for parameter in backbone.parameters("reasoner").values():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    def trained(pruning):
+        backbone = tiny_backbone(memory=MemoryConfig(states="selected", own=(), pruning=pruning))
+        backbone.add_adapter("reasoner", AdapterConfig(rank=2))
+        with torch.no_grad():
+            for parameter in backbone.parameters("reasoner").values():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        return backbone
+
+    backbone = trained("kvzip-heads")
     [lead] = prune(backbone.decoder, backbone.rotary, [backbone.lead], ratio=1)
     whole, behind = [i for text in TEXTS for i in text], len(backbone.lead)
     text = backbone.read([whole + ASKED], [[lead]], start=behind)[0, -len(ASKED) :]
@@ -243,6 +247,11 @@ def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(
     ).abs().max() > 0.1
     few = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=0.2)
     assert sum(states.keys.numel() for states in few) < sum(states.keys.numel() for states in blocks)
+    backbone = trained("attention")
+    prompt, blocks = [*backbone.lead, *ASKED], backbone.compress(TEXTS[:1], ratio=4)
+    aside = list(stream_parallel(backbone, prompt, blocks, max_new_tokens=6, temperature=1.0, scale=1.0))
+    assert aside == list(backbone.stream(prompt, blocks, max_new_tokens=6))
+    assert aside != list(backbone.stream(prompt, blocks, max_new_tokens=6, role=None))
 
 
 @torch.inference_mode()

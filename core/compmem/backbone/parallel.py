@@ -39,10 +39,10 @@ def stream_parallel(
     temperature: float = TEMPERATURE,
     scale: float = SCALE,
 ) -> Iterator[int]:
-    """The likeliest tokens behind blocks of a stock model that stand side by side, as they come; see `Backbone.stream`.
+    """The likeliest tokens behind blocks that stand side by side, as they come; see `Backbone.stream`.
 
     Args:
-        backbone: The stock model that compressed the blocks.
+        backbone: The model that compressed the blocks; it reads with the reasoner's adapter, if it has one.
         prompt: Token ids behind the blocks.
         blocks: At least one.
         max_new_tokens: Most tokens.
@@ -74,7 +74,7 @@ def stream_parallel(
     ids = list(rest)
     for _ in range(max_new_tokens):
         seconds_left()
-        hidden = backbone.decoder(torch.tensor([ids], device=backbone.device), context)
+        hidden = backbone.decoder(torch.tensor([ids], device=backbone.device), context, role="reasoner")
         ids = [int(backbone.logits(hidden[0, -1]).argmax())]
         yield from stop.take(ids)
         if stop.done:

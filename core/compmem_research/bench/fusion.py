@@ -129,11 +129,13 @@ def _answer(
 
 
 def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str]]:
-    """Each method with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
+    """Each method possible with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
     yield "text", 0, "attention"
     if model.memory.trained:
+        alone = ("none",) if model.memory.inserted else settings.methods
+        methods = [m for m in alone if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET]
         for ratio in settings.ratios:
-            yield from ((method, ratio, TRAINED) for method in settings.methods if ratio > 1)
+            yield from ((method, ratio, TRAINED) for method in methods if ratio > 1)
         return
     for ratio in settings.ratios:
         wanted = settings.pruning if ratio > 1 else ("attention",)

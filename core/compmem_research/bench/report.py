@@ -56,7 +56,13 @@ NOTES = {
         "of that. The first 50 questions of each set of `kv_trained`."
     ),
     "kv_1500m": "A stock model whose states are chosen by predicted scores, fitted on 80 passages (`importance`).",
-    "kv_1500m_kvzip": "The same model, the first 4 questions of each set: all states, KVzip and its prediction.",
+    "kv_1500m_stock": "A stock model with the default choice of states, on the questions of `kv_1500m`.",
+    "kv_1500m_fusion": (
+        "The same, on more questions, as stored and with `prophetkv`; the head of the turn was run again for each "
+        "question then (some 0.3 s), and now is run once."
+    ),
+    "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
+    "kv_1500m_kvzip": "The model of `kv_1500m`, 4 questions of each set: all states, KVzip and its prediction.",
     "importance": (
         "Passages of the training questions. A random choice would keep a quarter of the same states. Seconds of one "
         "core beside another run: only their ratio counts."
