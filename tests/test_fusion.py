@@ -76,6 +76,9 @@ def test_of_no_tokens_and_of_one_block_nothing_is_changed(tiny_backbone):
     for method, settings in cases:
         for new, old in zip(fused(backbone, method, ratio=2, **settings), before, strict=True):
             close_states(new, old)
+    for method in ("prophetkv", "cacheblend"):
+        [alone] = fused(backbone, method, texts=TEXTS[:1])
+        close_states(alone, backbone.compress(TEXTS[:1], ratio=1)[0])
     [alone] = fused(backbone, "graph-kv", texts=TEXTS[:1])
     close_states(alone, backbone.compress(TEXTS[:1], ratio=1)[0])
 

@@ -18,7 +18,7 @@ A whole first block is never changed: where it stands, it was encoded. With ever
 reading the joined text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -81,17 +81,18 @@ def fuse(
         later = zip(blocks[ahead + 1 :], texts[ahead + 1 :], strict=True)
         blocks = [*blocks[: ahead + 1], *(_behind(decoder, rotary, before, *one, like) for one in later)]
     joined = Joined.of(blocks, texts, like)
-    begins = joined.starts[ahead:]
+    begins, end = joined.starts[ahead:], len(joined.ids)
+    second = min(begins[1:], default=end)
     chosen = set[int]()
     if "epic" in methods:
-        pairs = pairwise((*begins[1:], len(joined.ids)))
+        pairs = pairwise((*begins[1:], end))
         chosen.update(i for start, stop in pairs for i in range(start, min(start + first, stop)))
     if "prophetkv" in methods:
         # A first block that lacks nothing was encoded where it stands.
-        begin = begins[0] if pruned else min(begins[1:], default=len(joined.ids))
-        chosen.update(_highest(_averaged(attention_to(decoder, rotary, joined, asked)), begin, share))
-    if "cacheblend" in methods and len(begins) > 1:
-        chosen.update(_highest(value_change(decoder, rotary, joined, begins[1]), begins[1], share))
+        begin = begins[0] if pruned else second
+        chosen.update(_highest(lambda: _averaged(attention_to(decoder, rotary, joined, asked)), begin, end, share))
+    if "cacheblend" in methods:
+        chosen.update(_highest(lambda: value_change(decoder, rotary, joined, second), second, end, share))
     if not chosen:
         return list(blocks[ahead:])
     places = torch.tensor(sorted(chosen), device=like.device)
@@ -102,10 +103,10 @@ def _averaged(scores: Tensor) -> Tensor:
     return avg_pool1d(scores[None, None], NEAR, stride=1, padding=NEAR // 2, count_include_pad=False)[0, 0]
 
 
-def _highest(scores: Tensor, begin: int, share: float) -> list[int]:
-    """Positions, from `begin` on, of that share of the tokens with the highest scores."""
-    own = scores[begin:]
-    return (begin + own.topk(round(share * len(own))).indices).tolist()
+def _highest(score: Callable[[], Tensor], begin: int, end: int, share: float) -> list[int]:
+    """The positions from `begin` to `end` of that share of the tokens with the highest scores."""
+    count = round(share * (end - begin))
+    return (begin + score()[begin:].topk(count).indices).tolist() if count else []
 
 
 def _check(

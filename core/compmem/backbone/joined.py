@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from compmem.backbone.ragged import lengths_of
 from compmem.schema import KVStates
 
 
@@ -46,7 +47,7 @@ class Joined:
         starts = tuple(accumulate(map(len, texts[:-1]), initial=0))
         parts = [_by_head(*block, like) for block in zip(blocks, starts, texts, strict=True)]
         heads = [tuple(map(torch.cat, zip(*own, strict=True))) for own in zip(*parts, strict=True)]
-        each = _lengths(blocks[0]).shape[1]
+        each = lengths_of(blocks[0]).shape[1]
         return cls(
             layers=[_padded(heads[first : first + each]) for first in range(0, len(heads), each)],
             ids=torch.tensor([i for text in texts for i in text], device=like.device),
@@ -70,18 +71,13 @@ class Joined:
 
 def _by_head(states: KVStates, start: int, text: Sequence[int], like: Tensor) -> list[tuple[Tensor, ...]]:
     """Keys, values and positions of each head of all layers."""
-    sizes = _lengths(states).flatten().tolist()
+    sizes = lengths_of(states).flatten().tolist()
     flat = (
         states.keys.to(like.device, like.dtype).flatten(0, -2),
         states.values.to(like.device, like.dtype).flatten(0, -2),
         start + _positions(states, len(text)).to(like.device).flatten(),
     )
     return list(zip(*(torch.split(tensor, sizes) for tensor in flat), strict=True))
-
-
-def _lengths(states: KVStates) -> Tensor:
-    """States of each head, `[layers, kv_heads]`."""
-    return torch.full(states.keys.shape[:2], states.keys.shape[2]) if states.lengths is None else states.lengths
 
 
 def _positions(states: KVStates, tokens: int) -> Tensor:

@@ -48,6 +48,12 @@ def best_of_all_heads(whole: KVStates, score: Tensor, lead: int, ratio: int, sin
     )
 
 
+def lengths_of(states: KVStates) -> Tensor:
+    """States of each head of a block, `[layers, kv_heads]`."""
+    found = states.keys.shape
+    return torch.full(found[:2], found[2]) if states.lengths is None else states.lengths.long()
+
+
 def head_of_each(lengths: Tensor) -> Tensor:
     """The head of each state, counted over all layers, `[states]`."""
     return torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
@@ -87,7 +93,7 @@ class RaggedPrefix(Prefix):
         blocks = []
         for row, own in enumerate(rows):
             for number, states in enumerate(own):
-                lengths = _lengths(states, *shape[:2])
+                lengths = lengths_of(states)
                 blocks.append((states, lengths, row, totals[row].clone(), slots_of(own[:number])))
                 totals[row] += lengths
         self.counts = list(map(slots_of, rows))
@@ -129,11 +135,6 @@ class RaggedPrefix(Prefix):
         causal = torch.ones(prompt, prompt, dtype=torch.bool, device=device).tril()
         rows, heads = recalled.shape[:2]
         return torch.cat((recalled.expand(-1, -1, prompt, -1), causal.expand(rows, heads, -1, -1)), dim=3)
-
-
-def _lengths(states: KVStates, layers: int, heads: int) -> Tensor:
-    """States of each head, `[layers, kv_heads]`."""
-    return torch.full((layers, heads), states.slots) if states.lengths is None else states.lengths.long()
 
 
 def _by_layer(
