@@ -59,7 +59,7 @@ NOTES = {
     "kv_1500m_stock": "A stock model with the default choice of states, on the questions of `kv_1500m`.",
     "kv_1500m_fusion": (
         "The same, on more questions, as stored and with `prophetkv`; the head of the turn was run again for each "
-        "question then (some 0.3 s), and now is run once."
+        "question then, and now is run once."
     ),
     "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
     "kv_1500m_kvzip": "The model of `kv_1500m`, 4 questions of each set: all states, KVzip and its prediction.",
