@@ -63,8 +63,7 @@ class ExtractiveReader:
         if not memory.evidence:
             yield NOTHING_FOUND
             return
-        view = self.analyzer.analyze("")
-        for number, evidence in enumerate(_supporting(view, memory.evidence)):
+        for number, evidence in enumerate(_supporting(memory.evidence)):
             yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
@@ -113,7 +112,7 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str])
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
 
 
-def _supporting(view: QueryState, evidence: Sequence[Evidence]) -> list[Evidence]:
+def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
     """The best sentences of each of the best chunks, in reading order; more if others are equally good.
 
     A chunk has several best ones if identifiers link them, since a linked sentence has the score of the other.

@@ -4,14 +4,12 @@ The passages of a file are indexed once, and every question is asked over all of
 is a line of a JSONL file, with a fingerprint of everything that affects it; lines with the same fingerprint are kept.
 """
 
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +19,7 @@ from compmem.readers import ChatPrompts
 from compmem_research.bench.answers_model import Complete, Metered
 from compmem_research.bench.answers_report import summary
 from compmem_research.bench.answers_systems import SYSTEMS, Setup, System, SystemReply
+from compmem_research.bench.digests import digest, gate_digest
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
 from compmem_research.tasks.multihop import Question, read_corpus
@@ -73,10 +72,10 @@ class Settings:
         decisive = {
             "model": self.model, "k": self.k, "max_tokens": self.max_tokens, "context_window": self.context_window,
             "instruction": self.instruction, "prompts": asdict(ChatPrompts()), "encoder": DEFAULT_ENCODER,
-            "gate": _digest(resources.files("compmem").joinpath("weights", "dense_gate.safetensors").read_bytes()),
-            "files": [_digest(file.read_bytes()) for file in files],
+            "gate": gate_digest(),
+            "files": [digest(file.read_bytes()) for file in files],
         }  # fmt: skip
-        return _digest(json.dumps(decisive, sort_keys=True).encode())
+        return digest(json.dumps(decisive, sort_keys=True).encode())
 
 
 @dataclass(slots=True)
@@ -237,10 +236,6 @@ def _asked(task: _Task, question: Question, name: str) -> Row:
 
 def _key(row: Row) -> Key:
     return str(row["fingerprint"]), str(row["id"]), str(row["system"])
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _to_stderr(line: str) -> None:

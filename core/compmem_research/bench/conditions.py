@@ -4,7 +4,6 @@ A cell is written `TASK@LENGTH`, with an optional `+VARIANT`: `hqa@112k`, `hqa@5
 `musique@56k`, `niah_multikey_1@28k`, `world@7k`; or `FILE.jsonl` for samples in the documented format.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from random import Random
 from typing import Final, get_args
 
 from compmem.ingest.chunking import TokenCounter
+from compmem_research.bench.digests import digest
 from compmem_research.tasks.contexts import LENGTHS, Contexts, Placement
 from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.jsonl import read_samples
@@ -135,5 +135,5 @@ class Sources:
         return self._filler[0]
 
     def _path(self, path: Path) -> Path:
-        self.used[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        self.used[path.name] = digest(path.read_bytes())
         return path

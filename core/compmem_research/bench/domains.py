@@ -4,11 +4,9 @@ A set is a JSONL file of questions (see `compmem_research.tasks.multihop`). `X_q
 `X_corpus`. The questions and passages of `X_unanswerable` belong to `X`.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +15,7 @@ import numpy as np
 from compmem.index import MemoryIndex
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
+from compmem_research.bench.digests import digest, gate_digest
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
 from compmem_research.bench.styles import UNCHANGED, styled
@@ -41,7 +40,7 @@ class DataSet:
     def parse_windows(self) -> dict[str, str]:
         """The first 16 digits of each file's SHA-256, by its name."""
         files = (*self.questions, *([self.corpus] if self.corpus else []))
-        return {f.name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files}
+        return {f.name: digest(f.read_bytes()) for f in files}
 
 
 @dataclass(slots=True)
@@ -142,7 +141,7 @@ def measure(
     Raises:
         ValueError: There is no set, a data file is broken, or the file has a result with other settings.
     """
-    settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": _gate()}
+    settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": gate_digest()}
     results = Results.open(out, settings)
     for each in find_sets(paths):
         parse_windows = each.parse_windows()
@@ -213,9 +212,3 @@ def _beside(file: Path, own: str, other: str) -> Path | None:
 
 def _named(encoder: str | Encoder | None) -> str:
     return encoder if isinstance(encoder, str) else DEFAULT_ENCODER if encoder is None else type(encoder).__name__
-
-
-def _gate() -> str:
-    """The first 16 digits of the SHA-256 of the shipped gate."""
-    weights = resources.files("compmem").joinpath("weights", "dense_gate.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import Row, Rows
 from compmem_research.bench.clock import Times, none, now
+from compmem_research.bench.digests import digest
 from compmem_research.bench.fusion_report import summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
@@ -74,11 +75,11 @@ class Settings:
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         if reader := backbone.parameters(READER):
-            digest = hashlib.sha256()
+            adapter = hashlib.sha256()
             for name in sorted(reader):
-                digest.update(name.encode() + reader[name].detach().float().cpu().numpy().tobytes())
-            told["reader"] = digest.hexdigest()
-        return hashlib.sha256(json.dumps(decisive | told, sort_keys=True).encode()).hexdigest()[:16]
+                adapter.update(name.encode() + reader[name].detach().float().cpu().numpy().tobytes())
+            told["reader"] = adapter.hexdigest()
+        return digest(json.dumps(decisive | told, sort_keys=True).encode())
 
 
 def measure(
