@@ -24,6 +24,11 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     assert all(row["questions"] == 2 for row in by.values())
     lines = rows.read_text().splitlines()
     said = {(row["method"], row["ratio"]): row["answer"] for row in map(json.loads, lines)}
+    assert by["prophetkv", 1]["agreement"] == 100 > by["none", 1]["agreement"]
+    gained = by["prophetkv", 1]["agreement"] - by["none", 1]["agreement"]
+    assert by["prophetkv", 1]["agreement to none"] == pytest.approx(gained, abs=0.11)
+    assert "agreement" not in by["text", 0]
+    assert "agreement to none" not in by["none", 1]
     assert said["prophetkv", 1] == said["text", 0] != said["none", 1], "all tokens computed again are the text"
     assert 0.25 * by["none", 1]["bytes"] < by["none", 4]["bytes"] < 0.4 * by["none", 1]["bytes"]
     # Text and all tokens computed again are one computation; the loss is that of the stock model.
@@ -73,7 +78,7 @@ def test_what_was_trained_is_measured_beside_its_model(tmp_path, tiny_backbone):
     ]  # fmt: skip
     before = by["memory", 4, "trained"]
     assert before["loss"] == by["reader", 4, "kvzip"]["loss"] == by["tiny", 4, "kvzip"]["loss"], "before training"
-    assert before["f1 to untrained"] == 0.0
+    assert before["f1 to untrained"] == before["agreement to untrained"] == 0.0
     with torch.no_grad():
         for parameter in trained.parameters("memory").values():
             parameter.add_(0.1)

@@ -5,19 +5,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from compmem_research.metrics import bootstrap_interval
+from compmem_research.metrics import bootstrap_interval, f1
 
 COLUMNS: Final = (
-    "model", "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "F1 beside untrained", "EM", "loss",
-    "loss beside text", "loss beside attention", "first token, s (processor)", "compression, s of processor",
-    "MiB of states",
+    "model", "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "F1 beside untrained", "EM",
+    "agreement", "loss", "loss beside text", "loss beside attention",
+    "first token, s (processor)", "compression, s of processor", "MiB of states",
 )  # fmt: skip
 
 READING: Final = (
     "Each question is asked over its gold paragraphs and others of its own context, the first hop first and the others "
     "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks; "
-    "`trained` is trained memory. F1 and exact match in per cent, with 95 % bootstrap intervals; loss is the cross "
-    "entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text or "
+    "`trained` is trained memory. F1 and exact match in per cent, with 95 % bootstrap intervals; agreement is the F1 "
+    "of an answer against that of the same model from text, right or wrong, and tells what memory changes; loss is the "
+    "cross entropy of the right answer, in nats a token. Both tell methods apart on fewer questions. Beside text or "
     "attention: the mean difference, question by question, from the same model's answers from text, or from pruning by "
     "attention at the same ratio; beside untrained: from the states of the model above whose memory is not trained, "
     "chosen in the same way. The seconds to the first token count what a method computes again, and not the "
@@ -48,10 +49,18 @@ def summary(
                 line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method), []))
             if ratio:
                 text = groups[model, 0, "attention", "text"]
+                agreeing = _agreeing(group, text)
+                if agreeing:
+                    line |= _mean("agreement", [100 * row["agreement"] for row in agreeing])
+                if method != "none":
+                    alone = _agreeing(groups.get((model, ratio, pruning, "none"), []), text)
+                    line |= _change("agreement", "to none", agreeing, alone, scale=100)
                 line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
             if ratio and model in trained:
                 before = groups.get((untrained, ratio, trained[model], method), [])
                 line |= _change("f1", "to untrained", group, before, scale=100)
+                other = _agreeing(before, groups.get((untrained, 0, "attention", "text"), []))
+                line |= _change("agreement", "to untrained", agreeing, other, scale=100)
             if ratio and "kvzap" in (pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
                 fitted = next((name for name in models if trained.get(name) == "kvzip-heads"), model)
@@ -67,7 +76,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A line of the table."""
     shares = [
         f"{row[n]:.1f} [{row[f'{n} 95%'][0]:.0f}, {row[f'{n} 95%'][1]:.0f}]" if n in row else "-"
-        for n in ("f1", "f1 to text", "f1 to untrained", "em")
+        for n in ("f1", "f1 to text", "f1 to untrained", "em", "agreement")
     ]
     clock, processor = row["first_seconds"]
     losses = [
@@ -98,6 +107,14 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"| {' | '.join(cells(row))} |" for row in rows)
 
 
+def _agreeing(rows: Sequence[Mapping[str, Any]], text: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The F1 of each answer against that from text."""
+    said = {row["id"]: str(row["answer"]) for row in text}
+    return [
+        {"id": row["id"], "agreement": f1(str(row["answer"]), [said[row["id"]]])} for row in rows if row["id"] in said
+    ]
+
+
 def _change(
     name: str, beside: str, rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], scale: float = 1
 ) -> dict[str, Any]:
@@ -114,12 +131,15 @@ def _change(
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"questions": len(rows)}
     for name in ("f1", "em"):
-        values = [100 * float(row[name]) for row in rows]
-        low, high = bootstrap_interval(values)
-        out |= {name: round(float(np.mean(values)), 1), f"{name} 95%": [round(low, 1), round(high, 1)]}
+        out |= _mean(name, [100 * float(row[name]) for row in rows])
     if losses := [row["loss"] for row in rows if row["loss"] is not None]:
-        low, high = bootstrap_interval(losses)
-        out |= {"loss": round(float(np.mean(losses)), 3), "loss 95%": [round(low, 3), round(high, 3)]}
+        out |= _mean("loss", losses, digits=3)
     for name in ("first_seconds", "seconds", "compress_seconds"):
         out[name] = np.mean([row[name] for row in rows], axis=0).round(3).tolist()
     return out | {"bytes": round(float(np.mean([row["bytes"] for row in rows])))}
+
+
+def _mean(name: str, values: Sequence[float], digits: int = 1) -> dict[str, Any]:
+    """The mean of a figure, and its 95 % bootstrap interval."""
+    low, high = bootstrap_interval(values)
+    return {name: round(float(np.mean(values)), digits), f"{name} 95%": [round(low, digits), round(high, digits)]}
