@@ -58,8 +58,8 @@ NOTES = {
     "kv_1500m": "A stock model whose states are chosen by predicted scores, fitted on 80 passages (`importance`).",
     "kv_1500m_stock": "A stock model with the default choice of states, on the questions of `kv_1500m`.",
     "kv_1500m_fusion": (
-        "The same, on more questions, as stored and with `prophetkv`; the head of the turn was run again for each "
-        "question then, and now is run once."
+        "The same, on more questions, as stored and with `prophetkv`. For two thirds of them the head of the turn was "
+        "run again for each question; now it is run once."
     ),
     "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
     "kv_1500m_kvzip": "The model of `kv_1500m`, 4 questions of each set: all states, KVzip and its prediction.",
