@@ -18,7 +18,7 @@ READING: Final = (
     "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks; "
     "`trained` is trained memory. F1 and exact match in per cent, with 95 % bootstrap intervals; agreement is the F1 "
     "of an answer against that of the same model from text, right or wrong, and tells what memory changes; loss is the "
-    "cross entropy of the right answer, in nats a token. Both tell methods apart on fewer questions. Beside text or "
+    "cross entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text or "
     "attention: the mean difference, question by question, from the same model's answers from text, or from pruning by "
     "attention at the same ratio; beside untrained: from the states of the model above whose memory is not trained, "
     "chosen in the same way. The seconds to the first token count what a method computes again, and not the "
@@ -37,7 +37,7 @@ def summary(
         trained: How the states of those with trained memory are chosen.
     """
     groups: dict[tuple[str, int, str, str], list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: str(r["id"])):  # their order decides nothing
+    for row in sorted(_compared(rows), key=lambda r: str(r["id"])):  # their order decides nothing
         groups.setdefault((row["model"], row["ratio"], row["pruning"], row["method"]), []).append(row)
     out, untrained = list[dict[str, Any]](), ""
     for model in models:
@@ -49,18 +49,14 @@ def summary(
                 line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method), []))
             if ratio:
                 text = groups[model, 0, "attention", "text"]
-                agreeing = _agreeing(group, text)
-                if agreeing:
-                    line |= _mean("agreement", [100 * row["agreement"] for row in agreeing])
-                if method != "none":
-                    alone = _agreeing(groups.get((model, ratio, pruning, "none"), []), text)
-                    line |= _change("agreement", "to none", agreeing, alone, scale=100)
                 line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
+            if ratio and method != "none":
+                alone = groups.get((model, ratio, pruning, "none"), [])
+                line |= _change("agreement", "to none", group, alone, scale=100)
             if ratio and model in trained:
                 before = groups.get((untrained, ratio, trained[model], method), [])
                 line |= _change("f1", "to untrained", group, before, scale=100)
-                other = _agreeing(before, groups.get((untrained, 0, "attention", "text"), []))
-                line |= _change("agreement", "to untrained", agreeing, other, scale=100)
+                line |= _change("agreement", "to untrained", group, before, scale=100)
             if ratio and "kvzap" in (pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
                 fitted = next((name for name in models if trained.get(name) == "kvzip-heads"), model)
@@ -107,12 +103,12 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"| {' | '.join(cells(row))} |" for row in rows)
 
 
-def _agreeing(rows: Sequence[Mapping[str, Any]], text: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The F1 of each answer against that from text."""
-    said = {row["id"]: str(row["answer"]) for row in text}
-    return [
-        {"id": row["id"], "agreement": f1(str(row["answer"]), [said[row["id"]]])} for row in rows if row["id"] in said
-    ]
+def _compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each with its answer's F1 against that of the same model from text; None for text itself."""
+    said = {(row["model"], row["id"]): str(row["answer"]) for row in rows if not row["ratio"]}
+    for row in rows:
+        text = said.get((row["model"], row["id"])) if row["ratio"] else None
+        yield {**row, "agreement": None if text is None else f1(str(row["answer"]), [text])}
 
 
 def _change(
@@ -123,15 +119,14 @@ def _change(
     changes = [scale * (row[name] - known[row["id"]]) for row in rows if row["id"] in known and row[name] is not None]
     if not changes:
         return {}
-    low, high = bootstrap_interval(changes)
-    key, digits = f"{name} {beside}", 3 if scale == 1 else 1
-    return {key: round(float(np.mean(changes)), digits), f"{key} 95%": [round(low, digits), round(high, digits)]}
+    return _mean(f"{name} {beside}", changes, digits=3 if scale == 1 else 1)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"questions": len(rows)}
-    for name in ("f1", "em"):
-        out |= _mean(name, [100 * float(row[name]) for row in rows])
+    for name in ("f1", "em", "agreement"):
+        if values := [100 * float(row[name]) for row in rows if row[name] is not None]:
+            out |= _mean(name, values)
     if losses := [row["loss"] for row in rows if row["loss"] is not None]:
         out |= _mean("loss", losses, digits=3)
     for name in ("first_seconds", "seconds", "compress_seconds"):
