@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -343,6 +344,16 @@ def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
     assert "Mill House" in endpoint.seen[0][2]["messages"][-1]["content"]
     endpoint.fails = True
     assert "error: the chat model failed: BadRequestError" in failed(1, *args)
+
+
+def test_a_chat_endpoint_that_is_not_there_is_named(index):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        args = ["--model", "m", "--base-url", f"http://user:secret@{place}/v1"]
+        told = failed(1, "ask", index, "Who owns Mill House?", *args)
+    assert f"error: the chat model failed: ConnectionError: no server answers at {place}" in told
+    assert "secret" not in told
 
 
 def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_path, saved_model):

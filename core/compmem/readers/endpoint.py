@@ -53,9 +53,20 @@ class Endpoint:
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
 
     def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
-        """The reply in pieces."""
+        """The reply in pieces.
+
+        Raises:
+            ConnectionError: No server answers at the endpoint.
+        """
+        import openai
+
         plain: Any = [{"role": m["role"], "content": m["content"]} for m in messages]
-        stream = self._client.chat.completions.create(model=self._model, messages=plain, stream=True)
+        try:
+            stream = self._client.chat.completions.create(model=self._model, messages=plain, stream=True)
+        except openai.APITimeoutError:
+            raise
+        except openai.APIConnectionError as error:
+            raise ConnectionError(f"no server answers at {self._client.base_url.netloc.decode()}") from error
         with stream:
             for part in stream:
                 if part.choices and (text := part.choices[0].delta.content):
