@@ -726,6 +726,14 @@ def test_batches_hold_every_item_once_within_the_budget():
     assert all(len(batch) == 1 or len(batch) * max(sizes[i] for i in batch) <= 20 for batch in made)
 
 
+def test_a_large_batch_has_little_padding():
+    sizes = [900, 880, 800, 500, 460, 100, 90, 30, 20, 5]
+    made = list(batches(sizes, 4096))
+    assert made == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]], "up to 256 tokens any padding is taken"
+    assert list(batches(sizes, 1600)) == [[0], [1], [2], [3, 4], [5, 6], [7, 8, 9]]
+    assert list(batches([], 16)) == []
+
+
 # --- graphs
 
 

@@ -40,6 +40,27 @@ def test_methods_beside_text_and_a_run_that_goes_on(tmp_path, tiny_backbone):
     assert rows.read_text().splitlines() == lines, "nothing is measured twice"
 
 
+def test_paragraphs_that_were_read_together_are_compared_with_those_read_alone(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    settings = Settings(methods=("none",), ratios=(1, 4), windows=(0, 100, 4000), blocks=2, max_tokens=6)
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    result = measure([data], settings, {"tiny": backbone}, rows=rows)
+    by = {(row["ratio"], row.get("window", 0)): row for row in result["fusion"]}
+    assert list(by) == [(0, 0), (1, 0), (1, 100), (1, 4000), (4, 0), (4, 100), (4, 4000)]
+    # The gold paragraphs are the first two of three, in their order: read in one pass they are the text.
+    assert by[1, 4000]["loss"] == pytest.approx(by[0, 0]["loss"], abs=1e-3)
+    assert by[1, 4000]["agreement"] == 100 > by[1, 0]["agreement"]
+    gained = by[1, 4000]["agreement"] - by[1, 0]["agreement"]
+    assert by[1, 4000]["agreement to alone"] == pytest.approx(gained, abs=0.11)
+    assert by[1, 100]["loss"] == by[1, 4000]["loss"] != by[1, 0]["loss"], "both have the first two in one window"
+    assert by[4, 4000]["bytes"] == by[4, 0]["bytes"]
+    assert by[4, 4000]["loss"] != by[4, 0]["loss"]
+    assert "f1 to alone" not in by[4, 0]
+    page = "\n".join(pages(result))
+    assert "| none | 4 | attention | 4000 |" in page
+    assert "| none | 4 | attention | - |" in page
+
+
 def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbone):
     data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
     pruning = ("kvzip-heads", "kvzip", "attention")
@@ -146,6 +167,8 @@ def test_bad_settings_are_named():
         Settings(methods=("none", "epic+ape"), pruning=("kvzip-heads",))
     with pytest.raises(ValueError, match="blocks=0"):
         Settings(methods=("none",), blocks=0)
+    with pytest.raises(ValueError, match=r"windows=\(0, -1\)"):
+        Settings(methods=("none",), windows=(0, -1))
 
 
 def test_trained_memory_is_read_by_each_method_that_can_read_it(tmp_path, tiny_backbone):

@@ -56,7 +56,7 @@ def test_the_best_by_the_prediction_are_kept(stock):
             assert states.lengths is None
             continue
         score = torch.einsum("ltf,lhf->lht", features, weights[..., :-1]) + weights[..., -1:]
-        wanted = best_of_all_heads(all_of_it, score, 0, 4, 0)
+        wanted = best_of_all_heads(all_of_it, score, 4, 0)
         assert torch.equal(states.positions, wanted.positions)
         assert torch.equal(states.lengths, wanted.lengths)
         assert torch.allclose(states.values, wanted.values, atol=1e-5)
@@ -71,7 +71,7 @@ def test_the_examples_have_the_scores_that_kvzip_chooses_by(adapted):
         assert features.shape == (2, len(chunk), adapted.decoder.layers[0].linear("q").out_features)
         if len(chunk) > 1:
             whole = adapted.compress([chunk], ratio=1)[0]
-            assert torch.equal(states.positions, best_of_all_heads(whole, score, 0, 4, 0).positions)
+            assert torch.equal(states.positions, best_of_all_heads(whole, score, 4, 0).positions)
 
 
 def test_one_pass_over_the_text_is_enough(adapted, monkeypatch):

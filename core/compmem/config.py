@@ -21,6 +21,9 @@ WriterName = Literal["chat", "latent"]
 STOCK_PRUNING: KVPruning = "kvzip-heads"
 """How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""
 
+STOCK_WINDOW = 2048
+"""Tokens that a stock model reads in one pass, unless `IndexConfig.kv_window` says otherwise."""
+
 ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 """The ways with one budget for all heads; the second one predicts the scores of the first."""
 
@@ -56,6 +59,9 @@ class IndexConfig:
     nothing), or by that of normally distributed queries. With `kvzip-heads` and `kvzap` all layers and heads share one
     budget; with the others each head keeps equally many states. None: as a trained backbone was trained, `kvzap` where
     its weights are there, else `kvzip-heads`."""
+    kv_window: int | None = None
+    """Most tokens of a document that a backbone reads in one pass to make KV states: a chunk sees the chunks of its
+    window before it. 0: each chunk is read alone. None: 2,048 for a stock model, 0 for trained memory."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5
@@ -71,6 +77,8 @@ class IndexConfig:
         _at_least("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             _at_least("ratio", self.ratio, 1)
+        if self.kv_window is not None:
+            _at_least("kv_window", self.kv_window, 0)
         if self.compact_at is not None and not 0 < self.compact_at <= 1:
             raise ValueError(f"compact_at={self.compact_at!r} must be above 0 and at most 1, or None")
         if self.memory == "dense" and self.encoder is None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone, chunk_ids
-from compmem.config import STOCK_PRUNING, IndexConfig, KVPruning, RuntimeConfig
+from compmem.config import STOCK_PRUNING, STOCK_WINDOW, IndexConfig, KVPruning, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import BackboneGate, GateHead
@@ -190,7 +190,8 @@ class IndexModels:
             return dense.compress(chunks)
         with torch.inference_mode():
             backbone = self.backbone
-            return KVCompressor(backbone, self._ratio(backbone), dense, self._pruning(backbone)).compress(chunks)
+            how = (self._ratio(backbone), dense, self._pruning(backbone), self._window(backbone))
+            return KVCompressor(backbone, *how).compress(chunks)
 
     def load(self) -> tuple[LoadedEncoder | None, Backbone | None]:
         """Encoder and backbone, tried on a short text. Raises what loading them and `Backbone.compress` raise."""
@@ -222,10 +223,19 @@ class IndexModels:
         own = memory.pruning if memory.trained or memory.pruning == "kvzap" else STOCK_PRUNING
         return self._config.kv_pruning or own
 
+    def _window(self, backbone: Backbone) -> int:
+        chosen, memory = self._config.kv_window, backbone.memory
+        if chosen and memory.inserted:
+            raise ValueError(f"kv_window={chosen}: memory with inserted tokens compresses each chunk alone, with 0")
+        return (0 if memory.trained else STOCK_WINDOW) if chosen is None else chosen
+
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
         pruning = self._pruning(backbone)
-        return {"fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning}
+        return {
+            "fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning,
+            "window": self._window(backbone),
+        }  # fmt: skip
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.
@@ -255,11 +265,17 @@ class IndexModels:
         self._checked.add(id(encoder))
 
 
-def made_pruning(store: Store) -> KVPruning | None:
-    """How the KV states in a store were chosen; None if it has none, or does not say."""
+def kv_settings(store: Store) -> dict[str, Any]:
+    """How the KV states of a store were made, where the index was created without saying so.
+
+    Both are None as long as there are none. A store that names no window was made of chunks that were read alone.
+    """
     made = store.get_meta(BACKBONE)
-    name = made.get("pruning") if isinstance(made, dict) else None
-    return next((known for known in get_args(KVPruning) if known == name), None)
+    made = made if isinstance(made, dict) else {}
+    pruning = next((known for known in get_args(KVPruning) if known == made.get("pruning")), None)
+    window = made.get("window", 0) if made else None
+    found = {"kv_pruning": pruning, "kv_window": window if isinstance(window, int) else None}
+    return {name: found[name] if store.config.get(name) is None else store.config[name] for name in found}
 
 
 def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
@@ -314,9 +330,9 @@ def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
             f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
             f"({here['fingerprint']}): weights or memory settings differ"
         )
-    for setting in ("ratio", "pruning"):
-        if isinstance(kept, dict) and kept.get(setting) != here[setting]:
+    for setting, unsaid in (("ratio", None), ("pruning", None), ("window", 0)):
+        if isinstance(kept, dict) and (made := kept.get(setting, unsaid)) != here.get(setting, unsaid):
             raise IncompatibleStoreError(
-                f"{str(store.path)!r} was made with {setting}={kept.get(setting)!r}, and the backbone "
-                f"{name!r} compresses at {setting}={here[setting]!r} now"
+                f"{str(store.path)!r} was made with {setting}={made!r}, and the backbone "
+                f"{name!r} compresses at {setting}={here.get(setting, unsaid)!r} now"
             )

@@ -2,7 +2,7 @@
 
 from compmem.backbone.backbone import Backbone, Blocks
 from compmem.backbone.checkpoint import IMPORTANCE, Parts, size_on_disk
-from compmem.backbone.chunk_text import chunk_ids
+from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.devices import device_of
 from compmem.backbone.fusion import fuse
@@ -28,4 +28,5 @@ __all__ = [
     "memory_count",
     "size_on_disk",
     "stream_parallel",
+    "window_sizes",
 ]

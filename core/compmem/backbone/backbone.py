@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from compmem.backbone import checkpoint
 from compmem.backbone.batching import COMPRESS_TOKENS, SCORE_SLOTS, halving, in_batches
 from compmem.backbone.chat_prefix import PrefixStates, aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
-from compmem.backbone.compression import Compression, encoder
+from compmem.backbone.compression import Chunks, Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
 from compmem.backbone.decoder import Decoder
@@ -200,23 +201,46 @@ class Backbone(TokenCodec):
         return fingerprint(self.decoder, self.memory, predicted=(pruning or self.memory.pruning) == "kvzap")
 
     def compress(
-        self, chunks: Sequence[Sequence[int]], *, ratio: int | None = None, pruning: KVPruning | None = None
+        self,
+        chunks: Sequence[Sequence[int]],
+        *,
+        ratio: int | None = None,
+        pruning: KVPruning | None = None,
+        windows: Sequence[int] | None = None,
     ) -> list[KVStates]:
         """The KV states that represent each chunk: one state per `ratio` tokens and head, keys before rotation.
 
-        `pruning` is how those of a stock model are chosen: see `IndexConfig.kv_pruning`.
+        Args:
+            chunks: Token ids of each chunk.
+            ratio: Tokens per state. None: the memory's own.
+            pruning: How the states of a stock model are chosen: see `IndexConfig.kv_pruning`. None: the memory's own.
+            windows: Numbers of chunks in a row that are read in one pass, so that each sees those before it; their sum
+                is the number of chunks. None: each is read alone.
 
         Raises:
-            ValueError: A chunk is empty or longer than the context, the window is not a multiple of the ratio, or
-                trained memory is given another pruning method than its own ("kvzip-heads" and "kvzap" are one).
-            MemoryError: A single chunk does not fit on the device.
+            ValueError: A chunk is empty, a window is longer than the context, the window of inserted memory tokens is
+                not a multiple of the ratio, or trained memory is given another pruning method than its own
+                ("kvzip-heads" and "kvzap" are one).
+            MemoryError: A single window does not fit on the device.
         """
-        how = self._checked(chunks, ratio or self.memory.ratio, pruning or self.memory.pruning)
+        sizes = [1] * len(chunks) if windows is None else list(windows)
+        if sum(sizes) != len(chunks) or min(sizes, default=1) < 1:
+            raise ValueError(f"windows={sizes} are not {len(chunks)} chunks")
+        rest = iter(chunks)
+        read = [list(islice(rest, size)) for size in sizes]
+        how = self._checked(read, ratio or self.memory.ratio, pruning or self.memory.pruning)
 
-        def run(rows: Sequence[int]) -> list[KVStates]:
-            return how.run(self.decoder, self.rotary, [chunks[row] for row in rows])
+        def run(rows: Sequence[int]) -> list[list[KVStates]]:
+            return how.run(self.decoder, self.rotary, [read[row] for row in rows])
 
-        return in_batches(run, list(map(len, chunks)), COMPRESS_TOKENS, self.device, "a chunk", self.release)
+        tokens, what = [sum(map(len, window)) for window in read], "a chunk" if windows is None else "a window"
+        made = in_batches(run, tokens, COMPRESS_TOKENS, self.device, what, self.release)
+        return list(chain.from_iterable(made))
+
+    def longest_window(self, *, ratio: int | None = None, pruning: KVPruning | None = None) -> int:
+        """Most tokens that `compress` can read in one pass, which is less than the context where they are repeated."""
+        how = self._compression(ratio or self.memory.ratio, pruning or self.memory.pruning)
+        return how.longest(self.context)
 
     @torch.no_grad()
     def importance_examples(self, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
@@ -230,7 +254,7 @@ class Backbone(TokenCodec):
         Raises:
             ValueError: A chunk is empty, or too long to be repeated in the context.
         """
-        return self._checked(chunks, 2, "kvzip-heads").examples(self.decoder, self.rotary, chunks)
+        return self._checked([[c] for c in chunks], 2, "kvzip-heads").examples(self.decoder, self.rotary, chunks)
 
     def set_importance(self, weights: Tensor) -> None:
         """Choose states by scores that are predicted with these weights: `pruning="kvzap"`.
@@ -256,11 +280,14 @@ class Backbone(TokenCodec):
         """Use the scores that another backbone over the same stock weights keeps."""
         self._scores = other._scores
 
-    def _checked(self, chunks: Sequence[Sequence[int]], ratio: int, pruning: KVPruning) -> Compression:
-        """How these chunks are compressed, which was found possible."""
-        how = Compression(self.memory, ratio, self.lead, pruning, lambda: self._repetition, self._scores)
-        how.check(chunks, self.context)
+    def _checked(self, windows: Sequence[Chunks], ratio: int, pruning: KVPruning) -> Compression:
+        """How the chunks of these windows are compressed, which was found possible."""
+        how = self._compression(ratio, pruning)
+        how.check(windows, self.context)
         return how
+
+    def _compression(self, ratio: int, pruning: KVPruning) -> Compression:
+        return Compression(self.memory, ratio, self.lead, pruning, lambda: self._repetition, self._scores)
 
     @cached_property
     def _repetition(self) -> Repetition:

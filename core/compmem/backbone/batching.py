@@ -16,16 +16,28 @@ COMPRESS_TOKENS = {"cuda": 16384}
 SCORE_SLOTS = {"cuda": 65536}
 """Memory and prompt tokens of one forward pass that scores blocks."""
 CPU_TOKENS = 4096
+SMALL = 16
+"""A batch of less than this part of the budget takes any padding: there are too few tokens to keep the device busy."""
+PADDING = 8
+"""Of a larger batch, less than this part is padding."""
 
 
 def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of items, longest first, in batches of at most `budget` after padding to the longest item."""
-    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
-    while order:
-        width = max(1, sizes[order[0]])
-        count = max(1, budget // width)
-        yield order[:count]
-        order = order[count:]
+    """Indices of items, longest first, in batches of at most `budget` after padding to the longest item.
+
+    A batch ends before an item that would make too much of it padding.
+    """
+    batch, filled = list[int](), 0
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        padded = (len(batch) + 1) * max(1, sizes[batch[0]] if batch else 0)
+        empty = padded - filled - sizes[item]
+        if batch and (padded > budget or (padded * SMALL > budget and empty * PADDING > padded)):
+            yield batch
+            batch, filled = [], 0
+        batch.append(item)
+        filled += sizes[item]
+    if batch:
+        yield batch
 
 
 def in_batches(

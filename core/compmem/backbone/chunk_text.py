@@ -1,4 +1,6 @@
-"""What a backbone reads of a chunk."""
+"""What a backbone reads of a chunk, and which chunks it reads in one pass."""
+
+from collections.abc import Iterator, Sequence
 
 from compmem.backbone.backbone import Backbone
 from compmem.schema import Chunk
@@ -13,3 +15,21 @@ def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
     labelled = chunk.head and backbone.memory.positions == "rotated"
     text = f"{chunk.head}\n{chunk.text}" if labelled else chunk.text
     return backbone.encode(text if backbone.memory.inserted else f"{text}\n\n")
+
+
+def window_sizes(documents: Sequence[str], chunks: Sequence[Sequence[int]], most: int) -> Iterator[int]:
+    """The `windows` of `Backbone.compress`: chunks in a row that are of one document and have at most so many tokens.
+
+    Args:
+        documents: Id of each chunk's document.
+        chunks: Token ids of each chunk. One that is longer is a window of its own.
+        most: Tokens of a window.
+    """
+    count = held = 0
+    for at, tokens in enumerate(map(len, chunks)):
+        if count and (documents[at] != documents[at - 1] or held + tokens > most):
+            yield count
+            count = held = 0
+        count, held = count + 1, held + tokens
+    if count:
+        yield count

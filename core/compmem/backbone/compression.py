@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from compmem.config import ONE_BUDGET, KVPruning
 from compmem.schema import KVStates
 
 Chunks = Sequence[Sequence[int]]
+"""Token ids of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +48,43 @@ class Compression:
         if self.memory.inserted and self.memory.window % self.ratio:
             raise ValueError(f"ratio={self.ratio} must divide the window of {self.memory.window}")
 
-    def check(self, chunks: Chunks, context: int) -> None:
+    def check(self, windows: Sequence[Chunks], context: int) -> None:
         """Refuse chunks that cannot be compressed in a context of this many positions.
 
         Raises:
-            ValueError: A chunk is empty or too long.
+            ValueError: A chunk is empty, what is read in one pass is too long, or memory tokens are inserted into
+                chunks that are read together.
         """
-        for number, tokens in enumerate(map(len, chunks)):
-            if not tokens:
+        for number, chunk in enumerate(chain.from_iterable(windows)):
+            if not chunk:
                 raise ValueError(f"chunk {number} has no tokens")
+        first = 0
+        for window in windows:
+            tokens, several = sum(map(len, window)), len(window) > 1
+            if several and self.memory.inserted:
+                raise ValueError("chunks with inserted memory tokens are compressed alone: leave out kv_window")
             if (taken := self._taken(tokens)) > context:
-                raise ValueError(
-                    f"chunk {number} of {tokens} tokens takes {taken}: larger than the context of {context}"
-                )
+                named = f"chunks {first} to {first + len(window) - 1}" if several else f"chunk {first}"
+                raise ValueError(f"{named} of {tokens} tokens takes {taken}: larger than the context of {context}")
+            first += len(window)
 
-    def run(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[KVStates]:
-        """The KV states of each chunk, keys before rotation."""
+    def longest(self, context: int) -> int:
+        """Tokens that can be read in one pass in a context of this many positions."""
+        free = context - len(self.lead)
+        again = self._again()
+        return again.longest(free) if again else free
+
+    def run(self, decoder: Decoder, rotary: Rotary, windows: Sequence[Chunks]) -> list[list[KVStates]]:
+        """The KV states of each chunk of each window, keys before rotation."""
+        texts = [list(chain.from_iterable(window)) for window in windows]
         if self.memory.inserted:
-            return compress(decoder, rotary, chunks, ratio=self.ratio, window=self.memory.window)
-        return prune(
-            encoder(decoder, self.memory), rotary, chunks, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
+            return [[s] for s in compress(decoder, rotary, texts, ratio=self.ratio, window=self.memory.window)]
+        made = iter(prune(
+            encoder(decoder, self.memory), rotary, texts, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
             repetition=self._again(), stock=decoder, kept=self.scores,
-        )  # fmt: skip
+            parts=[list(map(len, window)) for window in windows],
+        ))  # fmt: skip
+        return [list(islice(made, len(window))) for window in windows]
 
     def examples(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[tuple[Tensor, Tensor]]:
         """Of each chunk what importance is predicted from, and KVzip's scores; see `importance_examples`."""

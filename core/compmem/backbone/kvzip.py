@@ -33,6 +33,7 @@ class Repetition:
     def __init__(self, prompt: Callable[[str], Prompt]) -> None:
         self._whole = prompt("{text}\n\nRepeat the previous context exactly.")
         self._part = prompt("{text}\n\nRepeat the part of the previous context exactly, starting with{opening}")
+        self._request = max(len(self._whole), len(self._part) + OPENING)
 
     def ids(self, text: Sequence[int], start: int) -> list[int]:
         """Token ids of the request and of the piece of the text from `start` on."""
@@ -44,7 +45,12 @@ class Repetition:
 
     def tokens(self, text: int) -> int:
         """Most tokens of a request and its reply, for a text of so many tokens."""
-        return max(len(self._whole), len(self._part) + OPENING) + min(text, PIECE)
+        return self._request + min(text, PIECE)
+
+    def longest(self, positions: int) -> int:
+        """Most tokens of a text that fits, with its repetition, in so many positions."""
+        free = positions - self._request
+        return max(free // 2, free - PIECE)
 
 
 def repetition_scores(

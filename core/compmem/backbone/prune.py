@@ -12,13 +12,17 @@ The question is not known yet. What its queries will attend to is estimated by o
 Each head of each layer keeps its own states, and all of them equally many. With `kvzip-heads` and `kvzap` they have one
 budget together; see `compmem.backbone.ragged`.
 
+Chunks of one document may be read in one pass, so that each sees those before it (`parts`); scores are then those of
+the whole text, and each chunk still keeps its own number of states.
+
 A chunk is read after the beginning of a chat turn, as it will be when it is recalled. Attention that finds nothing goes
 to the first tokens of a text (attention sinks, 2309.17453). With the prefix in front, these are not tokens of the
 chunk, and several blocks in a row do not each bring a sink (as in adaptive parallel encoding, 2502.05431). Without a
 prefix, all heads keep the first tokens of the chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -51,6 +55,7 @@ def prune(
     repetition: Repetition | None = None,
     stock: Decoder | None = None,
     kept: ScoreCache | None = None,
+    parts: Sequence[Sequence[int]] | None = None,
 ) -> list[KVStates]:
     """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order.
 
@@ -64,8 +69,9 @@ def prune(
         repetition: The request to repeat a chunk, which both kinds of KVzip need above ratio 1.
         stock: The layers that repeat a chunk. None: those that make the states.
         kept: Scores of chunks that were repeated before.
+        parts: Tokens of the parts of each chunk that become blocks of their own. None: each chunk is one block.
     """
-    texts = [[*lead, *chunk] for chunk in chunks]
+    texts, parts = [[*lead, *chunk] for chunk in chunks], parts or [[len(chunk)] for chunk in chunks]
     if pruning in BY_REPETITION and ratio > 1:
         assert repetition is not None, "KVzip needs the request to repeat"
         stock = stock or decoder
@@ -82,17 +88,15 @@ def prune(
         if torch.is_grad_enabled() or stock is not decoder or kept is not None:
             whole = prune(decoder, rotary, texts, ratio=1)
         choose = _pruned if pruning == "kvzip" else _pruned_together
-        return [choose(states, score, len(lead), ratio) for states, score in zip(whole, scores, strict=True)]
+        return _chosen(choose, whole, scores, parts, len(lead), ratio)
     if pruning == "kvzap" and ratio > 1:
         weights = decoder.importance
         if weights is None:
             raise ValueError("kv_pruning='kvzap' needs a backbone with fitted importance: `compmem train importance`")
         whole, scores = _with_features(decoder, rotary, texts, lambda layer, made: predicted(weights[layer], made))
-        return [
-            _pruned_together(states, score[..., len(lead) : len(text)], len(lead), ratio)
-            for states, score, text in zip(whole, scores, texts, strict=True)
-        ]
-    context = _Scoring(rotary, [len(text) for text in texts], len(lead), ratio, len(decoder.layers), pruning)
+        scores = [score[..., len(lead) :] for score in scores]
+        return _chosen(_pruned_together, whole, scores, parts, len(lead), ratio)
+    context = _Scoring(rotary, parts, len(lead), ratio, len(decoder.layers), pruning)
     return _run(decoder, context, context, texts)
 
 
@@ -114,22 +118,22 @@ def _with_features(
     decoder: Decoder, rotary: Rotary, texts: Sequence[Sequence[int]], use: Use
 ) -> tuple[list[KVStates], list[Tensor]]:
     """All states of each text, and what is kept of its features, `[layers, ...]`, padded to the longest text."""
-    inner = _Scoring(rotary, [len(text) for text in texts], 0, 1, len(decoder.layers), "attention")
+    inner = _Scoring(rotary, [[len(text)] for text in texts], 0, 1, len(decoder.layers), "attention")
     context = QueryFeatures(inner, len(decoder.layers), use)
     whole = _run(decoder, context, inner, texts)
     return whole, list(torch.stack([made for made in context.made if made is not None], dim=1))
 
 
 def _run(decoder: Decoder, context: Context, kept: "_Scoring", texts: Sequence[Sequence[int]]) -> list[KVStates]:
-    """The states of each text that were kept in a pass over the texts."""
+    """The states of each part that were kept in a pass over the texts."""
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
     decoder(ids.to(decoder.embed_tokens.weight.device), context)
     states = []
-    for text, layers in zip(texts, zip(*kept.kept, strict=True), strict=True):
+    for tokens, layers in zip(chain.from_iterable(kept.parts), zip(*kept.kept, strict=True), strict=True):
         keys, values, places = (torch.stack(parts) for parts in zip(*layers, strict=True))
-        states.append(_states(keys, values, places, len(text) - kept.lead))
+        states.append(_states(keys, values, places, tokens))
     return states
 
 
@@ -137,15 +141,15 @@ class _Scoring(Context):
     """Causal attention over prefix and chunks; selects the chunks' states to keep in each layer."""
 
     def __init__(
-        self, rotary: Rotary, lengths: Sequence[int], lead: int, ratio: int, layers: int, pruning: KVPruning
+        self, rotary: Rotary, parts: Sequence[Sequence[int]], lead: int, ratio: int, layers: int, pruning: KVPruning
     ) -> None:
         self._rotary = rotary
-        self._lengths = lengths
-        self.lead = lead
+        self.parts = parts
+        self._lead = lead
         self._ratio = ratio
         self._pruning = pruning
         self.kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
-        """Keys, values and positions within the chunk of each row, by layer."""
+        """Keys, values and positions of each part, by layer."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
@@ -154,15 +158,21 @@ class _Scoring(Context):
         cos, sin = (table[: key.shape[2]] for table in tables)
         rotated = rotate(key, cos, sin)
         self.kept[layer] = []
-        for row, length in enumerate(self._lengths):
-            mine = (key[row, :, self.lead : length], value[row, :, self.lead : length])
-            places = torch.arange(length - self.lead, device=key.device).expand(key.shape[1], -1)
-            if memory_count(length - self.lead, self._ratio) < length - self.lead:
+        for row, parts in enumerate(self.parts):
+            length = self._lead + sum(parts)
+            own = slice(self._lead, length)
+            score = None
+            if any(memory_count(tokens, self._ratio) < tokens for tokens in parts):
                 coming = tuple(table[length : length + FUTURE] for table in tables)
-                expected = self._expected(query[row, :, self.lead : length], rotated[row, :, :length], coming, scale)
-                places = _best(expected * mine[1].norm(dim=-1), self.lead, self._ratio)
-                mine = (_at(mine[0], places), _at(mine[1], places))
-            self.kept[layer].append((*mine, places))
+                expected = self._expected(query[row, :, own], rotated[row, :, :length], coming, scale)
+                score = expected * value[row, :, own].norm(dim=-1)
+            for begin, end in _spans(parts):
+                mine = (key[row, :, own][:, begin:end], value[row, :, own][:, begin:end])
+                places = torch.arange(end - begin, device=key.device).expand(key.shape[1], -1)
+                if score is not None:
+                    places = _best(score[:, begin:end], self._lead, self._ratio)
+                    mine = (_at(mine[0], places), _at(mine[1], places))
+                self.kept[layer].append((*mine, places))
         if layer == len(self.kept) - 1:
             return None
         return attention(rotate(query, cos, sin), rotated, value, scale=scale, dropout=dropout)
@@ -178,11 +188,11 @@ class _Scoring(Context):
         """
         cos, sin = coming
         if self._pruning == "attention":
-            return _mean_attention(rotate(_samples(query), cos[0], sin[0]), key, scale)[:, self.lead :]
+            return _mean_attention(rotate(_samples(query), cos[0], sin[0]), key, scale)[:, self._lead :]
         # As in kvpress, the first tokens take no part: neither their queries nor attention to them.
-        own = _sinks(query.shape[1], self.lead, self._ratio)
-        first = min(SINKS, self.lead) + own
-        return pad(expected_attention(query[:, own:], key[:, first:], cos, sin, scale), (first, 0))[:, self.lead :]
+        own = _sinks(query.shape[1], self._lead, self._ratio)
+        first = min(SINKS, self._lead) + own
+        return pad(expected_attention(query[:, own:], key[:, first:], cos, sin, scale), (first, 0))[:, self._lead :]
 
 
 def _samples(query: Tensor) -> Tensor:
@@ -215,18 +225,37 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(-2, places[..., None].expand(*places.shape, states.shape[-1]))
 
 
-def _pruned(whole: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
-    """The best of a chunk's states; `whole` are those of prefix and chunk."""
+def _chosen(
+    choose: Callable[[KVStates, Tensor, int, int], KVStates], whole: Sequence[KVStates], scores: Sequence[Tensor],
+    parts: Sequence[Sequence[int]], lead: int, ratio: int,
+) -> list[KVStates]:  # fmt: skip
+    """The best states of each part of each text, of which `whole` has the states of the prefix as well."""
+    chosen = []
+    for states, score, own in zip(whole, scores, parts, strict=True):
+        for begin, end in _spans(own):
+            here = slice(lead + begin, lead + end)
+            part = KVStates(keys=states.keys[:, :, here], values=states.values[:, :, here])
+            chosen.append(choose(part, score[..., begin:end], lead, ratio))
+    return chosen
+
+
+def _spans(parts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where parts of these lengths begin and end."""
+    return pairwise(accumulate(parts, initial=0))
+
+
+def _pruned(states: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
+    """The best of a chunk's states, equally many in each head; `lead` tokens stood before the text."""
     places = _best(score, lead, ratio)
-    return _states(_at(whole.keys[:, :, lead:], places), _at(whole.values[:, :, lead:], places), places, score.shape[2])
+    return _states(_at(states.keys, places), _at(states.values, places), places, score.shape[2])
 
 
-def _pruned_together(whole: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
+def _pruned_together(states: KVStates, score: Tensor, lead: int, ratio: int) -> KVStates:
     """The best of a chunk's states over all layers and heads."""
     tokens = score.shape[2]
     if memory_count(tokens, ratio) == tokens:
-        return _pruned(whole, score, lead, ratio)
-    return best_of_all_heads(whole, score, lead, ratio, _sinks(tokens, lead, ratio))
+        return _pruned(states, score, lead, ratio)
+    return best_of_all_heads(states, score, ratio, _sinks(tokens, lead, ratio))
 
 
 def _states(keys: Tensor, values: Tensor, places: Tensor, tokens: int) -> KVStates:

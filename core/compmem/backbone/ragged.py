@@ -23,13 +23,12 @@ SAFE: Final = 0.2
 """Share of an equal budget that every head keeps, as in Ada-KV (2407.11550)."""
 
 
-def best_of_all_heads(whole: KVStates, score: Tensor, lead: int, ratio: int, sinks: int) -> KVStates:
+def best_of_all_heads(states: KVStates, score: Tensor, ratio: int, sinks: int) -> KVStates:
     """The best of a chunk's states over all layers and heads, as many as with equal budgets.
 
     Args:
-        whole: States of prefix and chunk.
-        score: Score of each of the chunk's states, `[layers, kv_heads, tokens]`.
-        lead: Tokens of the prefix.
+        states: All states of the chunk.
+        score: The score of each, `[layers, kv_heads, tokens]`.
         ratio: Tokens per state that is kept, on average.
         sinks: First tokens of the chunk that every head keeps.
     """
@@ -41,8 +40,8 @@ def best_of_all_heads(whole: KVStates, score: Tensor, lead: int, ratio: int, sin
     best = score.flatten().topk(layers * heads * equal).indices
     kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device).index_fill_(0, best, True).view_as(score)
     return KVStates(
-        keys=whole.keys[:, :, lead:][kept],
-        values=whole.values[:, :, lead:][kept],
+        keys=states.keys[kept],
+        values=states.values[kept],
         positions=kept.nonzero()[:, 2].int(),
         lengths=kept.sum(dim=2).int().cpu(),
     )

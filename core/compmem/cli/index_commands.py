@@ -51,6 +51,13 @@ def add(
             "Default: kvzap if the model has weights for it, else kvzip-heads."
         ),
     ] = None,
+    kv_window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a document that the causal LM reads in one pass; 0: each chunk alone. Default: 2048 for a "
+            "stock model."
+        ),
+    ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     shards: Annotated[
         int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
@@ -80,7 +87,7 @@ def add(
     given = {
         "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
         "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio,
-        "kv_pruning": kv_pruning, "kv": kv,
+        "kv_pruning": kv_pruning, "kv_window": kv_window, "kv": kv,
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     errors: list[str] = []
@@ -251,10 +258,9 @@ def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.get("memory") != "kv":
         return {}, {}
     from compmem.backbone import size_on_disk
-    from compmem.index_models import made_pruning
+    from compmem.index_models import kv_settings
 
-    chosen = config.get("kv_pruning") or made_pruning(store)
-    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, {"kv_pruning": chosen}
+    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, kv_settings(store)
 
 
 class _Seen:

@@ -6,11 +6,11 @@ from itertools import chain
 
 from torch import Tensor
 
-from compmem.backbone import Backbone, chunk_ids
+from compmem.backbone import Backbone, chunk_ids, window_sizes
 from compmem.config import KVPruning
 from compmem.encoder import LoadedEncoder, Parts
 from compmem.ingest.chunking import split
-from compmem.schema import Chunk, Document, MemoryBlock
+from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import JSON, content_hash
 from compmem.text.unicode import check
 
@@ -39,25 +39,37 @@ class KVCompressor:
     ratio: int
     dense: DenseCompressor | None
     pruning: KVPruning | None = None
+    window: int = 0
+    """Most tokens of a document that are read in one pass; see `IndexConfig.kv_window`."""
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order, with KV states moved off the device.
 
         Raises:
             ValueError: A chunk is longer than the backbone's context.
-            MemoryError: A single chunk does not fit on the device.
+            MemoryError: A single window does not fit on the device.
         """
         bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
-        blocks: list[MemoryBlock] = []
-        for at in range(0, len(bare), AT_ONCE):
-            group = bare[at : at + AT_ONCE]
-            ids = [chunk_ids(self.backbone, b.chunk) for b in group]
-            states = self.backbone.compress(ids, ratio=self.ratio, pruning=self.pruning)
-            blocks += [
-                replace(b, kv=replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)))
-                for b, s in zip(group, states, strict=True)
-            ]
-        return blocks
+        ids = [chunk_ids(self.backbone, chunk) for chunk in chunks]
+        most = min(self.window, self.backbone.longest_window(ratio=self.ratio, pruning=self.pruning))
+        states: list[KVStates] = []
+        for windows in _at_once(list(window_sizes([chunk.document_id for chunk in chunks], ids, most))):
+            here = ids[len(states) : len(states) + sum(windows)]
+            made = self.backbone.compress(here, ratio=self.ratio, pruning=self.pruning, windows=windows)
+            states += [replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)) for s in made]
+        return [replace(block, kv=kv) for block, kv in zip(bare, states, strict=True)]
+
+
+def _at_once(windows: Sequence[int]) -> Iterator[list[int]]:
+    """The windows in groups of at most `AT_ONCE` chunks; a larger window is alone."""
+    group: list[int] = []
+    for window in windows:
+        if group and sum(group) + window > AT_ONCE:
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
 
 
 def _cpu(tensor: Tensor | None) -> Tensor | None:

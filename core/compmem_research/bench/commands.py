@@ -163,6 +163,9 @@ def fusion(
         list[str] | None, typer.Option(help="Folders with what was trained on that model, measured beside it.")
     ] = None,
     blocks: Annotated[int, typer.Option(help="Paragraphs that are recalled for each question.")] = 5,
+    windows: Annotated[
+        str, typer.Option(help="Tokens of the question's context that are read in one pass, by comma; 0: each alone.")
+    ] = "0",
     limit: Annotated[int, typer.Option(help="Questions of a file, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
     share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.1,
@@ -177,7 +180,8 @@ def fusion(
 
     settings = Settings(
         methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
-        limit=limit, max_tokens=max_tokens, share=share, first=first, seed=seed,
+        windows=tuple(map(int, _listed(windows))), limit=limit, max_tokens=max_tokens, share=share,
+        first=first, seed=seed,
     )  # fmt: skip
     models = {Path(backbone).name: Backbone.load(backbone)}
     models |= {Path(folder).name: Backbone.load(folder, base=backbone) for folder in trained or ()}

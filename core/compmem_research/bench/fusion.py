@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any, Final, cast, get_args
 
 import torch
 
-from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
+from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel, window_sizes
 from compmem.config import ONE_BUDGET, KVFusion, KVPruning
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
@@ -30,6 +31,8 @@ TRAINED: Final = "trained"
 """What stands for the pruning of a backbone with trained memory."""
 READER: Final = "reasoner"
 """The role that reads, whose adapter is no part of a backbone's fingerprint."""
+COMPARED: Final = ("methods", "ratios", "pruning", "windows", "limit")
+"""Settings that say which systems answer how many questions; the others decide on each answer."""
 KEPT = 200
 """Characters of an answer that are kept in a row."""
 
@@ -49,6 +52,9 @@ class Settings:
     """Names of `KVPruning`: how states are chosen at ratios above 1."""
     blocks: int = 5
     """Paragraphs that are recalled; at least the gold ones."""
+    windows: tuple[int, ...] = (0,)
+    """Most tokens that are read in one pass, of a document that is all paragraphs of the question's own context in
+    their order; 0: each paragraph alone. See `IndexConfig.kv_window`."""
     limit: int = 20
     """Questions of a set, drawn by the seed."""
     max_tokens: int = 24
@@ -68,10 +74,12 @@ class Settings:
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if min(self.windows, default=-1) < 0:
+            raise ValueError(f"windows={self.windows!r}: at least one number, none below 0")
 
     def fingerprint(self, data: bytes, backbone: Backbone) -> str:
         """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
-        decisive = {k: v for k, v in asdict(self).items() if k not in ("methods", "ratios", "pruning", "limit")}
+        decisive = {k: v for k, v in asdict(self).items() if k not in COMPARED}
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         if reader := backbone.parameters(READER):
@@ -117,34 +125,34 @@ def _answer(
     Random(settings.seed).shuffle(questions)
     asked, marks = set[tuple[str, str, str]](), {n: settings.fingerprint(data, m) for n, m in models.items()}
     for question in questions[: settings.limit]:
-        chunks = _recalled(corpus, question, settings)
         for name, model in models.items():
-            answering = _Answering(model, settings, question, chunks)
-            for method, ratio, pruning in _systems(settings, model):
-                key = (marks[name], question.id, f"{name} {method}@{ratio} {pruning}")
+            answering = _Answering(model, settings, corpus, question)
+            for method, ratio, pruning, window in _systems(settings, model):
+                system = f"{name} {method}@{ratio} {pruning}" + (f" {window}" if window else "")
+                key = (marks[name], question.id, system)
                 asked.add(key)
                 if key not in kept.done():
                     row = {"fingerprint": key[0], "system": key[2], "model": name}
-                    kept.add(row | answering.row(method, ratio, pruning))
+                    kept.add(row | answering.row(method, ratio, pruning, window))
     return asked
 
 
-def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str]]:
-    """Each method possible with each ratio and, above 1, each pruning; text, which is not compressed, with ratio 0."""
-    yield "text", 0, "attention"
-    if model.memory.trained:
-        alone = ("none",) if model.memory.inserted else settings.methods
-        methods = [m for m in alone if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET]
-        for ratio in settings.ratios:
-            yield from ((method, ratio, TRAINED) for method in methods if ratio > 1)
-        return
+def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str, int]]:
+    """Each method possible with each ratio, pruning (above 1) and window; text has ratio and window 0."""
+    yield "text", 0, "attention", 0
+    methods, pruning = settings.methods, tuple(n for n in get_args(KVPruning) if n in settings.pruning)
+    if trained := model.memory.trained:
+        methods = ("none",) if model.memory.inserted else methods
+        methods = tuple(m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET)
+        pruning = (TRAINED,)
     for ratio in settings.ratios:
-        wanted = settings.pruning if ratio > 1 else ("attention",)
-        for pruning in (name for name in get_args(KVPruning) if name in wanted):
-            yield from ((method, ratio, pruning) for method in settings.methods)
+        if ratio > 1 or not trained:
+            wanted = pruning if ratio > 1 else ("attention",)
+            windows = (0,) if model.memory.inserted else settings.windows
+            yield from ((m, ratio, p, w) for p, w, m in product(wanted, windows, methods))
 
 
-def _recalled(corpus: Corpus, question: Question, settings: Settings) -> list[Chunk]:
+def _recalled(question: Question, settings: Settings) -> list[int]:
     """The paragraph of the first hop, then the other gold ones and others of the question's own, in random order."""
     random = Random(f"{settings.seed} {question.id}")
     gold = [number for number, _ in question.support]
@@ -152,27 +160,30 @@ def _recalled(corpus: Corpus, question: Question, settings: Settings) -> list[Ch
     random.shuffle(others)
     later = [*gold[1:], *others[: max(0, settings.blocks - len(gold))]]
     random.shuffle(later)
-    passages = [corpus.passages[number] for number in (gold[0], *later)]
-    return [Chunk(text=passage.text, title=passage.title) for passage in passages]
+    return [gold[0], *later]
 
 
 class _Answering:
     """One question over its recalled paragraphs, which are compressed once for each ratio."""
 
-    def __init__(self, backbone: Backbone, settings: Settings, question: Question, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, backbone: Backbone, settings: Settings, corpus: Corpus, question: Question) -> None:
         self._backbone = backbone
         self._settings = settings
         self._question = question
         self._asked = backbone.encode(question.question)
-        self._texts = [chunk_ids(backbone, chunk) for chunk in chunks]
+        own = {number: corpus.passages[number] for number in sorted(question.own)}
+        chunks = {number: Chunk(text=passage.text, title=passage.title) for number, passage in own.items()}
+        self._document = {number: chunk_ids(backbone, chunk) for number, chunk in chunks.items()}
+        self._recalled = _recalled(question, settings)
+        self._texts = [self._document[number] for number in self._recalled]
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
-        self._compressed: dict[tuple[int, str], tuple[list[KVStates], Times]] = {}
+        self._compressed: dict[tuple[int, str, int], tuple[list[KVStates], Times]] = {}
 
-    def row(self, method: str, ratio: int, pruning: str) -> Row:
+    def row(self, method: str, ratio: int, pruning: str, window: int) -> Row:
         """What was answered, and what it took."""
         backbone = self._backbone
         with torch.inference_mode():
-            blocks, compressing = self._blocks(ratio, pruning) if ratio else ([], none())
+            blocks, compressing = self._blocks(ratio, pruning, window) if ratio else ([], none())
             stored, began, prompt = sum(map(_stored, blocks)), now(), self._prompt
             if not ratio:
                 lead = len(backbone.lead)
@@ -191,7 +202,7 @@ class _Answering:
             seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
         answer = backbone.decode(written)
         return {
-            "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning,
+            "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning, "window": window,
             "answer": " ".join(answer.split())[:KEPT],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
             "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),
@@ -206,13 +217,21 @@ class _Answering:
         target = torch.tensor(answer, device=hidden.device)
         return round(float(torch.nn.functional.cross_entropy(self._backbone.logits(hidden).float(), target)), 4)
 
-    def _blocks(self, ratio: int, pruning: str) -> tuple[list[KVStates], Times]:
-        """The blocks, and the time that it took to compress them."""
-        if (ratio, pruning) not in self._compressed:
-            began, given = now(), None if pruning == TRAINED else cast("KVPruning", pruning)
-            made = self._backbone.compress(self._texts, ratio=ratio, pruning=given)
-            self._compressed = {(ratio, pruning): (made, now() - began)}
-        return self._compressed[ratio, pruning]
+    def _blocks(self, ratio: int, pruning: str, window: int) -> tuple[list[KVStates], Times]:
+        """The recalled blocks, and the time that it took to compress them, with a window the whole document."""
+        key = (ratio, pruning, window)
+        if key not in self._compressed:
+            texts, given = self._texts, None if pruning == TRAINED else cast("KVPruning", pruning)
+            began, windows = now(), None
+            if window:
+                texts = list(self._document.values())
+                windows = list(window_sizes(["document"] * len(texts), texts, window))
+            made = self._backbone.compress(texts, ratio=ratio, pruning=given, windows=windows)
+            if window:
+                of = dict(zip(self._document, made, strict=True))
+                made = [of[number] for number in self._recalled]
+            self._compressed = {key: (made, now() - began)}
+        return self._compressed[key]
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:

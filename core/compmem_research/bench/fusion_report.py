@@ -8,21 +8,23 @@ import numpy as np
 from compmem_research.metrics import bootstrap_interval, f1
 
 COLUMNS: Final = (
-    "model", "system", "ratio", "pruning", "questions", "F1", "F1 beside text", "F1 beside untrained", "EM",
-    "agreement", "loss", "loss beside text", "loss beside attention",
+    "model", "system", "ratio", "pruning", "window", "questions", "F1", "F1 beside text",
+    "F1 beside untrained", "EM", "agreement", "loss", "loss beside text", "loss beside attention",
     "first token, s (processor)", "compression, s of processor", "MiB of states",
 )  # fmt: skip
 
 READING: Final = (
     "Each question is asked over its gold paragraphs and others of its own context, the first hop first and the others "
-    "in a random order. `text` is one plain pass over the same tokens in the same order; `none` is independent blocks; "
-    "`trained` is trained memory. F1 and exact match in per cent, with 95 % bootstrap intervals; agreement is the F1 "
-    "of an answer against that of the same model from text, right or wrong, and tells what memory changes; loss is the "
-    "cross entropy of the right answer, in nats a token, which tells methods apart on fewer questions. Beside text or "
-    "attention: the mean difference, question by question, from the same model's answers from text, or from pruning by "
-    "attention at the same ratio; beside untrained: from the states of the model above whose memory is not trained, "
-    "chosen in the same way. The seconds to the first token count what a method computes again, and not the "
-    "compression, which is done once for an index; in brackets those of the processor."
+    "in a random order. With a window, the blocks were made while all paragraphs of that context were read in their "
+    "order, as one document, in passes of so many tokens; else each was read alone. `text` is one plain pass over the "
+    "same tokens in the same order; `none` leaves blocks as they are stored; `trained` is trained memory. F1 and exact "
+    "match in per cent, with 95 % bootstrap intervals; agreement is the F1 of an answer against that of the same model "
+    "from text, right or wrong, and tells what memory changes; loss is the cross entropy of the right answer, in nats "
+    "a token, which tells methods apart on fewer questions. Beside text or attention: the mean difference, question by "
+    "question, from the same model's answers from text, or from pruning by attention at the same ratio; beside "
+    "untrained: from the states of the model above whose memory is not trained, chosen in the same way. The seconds to "
+    "the first token count what a method computes again, and not the compression, which is done once for an index "
+    "(with a window, of the whole context); in brackets those of the processor."
 )
 
 
@@ -36,32 +38,39 @@ def summary(
         models: Names of the models.
         trained: How the states of those with trained memory are chosen.
     """
-    groups: dict[tuple[str, int, str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, int, str, str, int], list[Mapping[str, Any]]] = {}
     for row in sorted(_compared(rows), key=lambda r: str(r["id"])):  # their order decides nothing
-        groups.setdefault((row["model"], row["ratio"], row["pruning"], row["method"]), []).append(row)
+        key = (row["model"], row["ratio"], row["pruning"], row["method"], row.get("window", 0))
+        groups.setdefault(key, []).append(row)
     out, untrained = list[dict[str, Any]](), ""
     for model in models:
         untrained = untrained if model in trained else model
         own = [(key, group) for key, group in groups.items() if key[0] == model]
-        for (_, ratio, pruning, method), group in sorted(own, key=lambda g: g[0][1]):
-            line = {"model": model, "method": method, "ratio": ratio, "pruning": pruning, **_means(group)}
+        for (_, ratio, pruning, method, window), group in sorted(own, key=lambda g: g[0][1]):
+            line = {"model": model, "method": method, "ratio": ratio, "pruning": pruning}
+            line |= {"window": window} if window else {}
+            line |= _means(group)
             if pruning != "attention":
-                line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method), []))
+                line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method, window), []))
             if ratio:
-                text = groups[model, 0, "attention", "text"]
+                text = groups[model, 0, "attention", "text", 0]
                 line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
             if ratio and method != "none":
-                alone = groups.get((model, ratio, pruning, "none"), [])
+                alone = groups.get((model, ratio, pruning, "none", window), [])
                 line |= _change("agreement", "to none", group, alone, scale=100)
+            if window:
+                apart = groups.get((model, ratio, pruning, method, 0), [])
+                line |= _change("f1", "to alone", group, apart, scale=100)
+                line |= _change("agreement", "to alone", group, apart, scale=100)
             if ratio and model in trained:
-                before = groups.get((untrained, ratio, trained[model], method), [])
+                before = groups.get((untrained, ratio, trained[model], method, window), [])
                 line |= _change("f1", "to untrained", group, before, scale=100)
                 line |= _change("agreement", "to untrained", group, before, scale=100)
             if ratio and "kvzap" in (pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
                 fitted = next((name for name in models if trained.get(name) == "kvzip-heads"), model)
                 name, way = (fitted, pruning) if model in trained else (model, "kvzip-heads")
-                before = groups.get((name, ratio, way, method), [])
+                before = groups.get((name, ratio, way, method, window), [])
                 line |= _change("f1", "to kvzip-heads", group, before, scale=100)
                 line |= _change("loss", "to kvzip-heads", group, before)
             out.append(line)
@@ -84,7 +93,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         (f"{row['bytes'] / (1 << 20):.1f}", f"{row['compress_seconds'][1]:.2f}") if row["ratio"] else ("-", "-")
     )
     first = f"{clock:.2f} ({processor:.2f})"
-    return [row["model"], row["method"], ratio, pruning, str(row["questions"]), *shares, *losses, first, made, size]
+    named = [row["model"], row["method"], ratio, pruning, str(row.get("window", "-")), str(row["questions"])]
+    return [*named, *shares, *losses, first, made, size]
 
 
 def pages(run: Mapping[str, Any]) -> Iterator[str]:
