@@ -105,12 +105,13 @@ def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = (
     """
     text, metadata = document.page_content, own_metadata(document)
     content: dict[str, Any] = {"text": text} if split else {"chunks": [text]}
-    title = document.metadata.get(TITLE)
+    title, source = document.metadata.get(TITLE), metadata.get("source")
     return compmem.Document(
         id=id_of(document),
         title=title if isinstance(title, str) else _title(metadata),
         context="\n".join(_fact(key, metadata[key]) for key in metadata_keys if metadata.get(key) is not None),
         metadata=metadata,
+        source=source if isinstance(source, str) else "",
         **content,
     )
 

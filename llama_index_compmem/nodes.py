@@ -149,7 +149,9 @@ def _document(node: BaseNode, metadata: Mapping[str, Any]) -> Document:
     seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
     above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
-    return Document(id=node.node_id, title=title, context=context, chunks=[text], metadata=metadata)
+    return Document(
+        id=node.node_id, title=title, context=context, chunks=[text], metadata=metadata, source=node.ref_doc_id or ""
+    )
 
 
 def _title(node: BaseNode) -> tuple[str, str]:

@@ -134,6 +134,26 @@ def test_an_index_reads_a_document_in_windows_unless_told_otherwise(tmp_path, ti
                 MemoryIndex.open_or_create(path, replace(config, kv_window=0), backbone=backbone)
 
 
+def test_documents_of_one_source_are_read_together(tiny_backbone):
+    backbone = tiny_backbone(max_position_embeddings=8192)
+    texts = [f"Acme rents house {n} in Kiel." for n in range(4)]
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=1)
+
+    def made(documents):
+        with MemoryIndex.create(None, config, backbone=backbone) as index:
+            index.add(documents)
+            return [block.kv.values for block in stored(index)]
+
+    pages = [Document(id=f"p{n}", text=text, source="a.pdf" if n < 3 else "b.pdf") for n, text in enumerate(texts)]
+    together, alone = made(pages), made([replace(page, source="") for page in pages])
+    changed = [float((one - other).abs().max() / other.abs().max()) for one, other in zip(together, alone, strict=True)]
+    assert max(changed[0], changed[3]) < 0.01, "the first of a source sees nothing before it"
+    assert min(changed[1:3]) > 0.05
+    with MemoryIndex.create(None, config, backbone=backbone) as index:
+        index.add(pages)
+        assert index.add([replace(page, source="") for page in pages]) == 0, "another source is no change"
+
+
 def test_a_short_context_makes_the_windows_shorter(tiny_backbone):
     backbone = tiny_backbone(max_position_embeddings=512)
     text = "\n\n".join(f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(40))

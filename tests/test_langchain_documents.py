@@ -8,6 +8,7 @@ from langchain_core.load import dumps, loads
 
 from compmem import Document as CoreDocument
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore
+from langchain_compmem.documents import to_core
 from tests.frameworks_langchain import QUESTION, WORLD, make_index
 
 ADDED = {"compmem_score", "compmem_title", "compmem_document_id", "compmem_start_index"}
@@ -115,3 +116,9 @@ async def test_a_blank_document_fails_alone(retriever, blank, caplog):
     assert "'blank'" in caplog.text
     assert retriever.get(["blank", "good"]) == [good]
     assert len(retriever.upsert([Document(page_content=blank)])["failed"]) == 1
+
+
+def test_documents_of_one_file_have_it_as_their_source():
+    pages = [Document(page_content=f"Page {n}.", metadata={"source": "report.pdf", "page": n}) for n in range(2)]
+    assert [to_core(page, split=False).source for page in pages] == ["report.pdf", "report.pdf"]
+    assert to_core(Document(page_content="Alone.", metadata={"source": 7}), split=True).source == ""

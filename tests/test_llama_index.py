@@ -15,6 +15,7 @@ import llama_index_compmem
 from compmem import Document as CoreDocument
 from compmem import IndexConfig, MemoryIndex
 from llama_index_compmem import CompMemIndex, CompMemRetriever
+from llama_index_compmem.nodes import to_document
 from tests.frameworks_llama_index import QUESTION, HashingEncoder, documents, make_index
 
 
@@ -255,3 +256,10 @@ def test_an_index_opened_by_its_folder_knows_what_has_not_changed(tmp_path):
     assert opened.refresh_ref_docs(documents()) == [False, False, False, False, True]
     with pytest.raises(ValueError, match="has no index"):
         CompMemIndex.from_memory(tmp_path / "nothing.mem")
+
+
+def test_nodes_of_a_document_have_it_as_their_source():
+    parent = RelatedNodeInfo(node_id="report")
+    node = TextNode(text="Anvil Rock is red.", relationships={NodeRelationship.SOURCE: parent})
+    assert to_document(node).source == "report"
+    assert to_document(TextNode(text="Anvil Rock is red.")).source == ""

@@ -60,8 +60,9 @@ class IndexConfig:
     budget; with the others each head keeps equally many states. None: as a trained backbone was trained, `kvzap` where
     its weights are there, else `kvzip-heads`."""
     kv_window: int | None = None
-    """Most tokens of a document that a backbone reads in one pass to make KV states: a chunk sees the chunks of its
-    window before it. 0: each chunk is read alone. None: 2,048 for a stock model, 0 for trained memory."""
+    """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
+    a chunk sees the chunks of its window before it. 0: each chunk is read alone. None: 2,048 for a stock model, 0 for
+    trained memory."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5

@@ -274,7 +274,7 @@ def kv_settings(store: Store) -> dict[str, Any]:
     made = made if isinstance(made, dict) else {}
     pruning = next((known for known in get_args(KVPruning) if known == made.get("pruning")), None)
     window = made.get("window", 0) if made else None
-    found = {"kv_pruning": pruning, "kv_window": window if isinstance(window, int) else None}
+    found = {"kv_pruning": pruning, "kv_window": window if isinstance(window, int) and window >= 0 else None}
     return {name: found[name] if store.config.get(name) is None else store.config[name] for name in found}
 
 

@@ -51,6 +51,8 @@ class Chunk:
     """Sentence spans `(start, end)` in `text`, in order, not overlapping."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """The document's metadata."""
+    source: str = field(default="", compare=False)
+    """What the document is a part of, or its id; set when the document is added, and not stored."""
 
     @property
     def id(self) -> str:
@@ -107,6 +109,9 @@ class Document:
     NumPy numbers are converted to the nearest JSON value."""
     chunks: Sequence[Chunk | str] | None = None
     """The text already split; strings are only split into sentences."""
+    source: str = ""
+    """What the document is a part of, such as the file of a page. Documents of one source that are added one after the
+    other are read together for KV memory, as parts of one text; see `IndexConfig.kv_window`. It is not stored."""
 
     def __post_init__(self) -> None:
         if self.chunks is not None:

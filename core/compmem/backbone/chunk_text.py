@@ -17,17 +17,17 @@ def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
     return backbone.encode(text if backbone.memory.inserted else f"{text}\n\n")
 
 
-def window_sizes(documents: Sequence[str], chunks: Sequence[Sequence[int]], most: int) -> Iterator[int]:
-    """The `windows` of `Backbone.compress`: chunks in a row that are of one document and have at most so many tokens.
+def window_sizes(sources: Sequence[str], chunks: Sequence[Sequence[int]], most: int) -> Iterator[int]:
+    """The `windows` of `Backbone.compress`: chunks in a row that are of one source and have at most so many tokens.
 
     Args:
-        documents: Id of each chunk's document.
+        sources: What each chunk is a part of.
         chunks: Token ids of each chunk. One that is longer is a window of its own.
         most: Tokens of a window.
     """
     count = held = 0
     for at, tokens in enumerate(map(len, chunks)):
-        if count and (documents[at] != documents[at - 1] or held + tokens > most):
+        if count and (sources[at] != sources[at - 1] or held + tokens > most):
             yield count
             count = held = 0
         count, held = count + 1, held + tokens

@@ -89,6 +89,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
             context=document.context,
             sentences=tuple(sentences(text)),
             metadata=document.metadata,
+            source=document.source or document.id,
         )
 
 
@@ -162,6 +163,7 @@ def _completed(document: Document) -> Iterator[Chunk]:
             context=document.context or chunk.context,
             sentences=_checked(chunk) or tuple(sentences(chunk.text)),
             metadata={**document.metadata, **chunk.metadata},
+            source=document.source or document.id,
         )
         start, ordinal = start + len(chunk.text), ordinal + 1
 

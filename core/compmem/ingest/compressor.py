@@ -53,7 +53,7 @@ class KVCompressor:
         ids = [chunk_ids(self.backbone, chunk) for chunk in chunks]
         most = min(self.window, self.backbone.longest_window(ratio=self.ratio, pruning=self.pruning))
         states: list[KVStates] = []
-        for windows in _at_once(list(window_sizes([chunk.document_id for chunk in chunks], ids, most))):
+        for windows in _at_once(list(window_sizes([chunk.source for chunk in chunks], ids, most))):
             here = ids[len(states) : len(states) + sum(windows)]
             made = self.backbone.compress(here, ratio=self.ratio, pruning=self.pruning, windows=windows)
             states += [replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)) for s in made]
