@@ -61,6 +61,21 @@ def test_paragraphs_that_were_read_together_are_compared_with_those_read_alone(t
     assert "| none | 4 | attention | - |" in page
 
 
+def test_a_long_chunk_at_ratio_1_is_the_text(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    found = {}
+    for size in (0, 100, 4000):
+        settings = Settings(methods=("none",), ratios=(1,), blocks=3, chunk_tokens=size, max_tokens=6)
+        text, memory = measure([data], settings, {"tiny": backbone}, rows=rows)["fusion"]
+        found[size] = (text["loss"], memory["loss"], memory["agreement"])
+    assert found[4000][1] == pytest.approx(found[4000][0], abs=1e-3)
+    assert found[4000][2] == 100
+    assert found[100][0] == found[4000][0] != found[0][0], "text in the order of the context"
+    assert found[100][1] != pytest.approx(found[100][0], abs=1e-3), "two chunks do not see one another"
+    assert len(rows.read_text().splitlines()) == 2 * 3 * 2, "each size has its own rows"
+
+
 def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbone):
     data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
     pruning = ("kvzip-heads", "kvzip", "attention")
@@ -169,6 +184,8 @@ def test_bad_settings_are_named():
         Settings(methods=("none",), blocks=0)
     with pytest.raises(ValueError, match=r"windows=\(0, -1\)"):
         Settings(methods=("none",), windows=(0, -1))
+    with pytest.raises(ValueError, match="chunk_tokens=100 must be 0, or above it and without windows"):
+        Settings(methods=("none",), windows=(0, 500), chunk_tokens=100)
 
 
 def test_trained_memory_is_read_by_each_method_that_can_read_it(tmp_path, tiny_backbone):

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex, index_models
+from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex
 from compmem.backbone import MemoryConfig, chunk_ids, window_sizes
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
@@ -75,8 +75,8 @@ def test_windows_that_are_not_possible_are_refused(tiny_backbone):
     inserted = tiny_backbone(memory=MemoryConfig())
     with pytest.raises(ValueError, match="inserted memory tokens are compressed alone"):
         inserted.compress(CHUNKS, windows=[3])
-    with pytest.raises(ValueError, match="kv_window=-1 must be a whole number of at least 0"):
-        IndexConfig(kv_window=-1)
+    with pytest.raises(ValueError, match="kv_window=0 must be a whole number of at least 1"):
+        IndexConfig(kv_window=0)
     config = IndexConfig(memory="kv", backbone="tiny", encoder=None, kv_window=100)
     with pytest.raises(ValueError, match="kv_window=100: memory with inserted tokens compresses each chunk alone"):
         MemoryIndex.create(None, config, backbone=inserted).add([Document(id="a", text="Acme rents a house.")])
@@ -106,21 +106,19 @@ def stored(index):
         return list(snapshot.blocks(snapshot.select(None)))
 
 
-def test_an_index_reads_a_document_in_windows_unless_told_otherwise(tmp_path, tiny_backbone, monkeypatch):
+def test_an_index_reads_a_document_in_windows(tmp_path, tiny_backbone, monkeypatch):
     monkeypatch.setattr(compressor, "AT_ONCE", 3)  # fewer than a window has
     backbone = tiny_backbone(max_position_embeddings=8192)
     sentences = [f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(8)]
     documents = [Document(id="a", text="\n\n".join(sentences)), Document(id="b", text=sentences[3])]
     config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=2, chunk_tokens=40)
-    for window, expected in ((None, [16, 2]), (0, [1] * 18), (100, None)):
+    for window, expected in ((2048, [16, 2]), (None, [1] * 18), (100, None)):
         path = tmp_path / str(window)
         with MemoryIndex.create(path, replace(config, kv_window=window), backbone=backbone) as index:
             index.add(documents)
             blocks = stored(index)
         ids = [chunk_ids(backbone, block.chunk) for block in blocks]
-        sizes = list(
-            window_sizes([block.chunk.document_id for block in blocks], ids, 2048 if window is None else window)
-        )
+        sizes = list(window_sizes([block.chunk.document_id for block in blocks], ids, window or 0))
         assert expected is None or sizes == expected
         assert sum(sizes) == len(blocks) == 18
         made = backbone.compress(ids, ratio=2, pruning="kvzip-heads", windows=sizes)
@@ -128,16 +126,15 @@ def test_an_index_reads_a_document_in_windows_unless_told_otherwise(tmp_path, ti
             assert torch.equal(block.kv.positions, states.positions)
             close(block.kv.values.float(), states.values, atol=2e-2)
         with MemoryIndex.open(path, encoder=HashEncoder(), backbone=backbone) as index:
-            assert index.config.kv_window == (2048 if window is None else window)
-        if window != 0:
-            with pytest.raises(IncompatibleStoreError, match="made with kv_window="):
-                MemoryIndex.open_or_create(path, replace(config, kv_window=0), backbone=backbone)
+            assert index.config.kv_window == window
+        with pytest.raises(IncompatibleStoreError, match="made with kv_window="):
+            MemoryIndex.open_or_create(path, replace(config, kv_window=300), backbone=backbone)
 
 
 def test_documents_of_one_source_are_read_together(tiny_backbone):
     backbone = tiny_backbone(max_position_embeddings=8192)
     texts = [f"Acme rents house {n} in Kiel." for n in range(4)]
-    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=1)
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=1, kv_window=500)
 
     def made(documents):
         with MemoryIndex.create(None, config, backbone=backbone) as index:
@@ -157,26 +154,7 @@ def test_documents_of_one_source_are_read_together(tiny_backbone):
 def test_a_short_context_makes_the_windows_shorter(tiny_backbone):
     backbone = tiny_backbone(max_position_embeddings=512)
     text = "\n\n".join(f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(40))
-    config = IndexConfig(memory="kv", backbone="tiny", encoder=None, ratio=4, chunk_tokens=60)
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=None, ratio=4, chunk_tokens=60, kv_window=4000)
     with MemoryIndex.create(None, config, backbone=backbone) as index:
         index.add([Document(id="a", text=text)])
         assert len(stored(index)) > 4
-
-
-def test_an_index_that_names_no_window_has_chunks_that_were_read_alone(tmp_path, tiny_backbone, monkeypatch):
-    backbone, document = tiny_backbone(), Document(id="a", text="Acme rents a house.\n\nBolt sells rockets to Acme.")
-    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=2, chunk_tokens=16)
-    with monkeypatch.context() as patch:
-        patch.setattr(index_models, "STOCK_WINDOW", 0)
-        with MemoryIndex.create(tmp_path / "old", config, backbone=backbone) as index:
-            index.add([document])
-            before = stored(index)
-            kept = index.store.get_meta(index_models.BACKBONE)
-            index.store.put_meta(index_models.BACKBONE, {k: v for k, v in kept.items() if k != "window"})
-    with MemoryIndex.open_or_create(tmp_path / "old", config, backbone=backbone) as index:
-        assert index.config.kv_window == 0
-        index.add([replace(document, id="b")])
-        after = stored(index)[len(before) :]
-    assert len(before) > 1
-    for one, other in zip(before, after, strict=True):
-        assert torch.equal(one.kv.values, other.kv.values)

@@ -21,9 +21,6 @@ WriterName = Literal["chat", "latent"]
 STOCK_PRUNING: KVPruning = "kvzip-heads"
 """How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""
 
-STOCK_WINDOW = 2048
-"""Tokens that a stock model reads in one pass, unless `IndexConfig.kv_window` says otherwise."""
-
 ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 """The ways with one budget for all heads; the second one predicts the scores of the first."""
 
@@ -61,8 +58,7 @@ class IndexConfig:
     its weights are there, else `kvzip-heads`."""
     kv_window: int | None = None
     """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
-    a chunk sees the chunks of its window before it. 0: each chunk is read alone. None: 2,048 for a stock model, 0 for
-    trained memory."""
+    a chunk sees the chunks of its window before it. None: each chunk is read alone."""
     kv: KVType = "bf16"
     """How KV states are stored."""
     compact_at: float | None = 0.5
@@ -79,7 +75,7 @@ class IndexConfig:
         if self.ratio is not None:
             _at_least("ratio", self.ratio, 1)
         if self.kv_window is not None:
-            _at_least("kv_window", self.kv_window, 0)
+            _at_least("kv_window", self.kv_window, 1)
         if self.compact_at is not None and not 0 < self.compact_at <= 1:
             raise ValueError(f"compact_at={self.compact_at!r} must be above 0 and at most 1, or None")
         if self.memory == "dense" and self.encoder is None:

@@ -14,7 +14,7 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, keep_facts, kv_settings
+from compmem.index_models import IndexModels, keep_facts, made_pruning
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
@@ -163,7 +163,7 @@ class MemoryIndex(BaseIndex):
             )
         if isinstance(backbone, str):
             kept["backbone"] = backbone
-        kept |= kv_settings(store)
+        kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
         config = IndexConfig(**{**kept, "encoder": given})
         by_name = None if isinstance(backbone, str) else False
         loaded = None if isinstance(backbone, str) else backbone
@@ -190,8 +190,8 @@ class MemoryIndex(BaseIndex):
 
         Args:
             path: The folder.
-            config: Settings of a new index. An existing index must have the same settings; `ratio`, `kv_pruning`
-                and `kv_window` may be left out. None: the defaults for a new index, any settings for an existing one.
+            config: Settings of a new index. An existing index must have the same settings; `ratio` and `kv_pruning`
+                may be left out. None: the defaults for a new index, any settings for an existing one.
             backbone: As in `create` and `open`.
             runtime: Device, types and search of this process.
             shards: As in `create`; used for a new index only.
@@ -213,10 +213,9 @@ class MemoryIndex(BaseIndex):
             path, encoder=config.encoder, backbone=backbone or config.backbone, runtime=runtime,
             allow_download=allow_download,
         )  # fmt: skip
-        chosen = kv_settings(index.store)
         for name, value in _as_json(_with_absolute_folders(config)).items():
-            left_out = value is None and name in ("ratio", *chosen)
-            made = chosen[name] if name in chosen else index.store.config.get(name)
+            left_out = value is None and name in ("ratio", "kv_pruning")
+            made = index.config.kv_pruning if name == "kv_pruning" else index.store.config.get(name)
             if made != value and not left_out:
                 index.close()
                 raise IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")

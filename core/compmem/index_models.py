@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compmem.backbone import Backbone, chunk_ids
-from compmem.config import STOCK_PRUNING, STOCK_WINDOW, IndexConfig, KVPruning, RuntimeConfig
+from compmem.config import STOCK_PRUNING, IndexConfig, KVPruning, RuntimeConfig
 from compmem.encoder import LoadedEncoder, load_encoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import BackboneGate, GateHead
@@ -224,18 +224,15 @@ class IndexModels:
         return self._config.kv_pruning or own
 
     def _window(self, backbone: Backbone) -> int:
-        chosen, memory = self._config.kv_window, backbone.memory
-        if chosen and memory.inserted:
-            raise ValueError(f"kv_window={chosen}: memory with inserted tokens compresses each chunk alone, with 0")
-        return (0 if memory.trained else STOCK_WINDOW) if chosen is None else chosen
+        window = self._config.kv_window
+        if window is not None and backbone.memory.inserted:
+            raise ValueError(f"kv_window={window}: memory with inserted tokens compresses each chunk alone")
+        return window or 0
 
     def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
         pruning = self._pruning(backbone)
-        return {
-            "fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning,
-            "window": self._window(backbone),
-        }  # fmt: skip
+        return {"fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning}
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Compare a backbone with the one that the index was made with, once.
@@ -265,17 +262,11 @@ class IndexModels:
         self._checked.add(id(encoder))
 
 
-def kv_settings(store: Store) -> dict[str, Any]:
-    """How the KV states of a store were made, where the index was created without saying so.
-
-    Both are None as long as there are none. A store that names no window was made of chunks that were read alone.
-    """
+def made_pruning(store: Store) -> KVPruning | None:
+    """How the KV states in a store were chosen; None if it has none, or does not say."""
     made = store.get_meta(BACKBONE)
-    made = made if isinstance(made, dict) else {}
-    pruning = next((known for known in get_args(KVPruning) if known == made.get("pruning")), None)
-    window = made.get("window", 0) if made else None
-    found = {"kv_pruning": pruning, "kv_window": window if isinstance(window, int) and window >= 0 else None}
-    return {name: found[name] if store.config.get(name) is None else store.config[name] for name in found}
+    name = made.get("pruning") if isinstance(made, dict) else None
+    return next((known for known in get_args(KVPruning) if known == name), None)
 
 
 def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
@@ -330,9 +321,9 @@ def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
             f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
             f"({here['fingerprint']}): weights or memory settings differ"
         )
-    for setting, unsaid in (("ratio", None), ("pruning", None), ("window", 0)):
-        if isinstance(kept, dict) and (made := kept.get(setting, unsaid)) != here.get(setting, unsaid):
+    for setting in ("ratio", "pruning"):
+        if isinstance(kept, dict) and kept.get(setting) != here[setting]:
             raise IncompatibleStoreError(
-                f"{str(store.path)!r} was made with {setting}={made!r}, and the backbone "
-                f"{name!r} compresses at {setting}={here.get(setting, unsaid)!r} now"
+                f"{str(store.path)!r} was made with {setting}={kept.get(setting)!r}, and the backbone "
+                f"{name!r} compresses at {setting}={here[setting]!r} now"
             )

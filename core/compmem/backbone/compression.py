@@ -62,7 +62,7 @@ class Compression:
         for window in windows:
             tokens, several = sum(map(len, window)), len(window) > 1
             if several and self.memory.inserted:
-                raise ValueError("chunks with inserted memory tokens are compressed alone: leave out kv_window")
+                raise ValueError("chunks with inserted memory tokens are compressed alone")
             if (taken := self._taken(tokens)) > context:
                 named = f"chunks {first} to {first + len(window) - 1}" if several else f"chunk {first}"
                 raise ValueError(f"{named} of {tokens} tokens takes {taken}: larger than the context of {context}")

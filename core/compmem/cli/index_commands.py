@@ -53,10 +53,7 @@ def add(
     ] = None,
     kv_window: Annotated[
         int | None,
-        typer.Option(
-            help="Tokens of a document that the causal LM reads in one pass; 0: each chunk alone. Default: 2048 for a "
-            "stock model."
-        ),
+        typer.Option(help="Tokens of a document that the causal LM reads in one pass. Default: each chunk alone."),
     ] = None,
     kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
     shards: Annotated[
@@ -258,9 +255,10 @@ def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.get("memory") != "kv":
         return {}, {}
     from compmem.backbone import size_on_disk
-    from compmem.index_models import kv_settings
+    from compmem.index_models import made_pruning
 
-    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, kv_settings(store)
+    chosen = config.get("kv_pruning") or made_pruning(store)
+    return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, {"kv_pruning": chosen}
 
 
 class _Seen:

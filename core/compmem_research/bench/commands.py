@@ -166,6 +166,9 @@ def fusion(
     windows: Annotated[
         str, typer.Option(help="Tokens of the question's context that are read in one pass, by comma; 0: each alone.")
     ] = "0",
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Join neighbours to chunks of at most so many tokens, all in the order of the context.")
+    ] = 0,
     limit: Annotated[int, typer.Option(help="Questions of a file, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
     share: Annotated[float, typer.Option(help="Share of tokens that is computed again.")] = 0.1,
@@ -180,8 +183,8 @@ def fusion(
 
     settings = Settings(
         methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
-        windows=tuple(map(int, _listed(windows))), limit=limit, max_tokens=max_tokens, share=share,
-        first=first, seed=seed,
+        windows=tuple(map(int, _listed(windows))), chunk_tokens=chunk_tokens, limit=limit, max_tokens=max_tokens,
+        share=share, first=first, seed=seed,
     )  # fmt: skip
     models = {Path(backbone).name: Backbone.load(backbone)}
     models |= {Path(folder).name: Backbone.load(folder, base=backbone) for folder in trained or ()}

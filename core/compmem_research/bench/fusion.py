@@ -55,6 +55,9 @@ class Settings:
     windows: tuple[int, ...] = (0,)
     """Most tokens that are read in one pass, of a document that is all paragraphs of the question's own context in
     their order; 0: each paragraph alone. See `IndexConfig.kv_window`."""
+    chunk_tokens: int = 0
+    """Above 0, recalled paragraphs stand in the order of the context, and neighbours are one chunk of at most so many
+    tokens."""
     limit: int = 20
     """Questions of a set, drawn by the seed."""
     max_tokens: int = 24
@@ -76,10 +79,14 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
         if min(self.windows, default=-1) < 0:
             raise ValueError(f"windows={self.windows!r}: at least one number, none below 0")
+        if self.chunk_tokens < 0 or (self.chunk_tokens and self.windows != (0,)):
+            raise ValueError(f"chunk_tokens={self.chunk_tokens!r} must be 0, or above it and without windows")
 
     def fingerprint(self, data: bytes, backbone: Backbone) -> str:
         """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
         decisive = {k: v for k, v in asdict(self).items() if k not in COMPARED}
+        if not self.chunk_tokens:
+            del decisive["chunk_tokens"]  # rows from before there were long chunks stay valid
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         if reader := backbone.parameters(READER):
@@ -153,14 +160,17 @@ def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, st
 
 
 def _recalled(question: Question, settings: Settings) -> list[int]:
-    """The paragraph of the first hop, then the other gold ones and others of the question's own, in random order."""
+    """The paragraph of the first hop, then the other gold ones and others of the question's own, in random order.
+
+    With long chunks, all in the order of the context.
+    """
     random = Random(f"{settings.seed} {question.id}")
     gold = [number for number, _ in question.support]
     others = sorted(question.own - question.gold)
     random.shuffle(others)
     later = [*gold[1:], *others[: max(0, settings.blocks - len(gold))]]
     random.shuffle(later)
-    return [gold[0], *later]
+    return sorted((gold[0], *later)) if settings.chunk_tokens else [gold[0], *later]
 
 
 class _Answering:
@@ -175,7 +185,7 @@ class _Answering:
         chunks = {number: Chunk(text=passage.text, title=passage.title) for number, passage in own.items()}
         self._document = {number: chunk_ids(backbone, chunk) for number, chunk in chunks.items()}
         self._recalled = _recalled(question, settings)
-        self._texts = [self._document[number] for number in self._recalled]
+        self._texts = _joined([self._document[number] for number in self._recalled], settings.chunk_tokens)
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
         self._compressed: dict[tuple[int, str, int], tuple[list[KVStates], Times]] = {}
 
@@ -232,6 +242,17 @@ class _Answering:
                 made = [of[number] for number in self._recalled]
             self._compressed = {key: (made, now() - began)}
         return self._compressed[key]
+
+
+def _joined(texts: Sequence[list[int]], most: int) -> list[list[int]]:
+    """The tokens of texts, where neighbours are one as long as they have at most so many tokens together."""
+    joined = list[list[int]]()
+    for text in texts:
+        if joined and len(joined[-1]) + len(text) <= most:
+            joined[-1] = [*joined[-1], *text]
+        else:
+            joined.append(text)
+    return joined
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:
