@@ -375,3 +375,13 @@ def test_a_sync_stream_that_is_left_is_closed_in_its_own_context(leaves):
         next(answer)
         answer.close()
     assert closed == [True]
+
+
+def test_the_seconds_of_an_answer_are_also_those_of_its_writing(index, clock):
+    def writes_slowly(messages):
+        clock.time += 7
+        return "Lloyd."
+
+    answer = index.answer(QUESTION, chat=writes_slowly)
+    assert answer.text == "Lloyd."
+    assert answer.usage.seconds == 7

@@ -22,6 +22,12 @@ def test_a_model_in_the_place_of_the_settings(index):
         index.answer("Who rents?", lambda messages: "Acme")
 
 
+@pytest.mark.parametrize(("role", "method"), [("reader", "read"), ("writer", "write")])
+def test_a_chat_model_as_reader_or_writer(index, role, method):
+    with pytest.raises(TypeError, match=rf"{role}= takes an object with {method}\(\), not function: .* as chat="):
+        index.answer("Who rents?", **{role: lambda messages: "Acme"})
+
+
 @pytest.mark.parametrize("adapter", [CompMemRetriever, CompMemReasoner])
 def test_a_misspelt_filter_does_not_admit_everything(index, adapter):
     with pytest.raises(ValidationError, match="filters"):

@@ -215,6 +215,7 @@ class Usage:
     malformed_replies: int = 0
     """Replies of the chat model that did not follow the format; they did not change the memory."""
     seconds: float = 0.0
+    """From the question to the end of the answer, or of the loop where no answer is written."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.__slots__})

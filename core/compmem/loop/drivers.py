@@ -212,7 +212,8 @@ async def events(
     Raises:
         ReaderError: The reader failed; the error carries the steps so far.
     """
-    deadline = None if seconds is None else now() + seconds
+    began = now()
+    deadline = None if seconds is None else began + seconds
     steps, pieces, cost = list[Step](), list[str](), Usage()
     found: LoopResult | None = None
     request = ""
@@ -258,7 +259,8 @@ async def events(
         error.steps = tuple(steps)
         raise
     assert found is not None, "a loop ends with a result"
-    yield _answer(question, replace(found, steps=tuple(steps)), "".join(pieces), cost)
+    usage = replace(found.usage + cost, seconds=now() - began)
+    yield _answer(question, replace(found, steps=tuple(steps), usage=usage), "".join(pieces))
 
 
 async def run_loop(
@@ -362,7 +364,7 @@ def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
     )
 
 
-def _answer(question: str, run_loop: LoopResult, text: str, cost: Usage) -> Answer:
+def _answer(question: str, run_loop: LoopResult, text: str) -> Answer:
     if 0 < len(run_loop.steps) == run_loop.usage.malformed_replies:
         logger.warning(
             "none of the model's %d replies followed the format, so it took no notes; such a model answers better with "
@@ -381,6 +383,6 @@ def _answer(question: str, run_loop: LoopResult, text: str, cost: Usage) -> Answ
         evidence=run_loop.memory.evidence,
         steps=run_loop.steps,
         working_memory=run_loop.memory.text,
-        usage=run_loop.usage + cost,
+        usage=run_loop.usage,
         stop_reason=run_loop.stop_reason,
     )

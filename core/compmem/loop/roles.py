@@ -60,10 +60,16 @@ def resolve_roles(
 
     Raises:
         ValueError: A role is given twice, its model is missing, or the chat model is given but not used.
+        TypeError: What is given as reader or writer can do neither.
     """
     for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
         if named is not None and given is not None:
             raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
+        method = "read" if role == "reader" else "write"
+        if given is not None and not (hasattr(given, method) or hasattr(given, f"a{method}")):
+            raise TypeError(
+                f"{role}= takes an object with {method}(), not {type(given).__name__}: give a chat model as chat="
+            )
     reads: ReaderName | Reader | None = reader if reader is not None else config.reader
     answers: WriterName | Writer | None = writer if writer is not None else config.writer
     if reads is None and answers is None:
