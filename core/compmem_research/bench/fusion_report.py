@@ -101,8 +101,10 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     """The result as Markdown."""
     settings = run["settings"]
     yield from (READING, "")
+    size = settings.get("chunk_tokens")
+    joined = f" in the order of the context, joined to chunks of at most {size:,} tokens" if size else ""
     yield (
-        f"{settings['blocks']} paragraphs, a share of {settings['share']} or the first "
+        f"Up to {settings['blocks']} paragraphs{joined}; a share of {settings['share']} or the first "
         f"{settings['first']} tokens of a block computed again, at most {settings['max_tokens']} tokens written."
     )
     sets: Mapping[str, Any] = run.get("by_set", {})
