@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, islice, product
 from pathlib import Path
 from random import Random
 from typing import Any, Final, cast, get_args
@@ -246,13 +246,8 @@ class _Answering:
 
 def _joined(texts: Sequence[list[int]], most: int) -> list[list[int]]:
     """The tokens of texts, where neighbours are one as long as they have at most so many tokens together."""
-    joined = list[list[int]]()
-    for text in texts:
-        if joined and len(joined[-1]) + len(text) <= most:
-            joined[-1] = [*joined[-1], *text]
-        else:
-            joined.append(text)
-    return joined
+    rest = iter(texts)
+    return [[*chain.from_iterable(islice(rest, size))] for size in window_sizes([""] * len(texts), texts, most)]
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:

@@ -61,7 +61,7 @@ NOTES = {
         "The same, on more questions, as stored and with `prophetkv`. For two thirds of them the head of the turn was "
         "run again for each question; now it is run once."
     ),
-    "kv_1500m_long": "A stock model over long chunks: all paragraphs of a question's context in one, or two.",
+    "kv_1500m_long": "A stock model over long chunks: all paragraphs of a question's context, in their order.",
     "kv_1500m_windows": "A stock model over paragraphs that were read alone, and in one pass with their context.",
     "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
     "kv_1500m_kvzip": "The model of `kv_1500m`, 4 questions of each set: all states, KVzip and its prediction.",
