@@ -24,7 +24,9 @@ def test_a_model_in_the_place_of_the_settings(index):
 
 @pytest.mark.parametrize(("role", "method"), [("reader", "read"), ("writer", "write")])
 def test_a_chat_model_as_reader_or_writer(index, role, method):
-    with pytest.raises(TypeError, match=rf"{role}= takes an object with {method}\(\), not function: .* as chat="):
+    with pytest.raises(
+        TypeError, match=rf"{role}= takes an object with {method}\(\), or .*, not function: .* as chat="
+    ):
         index.answer("Who rents?", **{role: lambda messages: "Acme"})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from compmem.config import IndexConfig, LoopConfig, ReaderName, RecallConfig, WriterName
 from compmem.index_models import IndexModels
@@ -55,8 +55,8 @@ def resolve_roles(
         trained: Whether the backbone was trained for the loop; called only if that matters.
         writes: An answer is written.
         chat: A chat model, or a `ChatReader`.
-        reader: An object that reads, instead of a name.
-        writer: An object that writes, instead of a name.
+        reader: An object that reads, or a name, instead of that of the settings.
+        writer: An object that writes, or a name, instead of that of the settings.
 
     Raises:
         ValueError: A role is given twice, its model is missing, or the chat model is given but not used.
@@ -65,10 +65,11 @@ def resolve_roles(
     for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
         if named is not None and given is not None:
             raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
-        method = "read" if role == "reader" else "write"
-        if given is not None and not (hasattr(given, method) or hasattr(given, f"a{method}")):
+        method, names = ("read", get_args(ReaderName)) if role == "reader" else ("write", get_args(WriterName))
+        if given is not None and given not in names and not (hasattr(given, method) or hasattr(given, f"a{method}")):
             raise TypeError(
-                f"{role}= takes an object with {method}(), not {type(given).__name__}: give a chat model as chat="
+                f"{role}= takes an object with {method}(), or one of {', '.join(names)}, not "
+                f"{type(given).__name__}: give a chat model as chat="
             )
     reads: ReaderName | Reader | None = reader if reader is not None else config.reader
     answers: WriterName | Writer | None = writer if writer is not None else config.writer
