@@ -111,7 +111,7 @@ class Document:
     """The text already split; strings are only split into sentences."""
     source: str = ""
     """What the document is a part of, such as the file of a page. Documents of one source that are added one after the
-    other are read together for KV memory, as parts of one text; see `IndexConfig.kv_window`. It is not stored."""
+    other can be read together for KV memory, as parts of one text; see `IndexConfig.kv_window`. It is not stored."""
 
     def __post_init__(self) -> None:
         if self.chunks is not None:

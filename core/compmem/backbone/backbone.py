@@ -233,7 +233,8 @@ class Backbone(TokenCodec):
         def run(rows: Sequence[int]) -> list[list[KVStates]]:
             return how.run(self.decoder, self.rotary, [read[row] for row in rows])
 
-        tokens, what = [sum(map(len, window)) for window in read], "a chunk" if windows is None else "a window"
+        tokens = [sum(map(len, window)) for window in read]
+        what = "a chunk" if max(sizes, default=1) == 1 else "a window"
         made = in_batches(run, tokens, COMPRESS_TOKENS, self.device, what, self.release)
         return list(chain.from_iterable(made))
 
