@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +11,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
-from compmem.backbone.batching import COMPRESS_TOKENS, SCORE_SLOTS, halving, in_batches
+from compmem.backbone.batching import SCORE_SLOTS, halving, in_batches
 from compmem.backbone.chat_prefix import PrefixStates, aligned, with_prefix
 from compmem.backbone.checkpoint import Parts
-from compmem.backbone.compression import Chunks, Compression, encoder
+from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
 from compmem.backbone.decoder import Decoder
@@ -223,25 +222,11 @@ class Backbone(TokenCodec):
                 ("kvzip-heads" and "kvzap" are one).
             MemoryError: A single window does not fit on the device.
         """
-        sizes = [1] * len(chunks) if windows is None else list(windows)
-        if sum(sizes) != len(chunks) or min(sizes, default=1) < 1:
-            raise ValueError(f"windows={sizes} are not {len(chunks)} chunks")
-        rest = iter(chunks)
-        read = [list(islice(rest, size)) for size in sizes]
-        how = self._checked(read, ratio or self.memory.ratio, pruning or self.memory.pruning)
-
-        def run(rows: Sequence[int]) -> list[list[KVStates]]:
-            return how.run(self.decoder, self.rotary, [read[row] for row in rows])
-
-        tokens = [sum(map(len, window)) for window in read]
-        what = "a chunk" if max(sizes, default=1) == 1 else "a window"
-        made = in_batches(run, tokens, COMPRESS_TOKENS, self.device, what, self.release)
-        return list(chain.from_iterable(made))
+        return self._compression(ratio, pruning).states(self.decoder, self.rotary, chunks, windows, self.release)
 
     def longest_window(self, *, ratio: int | None = None, pruning: KVPruning | None = None) -> int:
         """Most tokens that `compress` can read in one pass, which is less than the context where they are repeated."""
-        how = self._compression(ratio or self.memory.ratio, pruning or self.memory.pruning)
-        return how.longest(self.context)
+        return self._compression(ratio, pruning).longest()
 
     @torch.no_grad()
     def importance_examples(self, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
@@ -255,7 +240,7 @@ class Backbone(TokenCodec):
         Raises:
             ValueError: A chunk is empty, or too long to be repeated in the context.
         """
-        return self._checked([[c] for c in chunks], 2, "kvzip-heads").examples(self.decoder, self.rotary, chunks)
+        return self._compression(2, "kvzip-heads").examples(self.decoder, self.rotary, chunks)
 
     def set_importance(self, weights: Tensor) -> None:
         """Choose states by scores that are predicted with these weights: `pruning="kvzap"`.
@@ -281,14 +266,10 @@ class Backbone(TokenCodec):
         """Use the scores that another backbone over the same stock weights keeps."""
         self._scores = other._scores
 
-    def _checked(self, windows: Sequence[Chunks], ratio: int, pruning: KVPruning) -> Compression:
-        """How the chunks of these windows are compressed, which was found possible."""
-        how = self._compression(ratio, pruning)
-        how.check(windows, self.context)
-        return how
-
-    def _compression(self, ratio: int, pruning: KVPruning) -> Compression:
-        return Compression(self.memory, ratio, self.lead, pruning, lambda: self._repetition, self._scores)
+    def _compression(self, ratio: int | None, pruning: KVPruning | None) -> Compression:
+        memory = self.memory
+        how = (ratio or memory.ratio, self.lead, pruning or memory.pruning, self.context)
+        return Compression(memory, *how, lambda: self._repetition, self._scores)
 
     @cached_property
     def _repetition(self) -> Repetition:
@@ -355,8 +336,7 @@ class Backbone(TokenCodec):
             ValueError: A start is given, but this backbone rotates blocks to their positions.
             CheckpointError: There is no gate head.
         """
-        gate = self.decoder.gate_head
-        if gate is None:
+        if (gate := self.decoder.gate_head) is None:
             raise CheckpointError("this backbone has no gate head; train one, or use the dense gate")
         if start is not None and self.memory.positions == "rotated":
             raise ValueError(f"start={start!r}: a backbone that rotates its blocks reads from position 0")
@@ -407,14 +387,10 @@ class Backbone(TokenCodec):
     def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
         """Prompts run with the gate's adapter, as KV states to put in front of blocks."""
         prefix, layout = self._lay_out(prompts, None, start, 0)
-        reading = PrefixContext(prefix, layout, self.rotary)
-        kept = StateRecorder(reading, len(self.decoder.layers), self.memory.positions)
+        context = PrefixContext(prefix, layout, self.rotary)
+        kept = StateRecorder(context, len(self.decoder.layers), self.memory.positions)
         self.decoder(layout.ids, kept, role="gate")
-        keys, values = (torch.stack(states) for states in zip(*kept.made, strict=True))
-        return [
-            KVStates(keys=keys[:, row, :, : len(prompt)], values=values[:, row, :, : len(prompt)])
-            for row, prompt in enumerate(prompts)
-        ]
+        return kept.states(list(map(len, prompts)))
 
     def generate(
         self,

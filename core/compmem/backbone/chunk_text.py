@@ -17,16 +17,16 @@ def chunk_ids(backbone: Backbone, chunk: Chunk) -> list[int]:
     return backbone.encode(text if backbone.memory.inserted else f"{text}\n\n")
 
 
-def window_sizes(sources: Sequence[str], chunks: Sequence[Sequence[int]], most: int) -> Iterator[int]:
+def window_sizes(sources: Sequence[str], sizes: Sequence[int], most: int) -> Iterator[int]:
     """The `windows` of `Backbone.compress`: chunks in a row that are of one source and have at most so many tokens.
 
     Args:
         sources: What each chunk is a part of.
-        chunks: Token ids of each chunk. One that is longer is a window of its own.
+        sizes: Tokens of each chunk. One that has more is a window of its own.
         most: Tokens of a window.
     """
     count = held = 0
-    for at, tokens in enumerate(map(len, chunks)):
+    for at, tokens in enumerate(sizes):
         if count and (sources[at] != sources[at - 1] or held + tokens > most):
             yield count
             count = held = 0

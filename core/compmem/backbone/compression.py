@@ -6,6 +6,7 @@ from itertools import chain, islice
 
 from torch import Tensor
 
+from compmem.backbone.batching import COMPRESS_TOKENS, in_batches
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.kvzip import BY_REPETITION, Repetition
@@ -33,6 +34,8 @@ class Compression:
     lead: Sequence[int]
     """Token ids in front of every chunk."""
     pruning: KVPruning
+    context: int
+    """Positions of the model's context."""
     repetition: Callable[[], Repetition] | None = None
     """Makes the request to repeat a chunk, for methods that repeat it."""
     scores: ScoreCache | None = None
@@ -48,8 +51,23 @@ class Compression:
         if self.memory.inserted and self.memory.window % self.ratio:
             raise ValueError(f"ratio={self.ratio} must divide the window of {self.memory.window}")
 
-    def check(self, windows: Sequence[Chunks], context: int) -> None:
-        """Refuse chunks that cannot be compressed in a context of this many positions.
+    def states(
+        self, decoder: Decoder, rotary: Rotary, chunks: Chunks, sizes: Sequence[int] | None, release: Callable[[], None]
+    ) -> list[KVStates]:
+        """The KV states of each chunk, in batches that fit; see `Backbone.compress`, whose errors are raised."""
+        windows = _windows(chunks, sizes)
+        self.check(windows)
+
+        def run(rows: Sequence[int]) -> list[list[KVStates]]:
+            return self._run(decoder, rotary, [windows[row] for row in rows])
+
+        tokens = [sum(map(len, window)) for window in windows]
+        what = "a chunk" if len(windows) == len(chunks) else "a window"
+        made = in_batches(run, tokens, COMPRESS_TOKENS, decoder.embed_tokens.weight.device, what, release)
+        return list(chain.from_iterable(made))
+
+    def check(self, windows: Sequence[Chunks]) -> None:
+        """Refuse chunks that cannot be compressed in the context.
 
         Raises:
             ValueError: A chunk is empty, what is read in one pass is too long, or memory tokens are inserted into
@@ -63,18 +81,18 @@ class Compression:
             tokens, several = sum(map(len, window)), len(window) > 1
             if several and self.memory.inserted:
                 raise ValueError("chunks with inserted memory tokens are compressed alone")
-            if (taken := self._taken(tokens)) > context:
+            if (taken := self._taken(tokens)) > self.context:
                 named = f"chunks {first} to {first + len(window) - 1}" if several else f"chunk {first}"
-                raise ValueError(f"{named} of {tokens} tokens takes {taken}: larger than the context of {context}")
+                raise ValueError(f"{named} of {tokens} tokens takes {taken}: larger than the context of {self.context}")
             first += len(window)
 
-    def longest(self, context: int) -> int:
-        """Tokens that can be read in one pass in a context of this many positions."""
-        free = context - len(self.lead)
+    def longest(self) -> int:
+        """Most tokens that can be read in one pass."""
+        free = self.context - len(self.lead)
         again = self._again()
         return again.longest(free) if again else free
 
-    def run(self, decoder: Decoder, rotary: Rotary, windows: Sequence[Chunks]) -> list[list[KVStates]]:
+    def _run(self, decoder: Decoder, rotary: Rotary, windows: Sequence[Chunks]) -> list[list[KVStates]]:
         """The KV states of each chunk of each window, keys before rotation."""
         texts = [list(chain.from_iterable(window)) for window in windows]
         if self.memory.inserted:
@@ -88,6 +106,7 @@ class Compression:
 
     def examples(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[tuple[Tensor, Tensor]]:
         """Of each chunk what importance is predicted from, and KVzip's scores; see `importance_examples`."""
+        self.check([[chunk] for chunk in chunks])
         again = self._again()
         assert again is not None, "a method that repeats, above ratio 1"
         layers = encoder(decoder, self.memory)
@@ -103,6 +122,14 @@ class Compression:
             return min(tokens, self.memory.window) + memory_count(tokens, self.ratio)
         again = self._again()
         return len(self.lead) + tokens + (again.tokens(tokens) if again else 0)
+
+
+def _windows(chunks: Chunks, sizes: Sequence[int] | None) -> list[Chunks]:
+    sizes = [1] * len(chunks) if sizes is None else list(sizes)
+    if sum(sizes) != len(chunks) or min(sizes, default=1) < 1:
+        raise ValueError(f"windows={sizes} are not {len(chunks)} chunks")
+    rest = iter(chunks)
+    return [list(islice(rest, size)) for size in sizes]
 
 
 def encoder(decoder: Decoder, memory: MemoryConfig) -> Decoder:

@@ -172,6 +172,14 @@ class StateRecorder(Context):
             return None
         return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)
 
+    def states(self, lengths: Sequence[int]) -> list[KVStates]:
+        """The states of each prompt, of these tokens each."""
+        keys, values = (torch.stack(states) for states in zip(*self.made, strict=True))
+        return [
+            KVStates(keys=keys[:, row, :, :length], values=values[:, row, :, :length])
+            for row, length in enumerate(lengths)
+        ]
+
 
 def slots_of(row: Sequence[KVStates]) -> int:
     """Positions that a row of blocks takes."""

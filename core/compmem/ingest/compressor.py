@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from compmem.store import JSON, content_hash
 from compmem.text.unicode import check
 
 AT_ONCE = 64
-"""Chunks whose KV states are on the device at once."""
+"""Chunks whose KV states are on the device at once, or those of a larger window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +52,14 @@ class KVCompressor:
         bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
         ids = [chunk_ids(self.backbone, chunk) for chunk in chunks]
         most = min(self.window, self.backbone.longest_window(ratio=self.ratio, pruning=self.pruning))
-        states: list[KVStates] = []
-        for windows in _at_once(list(window_sizes([chunk.source for chunk in chunks], ids, most))):
-            here = ids[len(states) : len(states) + sum(windows)]
-            made = self.backbone.compress(here, ratio=self.ratio, pruning=self.pruning, windows=windows)
+        windows = list(window_sizes([chunk.source for chunk in chunks], list(map(len, ids)), most))
+        rest, states = iter(windows), list[KVStates]()
+        for count in window_sizes([""] * len(windows), windows, AT_ONCE):
+            group = list(islice(rest, count))
+            here = ids[len(states) : len(states) + sum(group)]
+            made = self.backbone.compress(here, ratio=self.ratio, pruning=self.pruning, windows=group)
             states += [replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)) for s in made]
         return [replace(block, kv=kv) for block, kv in zip(bare, states, strict=True)]
-
-
-def _at_once(windows: Sequence[int]) -> Iterator[list[int]]:
-    """The windows in groups of at most `AT_ONCE` chunks; a larger window is alone."""
-    group: list[int] = []
-    for window in windows:
-        if group and sum(group) + window > AT_ONCE:
-            yield group
-            group = []
-        group.append(window)
-    if group:
-        yield group
 
 
 def _cpu(tensor: Tensor | None) -> Tensor | None:

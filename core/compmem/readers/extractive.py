@@ -59,7 +59,7 @@ class ExtractiveReader:
         return self.read(question, memory, blocks)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The fewest kept sentences that cover the same part of the question as the memory, in reading order."""
+        """The best kept sentence of each of the best chunks, in reading order; more of a chunk if equally good."""
         if not memory.evidence:
             yield NOTHING_FOUND
             return

@@ -235,7 +235,7 @@ class _Answering:
             began, windows = now(), None
             if window:
                 texts = list(self._document.values())
-                windows = list(window_sizes(["document"] * len(texts), texts, window))
+                windows = list(window_sizes(["document"] * len(texts), list(map(len, texts)), window))
             made = self._backbone.compress(texts, ratio=ratio, pruning=given, windows=windows)
             if window:
                 of = dict(zip(self._document, made, strict=True))
@@ -246,8 +246,8 @@ class _Answering:
 
 def _joined(texts: Sequence[list[int]], most: int) -> list[list[int]]:
     """The tokens of texts, where neighbours are one as long as they have at most so many tokens together."""
-    rest = iter(texts)
-    return [[*chain.from_iterable(islice(rest, size))] for size in window_sizes([""] * len(texts), texts, most)]
+    rest, sizes = iter(texts), list(map(len, texts))
+    return [[*chain.from_iterable(islice(rest, count))] for count in window_sizes([""] * len(texts), sizes, most)]
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:
