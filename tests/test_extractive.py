@@ -97,6 +97,23 @@ def test_each_name_of_a_list_is_quoted_though_one_is_worded_otherwise():
     assert [code for code in ("111", "222", "333", "444") if code in answer] == ["111", "222", "333", "444"]
 
 
+def written(question, *blocks):
+    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Words()))
+    return "".join(one.write(question, one.read(question, WorkingMemory(), blocks).memory))
+
+
+def test_a_sentence_of_a_quoted_chunk_with_missing_words_of_the_question_is_added():
+    both = block(
+        "", "Acme rents the Harbour Building.", "It makes rockets.", "The Harbour Building is insured by Lloyd."
+    )
+    assert written(QUESTION, both) == "Acme rents the Harbour Building. The Harbour Building is insured by Lloyd."
+
+
+def test_missing_words_alone_add_nothing_where_no_further_word_is_shared():
+    apart = block("", "Acme rents the Harbour Building.", "It makes rockets.", "A ship is insured by Lloyd.")
+    assert written(QUESTION, apart) == "Acme rents the Harbour Building."
+
+
 def by_words(number, *sentences):
     """A block whose vectors are like no question: only its words count."""
     found = block(number, *sentences)

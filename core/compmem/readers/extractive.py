@@ -1,6 +1,6 @@
 """The reader without a language model: it keeps the sentences that are relevant to the question and quotes them."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,7 @@ from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.text.tokenize import heading_over, terms, words
+from compmem.text.tokenize import STOPWORDS, heading_over, root, terms, words
 
 KEPT = 3
 """Most sentences kept from one block."""
@@ -25,6 +25,12 @@ QUOTED_SHARE = 0.5
 
 MOST_QUOTED = 12
 """Most sentences quoted in an answer if several are equally good."""
+
+MOST_ADDED = 3
+"""Most sentences of quoted chunks added for words of the question that no quoted sentence has."""
+
+ADDED_SHARE = 0.1
+"""Least share of the question's weight that such a sentence adds."""
 
 
 @dataclass(slots=True)
@@ -59,11 +65,18 @@ class ExtractiveReader:
         return self.read(question, memory, blocks)
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Usage]:
-        """The best kept sentence of each of the best chunks, in reading order; more of a chunk if equally good."""
+        """The best kept sentence of each of the best chunks, in reading order; more of a chunk if equally good.
+
+        If words of the question are in none of them, sentences of the same chunks that have these are added.
+        """
         if not memory.evidence:
             yield NOTHING_FOUND
             return
-        for number, evidence in enumerate(_supporting(memory.evidence)):
+        quoted = _supporting(memory.evidence)
+        if added := _completing(self.analyzer.analyze("").roots, quoted):
+            place = list(dict.fromkeys(e.chunk.id for e in quoted))
+            quoted = sorted([*quoted, *added], key=lambda e: (place.index(e.chunk.id), e.start))
+        for number, evidence in enumerate(quoted):
             yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
@@ -129,3 +142,40 @@ def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {id(e) for e in [*ranked[:QUOTED], *others]}
     return [e for e in every if id(e) in chosen]
+
+
+def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[Evidence]:
+    """Further sentences of the quoted chunks, with words of the question that the quoted ones lack.
+
+    Each shares a word with those before it that is not the question's: "Acme rents the Harbour Building. The Harbour
+    Building is insured by Lloyd." answers who insures the building that Acme rents.
+
+    Args:
+        asked: The weight of the root of each word of the question.
+        quoted: The sentences quoted so far.
+    """
+    known = {r for e in quoted for r in (*_roots(e.text), *_roots(e.chunk.label))}
+    missing = {r: weight for r, weight in asked.items() if r not in known}
+    linking = known - asked.keys()
+    held = {(e.chunk.id, e.start) for e in quoted}
+    others = [
+        (Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0), _roots(chunk.text[a:b]))
+        for chunk in {e.chunk.id: e.chunk for e in quoted}.values()
+        for a, b in (chunk.sentences if missing else ())
+        if (chunk.id, a) not in held
+    ]
+    added: list[Evidence] = []
+    while len(added) < MOST_ADDED:
+        adds = [sum(missing.get(r, 0.0) for r in own) if own & linking else 0.0 for _, own in others]
+        best = max(range(len(adds)), key=adds.__getitem__, default=-1)
+        if best < 0 or adds[best] < max(ADDED_SHARE * sum(asked.values()), 1e-9):
+            break
+        sentence, own = others.pop(best)
+        added.append(sentence)
+        missing = {r: weight for r, weight in missing.items() if r not in own}
+        linking |= own - asked.keys()
+    return added
+
+
+def _roots(text: str) -> set[str]:
+    return {root(w) for w in words(text) if w not in STOPWORDS}
