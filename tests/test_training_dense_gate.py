@@ -16,7 +16,7 @@ from compmem.gate import FEATURES, FIRST_FEATURES, GateHead, Network
 from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Document
 from compmem_research.metrics import ndcg_at
-from compmem_research.training.dense_gate import DenseGateTraining, train
+from compmem_research.training.dense_gate import DenseGateTraining, sets, train
 from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
 from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, fit_gate, judged_queries
@@ -341,7 +341,7 @@ def test_the_command_trains_from_files_to_weights(tmp_path):
     assert (gate.threshold, gate.more_threshold) == (0.2, 0.05)
     assert gate.found_threshold == report["found_threshold"]
     assert sorted(p.name for p in (tmp_path / "states").iterdir()) == [
-        "clapnq.safetensors", "multihop.safetensors", "small.safetensors", "tiny.safetensors"
+        "clapnq.safetensors", "long.safetensors", "multihop.safetensors", "small.safetensors", "tiny.safetensors"
     ]  # fmt: skip
 
 
@@ -463,20 +463,38 @@ def test_every_index_of_a_source_is_encoded_alike_by_an_encoder_loaded_once(monk
     assert all(np.array_equal(look, looks[0]) for look in looks)
 
 
+TENANTS = [
+    {
+        "id": f"q{n}", "question": f"Who insures what {name} rents?", "answer": "Lloyd",
+        "paragraphs": [
+            {"title": name, "sentences": [f"{name} rents {name} House."], "supporting": [0]},
+            {"title": f"{name} House", "sentences": ["It is insured by Lloyd."], "supporting": [0]},
+            {"title": f"{name} Zoo", "sentences": ["Animals live there."], "supporting": []},
+        ],
+    }
+    for n, name in enumerate(NAMES)
+]  # fmt: skip
+
+
+def test_long_passages_hold_many_texts_of_about_the_same_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "LONG", (100, 300))
+    made = list(sets.long_passages(write(tmp_path / "hops.jsonl", *TENANTS), None, len(TENANTS)))
+    assert [len(collection.queries) for collection in made] == [8, 8]
+    for collection, size in zip(made, sets.LONG, strict=True):
+        texts = [c.text for d in collection.documents for c in chunks_of(d)]
+        assert all(len(text) <= 1.2 * size for text in texts)
+        assert sum(len(text) > size / 2 for text in texts) >= len(texts) - 1
+        for query in collection.queries:
+            name = re.search(r"what (\w+) rents", query.text)[1]
+            relevant = "\n".join(c.text for d in collection.documents for c in chunks_of(d) if query.relevant(c))
+            assert f"{name}\n{name} rents {name} House." in relevant
+            assert f"{name} House\nIt is insured by Lloyd." in relevant
+            assert query.chained
+
+
 def test_tiny_indexes_hold_the_relevant_texts_and_a_few_others(tmp_path):
-    asked = [
-        {
-            "id": f"q{n}", "question": f"Who insures what {name} rents?", "answer": "Lloyd",
-            "paragraphs": [
-                {"title": name, "sentences": [f"{name} rents {name} House."], "supporting": [0]},
-                {"title": f"{name} House", "sentences": ["It is insured by Lloyd."], "supporting": [0]},
-                {"title": f"{name} Zoo", "sentences": ["Animals live there."], "supporting": []},
-            ],
-        }
-        for n, name in enumerate(NAMES)
-    ]  # fmt: skip
-    made = list(tiny_indexes(write(tmp_path / "hops.jsonl", *asked), len(asked)))
-    assert len(made) == len(asked)
+    made = list(tiny_indexes(write(tmp_path / "hops.jsonl", *TENANTS), len(TENANTS)))
+    assert len(made) == len(TENANTS)
     sizes, titled = set(), set()
     for collection in made:
         (query,) = collection.queries

@@ -8,6 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from compmem_research.tasks.multihop import Passage, Question, corpus_of, leads, read_corpus, read_lines
 from compmem_research.tasks.singlehop import read_singlehop
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
@@ -16,6 +18,10 @@ SMALL = (1, 5, 25)
 """Numbers of questions whose own paragraphs make a small index, used in turn."""
 PER_SMALL = 12
 """Most questions to one small index."""
+LONG = (4_000, 8_000, 16_000)
+"""Characters of a long passage; the questions are split among these sizes."""
+_LONG_INDEX = 1_600_000
+"""Characters of an index of long passages."""
 _TINY, _TINY_UNANSWERED = 4, 0.25
 """Most other texts in a tiny index; share of its single questions whose text is not there."""
 _AN_ABSTRACT_SAYS = (40, 400)
@@ -190,6 +196,42 @@ def small_indexes(file: Path, most: int) -> Iterator[Collection]:
         held = sorted(frozenset[int]().union(*(q.own for q in group)))
         queries = [_chained(q, part="small") for q in asked]
         yield Collection(documents=[documents[n] for n in held], queries=queries, restyled=0.1)
+
+
+def long_passages(file: Path, distractors: Path | None, most: int) -> Iterator[Collection]:
+    """The same questions over long passages, each of many paragraphs under their titles.
+
+    In a passage of 4,000 tokens a few sentences bear on a question, and most names of the question are somewhere.
+    """
+    corpus, rng = read_corpus(file, extra=leads(distractors) if distractors else ()), Random(5)
+    questions = rng.sample(corpus.questions, min(most, len(corpus.questions)))
+    texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in corpus.passages]
+    for at, size in enumerate(LONG):
+        asked = questions[at :: len(LONG)]
+        if not asked:
+            return
+        relevant = frozenset[int]().union(*(q.gold for q in asked))
+        held = [n for n in rng.sample(range(len(texts)), len(texts)) if n not in relevant]
+        length = np.cumsum([len(texts[n]) for n in held])
+        held = [*sorted(relevant), *held[: int((length < _LONG_INDEX).sum())]]
+        rng.shuffle(held)
+        yield _of_long(texts, held, asked, size)
+
+
+def _of_long(texts: Sequence[str], held: Sequence[int], asked: Sequence[Question], size: int) -> Collection:
+    """Passages of about this many characters of these texts, in this order, and the questions over them."""
+    made: list[list[str]] = [[]]
+    where: dict[int, int] = {}
+    length = 0
+    for n in held:
+        if length and length + len(texts[n]) > size:
+            made.append([])
+            length = 0
+        where[n] = len(made) - 1
+        made[-1].append(texts[n])
+        length += len(texts[n])
+    queries = [replace(_chained(q, part="long"), relevant=among({where[n] for n in q.gold})) for q in asked]
+    return Collection(documents=passages([("", "\n\n".join(texts)) for texts in made]), queries=queries)
 
 
 def tiny_indexes(file: Path, most: int) -> Iterator[Collection]:

@@ -68,6 +68,8 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         add("multihop", "multihop", several, file, *filter(None, [distractors]))
         add("small", "multihop", partial(sets.small_indexes, file, most), file)
         add("tiny", "multihop", partial(sets.tiny_indexes, file, most), file)
+        long_passages = partial(sets.long_passages, file, distractors, most // 2)
+        add("long", "multihop", long_passages, file, *filter(None, [distractors]))
     if settings.singlehop and distractors:
         made = partial(synthetic.composed, settings.singlehop, distractors, most)
         of = tuple(SINGLE[name] for name in synthetic.COMPOSED_OF)
