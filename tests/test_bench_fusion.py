@@ -1,6 +1,7 @@
 """A tiny model's answers from paragraphs as text and as KV states."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,8 +58,8 @@ def test_paragraphs_that_were_read_together_are_compared_with_those_read_alone(t
     assert by[4, 4000]["loss"] != by[4, 0]["loss"]
     assert "f1 to alone" not in by[4, 0]
     page = "\n".join(pages(result))
-    assert "| none | 4 | attention | 4000 |" in page
-    assert "| none | 4 | attention | - |" in page
+    assert "| none | 4 | attention | 4000 | bf16 |" in page
+    assert "| none | 4 | attention | - | bf16 |" in page
 
 
 def test_a_long_chunk_at_ratio_1_is_the_text(tmp_path, tiny_backbone):
@@ -74,6 +75,28 @@ def test_a_long_chunk_at_ratio_1_is_the_text(tmp_path, tiny_backbone):
     assert found[100][0] == found[4000][0] != found[0][0], "text in the order of the context"
     assert found[100][1] != pytest.approx(found[100][0], abs=1e-3), "two chunks do not see one another"
     assert len(rows.read_text().splitlines()) == 2 * 3 * 2, "each size has its own rows"
+
+
+def test_stored_in_fewer_bits_they_are_compared_with_bf16(tmp_path, tiny_backbone):
+    data = write(tmp_path / "own.jsonl", ASKED, {**ASKED, "id": "q2", "question": "Who rents the house?"})
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    bf16 = Settings(methods=("none",), ratios=(1, 4), blocks=3, max_tokens=6)
+    first = measure([data], bf16, {"tiny": backbone}, rows=rows)["fusion"]
+    before = rows.read_text().splitlines()
+    more = replace(bf16, kv=("bf16", "int8", "int4"))
+    result = measure([data], more, {"tiny": backbone}, rows=rows)
+    assert rows.read_text().splitlines()[: len(before)] == before, "rows in bf16 are not measured again"
+    by = {(row["ratio"], row.get("kv", "bf16")): row for row in result["fusion"]}
+    assert [by[0, "bf16"], by[1, "bf16"], by[4, "bf16"]] == first
+    for ratio in (1, 4):
+        exact, bytes_, nibbles = (by[ratio, kind] for kind in more.kv)
+        assert exact["bytes"] > bytes_["bytes"] > nibbles["bytes"]
+        assert abs(bytes_["loss to bf16"]) < abs(nibbles["loss to bf16"])
+        assert nibbles["loss to bf16"] == pytest.approx(nibbles["loss"] - exact["loss"], abs=2e-3)
+        assert "loss to bf16" not in exact
+    assert "| none | 4 | attention | - | int4 | 2 |" in "\n".join(pages(result))
+    with pytest.raises(ValueError, match="unknown kv 'fp8'"):
+        replace(bf16, kv=("fp8",))
 
 
 def test_ways_of_pruning_are_compared_question_by_question(tmp_path, tiny_backbone):

@@ -8,9 +8,9 @@ import torch
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.backbone import Backbone
 from compmem.ingest.compressor import KVCompressor
+from compmem.kv_format import pack, unpack
 from compmem.readers.prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
-from compmem.store.kv import pack, unpack
 
 PEOPLE = [
     f"{a} {b}" for a in ("Tovin", "Marel", "Sulka", "Bendor", "Rilam") for b in ("Hask", "Dorvin", "Pelt", "Unger")

@@ -19,8 +19,8 @@ from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse, strea
 from compmem.backbone.fusion import attention_to
 from compmem.backbone.joined import Joined
 from compmem.backbone.prune import prune
+from compmem.kv_format import pack, unpack
 from compmem.schema import Chunk
-from compmem.store.kv import pack, unpack
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 

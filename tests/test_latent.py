@@ -28,10 +28,10 @@ from compmem import (
 from compmem.backbone import Backbone, MemoryConfig, chunk_ids
 from compmem.ingest.compressor import KVCompressor
 from compmem.kv_cache import KVCache
+from compmem.kv_format import pack, unpack
 from compmem.loop.roles import resolve_roles
 from compmem.readers.prompts import StepPrompts
 from compmem.schema import Chunk, KVStates
-from compmem.store.kv import pack, unpack
 from tests.hashing import HashEncoder
 
 DOCUMENTS = [
@@ -150,7 +150,7 @@ def test_several_blocks_in_one_step_are_their_states_joined(tiny_backbone, made)
     assert apart.usage == at_once.usage
 
 
-@pytest.mark.parametrize("kv", ["bf16", "int8"])
+@pytest.mark.parametrize("kv", ["bf16", "int8", "int4"])
 def test_an_index_opened_again_answers_the_same(tmp_path, tiny_backbone, made, kv):
     backbone = tiny_backbone()
     before = made(tmp_path / "a", backbone=backbone, kv=kv, ratio=2).answer(
@@ -236,7 +236,9 @@ def test_info_tells_bytes_for_a_token(made):
     layers, heads, width = 2, 2, 16
     whole = 2 * layers * heads * width * 2
     assert whole / 2 < made(ratio=2).info().kv_bytes_per_token < 2.2 * whole / 2
-    assert made(ratio=2).info().kv_bytes_per_token > made(ratio=2, kv="int8").info().kv_bytes_per_token
+    sizes = [made(ratio=2, kv=kind).info().kv_bytes_per_token for kind in ("bf16", "int8", "int4")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
 
 
 def test_settings_that_name_no_reader_take_the_one_that_suits_the_memory(made):

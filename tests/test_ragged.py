@@ -11,9 +11,10 @@ from compmem.backbone.decoder import Context
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import rotate
+from compmem.kv_format import RUN, checksum, pack, unpack
 from compmem.schema import KVStates
 from compmem.store.folder import Folder
-from compmem.store.kv import KVSegments, checksum, pack, unpack, write_segment
+from compmem.store.kv import KVSegments, write_segment
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 
@@ -169,11 +170,11 @@ def one_block(tiny_backbone):
         return tiny_backbone().compress(CHUNKS[:1], ratio=4, pruning="kvzip-heads")[0]
 
 
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_a_block_is_stored_without_padding_and_each_head_with_its_own_scales(tmp_path, one_block, kind):
+@pytest.mark.parametrize(("kind", "size"), [("bf16", 2), ("int8", 1), ("int4", 0.5)])
+def test_a_block_is_stored_without_padding_and_each_head_with_its_own_scales(tmp_path, one_block, kind, size):
     folder, parts = Folder(tmp_path), pack(one_block, kind)
-    size = write_segment(folder, 1, {7: parts})
-    read = KVSegments(folder).read(1, 7, size)
+    written = write_segment(folder, 1, {7: parts})
+    read = KVSegments(folder).read(1, 7, written)
     assert checksum(read) == checksum(parts)
     found = unpack(read)
     assert torch.equal(found.lengths, one_block.lengths)
@@ -183,10 +184,10 @@ def test_a_block_is_stored_without_padding_and_each_head_with_its_own_scales(tmp
         heads = zip(getattr(found, name).split(sizes), getattr(one_block, name).split(sizes), strict=True)
         for mine, theirs in heads:
             alone = KVStates(keys=theirs[None, None], values=theirs[None, None])
-            assert torch.equal(mine, unpack(pack(alone, kind)).keys[0, 0])
+            assert torch.equal(mine, getattr(unpack(pack(alone, kind)), name)[0, 0])
     taken = sum(part.nbytes for name, part in parts.items() if "scales" not in name)
     states = one_block.slots * one_block.lengths.numel()
-    assert taken == states * (2 * 16 * (2 if kind == "bf16" else 1) + 4) + 4 * one_block.lengths.numel()
+    assert taken == states * (2 * 16 * size + 4) + 4 * one_block.lengths.numel()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,54 @@ def test_a_file_whose_lengths_do_not_fit_is_refused(tmp_path, one_block, spoil):
     folder, parts = Folder(tmp_path), pack(one_block, "int8")
     wrong = {name: part for name, part in (parts | spoil(parts)).items() if part is not None}
     size = write_segment(folder, 1, {7: {name: part.contiguous() for name, part in wrong.items()}})
+    with pytest.raises(CorruptStoreError, match="block 7"):
+        KVSegments(folder).read(1, 7, size)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: {"key_scales": p["key_scales"][1:]},
+        lambda p: {"key_scales": p["key_scales"][:, :1]},
+        lambda p: {"key_scales": p["key_scales"].float()},
+        lambda p: {"value_scales": p["value_scales"][1:]},
+        lambda p: {"value_scales": p["value_scales"].repeat(1, 1, 64)},
+        lambda p: {"value_scales": None},
+        lambda p: {"keys": p["keys"][:, 1:]},
+        lambda p: {"keys": p["keys"].view(torch.int8)},
+        lambda p: {"lengths": p["lengths"] + torch.tensor([[1, -1], [0, 0]], dtype=torch.int32)},
+    ],
+    ids=[
+        "few runs", "no least", "wrong type", "few values", "wide scales", "no scales", "few channels", "signed",
+        "other lengths",
+    ],
+)  # fmt: skip
+def test_a_file_of_half_bytes_that_do_not_fit_is_refused(tmp_path, one_block, spoil):
+    folder, parts = Folder(tmp_path), pack(one_block, "int4")
+    wrong = {name: part for name, part in (parts | spoil(parts)).items() if part is not None}
+    size = write_segment(folder, 1, {7: {name: part.contiguous() for name, part in wrong.items()}})
+    with pytest.raises(CorruptStoreError, match="block 7"):
+        KVSegments(folder).read(1, 7, size)
+
+
+def test_keys_of_a_long_head_are_rounded_in_runs():
+    keys = torch.randn(1, 1, 3 * RUN, 8, generator=torch.Generator().manual_seed(0))
+    keys[..., 2 * RUN :, :] *= 100  # a run of large keys does not spoil the others
+    keys[..., 3] += 50  # nor a channel that is always large
+    found = unpack(pack(KVStates(keys=keys, values=keys), "int4"))
+    error = (found.keys - keys).abs()[0, 0]
+    assert error[: 2 * RUN].max() < 0.3
+    assert error[: 2 * RUN, :3].max() < 0.25
+    assert (found.values - keys).abs()[0, 0, : 2 * RUN].max() > 1, "values have one scale for all channels"
+    same = KVStates(keys=torch.full((1, 1, 2, 4), 3.0), values=torch.zeros(1, 1, 2, 4))
+    assert torch.equal(unpack(pack(same, "int4")).keys, same.keys.bfloat16())
+    with pytest.raises(ValueError, match="even number of channels"):
+        pack(KVStates(keys=torch.ones(1, 1, 2, 3), values=torch.ones(1, 1, 2, 3)), "int4")
+
+
+def test_an_empty_block_of_a_stranger_is_refused(tmp_path):
+    folder, empty = Folder(tmp_path), torch.empty(1 << 20, 1 << 20, 0, 2, dtype=torch.bfloat16)
+    size = write_segment(folder, 1, {7: {"keys": empty, "values": empty}})
     with pytest.raises(CorruptStoreError, match="block 7"):
         KVSegments(folder).read(1, 7, size)
 

@@ -8,7 +8,7 @@ from compmem.schema import Encoder
 
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
-KVType = Literal["bf16", "int8"]
+KVType = Literal["bf16", "int8", "int4"]
 KVPruning = Literal["attention", "kvzip", "kvzip-heads", "kvzap", "expected-attention"]
 KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
@@ -60,7 +60,7 @@ class IndexConfig:
     """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
     a chunk sees the chunks of its window before it. None: each chunk is read alone."""
     kv: KVType = "bf16"
-    """How KV states are stored."""
+    """How KV states are stored: in 16, 8 or about 4.5 bits a number."""
     compact_at: float | None = 0.5
     """Share of deleted and replaced blocks above which a write also compacts the index, unless a reader is using it.
     None: only `compact` does."""
@@ -68,7 +68,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         _one_of("memory", self.memory, ("dense", "kv"))
         _one_of("vectors", self.vectors, ("int8", "fp16"))
-        _one_of("kv", self.kv, ("bf16", "int8"))
+        _one_of("kv", self.kv, get_args(KVType))
         if self.kv_pruning is not None:
             _one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
         _at_least("chunk_tokens", self.chunk_tokens, 16)

@@ -55,7 +55,7 @@ def add(
         int | None,
         typer.Option(help="Tokens of a document that the causal LM reads in one pass. Default: each chunk alone."),
     ] = None,
-    kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16 or int8.")] = None,
+    kv: Annotated[str | None, typer.Option(help="KV states of a new index: bf16, int8 or int4.")] = None,
     shards: Annotated[
         int | None, typer.Option(help="Divide a new index into so many folders, by a hash of the documents' ids.")
     ] = None,

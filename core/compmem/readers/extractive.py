@@ -151,10 +151,12 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     Building is insured by Lloyd." answers who insures the building that Acme rents.
 
     Args:
-        asked: The weight of the root of each word of the question.
+        asked: The weight of the root of each word of the question; 0 if no block has a word of that stem.
         quoted: The sentences quoted so far.
     """
     known = {r for e in quoted for r in (*_roots(e.text), *_roots(e.chunk.label))}
+    # Other words with that root may be there: a question for the founder, and a sentence that says who founded.
+    asked = {r: weight or 1.0 for r, weight in asked.items()}
     missing = {r: weight for r, weight in asked.items() if r not in known}
     linking = known - asked.keys()
     held = {(e.chunk.id, e.start) for e in quoted}
@@ -168,7 +170,7 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     while len(added) < MOST_ADDED:
         adds = [sum(missing.get(r, 0.0) for r in own) if own & linking else 0.0 for _, own in others]
         best = max(range(len(adds)), key=adds.__getitem__, default=-1)
-        if best < 0 or adds[best] < max(ADDED_SHARE * sum(asked.values()), 1e-9):
+        if best < 0 or adds[best] < ADDED_SHARE * sum(asked.values()):
             break
         sentence, own = others.pop(best)
         added.append(sentence)

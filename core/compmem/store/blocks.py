@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
+from compmem.kv_format import Parts, checksum
 from compmem.schema import Chunk
-from compmem.store.kv import KVSegments, Parts, checksum
+from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, parse_json
 from compmem.store.records import parse_headings, text_crc, unpack_spans
 from compmem.store.vectors import Raw, crc_of, number_list

@@ -9,11 +9,12 @@ import numpy as np
 
 from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
+from compmem.kv_format import unpack
 from compmem.locks import Lock
 from compmem.schema import KVStates, MemoryBlock, Vectors
 from compmem.store.blocks import Numbers, Place, Placed, kv_parts, raw_rows
 from compmem.store.folder import Folder
-from compmem.store.kv import KVSegments, unpack
+from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, State
 from compmem.store.vectors import ChunkVectors, Raw, RowFormat, map_rows, segments_of
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from compmem.kv_format import Parts
 from compmem.store import kv
 from compmem.store.blocks import Place, kv_parts, raw_rows, read_places
 from compmem.store.cache import Cache
@@ -91,8 +92,8 @@ def _rewrite_kv(
     return state
 
 
-def _by_size(places: list[Place], cache: Cache) -> Iterator[dict[int, kv.Parts]]:
-    part: dict[int, kv.Parts] = {}
+def _by_size(places: list[Place], cache: Cache) -> Iterator[dict[int, Parts]]:
+    part: dict[int, Parts] = {}
     size = 0
     for place in places:
         assert place.kv is not None

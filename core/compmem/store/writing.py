@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from compmem.config import KVType, VectorType
+from compmem.kv_format import Parts, checksum, pack
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store import kv, lexical
 from compmem.store.folder import Folder
@@ -236,18 +237,18 @@ def _check_dims(blocks: Sequence[_Placed], state: State) -> None:
 def _put_kv(
     connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_Placed], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
-    packed: dict[int, kv.Parts] = {}
+    packed: dict[int, Parts] = {}
     placed: list[tuple[int | None, int | None]] = []
     for waiting in blocks:
         if waiting.block.kv is None:
             placed.append((None, None))
             continue
         try:
-            parts = kv.pack(waiting.block.kv, kind)
+            parts = pack(waiting.block.kv, kind)
         except ValueError as error:
             raise ValueError(f"document {waiting.document.id!r}: {error}") from error
         packed[waiting.number] = parts
-        placed.append((state.next_file, kv.checksum(parts)))
+        placed.append((state.next_file, checksum(parts)))
     if not packed:
         return state, placed
     size = kv.write_segment(folder, state.next_file, packed)

@@ -17,13 +17,14 @@ from typing import Any, Final, cast, get_args
 import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel, window_sizes
-from compmem.config import ONE_BUDGET, KVFusion, KVPruning
+from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
+from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import Row, Rows
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.digests import digest
-from compmem_research.bench.fusion_report import summary
+from compmem_research.bench.fusion_report import Condition, summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
 
@@ -31,7 +32,7 @@ TRAINED: Final = "trained"
 """What stands for the pruning of a backbone with trained memory."""
 READER: Final = "reasoner"
 """The role that reads, whose adapter is no part of a backbone's fingerprint."""
-COMPARED: Final = ("methods", "ratios", "pruning", "windows", "limit")
+COMPARED: Final = ("methods", "ratios", "pruning", "windows", "kv", "limit")
 """Settings that say which systems answer how many questions; the others decide on each answer."""
 KEPT = 200
 """Characters of an answer that are kept in a row."""
@@ -58,6 +59,8 @@ class Settings:
     chunk_tokens: int = 0
     """Above 0, recalled paragraphs stand in the order of the context, and neighbours are one chunk of at most so many
     tokens."""
+    kv: tuple[str, ...] = ("bf16",)
+    """Names of `KVType`: how the states are stored before they are read."""
     limit: int = 20
     """Questions of a set, drawn by the seed."""
     max_tokens: int = 24
@@ -72,6 +75,9 @@ class Settings:
         for name in self.pruning:
             if name not in get_args(KVPruning):
                 raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
+        for name in self.kv:
+            if name not in get_args(KVType):
+                raise ValueError(f"unknown kv {name!r}: there are {', '.join(get_args(KVType))}")
         if set(ONE_BUDGET) & set(self.pruning) and "ape" in "+".join(self.methods).split("+"):
             raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} cannot be read with the method ape")
         for name in ("blocks", "limit", "max_tokens"):
@@ -134,19 +140,17 @@ def _answer(
     for question in questions[: settings.limit]:
         for name, model in models.items():
             answering = _Answering(model, settings, corpus, question)
-            for method, ratio, pruning, window in _systems(settings, model):
-                system = f"{name} {method}@{ratio} {pruning}" + (f" {window}" if window else "")
-                key = (marks[name], question.id, system)
+            for condition in _conditions(settings, name, model):
+                key = (marks[name], question.id, condition.system)
                 asked.add(key)
                 if key not in kept.done():
-                    row = {"fingerprint": key[0], "system": key[2], "model": name}
-                    kept.add(row | answering.row(method, ratio, pruning, window))
+                    kept.add({"fingerprint": key[0], "system": key[2]} | answering.row(condition))
     return asked
 
 
-def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, str, int]]:
-    """Each method possible with each ratio, pruning (above 1) and window; text has ratio and window 0."""
-    yield "text", 0, "attention", 0
+def _conditions(settings: Settings, name: str, model: Backbone) -> Iterator[Condition]:
+    """Each method possible with each ratio, pruning (above 1), window and format; text is one of ratio 0."""
+    yield Condition(name)
     methods, pruning = settings.methods, tuple(n for n in get_args(KVPruning) if n in settings.pruning)
     if trained := model.memory.trained:
         methods = ("none",) if model.memory.inserted else methods
@@ -156,7 +160,8 @@ def _systems(settings: Settings, model: Backbone) -> Iterator[tuple[str, int, st
         if ratio > 1 or not trained:
             wanted = pruning if ratio > 1 else ("attention",)
             windows = (0,) if model.memory.inserted else settings.windows
-            yield from ((m, ratio, p, w) for p, w, m in product(wanted, windows, methods))
+            for p, w, kv, m in product(wanted, windows, settings.kv, methods):
+                yield Condition(name, m, ratio, p, w, kv)
 
 
 def _recalled(question: Question, settings: Settings) -> list[int]:
@@ -189,12 +194,15 @@ class _Answering:
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
         self._compressed: dict[tuple[int, str, int], tuple[list[KVStates], Times]] = {}
 
-    def row(self, method: str, ratio: int, pruning: str, window: int) -> Row:
+    def row(self, condition: Condition) -> Row:
         """What was answered, and what it took."""
-        backbone = self._backbone
+        backbone, (model, method, ratio, pruning, window, kv) = self._backbone, condition
         with torch.inference_mode():
             blocks, compressing = self._blocks(ratio, pruning, window) if ratio else ([], none())
-            stored, began, prompt = sum(map(_stored, blocks)), now(), self._prompt
+            packed = [pack(states, cast("KVType", kv)) for states in blocks]
+            blocks = [unpack(parts) for parts in packed] if kv != "bf16" else blocks
+            stored = sum(tensor.nbytes for parts in packed for tensor in parts.values())
+            began, prompt = now(), self._prompt
             if not ratio:
                 lead = len(backbone.lead)
                 prompt = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:]]
@@ -212,7 +220,8 @@ class _Answering:
             seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
         answer = backbone.decode(written)
         return {
-            "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning, "window": window,
+            "model": model, "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning,
+            "window": window, "kv": kv,
             "answer": " ".join(answer.split())[:KEPT],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
             "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),
@@ -253,12 +262,6 @@ def _joined(texts: Sequence[list[int]], most: int) -> list[list[int]]:
 def _named(method: str) -> tuple[KVFusion, ...]:
     parts = method.split("+")
     return tuple(name for name in get_args(KVFusion) if name in parts)
-
-
-def _stored(states: KVStates) -> int:
-    """Bytes of a block in an index that stores bf16."""
-    placed = sum(4 * tensor.numel() for tensor in (states.positions, states.lengths) if tensor is not None)
-    return 2 * (states.keys.numel() + states.values.numel()) + placed
 
 
 def _seconds(times: Times) -> list[float]:

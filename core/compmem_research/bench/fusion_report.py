@@ -1,14 +1,14 @@
 """What the rows of `bench fusion` say: means with intervals, by method and ratio."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from compmem_research.metrics import bootstrap_interval, f1
 
 COLUMNS: Final = (
-    "model", "system", "ratio", "pruning", "window", "questions", "F1", "F1 beside text",
+    "model", "system", "ratio", "pruning", "window", "stored", "questions", "F1", "F1 beside text",
     "F1 beside untrained", "EM", "agreement", "loss", "loss beside text", "loss beside attention",
     "first token, s (processor)", "compression, s of processor", "MiB of states",
 )  # fmt: skip
@@ -28,6 +28,23 @@ READING: Final = (
 )
 
 
+class Condition(NamedTuple):
+    """What a question is answered from: text, or KV states that were made, stored and read in one way."""
+
+    model: str
+    method: str = "text"
+    ratio: int = 0
+    pruning: str = "attention"
+    window: int = 0
+    kv: str = "bf16"
+
+    @property
+    def system(self) -> str:
+        """The name under which a row is kept."""
+        name = f"{self.model} {self.method}@{self.ratio} {self.pruning}" + (f" {self.window}" if self.window else "")
+        return name if self.kv == "bf16" else f"{name} {self.kv}"
+
+
 def summary(
     rows: Sequence[Mapping[str, Any]], models: Sequence[str], trained: Mapping[str, str]
 ) -> list[dict[str, Any]]:  # fmt: skip
@@ -38,41 +55,42 @@ def summary(
         models: Names of the models.
         trained: How the states of those with trained memory are chosen.
     """
-    groups: dict[tuple[str, int, str, str, int], list[Mapping[str, Any]]] = {}
+    groups: dict[Condition, list[Mapping[str, Any]]] = {}
     for row in sorted(_compared(rows), key=lambda r: str(r["id"])):  # their order decides nothing
-        key = (row["model"], row["ratio"], row["pruning"], row["method"], row.get("window", 0))
-        groups.setdefault(key, []).append(row)
+        known = {name: row[name] for name in Condition._fields if name in row}
+        groups.setdefault(Condition(**known), []).append(row)
+
+    def beside(group: Sequence[Mapping[str, Any]], other: Condition, name: str, *figures: str) -> dict[str, Any]:
+        changes = (_change(f, name, group, groups.get(other, []), scale=1 if f == "loss" else 100) for f in figures)
+        return {figure: value for change in changes for figure, value in change.items()}
+
     out, untrained = list[dict[str, Any]](), ""
     for model in models:
         untrained = untrained if model in trained else model
-        own = [(key, group) for key, group in groups.items() if key[0] == model]
-        for (_, ratio, pruning, method, window), group in sorted(own, key=lambda g: g[0][1]):
-            line = {"model": model, "method": method, "ratio": ratio, "pruning": pruning}
-            line |= {"window": window} if window else {}
+        own = [(key, group) for key, group in groups.items() if key.model == model]
+        for key, group in sorted(own, key=lambda g: g[0].ratio):
+            line = {"model": model, "method": key.method, "ratio": key.ratio, "pruning": key.pruning}
+            line |= {"window": key.window} if key.window else {}
+            line |= {"kv": key.kv} if key.kv != "bf16" else {}
             line |= _means(group)
-            if pruning != "attention":
-                line |= _change("loss", "change", group, groups.get((model, ratio, "attention", method, window), []))
-            if ratio:
-                text = groups[model, 0, "attention", "text", 0]
-                line |= _change("f1", "to text", group, text, scale=100) | _change("loss", "to text", group, text)
-            if ratio and method != "none":
-                alone = groups.get((model, ratio, pruning, "none", window), [])
-                line |= _change("agreement", "to none", group, alone, scale=100)
-            if window:
-                apart = groups.get((model, ratio, pruning, method, 0), [])
-                line |= _change("f1", "to alone", group, apart, scale=100)
-                line |= _change("agreement", "to alone", group, apart, scale=100)
-            if ratio and model in trained:
-                before = groups.get((untrained, ratio, trained[model], method, window), [])
-                line |= _change("f1", "to untrained", group, before, scale=100)
-                line |= _change("agreement", "to untrained", group, before, scale=100)
-            if ratio and "kvzap" in (pruning, trained.get(model)):
+            if key.pruning != "attention":
+                line |= beside(group, key._replace(pruning="attention"), "change", "loss")
+            if key.ratio:
+                line |= beside(group, Condition(model), "to text", "f1", "loss")
+            if key.ratio and key.method != "none":
+                line |= beside(group, key._replace(method="none"), "to none", "agreement")
+            if key.window:
+                line |= beside(group, key._replace(window=0), "to alone", "f1", "agreement")
+            if key.kv != "bf16":
+                line |= beside(group, key._replace(kv="bf16"), "to bf16", "f1", "agreement", "loss")
+            if key.ratio and model in trained:
+                stock = key._replace(model=untrained, pruning=trained[model])
+                line |= beside(group, stock, "to untrained", "f1", "agreement")
+            if key.ratio and "kvzap" in (key.pruning, trained.get(model)):
                 # What is predicted: the same model's rows, or those of the trained model that was not fitted yet.
                 fitted = next((name for name in models if trained.get(name) == "kvzip-heads"), model)
-                name, way = (fitted, pruning) if model in trained else (model, "kvzip-heads")
-                before = groups.get((name, ratio, way, method, window), [])
-                line |= _change("f1", "to kvzip-heads", group, before, scale=100)
-                line |= _change("loss", "to kvzip-heads", group, before)
+                predicted = key._replace(model=fitted) if model in trained else key._replace(pruning="kvzip-heads")
+                line |= beside(group, predicted, "to kvzip-heads", "f1", "loss")
             out.append(line)
     return out
 
@@ -93,7 +111,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         (f"{row['bytes'] / (1 << 20):.1f}", f"{row['compress_seconds'][1]:.2f}") if row["ratio"] else ("-", "-")
     )
     first = f"{clock:.2f} ({processor:.2f})"
-    named = [row["model"], row["method"], ratio, pruning, str(row.get("window", "-")), str(row["questions"])]
+    named = [row["model"], row["method"], ratio, pruning, str(row.get("window", "-"))]
+    named += [row.get("kv", "bf16") if row["ratio"] else "-", str(row["questions"])]
     return [*named, *shares, *losses, first, made, size]
 
 
@@ -124,7 +143,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _change(
-    name: str, beside: str, rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], scale: float = 1
+    name: str, beside: str, rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], scale: float
 ) -> dict[str, Any]:
     """The mean difference of a figure from other rows of the same questions."""
     known = {row["id"]: row[name] for row in before if row[name] is not None}

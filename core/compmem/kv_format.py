@@ -1,0 +1,213 @@
+"""KV states as the tensors of a file: in bf16, in 8 bits, or in 4 bits.
+
+8 bits: each channel of a head has one scale. 4 bits, as in KIVI (arXiv 2402.02750): keys have a scale and a least value
+for each channel of a run of states of a head, since the same few channels of keys are large in all states; values have
+them for each state.
+"""
+
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from compmem.config import KVType
+from compmem.schema import KVStates
+
+if TYPE_CHECKING:
+    import torch
+
+Parts = dict[str, "torch.Tensor"]
+"""A block's tensors by name: `keys`, `values`, for 8 and 4 bits `key_scales`, `value_scales`; where it has them
+`positions` and `lengths`."""
+
+RUN: Final = 64
+"""Most states of a head that share the scales of their keys in 4 bits."""
+
+_LEVELS: Final = 15
+_FP16_MOST: Final = 65504.0
+
+_TYPES: Final = {
+    "bf16": {"keys": "torch.bfloat16", "values": "torch.bfloat16"},
+    "int8": {
+        "keys": "torch.int8", "values": "torch.int8", "key_scales": "torch.float32", "value_scales": "torch.float32",
+    },
+    "int4": {
+        "keys": "torch.uint8", "values": "torch.uint8", "key_scales": "torch.float16", "value_scales": "torch.float16",
+    },
+}  # fmt: skip
+"""Type of each tensor of a block."""
+_PLACES: Final = {"positions": "torch.int32", "lengths": "torch.int32"}
+"""Type of those that not every block has."""
+
+NAMES: Final = (*_TYPES["int8"], *_PLACES)
+"""Names of all tensors that a block may have."""
+
+
+def pack(states: KVStates, kind: KVType) -> Parts:
+    """A block's tensors.
+
+    Two states in 4 bits share a byte: an even channel in its lower half, the next one in its upper half.
+
+    Raises:
+        ValueError: Keys and values are not of one shape, that of `KVStates`, or not finite, positions or lengths do not
+            fit them, or there are 4 bits for an odd number of channels.
+    """
+    import torch
+
+    keys, values = states.keys.detach().cpu(), states.values.detach().cpu()
+    places = {"positions": states.positions, "lengths": states.lengths}
+    parts = {name: part.detach().cpu().int().contiguous() for name, part in places.items() if part is not None}
+    positions, lengths = parts.get("positions"), parts.get("lengths")
+    dimensions = 4 if lengths is None else 2
+    if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
+        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        raise ValueError(f"KV states of shapes {shapes}, not one of {dimensions} dimensions")
+    if lengths is not None and not _ordered(lengths, positions, len(keys)):
+        raise ValueError(f"lengths that do not fit {len(keys)} KV states, or positions that do not ascend in each head")
+    if lengths is None and positions is not None and positions.shape != keys.shape[:3]:
+        raise ValueError(f"positions of shape {tuple(positions.shape)} for KV states of {tuple(keys.shape)}")
+    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+        raise ValueError("KV states that are not finite")
+    if kind == "int4" and keys.shape[-1] % 2:
+        raise ValueError(f"kv='int4' needs an even number of channels, not {keys.shape[-1]}")
+    if kind == "bf16":
+        stored = {"keys": keys.to(torch.bfloat16).contiguous(), "values": values.to(torch.bfloat16).contiguous()}
+        return parts | stored
+    heads = _heads(keys, lengths)
+    if kind == "int8":
+        shape = (*(keys.shape[:2] if lengths is None else lengths.shape), 1, keys.shape[-1])
+        parts["keys"], parts["key_scales"] = _to_bytes(keys, heads, shape)
+        parts["values"], parts["value_scales"] = _to_bytes(values, heads, shape)
+    else:
+        parts["keys"], parts["key_scales"] = _to_nibbles(keys, _runs(heads))
+        parts["values"], parts["value_scales"] = _to_nibbles(values, None)
+    return parts
+
+
+def unpack(parts: Parts) -> KVStates:
+    """The states in bf16."""
+    import torch
+
+    places = {"positions": parts.get("positions"), "lengths": parts.get("lengths")}
+    if "key_scales" not in parts:
+        return KVStates(keys=parts["keys"], values=parts["values"], **places)
+    keys, values, heads = parts["keys"], parts["values"], _heads(parts["keys"], places["lengths"])
+    if keys.dtype == torch.int8:
+        keys, values = (_from_bytes(parts[f"{name}s"], parts[f"{name}_scales"], heads) for name in ("key", "value"))
+    else:
+        keys = _from_nibbles(keys, parts["key_scales"], _runs(heads))
+        values = _from_nibbles(values, parts["value_scales"], None)
+    return KVStates(keys=keys.to(torch.bfloat16), values=values.to(torch.bfloat16), **places)
+
+
+def checksum(parts: Parts) -> int:
+    """Checksum of a block's tensors."""
+    import torch
+
+    crc = 0
+    for name in sorted(parts):
+        crc = zlib.crc32(parts[name].contiguous().view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def are_states(parts: Parts) -> bool:
+    """Whether tensors from a file have the types of one of the formats."""
+    places = {name: dtype for name, dtype in _PLACES.items() if name in parts}
+    found = {name: str(part.dtype) for name, part in parts.items()}
+    return any(found == types | places for types in _TYPES.values())
+
+
+def fit(parts: Parts) -> bool:
+    """Whether the shapes of a block's tensors belong together."""
+    keys, positions, lengths = parts["keys"], parts.get("positions"), parts.get("lengths")
+    if lengths is None:
+        whole = keys.ndim == 4 and (positions is None or positions.shape == keys.shape[:3])
+    else:
+        whole = keys.ndim == 2 and _ordered(lengths, positions, len(keys))
+    if not whole or not keys.numel() or parts["values"].shape != keys.shape:
+        return False
+    if "key_scales" not in parts:
+        return True
+    if str(keys.dtype) == "torch.int8":
+        shape = (*(keys.shape[:2] if lengths is None else lengths.shape), 1, keys.shape[-1])
+        return parts["key_scales"].shape == shape == parts["value_scales"].shape
+    heads, channels = _heads(keys, lengths), 2 * keys.shape[-1]
+    return (
+        parts["key_scales"].shape == (len(_runs(heads)), 2, channels)
+        and parts["value_scales"].shape == (sum(heads), 2, 1)
+    )  # fmt: skip
+
+
+def _heads(states: "torch.Tensor", lengths: "torch.Tensor | None") -> list[int]:
+    """How many states each head has."""
+    return [states.shape[2]] * states.shape[:2].numel() if lengths is None else lengths.flatten().tolist()
+
+
+def _runs(heads: list[int]) -> list[int]:
+    """How many states each run of a head has."""
+    return [min(RUN, size - at) for size in heads for at in range(0, size, RUN)]
+
+
+def _to_bytes(
+    states: "torch.Tensor", heads: list[int], shape: tuple[int, ...]
+) -> tuple["torch.Tensor", "torch.Tensor"]:  # fmt: skip
+    """States in bytes, and the scale of each channel of each head, `[layers, kv_heads, 1, head_dim]`."""
+    import torch
+
+    flat = states.float().flatten(0, -2)
+    scale = torch.stack([head.amax(dim=0) for head in torch.split(flat.abs(), heads)]) / 127
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    whole = (flat / _for_each(scale, heads)).round().to(torch.int8)
+    return whole.view(states.shape), scale.view(shape)
+
+
+def _from_bytes(whole: "torch.Tensor", scales: "torch.Tensor", heads: list[int]) -> "torch.Tensor":
+    return (whole.flatten(0, -2).float() * _for_each(scales.flatten(0, -2), heads)).view(whole.shape)
+
+
+def _to_nibbles(states: "torch.Tensor", runs: list[int] | None) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """States in half bytes, `[..., head_dim / 2]`, and scales and least values.
+
+    Args:
+        states: Keys or values.
+        runs: How many states share the scale of a channel; then scales are `[runs, 2, head_dim]`. None: the channels
+            of a state share one, and they are `[states, 2, 1]`.
+    """
+    import torch
+
+    flat = states.float().flatten(0, -2)
+    if runs is None:
+        least, most = flat.aminmax(dim=-1, keepdim=True)
+    else:
+        ends = [run.aminmax(dim=0) for run in torch.split(flat, runs)]
+        least, most = torch.stack([end.min for end in ends]), torch.stack([end.max for end in ends])
+    scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-_FP16_MOST, _FP16_MOST).half()
+    scales[:, 0].masked_fill_(scales[:, 0] == 0, 1)
+    scale, least = (_for_each(part, runs) for part in scales.float().unbind(dim=1))
+    whole = ((flat - least) / scale).round().clamp(0, _LEVELS).to(torch.uint8)
+    return (whole[:, 0::2] | whole[:, 1::2] << 4).view(*states.shape[:-1], -1), scales
+
+
+def _from_nibbles(halves: "torch.Tensor", scales: "torch.Tensor", runs: list[int] | None) -> "torch.Tensor":
+    import torch
+
+    flat = halves.flatten(0, -2)
+    whole = torch.stack([flat & _LEVELS, flat >> 4], dim=-1).flatten(1).float()
+    scale, least = (_for_each(part, runs) for part in scales.float().unbind(dim=1))
+    return (whole * scale + least).view(*halves.shape[:-1], -1)
+
+
+def _for_each(scales: "torch.Tensor", groups: list[int] | None) -> "torch.Tensor":
+    """The scales of the group of each state; None: each state is one."""
+    import torch
+
+    return scales if groups is None else scales.repeat_interleave(torch.tensor(groups), dim=0)
+
+
+def _ordered(lengths: "torch.Tensor", positions: "torch.Tensor | None", states: int) -> bool:
+    """Whether lengths `[layers, kv_heads]` divide so many states, and the positions ascend in each head."""
+    if lengths.ndim != 2 or not lengths.numel() or int(lengths.min()) < 1 or int(lengths.sum()) != states:
+        return False
+    if positions is None or positions.shape != (states,) or int(positions.min()) < 0:
+        return False
+    ascends = positions.diff() > 0
+    ascends[lengths.flatten().long().cumsum(0)[:-1] - 1] = True  # from one head to the next
+    return bool(ascends.all())
