@@ -57,11 +57,11 @@ def test_it_is_found_without_titles_too(count):
             "on-call number is 4417.",
         ),
         (
-            "Maria Keller founded Brightwood Labs in 2009. Brightwood Labs makes hearing aids. Maria Keller was born in "
-            "Graz.",
+            "Maria Keller founded Brightwood Labs in 2009. Brightwood Labs makes hearing aids. Maria Keller was born "
+            "in Graz.",
             "Where was the founder of the hearing aid company born?",
-            "Maria Keller founded Brightwood Labs in 2009. Brightwood Labs makes hearing aids. Maria Keller was born in "
-            "Graz.",
+            "Maria Keller founded Brightwood Labs in 2009. Brightwood Labs makes hearing aids. Maria Keller was born "
+            "in Graz.",
         ),
         (
             "Returns are accepted within 30 days. Refunds are paid by card. Shipping is free above 50 euro.",
