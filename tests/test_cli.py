@@ -376,3 +376,16 @@ def test_a_model_that_fails_leaves_no_index_so_the_corrected_command_works(docs,
     assert "absent" in run("add", to, docs, "--encoder", absent).stderr
     assert not to.exists()
     assert done("add", to, docs, "--backbone", saved_model("qwen2"), "--ratio", 2)["added"] == 4
+
+
+def test_an_empty_file_of_a_folder_is_left_out_and_a_named_one_is_an_error(tmp_path):
+    docs = tmp_path / "package"
+    docs.mkdir()
+    (docs / "__init__.py").touch()
+    (docs / "a.py").write_text("def hello():\n    return 1\n")
+    made = run("add", tmp_path / "a", docs)
+    assert made.exit_code == 0, made.output
+    assert "1 added" in made.output
+    named = run("add", tmp_path / "b", docs / "__init__.py")
+    assert named.exit_code == 1
+    assert "contains no text" in named.output

@@ -111,7 +111,7 @@ def test_an_index_reads_a_document_in_windows(tmp_path, tiny_backbone, monkeypat
     backbone = tiny_backbone(max_position_embeddings=8192)
     sentences = [f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(8)]
     documents = [Document(id="a", text="\n\n".join(sentences)), Document(id="b", text=sentences[3])]
-    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=2, chunk_tokens=40)
+    config = IndexConfig(memory="kv", backbone="tiny", encoder=HashEncoder(), ratio=2, chunk_tokens=40, kv="bf16")
     for window, expected in ((2048, [16, 2]), (None, [1] * 18), (100, None)):
         path = tmp_path / str(window)
         with MemoryIndex.create(path, replace(config, kv_window=window), backbone=backbone) as index:

@@ -235,7 +235,7 @@ def test_a_trained_gate_on_the_backbone_decides(tiny_backbone, made):
 def test_info_tells_bytes_for_a_token(made):
     layers, heads, width = 2, 2, 16
     whole = 2 * layers * heads * width * 2
-    assert whole / 2 < made(ratio=2).info().kv_bytes_per_token < 2.2 * whole / 2
+    assert whole / 2 < made(ratio=2, kv="bf16").info().kv_bytes_per_token < 2.2 * whole / 2
     sizes = [made(ratio=2, kv=kind).info().kv_bytes_per_token for kind in ("bf16", "int8", "int4")]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3

@@ -227,6 +227,8 @@ async def test_a_read_only_server_changes_nothing(index):
         ("/recall", b'{"question": "Who?", "k": 1e400}', 400),
         ("/recall", b'{"question": "Who?", "k": 0}', 400),
         ("/recall", b'{"question": "   "}', 400),
+        ("/recall", b'{"question": "Who?", "filters": {"year": 2020}}', 400),
+        ("/answer", b'{"question": "Who?", "Filter": {"year": 2020}}', 400),
         ("/documents", b'{"documents": [{"text": ""}]}', 400),
         ("/documents", b'{"documents": [{"text": "a", "path": "/etc"}]}', 400),
         ("/documents", json.dumps({"documents": [{"text": "a"}] * 1001}).encode(), 413),

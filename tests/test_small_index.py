@@ -64,6 +64,22 @@ def test_it_is_found_without_titles_too(count):
             "in Graz.",
         ),
         (
+            "The warranty lasts two years. Hold the button to reset the router. The default password is admin.",
+            "What is the default password and how long does the warranty last?",
+            "The warranty lasts two years. The default password is admin.",
+        ),
+        (
+            "Anna Keller is the head of finance. She joined in 2012. Bob Stone is the head of sales.",
+            "When did Anna Keller join?",
+            "Anna Keller is the head of finance. She joined in 2012.",
+        ),
+        (
+            "The gear costs 12 EUR. The valve costs 30 EUR. Shipping costs 5 EUR. The fee is 9 EUR. It is 2 EUR. A "
+            "box is 1 EUR. A lid is 3 EUR.",
+            "What does the valve cost?",
+            "The valve costs 30 EUR.",
+        ),
+        (
             "Returns are accepted within 30 days. Refunds are paid by card. Shipping is free above 50 euro.",
             "When is shipping free?",
             "Shipping is free above 50 euro.",

@@ -242,7 +242,7 @@ class BaseIndex(ABC):
         wrap: Callable[[Reader], Reader],
         models: AnswerModels,
     ) -> AsyncGenerator[Event, None]:
-        question, settings = valid(question), LoopConfig.complete(config)
+        question, settings = checked_question(question), LoopConfig.complete(config)
         roles = await runner.call(self._roles, settings, models)
         async with runner.entered(self.question_context(question, filter, settings)) as context:
             reader = make_reader(roles, settings, context, self._models)
@@ -316,8 +316,11 @@ def checked_question(question: str) -> str:
     """The question as text that can be encoded as UTF-8.
 
     Raises:
+        TypeError: It is no text.
         ValueError: It is empty or too long.
     """
+    if not isinstance(question, str):
+        raise TypeError(f"the question must be a string, not {type(question).__name__}")
     question = valid(question)
     if not question.strip():
         raise ValueError("the question is empty")

@@ -59,7 +59,7 @@ class IndexConfig:
     kv_window: int | None = None
     """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
     a chunk sees the chunks of its window before it. None: each chunk is read alone."""
-    kv: KVType = "bf16"
+    kv: KVType = "int8"
     """How KV states are stored: in 16, 8 or about 4.5 bits a number."""
     compact_at: float | None = 0.5
     """Share of deleted and replaced blocks above which a write also compacts the index, unless a reader is using it.

@@ -232,7 +232,8 @@ def read_whole(task: tuple[File, Path]) -> Whole | None:
 def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iterator[tuple[str, Document]]:
     try:
         with io.BufferedReader(io.FileIO(file.path), HEAD) as stream:
-            form = format_of(file.path, stream.peek(HEAD)[:HEAD])
+            head = stream.peek(HEAD)[:HEAD]
+            form = format_of(file.path, head) if head or file.chosen else None
             if form:
                 yield from _read(stream, path_id(file.path, base), form, file.path, report)
             elif file.chosen:

@@ -9,7 +9,7 @@ from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.text.tokenize import STOPWORDS, heading_over, root, terms, words
+from compmem.text.tokenize import content_terms, heading_over, root, terms, words
 
 KEPT = 3
 """Most sentences kept from one block."""
@@ -31,6 +31,11 @@ MOST_ADDED = 3
 
 ADDED_SHARE = 0.1
 """Least share of the question's weight that such a sentence adds."""
+
+ALONE_SHARE = 0.3
+"""That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
+
+_PRONOUNS = frozenset("he her his it its she that their these they this those".split())
 
 
 @dataclass(slots=True)
@@ -73,7 +78,10 @@ class ExtractiveReader:
             yield NOTHING_FOUND
             return
         quoted = _supporting(memory.evidence)
-        if added := _completing(self.analyzer.analyze("").roots, quoted):
+        weights = self.analyzer.analyze("").weights
+        # A word whose stem no block has may still be there in another form: founder, founded.
+        asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question)}
+        if added := _completing(asked, quoted):
             place = list(dict.fromkeys(e.chunk.id for e in quoted))
             quoted = sorted([*quoted, *added], key=lambda e: (place.index(e.chunk.id), e.start))
         for number, evidence in enumerate(quoted):
@@ -147,37 +155,47 @@ def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
 def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[Evidence]:
     """Further sentences of the quoted chunks, with words of the question that the quoted ones lack.
 
-    Each shares a word with those before it that is not the question's: "Acme rents the Harbour Building. The Harbour
-    Building is insured by Lloyd." answers who insures the building that Acme rents.
+    Each shares a word with those before it that is not the question's ("Acme rents the Harbour Building. The Harbour
+    Building is insured by Lloyd."), follows one and begins with a pronoun, or has much that is missing.
 
     Args:
-        asked: The weight of the root of each word of the question; 0 if no block has a word of that stem.
+        asked: The weight of the root of each word of the question.
         quoted: The sentences quoted so far.
     """
-    known = {r for e in quoted for r in (*_roots(e.text), *_roots(e.chunk.label))}
-    # Other words with that root may be there: a question for the founder, and a sentence that says who founded.
-    asked = {r: weight or 1.0 for r, weight in asked.items()}
-    missing = {r: weight for r, weight in asked.items() if r not in known}
-    linking = known - asked.keys()
-    held = {(e.chunk.id, e.start) for e in quoted}
-    others = [
-        (Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0), _roots(chunk.text[a:b]))
-        for chunk in {e.chunk.id: e.chunk for e in quoted}.values()
-        for a, b in (chunk.sentences if missing else ())
-        if (chunk.id, a) not in held
-    ]
-    added: list[Evidence] = []
+    known = set[str]().union(*(_roots(e.text) | _roots(e.chunk.label) for e in quoted))
+    missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
+    others = [(e, _roots(e.text)) for e in _beside(quoted)] if missing else []
+    total, added = sum(asked.values()), list[Evidence]()
     while len(added) < MOST_ADDED:
-        adds = [sum(missing.get(r, 0.0) for r in own) if own & linking else 0.0 for _, own in others]
-        best = max(range(len(adds)), key=adds.__getitem__, default=-1)
-        if best < 0 or adds[best] < ADDED_SHARE * sum(asked.values()):
+        possible = list[tuple[bool, float, int]]()
+        for place, (sentence, own) in enumerate(others):
+            linked, adds = not own.isdisjoint(linking), sum(missing.get(r, 0.0) for r in own)
+            if adds >= total * (ADDED_SHARE if linked or _of_someone(sentence.text) else ALONE_SHARE):
+                possible.append((linked, adds, -place))
+        if not possible:
             break
-        sentence, own = others.pop(best)
+        sentence, own = others.pop(-max(possible)[2])
         added.append(sentence)
         missing = {r: weight for r, weight in missing.items() if r not in own}
         linking |= own - asked.keys()
     return added
 
 
+def _beside(quoted: Sequence[Evidence]) -> Iterator[Evidence]:
+    """The other sentences of the quoted chunks; one that begins with a pronoun only directly after a quoted one."""
+    held = {(e.chunk.id, e.start) for e in quoted}
+    for chunk in {e.chunk.id: e.chunk for e in quoted}.values():
+        before = -1
+        for a, b in chunk.sentences:
+            text = chunk.text[a:b].strip()
+            if (chunk.id, a) not in held and ((chunk.id, before) in held or not _of_someone(text)):
+                yield Evidence(text=text, chunk=chunk, start=a, end=b, score=0.0)
+            before = a
+
+
+def _of_someone(text: str) -> bool:
+    return not _PRONOUNS.isdisjoint(words(text)[:1])
+
+
 def _roots(text: str) -> set[str]:
-    return {root(w) for w in words(text) if w not in STOPWORDS}
+    return {root(t) for t in content_terms(text)}

@@ -12,6 +12,9 @@ from compmem.schema import Chunk, Evidence
 LEAST_RARITY = 0.7
 """Inverse document frequency from which an identifier links sentences; in five of 1,000 blocks it is below that."""
 
+MOST_SENTENCES = 6
+"""Most sentences of an identifier that is followed: more have a unit or a currency rather than a name."""
+
 PER_BLOCK = 12
 """Most sentences of one block that are linked."""
 
@@ -61,7 +64,7 @@ class IdentifierLinks:
                 followed.add(identifier)
                 there = self._sentences.get(identifier, ())
                 better = [e for e in there if best.get((e.chunk.id, e.start), -1.0) < source.score]
-                if better and self._rare(identifier):
+                if better and len(there) <= MOST_SENTENCES and self._rare(identifier):
                     for found in better:
                         best[found.chunk.id, found.start] = source.score
                         link = replace(found, score=source.score)

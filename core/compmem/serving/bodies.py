@@ -13,6 +13,7 @@ from compmem.schema import Document
 from compmem.serving.limits import Limits
 
 _DOCUMENT = {"id", "title", "context", "text", "metadata"}
+_QUESTION = {"question", "filter", "stream", "k", "min_score"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ def parse_question(body: Mapping[str, Any], limits: Limits) -> QuestionRequest:
     Raises:
         HTTPException: 400 a field is missing or wrong, 413 the question is too long.
     """
+    if unknown := sorted(set(body) - _QUESTION):  # without a misspelt filter, every document would match
+        raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there are {', '.join(sorted(_QUESTION))}")
     k = _typed(body, "k", int, 8)
     if not 1 <= k <= limits.k:
         raise HTTPException(400, f"'k' must be from 1 to {limits.k}")
