@@ -121,7 +121,7 @@ class BaseIndex(ABC):
         on_step: Callable[[Step], None],
         models: AnswerModels,
     ) -> list[Recall]:
-        question, settings = valid(question), LoopConfig.complete(config)
+        question, settings = checked_question(question), LoopConfig.complete(config)
         _check_k(k)
         roles = await runner.call(partial(self._roles, settings, models, writes=False))
         async with runner.entered(self.question_context(question, filter, settings)) as context:
