@@ -42,3 +42,20 @@ def test_a_callable_in_the_place_of_an_llm():
     for engine in (made.as_query_engine, made.as_chat_engine):
         with pytest.raises(ValueError, match="a callable goes to chat="):
             engine(llm=lambda messages: "Acme")
+
+
+@pytest.mark.parametrize("question", [None, 5, {"question": "Who?"}, b"Who?"])
+def test_a_question_of_another_type(index, question):
+    for ask in (index.answer, index.recall):
+        with pytest.raises(TypeError, match=f"must be a string, not {type(question).__name__}"):
+            ask(question)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"id": 5, "text": "a"}, "id must be a string, not int"), ({"text": b"a"}, "text must be a string, not bytes")],
+)
+def test_a_document_with_a_field_of_another_type(index, fields, named):
+    with pytest.raises(TypeError, match=named):
+        index.add([Document(id="fine", text="Bolt rents."), Document(**{"id": "b", **fields})])
+    assert len(index) == 1

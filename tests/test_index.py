@@ -338,12 +338,3 @@ def test_no_gradient_is_kept(index):
     index.recall(QUESTION)
     assert all(p.grad is None for p in index.gate.parameters())
     assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("question", [None, 5, {"question": "Who?"}, b"Who?"])
-def test_a_question_of_another_type_is_named(question):
-    with (
-        MemoryIndex.create(config=IndexConfig(encoder=HashEncoder())) as index,
-        pytest.raises(TypeError, match=f"must be a string, not {type(question).__name__}"),
-    ):
-        index.answer(question)

@@ -190,6 +190,15 @@ def test_a_block_is_stored_without_padding_and_each_head_with_its_own_scales(tmp
     assert taken == states * (2 * 16 * size + 4) + 4 * one_block.lengths.numel()
 
 
+def refused(tmp_path, parts):
+    """A segment with such a block is refused when the block is read; parts that are None are left out."""
+    folder = Folder(tmp_path)
+    block = {name: part.contiguous() for name, part in parts.items() if part is not None}
+    size = write_segment(folder, 1, {7: block})
+    with pytest.raises(CorruptStoreError, match="block 7"):
+        KVSegments(folder).read(1, 7, size)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -214,11 +223,8 @@ def test_a_block_is_stored_without_padding_and_each_head_with_its_own_scales(tmp
     ],
 )  # fmt: skip
 def test_a_file_whose_lengths_do_not_fit_is_refused(tmp_path, one_block, spoil):
-    folder, parts = Folder(tmp_path), pack(one_block, "int8")
-    wrong = {name: part for name, part in (parts | spoil(parts)).items() if part is not None}
-    size = write_segment(folder, 1, {7: {name: part.contiguous() for name, part in wrong.items()}})
-    with pytest.raises(CorruptStoreError, match="block 7"):
-        KVSegments(folder).read(1, 7, size)
+    parts = pack(one_block, "int8")
+    refused(tmp_path, parts | spoil(parts))
 
 
 @pytest.mark.parametrize(
@@ -240,11 +246,8 @@ def test_a_file_whose_lengths_do_not_fit_is_refused(tmp_path, one_block, spoil):
     ],
 )  # fmt: skip
 def test_a_file_of_half_bytes_that_do_not_fit_is_refused(tmp_path, one_block, spoil):
-    folder, parts = Folder(tmp_path), pack(one_block, "int4")
-    wrong = {name: part for name, part in (parts | spoil(parts)).items() if part is not None}
-    size = write_segment(folder, 1, {7: {name: part.contiguous() for name, part in wrong.items()}})
-    with pytest.raises(CorruptStoreError, match="block 7"):
-        KVSegments(folder).read(1, 7, size)
+    parts = pack(one_block, "int4")
+    refused(tmp_path, parts | spoil(parts))
 
 
 def test_keys_of_a_long_head_are_rounded_in_runs():
@@ -263,10 +266,8 @@ def test_keys_of_a_long_head_are_rounded_in_runs():
 
 
 def test_an_empty_block_of_a_stranger_is_refused(tmp_path):
-    folder, empty = Folder(tmp_path), torch.empty(1 << 20, 1 << 20, 0, 2, dtype=torch.bfloat16)
-    size = write_segment(folder, 1, {7: {"keys": empty, "values": empty}})
-    with pytest.raises(CorruptStoreError, match="block 7"):
-        KVSegments(folder).read(1, 7, size)
+    empty = torch.empty(1 << 20, 1 << 20, 0, 2, dtype=torch.bfloat16)
+    refused(tmp_path, {"keys": empty, "values": empty})
 
 
 def test_states_that_fit_no_head_or_another_backbone_are_refused(tiny_backbone, one_block):

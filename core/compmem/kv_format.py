@@ -22,7 +22,6 @@ RUN: Final = 64
 """Most states of a head that share the scales of their keys in 4 bits."""
 
 _LEVELS: Final = 15
-_FP16_MOST: Final = 65504.0
 
 _TYPES: Final = {
     "bf16": {"keys": "torch.bfloat16", "values": "torch.bfloat16"},
@@ -73,7 +72,7 @@ def pack(states: KVStates, kind: KVType) -> Parts:
         return parts | stored
     heads = _heads(keys, lengths)
     if kind == "int8":
-        shape = (*(keys.shape[:2] if lengths is None else lengths.shape), 1, keys.shape[-1])
+        shape = _byte_scales(keys, lengths)
         parts["keys"], parts["key_scales"] = _to_bytes(keys, heads, shape)
         parts["values"], parts["value_scales"] = _to_bytes(values, heads, shape)
     else:
@@ -127,8 +126,7 @@ def fit(parts: Parts) -> bool:
     if "key_scales" not in parts:
         return True
     if str(keys.dtype) == "torch.int8":
-        shape = (*(keys.shape[:2] if lengths is None else lengths.shape), 1, keys.shape[-1])
-        return parts["key_scales"].shape == shape == parts["value_scales"].shape
+        return parts["key_scales"].shape == _byte_scales(keys, lengths) == parts["value_scales"].shape
     heads, channels = _heads(keys, lengths), 2 * keys.shape[-1]
     return (
         parts["key_scales"].shape == (len(_runs(heads)), 2, channels)
@@ -146,10 +144,15 @@ def _runs(heads: list[int]) -> list[int]:
     return [min(RUN, size - at) for size in heads for at in range(0, size, RUN)]
 
 
+def _byte_scales(states: "torch.Tensor", lengths: "torch.Tensor | None") -> tuple[int, ...]:
+    """The shape of the scales in 8 bits, `[layers, kv_heads, 1, head_dim]`."""
+    return (*(states.shape[:2] if lengths is None else lengths.shape), 1, states.shape[-1])
+
+
 def _to_bytes(
     states: "torch.Tensor", heads: list[int], shape: tuple[int, ...]
 ) -> tuple["torch.Tensor", "torch.Tensor"]:  # fmt: skip
-    """States in bytes, and the scale of each channel of each head, `[layers, kv_heads, 1, head_dim]`."""
+    """States in bytes, and the scale of each channel of each head, of this shape."""
     import torch
 
     flat = states.float().flatten(0, -2)
@@ -179,7 +182,8 @@ def _to_nibbles(states: "torch.Tensor", runs: list[int] | None) -> tuple["torch.
     else:
         ends = [run.aminmax(dim=0) for run in torch.split(flat, runs)]
         least, most = torch.stack([end.min for end in ends]), torch.stack([end.max for end in ends])
-    scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-_FP16_MOST, _FP16_MOST).half()
+    largest = torch.finfo(torch.float16).max
+    scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-largest, largest).half()
     scales[:, 0].masked_fill_(scales[:, 0] == 0, 1)
     scale, least = (_for_each(part, runs) for part in scales.float().unbind(dim=1))
     whole = ((flat - least) / scale).round().clamp(0, _LEVELS).to(torch.uint8)

@@ -109,6 +109,9 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
             raise TypeError(
                 f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
             )
+        for name, value in (("id", document.id), ("text", document.text)):
+            if not isinstance(value, str):
+                raise TypeError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
         if document.id in seen:
             raise ValueError(f"document id {document.id!r} is given twice")
         seen.add(document.id)

@@ -164,17 +164,17 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     """
     known = set[str]().union(*(_roots(e.text) | _roots(e.chunk.label) for e in quoted))
     missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
-    others = [(e, _roots(e.text)) for e in _beside(quoted)] if missing else []
+    others = [(e, _roots(e.text), _of_someone(e.text)) for e in _beside(quoted)] if missing else []
     total, added = sum(asked.values()), list[Evidence]()
     while len(added) < MOST_ADDED:
         possible = list[tuple[bool, float, int]]()
-        for place, (sentence, own) in enumerate(others):
+        for place, (_, own, of_someone) in enumerate(others):
             linked, adds = not own.isdisjoint(linking), sum(missing.get(r, 0.0) for r in own)
-            if adds >= total * (ADDED_SHARE if linked or _of_someone(sentence.text) else ALONE_SHARE):
+            if adds >= total * (ADDED_SHARE if linked or of_someone else ALONE_SHARE):
                 possible.append((linked, adds, -place))
         if not possible:
             break
-        sentence, own = others.pop(-max(possible)[2])
+        sentence, own, _ = others.pop(-max(possible)[2])
         added.append(sentence)
         missing = {r: weight for r, weight in missing.items() if r not in own}
         linking |= own - asked.keys()
@@ -194,7 +194,8 @@ def _beside(quoted: Sequence[Evidence]) -> Iterator[Evidence]:
 
 
 def _of_someone(text: str) -> bool:
-    return not _PRONOUNS.isdisjoint(words(text)[:1])
+    """Whether a sentence begins with a pronoun."""
+    return not _PRONOUNS.isdisjoint(words(text.partition(" ")[0]))
 
 
 def _roots(text: str) -> set[str]:

@@ -52,7 +52,7 @@ class IdentifierLinks:
         """The sentences that rare identifiers link to kept ones, directly or by other sentences.
 
         Each has the score of the kept sentence. Those that are kept with that score already are left out, and an
-        identifier that many blocks contain is not followed.
+        identifier that many blocks or sentences contain is not followed.
         """
         best = {(e.chunk.id, e.start): e.score for e in kept}
         asked = identifiers(self.analyzer.question)

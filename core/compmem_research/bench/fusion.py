@@ -196,7 +196,7 @@ class _Answering:
 
     def row(self, condition: Condition) -> Row:
         """What was answered, and what it took."""
-        backbone, (model, method, ratio, pruning, window, kv) = self._backbone, condition
+        backbone, (_, method, ratio, pruning, window, kv) = self._backbone, condition
         with torch.inference_mode():
             blocks, compressing = self._blocks(ratio, pruning, window) if ratio else ([], none())
             packed = [pack(states, cast("KVType", kv)) for states in blocks]
@@ -220,8 +220,7 @@ class _Answering:
             seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
         answer = backbone.decode(written)
         return {
-            "model": model, "id": self._question.id, "method": method, "ratio": ratio, "pruning": pruning,
-            "window": window, "kv": kv,
+            **condition._asdict(), "id": self._question.id,
             "answer": " ".join(answer.split())[:KEPT],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
             "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),

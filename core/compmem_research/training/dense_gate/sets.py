@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from compmem.backbone import window_sizes
 from compmem_research.tasks.multihop import Passage, Question, corpus_of, leads, read_corpus, read_lines
 from compmem_research.tasks.singlehop import read_singlehop
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
@@ -220,18 +221,13 @@ def long_passages(file: Path, distractors: Path | None, most: int) -> Iterator[C
 
 def _of_long(texts: Sequence[str], held: Sequence[int], asked: Sequence[Question], size: int) -> Collection:
     """Passages of about this many characters of these texts, in this order, and the questions over them."""
-    made: list[list[str]] = [[]]
-    where: dict[int, int] = {}
-    length = 0
-    for n in held:
-        if length and length + len(texts[n]) > size:
-            made.append([])
-            length = 0
-        where[n] = len(made) - 1
-        made[-1].append(texts[n])
-        length += len(texts[n])
+    rest, made, where = iter(held), list[tuple[str, str]](), dict[int, int]()
+    for count in window_sizes([""] * len(held), [len(texts[n]) for n in held], size):
+        own = list(itertools.islice(rest, count))
+        where.update(dict.fromkeys(own, len(made)))
+        made.append(("", "\n\n".join(texts[n] for n in own)))
     queries = [replace(_chained(q, part="long"), relevant=among({where[n] for n in q.gold})) for q in asked]
-    return Collection(documents=passages([("", "\n\n".join(texts)) for texts in made]), queries=queries)
+    return Collection(documents=passages(made), queries=queries)
 
 
 def tiny_indexes(file: Path, most: int) -> Iterator[Collection]:
