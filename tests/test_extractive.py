@@ -114,6 +114,59 @@ def test_missing_words_alone_add_nothing_where_no_further_word_is_shared():
     assert written(QUESTION, apart) == "Acme rents the Harbour Building."
 
 
+def of_text(text, *, sentences):
+    """A block of a text with line breaks, whose sentences are given."""
+    at, spans = 0, []
+    for sentence in sentences:
+        at = text.index(sentence, at)
+        spans.append((at, at + len(sentence)))
+    chunk = Chunk(text=text, document_id="text", sentences=tuple(spans))
+    return MemoryBlock(chunk=chunk, vectors=HashEncoder().encode([text, *sentences]))
+
+
+FAQ = of_text(
+    "Q: Can I return shoes?\nA: Yes.\nYou have 30 days.\n\nMore of it is in our terms.\n\nQ: Do you ship abroad?\nA: No.",
+    sentences=[
+        "Q: Can I return shoes?", "A: Yes.", "You have 30 days.", "More of it is in our terms.", "Q: Do you ship abroad?",
+        "A: No.",
+    ],
+)  # fmt: skip
+
+
+def test_a_question_in_the_text_is_quoted_with_its_answer():
+    assert written("Can I return shoes?", FAQ) == "Q: Can I return shoes? A: Yes. You have 30 days."
+    assert written("Do you ship abroad?", FAQ) == "Q: Do you ship abroad? A: No."
+
+
+def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
+    headed = block("", "Cats sleep.", "## Opening hours", "Opening hours:", "- Monday: 9 to 5", "- Sunday: closed")
+    assert written("What are the opening hours?", headed) == (
+        "## Opening hours Opening hours: - Monday: 9 to 5 - Sunday: closed"
+    )
+    code = block("", "def area(self):", "return self.width", "def volume(self):", "return self.area() * self.height")
+    assert written("What does volume call?", code) == "def volume(self): return self.area() * self.height"
+
+
+def test_a_pronoun_is_quoted_with_the_sentence_that_names_whom_it_means():
+    team = ["Maria Lopez leads a team.", "She joined in 2012.", "Before that she worked at Initech.", "Rain fell."]
+    assert written("Who worked at Initech?", block("", *team)) == " ".join(team[:3])
+    apart = of_text(
+        "Maria Lopez leads a team.\n\nShe worked at Initech.", sentences=[team[0], "She worked at Initech."]
+    )
+    assert written("Who worked at Initech?", apart) == "She worked at Initech."
+
+
+def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too():
+    head, lines, oslo, malmo, bergen = (
+        "| City | Country |", "|---|---|", "| Oslo | Norway |", "| Malmo | Sweden |", "| Bergen | Norway |"
+    )  # fmt: skip
+    table = of_text("\n".join(["Some facts.", head, lines, oslo, malmo, bergen]), sentences=[
+        "Some facts.", head, lines, oslo, malmo, bergen
+    ])  # fmt: skip
+    assert written("Which cities are in Norway?", table) == f"{head} {oslo} {bergen}"
+    assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
+
+
 def by_words(number, *sentences):
     """A block whose vectors are like no question: only its words count."""
     found = block(number, *sentences)
