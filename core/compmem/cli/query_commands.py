@@ -70,7 +70,7 @@ def ask(
     index: IndexPath,
     question: QuestionArgument,
     filter: Filter = None,
-    k: Annotated[int | None, typer.Option("--k", help="Most blocks that may be read.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Most blocks that may be read.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Seconds after which to answer with what is known.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
@@ -112,7 +112,7 @@ def ask(
 def recall(
     index: IndexPath,
     question: QuestionArgument,
-    k: Annotated[int, typer.Option("--k", help="How many blocks.")] = 8,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many blocks.")] = 8,
     filter: Filter = None,
     method: Annotated[
         RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
