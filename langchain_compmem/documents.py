@@ -98,6 +98,17 @@ else:  # pydantic evaluates its types when a class is defined; these would impor
     Prompts = Annotated[Any, PlainValidator(checked)]
 
 
+def check_documents(items: Sequence[Document]) -> None:
+    """Refuses anything but documents.
+
+    Raises:
+        TypeError: Something is no document.
+    """
+    if others := [item for item in items if not isinstance(item, Document)]:
+        name = type(others[0]).__name__
+        raise TypeError(f"there must be a list of Documents, not of {name}: Document(page_content=...) makes one")
+
+
 def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = ()) -> compmem.Document:
     """The document for CompMem: the user's metadata, and one chunk unless it is to be split.
 

@@ -75,7 +75,9 @@ def parse(given: object, filter: Filter | None) -> ParsedInput:
         return ParsedInput(given, [], filter)
     if not isinstance(given, Mapping):
         raise ValueError(f"the input must be a string or a mapping with 'question', not {type(given).__name__}")
-    question = given.get("question")
+    if "question" not in given:
+        raise ValueError(f"the input has no 'question', only {', '.join(sorted(map(repr, given))) or 'nothing'}")
+    question = given["question"]
     if not isinstance(question, str):
         raise ValueError(f"the input's 'question' must be a string, not {question!r}")
     own = given.get("filter")

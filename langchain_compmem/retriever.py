@@ -20,6 +20,7 @@ from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
     Index,
+    check_documents,
     checked_metadata,
     from_core,
     from_recalls,
@@ -89,6 +90,7 @@ class CompMemRetriever(DocumentIndex):
         Raises:
             ValueError: The folder is not empty, both `embeddings` and `config` are given, or metadata is not JSON.
         """
+        check_documents(documents)
         for document in documents:
             checked_metadata(document)
         if embeddings is not None:
@@ -144,9 +146,10 @@ class CompMemRetriever(DocumentIndex):
 
         Raises:
             ValueError: Metadata is not JSON, or a part of a longer document was changed.
-            TypeError: An argument is unknown.
+            TypeError: An argument is unknown, or something is no document.
         """
         refuse("upsert", kwargs)
+        check_documents(items)
         blank = [id_of(item) for item in items if not item.page_content.strip()]
         if blank:
             logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])

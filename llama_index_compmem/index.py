@@ -21,6 +21,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.storage_context import StorageContext
+from llama_index.core.vector_stores.simple import SimpleVectorStore
 from llama_index.core.vector_stores.types import MetadataFilters
 
 import compmem
@@ -56,7 +57,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         nodes: Nodes to store.
         objects: Nodes that refer to other retrievers, engines or nodes.
         index_struct: From a loader: the index exists, and nothing is stored again.
-        storage_context: Stores documents' hashes and is persisted.
+        storage_context: Stores documents' hashes and is persisted. If its vector store is a `CompMemVectorStore`, nodes
+            are stored there.
         callback_manager: Legacy callbacks.
         transformations: How `insert` splits documents. None: those in `Settings`, else the index's own parser.
         show_progress: Show a progress bar while nodes are stored.
@@ -69,8 +71,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         memory: With `index_struct`, the index that is already open; see `from_memory`.
 
     Raises:
-        ValueError: Nodes are documents, or missing; the folder is not empty, or has no index; or a node's metadata is
-            not JSON.
+        TypeError: Something is no node.
+        ValueError: Nodes are missing; the folder is not empty, or has no index; the storage context has another kind of
+            vector store; or a node's metadata is not JSON.
     """
 
     index_struct_cls = CompMemStruct
@@ -169,7 +172,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             ValueError: There is no index, or it was made with another embedding model.
         """
         opened = open_memory(memory, embed_model) if isinstance(memory, str | Path) else memory
-        struct = CompMemStruct(path=None if opened.temporary else str(opened.path.absolute()))
+        struct = _struct_of(opened)
         index = cls(
             index_struct=struct, storage_context=storage_context, memory=opened, embed_model=embed_model, **options
         )
@@ -186,11 +189,22 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     # Writing
 
     def _build_index_from_nodes(self, nodes: Sequence[BaseNode], **build_kwargs: Any) -> CompMemStruct:
-        documents = to_documents(nodes)
+        documents, store = to_documents(nodes), self._storage_context.vector_store
+        if not isinstance(store, CompMemVectorStore | SimpleVectorStore | PackedVectorStore):
+            raise ValueError(
+                f"CompMemIndex keeps nodes in an index of its own, not in {type(store).__name__}: give it path=, or "
+                "query that store with CompMemQueryEngine.from_retriever"
+            )
+        if isinstance(store, CompMemVectorStore) and (self._folder is not None or self._config != IndexConfig()):
+            raise ValueError("the storage context's CompMemVectorStore has its own path=, config= and embed_model=")
         with framework_errors():
-            self._memory = compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
+            self._memory = (
+                store.memory
+                if isinstance(store, CompMemVectorStore)
+                else compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
+            )
             self._memory.add(documents, show_progress=self._show_progress)
-        struct = CompMemStruct(path=None if self._folder is None else str(Path(self._folder).absolute()))
+        struct = _struct_of(self._memory)
         self._add_to_storage(struct, self._storage_context)
         return struct
 
@@ -277,19 +291,29 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             verbose=verbose,
         )
 
-    def as_query_engine(  # type: ignore[override]  # unknown options are refused, not ignored
+    def as_query_engine(
         self,
         llm: LLMType | None = None,
         *,
         chat: ChatModel | None = None,
-        similarity_top_k: int = DEFAULT_TOP_K,
+        similarity_top_k: int | None = None,
         filters: MetadataFilters | None = None,
         recall_config: RecallConfig | None = None,
         streaming: bool = False,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
+        **others: Any,
     ) -> CompMemQueryEngine:
-        """A query engine over this index; see `CompMemQueryEngine`. Without `llm` no LLM is called."""
+        """A query engine over this index; see `CompMemQueryEngine`. Without `llm` no LLM is called.
+
+        Raises:
+            TypeError: An option is unknown, or belongs to the framework's response synthesizers.
+        """
+        if others:
+            raise TypeError(
+                f"{next(iter(others))}= is no option of this engine, which writes the answer itself, from prompts=. "
+                "For response synthesizers: RetrieverQueryEngine.from_args(index.as_retriever(), llm=..., ...)"
+            )
         return CompMemQueryEngine(
             self,
             self._resolved(llm),
@@ -349,6 +373,10 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
+
+
+def _struct_of(memory: "MemoryIndex") -> CompMemStruct:
+    return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))
 
 
 def _popped(options: dict[str, Any], *names: str) -> dict[str, Any]:

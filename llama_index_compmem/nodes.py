@@ -61,8 +61,12 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
     """The nodes with text, as documents.
 
     Raises:
+        TypeError: Something is no node.
         ValueError: A node's metadata is not JSON, or has a key that is reserved for CompMem.
     """
+    if others := [n for n in nodes if not isinstance(n, BaseNode)]:
+        name = type(others[0]).__name__
+        raise TypeError(f"there must be a list of documents or nodes, not of {name}: Document(text=...) makes one")
     kept = [n for n in nodes if n.get_content(metadata_mode=MetadataMode.NONE).strip()]
     if len(kept) < len(nodes):
         logger.warning("%d nodes have no text and are left out", len(nodes) - len(kept))

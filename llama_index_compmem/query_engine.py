@@ -58,7 +58,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             `metadata.context_window` allows: longer nodes are cut, or read in several calls. If `recall_config` names
             another reader or writer, it is not called.
         chat: Instead of `llm`, any callable from messages to text; see `compmem.ChatReader`.
-        similarity_top_k: Number of nodes from `retrieve`; the loop itself reads as many as the question needs.
+        similarity_top_k: Most nodes that an LLM answers from, and the number from `retrieve`. None: as many as
+            `RecallConfig.writer_blocks`, and 8. The loop reads as many as the question needs.
         filters: Which nodes may be recalled.
         recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         streaming: Stream the answer.
@@ -76,7 +77,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         llm: LLM | None = None,
         *,
         chat: ChatModel | None = None,
-        similarity_top_k: int = DEFAULT_TOP_K,
+        similarity_top_k: int | None = None,
         filters: MetadataFilters | None = None,
         recall_config: RecallConfig | None = None,
         streaming: bool = False,
@@ -93,13 +94,19 @@ class CompMemQueryEngine(BaseQueryEngine):
         self._llm = llm
         self._chat = chat
         self._filter = to_filter(filters)
+        self._retriever = CompMemRetriever(
+            self._memory,
+            DEFAULT_TOP_K if similarity_top_k is None else similarity_top_k,
+            filters,
+            recall_config=recall_config,
+            callback_manager=self.callback_manager,
+        )
         self._recall_config = recall_config or RecallConfig()
+        if similarity_top_k is not None:
+            self._recall_config = self._recall_config.replace(writer_blocks=similarity_top_k)
         self.streaming = streaming
         self._node_postprocessors = list(node_postprocessors or [])
         self._prompts = compmem.ChatPrompts()
-        self._retriever = CompMemRetriever(
-            self._memory, similarity_top_k, filters, recall_config=recall_config, callback_manager=self.callback_manager
-        )
         if prompts:
             self.update_prompts(prompts)
 

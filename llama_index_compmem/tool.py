@@ -29,7 +29,12 @@ def recall_tool(
         name: The tool's name.
         description: When the agent should call it.
         skip_seen: Nodes that an earlier call showed are replaced by other ones; only their numbers are listed.
+
+    Raises:
+        TypeError: It is not a `CompMemRetriever`.
     """
+    if not hasattr(retriever, "similarity_top_k"):
+        raise TypeError(f"there must be a CompMemRetriever (index.as_retriever()), not {type(retriever).__name__}")
     listing = compmem.Listing(skip_seen=skip_seen, render=llm_content)
 
     def search(query: str) -> str:

@@ -212,6 +212,8 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["ask", "INDEX", " "], "the question is empty"),
         (2, ["recall", "INDEX", "q", "--k", "0"], "'--k'"),
         (2, ["ask", "INDEX", "q", "--k", "-3"], "'--k'"),
+        (2, ["ask", "INDEX", "q", "--page", "NOWHERE/a.html"], "there is no folder"),
+        (2, ["serve", "INDEX", "--port", "99999"], "'--port'"),
         (2, ["recall", "INDEX", "q", "--filter", "{"], "--filter is not JSON"),
         (2, ["recall", "INDEX", "q", "--filter", '{"a": {"~": 1}}'], "unknown filter operator '~'"),
         (2, ["delete", "INDEX"], "name the ids"),

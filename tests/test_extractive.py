@@ -125,9 +125,9 @@ def of_text(text, *, sentences):
 
 
 FAQ = of_text(
-    "Q: Can I return shoes?\nA: Yes.\nYou have 30 days.\n\nMore of it is in our terms.\n\nQ: Do you ship abroad?\nA: No.",
+    "Q: Can I return shoes?\nA: Yes.\nYou have 30 days.\n\nMore is in our terms.\n\nQ: Do you ship abroad?\nA: No.",
     sentences=[
-        "Q: Can I return shoes?", "A: Yes.", "You have 30 days.", "More of it is in our terms.", "Q: Do you ship abroad?",
+        "Q: Can I return shoes?", "A: Yes.", "You have 30 days.", "More is in our terms.", "Q: Do you ship abroad?",
         "A: No.",
     ],
 )  # fmt: skip
@@ -145,6 +145,29 @@ def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
     )
     code = block("", "def area(self):", "return self.width", "def volume(self):", "return self.area() * self.height")
     assert written("What does volume call?", code) == "def volume(self): return self.area() * self.height"
+
+
+def test_a_list_is_quoted_whole_and_an_item_under_what_introduces_it():
+    items = [f"- Thing {n}" for n in range(1, 8)]
+    listed = of_text("\n".join(["Bring the following:", *items]) + "\n\nRain fell.", sentences=[
+        "Bring the following:", *items, "Rain fell."
+    ])  # fmt: skip
+    assert written("What should I bring?", listed) == " ".join(["Bring the following:", *items])
+    log = block("", "## 2.3.0", "- Added dark mode.", "## 2.2.0", "- Removed the old menu.")
+    assert written("Which version added dark mode?", log) == "## 2.3.0 - Added dark mode."
+
+
+def test_words_of_a_heading_count_for_what_is_under_it():
+    hours = block("Shops Lyon", "# Shops", "## Lyon", "Monday: 9 to 6", "**Nice**", "Tuesday: 10 to 5")
+    assert written("When is Lyon open?", hours) == "## Lyon Monday: 9 to 6"
+    assert written("When is Nice open?", hours) == "**Nice** Tuesday: 10 to 5"
+
+
+def test_yes_or_no_is_quoted_with_its_question():
+    asked = of_text("## Do you ship to Norway?\n\nNo. We ship to France.", sentences=[
+        "## Do you ship to Norway?", "No.", "We ship to France."
+    ])  # fmt: skip
+    assert written("To which countries do you ship?", asked) == "## Do you ship to Norway? No. We ship to France."
 
 
 def test_a_pronoun_is_quoted_with_the_sentence_that_names_whom_it_means():
@@ -165,6 +188,7 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     ])  # fmt: skip
     assert written("Which cities are in Norway?", table) == f"{head} {oslo} {bergen}"
     assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
+    assert written("Every city and country?", table) == f"{head} {oslo} {malmo} {bergen}"
 
 
 def by_words(number, *sentences):

@@ -276,6 +276,8 @@ def test_bad_calls_are_named(index, tmp_path):
     for wrong in ("A text.", ["A text."], iter(["A text."])):
         with pytest.raises(TypeError, match=r"add takes documents, not str: make each one with Document\(text="):
             index.add(wrong)
+    with pytest.raises(TypeError, match=r"k= is no argument: the models are chat, reader, writer; settings go into"):
+        index.answer(QUESTION, k=2)
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
     with pytest.raises(ValueError, match="is for reader="):

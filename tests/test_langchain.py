@@ -220,6 +220,11 @@ def test_long_documents_are_split_when_asked(tmp_path):
         assert retriever.get(["report"])[0].page_content == text
 
 
+def test_what_is_no_document_is_named():
+    with pytest.raises(TypeError, match="there must be a list of Documents, not of str"):
+        CompMemRetriever.from_documents(["hello"])
+
+
 def test_from_documents_takes_embeddings_of_langchain(tmp_path):
     embeddings = DeterministicFakeEmbedding(size=32)
     made = CompMemRetriever.from_documents(WORLD, embeddings=embeddings, path=tmp_path / "index", k=2)
@@ -765,7 +770,8 @@ def test_seconds_bound_the_loop(retriever):
     [
         (7, "must be a string or a mapping with 'question', not int"),
         (None, "not NoneType"),
-        ({}, "'question' must be a string, not None"),
+        ({}, "the input has no 'question', only nothing"),
+        ({"input": "x"}, "the input has no 'question', only 'input'"),
         ({"question": ["x"]}, "'question' must be a string"),
         ("  ", "the question is empty"),
         ({"question": "Who?", "chat_history": "hello"}, "chat_history must be a list of messages, not 'hello'"),

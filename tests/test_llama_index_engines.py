@@ -134,7 +134,7 @@ def test_settings_of_the_loop_hold(index):
 
 
 def test_unknown_options_are_refused_not_passed_over(index):
-    with pytest.raises(TypeError, match="response_mode"):
+    with pytest.raises(TypeError, match=r"response_mode= is no option .* RetrieverQueryEngine\.from_args"):
         index.as_query_engine(response_mode="tree_summarize")
 
 
@@ -231,6 +231,12 @@ async def test_an_llm_asks_back_and_cites(index):
         assert str(response) == "Tarnhill [2]." or isinstance(response, StreamingResponse)
         assert response.metadata["usage"]["rounds"] == 1
         assert response.metadata["cited"] == [response.source_nodes[1].node.node_id]
+
+
+def test_top_k_limits_the_nodes_that_a_model_answers_from(index):
+    for k in (1, 2):
+        assert len(index.as_query_engine(FakeLLM(), similarity_top_k=k).query(QUESTION).source_nodes) == k
+    assert len(index.as_query_engine(FakeLLM()).query(QUESTION).source_nodes) > 2
 
 
 # Retrieve and synthesize

@@ -298,3 +298,35 @@ def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
         assert index.path == folder
     with pytest.raises(ValueError, match="not empty"):
         CompMemVectorStore(tmp_path)
+
+
+def test_an_index_uses_the_vector_store_of_its_storage_context(tmp_path):
+    store = CompMemVectorStore(tmp_path / "kept.mem")
+    CompMemIndex.from_documents([price(5)], storage_context=StorageContext.from_defaults(vector_store=store))
+    assert "5 euros" in texts(CompMemVectorStore(tmp_path / "kept.mem"))
+    assert str(CompMemIndex.from_memory(tmp_path / "kept.mem").as_query_engine().query(PRICE)).startswith("The price")
+    with pytest.raises(ValueError, match="has its own path="):
+        CompMemIndex.from_documents(
+            [price(5)], storage_context=StorageContext.from_defaults(vector_store=store), path=tmp_path / "other.mem"
+        )
+
+
+def test_an_index_refuses_the_vector_store_of_something_else():
+    class Other(CompMemVectorStore.__mro__[1]):
+        stores_text: bool = True
+        client = property(lambda self: None)
+
+        def add(self, nodes, **options): ...
+
+        def delete(self, ref_doc_id, **options): ...
+
+        def query(self, query, **options): ...
+
+    with pytest.raises(ValueError, match="not in Other: give it path="):
+        CompMemIndex.from_documents([price(5)], storage_context=StorageContext.from_defaults(vector_store=Other()))
+
+
+def test_what_is_no_document_and_no_list_is_named():
+    for given in (["hello"], price(5)):
+        with pytest.raises(TypeError, match="there must be a list of documents or nodes, not of"):
+            CompMemIndex.from_documents(given)

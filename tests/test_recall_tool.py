@@ -28,6 +28,11 @@ def index():
         yield made
 
 
+def test_the_llama_index_tool_takes_a_retriever(index):
+    with pytest.raises(TypeError, match="there must be a CompMemRetriever"):
+        llama_index_tool(index)
+
+
 def recall(n, text="x"):
     return Recall(chunk=Chunk(text=text, title=f"T{n}", document_id=f"d{n}"), score=0.5, block=n)
 

@@ -228,6 +228,8 @@ async def test_a_read_only_server_changes_nothing(index):
         ("/recall", b'{"question": "Who?", "k": 0}', 400),
         ("/recall", b'{"question": "   "}', 400),
         ("/recall", b'{"question": "Who?", "filters": {"year": 2020}}', 400),
+        ("/recall", b'{"question": "Who?", "stream": true}', 400),
+        ("/answer", b'{"question": "Who?", "k": 3}', 400),
         ("/answer", b'{"question": "Who?", "Filter": {"year": 2020}}', 400),
         ("/documents", b'{"documents": [{"text": ""}]}', 400),
         ("/documents", b'{"documents": [{"text": "a", "path": "/etc"}]}', 400),

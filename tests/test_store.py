@@ -729,6 +729,10 @@ def test_paths(tmp_path: Path):
         Store.open(file)
     with pytest.raises(StoreError, match=r"missing' has no index: create one with MemoryIndex.create"):
         Store.open(tmp_path / "missing")
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "chunks-000000.bin").touch()
+    with pytest.raises(StoreError, match=r"has an index without its manifest\.sqlite: it cannot be opened"):
+        Store.open(tmp_path / "lost")
     with pytest.raises(ValueError, match="is not empty and has no index"):
         Store.create(tmp_path, config={}, dim=None, vectors="int8")
     Store.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8").close()

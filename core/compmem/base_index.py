@@ -304,6 +304,11 @@ class BaseIndex(ABC):
         return make_reader(self._roles(settings, models), settings, context, self._models)
 
     def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
+        if others := sorted(models.keys() - AnswerModels.__annotations__.keys()):
+            raise TypeError(
+                f"{others[0]}= is no argument: the models are {', '.join(AnswerModels.__annotations__)}; settings "
+                "go into config=RecallConfig(...)"
+            )
         return resolve_roles(config, self.config, lambda: self._models.backbone.steps_trained, writes=writes, **models)
 
 

@@ -90,6 +90,8 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from the index, step by step, with sources."""
+    if page is not None and not page.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(page.parent)!r}", param_hint="--page")
     wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
     chat = _chat(wanted, model, base_url, api_key_env)
     config = compmem.RecallConfig(

@@ -7,9 +7,10 @@ import numpy as np
 
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
+from compmem.readers.outline import Outline, is_heading, is_question
 from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer, QueryState
-from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
+from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import content_terms, heading_over, root, terms, words
 
 KEPT = 3
@@ -80,13 +81,13 @@ def line_of(view: QueryState, evidence: Evidence) -> str:
 
 def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
     """The most relevant sentences of a block for the question, in their order."""
-    chunk = block.chunk
+    chunk, outline = block.chunk, Outline.of(block.chunk)
     spans = chunk.sentences or ((0, len(chunk.text)),)
-    scores = _sentence_scores(view, block, [chunk.text[a:b] for a, b in spans])
-    about = set(words(chunk.label))
+    scores = _sentence_scores(view, block, outline)
     ranked = np.argsort(-scores, kind="stable").tolist()
-    informative = [i for i in ranked if not about.issuperset(_words_of(chunk, spans[i]))]
-    best = sorted((informative or [0])[:most])  # a heading adds nothing to the label
+    about, heads = set(words(chunk.label)), set(outline.heads)
+    informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
+    best = sorted((informative or [0])[:most])
     return [
         Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=float(scores[i]))
         for i in best
@@ -94,15 +95,22 @@ def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> li
     ]
 
 
-def _words_of(chunk: Chunk, span: tuple[int, int]) -> list[str]:
-    return words(chunk.text[span[0] : span[1]])
+def _says_something(text: str, about: set[str], *, introduces: bool) -> bool:
+    """Whether a sentence says more than the label of its chunk does, or asks what the next sentences answer."""
+    if is_heading(text) and not introduces:
+        return False
+    return is_question(text) or not about.issuperset(words(text))
 
 
-def _sentence_scores(view: QueryState, block: MemoryBlock, sentences: list[str]) -> Vectors:
-    """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity and share of words."""
+def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline) -> Vectors:
+    """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity and share of words.
+
+    The words of what introduces a sentence, and of the chunk's context, count as its own.
+    """
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
     total = sum(view.weights.values()) or 1.0
-    beside = terms(block.chunk.context)
-    shares = [sum(view.weights.get(t, 0.0) for t in {*beside, *terms(s)}) / total for s in sentences]
+    own, beside = [set(terms(text)) for text in outline.texts], set(terms(block.chunk.context))
+    held = [one | beside | (own[head] if head >= 0 else set()) for one, head in zip(own, outline.heads, strict=True)]
+    shares = [sum(view.weights.get(t, 0.0) for t in one) / total for one in held]
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)

@@ -1,10 +1,10 @@
 """Which of the kept sentences an answer without a language model quotes, and what has to stand beside them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 
+from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
 from compmem.schema import Chunk, Evidence
-from compmem.text.tokenize import content_terms, root, words
+from compmem.text.tokenize import content_terms, root
 
 QUOTED = 3
 """Sentences quoted in an answer."""
@@ -23,19 +23,6 @@ ADDED_SHARE = 0.1
 
 ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
-
-MOST_AFTER = 3
-"""Most sentences quoted after one that only introduces them."""
-
-MOST_BEFORE = 2
-"""Most sentences quoted before one with a pronoun."""
-
-_PRONOUNS = frozenset("he her his it its she that their these they this those".split())
-_PERSONAL = frozenset("he she they".split())
-_OPENING = 4
-"""First words of a sentence in which `he`, `she` or `they` means someone named before."""
-
-Span = tuple[int, int]
 
 
 def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
@@ -78,51 +65,42 @@ def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
 
 def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list[Evidence]:
     """The sentences without which the quoted ones of a chunk, given by their starts, say little."""
-    spans = chunk.sentences
-    texts = [chunk.text[a:b].strip() for a, b in spans]
-    parted = [True, *("\n\n" in chunk.text[a:b] for (_, a), (b, _) in pairwise(spans))]  # paragraphs begin there
-    needed: set[int] = set()
-    for place, (start, _) in enumerate(spans):
+    outline, needed = Outline.of(chunk), set[int]()
+    for place, (start, _) in enumerate(chunk.sentences):
         if start in quoted:
-            needed.update(_introduced(texts, parted, place))
-            needed.update(_named_before(texts, parted, place))
-            needed.update(_of_table(asked, texts, place))
-    return [_sentence(chunk, spans[n]) for n in sorted(needed) if spans[n][0] not in quoted]
+            needed.update(outline.introduced(place), outline.named_before(place), _rows(asked, outline, place))
+            if _needs_head(asked, outline, place):
+                needed.add(outline.heads[place])
+    return [_sentence(chunk, chunk.sentences[n]) for n in sorted(needed) if chunk.sentences[n][0] not in quoted]
 
 
-def _introduced(texts: Sequence[str], parted: Sequence[bool], place: int) -> Iterator[int]:
-    """The sentences behind a question, a heading or a colon, up to the next of these or the paragraph's end."""
-    if not _introduces(texts[place]):
+def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
+    """The head of a row's table, and the rows with all words of the question that it has.
+
+    Of a head alone, the rows with most words of the question; all if none has any.
+    """
+    table = outline.table(place)
+    if not table:
         return
-    said = False
-    for after in range(place + 1, min(place + 1 + MOST_AFTER, len(texts))):
-        if said and (parted[after] or _introduces(texts[after])):
-            return
-        said = said or not _introduces(texts[after])
-        yield after
+    yield table[0]
+    rows = {n: roots for n in table[1:] if (roots := _roots(outline.texts[n]))}
+    if place == table[0]:
+        held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
+        alike = [n for n, count in held.items() if count == max(held.values())]
+    else:
+        own = rows.get(place, set()) & asked.keys()
+        alike = [n for n, roots in rows.items() if own and own <= roots]
+    yield from alike[:MOST_LISTED]
 
 
-def _named_before(texts: Sequence[str], parted: Sequence[bool], place: int) -> Iterator[int]:
-    """The sentences before one with a pronoun, back to one without, in its paragraph."""
-    for at in range(place, max(place - MOST_BEFORE, 0), -1):
-        if parted[at] or not _of_someone(texts[at]):
-            return
-        yield at - 1
-
-
-def _of_table(asked: Mapping[str, float], texts: Sequence[str], place: int) -> Iterator[int]:
-    """The head of a row's table, and the rows that have all words of the question that this one has."""
-    if not _is_row(texts[place]):
-        return
-    first = last = place
-    while first and _is_row(texts[first - 1]):
-        first -= 1
-    while last + 1 < len(texts) and _is_row(texts[last + 1]):
-        last += 1
-    yield first
-    if own := _roots(texts[place]) & asked.keys():
-        alike = (n for n in range(first + 1, last + 1) if own <= _roots(texts[n]))
-        yield from (n for n, _ in zip(alike, range(MOST_QUOTED), strict=False))
+def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:
+    """Whether the sentence that introduces this one is quoted too: for an item, for yes or no, for a word asked for."""
+    text, head = outline.texts[place], outline.heads[place]
+    if head < 0:
+        return False
+    if is_item(text) or (is_reply(text) and head == place - 1):
+        return True
+    return bool((_roots(outline.texts[head]) & asked.keys()) - _roots(text))
 
 
 def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[Evidence]:
@@ -133,7 +111,7 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     """
     known = set[str]().union(*(_roots(e.text) | _roots(e.chunk.label) for e in quoted))
     missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
-    others = [(e, _roots(e.text), _of_someone(e.text)) for e in _beside(quoted)] if missing else []
+    others = [(e, _roots(e.text), is_of_someone(e.text)) for e in _beside(quoted)] if missing else []
     total, added = sum(asked.values()), list[Evidence]()
     while len(added) < MOST_ADDED:
         possible = list[tuple[bool, float, int]]()
@@ -157,28 +135,13 @@ def _beside(quoted: Sequence[Evidence]) -> Iterator[Evidence]:
         before = -1
         for a, b in chunk.sentences:
             followed = (chunk.id, before) in held
-            if (chunk.id, a) not in held and (followed or not _of_someone(chunk.text[a:b])):
+            if (chunk.id, a) not in held and (followed or not is_of_someone(chunk.text[a:b])):
                 yield _sentence(chunk, (a, b))
             before = a
 
 
-def _sentence(chunk: Chunk, span: Span) -> Evidence:
+def _sentence(chunk: Chunk, span: tuple[int, int]) -> Evidence:
     return Evidence(text=chunk.text[slice(*span)].strip(), chunk=chunk, start=span[0], end=span[1], score=0.0)
-
-
-def _introduces(text: str) -> bool:
-    """Whether a sentence only says what the next ones are about."""
-    return text.endswith(("?", ":")) or text.startswith("#")
-
-
-def _of_someone(text: str) -> bool:
-    """Whether a sentence is about someone or something that was named before it."""
-    opening = words(text.strip()[:80])[:_OPENING]
-    return not (_PRONOUNS.isdisjoint(opening[:1]) and _PERSONAL.isdisjoint(opening))
-
-
-def _is_row(text: str) -> bool:
-    return text.startswith("|")
 
 
 def _roots(text: str) -> set[str]:

@@ -157,7 +157,7 @@ class _Server:
 
     async def answer(self, request: Request, mine: TenantIndex) -> Response:
         """An answer with its steps, sources and usage."""
-        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
+        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.ANSWER)
         events = self._events(query, mine)
         if query.stream:
             return await self._stream(request, events, _named_pieces)
@@ -165,7 +165,7 @@ class _Server:
 
     async def recall(self, request: Request, mine: TenantIndex) -> Response:
         """The blocks that a question needs."""
-        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits)
+        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.RECALL)
 
         async def found() -> list[dict[str, Any]]:
             async with self._questions.turn(), asyncio.timeout(2 * self._limits.answer_seconds):

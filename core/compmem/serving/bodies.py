@@ -13,7 +13,10 @@ from compmem.schema import Document
 from compmem.serving.limits import Limits
 
 _DOCUMENT = {"id", "title", "context", "text", "metadata"}
-_QUESTION = {"question", "filter", "stream", "k", "min_score"}
+RECALL = frozenset({"question", "filter", "k", "min_score"})
+"""Fields of `/recall`."""
+ANSWER = frozenset({"question", "filter", "stream"})
+"""Fields of `/answer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,14 @@ def _refused(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_question(body: Mapping[str, Any], limits: Limits) -> QuestionRequest:
-    """The question of `/recall` or `/answer`.
+def parse_question(body: Mapping[str, Any], limits: Limits, fields: frozenset[str]) -> QuestionRequest:
+    """The question of `/recall` or `/answer`, whose fields are given.
 
     Raises:
         HTTPException: 400 a field is missing or wrong, 413 the question is too long.
     """
-    if unknown := sorted(set(body) - _QUESTION):  # without a misspelt filter, every document would match
-        raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there are {', '.join(sorted(_QUESTION))}")
+    if unknown := sorted(set(body) - fields):  # without a misspelt filter, every document would match
+        raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there are {', '.join(sorted(fields))}")
     k = _typed(body, "k", int, 8)
     if not 1 <= k <= limits.k:
         raise HTTPException(400, f"'k' must be from 1 to {limits.k}")

@@ -63,6 +63,10 @@ class Folder:
         """A segment of KV states."""
         return self.path / f"kv-{serial:06d}.safetensors"
 
+    def has_segments(self) -> bool:
+        """Whether it has files of an index beside the manifest."""
+        return self.path.is_dir() and any(_OWN.fullmatch(name) for name in os.listdir(self.path))
+
     def prepare(self, *, shards: bool = False) -> None:
         """Create the folder, or use an empty one; with `shards`, also one with the first of its shards.
 

@@ -112,9 +112,12 @@ class Store:
         """
         folder = Folder(Path(path))
         if not folder.manifest.exists() and not folder.manifest.is_symlink():
-            what = "is a file, not the folder of an index" if folder.path.is_file() else "has no index"
+            if folder.path.is_file():
+                raise StoreError(f"{str(path)!r} is a file, not the folder of an index")
+            if folder.has_segments():
+                raise StoreError(f"{str(path)!r} has an index without its {folder.manifest.name}: it cannot be opened")
             raise StoreError(
-                f"{str(path)!r} {what}: create one with MemoryIndex.create({str(path)!r}) or `compmem add`"
+                f"{str(path)!r} has no index: create one with MemoryIndex.create({str(path)!r}) or `compmem add`"
             )
         manifest = Manifest(folder)
         try:
@@ -268,7 +271,7 @@ class Store:
         """Problems found after reading everything; empty if there are none."""
         try:
             with self._manifest.reading() as rows, unreadable(self.path):
-                return verifying.verify(rows, read_state(rows), self._cache)
+                return list(dict.fromkeys(verifying.verify(rows, read_state(rows), self._cache)))
         except CorruptStoreError as error:
             return [str(error)]
 

@@ -44,6 +44,8 @@ _ABBREVIATIONS = frozenset(
     ing geb gest z.b d.h u.a e.g i.e""".split()
 )
 _LONGEST_ABBREVIATION = 7
+_LONGEST_NUMBER = 3
+"""Most digits of a list item's number."""
 _BEFORE_ORDINAL = frozenset(
     """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
     einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
@@ -120,7 +122,9 @@ def _head(line: re.Match[str]) -> str:
 
 def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
     """Whether a mark ends a sentence that began at `start`."""
-    mark = match[0]
+    mark, before = match[0], text[start : match.start()].strip()
+    if mark == "." and before.isdecimal() and len(before) <= _LONGEST_NUMBER:
+        return False  # the number of a list item
     rest = text[match.end() : min(end, match.end() + 40)]
     if not mark[0].isascii() and mark[0] != "…":
         return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)

@@ -1,0 +1,127 @@
+"""How the sentences of a chunk hang together: headings, questions, lists, tables, pronouns."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from compmem.schema import Chunk
+from compmem.text.tokenize import words
+
+MOST_PROSE = 3
+"""Most sentences that are quoted with the one that introduces them."""
+
+MOST_LISTED = 12
+"""Most items of a list, or rows of a table, that are quoted together."""
+
+MOST_BEFORE = 2
+"""Most sentences that are quoted before one with a pronoun."""
+
+_PRONOUNS = frozenset("he her his it its she that their these they this those".split())
+_PERSONAL = frozenset("he she they".split())
+_OPENING = 4
+"""First words of a sentence in which `he`, `she` or `they` means someone named before."""
+_ITEM = re.compile(r"[-*+•–]\s|\(?\d{1,3}[.)]\s")
+_REPLY = re.compile(r"(?:A:\s*)?(?:yes|no)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The sentences of a chunk in their order, numbered from 0."""
+
+    texts: tuple[str, ...]
+    begins: tuple[bool, ...]
+    """Whether a paragraph begins with each sentence."""
+    heads: tuple[int, ...]
+    """For each sentence, the one that introduces it: the last question or line with a colon in its paragraph, else the
+    last heading; -1: none."""
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> "Outline":
+        """The outline of a chunk; one without sentences is a single one."""
+        spans = chunk.sentences or ((0, len(chunk.text)),)
+        texts = tuple(chunk.text[a:b].strip() for a, b in spans)
+        begins = (True, *("\n\n" in chunk.text[a:b] for (_, a), (b, _) in pairwise(spans)))
+        heads = list[int]()
+        heading, lead, said = -1, -1, False
+        for place, text in enumerate(texts):
+            if said and begins[place]:
+                lead = -1
+            if is_heading(text):
+                heads.append(-1)
+                heading, lead = place, -1
+            elif introduces(text):
+                heads.append(heading)
+                lead, said = place, False
+            else:
+                heads.append(heading if lead < 0 else lead)
+                said = True
+        return cls(texts, begins, tuple(heads))
+
+    def introduced(self, place: int) -> Iterator[int]:
+        """The sentences that this one introduces: some of a paragraph, or a whole list."""
+        if not introduces(self.texts[place]):
+            return
+        said = False
+        for after in range(place + 1, len(self.texts)):
+            item, ends = is_item(self.texts[after]), introduces(self.texts[after])
+            if said and (ends or (self.begins[after] and not item)):
+                return
+            if after - place > (MOST_LISTED if item else MOST_PROSE):
+                return
+            said = said or not ends
+            yield after
+
+    def named_before(self, place: int) -> Iterator[int]:
+        """The sentences before one with a pronoun, back to one without, in its paragraph."""
+        for at in range(place, max(place - MOST_BEFORE, 0), -1):
+            if self.begins[at] or not is_of_someone(self.texts[at]):
+                return
+            yield at - 1
+
+    def table(self, place: int) -> range:
+        """The rows of the table that this one is a row of, its head first; empty if it is none."""
+        if not is_row(self.texts[place]):
+            return range(0)
+        first = last = place
+        while first and is_row(self.texts[first - 1]):
+            first -= 1
+        while last + 1 < len(self.texts) and is_row(self.texts[last + 1]):
+            last += 1
+        return range(first, last + 1)
+
+
+def introduces(text: str) -> bool:
+    """Whether a sentence only says what the next ones are about: a question, a heading, a line with a colon."""
+    return text.endswith(("?", ":")) or is_heading(text)
+
+
+def is_heading(text: str) -> bool:
+    """Whether a sentence is a Markdown heading, or a line that begins in bold and is no full sentence."""
+    return text.startswith("#") or (text.startswith("**") and not text.endswith((".", "!", "?", ":")))
+
+
+def is_question(text: str) -> bool:
+    """Whether a sentence is a question."""
+    return text.endswith("?")
+
+
+def is_item(text: str) -> bool:
+    """Whether a sentence is an item of a list."""
+    return _ITEM.match(text) is not None
+
+
+def is_row(text: str) -> bool:
+    """Whether a sentence is a row of a Markdown table."""
+    return text.startswith("|")
+
+
+def is_reply(text: str) -> bool:
+    """Whether a sentence begins with yes or no, so that it says nothing without its question."""
+    return _REPLY.match(text) is not None
+
+
+def is_of_someone(text: str) -> bool:
+    """Whether a sentence is about someone or something that was named before it."""
+    opening = words(text[:80])[:_OPENING]
+    return not (_PRONOUNS.isdisjoint(opening[:1]) and _PERSONAL.isdisjoint(opening))
