@@ -41,7 +41,7 @@ class Outline:
         """The outline of a chunk; one without sentences is a single one."""
         spans = chunk.sentences or ((0, len(chunk.text)),)
         texts = tuple(chunk.text[a:b].strip() for a, b in spans)
-        begins = (True, *("\n\n" in chunk.text[a:b] for (_, a), (b, _) in pairwise(spans)))
+        begins = (True, *(chunk.text[a:b].count("\n") > 1 for (_, a), (b, _) in pairwise(spans)))
         heads = list[int]()
         heading, lead, said = -1, -1, False
         for place, text in enumerate(texts):

@@ -86,7 +86,8 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[
     rows = {n: roots for n in table[1:] if (roots := _roots(outline.texts[n]))}
     if place == table[0]:
         held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
-        alike = [n for n, count in held.items() if count == max(held.values())]
+        most = max(held.values(), default=0)
+        alike = [n for n, count in held.items() if count == most]
     else:
         own = rows.get(place, set()) & asked.keys()
         alike = [n for n, roots in rows.items() if own and own <= roots]
