@@ -115,10 +115,10 @@ def test_sentences_without_spaces(parts):
 
 
 def test_lines_that_stand_for_themselves():
-    text = "# Title\nWrapped\nprose. More.\n- item one\n  goes on\n- item two\n1. first\n\n"
+    text = "# Title\nWrapped\nprose. More.\n- item one\n  goes on\n- item two\n1. first\n2. A second\n\n"
     text += ">>> f(x)\nx = 1\ny = 2\n| a | b |\n"
     assert [text[a:b] for a, b in sentences(text)] == [
-        "# Title", "Wrapped\nprose.", "More.", "- item one\n  goes on", "- item two", "1. first",
+        "# Title", "Wrapped\nprose.", "More.", "- item one\n  goes on", "- item two", "1. first", "2. A second",
         ">>> f(x)", "x = 1", "y = 2", "| a | b |",
     ]  # fmt: skip
 

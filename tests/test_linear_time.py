@@ -19,7 +19,8 @@ from compmem.errors import CompMemError
 from compmem.ingest import chunking
 from compmem.readers import escaping, prompt_budget, replies
 from compmem.readers.chat import ChatReader, estimate_tokens
-from compmem.schema import Answer, Chunk, Document, MemoryBlock, Usage, WorkingMemory
+from compmem.readers.quoting import quoted_sentences
+from compmem.schema import Answer, Chunk, Document, Evidence, MemoryBlock, Usage, WorkingMemory
 from compmem.store.columns import Column, moment
 from compmem.text import tokenize
 from compmem.text.sentences import sentences
@@ -132,6 +133,13 @@ def asked(text):
         list(reader.write("q", WorkingMemory(text=text, blocks=(block,))))
 
 
+def quoted(text):
+    chunk = Chunk(text=text, sentences=tuple(sentences(text)))
+    kept = [Evidence(text=text[a:b], chunk=chunk, start=a, end=b, score=0.5) for a, b in chunk.sentences[:9]]
+    if kept:
+        quoted_sentences({"a": 1.0, "z": 1.0}, kept)
+
+
 def quietly(read):
     def run(text):
         with contextlib.suppress(CompMemError, decoding.UnreadableError):
@@ -161,6 +169,7 @@ READERS = {
     "swallowed tag": replies.ends_untagged_thinking,
     "quoting": lambda text: escaping.unescaped(escaping.escaped(text)),
     "prompts": asked,
+    "quoted sentences": quoted,
     "parts of prompts": lambda text: prompt_budget.packed([prompt_budget.Shown("a", text, "b")], 60, estimate_tokens),
     "part of a prompt": lambda text: prompt_budget.fitted(
         [prompt_budget.Shown("a", text, "b")], 60, {"a": 1.0}, estimate_tokens

@@ -30,6 +30,7 @@ _END = re.compile(
 )
 _QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
 _AFTER_QUOTE = tuple("とっはがをにのもで、,，")
+_NUMBER = re.compile(r"\s{0,8}\d{1,3}")
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“„«‘]+$")
 _LATIN = "[A-Za-zÀ-ÖØ-öø-ÿ]"
 _INITIALS = re.compile(rf"(?:{_LATIN}{{1,2}}\.)*{_LATIN}$|(?:{_LATIN}{{1,2}}\.)+{_LATIN}{{1,2}}$")
@@ -44,8 +45,6 @@ _ABBREVIATIONS = frozenset(
     ing geb gest z.b d.h u.a e.g i.e""".split()
 )
 _LONGEST_ABBREVIATION = 7
-_LONGEST_NUMBER = 3
-"""Most digits of a list item's number."""
 _BEFORE_ORDINAL = frozenset(
     """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
     einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
@@ -122,9 +121,9 @@ def _head(line: re.Match[str]) -> str:
 
 def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
     """Whether a mark ends a sentence that began at `start`."""
-    mark, before = match[0], text[start : match.start()].strip()
-    if mark == "." and before.isdecimal() and len(before) <= _LONGEST_NUMBER:
-        return False  # the number of a list item
+    mark = match[0]
+    if mark == "." and _NUMBER.fullmatch(text, start, match.start()):
+        return False  # of a list item
     rest = text[match.end() : min(end, match.end() + 40)]
     if not mark[0].isascii() and mark[0] != "…":
         return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)
