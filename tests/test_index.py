@@ -278,6 +278,9 @@ def test_bad_calls_are_named(index, tmp_path):
             index.add(wrong)
     with pytest.raises(TypeError, match=r"k= is no argument: the models are chat, reader, writer; settings go into"):
         index.answer(QUESTION, k=2)
+    for method in ("gate", "loop"):
+        with pytest.raises(TypeError, match="fliter= is no argument"):
+            index.recall(QUESTION, method=method, fliter={"year": 2024})
     with pytest.raises(ValueError, match="not one document"):
         index.add(LEASE[0])
     with pytest.raises(ValueError, match="is for reader="):

@@ -81,6 +81,7 @@ class BaseIndex(ABC):
             ValueError: The question is empty or too long, k is below 1, or the filter or the method is unknown.
         """
         if method != "loop":
+            _check_names(models)
             return self.search(question, k, method=method, min_score=min_score, filter=filter)
         return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step, models))
 
@@ -98,6 +99,7 @@ class BaseIndex(ABC):
     ) -> list[Recall]:
         """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         if method != "loop":
+            _check_names(models)
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         wanted = (question, k, min_score, filter, config, stop.is_set, on_step, models)
@@ -304,17 +306,21 @@ class BaseIndex(ABC):
         return make_reader(self._roles(settings, models), settings, context, self._models)
 
     def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
-        if others := sorted(models.keys() - AnswerModels.__annotations__.keys()):
-            raise TypeError(
-                f"{others[0]}= is no argument: the models are {', '.join(AnswerModels.__annotations__)}; settings "
-                "go into config=RecallConfig(...)"
-            )
+        _check_names(models)
         return resolve_roles(config, self.config, lambda: self._models.backbone.steps_trained, writes=writes, **models)
 
 
 def _check_k(k: int) -> None:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k={k!r} must be a whole number of at least 1")
+
+
+def _check_names(models: AnswerModels) -> None:
+    known = AnswerModels.__annotations__
+    if others := sorted(models.keys() - known.keys()):  # of a misspelt filter, every document would be recalled
+        raise TypeError(
+            f"{others[0]}= is no argument: the models are {', '.join(known)}; settings go into config=RecallConfig(...)"
+        )
 
 
 def checked_question(question: str) -> str:

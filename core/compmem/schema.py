@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +78,14 @@ class Chunk:
         """The lines of its context that are not blank, stripped."""
         return [line.strip() for line in self.context.splitlines() if line.strip()]
 
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The spans of its sentences; that of the whole text if it has none."""
+        return self.sentences or ((0, len(self.text)),)
+
     def sentence_texts(self) -> list[str]:
         """Its sentences, stripped; the whole text if it has no spans."""
-        return [self.text[a:b].strip() for a, b in self.sentences] or [self.text.strip()]
+        return [self.text[a:b].strip() for a, b in self.spans]
 
 
 _AT_ONCE = 1 << 16
@@ -185,6 +190,12 @@ class Evidence:
     end: int
     score: float
     """How relevant it is to the question, in [0, 1]."""
+
+    @classmethod
+    def of(cls, chunk: Chunk, span: tuple[int, int], score: float = 0.0) -> Self:
+        """The sentence in a span of a chunk."""
+        start, end = span
+        return cls(text=chunk.text[start:end].strip(), chunk=chunk, start=start, end=end, score=score)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

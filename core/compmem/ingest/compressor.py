@@ -26,7 +26,7 @@ class DenseCompressor:
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order."""
-        parts = [Parts(c.head, c.text, c.sentences or ((0, len(c.text)),)) for c in chunks]
+        parts = [Parts(c.head, c.text, c.spans) for c in chunks]
         vectors = self.encoder.encode_parts(parts)
         return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]
 

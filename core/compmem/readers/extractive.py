@@ -82,17 +82,12 @@ def line_of(view: QueryState, evidence: Evidence) -> str:
 def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
     """The most relevant sentences of a block for the question, in their order."""
     chunk, outline = block.chunk, Outline.of(block.chunk)
-    spans = chunk.sentences or ((0, len(chunk.text)),)
     scores = _sentence_scores(view, block, outline)
     ranked = np.argsort(-scores, kind="stable").tolist()
     about, heads = set(words(chunk.label)), set(outline.heads)
     informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
     best = sorted((informative or [0])[:most])
-    return [
-        Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=float(scores[i]))
-        for i in best
-        for a, b in [spans[i]]
-    ]
+    return [Evidence.of(chunk, chunk.spans[i], float(scores[i])) for i in best]
 
 
 def _says_something(text: str, about: set[str], *, introduces: bool) -> bool:
@@ -110,7 +105,8 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline) -> 
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
     total = sum(view.weights.values()) or 1.0
-    own, beside = [set(terms(text)) for text in outline.texts], set(terms(block.chunk.context))
+    asked = view.weights.keys()
+    own, beside = [asked & terms(text) for text in outline.texts], asked & terms(block.chunk.context)
     held = [one | beside | (own[head] if head >= 0 else set()) for one, head in zip(own, outline.heads, strict=True)]
-    shares = [sum(view.weights.get(t, 0.0) for t in one) / total for one in held]
+    shares = [sum(weight for t, weight in view.weights.items() if t in one) / total for one in held]
     return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)

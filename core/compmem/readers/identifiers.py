@@ -41,10 +41,9 @@ class IdentifierLinks:
         if chunk.id in self._seen:
             return
         self._seen.add(chunk.id)
-        spans = chunk.sentences or ((0, len(chunk.text)),)
-        held = ((a, b, found) for a, b in spans if (found := identifiers(chunk.text[a:b])))
-        for a, b, found in islice(held, PER_BLOCK):
-            evidence = Evidence(text=chunk.text[a:b].strip(), chunk=chunk, start=a, end=b, score=0.0)
+        held = ((span, found) for span in chunk.spans if (found := identifiers(chunk.text[slice(*span)])))
+        for span, found in islice(held, PER_BLOCK):
+            evidence = Evidence.of(chunk, span)
             for identifier in found:
                 self._sentences.setdefault(identifier, []).append(evidence)
 

@@ -39,9 +39,8 @@ class Outline:
     @classmethod
     def of(cls, chunk: Chunk) -> "Outline":
         """The outline of a chunk; one without sentences is a single one."""
-        spans = chunk.sentences or ((0, len(chunk.text)),)
-        texts = tuple(chunk.text[a:b].strip() for a, b in spans)
-        begins = (True, *(chunk.text[a:b].count("\n") > 1 for (_, a), (b, _) in pairwise(spans)))
+        texts = tuple(chunk.sentence_texts())
+        begins = (True, *(chunk.text[a:b].count("\n") > 1 for (_, a), (b, _) in pairwise(chunk.spans)))
         heads = list[int]()
         heading, lead, said = -1, -1, False
         for place, text in enumerate(texts):

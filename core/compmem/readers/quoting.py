@@ -66,12 +66,12 @@ def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
 def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list[Evidence]:
     """The sentences without which the quoted ones of a chunk, given by their starts, say little."""
     outline, needed = Outline.of(chunk), set[int]()
-    for place, (start, _) in enumerate(chunk.sentences):
+    for place, (start, _) in enumerate(chunk.spans):
         if start in quoted:
             needed.update(outline.introduced(place), outline.named_before(place), _rows(asked, outline, place))
             if _needs_head(asked, outline, place):
                 needed.add(outline.heads[place])
-    return [_sentence(chunk, chunk.sentences[n]) for n in sorted(needed) if chunk.sentences[n][0] not in quoted]
+    return [Evidence.of(chunk, chunk.spans[n]) for n in sorted(needed) if chunk.spans[n][0] not in quoted]
 
 
 def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
@@ -137,12 +137,8 @@ def _beside(quoted: Sequence[Evidence]) -> Iterator[Evidence]:
         for a, b in chunk.sentences:
             followed = (chunk.id, before) in held
             if (chunk.id, a) not in held and (followed or not is_of_someone(chunk.text[a:b])):
-                yield _sentence(chunk, (a, b))
+                yield Evidence.of(chunk, (a, b))
             before = a
-
-
-def _sentence(chunk: Chunk, span: tuple[int, int]) -> Evidence:
-    return Evidence(text=chunk.text[slice(*span)].strip(), chunk=chunk, start=span[0], end=span[1], score=0.0)
 
 
 def _roots(text: str) -> set[str]:

@@ -17,15 +17,13 @@ Show = Callable[[Entry], str]
 
 ABOUT = {
     "length": "RULER-HQA at rising length. Every question has a context of its own; a row tells how much of it is "
-    "filled up from another data set, as HotpotQA's paragraphs end at about 1.5M tokens. RAG and compmem quote by the "
-    "present rule, the others by earlier ones with fewer sentences.",
+    "filled up from another data set, as HotpotQA's paragraphs end at about 1.5M tokens.",
     "chunks": f"Recall of the chunks of at most 4096 tokens that hold evidence, among the first {RECALLED} "
     "(2602.08382, table 3), over one joined text.",
     "ablations": "CompMem with one part left out, on the same questions as whole.",
     "tasks": "Other tasks by the same systems: other data sets, where the evidence stands, questions without an "
     "answer (score: the system says that it found nothing).",
-    "ruler": "RULER's synthetic tasks in contexts of 14K tokens; score: share of the values in the answer. compmem "
-    "quotes by the present rule, the others by an earlier one with fewer sentences.",
+    "ruler": "RULER's synthetic tasks in contexts of 14K tokens; score: share of the values in the answer.",
     "memory": "Tokens of working memory after each step.",
     "model": "One local language model, not trained for any of this, used in several ways: it answers from what was "
     "recalled, in one prompt (rag-fused, compmem-once), which is text (chat) or KV states kept for each passage by the "
