@@ -120,7 +120,7 @@ def _profile(index: MemoryIndex, questions: Sequence[str]) -> dict[str, float]:
         for question in questions:
             index.answer(question)
         spent["all"] = time.perf_counter() - began
-    return {part: round(1000 * seconds / len(questions), 1) for part, seconds in spent.items()}
+    return {part: round(1000 * seconds / len(questions), 2) for part, seconds in spent.items()}
 
 
 def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
