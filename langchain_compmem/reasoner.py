@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import ReaderError, RecallConfig
+from compmem.threads import in_thread
 from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt
 from langchain_compmem.documents import Filter, Index, Prompts, shown_with
 from langchain_compmem.errors import ReasoningError
@@ -282,7 +283,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 )
                 async with aclosing(events):
                     async for event in events:
-                        yield part_of(event, chat, self.index)
+                        yield await in_thread(part_of, event, chat, self.index)
             except BaseException as error:
                 await traced.failed(error)
                 raise

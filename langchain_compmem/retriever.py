@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
+from compmem.threads import in_thread
 from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
@@ -241,7 +242,8 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         method: RecallMethod | None = None,
     ) -> list[Document]:
-        return from_recalls(self.index, await self.arecall(query, k, filter=filter, method=method))
+        found = await self.arecall(query, k, filter=filter, method=method)
+        return await in_thread(from_recalls, self.index, found)
 
     def _filter(self, given: Filter | None) -> Filter | None:
         return self.filter if given is None else given

@@ -32,6 +32,7 @@ from compmem import (
     Usage,
     WorkingMemory,
 )
+from compmem.threads import in_thread
 from langchain_compmem.chat import CallContext, ChatCalls
 from langchain_compmem.documents import from_chunks
 
@@ -181,7 +182,7 @@ class AsyncTracingReader(ReaderProxy):
     ) -> Reading:
         """The inner reader's result for the blocks, in a run."""
         self._steps += 1
-        documents = from_chunks(self.index, [block.chunk for block in blocks])
+        documents = await in_thread(from_chunks, self.index, [block.chunk for block in blocks])
         await self.recalled(documents)
         async with self._run(READING, _seen(question, memory, documents), _tag(self._steps)) as outputs:
             reading = await self._inner.aread(question, memory, blocks, **second)

@@ -76,8 +76,8 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
 def ids_of_ref_doc(memory: "MemoryIndex", ref_doc_id: str) -> list[str]:
     """Ids of the nodes of a document, or of the document itself if it was added whole."""
     cut = [document.id for document in memory.documents({REF_DOC: ref_doc_id})]
-    whole = memory.get(ref_doc_id)
-    return cut if whole is None or whole.metadata.get(REF_DOC) is not None else [*cut, ref_doc_id]
+    whole = memory.metadata(ref_doc_id)
+    return cut if whole is None or whole.get(REF_DOC) is not None else [*cut, ref_doc_id]
 
 
 def to_node(chunk: Chunk) -> BaseNode:

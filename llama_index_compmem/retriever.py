@@ -11,6 +11,7 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
+from compmem.checks import check_whole
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.external import CANDIDATES, external_index
@@ -110,8 +111,7 @@ class CompMemRetriever(BaseRetriever):
 
     @similarity_top_k.setter
     def similarity_top_k(self, value: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"similarity_top_k={value!r} must be a whole number of at least 0")
+        check_whole("similarity_top_k", value, 0)
         self._top_k = value
 
     def recall(self, query: str, k: int | None = None) -> list[Recall]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, threads
+from compmem.as_json import answer_json
 from compmem.loop import deadline
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import recall_loop
@@ -135,6 +136,7 @@ def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hu
     answer = asked(index, how, RecallConfig(reader="chat", max_seconds=BRIEFLY), clock, chat=chat)
     assert answer.stop_reason == "seconds"
     assert [(step.lost, step.updated) for step in answer.steps] == [(True, False)]
+    assert [step["lost"] for step in answer_json(answer)["steps"]] == [True]
     assert answer.found
     assert "Acme rents Harbour House." in answer.text
     assert {e.chunk.document_id for e in answer.evidence} == {r.chunk.document_id for r in answer.sources}

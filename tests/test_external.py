@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from compmem import Document, ExternalIndex, RecallConfig
+from compmem import Chunk, Document, ExternalIndex, RecallConfig
 from tests.hashing import HashEncoder
 
 QUESTION = "Who insures the building that Acme rents?"
@@ -108,6 +108,33 @@ def test_broken_and_blank_texts_are_taken_as_they_can_be():
     index = ExternalIndex(lambda query, k, filter: found, encoder=HashEncoder())
     (recall,) = index.search("How old is the pier?", 5)
     assert recall.chunk.text == "The pier\ufffd is old."
+
+
+def test_a_broken_text_of_a_chunk_keeps_the_rest_of_it():
+    chunk = Chunk(text="The pier\udfff is old.", title="Pier", headings=("Age\ud800",), metadata={"page": 3})
+    index = ExternalIndex(lambda query, k, filter: [Document(id="b", chunks=[chunk])], encoder=HashEncoder())
+    (recall,) = index.search("How old is the pier?", 5)
+    assert (recall.chunk.text, recall.chunk.headings) == ("The pier\ufffd is old.", ("Age\ufffd",))
+    assert (recall.chunk.title, recall.chunk.metadata) == ("Pier", {"page": 3})
+
+
+def test_another_heading_is_another_block():
+    held = [Chunk(text="It is old.", headings=("Pier",), metadata={"page": 3})]
+    index = ExternalIndex(lambda query, k, filter: [Document(id="a", chunks=list(held))], encoder=HashEncoder())
+    index.search("How old is the pier?", 1)
+    held[0] = Chunk(text="It is old.", headings=("Barn",), metadata={"page": 4})
+    (after,) = index.search("How old is the pier?", 1)
+    assert (after.chunk.headings, after.chunk.metadata) == (("Barn",), {"page": 4})
+
+
+def test_no_more_chunks_are_held_than_asked_for():
+    def retrieve(query, k, filter):
+        return [Document(id=f"d{n}", chunks=["Acme rents a barn. "] * 3) for n in range(9)]
+
+    index = ExternalIndex(retrieve, encoder=HashEncoder(), cached_blocks=7)
+    assert len(index.search(QUESTION, 30)) == 27
+    assert sum(map(len, index._cache._cached.values())) == 6
+    assert ExternalIndex(retrieve, encoder=HashEncoder(), cached_blocks=2).search(QUESTION, 30)
 
 
 async def test_the_retriever_is_awaited_in_the_loop_that_asks():

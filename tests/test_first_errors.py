@@ -4,7 +4,8 @@ import pytest
 from llama_index.core import Document as LlamaIndexDocument
 from pydantic import ValidationError
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Chunk, Document, IndexConfig, MemoryIndex, RecallConfig, RuntimeConfig
+from compmem.serving.limits import Limits
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 from llama_index_compmem import CompMemIndex
 from tests.hashing import HashEncoder
@@ -28,6 +29,51 @@ def test_a_chat_model_as_reader_or_writer(index, role, method):
         TypeError, match=rf"{role}= takes an object with {method}\(\), or .*, not function: .* as chat="
     ):
         index.answer("Who rents?", **{role: lambda messages: "Acme"})
+
+
+async def test_a_model_in_the_place_of_the_settings_of_async_recall(index):
+    with pytest.raises(TypeError, match="chat="):
+        await index.arecall("Who rents?", config=lambda messages: "Acme")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "named"),
+    [
+        ("gpu", None, "device='gpu' is unknown to torch: 'cpu', 'cuda', "),
+        ("cuda", None, "torch sees no CUDA device here; use device='cpu'"),
+        (None, "fp16", "dtype='fp16' must be one of float32, bfloat16, float16"),
+    ],
+)
+def test_a_device_or_dtype_that_is_not_there(monkeypatch, device, dtype, named):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    index = MemoryIndex.create(runtime=RuntimeConfig(device=device, dtype=dtype))
+    with pytest.raises(ValueError, match=named):
+        index.add([Document(text="Acme rents.")])
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (lambda: RecallConfig(threshold="0.5"), "threshold='0.5' must be a number between 0 and 1"),
+        (lambda: RecallConfig(max_seconds="5"), "max_seconds='5' must be a number above 0"),
+        (lambda: RecallConfig(max_steps=2.5), r"max_steps=2\.5 must be a whole number of at least 1"),
+        (lambda: IndexConfig(compact_at=0), "compact_at=0 must be a number above 0"),
+        (lambda: Limits(at_once=0.5), r"at_once=0\.5 must be a whole number of at least 1"),
+        (lambda: Limits(answer_seconds=0), "answer_seconds=0 must be a number above 0"),
+    ],
+)
+def test_a_setting_of_another_type_or_out_of_its_range(made, named):
+    with pytest.raises(ValueError, match=named):
+        made()
+
+
+@pytest.mark.parametrize("own", [{"title": "Lease"}, {"metadata": {"page": 1}}])
+def test_a_chunk_with_a_title_or_metadata_of_its_own(index, own):
+    with pytest.raises(ValueError, match="document 'b': chunk 1 has a title or metadata that the document has not"):
+        index.add([Document(id="b", chunks=["Acme rents. ", Chunk(text="It pays.", **own)])])
+    whole = Document(id="b", chunks=[Chunk(text="It pays.", **own)], **own)
+    assert index.add([whole]) == 1
+    assert index.delete(["b"]) == 1
 
 
 @pytest.mark.parametrize("adapter", [CompMemRetriever, CompMemReasoner])

@@ -1,6 +1,7 @@
 """KV memory from end to end: the index, the latent reader, the gate on the backbone, blocks kept on the device."""
 
 import asyncio
+import copy
 import json
 import logging
 import os
@@ -410,6 +411,7 @@ def test_another_backbone_is_refused_by_name(tmp_path, tiny_backbone, made, save
         index.answer(QUESTION)
     with MemoryIndex.open(tmp_path / "a", backbone=str(saved_model()), runtime=RuntimeConfig(device="cpu")) as index:
         assert index.backbone.shape == (2, 2, 16)
+        assert copy.copy(index).backbone.shape == (2, 2, 16)  # a copy knows where the backbone is, too
 
 
 def test_an_unsupported_family_is_refused_and_nothing_is_lost(tmp_path):

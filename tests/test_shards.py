@@ -3,12 +3,13 @@
 import json
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from compmem import CorruptStoreError, Document, IndexConfig, LoopConfig, MemoryIndex
-from compmem.store import ShardedStore, shard_of, shard_path
+from compmem import CorruptStoreError, Document, IncompatibleStoreError, IndexConfig, LoopConfig, MemoryIndex
+from compmem.store import ShardedStore, shard_of, shard_path, summed
 from tests.hashing import HashEncoder
 
 NAMES = (
@@ -195,3 +196,33 @@ def test_shards_whose_making_was_killed_are_made_again(tmp_path):
     (tmp_path / "s" / "shards.json").unlink()
     with pytest.raises(ValueError, match="has an index already"):
         MemoryIndex.create(tmp_path / "s", config, shards=3)
+
+
+def test_bytes_of_kv_states_are_counted_over_all_shards(tmp_path):
+    with sharded(tmp_path / "m", 2) as index:
+        one = index.store.shards[0].info()
+    empty = replace(one, kv_bytes=0, kv_bytes_per_token=None)
+    parts = [replace(one, kv_bytes=300, kv_bytes_per_token=30.0), replace(one, kv_bytes=100, kv_bytes_per_token=5.0)]
+    assert summed([empty, *parts]).kv_bytes_per_token == pytest.approx(400 / 30, abs=0.01)
+    assert summed([empty, empty]).kv_bytes_per_token is None
+
+
+def test_an_existing_index_must_have_as_many_shards(tmp_path):
+    config = IndexConfig(encoder=HashEncoder())
+    sharded(tmp_path / "m", 2).close()
+    with MemoryIndex.open_or_create(tmp_path / "m", config, shards=2) as index:
+        assert len(index.documents()) == 60
+    with pytest.raises(IncompatibleStoreError, match="was made with shards=2, not 3"):
+        MemoryIndex.open_or_create(tmp_path / "m", config, shards=3)
+    MemoryIndex.create(tmp_path / "whole", config).close()
+    with pytest.raises(IncompatibleStoreError, match="was made with shards=None, not 2"):
+        MemoryIndex.open_or_create(tmp_path / "whole", config, shards=2)
+
+
+def test_an_index_that_cannot_be_opened_is_closed(tmp_path, monkeypatch):
+    sharded(tmp_path / "m", 2).close()
+    closed = []
+    monkeypatch.setattr(ShardedStore, "close", lambda store: closed.append(store.path))
+    with pytest.raises(IncompatibleStoreError, match="open it with encoder="):
+        MemoryIndex.open(tmp_path / "m")
+    assert closed == [tmp_path / "m"]

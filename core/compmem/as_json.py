@@ -1,9 +1,12 @@
 """Recalls, steps and answers as JSON values, for the command line and for servers."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compmem.schema import Answer, Recall, Step
+
+if TYPE_CHECKING:
+    from compmem.store import DocumentInfo
 
 
 def recall_json(recall: Recall) -> dict[str, Any]:
@@ -16,13 +19,26 @@ def recall_json(recall: Recall) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def source_json(source: Recall) -> dict[str, Any]:
+    """A source of an answer as a JSON object."""
+    return {**recall_json(source), "cited": source.cited}
+
+
+def document_json(document: "DocumentInfo") -> dict[str, Any]:
+    """A document without its text as a JSON object."""
+    return {
+        "id": document.id, "title": document.title, "characters": document.characters, "chunks": document.chunks,
+        "metadata": dict(document.metadata),
+    }  # fmt: skip
+
+
 def answer_json(answer: Answer) -> dict[str, Any]:
     """An answer as a JSON object; offsets are characters of the document."""
     return {
         "question": answer.question,
         "answer": answer.text,
         "found": answer.found,
-        "sources": [{**recall_json(source), "cited": source.cited} for source in answer.sources],
+        "sources": [source_json(source) for source in answer.sources],
         "evidence": [
             {
                 "chunk": e.chunk.id, "start": e.chunk.start + e.start, "end": e.chunk.start + e.end, "text": e.text,
@@ -45,6 +61,7 @@ def step_json(step: Step) -> dict[str, Any]:
         "working_memory": step.working_memory,
         "updated": step.updated,
         "exit": step.exit,
+        "lost": step.lost,
         "backtracked": step.backtracked,
         "request": step.request,
         "candidates": step.candidates,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Self, Unpack, get_args
 
+from compmem.checks import check_whole
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
@@ -61,7 +62,7 @@ class BaseIndex(ABC):
         on_step: Callable[[Step], None] = lambda step: None,
         **models: Unpack[AnswerModels],
     ) -> list[Recall]:
-        """The k blocks that are needed to answer the question, best first; fewer if fewer are relevant.
+        """The k blocks that are needed to answer the question, best first.
 
         The loop finds blocks by what other blocks say. A block's score is the probability that the gate gave it the
         last time. If the gate finds that one pass suffices, nothing is read.
@@ -70,7 +71,7 @@ class BaseIndex(ABC):
             question: The question.
             k: Most blocks.
             method: The loop, or one pass as in `search`.
-            min_score: Blocks with a lower score are left out.
+            min_score: Blocks with a lower score are left out; `gate.threshold` is that of a step of the loop.
             filter: Which documents may be recalled.
             config: Settings of the loop; not used by one pass.
             cancelled: Called before each step; if it returns true, the loop ends.
@@ -102,9 +103,10 @@ class BaseIndex(ABC):
             _check_names(models)
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
-        wanted = (question, k, min_score, filter, config, stop.is_set, on_step, models)
+        settings = LoopConfig.complete(config)
+        wanted = (question, k, min_score, filter, settings, stop.is_set, on_step, models)
         try:
-            roles = await in_thread(partial(self._roles, config or RecallConfig(), models, writes=False))
+            roles = await in_thread(partial(self._roles, settings, models, writes=False))
             if roles.local:  # no reader has to be awaited, so the whole loop runs in one thread
                 return await in_thread(lambda: run(here._recalled(INLINE, *wanted)))
             return await here._recalled(THREADED, *wanted)
@@ -124,7 +126,7 @@ class BaseIndex(ABC):
         models: AnswerModels,
     ) -> list[Recall]:
         question, settings = checked_question(question), LoopConfig.complete(config)
-        _check_k(k)
+        check_whole("k", k)
         roles = await runner.call(partial(self._roles, settings, models, writes=False))
         async with runner.entered(self.question_context(question, filter, settings)) as context:
             reader = make_reader(roles, settings, context, self._models)
@@ -156,7 +158,7 @@ class BaseIndex(ABC):
             ValueError: The question is empty or too long, k is below 1, the filter or the method is invalid, or the
                 index was made without an encoder and the method is not `"gate"`.
         """
-        _check_k(k)
+        check_whole("k", k)
         if method not in get_args(SearchMethod):
             raise ValueError(f"method={method!r} must be one of {', '.join(map(repr, get_args(SearchMethod)))}")
         with self.question_context(question, filter) as context:
@@ -308,11 +310,6 @@ class BaseIndex(ABC):
     def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
         _check_names(models)
         return resolve_roles(config, self.config, lambda: self._models.backbone.steps_trained, writes=writes, **models)
-
-
-def _check_k(k: int) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k={k!r} must be a whole number of at least 1")
 
 
 def _check_names(models: AnswerModels) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+from compmem.checks import check_one_of, check_positive, check_share, check_whole
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 
@@ -66,18 +67,19 @@ class IndexConfig:
     None: only `compact` does."""
 
     def __post_init__(self) -> None:
-        _one_of("memory", self.memory, ("dense", "kv"))
-        _one_of("vectors", self.vectors, ("int8", "fp16"))
-        _one_of("kv", self.kv, get_args(KVType))
+        check_one_of("memory", self.memory, ("dense", "kv"))
+        check_one_of("vectors", self.vectors, ("int8", "fp16"))
+        check_one_of("kv", self.kv, get_args(KVType))
         if self.kv_pruning is not None:
-            _one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
-        _at_least("chunk_tokens", self.chunk_tokens, 16)
+            check_one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
+        check_whole("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
-            _at_least("ratio", self.ratio, 1)
+            check_whole("ratio", self.ratio)
         if self.kv_window is not None:
-            _at_least("kv_window", self.kv_window, 1)
-        if self.compact_at is not None and not 0 < self.compact_at <= 1:
-            raise ValueError(f"compact_at={self.compact_at!r} must be above 0 and at most 1, or None")
+            check_whole("kv_window", self.kv_window)
+        if self.compact_at is not None:
+            check_share("compact_at", self.compact_at)
+            check_positive("compact_at", self.compact_at)
         if self.memory == "dense" and self.encoder is None:
             raise ValueError("encoder=None needs memory='kv': dense memory consists of the encoder's vectors")
         if self.memory == "kv" and self.backbone is None:
@@ -95,7 +97,8 @@ class RuntimeConfig:
     device: str | None = None
     """Torch device of the models. None: CUDA if available, else the CPU."""
     dtype: str | None = None
-    """Name of a torch dtype. None: the fastest one that gives the same results."""
+    """`"float32"`, `"bfloat16"`, `"float16"`, or for the encoder `"int8"`. None: the fastest that gives the same
+    results."""
     backbone_base: str | None = None
     """Stock model of a backbone whose folder has only what was added to one: a name, folder or `.gguf` file. None: the
     one that the folder names."""
@@ -108,8 +111,8 @@ class RuntimeConfig:
     """Size of the cache of KV blocks on the device between questions, in bytes."""
 
     def __post_init__(self) -> None:
-        _one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
-        _at_least("kv_cache_bytes", self.kv_cache_bytes, 0)
+        check_one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
+        check_whole("kv_cache_bytes", self.kv_cache_bytes, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,18 +153,19 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         if self.reader is not None:
-            _one_of("reader", self.reader, ("extractive", "chat", "latent"))
+            check_one_of("reader", self.reader, ("extractive", "chat", "latent"))
         if self.writer is not None:
-            _one_of("writer", self.writer, ("chat", "latent"))
-        _at_least("writer_blocks", self.writer_blocks, 1)
-        _at_least("rounds", self.rounds, 0)
-        _at_least("memory_tokens", self.memory_tokens, 1)
+            check_one_of("writer", self.writer, ("chat", "latent"))
+        check_whole("writer_blocks", self.writer_blocks)
+        check_whole("rounds", self.rounds, 0)
+        check_whole("memory_tokens", self.memory_tokens)
         for name in ("max_steps", "prompt_tokens"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds={self.max_seconds!r} must be above 0")
-        _check_share("threshold", self.threshold)
+                check_whole(name, getattr(self, name))
+        if self.max_seconds is not None:
+            check_positive("max_seconds", self.max_seconds)
+        if self.threshold is not None:
+            check_share("threshold", self.threshold)
 
     def replace(self, **changes: Any) -> Self:
         """A copy of these settings with changes."""
@@ -214,13 +218,14 @@ class LoopConfig(RecallConfig):
 
     def __post_init__(self) -> None:
         RecallConfig.__post_init__(self)
-        _one_of("candidates", self.candidates, ("first_stage", "all"))
-        _one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
-        _one_of("order", self.order, ("best", "document"))
-        _at_least("first_stage", self.first_stage, 1)
-        _at_least("blocks_per_step", self.blocks_per_step, 1)
-        _one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
-        _check_share("reader_threshold", self.reader_threshold)
+        check_one_of("candidates", self.candidates, ("first_stage", "all"))
+        check_one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
+        check_one_of("order", self.order, ("best", "document"))
+        check_whole("first_stage", self.first_stage)
+        check_whole("blocks_per_step", self.blocks_per_step)
+        check_one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
+        if self.reader_threshold is not None:
+            check_share("reader_threshold", self.reader_threshold)
 
     @property
     def structured(self) -> bool:
@@ -273,18 +278,3 @@ class LoopConfig(RecallConfig):
             gate="similarity", threshold=0.0, links=False, requery=False, backtrack=False,
             update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
         ).replace(**changes)  # fmt: skip
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def _check_share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r} must be between 0 and 1")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compmem import errors
+from compmem.checks import check_whole
 from compmem.config import IndexConfig, RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.index_models import IndexModels, keep_facts
@@ -22,7 +23,7 @@ from compmem.ingest.compressor import Compressed
 from compmem.ingest.pipeline import batches
 from compmem.schema import Document
 from compmem.shard_actors import open_index as open_index
-from compmem.store import ShardedStore, Store, content_hash, shard_of
+from compmem.store import Store, content_hash, shard_of
 from compmem.store.records import metadata_json
 
 try:
@@ -92,7 +93,9 @@ def build(
         StoreError: The index cannot be opened or written.
         WorkerError: Ray gave the build up. What was committed stays; building again completes it.
     """
-    with _opened(path, shards, config, runtime, allow_download) as index:
+    with MemoryIndex.open_or_create(
+        path, config, runtime=runtime, shards=shards, allow_download=allow_download
+    ) as index:
         return add_dataset(
             index, dataset, encoders=encoders, num_gpus=num_gpus, batch_size=batch_size, on_batch=on_batch
         )
@@ -110,7 +113,7 @@ def add_dataset(
     """Adds a dataset to an index that is open; returns how many documents were new or changed. See `build`."""
     if num_gpus is None:
         num_gpus = 1 if str(index._models.runtime.device or "").startswith("cuda") else 0
-    folders = _folders(index.store)
+    folders = list(map(str, index.store.folders))
     writers = _writers(folders)
     number, cpus = _places(encoders, num_gpus)
     acknowledged = dataset.map_batches(
@@ -173,21 +176,6 @@ def dataset_of(documents: Iterable[Document]) -> "ray.data.Dataset":
         rows = [_row(document) for document in batch]
         tables.append(ray.put(pa.Table.from_pylist(rows, schema=_SCHEMA)))
     return ray.data.from_arrow_refs(tables or [ray.put(_SCHEMA.empty_table())])
-
-
-def _opened(
-    path: str | Path,
-    shards: int | None,
-    config: IndexConfig | None,
-    runtime: RuntimeConfig | None,
-    allow_download: bool,
-) -> MemoryIndex:
-    """The index in a folder, made where there is none."""
-    index = MemoryIndex.open_or_create(path, config, runtime=runtime, shards=shards, allow_download=allow_download)
-    if shards is not None and shards != (made := len(_folders(index.store))):
-        index.close()
-        raise errors.IncompatibleStoreError(f"{str(path)!r} was made with {made} shards, not {shards}")
-    return index
 
 
 class _Encoder:
@@ -258,11 +246,6 @@ class _Writer:
             store.close()
 
 
-def _folders(store: Store) -> list[str]:
-    """The folders of the shards; the index's own where it is undivided."""
-    return [str(part.path) for part in (store.shards if isinstance(store, ShardedStore) else (store,))]
-
-
 def _writers(folders: Sequence[str]) -> list[Any]:
     """Actors on this machine, which take no CPU from the encoders; Ray starts one that was killed again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -275,8 +258,8 @@ def _writers(folders: Sequence[str]) -> list[Any]:
 
 def _places(encoders: int | None, num_gpus: float) -> tuple[int, float | None]:
     """How many encoders there are, and the CPUs of each. Reading the dataset needs a CPU of its own, or would wait."""
-    if encoders is not None and (isinstance(encoders, bool) or not isinstance(encoders, int) or encoders < 1):
-        raise ValueError(f"encoders={encoders!r} must be a whole number of at least 1")
+    if encoders is not None:
+        check_whole("encoders", encoders)
     found = ray.cluster_resources()
     if num_gpus:
         return encoders or max(1, int(found.get("GPU", 0) / num_gpus)), None

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from compmem.base_index import BaseIndex, checked_question
+from compmem.checks import check_whole
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.index_models import IndexModels
 from compmem.ingest.chunking import split
@@ -78,9 +80,8 @@ class ExternalIndex(BaseIndex):
         cached_blocks: int = HELD,
         runtime: RuntimeConfig | None = None,
     ) -> None:
-        for named, value in (("candidates", candidates), ("cached_blocks", cached_blocks)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{named}={value!r} must be a whole number of at least 1")
+        check_whole("candidates", candidates)
+        check_whole("cached_blocks", cached_blocks)
         config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
         models = IndexModels(None, config, encoder=None, backbone=None, gate=None, runtime=runtime or RuntimeConfig())
         super().__init__(config, models)
@@ -162,11 +163,11 @@ Pieces = tuple[tuple[int, Chunk], ...]
 
 
 class _DocumentCache:
-    """The last documents, split into numbered chunks, by a hash of their content."""
+    """The last documents, split into numbered chunks, by a hash of their content; at most so many chunks together."""
 
     def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
         self._cut = cut
-        self._cached: LRUCache[str, Pieces] = LRUCache(most)
+        self._cached: LRUCache[str, Pieces] = LRUCache(most, getsizeof=lambda pieces: len(pieces) or 1)
         self._numbers = itertools.count()
         self._guard = Lock()
 
@@ -177,9 +178,12 @@ class _DocumentCache:
                 return self._cached[key]
         chunks = self._cut(document)
         with self._guard:
-            if key not in self._cached:  # another thread may have added it
-                self._cached[key] = tuple((next(self._numbers), chunk) for chunk in chunks)
-            return self._cached[key]
+            if key in self._cached:  # another thread has added it
+                return self._cached[key]
+            pieces = tuple((next(self._numbers), chunk) for chunk in chunks)
+            if len(pieces) <= self._cached.maxsize:
+                self._cached[key] = pieces
+            return pieces
 
 
 class _QuestionBlocks:
@@ -214,25 +218,28 @@ class _QuestionBlocks:
 
 
 def _hash(document: Document) -> str:
-    chunks = [(c if isinstance(c, str) else (c.text, c.sentences)) for c in document.chunks or ()]
-    parts = (
-        document.id,
-        document.title,
-        document.context,
-        document.text,
-        chunks,
-        sorted(map(repr, document.metadata.items())),
-    )
+    parts = [getattr(document, field.name) for field in fields(document)]  # all of it decides on its chunks
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _readable(document: Document) -> Document:
     """The document with its lone surrogates replaced, so that one damaged text in a store does not fail a question."""
-    texts = (document.title, document.context, document.text)
-    if all(valid(text) == text for text in texts):
-        return document
-    title, context, text = map(valid, texts)
-    content: dict[str, Any] = {"text": text}
-    if document.chunks is not None:
-        content = {"chunks": [valid(c if isinstance(c, str) else c.text) for c in document.chunks]}
-    return Document(id=document.id, title=title, context=context, metadata=document.metadata, **content)
+    return replace(
+        document,
+        title=valid(document.title),
+        context=valid(document.context),
+        text="" if document.chunks is not None else valid(document.text),
+        chunks=None if document.chunks is None else list(map(_readable_chunk, document.chunks)),
+    )
+
+
+def _readable_chunk(chunk: Chunk | str) -> Chunk | str:
+    if isinstance(chunk, str):
+        return valid(chunk)
+    return replace(
+        chunk,
+        text=valid(chunk.text),
+        title=valid(chunk.title),
+        context=valid(chunk.context),
+        headings=tuple(map(valid, chunk.headings)),
+    )

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from compmem.backbone import Backbone, device_of
+from compmem.backbone import Backbone
 from compmem.base_index import BaseIndex, Filter, checked_question
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
 from compmem.gate import GateHead
@@ -134,9 +135,14 @@ class MemoryIndex(BaseIndex):
             StoreError: There is no index.
             IncompatibleStoreError: The index has another format, encoder or backbone.
         """
-        return cls.of_store(
-            open_store(path), encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
-        )
+        store = open_store(path)
+        try:
+            return cls.of_store(
+                store, encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
+            )
+        except BaseException:
+            store.close()
+            raise
 
     @classmethod
     def of_store(
@@ -194,12 +200,12 @@ class MemoryIndex(BaseIndex):
                 may be left out. None: the defaults for a new index, any settings for an existing one.
             backbone: As in `create` and `open`.
             runtime: Device, types and search of this process.
-            shards: As in `create`; used for a new index only.
+            shards: As in `create`; an existing index must have as many.
             allow_download: As in `open`.
 
         Raises:
             ValueError: The path is a file, or a folder that contains other files.
-            IncompatibleStoreError: The index has other settings, or another format, encoder or backbone.
+            IncompatibleStoreError: The index has other settings, shards, format, encoder or backbone.
         """
         if not store_exists(path):
             try:
@@ -208,18 +214,34 @@ class MemoryIndex(BaseIndex):
                 if not store_exists(path):  # otherwise another process has just created it
                     raise
         if config is None:
-            return cls.open(path, backbone=backbone, runtime=runtime, allow_download=allow_download)
-        index = cls.open(
-            path, encoder=config.encoder, backbone=backbone or config.backbone, runtime=runtime,
-            allow_download=allow_download,
-        )  # fmt: skip
-        for name, value in _as_json(_with_absolute_folders(config)).items():
-            left_out = value is None and name in ("ratio", "kv_pruning")
-            made = index.config.kv_pruning if name == "kv_pruning" else index.store.config.get(name)
-            if made != value and not left_out:
-                index.close()
-                raise IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
+            index = cls.open(path, backbone=backbone, runtime=runtime, allow_download=allow_download)
+        else:
+            index = cls.open(
+                path, encoder=config.encoder, backbone=backbone or config.backbone, runtime=runtime,
+                allow_download=allow_download,
+            )  # fmt: skip
+        settings = {} if config is None else _as_json(_with_absolute_folders(config))
+        left_out = {name for name in ("ratio", "kv_pruning") if settings.get(name) is None}
+        index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
         return index
+
+    def check_made_with(self, settings: Mapping[str, Any], shards: int | None = None) -> None:
+        """Compare settings with those that the index was made with; it is closed if they differ.
+
+        Args:
+            settings: Fields of `IndexConfig` by name.
+            shards: Number of shards. None: any.
+
+        Raises:
+            IncompatibleStoreError: They differ.
+        """
+        names = {name: self.store.config[name] for name in ("encoder", "backbone")}
+        here = {**_as_json(self.config), **names, "shards": self.store.shard_count}
+        wanted = settings if shards is None else {**settings, "shards": shards}
+        for name, value in wanted.items():
+            if here[name] != value:
+                self.close()
+                raise IncompatibleStoreError(f"{str(self.path)!r} was made with {name}={here[name]!r}, not {value!r}")
 
     @property
     def path(self) -> Path:
@@ -249,9 +271,16 @@ class MemoryIndex(BaseIndex):
 
     def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
         """Pickling and copying: a copy opens the same folder again."""
+        return reopened, (MemoryIndex.open, self.path, self._models.given_gate, self._opened_with())
+
+    def _opened_with(self) -> dict[str, Any]:
+        """The arguments with which a copy of this index is opened."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
-        models = self._models
-        return _reopened, (self.path, encoder, models.given_gate, models.runtime)
+        moved = self.config.backbone != self.store.config.get("backbone")
+        return {
+            "encoder": encoder, "backbone": self.config.backbone if moved else None,
+            "runtime": self._models.runtime, "allow_download": self._models.may_download,
+        }  # fmt: skip
 
     # Writing
 
@@ -416,8 +445,11 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     return kept
 
 
-def _reopened(path: Path, encoder: Encoder | None, gate: GateHead | None, runtime: RuntimeConfig) -> MemoryIndex:
-    index = MemoryIndex.open(path, encoder=encoder, runtime=runtime)
+def reopened(
+    opening: Callable[..., MemoryIndex], source: Any, gate: GateHead | None, arguments: Mapping[str, Any]
+) -> MemoryIndex:
+    """A copy of an index with the dense gate that it was given."""
+    index = opening(source, **arguments)
     index._models.use_gate(gate)
     return index
 

@@ -141,6 +141,11 @@ class IndexModels:
         """The dense gate if it was given or is loaded."""
         return self._gate
 
+    @property
+    def may_download(self) -> bool:
+        """Whether every model that the index names may be downloaded."""
+        return self._fetch_encoder and self._fetch_backbone is True
+
     def use_gate(self, gate: GateHead | None) -> None:
         """Use this dense gate; None: the one that ships."""
         self._gate = gate

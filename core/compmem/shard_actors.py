@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.backbone import Backbone
+from compmem.checks import check_whole
 from compmem.config import RuntimeConfig, Search
 from compmem.errors import StoreError
-from compmem.gate import GateHead
-from compmem.index import MemoryIndex
+from compmem.index import MemoryIndex, reopened
 from compmem.retrieval.open_shards import OpenShards, unpacked
 from compmem.retrieval.vector_search import DenseSearch, Scored, merged
 from compmem.schema import Encoder, Vectors
-from compmem.store import JSON, ShardedSnapshot, ShardedStore, Snapshot, Store, StoreInfo, open_store, summed
+from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, summed
 
 try:
     import ray
@@ -64,10 +64,10 @@ class ShardActors:
             ValueError: The number of actors is below 1.
             StoreError: The index cannot be opened.
         """
-        if actors is not None and (isinstance(actors, bool) or not isinstance(actors, int) or actors < 1):
-            raise ValueError(f"actors={actors!r} must be a whole number of at least 1")
+        if actors is not None:
+            check_whole("actors", actors)
         with open_store(Path(path).absolute()) as store:
-            folders = [str(s.path) for s in (store.shards if isinstance(store, ShardedStore) else (store,))]
+            folders = list(map(str, store.folders))
             settings = dict(store.config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(OpenShards).options(
@@ -240,10 +240,9 @@ class ActorIndex(MemoryIndex):
 
     store: ActorStore
 
-    def __reduce__(self) -> tuple[Callable[..., "ActorIndex"], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., MemoryIndex], tuple[Any, ...]]:
         """Pickling and copying: a copy asks the same actors."""
-        encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
-        return _again, (self.store.actors, encoder, self._models.given_gate, self._models.runtime)
+        return reopened, (_over, self.store.actors, self._models.given_gate, self._opened_with())
 
     def _search(self, snapshot: Snapshot) -> DenseSearch:
         assert isinstance(snapshot, ShardedSnapshot)
@@ -287,7 +286,5 @@ def open_index(
         raise
 
 
-def _again(actors: ShardActors, encoder: Encoder | None, gate: GateHead | None, runtime: RuntimeConfig) -> ActorIndex:
-    index = ActorIndex.of_store(ActorStore(actors), encoder=encoder, runtime=runtime)
-    index._models.use_gate(gate)
-    return index
+def _over(actors: ShardActors, **arguments: Any) -> ActorIndex:
+    return ActorIndex.of_store(ActorStore(actors), **arguments)

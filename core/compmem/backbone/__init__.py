@@ -4,7 +4,6 @@ from compmem.backbone.backbone import Backbone, Blocks
 from compmem.backbone.checkpoint import IMPORTANCE, Parts, size_on_disk
 from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
-from compmem.backbone.devices import device_of
 from compmem.backbone.fusion import fuse
 from compmem.backbone.memory import memory_count
 from compmem.backbone.parallel import stream_parallel
@@ -22,7 +21,6 @@ __all__ = [
     "Prompt",
     "Role",
     "chunk_ids",
-    "device_of",
     "fuse",
     "load_tokenizer",
     "memory_count",

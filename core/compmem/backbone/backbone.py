@@ -18,7 +18,6 @@ from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.devices import device_of, dtype_of
 from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
@@ -31,6 +30,7 @@ from compmem.backbone.score_cache import ScoreCache
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
 from compmem.config import KVPruning
+from compmem.devices import device_of, dtype_of
 from compmem.errors import CheckpointError
 from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from compmem.checks import check_whole
 from compmem.config import KVPruning
 
 Projection = Literal["q", "k", "v", "o"]
@@ -44,10 +45,8 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", tuple(self.own))
-        if not isinstance(self.ratio, int) or self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio!r} must be a whole number of at least 1")
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window={self.window!r} must be a whole number of at least 1")
+        check_whole("ratio", self.ratio)
+        check_whole("window", self.window)
         if self.states not in get_args(States):
             raise ValueError(f"states={self.states!r} must be 'inserted' or 'selected'")
         if self.states == "selected" and (self.own or self.positions != "rotated"):
@@ -83,7 +82,6 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank={self.rank!r} must be a whole number of at least 1")
+        check_whole("rank", self.rank)
         if not self.targets or (unknown := set(self.targets) - set(get_args(Linear))):
             raise ValueError(f"targets={self.targets!r} must be some of {', '.join(get_args(Linear))}, not {unknown!r}")

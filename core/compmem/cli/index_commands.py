@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 import compmem
+from compmem.as_json import document_json
 from compmem.cli import inputs, render
 from compmem.cli.app import app, err, fail, out, parse_filter, write_json
 from compmem.cli.query_commands import AllowDownload, AsJson, BackboneBase, Device, Filter, IndexPath
@@ -229,13 +230,13 @@ def info(
     wanted = parse_filter(filter)
     with _store(index) as store:
         backbone, pruning = _backbone(store)
-        facts = {**asdict(store.info()), "shards": shards_of(store), **backbone}
+        facts = {**asdict(store.info()), "shards": store.shard_count, **backbone}
         settings = {**store.config, **pruning}
         with store.snapshot() as snapshot:
             listed = list(snapshot.documents(wanted)) if documents or filter is not None else []
     if as_json:
         shown = {"path": str(index), **facts, "settings": settings}
-        write_json({**shown, **({"list": [_document_json(d) for d in listed]} if documents or filter else {})})
+        write_json({**shown, **({"list": [document_json(d) for d in listed]} if documents or filter else {})})
         return
     console = out()
     console.print(render.facts_table({"path": str(index), **facts, **settings}))
@@ -272,8 +273,8 @@ class _Seen:
     def one(self, document: Document) -> Document:
         """The document as it is."""
         self.count += 1
-        if known := self._memory.get(document.id):
-            before, now = str(known.metadata.get("path", "elsewhere")), str(document.metadata["path"])
+        if (known := self._memory.metadata(document.id)) is not None:
+            before, now = str(known.get("path", "elsewhere")), str(document.metadata["path"])
             if before != now and (before, now) not in self._warned:
                 self._warned.add((before, now))
                 logger.warning(
@@ -343,19 +344,8 @@ def opened(
         return compmem.MemoryIndex.create(path, config, runtime=runtime, shards=shards, check_models=check_models)
     models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
     memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
-    if shards is not None and (divided := shards_of(memory.store)) != shards:
-        memory.close()
-        raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {divided or 'no'} shards, not {shards}")
-    for name, value in settings.items():
-        if (made := getattr(memory.config, name)) != value:
-            memory.close()
-            raise compmem.IncompatibleStoreError(f"{str(path)!r} was made with {name}={made!r}, not {value!r}")
+    memory.check_made_with({name: value for name, value in settings.items() if name not in models}, shards)
     return memory
-
-
-def shards_of(store: Any) -> int | None:
-    """How many shards a store has; None where it is undivided."""
-    return len(store.shards) if hasattr(store, "shards") else None
 
 
 def _store(path: Path) -> Any:
@@ -367,10 +357,3 @@ def _store(path: Path) -> Any:
 
 def _bytes(facts: Any) -> int:
     return int(facts.vector_bytes + facts.kv_bytes + facts.text_bytes)
-
-
-def _document_json(document: Any) -> dict[str, Any]:
-    return {
-        "id": document.id, "title": document.title, "characters": document.characters, "chunks": document.chunks,
-        "metadata": dict(document.metadata),
-    }  # fmt: skip

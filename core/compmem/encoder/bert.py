@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from compmem.devices import device_of, dtype_of
 from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, Ranges, Shape, layer_norm, layers_of
 from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
@@ -121,12 +122,12 @@ class Bert:
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
         self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._passes)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = device_of(device)
         raw = load_file(folder / "model.safetensors", device=str(self._device))
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
         kind = dtype or (_fastest_here() if self._device.type == "cpu" else "float16")
         with torch.inference_mode():
-            number = torch.float32 if kind == "int8" else getattr(torch, kind)
+            number = torch.float32 if kind == "int8" else dtype_of(kind)
             weights = {k: v.to(number) for k, v in weights.items()}
             self._words = weights["embeddings.word_embeddings.weight"]
             kinds = weights["embeddings.token_type_embeddings.weight"]

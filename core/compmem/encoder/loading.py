@@ -139,7 +139,8 @@ def load_encoder(
     Raises:
         ImportError: The default encoder is not on this machine and cannot be downloaded.
         OSError: Any other model that is not on this machine and cannot be downloaded.
-        ValueError: The model contains its own code, or weights that are not safetensors.
+        ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
+            unknown or not available.
     """
     if not isinstance(spec, str):
         name = type(spec).__name__
@@ -290,16 +291,20 @@ def stock_encoder(
     Raises:
         ImportError: The default encoder is not on this machine and cannot be downloaded.
         OSError: Any other model that is not on this machine and cannot be downloaded.
-        ValueError: The model contains its own code, or weights that are not safetensors.
+        ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
+            unknown or not available.
     """
-    options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
+    from compmem.devices import device_of, dtype_of
+
+    place = None if device is None else str(device_of(device))
+    options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype_of(dtype)})}
     try:
         folder = _local_folder(name) or _fetched(name, allow_download)
         _refuse_code(folder)
         from sentence_transformers import SentenceTransformer  # takes seconds; not needed if the model is missing
 
         return SentenceTransformer(
-            str(folder), device=device, model_kwargs=options, trust_remote_code=False, local_files_only=True
+            str(folder), device=place, model_kwargs=options, trust_remote_code=False, local_files_only=True
         )
     except OSError as error:
         if not allow_download:

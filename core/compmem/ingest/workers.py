@@ -15,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 import torch
 
+from compmem.checks import check_whole
 from compmem.errors import CompMemError, WorkerError
 from compmem.index_models import IndexModels
 from compmem.ingest.compressor import Compressed, DocumentCompressor
@@ -37,8 +38,7 @@ class Workers:
     """
 
     def __init__(self, number: int, models: IndexModels | None = None) -> None:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"workers={number!r} must be a whole number of at least 1")
+        check_whole("workers", number)
         _check_sendable(models)
         self._number = number
         self._pool = ProcessPoolExecutor(

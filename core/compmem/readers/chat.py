@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from compmem.checks import check_whole
 from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.chat_model import ChatModel, apieces, pieces
@@ -199,10 +200,9 @@ class ChatReader:
     ) -> None:
         if not callable(chat):
             raise ValueError(f"chat={chat!r} must be a callable that takes messages and gives text")
-        if memory_tokens < 1:
-            raise ValueError(f"memory_tokens={memory_tokens!r} must be a whole number of at least 1")
-        if prompt_tokens is not None and prompt_tokens < 1:
-            raise ValueError(f"prompt_tokens={prompt_tokens!r} must be a whole number of at least 1")
+        check_whole("memory_tokens", memory_tokens)
+        if prompt_tokens is not None:
+            check_whole("prompt_tokens", prompt_tokens)
         self.prompts = prompts or ChatPrompts()
         self.structured = structured
         self.memory_tokens = memory_tokens if prompt_tokens is None else max(1, min(memory_tokens, prompt_tokens // 4))

@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError('the server needs packages that are not installed: pip install "compmem[serve]"') from error
 
-from compmem.as_json import answer_json, recall_json, step_json
+from compmem.as_json import answer_json, document_json, recall_json, step_json
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError, ReaderError, StoreError, StoreLockedError
 from compmem.index import MemoryIndex
@@ -185,11 +185,7 @@ class _Server:
         async with self._questions.turn():
             found = await in_thread(mine.documents)
         page = found[int(offset) : int(offset) + self._limits.documents]
-        listed = [
-            {"id": d.id, "title": d.title, "characters": d.characters, "chunks": d.chunks, "metadata": d.metadata}
-            for d in page
-        ]
-        return JSONResponse({"documents": listed, "total": len(found)})
+        return JSONResponse({"documents": list(map(document_json, page)), "total": len(found)})
 
     async def add(self, request: Request, mine: TenantIndex) -> Response:
         """Adds documents; unchanged ones cost nothing."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from uuid import uuid4
 
-from compmem.as_json import recall_json
+from compmem.as_json import source_json
 from compmem.schema import Answer, AnswerToken, Event
 
 
@@ -54,7 +54,7 @@ def models(name: str, created: int) -> dict[str, Any]:
 
 def extras(answer: Answer) -> dict[str, Any]:
     """The additional values of a chat completion, besides the text."""
-    sources = [{**recall_json(source), "cited": source.cited} for source in answer.sources]
+    sources = [source_json(source) for source in answer.sources]
     return {"found": answer.found, "stop_reason": answer.stop_reason, "sources": sources}
 
 

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 
+from compmem.checks import check_positive, check_whole
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """The limits of a server.
 
     Raises:
-        ValueError: One is not above 0.
+        ValueError: One is not above 0, or no whole number where it counts something.
     """
 
     body_bytes: int = 8 << 20
@@ -37,9 +39,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{each.name}={value!r} must be a number above 0")
+            check = check_positive if each.name.endswith("_seconds") else check_whole
+            check(each.name, getattr(self, each.name))
 
 
 class BusyError(Exception):

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError('the MCP server needs packages that are not installed: pip install "compmem[mcp]"') from error
 
-from compmem.as_json import answer_json, recall_json
+from compmem.as_json import answer_json, document_json, recall_json
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.index import MemoryIndex
@@ -89,10 +89,7 @@ def create_tools(
         async with _tool_errors():
             found = await in_thread(index.documents, filter)
             page = found[offset : offset + limits.documents]
-            listed = [
-                {"id": d.id, "title": d.title, "characters": d.characters, "metadata": dict(d.metadata)} for d in page
-            ]
-            return {"documents": listed, "total": len(found)}
+            return {"documents": list(map(document_json, page)), "total": len(found)}
 
     async def add_documents(
         documents: Annotated[list[NewDocument], Field(min_length=1, max_length=limits.documents)],

@@ -69,10 +69,11 @@ def content_hash(document: Document, chunks: Iterable[Chunk]) -> str:
 
 
 def check_document(document: Document) -> None:
-    """Refuse a document whose id, title or context cannot be stored.
+    """Refuse a document that cannot be stored.
 
     Raises:
-        ValueError: A field cannot be stored; the message names the document.
+        ValueError: It has no text, its id, title or text cannot be stored, or a chunk has a title or metadata of its
+            own, which are kept once for the document; the message names the document.
     """
     name = f"document {document.id!r}"
     if not isinstance(document.id, str) or "\0" in document.id:
@@ -81,6 +82,14 @@ def check_document(document: Document) -> None:
         check(f"{name}: its {what}", text)
     if not _TEXT.search(document.text):
         raise ValueError(f"{name} has no text")
+    for ordinal, chunk in enumerate(document.chunks or ()):
+        if not isinstance(chunk, Chunk):
+            continue
+        if chunk.title not in ("", document.title) or not chunk.metadata.items() <= document.metadata.items():
+            raise ValueError(
+                f"{name}: chunk {ordinal} has a title or metadata that the document has not: give them to the "
+                "document, or make each chunk a document"
+            )
 
 
 def check_block(document: Document, block: MemoryBlock, start: int) -> Vectors | None:

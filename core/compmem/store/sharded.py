@@ -152,6 +152,16 @@ class ShardedStore(Store):
             self.shards[shard].add(part, numbers=starts[shard])
 
     @property
+    def folders(self) -> list[Path]:
+        """The folders of the shards, in order."""
+        return [store.path for store in self.shards]
+
+    @property
+    def shard_count(self) -> int | None:
+        """Number of shards."""
+        return len(self.shards)
+
+    @property
     def next_block(self) -> int:
         """Number of the next block, greater than that of every shard."""
         return max(store.next_block for store in self.shards)
@@ -223,7 +233,10 @@ def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
     names = ("documents", "blocks", "sentences", "characters", "deleted", "vector_bytes", "kv_bytes", "text_bytes")
     totals = {name: sum(getattr(info, name) for info in infos) for name in names}
     dims = [info.dim for info in infos if info.dim is not None]
-    return replace(infos[0], **totals, dim=dims[0] if dims else None)
+    known = [info for info in infos if info.kv_bytes_per_token]
+    tokens = sum(info.kv_bytes / (info.kv_bytes_per_token or 1) for info in known)
+    per_token = round(sum(info.kv_bytes for info in known) / tokens, 2) if tokens else None
+    return replace(infos[0], **totals, dim=dims[0] if dims else None, kv_bytes_per_token=per_token)
 
 
 def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> Store:

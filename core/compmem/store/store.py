@@ -15,6 +15,7 @@ from typing import Any, Final, Self, get_args
 
 from filelock import FileLock, Timeout
 
+from compmem.checks import check_whole
 from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.locks import Lock
@@ -86,8 +87,8 @@ class Store:
             StoreLockedError: Another process is creating an index there.
             StoreError: The folder cannot be written.
         """
-        if dim is not None and (not isinstance(dim, int) or dim < 1):
-            raise ValueError(f"dim={dim!r} must be a whole number of at least 1")
+        if dim is not None:
+            check_whole("dim", dim)
         facts: dict[str, JSON] = {
             "config": _json("config", dict(config)),
             "vectors": vectors,
@@ -128,6 +129,16 @@ class Store:
         except BaseException:
             manifest.close()
             raise
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of its shards, in order; its own folder if it is not divided."""
+        return [self.path]
+
+    @property
+    def shard_count(self) -> int | None:
+        """Number of shards; None if it is not divided."""
+        return None
 
     @property
     def temporary(self) -> bool:

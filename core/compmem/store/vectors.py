@@ -2,8 +2,10 @@
 
 import json
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -187,10 +189,10 @@ class ChunkVectors:
         return self._raw[first : last + 1] if self._whole else self._raw[rows]
 
     def _verify(self, first: int, last: int) -> None:
-        for segment in self._segments:
-            start, rows, _ = segment
+        begin, end = (bisect_right(self._segments, row, key=itemgetter(0)) for row in (first, last))
+        for segment in self._segments[max(begin - 1, 0) : end]:
             key = (self._serial, *segment)
-            if start <= last and start + rows > first and key not in self._verified:
+            if key not in self._verified:
                 check_segment(self._raw, segment)
                 self._verified.add(key)
 

@@ -1,4 +1,4 @@
-"""Device and dtype of a backbone, from their names."""
+"""Device and dtype of a model, from their names."""
 
 import torch
 
@@ -9,11 +9,14 @@ def device_of(device: str | torch.device | None) -> torch.device:
     """The device of this name; None: a GPU if there is one.
 
     Raises:
-        ValueError: It is not available.
+        ValueError: It is unknown, or not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown to torch: 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; use device='cpu'")
     return place
