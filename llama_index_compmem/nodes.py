@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
@@ -103,8 +104,22 @@ def to_node(chunk: Chunk) -> BaseNode:
         raise ValueError(f"the node {chunk.document_id!r} in the index cannot be read: {error}") from error
     if isinstance(node, TextNode):
         node.text = chunk.text
+        _check_templates(node)
     node.metadata = {key: chunk.metadata.get(key) for key in node.metadata}
     return node
+
+
+def _check_templates(node: TextNode) -> None:
+    """Replace templates of a stored node that do more than put texts in their places."""
+    for name, allowed in (("metadata_template", {"key", "value"}), ("text_template", {"content", "metadata_str"})):
+        try:
+            parts = list(Formatter().parse(getattr(node, name)))
+        except ValueError:
+            parts = [("", "broken", "", None)]
+        if any(
+            field is not None and (field not in allowed or form or conversion) for _, field, form, conversion in parts
+        ):
+            setattr(node, name, TextNode.model_fields[name].default)
 
 
 def llm_content(chunk: Chunk) -> str | None:

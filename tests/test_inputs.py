@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import zipfile
+from email.message import EmailMessage
 from pathlib import Path
 
 import pypdf
@@ -14,6 +15,7 @@ import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from compmem.cli.decoding import UnreadableError, decode
+from compmem.cli.formats import parse
 from compmem.cli.html import page_text
 from compmem.cli.inputs import documents, files, path_id
 from compmem.cli.records import csv_text, json_text
@@ -286,6 +288,51 @@ def test_a_word_document_keeps_its_title_and_table():
     assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\nRent | 100\n")
 
 
+def test_an_e_mail_has_its_subject_sender_and_text_without_attachments():
+    mail = EmailMessage()
+    mail["Subject"], mail["From"], mail["Date"] = "Kiln – Ofen", "Ana <a@x.example>", "Mon, 01 Jan 2024 10:00:00 +0000"
+    mail.set_content("Ana buys the kiln in März.")
+    mail.add_alternative("<p>Ana buys <b>it</b>.</p>", subtype="html")
+    mail.add_attachment(b"\0\1", maintype="application", subtype="octet-stream", filename="a.bin")
+    title, text = parse("eml", bytes(mail), "kiln.eml")
+    assert title == "Kiln – Ofen"
+    assert text == ("From: Ana <a@x.example>\nDate: Mon, 01 Jan 2024 10:00:00 +0000\n\nAna buys the kiln in März.")
+    page = EmailMessage()
+    page.set_content("<h1>Kiln</h1><p>Ana buys it.</p>", subtype="html")
+    assert parse("eml", bytes(page), "kiln.eml")[1] == "# Kiln\n\nAna buys it."
+    assert parse("eml", b"Content-Type: text/plain; charset=none\n\nAna buys it.", "k.eml")[1] == "Ana buys it."
+    with pytest.raises(UnreadableError, match="a header of the e-mail has more than 10,000 characters"):
+        parse("eml", b"From: " + b"=?utf-8?q?a?= " * 1000 + b"\n\nAna.", "k.eml")
+
+
+def test_a_pdf_that_names_a_page_twice_is_refused():
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Count 4/Kids[3 0 R 3 0 R]>>",
+        "<</Type/Page/Parent 2 0 R>>",
+    ]
+    data = b"%PDF-1.4\n" + b"".join(b"%d 0 obj%s endobj\n" % (n, o.encode()) for n, o in enumerate(objects, 1))
+    data += b"trailer<</Root 1 0 R/Size 4>>\nstartxref\n0\n%%EOF"
+    with pytest.raises(UnreadableError, match="names a page twice"):
+        parse("pdf", data, "a.pdf")
+
+
+def test_a_word_document_with_too_much_in_it_is_refused():
+    with pytest.raises(UnreadableError, match="that unpack to"):
+        parse("docx", docx("<w:t/>" * 1_000_000), "a.docx")
+    with pytest.raises(UnreadableError, match="too many fields without an end"):
+        parse("docx", docx('<w:fldChar w:fldCharType="begin"/>' * 2000), "a.docx")
+
+
+def test_the_time_for_a_table_grows_with_its_size():
+    def seconds(n):
+        began = time.process_time()
+        csv_text("a," * n + "\n" + "x\n" * n)
+        return time.process_time() - began
+
+    assert seconds(40_000) < 40 * max(seconds(4000), 0.002)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
@@ -310,7 +357,7 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "x", "metadata": {"a": "\\u0000"}}', "metadata 'a' has a NUL character"),
         (b'{"text": "x", "metadata": {"a": "\\ud800"}}', "metadata 'a' is not JSON"),
         (b'{"text": "lone \\ud800"}', "its text has the lone surrogate '\\ud800' at 5"),
-        (b'{"text": "x", "id": "c\\u0000"}', "the id contains a NUL character"),
+        (b'{"text": "x", "id": "c\\u0000"}', "its id must be a string without NUL characters"),
         (b'{"text": "x", "body": "y"}', "unknown name 'body'"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, ""),

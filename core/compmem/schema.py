@@ -29,6 +29,13 @@ class Encoder(Protocol):
         ...
 
 
+LONGEST_TITLE = 1000
+"""Most characters of a document's title, which is read with every chunk."""
+
+LONGEST_CONTEXT = 10_000
+"""Most characters of a document's context, or of a chunk's headings, which are read with every chunk as well."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """A part of one document's text, compressed as a unit."""

@@ -3,19 +3,24 @@
 The parsers are lxml for HTML, pypdf for PDF and mammoth for .docx.
 """
 
+import email
+import email.policy
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
+from email.message import EmailMessage
 from itertools import islice
 from pathlib import PurePath
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from compmem.cli.decoding import HEAD, UnreadableError, decode, is_text
 from compmem.cli.html import page_text
 from compmem.cli.records import csv_text, json_text
+from compmem.schema import LONGEST_TITLE
 
-Format = Literal["txt", "md", "html", "pdf", "docx", "csv", "json", "jsonl"]
+Format = Literal["txt", "md", "html", "pdf", "docx", "eml", "csv", "json", "jsonl"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 SUFFIXES: Final[dict[str, Format]] = {
     ".txt": "txt", ".text": "txt", ".rst": "txt",
@@ -23,14 +28,27 @@ SUFFIXES: Final[dict[str, Format]] = {
     ".html": "html", ".htm": "html", ".xhtml": "html",
     ".pdf": "pdf",
     ".docx": "docx",
+    ".eml": "eml",
     ".csv": "csv", ".tsv": "csv",
     ".json": "json",
     ".jsonl": "jsonl", ".ndjson": "jsonl",
 }  # fmt: skip
 """Formats by suffix; for other suffixes the first bytes decide."""
 
-_DOCX_UNPACKED: Final = 64 << 20
+_DOCX_UNPACKED: Final = 4 << 20
 """Bytes that a small .docx file may have after unpacking."""
+_DOCX_GROWTH: Final = 30
+"""How many times as large as the file its parts may be together."""
+_OPEN_FIELDS: Final = 1000
+"""Fields of a .docx file that may have no end: each is looked through at every later one."""
+_FIELD = re.compile(rb"fldCharType\s*=\s*[\"'](begin|end)")
+_MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
+_LONGEST_HEAD: Final = 10_000
+"""Most characters of a header of an e-mail, since reading one takes quadratic time."""
+_PDF_TEXT: Final = 4 << 20
+"""Characters of text that a small PDF file may have."""
+_PDF_GROWTH: Final = 50
+"""How many times as many characters as bytes a PDF may have."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -60,7 +78,7 @@ def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
     title, text = _PARSERS[form](data, name)
     if not text.strip():
         raise UnreadableError("contains no text")
-    return title, text
+    return title[:LONGEST_TITLE], text
 
 
 def _plain(data: bytes, name: str) -> tuple[str, str]:
@@ -128,12 +146,35 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
 
     with zipfile.ZipFile(io.BytesIO(data)) as parts:
         unpacked = sum(part.file_size for part in parts.infolist())
-    if unpacked > max(_DOCX_UNPACKED, 2 * len(data)):  # pictures hardly compress, so only text may grow
-        raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
+        if unpacked > max(_DOCX_UNPACKED, _DOCX_GROWTH * len(data)):
+            raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
+        for part in parts.infolist():
+            marks = Counter(_FIELD.findall(parts.read(part)))
+            if marks[b"begin"] - marks[b"end"] > _OPEN_FIELDS:
+                raise UnreadableError("has too many fields without an end")
     read = mammoth.convert_to_html(
         io.BytesIO(data), convert_image=lambda _: [], style_map=_STYLES, include_embedded_style_map=False
     )
     return page_text(read.value.replace("<td><p>", "<td>").replace("</p></td>", "</td>"))
+
+
+def _eml(data: bytes, name: str) -> tuple[str, str]:
+    """Subject and text of an e-mail, without attachments; sender, recipients and date are its first paragraph."""
+    raw = email.message_from_bytes(data, policy=email.policy.compat32)
+    if any(len(value) > _LONGEST_HEAD for part in raw.walk() for value in map(str, part.values())):
+        raise UnreadableError(f"a header of the e-mail has more than {_LONGEST_HEAD:,} characters")
+    message = email.message_from_bytes(data, EmailMessage, policy=email.policy.default)
+    heads = [f"{head}: {' '.join(str(message[head]).split())}" for head in _MAIL_HEADS if message[head]]
+    body = message.get_body(("plain", "html"))
+    text = ""
+    if body is not None:
+        try:
+            text = body.get_content()
+        except LookupError:  # an unknown encoding
+            text = decode(cast("bytes", body.get_payload(decode=True)), name)
+        if body.get_content_subtype() == "html":
+            text = page_text(text)[1]
+    return " ".join(str(message["subject"] or "").split()), "\n\n".join(filter(None, ["\n".join(heads), text.strip()]))
 
 
 def _pdf(data: bytes, name: str) -> tuple[str, str]:
@@ -146,11 +187,34 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
     reader = pypdf.PdfReader(io.BytesIO(data))
     if reader.is_encrypted and not reader.decrypt(""):
         raise UnreadableError("the PDF is encrypted")
+    _check_pages(reader.root_object.get("/Pages"))
     title = (reader.metadata.title if reader.metadata else None) or ""
-    text = "\n\n".join(page for page in (page.extract_text().strip() for page in reader.pages) if page)
+    pages, room = [], max(_PDF_TEXT, _PDF_GROWTH * len(data))
+    for page in reader.pages:
+        pages.append(page.extract_text().strip())
+        room -= len(pages[-1])
+        if room < 0:
+            raise UnreadableError(f"{len(data):,} bytes of PDF with far more text than that: not read")
+    text = "\n\n".join(filter(None, pages))
     if not text:
         raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(str(title).split()), text
+
+
+def _check_pages(root: Any) -> None:
+    """Refuse a tree of pages in which a node occurs twice: reading it could take exponential time."""
+    seen, waiting = set[int](), [root]
+    while waiting:
+        node = waiting.pop()
+        node = node.get_object() if node is not None else {}
+        kids = node.get("/Kids")
+        for kid in () if kids is None else kids.get_object():
+            number = getattr(kid, "idnum", None)
+            if number in seen:
+                raise UnreadableError("the PDF names a page twice")
+            if number is not None:
+                seen.add(number)
+            waiting.append(kid)
 
 
 _PARSERS: Final[dict[Format, Callable[[bytes, str], tuple[str, str]]]] = {
@@ -159,6 +223,7 @@ _PARSERS: Final[dict[Format, Callable[[bytes, str], tuple[str, str]]]] = {
     "html": _html,
     "pdf": _pdf,
     "docx": _docx,
+    "eml": _eml,
     "csv": _csv,
     "json": _json,
 }

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO, Final
 from compmem.cli.decoding import HEAD, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
-from compmem.schema import Document
-from compmem.text.unicode import check
+from compmem.schema import LONGEST_TITLE, Document
 from compmem.trace import printable
 
 __all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
@@ -153,13 +152,10 @@ def path_id(path: str, base: Path) -> str:
 
 def _refusal(document: Document) -> str:
     """Why an index would refuse the document; empty if it would not."""
-    from compmem.store import content_hash
+    from compmem.store import check_document, content_hash
 
-    if "\0" in document.id:
-        return "the id contains a NUL character"
     try:
-        for what, text in (("its id", document.id), ("its title", document.title), ("its text", document.text)):
-            check(what, text)
+        check_document(document)
         content_hash(document, ())
     except ValueError as error:
         return str(error)
@@ -259,7 +255,7 @@ def _read(stream: BinaryIO, id: str, form: Format, shown: str, report: Report) -
     except Exception as error:  # parsers raise any exception for a damaged file
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
-        yield shown, Document(id=id, title=title or PurePath(id).stem, text=text, metadata=about)
+        yield shown, Document(id=id, title=title or PurePath(id).stem[:LONGEST_TITLE], text=text, metadata=about)
 
 
 def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Report) -> Iterator[tuple[str, Document]]:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from itertools import chain, repeat
 from typing import Any, Final
 
 from compmem.cli.decoding import UnreadableError
@@ -26,7 +27,7 @@ def csv_text(text: str) -> str:
     rows = csv.reader(io.StringIO(lines), delimiter=max(_DELIMITERS, key=first.count))
     try:
         header = [cell.strip() for cell in next(rows, [])]
-        written = [_line(zip(header + [""] * (len(row) - len(header)), row, strict=False)) for row in rows]
+        written = [_line(zip(chain(header, repeat("")), row, strict=False)) for row in rows]
     except csv.Error as error:
         raise UnreadableError(f"line {rows.line_num}: {error}") from error
     return "\n\n".join(row for row in written if row) or text

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 
 from torch import Tensor
 
@@ -11,8 +11,7 @@ from compmem.config import KVPruning
 from compmem.encoder import LoadedEncoder, Parts
 from compmem.ingest.chunking import split
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import JSON, content_hash
-from compmem.text.unicode import check
+from compmem.store import JSON, check_document, content_hash
 
 AT_ONCE = 64
 """Chunks whose KV states are on the device at once, or those of a larger window."""
@@ -112,10 +111,5 @@ class DocumentCompressor:
         Raises:
             ValueError: The document is empty or cannot be encoded as UTF-8.
         """
-        for what, text in (("title", document.title), ("context", document.context), ("text", document.text)):
-            check(f"document {document.id!r}: its {what}", text)
-        chunks = split(document, chunk_tokens=self.chunk_tokens, count=self.count)
-        first = next(chunks, None)
-        if first is None:
-            raise ValueError(f"document {document.id!r} has no text: there is nothing to remember")
-        return chain([first], chunks)
+        check_document(document)
+        return split(document, chunk_tokens=self.chunk_tokens, count=self.count)

@@ -267,6 +267,8 @@ class ChatReader:
             for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
+                if answer.request:
+                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         yield from answer.requests()
@@ -284,6 +286,8 @@ class ChatReader:
             async for piece in stream:
                 if text := plain.feed(answer.feed(piece)):
                     yield text
+                if answer.request:
+                    break
         if rest := plain.feed(answer.rest()) + plain.rest():
             yield rest
         for request in answer.requests():

@@ -21,8 +21,9 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from compmem.errors import ReaderError
 from compmem.loop.deadline import OverdueError, seconds_left
@@ -37,6 +38,9 @@ ChatModel = Callable[[Sequence[Message]], Any]
 
 _END: Final = object()
 
+LONGEST_REPLY: Final = 1_000_000
+"""Most characters of a reply."""
+
 
 def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None, None]:
     """The reply in pieces, for a caller outside any event loop.
@@ -45,18 +49,18 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
         OverdueError: The deadline of the question has passed.
         ReaderError: The model failed, returned something other than text, or is async inside a running event loop.
     """
-    context, timed = copy_context(), seconds_left() is not None
+    context, timed, checked = copy_context(), seconds_left() is not None, _Reply()
     reply = _ask(chat, messages) if _is_async(chat) else _in_time(context, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _async_pieces(reply, context)
     elif isinstance(reply, Iterator):
         try:
             while (piece := _in_time(context, _next, reply)) is not _END:
-                yield _text(piece)
+                yield checked.text(piece)
         finally:
             _close(reply, context if timed else None)
     else:
-        yield _text(reply)
+        yield checked.text(reply)
 
 
 async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerator[str, None]:
@@ -104,10 +108,19 @@ def _next(stream: Iterator[object]) -> object:
         return next(stream, _END)
 
 
-def _text(piece: object) -> str:
-    if not isinstance(piece, str):
-        raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
-    return valid(piece)
+@dataclass(slots=True)
+class _Reply:
+    """Checks the pieces of one reply."""
+
+    length: int = 0
+
+    def text(self, piece: object) -> str:
+        if not isinstance(piece, str):
+            raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
+        self.length += len(piece)
+        if self.length > LONGEST_REPLY:
+            raise ReaderError(f"the chat model's reply has more than {LONGEST_REPLY:,} characters")
+        return valid(piece)
 
 
 def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:
@@ -155,18 +168,19 @@ def _close(reply: object, context: Context | None) -> None:
 
 async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, None]:
     """The pieces of a chat model's return value of any kind."""
+    checked = _Reply()
     if inspect.isawaitable(reply):
         with _chat_errors():
             reply = await reply
     try:
         if isinstance(reply, AsyncIterator):
             while (piece := await _anext(reply)) is not _END:
-                yield _text(piece)
+                yield checked.text(piece)
         elif isinstance(reply, Iterator):
             while (piece := await _threaded(context, _next, reply)) is not _END:
-                yield _text(piece)
+                yield checked.text(piece)
         else:
-            yield _text(reply)
+            yield checked.text(reply)
     finally:
         if isinstance(reply, AsyncGenerator):
             await reply.aclose()
@@ -201,7 +215,7 @@ def _async_pieces(reply: object, context: Context) -> Generator[str, None, None]
                 raise
             if piece is _END:
                 return
-            yield _text(piece)
+            yield cast("str", piece)
     finally:
         asyncio.run_coroutine_threadsafe(_closed(stream), loop)
 

@@ -1,5 +1,6 @@
 """Which of the kept sentences an answer without a language model quotes, and what has to stand beside them."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
@@ -7,19 +8,22 @@ from compmem.schema import Chunk, Evidence
 from compmem.text.tokenize import content_terms, root
 
 QUOTED = 3
-"""Sentences quoted in an answer."""
+"""Chunks quoted in an answer."""
 
 QUOTED_SHARE = 0.5
-"""Sentences with at least this share of the best score are quoted too: a question may have several answers."""
+"""Chunks with at least this share of the best score are quoted too: a question may have several answers."""
 
 MOST_QUOTED = 12
-"""Most sentences quoted in an answer if several are equally good."""
+"""Most chunks quoted in an answer."""
 
 MOST_ADDED = 3
 """Most sentences of quoted chunks added for words of the question that no quoted sentence has."""
 
 ADDED_SHARE = 0.1
 """Least share of the question's weight that such a sentence adds."""
+
+NEARLY_BEST = 0.9
+"""Kept sentences of a quoted chunk with at least this share of its best score are quoted too."""
 
 ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
@@ -28,7 +32,7 @@ ALONE_SHARE = 0.3
 def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
     """The sentences of an answer: those of the best chunks in reading order, each chunk's in its own.
 
-    Sentences are the best kept one of each of the best chunks, more of a chunk if equally good; then their context
+    Sentences are the best kept one of each of the best chunks, more of a chunk if nearly as good; then their context
     (the answer that a question or heading introduces, the name that a pronoun means, the head and the like rows of a
     table); then other sentences of these chunks for words of the question that are still missing.
 
@@ -45,22 +49,16 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -
 
 
 def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The best sentences of each of the best chunks, in reading order; more if others are equally good.
-
-    A chunk has several best ones if identifiers link them, since a linked sentence has the score of the other.
-    """
-    best: dict[str, list[Evidence]] = {}
-    for item in evidence:
-        held = best.setdefault(item.chunk.id, [item])
-        if item.score > held[0].score:
-            best[item.chunk.id] = [item]
-        elif item.score == held[0].score and all(e.text != item.text for e in held):
-            held.append(item)
-    every = [e for held in best.values() for e in held]
-    ranked = sorted(every, key=lambda e: (-e.score, len(e.text)))
+    """The best sentence of each of the best chunks, and those of the same chunk that are nearly as good."""
+    best: dict[str, Evidence] = {}
+    for e in evidence:
+        if e.chunk.id not in best or e.score > best[e.chunk.id].score:
+            best[e.chunk.id] = e
+    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {id(e) for e in [*ranked[:QUOTED], *others]}
-    return [e for e in every if id(e) in chosen]
+    least = {e.chunk.id: NEARLY_BEST * e.score for e in [*ranked[:QUOTED], *others]}
+    kept = [e for e in evidence if e.score >= least.get(e.chunk.id, math.inf)]
+    return list({(e.chunk.id, e.text): e for e in kept}.values())
 
 
 def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list[Evidence]:
@@ -113,7 +111,8 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     known = set[str]().union(*(_roots(e.text) | _roots(e.chunk.label) for e in quoted))
     missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
     others = [(e, _roots(e.text), is_of_someone(e.text)) for e in _beside(quoted)] if missing else []
-    total, added = sum(asked.values()), list[Evidence]()
+    said = known.union(*(own for _, own, _ in others))  # words that no sentence here has cannot be added
+    total, added = sum(weight for r, weight in asked.items() if r in said), list[Evidence]()
     while len(added) < MOST_ADDED:
         possible = list[tuple[bool, float, int]]()
         for place, (_, own, of_someone) in enumerate(others):

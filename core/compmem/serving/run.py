@@ -67,7 +67,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     tokens = check_access(settings, host)
     shared: dict[str, Any] = {
         "host": host, "port": port, "server_header": False, "limit_concurrency": CONNECTIONS,
-        "timeout_graceful_shutdown": FINISH_SECONDS,
+        "timeout_graceful_shutdown": FINISH_SECONDS, "http": "h11",  # which limits the size of URL and headers
     }  # fmt: skip
     if settings.processes == 1:
         uvicorn.run(application(settings, open_index(settings), tokens), **shared)

@@ -2,7 +2,7 @@
 
 from compmem.store.info import KV_WRITTEN, StoreInfo
 from compmem.store.manifest import FORMAT, JSON
-from compmem.store.records import content_hash
+from compmem.store.records import check_document, content_hash
 from compmem.store.shard_views import EVERYTHING, LocalShardedSnapshot, ShardedSnapshot, ShardPart, TermTotals, shard_of
 from compmem.store.sharded import (
     SHARDS,
@@ -36,6 +36,7 @@ __all__ = [
     "StoreInfo",
     "TermTotals",
     "TransientWords",
+    "check_document",
     "content_hash",
     "open_store",
     "shard_of",

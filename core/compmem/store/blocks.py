@@ -13,7 +13,7 @@ from compmem.schema import Chunk
 from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, parse_json
 from compmem.store.records import parse_headings, text_crc, unpack_spans
-from compmem.store.vectors import Raw, crc_of, number_list
+from compmem.store.vectors import Raw, RowFormat, crc_of, number_list
 
 Numbers = NDArray[np.int64]
 
@@ -50,7 +50,8 @@ _PLACE: Final = (
     "b.number, d.id, b.row, coalesce(b.sentence_row, 0), coalesce(b.sentence_rows, 0), coalesce(b.vector_crc, 0), "
     "b.kv, coalesce(k.bytes, 0), coalesce(b.kv_crc, 0)"
 )
-_CHUNK: Final = "b.ordinal, b.start, d.title, d.metadata, t.text, t.headings, t.spans, b.text_crc"
+_CHUNK: Final = "b.document, b.ordinal, b.start, t.text, t.headings, t.spans, b.text_crc"
+_OF_DOCUMENTS: Final = "SELECT key, title, metadata FROM documents WHERE key IN (SELECT value FROM json_each(?))"
 _FROM: Final = (
     "FROM blocks AS b JOIN documents AS d ON d.key = b.document LEFT JOIN kv AS k ON k.serial = b.kv "
     "JOIN texts AS t ON t.number = b.number"
@@ -75,19 +76,24 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
     Raises:
         CorruptStoreError: A text does not match its checksum.
     """
-    parsed: dict[str, Mapping[str, Any]] = {}
+    about: dict[int, tuple[Any, Any]] = {}
+    parsed: dict[int, Mapping[str, Any]] = {}
     for at in range(0, len(numbers), BATCH):
         part = number_list(numbers[at : at + BATCH])
-        for row in rows(f"SELECT {_PLACE}, {_CHUNK} {_FROM} {_ASKED}", part):
+        found = rows(f"SELECT {_PLACE}, {_CHUNK} {_FROM} {_ASKED}", part)
+        new = {row[len(Place._fields)] for row in found} - about.keys()
+        about |= {key: named for key, *named in rows(_OF_DOCUMENTS, number_list(sorted(new)))}
+        for row in found:
             place = _place(row[: len(Place._fields)])
-            ordinal, start, title, metadata, text, headings, spans, crc = row[len(Place._fields) :]
+            key, ordinal, start, text, headings, spans, crc = row[len(Place._fields) :]
+            title, metadata = about[key]
             try:
                 if not isinstance(title, str) or not isinstance(ordinal, int) or not isinstance(start, int):
                     raise ValueError(f"title {title!r}, ordinal {ordinal!r}, start {start!r}")
                 if text_crc(text, headings, spans) != crc:
                     raise CorruptStoreError(f"the text of {place} does not match its checksum")
-                if metadata not in parsed:
-                    parsed[metadata] = parse_metadata(metadata, place.document)
+                if key not in parsed:
+                    parsed[key] = parse_metadata(metadata, place.document)
                 above, context = parse_headings(headings)
                 chunk = Chunk(
                     text=text,
@@ -98,18 +104,18 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
                     headings=above,
                     context=context,
                     sentences=unpack_spans(spans, len(text)),
-                    metadata=parsed[metadata],
+                    metadata=parsed[key],
                 )
             except (TypeError, ValueError, AttributeError) as error:
                 raise CorruptStoreError(f"the row of {place} cannot be read: {error}") from error
             yield Placed(chunk, place)
 
 
-def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw) -> Raw:
+def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw, layout: RowFormat) -> Raw:
     """A block's stored rows: the whole chunk's, then its sentences'.
 
     Raises:
-        CorruptStoreError: They do not match their checksum.
+        CorruptStoreError: They do not match their checksum, or are no unit vectors.
     """
     row, first, last = place.row, place.sentence_row, place.sentence_row + place.sentence_rows
     if row is None or not 0 <= row < len(chunk_rows) or not 0 <= first <= last <= len(sentence_rows):
@@ -117,6 +123,7 @@ def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw) -> Raw:
     raw = np.concatenate([chunk_rows[row : row + 1], sentence_rows[first:last]])
     if crc_of(raw) != place.vector_crc:
         raise CorruptStoreError(f"the vectors of {place} do not match their checksum")
+    layout.check(raw, f"the vectors of {place}")
     return raw
 
 

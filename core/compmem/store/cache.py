@@ -103,8 +103,9 @@ class Cache:
         dense = [i for i, place in enumerate(places) if place.row is not None]
         if dense:
             chunk_rows, sentence_rows = self.chunk_rows(state), self.sentence_rows(state)
-            raws = [raw_rows(places[i], chunk_rows, sentence_rows) for i in dense]
-            every = RowFormat(self.kind, state.dim or 0).unpack(np.concatenate(raws))
+            layout = RowFormat(self.kind, state.dim or 0)
+            raws = [raw_rows(places[i], chunk_rows, sentence_rows, layout) for i in dense]
+            every = layout.unpack(np.concatenate(raws))
             ends = np.cumsum([len(raw) for raw in raws])
             for i, own in zip(dense, np.split(every, ends[:-1]), strict=True):
                 vectors[i] = own

@@ -68,7 +68,7 @@ class Column:
         return hits[self._codes]
 
     def _one_of(self, operand: Sequence[Any]) -> list[int]:
-        return [i for value in operand for i in self._equal.get(_same(value), ())]
+        return [i for key in set(map(_same, operand)) for i in self._equal.get(key, ())]
 
     def _beyond(self, operator: str, operand: float | str) -> Places:
         """Values on one side of the operand, among those that can be compared with it."""
@@ -81,12 +81,12 @@ class Column:
         return np.concatenate(parts)
 
     def _any(self, operand: Sequence[Any]) -> list[int]:
-        return [i for value in operand for i in self._members.get(_same(value), ())]
+        return list({i for key in set(map(_same, operand)) for i in self._members.get(key, ())})
 
     def _all(self, operand: Sequence[Any]) -> list[int]:
         found = {i for i, value in enumerate(self._values) if isinstance(value, list)}
-        for value in operand:
-            found.intersection_update(self._members.get(_same(value), ()))
+        for key in set(map(_same, operand)):
+            found.intersection_update(self._members.get(key, ()))
         return list(found)
 
     def _contains(self, operand: Any) -> list[int]:

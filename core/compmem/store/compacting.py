@@ -52,7 +52,7 @@ def _rewrite_vectors(
     connection.execute("DELETE FROM segments")
     for at in range(0, max(len(places), 1), _SLICE):
         part = places[at : at + _SLICE]
-        raws = [raw_rows(place, cache.chunk_rows(old), cache.sentence_rows(old)) for place in part]
+        raws = [raw_rows(place, cache.chunk_rows(old), cache.sentence_rows(old), layout) for place in part]
         empty = np.empty((0, layout.width), np.uint8)
         chunks = np.concatenate([empty, *(raw[:1] for raw in raws)])
         sentences = np.concatenate([empty, *(raw[1:] for raw in raws)])

@@ -14,8 +14,8 @@ or `not` is reached by giving it operators: `{"or": {"==": 1}}`, `{"not": {"in":
   text, as in metadata.
 * Operands are converted like metadata (see `compmem.metadata.plain`): a `Decimal` becomes a number, a `UUID` text.
 
-The time is linear in the documents and in the conditions, each of which is tested once per distinct value. Values are
-never inserted into SQL text.
+The time is linear in the documents and in the conditions, each of which is tested once per distinct value. There may be
+`MOST_TESTS` conditions on `MOST_KEYS` keys. Values are never inserted into SQL text.
 """
 
 import math
@@ -35,6 +35,12 @@ from compmem.text.unicode import nfc
 
 DEEPEST: Final = 32
 """Most levels of nesting in a filter."""
+
+MOST_TESTS: Final = 1000
+"""Most conditions of a filter; a list of any length is one."""
+
+MOST_KEYS: Final = 100
+"""Most keys of a filter."""
 
 _MISSING: Final = object()
 _BATCHES: Final = "SELECT key, id, title, metadata FROM documents WHERE key > ? ORDER BY key LIMIT ?"
@@ -73,9 +79,14 @@ def compile_filter(wanted: Mapping[str, Any] | Sequence[Any]) -> Node:
     """A compiled filter; equal filters give equal results.
 
     Raises:
-        ValueError: An operator is unknown, a value has a type that it does not accept, or the filter is too deep.
+        ValueError: An operator is unknown, a value has a type that it does not accept, or the filter is too large.
     """
-    return _compile(wanted, 0)
+    node = _compile(wanted, 0)
+    keys = list(_keys(node))
+    for what, count, most in (("conditions", len(keys), MOST_TESTS), ("keys", len(set(keys)), MOST_KEYS)):
+        if count > most:
+            raise ValueError(f"a filter may have {most} {what}, this one has {count}")
+    return node
 
 
 def admitted(node: Node, rows: Rows) -> Numbers:

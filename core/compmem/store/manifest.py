@@ -376,9 +376,8 @@ def write_state(connection: sqlite3.Connection, state: State) -> None:
 
 
 def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:
-    # The SQL of shadow tables belongs to FTS5 and may differ between its versions.
     return {
-        (kind, name, "" if name.startswith(("lexical_", "sqlite_")) else " ".join(sql.split()))
+        (kind, name, " ".join(sql.split()))
         for kind, name, sql in rows("SELECT type, name, coalesce(sql, '') FROM sqlite_master")
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from compmem.errors import CorruptStoreError
 from compmem.metadata import plain
-from compmem.schema import Chunk, Document, MemoryBlock, Vectors
+from compmem.schema import LONGEST_CONTEXT, LONGEST_TITLE, Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
 from compmem.text.unicode import check
 
@@ -21,6 +21,9 @@ _UNIT: Final = 1e-2
 _IN_MEMORY: Final = 1 << 20
 """Bytes for a document's hash that are buffered in memory."""
 _TEXT = re.compile(r"\S")
+
+LARGEST_METADATA: Final = 1 << 18
+"""Most characters of a document's metadata as JSON, which come with every chunk that is recalled."""
 
 
 class ContentHash:
@@ -69,27 +72,40 @@ def content_hash(document: Document, chunks: Iterable[Chunk]) -> str:
 
 
 def check_document(document: Document) -> None:
-    """Refuse a document that cannot be stored.
+    """Refuse a document that cannot be stored; metadata and chunks are checked when they are.
 
     Raises:
-        ValueError: It has no text, its id, title or text cannot be stored, or a chunk has a title or metadata of its
+        ValueError: It has no text, a field cannot be stored or is too long, or a chunk has a title or metadata of its
             own, which are kept once for the document; the message names the document.
     """
     name = f"document {document.id!r}"
     if not isinstance(document.id, str) or "\0" in document.id:
         raise ValueError(f"{name}: its id must be a string without NUL characters")
-    for what, text in (("id", document.id), ("title", document.title), ("text", document.text)):
+    for what, text, most in (
+        ("id", document.id, LONGEST_TITLE),
+        ("title", document.title, LONGEST_TITLE),
+        ("context", document.context, LONGEST_CONTEXT),
+        ("text", document.text, None),
+    ):
         check(f"{name}: its {what}", text)
+        _check_length(f"{name}: its {what}", text, most)
     if not _TEXT.search(document.text):
         raise ValueError(f"{name} has no text")
     for ordinal, chunk in enumerate(document.chunks or ()):
         if not isinstance(chunk, Chunk):
             continue
+        _check_length(f"{name}: the context of chunk {ordinal}", chunk.context, LONGEST_CONTEXT)
+        _check_length(f"{name}: the headings of chunk {ordinal}", "".join(chunk.headings), LONGEST_CONTEXT)
         if chunk.title not in ("", document.title) or not chunk.metadata.items() <= document.metadata.items():
             raise ValueError(
                 f"{name}: chunk {ordinal} has a title or metadata that the document has not: give them to the "
                 "document, or make each chunk a document"
             )
+
+
+def _check_length(what: str, text: str, most: int | None) -> None:
+    if most is not None and len(text) > most:
+        raise ValueError(f"{what} has {len(text):,} characters, but at most {most:,} can be kept")
 
 
 def check_block(document: Document, block: MemoryBlock, start: int) -> Vectors | None:
@@ -200,4 +216,6 @@ def metadata_json(document: Document) -> str:
             raise ValueError(f"{where} is not JSON: {error}") from error
         if "\\u0000" in json.dumps({key: kept[key]}):
             raise ValueError(f"{where} has a NUL character")
-    return json.dumps(kept, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    written = json.dumps(kept, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    _check_length(f"document {document.id!r}: its metadata", written, LARGEST_METADATA)
+    return written

@@ -21,6 +21,9 @@ from compmem.store.manifest import Rows
 Raw = NDArray[np.uint8]
 """Rows in the file format, `[rows, width]`."""
 
+_MOST: Final = 1.01
+"""Largest value of a unit vector, with rounding."""
+
 SEGMENT_ROWS: Final = 8192
 """Most rows of the whole-chunk file per checksum."""
 
@@ -56,6 +59,17 @@ class RowFormat:
         if self.kind == "fp16":
             return raw.view("<f2"), None
         return raw[:, 4:].view(np.int8), np.ascontiguousarray(raw[:, :4]).view("<f4")[:, 0]
+
+    def check(self, raw: Raw, what: str) -> None:
+        """Refuse rows with a value that no unit vector has: none is above 1, or NaN.
+
+        Raises:
+            CorruptStoreError: There is one; the message begins with `what`.
+        """
+        values, scales = self.parts(raw)
+        largest = values if scales is None else 127 * scales  # one of a row's values is 127 or -127, or all are 0
+        if not np.all(np.abs(largest) <= _MOST):
+            raise CorruptStoreError(f"{what} are no unit vectors")
 
     def unpack(self, raw: Raw) -> Vectors:
         """Vectors `[rows, dim]` of rows."""
@@ -193,21 +207,22 @@ class ChunkVectors:
         for segment in self._segments[max(begin - 1, 0) : end]:
             key = (self._serial, *segment)
             if key not in self._verified:
-                check_segment(self._raw, segment)
+                check_segment(self._raw, segment, self._layout)
                 self._verified.add(key)
 
 
-def check_segment(raw: Raw, segment: tuple[int, int, int]) -> None:
+def check_segment(raw: Raw, segment: tuple[int, int, int], layout: RowFormat) -> None:
     """Compare the whole-chunk rows of a segment with its checksum.
 
     Raises:
-        CorruptStoreError: They differ.
+        CorruptStoreError: They differ, or are no unit vectors.
     """
     start, rows, crc = segment
     if crc_of(raw[start : start + rows]) != crc:
         raise CorruptStoreError(
             f"whole-chunk vectors {start} to {start + rows} do not match their checksum; `verify` lists the blocks"
         )
+    layout.check(raw[start : start + rows], f"whole-chunk vectors {start} to {start + rows}")
 
 
 def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:

@@ -11,7 +11,7 @@ from compmem.store.blocks import Placed, kv_parts, parse_metadata, raw_rows, rea
 from compmem.store.cache import Cache
 from compmem.store.manifest import Rows, State
 from compmem.store.records import content_hash
-from compmem.store.vectors import check_segment, segments_of
+from compmem.store.vectors import RowFormat, check_segment, segments_of
 
 _ORPHANS: Final = {
     "blocks without a document": "SELECT number FROM blocks WHERE document NOT IN (SELECT key FROM documents)",
@@ -77,10 +77,10 @@ def _orphans(rows: Rows) -> Iterator[str]:
 
 
 def _segments(rows: Rows, state: State, cache: Cache) -> Iterator[str]:
-    raw = cache.chunk_rows(state)
+    raw, layout = cache.chunk_rows(state), RowFormat(cache.kind, state.dim or 0)
     for segment in segments_of(rows, state.chunk_rows):
         try:
-            check_segment(raw, segment)
+            check_segment(raw, segment, layout)
         except CorruptStoreError as error:
             yield str(error)
 
@@ -115,7 +115,7 @@ def _block(rows: Rows, state: State, cache: Cache, block: Placed) -> Iterator[st
     place, chunk = block.place, block.chunk
     try:
         if place.row is not None:
-            raw_rows(place, cache.chunk_rows(state), cache.sentence_rows(state))
+            raw_rows(place, cache.chunk_rows(state), cache.sentence_rows(state), RowFormat(cache.kind, state.dim or 0))
     except CorruptStoreError as error:
         yield str(error)
     try:

@@ -30,7 +30,14 @@ _END = re.compile(
 )
 _QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
 _AFTER_QUOTE = tuple("とっはがをにのもで、,，")
-_NUMBER = re.compile(r"\s{0,8}\d{1,3}")
+_NUMBER = re.compile(
+    r"\s{0,8}(?:#{1,6}[ \t]+)?"
+    r"(?:(?:§{1,2}|article|artikel|section|clause|chapter|paragraph|abschnitt|kapitel|step|part)[ \t]{0,8})?"
+    r"\d{1,3}(?:\.\d{1,3}){0,4}",
+    re.IGNORECASE,
+)
+"""The number in front of a list item, a heading or an article."""
+_IN_BRACKETS = re.compile(r"\([^\s()]{1,8}$")
 _LAST_WORD = re.compile(r"[^\s(\[{\"'“„«‘]+$")
 _LATIN = "[A-Za-zÀ-ÖØ-öø-ÿ]"
 _INITIALS = re.compile(rf"(?:{_LATIN}{{1,2}}\.)*{_LATIN}$|(?:{_LATIN}{{1,2}}\.)+{_LATIN}{{1,2}}$")
@@ -123,7 +130,9 @@ def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
     """Whether a mark ends a sentence that began at `start`."""
     mark = match[0]
     if mark == "." and _NUMBER.fullmatch(text, start, match.start()):
-        return False  # of a list item
+        return False
+    if mark == ".)" and _IN_BRACKETS.search(text, max(start, match.start() - 9), match.start()):
+        return False  # an abbreviation in brackets
     rest = text[match.end() : min(end, match.end() + 40)]
     if not mark[0].isascii() and mark[0] != "…":
         return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)

@@ -6,6 +6,7 @@ attached particles (Korean). A name is a run of whole words: a title, a heading,
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -176,26 +177,21 @@ def mentions(text: str, known: Iterable[str]) -> list[Mention]:
     raw = _WORD.findall(nfc(text))
     parts = [fold(word) for word in raw]
     known = frozenset(known)
-    out: dict[str, Mention] = {}
+    capitalised: dict[str, float] = {}
+    nearby = defaultdict[str, set[str]](set)
     at = 0
     while at < len(parts):
         for length in range(min(LONGEST_NAME, len(parts) - at), 0, -1):
             run = " ".join(parts[at : at + length])
             if run in known and run not in STOPWORDS:
-                around = parts[max(0, at - NEARBY) : at] + parts[at + length : at + length + NEARBY]
-                capitals = sum(not word[0].islower() for word in raw[at : at + length]) / length
-                mention = Mention(run, capitals, frozenset(root(w) for w in around if w not in STOPWORDS))
-                known_before = out.get(run)
-                if known_before is not None:
-                    mention = Mention(
-                        run, max(capitals, known_before.capitalised), mention.nearby | known_before.nearby
-                    )
-                out[run] = mention
+                share = sum(not word[0].islower() for word in raw[at : at + length]) / length
+                capitalised[run] = max(share, capitalised.get(run, 0.0))
+                nearby[run].update(_stems_around(parts, at, at + length))
                 at += length
                 break
         else:
             at += 1
-    return list(out.values())
+    return [Mention(run, share, frozenset(nearby[run])) for run, share in capitalised.items()]
 
 
 def capitalised_names(text: str) -> list[Mention]:
@@ -206,19 +202,21 @@ def capitalised_names(text: str) -> list[Mention]:
     text = nfc(text)
     found = list(_WORD.finditer(text))
     parts = [fold(match[0]) for match in found]
-    out: dict[str, Mention] = {}
+    nearby = defaultdict[str, set[str]](set)
     for first, last in _capital_runs(text, found, parts):
-        around = parts[max(0, first - NEARBY) : first] + parts[last : last + NEARBY]
-        run = " ".join(parts[first:last])
-        nearby = frozenset(root(w) for w in around if w not in STOPWORDS)
-        before = out.get(run)
-        out[run] = Mention(run, 1.0, nearby if before is None else nearby | before.nearby)
-    return list(out.values())
+        nearby[" ".join(parts[first:last])].update(_stems_around(parts, first, last))
+    return [Mention(run, 1.0, frozenset(stems)) for run, stems in nearby.items()]
+
+
+def _stems_around(parts: list[str], first: int, last: int) -> Iterator[str]:
+    """Stems of the words before the first and after the last word of a name."""
+    around = parts[max(0, first - NEARBY) : first] + parts[last : last + NEARBY]
+    return (root(word) for word in around if word not in STOPWORDS)
 
 
 def capital_runs(text: str) -> list[str]:
     """Runs of capitalised words as written in the text, each once in order of first use."""
-    text = unicodedata.normalize("NFC", text)
+    text = nfc(text)
     found = list(_WORD.finditer(text))
     runs = _capital_runs(text, found, [fold(match[0]) for match in found])
     return list(dict.fromkeys(text[found[first].start() : found[last - 1].end()] for first, last in runs))
