@@ -27,6 +27,14 @@ REF_DOC: Final = "compmem:ref_doc_id"
 NODE_ID: Final = "compmem:node_id"
 """Key of the node's id, for filters."""
 
+_TEMPLATE_FIELDS: Final = {
+    "metadata_template": frozenset(("key", "value")),
+    "text_template": frozenset(("content", "metadata_str")),
+}
+"""What the templates of a node may contain."""
+
+_LONGEST_SEPARATOR: Final = 20
+
 OWN: Final = (NODE, REF_DOC, NODE_ID)
 """Keys that user metadata must not have."""
 
@@ -104,22 +112,24 @@ def to_node(chunk: Chunk) -> BaseNode:
         raise ValueError(f"the node {chunk.document_id!r} in the index cannot be read: {error}") from error
     if isinstance(node, TextNode):
         node.text = chunk.text
-        _check_templates(node)
+    _check_templates(node)
     node.metadata = {key: chunk.metadata.get(key) for key in node.metadata}
     return node
 
 
-def _check_templates(node: TextNode) -> None:
-    """Replace templates of a stored node that do more than put texts in their places."""
-    for name, allowed in (("metadata_template", {"key", "value"}), ("text_template", {"content", "metadata_str"})):
-        try:
-            parts = list(Formatter().parse(getattr(node, name)))
-        except ValueError:
-            parts = [("", "broken", "", None)]
-        if any(
-            field is not None and (field not in allowed or form or conversion) for _, field, form, conversion in parts
-        ):
-            setattr(node, name, TextNode.model_fields[name].default)
+def _check_templates(node: BaseNode) -> None:
+    """Replace templates of a stored node that do more than put each text once in its place."""
+    for name, allowed in _TEMPLATE_FIELDS.items():
+        if (field := type(node).model_fields.get(name)) is not None:
+            try:
+                parts = [part[1:] for part in Formatter().parse(getattr(node, name)) if part[1] is not None]
+            except ValueError:
+                parts = [("", "", None)]
+            used = [text for text, form, conversion in parts if not form and conversion is None]
+            if len(used) < len(parts) or len(set(used)) < len(used) or not allowed.issuperset(used):
+                setattr(node, name, field.default)
+    if len(node.metadata_separator) > _LONGEST_SEPARATOR:
+        node.metadata_separator = type(node).model_fields["metadata_separator"].default
 
 
 def llm_content(chunk: Chunk) -> str | None:

@@ -1,6 +1,7 @@
 """The chat reader: every kind of callable gives the same reading, replies are parsed leniently, blocks stay data."""
 
 import asyncio
+import itertools
 import re
 import threading
 import time
@@ -12,7 +13,7 @@ from compmem import RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader, estimate_tokens
 from compmem.readers.replies import Reply, parse_reply
-from compmem.schema import Chunk, MemoryBlock, Usage, WorkingMemory
+from compmem.schema import Chunk, MemoryBlock, Request, Usage, WorkingMemory
 
 GOOD = "<think>It names the owner.</think><check>yes</check><update>Acme owns it.</update><next>end</next>"
 
@@ -349,6 +350,31 @@ def test_a_stream_that_is_left_early_is_closed():
     assert next(answer) == "more "
     answer.close()
     assert closed.wait(5)
+
+
+@pytest.mark.parametrize("model", [lambda m: iter(lambda: "more " * 1000, ""), lambda m: "more " * 300_000])
+def test_a_reply_without_end_is_an_error(model):
+    memory = WorkingMemory(text="m")
+    with pytest.raises(ReaderError, match="reply has more than 1,000,000 characters"):
+        list(ChatReader(model).write("q", memory))
+    with pytest.raises(ReaderError, match="reply has more than 1,000,000 characters"):
+        ChatReader(model).read("q", memory, [block()])
+
+
+def test_what_follows_a_request_is_not_read():
+    read = []
+
+    def model(messages):
+        yield "SEARCH: who insures it\n"
+        for n in itertools.count():
+            read.append(n)
+            yield "more "
+
+    blocks = (block(),)
+    memory = WorkingMemory(text="m", blocks=blocks, may_ask=True)
+    *_, request, _ = ChatReader(model).write("q", memory)
+    assert request == Request(text="who insures it")
+    assert read == []
 
 
 @pytest.mark.parametrize(

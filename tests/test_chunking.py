@@ -123,6 +123,19 @@ def test_lines_that_stand_for_themselves():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["It was changed by Colonel (ret.) Ewan Strand.", "He left (in May.)", "She came."],
+        ["Article 5. Subletting needs consent.", "§ 2.1. It ends in May.", "It is Article 5.", "He read it."],
+        ["## 1. Office move", "The move is in May."],
+    ],
+)
+def test_numbers_of_articles_and_short_words_in_brackets_end_no_sentence(parts):
+    text = "\n".join(parts) if parts[0].startswith("#") else " ".join(parts)
+    assert [text[a:b] for a, b in sentences(text)] == parts
+
+
 def paragraph(words, name="w"):
     return " ".join([name] * (words - 1)) + " end.\n\n"
 

@@ -114,6 +114,14 @@ def test_missing_words_alone_add_nothing_where_no_further_word_is_shared():
     assert written(QUESTION, apart) == "Acme rents the Harbour Building."
 
 
+def test_a_sentence_that_is_nearly_as_good_as_the_best_of_its_chunk_is_quoted_too():
+    said = (
+        "Grades are reviewed by the committee on pay.", "The committee is chaired by Beate Falk for reviews of grades.",
+        "Coffee is free.",
+    )  # fmt: skip
+    assert written("Who chairs the committee that reviews grades?", block("", *said)) == " ".join(said[:2])
+
+
 def of_text(text, *, sentences):
     """A block of a text with line breaks, whose sentences are given."""
     at, spans = 0, []

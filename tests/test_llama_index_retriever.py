@@ -107,6 +107,17 @@ def test_nodes_come_back_whole():
     assert (found["third"], found["fourth"]) == (third, fourth)
 
 
+def test_templates_of_a_stored_node_only_put_texts_in_their_places():
+    node = TextNode(
+        id_="a", text="Anvil Rock is red.", metadata={"k": "v"},
+        metadata_template="{key}={value:>50}", text_template="{content.__class__} {metadata_str}",
+    )  # fmt: skip
+    made = CompMemIndex.from_nodes([node], embed_model=HashingEncoder())
+    (found,) = made.as_retriever().retrieve("Anvil Rock")
+    assert found.node.metadata_template == TextNode().metadata_template
+    assert found.node.text_template == TextNode().text_template
+
+
 def test_a_retriever_is_made_of_an_index_a_memory_or_a_folder(index, tmp_path):
     assert names(CompMemRetriever(index, 1).retrieve(QUESTION)) == names(
         CompMemRetriever(index.memory, 1).retrieve(QUESTION)

@@ -9,6 +9,8 @@ import shutil
 import sqlite3
 import struct
 import threading
+import tracemalloc
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -188,7 +190,69 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
                     view.blocks(view.select(None))
         except StoreError:
             found += 1
+        for act in (lambda s: s.delete(["d"]), lambda s: s.add([entry("d", "Beta.")]), lambda s: s.add([entry("e")])):
+            again = shutil.copytree(path, tmp_path / "again")
+            with contextlib.suppress(StoreError), Store.open(again) as store:
+                act(store)
+            shutil.rmtree(again)
     assert found >= len(columns)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, 60_000.0])
+def test_vectors_that_are_no_unit_vectors_are_a_corrupt_store(tmp_path: Path, kind, number):
+    with Store.create(tmp_path / "s", config={}, dim=None, vectors=kind) as store:
+        store.add([entry("d")])
+    (file,) = (tmp_path / "s").glob("chunks-*")
+    data = np.frombuffer(file.read_bytes(), np.uint8).copy()
+    first = slice(0, 4) if kind == "int8" else slice(0, 2)
+    data[first] = np.array([number], "<f4" if kind == "int8" else "<f2").view(np.uint8)
+    file.write_bytes(data.tobytes())
+    with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
+        raw.execute("UPDATE segments SET crc = ?", (zlib.crc32(data.tobytes()),))
+        raw.execute("UPDATE blocks SET vector_crc = ?", (zlib.crc32(data.tobytes()),))
+    with Store.open(tmp_path / "s") as store:
+        assert len(store.verify()) == 2
+        with store.snapshot() as view:
+            for act in (lambda: view.blocks([1]), lambda: view.vectors().floats()):
+                with pytest.raises(CorruptStoreError, match="are no unit vectors"):
+                    act()
+
+
+def test_a_table_of_the_lexical_index_that_is_another_one_is_refused(tmp_path: Path):
+    path = filled(tmp_path / "s")
+    with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:
+        raw.execute("PRAGMA writable_schema=ON")
+        made = "CREATE TABLE 'lexical_docsize'(id INTEGER PRIMARY KEY, sz BLOB AS (zeroblob(100)))"
+        raw.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'lexical_docsize'", (made,))
+    with pytest.raises(CorruptStoreError, match="are not those of an index"):
+        Store.open(path)
+
+
+def test_metadata_is_read_once_for_a_document(tmp_path: Path):
+    chunks = [f"Alpha {n}. " for n in range(200)]
+    document = Document(id="d", chunks=chunks, metadata={"a": "x" * 200_000})
+    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+        store.add([(document, [MemoryBlock(chunk=Chunk(text=text)) for text in chunks])])
+        with store.snapshot() as view:
+            tracemalloc.start()
+            assert view.document("d").metadata == document.metadata
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert peak < 4e6
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"title": "x" * 1001}, "its title has 1,001 characters, but at most 1,000 can be kept"),
+        ({"context": "x" * 10_001}, "its context has 10,001 characters"),
+        ({"metadata": {"a": "x" * 300_000}}, "its metadata has 300,009 characters"),
+    ],
+)
+def test_what_is_kept_with_every_chunk_is_bounded(fields, named):
+    with make_index(None) as index, pytest.raises(ValueError, match=named):
+        index.add([Document(id="d", text="Alpha one.", **fields)])
 
 
 def forked(work) -> int:

@@ -308,7 +308,7 @@ def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> N
     if kept is None:
         return
     here = fingerprint()
-    vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) for x in kept) else []
+    vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) and abs(x) <= 2 for x in kept) else []
     if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made with other weights than the encoder {name!r} has "

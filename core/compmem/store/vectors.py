@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,7 @@ def crc_of(raw: Raw, crc: int = 0) -> int:
 def grow_segments(rows: Rows, start: int, added: Raw) -> list[tuple[int, int, int]]:
     """Segments `(start, rows, checksum)` after rows were added: the last one is filled before a new one begins."""
     last = rows("SELECT start, rows, crc FROM segments ORDER BY start DESC LIMIT 1")
+    _check_segments(last)
     out: list[tuple[int, int, int]] = []
     if last and last[0][1] < SEGMENT_ROWS and len(added):
         first, held, crc = last[0]
@@ -232,8 +233,7 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
         CorruptStoreError: They do not.
     """
     found = rows("SELECT start, rows, crc FROM segments ORDER BY start")
-    if not all(isinstance(value, int) for segment in found for value in segment):
-        raise CorruptStoreError("the segments of the whole-chunk vectors are not numbers")
+    _check_segments(found)
     edge = 0
     for start, count, _ in found:
         if start != edge or count <= 0:
@@ -242,6 +242,11 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
     if edge != committed:
         raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, but {committed} are committed")
     return [(start, count, crc) for start, count, crc in found]
+
+
+def _check_segments(found: Sequence[tuple[Any, ...]]) -> None:
+    if not all(isinstance(value, int) for segment in found for value in segment):
+        raise CorruptStoreError("the segments of the whole-chunk vectors are not numbers")
 
 
 def number_list(numbers: Sequence[int] | NDArray[np.int64]) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from compmem.config import KVType, VectorType
+from compmem.errors import CorruptStoreError
 from compmem.kv_format import Parts, checksum, pack
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store import kv, lexical
@@ -175,6 +176,8 @@ def refresh_terms(connection: sqlite3.Connection) -> None:
 def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object) -> Iterator[tuple[int, Chunk]]:
     for number, title, headings, text in connection.execute(f"{_TEXTS} WHERE {where} ORDER BY b.number", parameters):
         above, context = parse_headings(headings)
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise CorruptStoreError(f"the text of block {number} is not text")
         yield number, Chunk(title=title, headings=above, context=context, text=text)
 
 
