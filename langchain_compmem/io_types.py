@@ -48,6 +48,8 @@ class ReasonerOutput(TypedDict):
     """The answer, its sources, and the steps that led to it."""
 
     answer: str
+    found: bool
+    """False if nothing in the index is relevant to the question."""
     context: list[Document]
     """The documents that the answer is based on, in reading order, with the gate score in the metadata, and
     `compmem_cited` if the answer cites them by their number, as in `[1]`."""
@@ -55,6 +57,8 @@ class ReasonerOutput(TypedDict):
     """The notes of the loop; empty if nothing is relevant to the question."""
     steps: list[ReasonerStep]
     usage: dict[str, float]
+    stop_reason: str
+    """Why the loop ended: see `compmem.Answer`."""
 
 
 class ParsedInput(NamedTuple):
@@ -113,10 +117,12 @@ def part_of(event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex") ->
         case Answer():
             part = AddableDict(
                 answer="",
+                found=event.found,
                 context=from_recalls(index, event.sources),
                 working_memory=event.working_memory,
                 steps=[],
                 usage=_usage(event.usage, chat),
+                stop_reason=event.stop_reason,
             )
     return cast("ReasonerOutput", part)
 

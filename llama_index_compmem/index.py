@@ -1,9 +1,11 @@
 """The index: a CompMem index behind LlamaIndex's `BaseIndex`."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -310,8 +312,11 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             TypeError: An option is unknown, or belongs to the framework's response synthesizers.
         """
         if others:
+            name = next(iter(others))
+            if near := get_close_matches(name, inspect.signature(self.as_query_engine).parameters, 1):
+                raise TypeError(f"{name}= is no option of this engine: did you mean {near[0]}=?")
             raise TypeError(
-                f"{next(iter(others))}= is no option of this engine, which writes the answer itself, from prompts=. "
+                f"{name}= is no option of this engine, which writes the answer itself, from prompts=. "
                 "For response synthesizers: RetrieverQueryEngine.from_args(index.as_retriever(), llm=..., ...)"
             )
         return CompMemQueryEngine(

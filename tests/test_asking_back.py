@@ -76,8 +76,8 @@ def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))
     assert {step.request for step in steps} == {"", "who painted the zebra crossing"}
     assert len({r.chunk.id for r in answer.sources}) == len(answer.sources)
-    assert "asked back 1 time" in cost(answer.usage)
-    assert "asked back for: who painted the zebra crossing" in as_page(answer)
+    assert "1 follow-up search" in cost(answer.usage)
+    assert "follow-up search: who painted the zebra crossing" in as_page(answer)
 
 
 def test_a_model_asks_no_more_often_than_it_may(index):

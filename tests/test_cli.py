@@ -189,6 +189,35 @@ def test_info_delete_compact_and_verify(docs, tmp_path):
     assert run("verify", path, "--json").exit_code == 1
 
 
+def test_documents_of_files_that_are_gone_are_deleted_if_asked(tmp_path):
+    folder, path = tmp_path / "docs", tmp_path / "a.mem"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", "sub/c.txt"):
+        (folder / name).write_text(f"Text of {name}.")
+    (tmp_path / "other.txt").write_text("Another text.")
+    done("add", path, folder, tmp_path / "other.txt")
+    (folder / "sub" / "b.txt").unlink()
+    (folder / "a.txt").unlink()
+    (tmp_path / "other.txt").unlink()
+    assert done("add", path, folder)["documents"] == 4
+    assert "1 unchanged, 1 deleted, 3 documents" in run("add", path, folder / "sub", "--prune").stdout
+    pruned = done("add", path, folder, "--prune")
+    assert (pruned["deleted"], pruned["documents"]) == (1, 2)
+    left = [d["id"] for d in done("info", path, "--documents")["list"]]
+    assert left == ["docs/sub/c.txt", "other.txt"]
+    folder.rename(tmp_path / "away")  # a folder that is not there, such as one of another machine, deletes nothing
+    assert run("add", path, folder, "--prune").exit_code == 1
+    assert done("info", path)["documents"] == 2
+
+
+def test_deleting_what_is_not_there_is_an_error(tmp_path):
+    path = tmp_path / "a.mem"
+    (tmp_path / "a.txt").write_text("Text.")
+    done("add", path, tmp_path / "a.txt")
+    assert "not in the index: b" in failed(1, "delete", path, "a.txt", "b")
+    assert done("info", path)["documents"] == 0
+
+
 def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
     path = tmp_path / "a.mem"
     with MemoryIndex.create(path, IndexConfig(encoder=HashEncoder())) as made:

@@ -90,6 +90,16 @@ def test_a_callable_in_the_place_of_an_llm():
             engine(llm=lambda messages: "Acme")
 
 
+def test_a_misspelt_option_of_an_engine():
+    made = CompMemIndex.from_documents(
+        [LlamaIndexDocument(text="Acme rents.")], config=IndexConfig(encoder=HashEncoder())
+    )
+    with pytest.raises(TypeError, match="similarity_topk= is no option of this engine: did you mean similarity_top_k="):
+        made.as_query_engine(similarity_topk=3)
+    with pytest.raises(TypeError, match="RetrieverQueryEngine"):
+        made.as_query_engine(response_mode="refine")
+
+
 @pytest.mark.parametrize("question", [None, 5, {"question": "Who?"}, b"Who?"])
 def test_a_question_of_another_type(index, question):
     for ask in (index.answer, index.recall):

@@ -250,7 +250,8 @@ def test_an_empty_document_is_refused_and_nothing_is_lost(index, text):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ([Document(id="x", text="one"), Document(id="x", text="two")], "'x' is given twice"),
+        ([Document(id="x", text="one"), Document(id="x", text="two")], "'x' is given twice, with different content"),
+        ([Document(id="x", text="one"), Document(id="x", text="one", metadata={"a": 1})], "'x' is given twice"),
         ([Document(id="x", text="lone \ud800 surrogate")], "'x'"),
         ([Document(id="x", text="fine", metadata={"when": object()})], "'x'"),
     ],
@@ -260,6 +261,11 @@ def test_bad_documents_are_named(index, documents, message):
         index.add(documents)
     assert len(index.documents()) == 4
     assert index.verify() == []
+
+
+def test_the_same_document_twice_is_added_once(index):
+    assert index.add([Document(text="A text that comes twice."), Document(text="A text that comes twice.")]) == 1
+    assert index.delete([Document(text="A text that comes twice.").id]) == 1
 
 
 def test_bad_calls_are_named(index, tmp_path):

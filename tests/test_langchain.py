@@ -285,7 +285,8 @@ def test_the_answer_quotes_over_two_hops(reasoner):
     assert output["working_memory"] == output["steps"][-1]["working_memory"]
     assert output["usage"]["steps"] == len(output["steps"])
     assert output["usage"]["model_calls"] == 0
-    assert set(output) == {"answer", "context", "working_memory", "steps", "usage"}
+    assert set(output) == {"answer", "found", "context", "working_memory", "steps", "usage", "stop_reason"}
+    assert (output["found"], output["stop_reason"]) == (True, "exhausted")
 
 
 def _same(one, other):
@@ -574,7 +575,7 @@ def test_schemas(reasoner):
     assert set(asked["$defs"]["ReasonerInput"]["properties"]) == {"question", "chat_history", "filter"}
     assert asked["$defs"]["ReasonerInput"]["required"] == ["question"]
     assert set(told["$defs"]["ReasonerOutput"]["properties"]) == {
-        "answer", "context", "working_memory", "steps", "usage"
+        "answer", "found", "context", "working_memory", "steps", "usage", "stop_reason"
     }  # fmt: skip
     assert reasoner.get_graph().draw_mermaid()
     assert reasoner.get_config_jsonschema()

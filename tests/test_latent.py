@@ -474,11 +474,11 @@ def test_a_released_checkpoint_loads_by_its_folder_and_answers(tmp_path):
     with MemoryIndex.create(tmp_path / "a", config, runtime=RuntimeConfig(device="cpu")) as index:
         index.add(DOCUMENTS)
         prompts = LatentPrompts.read(folder.parent / "templates.json")
-        reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, whole=16)
+        reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, full_chunk_tokens=16)
         before = index.answer(QUESTION, LoopConfig.lychee(gate=False), reader=reader)
         assert before.usage.blocks_read == len(index)
     with MemoryIndex.open(tmp_path / "a", runtime=RuntimeConfig(device="cpu")) as index:
-        reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, whole=16)
+        reader = LatentReader(index.backbone, prompts=prompts, structured=False, memory_tokens=16, full_chunk_tokens=16)
         assert index.answer(QUESTION, LoopConfig.lychee(gate=False), reader=reader).text == before.text
 
 

@@ -297,8 +297,8 @@ class MemoryIndex(BaseIndex):
                 index is the one that a single process makes. None: all in this process.
 
         Raises:
-            ValueError: A document is empty, cannot be stored, or has the id of another in this call; or the number of
-                workers is none. Documents that were committed before stay.
+            ValueError: A document is empty, cannot be stored, or has the id of another one with other content in this
+                call; or the number of workers is none. Documents that were committed before stay.
             TypeError: Something is no document.
             StoreLockedError: Another process is writing.
             WorkerError: A worker was killed. What was committed stays; adding the same documents again completes it.

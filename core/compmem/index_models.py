@@ -162,7 +162,7 @@ class IndexModels:
             return self._resident
 
     @property
-    def whole(self) -> int | None:
+    def full_chunk_tokens(self) -> int | None:
         """Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk; else None."""
         if self.backbone.memory.positions == "rotated":
             return None
@@ -173,7 +173,7 @@ class IndexModels:
         if self._config.memory != "kv":
             return None
         if self.backbone.has_gate:
-            return BackboneGate(self.backbone, question, behind=self.whole)
+            return BackboneGate(self.backbone, question, behind=self.full_chunk_tokens)
         with self._guard:
             told, self._told = self._told, True
         if not told:

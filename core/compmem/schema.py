@@ -294,7 +294,8 @@ class Answer:
     question: str
     text: str
     found: bool
-    """False if nothing in the index is relevant to the question."""
+    """False if nothing in the index is relevant to the question, by the gate. A chat model writes from the best blocks
+    all the same, and may know better."""
     sources: tuple[Recall, ...]
     """The blocks that the answer is based on, in reading order; for a writer, all that it saw. A mark `[n]` in the text
     cites the n-th; see `Recall.cited`."""
@@ -304,7 +305,8 @@ class Answer:
     working_memory: str
     usage: Usage
     stop_reason: StopReason
-    """Why the loop ended."""
+    """Why the loop ended: `"exhausted"`: the gate accepts no further block, which is the usual end; `"exit_gate"`: the
+    reader has what it needs; `"steps"`, `"seconds"`: a limit of the settings; `"cancelled"`: by the caller."""
 
     def __str__(self) -> str:
         return self.text

@@ -65,7 +65,7 @@ def cost(usage: Usage) -> str:
         f"{usage.blocks_read} read",
         *([_number(usage.model_calls, "model call")] if usage.model_calls else []),
         *([f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"] if usage.model_calls else []),
-        *([f"asked back {_number(usage.rounds, 'time')}"] if usage.rounds else []),
+        *([f"{usage.rounds} follow-up {'search' if usage.rounds == 1 else 'searches'}"] if usage.rounds else []),
         *([f"{usage.malformed_replies} malformed"] if usage.malformed_replies else []),
         f"{usage.seconds:.2f} s",
     ]
@@ -166,7 +166,7 @@ def _page_steps(answer: Answer) -> Iterator[str]:
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>
-{f'<p class="meta">asked back for: {_html(step.request)}</p>' if step.request else ""}
+{f'<p class="meta">follow-up search: {_html(step.request)}</p>' if step.request else ""}
 <p class="meta">{_number(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
 {reads}
 {f'<div class="kept">{_html(kept)}</div>' if kept else ""}

@@ -1,6 +1,7 @@
 """`compmem add`, `delete`, `compact`, `info` and `verify`: what is in an index."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,8 @@ def add(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Files and folders: text, code, Markdown, HTML, PDF, .docx, CSV, JSON (lines); - is standard input.",
+            help="Files and folders: text, code, Markdown, HTML, PDF, .docx, .eml, CSV, JSON (lines); - is standard "
+            "input.",
             show_default=False,
         ),
     ],
@@ -71,6 +73,9 @@ def add(
             "on its GPUs.",
         ),
     ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Also delete the documents of files that are gone from the given folders.")
+    ] = False,
     device: Device = None,
     backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
@@ -112,14 +117,17 @@ def add(
             ) as memory:
                 seen = _Seen(memory)
                 added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
-                counts = {"added": added, "unchanged": seen.count - added, "documents": memory.info().documents}
+                pruned = {"deleted": memory.delete(_gone(memory, paths, base_of(index)))} if prune else {}
+                documents = memory.info().documents
+                counts = {"added": added, "unchanged": seen.count - added, **pruned, "documents": documents}
     seconds = time.perf_counter() - started
     if as_json:
         write_json({**counts, "errors": errors, "seconds": seconds})
     else:
         left_out = f", {len(errors)} left out" if errors else ""
+        deleted = f", {counts['deleted']} deleted" if "deleted" in counts else ""
         out().print(
-            f"{counts['added']} added or changed, {counts['unchanged']} unchanged{left_out}, "
+            f"{counts['added']} added or changed, {counts['unchanged']} unchanged{deleted}{left_out}, "
             f"{counts['documents']} documents in all ({seconds:.1f} s)"
         )
     if errors:
@@ -171,7 +179,7 @@ def delete(
     filter: Filter = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget documents, by id, path or filter. `compact` gives their bytes back."""
+    """Delete documents, by id, path or filter. `compact` frees their disk space."""
     if bool(ids) == (filter is not None):
         raise typer.BadParameter("name the ids or paths of documents, or give --filter")
     with _store(index) as store:
@@ -188,11 +196,13 @@ def delete(
     for missing in unknown:
         err().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
     out().print(f"{deleted} deleted")
+    if unknown:
+        raise typer.Exit(1)
 
 
 @app.command()
 def compact(index: IndexPath, as_json: AsJson = False) -> None:
-    """Give back the bytes of what was deleted or replaced."""
+    """Free the disk space of deleted and replaced documents."""
     with _store(index) as store:
         before = _bytes(store.info())
         with err().status("compacting"):
@@ -303,6 +313,18 @@ def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list
         wanted += found
         unknown += [] if found else [name]
     return list(dict.fromkeys(wanted)), unknown
+
+
+def _gone(memory: "compmem.MemoryIndex", paths: list[str], base: Path) -> list[str]:
+    """The ids of documents whose files were in the given folders and are no longer there."""
+    folders = [PurePosixPath(inputs.path_id(path, base)) for path in paths if Path(path).is_dir()]
+    return [
+        document.id
+        for document in memory.documents()
+        if (path := _path(document))
+        and any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
+        and not os.path.lexists(base / path)
+    ]
 
 
 def _path(document: Any) -> str:

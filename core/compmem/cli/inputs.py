@@ -233,7 +233,7 @@ def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iter
             if form:
                 yield from _read(stream, path_id(file.path, base), form, file.path, report)
             elif file.chosen:
-                report(InputError(f"{file.path}: neither text nor HTML, PDF or .docx"))
+                report(InputError(f"{file.path}: neither text nor HTML, PDF, .docx or .eml"))
             else:
                 name = PurePath(file.path)
                 skipped[name.suffix or name.name] += 1

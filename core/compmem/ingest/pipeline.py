@@ -102,8 +102,8 @@ class IngestPipeline:
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, until one has the id of an earlier one."""
-    seen: set[str] = set()
+    """The documents, each once, until one has the id of an earlier one and other content."""
+    seen: dict[str, int] = {}
     for document in documents:
         if not isinstance(document, Document):
             raise TypeError(
@@ -112,10 +112,12 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
         for name, value in (("id", document.id), ("text", document.text)):
             if not isinstance(value, str):
                 raise TypeError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
-        if document.id in seen:
-            raise ValueError(f"document id {document.id!r} is given twice")
-        seen.add(document.id)
-        yield document
+        content = hash((document.title, document.context, document.text, repr(document.metadata)))
+        if document.id not in seen:
+            seen[document.id] = content
+            yield document
+        elif seen[document.id] != content:
+            raise ValueError(f"document id {document.id!r} is given twice, with different content")
 
 
 def batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:

@@ -119,7 +119,7 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
                 structured=None if config.structured else False,
                 memory_tokens=config.memory_tokens,
                 kv_fusion=config.kv_fusion,
-                whole=models.whole,
+                full_chunk_tokens=models.full_chunk_tokens,
             )
         return role
 

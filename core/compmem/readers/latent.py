@@ -33,8 +33,8 @@ class LatentReader:
         memory_tokens: Most tokens of working memory that one step writes.
         answer_tokens: Most tokens of the answer.
         kv_fusion: How blocks that are read together see one another: see `LoopConfig`.
-        whole: Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk's memory, even
-            if a block is smaller. None: prompts directly follow the blocks.
+        full_chunk_tokens: Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk's
+            memory, even if a block is smaller. None: prompts directly follow the blocks.
 
     Raises:
         ValueError: A budget is below 1, or `kv_fusion` is given for memory tokens.
@@ -50,7 +50,7 @@ class LatentReader:
         memory_tokens: int = 1024,
         answer_tokens: int = 512,
         kv_fusion: KVFusion = "none",
-        whole: int | None = None,
+        full_chunk_tokens: int | None = None,
     ) -> None:
         if memory_tokens < 1 or answer_tokens < 1:
             raise ValueError(f"memory_tokens={memory_tokens!r} and answer_tokens={answer_tokens!r} must be at least 1")
@@ -62,7 +62,7 @@ class LatentReader:
         self.structured = self.prompts.gates if structured is None else structured
         self.memory_tokens = memory_tokens
         self.answer_tokens = answer_tokens
-        self._whole = whole
+        self._full_chunk_tokens = full_chunk_tokens
         self._turns = StepPrompts(backbone, self.prompts, structured=self.structured)
         self._thinks_untagged = False
 
@@ -113,7 +113,9 @@ class LatentReader:
             MemoryError: A single block does not fit on the device.
         """
         states = [_states(block) for block in blocks]
-        starts = None if self._whole is None else [max(self._whole, one.slots) for one in states]
+        starts = (
+            None if self._full_chunk_tokens is None else [max(self._full_chunk_tokens, one.slots) for one in states]
+        )
         return self._turns.score_blocks(question, memory.text, states, starts=starts)
 
     async def aread(
@@ -194,9 +196,9 @@ class LatentReader:
             return fuse(self.backbone, states, texts, self.backbone.encode(question), methods=(self.kv_fusion,))
 
     def _behind(self, states: Sequence[KVStates]) -> int | None:
-        if self._whole is None:
+        if self._full_chunk_tokens is None:
             return None
-        return max(self._whole * len(states), _slots(states))
+        return max(self._full_chunk_tokens * len(states), _slots(states))
 
     def _room(self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, wanted: int) -> int:
         """Tokens that may be written; 1 if the context is full, so that the backbone raises the error."""

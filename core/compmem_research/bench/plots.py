@@ -73,7 +73,7 @@ def draw_recall(results: Path, file: Path) -> list[Path]:
     return [_save(figure, axes, file)]
 
 
-SHOWN = {"bm25": "BM25", "fused": "dense and BM25 fused", "one-shot gate": "gate, one look", "loop": "CompMem (loop)"}
+SHOWN = {"bm25": "BM25", "fused": "dense and BM25 fused", "one-shot gate": "gate, one pass", "loop": "CompMem (loop)"}
 TITLES = {"2wikimultihopqa": "2WikiMultihopQA", "hotpotqa": "HotpotQA", "musique": "MuSiQue"}
 """Names of systems and of data sets, by the first word of their file, as the plot shows them."""
 
