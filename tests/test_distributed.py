@@ -80,10 +80,10 @@ def test_rows_become_documents():
     assert distributed._documents(as_text)[0].metadata == {"of": None}
     for columns, message in (
         ({"id": ["a"]}, "no column 'text'"),
-        ({"id": [None], "text": ["A."]}, "has the id None"),
-        ({"id": ["a"], "text": [1]}, "its text is not text"),
-        ({"id": ["a"], "text": ["A."], "metadata": ["{"]}, "its metadata is not JSON"),
-        ({"id": ["a"], "text": ["A."], "metadata": ["[1]"]}, "its metadata is list"),
+        ({"id": [None], "text": ["A."]}, "document 'None': it has no id"),
+        ({"id": ["a"], "text": [1]}, "document 'a': 'text' is missing or empty"),
+        ({"id": ["a"], "text": ["A."], "metadata": ["{"]}, "document 'a': Expecting property name"),
+        ({"id": ["a"], "text": ["A."], "metadata": ["[1]"]}, "'metadata' must be a JSON object"),
         ({"id": ["a", "a"], "text": ["A.", "B."]}, "given twice"),
     ):
         with pytest.raises(ValueError, match=message):

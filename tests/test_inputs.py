@@ -349,7 +349,7 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "  "}', "'text' is missing or empty"),
         (b'{"text": 3}', "'text' is missing or empty"),
         (b'{"text": "x", "title": 3}', "'title' must be text"),
-        (b'{"text": "x", "id": true}', "'id' text or a whole number"),
+        (b'{"text": "x", "id": true}', "'id' must be text or a whole number"),
         (b'{"text": "x", "metadata": [1]}', "'metadata' must be a JSON object"),
         (b'{"text": "x", "metadata": ""}', "'metadata' must be a JSON object"),
         (b'{"text": "x", "metadata": {"a": NaN}}', "metadata 'a' is not JSON"),

@@ -50,11 +50,11 @@ def test_it_is_found_without_titles_too(count):
             "Acme rents the Harbour Building. The Harbour Building is insured by Lloyd.",
         ),
         (
+            "The web shop sells shoes. The web shop calls the payment service. The payment service calls the ledger "
+            "service. The ledger service is owned by team Orca. Team Orca's on-call number is 4417.",
+            "What is the on-call number of the team that owns the service that the payment service calls?",
             "The web shop calls the payment service. The payment service calls the ledger service. The ledger service "
             "is owned by team Orca. Team Orca's on-call number is 4417.",
-            "What is the on-call number of the team that owns the service that the payment service calls?",
-            "The payment service calls the ledger service. The ledger service is owned by team Orca. Team Orca's "
-            "on-call number is 4417.",
         ),
         (
             "Maria Keller founded Brightwood Labs in 2009. Brightwood Labs makes hearing aids. Maria Keller was born "

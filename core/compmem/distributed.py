@@ -1,8 +1,8 @@
-"""Building an index on Ray Data: encoders anywhere on a cluster, and writers on the machine where the index lies.
+"""Building an index on Ray Data: encoders anywhere on a cluster, and writers on the machine that has the index.
 
-Each shard is an ordinary index folder that one actor writes. A document goes to the shard that the hash of its id
-names. What is known by id and content is passed over, so a batch that is done again doubles nothing, and a build that
-was stopped goes on where it was.
+Each shard is an ordinary index folder that one actor writes. The hash of a document's id decides its shard. A document
+that is known by id and content is skipped, so a batch may be processed twice, and a build that was stopped can be
+continued.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ def build(
             holds something else. Committed documents stay.
         IncompatibleStoreError: The index there was made with other settings or another number of shards.
         StoreError: The index cannot be opened or written.
-        WorkerError: Ray gave the build up. What was committed stays; building again completes it.
+        WorkerError: Ray ended the build. What was committed stays; building again completes it.
     """
     with MemoryIndex.open_or_create(
         path, config, runtime=runtime, shards=shards, allow_download=allow_download
@@ -136,7 +136,7 @@ def add_dataset(
         ray.get([writer.close.remote() for writer in writers])
     except ray.exceptions.RayError as error:
         raise errors.WorkerError(
-            f"Ray gave the build of {str(index.path)!r} up ({type(error).__name__}: {str(error)[:300]}). "
+            f"Ray ended the build of {str(index.path)!r} ({type(error).__name__}: {str(error)[:300]}). "
             "What was committed stays; build again to complete it"
         ) from error
     finally:
@@ -150,7 +150,7 @@ def connected(address: str) -> Iterator[None]:
     """Connects this process to a cluster for the block; `local` is one of this machine that ends with the block.
 
     Raises:
-        ValueError: The address is that of Ray's client server, whose programs run elsewhere than the index lies.
+        ValueError: The address is that of Ray's client server, whose programs do not run on the machine with the index.
         ConnectionError: There is no cluster.
     """
     if address.startswith("ray://"):
@@ -281,21 +281,17 @@ def _documents(table: "pa.Table") -> list[Document]:
 
 
 def _document(row: Mapping[str, Any]) -> Document:
-    name, given = row["id"], row.get("metadata")
-    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise ValueError(f"a document has the id {name!r}: it must be text or a whole number")
-    texts = {column: row.get(column) or "" for column in ("text", "title", "context")}
-    if wrong := [column for column, text in texts.items() if not isinstance(text, str)]:
-        raise ValueError(f"document {str(name)!r}: its {wrong[0]} is not text")
+    name, metadata = row["id"], row.get("metadata")
     try:
-        metadata = json.loads(given) if isinstance(given, str) and given else given or {}
+        if name is None or name == "":
+            raise ValueError("it has no id")
+        if isinstance(metadata, str) and metadata:
+            metadata = json.loads(metadata)
+        elif isinstance(metadata, Mapping):  # rows of a struct have all names that any row has
+            metadata = {key: value for key, value in metadata.items() if value is not None}
+        return Document.from_json({**row, "metadata": metadata or None})
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"document {str(name)!r}: its metadata is not JSON ({error})") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"document {str(name)!r}: its metadata is {type(metadata).__name__}, not an object")
-    if not isinstance(given, str):  # rows of a struct have all names that any row has
-        metadata = {key: value for key, value in metadata.items() if value is not None}
-    return Document(id=str(name), metadata=metadata, **texts)
+        raise ValueError(f"document {str(name)!r}: {error}") from error
 
 
 def _row(document: Document) -> dict[str, str]:

@@ -138,6 +138,30 @@ class Document:
                 digest.update(self.text[at : at + _AT_ONCE].encode("utf-8", "surrogatepass"))
             object.__setattr__(self, "id", digest.hexdigest()[:32])
 
+    @classmethod
+    def from_json(cls, fields: Any) -> Self:
+        """The document in a JSON object `{"id", "title", "context", "text", "metadata"}`; only the text is required.
+
+        Raises:
+            ValueError: It is no object, or a field is unknown, missing or of another type.
+        """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"expected a JSON object, not {type(fields).__name__}")
+        default = {"id": "", "title": "", "context": "", "text": "", "metadata": {}}
+        if unknown := sorted(map(str, fields.keys() - default.keys())):
+            raise ValueError(f"unknown name {unknown[0]!r}; known are {', '.join(map(repr, default))}")
+        given = default | {name: value for name, value in fields.items() if value is not None}
+        if isinstance(given["id"], bool) or not isinstance(given["id"], str | int):
+            raise ValueError("'id' must be text or a whole number")
+        for name in ("title", "context"):
+            if not isinstance(given[name], str):
+                raise ValueError(f"{name!r} must be text")
+        if not isinstance(given["text"], str) or not given["text"].strip():
+            raise ValueError("'text' is missing or empty")
+        if not isinstance(given["metadata"], Mapping):
+            raise ValueError("'metadata' must be a JSON object")
+        return cls(**{**given, "id": str(given["id"])})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KVStates:

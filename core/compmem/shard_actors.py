@@ -170,7 +170,7 @@ class ActorStore(Store):
                 self.actors.handles[n].release.options(num_returns=0).remote(opened.view)  # not waited for
 
     def get_meta(self, key: str) -> JSON:
-        """The fact under a name, or None; shards that hold none are passed over."""
+        """The fact under a name, or None; shards without it are skipped."""
         found = [fact for own in self._everywhere("meta", key).values() for fact in own]
         return next((fact for fact in found if fact is not None), None)
 

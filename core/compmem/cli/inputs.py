@@ -11,7 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
@@ -274,23 +274,12 @@ def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Rep
 
 
 def _json_document(line: bytes, about: dict[str, Any]) -> Document:
-    """The document in a line `{"id", "title", "text", "metadata"}`; only the text is required."""
+    """The document in a line `{"id", "title", "context", "text", "metadata"}`; only the text is required."""
     try:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object, not {type(fields).__name__}")
-    if unknown := sorted(set(fields) - {"id", "title", "text", "metadata"}):
-        raise ValueError(f"unknown name {unknown[0]!r}; known are 'id', 'title', 'text', 'metadata'")
-    given = {"text": "", "title": "", "id": "", "metadata": {}} | {k: v for k, v in fields.items() if v is not None}
-    text, title, key, metadata = given["text"], given["title"], given["id"], given["metadata"]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("'text' is missing or empty")
-    if not isinstance(title, str) or isinstance(key, bool) or not isinstance(key, str | int):
-        raise ValueError("'title' must be text, 'id' text or a whole number")
-    if not isinstance(metadata, dict):
-        raise ValueError("'metadata' must be a JSON object")
-    return Document(id=str(key), title=title, text=text, metadata={**about, **metadata})
+    document = Document.from_json(fields)
+    return replace(document, metadata={**about, **document.metadata})

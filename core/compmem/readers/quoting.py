@@ -23,7 +23,7 @@ ADDED_SHARE = 0.1
 """Least share of the question's weight that such a sentence adds."""
 
 NEARLY_BEST = 0.9
-"""Kept sentences of a quoted chunk with at least this share of its best score are quoted too."""
+"""Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
 
 ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
@@ -32,7 +32,7 @@ ALONE_SHARE = 0.3
 def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
     """The sentences of an answer: those of the best chunks in reading order, each chunk's in its own.
 
-    Sentences are the best kept one of each of the best chunks, more of a chunk if nearly as good; then their context
+    Sentences are the best kept one of each of the best chunks, more of a chunk if (nearly) as good; then their context
     (the answer that a question or heading introduces, the name that a pronoun means, the head and the like rows of a
     table); then other sentences of these chunks for words of the question that are still missing.
 
@@ -40,7 +40,7 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -
         asked: The weight of the root of each word of the question.
         evidence: The kept sentences, at least one.
     """
-    quoted = _supporting(evidence)
+    quoted = _supporting(asked, evidence)
     for chunk in {e.chunk.id: e.chunk for e in quoted}.values():
         quoted += _context(asked, chunk, {e.start for e in quoted if e.chunk.id == chunk.id})
     quoted += _completing(asked, quoted)
@@ -48,17 +48,24 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
-def _supporting(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The best sentence of each of the best chunks, and those of the same chunk that are nearly as good."""
+def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
+    """The best sentence of each of the best chunks, and those of the same chunk that are as good.
+
+    One that is nearly as good is quoted too if it has a word of the question that the best one lacks.
+    """
     best: dict[str, Evidence] = {}
     for e in evidence:
         if e.chunk.id not in best or e.score > best[e.chunk.id].score:
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
-    least = {e.chunk.id: NEARLY_BEST * e.score for e in [*ranked[:QUOTED], *others]}
-    kept = [e for e in evidence if e.score >= least.get(e.chunk.id, math.inf)]
-    return list({(e.chunk.id, e.text): e for e in kept}.values())
+    chosen = {e.chunk.id: (e.score, asked.keys() - _roots(e.text)) for e in [*ranked[:QUOTED], *others]}
+    kept: dict[tuple[str, str], Evidence] = {}
+    for e in evidence:
+        score, missing = chosen.get(e.chunk.id, (math.inf, set[str]()))
+        if e.score == score or (e.score >= NEARLY_BEST * score and not missing.isdisjoint(_roots(e.text))):
+            kept[e.chunk.id, e.text] = e
+    return list(kept.values())
 
 
 def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list[Evidence]:

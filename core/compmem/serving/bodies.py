@@ -12,7 +12,6 @@ from starlette.requests import Request
 from compmem.schema import Document
 from compmem.serving.limits import Limits
 
-_DOCUMENT = {"id", "title", "context", "text", "metadata"}
 RECALL = frozenset({"question", "filter", "k", "min_score"})
 """Fields of `/recall`."""
 ANSWER = frozenset({"question", "filter", "stream"})
@@ -126,13 +125,10 @@ def documents(body: Mapping[str, Any], limits: Limits) -> list[Document]:
 
 
 def _document(fields: Any, number: int) -> Document:
-    where = f"documents[{number}]"
-    if not isinstance(fields, dict) or not set(fields) <= _DOCUMENT:
-        raise HTTPException(400, f"{where} must be an object with the names {', '.join(sorted(_DOCUMENT))}")
-    texts = {name: _typed(fields, name, str, "", where) for name in ("id", "title", "context", "text")}
-    if not texts["text"].strip():
-        raise HTTPException(400, f"{where}: 'text' is missing or empty")
-    return Document(**texts, metadata=_typed(fields, "metadata", dict, {}, where))
+    try:
+        return Document.from_json(fields)
+    except ValueError as error:
+        raise HTTPException(400, f"documents[{number}]: {error}") from error
 
 
 def _last_user_text(messages: list[Any]) -> str:

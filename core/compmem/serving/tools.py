@@ -37,6 +37,7 @@ class NewDocument(BaseModel):
     text: str
     id: str = Field("", description="An id of your choice; an existing document with it is replaced. Default: a hash.")
     title: str = Field("", description="Title, in a few words.")
+    context: str = Field("", description="Facts that questions may ask by, such as the author, one per line.")
     metadata: dict[str, Any] = Field({}, description="JSON values by name, for filters.")
 
 
@@ -98,7 +99,7 @@ def create_tools(
         if sum(len(d.text) for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
         async with _tool_errors():
-            made = [Document(id=d.id, title=d.title, text=d.text, metadata=d.metadata) for d in documents]
+            made = [Document(**dict(d)) for d in documents]
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
 

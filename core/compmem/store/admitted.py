@@ -32,7 +32,7 @@ Lengths = NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class AdmittedWords(lexical.OneByOne):
+class AdmittedWords(lexical.LexicalIndex):
     """The lexical index without the blocks that a filter excludes: they affect no count, no score and no rank."""
 
     rows: Rows

@@ -148,9 +148,9 @@ class _Sorted:
     """Comparable values, ascending."""
 
     def __init__(self, placed: Iterable[tuple[int, Any]]) -> None:
-        rising = sorted(placed, key=lambda pair: pair[1])
-        self._places = np.array([i for i, _ in rising], np.int64)
-        self._values = [value for _, value in rising]
+        ascending = sorted(placed, key=lambda pair: pair[1])
+        self._places = np.array([i for i, _ in ascending], np.int64)
+        self._values = [value for _, value in ascending]
 
     def beyond(self, operator: str, operand: Any) -> Places:
         """Positions of the values on one side of the operand."""

@@ -79,8 +79,8 @@ def indexed_terms(chunk: Chunk) -> list[str]:
     return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
-class OneByOne(Protocol):
-    """The queries of a lexical index that take several at once, by one after another; nothing has to be prepared."""
+class LexicalIndex(Protocol):
+    """Terms, runs of words and names of blocks. Several queries at once are asked one after another by default."""
 
     __slots__ = ()
 
@@ -109,6 +109,38 @@ class OneByOne(Protocol):
     def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """`phrase` of each run of words."""
         return [self.phrase(run, limit) for run in runs]
+
+
+class LexicalTables(LexicalIndex):
+    """A lexical index in SQLite tables."""
+
+    _rows: Rows
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
+        """The number of blocks that contain each term."""
+
+    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
+
+        In a large index, very common terms count only if the query has no rarer ones.
+
+        Args:
+            terms: Terms, in any order; repeats count once.
+            limit: Most blocks.
+        """
+        return ranked(self._rows, self.document_frequency([t[:LONGEST_TERM] for t in terms]), limit, len(self))
+
+    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
+        """Blocks that contain these words in sequence, ignoring endings, by number."""
+        return [int(number) for number in with_phrase(self._rows, words, max(limit, 0))]
+
+    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks with each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
+        return named(self._rows, names, per_name)
 
 
 def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) -> dict[str, int]:
@@ -174,12 +206,12 @@ def _known(rows: Rows, names: Sequence[str]) -> Iterator[str]:
 
 def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
     """The terms to query, rarest first; in a large index without the most common ones."""
-    rising = sorted((n, term) for term, n in frequency.items() if n)
-    if sum(n for n, _ in rising) <= POSTINGS:
-        return [term for _, term in rising]
+    ascending = sorted((n, term) for term, n in frequency.items() if n)
+    if sum(n for n, _ in ascending) <= POSTINGS:
+        return [term for _, term in ascending]
     kept: list[str] = []
     total = 0
-    for n, term in rising:
+    for n, term in ascending:
         total += n
         if (kept and n > COMMON * blocks) or (len(kept) >= _LEAST_TERMS and total > POSTINGS):
             break

@@ -1,4 +1,4 @@
-"""The view of an index in shards: what each shard answers where it lies, and what the answers are together.
+"""The view of an index in shards: the queries of each shard, and their results merged.
 
 The shards are asked through one function, in this process or in others. A block's number in the view is made of its
 number within the shard and of the shard.
@@ -171,7 +171,7 @@ class ShardedSnapshot(Snapshot):
         return [*self._ask(name, dict.fromkeys(range(self._shards), args)).values()]
 
     def select(self, filter: Filter | None) -> Numbers:
-        """Numbers of the live blocks that a filter admits, rising. Raises what `Snapshot.select` raises."""
+        """Numbers of the live blocks that a filter admits, ascending. Raises what `Snapshot.select` raises."""
         key = EVERYTHING if filter is None else next(self._next_key)
         parts = self.ask_all("select", key, filter)
         found = np.sort(np.concatenate([self.numbers(n, own) for n, own in enumerate(parts)]))
@@ -202,7 +202,7 @@ class ShardedSnapshot(Snapshot):
         return self._gathered("kv_states", blocks)
 
     def within(self, admitted: Numbers) -> ShardedWords:  # type: ignore[override]
-        """The lexical indexes as if they held only these blocks, rising by number."""
+        """The lexical indexes as if they held only these blocks, ascending by number."""
         return ShardedWords(self.ask_all, self.number, self.key(admitted), len(admitted))
 
     @property
@@ -235,7 +235,7 @@ class ShardedSnapshot(Snapshot):
         return self.words.document_frequency(terms)
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, by number."""
+        """Blocks that contain these words in sequence, by number."""
         return self.words.phrase(words, limit)
 
     def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""A folder of shards: ordinary stores side by side, which open as one.
+"""A folder of shards: stores that are opened, written and searched as one.
 
-A document lies in the shard that the hash of its id names. A block's number is made of its number within the shard and
-of the shard, so numbers stay what they are; they rise in the order of adding over all shards, as in one folder, since
-they decide between equal scores. Terms are counted over all shards, so that scores are comparable.
+The hash of a document's id decides its shard. A block's number is computed from its number within the shard and the
+number of the shard, so it does not change. Numbers ascend in the order of adding over all shards, as in one folder,
+since they decide between equal scores. Terms are counted over all shards, so that scores are comparable.
 """
 
 import json
@@ -172,7 +172,7 @@ class ShardedStore(Store):
         return {name: digest for part in found for name, digest in part.items()}
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents; the number that were there. Raises what `Store.delete` raises."""
+        """Delete documents; returns how many existed. Raises what `Store.delete` raises."""
         return sum(self.shards[shard].delete(part) for shard, part in self._parted(ids).items())
 
     def compact(self) -> None:
@@ -200,7 +200,7 @@ class ShardedStore(Store):
             store.put_meta(key, value)
 
     def get_meta(self, key: str) -> JSON:
-        """The fact under a name, or None; shards that hold none are passed over."""
+        """The fact under a name, or None; shards without it are skipped."""
         return next((fact for store in self.shards if (fact := store.get_meta(key)) is not None), None)
 
     def info(self) -> StoreInfo:

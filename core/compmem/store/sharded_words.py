@@ -62,7 +62,7 @@ class ShardedWords:
         return [self._ranked[limit, _cut(terms)] for terms in queries]
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks in which these words follow one another, by number."""
+        """Blocks that contain these words in sequence, by number."""
         return self.phrase_many([words], limit)[0]
 
     def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:

@@ -14,10 +14,8 @@ from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import admitted, compile_filter
-from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
-from compmem.text.tokenize import NameKind
 
 Filter = Mapping[str, Any] | Sequence[Any]
 
@@ -33,7 +31,7 @@ class DocumentInfo:
     chunks: int
 
 
-class Snapshot(lexical.OneByOne):
+class Snapshot(lexical.LexicalTables):
     """The state of one commit. Made by `Store.snapshot`; any thread may use it while it is open."""
 
     def __init__(self, rows: Rows, cache: Cache) -> None:
@@ -111,29 +109,9 @@ class Snapshot(lexical.OneByOne):
         """The lexical index of these blocks alone, ascending by number; other blocks do not affect it."""
         return AdmittedWords(self._rows, admitted)
 
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
-
-        In a large index, very common terms count only if the query has no rarer ones.
-
-        Args:
-            terms: Terms, in any order; repeats count once.
-            limit: Most blocks.
-        """
-        frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
-        return lexical.ranked(self._rows, frequency, limit, len(self))
-
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """The number of blocks that contain each term."""
         return lexical.document_frequency(self._rows, terms, self._cache.frequency(self.generation))
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, ignoring endings, in document order."""
-        return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
-
-    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks of each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
-        return lexical.named(self._rows, names, per_name)
 
     def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
         """The documents that a filter admits, in the order they were added.

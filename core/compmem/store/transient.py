@@ -2,21 +2,19 @@
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
 
 from compmem.schema import Chunk
 from compmem.store import lexical
-from compmem.store.lexical import PER_NAME
-from compmem.store.manifest import LEXICAL_SCHEMA
-from compmem.text.tokenize import NameKind
+from compmem.store.manifest import LEXICAL_SCHEMA, rows_of
 
 
-class TransientWords(lexical.OneByOne):
+class TransientWords(lexical.LexicalTables):
     """Terms and names of blocks, added one by one. Only one thread at a time may use it."""
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._connection.executescript(LEXICAL_SCHEMA)
+        self._rows = rows_of(self._connection)
         self._blocks = 0
         self._frequency: dict[str, int] = {}
 
@@ -36,19 +34,3 @@ class TransientWords(lexical.OneByOne):
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """The number of blocks that contain each term."""
         return lexical.document_frequency(self._rows, terms, self._frequency)
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms, with their BM25 score, best first."""
-        frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
-        return lexical.ranked(self._rows, frequency, limit, len(self))
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, ignoring endings, by number."""
-        return [int(number) for number in lexical.with_phrase(self._rows, words, max(limit, 0))]
-
-    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks with each name, titles first; unknown names are left out."""
-        return lexical.named(self._rows, names, per_name)
-
-    def _rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, parameters).fetchall()
