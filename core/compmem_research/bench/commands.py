@@ -390,7 +390,9 @@ def speed(context: typer.Context) -> None:
 @app.command()
 def quality(
     data: Annotated[Path, typer.Option(help="Folder of the evaluation files.")],
-    suite: Annotated[str, typer.Option(help="length, chunks, ablations, tasks, ruler, memory or model.")] = "length",
+    suite: Annotated[
+        str, typer.Option(help="length, chunks, ablations, tasks, ruler, memory, model or loops.")
+    ] = "length",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
     conditions: Annotated[
         str | None, typer.Option(help="Instead of the suite's: TASK@LENGTH[+VARIANT], comma-separated.")

@@ -43,6 +43,11 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("hqa@7k",),
         ("rag-fused:chat", "compmem:chat", "compmem-once:chat", "rag-fused:latent", "compmem-once:latent"),
     ),
+    "loops": (
+        ("hqa@28k",),
+        ("rag-fused:chat", "compmem-once:chat", "memagent:chat", "gru-mem:chat", "lychee:latent", "chunks-loop:latent",
+         "compmem-once:latent"),
+    ),
 }  # fmt: skip
 """The suites: cells and systems."""
 

@@ -28,6 +28,8 @@ ABOUT = {
     "model": "One local language model, not trained for any of this, used in several ways: it answers from what was "
     "recalled, in one prompt (rag-fused, compmem-once), which is text (chat) or KV states kept for each passage by the "
     "training-free compressor (latent); or it takes notes in every step of the loop (compmem:chat).",
+    "loops": "The papers' loops and ours by one local language model, not trained for any of them: it reads text "
+    "(chat), or KV states that are kept for chunks or passages by the training-free compressor (latent).",
 }
 """A description of each suite."""
 
