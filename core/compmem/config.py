@@ -125,7 +125,8 @@ class RecallConfig:
 
     reader: ReaderName | None = None
     """Who reads the recalled blocks in each step: `"extractive"` (quotes, no model), `"chat"` (needs `chat=`) or
-    `"latent"` (the backbone, needs KV memory). None: see `compmem.loop.roles.resolve_roles`."""
+    `"latent"` (the backbone, needs KV memory). None: extractive; the backbone if it was trained for the loop and no
+    chat model is given; a chat model if there are no vectors to select quotes with."""
     writer: WriterName | None = None
     """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the chat model if one is given and
     no reader is named; else the reader, from the working memory."""

@@ -382,9 +382,9 @@ class AnswerModels(TypedDict, total=False):
     neither reader nor writer, it writes the answer and is called once; with `RecallConfig(reader="chat")`, and in
     document order, it reads in every step."""
     reader: Reader | None
-    """An object that reads, instead of a name in the settings."""
+    """An object that reads, or its name as in `RecallConfig.reader`."""
     writer: Writer | None
-    """An object that writes the answer from the recalled blocks, instead of a name in the settings."""
+    """An object that writes the answer from the recalled blocks, or its name as in `RecallConfig.writer`."""
 
 
 @runtime_checkable
