@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -135,14 +135,9 @@ class MemoryIndex(BaseIndex):
             StoreError: There is no index.
             IncompatibleStoreError: The index has another format, encoder or backbone.
         """
-        store = open_store(path)
-        try:
-            return cls.of_store(
-                store, encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
-            )
-        except BaseException:
-            store.close()
-            raise
+        return cls.of_store(
+            open_store(path), encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
+        )
 
     @classmethod
     def of_store(
@@ -154,31 +149,19 @@ class MemoryIndex(BaseIndex):
         runtime: RuntimeConfig | None = None,
         allow_download: bool = False,
     ) -> Self:
-        """The index over an open store. Arguments and errors are those of `open`."""
-        path = store.path
-        kept = _kept_settings(store)
-        named = kept["encoder"]
-        if encoder is None and str(named).startswith(_OBJECT):
-            raise IncompatibleStoreError(
-                f"{str(path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: open it with encoder="
-            )
-        given = named if encoder is None else encoder
-        if named not in (_encoder_name(given), absolute(_encoder_name(given))):
-            raise IncompatibleStoreError(
-                f"{str(path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
-            )
-        if isinstance(backbone, str):
-            kept["backbone"] = backbone
-        kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
-        config = IndexConfig(**{**kept, "encoder": given})
-        by_name = None if isinstance(backbone, str) else False
-        loaded = None if isinstance(backbone, str) else backbone
-        index = cls(
-            store, config, backbone=loaded, runtime=runtime,
-            fetch_encoder=allow_download or encoder is not None, fetch_backbone=allow_download or by_name,
-        )  # fmt: skip
-        if loaded is not None:
-            index._models.check_backbone(loaded)
+        """The index over an open store, which is closed if this fails. Arguments and errors are those of `open`."""
+        with ExitStack() as opened:
+            opened.callback(store.close)
+            config = _opened_config(store, encoder, backbone)
+            by_name = isinstance(backbone, str)
+            index = cls(
+                store, config, backbone=None if isinstance(backbone, str) else backbone, runtime=runtime,
+                fetch_encoder=allow_download or encoder is not None,
+                fetch_backbone=allow_download or (None if by_name else False),
+            )  # fmt: skip
+            if isinstance(backbone, Backbone):
+                index._models.check_backbone(backbone)
+            opened.pop_all()
         return index
 
     @classmethod
@@ -443,6 +426,31 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     except (TypeError, ValueError, KeyError) as error:
         raise CorruptStoreError(f"the settings of the index {str(store.path)!r} cannot be used: {error}") from error
     return kept
+
+
+def _opened_config(store: Store, encoder: str | Encoder | None, backbone: str | Backbone | None) -> IndexConfig:
+    """The settings that an index was made with, and the given encoder and backbone.
+
+    Raises:
+        CorruptStoreError: The settings are invalid.
+        IncompatibleStoreError: The encoder is another one, or an object that has to be given.
+    """
+    kept = _kept_settings(store)
+    named = kept["encoder"]
+    if encoder is None and str(named).startswith(_OBJECT):
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: "
+            "open it with encoder="
+        )
+    given = named if encoder is None else encoder
+    if named not in (_encoder_name(given), absolute(_encoder_name(given))):
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
+        )
+    if isinstance(backbone, str):
+        kept["backbone"] = backbone
+    kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
+    return IndexConfig(**{**kept, "encoder": given})
 
 
 def reopened(

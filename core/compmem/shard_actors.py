@@ -277,13 +277,9 @@ def open_index(
         IncompatibleStoreError: As in `MemoryIndex.open`.
     """
     store = ActorStore(ShardActors.start(path, actors, (runtime or RuntimeConfig()).search), stops=True)
-    try:
-        return ActorIndex.of_store(
-            store, encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
-        )
-    except BaseException:
-        store.close()
-        raise
+    return ActorIndex.of_store(
+        store, encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
+    )
 
 
 def _over(actors: ShardActors, **arguments: Any) -> ActorIndex:
