@@ -153,14 +153,13 @@ class MemoryIndex(BaseIndex):
         with ExitStack() as opened:
             opened.callback(store.close)
             config = _opened_config(store, encoder, backbone)
-            by_name = isinstance(backbone, str)
+            loaded, may_fetch = (None, None) if isinstance(backbone, str) else (backbone, False)
             index = cls(
-                store, config, backbone=None if isinstance(backbone, str) else backbone, runtime=runtime,
-                fetch_encoder=allow_download or encoder is not None,
-                fetch_backbone=allow_download or (None if by_name else False),
+                store, config, backbone=loaded, runtime=runtime,
+                fetch_encoder=allow_download or encoder is not None, fetch_backbone=allow_download or may_fetch,
             )  # fmt: skip
-            if isinstance(backbone, Backbone):
-                index._models.check_backbone(backbone)
+            if loaded is not None:
+                index._models.check_backbone(loaded)
             opened.pop_all()
         return index
 
