@@ -255,6 +255,31 @@ def test_what_is_kept_with_every_chunk_is_bounded(fields, named):
         index.add([Document(id="d", text="Alpha one.", **fields)])
 
 
+def test_a_spoilt_lexical_index_is_found_or_harmless(tmp_path: Path):
+    from compmem import MemoryIndex
+    from tests.frameworks_langchain import HashingEncoder
+
+    with make_index(tmp_path / "s") as index:
+        index.add([Document(id=f"d{n}", text=f"Alpha {n} and beta {n % 3}.", metadata={"n": n}) for n in range(40)])
+    found = 0
+    with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:
+        raw.execute("PRAGMA synchronous=OFF")
+        for number, block in raw.execute("SELECT id, block FROM lexical_data").fetchall():
+            for spoilt in (b"", b"\0", b"\xff" * len(block), block[:1], block[: len(block) // 2], block[:1] + b"\0"):
+                raw.execute("UPDATE lexical_data SET block = ? WHERE id = ?", (spoilt, number))
+                raw.commit()
+                with MemoryIndex.open(tmp_path / "s", encoder=HashingEncoder()) as index:
+                    for method in ("bm25", "hybrid", "gate"):
+                        for wanted in (None, {"n": {"<": 20}}):
+                            try:
+                                index.search("alpha 7 beta", 5, method=method, filter=wanted)
+                            except StoreError:
+                                found += 1
+            raw.execute("UPDATE lexical_data SET block = ? WHERE id = ?", (block, number))
+            raw.commit()
+    assert found > 10
+
+
 def forked(work) -> int:
     """The exit code of a child; 99 if it hung."""
     child = os.fork()

@@ -106,7 +106,7 @@ class QuestionContext:
             return dict(zip(proposed, self.score("", proposed), strict=True))
         if method == "bm25":
             bm25 = self.stage.bm25(k)
-            best = max((score for _, score in bm25), default=1.0)
+            best = max((score for _, score in bm25), default=0.0) or 1.0
             return {n: score / best for n, score in bm25}
         near = self.stage.nearest(max(k, RANKED))
         if method == "hybrid":

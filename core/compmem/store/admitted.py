@@ -77,7 +77,7 @@ class AdmittedWords(lexical.LexicalIndex):
         spans = 1 - _B + _B * self._lengths(numbers) / mean_length
         scores = np.zeros(len(numbers))
         for places, counts, n in found:
-            idf = math.log((blocks - n + 0.5) / (n + 0.5)) if n else 0.0
+            idf = math.log((blocks - n + 0.5) / (n + 0.5)) if 0 < n <= blocks else 0.0
             at = np.searchsorted(numbers, places)
             scores[at] += max(idf, _LEAST_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
         scores = scores.round(lexical.DIGITS)

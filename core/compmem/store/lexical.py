@@ -170,6 +170,8 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
     while True:  # SQLite's order of equal scores is not defined: read on to a lower one
         count = min(2 * count, _LAST)
         found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", count)
+        if any(rank is None for _, rank in found):
+            raise CorruptStoreError("the lexical index gives blocks without a score")
         scores = [(int(number), round(-float(rank), DIGITS)) for number, rank in found]
         if len(scores) < count or scores[-1][1] < scores[limit - 1][1]:
             return sorted(scores, key=lambda row: (-row[1], row[0]))[:limit]
