@@ -14,7 +14,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
-from compmem import ReaderError, RecallConfig
+from compmem import AnswerToken, ReaderError, RecallConfig
 from compmem.threads import in_thread
 from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt
 from langchain_compmem.documents import Filter, Index, Prompts, shown_with
@@ -283,7 +283,10 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
                 )
                 async with aclosing(events):
                     async for event in events:
-                        yield await in_thread(part_of, event, chat, self.index)
+                        if isinstance(event, AnswerToken):
+                            yield part_of(event, chat, self.index)
+                        else:  # a step and the answer look up documents in the index
+                            yield await in_thread(part_of, event, chat, self.index)
             except BaseException as error:
                 await traced.failed(error)
                 raise

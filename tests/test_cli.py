@@ -123,7 +123,8 @@ def test_files_of_the_same_name_are_kept_apart_and_found_by_their_paths(tmp_path
     assert done("add", path, "new.jsonl")["added"] == 1
     assert f"{tmp_path}/new.jsonl takes over the id '1' of a document from {tmp_path}/old.jsonl" in caplog.text
     monkeypatch.chdir(tmp_path / "b")
-    assert done("delete", path, "docs", "../new.jsonl", "nobody") == {"deleted": 2, "unknown": ["nobody"]}
+    deleted = run("delete", path, "docs", "../new.jsonl", "nobody", "--json")
+    assert (deleted.exit_code, json.loads(deleted.stdout)) == (1, {"deleted": 2, "unknown": ["nobody"]})
     assert {d["id"] for d in done("info", path, "--documents")["list"]} == {f"{tmp_path}/a/docs/x.txt", "2"}
 
 
@@ -214,6 +215,8 @@ def test_deleting_what_is_not_there_is_an_error(tmp_path):
     path = tmp_path / "a.mem"
     (tmp_path / "a.txt").write_text("Text.")
     done("add", path, tmp_path / "a.txt")
+    assert json.loads(run("delete", path, "b", "--json").stdout) == {"deleted": 0, "unknown": ["b"]}
+    assert run("delete", path, "b", "--json").exit_code == 1
     assert "not in the index: b" in failed(1, "delete", path, "a.txt", "b")
     assert done("info", path)["documents"] == 0
 

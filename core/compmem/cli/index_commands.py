@@ -192,10 +192,10 @@ def delete(
         deleted = store.delete(wanted)
     if as_json:
         write_json({"deleted": deleted, "unknown": unknown})
-        return
-    for missing in unknown:
-        err().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
-    out().print(f"{deleted} deleted")
+    else:
+        for missing in unknown:
+            err().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
+        out().print(f"{deleted} deleted")
     if unknown:
         raise typer.Exit(1)
 

@@ -11,8 +11,6 @@ from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.store.folder import Folder
 
 _BUSY_SECONDS: Final = 10.0
-_LARGEST_VALUE: Final = 1 << 28
-"""Most bytes of a text or blob that SQLite makes or reads."""
 
 
 @contextmanager
@@ -48,7 +46,6 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=256,
     )
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST_VALUE)
     try:
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
             connection.execute(f"PRAGMA {pragma}")
