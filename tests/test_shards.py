@@ -135,6 +135,22 @@ def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_p
                        for n, store in enumerate(again.store.shards) for d in again.documents())  # fmt: skip
 
 
+@pytest.mark.parametrize("filter", [None, {"even": True}, {"even": "no such value"}])
+def test_pages_of_documents_are_the_whole_list_in_parts(tmp_path, whole, filter):
+    with sharded(tmp_path / "s", 4) as parted:
+        for index in (whole, parted):
+            listed = index.documents(filter)
+            assert index.count_documents(filter) == len(listed)
+            for size in (1, 7, 1000):
+                pages = [index.documents(filter, offset=at, limit=size) for at in range(0, len(listed), size)]
+                assert [info for page in pages for info in page] == listed
+            assert index.documents(filter, offset=3) == listed[3:]
+            assert index.documents(filter, offset=len(listed)) == index.documents(filter, limit=0) == []
+            for wrong in ({"offset": -1}, {"limit": -1}, {"limit": 1.5}):
+                with pytest.raises(ValueError, match="whole number of at least 0"):
+                    index.documents(filter, **wrong)
+
+
 def test_numbers_of_blocks_lie_in_their_shards_and_come_back(tmp_path):
     with sharded(tmp_path / "s", 5) as parted, parted.store.snapshot() as snapshot:
         numbers = snapshot.select(None)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Self, Unpack, get_args
 
-from compmem.checks import check_whole
+from compmem.checks import check_one_of, check_whole
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
@@ -159,8 +159,7 @@ class BaseIndex(ABC):
                 index was made without an encoder and the method is not `"gate"`.
         """
         check_whole("k", k)
-        if method not in get_args(SearchMethod):
-            raise ValueError(f"method={method!r} must be one of {', '.join(map(repr, get_args(SearchMethod)))}")
+        check_one_of("method", method, get_args(SearchMethod))
         with self.question_context(question, filter) as context:
             return context.best(context.search(method, k), k, min_score)
 

@@ -1,10 +1,18 @@
 """Checks of settings: each raises a `ValueError` that names the setting and its value."""
 
+from functools import cache
 from numbers import Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def check_choices(settings: Any) -> None:
+    """Refuse settings with a field whose type is a `Literal`, or None as well, and whose value is another one."""
+    for name, allowed in _choices(type(settings)).items():  # type: ignore[arg-type]  # mypy: classes hash
+        check_one_of(name, getattr(settings, name), allowed)
+
+
+def check_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
@@ -26,6 +34,17 @@ def check_positive(name: str, value: Any) -> None:
     """Refuse a value that is no number above 0."""
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{name}={value!r} must be a number above 0")
+
+
+@cache
+def _choices(settings: type) -> dict[str, tuple[str | None, ...]]:
+    """The values that each field of this dataclass may have whose type is a `Literal`, or None as well."""
+    found = dict[str, tuple[str | None, ...]]()
+    for name, hint in get_type_hints(settings).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if any(get_origin(kind) is Literal for kind in kinds):
+            found[name] = tuple(v for kind in kinds for v in ((None,) if kind is NoneType else get_args(kind)))
+    return found
 
 
 def _is_number(value: object) -> bool:

@@ -1,9 +1,9 @@
 """Settings: `IndexConfig` of an index, `RecallConfig` of one question, `RuntimeConfig` of one process."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from compmem.checks import check_one_of, check_positive, check_share, check_whole
+from compmem.checks import check_choices, check_positive, check_share, check_whole
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 
@@ -67,11 +67,7 @@ class IndexConfig:
     None: only `compact` does."""
 
     def __post_init__(self) -> None:
-        check_one_of("memory", self.memory, ("dense", "kv"))
-        check_one_of("vectors", self.vectors, ("int8", "fp16"))
-        check_one_of("kv", self.kv, get_args(KVType))
-        if self.kv_pruning is not None:
-            check_one_of("kv_pruning", self.kv_pruning, get_args(KVPruning))
+        check_choices(self)
         check_whole("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             check_whole("ratio", self.ratio)
@@ -111,7 +107,7 @@ class RuntimeConfig:
     """Size of the cache of KV blocks on the device between questions, in bytes."""
 
     def __post_init__(self) -> None:
-        check_one_of("search", self.search, ("exact", "auto", "flat", "hnsw", "ivf-pq"))
+        check_choices(self)
         check_whole("kv_cache_bytes", self.kv_cache_bytes, 0)
 
 
@@ -153,10 +149,7 @@ class RecallConfig:
     several calls, to fit. None: no limit."""
 
     def __post_init__(self) -> None:
-        if self.reader is not None:
-            check_one_of("reader", self.reader, ("extractive", "chat", "latent"))
-        if self.writer is not None:
-            check_one_of("writer", self.writer, ("chat", "latent"))
+        check_choices(self)
         check_whole("writer_blocks", self.writer_blocks)
         check_whole("rounds", self.rounds, 0)
         check_whole("memory_tokens", self.memory_tokens)
@@ -219,12 +212,8 @@ class LoopConfig(RecallConfig):
 
     def __post_init__(self) -> None:
         RecallConfig.__post_init__(self)
-        check_one_of("candidates", self.candidates, ("first_stage", "all"))
-        check_one_of("gate", self.gate, ("learned", "question", "similarity", "off"))
-        check_one_of("order", self.order, ("best", "document"))
         check_whole("first_stage", self.first_stage)
         check_whole("blocks_per_step", self.blocks_per_step)
-        check_one_of("kv_fusion", self.kv_fusion, get_args(KVFusion))
         if self.reader_threshold is not None:
             check_share("reader_threshold", self.reader_threshold)
 

@@ -333,10 +333,26 @@ class MemoryIndex(BaseIndex):
         with self.store.snapshot() as snapshot:
             return snapshot.chunks(snapshot.document_blocks(document_id))
 
-    def documents(self, filter: Filter | None = None) -> list[DocumentInfo]:
-        """The documents that a filter admits, without their texts."""
+    def documents(
+        self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None
+    ) -> list[DocumentInfo]:
+        """The documents that a filter admits, without their texts.
+
+        Args:
+            filter: Conditions on their metadata. None: all documents.
+            offset: How many to skip.
+            limit: Most documents to return. None: all.
+
+        Raises:
+            ValueError: The filter is invalid, or a number is below 0.
+        """
         with self.store.snapshot() as snapshot:
-            return list(snapshot.documents(filter))
+            return list(snapshot.documents(filter, offset=offset, limit=limit))
+
+    def count_documents(self, filter: Filter | None = None) -> int:
+        """The number of documents that a filter admits. Raises what `documents` raises."""
+        with self.store.snapshot() as snapshot:
+            return snapshot.count_documents(filter)
 
     def verify(self) -> list[str]:
         """Checks every checksum; returns descriptions of the problems found, empty if there are none."""

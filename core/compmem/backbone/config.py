@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from compmem.checks import check_whole
+from compmem.checks import check_choices, check_whole
 from compmem.config import KVPruning
 
 Projection = Literal["q", "k", "v", "o"]
@@ -45,22 +45,17 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", tuple(self.own))
+        check_choices(self)
         check_whole("ratio", self.ratio)
         check_whole("window", self.window)
-        if self.states not in get_args(States):
-            raise ValueError(f"states={self.states!r} must be 'inserted' or 'selected'")
         if self.states == "selected" and (self.own or self.positions != "rotated"):
             raise ValueError("states='selected' inserts no memory tokens: it needs own=() and positions='rotated'")
-        if self.pruning not in get_args(KVPruning):
-            raise ValueError(f"pruning={self.pruning!r} must be one of {', '.join(get_args(KVPruning))}")
         if self.inserted and self.pruning != "attention":
             raise ValueError(f"pruning={self.pruning!r} needs states='selected': inserted states are all kept")
         if self.inserted and self.window % self.ratio:
             raise ValueError(f"window={self.window} must be a multiple of ratio={self.ratio}")
         if unknown := set(self.own) - set(get_args(Projection)):
             raise ValueError(f"own={self.own!r} has {sorted(unknown)!r}; the projections are q, k, v, o")
-        if self.positions not in get_args(Positions):
-            raise ValueError(f"positions={self.positions!r} must be 'rotated' or 'unrotated'")
 
     @property
     def inserted(self) -> bool:

@@ -183,9 +183,8 @@ class _Server:
         if not offset.isdecimal() or len(offset) > 12:
             raise HTTPException(400, "'offset' must be a whole number")
         async with self._questions.turn():
-            found = await in_thread(mine.documents)
-        page = found[int(offset) : int(offset) + self._limits.documents]
-        return JSONResponse({"documents": list(map(document_json, page)), "total": len(found)})
+            page, total = await in_thread(mine.documents, int(offset), self._limits.documents)
+        return JSONResponse({"documents": list(map(document_json, page)), "total": total})
 
     async def add(self, request: Request, mine: TenantIndex) -> Response:
         """Adds documents; unchanged ones cost nothing."""

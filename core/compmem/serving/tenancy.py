@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from compmem.index import MemoryIndex
 from compmem.schema import Answer, Chunk, Document, Recall, Step
@@ -34,14 +33,11 @@ class TenantIndex:
         stored_id = self._stored_id(document_id)
         return stored_id is not None and self.index.delete([stored_id]) == 1
 
-    def documents(self, filter: Any = None) -> list[DocumentInfo]:
-        """The tenant's documents that the filter admits.
-
-        Raises:
-            ValueError: The filter is invalid.
-        """
-        found = self.index.documents(self.tenant.filter(filter))
-        return [replace(info, id=self.shown_id(info.id)) for info in found]
+    def documents(self, offset: int, limit: int) -> tuple[list[DocumentInfo], int]:
+        """A page of the tenant's documents, and how many there are in all."""
+        mine = self.tenant.filter(None)
+        page = self.index.documents(mine, offset=offset, limit=limit)
+        return [replace(info, id=self.shown_id(info.id)) for info in page], self.index.count_documents(mine)
 
     def shown_id(self, document_id: str) -> str:
         """The tenant's id of a document."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Unpack
 
 try:
@@ -88,9 +89,9 @@ def create_tools(
     ) -> dict[str, Any]:
         """List the documents without their texts, one page at a time."""
         async with _tool_errors():
-            found = await in_thread(index.documents, filter)
-            page = found[offset : offset + limits.documents]
-            return {"documents": list(map(document_json, page)), "total": len(found)}
+            page = await in_thread(partial(index.documents, filter, offset=offset, limit=limits.documents))
+            total = await in_thread(index.count_documents, filter)
+            return {"documents": list(map(document_json, page)), "total": total}
 
     async def add_documents(
         documents: Annotated[list[NewDocument], Field(min_length=1, max_length=limits.documents)],

@@ -17,7 +17,7 @@ from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
 from compmem.store.lexical import PER_NAME
 from compmem.store.sharded_words import ShardedWords
-from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
+from compmem.store.snapshot import DocumentInfo, Filter, Snapshot, part_of
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
 
@@ -120,9 +120,13 @@ class ShardPart:
         """The KV states of blocks."""
         return self.snapshot.kv_states(blocks)
 
-    def documents(self, filter: Filter | None) -> list[DocumentInfo]:
-        """The documents that a filter admits."""
-        return list(self.snapshot.documents(filter))
+    def documents(self, filter: Filter | None, offset: int, limit: int | None) -> list[DocumentInfo]:
+        """At most `limit` of the documents that a filter admits, behind the first `offset`."""
+        return list(self.snapshot.documents(filter, offset=offset, limit=limit))
+
+    def count_documents(self, filter: Filter | None) -> int:
+        """The number of documents that a filter admits."""
+        return self.snapshot.count_documents(filter)
 
     def document(self, document_id: str) -> Document | None:
         """A document with its text, or None."""
@@ -246,10 +250,24 @@ class ShardedSnapshot(Snapshot):
         """The blocks that answer to each name, titles first; unknown names are left out."""
         return self.words.named(names, per_name)
 
-    def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
-        """The documents that a filter admits, shard by shard."""
-        for found in self.ask_all("documents", filter):
+    def documents(
+        self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None
+    ) -> Iterator[DocumentInfo]:
+        """The documents that a filter admits, shard by shard: at most `limit` of them behind `offset`."""
+        wanted, before = part_of(offset, limit), 0
+        asked = dict[int, tuple[Any, ...]]()
+        for shard, size in enumerate(self.ask_all("count_documents", filter)):
+            first, end, _ = wanted.indices(before + size)
+            if first < end and end > before:
+                begin = max(first - before, 0)
+                asked[shard] = (filter, begin, end - before - begin)
+            before += size
+        for found in self._ask("documents", asked).values() if asked else ():
             yield from found
+
+    def count_documents(self, filter: Filter | None = None) -> int:
+        """The number of documents that a filter admits."""
+        return sum(self.ask_all("count_documents", filter))
 
     def document(self, document_id: str) -> Document | None:
         """A document with its text, or None."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compmem.checks import check_whole
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import lexical
@@ -29,6 +30,18 @@ class DocumentInfo:
     metadata: Mapping[str, Any]
     characters: int
     chunks: int
+
+
+def part_of(offset: int, limit: int | None) -> slice:
+    """The slice of at most `limit` items behind the first `offset`; None: all of them.
+
+    Raises:
+        ValueError: A number is below 0.
+    """
+    check_whole("offset", offset, 0)
+    if limit is not None:
+        check_whole("limit", limit, 0)
+    return slice(offset, None if limit is None else offset + limit)
 
 
 class Snapshot(lexical.LexicalTables):
@@ -113,13 +126,19 @@ class Snapshot(lexical.LexicalTables):
         """The number of blocks that contain each term."""
         return lexical.document_frequency(self._rows, terms, self._cache.frequency(self.generation))
 
-    def documents(self, filter: Filter | None = None) -> Iterator[DocumentInfo]:
-        """The documents that a filter admits, in the order they were added.
+    def documents(
+        self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None
+    ) -> Iterator[DocumentInfo]:
+        """The documents that a filter admits, in the order they were added: at most `limit` of them behind `offset`.
 
         Raises:
             ValueError: An operator is unknown, or a value has a type that it does not accept.
         """
-        return self._document_infos(admitted(compile_filter({} if filter is None else filter), self._rows))
+        return self._document_infos(self._admitted(filter)[part_of(offset, limit)])
+
+    def count_documents(self, filter: Filter | None = None) -> int:
+        """The number of documents that a filter admits. Raises what `documents` raises."""
+        return len(self._admitted(filter))
 
     def document(self, document_id: str) -> Document | None:
         """A document with its text, or None.
@@ -149,6 +168,9 @@ class Snapshot(lexical.LexicalTables):
     @property
     def _arrays(self) -> Arrays:
         return self._cache.arrays(self._rows, self._state)
+
+    def _admitted(self, filter: Filter | None) -> Numbers:
+        return admitted(compile_filter({} if filter is None else filter), self._rows)
 
     def _document_infos(self, keys: Numbers) -> Iterator[DocumentInfo]:
         sql = (
