@@ -41,7 +41,7 @@ class ReasonerStep(TypedDict):
     candidates: int
     seconds: float
     request: str
-    """The chat model's request, if the step was made for one."""
+    """What was searched for, if not the whole question: a part of it, or a request of the chat model."""
 
 
 class ReasonerOutput(TypedDict):

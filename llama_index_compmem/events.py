@@ -28,7 +28,7 @@ class CompMemStepEvent(BaseEvent):
     candidates: int
     seconds: float
     request: str
-    """The LLM's request, if the step was made for one."""
+    """What was searched for, if not the whole question: a part of it, or a request of the LLM."""
 
     @classmethod
     def class_name(cls) -> str:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig, Request, Step
-from compmem.loop.drivers import citations
+from compmem.loop.answering import citations
 from compmem.readers.replies import LONGEST_REQUEST, AnswerFilter
 from compmem.trace import as_page, cost
 from tests.hashing import HashEncoder
@@ -77,7 +77,7 @@ def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     assert {step.request for step in steps} == {"", "who painted the zebra crossing"}
     assert len({r.chunk.id for r in answer.sources}) == len(answer.sources)
     assert "1 follow-up search" in cost(answer.usage)
-    assert "follow-up search: who painted the zebra crossing" in as_page(answer)
+    assert "search for: who painted the zebra crossing" in as_page(answer)
 
 
 def test_a_model_asks_no_more_often_than_it_may(index):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from compmem.config import IndexConfig, LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.loop import drivers
-from compmem.loop.drivers import INLINE, THREADED, events, iterate, run_loop
+from compmem.loop.answering import Search, events
+from compmem.loop.drivers import INLINE, THREADED, iterate, run_loop
 from compmem.loop.loop import LoopResult, recall_loop
 from compmem.loop.roles import make_loop, resolve_roles
 from compmem.readers import ExtractiveReader
@@ -75,10 +77,20 @@ class Keeper:
             yield piece
 
 
+def one(loop, reader):
+    """A search that answers any text with this loop."""
+
+    @asynccontextmanager
+    async def begin(text, seconds):
+        yield Search(loop, reader)
+
+    return begin
+
+
 def run(config, reader=None, threshold=None, **options):
     threshold = config.threshold if threshold is None else threshold
     loop = recall_loop(Bench(), config, 0.5 if threshold is None else threshold, **options)
-    *before, answer = iterate(events("who insures what acme rents?", loop, reader or Keeper()))
+    *before, answer = iterate(events("who insures what acme rents?", one(loop, reader or Keeper())))
     assert isinstance(answer, Answer)
     assert all(isinstance(e, Step | AnswerToken) for e in before)
     return answer
@@ -255,10 +267,10 @@ def test_cancelling_stops_before_the_next_step():
 def test_sync_and_async_are_one_loop():
     async def twin():
         loop = recall_loop(Bench(), RecallConfig(), 0.5)
-        return [e async for e in events("q?", loop, Keeper(), THREADED)]
+        return [e async for e in events("q?", one(loop, Keeper()), THREADED)]
 
     *before, answer = asyncio.run(twin())
-    *other_before, other = iterate(events("q?", recall_loop(Bench(), RecallConfig(), 0.5), Keeper(), INLINE))
+    *other_before, other = iterate(events("q?", one(recall_loop(Bench(), RecallConfig(), 0.5), Keeper()), INLINE))
     assert (answer.text, answer.sources, answer.working_memory) == (other.text, other.sources, other.working_memory)
     assert len(before) == len(other_before)
 
@@ -268,7 +280,7 @@ def test_weighing_is_the_same_sync_and_async():
         return recall_loop(Bench(), RecallConfig(), 0.5, can_score=True)
 
     async def twin():
-        return [e async for e in events("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED)][-1]
+        return [e async for e in events("q?", one(loop(), Weigher({3: 2.0, 1: 1.0})), THREADED)][-1]
 
     answer, other = asyncio.run(twin()), run(RecallConfig(), Weigher({3: 2.0, 1: 1.0}), can_score=True)
     found = asyncio.run(run_loop("q?", loop(), Weigher({3: 2.0, 1: 1.0}), THREADED))
@@ -345,7 +357,7 @@ class Unanswerable(Bench):
 
 def loop_over(context, **options):
     loop = recall_loop(context, RecallConfig(), 0.5, **options)
-    return list(iterate(events("who insures what acme rents?", loop, Keeper(), INLINE)))[-1]
+    return list(iterate(events("who insures what acme rents?", one(loop, Keeper()), INLINE)))[-1]
 
 
 def test_where_the_first_look_suffices_the_gate_is_asked_once():

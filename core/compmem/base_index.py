@@ -5,7 +5,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import chain, count, zip_longest
+from math import ceil
 from typing import Any, Self, Unpack, get_args
 
 from compmem.checks import check_one_of, check_whole
@@ -13,12 +16,14 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, 
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
 from compmem.index_models import IndexModels
+from compmem.loop.answering import Search, events
 from compmem.loop.context import QuestionContext
-from compmem.loop.drivers import INLINE, THREADED, Runner, events, iterate, run, run_loop
-from compmem.loop.loop import Loop
+from compmem.loop.deadline import now, remaining
+from compmem.loop.drivers import INLINE, THREADED, Runner, iterate, run, run_loop
 from compmem.loop.roles import Roles, make_loop, make_reader, resolve_roles
 from compmem.readers import ExtractiveReader
 from compmem.schema import Answer, AnswerModels, Event, Reader, Recall, Step
+from compmem.text.question_parts import question_parts
 from compmem.text.unicode import valid
 from compmem.threads import in_thread
 
@@ -128,11 +133,21 @@ class BaseIndex(ABC):
         question, settings = checked_question(question), LoopConfig.complete(config)
         check_whole("k", k)
         roles = await runner.call(partial(self._roles, settings, models, writes=False))
-        async with runner.entered(self.question_context(question, filter, settings)) as context:
-            reader = make_reader(roles, settings, context, self._models)
-            loop = make_loop(context, settings, context.threshold, reader, writes=False, cancelled=cancelled)
-            found = await run_loop(question, loop, reader, runner, seconds=settings.max_seconds, on_step=on_step)
-            return await runner.call(context.best, found.scores, k, min_score)
+        parts, steps, ranked = _parts(question, settings, roles), count(1), list[list[Recall]]()
+        deadline = None if settings.max_seconds is None else now() + settings.max_seconds
+        for part in parts:
+            left, request = remaining(deadline), part if len(parts) > 1 else ""
+            rest = settings.replace(max_seconds=left)
+
+            def told(step: Step, request: str = request) -> None:
+                on_step(replace(step, number=next(steps), request=request))
+
+            async with runner.entered(self.question_context(part, filter, rest)) as context:
+                reader = make_reader(roles, rest, context, self._models)
+                loop = make_loop(context, rest, context.threshold, reader, writes=False, cancelled=cancelled)
+                found = await run_loop(part, loop, reader, runner, seconds=left, on_step=told)
+                ranked.append(await runner.call(context.best, found.scores, k, min_score))
+        return _best_of(ranked, k)
 
     def search(
         self,
@@ -247,26 +262,24 @@ class BaseIndex(ABC):
     ) -> AsyncGenerator[Event, None]:
         question, settings = checked_question(question), LoopConfig.complete(config)
         roles = await runner.call(self._roles, settings, models)
-        async with runner.entered(self.question_context(question, filter, settings)) as context:
-            reader = make_reader(roles, settings, context, self._models)
-            loop = make_loop(context, settings, context.threshold, reader, cancelled=cancelled)
-            quoter = None if context.dense is None else ExtractiveReader(context.analyzer)
+        parts = _parts(question, settings, roles)
+        each = settings.replace(writer_blocks=ceil(settings.writer_blocks / len(parts)))
 
-            @asynccontextmanager
-            async def again(request: str, seconds: float | None) -> AsyncIterator[tuple[Loop, Reader]]:
-                asked = f"{question}\n{request}"[:LONGEST_QUESTION]
-                rest = settings.replace(max_seconds=seconds)
-                async with runner.entered(self.question_context(asked, filter, rest)) as more:
-                    other = make_reader(roles, rest, more, self._models)
-                    yield make_loop(more, rest, more.threshold, other, cancelled=cancelled), wrap(other)
+        @asynccontextmanager
+        async def begin(text: str, seconds: float | None) -> AsyncIterator[Search]:
+            rest = each.replace(max_seconds=seconds)
+            async with runner.entered(self.question_context(text[:LONGEST_QUESTION], filter, rest)) as context:
+                reader = make_reader(roles, rest, context, self._models)
+                loop = make_loop(context, rest, context.threshold, reader, cancelled=cancelled)
+                yield Search(loop, wrap(reader), None if context.dense is None else ExtractiveReader(context.analyzer))
 
-            made = events(
-                question, loop, wrap(reader), runner,
-                seconds=settings.max_seconds, quoter=quoter, rounds=settings.rounds, again=again,
-            )  # fmt: skip
-            async with aclosing(made):
-                async for event in made:
-                    yield event
+        made = events(
+            question, begin, runner,
+            parts=parts, apart=roles.quotes, seconds=settings.max_seconds, rounds=settings.rounds,
+        )  # fmt: skip
+        async with aclosing(made):
+            async for event in made:
+                yield event
 
     async def aanswer(
         self,
@@ -309,6 +322,21 @@ class BaseIndex(ABC):
     def _roles(self, config: RecallConfig, models: AnswerModels, *, writes: bool = True) -> Roles:
         _check_names(models)
         return resolve_roles(config, self.config, lambda: self._models.backbone.steps_trained, writes=writes, **models)
+
+
+def _parts(question: str, settings: LoopConfig, roles: Roles) -> list[str]:
+    """The questions to search for: those that a question consists of, unless a model reads it in every step."""
+    return question_parts(question) if settings.decompose and roles.reader == "extractive" else [question]
+
+
+def _best_of(ranked: Sequence[Sequence[Recall]], k: int) -> list[Recall]:
+    """The k blocks that stand first in the rankings, best first, and equally many of each ranking where it can be."""
+    best: dict[str, Recall] = {}
+    for recall in chain.from_iterable(zip_longest(*ranked)):
+        if recall is not None and (recall.chunk.id in best or len(best) < k):
+            held = best.get(recall.chunk.id, recall)
+            best[recall.chunk.id] = max(held, recall, key=lambda r: r.score)
+    return sorted(best.values(), key=lambda r: -r.score)
 
 
 def _check_names(models: AnswerModels) -> None:

@@ -126,6 +126,10 @@ class RecallConfig:
     writer: WriterName | None = None
     """Who writes the answer from the recalled blocks: `"chat"` or `"latent"`. None: the chat model if one is given and
     no reader is named; else the reader, from the working memory."""
+    decompose: bool = True
+    """Search for each part of a question that asks several things, such as "When does the lease end, and who insures
+    the building?", where it can be understood alone. Not done where a model reads in every step. Without a writer, each
+    part is answered by itself."""
     rounds: int = 0
     """Most times that a chat model which writes the answer may ask for missing facts. The loop runs again for each
     request. 0: never, since small models ask where they could answer (docs/evaluation.md)."""
@@ -245,7 +249,7 @@ class LoopConfig(RecallConfig):
     def memagent(cls, **changes: Any) -> "LoopConfig":
         """MemAgent (2507.02259): every chunk in document order; the memory is overwritten in each step."""
         return cls(
-            candidates="all", gate="off", order="document", requery=False, backtrack=False,
+            candidates="all", gate="off", order="document", decompose=False, requery=False, backtrack=False,
             update_gate=False, exit_gate=False, max_steps=None,
         ).replace(**changes)  # fmt: skip
 
@@ -265,6 +269,6 @@ class LoopConfig(RecallConfig):
     def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
         """One-shot RAG: the k most similar chunks, read at once; a chat model is called once."""
         return cls(
-            gate="similarity", threshold=0.0, links=False, requery=False, backtrack=False,
+            gate="similarity", threshold=0.0, links=False, decompose=False, requery=False, backtrack=False,
             update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
         ).replace(**changes)  # fmt: skip

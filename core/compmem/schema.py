@@ -305,7 +305,7 @@ class Step:
     lost: bool = False
     """The reader did not finish by the deadline, `max_seconds`: the step had no result, and the loop ended."""
     request: str = ""
-    """The writer's request, if the step was made for one."""
+    """What was searched for, if it is not the whole question: a part of it, or a request of the writer."""
 
 
 StopReason = Literal["exit_gate", "exhausted", "steps", "seconds", "cancelled"]

@@ -166,7 +166,7 @@ def _page_steps(answer: Answer) -> Iterator[str]:
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>
-{f'<p class="meta">follow-up search: {_html(step.request)}</p>' if step.request else ""}
+{f'<p class="meta">search for: {_html(step.request)}</p>' if step.request else ""}
 <p class="meta">{_number(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
 {reads}
 {f'<div class="kept">{_html(kept)}</div>' if kept else ""}

@@ -15,9 +15,18 @@ class OverdueError(ReaderError):
     """The deadline of the question passed before the reader returned."""
 
 
+_LEAST: Final = 1e-9
+"""Seconds for what starts behind the deadline: settings want a number above 0."""
+
+
 def now() -> float:
     """Seconds of the clock that all deadlines use."""
     return time.monotonic()
+
+
+def remaining(deadline: float | None) -> float | None:
+    """Seconds until a deadline, a little more than 0 where it has passed; None: there is none."""
+    return None if deadline is None else max(deadline - now(), _LEAST)
 
 
 @contextmanager

@@ -27,6 +27,11 @@ class Roles:
     """The chat model, if it reads or writes."""
 
     @property
+    def quotes(self) -> bool:
+        """Whether the answer is made of quoted sentences."""
+        return self.reader == "extractive" and self.writer is None
+
+    @property
     def local(self) -> bool:
         """Whether the reader works in this process and never waits."""
         return self.reader in ("extractive", "latent")

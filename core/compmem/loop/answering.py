@@ -1,0 +1,281 @@
+"""The answer to one question: searches for it, each a run of the loop, and what is then written.
+
+A read that has not returned by the deadline (`RecallConfig.max_seconds`) is abandoned, and its step is lost. Writing is
+abandoned too: the answer is then the text that came in time, or else quotations or notes, made without a model.
+"""
+
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Final
+
+from compmem.errors import ReaderError
+from compmem.loop.deadline import OverdueError, now, remaining
+from compmem.loop.drivers import INLINE, Runner, loop_events
+from compmem.loop.loop import Loop, LoopResult
+from compmem.schema import (
+    Answer,
+    AnswerToken,
+    Event,
+    Evidence,
+    MemoryBlock,
+    Reader,
+    Recall,
+    Request,
+    Step,
+    Usage,
+    WorkingMemory,
+)
+
+logger = logging.getLogger(__name__)
+
+_CITED: Final = re.compile(r"\[(\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31})\]")
+
+TIME_UP: Final = "The time was over before anything was found."
+"""The answer if there is neither evidence nor a note at the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The loop for a question, a part of it, or a request of the writer, and who reads and writes for it."""
+
+    loop: Loop
+    reader: Reader
+    quoter: Reader | None = None
+    """A reader without a model; it writes the answer if the reader did not in time."""
+
+
+Begin = Callable[[str, float | None], AbstractAsyncContextManager[Search]]
+"""Makes the search for a text, with a number of seconds for its loop."""
+
+
+async def events(
+    question: str,
+    begin: Begin,
+    runner: Runner = INLINE,
+    *,
+    parts: Sequence[str] = (),
+    apart: bool = False,
+    seconds: float | None = None,
+    rounds: int = 0,
+) -> AsyncGenerator[Event, None]:
+    """Runs the loop to its end: yields each step, the answer in pieces, and at the end the whole answer.
+
+    If the writer asks for missing facts, the loop runs again for them, and the writer sees the new blocks too.
+
+    Args:
+        question: The question.
+        begin: Makes a search.
+        runner: `INLINE` for sync callers, `THREADED` for async ones.
+        parts: The questions that it consists of; if these are several, each has a search of its own.
+        apart: An answer is written to each part, from what was found for it; else one answer from everything.
+        seconds: Until the deadline, from now.
+        rounds: Most requests of the writer.
+
+    Raises:
+        ReaderError: The reader failed; the error carries the steps so far.
+    """
+    async with AsyncExitStack() as opened:
+        work = _Answering(question, begin, runner, opened, seconds=seconds, apart=apart)
+        searches = [(part, part, part) for part in parts] if len(parts) > 1 else [(question, question, "")]
+        try:
+            while searches:
+                for search in searches:
+                    async with aclosing(work.search(*search)) as steps:
+                        async for step in steps:
+                            yield step
+                    if work.stopped:
+                        break
+                async with aclosing(work.write(may_ask=work.cost.rounds < rounds and not work.stopped)) as tokens:
+                    async for token in tokens:
+                        yield token
+                searches = [(question, f"{question}\n{work.request}", work.request)] if work.request else []
+        except ReaderError as error:
+            error.steps = tuple(work.steps)
+            raise
+        yield work.answer()
+
+
+class _Answering:
+    """What was searched, found and written for a question so far.
+
+    Args:
+        question: The question.
+        begin: Makes a search.
+        runner: Runs it.
+        opened: Keeps the searches open.
+        seconds: Until the deadline, from now.
+        apart: An answer is written to what each search found.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        begin: Begin,
+        runner: Runner,
+        opened: AsyncExitStack,
+        *,
+        seconds: float | None,
+        apart: bool,
+    ) -> None:
+        self.steps: list[Step] = []
+        self.cost = Usage()
+        """The cost of writing."""
+        self.request = ""
+        """What the writer asked for instead of an answer."""
+        self._question = question
+        self._begin = begin
+        self._runner = runner
+        self._opened = opened
+        self._apart = apart
+        self._began = now()
+        self._deadline = None if seconds is None else self._began + seconds
+        self._found: list[tuple[str, Search, LoopResult]] = []
+        self._pieces: list[str] = []
+        self._late: LoopResult | None = None
+        """The result that the answer is based on, if the writer did not finish in time."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last search ended for lack of time, or was cancelled."""
+        return self._found[-1][2].stop_reason in ("seconds", "cancelled")
+
+    async def search(self, question: str, text: str, request: str) -> AsyncGenerator[Step, None]:
+        """Runs the loop for a text; the reader sees the question, and the steps name the request."""
+        search = await self._opened.enter_async_context(self._begin(text, remaining(self._deadline)))
+        made = loop_events(question, search.loop, search.reader, self._runner, self._deadline)
+        async with aclosing(made):
+            async for item in made:
+                if isinstance(item, LoopResult):
+                    self._found.append((question, search, item))
+                else:
+                    self.steps.append(replace(item, number=len(self.steps) + 1, request=request))
+                    yield self.steps[-1]
+
+    async def write(self, *, may_ask: bool) -> AsyncGenerator[AnswerToken, None]:
+        """The answer in pieces; or a request of the writer, which is kept."""
+        self.request = ""
+        try:
+            for question, reader, memory in self._to_write():
+                may = may_ask and bool(memory.blocks)
+                written = self._runner.written(question, replace(memory, may_ask=may), reader, self._deadline)
+                begun = len(self._pieces)
+                async with aclosing(written):
+                    async for piece in written:
+                        if isinstance(piece, Usage):
+                            self.cost += piece
+                        elif isinstance(piece, Request):
+                            self.request = piece.text if may else ""
+                        elif not self._apart:
+                            yield self._told(piece)
+                        elif piece.strip() not in map(str.strip, self._pieces):  # two parts may quote one sentence
+                            yield self._told(f" {piece.lstrip()}" if 0 < begun == len(self._pieces) else piece)
+        except OverdueError:
+            self.request, self._late = "", replace(self._merged(), stop_reason="seconds")
+            if not "".join(self._pieces).strip():
+                self._late, text = await self._runner.call(_without_model, self._found)
+                yield self._told(text)
+        if self.request:
+            self.cost += Usage(rounds=1)
+
+    def answer(self) -> Answer:
+        """The whole answer."""
+        found = self._late or self._merged()
+        usage = replace(found.usage + self.cost, seconds=now() - self._began)
+        return _answer(self._question, replace(found, steps=tuple(self.steps), usage=usage), "".join(self._pieces))
+
+    def _merged(self) -> LoopResult:
+        return reduce(_merged, [result for _, _, result in self._found])
+
+    def _to_write(self) -> Iterator[tuple[str, Reader, WorkingMemory]]:
+        """The questions to answer, each with its reader and memory; those for which something was found, if any."""
+        if self._apart:
+            each = [(question, search.reader, result.memory) for question, search, result in self._found]
+            yield from [one for one in each if one[2].text] or each[:1]
+        else:
+            yield self._question, self._found[-1][1].reader, self._merged().memory
+
+    def _told(self, piece: str) -> AnswerToken:
+        self._pieces.append(piece)
+        return AnswerToken(text=piece)
+
+
+def _without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[LoopResult, str]:
+    """An answer without a model: quotations of evidence or of the best blocks, else the notes."""
+    results, quoted = list[LoopResult](), dict[str, None]()
+    for question, search, result in found:
+        memory, quoter = result.memory, search.quoter
+        if quoter and not memory.text.strip() and memory.blocks:
+            reading = quoter.read(question, memory, memory.blocks)
+            if reading.update:
+                result = replace(result, memory=replace(reading.memory, blocks=memory.blocks), kept=result.shown)
+        if quoter and result.memory.evidence:
+            pieces = quoter.write(question, result.memory)
+            quoted |= {piece.strip(): None for piece in pieces if isinstance(piece, str)}
+        results.append(result)
+    merged = replace(reduce(_merged, results), stop_reason="seconds")
+    if quoted:
+        return replace(merged, shown=()), " ".join(quoted)
+    return merged, merged.memory.text.strip() or TIME_UP
+
+
+def citations(text: str) -> set[int]:
+    """The numbers cited in a text, as in `[1]` or `[1, 3]`."""
+    return {int(number) for marks in _CITED.findall(text) for number in marks.split(",")}
+
+
+def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
+    """The combined result of two loops for one question; blocks that the second found are shown first.
+
+    Chunks are identified by their ids, since a write between the two loops may have renumbered blocks.
+    """
+    kept = {r.chunk.id for r in first.kept}
+    shown = [*zip(first.shown, first.memory.blocks, strict=True)]
+    new = [*zip(more.shown, more.memory.blocks, strict=True)]
+    ordered: dict[str, tuple[Recall, MemoryBlock]] = {}
+    for recall, block in [*(s for s in shown if s[0].chunk.id in kept), *new, *shown]:
+        ordered.setdefault(recall.chunk.id, (recall, block))
+    lines = dict.fromkeys([*first.memory.text.split("\n"), *more.memory.text.split("\n")])
+    quoted: dict[tuple[str, int], Evidence] = {}
+    for evidence in (*first.memory.evidence, *more.memory.evidence):
+        quoted.setdefault((evidence.chunk.id, evidence.start), evidence)
+    return LoopResult(
+        memory=WorkingMemory(
+            text="\n".join(filter(None, lines)),
+            evidence=tuple(quoted.values()),
+            blocks=tuple(block for _, block in ordered.values()),
+        ),
+        steps=(*first.steps, *more.steps),
+        scores=first.scores | more.scores,
+        kept=(*first.kept, *more.kept),
+        usage=first.usage + more.usage,
+        stop_reason=more.stop_reason,
+        shown=tuple(recall for recall, _ in ordered.values()),
+    )
+
+
+def _answer(question: str, found: LoopResult, text: str) -> Answer:
+    if 0 < len(found.steps) == found.usage.malformed_replies:
+        logger.warning(
+            "none of the model's %d replies followed the format, so it took no notes; such a model answers better with "
+            "RecallConfig(writer=...)",
+            len(found.steps),
+        )
+    quoted = {e.chunk.id for e in found.memory.evidence}
+    rests_on = found.shown or [r for r in found.kept if not quoted or r.chunk.id in quoted]
+    sources = {r.chunk.id: r for r in rests_on}.values()
+    cited = citations(text) if found.shown else set()
+    return Answer(
+        question=question,
+        text=text.strip(),
+        found=bool(found.memory.text.strip()),
+        sources=tuple(replace(r, cited=n in cited) for n, r in enumerate(sources, start=1)),
+        evidence=found.memory.evidence,
+        steps=found.steps,
+        working_memory=found.memory.text,
+        usage=found.usage,
+        stop_reason=found.stop_reason,
+    )

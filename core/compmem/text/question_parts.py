@@ -1,0 +1,109 @@
+"""The questions that one text asks: "When does the lease end, and who insures the building?" asks two.
+
+The rules are for English. A part that cannot be understood by itself stays in the whole text.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from compmem.text.tokenize import STOPWORDS, content_terms
+
+MOST_PARTS: Final = 5
+"""Most questions that a text is split into; one with more is not split."""
+
+_LEAST_WORDS: Final = 3
+_ASKING: Final = frozenset("who whom whose what when where why which how".split())
+_RELATIVE: Final = frozenset("who whom whose which".split())
+_VERBS: Final = frozenset(
+    "am is are was were be do does did has have had can could will would shall should may might must".split()
+)
+_BACK: Final = frozenset(
+    "it its itself they them their theirs themselves he him his himself she her hers herself "
+    "this these those both same one ones such other others former latter".split()
+)
+"""Words that stand for something said before."""
+_DETERMINERS: Final = frozenset("the a an my our your".split())
+_AFTER_MARK: Final = re.compile(r"\?++\s{1,8}+")
+_AND: Final = re.compile(
+    r"[,;]?\s{1,8}and\s{1,8}(?:also\s{1,8})?(?=(?:(?:in|on|at|to|for|from|by|with|of|since|until)\s{1,8})?"
+    r"(?:who|whom|whose|what|when|where|why|which|how)\s)",
+    re.IGNORECASE,
+)
+_WORD: Final = re.compile(r"[^\W_]+(?:['’.\-][^\W_]+)*")
+
+
+def question_parts(question: str) -> list[str]:
+    """The questions in a text, each as it is written; the text itself if it asks one, and for parts that need others.
+
+    A part needs another one if it has a pronoun without a name before it, or no name where another part has some.
+    """
+    asked = [part for sentence in _sentences(question) for part in _coordinated(sentence)]
+    if not 1 < len(asked) <= MOST_PARTS:
+        return [question]
+    named = [_has_name(_WORD.findall(part)) for part in asked]
+    alone = [_stands_alone(part) and (own or not any(named)) for part, own in zip(asked, named, strict=True)]
+    return list(dict.fromkeys(part if own else question for part, own in zip(asked, alone, strict=True)))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The text cut behind question marks that another question follows; a mark may also be part of a title."""
+    start = 0
+    for mark in _AFTER_MARK.finditer(text):
+        following = _WORD.search(text, mark.end(), mark.end() + 40)
+        word = following[0] if following else ""
+        if word.lower() in _ASKING or (word.lower() in _VERBS and word[0].isupper()):
+            yield text[start : mark.end()].strip()
+            start = mark.end()
+    yield text[start:].strip()
+
+
+def _coordinated(sentence: str) -> Iterator[str]:
+    """The sentence cut before each "and" that begins another question, and not a relative clause."""
+    start = 0
+    for found in _AND.finditer(sentence):
+        before, after = _WORD.findall(sentence[start : found.start()]), _WORD.findall(sentence[found.end() :])
+        if _begins_question([word.lower() for word in before], after):
+            yield sentence[start : found.start()].strip()
+            start = found.end()
+    rest = sentence[start:].strip()
+    yield rest if start == 0 else rest[:1].upper() + rest[1:]
+
+
+def _begins_question(before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether the words after an "and" ask something else than those before it."""
+    if len(before) < _LEAST_WORDS or len(after) < _LEAST_WORDS:
+        return False
+    asking = [word for word in before if word in _ASKING]
+    at = 0 if after[0].lower() in _ASKING else 1
+    word, following = after[at].lower(), after[at + 1]
+    if not (asking or before[0] in _VERBS) or word in asking[1:]:
+        return False
+    if word in _RELATIVE and ("that" in before or len(asking) > 1):
+        return False
+    if before[0] not in _ASKING and asking:  # an indirect question: "tell me when it ends and where it is"
+        return True
+    if word in ("when", "where", "why", "whom"):
+        return following.lower() in _VERBS
+    return word != "which" or following.islower()
+
+
+def _stands_alone(part: str) -> bool:
+    """Whether a question says what it is about."""
+    found, named = _WORD.findall(part), False
+    for place, word in enumerate(found):
+        if word.lower() in _BACK and not named:
+            return False
+        named = named or _is_name(place, word)
+    about = content_terms(part)
+    return len(about) > 1 or (bool(about) and not _DETERMINERS.isdisjoint(w.lower() for w in found))
+
+
+def _has_name(found: Sequence[str]) -> bool:
+    return any(_is_name(place, word) for place, word in enumerate(found))
+
+
+def _is_name(place: int, word: str) -> bool:
+    """Whether a word is a name or a number; the first one of a sentence is capitalised anyway."""
+    capital = place > 0 and word[0].isupper() and word.lower() not in STOPWORDS
+    return capital or any(c.isdigit() for c in word)
