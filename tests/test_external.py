@@ -1,10 +1,11 @@
 """An index over a retriever: its queries, the use of its results, and what is cached."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from compmem import Chunk, Document, ExternalIndex, RecallConfig
+from compmem import Chunk, Document, ExternalIndex, IndexConfig, MemoryIndex, RecallConfig, threads
 from tests.hashing import HashEncoder
 
 QUESTION = "Who insures the building that Acme rents?"
@@ -154,6 +155,23 @@ async def test_the_retriever_is_awaited_in_the_loop_that_asks():
     assert "Lloyd" in answer.text
     assert [r.chunk.id for r in recalls] == [r.chunk.id for r in index.recall(QUESTION, 5, config=READ_ALL)]
     assert sync.asked
+
+
+async def test_an_index_over_an_index_never_waits_for_its_own_threads(monkeypatch):
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as inner:
+        inner.add(DOCUMENTS.values())
+
+        async def aretrieve(query, k, filter):
+            return [inner.get(r.chunk.document_id) for r in await inner.asearch(query, k)]
+
+        outer = ExternalIndex(Narrow(), aretrieve=aretrieve, encoder=HashEncoder())
+        monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(2))
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(*(outer.aanswer(QUESTION, READ_ALL) for _ in range(4)))
+            recalls = await asyncio.gather(*(outer.arecall(QUESTION, 3) for _ in range(4)))
+            await asyncio.gather(*(outer.asearch(QUESTION, 3) for _ in range(4)))
+    assert len({answer.text for answer in answers}) == len({str(found) for found in recalls}) == 1
+    assert "Lloyd" in answers[0].text
 
 
 def test_the_retrievers_error_is_the_callers():

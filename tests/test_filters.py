@@ -173,6 +173,12 @@ def test_a_filter_that_is_too_deep_is_refused(years, wrap, message):
         view.select(wanted)
 
 
+@pytest.mark.parametrize("key", ["a" * 1001, "a." * 33 + "b"])
+def test_a_key_that_is_too_long_is_refused(years, key):
+    with years.snapshot() as view, pytest.raises(ValueError, match="at most 1000 characters, 32 dots"):
+        view.select({key: 1})
+
+
 def test_an_operand_that_is_too_deep_is_refused(years):
     operand = []
     for _ in range(20_000):

@@ -349,3 +349,17 @@ def test_no_gradient_is_kept(index):
     index.recall(QUESTION)
     assert all(p.grad is None for p in index.gate.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_chunks_may_come_from_a_generator():
+    document = Document(id="a", chunks=(text for text in ("Acme rents it. ", "Lloyd insures it.")))
+    assert document.text == "Acme rents it. Lloyd insures it."
+    assert document.chunks == ("Acme rents it. ", "Lloyd insures it.")
+
+
+async def test_recall_needs_no_model_that_only_answers_need(index):
+    for config in (RecallConfig(reader="chat"), RecallConfig(writer="chat")):
+        assert index.recall(QUESTION, 3, config=config) == index.recall(QUESTION, 3)
+        assert await index.arecall(QUESTION, 3, config=config) == index.recall(QUESTION, 3)
+        with pytest.raises(ValueError, match="need chat="):
+            index.answer(QUESTION, config)

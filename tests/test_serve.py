@@ -366,6 +366,7 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
         "short", "[]", "[1]", "[" * 100_000,
         '[{"token": "0123456789abcdef"}]', f'[{{"token": "{RED}", "name": "a/b"}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
+        f'[{{"token": "{RED}", "name": "a", "metadata": {{"team": "2024-01-01"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"token|JSON|entry") as told:

@@ -116,6 +116,8 @@ def test_documents_are_replaced_deleted_listed_and_checked_over_all_shards(tmp_p
             assert index.delete([f"d{n}" for n in range(0, 30, 2)] + ["unknown"]) == 15
         assert parted.get("d3").text == "Acme rents nothing."
         assert parted.get("d2") is None
+        assert (parted.metadata("d2"), parted.metadata("d4"), parted.metadata("d5")) == (None, None, {"even": False})
+        assert whole.metadata("d5") == {"even": False} and whole.metadata("d4") is None
         assert {d.id for d in parted.documents()} == {d.id for d in whole.documents()}
         assert (parted.info().documents, parted.info().blocks) == (whole.info().documents, whole.info().blocks)
         assert parted.verify() == []

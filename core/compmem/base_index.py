@@ -39,6 +39,7 @@ class BaseIndex(ABC):
     def __init__(self, config: IndexConfig, models: IndexModels) -> None:
         self.config = config
         self._models = models
+        self._threaded = THREADED
 
     @abstractmethod
     def question_context(
@@ -113,8 +114,8 @@ class BaseIndex(ABC):
         try:
             roles = await in_thread(partial(self._roles, settings, models, writes=False))
             if roles.local:  # no reader has to be awaited, so the whole loop runs in one thread
-                return await in_thread(lambda: run(here._recalled(INLINE, *wanted)))
-            return await here._recalled(THREADED, *wanted)
+                return await here._threaded.call(lambda: run(here._recalled(INLINE, *wanted)))
+            return await here._recalled(here._threaded, *wanted)
         finally:
             stop.set()
 
@@ -190,7 +191,7 @@ class BaseIndex(ABC):
         """`search` for an event loop, without blocking it."""
         here = self._within(asyncio.get_running_loop())
         work = partial(here.search, method=method, min_score=min_score, filter=filter)
-        return await in_thread(work, question, k)
+        return await here._threaded.call(work, question, k)
 
     def stream(
         self,
@@ -244,7 +245,9 @@ class BaseIndex(ABC):
         """`stream` for an event loop, without blocking it; closing or cancelling it ends the work within one step."""
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         try:
-            async with aclosing(here._events(THREADED, question, config, filter, stop.is_set, wrap, models)) as made:
+            async with aclosing(
+                here._events(here._threaded, question, config, filter, stop.is_set, wrap, models)
+            ) as made:
                 async for event in made:
                     yield event
         finally:

@@ -21,6 +21,7 @@ from compmem.ingest.chunking import split
 from compmem.locks import Lock
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
+from compmem.loop.drivers import WAITING
 from compmem.loop.gates import DenseGate, make_gate
 from compmem.naming import DEFAULT_ENCODER
 from compmem.retrieval.external import RetrievedStage
@@ -96,7 +97,7 @@ class ExternalIndex(BaseIndex):
         if self._aretrieve is None:
             return self
         other = copy.copy(self)
-        other._loop = loop
+        other._loop, other._threaded = loop, WAITING
         return other
 
     @contextmanager

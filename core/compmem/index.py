@@ -325,8 +325,7 @@ class MemoryIndex(BaseIndex):
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:
         """The metadata of the document with that id, or None."""
         with self.store.snapshot() as snapshot:
-            first = snapshot.chunks(snapshot.document_blocks(document_id)[:1])
-            return first[0].metadata if first else None
+            return snapshot.metadata(document_id)
 
     def chunks(self, document_id: str) -> list[Chunk]:
         """The chunks of a document, in order; empty for an unknown id."""

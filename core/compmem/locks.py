@@ -3,6 +3,7 @@
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +11,12 @@ import filelock  # noqa: F401  its fork handler must run after ours: a writer ne
 
 LONGEST_WAIT = 10.0
 """Longest wait of a fork for a lock, in seconds."""
+
+
+def after_fork(renew: Callable[[], None]) -> None:
+    """Calls a function in every forked child, on systems that fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)
 
 
 class Lock:

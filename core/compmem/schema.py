@@ -129,9 +129,9 @@ class Document:
         if self.chunks is not None:
             if self.text:
                 raise ValueError("give a document either text or chunks, not both")
+            object.__setattr__(self, "chunks", tuple(self.chunks))
             parts = [c if isinstance(c, str) else c.text for c in self.chunks]
             object.__setattr__(self, "text", "".join(parts))
-            object.__setattr__(self, "chunks", tuple(self.chunks))
         if not self.id:
             digest = hashlib.sha256(f"{self.title}\0".encode("utf-8", "surrogatepass"))
             for at in range(0, len(self.text), _AT_ONCE):

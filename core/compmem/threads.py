@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from compmem.errors import ReaderError
+from compmem.locks import after_fork
 
 T = TypeVar("T")
 
@@ -83,6 +83,10 @@ class CallThreads:
         finish()
 
 
+MOST_WAITING: Final = 10_000
+"""Most threads that wait for an event loop at once; each is one question."""
+
+
 def chat_calls() -> CallThreads:
     """The threads of this process for calls of chat models."""
     return _calls
@@ -98,15 +102,21 @@ async def in_thread(call: Callable[..., T], *args: Any) -> T:
     return await asyncio.wrap_future(submit(call, *args))
 
 
+async def in_waiting_thread(call: Callable[..., T], *args: Any) -> T:
+    """`in_thread` for work that waits for the event loop, which may itself wait for a thread of `in_thread`."""
+    return await asyncio.wrap_future(_waiting.submit(copy_context().run, call, *args))
+
+
 def _renew() -> None:
     """A forked child has no threads of its parent, and its locks may be held by one of them."""
-    global _calls, _work
+    global _calls, _work, _waiting
     _calls = CallThreads()
+    _waiting = ThreadPoolExecutor(MOST_WAITING, "compmem-waiting")
     _work = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "compmem")
 
 
 _calls: CallThreads
 _work: ThreadPoolExecutor
+_waiting: ThreadPoolExecutor
 _renew()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_renew)
+after_fork(_renew)

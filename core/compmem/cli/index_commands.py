@@ -117,7 +117,7 @@ def add(
             ) as memory:
                 seen = _Seen(memory)
                 added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
-                pruned = {"deleted": memory.delete(_gone(memory, paths, base_of(index)))} if prune else {}
+                pruned = {"deleted": memory.delete(_gone(memory, paths, base_of(index), seen.ids))} if prune else {}
                 documents = memory.info().documents
                 counts = {"added": added, "unchanged": seen.count - added, **pruned, "documents": documents}
     seconds = time.perf_counter() - started
@@ -277,12 +277,14 @@ class _Seen:
 
     def __init__(self, memory: "compmem.MemoryIndex") -> None:
         self.count = 0
+        self.ids: set[str] = set()
         self._memory = memory
         self._warned: set[tuple[str, str]] = set()
 
     def one(self, document: Document) -> Document:
         """The document as it is."""
         self.count += 1
+        self.ids.add(document.id)
         if (known := self._memory.metadata(document.id)) is not None:
             before, now = str(known.get("path", "elsewhere")), str(document.metadata["path"])
             if before != now and (before, now) not in self._warned:
@@ -315,13 +317,14 @@ def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list
     return list(dict.fromkeys(wanted)), unknown
 
 
-def _gone(memory: "compmem.MemoryIndex", paths: list[str], base: Path) -> list[str]:
-    """The ids of documents whose files were in the given folders and are no longer there."""
+def _gone(memory: "compmem.MemoryIndex", paths: list[str], base: Path, read: set[str]) -> list[str]:
+    """The ids of documents whose files were in the given folders and are no longer there; of those just read, none."""
     folders = [PurePosixPath(inputs.path_id(path, base)) for path in paths if Path(path).is_dir()]
     return [
         document.id
         for document in memory.documents()
-        if (path := _path(document))
+        if document.id not in read
+        and (path := _path(document))
         and any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
         and not os.path.lexists(base / path)
     ]

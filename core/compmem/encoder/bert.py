@@ -26,6 +26,7 @@ from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, R
 from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
 from compmem.encoder.prompts import Prompts, prompts_of
+from compmem.locks import after_fork
 from compmem.schema import Vectors
 
 logger = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked process has no threads of its parent
+after_fork(_workers.cache_clear)  # a forked process has no threads of its parent
 
 
 def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

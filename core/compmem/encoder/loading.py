@@ -142,6 +142,8 @@ def load_encoder(
         ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
             unknown or not available.
     """
+    if isinstance(spec, LoadedEncoder):
+        return spec
     if not isinstance(spec, str):
         name = type(spec).__name__
         if not _is_stock(spec):

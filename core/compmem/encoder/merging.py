@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from compmem.locks import after_fork
 from compmem.schema import Vectors
 
 MOST_TEXTS = 512
@@ -114,5 +115,4 @@ def _renew() -> None:
         calls.renew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+after_fork(_renew)

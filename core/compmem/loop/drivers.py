@@ -26,7 +26,7 @@ from compmem.schema import (
     Usage,
     WorkingMemory,
 )
-from compmem.threads import in_thread
+from compmem.threads import in_thread, in_waiting_thread
 
 T = TypeVar("T")
 
@@ -77,16 +77,23 @@ class Inline:
 
 
 class Threaded:
-    """Runs the work of the index in threads and awaits the reader, for async callers."""
+    """Runs the work of the index in threads and awaits the reader, for async callers.
+
+    Args:
+        waits: The work of the index itself waits for the event loop.
+    """
+
+    def __init__(self, *, waits: bool = False) -> None:
+        self._in_thread = in_waiting_thread if waits else in_thread
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """The result of a function that does not call a reader."""
-        return await in_thread(function, *args)
+        return await self._in_thread(function, *args)
 
     @asynccontextmanager
     async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
         """The value of a context manager, which is closed at the end of the block."""
-        value = await in_thread(manager.__enter__)
+        value = await self._in_thread(manager.__enter__)
         try:
             yield value
         finally:
@@ -122,6 +129,7 @@ class Threaded:
 Runner = Inline | Threaded
 INLINE: Final = Inline()
 THREADED: Final = Threaded()
+WAITING: Final = Threaded(waits=True)
 
 
 async def _in_time(awaited: Awaitable[T], deadline: float | None) -> T:

@@ -78,6 +78,8 @@ def resolve_roles(
             )
     reads: ReaderName | Reader | None = reader if reader is not None else config.reader
     answers: WriterName | Writer | None = writer if writer is not None else config.writer
+    if not writes and chat is None:  # recall needs no model: one that is named and not given is none
+        reads, answers = None if reads == "chat" else reads, None if answers == "chat" else answers
     if reads is None and answers is None:
         reads, answers = _default_roles(LoopConfig.complete(config), index, trained, chat=chat is not None)
     reads = "extractive" if reads is None else reads

@@ -7,8 +7,6 @@ continues in its own thread.
 import asyncio
 import contextlib
 import inspect
-import os
-import sys
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -26,6 +24,7 @@ from functools import cache, partial
 from typing import Any, Final, TypeVar, cast
 
 from compmem.errors import ReaderError
+from compmem.locks import after_fork
 from compmem.loop.deadline import OverdueError, seconds_left
 from compmem.schema import Message
 from compmem.text.unicode import valid
@@ -259,5 +258,4 @@ def _renew() -> None:
 
 _starting: threading.Lock
 _renew()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_renew)
+after_fork(_renew)

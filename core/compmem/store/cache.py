@@ -18,7 +18,7 @@ from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, State
 from compmem.store.vectors import ChunkVectors, Raw, RowFormat, map_rows, segments_of
 
-_SELECTIONS: Final = 32
+_SELECTIONS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +137,14 @@ class Cache:
             return self._frequency[1] if self._frequency[0] == generation else {}  # an older snapshot counts by itself
 
     def selection(self, key: tuple[int, str]) -> Numbers | None:
-        """The blocks of a recently used filter, or None."""
+        """What a recently used filter admits, or None."""
         with self._guard:
             if key in self._selections:
                 self._selections.move_to_end(key)
             return self._selections.get(key)
 
     def keep_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
-        """Cache the blocks of a filter."""
+        """Cache what a filter admits."""
         with self._guard:
             self._selections[key] = numbers
             if len(self._selections) > _SELECTIONS:

@@ -39,6 +39,9 @@ DEEPEST: Final = 32
 MOST_TESTS: Final = 1000
 """Most conditions of a filter; a list of any length is one."""
 
+LONGEST_KEY: Final = 1000
+"""Most characters of a key."""
+
 MOST_KEYS: Final = 100
 """Most keys of a filter."""
 
@@ -165,6 +168,8 @@ def _compile(wanted: Any, depth: int) -> Node:
 def _entry(key: Any, value: Any, depth: int) -> list[Node]:
     if not isinstance(key, str):
         raise ValueError(f"filter key {key!r} must be a string")
+    if len(key) > LONGEST_KEY or key.count(".") > DEEPEST:
+        raise ValueError(f"filter key {reprlib.repr(key)} must have at most {LONGEST_KEY} characters, {DEEPEST} dots")
     by_operator = isinstance(value, Mapping) and bool(value) and all(name in _OPERATORS for name in value)
     if key in ("and", "or") and not by_operator:
         if not _is_list(value) or not value:

@@ -132,6 +132,10 @@ class ShardPart:
         """A document with its text, or None."""
         return self.snapshot.document(document_id)
 
+    def metadata(self, document_id: str) -> Mapping[str, Any] | None:
+        """The metadata of a document, or None."""
+        return self.snapshot.metadata(document_id)
+
     def document_blocks(self, document_id: str) -> list[int]:
         """Numbers of a document's blocks in order."""
         return self.snapshot.document_blocks(document_id)
@@ -273,6 +277,12 @@ class ShardedSnapshot(Snapshot):
         """A document with its text, or None."""
         shard = shard_of(document_id, self._shards)
         found: Document | None = self._ask("document", {shard: (document_id,)})[shard]
+        return found
+
+    def metadata(self, document_id: str) -> Mapping[str, Any] | None:
+        """The metadata of a document, or None."""
+        shard = shard_of(document_id, self._shards)
+        found: Mapping[str, Any] | None = self._ask("metadata", {shard: (document_id,)})[shard]
         return found
 
     def document_blocks(self, document_id: str) -> list[int]:

@@ -74,31 +74,33 @@ class ShardedStore(Store):
             raise ValueError(f"shards={shards!r} must be from 1 to {MOST}")
         folder = Folder(Path(path))
         folder.prepare(shards=True)
-        made = [_new_shard(shard_path(folder.path, n), config, vectors) for n in range(shards)]
-        with folder.placing(folder.path / SHARDS) as file:  # last: a killed call is done again
-            file.write_text(json.dumps({"shards": shards}), encoding="utf-8")
+        made: list[Store] = []
+        with ExitStack() as opened:
+            for number in range(shards):
+                made.append(_new_shard(shard_path(folder.path, number), config, vectors))
+                opened.callback(made[-1].close)
+            _place_count(folder, shards)  # last: a killed call is done again
+            opened.pop_all()
         return cls(folder.path, made)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """The shards in a folder. Raises what `open_store` raises."""
         folder = Folder(Path(path))
-        opened: list[Store] = []
-        try:
+        shards: list[Store] = []
+        with ExitStack() as opened:
             for number in range(_count(folder)):
                 place = shard_path(folder.path, number)
                 if place.is_symlink():
                     raise CorruptStoreError(f"shard {number} of {str(path)!r} is a link, which is not followed")
-                opened.append(Store.open(place))
-                if opened[-1].config != opened[0].config:
+                shards.append(Store.open(place))
+                opened.callback(shards[-1].close)
+                if shards[-1].config != shards[0].config:
                     raise CorruptStoreError(
                         f"shard {number} of {str(path)!r} was made with other settings than the first"
                     )
-        except BaseException:
-            for store in opened:
-                store.close()
-            raise
-        return cls(folder.path, opened)
+            opened.pop_all()
+        return cls(folder.path, shards)
 
     @property
     def temporary(self) -> bool:
@@ -187,7 +189,7 @@ class ShardedStore(Store):
         with self.writing():
             for number, store in enumerate(self.shards):
                 store.copy_to(shard_path(other.path, number))
-        (other.path / SHARDS).write_text(json.dumps({"shards": len(self.shards)}), encoding="utf-8")
+        _place_count(other, len(self.shards))
 
     def verify(self) -> list[str]:
         """Problems found after reading everything; a document in a wrong shard is one."""
@@ -248,6 +250,11 @@ def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> St
         store.close()
         raise ValueError(f"{str(path)!r} has an index already: choose another folder")
     return store
+
+
+def _place_count(folder: Folder, shards: int) -> None:
+    with folder.placing(folder.path / SHARDS) as file:
+        file.write_text(json.dumps({"shards": shards}), encoding="utf-8")
 
 
 def _count(folder: Folder) -> int:

@@ -1,7 +1,7 @@
 """A consistent view of a store: the state of one commit, for as long as the view is open."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from compmem.store import lexical
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
-from compmem.store.filters import admitted, compile_filter
+from compmem.store.filters import Node, admitted, compile_filter
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
 
@@ -69,13 +69,8 @@ class Snapshot(lexical.LexicalTables):
         if filter is None:
             return self._arrays.numbers
         wanted = compile_filter(filter)
-        key = (self.generation, hashlib.sha256(repr(wanted).encode()).hexdigest())
-        found = self._cache.selection(key)
-        if found is None:
-            found = self._arrays.numbers[np.isin(self._arrays.documents, admitted(wanted, self._rows))]
-            found.setflags(write=False)
-            self._cache.keep_selection(key, found)
-        return found
+        every, documents = self._arrays.numbers, self._arrays.documents
+        return self._selected("blocks", wanted, lambda: every[np.isin(documents, self._documents(wanted))])
 
     def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
         """The chunks of blocks by number, in the order given.
@@ -158,6 +153,17 @@ class Snapshot(lexical.LexicalTables):
             text="".join(chunk.text for chunk in chunks),
         )
 
+    def metadata(self, document_id: str) -> Mapping[str, Any] | None:
+        """The metadata of a document, or None.
+
+        Raises:
+            CorruptStoreError: It is not a JSON object.
+        """
+        if not storable(document_id):
+            return None
+        found = self._rows("SELECT metadata FROM documents WHERE id = ?", document_id)
+        return next((parse_metadata(text, document_id) for (text,) in found), None)
+
     def document_blocks(self, document_id: str) -> list[int]:
         """Numbers of a document's blocks in order; none for an unknown document."""
         if not storable(document_id):
@@ -170,7 +176,21 @@ class Snapshot(lexical.LexicalTables):
         return self._cache.arrays(self._rows, self._state)
 
     def _admitted(self, filter: Filter | None) -> Numbers:
-        return admitted(compile_filter({} if filter is None else filter), self._rows)
+        return self._documents(compile_filter({} if filter is None else filter))
+
+    def _documents(self, wanted: Node) -> Numbers:
+        """The keys of the documents that a filter admits, ascending."""
+        return self._selected("documents", wanted, lambda: admitted(wanted, self._rows))
+
+    def _selected(self, what: str, wanted: Node, select: Callable[[], Numbers]) -> Numbers:
+        """What a filter admits, selected once for a recently used filter."""
+        key = (self.generation, what + hashlib.sha256(repr(wanted).encode()).hexdigest())
+        found = self._cache.selection(key)
+        if found is None:
+            found = select()
+            found.setflags(write=False)
+            self._cache.keep_selection(key, found)
+        return found
 
     def _document_infos(self, keys: Numbers) -> Iterator[DocumentInfo]:
         sql = (
