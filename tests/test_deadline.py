@@ -13,9 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, threads
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
 from compmem.as_json import answer_json
-from compmem.loop import deadline
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import recall_loop
 from compmem.readers import ChatReader

@@ -354,7 +354,7 @@ def test_a_checkpoints_own_prompts_are_read_from_its_folder(saved_model):
 # Blocks on the device
 
 
-def test_resident_blocks_are_the_last_used_within_the_budget():
+def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     def load(numbers):
         loaded.extend(numbers)
         return [KVStates(keys=torch.full((1, 1, 4, 4), float(n)), values=torch.zeros(1, 1, 4, 4)) for n in numbers]

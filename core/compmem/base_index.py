@@ -13,12 +13,12 @@ from typing import Any, Self, Unpack, get_args
 
 from compmem.checks import check_one_of, check_whole
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
+from compmem.deadline import now, remaining
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
 from compmem.index_models import IndexModels
 from compmem.loop.answering import Search, events
 from compmem.loop.context import QuestionContext
-from compmem.loop.deadline import now, remaining
 from compmem.loop.drivers import INLINE, THREADED, Runner, iterate, run, run_loop
 from compmem.loop.roles import Roles, make_loop, make_reader, resolve_roles
 from compmem.readers import ExtractiveReader
@@ -87,6 +87,7 @@ class BaseIndex(ABC):
         Raises:
             ValueError: The question is empty or too long, k is below 1, or the filter or the method is unknown.
         """
+        check_one_of("method", method, get_args(RecallMethod))
         if method != "loop":
             _check_names(models)
             return self.search(question, k, method=method, min_score=min_score, filter=filter)
@@ -105,6 +106,7 @@ class BaseIndex(ABC):
         **models: Unpack[AnswerModels],
     ) -> list[Recall]:
         """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
+        check_one_of("method", method, get_args(RecallMethod))
         if method != "loop":
             _check_names(models)
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)

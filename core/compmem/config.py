@@ -15,7 +15,7 @@ KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
 Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
-RecallMethod = Literal["loop", "gate", "hybrid", "dense", "bm25"]
+RecallMethod = Literal["loop", SearchMethod]
 ReaderName = Literal["extractive", "chat", "latent"]
 WriterName = Literal["chat", "latent"]
 
@@ -200,8 +200,7 @@ class LoopConfig(RecallConfig):
     reader_threshold: float | None = 0.4
     """Some readers can score blocks before they read them (the latent reader, if its replies begin with yes or no).
     Such a reader scores the blocks that the gate ranks first, and reads the best one if its probability is at least
-    this.
-    None: it reads the blocks that the gate accepts."""
+    this. None: it reads the blocks that the gate accepts."""
     update_gate: bool = True
     """A step that found nothing leaves the working memory unchanged (2602.10560, U_t)."""
     exit_gate: bool = True

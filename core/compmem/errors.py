@@ -33,7 +33,7 @@ class WorkerError(CompMemError):
 
 
 class ReaderError(CompMemError):
-    """The chat model failed or timed out.
+    """The model that reads or writes failed, or did not finish in time.
 
     Attributes:
         steps: The steps made before it failed, as `compmem.Step`.

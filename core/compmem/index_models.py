@@ -52,7 +52,7 @@ class IndexModels:
         self._encoder = encoder
         self._backbone = backbone
         self._gate = gate
-        self._resident: KVCache | None = None
+        self._kv_cache: KVCache | None = None
         self._checked: set[int] = set()
         self._identity: dict[str, JSON] = {}
         self._told = False
@@ -138,7 +138,7 @@ class IndexModels:
 
     @property
     def given_gate(self) -> GateHead | None:
-        """The dense gate if it was given or is loaded."""
+        """The dense gate if it was given, or has been loaded."""
         return self._gate
 
     @property
@@ -147,7 +147,7 @@ class IndexModels:
         return self._fetch_encoder and self._fetch_backbone is True
 
     def use_gate(self, gate: GateHead | None) -> None:
-        """Use this dense gate; None: the one that ships."""
+        """Use this dense gate; None: the one of the settings of this process, else the one that ships."""
         self._gate = gate
 
     @property
@@ -156,10 +156,10 @@ class IndexModels:
         if self._config.memory != "kv":
             return None
         with self._guard:
-            if self._resident is None:
+            if self._kv_cache is None:
                 weight = self.backbone.decoder.embed_tokens.weight
-                self._resident = KVCache(weight.device, weight.dtype, budget=self.runtime.kv_cache_bytes)
-            return self._resident
+                self._kv_cache = KVCache(weight.device, weight.dtype, budget=self.runtime.kv_cache_bytes)
+            return self._kv_cache
 
     @property
     def full_chunk_tokens(self) -> int | None:

@@ -30,9 +30,9 @@ from compmem.backbone.score_cache import ScoreCache
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import Stop
 from compmem.config import KVPruning
+from compmem.deadline import seconds_left
 from compmem.devices import device_of, dtype_of
 from compmem.errors import CheckpointError
-from compmem.loop.deadline import seconds_left
 from compmem.schema import KVStates
 
 Blocks = Sequence[Sequence[KVStates]]

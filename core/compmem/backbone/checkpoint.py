@@ -303,14 +303,13 @@ def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, r
     return memory
 
 
-def _read_tensors(files: list[Path], names: set[str] | None) -> dict[str, Tensor]:
-    """Tensors with these names in the files; all tensors for None."""
+def _read_tensors(files: list[Path], names: set[str]) -> dict[str, Tensor]:
+    """Tensors with these names in the files."""
     tensors = {}
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                wanted = set(file.keys()) if names is None else names & set(file.keys())
-                tensors.update({name: file.get_tensor(name) for name in wanted})
+                tensors.update({name: file.get_tensor(name) for name in names & set(file.keys())})
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
     return tensors

@@ -19,7 +19,7 @@ from compmem.backbone.prefix_context import check_states
 from compmem.backbone.rotary import rotate
 from compmem.backbone.stop import Stop
 from compmem.config import ONE_BUDGET
-from compmem.loop.deadline import seconds_left
+from compmem.deadline import seconds_left
 from compmem.schema import KVStates
 
 TEMPERATURE: Final = 0.9

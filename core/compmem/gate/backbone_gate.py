@@ -1,8 +1,8 @@
 """The gate on the backbone: a block's KV states, read after a question and a working memory (2602.08382).
 
 The paper writes P = sigmoid(W h_last(Q, m, theta)) and does not fix the order of the three. Here question and memory
-come
-first: their states are computed once per step, and each block costs a probe of a few tokens instead of a whole prompt.
+come first: their states are computed once per step, and each block costs a probe of a few tokens instead of a whole
+prompt.
 """
 
 from collections.abc import Sequence

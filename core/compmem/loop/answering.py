@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Final
 
+from compmem.deadline import OverdueError, now, remaining
 from compmem.errors import ReaderError
-from compmem.loop.deadline import OverdueError, now, remaining
 from compmem.loop.drivers import INLINE, Runner, loop_events
 from compmem.loop.loop import Loop, LoopResult
 from compmem.schema import (

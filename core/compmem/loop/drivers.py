@@ -16,7 +16,7 @@ from contextlib import (
 )
 from typing import Any, Final, TypeVar
 
-from compmem.loop.deadline import OverdueError, now, until
+from compmem.deadline import OverdueError, now, until
 from compmem.loop.loop import Loop, LoopResult, Outcome, ReadRequest, ScoreRequest
 from compmem.schema import (
     Reader,
@@ -214,5 +214,5 @@ def _advance(loop: Loop, reply: Outcome) -> ReadRequest | ScoreRequest | Step | 
 
 
 def _scoring(reader: Reader) -> ScoringReader:
-    assert isinstance(reader, ScoringReader), "a loop that weighs has a reader that can"
+    assert isinstance(reader, ScoringReader), "the reader of a ScoreRequest can score"
     return reader

@@ -133,10 +133,10 @@ class KVGate:
     needs_requery = True
     answerable = True
 
-    def __init__(self, gate: BackboneGate, blocks: BlockLoader, resident: KVCache) -> None:
+    def __init__(self, gate: BackboneGate, blocks: BlockLoader, kv_cache: KVCache) -> None:
         self._gate = gate
         self._blocks = blocks
-        self._resident = resident
+        self._kv_cache = kv_cache
 
     @property
     def threshold(self) -> float:
@@ -146,7 +146,7 @@ class KVGate:
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The probability of each block that it helps."""
         with torch.inference_mode():
-            groups = self._resident.stream(blocks, self._blocks.source.kv_states, size=GATED_AT_ONCE)
+            groups = self._kv_cache.stream(blocks, self._blocks.source.kv_states, size=GATED_AT_ONCE)
             return [p for states in groups for p in self._gate.probabilities(memory, states)]
 
 

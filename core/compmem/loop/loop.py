@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from compmem.config import LoopConfig, RecallConfig
-from compmem.loop.deadline import OverdueError, now
+from compmem.deadline import OverdueError, now
 from compmem.readers.prompt_budget import ending
 from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
 

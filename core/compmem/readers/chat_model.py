@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Final, TypeVar, cast
 
+from compmem.deadline import OverdueError, seconds_left
 from compmem.errors import ReaderError
 from compmem.locks import after_fork
-from compmem.loop.deadline import OverdueError, seconds_left
 from compmem.schema import Message
 from compmem.text.unicode import valid
 from compmem.threads import chat_calls

@@ -155,11 +155,11 @@ def _question(text: str, limits: Limits) -> str:
     return text
 
 
-def _typed(fields: Mapping[str, Any], name: str, kind: Any, default: Any, where: str = "") -> Any:
+def _typed(fields: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
     """The value of a field; null counts as missing."""
     value = fields.get(name)
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise HTTPException(400, f"{where}{': ' if where else ''}{name!r} has the wrong type")
+        raise HTTPException(400, f"{name!r} has the wrong type")
     return value

@@ -33,7 +33,7 @@ class Arrays:
 
 
 class Cache:
-    """Shared data of the snapshots of one generation, in one process."""
+    """What the snapshots of a store share, in one process."""
 
     def __init__(self, folder: Folder, vectors: VectorType) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The SQLite file of an index: its schema, its state, its connections, and error handling.
+"""The SQLite file of an index: its schema, its state and its connections.
 
 Read transactions come from a pool, so snapshots can be nested and used from any thread.
 """
