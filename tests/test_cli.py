@@ -132,7 +132,7 @@ def test_files_of_the_same_name_are_kept_apart_and_found_by_their_paths(tmp_path
 def test_ask_answers_with_steps_sources_and_a_page(index, tmp_path):
     page = tmp_path / "answer.html"
     question = "Where was the owner of the house born that Acme rents?"
-    result = run("ask", index, question, "--threshold", "0", "--k", "4", "--page", page)
+    result = run("ask", index, question, "--threshold", "0", "--max-steps", "4", "--page", page)
     assert result.exit_code == 0, result.output
     for part in ("step 1", "candidates", "answer", "docs/lease.md", "score", "ended by"):
         assert part in result.stdout
@@ -256,7 +256,7 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["add", "DOCS", "FILE"], "is not empty and has no index"),
         (2, ["ask", "INDEX", " "], "the question is empty"),
         (2, ["recall", "INDEX", "q", "--k", "0"], "'--k'"),
-        (2, ["ask", "INDEX", "q", "--k", "-3"], "'--k'"),
+        (2, ["ask", "INDEX", "q", "--max-steps", "-3"], "'--max-steps'"),
         (2, ["ask", "INDEX", "q", "--page", "NOWHERE/a.html"], "there is no folder"),
         (2, ["serve", "INDEX", "--port", "99999"], "'--port'"),
         (2, ["recall", "INDEX", "q", "--filter", "{"], "--filter is not JSON"),
@@ -410,7 +410,7 @@ def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_p
     assert facts["documents"] == made["added"] == 4 and facts["kv_bytes"] > 0
     assert (facts["settings"]["memory"], facts["settings"]["ratio"]) == ("kv", 2)
     question = "Who pays the insurance?"
-    assert done("ask", tmp_path / "kv", question, "--k", 1, "--threshold", 0)["usage"]["model_calls"] == 1
+    assert done("ask", tmp_path / "kv", question, "--max-steps", 1, "--threshold", 0)["usage"]["model_calls"] == 1
     quoted = done("ask", tmp_path / "kv", question, "--reader", "extractive")
     assert quoted["usage"]["model_calls"] == 0
     assert "made with ratio=2, not 4" in failed(1, "add", tmp_path / "kv", docs, "--ratio", 4)

@@ -57,7 +57,9 @@ def test_lengths_double():
 
 @pytest.mark.parametrize("tokens", [1000, 1500, 3000])
 def test_a_context_has_the_asked_length_and_each_document_once(corpus, tokens):
-    for sample in Contexts(corpus, count).samples(tokens):
+    samples = list(Contexts(corpus, count).samples(tokens))
+    assert samples
+    for sample in samples:
         assert 0.98 * tokens <= sample.tokens <= tokens
         assert sample.tokens == count([sample.joined().documents[0].text])[0]
         ids = [d.id for d in sample.documents]
@@ -65,7 +67,9 @@ def test_a_context_has_the_asked_length_and_each_document_once(corpus, tokens):
 
 
 def test_own_paragraphs_are_in_and_evidence_holds_the_facts_in_hop_order(corpus):
-    for q, sample in enumerate(Contexts(corpus, count).samples(1500)):
+    samples = list(Contexts(corpus, count).samples(1500))
+    assert samples
+    for q, sample in enumerate(samples):
         assert {f"House {q} {i}" for i in range(10)} <= {d.title for d in sample.documents}
         texts = {d.id: d.text for d in sample.documents}
         said = [texts[s.document][s.start : s.end] for s in sample.evidence]
@@ -139,7 +143,9 @@ def test_evidence_stands_where_it_is_asked_to(corpus):
 def test_memagent_slots_leak_as_published(tmp_path, documents, slots):
     """2507.02259: the own paragraphs of each question are at the same ten positions."""
     corpus = build(tmp_path, questions=21, words=12)
-    for q, sample in enumerate(Contexts(corpus, count).samples(140 * documents, placement="memagent")):
+    samples = list(Contexts(corpus, count).samples(140 * documents, placement="memagent"))
+    assert samples
+    for q, sample in enumerate(samples):
         assert len(sample.documents) == documents
         own = [i for i, d in enumerate(sample.documents) if d.title.startswith(f"House {q} ")]
         assert [round(i / documents, 2) for i in own] == slots
@@ -160,7 +166,9 @@ def test_extra_passages_fill_up_from_a_length_on(corpus):
 def test_unanswerable_contexts_hold_no_answer(corpus):
     told = Passage(title="Rumour", sentences=("Some say it is TOWN2!",))
     contexts = Contexts(replace(corpus, passages=(*corpus.passages, told)), count)
-    for sample in contexts.samples(2500, answerable=False):
+    samples = list(contexts.samples(2500, answerable=False))
+    assert samples
+    for sample in samples:
         assert sample.metric == "unanswerable"
         assert sample.evidence == ()
         assert sample.id.endswith("-unanswerable")

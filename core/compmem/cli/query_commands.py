@@ -70,7 +70,7 @@ def ask(
     index: IndexPath,
     question: QuestionArgument,
     filter: Filter = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Most blocks that may be read.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Most steps, each of which reads a block.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Seconds after which to answer with what is known.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Gate score below which a block is not read.")] = None,
     reader: ReaderOption = None,
@@ -98,7 +98,7 @@ def ask(
         reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
         cite=cite,
     )  # fmt: skip
-    config = config if k is None else config.replace(max_steps=k)
+    config = config if max_steps is None else config.replace(max_steps=max_steps)
     runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
     with open_index(index, runtime, allow_download) as opened:
         events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
@@ -119,6 +119,7 @@ def recall(
     method: Annotated[
         RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
     ] = "loop",
+    min_score: Annotated[float, typer.Option(help="Leave out blocks with a lower score.")] = 0.0,
     device: Device = None,
     backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
@@ -127,7 +128,7 @@ def recall(
     """Show the blocks that a question needs, best first; no answer is written."""
     runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
     with open_index(index, runtime, allow_download) as opened:
-        found = opened.recall(question, k, method=method, filter=parse_filter(filter))
+        found = opened.recall(question, k, method=method, min_score=min_score, filter=parse_filter(filter))
     if as_json:
         write_json([recall_json(r) for r in found])
     elif found:
