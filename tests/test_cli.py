@@ -158,6 +158,8 @@ def test_recall_shows_blocks_best_first_and_heeds_the_filter(index):
     assert [f["document"] for f in done("recall", index, "mill", "--method", "gate", "--k", "1")] == [
         done("recall", index, "mill", "--method", "gate")[0]["document"]
     ]
+    between = (found[0]["score"] + found[1]["score"]) / 2
+    assert done("recall", index, "Who owns Mill House?", "--min-score", between) == found[:1]
     table = run("recall", index, "Who owns Mill House?").stdout
     assert "docs/houses.md" in table
     assert run("recall", index, "mill", "--filter", '{"year": 1}').stdout == "Nothing was found.\n"

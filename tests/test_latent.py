@@ -369,6 +369,10 @@ def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     assert [int(s.keys[0, 0, 0, 0]) for group in groups for s in group] == list(range(10))
     assert kv_cache.bytes <= 3 * 128
     assert list(kv_cache.stream([], load, size=4)) == []
+    held = len(kv_cache)
+    large = [KVStates(keys=torch.zeros(1, 1, 40, 4), values=torch.zeros(1, 1, 40, 4))]
+    assert len(kv_cache.take([99], lambda numbers: large)) == 1
+    assert len(kv_cache) == held, "a block that does not fit displaces none"
 
 
 def test_scoring_does_not_read_the_states_of_blocks(made):

@@ -1,11 +1,11 @@
 """A cache of KV blocks on the device that reads them: the most recently used ones, with prefetch."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from compmem.config import KV_CACHE_BYTES
@@ -26,23 +26,23 @@ class KVCache:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = KV_CACHE_BYTES) -> None:
-        self.budget = budget
-        self.bytes = 0
-        """Bytes held."""
         self._device = device
         self._dtype = dtype
-        self._held: OrderedDict[int, KVStates] = OrderedDict()
+        self._held: LRUCache[int, KVStates] = LRUCache(budget, getsizeof=_bytes)
         self._guard = Lock()
 
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes held."""
+        return int(self._held.currsize)
+
     def take(self, numbers: Sequence[int], load: Load) -> list[KVStates]:
         """The blocks with these numbers, in order; missing ones are loaded and cached."""
         with self._guard:
             found = {n: self._held[n] for n in numbers if n in self._held}
-            for number in found:
-                self._held.move_to_end(number)
         missing = [n for n in dict.fromkeys(numbers) if n not in found]
         if missing:
             new = {n: self._placed(states) for n, states in zip(missing, load(missing), strict=True)}
@@ -66,12 +66,8 @@ class KVCache:
     def _keep(self, new: dict[int, KVStates]) -> None:
         with self._guard:
             for number, states in new.items():
-                if number not in self._held:
-                    self.bytes += _bytes(states)
-                self._held[number] = states
-                self._held.move_to_end(number)
-            while self._held and self.bytes > self.budget:
-                self.bytes -= _bytes(self._held.popitem(last=False)[1])
+                if _bytes(states) <= self._held.maxsize:
+                    self._held[number] = states
 
     def _placed(self, states: KVStates) -> KVStates:
         positions = None if states.positions is None else states.positions.to(self._device)
