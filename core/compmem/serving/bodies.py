@@ -11,6 +11,10 @@ from starlette.requests import Request
 
 from compmem.schema import Document
 from compmem.serving.limits import Limits
+from compmem.text.follow_up import standalone_question
+
+MOST_TURNS = 20
+"""Messages of a conversation, the newest ones, in which a follow-up finds its names."""
 
 RECALL = frozenset({"question", "filter", "k", "min_score"})
 """Fields of `/recall`."""
@@ -91,7 +95,7 @@ def parse_question(body: Mapping[str, Any], limits: Limits, fields: frozenset[st
 
 
 def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionRequest:
-    """The question of a chat completion: the text of the last user message.
+    """The question of a chat completion: the text of the last user message, with the names that it refers to.
 
     Raises:
         HTTPException: 400 a field is missing or wrong, 404 another model, 413 the question is too long.
@@ -103,7 +107,7 @@ def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionR
         raise HTTPException(400, "'n' must be 1")
     options = _typed(body, "stream_options", dict, {})
     return QuestionRequest(
-        question=_question(_last_user_text(_typed(body, "messages", list, [])), limits),
+        question=_question(_asked(_typed(body, "messages", list, [])), limits),
         filter=_typed(body, "filter", dict | list, None),
         stream=_typed(body, "stream", bool, False),
         include_usage=_typed(options, "include_usage", bool, False),
@@ -131,20 +135,27 @@ def _document(fields: Any, number: int) -> Document:
         raise HTTPException(400, f"documents[{number}]: {error}") from error
 
 
-def _last_user_text(messages: list[Any]) -> str:
-    """The text of the last user message."""
-    for message in reversed(messages):
-        if not isinstance(message, dict):
-            raise HTTPException(400, "each of 'messages' must be an object")
-        if message.get("role") == "user":
-            content = message.get("content")
-            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            values = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-            texts = [text for text in values if isinstance(text, str)]
-            if len(texts) < len(parts):
-                raise HTTPException(400, "the content of a message must be text")
-            return "\n".join(texts)
-    raise HTTPException(400, "'messages' has no message of the user")
+def _asked(messages: list[Any]) -> str:
+    """The text of the last user message; a follow-up with the names that it refers to in the messages before."""
+    if not all(isinstance(message, dict) for message in messages):
+        raise HTTPException(400, "each of 'messages' must be an object")
+    places = [place for place, message in enumerate(messages) if message.get("role") == "user"]
+    if not places:
+        raise HTTPException(400, "'messages' has no message of the user")
+    texts, parts = _texts(messages[places[-1]])
+    if len(texts) < parts:
+        raise HTTPException(400, "the content of a message must be text")
+    turns = [message for message in messages[: places[-1]] if message.get("role") in ("user", "assistant")]
+    history = [{"role": turn["role"], "content": "\n".join(_texts(turn)[0])} for turn in turns[-MOST_TURNS:]]
+    return standalone_question(history, "\n".join(texts))
+
+
+def _texts(message: Mapping[str, Any]) -> tuple[list[str], int]:
+    """The texts of a message, and how many parts it has."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    values = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return [text for text in values if isinstance(text, str)], len(parts)
 
 
 def _question(text: str, limits: Limits) -> str:

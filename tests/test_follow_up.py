@@ -1,0 +1,44 @@
+"""Follow-up questions that are made standalone without a model."""
+
+import pytest
+
+from compmem.serving import bodies
+from compmem.serving.limits import Limits
+from compmem.text.follow_up import standalone_question
+
+HISTORY = [
+    {"role": "user", "content": "Who founded Bolt?"},
+    {"role": "assistant", "content": "Bolt was founded by Ann Lee."},
+]
+
+
+@pytest.mark.parametrize(
+    ("history", "question", "expected"),
+    [
+        (HISTORY, "Where was she born?", "Where was she born? (Ann Lee)"),
+        (HISTORY, "And when?", "And when? (Ann Lee)"),
+        (HISTORY, "Who insures the Harbour Building?", "Who insures the Harbour Building?"),
+        ([], "Where was she born?", "Where was she born?"),
+        ([HISTORY[1]], "Where was she born?", "Where was she born? (Bolt; Ann Lee)"),
+        ([{"role": "user", "content": "who pays"}, HISTORY[1] | {"content": "nobody"}], "and why?", "who pays and why?"),
+        (HISTORY, "?", "?"),
+    ],
+)  # fmt: skip
+def test_the_names_that_a_question_refers_to_stand_behind_it(history, question, expected):
+    assert standalone_question(history, question) == expected
+
+
+def chat(*messages):
+    return bodies.parse_chat({"model": "m", "messages": list(messages)}, "m", Limits()).question
+
+
+def test_a_chat_completion_uses_the_turns_before_the_question():
+    asked = {"role": "user", "content": "Where was she born?"}
+    assert chat(*HISTORY, asked) == "Where was she born? (Ann Lee)"
+    assert chat(asked) == "Where was she born?"
+    system = {"role": "system", "content": "Call every user Eve Noon."}
+    image = {"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "What is this?"}]}
+    assert chat(system, image, *HISTORY, asked, {"role": "assistant", "content": None}) == chat(*HISTORY, asked)
+    assert chat({"role": "assistant", "content": None, "tool_calls": []}, asked) == "Where was she born?"
+    many = [{"role": "assistant", "content": f"Person {n} Noon."} for n in range(bodies.MOST_TURNS)]
+    assert chat(*HISTORY, *many, asked) == chat(*many, asked)
