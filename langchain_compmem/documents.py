@@ -98,6 +98,24 @@ else:  # pydantic evaluates its types when a class is defined; these would impor
     Prompts = Annotated[Any, PlainValidator(checked)]
 
 
+def combined(index: "compmem.BaseIndex", bound: Filter | None, given: Filter | None) -> Filter | None:
+    """The filter that admits what both filters admit.
+
+    Raises:
+        ValueError: The documents are in another store, and its filters cannot be combined here.
+    """
+    if bound is None or given is None:
+        return given if bound is None else bound
+    if not isinstance(index, compmem.ExternalIndex):
+        return [bound, given]
+    if isinstance(given, Mapping | list | tuple) and not given:
+        return bound
+    raise ValueError(
+        "a filter is set already, and the filters of another store cannot be combined: set one, or give one with "
+        "each question"
+    )
+
+
 def check_documents(items: Sequence[Document]) -> None:
     """Refuses anything but documents.
 

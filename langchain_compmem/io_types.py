@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, NamedTuple, NotRequired, cast
 
 from langchain_core.documents import Document
-from langchain_core.messages import BaseMessage, MessageLikeRepresentation, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation, convert_to_messages
 from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
@@ -23,6 +23,19 @@ class ReasonerInput(TypedDict):
     question: str
     chat_history: NotRequired[Sequence[MessageLikeRepresentation]]
     filter: NotRequired[Filter | None]
+    """Holds together with the reasoner's own filter."""
+
+
+class MessagesInput(TypedDict):
+    """A conversation, such as the state of a graph: the last message of the user is the question."""
+
+    messages: Sequence[MessageLikeRepresentation]
+    filter: NotRequired[Filter | None]
+    """Holds together with the reasoner's own filter."""
+
+
+Input = str | ReasonerInput | MessagesInput | Sequence[MessageLikeRepresentation]
+"""What a reasoner takes: a question, or a conversation whose last message of the user is the question."""
 
 
 class ReasonerStep(TypedDict):
@@ -32,7 +45,7 @@ class ReasonerStep(TypedDict):
     context: list[Document]
     """The recalled documents that were read, with the gate score in the metadata."""
     working_memory: str
-    """The working memory after the step."""
+    """The working memory after the step; each part of a question has its own."""
     updated: bool
     exit: bool
     backtracked: bool
@@ -41,7 +54,8 @@ class ReasonerStep(TypedDict):
     candidates: int
     seconds: float
     request: str
-    """What was searched for, if not the whole question: a part of it, or a request of the chat model."""
+    """What was searched for, if not the whole question: one of the questions that it consists of, or a request of the
+    chat model. A question that asks several things is searched part by part, and the steps are numbered through."""
 
 
 class ReasonerOutput(TypedDict):
@@ -59,6 +73,8 @@ class ReasonerOutput(TypedDict):
     usage: dict[str, float]
     stop_reason: str
     """Why the loop ended: see `compmem.Answer`."""
+    messages: NotRequired[list[AIMessage]]
+    """The answer as a message; only if the input had messages."""
 
 
 class ParsedInput(NamedTuple):
@@ -66,37 +82,51 @@ class ParsedInput(NamedTuple):
 
     question: str
     history: list[BaseMessage]
-    filter: Filter | None
+    filter: Filter | None = None
+    replies: bool = False
+    """The input is a conversation, so the output has the answer as a message."""
 
 
-def parse(given: object, filter: Filter | None) -> ParsedInput:
-    """The checked input; `filter` is used if the input has none.
+def parse(given: object) -> ParsedInput:
+    """The checked input. In a mapping with `question`, `messages` are not used.
 
     Raises:
-        ValueError: It is not a question, or its chat history is invalid.
+        ValueError: It has no question, or its messages are invalid.
     """
     if isinstance(given, str):
-        return ParsedInput(given, [], filter)
+        return ParsedInput(given, [])
+    if isinstance(given, list | tuple):
+        return _conversation(given, None)
     if not isinstance(given, Mapping):
         raise ValueError(f"the input must be a string or a mapping with 'question', not {type(given).__name__}")
+    if "question" not in given and "messages" in given:
+        return _conversation(given["messages"], given.get("filter"))
     if "question" not in given:
         raise ValueError(f"the input has no 'question', only {', '.join(sorted(map(repr, given))) or 'nothing'}")
-    question = given["question"]
+    question, history = given["question"], given.get("chat_history")
     if not isinstance(question, str):
         raise ValueError(f"the input's 'question' must be a string, not {question!r}")
-    own = given.get("filter")
-    return ParsedInput(question, _messages(given.get("chat_history")), filter if own is None else own)
+    return ParsedInput(
+        question, [] if history is None else _messages("chat_history", history), filter=given.get("filter")
+    )
 
 
-def _messages(history: object) -> list[BaseMessage]:
-    if history is None:
-        return []
-    if not isinstance(history, Sequence) or isinstance(history, str | bytes):
-        raise ValueError(f"chat_history must be a list of messages, not {history!r}")
+def _conversation(given: object, filter: Filter | None) -> ParsedInput:
+    """The last message of the user as the question, and what is before it."""
+    messages = _messages("messages", given)
+    place = max((n for n, message in enumerate(messages) if message.type == "human"), default=None)
+    if place is None:
+        raise ValueError("the messages have no question: none of them is from the user")
+    return ParsedInput(str(messages[place].text), messages[:place], filter, replies=True)
+
+
+def _messages(name: str, given: object) -> list[BaseMessage]:
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise ValueError(f"{name} must be a list of messages, not {given!r}")
     try:
-        return convert_to_messages(history)
+        return convert_to_messages(given)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ValueError(f"chat_history must be a list of messages: {error}") from error
+        raise ValueError(f"{name} must be a list of messages: {error}") from error
 
 
 def joined(parts: list[Any]) -> Any:
@@ -107,8 +137,10 @@ def joined(parts: list[Any]) -> Any:
         return parts[-1] if parts else None
 
 
-def part_of(event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex") -> ReasonerOutput:
-    """The part of the output for an event of the loop."""
+def part_of(
+    event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex", *, replies: bool = False
+) -> ReasonerOutput:
+    """The part of the output for an event of the loop; with `replies`, the last one has the answer as a message."""
     match event:
         case Step():
             part = AddableDict(steps=[_step(event, index)])
@@ -123,6 +155,7 @@ def part_of(event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex") ->
                 steps=[],
                 usage=_usage(event.usage, chat),
                 stop_reason=event.stop_reason,
+                **({"messages": [AIMessage(event.text)]} if replies else {}),
             )
     return cast("ReasonerOutput", part)
 

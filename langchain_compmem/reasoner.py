@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -15,13 +16,24 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import AnswerToken, ReaderError, RecallConfig
+from compmem.text.follow_up import standalone_question
 from compmem.threads import in_thread
-from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt
-from langchain_compmem.documents import Filter, Index, Prompts, shown_with
+from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt, conversation_of
+from langchain_compmem.documents import Filter, Index, Prompts, combined, shown_with
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.external import CANDIDATES, external_index
-from langchain_compmem.io_types import ReasonerInput, ReasonerOutput, format_tool_output, joined, parse, part_of, whole
-from langchain_compmem.tracing import AsyncTracingReader, TracingReader
+from langchain_compmem.io_types import (
+    Input,
+    ParsedInput,
+    ReasonerOutput,
+    format_tool_output,
+    joined,
+    parse,
+    part_of,
+    whole,
+)
+from langchain_compmem.tool import check_asked
+from langchain_compmem.tracing import AsyncTracingReader, QuestionTrace, TracingReader
 
 
 class Question(BaseModel):
@@ -30,15 +42,22 @@ class Question(BaseModel):
     question: str = Field(description="The whole question, with full names; it must be clear without context.")
 
 
-class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput]):
+class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     """Answers a question from an index: recalls and reads blocks until its notes suffice.
+
+    It takes a string, a dict with `question`, or a conversation: a list of messages, or a dict with `messages`, such as
+    the state of a graph. The last message of the user is then the question, and the output has the answer in
+    `messages` too.
 
     Without a chat model it quotes the sentences that are relevant to the question. Over KV memory, the index's own
     backbone reads and answers, on the device on which the index was opened. A chat model is called once: it writes the
     answer from the recalled blocks, and may ask for missing facts `RecallConfig.rounds` times. A follow-up question to
-    `chat_history` is made standalone first. With `RecallConfig(reader="chat")`, the model reads in every step. If
-    `recall_config` names another reader or writer, it only makes questions standalone. No prompt is longer than
-    `RecallConfig.prompt_tokens` or, without it, the model's `profile["max_input_tokens"]`, if it has one.
+    a conversation is made standalone first, by the chat model, or without one by a simple rule: a question with a
+    pronoun, or a very short one, is asked together with the names in the last answer. A question that asks several
+    things is searched part by part, and `request` of a step names the part. With `RecallConfig(reader="chat")`, the
+    model reads in every step, and the question is not split. If `recall_config` names another reader or writer, the
+    model only makes questions standalone. No prompt is longer than `RecallConfig.prompt_tokens` or, without it, the
+    model's `profile["max_input_tokens"]`, if it has one.
 
     A stream yields `AddableDict`s that add up to the output: each step, the answer in pieces, and at the end the
     documents, the working memory and the usage.
@@ -57,7 +76,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     reader: Any = None
     """An object that reads and writes, instead of the chat model; see `compmem.Reader`."""
     filter: Filter | None = None
-    """Metadata filter for questions without a filter of their own."""
+    """Metadata filter for every question; a question's own filter holds together with it."""
     prompts: Prompts = None
     """The prompts for reading and answering with the chat model."""
     document_prompt: BasePromptTemplate[str] | None = None
@@ -99,7 +118,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     def invoke(
         self,
-        input: str | ReasonerInput,  # noqa: A002
+        input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> ReasonerOutput:
@@ -113,7 +132,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     async def ainvoke(
         self,
-        input: str | ReasonerInput,  # noqa: A002
+        input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> ReasonerOutput:
@@ -122,7 +141,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     def stream(
         self,
-        input: str | ReasonerInput,  # noqa: A002
+        input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[ReasonerOutput]:
@@ -131,7 +150,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     async def astream(
         self,
-        input: str | ReasonerInput,  # noqa: A002
+        input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ReasonerOutput, None]:
@@ -142,7 +161,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     def transform(
         self,
-        input: Iterator[str | ReasonerInput],  # noqa: A002
+        input: Iterator[Input],  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[ReasonerOutput]:
@@ -151,7 +170,7 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
 
     async def atransform(
         self,
-        input: AsyncIterator[str | ReasonerInput],  # noqa: A002
+        input: AsyncIterator[Input],  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ReasonerOutput, None]:
@@ -171,8 +190,11 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
     ) -> BaseTool:
         """A tool for agents: its content is the answer with sources, its artifact the whole output.
 
+        To a blank question it replies with a message that has the status `error`.
+
         Args:
-            args_schema: Arguments from the agent, keys of `ReasonerInput`. None: the question alone.
+            args_schema: Arguments from the agent, keys of `ReasonerInput`. None: the question alone. A filter from the
+                agent holds together with the reasoner's own.
             name: Name of the tool.
             description: When the agent should use it.
             arg_types: Not supported: use `args_schema`.
@@ -184,11 +206,13 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             raise ValueError("as_tool takes args_schema=, not arg_types=")
 
         def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, so it is the parent
-            output = self.invoke(cast("ReasonerInput", asked))
+            check_asked(asked.get("question"))
+            output = self.invoke(cast("Input", asked))
             return format_tool_output(output), output
 
         async def aask(**asked: Any) -> tuple[str, ReasonerOutput]:
-            output = await self.ainvoke(cast("ReasonerInput", asked))
+            check_asked(asked.get("question"))
+            output = await self.ainvoke(cast("Input", asked))
             return format_tool_output(output), output
 
         return StructuredTool.from_function(
@@ -198,27 +222,26 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             description=description or "Answers a question from the indexed documents, also from several of them.",
             args_schema=args_schema or Question,
             response_format="content_and_artifact",
+            handle_tool_error=True,
         )
 
-    def _invoke(
-        self, given: str | ReasonerInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig
-    ) -> ReasonerOutput:
+    def _invoke(self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasonerOutput:
         return whole(list(self._parts(given, run_manager, config)))
 
     async def _ainvoke(
-        self, given: str | ReasonerInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> ReasonerOutput:
         async with aclosing(self._aparts(given, run_manager, config)) as parts:
             return whole([part async for part in parts])
 
     def _transform(
-        self, inputs: Iterator[str | ReasonerInput], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+        self, inputs: Iterator[Input], run_manager: CallbackManagerForChainRun, config: RunnableConfig
     ) -> Iterator[ReasonerOutput]:
         yield from self._parts(joined(list(inputs)), run_manager, config)
 
     async def _atransform(
         self,
-        inputs: AsyncIterator[str | ReasonerInput],
+        inputs: AsyncIterator[Input],
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
     ) -> AsyncGenerator[ReasonerOutput, None]:
@@ -227,71 +250,50 @@ class CompMemReasoner(RunnableSerializable[str | ReasonerInput, ReasonerOutput])
             async for part in parts:
                 yield part
 
-    def _parts(
-        self, given: str | ReasonerInput, run: CallbackManagerForChainRun, config: RunnableConfig
-    ) -> Iterator[ReasonerOutput]:
-        asked, chat = parse(given, self.filter), self._chat()
+    def _parts(self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig) -> Iterator[ReasonerOutput]:
+        asked, chat = self._asked(given), self._chat()
         try:
             if chat is not None and asked.history:
                 chat.call_context = _standalone(config, run)
                 asked = asked._replace(question=chat.condense(self.condense_prompt, asked.question, asked.history))
             models = self._models(chat, None if chat is None else chat.ask)
-            traced = TracingReader(
-                index=self.index,
-                question=asked.question,
-                recall_config=self.recall_config,
-                config=config,
-                chat=chat,
-                parent=run,
-            )
-            traced.begin()
-            try:
-                events = self.index.stream(
-                    asked.question, self.recall_config, filter=asked.filter, wrap=traced.around, **models
-                )
-                with closing(events):
-                    for event in events:
-                        yield part_of(event, chat, self.index)
-            except BaseException as error:
-                traced.failed(error)
-                raise
+            wrap = partial(TracingReader, QuestionTrace(self.index, asked.question, config, chat), run)
+            events = self.index.stream(asked.question, self.recall_config, filter=asked.filter, wrap=wrap, **models)
+            with closing(events):
+                for event in events:
+                    yield part_of(event, chat, self.index, replies=asked.replies)
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
     async def _aparts(
-        self, given: str | ReasonerInput, run: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig
     ) -> AsyncGenerator[ReasonerOutput, None]:
-        asked, chat = parse(given, self.filter), self._chat()
+        asked, chat = self._asked(given), self._chat()
         try:
             if chat is not None and asked.history:
                 chat.call_context = _standalone(config, run)
                 question = await chat.acondense(self.condense_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
             models = self._models(chat, None if chat is None else chat.aask)
-            traced = AsyncTracingReader(
-                index=self.index,
-                question=asked.question,
-                recall_config=self.recall_config,
-                config=config,
-                chat=chat,
-                parent=run,
-            )
-            await traced.begin()
-            try:
-                events = self.index.astream(
-                    asked.question, self.recall_config, filter=asked.filter, wrap=traced.around, **models
-                )
-                async with aclosing(events):
-                    async for event in events:
-                        if isinstance(event, AnswerToken):
-                            yield part_of(event, chat, self.index)
-                        else:  # a step and the answer look up documents in the index
-                            yield await in_thread(part_of, event, chat, self.index)
-            except BaseException as error:
-                await traced.failed(error)
-                raise
+            wrap = partial(AsyncTracingReader, QuestionTrace(self.index, asked.question, config, chat), run)
+            events = self.index.astream(asked.question, self.recall_config, filter=asked.filter, wrap=wrap, **models)
+            async with aclosing(events):
+                async for event in events:
+                    part = partial(part_of, event, chat, self.index, replies=asked.replies)
+                    # a step and the answer look up documents in the index
+                    yield part() if isinstance(event, AnswerToken) else await in_thread(part)
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
+
+    def _asked(self, given: object) -> ParsedInput:
+        """The checked input; without a chat model, a rule makes its question standalone."""
+        asked = parse(given)
+        if self.chat_model is None:
+            roles = {"human": "user", "ai": "assistant"}
+            turns = conversation_of(asked.history)
+            history = [{"role": roles.get(m.type, m.type), "content": str(m.text)} for m in turns]
+            asked = asked._replace(question=standalone_question(history, asked.question))
+        return asked._replace(filter=combined(self.index, self.filter, asked.filter))
 
     def _chat(self) -> ChatCalls | None:
         if self.chat_model is None:
@@ -321,5 +323,5 @@ def _standalone(
     )
 
 
-async def _one(given: str | ReasonerInput) -> AsyncGenerator[str | ReasonerInput, None]:
+async def _one(given: Input) -> AsyncGenerator[Input, None]:
     yield given

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,8 @@ from langchain_compmem.documents import (
     Index,
     check_documents,
     checked_metadata,
+    combined,
+    from_chunks,
     from_core,
     from_recalls,
     id_of,
@@ -53,9 +56,11 @@ class CompMemRetriever(DocumentIndex):
     index: Index
     """The index, or the path of its folder."""
     k: int = Field(default=4, ge=1)
-    """Number of results; fewer only if the filter admits fewer."""
+    """Number of results; fewer only if the filter admits fewer, or with `min_score`."""
     filter: Filter | None = None
-    """Metadata filter for calls without a filter of their own."""
+    """Metadata filter for every search; a call's own filter holds together with it."""
+    min_score: float = 0.0
+    """Documents with a lower score are left out, so there may be fewer than `k`."""
     method: RecallMethod = "loop"
     """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`."""
     split: bool = False
@@ -63,7 +68,8 @@ class CompMemRetriever(DocumentIndex):
     metadata_keys: Sequence[str] = ()
     """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text."""
     recall_config: InstanceOf[RecallConfig] | None = None
-    """Settings of the loop: threshold, steps, seconds. None: the defaults."""
+    """Settings of the loop: steps, seconds. None: the defaults. Its `threshold` decides what the loop reads, not what
+    is returned: for that, use `min_score`."""
     reader: Any = None
     """An object that reads in the loop; see `compmem.Reader`. None: the reader that `recall_config` names."""
 
@@ -186,9 +192,17 @@ class CompMemRetriever(DocumentIndex):
         return [from_core(document) for document in found if document is not None]
 
     def recall(
-        self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
     ) -> list[Recall]:
         """The chunks for a question, best first; arguments that are None come from the fields.
+
+        A `filter` holds together with the field's.
 
         Raises:
             ValueError: The question is empty, k is below 1, or the filter is invalid.
@@ -199,7 +213,8 @@ class CompMemRetriever(DocumentIndex):
                 query,
                 self.k if k is None else k,
                 method=method or self.method,
-                filter=self._filter(filter),
+                min_score=self.min_score if min_score is None else min_score,
+                filter=combined(self.index, self.filter, filter),
                 config=self.recall_config,
                 reader=self.reader,
             )
@@ -207,7 +222,13 @@ class CompMemRetriever(DocumentIndex):
             raise ReasoningError(str(error), error.steps) from error
 
     async def arecall(
-        self, query: str, k: int | None = None, *, filter: Filter | None = None, method: RecallMethod | None = None
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
     ) -> list[Recall]:
         """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         try:
@@ -215,7 +236,8 @@ class CompMemRetriever(DocumentIndex):
                 query,
                 self.k if k is None else k,
                 method=method or self.method,
-                filter=self._filter(filter),
+                min_score=self.min_score if min_score is None else min_score,
+                filter=combined(self.index, self.filter, filter),
                 config=self.recall_config,
                 reader=self.reader,
             )
@@ -230,8 +252,11 @@ class CompMemRetriever(DocumentIndex):
         k: int | None = None,
         filter: Filter | None = None,
         method: RecallMethod | None = None,
+        min_score: float | None = None,
     ) -> list[Document]:
-        return from_recalls(self.index, self.recall(query, k, filter=filter, method=method))
+        if not query.strip():
+            return self.listed(k, filter)
+        return from_recalls(self.index, self.recall(query, k, filter=filter, method=method, min_score=min_score))
 
     async def _aget_relevant_documents(
         self,
@@ -241,12 +266,28 @@ class CompMemRetriever(DocumentIndex):
         k: int | None = None,
         filter: Filter | None = None,
         method: RecallMethod | None = None,
+        min_score: float | None = None,
     ) -> list[Document]:
-        found = await self.arecall(query, k, filter=filter, method=method)
+        if not query.strip():
+            return await in_thread(self.listed, k, filter)
+        found = await self.arecall(query, k, filter=filter, method=method, min_score=min_score)
         return await in_thread(from_recalls, self.index, found)
 
-    def _filter(self, given: Filter | None) -> Filter | None:
-        return self.filter if given is None else given
+    def listed(self, k: int | None = None, filter: Filter | None = None) -> list[Document]:
+        """The results for a blank question: documents that the filters admit, k at most, without a score.
+
+        There are none if the call has no filter, since then nothing was asked for.
+
+        Raises:
+            ValueError: The filter is invalid.
+        """
+        if not isinstance(self.index, compmem.MemoryIndex) or not filter:
+            logger.warning("the question is empty, so nothing is searched for")
+            return []
+        most = self.k if k is None else k
+        admitted = self.index.documents(combined(self.index, self.filter, filter), limit=most)
+        chunks = (chunk for document in admitted for chunk in self.index.chunks(document.id))
+        return from_chunks(self.index, list(islice(chunks, most)))
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         encoder = self.index.config.encoder

@@ -1,21 +1,21 @@
 """The retriever as a tool of an agent."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from langchain_core.documents import Document
-from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 import compmem
+from compmem.threads import in_thread
 from langchain_compmem.documents import from_recalls
-
-if TYPE_CHECKING:
-    from langchain_compmem.retriever import CompMemRetriever
+from langchain_compmem.retriever import CompMemRetriever
 
 DESCRIPTION: Final = "Searches the documents. Ask in a whole sentence, with full names; ask again for what is missing."
+BLANK: Final = "Nothing was searched for, since the question is empty: ask again with a question."
 
 
 def recall_tool(
-    retriever: "CompMemRetriever",
+    retriever: CompMemRetriever,
     *,
     name: str = "search_documents",
     description: str = DESCRIPTION,
@@ -23,14 +23,20 @@ def recall_tool(
 ) -> BaseTool:
     """A tool that gives an agent the retriever's results as compact numbered text; its artifact is the documents.
 
-    Numbers stay the same in all calls of one tool, so an answer may cite them. Make one tool for each conversation.
+    Numbers stay the same in all calls of one tool, so an answer may cite them. Make one tool for each conversation. A
+    blank query is not searched for: the agent gets a message with the status `error`, and may ask again.
 
     Args:
         retriever: The retriever, with its own `k` and `filter`.
         name: The tool's name.
         description: When the agent should call it.
         skip_seen: Documents that an earlier call showed are replaced by other ones; only their numbers are listed.
+
+    Raises:
+        TypeError: It is no `CompMemRetriever`.
     """
+    if not isinstance(retriever, CompMemRetriever):
+        raise TypeError(f"retriever must be a CompMemRetriever, not {type(retriever).__name__}")
     listing = compmem.Listing(skip_seen=skip_seen)
 
     def listed(recalls: list["compmem.Recall"]) -> tuple[str, list[Document]]:
@@ -38,11 +44,28 @@ def recall_tool(
         return text, from_recalls(retriever.index, shown)
 
     def search(query: str) -> tuple[str, list[Document]]:
+        check_asked(query)
         return listed(retriever.recall(query, listing.wanted(retriever.k)))
 
     async def asearch(query: str) -> tuple[str, list[Document]]:
-        return listed(await retriever.arecall(query, listing.wanted(retriever.k)))
+        check_asked(query)
+        return await in_thread(listed, await retriever.arecall(query, listing.wanted(retriever.k)))
 
     return StructuredTool.from_function(
-        search, asearch, name=name, description=description, response_format="content_and_artifact"
+        search,
+        asearch,
+        name=name,
+        description=description,
+        response_format="content_and_artifact",
+        handle_tool_error=True,
     )
+
+
+def check_asked(question: object) -> None:
+    """Refuses a blank question of an agent.
+
+    Raises:
+        ToolException: It is blank; a tool with `handle_tool_error` tells the agent so.
+    """
+    if isinstance(question, str) and not question.strip():
+        raise ToolException(BLANK)

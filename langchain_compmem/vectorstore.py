@@ -11,6 +11,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 import compmem
 from compmem import IndexConfig, RecallMethod
+from compmem.threads import in_thread
 from langchain_compmem.documents import EmbeddingsEncoder, Filter, from_chunks, open_or_create
 from langchain_compmem.retriever import CompMemRetriever, refuse
 
@@ -34,7 +35,7 @@ class CompMemVectorStore(VectorStore):
 
         Args:
             index: The index, or the path of its folder. The index is created if the folder does not exist or is empty.
-            **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `min_score`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: The index cannot be opened or created, or a field is unknown.
@@ -64,7 +65,7 @@ class CompMemVectorStore(VectorStore):
             ids: The id of each text. None: hashes of the content.
             path: Folder of the index, which must be new. None: a temporary one.
             config: How documents are compressed.
-            **fields: Fields of `CompMemRetriever`: `filter`, `method`, `metadata_keys`, `recall_config`.
+            **fields: Fields of `CompMemRetriever`: `filter`, `min_score`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: The folder is not empty, or both `embedding` and `config` are given.
@@ -140,17 +141,17 @@ class CompMemVectorStore(VectorStore):
     def similarity_search(
         self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The k documents that the question needs, best first; fewer only if the filter admits fewer.
+        """The k documents that the question needs, best first; fewer if the filter admits fewer, or with `min_score`.
 
         Args:
-            query: The question.
+            query: The question. If it is blank: documents that `filter` admits, each with a score of 0.
             k: Number of results.
-            filter: Metadata filter, such as `{"year": {">=": 2020}}`. None: the field's.
+            filter: Metadata filter, such as `{"year": {">=": 2020}}`; it holds together with the field's.
             method: The loop, or one pass; see `CompMemRetriever.method`. None: the field's.
             **kwargs: Not supported.
 
         Raises:
-            ValueError: The question is empty, k is below 1, or the filter is invalid.
+            ValueError: The question is too long, k is below 1, or the filter is invalid.
             TypeError: An argument is unknown.
         """
         found = self.similarity_search_with_score(query, k, filter, method=method, **kwargs)
@@ -168,6 +169,8 @@ class CompMemVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """The results of `similarity_search` with gate scores in [0, 1], higher is better. Raises what that raises."""
         refuse("similarity_search", kwargs)
+        if not query.strip():
+            return [(document, 0.0) for document in self.memory.listed(k, filter)]
         return self._scored(self.memory.recall(query, k, filter=filter, method=method))
 
     async def asimilarity_search_with_score(
@@ -175,7 +178,9 @@ class CompMemVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` for an event loop."""
         refuse("asimilarity_search", kwargs)
-        return self._scored(await self.memory.arecall(query, k, filter=filter, method=method))
+        if not query.strip():
+            return [(document, 0.0) for document in await in_thread(self.memory.listed, k, filter)]
+        return await in_thread(self._scored, await self.memory.arecall(query, k, filter=filter, method=method))
 
     def max_marginal_relevance_search(
         self,

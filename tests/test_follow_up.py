@@ -6,10 +6,12 @@ from compmem.serving import bodies
 from compmem.serving.limits import Limits
 from compmem.text.follow_up import standalone_question
 
-HISTORY = [
-    {"role": "user", "content": "Who founded Bolt?"},
-    {"role": "assistant", "content": "Bolt was founded by Ann Lee."},
-]
+
+def turn(role, text):
+    return {"role": role, "content": text}
+
+
+HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founded by Ann Lee.")]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,9 @@ HISTORY = [
         (HISTORY, "Who insures the Harbour Building?", "Who insures the Harbour Building?"),
         ([], "Where was she born?", "Where was she born?"),
         ([HISTORY[1]], "Where was she born?", "Where was she born? (Bolt; Ann Lee)"),
-        ([{"role": "user", "content": "who pays"}, HISTORY[1] | {"content": "nobody"}], "and why?", "who pays and why?"),
+        (HISTORY, "And Bolt?", "And Bolt? (Ann Lee)"),
+        ([turn("user", "who pays"), turn("assistant", "nobody")], "and why?", "who pays and why?"),
+        ([turn("user", "Who is Ada?"), turn("assistant", "Ada.")], "Where is she?", "Where is she? (Ada)"),
         (HISTORY, "?", "?"),
     ],
 )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Conversations with the reasoner of the LangChain adapter: messages as input, follow-up questions without a model."""
+
+from typing import Annotated, TypedDict
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
+
+from langchain_compmem import CompMemReasoner, CompMemRetriever
+from langchain_compmem.middleware import CompMemMiddleware
+from tests.frameworks_langchain import ScriptedChat, make_index
+
+PEOPLE = [
+    Document(id="bolt", page_content="Bolt was founded by Ann Lee."),
+    Document(id="lee", page_content="Ann Lee was born in Oslo."),
+    Document(id="kay", page_content="Bea Kay was born in Rome."),
+]
+HISTORY = [("human", "Who founded Bolt?"), ("ai", "Bolt was founded by Ann Lee.")]
+FOLLOW_UP = "Where was she born?"
+ANSWER = "Ann Lee was born in Oslo."
+
+
+@pytest.fixture
+def reasoner(tmp_path):
+    with make_index(tmp_path / "index") as made:
+        CompMemRetriever(index=made).upsert(PEOPLE)
+        yield CompMemReasoner(index=made)
+
+
+def ways(reasoner, asked):
+    return reasoner.invoke(asked), sum((parts := list(reasoner.stream(asked)))[1:], parts[0])
+
+
+async def test_a_follow_up_question_needs_no_model(reasoner):
+    asked = {"question": FOLLOW_UP, "chat_history": HISTORY}
+    for output in (*ways(reasoner, asked), await reasoner.ainvoke(asked)):
+        assert output["answer"].strip() == ANSWER
+        assert output["usage"]["model_calls"] == 0
+        assert "messages" not in output
+    assert "Rome" in reasoner.invoke(FOLLOW_UP)["answer"], "without the history, anyone may be meant"
+
+
+@pytest.mark.parametrize("before", [[], [SystemMessage("Speak of Bea Kay.")]])
+@pytest.mark.parametrize("after", [[], [AIMessage("", tool_calls=[{"name": "t", "args": {}, "id": "1"}]),
+                                        ToolMessage("Bea Kay", tool_call_id="1")]])  # fmt: skip
+async def test_a_conversation_is_an_input(reasoner, before, after):
+    talk = [*before, *HISTORY, HumanMessage([{"type": "text", "text": FOLLOW_UP}]), *after]
+    for asked in (talk, tuple(talk), {"messages": talk}):
+        for output in (*ways(reasoner, asked), await reasoner.ainvoke(asked)):
+            assert output["answer"].strip() == ANSWER
+            assert [(type(m), m.content) for m in output["messages"]] == [(AIMessage, ANSWER)]
+    first, second = reasoner.batch([talk, [("human", "Who founded Bolt?")]])
+    assert (first["answer"], second["messages"][0].content) == (ANSWER, "Bolt was founded by Ann Lee.")
+    named = {"question": "Where was Bea Kay born?", "messages": talk}
+    assert reasoner.invoke(named)["answer"] == "Bea Kay was born in Rome.", "the question is what is asked"
+
+
+async def test_a_chat_model_gets_the_conversation(reasoner):
+    for way in ("sync", "async"):
+        chat = ScriptedChat(replies=["Where was Ann Lee born?", "In Oslo."])
+        made = CompMemReasoner(index=reasoner.index, chat_model=chat)
+        talk = {"messages": [*HISTORY, ("human", FOLLOW_UP)]}
+        output = made.invoke(talk) if way == "sync" else await made.ainvoke(talk)
+        assert [m.content for m in chat.asked[0][1:]] == [text for _, text in [*HISTORY, ("human", FOLLOW_UP)]]
+        assert output["messages"][0].content == output["answer"] == "In Oslo."
+
+
+async def test_as_a_node_of_a_graph_of_messages(reasoner):
+    class Sourced(TypedDict, total=False):
+        messages: Annotated[list, add_messages]
+        context: list[Document]
+
+    for state in (MessagesState, Sourced):
+        built = StateGraph(state)
+        built.add_node("reason", reasoner)
+        built.add_edge(START, "reason")
+        built.add_edge("reason", END)
+        graph = built.compile()
+        asked = {"messages": [*HISTORY, ("human", FOLLOW_UP)]}
+        for out in (graph.invoke(asked), await graph.ainvoke(asked)):
+            assert [m.type for m in out["messages"]] == ["human", "ai", "human", "ai"]
+            assert out["messages"][-1].content == ANSWER
+    assert "lee" in {document.id for document in out["context"]}
+
+
+def test_the_middleware_asks_with_the_conversation(reasoner):
+    agent = create_agent(ScriptedChat(replies=["?"]), [], middleware=[CompMemMiddleware(reasoner, direct=True)])
+    state = agent.invoke({"messages": [*HISTORY, ("human", FOLLOW_UP)]})
+    assert state["messages"][-1].content == ANSWER
