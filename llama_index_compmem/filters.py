@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
+from llama_index_compmem.nodes import REF_DOC
+
 _DIRECT: Final = {
     FilterOperator.EQ: "==",
     FilterOperator.NE: "!=",
@@ -22,21 +24,30 @@ _OF_STRINGS: Final = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSEN
 _OF_LISTS: Final = {FilterOperator.ANY: "or", FilterOperator.ALL: "and"}
 
 
-def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
+_SOURCE_ID: Final = ("doc_id", "ref_doc_id", "document_id")
+"""Keys under which the framework's stores keep the id of a node's source document."""
+
+
+def to_filter(filters: MetadataFilters | MetadataFilter | None) -> dict[str, Any] | None:
     """The CompMem filter that is equivalent to `filters`; None if there are none.
 
     As in the framework's own stores, a missing key matches only `!=` and `nin`, `any` and `all` look for members of a
-    list or parts of a string, and `not` admits nodes that none of its filters admits. The keys `document_id` and
-    `title` are the node's own id and title if its metadata has no such key.
+    list or parts of a string, and `not` admits nodes that none of its filters admits. `doc_id`, `ref_doc_id` and
+    `document_id` are the id of the node's source document, or of the node itself if it has none; the first two are the
+    user's own values where a node's metadata has such a key. `title` is the node's title if its metadata has no such
+    key.
 
     Raises:
+        TypeError: It is something else.
         ValueError: An operator or condition is unknown, or a value does not fit its operator.
     """
-    if filters is None or not filters.filters:
+    if filters is None:
         return None
+    if isinstance(filters, MetadataFilter):
+        return _single(filters)
     if not isinstance(filters, MetadataFilters):
-        raise ValueError(f"filters={filters!r} must be MetadataFilters")
-    return _group(filters)
+        raise TypeError(f"filters={filters!r} must be MetadataFilters or a MetadataFilter")
+    return _group(filters) if filters.filters else None
 
 
 def _group(filters: MetadataFilters) -> dict[str, Any]:
@@ -57,7 +68,24 @@ _CONDITIONS: Final[dict[FilterCondition, Callable[[list[Any]], dict[str, Any]]]]
 
 
 def _single(wanted: MetadataFilter) -> dict[str, Any]:
-    key, operator, value = wanted.key, wanted.operator, wanted.value
+    def test(key: str) -> dict[str, Any]:
+        return _test(key, wanted.operator, wanted.value)
+
+    if wanted.key not in _SOURCE_ID:
+        return test(wanted.key)
+    source = _first_of((REF_DOC, test(REF_DOC)), test("document_id"))
+    # The core's `document_id` is never empty, so it cannot be told whether it is the user's own.
+    return source if wanted.key == "document_id" else _first_of((wanted.key, test(wanted.key)), source)
+
+
+def _first_of(given: tuple[str, dict[str, Any]], otherwise: dict[str, Any]) -> dict[str, Any]:
+    """A condition that holds where its key has a value, and another one elsewhere."""
+    key, condition = given
+    there = {"and": [{key: {"is empty": False}}, condition]}
+    return {"or": [there, {"and": [{key: {"is empty": True}}, otherwise]}]}
+
+
+def _test(key: str, operator: FilterOperator, value: Any) -> dict[str, Any]:
     if operator == FilterOperator.IS_EMPTY:
         return {key: {"is empty": True}}
     if value is None:

@@ -15,7 +15,7 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextC
 from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
-from llama_index.core.ingestion import run_transformations
+from llama_index.core.ingestion import arun_transformations, run_transformations
 from llama_index.core.llms import LLM
 from llama_index.core.llms.utils import LLMType, resolve_llm
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -23,16 +23,17 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.storage.storage_context import StorageContext
-from llama_index.core.vector_stores.simple import SimpleVectorStore
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, SimpleVectorStore
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import compmem
 from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
+from llama_index_compmem.chat_options import chat_options, check_chat_options, split_options
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.loading import as_encoder, open_memory
-from llama_index_compmem.node_parser import CompMemNodeParser, settings_name_transformations
+from llama_index_compmem.node_parser import CompMemNodeParser, names_at_random, settings_name_transformations, take_ids
 from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_doc, source_hash, to_documents
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
@@ -71,6 +72,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         recall_config: Settings of the loop for the engines made from this index.
         runtime: Device, types and search of this process.
         memory: With `index_struct`, the index that is already open; see `from_memory`.
+        use_async: As the next two, an option of `VectorStoreIndex`, not used.
+        insert_batch_size: Not used.
+        store_nodes_override: Not used.
 
     Raises:
         TypeError: Something is no node.
@@ -96,6 +100,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         recall_config: RecallConfig | None = None,
         runtime: RuntimeConfig | None = None,
         memory: "MemoryIndex | None" = None,
+        use_async: bool = False,
+        insert_batch_size: int = 0,
+        store_nodes_override: bool = False,
     ) -> None:
         self._recall_config = recall_config
         self._folder = path
@@ -105,7 +112,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         self._runtime = runtime
         storage_context = storage_context or StorageContext.from_defaults()
         if index_struct is not None:
-            self._memory = memory or self._opened(index_struct, storage_context, embed_model)
+            opened = self._opened(index_struct, storage_context, embed_model) if memory is None else memory
+            self._memory = opened
             self._add_to_storage(index_struct, storage_context)
         super().__init__(
             nodes=None if nodes is None else list(nodes),
@@ -256,6 +264,52 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """`delete_ref_doc` for an event loop."""
         await asyncio.to_thread(self.delete_ref_doc, ref_doc_id, delete_from_docstore, **delete_kwargs)
 
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Replaces a document; if the new one cannot be stored, the old one stays.
+
+        Raises:
+            ValueError: Its metadata is not JSON, or the index is locked.
+        """
+        options = update_kwargs.pop("insert_kwargs", {})
+        with self._callback_manager.as_trace("update_ref_doc"):
+            self._replace(document, run_transformations([document], self._transformations, **options))
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """`update_ref_doc` for an event loop."""
+        options = update_kwargs.pop("insert_kwargs", {})
+        with self._callback_manager.as_trace("aupdate_ref_doc"):
+            nodes = await arun_transformations([document], self._transformations, **options)
+            await asyncio.to_thread(self._replace, document, nodes)
+
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Replaces documents that have changed and inserts new ones; returns which they are.
+
+        Raises:
+            ValueError: A document's metadata is not JSON, so nothing has changed, or the index is locked.
+        """
+        to_documents(documents)
+        return super().refresh_ref_docs(documents, **update_kwargs)
+
+    async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """`refresh_ref_docs` for an event loop."""
+        to_documents(documents)
+        return await super().arefresh_ref_docs(documents, **update_kwargs)
+
+    def _replace(self, document: Document, nodes: Sequence[BaseNode]) -> None:
+        """Stores a document's new nodes, then deletes those old ones that none of them took the place of."""
+        old = ids_of_ref_doc(self._memory, document.id_)
+        if names_at_random(self._transformations):
+            nodes = take_ids(nodes, [name for name in old if name != document.id_])
+        documents = to_documents(nodes)
+        with framework_errors():
+            self._memory.add(documents, show_progress=self._show_progress)
+            self._memory.delete([*{*old} - {d.id for d in documents}])
+        self.docstore.delete_ref_doc(document.id_, raise_error=False)
+        for gone in (*old, document.id_):
+            self.docstore.delete_document(gone, raise_error=False)
+        self.insert_nodes(nodes)  # in the docstore; the index knows them
+        self.docstore.set_document_hash(document.id_, document.hash)
+
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
         """The documents that the nodes belong to, with the nodes' ids and the first one's metadata."""
@@ -275,9 +329,10 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     def as_retriever(  # type: ignore[override]  # unknown options are refused, not ignored
         self,
         similarity_top_k: int = DEFAULT_TOP_K,
-        filters: MetadataFilters | None = None,
+        filters: MetadataFilters | MetadataFilter | None = None,
         *,
         method: RecallMethod = "loop",
+        min_score: float = 0.0,
         recall_config: RecallConfig | None = None,
         verbose: bool = False,
     ) -> CompMemRetriever:
@@ -287,6 +342,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             similarity_top_k,
             filters,
             method=method,
+            min_score=min_score,
             recall_config=recall_config or self._recall_config,
             callback_manager=self._callback_manager,
             object_map=self._object_map,
@@ -299,11 +355,12 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         *,
         chat: ChatModel | None = None,
         similarity_top_k: int | None = None,
-        filters: MetadataFilters | None = None,
+        filters: MetadataFilters | MetadataFilter | None = None,
         recall_config: RecallConfig | None = None,
         streaming: bool = False,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
+        verbose: bool = False,
         **others: Any,
     ) -> CompMemQueryEngine:
         """A query engine over this index; see `CompMemQueryEngine`. Without `llm` no LLM is called.
@@ -330,6 +387,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             node_postprocessors=node_postprocessors,
             prompts=prompts,
             callback_manager=self._callback_manager,
+            object_map=self._object_map,
+            verbose=verbose,
         )
 
     def _resolved(self, llm: Any) -> Any:
@@ -344,22 +403,26 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """A conversation over this index.
 
         `best` and `condense_question` are a `CompMemChatEngine`, which needs no LLM; its options are `memory`,
-        `chat_history`, `condense_prompt` and those of `as_query_engine`. `context`, `condense_plus_context` and
+        `chat_history`, `condense_prompt` (also called `condense_question_prompt`), `system_prompt`, which is added to
+        the prompt that the LLM answers from, and those of `as_query_engine`. `context`, `condense_plus_context` and
         `simple` are the framework's own engines, the first two over this index's retriever with its options.
 
         Raises:
+            TypeError: An option is unknown.
             ValueError: The mode is unknown or no longer supported, or needs an LLM and none is given.
         """
         asked = self._resolved(llm)
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
-            own = _popped(options, "memory", "chat_history", "condense_prompt")
-            return CompMemChatEngine(self.as_query_engine(asked, **options), asked, **own)
+            own, rest = chat_options(options)
+            check_chat_options(rest, inspect.signature(self.as_query_engine).parameters)
+            return CompMemChatEngine(self.as_query_engine(asked, **rest), asked, **own)
         if asked is None:
             raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
         if chat_mode == ChatMode.SIMPLE:
             return SimpleChatEngine.from_defaults(llm=asked, **options)
         if chat_mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT):
-            retriever = self.as_retriever(**_popped(options, "similarity_top_k", "filters", "method", "recall_config"))
+            own, options = split_options(options, "similarity_top_k", "filters", "method", "min_score", "recall_config")
+            retriever = self.as_retriever(**own)
             kind = ContextChatEngine if chat_mode == ChatMode.CONTEXT else CondensePlusContextChatEngine
             return kind.from_defaults(retriever=retriever, llm=asked, **options)
         return super().as_chat_engine(chat_mode, llm=asked)
@@ -369,12 +432,18 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     ) -> "MemoryIndex":
         if self._folder is not None or struct.path is not None:
             return open_memory(self._folder or struct.path or "", embed_model, self._runtime)
-        return unpack(storage.vector_stores.get(struct.store_name), embed_model, self._runtime)
+        return unpack(storage.vector_stores, struct.store_name, embed_model, self._runtime)
 
     def _add_to_storage(self, struct: CompMemStruct, storage: StorageContext) -> None:
-        """Adds an index without its own folder to the storage context, which can then persist it."""
+        """Adds an index without its own folder to the storage context, which can then persist it.
+
+        A `CompMemVectorStore` is not persisted with its context, so a loaded context may lack its default store.
+        """
         if struct.path is None:
             storage.vector_stores[struct.store_name] = PackedVectorStore(self._memory)
+            storage.vector_stores.setdefault(DEFAULT_VECTOR_STORE, SimpleVectorStore())
+        elif DEFAULT_VECTOR_STORE not in storage.vector_stores:
+            storage.vector_stores[DEFAULT_VECTOR_STORE] = self.as_vector_store()
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
@@ -382,7 +451,3 @@ INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
 
 def _struct_of(memory: "MemoryIndex") -> CompMemStruct:
     return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))
-
-
-def _popped(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options.pop(name) for name in names if name in options}

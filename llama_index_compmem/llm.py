@@ -1,13 +1,18 @@
 """An LLM of LlamaIndex as a chat model of the core, and its prompt templates as prompts of the core."""
 
+import asyncio
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.utils import get_tokenizer
+
+from compmem.threads import chat_calls
 
 if TYPE_CHECKING:
     from compmem import ChatPrompts
@@ -35,7 +40,7 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     An LLM with the async methods of `CustomLLM` would block the loop, since these call its sync methods; the core runs
     a sync callable in a thread instead.
     """
-    if isinstance(llm, CustomLLM) and type(llm).achat is CustomLLM.achat:
+    if _blocks(llm, "astream_chat" if streaming else "achat"):
         return sync_chat(llm, streaming=streaming)
 
     async def whole(messages: Messages) -> str:
@@ -46,6 +51,27 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
             yield reply.delta or ""
 
     return pieces if streaming else whole
+
+
+async def apredict(llm: LLM, prompt: BasePromptTemplate, **fields: str) -> str:
+    """The reply to a prompt without blocking the event loop; a thread with a sync method is abandoned if cancelled."""
+    if not _blocks(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
+        return await llm.apredict(prompt, **fields)
+    work = partial(copy_context().run, partial(llm.predict, prompt, **fields))
+    future = chat_calls().submit(work)
+    try:
+        return await asyncio.wrap_future(future)
+    except BaseException:
+        chat_calls().abandon(future)
+        raise
+
+
+def _blocks(llm: LLM, method: str) -> bool:
+    """Whether an async method is that of `CustomLLM`, which calls a sync method.
+
+    Wrappers of the framework make a new object at each access, so the methods themselves cannot be compared.
+    """
+    return next((kind for kind in type(llm).__mro__ if method in vars(kind)), None) is CustomLLM
 
 
 def count_tokens(text: str) -> int:

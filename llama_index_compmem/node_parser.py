@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_index.core import Settings
 from llama_index.core.constants import DEFAULT_CHUNK_SIZE
 from llama_index.core.node_parser import NodeParser, SentenceSplitter
-from llama_index.core.node_parser.node_utils import build_nodes_from_splits
+from llama_index.core.node_parser.node_utils import build_nodes_from_splits, default_id_func
 from llama_index.core.node_parser.text.sentence import SENTENCE_CHUNK_OVERLAP
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, RelatedNodeInfo, TransformComponent
 from pydantic import PrivateAttr
 
 import compmem
@@ -23,16 +23,25 @@ HEADERS: Final = "header_path"
 class CompMemNodeParser(NodeParser):
     """Splits documents as the index does: chunks of its `chunk_tokens`, counted by its encoder, at sentence ends.
 
-    The headings above a chunk are in its metadata under `header_path`.
+    The headings above a chunk are in its metadata under `header_path`. The fields make the keys of a pipeline's cache
+    differ where chunks do.
 
     Args:
         memory: The index whose settings and encoder are used.
+
+    Attributes:
+        chunk_tokens: Most tokens of a chunk.
+        tokenizer: Name of the model that counts them.
     """
+
+    chunk_tokens: int = 0
+    tokenizer: str = ""
 
     _memory: Any = PrivateAttr()
 
     def __init__(self, memory: "MemoryIndex") -> None:
         super().__init__()
+        self.chunk_tokens, self.tokenizer = memory.config.chunk_tokens, _tokenizer_name(memory)
         self._memory = memory
 
     @classmethod
@@ -53,9 +62,35 @@ class CompMemNodeParser(NodeParser):
         return made
 
 
+def _tokenizer_name(memory: "MemoryIndex") -> str:
+    config = memory.config
+    named = config.backbone if config.memory == "kv" else config.encoder
+    return named if isinstance(named, str) else type(named).__name__
+
+
 def settings_name_transformations() -> bool:
     """Whether `Settings` has other transformations than the framework's default splitter."""
     named = Settings.transformations
     if len(named) != 1 or type(named[0]) is not SentenceSplitter:
         return True
     return (named[0].chunk_size, named[0].chunk_overlap) != (DEFAULT_CHUNK_SIZE, SENTENCE_CHUNK_OVERLAP)
+
+
+def names_at_random(transformations: Sequence[TransformComponent]) -> bool:
+    """Whether a document's nodes get random ids, so that nothing is known by them."""
+    return all(isinstance(t, NodeParser) and t.id_func is default_id_func for t in transformations)
+
+
+def take_ids(nodes: Sequence[BaseNode], ids: Sequence[str]) -> Sequence[BaseNode]:
+    """The nodes with these ids, as far as they go, also in their relations: they replace the nodes so called."""
+    names = {node.node_id: name for node, name in zip(nodes, ids, strict=False)}
+    for node in nodes:
+        related = [one for any_of in node.relationships.values() for one in _listed(any_of)]
+        for one in related:
+            one.node_id = names.get(one.node_id, one.node_id)
+        node.node_id = names.get(node.node_id, node.node_id)
+    return nodes
+
+
+def _listed(related: RelatedNodeInfo | list[RelatedNodeInfo]) -> list[RelatedNodeInfo]:
+    return related if isinstance(related, list) else [related]

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,10 +17,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import compmem
-from compmem import Chunk, Encoder, RecallConfig
+from compmem import Chunk, Encoder, LoopConfig, RecallConfig
 from llama_index_compmem.external import CANDIDATES, external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.llm import (
@@ -36,7 +36,7 @@ from llama_index_compmem.loading import HasMemory, resolve_index
 from llama_index_compmem.nodes import llm_content
 from llama_index_compmem.response_builder import ResponseBuilder
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.synthesis import index_of_nodes, node_contents, read_all_config
+from llama_index_compmem.synthesis import above, index_of_nodes, node_contents, read_all_config, scores_by_id
 
 if TYPE_CHECKING:
     from compmem import BaseIndex
@@ -64,10 +64,15 @@ class CompMemQueryEngine(BaseQueryEngine):
         recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
         streaming: Stream the answer.
         node_postprocessors: Applied to the nodes from `retrieve`; answers are then written from the remaining nodes.
+            Quoted answers leave out those whose score is below the gate's threshold, unless a postprocessor changed it.
         prompts: Prompts that replace the default ones; see `get_prompts`.
         callback_manager: Legacy callbacks.
+        object_map: Objects that retrieved `IndexNode`s refer to, by index id; if there are any, answers are written
+            from the nodes of `retrieve`, as with postprocessors.
+        verbose: Print when retrieval enters such an object.
 
     Raises:
+        TypeError: The filters are of another type.
         ValueError: There is no index, both `llm` and `chat` are given, or a filter or prompt is invalid.
     """
 
@@ -78,12 +83,14 @@ class CompMemQueryEngine(BaseQueryEngine):
         *,
         chat: ChatModel | None = None,
         similarity_top_k: int | None = None,
-        filters: MetadataFilters | None = None,
+        filters: MetadataFilters | MetadataFilter | None = None,
         recall_config: RecallConfig | None = None,
         streaming: bool = False,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         prompts: dict[str, BasePromptTemplate] | None = None,
         callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        verbose: bool = False,
     ) -> None:
         if llm is not None and chat is not None:
             raise ValueError("give llm= or chat=, not both")
@@ -100,6 +107,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             filters,
             recall_config=recall_config,
             callback_manager=self.callback_manager,
+            object_map=object_map,
+            verbose=verbose,
         )
         self._recall_config = recall_config or RecallConfig()
         if similarity_top_k is not None:
@@ -177,14 +186,18 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """The nodes that the question needs, best first."""
-        nodes = self._retriever.retrieve(query_bundle)
+        return self._processed(self._retriever.retrieve(query_bundle), query_bundle)
+
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """`retrieve` for an event loop."""
+        return await self._aprocessed(await self._retriever.aretrieve(query_bundle), query_bundle)
+
+    def _processed(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         for postprocessor in self._node_postprocessors:
             nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
 
-    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """`retrieve` for an event loop."""
-        nodes = await self._retriever.aretrieve(query_bundle)
+    async def _aprocessed(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         for postprocessor in self._node_postprocessors:
             nodes = await postprocessor.apostprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
@@ -220,8 +233,11 @@ class CompMemQueryEngine(BaseQueryEngine):
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
-            if self._node_postprocessors:
-                response = self.synthesize(query_bundle, self.retrieve(query_bundle))
+            if self._chooses:
+                found = self._retriever.retrieve(query_bundle)
+                scores = scores_by_id(found)
+                nodes = self._worth_reading(self._processed(found, query_bundle), scores)
+                response = self.synthesize(query_bundle, nodes)
             else:
                 builder = ResponseBuilder(query_bundle, self.callback_manager)
                 response = self._ask(builder, self._memory, self._recall_config, self._reader(sync_chat), self._filter)
@@ -231,8 +247,11 @@ class CompMemQueryEngine(BaseQueryEngine):
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
-            if self._node_postprocessors:
-                response = await self.asynthesize(query_bundle, await self.aretrieve(query_bundle))
+            if self._chooses:
+                found = await self._retriever.aretrieve(query_bundle)
+                scores = scores_by_id(found)
+                nodes = self._worth_reading(await self._aprocessed(found, query_bundle), scores)
+                response = await self.asynthesize(query_bundle, nodes)
             else:
                 builder = ResponseBuilder(query_bundle, self.callback_manager)
                 response = await self._aask(
@@ -240,6 +259,22 @@ class CompMemQueryEngine(BaseQueryEngine):
                 )
             event.on_end(payload={EventPayload.RESPONSE: response})
         return response
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether answers are written from the nodes of `retrieve`."""
+        return bool(self._node_postprocessors or self._retriever.object_map)
+
+    def _worth_reading(self, nodes: list[NodeWithScore], scores: Mapping[str, float | None]) -> list[NodeWithScore]:
+        """The nodes to quote from; all if a language model reads them, or if their scores are not the gate's."""
+        settings = LoopConfig.complete(self._recall_config)
+        asks = self._has_model and settings.uses_chat
+        quotes = settings.reader in (None, "extractive") and settings.writer is None
+        if asks or not quotes or self._memory.config.memory == "kv" or settings.gate != "learned":
+            return nodes
+        threshold = self._memory.gate.threshold if settings.threshold is None else settings.threshold
+        # An answer of an object has the score of the node that refers to it, which may say little about it.
+        return above(nodes, threshold, scores) or (nodes[:1] if self._retriever.object_map else [])
 
     def _reader(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> "compmem.ChatReader | None":
         """The chat model as a reader; None if it has nothing to do with these settings."""
@@ -261,15 +296,14 @@ class CompMemQueryEngine(BaseQueryEngine):
         chat: "compmem.ChatReader | None",
         filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.stream(builder.question, config, filter=filter, chat=chat)
-        first = builder.gather(events)
-        with builder.writing() as wrote:
-            pieces = builder.pieces(first, events)
+        events = memory.stream(builder.question, config, filter=filter, wrap=builder.watched, chat=chat)
+        with builder.tracing():
+            pieces = builder.pieces(builder.gather(events), events)
             if self.streaming:
-                return wrote(StreamingResponse(pieces, builder.nodes, builder.metadata))
+                return builder.wrote(StreamingResponse(pieces, builder.nodes, builder.metadata))
             for _ in pieces:
                 pass
-            return wrote(Response(builder.text, builder.nodes, builder.metadata))
+            return builder.wrote(Response(builder.text, builder.nodes, builder.metadata))
 
     async def _aask(
         self,
@@ -279,15 +313,14 @@ class CompMemQueryEngine(BaseQueryEngine):
         chat: "compmem.ChatReader | None",
         filter: dict[str, Any] | None,
     ) -> RESPONSE_TYPE:
-        events = memory.astream(builder.question, config, filter=filter, chat=chat)
-        first = await builder.agather(events)
-        with builder.writing() as wrote:
-            pieces = builder.apieces(first, events)
+        events = memory.astream(builder.question, config, filter=filter, wrap=builder.watched, chat=chat)
+        with builder.tracing():
+            pieces = builder.apieces(await builder.agather(events), events)
             if self.streaming:
-                return wrote(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
+                return builder.wrote(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
             async for _ in pieces:
                 pass
-            return wrote(Response(builder.text, builder.nodes, builder.metadata))
+            return builder.wrote(Response(builder.text, builder.nodes, builder.metadata))
 
 
 def _bundle(query: QueryType) -> QueryBundle:

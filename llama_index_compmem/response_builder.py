@@ -1,8 +1,8 @@
 """Collects sources and metadata of a response while it is made, and reports them to tracing."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from typing import Any
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -13,12 +13,18 @@ from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
-from compmem import Answer, AnswerToken, Event, Recall, Step
+from compmem import Answer, AnswerToken, Event, Reader, Recall, Step
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.nodes import node_ids, to_scored
+from llama_index_compmem.watched_reader import WatchedReader
 
 dispatcher = get_dispatcher(__name__)
+
+
+def is_own_metadata(metadata: Mapping[str, Any]) -> bool:
+    """Whether it is the metadata of a response that was made here."""
+    return metadata.keys() >= {"steps", "usage", "stop_reason"}
 
 
 class ResponseBuilder:
@@ -41,21 +47,26 @@ class ResponseBuilder:
         self._callbacks = callbacks
         self._chosen = given is not None
         self._kept: dict[int, Recall] = {}
+        self._running = ExitStack()
+        self._event: Any = None
+        self._writes = False
 
     def gather(self, events: Generator[Event, None, None]) -> Event:
         """Runs the loop; returns the first event after its last step."""
-        with self._gathering(), framework_errors():
+        with framework_errors():
             for event in events:
                 if not isinstance(event, Step):
+                    self.begin_writing()
                     return event
                 self._step(event)
         raise AssertionError("an answer ends with the answer")
 
     async def agather(self, events: AsyncGenerator[Event, None]) -> Event:
         """`gather` for an event loop."""
-        with self._gathering(), framework_errors():
+        with framework_errors():
             async for event in events:
                 if not isinstance(event, Step):
+                    self.begin_writing()
                     return event
                 self._step(event)
         raise AssertionError("an answer ends with the answer")
@@ -88,31 +99,43 @@ class ResponseBuilder:
             self._answered(first)
 
     @contextmanager
-    def writing(self) -> Iterator[Callable[[RESPONSE_TYPE], RESPONSE_TYPE]]:
-        """Reports to tracing that the answer is being written, and the finished answer."""
-        dispatcher.event(SynthesizeStartEvent(query=self.query))
-        payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question}
-        with self._callbacks.event(CBEventType.SYNTHESIZE, payload=payload) as event:
-
-            def wrote(response: RESPONSE_TYPE) -> RESPONSE_TYPE:
-                event.on_end(payload={EventPayload.RESPONSE: response})
-                dispatcher.event(SynthesizeEndEvent(query=self.query, response=response))
-                return response
-
-            yield wrote
-
-    @contextmanager
-    def _gathering(self) -> Iterator[None]:
-        if self._chosen:
+    def tracing(self) -> Iterator[None]:
+        """Reports to tracing, within the block: retrieval until the answer is being written, then synthesis."""
+        with self._running:
+            if not self._chosen:
+                dispatcher.event(RetrievalStartEvent(str_or_query_bundle=self.query))
+                self._begin(CBEventType.RETRIEVE)
             yield
+
+    def watched(self, reader: Reader) -> Reader:
+        """The reader; retrieval ends for tracing when it begins to write."""
+        return WatchedReader(reader, self.begin_writing)
+
+    def begin_writing(self) -> None:
+        """Reports to tracing, once, that retrieval has ended and the answer is being written."""
+        if self._writes:
             return
-        dispatcher.event(RetrievalStartEvent(str_or_query_bundle=self.query))
-        payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question}
-        with self._callbacks.event(CBEventType.RETRIEVE, payload=payload) as event:
-            yield
+        self._writes = True
+        if not self._chosen:
             self._sources(list(self._kept.values()))
-            event.on_end(payload={EventPayload.NODES: self.nodes})
-        dispatcher.event(RetrievalEndEvent(str_or_query_bundle=self.query, nodes=self.nodes))
+            self._end({EventPayload.NODES: self.nodes})
+            dispatcher.event(RetrievalEndEvent(str_or_query_bundle=self.query, nodes=self.nodes))
+        dispatcher.event(SynthesizeStartEvent(query=self.query))
+        self._begin(CBEventType.SYNTHESIZE)
+
+    def wrote(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+        """The response, reported to tracing."""
+        self._end({EventPayload.RESPONSE: response})
+        dispatcher.event(SynthesizeEndEvent(query=self.query, response=response))
+        return response
+
+    def _begin(self, kind: CBEventType) -> None:
+        payload: dict[str, Any] = {EventPayload.QUERY_STR: self.question}
+        self._event = self._running.enter_context(self._callbacks.event(kind, payload=payload))
+
+    def _end(self, payload: dict[str, Any]) -> None:
+        self._event.on_end(payload=payload)
+        self._running.close()
 
     def _step(self, step: Step) -> None:
         self.metadata["steps"].append(announce(self.question, step, self._callbacks))

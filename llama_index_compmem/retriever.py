@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any, Self
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
-from llama_index.core.vector_stores.types import MetadataFilters
+from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
-from compmem.checks import check_whole
+from compmem.checks import check_share, check_whole
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.external import CANDIDATES, external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.loading import HasMemory, resolve_index
 from llama_index_compmem.nodes import to_scored
+from llama_index_compmem.response_builder import is_own_metadata
 
 if TYPE_CHECKING:
     from compmem import BaseIndex
@@ -36,26 +37,31 @@ class CompMemRetriever(BaseRetriever):
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
-        similarity_top_k: Number of nodes; fewer only if the filters admit fewer.
+        similarity_top_k: Number of nodes; fewer only if the filters or `min_score` admit fewer.
         filters: Which nodes may be recalled.
         method: `"loop"`, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`.
-        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        min_score: Nodes with a lower score are left out. From `memory.gate.threshold` on, the loop reads a node.
+        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout. Its `threshold` says
+            what the loop reads and leaves out no result, as `min_score` does.
         callback_manager: Legacy callbacks.
         object_map: Objects that retrieved `IndexNode`s refer to, by index id.
         objects: The same, as `IndexNode`s with their objects.
         verbose: Print when retrieval enters such an object.
 
     Raises:
-        ValueError: There is no index, an operator or value of a filter is unknown, or similarity_top_k is negative.
+        TypeError: The filters are of another type.
+        ValueError: There is no index, an operator or value of a filter is unknown, similarity_top_k is negative, or
+            min_score is not between 0 and 1.
     """
 
     def __init__(
         self,
         index: "HasMemory | BaseIndex | str | Path",
         similarity_top_k: int = DEFAULT_TOP_K,
-        filters: MetadataFilters | None = None,
+        filters: MetadataFilters | MetadataFilter | None = None,
         *,
         method: RecallMethod = "loop",
+        min_score: float = 0.0,
         recall_config: RecallConfig | None = None,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -69,6 +75,8 @@ class CompMemRetriever(BaseRetriever):
         # These may be the settings of an engine, whose chat model is not used here.
         self._recall_config = recall_config.replace(reader=None) if recall_config.reader == "chat" else recall_config
         self._method = method
+        check_share("min_score", min_score)
+        self._min_score = min_score
         super().__init__(callback_manager, object_map, objects, verbose)
 
     @classmethod
@@ -128,6 +136,7 @@ class CompMemRetriever(BaseRetriever):
                 query,
                 k,
                 method=self._method,
+                min_score=self._min_score,
                 filter=self._filter,
                 config=self._recall_config,
                 on_step=self._announcer(query),
@@ -143,6 +152,7 @@ class CompMemRetriever(BaseRetriever):
                 query,
                 k,
                 method=self._method,
+                min_score=self._min_score,
                 filter=self._filter,
                 config=self._recall_config,
                 on_step=self._announcer(query),
@@ -154,8 +164,22 @@ class CompMemRetriever(BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return to_scored(await self.arecall(query_bundle.query_str))
 
+    def _retrieve_from_object(self, obj: Any, query_bundle: QueryBundle, score: float) -> list[NodeWithScore]:
+        return _without_diagnostics(super()._retrieve_from_object(obj, query_bundle, score))
+
+    async def _aretrieve_from_object(self, obj: Any, query_bundle: QueryBundle, score: float) -> list[NodeWithScore]:
+        return _without_diagnostics(await super()._aretrieve_from_object(obj, query_bundle, score))
+
     def _announcer(self, query: str) -> Callable[[Step], None]:
         def announce_step(step: Step) -> None:
             announce(query, step, self.callback_manager)
 
         return announce_step
+
+
+def _without_diagnostics(nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    """The nodes; the metadata of an answer of a CompMem engine is neither searched nor shown to a model."""
+    for found in nodes:
+        if isinstance(found.node, TextNode) and is_own_metadata(found.node.metadata):
+            found.node.excluded_embed_metadata_keys = found.node.excluded_llm_metadata_keys = [*found.node.metadata]
+    return nodes

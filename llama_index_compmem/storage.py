@@ -3,13 +3,15 @@
 The context's loader does not pass the path of its folder to an index, so everything that must survive a move of that
 folder has to be in the JSON that it passes. An index without its own folder is therefore packed into the file of a
 vector store, where the framework's own store has its vectors; an index with a folder is stored by its path.
+
+From a file system (`fs=`) the loader reads only the file of the default vector store, since it cannot list others, so
+there the index is packed into that file, beside what it contains.
 """
 
 import base64
+import json
 import re
-import shutil
 import tempfile
-import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,12 +22,17 @@ from llama_index.core.data_structs.data_structs import IndexStruct
 from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
 from llama_index.core.data_structs.struct_type import IndexStructType
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_index.core.vector_stores.simple import SimpleVectorStoreData
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP, SimpleVectorStoreData
 from llama_index.core.vector_stores.types import DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME
 
-from llama_index_compmem.loading import open_memory
+from llama_index_compmem.errors import framework_errors
+from llama_index_compmem.loading import as_encoder, refused_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_index.core.vector_stores.types import BasePydanticVectorStore
+
     from compmem import MemoryIndex, RuntimeConfig
 
 STRUCT_TYPE: Final = cast("IndexStructType", "compmem")
@@ -63,9 +70,23 @@ class PackedVectorStore(SimpleVectorStore):
         super().__init__()
         self._memory = memory
 
+    @property
+    def memory(self) -> "MemoryIndex":
+        """The CompMem index."""
+        memory: MemoryIndex = self._memory
+        return memory
+
     def persist(self, persist_path: str = _DEFAULT_PATH, fs: Any | None = None) -> None:
         """Writes the current state of the index."""
-        SimpleVectorStore(pack(self._memory)).persist(persist_path, fs)
+        packed = pack(self._memory)
+        folder, _, file = persist_path.rpartition("/")
+        name, separated, rest = file.partition(NAMESPACE_SEP)
+        if fs is None or not separated:
+            SimpleVectorStore(packed).persist(persist_path, fs)
+            return
+        _add_to_file(f"{folder}/{DEFAULT_VECTOR_STORE}{NAMESPACE_SEP}{rest}", f"{_FILES}:{name}", packed, fs)
+        if fs.exists(persist_path):  # of a call without fs=
+            fs.rm(persist_path)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The current state of the index, as JSON values."""
@@ -85,24 +106,46 @@ def pack(memory: "MemoryIndex") -> SimpleVectorStoreData:
     return SimpleVectorStoreData(metadata_dict={_FILES: files})
 
 
-def unpack(store: object, embed_model: Any, runtime: "RuntimeConfig | None") -> "MemoryIndex":
-    """The index in a loaded store, in a temporary folder that is removed with the object.
+def _add_to_file(path: str, key: str, packed: SimpleVectorStoreData, fs: Any) -> None:
+    """Puts a packed index into the file of a vector store, under a key of its own."""
+    content: dict[str, Any] = SimpleVectorStoreData().to_dict()
+    if fs.exists(path):
+        with fs.open(path, "r", encoding="utf-8") as file:
+            content = json.load(file)
+    content["metadata_dict"] = {**content.get("metadata_dict", {}), key: packed.metadata_dict[_FILES]}
+    with fs.open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file)
+
+
+def unpack(
+    stores: "Mapping[str, BasePydanticVectorStore]", name: str, embed_model: Any, runtime: "RuntimeConfig | None"
+) -> "MemoryIndex":
+    """The index with this name in the stores of a storage context: the open one, else one that was packed.
+
+    It is in a temporary folder that is removed with the last copy of the object.
 
     Raises:
-        ValueError: It contains none, or a damaged one.
+        ValueError: They contain none, or a damaged one, or it was made with another embedding model.
     """
-    files = store.data.metadata_dict.get(_FILES) if isinstance(store, SimpleVectorStore) else None
-    if not isinstance(files, dict):
+    if isinstance(own := stores.get(name), PackedVectorStore):
+        return own.memory
+    files = _packed(own, _FILES) or _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_FILES}:{name}")
+    if files is None:
         raise ValueError("the storage context does not contain this index: give its folder as path=")
-    folder = Path(tempfile.mkdtemp(prefix="compmem-"))
-    try:
-        for name, content in files.items():
-            if not _PLAIN.fullmatch(name):
-                raise ValueError(f"the storage context contains a file {name!r}, which does not belong to an index")
-            (folder / name).write_bytes(base64.b64decode(content, validate=True))
-        memory = open_memory(folder, embed_model, runtime)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(memory, shutil.rmtree, str(folder), True)
+    if others := [file for file in files if not _PLAIN.fullmatch(file)]:
+        raise ValueError(f"the storage context contains a file {others[0]!r}, which does not belong to an index")
+    from llama_index_compmem.unpacked import UnpackedIndex  # it imports torch
+
+    content = {file: base64.b64decode(text, validate=True) for file, text in files.items()}
+    with framework_errors(), refused_model():
+        memory = UnpackedIndex.unpack(content, encoder=as_encoder(embed_model), runtime=runtime)
+    _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_FILES}:{name}", remove=True)  # so that it is not persisted twice
     return memory
+
+
+def _packed(store: object, key: str, *, remove: bool = False) -> dict[str, str] | None:
+    """The files of an index in a loaded store."""
+    if not isinstance(store, SimpleVectorStore):
+        return None
+    found = store.data.metadata_dict.pop(key, None) if remove else store.data.metadata_dict.get(key)
+    return found if isinstance(found, dict) else None

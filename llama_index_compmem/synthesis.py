@@ -1,6 +1,6 @@
 """Answers from nodes that the caller chose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,3 +47,18 @@ def read_all_config(config: RecallConfig, nodes: int) -> RecallConfig:
         writer_blocks=max(nodes, 1),
         rounds=0,
     )
+
+
+def scores_by_id(nodes: Sequence[NodeWithScore]) -> dict[str, float | None]:
+    """The score of each node by its id."""
+    return {found.node.node_id: found.score for found in nodes}
+
+
+def above(nodes: Sequence[NodeWithScore], threshold: float, scores: Mapping[str, float | None]) -> list[NodeWithScore]:
+    """The nodes without those that still have their score and whose score is below the threshold."""
+
+    def is_kept(found: NodeWithScore) -> bool:
+        changed = found.score != scores.get(found.node.node_id)
+        return changed or found.score is None or found.score >= threshold
+
+    return [found for found in nodes if is_kept(found)]

@@ -1,20 +1,21 @@
 """The retriever as a tool of an agent."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llama_index.core.tools import FunctionTool
 
 import compmem
 from llama_index_compmem.nodes import llm_content
-
-if TYPE_CHECKING:
-    from llama_index_compmem.retriever import CompMemRetriever
+from llama_index_compmem.retriever import CompMemRetriever
 
 DESCRIPTION: Final = "Searches the documents. Ask in a whole sentence, with full names; ask again for what is missing."
 
+BLANK: Final = "The query is empty. Ask in a whole sentence, with full names."
+"""What the model reads after a call without a query."""
+
 
 def recall_tool(
-    retriever: "CompMemRetriever",
+    retriever: CompMemRetriever,
     *,
     name: str = "search_documents",
     description: str = DESCRIPTION,
@@ -33,15 +34,19 @@ def recall_tool(
     Raises:
         TypeError: It is not a `CompMemRetriever`.
     """
-    if not hasattr(retriever, "similarity_top_k"):
+    if not isinstance(retriever, CompMemRetriever):
         raise TypeError(f"there must be a CompMemRetriever (index.as_retriever()), not {type(retriever).__name__}")
     listing = compmem.Listing(skip_seen=skip_seen, render=llm_content)
 
     def search(query: str) -> str:
+        if not query.strip():
+            return BLANK
         k = retriever.similarity_top_k
         return listing.show(retriever.recall(query, listing.wanted(k)), k)[0]
 
     async def asearch(query: str) -> str:
+        if not query.strip():
+            return BLANK
         k = retriever.similarity_top_k
         return listing.show(await retriever.arecall(query, listing.wanted(k)), k)[0]
 

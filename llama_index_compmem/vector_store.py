@@ -92,7 +92,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
     # Writing
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Adds nodes, replacing those with the same ids; returns the ids. Nodes without text are left out.
+        """Adds nodes, replacing those with the same ids; returns the ids of those with text; others are left out.
 
         Raises:
             ValueError: A node's metadata is not JSON or has a key that is reserved for CompMem, or the index is locked.
@@ -100,7 +100,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         documents = {document.id: document for document in to_documents(nodes)}
         with framework_errors():
             self.memory.add(list(documents.values()))
-        return [node.node_id for node in nodes]
+        return [node.node_id for node in nodes if node.node_id in documents]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """`add` for an event loop."""
@@ -168,28 +168,36 @@ class CompMemVectorStore(BasePydanticVectorStore):
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """The nodes that the question needs, best first, with the gate's probability as their similarity.
 
+        A blank question, as in auto-retrieval, gives nodes that the filters admit, in their order, with similarity 0.
+
         Raises:
             ValueError: The query has no text, or a mode or filter that is not supported.
         """
-        wanted = _filter_of(query)
-        if query.similarity_top_k < 1:
+        wanted, k, question = _filter_of(query), query.similarity_top_k, _question(query)
+        if k < 1:
             return _result([])
         with framework_errors():
-            return _result(
-                self.memory.recall(_question(query), query.similarity_top_k, filter=wanted, config=self._recall_config)
-            )
+            if not question.strip():
+                return self._admitted(wanted, k)
+            return _result(self.memory.recall(question, k, filter=wanted, config=self._recall_config))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """`query` for an event loop."""
-        wanted = _filter_of(query)
-        if query.similarity_top_k < 1:
+        wanted, k, question = _filter_of(query), query.similarity_top_k, _question(query)
+        if k < 1:
             return _result([])
         with framework_errors():
-            return _result(
-                await self.memory.arecall(
-                    _question(query), query.similarity_top_k, filter=wanted, config=self._recall_config
-                )
-            )
+            if not question.strip():
+                return await asyncio.to_thread(self._admitted, wanted, k)
+            return _result(await self.memory.arecall(question, k, filter=wanted, config=self._recall_config))
+
+    def _admitted(self, wanted: dict[str, Any] | None, k: int) -> VectorStoreQueryResult:
+        """The first k nodes that a filter admits."""
+        found = [
+            chunk for document in self.memory.documents(wanted, limit=k) for chunk in self.memory.chunks(document.id)
+        ]
+        nodes = [to_node(chunk) for chunk in found[:k]]
+        return VectorStoreQueryResult(nodes=nodes, similarities=[0.0] * len(nodes), ids=[n.node_id for n in nodes])
 
     def _found(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
         """Ids of the documents in the index that contain these nodes."""
@@ -202,7 +210,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
 
 
 def _question(query: VectorStoreQuery) -> str:
-    if not query.query_str:
+    if query.query_str is None:
         raise ValueError("a CompMem vector store is queried by text, but the query has no query_str")
     return query.query_str
 

@@ -226,6 +226,22 @@ def test_what_was_just_read_is_not_pruned(tmp_path):
     assert (again["unchanged"], again["deleted"], again["documents"]) == (2, 0, 2)
 
 
+def test_an_empty_filter_deletes_nothing(docs, tmp_path):
+    path = tmp_path / "a.mem"
+    before = done("add", path, docs)["documents"]
+    result = run("delete", path, "--filter", "{}")
+    assert result.exit_code == 2 and "an empty filter names every document" in result.stderr
+    assert done("info", path)["documents"] == before > 0
+
+
+def test_the_demo_leaves_an_index_with_other_documents_alone(docs, tmp_path):
+    path = tmp_path / "a.mem"
+    before = done("add", path, docs)["documents"]
+    result = run("demo", "--index", path)
+    assert result.exit_code == 2 and "it holds other documents" in result.stderr
+    assert done("info", path)["documents"] == before
+
+
 def test_deleting_what_is_not_there_is_an_error(tmp_path):
     path = tmp_path / "a.mem"
     (tmp_path / "a.txt").write_text("Text.")

@@ -363,3 +363,11 @@ async def test_recall_needs_no_model_that_only_answers_need(index):
         assert await index.arecall(QUESTION, 3, config=config) == index.recall(QUESTION, 3)
         with pytest.raises(ValueError, match="need chat="):
             index.answer(QUESTION, config)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"backbone": "embedded"}, {"ratio": 4}, {"kv_window": 64}, {"kv_pruning": "attention"}]
+)
+def test_settings_of_kv_memory_are_refused_for_dense_memory(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* is for memory='kv'"):
+        IndexConfig(**setting)

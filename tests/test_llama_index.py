@@ -1,22 +1,35 @@
 """The LlamaIndex index and its storage against the framework's own classes."""
 
 import asyncio
+import copy
+import gc
+import itertools
 import logging
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
+import fsspec
 import pytest
 from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices.base import BaseIndex
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document, NodeRelationship, RelatedNodeInfo, TextNode
 
 import llama_index_compmem
 from compmem import Document as CoreDocument
-from compmem import IndexConfig, MemoryIndex
-from llama_index_compmem import CompMemIndex, CompMemRetriever
+from compmem import IndexConfig, MemoryIndex, StoreError
+from llama_index_compmem import CompMemIndex, CompMemRetriever, CompMemVectorStore
 from llama_index_compmem.nodes import to_document
 from tests.frameworks_llama_index import QUESTION, HashingEncoder, documents, make_index
+
+TALE = " ".join(f"Item {n} of the {{0}} tale weighs {n} grams." for n in range(40))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +103,76 @@ def test_documents_are_inserted_refreshed_and_deleted():
     assert "mill" not in index.ref_doc_info
     assert index.docstore.get_document_hash("mill") is None
     assert index.refresh_ref_docs([new]) == [True]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("call", ["update", "refresh"])
+async def test_a_document_that_cannot_be_stored_leaves_the_old_one(how, call):
+    index = make_index()
+    wrong = Document(doc_id="esk", text="Fish.", metadata={"tags": {"a"}})
+    changed = Document(doc_id="veld", text="Jonas Veld is a baker again.")
+
+    async def replace(documents):
+        if call == "update":
+            for document in documents:
+                made = index.update_ref_doc(document) if how == "sync" else await index.aupdate_ref_doc(document)
+        else:
+            made = index.refresh_ref_docs(documents) if how == "sync" else await index.arefresh_ref_docs(documents)
+        return made
+
+    with pytest.raises(ValueError, match="cannot be stored as JSON"):
+        await replace([wrong] if call == "update" else [changed, wrong])
+    texts = {n.metadata["title"]: n.get_content() for n in index.as_vector_store().get_nodes()}
+    assert len(index.ref_doc_info) == 5
+    assert texts["Esk"] == documents()[4].text and texts["Jonas Veld"] == documents()[3].text
+    assert index.refresh_ref_docs(documents()) == [False] * 5
+    await replace([changed])
+    assert index.refresh_ref_docs([changed]) == [False]
+    assert len(index.ref_doc_info) == 5 == len(index.memory)
+    assert names(index.as_retriever(1).retrieve("Who is a baker again?")) == ["veld"]
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_a_document_is_never_missing_while_it_is_replaced(path, tmp_path):
+    encoder = HashingEncoder()
+    index = CompMemIndex.from_documents(
+        [Document(doc_id="d", text=TALE.format("old")), *documents()],
+        path=tmp_path / "world.mem" if path else None,
+        config=IndexConfig(encoder=encoder, chunk_tokens=64),
+    )
+    before = index.ref_doc_info["d"].node_ids
+    assert len(before) > 3
+    encoder.seconds = 0.05
+    seen, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.append(frozenset(n.get_content() for n in index.as_vector_store().get_nodes(before[:1])))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    index.update_ref_doc(Document(doc_id="d", text=TALE.format("new")))
+    done.set()
+    watcher.join()
+    assert all(seen) and len(set(seen)) <= 2, "the old node, and then the new one"
+    after = index.as_vector_store().get_nodes(index.ref_doc_info["d"].node_ids)
+    assert [n.node_id for n in after] == before and all("new" in n.get_content() for n in after)
+    for one, following in itertools.pairwise(after):
+        assert one.next_node.node_id == following.node_id and following.prev_node.node_id == one.node_id
+    index.update_ref_doc(Document(doc_id="d", text="It is short now."))
+    assert index.ref_doc_info["d"].node_ids == before[:1] == index.docstore.get_ref_doc_info("d").node_ids
+    index.update_ref_doc(Document(doc_id="d", text=" "))
+    assert "d" not in index.ref_doc_info and len(index.ref_doc_info) == 5
+
+
+def test_ids_that_mean_something_are_those_of_the_splitter():
+    splitter = SentenceSplitter(chunk_size=256, chunk_overlap=0, id_func=lambda i, doc: f"{doc.text[:3]}-{i}")
+    made = CompMemIndex.from_documents(
+        [Document(doc_id="d", text="One thing.")], embed_model=HashingEncoder(), transformations=[splitter]
+    )
+    made.update_ref_doc(Document(doc_id="d", text="Two things."))
+    assert [d.id for d in made.memory.documents()] == ["Two-0"]
+    assert made.docstore.get_node("Two-0").get_content() == "Two things."
 
 
 def test_nodes_are_inserted_and_deleted():
@@ -193,6 +276,109 @@ def test_an_index_with_a_folder_is_named_by_it(tmp_path):
     with pytest.raises(ValueError, match=r"world\.mem' has no index"):
         reload(tmp_path / "storage")
     assert "mill" in reload(tmp_path / "storage", path=tmp_path / "moved.mem").ref_doc_info
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_an_index_is_persisted_to_a_file_system_and_loaded(index, kind, tmp_path):
+    fs, folder = fsspec.filesystem(kind), f"{tmp_path}/storage"
+    context = StorageContext.from_defaults()
+    plain = VectorStoreIndex.from_documents(documents(), storage_context=context, embed_model=MockEmbedding(8))
+    plain.set_index_id("plain")
+    for name in ("one", "two"):
+        make_index(storage_context=context).set_index_id(name)
+    if kind == "file":
+        context.persist(folder)  # its files are replaced
+    load_index_from_storage(context, index_id="two", embed_model=HashingEncoder()).delete_ref_doc("esk")
+    context.persist(folder, fs=fs)
+    loaded = StorageContext.from_defaults(persist_dir=folder, fs=fs)
+    one = load_index_from_storage(loaded, index_id="one", embed_model=HashingEncoder())
+    two = load_index_from_storage(loaded, index_id="two", embed_model=HashingEncoder())
+    found = [(n.node.get_content(), n.score) for n in one.as_retriever(4).retrieve(QUESTION)]
+    assert found == [(n.node.get_content(), n.score) for n in index.as_retriever(4).retrieve(QUESTION)]
+    assert (len(one.memory), len(two.memory)) == (5, 4)
+    vectors = load_index_from_storage(loaded, index_id="plain", embed_model=MockEmbedding(8))
+    assert set(names(vectors.as_retriever(similarity_top_k=9).retrieve(QUESTION))) == set(index.ref_doc_info)
+    one.delete_ref_doc("marsh")
+    for options in ({"fs": fs}, {}) if kind == "file" else ({"fs": fs},):
+        loaded.persist(folder, **options)
+        again = StorageContext.from_defaults(persist_dir=folder, **options)
+        assert len(load_index_from_storage(again, index_id="one", embed_model=HashingEncoder()).memory) == 4
+
+
+def test_an_index_is_loaded_twice_from_one_storage_context(index, tmp_path):
+    index.storage_context.persist(tmp_path)
+    context = StorageContext.from_defaults(persist_dir=str(tmp_path))
+    one, two = (load_index_from_storage(context, embed_model=HashingEncoder()) for _ in range(2))
+    one.insert(Document(doc_id="mill", text="The mill of Hob burnt down."))
+    assert "mill" in two.ref_doc_info, "they share the index, as two vector indexes share their store"
+    context.persist(tmp_path / "again")
+    assert "mill" in reload(tmp_path / "again").ref_doc_info
+
+
+def test_a_loaded_index_keeps_its_folder_while_a_copy_uses_it(index, tmp_path):
+    index.storage_context.persist(tmp_path)
+    loaded = reload(tmp_path)
+    folder, engine = loaded.memory.path, loaded.as_query_engine()
+    answer = str(engine.query(QUESTION))
+    copied, pickled = copy.deepcopy(engine), pickle.dumps(engine)
+    assert loaded.memory.temporary and copied.memory.temporary
+    loaded.memory.close()
+    del loaded, engine
+    gc.collect()
+    again = pickle.loads(pickled)
+    assert str(copied.query(QUESTION)) == str(again.query(QUESTION)) == answer
+    del copied
+    gc.collect()
+    assert str(again.query(QUESTION)) == answer
+    del again
+    gc.collect()
+    assert not folder.exists()
+    with pytest.raises(StoreError, match="has no index"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_path):
+    index.storage_context.persist(tmp_path)
+    code = (
+        "import os, sys\n"
+        "from tests.test_llama_index import *\n"
+        "loaded = reload(sys.argv[1])\n"
+        "child = os.fork()\n"
+        "if not child: sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "assert loaded.memory.path.exists() and len(loaded.as_retriever(3).retrieve(QUESTION)) == 3\n"
+        "print(loaded.memory.path)\n"
+    )
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, env=there
+    )
+    assert run.returncode == 0, run.stderr
+    assert not Path(run.stdout.strip()).exists(), "its parent does"
+
+
+def test_a_context_with_a_store_of_its_own_is_loaded_without_it(tmp_path):
+    store = CompMemVectorStore(MemoryIndex.create(tmp_path / "world.mem", IndexConfig(encoder=HashingEncoder())))
+    CompMemIndex.from_documents(documents(), storage_context=StorageContext.from_defaults(vector_store=store))
+    held = StorageContext.from_defaults(vector_store=store)
+    CompMemIndex.from_memory(store.memory, storage_context=held).storage_context.persist(tmp_path / "storage")
+    loaded = reload(tmp_path / "storage")
+    assert len(loaded.ref_doc_info) == 5
+    assert isinstance(loaded.storage_context.vector_store, CompMemVectorStore)
+    loaded.storage_context.persist(tmp_path / "again")
+    assert len(reload(tmp_path / "again").ref_doc_info) == 5
+
+
+def test_an_empty_index_becomes_an_index(tmp_path):
+    for empty in (
+        MemoryIndex.create(config=IndexConfig(encoder=HashingEncoder())),
+        MemoryIndex.create(tmp_path / "empty.mem", IndexConfig(encoder=HashingEncoder())),
+    ):
+        made = CompMemIndex.from_memory(empty)
+        assert made.memory is empty
+        made.insert(documents()[0])
+        assert names(made.as_retriever().retrieve(QUESTION)) == ["orchid"]
 
 
 def test_two_indexes_share_a_storage_context(tmp_path):

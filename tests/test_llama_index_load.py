@@ -12,12 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_index.core import Settings
+from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.callbacks.schema import EventPayload
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.instrumentation.events.query import QueryEndEvent, QueryStartEvent
 from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent, RetrievalStartEvent
+from llama_index.core.instrumentation.events.synthesis import SynthesizeEndEvent, SynthesizeStartEvent
+from llama_index.core.llms import ChatMessage, CustomLLM, LLMMetadata
+from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from workflows.errors import WorkflowTimeoutError
 
@@ -93,6 +99,82 @@ async def test_the_event_loop_is_never_blocked():
         index.as_chat_engine().achat(QUESTION),
     ):
         assert await _stays_responsive(work) < 0.25
+
+
+class SyncLLM(CustomLLM):
+    """An LLM with sync methods only, as users write them."""
+
+    chat_model: bool = False
+    seconds: float = 0.4
+
+    @property
+    def metadata(self):
+        return LLMMetadata(is_chat_model=self.chat_model)
+
+    @llm_completion_callback()
+    def complete(self, prompt, formatted=False, **kwargs):
+        time.sleep(self.seconds)
+        return CompletionResponse(text="Tarnhill.")
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt, formatted=False, **kwargs):
+        for text in ("Tarn", "Tarnhill."):
+            time.sleep(self.seconds)
+            yield CompletionResponse(text=text, delta=text[-4:])
+
+
+@pytest.mark.parametrize("chat_model", [True, False])
+async def test_an_llm_with_sync_methods_does_not_block_the_event_loop(index, chat_model):
+    llm = SyncLLM(chat_model=chat_model)
+    before = [
+        ChatMessage(role="user", content="Who is it?"),
+        ChatMessage(role="assistant", content="It is Jonas Veld."),
+    ]
+    streaming = index.as_query_engine(llm=llm, streaming=True)
+    answers = []
+
+    async def streamed():
+        answers.append("".join([p async for p in (await streaming.aquery(QUESTION)).async_response_gen()]))
+
+    async def chatted():
+        answers.append((await index.as_chat_engine(llm=llm, chat_history=before).achat("And he?")).response)
+
+    async def asked():
+        answers.append(str(await index.as_query_engine(llm=llm).aquery(QUESTION)))
+
+    for work in (streamed, chatted, asked):
+        assert await _stays_responsive(work()) < 0.25
+    assert answers == ["Tarnill.", "Tarnhill.", "Tarnhill."]
+
+
+async def test_a_slow_llm_with_sync_methods_is_left_when_the_caller_has_waited_enough(index):
+    llm = SyncLLM(seconds=30)
+    before = [ChatMessage(role="user", content="Who is it?")]
+    chat = index.as_chat_engine(llm=llm, chat_history=before)
+    for work in (index.as_query_engine(llm=llm).aquery(QUESTION), chat.achat("And where?")):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work, 0.2)
+        assert time.monotonic() - began < 5
+    assert [m.content for m in chat.chat_history] == ["Who is it?"]
+
+
+def test_a_program_ends_while_a_slow_llm_is_left():
+    code = (
+        "import asyncio\n"
+        "from tests.test_llama_index_load import *\n"
+        "async def main():\n"
+        "    chat = make_index().as_chat_engine(llm=SyncLLM(seconds=60), chat_history=[ChatMessage(content='Who?')])\n"
+        "    for work in (chat.achat('And where?'), chat.query_engine.aquery(QUESTION)):\n"
+        "        try: await asyncio.wait_for(work, 0.2)\n"
+        "        except TimeoutError: print('left')\n"
+        "asyncio.run(main())\n"
+    )
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=there, timeout=55
+    )
+    assert run.stdout.split() == ["left", "left"]
 
 
 async def _stops(encoder, start):
@@ -249,6 +331,48 @@ async def test_legacy_callbacks_are_told_too():
         nodes = index.as_retriever(2).retrieve(QUESTION)
         ((_, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)
         assert end.payload[EventPayload.NODES] == nodes
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "streaming", "chosen"])
+async def test_an_llm_is_called_while_the_answer_is_synthesized_not_while_nodes_are_retrieved(how, kept):
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    manager = CallbackManager([debug])
+    chosen = [LongContextReorder()] if how == "chosen" else None
+    llm = FakeLLM()
+    llm.callback_manager = manager
+    engine = make_index(callback_manager=manager).as_query_engine(
+        llm=llm, streaming=how == "streaming", node_postprocessors=chosen
+    )
+    kept.clear()
+    debug.flush_event_logs()
+    response = await engine.aquery(QUESTION) if how == "async" else engine.query(QUESTION)
+    assert str(response) == "The answer is Tarnhill."
+    wanted = (RetrievalStartEvent, RetrievalEndEvent, SynthesizeStartEvent, LLMChatStartEvent, SynthesizeEndEvent)
+    assert [type(e) for e in kept if isinstance(e, wanted)] == list(wanted)
+    steps = [n for n, e in enumerate(kept) if isinstance(e, CompMemStepEvent)]
+    ended = next(n for n, e in enumerate(kept) if isinstance(e, RetrievalEndEvent))
+    assert max(steps) < ended or how == "chosen"
+    (_, retrieved), (wrote, _), (asked, _) = (
+        *debug.get_event_pairs(CBEventType.RETRIEVE),
+        *debug.get_event_pairs(CBEventType.SYNTHESIZE),
+        *debug.get_event_pairs(CBEventType.LLM),
+    )
+    order = [(e.event_type, e.id_) for e in debug.get_events()]
+    at = [order.index((kind, e.id_)) for kind, e in (("retrieve", retrieved), ("synthesize", wrote), ("llm", asked))]
+    assert at == sorted(at) and len(retrieved.payload[EventPayload.NODES]) == 5
+
+
+async def test_a_failure_of_an_llm_ends_what_was_traced(kept):
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    engine = make_index(callback_manager=CallbackManager([debug])).as_query_engine(
+        llm=FakeLLM(lambda prompt: RuntimeError("rate limit"))
+    )
+    for ask in ("sync", "async"):
+        debug.flush_event_logs()
+        with pytest.raises(ValueError, match="rate limit"):
+            engine.query(QUESTION) if ask == "sync" else await engine.aquery(QUESTION)
+        for kind in (CBEventType.QUERY, CBEventType.RETRIEVE, CBEventType.SYNTHESIZE):
+            assert len(debug.get_event_pairs(kind)) == 1
 
 
 # Cost

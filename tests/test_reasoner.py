@@ -408,3 +408,18 @@ def test_quotes_come_from_the_best_block_where_all_are_rejected_but_something_an
     assert first_read(Hopeless()) == []
     assert first_read(Doubtful(), RecallConfig(threshold=0.5)) == []
     assert first_read(Doubtful(), writes=False) == []
+
+
+def test_a_writer_that_sees_few_blocks_sees_the_best_in_reading_order():
+    def shown(most):
+        loop = recall_loop(Bench(), LoopConfig(threshold=0.0, exit_gate=False), 0.0, shown=most)
+        found = drivers.run(run_loop("q?", loop, Keeper(), INLINE))
+        return [r.block for r in found.shown], [r.block for r in found.kept], found.scores
+
+    every, kept, scores = shown(5)
+    assert every[: len(kept)] == kept
+    for most in range(1, 5):
+        few, _, _ = shown(most)
+        assert len(few) == most
+        best = set(sorted(kept, key=lambda n: -scores[n])[:most])
+        assert few[: len(kept)] == [n for n in kept if n in best]

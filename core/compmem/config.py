@@ -76,6 +76,9 @@ class IndexConfig:
         if self.compact_at is not None:
             check_share("compact_at", self.compact_at)
             check_positive("compact_at", self.compact_at)
+        given = [name for name in ("backbone", "ratio", "kv_pruning", "kv_window") if getattr(self, name) is not None]
+        if self.memory == "dense" and given:
+            raise ValueError(f"{given[0]}={getattr(self, given[0])!r} is for memory='kv', and this is dense memory")
         if self.memory == "dense" and self.encoder is None:
             raise ValueError("encoder=None needs memory='kv': dense memory consists of the encoder's vectors")
         if self.memory == "kv" and self.backbone is None:

@@ -106,6 +106,8 @@ def demo(
     started = time.perf_counter()
     console = out()
     with opened(index, {}, compmem.RuntimeConfig(device=device)) as memory:
+        if others := {info.id for info in memory.documents()} - {document.id for document in documents()}:
+            raise typer.BadParameter(f"it holds other documents, such as {min(others)!r}", param_hint="--index")
         added = add_documents(memory)
         facts = memory.info()
         ready = time.perf_counter() - started

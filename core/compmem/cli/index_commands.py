@@ -185,7 +185,10 @@ def delete(
     with _store(index) as store:
         with store.snapshot() as snapshot:
             if filter is not None:
-                wanted = [d.id for d in snapshot.documents(parse_filter(filter))]
+                conditions = parse_filter(filter)
+                if not conditions:
+                    raise typer.BadParameter("an empty filter names every document", param_hint="--filter")
+                wanted = [d.id for d in snapshot.documents(conditions)]
                 unknown: list[str] = []
             else:
                 wanted, unknown = _named(snapshot, ids or [], base_of(index))

@@ -10,7 +10,7 @@ published errors are early clues that were rejected). A reader that can score bl
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -193,10 +193,17 @@ def _still_needed(state: _State) -> float:
 
 
 def _shown(context: LoopContext, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
-    """The recalled blocks for the writer, best first, and the memory with these blocks."""
-    kept = [recall.block for recall in state.kept]
-    others = sorted(state.scores, key=lambda n: (-state.scores[n], n))
-    numbers = list(dict.fromkeys([*kept, *others]))[:most]
+    """The blocks for the writer, and the memory with them: the best ones that were kept, then the best others.
+
+    Kept ones stand in reading order.
+    """
+
+    def best_first(blocks: Iterable[int]) -> list[int]:
+        return sorted(blocks, key=lambda n: (-state.scores.get(n, 1.0), n))
+
+    kept = dict.fromkeys(recall.block for recall in state.kept)
+    shown = [*best_first(kept), *best_first(state.scores.keys() - kept.keys())][:most]
+    numbers = [n for n in [*kept, *shown[len(kept) :]] if n in shown]
     blocks = tuple(context.fetch(numbers)) if numbers else ()
     return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
 
