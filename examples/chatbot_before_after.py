@@ -49,8 +49,9 @@ class IndexEmbeddings(Embeddings):
 
 
 def quote(prompt: Any) -> str:
-    """Used instead of a chat model: the two sentences of its prompt that share most words with the question."""
-    context, _, question = prompt.to_string().rpartition("Question: ")
+    """Used instead of a chat model: the two sentences of the context that share most words with the question."""
+    _, _, rest = prompt.to_string().partition("\n\n")
+    context, _, question = rest.rpartition("Question: ")
     asked = set(re.findall(r"[\w.]{3,}", question.lower()))
     sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+|\n\n+", context) if s.strip()]
     ranked = sorted(sentences, key=lambda s: -len(asked & set(re.findall(r"[\w.]{3,}", s.lower()))))
