@@ -37,6 +37,7 @@ def test_a_text_is_cut_where_another_question_begins(asked, parts):
         "What happened in the town where Bob lived and when Carol left?",
         "What is the difference between what Acme says and what Beta says?",
         "Where and when was Marie Curie born?",
+        "What did the ECDC and WHO regional office ask the countries?",
         "Where was Marie Curie born and why?",
         "Do the director of the film Where To? and the director of Going Home share a nationality?",
         "Why? Who? What? When? How? Where does it end?",

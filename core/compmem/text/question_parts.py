@@ -77,6 +77,8 @@ def _begins_question(before: Sequence[str], after: Sequence[str]) -> bool:
     asking = [word for word in before if word in _ASKING]
     at = 0 if after[0].lower() in _ASKING else 1
     word, following = after[at].lower(), after[at + 1]
+    if after[at].isupper():  # the WHO
+        return False
     if not (asking or before[0] in _VERBS) or word in asking[1:]:
         return False
     if word in _RELATIVE and ("that" in before or len(asking) > 1):
