@@ -66,7 +66,7 @@ def test_it_is_found_without_titles_too(count):
         (
             "The warranty lasts two years. Hold the button to reset the router. The default password is admin.",
             "What is the default password and how long does the warranty last?",
-            "The warranty lasts two years. The default password is admin.",
+            "The default password is admin. The warranty lasts two years.",
         ),
         (
             "Anna Keller is the head of finance. She joined in 2012. Bob Stone is the head of sales.",

@@ -81,7 +81,7 @@ def add(
     allow_download: AllowDownload = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add documents to an index, made where there is none; known ones are not compressed again, changed ones replace."""
+    """Add documents to an index, made where there is none; known ones are kept, and changed ones replaced."""
     form = next((known for known in inputs.FORMATS if known == stdin_format), None)
     if form is None:
         raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
