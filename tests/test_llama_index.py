@@ -337,6 +337,7 @@ def test_a_loaded_index_keeps_its_folder_while_a_copy_uses_it(index, tmp_path):
         pickle.loads(pickled)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_path):
     index.storage_context.persist(tmp_path)

@@ -159,6 +159,7 @@ async def test_a_slow_llm_with_sync_methods_is_left_when_the_caller_has_waited_e
     assert [m.content for m in chat.chat_history] == ["Who is it?"]
 
 
+@pytest.mark.slow
 def test_a_program_ends_while_a_slow_llm_is_left():
     code = (
         "import asyncio\n"
