@@ -1,7 +1,6 @@
 """Opens a CompMem index by its folder, or takes it from an object that has one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -61,21 +60,11 @@ def open_memory(
     Raises:
         ValueError: There is no index, or it was made with another embedding model.
     """
-    with framework_errors(), refused_model():
-        return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), runtime=runtime)
-
-
-@contextmanager
-def refused_model() -> Iterator[None]:
-    """Says how to give the embedding model of an index that was made with another one.
-
-    Raises:
-        ValueError: An index was made with another embedding model.
-    """
-    try:
-        yield
-    except IncompatibleStoreError as error:
-        raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
+    with framework_errors():
+        try:
+            return compmem.MemoryIndex.open(path, encoder=as_encoder(embed_model), runtime=runtime)
+        except IncompatibleStoreError as error:
+            raise ValueError(f"{error} (in LlamaIndex: embed_model=)") from error
 
 
 def open_or_create(path: str | Path) -> "MemoryIndex":

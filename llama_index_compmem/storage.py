@@ -25,8 +25,8 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP, SimpleVectorStoreData
 from llama_index.core.vector_stores.types import DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME
 
-from llama_index_compmem.errors import framework_errors
-from llama_index_compmem.loading import as_encoder, refused_model
+from compmem import temporary
+from llama_index_compmem.loading import open_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,11 +134,14 @@ def unpack(
         raise ValueError("the storage context does not contain this index: give its folder as path=")
     if others := [file for file in files if not _PLAIN.fullmatch(file)]:
         raise ValueError(f"the storage context contains a file {others[0]!r}, which does not belong to an index")
-    from llama_index_compmem.unpacked import UnpackedIndex  # it imports torch
-
-    content = {file: base64.b64decode(text, validate=True) for file, text in files.items()}
-    with framework_errors(), refused_model():
-        memory = UnpackedIndex.unpack(content, encoder=as_encoder(embed_model), runtime=runtime)
+    folder = temporary.make()
+    try:
+        for file, content in files.items():
+            (folder / file).write_bytes(base64.b64decode(content, validate=True))
+        memory = open_memory(folder, embed_model, runtime)
+    except BaseException:
+        temporary.discard(folder)
+        raise
     _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_FILES}:{name}", remove=True)  # so that it is not persisted twice
     return memory
 

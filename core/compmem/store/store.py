@@ -15,12 +15,13 @@ from typing import Any, Final, Self, get_args
 
 from filelock import FileLock, Timeout
 
+from compmem import temporary
 from compmem.checks import check_whole
 from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.locks import Lock
 from compmem.schema import Document, MemoryBlock
-from compmem.store import compacting, lexical, temporary, verifying, writing
+from compmem.store import compacting, lexical, verifying, writing
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder, os_errors
 from compmem.store.info import KV_WRITTEN, StoreInfo, store_info

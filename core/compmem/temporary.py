@@ -21,6 +21,13 @@ def make() -> Path:
     return Path(path)
 
 
+def discard(path: Path) -> None:
+    """Removes such a folder, in which no store could be opened."""
+    with _guard:
+        _stores.pop(str(path), None)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def register(store: object, path: Path) -> "weakref.finalize[[str, int], object] | None":
     """A finalizer that releases a folder when the store is closed or collected. None: the folder is not temporary."""
     with _guard:
