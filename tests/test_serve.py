@@ -274,18 +274,21 @@ async def test_what_fails_inside_is_logged_and_not_told(index, monkeypatch, kind
 
 
 class SlowChat:
-    """A chat model that writes endlessly and records whether it is writing."""
+    """A chat model that writes endlessly and records whether and what it is writing."""
 
-    def __init__(self):
+    def __init__(self, seconds=0.01):
         self.writing = threading.Event()
         self.stopped = threading.Event()
+        self.pieces = 0
+        self.seconds = seconds
 
     async def __call__(self, messages):
         self.writing.set()
         try:
             while True:
+                self.pieces += 1
                 yield "word "
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(self.seconds)
         finally:
             self.stopped.set()
 
@@ -303,6 +306,20 @@ def test_a_client_that_goes_away_stops_the_work_and_frees_its_place(index, strea
         assert slow.stopped.wait(30)
         reply = client.post("/recall", json={"question": QUESTION}, headers={"Authorization": f"Bearer {ADMIN}"})
         assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_request_cancelled_at_any_turn_of_the_event_loop_ends(index, turns):
+    busy = SlowChat(seconds=0)
+    async with calling(index, chat=busy) as client:
+        request = asyncio.ensure_future(client.post("/v1/chat/completions", json=chat()))
+        assert await asyncio.to_thread(busy.writing.wait, 30)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        written = busy.pieces
+        request.cancel()
+        await asyncio.wait({request})
+    assert busy.stopped.is_set() and busy.pieces <= written + 1
 
 
 async def test_who_comes_when_too_many_wait_is_told_to_try_again(index):

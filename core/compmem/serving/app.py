@@ -285,7 +285,9 @@ def _named(name: str, value: dict[str, Any]) -> dict[str, str]:
 
 
 async def _next(events: AsyncGenerator[Event, None], deadline: float) -> Event | None:
-    return await asyncio.wait_for(anext(events, None), max(0.0, deadline - time.monotonic()))
+    # Not `wait_for`: in Python 3.11 it loses a cancellation that comes in the same turn as the event.
+    async with asyncio.timeout(deadline - time.monotonic()):
+        return await anext(events, None)
 
 
 async def _answer_of(events: AsyncGenerator[Event, None]) -> Answer:
