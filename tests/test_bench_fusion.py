@@ -9,7 +9,7 @@ import torch
 from compmem.backbone import AdapterConfig, MemoryConfig
 from compmem_research.bench.fusion import Settings, measure
 from compmem_research.bench.fusion_report import pages
-from tests.test_bench_answers import ASKED
+from tests.test_bench_answers import ASKED, FILLING
 from tests.test_tasks import write
 
 
@@ -75,6 +75,25 @@ def test_a_long_chunk_at_ratio_1_is_the_text(tmp_path, tiny_backbone):
     assert found[100][0] == found[4000][0] != found[0][0], "text in the order of the context"
     assert found[100][1] != pytest.approx(found[100][0], abs=1e-3), "two chunks do not see one another"
     assert len(rows.read_text().splitlines()) == 2 * 3 * 2, "each size has its own rows"
+
+
+def test_of_a_long_context_the_chunks_with_gold_paragraphs_are_recalled(tmp_path, tiny_backbone):
+    filling = {**ASKED, "id": "q2", "paragraphs": FILLING}
+    data = write(tmp_path / "own.jsonl", ASKED, filling)
+    backbone, rows = tiny_backbone(max_position_embeddings=4096), tmp_path / "run.jsonl"
+    settings = Settings(methods=("none",), ratios=(1,), max_tokens=6, limit=1)
+    whole, two = (
+        replace(settings, context_tokens=context, chunk_tokens=size) for context, size in ((200, 200), (200, 60))
+    )
+    text, memory = measure([data], whole, {"tiny": backbone}, rows=rows)["fusion"]
+    assert memory["loss"] == pytest.approx(text["loss"], abs=1e-3), "the context is one chunk"
+    result = measure([data], two, {"tiny": backbone}, rows=rows)
+    tokens = [json.loads(line)["tokens"] for line in rows.read_text().splitlines()]
+    assert 150 < tokens[0] == tokens[1] <= 200
+    assert 0 < tokens[2] == tokens[3] <= 120, "at most two chunks hold the two gold paragraphs"
+    assert "Of a context of 200 tokens the chunks of at most 60 that hold gold" in "\n".join(pages(result))
+    with pytest.raises(ValueError, match="context_tokens=200 must be"):
+        replace(settings, context_tokens=200)
 
 
 def test_stored_in_fewer_bits_they_are_compared_with_bf16(tmp_path, tiny_backbone):

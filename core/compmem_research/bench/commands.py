@@ -169,6 +169,9 @@ def fusion(
     chunk_tokens: Annotated[
         int, typer.Option(help="Join neighbours to chunks of at most so many tokens, all in the order of the context.")
     ] = 0,
+    context_tokens: Annotated[
+        int, typer.Option(help="Fill a context with other paragraphs of the set; recall the chunks with gold ones.")
+    ] = 0,
     kv: Annotated[str, typer.Option(help="How states are stored, by comma: bf16, int8, int4.")] = "bf16",
     limit: Annotated[int, typer.Option(help="Questions of a file, drawn by the seed.")] = 20,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 24,
@@ -184,8 +187,8 @@ def fusion(
 
     settings = Settings(
         methods=_listed(methods), ratios=tuple(map(int, _listed(ratios))), pruning=_listed(pruning), blocks=blocks,
-        windows=tuple(map(int, _listed(windows))), chunk_tokens=chunk_tokens, kv=_listed(kv), limit=limit,
-        max_tokens=max_tokens, share=share, first=first, seed=seed,
+        windows=tuple(map(int, _listed(windows))), chunk_tokens=chunk_tokens, context_tokens=context_tokens,
+        kv=_listed(kv), limit=limit, max_tokens=max_tokens, share=share, first=first, seed=seed,
     )  # fmt: skip
     models = {Path(backbone).name: Backbone.load(backbone)}
     models |= {Path(folder).name: Backbone.load(folder, base=backbone) for folder in trained or ()}

@@ -1,15 +1,16 @@
 """Answers from recalled paragraphs as text and as KV states, by every method that lets blocks see one another.
 
-Retrieval plays no part: for each question its gold paragraphs and others of its own context are recalled. Each
-question, method and ratio is a line of a JSONL file; a line with the same fingerprint is not measured again.
+Retrieval plays no part: for each question its gold paragraphs and others of its own context are recalled, or the
+chunks of a long context that hold the gold ones. Each question, method and ratio is a line of a JSONL file; a line
+with the same fingerprint is not measured again.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice, product
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any, Final, cast, get_args
@@ -59,6 +60,9 @@ class Settings:
     chunk_tokens: int = 0
     """Above 0, recalled paragraphs stand in the order of the context, and neighbours are one chunk of at most so many
     tokens."""
+    context_tokens: int = 0
+    """Above 0, a question's own paragraphs and others of the set, together so many tokens in random order, are joined
+    to chunks, and those with gold paragraphs are recalled."""
     kv: tuple[str, ...] = ("bf16",)
     """Names of `KVType`: how the states are stored before they are read."""
     limit: int = 20
@@ -69,16 +73,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (name for method in self.methods for name in method.split("+")):
-            if name not in get_args(KVFusion):
-                raise ValueError(f"unknown method {name!r}: there are {', '.join(get_args(KVFusion))}")
-        for name in self.pruning:
-            if name not in get_args(KVPruning):
-                raise ValueError(f"unknown pruning {name!r}: there are {', '.join(get_args(KVPruning))}")
-        for name in self.kv:
-            if name not in get_args(KVType):
-                raise ValueError(f"unknown kv {name!r}: there are {', '.join(get_args(KVType))}")
-        if set(ONE_BUDGET) & set(self.pruning) and "ape" in "+".join(self.methods).split("+"):
+        methods = [name for method in self.methods for name in method.split("+")]
+        for kind, names, known in (
+            ("method", methods, KVFusion), ("pruning", self.pruning, KVPruning), ("kv", self.kv, KVType),
+        ):  # fmt: skip
+            if unknown := set(names) - set(get_args(known)):
+                raise ValueError(f"unknown {kind} {min(unknown)!r}: there are {', '.join(get_args(known))}")
+        if set(ONE_BUDGET) & set(self.pruning) and "ape" in methods:
             raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} cannot be read with the method ape")
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
@@ -87,12 +88,15 @@ class Settings:
             raise ValueError(f"windows={self.windows!r}: at least one number, none below 0")
         if self.chunk_tokens < 0 or (self.chunk_tokens and self.windows != (0,)):
             raise ValueError(f"chunk_tokens={self.chunk_tokens!r} must be 0, or above it and without windows")
+        if self.context_tokens and not 0 < self.chunk_tokens <= self.context_tokens:
+            raise ValueError(f"context_tokens={self.context_tokens!r} must be 0, or at least chunk_tokens, above 0")
 
     def fingerprint(self, data: bytes, backbone: Backbone) -> str:
         """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
         decisive = {k: v for k, v in asdict(self).items() if k not in COMPARED}
-        if not self.chunk_tokens:
-            del decisive["chunk_tokens"]  # rows from before there were long chunks stay valid
+        for name in ("chunk_tokens", "context_tokens"):
+            if not decisive[name]:
+                del decisive[name]  # rows from before there were these settings stay valid
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         if reader := backbone.parameters(READER):
@@ -186,11 +190,17 @@ class _Answering:
         self._settings = settings
         self._question = question
         self._asked = backbone.encode(question.question)
-        own = {number: corpus.passages[number] for number in sorted(question.own)}
-        chunks = {number: Chunk(text=passage.text, title=passage.title) for number, passage in own.items()}
-        self._document = {number: chunk_ids(backbone, chunk) for number, chunk in chunks.items()}
-        self._recalled = _recalled(question, settings)
-        self._texts = _joined([self._document[number] for number in self._recalled], settings.chunk_tokens)
+        read = partial(_tokens, backbone, corpus)
+        if settings.context_tokens:
+            self._document = _context(question, settings, read, len(corpus.passages))
+            groups = _joined(self._document, settings.chunk_tokens)
+            groups = [group for group in groups if question.gold & set(group)]
+        else:
+            self._document = {number: read(number) for number in sorted(question.own)}
+            recalled = _recalled(question, settings)
+            groups = _joined({number: self._document[number] for number in recalled}, settings.chunk_tokens)
+        self._recalled = [number for group in groups for number in group]
+        self._texts = [[i for number in group for i in self._document[number]] for group in groups]
         self._prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=self._asked)
         self._compressed: dict[tuple[int, str, int], tuple[list[KVStates], Times]] = {}
 
@@ -252,10 +262,34 @@ class _Answering:
         return self._compressed[key]
 
 
-def _joined(texts: Sequence[list[int]], most: int) -> list[list[int]]:
-    """The tokens of texts, where neighbours are one as long as they have at most so many tokens together."""
-    rest, sizes = iter(texts), list(map(len, texts))
-    return [[*chain.from_iterable(islice(rest, count))] for count in window_sizes([""] * len(texts), sizes, most)]
+def _tokens(backbone: Backbone, corpus: Corpus, number: int) -> list[int]:
+    passage = corpus.passages[number]
+    return chunk_ids(backbone, Chunk(text=passage.text, title=passage.title))
+
+
+def _context(
+    question: Question, settings: Settings, read: Callable[[int], list[int]], passages: int
+) -> dict[int, list[int]]:
+    """The tokens of a question's own paragraphs and of others up to `context_tokens`, in random order."""
+    random = Random(f"{settings.seed} {question.id}")
+    made = {number: read(number) for number in sorted(question.own)}
+    count = sum(map(len, made.values()))
+    for number in random.sample(range(passages), passages):
+        if number in made:
+            continue
+        ids = read(number)
+        if (count := count + len(ids)) > settings.context_tokens:
+            break
+        made[number] = ids
+    order = list(made)
+    random.shuffle(order)
+    return {number: made[number] for number in order}
+
+
+def _joined(texts: Mapping[int, Sequence[int]], most: int) -> list[list[int]]:
+    """Numbers of texts in groups of neighbours that have at most so many tokens together."""
+    rest, sizes = iter(texts), list(map(len, texts.values()))
+    return [[*islice(rest, count)] for count in window_sizes([""] * len(sizes), sizes, most)]
 
 
 def _named(method: str) -> tuple[KVFusion, ...]:

@@ -120,10 +120,13 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     """The result as Markdown."""
     settings = run["settings"]
     yield from (READING, "")
-    size = settings.get("chunk_tokens")
-    joined = f" in the order of the context, joined to chunks of at most {size:,} tokens" if size else ""
+    recalled = f"Up to {settings['blocks']} paragraphs"
+    if size := settings.get("chunk_tokens"):
+        recalled += f" in the order of the context, joined to chunks of at most {size:,} tokens"
+    if context := settings.get("context_tokens"):
+        recalled = f"Of a context of {context:,} tokens the chunks of at most {size:,} that hold gold paragraphs"
     yield (
-        f"Up to {settings['blocks']} paragraphs{joined}; a share of {settings['share']} or the first "
+        f"{recalled}; a share of {settings['share']} or the first "
         f"{settings['first']} tokens of a block computed again, at most {settings['max_tokens']} tokens written."
     )
     sets: Mapping[str, Any] = run.get("by_set", {})
