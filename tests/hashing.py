@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,8 +21,13 @@ class HashEncoder:
         rows = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for term in terms(text) or ["nothing"]:
-                row += np.random.default_rng(zlib.crc32(term.encode())).standard_normal(self.dim).astype(np.float32)
+                row += _direction(term, self.dim)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+@lru_cache(100_000)
+def _direction(term, dim):
+    return np.random.default_rng(zlib.crc32(term.encode())).standard_normal(dim).astype(np.float32)
 
 
 class TwoSidedEncoder(HashEncoder):

@@ -317,7 +317,7 @@ def test_adding_streams_and_never_holds_the_corpus(index):
 
     def documents():
         for i in range(60):
-            yield Document(id=f"d{i}", text=Counted(f"Text number {i}. " * 2500))
+            yield Document(id=f"d{i}", text=Counted(f"Text number {i}. " * 1500))
 
     index.add(documents())
     assert len(index.documents()) == 64

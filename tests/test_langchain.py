@@ -677,7 +677,7 @@ def test_many_threads_give_the_answers_of_one(reasoner, retriever):
         QUESTION, "Who is the mayor of Tarnhill?", "What did Jonas Veld do before politics?", "How long is the Esk?",
         "What does the Orchid device measure?",
     ]  # fmt: skip
-    jobs = [(questions[n % 5], n % 3) for n in range(50)]
+    jobs = [(questions[n % 5], n % 3) for n in range(20)]
 
     def ask(job):
         question, kind = job

@@ -243,9 +243,9 @@ def test_eight_threads_give_the_answers_of_one(index):
             return str(engine.query(question))
         return [(n.node.node_id, round(n.score, 6)) for n in retriever.retrieve(question)]
 
-    alone = [ask(n) for n in range(50)]
+    alone = [ask(n) for n in range(20)]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda _: [ask(n) for n in range(50)], range(8)))
+        together = list(pool.map(lambda _: [ask(n) for n in range(20)], range(8)))
     assert all(answers == alone for answers in together)
 
 

@@ -30,7 +30,9 @@ def documents():
     return made
 
 
-QUESTIONS = [f"Who {work} the {name} Hall, and to whom was it sold?" for name in NAMES for work in WORK[:2]]
+QUESTIONS = [
+    f"Who {work} the {name} Hall, and to whom was it sold?" for work, name in zip(WORK * 2, NAMES[::2], strict=True)
+]
 
 
 @pytest.fixture
