@@ -285,6 +285,9 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["ask", "INDEX", "q", "--reader", "chat"], "needs --model"),
         (2, ["ask", "INDEX", "q", "--base-url", "u"], "need --model"),
         (2, ["ask", "INDEX", "q", "--model", "m", "--reader", "extractive"], "one of them must be chat"),
+        (2, ["ask", "INDEX", "q", "--cite"], "give --model"),
+        (2, ["ask", "INDEX", "q", "--rounds", "1"], "give --model"),
+        (2, ["serve", "INDEX", "--cite"], "give --model"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m"], "'OPENAI_API_KEY' is not set"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m", "--api-key-env", "KEY_7"], "'KEY_7' is not set"),
         (1, ["add", "INDEX", "FILE", "--chunk-tokens", "99"], "was made with chunk_tokens=256, not 99"),
@@ -293,7 +296,8 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
     ],
 )  # fmt: skip
 def test_errors_are_one_line_with_an_exit_code(index, docs, tmp_path, monkeypatch, code, args, message):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     names = {
         "INDEX": index, "DOCS": docs, "FILE": docs / "lease.md", "NOWHERE": tmp_path / "a", "NEW": tmp_path / "b",
@@ -402,6 +406,11 @@ def test_a_chat_endpoint_reads_and_answers(index, endpoint, monkeypatch):
     shown = run(*args)
     assert "Dora \ufffd[31mFinch." in shown.stdout
     assert endpoint.seen[-1][1] == "Bearer none", "a key goes only where it was named for"
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    for key in ("of that server", ""):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        done(*args[: args.index("--base-url")])
+        assert endpoint.seen[-1][1] == f"Bearer {key or 'none'}", "both variables belong together"
     endpoint.seen.clear()
     args[args.index("--reader")] = "--writer"
     once = done(*args)

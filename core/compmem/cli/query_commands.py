@@ -54,11 +54,14 @@ WriterOption = Annotated[
         "--reader; else the reader, from its notes."
     ),
 ]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="Endpoint with the OpenAI API. Default: OPENAI_BASE_URL, else OpenAI's.")
+]
 KeyOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Environment variable with the endpoint's key. Default: OPENAI_API_KEY, and none with --base-url.",
+        help="Environment variable with the endpoint's key. Default: OPENAI_API_KEY, and no key with --base-url.",
     ),
 ]
 TraceOption = Annotated[bool, typer.Option("--trace/--quiet", help="Show steps and sources, or only the answer.")]
@@ -80,7 +83,7 @@ def ask(
     model: Annotated[
         str | None, typer.Option(help="Chat model that writes the answer; its name at the endpoint.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Endpoint with the OpenAI API.")] = None,
+    base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
     trace: TraceOption = True,
     page: PageOption = None,
@@ -94,6 +97,8 @@ def ask(
         raise typer.BadParameter(f"there is no folder {str(page.parent)!r}", param_hint="--page")
     wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
     chat = _chat(wanted, model, base_url, api_key_env)
+    if chat is None and (cite or rounds):
+        raise typer.BadParameter("--cite and --rounds are for a chat model: give --model")
     config = compmem.RecallConfig(
         reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
         cite=cite,
@@ -181,7 +186,7 @@ def follow(console: Console, events: Iterator[Event], *, trace: bool, kept_only:
 def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
     if wanted:
         if model is None:
-            raise typer.BadParameter("--reader or --writer chat needs --model, and --base-url unless it is OpenAI's")
+            raise typer.BadParameter("--reader or --writer chat needs --model")
         from compmem.readers.endpoint import Endpoint  # imports torch, which --help does not need
 
         return Endpoint(model, base_url=base_url, api_key_env=api_key_env)

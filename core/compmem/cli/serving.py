@@ -7,11 +7,10 @@ import typer
 
 import compmem
 from compmem.cli.app import app
-from compmem.cli.query_commands import AllowDownload, BackboneBase, Device, IndexPath, KeyOption, open_index
+from compmem.cli.query_commands import AllowDownload, BackboneBase, BaseUrl, Device, IndexPath, KeyOption, open_index
 from compmem.schema import AnswerModels
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers; its name at the endpoint.")]
-BaseUrl = Annotated[str | None, typer.Option(help="Endpoint with the OpenAI API.")]
 
 
 @app.command()
@@ -75,6 +74,8 @@ def serve(
     """Serve an index over HTTP: /v1/chat/completions as in the OpenAI API, /recall, /answer, /documents, /health."""
     from compmem.serving import run
 
+    if cite and model is None:
+        raise typer.BadParameter("--cite is for a chat model: give --model")
     if ray is None and replicas is not None:
         raise typer.BadParameter("--replicas needs --ray")
     if ray is None and shard_actors is not None:

@@ -18,9 +18,9 @@ class Endpoint:
 
     Args:
         model: Name of the model at the endpoint.
-        base_url: The endpoint. None: OpenAI's.
-        api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, and no key for
-            any other, so that the key is never sent to another server.
+        base_url: The endpoint. None: that of the environment variable `OPENAI_BASE_URL`, else OpenAI's.
+        api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` where `base_url` is None (it need not be
+            set with `OPENAI_BASE_URL`), else no key, so that OpenAI's is not sent to another server.
         timeout: Longest time of a request in seconds.
         tokenizer: The model's `tokenizer.json`, which counts the tokens of prompts. None: they are estimated.
 
@@ -44,13 +44,13 @@ class Endpoint:
             raise ImportError('the chat reader needs the openai client: pip install "compmem[chat]"') from error
 
         name = api_key_env or (DEFAULT_KEY if base_url is None else None)
-        key = os.environ.get(name) if name else "none"
-        if not key:
+        key = os.environ.get(name) if name else None
+        if not key and (api_key_env or not (base_url or os.environ.get("OPENAI_BASE_URL"))):
             raise CompMemError(f"environment variable {name!r} is not set: set it to the key of the endpoint")
         self._model = model
         self.count_tokens = None if tokenizer is None else _counter(tokenizer)
         """Counts the tokens of a text; None if the tokenizer is not given."""
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
+        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout)
 
     def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
         """The reply in pieces.
