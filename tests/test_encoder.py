@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import CheckpointError, Document, IndexConfig, MemoryIndex
 from compmem.encoder import Parts, layers, load_encoder
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
@@ -219,5 +219,5 @@ def test_foreign_object_with_wrong_output():
 
 def test_unknown_name(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="'no/such-model' is neither a folder nor a model"):
+    with pytest.raises(CheckpointError, match="'no/such-model' is neither a folder nor a model"):
         load_encoder("no/such-model")

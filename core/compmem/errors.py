@@ -25,7 +25,7 @@ class StoreLockedError(StoreError):
 
 
 class CheckpointError(CompMemError):
-    """A model folder is incomplete, or contains something of the wrong shape."""
+    """A model is missing or incomplete, or contains something of the wrong shape."""
 
 
 class WorkerError(CompMemError):

