@@ -82,7 +82,9 @@ def everything(store: Store) -> dict[str, Any]:
             },
             "vectors": {b.chunk.id: None if b.vectors is None else b.vectors.tobytes() for b in view.blocks(numbers)},
             "scan": view.vectors().floats().tobytes(),
-            "lexical": [(view.chunks([n])[0].id, round(s, 9)) for n, s in view.lexical(terms("alpha part one"), 100)],
+            "lexical": [
+                (view.chunks([n])[0].id, round(s, 9)) for n, s in view.words().lexical(terms("alpha part one"), 100)
+            ],
         }
 
 
@@ -192,7 +194,7 @@ def test_compact_of_an_empty_store(store: Store):
     with store.snapshot() as view:
         assert len(view) == 0
         assert view.vectors().floats().shape == (0, DIM)
-        assert view.lexical(["alpha"], 5) == []
+        assert view.words().lexical(["alpha"], 5) == []
     assert store.verify() == []
 
 
@@ -207,7 +209,7 @@ def test_snapshot_outlives_replace_delete_and_compact(store: Store):
         assert [c.text for c in old.chunks(old.select(None))] == ["Alpha one. ", "Beta.", "Gamma."]
         assert old.vectors().floats().shape == (3, DIM)
         assert old.blocks(old.select(None))[2].vectors.shape == (3, DIM)
-        assert old.lexical(["gamma"], 5)[0][0] == 3
+        assert old.words().lexical(["gamma"], 5)[0][0] == 3
         assert (store.path / "chunks-000000.bin").exists()
     store.add([entry("f", ["Delta."])])
     assert not (store.path / "chunks-000000.bin").exists(), "the next write sweeps what the old reader held"
@@ -289,7 +291,7 @@ def test_lexical_search_in_several_scripts(store: Store):
 
     def best(query: str) -> list[str]:
         with store.snapshot() as view:
-            return [view.chunks([n])[0].document_id for n, _ in view.lexical(content_terms(query), 10)]
+            return [view.chunks([n])[0].document_id for n, _ in view.words().lexical(content_terms(query), 10)]
 
     assert best("insurance tenant") == ["en"]
     assert best("groesse strasse")[:1] == ["de"]
@@ -309,34 +311,34 @@ def test_lexical_ranks_limits_and_weighs_titles(store: Store):
         ]
     )
     with store.snapshot() as view:
-        found = view.lexical(["saturn", "saturn"], 10)
+        found = view.words().lexical(["saturn", "saturn"], 10)
         assert [view.chunks([n])[0].document_id for n, _ in found] == ["title", "body"]
         assert found[0][1] > found[1][1] > 0
-        assert len(view.lexical(["filler"], 3)) == 3
-        assert view.lexical(["filler"], 0) == []
-        assert view.lexical([], 3) == []
-        assert [n for n, _ in view.within(np.array([5, 7])).lexical(["filler", "saturn"], 9)] == [5, 7]
-        assert view.within(np.array([], np.int64)).lexical(["filler"], 9) == []
-        assert view.document_frequency(["filler", "saturn", "no"]) == {"filler": 22, "saturn": 2, "no": 0}
+        assert len(view.words().lexical(["filler"], 3)) == 3
+        assert view.words().lexical(["filler"], 0) == []
+        assert view.words().lexical([], 3) == []
+        assert [n for n, _ in view.words(np.array([5, 7])).lexical(["filler", "saturn"], 9)] == [5, 7]
+        assert view.words(np.array([], np.int64)).lexical(["filler"], 9) == []
+        assert view.words().document_frequency(["filler", "saturn", "no"]) == {"filler": 22, "saturn": 2, "no": 0}
 
 
 @pytest.mark.parametrize("term", ['"', '" OR "', "a*", "NEAR(a b)", "title:x", "-", "\0", "\ud800", "", "x" * 100_000])
 def test_terms_are_never_query_syntax(store: Store, term: str):
     store.add([entry("d", ["a b c NEAR title x"])])
     with store.snapshot() as view:
-        assert all(n == 1 for n, _ in view.lexical([term, "near"], 5))
-        assert view.lexical(["near"], 5)
-        view.phrase([term], 5)
-        view.named([term])
+        assert all(n == 1 for n, _ in view.words().lexical([term, "near"], 5))
+        assert view.words().lexical(["near"], 5)
+        view.words().phrase([term], 5)
+        view.words().named([term])
 
 
 def test_phrases(store: Store):
     store.add([entry("d", ["The old house stood. ", "A house, old and grey. ", "Old houses."])])
     with store.snapshot() as view:
-        assert view.phrase(["old", "house"], 5) == [1, 3]
-        assert view.phrase(["old", "house"], 1) == [1]
-        assert view.within(np.array([2, 3])).phrase(["old", "house"], 5) == [3]
-        assert view.phrase([], 5) == []
+        assert view.words().phrase(["old", "house"], 5) == [1, 3]
+        assert view.words().phrase(["old", "house"], 1) == [1]
+        assert view.words(np.array([2, 3])).phrase(["old", "house"], 5) == [3]
+        assert view.words().phrase([], 5) == []
 
 
 def test_names(store: Store):
@@ -349,15 +351,16 @@ def test_names(store: Store):
     )
     with store.snapshot() as view:
         asked = ["json module", "json", "premises", "lease", "part 1", "json decoder", "nothing", name("LEASE")]
-        found = view.named(asked)
+        found = view.words().named(asked)
         assert found["json module"] == found["json"] == [(1, "title"), (2, "title")]
         assert found["premises"] == [(3, "term")]
         assert found["lease"] == [(3, "title")]
         assert found["json decoder"] == [(1, "term")]
         assert (2, "heading") in found["part 1"]
         assert "nothing" not in found
-        assert len(view.named(["long"], per_name=7)["long"]) == 7
-        assert view.named(possible_names("what does the lease say of the premises?")).keys() == {"lease", "premises"}
+        assert len(view.words().named(["long"], per_name=7)["long"]) == 7
+        asked = possible_names("what does the lease say of the premises?")
+        assert view.words().named(asked).keys() == {"lease", "premises"}
         strange = [
             "\0",
             "\ud800",
@@ -372,10 +375,10 @@ def test_names(store: Store):
             "x" * 100_000,
             *map(str, range(10_000)),
         ]
-        assert view.named(["long", *strange, "lease"], 1) == {"long": [(4, "title")], "lease": [(3, "title")]}
+        assert view.words().named(["long", *strange, "lease"], 1) == {"long": [(4, "title")], "lease": [(3, "title")]}
     store.delete(["b"])
     with store.snapshot() as view:
-        assert view.named(["premises", "lease"]) == {}
+        assert view.words().named(["premises", "lease"]) == {}
     assert store.verify() == []
 
 
@@ -384,8 +387,8 @@ def test_names_are_compared_as_text_whatever_their_characters(store: Store):
     store.add([entry(f"d{i}", ["A text."], title=title, seed=i) for i, title in enumerate(titles)])
     with store.snapshot() as view:
         asked = [name(title) for title in reversed(titles)]
-        assert list(view.named(asked)) == asked
-        assert view.named(["7", "1000", "0"]) == {}
+        assert list(view.words().named(asked)) == asked
+        assert view.words().named(["7", "1000", "0"]) == {}
 
 
 def test_another_cut_of_terms_is_indexed_anew(store: Store):
@@ -396,8 +399,8 @@ def test_another_cut_of_terms_is_indexed_anew(store: Store):
         raw.execute("INSERT INTO lexical(rowid, title, body) VALUES (1, '', 'teil 0 alpha eins')")
     store.delete(["e"])
     with store.snapshot() as view:
-        assert view.lexical(["one"], 5)[0][0] == 1
-        assert view.lexical(["eins"], 5) == []
+        assert view.words().lexical(["one"], 5)[0][0] == 1
+        assert view.words().lexical(["eins"], 5) == []
     assert store.verify() == []
 
 
@@ -702,7 +705,7 @@ def test_nul_bytes_in_text_are_kept(store: Store):
     with store.snapshot() as view:
         assert view.document("d").text == "Alpha\0beta. \0"
         assert view.document("d").title == "T\0itle"
-        assert view.lexical(["beta"], 5)[0][0] == 1
+        assert view.words().lexical(["beta"], 5)[0][0] == 1
     store.delete(["d"])
     assert store.verify() == []
 
@@ -714,7 +717,7 @@ def test_a_50_mb_single_line():
         store.add([(Document(id="big", text=line), [MemoryBlock(chunk=chunk) for chunk in chunks])])
         with store.snapshot() as view:
             assert view.document("big").text == line
-            assert [n for n, _ in view.lexical(["last"], 5)] == [2]
+            assert [n for n, _ in view.words().lexical(["last"], 5)] == [2]
             begin = time.perf_counter()
             assert view.chunks([1])[0].end == 1000
             assert time.perf_counter() - begin < 0.1, "a chunk is read without its document"

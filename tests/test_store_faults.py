@@ -73,7 +73,7 @@ def check(view: Snapshot) -> dict[str, int]:
     scan = view.vectors()
     assert np.array_equal(scan.numbers, numbers)
     assert scan.floats().shape == (len(numbers), DIM)
-    assert {n for n, _ in view.lexical(["version"], 10_000)} == set(numbers.tolist())
+    assert {n for n, _ in view.words().lexical(["version"], 10_000)} == set(numbers.tolist())
     assert {info.id: info.metadata["version"] for info in view.documents()} == versions
     return versions
 

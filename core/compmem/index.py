@@ -390,7 +390,7 @@ class MemoryIndex(BaseIndex):
             admitted = None if filter is None else snapshot.select(filter)
             blocks, stage = BlockLoader(snapshot, self._seen), None
             if encoder is not None:
-                words = snapshot if admitted is None else snapshot.within(admitted)
+                words = snapshot.words(admitted)
                 analyzer, search = QueryAnalyzer(question, encoder, words), self._search(snapshot)
                 stage = FirstStage(analyzer, words, search, admitted, settings.first_stage, settings.links)
             trained: Gate = NoGate()

@@ -4,18 +4,17 @@ Each signal is queried again with every new working memory: the joint vectors of
 terms that the memory does not cover yet, and the names in the memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compmem.retrieval.query import Lexicon, QueryAnalyzer, QueryState
+from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.retrieval.ranking import SearchRanks
 from compmem.retrieval.vector_search import DenseSearch
-from compmem.text.tokenize import NameKind
+from compmem.store.lexical import LexicalIndex
 
 JOINT_LINES = 4
 """The newest memory lines, whose joint vectors with the question are searched."""
@@ -33,38 +32,12 @@ BESIDE_FROM = 20_000
 """Number of blocks from which the dense and the lexical signals run in parallel."""
 
 
-class Words(Lexicon, Protocol):
-    """Proposes blocks by their words: a snapshot, or the filtered part of one."""
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms, with their BM25 score, best first."""
-        ...
-
-    def prepare_search(
-        self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
-    ) -> None:
-        """Queries of `lexical` and runs of `phrase` that will follow, for an index elsewhere to be asked once."""
-        ...
-
-    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
-        """`lexical` of each query."""
-        ...
-
-    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
-        """For each run of words, the blocks that contain them in sequence, in document order."""
-        ...
-
-    def named(self, names: Sequence[str], per_name: int = ...) -> Mapping[str, Sequence[tuple[int, NameKind]]]:
-        """The blocks with each name in title, headings or defined terms, titles first."""
-        ...
-
-
 @dataclass(slots=True)
 class FirstStage:
     """Proposes blocks for one question: queries every signal with the state of question and working memory."""
 
     analyzer: QueryAnalyzer
-    lexicon: Words
+    lexicon: LexicalIndex
     """The words and names of the blocks that may be candidates."""
     dense: DenseSearch | None
     admitted: NDArray[np.int64] | None

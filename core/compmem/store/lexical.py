@@ -5,9 +5,9 @@ FTS5 stores no text here: it gets the terms of a block when the block is added, 
 
 import json
 import sqlite3
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol, get_args
+from typing import Final, get_args
 
 import numpy as np
 
@@ -79,27 +79,46 @@ def indexed_terms(chunk: Chunk) -> list[str]:
     return [term for part in (chunk.title, *_body(chunk)) for term in _terms(part)]
 
 
-class LexicalIndex(Protocol):
+class LexicalIndex(ABC):
     """Terms, runs of words and names of blocks. Several queries at once are asked one after another by default."""
 
     __slots__ = ()
 
     @abstractmethod
+    def __len__(self) -> int:
+        """The number of blocks."""
+
+    @abstractmethod
+    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
+        """The number of blocks that contain each term."""
+
+    @abstractmethod
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms with their BM25 score, best first."""
+        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
+
+        In a large index, very common terms count only if the query has no rarer ones.
+
+        Args:
+            terms: Terms, in any order; repeats count once.
+            limit: Most blocks.
+        """
 
     @abstractmethod
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, by number."""
+        """Blocks that contain these words in sequence, ignoring endings, by number."""
+
+    @abstractmethod
+    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks with each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
 
     def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
-        """Names and terms that will be looked up."""
+        """Names and terms that will be looked up, so that an index elsewhere may be asked once for all."""
         return
 
     def prepare_search(
         self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
     ) -> None:
-        """Queries of `lexical` and runs of `phrase` that will follow."""
+        """Queries of `lexical` and runs of `phrase` that will follow, likewise."""
         return
 
     def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
@@ -112,34 +131,36 @@ class LexicalIndex(Protocol):
 
 
 class LexicalTables(LexicalIndex):
-    """A lexical index in SQLite tables."""
+    """A lexical index in SQLite tables.
 
-    _rows: Rows
+    Args:
+        rows: Reads them.
+        blocks: The number of blocks in them.
+        frequency: The numbers of blocks that are known to contain a term; more are added.
+    """
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, rows: Rows, blocks: int, frequency: dict[str, int]) -> None:
+        self._rows = rows
+        self._blocks = blocks
+        self._frequency = frequency
 
-    @abstractmethod
+    def __len__(self) -> int:
+        return self._blocks
+
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that contain each term."""
+        """The number of blocks that contain each term; what is found is kept."""
+        return document_frequency(self._rows, terms, self._frequency)
 
     def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
-
-        In a large index, very common terms count only if the query has no rarer ones.
-
-        Args:
-            terms: Terms, in any order; repeats count once.
-            limit: Most blocks.
-        """
+        """Blocks that contain any of these terms with their BM25 score, best first."""
         return ranked(self._rows, self.document_frequency([t[:LONGEST_TERM] for t in terms]), limit, len(self))
 
     def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, ignoring endings, by number."""
+        """Blocks that contain these words in sequence, by number."""
         return [int(number) for number in with_phrase(self._rows, words, max(limit, 0))]
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks with each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
+        """The blocks with each name, titles first."""
         return named(self._rows, names, per_name)
 
 

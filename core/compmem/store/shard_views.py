@@ -5,7 +5,7 @@ number within the shard and of the shard.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -15,7 +15,6 @@ from compmem.locks import Lock
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
-from compmem.store.lexical import PER_NAME
 from compmem.store.sharded_words import ShardedWords
 from compmem.store.snapshot import DocumentInfo, Filter, Snapshot, part_of
 from compmem.store.vectors import ChunkVectors
@@ -45,10 +44,16 @@ class TermTotals:
         with self._guard:
             generation, total = self._known.get(shard, (-1, 0.0))
         if generation != snapshot.generation:
-            total = snapshot.within(snapshot.select(None)).length()
+            total = _admitted_words(snapshot, snapshot.select(None)).length()
             with self._guard:
                 self._known[shard] = (snapshot.generation, total)
         return total
+
+
+def _admitted_words(shard: Snapshot, admitted: Numbers) -> AdmittedWords:
+    words = shard.words(admitted)
+    assert isinstance(words, AdmittedWords), "a shard has no shards"
+    return words
 
 
 class ShardPart:
@@ -76,7 +81,7 @@ class ShardPart:
 
     def admit(self, key: int, admitted: Numbers) -> None:
         """Keep these blocks, ascending, as the selection of that key."""
-        self._selections[key] = self.snapshot.within(admitted)
+        self._selections[key] = _admitted_words(self.snapshot, admitted)
 
     def words(self, key: int) -> AdmittedWords:
         """The lexical index of a selection."""
@@ -87,7 +92,7 @@ class ShardPart:
     def statistics(self, key: int, terms: Sequence[str]) -> tuple[dict[str, int], float]:
         """The number of blocks of a selection that contain each term, and the number of terms in all its blocks."""
         if key == EVERYTHING:
-            return self.snapshot.document_frequency(terms), self._length(self.snapshot)
+            return self.snapshot.words().document_frequency(terms), self._length(self.snapshot)
         return self.words(key).document_frequency(terms), self.words(key).length()
 
     def ranked(
@@ -209,50 +214,13 @@ class ShardedSnapshot(Snapshot):
         """The KV states alone, in the order asked. Raises what `Snapshot.kv_states` raises."""
         return self._gathered("kv_states", blocks)
 
-    def within(self, admitted: Numbers) -> ShardedWords:  # type: ignore[override]
-        """The lexical indexes as if they held only these blocks, ascending by number."""
-        return ShardedWords(self.ask_all, self.number, self.key(admitted), len(admitted))
-
-    @property
-    def words(self) -> ShardedWords:
-        """The lexical indexes of all shards, as one."""
+    def words(self, admitted: Numbers | None = None) -> ShardedWords:
+        """The lexical indexes of all shards as one, of these blocks, ascending by number. None: of all live blocks."""
+        if admitted is not None:
+            return ShardedWords(self.ask_all, self.number, self.key(admitted), len(admitted))
         if self._everything is None:
             self._everything = ShardedWords(self.ask_all, self.number, EVERYTHING, len(self))
         return self._everything
-
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of these terms with their BM25 score, best first."""
-        return self.words.lexical(terms, limit)
-
-    def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
-        """Look up names and terms that will be asked for, all in one call to the shards."""
-        self.words.prepare(names, terms)
-
-    def prepare_search(
-        self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
-    ) -> None:
-        """Search for queries and runs of words that will be asked for, all in one call to the shards."""
-        self.words.prepare_search(queries, limit, runs, per_run)
-
-    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
-        """`lexical` of each query."""
-        return self.words.lexical_many(queries, limit)
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that hold each term."""
-        return self.words.document_frequency(terms)
-
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, by number."""
-        return self.words.phrase(words, limit)
-
-    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
-        """`phrase` of each run of words."""
-        return self.words.phrase_many(runs, limit)
-
-    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
-        """The blocks that answer to each name, titles first; unknown names are left out."""
-        return self.words.named(names, per_name)
 
     def documents(
         self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from compmem.store import lexical
-from compmem.store.lexical import PER_NAME
+from compmem.store.lexical import PER_NAME, LexicalIndex
 from compmem.text.tokenize import NameKind
 
 _Wanted = tuple[str, tuple[Any, ...], Callable[[Any], None]]
 """A method of `ShardPart`, its arguments after the key, and what keeps the results of all shards."""
 
 
-class ShardedWords:
+class ShardedWords(LexicalIndex):
     """The words of a selection of blocks of several shards, counted over all of them; nothing is asked twice.
 
     Args:

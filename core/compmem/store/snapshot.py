@@ -10,11 +10,11 @@ import numpy as np
 from compmem.checks import check_whole
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import lexical
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import Node, admitted, compile_filter
+from compmem.store.lexical import LexicalIndex, LexicalTables
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
 
@@ -44,7 +44,7 @@ def part_of(offset: int, limit: int | None) -> slice:
     return slice(offset, None if limit is None else offset + limit)
 
 
-class Snapshot(lexical.LexicalTables):
+class Snapshot:
     """The state of one commit. Made by `Store.snapshot`; any thread may use it while it is open."""
 
     def __init__(self, rows: Rows, cache: Cache) -> None:
@@ -113,13 +113,11 @@ class Snapshot(lexical.LexicalTables):
         """The whole-chunk vectors of all live blocks."""
         return self._cache.chunk_vectors(self._rows, self._state, self._arrays)
 
-    def within(self, admitted: Numbers) -> AdmittedWords:
-        """The lexical index of these blocks alone, ascending by number; other blocks do not affect it."""
+    def words(self, admitted: Numbers | None = None) -> LexicalIndex:
+        """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
+        if admitted is None:
+            return LexicalTables(self._rows, len(self), self._cache.frequency(self.generation))
         return AdmittedWords(self._rows, admitted)
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that contain each term."""
-        return lexical.document_frequency(self._rows, terms, self._cache.frequency(self.generation))
 
     def documents(
         self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None

@@ -1,7 +1,6 @@
 """A lexical index in memory, for blocks that are in no store, during one question."""
 
 import sqlite3
-from collections.abc import Sequence
 
 from compmem.schema import Chunk
 from compmem.store import lexical
@@ -14,9 +13,7 @@ class TransientWords(lexical.LexicalTables):
     def __init__(self) -> None:
         self._connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._connection.executescript(LEXICAL_SCHEMA)
-        self._rows = rows_of(self._connection)
-        self._blocks = 0
-        self._frequency: dict[str, int] = {}
+        super().__init__(rows_of(self._connection), 0, {})
 
     def add(self, number: int, chunk: Chunk) -> None:
         """Adds a block with a new number."""
@@ -27,10 +24,3 @@ class TransientWords(lexical.LexicalTables):
     def close(self) -> None:
         """Frees its memory."""
         self._connection.close()
-
-    def __len__(self) -> int:
-        return self._blocks
-
-    def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
-        """The number of blocks that contain each term."""
-        return lexical.document_frequency(self._rows, terms, self._frequency)
