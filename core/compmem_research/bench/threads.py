@@ -126,7 +126,7 @@ def _profile(index: MemoryIndex, questions: Sequence[str]) -> dict[str, float]:
 def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
     """Parts of a question's time, by the functions that they are spent in."""
     with index.store.snapshot() as snapshot:
-        words = type(snapshot)
+        words = type(snapshot.words())
     return {
         "encoder": [(LoadedEncoder, "encode_query")],
         "word search": [(words, name) for name in ("lexical", "phrase", "named", "document_frequency")],
