@@ -38,6 +38,16 @@ def make_model(family="qwen2", *, seed=0, **changes):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def encoders_stay_loaded():
+    """An encoder is loaded once, and not again for each test."""
+    from compmem.encoder import loading
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_in_use", {})
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     return make_tokenizer()

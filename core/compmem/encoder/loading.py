@@ -9,10 +9,11 @@ and similar ones) are read directly from their folder. All other models are run 
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,9 +26,14 @@ from compmem.naming import DEFAULT_ENCODER, is_folder
 from compmem.schema import Encoder, Vectors
 from compmem.text.unicode import check
 
+if TYPE_CHECKING:
+    from compmem.encoder.bert import Bert, BertSettings
+
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
 _PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,6}|[^\w\s]")
 _FOREIGN_TOKENS = 512
+_in_use: MutableMapping[Hashable, "Bert"] = WeakValueDictionary()
+_guard = Lock()
 
 
 class _Engine(Protocol):
@@ -153,18 +159,32 @@ def load_encoder(
         return LoadedEncoder(name=name, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
     folder = _local_folder(spec)
     if folder is not None and (folder / "modules.json").exists():
-        from compmem.encoder.bert import Bert, BertSettings
+        from compmem.encoder.bert import BertSettings
 
         settings = BertSettings.read(folder, spec)
     else:
         settings = None
     if folder is not None and settings is not None:
-        bert = Bert(folder, settings, device, dtype)
+        bert = _bert(folder, settings, device, dtype)
         return LoadedEncoder(
             name=spec, max_tokens=settings.max_tokens, dtype=bert.dtype, _engine=bert, _dim=[settings.dim]
         )
     stock = _Stock(stock_encoder(spec, device=device, dtype=dtype, allow_download=allow_download), spec)
     return LoadedEncoder(name=spec, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
+
+
+def _bert(folder: Path, settings: "BertSettings", device: str | None, dtype: str | None) -> "Bert":
+    """The encoder in a folder, as another index of this process uses it, or else loaded."""
+    from compmem.devices import device_of
+    from compmem.encoder.bert import Bert
+
+    stats = [(folder / name).stat() for name in ("model.safetensors", "tokenizer.json")]
+    files = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+    key = (folder.resolve(), files, settings, device_of(device), dtype)
+    with _guard:
+        if (found := _in_use.get(key)) is None:
+            found = _in_use[key] = Bert(folder, settings, device, dtype)
+        return found
 
 
 def _check_unicode(texts: Sequence[str]) -> None:
