@@ -212,6 +212,7 @@ def same(folder):
     return scores
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     data = tmp_path / "own.jsonl"
     write_samples(data, [sample(n, noise=30) for n in range(10)])

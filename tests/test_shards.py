@@ -59,7 +59,7 @@ def asked(index, question, filter=None):
     return dict(zip(names.values(), scores, strict=True)), worded, answer
 
 
-@pytest.mark.parametrize("shards", [1, 3, 8])
+@pytest.mark.parametrize("shards", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_shards_give_the_candidates_scores_and_answers_of_one_folder(tmp_path, whole, shards):
     with sharded(tmp_path / "s", shards) as parted:
         for number, question in enumerate(QUESTIONS):

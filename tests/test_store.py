@@ -710,6 +710,7 @@ def test_nul_bytes_in_text_are_kept(store: Store):
     assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_a_50_mb_single_line():
     line = ("x" * 63 + " ") * (50 << 14) + "last"
     with Store.create(None, config={}, dim=None, vectors="int8") as store:

@@ -118,6 +118,7 @@ def launched(out, processes):
     assert all(rank.returncode == 0 for rank in ranks), told
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(whole, tmp_path):
     launched(tmp_path, 2)
     assert read_log(tmp_path)[0]["processes"] == 2
