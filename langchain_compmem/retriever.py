@@ -191,6 +191,19 @@ class CompMemRetriever(DocumentIndex):
         found = (self.own.get(document_id) for document_id in dict.fromkeys(ids))
         return [from_core(document) for document in found if document is not None]
 
+    def _completed(
+        self, k: int | None, filter: Filter | None, method: RecallMethod | None, min_score: float | None
+    ) -> dict[str, Any]:
+        """The arguments of the index's `recall`; those that are None come from the fields."""
+        return {
+            "k": self.k if k is None else k,
+            "method": method or self.method,
+            "min_score": self.min_score if min_score is None else min_score,
+            "filter": combined(self.index, self.filter, filter),
+            "config": self.recall_config,
+            "reader": self.reader,
+        }
+
     def recall(
         self,
         query: str,
@@ -209,15 +222,7 @@ class CompMemRetriever(DocumentIndex):
             ReasoningError: The chat model of `recall_config` failed.
         """
         try:
-            return self.index.recall(
-                query,
-                self.k if k is None else k,
-                method=method or self.method,
-                min_score=self.min_score if min_score is None else min_score,
-                filter=combined(self.index, self.filter, filter),
-                config=self.recall_config,
-                reader=self.reader,
-            )
+            return self.index.recall(query, **self._completed(k, filter, method, min_score))
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
@@ -232,15 +237,7 @@ class CompMemRetriever(DocumentIndex):
     ) -> list[Recall]:
         """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         try:
-            return await self.index.arecall(
-                query,
-                self.k if k is None else k,
-                method=method or self.method,
-                min_score=self.min_score if min_score is None else min_score,
-                filter=combined(self.index, self.filter, filter),
-                config=self.recall_config,
-                reader=self.reader,
-            )
+            return await self.index.arecall(query, **self._completed(k, filter, method, min_score))
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 

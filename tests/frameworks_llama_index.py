@@ -35,6 +35,11 @@ def documents():
     ]
 
 
+def names(nodes):
+    """The ids of the documents that nodes with scores are of."""
+    return [n.node.ref_doc_id for n in nodes]
+
+
 class HashingEncoder:
     """Counts of hashed words: deterministic, without a model, with an optional delay."""
 

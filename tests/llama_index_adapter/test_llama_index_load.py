@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from llama_index.core import Settings
 from llama_index.core.base.llms.types import CompletionResponse
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.callbacks.schema import EventPayload
@@ -38,18 +37,6 @@ QUESTIONS = [
     "Where does the river Esk rise?",
     "Who is the mayor of the town in which Elena Marsh was born?",
 ]
-
-
-@pytest.fixture(scope="module")
-def index():
-    return make_index()
-
-
-@pytest.fixture(autouse=True)
-def _no_llm():
-    Settings._llm = None
-    yield
-    assert Settings._llm is None, "something asked for Settings.llm"
 
 
 # Concurrency
@@ -163,7 +150,7 @@ async def test_a_slow_llm_with_sync_methods_is_left_when_the_caller_has_waited_e
 def test_a_program_ends_while_a_slow_llm_is_left():
     code = (
         "import asyncio\n"
-        "from tests.test_llama_index_load import *\n"
+        "from tests.llama_index_adapter.test_llama_index_load import *\n"
         "async def main():\n"
         "    chat = make_index().as_chat_engine(llm=SyncLLM(seconds=60), chat_history=[ChatMessage(content='Who?')])\n"
         "    for work in (chat.achat('And where?'), chat.query_engine.aquery(QUESTION)):\n"

@@ -4,7 +4,6 @@ import asyncio
 import time
 
 import pytest
-from llama_index.core import Settings
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ToolCallBlock
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
@@ -26,28 +25,12 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 
 from compmem import IndexConfig, LoopConfig, ReaderError, RecallConfig, RuntimeConfig
 from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
-from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, read_reply
+from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names, read_reply
 
 QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
 
 READING = RecallConfig(reader="chat")
 """The LLM reads in every step."""
-
-
-@pytest.fixture(scope="module")
-def index():
-    return make_index()
-
-
-@pytest.fixture(autouse=True)
-def _no_llm():
-    Settings._llm = None
-    yield
-    assert Settings._llm is None, "something asked for Settings.llm"
-
-
-def names(nodes):
-    return [n.node.ref_doc_id for n in nodes]
 
 
 # Answers

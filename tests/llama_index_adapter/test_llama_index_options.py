@@ -1,7 +1,7 @@
 """What plain LlamaIndex takes is taken or refused plainly: filters, options, nested engines, empty questions."""
 
 import pytest
-from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import IngestionPipeline
@@ -15,25 +15,9 @@ from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter,
 from compmem import Document as CoreDocument
 from compmem import IndexConfig, MemoryIndex, RecallConfig
 from llama_index_compmem import CompMemIndex, CompMemNodeParser, CompMemRetriever, CompMemVectorStore, recall_tool
-from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index
+from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names
 
 QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
-
-
-@pytest.fixture(scope="module")
-def index():
-    return make_index()
-
-
-@pytest.fixture(autouse=True)
-def _no_llm():
-    Settings._llm = None
-    yield
-    assert Settings._llm is None, "something asked for Settings.llm"
-
-
-def names(nodes):
-    return [n.node.ref_doc_id for n in nodes]
 
 
 # Filters

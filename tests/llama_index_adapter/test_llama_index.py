@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from llama_index.core import Settings, StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices.base import BaseIndex
@@ -27,25 +27,9 @@ from compmem import Document as CoreDocument
 from compmem import IndexConfig, MemoryIndex, StoreError
 from llama_index_compmem import CompMemIndex, CompMemRetriever, CompMemVectorStore
 from llama_index_compmem.nodes import to_document
-from tests.frameworks_llama_index import QUESTION, HashingEncoder, documents, make_index
+from tests.frameworks_llama_index import QUESTION, HashingEncoder, documents, make_index, names
 
 TALE = " ".join(f"Item {n} of the {{0}} tale weighs {n} grams." for n in range(40))
-
-
-@pytest.fixture(scope="module")
-def index():
-    return make_index()
-
-
-@pytest.fixture(autouse=True)
-def _no_llm():
-    Settings._llm = None
-    yield
-    assert Settings._llm is None, "something asked for Settings.llm"
-
-
-def names(nodes):
-    return [n.node.ref_doc_id for n in nodes]
 
 
 def test_the_public_names_are_these():
@@ -343,7 +327,7 @@ def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_
     index.storage_context.persist(tmp_path)
     code = (
         "import os, sys\n"
-        "from tests.test_llama_index import *\n"
+        "from tests.llama_index_adapter.test_llama_index import *\n"
         "loaded = reload(sys.argv[1])\n"
         "child = os.fork()\n"
         "if not child: sys.exit()\n"

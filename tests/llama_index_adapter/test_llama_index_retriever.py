@@ -1,7 +1,6 @@
 """The LlamaIndex retriever and its filters, alone and inside the framework's own retrievers."""
 
 import pytest
-from llama_index.core import Settings
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
@@ -27,24 +26,7 @@ from compmem import Document as CoreDocument
 from compmem import IndexConfig, LoopConfig, MemoryIndex
 from llama_index_compmem import CompMemIndex, CompMemRetriever
 from llama_index_compmem.nodes import NODE
-from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index
-
-
-@pytest.fixture(scope="module")
-def index():
-    return make_index()
-
-
-@pytest.fixture(autouse=True)
-def _no_llm():
-    Settings._llm = None
-    yield
-    assert Settings._llm is None, "something asked for Settings.llm"
-
-
-def names(nodes):
-    return [n.node.ref_doc_id for n in nodes]
-
+from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, names
 
 # The retriever
 
