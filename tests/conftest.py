@@ -1,7 +1,12 @@
 """Tiny real models, made for the tests: two layers, grouped heads, random weights, a byte-level tokenizer."""
 
+import os
+import runpy
+from pathlib import Path
+
 import pytest
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAT = (
     "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
@@ -46,6 +51,22 @@ def encoders_stay_loaded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "_in_use", {})
         yield
+
+
+@pytest.fixture
+def run_example(monkeypatch, capsys):
+    """Run a file of `examples/` as it is and return what it printed; keywords are environment variables."""
+
+    def run(name, **variables):
+        for variable in [v for v in os.environ if v.startswith("OPENAI")]:
+            monkeypatch.delenv(variable)
+        for variable, value in ({"HF_HUB_OFFLINE": "1", "LANGSMITH_TRACING": "false"} | variables).items():
+            monkeypatch.setenv(variable, value)
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session")
