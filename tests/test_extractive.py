@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
 from compmem.readers.identifiers import identifiers
+from compmem.readers.outline import is_heading
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
@@ -153,6 +155,24 @@ def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
     )
     code = block("", "def area(self):", "return self.width", "def volume(self):", "return self.area() * self.height")
     assert written("What does volume call?", code) == "def volume(self): return self.area() * self.height"
+
+
+def test_a_memory_cut_to_its_budget_keeps_the_evidence_of_its_lines():
+    lease = block("Lease", "Acme leases\n  the Harbour Building.", "Zoo animals sing.")
+    headed = replace(block("", "Rent\nAcme pays the rent."), vectors=HashEncoder().encode(["Rent", "Acme pays"]))
+    memory = reader().read(QUESTION, WorkingMemory(), [ACME, lease, headed]).memory
+    lines = len(memory.text.split("\n"))
+    for kept in range(lines + 1):
+        text = "\n".join(memory.text.split("\n")[lines - kept :])
+        cut = _within_budget(memory, len(text), len)
+        assert cut.text == text
+        assert len(cut.evidence) == kept
+
+
+def test_a_sentence_with_a_number_sign_or_a_bold_word_is_no_heading():
+    told = ["#1 of the list is Acme", "**Acme** rents the mill"]
+    assert not any(map(is_heading, [*told, "**Acme rents the mill.**", "plain"]))
+    assert all(map(is_heading, ["# Rent", "### Rent of Acme", "**Rent**"]))
 
 
 def test_a_list_is_quoted_whole_and_an_item_under_what_introduces_it():

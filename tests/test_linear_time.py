@@ -19,10 +19,13 @@ from compmem.errors import CompMemError
 from compmem.ingest import chunking
 from compmem.readers import escaping, prompt_budget, replies
 from compmem.readers.chat import ChatReader, estimate_tokens
+from compmem.readers.outline import is_heading
 from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Answer, Chunk, Document, Evidence, MemoryBlock, Usage, WorkingMemory
 from compmem.store.columns import Column, moment
 from compmem.text import tokenize
+from compmem.text.follow_up import standalone_question
+from compmem.text.question_parts import question_parts
 from compmem.text.sentences import sentences
 from compmem.text.unicode import valid
 from llama_index_compmem.condense_question import condense_by_rule
@@ -36,7 +39,7 @@ UNITS = {
     "entities": "&amp;", "zero width": "<\u200b", "Hangul": "가.", "Kanji": "漢", "doctypes": "<![",
     "underscores": "_", "backslashes": "\\", "braces": "{a", "pipes": "|", "heads": "a\n\n", "names": "Ab ",
     "bullets": "- a\n", "lists": "[1,", "columns": "a;", "block ends": "</block>", "dates": "2024-01-01T",
-    "accents": "\u0301\u0316",
+    "accents": "\u0301\u0316", "questions": "and who is ", "answers": "Ab c. And he is ",
 }  # fmt: skip
 EDGES = (("", ""), ("x", "y"), ("# ", "y"), ("---\ntitle:", ""), ("f()", "x\n"))
 """Texts before and after the units."""
@@ -179,6 +182,9 @@ READERS = {
     "text match": lambda text: Column([text, text + "z"]).mask("text match", text + "z"),
     "dates": moment,
     "names of a chat": lambda text: condense_by_rule([ChatMessage(text)], text),
+    "question parts": question_parts,
+    "follow-up": lambda text: standalone_question([{"role": "user", "content": text}] * 3, text[:4000]),
+    "heading": is_heading,
     "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
 }
 STREAMS = {

@@ -11,6 +11,12 @@ from tests.hashing import HashEncoder
 BOTH = "When does the lease end, and who insures the building?"
 
 
+def test_a_long_text_and_one_with_many_questions_are_one():
+    assert question_parts(BOTH + " x" * 1000) == [BOTH + " x" * 1000]
+    many = " and ".join(["Who runs the mill"] * 9)
+    assert question_parts(many) == [many]
+
+
 @pytest.mark.parametrize(
     ("asked", "parts"),
     [

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
@@ -13,7 +15,7 @@ import torch
 import uvicorn
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from compmem import Document, IndexConfig, MemoryIndex, StoreError
+from compmem import Document, IndexConfig, MemoryIndex, StoreError, threads
 from compmem.serving import run
 from compmem.serving.app import create_app
 from compmem.serving.limits import Limits
@@ -395,3 +397,24 @@ def test_a_server_that_others_could_reach_needs_tokens(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPMEM_TOKENS", raising=False)
     with pytest.raises(ValueError, match="needs tokens"):
         serve(Settings(index=str(tmp_path)), "0.0.0.0", 8000)
+
+
+async def test_health_is_told_while_all_threads_are_at_work(index, monkeypatch):
+    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    done = threading.Event()
+    threads.submit(done.wait, 20)
+    try:
+        async with calling(index) as client, asyncio.timeout(10):
+            assert (await client.get("/health")).json() == {"status": "ok"}
+    finally:
+        done.set()
+
+
+async def test_a_long_conversation_is_read_in_bounded_time(index):
+    history = [{"role": "assistant", "content": "Acme Harbour " * 20_000} for _ in range(20)]
+    began = time.process_time()
+    async with calling(index) as client:
+        body = {"model": "compmem", "messages": [*history, {"role": "user", "content": "Who insures it?"}]}
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+    assert whole["choices"][0]["message"]["content"]
+    assert time.process_time() - began < 1.5

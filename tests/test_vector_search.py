@@ -1,13 +1,16 @@
 """Dense search on a device: vectors are copied there once, not with every question."""
 
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from compmem.retrieval import vector_search
-from compmem.retrieval.vector_search import DeviceSearch, ExactSearch, dense_search
+from compmem.retrieval.vector_search import DeviceSearch, ExactSearch, NewestSearch, dense_search
 
 
 class Vectors:
@@ -82,3 +85,50 @@ def test_a_gpu_finds_what_the_cpu_does():
     search, vectors, _ = agrees(torch.device("cuda"))
     assert search._rows.is_cuda
     assert isinstance(dense_search(vectors, "exact", torch.device("cuda")), DeviceSearch)
+
+
+class Built:
+    """Counts what is built, and holds a build until it is let go."""
+
+    def __init__(self):
+        self.made, self.go = [], threading.Event()
+        self.go.set()
+
+    def of(self, newest, generation):
+        def build():
+            self.made.append(generation)
+            assert self.go.wait(20)
+            return f"search {generation}"
+
+        return newest.of(generation, build, lambda: "exact")
+
+
+def test_a_search_is_built_once_a_generation_and_not_for_older_ones():
+    newest, built = NewestSearch(), Built()
+    assert [built.of(newest, g) for g in (3, 3, 5, 3, 5)] == ["search 3", "search 3", "search 5", "exact", "search 5"]
+    assert built.made == [3, 5]
+
+
+def test_who_asks_while_a_search_is_built_does_not_wait():
+    newest, built = NewestSearch(), Built()
+    built.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(built.of, newest, 1)
+        while not built.made:
+            time.sleep(0.001)
+        assert built.of(newest, 1) == "exact"
+        built.go.set()
+        assert first.result(20) == "search 1"
+    assert built.of(newest, 1) == "search 1"
+    assert built.made == [1]
+
+
+def test_a_search_that_cannot_be_built_is_tried_again():
+    newest = NewestSearch()
+    with pytest.raises(ImportError):
+        newest.of(1, _missing, lambda: "exact")
+    assert newest.of(1, lambda: "search", lambda: "exact") == "search"
+
+
+def _missing():
+    raise ImportError("FAISS")

@@ -1,7 +1,7 @@
 """Checks of settings: each raises a `ValueError` that names the setting and its value."""
 
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,9 +18,9 @@ def check_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> N
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
 
-def check_whole(name: str, value: object, least: int = 1) -> None:
+def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Refuse a value that is no whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 

@@ -229,7 +229,7 @@ def _readable(document: Document) -> Document:
         document,
         title=valid(document.title),
         context=valid(document.context),
-        text="" if document.chunks is not None else valid(document.text),
+        text=valid(document.text),
         chunks=None if document.chunks is None else list(map(_readable_chunk, document.chunks)),
     )
 

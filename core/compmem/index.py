@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from compmem.backbone import Backbone
 from compmem.base_index import BaseIndex, Filter, checked_question
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
 from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
@@ -19,14 +19,13 @@ from compmem.index_models import IndexModels, keep_facts, made_pruning
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
-from compmem.locks import Lock
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.naming import absolute
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
-from compmem.retrieval.vector_search import DenseSearch, ShardedSearch, dense_search
+from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import (
     DocumentInfo,
@@ -38,6 +37,9 @@ from compmem.store import (
     open_store,
     store_exists,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MemoryIndex(BaseIndex):
@@ -65,8 +67,7 @@ class MemoryIndex(BaseIndex):
         )  # fmt: skip
         super().__init__(config, models)
         self._seen = BlockCache()
-        self._dense: tuple[int, DenseSearch] | None = None
-        self._guard = Lock()
+        self._newest = NewestSearch()
 
     @classmethod
     def create(
@@ -408,17 +409,16 @@ class MemoryIndex(BaseIndex):
                 kv_cache=kv_cache,
             )
 
-    def _search(self, snapshot: Snapshot) -> DenseSearch | None:
-        with self._guard:
-            if self._dense is None or self._dense[0] != snapshot.generation:
-                kind, device = self._models.runtime.search, device_of(self._models.runtime.device)
-                search: DenseSearch
-                if isinstance(snapshot, LocalShardedSnapshot):
-                    search = ShardedSearch([dense_search(v, kind, device) for v in snapshot.shard_vectors()])
-                else:
-                    search = dense_search(snapshot.vectors(), kind, device)
-                self._dense = (snapshot.generation, search)
-            return self._dense[1]
+    def _search(self, snapshot: Snapshot) -> DenseSearch:
+        def made(kind: Search, device: "torch.device | None" = None) -> DenseSearch:
+            if isinstance(snapshot, LocalShardedSnapshot):
+                return ShardedSearch([dense_search(v, kind, device) for v in snapshot.shard_vectors()])
+            return dense_search(snapshot.vectors(), kind, device)
+
+        runtime = self._models.runtime
+        return self._newest.of(
+            snapshot.generation, lambda: made(runtime.search, device_of(runtime.device)), lambda: made("exact")
+        )
 
 
 _OBJECT = "object:"
@@ -428,10 +428,15 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     """The settings that an index was made with.
 
     Raises:
+        IncompatibleStoreError: A newer version made it, with settings that this one does not know.
         CorruptStoreError: They are invalid.
     """
     kept = dict(store.config)
     kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
+    if unknown := kept.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made by a newer compmem: it has the setting {min(unknown)!r}"
+        )
     try:
         for name in ("encoder", "backbone"):
             if not isinstance(kept[name], str | None):
@@ -447,7 +452,8 @@ def _opened_config(store: Store, encoder: str | Encoder | None, backbone: str | 
 
     Raises:
         CorruptStoreError: The settings are invalid.
-        IncompatibleStoreError: The encoder is another one, or an object that has to be given.
+        IncompatibleStoreError: The encoder is another one, or an object that has to be given; or a newer version made
+            the index.
     """
     kept = _kept_settings(store)
     named = kept["encoder"]

@@ -104,7 +104,7 @@ class Document:
     """Text with an id, a title and metadata from the caller; or chunks that are already split.
 
     Raises:
-        ValueError: Both `text` and `chunks` are given.
+        ValueError: Both `text` and `chunks` are given, and the chunks are not those of the text.
     """
 
     text: str = ""
@@ -127,11 +127,11 @@ class Document:
 
     def __post_init__(self) -> None:
         if self.chunks is not None:
-            if self.text:
-                raise ValueError("give a document either text or chunks, not both")
             object.__setattr__(self, "chunks", tuple(self.chunks))
-            parts = [c if isinstance(c, str) else c.text for c in self.chunks]
-            object.__setattr__(self, "text", "".join(parts))
+            text = "".join(c if isinstance(c, str) else c.text for c in self.chunks)
+            if self.text not in ("", text):
+                raise ValueError("give a document either text or chunks, not both")
+            object.__setattr__(self, "text", text)
         if not self.id:
             digest = hashlib.sha256(f"{self.title}\0".encode("utf-8", "surrogatepass"))
             for at in range(0, len(self.text), _AT_ONCE):

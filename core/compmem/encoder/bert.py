@@ -26,6 +26,7 @@ from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, R
 from compmem.encoder.merging import MergedCalls
 from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
 from compmem.encoder.prompts import Prompts, prompts_of
+from compmem.errors import CheckpointError
 from compmem.locks import after_fork
 from compmem.schema import Vectors
 
@@ -68,16 +69,19 @@ class BertSettings:
             name: Name of the model; it determines the prompts if the folder does not.
         """
         try:
-            config, modules, sentence, pooling, saved = (
-                json.loads((folder / name).read_text("utf-8"))
-                for name in (
-                    "config.json", "modules.json", "sentence_bert_config.json",
-                    "1_Pooling/config.json", "config_sentence_transformers.json",
-                )
-            )  # fmt: skip
-            tokenizer = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
+            return cls._read(folder, name)
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return None  # sentence-transformers, which loads all others, says what is wrong
+
+    @classmethod
+    def _read(cls, folder: Path, name: str) -> "BertSettings | None":
+        config, modules, sentence, pooling, saved, tokenizer = (
+            json.loads((folder / name).read_text("utf-8"))
+            for name in (
+                "config.json", "modules.json", "sentence_bert_config.json",
+                "1_Pooling/config.json", "config_sentence_transformers.json", "tokenizer_config.json",
+            )
+        )  # fmt: skip
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         modes = {key for key, on in pooling.items() if key.startswith("pooling_mode_") and on is True}
         plain = (
@@ -106,6 +110,15 @@ class BertSettings:
         )
 
 
+def _files(folder: Path, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
+    """Tokenizer and weights."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return tokenizer, load_file(folder / "model.safetensors", device=str(device))
+    except Exception as error:  # the libraries have no exception of their own for a damaged file
+        raise CheckpointError(f"the encoder in {str(folder)!r} cannot be read: {error}") from error
+
+
 class Bert:
     """A BERT sentence encoder, which runs texts of similar length in batches.
 
@@ -114,26 +127,31 @@ class Bert:
         settings: The settings in the folder.
         device: Torch device. None: CUDA if available, else the CPU.
         dtype: Name of a torch dtype, `"int8"` for 8-bit layers. None: the fastest one that gives the same vectors.
+
+    Raises:
+        CheckpointError: Tokenizer or weights are damaged, or not those of the settings.
     """
 
     def __init__(self, folder: Path, settings: BertSettings, device: str | None, dtype: str | None) -> None:
         self.settings = settings
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._device = device_of(device)
+        self._tokenizer, raw = _files(folder, self._device)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
         self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._passes)
-        self._device = device_of(device)
-        raw = load_file(folder / "model.safetensors", device=str(self._device))
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
         kind = dtype or (_fastest_here() if self._device.type == "cpu" else "float16")
         with torch.inference_mode():
             number = torch.float32 if kind == "int8" else dtype_of(kind)
             weights = {k: v.to(number) for k, v in weights.items()}
-            self._words = weights["embeddings.word_embeddings.weight"]
-            kinds = weights["embeddings.token_type_embeddings.weight"]
-            self._places = weights["embeddings.position_embeddings.weight"] + kinds[0]
-            layers, self._last_norm = layers_of(weights, settings.layers)
+            try:
+                self._words = weights["embeddings.word_embeddings.weight"]
+                kinds = weights["embeddings.token_type_embeddings.weight"]
+                self._places = weights["embeddings.position_embeddings.weight"] + kinds[0]
+                layers, self._last_norm = layers_of(weights, settings.layers)
+            except KeyError as error:
+                raise CheckpointError(f"the encoder in {str(folder)!r} has no weights {error}") from error
             self._layers: list[Layer] = [FloatLayer(layer) for layer in layers]
             self.dtype = kind
             if kind == "int8":

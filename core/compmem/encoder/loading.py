@@ -145,7 +145,8 @@ def load_encoder(
 
     Raises:
         ImportError: The default encoder is not on this machine and cannot be downloaded.
-        CheckpointError: Any other model that is not on this machine and cannot be downloaded.
+        CheckpointError: Any other model that is not on this machine and cannot be downloaded, or whose files are
+            damaged.
         ValueError: The model contains its own code, or weights that are not safetensors; or the device or dtype is
             unknown or not available.
     """

@@ -109,10 +109,10 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
             raise TypeError(
                 f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
             )
-        for name, value in (("id", document.id), ("text", document.text)):
-            if not isinstance(value, str):
+        for name in ("id", "text", "title", "context"):
+            if not isinstance(value := getattr(document, name), str):
                 raise TypeError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
-        content = hash((document.title, document.context, document.text, repr(document.metadata)))
+        content = hash((document.title, document.context, document.text, repr((document.metadata, document.chunks))))
         if document.id not in seen:
             seen[document.id] = content
             yield document

@@ -10,9 +10,10 @@ published errors are early clues that were rejected). A reader that can score bl
 """
 
 import math
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
@@ -27,6 +28,8 @@ SCORED_AT_ONCE = 16
 
 QUOTED = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
+
+_WORD: Final = re.compile(r"\w+")
 
 
 class LoopContext(Protocol):
@@ -369,4 +372,9 @@ def _within_budget(memory: WorkingMemory, limit: int, count: Callable[[str], int
     text = ending(memory.text, limit, count)
     if text == memory.text:
         return memory
-    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if e.text in text))
+    said = _words(text)  # a line has a sentence's words, but other white space, and marks between label and sentence
+    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if _words(e.text) in said))
+
+
+def _words(text: str) -> str:
+    return " ".join(_WORD.findall(text))

@@ -21,7 +21,7 @@ class Endpoint:
         base_url: The endpoint. None: that of the environment variable `OPENAI_BASE_URL`, else OpenAI's.
         api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` where `base_url` is None (it need not be
             set with `OPENAI_BASE_URL`), else no key, so that OpenAI's is not sent to another server.
-        timeout: Longest time of a request in seconds.
+        timeout: Longest time of an attempt in seconds; one that fails is made at most twice again.
         tokenizer: The model's `tokenizer.json`, which counts the tokens of prompts. None: they are estimated.
 
     Raises:

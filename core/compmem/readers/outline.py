@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compmem.schema import Chunk
+from compmem.text.sentences import ATX
 from compmem.text.tokenize import words
 
 MOST_PROSE = 3
@@ -22,6 +23,7 @@ _PERSONAL = frozenset("he she they".split())
 _OPENING = 4
 """First words of a sentence in which `he`, `she` or `they` means someone named before."""
 _ITEM = re.compile(r"[-*+•–]\s|\(?\d{1,3}[.)]\s")
+_BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!?:]\*\*)")
 _REPLY = re.compile(r"(?:A:\s*)?(?:yes|no)\b", re.IGNORECASE)
 
 
@@ -96,8 +98,8 @@ def introduces(text: str) -> bool:
 
 
 def is_heading(text: str) -> bool:
-    """Whether a sentence is a Markdown heading, or a line that begins in bold and is no full sentence."""
-    return text.startswith("#") or (text.startswith("**") and not text.endswith((".", "!", "?", ":")))
+    """Whether a sentence is a Markdown heading, or a line that is bold as a whole and no full sentence."""
+    return ATX.match(text) is not None or _BOLD.fullmatch(text) is not None
 
 
 def is_question(text: str) -> bool:

@@ -113,14 +113,11 @@ def beginning(text: str, limit: int, count: Count) -> int:
 
 
 def ending(text: str, limit: int, count: Count) -> str:
-    """The longest ending of at most `limit` tokens: whole lines, or the words of a last line that is too long.
-
-    A line without blanks, as Chinese is written, is cut between characters.
-    """
+    """The longest ending of at most `limit` tokens: whole lines, else words of its last line, else characters."""
     if count(text) <= limit:
         return text
     last = text.rstrip().rpartition("\n")[2]
-    for parts, separator in ((text.split("\n"), "\n"), (last.split(" "), " ") if " " in last else (list(last), "")):
+    for parts, separator in ((text.split("\n"), "\n"), (last.split(" "), " "), (list(last), "")):
         low, high = 0, len(parts)
         while low < high:
             middle = (low + high) // 2

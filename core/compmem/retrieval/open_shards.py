@@ -18,7 +18,7 @@ import numpy as np
 from compmem.config import Search
 from compmem.errors import StoreError
 from compmem.locks import Lock
-from compmem.retrieval.vector_search import DenseSearch, Scored, dense_search
+from compmem.retrieval.vector_search import DenseSearch, NewestSearch, Scored, dense_search
 from compmem.schema import MemoryBlock, Vectors
 from compmem.store import EVERYTHING, JSON, ShardPart, Snapshot, Store, StoreInfo, TermTotals, verify_shard
 
@@ -83,7 +83,7 @@ class OpenShards:
         self._kind = search
         self._stores: dict[int, Store] = {}
         self._totals = TermTotals()
-        self._searches: dict[int, tuple[int, DenseSearch]] = {}
+        self._searches: dict[int, NewestSearch] = {}
         self._views: dict[str, _View] = {}
         self._guard = Lock()
         threading.Thread(target=self._watch, name="compmem-views", daemon=True).start()
@@ -175,11 +175,11 @@ class OpenShards:
 
     def _search(self, shard: int, snapshot: Snapshot) -> DenseSearch:
         with self._guard:
-            known = self._searches.get(shard)
-            if known is None or known[0] != snapshot.generation:
-                known = (snapshot.generation, dense_search(snapshot.vectors(), self._kind))
-                self._searches[shard] = known
-            return known[1]
+            newest = self._searches.setdefault(shard, NewestSearch())
+        vectors = snapshot.vectors()
+        return newest.of(
+            snapshot.generation, lambda: dense_search(vectors, self._kind), lambda: dense_search(vectors, "exact")
+        )
 
     def _close(self, views: Sequence[str]) -> None:
         with self._guard:

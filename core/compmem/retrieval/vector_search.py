@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from compmem.config import Search
+from compmem.locks import Lock
 from compmem.schema import Vectors
 
 if TYPE_CHECKING:
@@ -104,6 +105,44 @@ def merged(parts: Sequence[Sequence[Scored]], k: int) -> list[Scored]:
     """For each query the k nearest blocks of all parts, each with a row for every query."""
     rows = ([pair for row in own for pair in row] for own in zip(*parts, strict=True))
     return [sorted(row, key=lambda pair: (-pair[1], pair[0]))[:k] for row in rows]
+
+
+class NewestSearch:
+    """The search over the newest generation of a store's vectors, built once for each by one thread.
+
+    Meanwhile other threads search exactly on the CPU, which needs nothing built; so does who holds an older generation.
+    """
+
+    def __init__(self) -> None:
+        self._guard = Lock()
+        self._generation = -1
+        self._search: DenseSearch | None = None
+
+    def of(self, generation: int, build: Callable[[], DenseSearch], exact: Callable[[], DenseSearch]) -> DenseSearch:
+        """The search over this generation.
+
+        Args:
+            generation: The number of the generation; a later one is greater.
+            build: Makes the search; raises what it raises.
+            exact: Makes one that needs no time to build.
+        """
+        with self._guard:
+            if generation == self._generation and self._search is not None:
+                return self._search
+            if generation <= self._generation:
+                return exact()
+            self._generation, self._search = generation, None  # the last one gives back its device memory
+        try:
+            made = build()
+        except BaseException:
+            with self._guard:
+                if self._generation == generation:
+                    self._generation = -1
+            raise
+        with self._guard:
+            if self._generation == generation:
+                self._search = made
+        return made
 
 
 class DeviceSearch(DenseSearch):

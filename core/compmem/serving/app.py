@@ -136,7 +136,7 @@ class _Server:
     async def health(self, request: Request) -> Response:
         """Whether the index can be read."""
         try:
-            await in_thread(self._index.__len__)
+            await asyncio.to_thread(self._index.__len__)  # the threads of questions may all be at work
         except CompMemError:
             logger.exception("the index cannot be read")
             return JSONResponse({"status": "failing"}, 503)

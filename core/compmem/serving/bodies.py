@@ -107,7 +107,7 @@ def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionR
         raise HTTPException(400, "'n' must be 1")
     options = _typed(body, "stream_options", dict, {})
     return QuestionRequest(
-        question=_question(_asked(_typed(body, "messages", list, [])), limits),
+        question=_asked(_typed(body, "messages", list, []), limits),
         filter=_typed(body, "filter", dict | list, None),
         stream=_typed(body, "stream", bool, False),
         include_usage=_typed(options, "include_usage", bool, False),
@@ -135,7 +135,7 @@ def _document(fields: Any, number: int) -> Document:
         raise HTTPException(400, f"documents[{number}]: {error}") from error
 
 
-def _asked(messages: list[Any]) -> str:
+def _asked(messages: list[Any], limits: Limits) -> str:
     """The text of the last user message; a follow-up with the names that it refers to in the messages before."""
     if not all(isinstance(message, dict) for message in messages):
         raise HTTPException(400, "each of 'messages' must be an object")
@@ -145,9 +145,10 @@ def _asked(messages: list[Any]) -> str:
     texts, parts = _texts(messages[places[-1]])
     if len(texts) < parts:
         raise HTTPException(400, "the content of a message must be text")
+    question = _question("\n".join(texts), limits)
     turns = [message for message in messages[: places[-1]] if message.get("role") in ("user", "assistant")]
     history = [{"role": turn["role"], "content": "\n".join(_texts(turn)[0])} for turn in turns[-MOST_TURNS:]]
-    return standalone_question(history, "\n".join(texts))
+    return standalone_question(history, question)
 
 
 def _texts(message: Mapping[str, Any]) -> tuple[list[str], int]:

@@ -1,5 +1,6 @@
 """Runs the HTTP server on Ray Serve: replicas of one application, each of which Ray starts again if it fails."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from compmem.index import MemoryIndex
 from compmem.serving.run import CONNECTIONS, FINISH_SECONDS, TOKENS, Settings, application, check_access, open_index
 from compmem.serving.tokens import Tokens
-from compmem.threads import in_thread
 
 if TYPE_CHECKING:
     from compmem.shard_actors import ShardActors
@@ -46,7 +46,7 @@ class Replica:
         Raises:
             StoreError: The index cannot be read, or another one is in its folder now.
         """
-        await in_thread(self._index.__len__)
+        await asyncio.to_thread(self._index.__len__)  # the threads of questions may all be at work
 
 
 def serve(settings: Settings, host: str, port: int, address: str, shard_actors: int | None = None) -> None:

@@ -5,12 +5,15 @@ The rules are for English. A part that cannot be understood by itself stays in t
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from compmem.text.tokenize import STOPWORDS, content_terms
 
 MOST_PARTS: Final = 5
 """Most questions that a text is split into; one with more is not split."""
+LONGEST: Final = 2_000
+"""Most characters of a text that is split; a longer one is more than questions."""
 
 _LEAST_WORDS: Final = 3
 _ASKING: Final = frozenset("who whom whose what when where why which how".split())
@@ -38,7 +41,10 @@ def question_parts(question: str) -> list[str]:
 
     A part needs another one if it has a pronoun without a name before it, or no name where another part has some.
     """
-    asked = [part for sentence in _sentences(question) for part in _coordinated(sentence)]
+    if len(question) > LONGEST:
+        return [question]
+    each = (part for sentence in _sentences(question) for part in _coordinated(sentence))
+    asked = list(islice(each, MOST_PARTS + 1))
     if not 1 < len(asked) <= MOST_PARTS:
         return [question]
     named = [_has_name(_WORD.findall(part)) for part in asked]
@@ -62,7 +68,8 @@ def _coordinated(sentence: str) -> Iterator[str]:
     """The sentence cut before each "and" that begins another question, and not a relative clause."""
     start = 0
     for found in _AND.finditer(sentence):
-        before, after = _WORD.findall(sentence[start : found.start()]), _WORD.findall(sentence[found.end() :])
+        before = _WORD.findall(sentence, start, found.start())
+        after = [word[0] for word in islice(_WORD.finditer(sentence, found.end()), _LEAST_WORDS)]
         if _begins_question([word.lower() for word in before], after):
             yield sentence[start : found.start()].strip()
             start = found.end()
