@@ -4,7 +4,6 @@ Raises:
     ImportError: `langchain` is not installed.
 """
 
-import html
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired
 
@@ -16,6 +15,7 @@ except ImportError as error:
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.runtime import Runtime
 
+from compmem.text.escaping import escaped
 from langchain_compmem.documents import whole_id
 from langchain_compmem.io_types import ReasonerInput, ReasonerOutput
 from langchain_compmem.reasoner import CompMemReasoner
@@ -99,9 +99,7 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
             return request
         place = _question_at(request.messages)
         sources = ", ".join(dict.fromkeys(whole_id(document) for document in known["context"]))
-        notes = self.notes.format(
-            notes=html.escape(known["working_memory"], quote=False), sources=html.escape(sources, quote=False)
-        )
+        notes = self.notes.format(notes=escaped(known["working_memory"]), sources=escaped(sources))
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
 
 

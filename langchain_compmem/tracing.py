@@ -25,7 +25,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig, patch_config
 
 import compmem
-from compmem import MemoryBlock, Reader, Reading, Request, ScoringReader, Usage, WorkingMemory
+from compmem import MemoryBlock, Reader, ReaderProxy, Reading, Request, Usage, WorkingMemory
 from compmem.threads import in_thread
 from langchain_compmem.chat import CallContext, ChatCalls
 from langchain_compmem.documents import from_chunks
@@ -73,40 +73,6 @@ class QuestionTrace:
             self.chat.call_context = CallContext(patch_config(self.config, callbacks=manager), streamed)
 
 
-@dataclass(slots=True)
-class ReaderProxy:
-    """A reader that forwards every call."""
-
-    inner: Reader
-
-    @property
-    def can_score(self) -> bool:
-        """Whether the inner reader can score blocks."""
-        return isinstance(self.inner, ScoringReader) and self.inner.can_score
-
-    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """The inner reader's scores of the blocks before it reads them; None if it cannot score them."""
-        return self.inner.score_blocks(question, memory, blocks) if isinstance(self.inner, ScoringReader) else None
-
-    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
-        """The inner reader's result for the blocks."""
-        return self.inner.read(question, memory, blocks, **second)
-
-    async def aread(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
-    ) -> Reading:
-        """The inner reader's result for the blocks."""
-        return await self.inner.aread(question, memory, blocks, **second)
-
-    def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
-        """The answer of the inner reader."""
-        return self.inner.write(question, memory)
-
-    def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
-        """The answer of the inner reader."""
-        return self.inner.awrite(question, memory)
-
-
 class TracingReader(ReaderProxy):
     """The traced sync methods."""
 
@@ -115,13 +81,13 @@ class TracingReader(ReaderProxy):
         self.trace = trace
         self.parent = parent
 
-    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool) -> Reading:
+    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **options: bool) -> Reading:
         """The inner reader's result for the blocks, in a run."""
         self.trace.steps += 1
         documents = from_chunks(self.trace.index, [block.chunk for block in blocks])
         self._recalled(self.trace.searched(question, memory), documents)
         with self._run(READING, _seen(question, memory, documents), _tag(self.trace.steps)) as outputs:
-            reading = self.inner.read(question, memory, blocks, **second)
+            reading = self.inner.read(question, memory, blocks, **options)
             outputs.update(_made(reading))
         self.trace.since = perf_counter()
         return reading
@@ -163,14 +129,14 @@ class AsyncTracingReader(ReaderProxy):
         self.parent = parent
 
     async def aread(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **second: bool
+        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **options: bool
     ) -> Reading:
         """The inner reader's result for the blocks, in a run."""
         self.trace.steps += 1
         documents = await in_thread(from_chunks, self.trace.index, [block.chunk for block in blocks])
         await self._recalled(self.trace.searched(question, memory), documents)
         async with self._run(READING, _seen(question, memory, documents), _tag(self.trace.steps)) as outputs:
-            reading = await self.inner.aread(question, memory, blocks, **second)
+            reading = await self.inner.aread(question, memory, blocks, **options)
             outputs.update(_made(reading))
         self.trace.since = perf_counter()
         return reading

@@ -1,43 +1,28 @@
 """A reader that tells when it begins to write, for tracing."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 
-from compmem import MemoryBlock, Reader, Reading, Request, ScoringReader, Usage, WorkingMemory
+from compmem import Reader, ReaderProxy, Request, Usage, WorkingMemory
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedReader:
-    """A reader that forwards every call and tells when it begins to write the answer."""
+class WatchedReader(ReaderProxy):
+    """A reader that tells when it begins to write the answer.
 
-    inner: Reader
-    begin_writing: Callable[[], None]
+    Args:
+        inner: The reader.
+        begin_writing: Called then.
+    """
 
-    @property
-    def can_score(self) -> bool:
-        """Whether the inner reader can score blocks."""
-        return isinstance(self.inner, ScoringReader) and self.inner.can_score
-
-    def score_blocks(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> list[float] | None:
-        """The inner reader's scores of the blocks before it reads them; None if it cannot score them."""
-        return self.inner.score_blocks(question, memory, blocks) if isinstance(self.inner, ScoringReader) else None
-
-    def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **options: bool) -> Reading:
-        """The inner reader's result for the blocks."""
-        return self.inner.read(question, memory, blocks, **options)
-
-    async def aread(
-        self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock], **options: bool
-    ) -> Reading:
-        """`read` for an event loop."""
-        return await self.inner.aread(question, memory, blocks, **options)
+    def __init__(self, inner: Reader, begin_writing: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self.begin_writing = begin_writing
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
         """The answer of the inner reader."""
         self.begin_writing()
-        return self.inner.write(question, memory)
+        return super().write(question, memory)
 
     def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """`write` for an event loop."""
         self.begin_writing()
-        return self.inner.awrite(question, memory)
+        return super().awrite(question, memory)

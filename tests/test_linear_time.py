@@ -17,13 +17,13 @@ from compmem.cli import decoding, formats, html, records
 from compmem.encoder.loading import load_encoder
 from compmem.errors import CompMemError
 from compmem.ingest import chunking
-from compmem.readers import escaping, prompt_budget, replies
+from compmem.readers import prompt_budget, replies
 from compmem.readers.chat import ChatReader, estimate_tokens
 from compmem.readers.outline import is_heading
 from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Answer, Chunk, Document, Evidence, MemoryBlock, Usage, WorkingMemory
 from compmem.store.columns import Column, moment
-from compmem.text import tokenize
+from compmem.text import escaping, tokenize
 from compmem.text.follow_up import standalone_question
 from compmem.text.question_parts import question_parts
 from compmem.text.sentences import sentences

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from compmem.readers.escaping import Unescaper, escaped, unescaped
+from compmem.text.escaping import Unescaper, escaped, unescaped
 from compmem.text.unicode import valid
 
 HOSTILE = [

@@ -15,6 +15,7 @@ from compmem.errors import (
     WorkerError,
 )
 from compmem.listing import Listing
+from compmem.reader_proxy import ReaderProxy
 from compmem.schema import (
     Answer,
     AnswerModels,
@@ -96,6 +97,7 @@ __all__ = [
     "MemoryIndex",
     "Reader",
     "ReaderError",
+    "ReaderProxy",
     "Reading",
     "Recall",
     "RecallConfig",

@@ -20,7 +20,7 @@ def check_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> N
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Refuse a value that is no whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 

@@ -139,18 +139,19 @@ class RecallConfig:
     cite: bool = False
     """Ask a chat model that writes the answer to name its sources by number: `[1]` is the first of `Answer.sources`."""
     writer_blocks: int = 8
-    """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score."""
+    """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score. The
+    parts of a question share them; each has at least one."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
-    """Most steps. None: no limit but the number of blocks."""
+    """Most steps, for each part of a question that has several. None: no limit but the number of blocks."""
     max_seconds: float | None = None
     """Most seconds for the question. A step begins only if there is time for it and for the answer, each estimated by
     the mean time of a step so far. A chat model that has not replied in time is abandoned: an async call is cancelled,
     a sync call continues in its thread. The answer is then what was streamed so far, else quotations, else the notes,
     and `Answer.stop_reason` is "seconds". Of a custom reader, only the async methods can be abandoned."""
     memory_tokens: int = 1024
-    """Most tokens of working memory; the oldest text is cut off."""
+    """Most tokens of working memory, for each part of a question that has several; the oldest text is cut off."""
     prompt_tokens: int | None = None
     """Most tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or read in
     several calls, to fit. None: no limit."""

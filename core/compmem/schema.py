@@ -200,7 +200,7 @@ class MemoryBlock:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recall:
-    """A block that the gate accepted: its chunk and its score in [0, 1]."""
+    """A block with its gate score in [0, 1]."""
 
     chunk: Chunk
     score: float

@@ -4,7 +4,7 @@ The driver is async code with a runner. `Inline` works in the caller's thread an
 the same code without an event loop and without another thread. `Threaded` never blocks the event loop.
 
 A read that has not returned by the deadline (`RecallConfig.max_seconds`) is abandoned, and its step is lost. Writing is
-abandoned too: the answer is then the text that came in time, or else one made without a model, see `_without_model`.
+abandoned too; see `compmem.loop.answering`.
 """
 
 import asyncio

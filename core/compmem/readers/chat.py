@@ -16,10 +16,10 @@ from compmem.checks import check_whole
 from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.chat_model import ChatModel, apieces, pieces
-from compmem.readers.escaping import Unescaper, escaped, unescaped
 from compmem.readers.prompt_budget import LEAST, MARK, Shown, ending, fitted, packed
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
+from compmem.text.escaping import Unescaper, escaped, unescaped
 from compmem.text.tokenize import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from compmem.errors import ReaderError
-from compmem.readers.escaping import unescaped
 from compmem.schema import Request
+from compmem.text.escaping import unescaped
 
 LONGEST_REQUEST: Final = 300
 """Most characters of a search request; the rest is cut off."""
