@@ -239,7 +239,7 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     assert rows.read_bytes().split(b"\n")[:done] == before
     assert rows.read_bytes().count(b"\n") == 20
     assert same(tmp_path / "cut") == same(tmp_path / "whole")
-    with pytest.raises(ValueError, match="has a run with questions=10, not 3"):
+    with pytest.raises(ValueError, match="was measured with questions=10, not 3"):
         sweep(Sweep(out=tmp_path / "cut", **{**given, "questions": 3}))
 
 

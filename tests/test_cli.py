@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -70,6 +71,18 @@ def test_known_documents_cost_nothing_and_changed_ones_replace(docs, tmp_path):
     result = run("add", path, changed, docs / "people.txt")
     assert result.exit_code == 0
     assert re.match(r"1 added or changed, 1 unchanged|2 added or changed, 0 unchanged", result.stdout)
+
+
+def test_an_index_that_another_process_makes_meanwhile_is_added_to(docs, tmp_path, monkeypatch):
+    create = MemoryIndex.create
+
+    def second(path, *args, **options):
+        create(path, IndexConfig()).close()
+        return create(path, *args, **options)
+
+    monkeypatch.setattr(MemoryIndex, "create", second)
+    assert done("add", tmp_path / "a.mem", docs, "--vectors", "int8")["documents"] == 4
+    assert "made with vectors='int8', not 'fp16'" in failed(1, "add", tmp_path / "b", docs, "--vectors", "fp16")
 
 
 def test_documents_come_from_standard_input(tmp_path):
@@ -268,7 +281,9 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, [], "Usage"),
         (2, ["nothing"], "No such command"),
         (2, ["ask"], "Missing argument"),
-        (1, ["ask", "NOWHERE", "q"], "has no index"),
+        (1, ["ask", "NOWHERE", "q"], "/a' has no index: create one with `compmem add`"),
+        (1, ["mcp", "NOWHERE"], "/a' has no index"),
+        (1, ["info", "DOCS"], "has no index: create one with `compmem add`"),
         (1, ["info", "FILE"], "is a file, not the folder of an index"),
         (2, ["add", "FILE", "FILE"], "is a file; an index is a folder"),
         (2, ["add", "DOCS", "FILE"], "is not empty and has no index"),
@@ -281,13 +296,18 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["recall", "INDEX", "q", "--filter", '{"a": {"~": 1}}'], "unknown filter operator '~'"),
         (2, ["delete", "INDEX"], "name the ids"),
         (2, ["ask", "INDEX", "q", "--threshold", "3"], "threshold=3.0"),
-        (2, ["ask", "INDEX", "q", "--reader", "latent"], "latent"),
+        (2, ["ask", "INDEX", "q", "--reader", "latent"], "this index has dense memory"),
         (2, ["ask", "INDEX", "q", "--reader", "chat"], "needs --model"),
         (2, ["ask", "INDEX", "q", "--base-url", "u"], "need --model"),
+        (2, ["mcp", "INDEX", "--api-key-env", "KEY_7"], "need --model"),
+        (2, ["serve", "INDEX", "--replicas", "2"], "--replicas needs --ray"),
+        (2, ["serve", "INDEX", "--shard-actors", "2"], "--shard-actors needs --ray"),
+        (2, ["serve", "INDEX", "--ray", "local", "--processes", "2"], "not both"),
+        (2, ["add", "NEW", "FILE", "--ray", "local", "--workers", "2"], "not both"),
         (2, ["ask", "INDEX", "q", "--model", "m", "--reader", "extractive"], "one of them must be chat"),
-        (2, ["ask", "INDEX", "q", "--cite"], "give --model"),
-        (2, ["ask", "INDEX", "q", "--rounds", "1"], "give --model"),
-        (2, ["serve", "INDEX", "--cite"], "give --model"),
+        (2, ["ask", "INDEX", "q", "--cite"], "--cite is for a chat model: give --model"),
+        (2, ["ask", "INDEX", "q", "--rounds", "1"], "--rounds is for a chat model: give --model"),
+        (2, ["serve", "INDEX", "--cite"], "--cite is for a chat model: give --model"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m"], "'OPENAI_API_KEY' is not set"),
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m", "--api-key-env", "KEY_7"], "'KEY_7' is not set"),
         (1, ["add", "INDEX", "FILE", "--chunk-tokens", "99"], "was made with chunk_tokens=256, not 99"),
@@ -310,6 +330,21 @@ def test_errors_are_one_line_with_an_exit_code(index, docs, tmp_path, monkeypatc
         assert said.count("\n") == 1
 
 
+def test_exit_codes_are_those_that_the_reference_and_the_code_name(index, monkeypatch):
+    texts = sys.modules["compmem.cli.app"].__doc__, Path("docs/command.md").read_text()
+    code, reference = (re.search(r"Exit codes: .*?\.\s", text, re.DOTALL)[0].split() for text in texts)
+    assert code == reference
+    monkeypatch.setattr("compmem.serving.run.open_index", lambda settings: MemoryIndex.open(settings.index))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run("serve", index, "--port", taken.getsockname()[1]).exit_code == 3
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compmem.store.open_store", interrupted)
+    assert run("info", index).exit_code == 130
+
+
 def test_debug_shows_the_traceback(tmp_path):
     result = run("--debug", "info", tmp_path / "nowhere")
     assert type(result.exception).__name__ == "StoreError"
@@ -322,20 +357,8 @@ def test_help_needs_no_heavy_library():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="core")
-    for command in (
-        [],
-        ["add"],
-        ["ask"],
-        ["recall"],
-        ["delete"],
-        ["compact"],
-        ["info"],
-        ["verify"],
-        ["demo"],
-        ["bench"],
-        ["train"],
-    ):
-        result = run(*command, "--help")
+    for command in ["", *"add ask recall delete compact info verify demo bench train".split()]:
+        result = run(*filter(None, [command]), "--help")
         assert result.exit_code == 0
         assert "Usage" in result.stdout
 
@@ -428,28 +451,6 @@ def test_a_chat_endpoint_that_is_not_there_is_named(index):
         told = failed(1, "ask", index, "Who owns Mill House?", *args)
     assert f"error: the chat model failed: ConnectionError: no server answers at {place}" in told
     assert "secret" not in told
-
-
-def test_kv_memory_is_made_and_read_by_a_backbone_in_a_folder(index, docs, tmp_path, saved_model):
-    model = saved_model("qwen2")
-    made = done("add", tmp_path / "kv", docs, "--backbone", model, "--ratio", 2, "--kv", "int8")
-    facts = done("info", tmp_path / "kv")
-    assert facts["documents"] == made["added"] == 4 and facts["kv_bytes"] > 0
-    assert (facts["settings"]["memory"], facts["settings"]["ratio"]) == ("kv", 2)
-    question = "Who pays the insurance?"
-    assert done("ask", tmp_path / "kv", question, "--max-steps", 1, "--threshold", 0)["usage"]["model_calls"] == 1
-    quoted = done("ask", tmp_path / "kv", question, "--reader", "extractive")
-    assert quoted["usage"]["model_calls"] == 0
-    assert "made with ratio=2, not 4" in failed(1, "add", tmp_path / "kv", docs, "--ratio", 4)
-    assert "this index has dense memory" in failed(2, "ask", index, question, "--reader", "latent")
-
-
-def test_a_model_that_fails_leaves_no_index_so_the_corrected_command_works(docs, tmp_path, saved_model):
-    to, absent = tmp_path / "kv", tmp_path / "absent"
-    assert "absent" in run("add", to, docs, "--backbone", absent).stderr
-    assert "absent" in run("add", to, docs, "--encoder", absent).stderr
-    assert not to.exists()
-    assert done("add", to, docs, "--backbone", saved_model("qwen2"), "--ratio", 2)["added"] == 4
 
 
 def test_an_empty_file_of_a_folder_is_left_out_and_a_named_one_is_an_error(tmp_path):

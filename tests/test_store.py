@@ -731,7 +731,7 @@ def test_paths(tmp_path: Path):
         Store.create(file, config={}, dim=None, vectors="int8")
     with pytest.raises(StoreError, match="is a file, not the folder of an index"):
         Store.open(file)
-    with pytest.raises(StoreError, match=r"missing' has no index: create one with MemoryIndex.create"):
+    with pytest.raises(StoreError, match=r"missing' has no index: create one with `compmem add` or MemoryIndex.create"):
         Store.open(tmp_path / "missing")
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "chunks-000000.bin").touch()

@@ -218,6 +218,45 @@ def test_an_evaluation_writes_its_figures_and_goes_on_where_it_stopped(trained, 
         Evaluation(start=tmp_path, out=tmp_path, tasks=("world-9hop",))
 
 
+def test_an_evaluation_continues_only_what_is_its_own_and_whole(trained, recipe, tmp_path, monkeypatch):
+    out = tmp_path / "e.json"
+    made = {
+        "start": recipe / "two" / "backbone", "out": out, "tasks": ("world-1hop",), "lengths": (300,), "questions": 2,
+        "chunk_tokens": 64, "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "max_steps": 2,
+    }  # fmt: skip
+    [line] = train(Evaluation(**made))["lines"]
+    before = out.read_text()
+    for change in ({"seed": 1}, {"ratio": 2}, {"questions": 3}, {"split": "train"}, {"max_steps": 1}):
+        [(name, value)] = change.items()
+        with pytest.raises(ValueError, match=rf"e.json' was measured with .*{name}=.*, not {value!r}"):
+            train(Evaluation(**made | change))
+    with pytest.raises(ValueError, match="questions=2, not 3; seed=0, not 1: choose"):
+        train(Evaluation(**made | {"questions": 3, "seed": 1}))
+    retrained = tmp_path / "retrained"
+    backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
+    with torch.no_grad():
+        backbone.decoder.embed_tokens.weight.add_(1)
+    backbone.save(retrained)
+    with pytest.raises(ValueError, match=r"fingerprint='.*', not '.*'; start='.*two/backbone', not '.*retrained'"):
+        train(Evaluation(**made | {"start": retrained}))
+    assert out.read_text() == before
+
+    write = Path.write_text
+
+    def killed(file, text, **options):
+        write(file, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(Evaluation(**made | {"tasks": ("world-1hop", "world-2hop")}))
+    monkeypatch.undo()
+    assert train(Evaluation(**made))["lines"] == json.loads(out.read_text())["lines"] == [line]
+    out.write_text(before[: len(before) // 2])
+    with pytest.raises(ValueError, match=r"e.json' is no result of this measurement: choose another place"):
+        train(Evaluation(**made))
+
+
 def test_an_evaluation_asks_the_questions_of_a_set(trained, recipe, tmp_path):
     file = tmp_path / "set.jsonl"
     towns = ("Ulm", "Kiel", "Bonn")
@@ -233,9 +272,12 @@ def test_an_evaluation_asks_the_questions_of_a_set(trained, recipe, tmp_path):
     ))  # fmt: skip
     made = {"start": recipe / "two" / "backbone", "out": tmp_path / "e.json", "lengths": (200,), "chunk_tokens": 64,
             "memory_tokens": 8, "answer_tokens": 4, "device": "cpu", "questions": 2, "max_steps": 2}  # fmt: skip
-    [line] = train(Evaluation(**made, tasks=("questions",), file=file))["lines"]
+    train(Evaluation(**made, tasks=("world-1hop",)))
+    _, line = train(Evaluation(**made, tasks=("world-1hop", "questions"), file=file))["lines"]
     assert (line["task"], line["questions"]) == ("questions", 2)
     assert line["blocks"] > 2
+    with pytest.raises(ValueError, match=r"file='.*set.jsonl', not '.*other.jsonl': choose"):
+        train(Evaluation(**made, tasks=("questions",), file=tmp_path / "other.jsonl"))
     with pytest.raises(ValueError, match="the task 'questions' needs a file"):
         Evaluation(**made, tasks=("questions",))
 

@@ -1,6 +1,7 @@
 """The command itself: sub-commands, errors and exit codes.
 
-Exit codes: 0 success, 1 failure or problems found, 2 wrong usage. Heavy libraries are imported inside the commands, so
+Exit codes: 0 done, 1 something failed or problems were found, 2 called wrongly, 3 `serve` cannot listen on its port
+(1 with --ray), 130 interrupted (0 for `serve`). Heavy libraries are imported inside the commands, so that
 `compmem --help` is fast.
 """
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.trace import printable
 
@@ -99,3 +101,37 @@ def parse_filter(text: str | None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--filter is not JSON ({error}): {text[:200]!r}") from error
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def chat_arguments(
+    config: RecallConfig, model: str | None, base_url: str | None, api_key_env: str | None
+) -> dict[str, Any] | None:
+    """The arguments of the chat model's `Endpoint`; None without one.
+
+    Raises:
+        typer.BadParameter: An option needs a chat model and there is none, or it neither reads nor writes.
+    """
+    if model is not None:
+        if not config.uses_chat:
+            raise typer.BadParameter("--model with --reader or --writer: one of them must be chat")
+        return {"model": model, "base_url": base_url, "api_key_env": api_key_env}
+    if "chat" in (config.reader, config.writer):
+        raise typer.BadParameter("--reader or --writer chat needs --model")
+    if base_url or api_key_env:
+        raise typer.BadParameter("--base-url and --api-key-env need --model")
+    if config.cite or config.rounds:
+        raise typer.BadParameter(f"{'--cite' if config.cite else '--rounds'} is for a chat model: give --model")
+    return None
+
+
+def chat_model(config: RecallConfig, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
+    """The chat model, or None. Raises what `chat_arguments` and `Endpoint` raise."""
+    arguments = chat_arguments(config, model, base_url, api_key_env)
+    from compmem.readers.endpoint import Endpoint  # imports torch, which --help does not need
+
+    return None if arguments is None else Endpoint(**arguments)

@@ -14,7 +14,7 @@ import compmem
 from compmem.as_json import answer_json
 from compmem.cli.app import app, out, write_json
 from compmem.cli.demo_docs import documents
-from compmem.cli.index_commands import opened, progress
+from compmem.cli.index_commands import progress
 from compmem.cli.query_commands import AsJson, BackboneBase, Device, follow, last
 from compmem.schema import Answer
 from compmem.trace import as_page
@@ -105,7 +105,8 @@ def demo(
     """
     started = time.perf_counter()
     console = out()
-    with opened(index, {}, compmem.RuntimeConfig(device=device)) as memory:
+    made, runtime = compmem.MemoryIndex, compmem.RuntimeConfig(device=device)
+    with made.create(runtime=runtime) if index is None else made.open_or_create(index, runtime=runtime) as memory:
         if others := {info.id for info in memory.documents()} - {document.id for document in documents()}:
             raise typer.BadParameter(f"it holds other documents, such as {min(others)!r}", param_hint="--index")
         added = add_documents(memory)

@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,7 +18,7 @@ from rich.text import Text
 import compmem
 from compmem.as_json import document_json
 from compmem.cli import inputs, render
-from compmem.cli.app import app, err, fail, out, parse_filter, write_json
+from compmem.cli.app import app, err, fail, given, out, parse_filter, write_json
 from compmem.cli.query_commands import AllowDownload, AsJson, BackboneBase, Device, Filter, IndexPath
 from compmem.schema import Document
 from compmem.trace import printable
@@ -82,44 +82,17 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add documents to an index, made where there is none; known ones are kept, and changed ones replaced."""
-    form = next((known for known in inputs.FORMATS if known == stdin_format), None)
-    if form is None:
-        raise typer.BadParameter(f"--stdin-format {stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
-    if workers is not None and ray is not None:
-        raise typer.BadParameter("give --workers or --ray, not both")
-    given = {
-        "encoder": encoder, "chunk_tokens": chunk_tokens, "vectors": vectors,
-        "memory": "kv" if backbone else None, "backbone": backbone, "ratio": ratio,
-        "kv_pruning": kv_pruning, "kv_window": kv_window, "kv": kv,
-    }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
+    adding = _Adding(
+        index=index, paths=paths, stdin_format=stdin_format, shards=shards, workers=workers, ray=ray, prune=prune,
+        settings=given(
+            encoder=encoder, chunk_tokens=chunk_tokens, vectors=vectors, memory="kv" if backbone else None,
+            backbone=backbone, ratio=ratio, kv_pruning=kv_pruning, kv_window=kv_window, kv=kv,
+        ),
+        runtime=compmem.RuntimeConfig(device=device, backbone_base=backbone_base), allow_download=allow_download,
+    )  # fmt: skip
     errors: list[str] = []
-
-    def report(error: inputs.InputError) -> None:
-        errors.append(str(error))
-        fail(str(error))
-
     started = time.perf_counter()
-    with progress() as bar, _readers(workers) as each, _cluster(ray) as distributed:
-        files = bar.track(list(inputs.files(paths, report=report)), description="compressing")
-        stdin = sys.stdin.buffer
-        found = inputs.documents(files, base=base_of(index), report=report, stdin=stdin, stdin_format=form, each=each)
-        first = list(islice(found, 1))
-        if not first and not errors:
-            report(inputs.InputError(f"nothing to add: no file with text in {', '.join(paths)}"))
-        if not first and not index.exists():
-            counts = {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
-        else:
-            check = workers is None and ray is None  # otherwise the models may be on other machines alone
-            runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
-            with opened(
-                index, settings, runtime, allow_download=allow_download, shards=shards, check_models=check
-            ) as memory:
-                seen = _Seen(memory)
-                added = _added(memory, map(seen.one, chain(first, found)), bar, workers, distributed)
-                pruned = {"deleted": memory.delete(_gone(memory, paths, base_of(index), seen.ids))} if prune else {}
-                documents = memory.info().documents
-                counts = {"added": added, "unchanged": seen.count - added, **pruned, "documents": documents}
+    counts = adding.run(errors)
     seconds = time.perf_counter() - started
     if as_json:
         write_json({**counts, "errors": errors, "seconds": seconds})
@@ -134,39 +107,98 @@ def add(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _readers(workers: int | None) -> Iterator[inputs.Each | None]:
-    """Reads files in so many other processes; None: in this one."""
-    if workers is None:
-        yield None
-        return
-    from compmem.ingest.workers import Workers
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Adding:
+    """What `add` was told to do."""
 
-    with Workers(workers) as readers:
-        yield readers.each
+    index: Path
+    paths: list[str]
+    stdin_format: str
+    settings: dict[str, Any]
+    """Those fields of `IndexConfig` that were given; an index that is there must have been made with them."""
+    shards: int | None
+    workers: int | None
+    ray: str | None
+    prune: bool
+    runtime: "compmem.RuntimeConfig"
+    allow_download: bool
 
+    def __post_init__(self) -> None:
+        if self.stdin_format not in inputs.FORMATS:
+            raise typer.BadParameter(f"--stdin-format {self.stdin_format!r} must be one of {', '.join(inputs.FORMATS)}")
+        if self.workers is not None and self.ray is not None:
+            raise typer.BadParameter("give --workers or --ray, not both")
 
-@contextmanager
-def _cluster(address: str | None) -> Iterator[Any]:
-    """The module that builds on Ray, connected to the cluster before an index is made; None without an address."""
-    if address is None:
-        yield None
-        return
-    from compmem import distributed
+    def run(self, errors: list[str]) -> dict[str, int]:
+        """Adds the documents and returns their numbers; appends what could not be read to `errors`."""
 
-    with distributed.connected(address):
-        yield distributed
+        def report(error: inputs.InputError) -> None:
+            errors.append(str(error))
+            fail(str(error))
 
+        with progress() as bar, self._readers() as each:
+            files = bar.track(list(inputs.files(self.paths, report=report)), description="compressing")
+            base, stdin, form = base_of(self.index), sys.stdin.buffer, cast("inputs.Format", self.stdin_format)
+            found = inputs.documents(files, base=base, report=report, stdin=stdin, stdin_format=form, each=each)
+            first = list(islice(found, 1))
+            if not first and not errors:
+                report(inputs.InputError(f"nothing to add: no file with text in {', '.join(self.paths)}"))
+            if not first and not self.index.exists():
+                return {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
+            with self._opened() as memory:
+                seen = _Seen(memory)
+                added = self._added(memory, map(seen.one, chain(first, found)), bar)
+                pruned = {"deleted": memory.delete(_gone(memory, self.paths, base, seen.ids))} if self.prune else {}
+                documents = memory.info().documents
+        return {"added": added, "unchanged": len(seen.ids) - added, **pruned, "documents": documents}
 
-def _added(
-    memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress, workers: int | None, distributed: Any
-) -> int:
-    if distributed is None:
-        return memory.add(documents, workers=workers)
-    dataset = distributed.dataset_of(documents)
-    task = bar.add_task("committed", total=None)
-    added: int = distributed.add_dataset(memory, dataset, on_batch=lambda count: bar.advance(task, count))
-    return added
+    @contextmanager
+    def _readers(self) -> Iterator[inputs.Each | None]:
+        """Reads files in other processes; None: in this one. A cluster is connected before an index is made."""
+        if self.ray is not None:
+            from compmem import distributed
+
+            with distributed.connected(self.ray):
+                yield None
+        elif self.workers is not None:
+            from compmem.ingest.workers import Workers
+
+            with Workers(self.workers) as readers:
+                yield readers.each
+        else:
+            yield None
+
+    def _opened(self) -> "compmem.MemoryIndex":
+        """The index, made where there is none. A model that is given by name may be fetched.
+
+        `MemoryIndex.open_or_create` also compares the settings that were not given, and does not try the models.
+        """
+        from compmem.index import MemoryIndex
+        from compmem.store import store_exists
+
+        if not store_exists(self.index):
+            config = compmem.IndexConfig(**self.settings)
+            check = self.workers is None and self.ray is None  # otherwise the models may be on other machines alone
+            try:
+                return MemoryIndex.create(
+                    self.index, config, runtime=self.runtime, shards=self.shards, check_models=check
+                )
+            except ValueError:
+                if not store_exists(self.index):  # otherwise another process has just made it
+                    raise
+        models = {name: self.settings[name] for name in ("encoder", "backbone") if name in self.settings}
+        memory = MemoryIndex.open(self.index, runtime=self.runtime, allow_download=self.allow_download, **models)
+        memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
+        return memory
+
+    def _added(self, memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress) -> int:
+        if self.ray is None:
+            return memory.add(documents, workers=self.workers)
+        from compmem import distributed
+
+        dataset = distributed.dataset_of(documents)
+        task = bar.add_task("committed", total=None)
+        return distributed.add_dataset(memory, dataset, on_batch=lambda count: bar.advance(task, count))
 
 
 @app.command()
@@ -276,17 +308,15 @@ def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class _Seen:
-    """Documents on their way into an index: counted, with a warning where a file takes over the id of another."""
+    """Documents on their way into an index: their ids, and a warning where a file takes over the id of another."""
 
     def __init__(self, memory: "compmem.MemoryIndex") -> None:
-        self.count = 0
         self.ids: set[str] = set()
         self._memory = memory
         self._warned: set[tuple[str, str]] = set()
 
     def one(self, document: Document) -> Document:
         """The document as it is."""
-        self.count += 1
         self.ids.add(document.id)
         if (known := self._memory.metadata(document.id)) is not None:
             before, now = str(known.get("path", "elsewhere")), str(document.metadata["path"])
@@ -342,38 +372,8 @@ def _path(document: Any) -> str:
 def progress() -> Progress:
     """A bar on standard error, where that is a terminal."""
     console = err()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def opened(
-    path: Path | None,
-    settings: dict[str, Any],
-    runtime: "compmem.RuntimeConfig",
-    *,
-    allow_download: bool = False,
-    shards: int | None = None,
-    check_models: bool = False,
-) -> "compmem.MemoryIndex":
-    """The index in a folder, made where there is none; settings given must be those it was made with.
-
-    A model that is given by name may be fetched. With `check_models`, no folder is made if a model fails.
-    """
-    from compmem.store import store_exists
-
-    if path is None or not store_exists(path):
-        config = compmem.IndexConfig(**settings)
-        return compmem.MemoryIndex.create(path, config, runtime=runtime, shards=shards, check_models=check_models)
-    models = {name: settings[name] for name in ("encoder", "backbone") if name in settings}
-    memory = compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download, **models)
-    memory.check_made_with({name: value for name, value in settings.items() if name not in models}, shards)
-    return memory
 
 
 def _store(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,8 @@ from rich.text import Text
 import compmem
 from compmem.as_json import answer_json, recall_json
 from compmem.cli import render
-from compmem.cli.app import app, err, out, parse_filter, write_json
-from compmem.config import ReaderName, RecallMethod, WriterName
+from compmem.cli.app import app, chat_model, err, given, out, parse_filter, write_json
+from compmem.config import ReaderName, RecallConfig, RecallMethod, WriterName
 from compmem.schema import Answer, AnswerToken, Event, Step
 from compmem.trace import as_page, printable
 
@@ -43,15 +43,15 @@ BackboneBase = Annotated[
 ReaderOption = Annotated[
     ReaderName | None,
     typer.Option(
-        help="Who reads in every step: quotes, the chat model, or the index's own backbone. Default: the backbone "
-        "if the index has KV memory and no --model is given, else quotes."
+        help="Who reads in every step: quotes, the chat model, or the index's own backbone. Default: quotes; the "
+        "backbone if it was trained for the loop and neither --model nor --writer is given."
     ),
 ]
 WriterOption = Annotated[
     WriterName | None,
     typer.Option(
-        help="Who writes the answer from the recalled blocks. Default: the chat model if --model is given and no "
-        "--reader; else the reader, from its notes."
+        help="Who writes the answer from the recalled blocks. Default without --reader: the chat model if --model is "
+        "given, else the backbone of KV memory; otherwise the reader, from its notes."
     ),
 ]
 BaseUrl = Annotated[
@@ -95,17 +95,12 @@ def ask(
     """Answer a question from the index, step by step, with sources."""
     if page is not None and not page.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {str(page.parent)!r}", param_hint="--page")
-    wanted = "chat" in (reader, writer) or (model is not None and reader is None and writer is None)
-    chat = _chat(wanted, model, base_url, api_key_env)
-    if chat is None and (cite or rounds):
-        raise typer.BadParameter("--cite and --rounds are for a chat model: give --model")
-    config = compmem.RecallConfig(
-        reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds,
-        cite=cite,
+    config = RecallConfig(
+        reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds, cite=cite,
+        **given(max_steps=max_steps),
     )  # fmt: skip
-    config = config if max_steps is None else config.replace(max_steps=max_steps)
-    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
-    with open_index(index, runtime, allow_download) as opened:
+    chat = chat_model(config, model, base_url, api_key_env)
+    with open_index(index, device, backbone_base, allow_download) as opened:
         events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
         answer = last(events) if as_json else follow(out(), events, trace=trace)
     if as_json:
@@ -131,8 +126,7 @@ def recall(
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks that a question needs, best first; no answer is written."""
-    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
-    with open_index(index, runtime, allow_download) as opened:
+    with open_index(index, device, backbone_base, allow_download) as opened:
         found = opened.recall(question, k, method=method, min_score=min_score, filter=parse_filter(filter))
     if as_json:
         write_json([recall_json(r) for r in found])
@@ -142,9 +136,10 @@ def recall(
         out().print("Nothing was found.")
 
 
-def open_index(path: Path, runtime: "compmem.RuntimeConfig", allow_download: bool) -> "compmem.MemoryIndex":
+def open_index(path: Path, device: str | None, backbone_base: str | None, download: bool) -> "compmem.MemoryIndex":
     """The index in a folder."""
-    return compmem.MemoryIndex.open(path, runtime=runtime, allow_download=allow_download)
+    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
+    return compmem.MemoryIndex.open(path, runtime=runtime, allow_download=download)
 
 
 def last(events: Iterator[Event]) -> Answer:
@@ -181,17 +176,3 @@ def follow(console: Console, events: Iterator[Event], *, trace: bool, kept_only:
                 render.footer(console, event)
             return event
     raise AssertionError("the events end with the answer")
-
-
-def _chat(wanted: bool, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
-    if wanted:
-        if model is None:
-            raise typer.BadParameter("--reader or --writer chat needs --model")
-        from compmem.readers.endpoint import Endpoint  # imports torch, which --help does not need
-
-        return Endpoint(model, base_url=base_url, api_key_env=api_key_env)
-    if model or base_url or api_key_env:
-        raise typer.BadParameter(
-            "--base-url and --api-key-env need --model, and with --reader or --writer, one of them must be chat"
-        )
-    return None

@@ -1,14 +1,13 @@
 """`compmem serve` and `compmem mcp`: an index for other programs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-import compmem
-from compmem.cli.app import app
+from compmem.cli.app import app, chat_arguments, chat_model, given
 from compmem.cli.query_commands import AllowDownload, BackboneBase, BaseUrl, Device, IndexPath, KeyOption, open_index
-from compmem.schema import AnswerModels
+from compmem.config import RecallConfig
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers; its name at the endpoint.")]
 
@@ -74,22 +73,15 @@ def serve(
     """Serve an index over HTTP: /v1/chat/completions as in the OpenAI API, /recall, /answer, /documents, /health."""
     from compmem.serving import run
 
-    if cite and model is None:
-        raise typer.BadParameter("--cite is for a chat model: give --model")
-    if ray is None and replicas is not None:
-        raise typer.BadParameter("--replicas needs --ray")
-    if ray is None and shard_actors is not None:
-        raise typer.BadParameter("--shard-actors needs --ray")
-    if ray is not None and processes != 1:
-        raise typer.BadParameter("give --processes or --ray with --replicas, not both")
-    limits = {
-        "waiting": waiting, "wait_seconds": wait_seconds, "answer_seconds": answer_seconds, "body_bytes": body_bytes,
-        **({} if at_once is None else {"at_once": at_once}),
-    }  # fmt: skip
+    chat = chat_arguments(RecallConfig(cite=cite), model, base_url, api_key_env)
+    limits = given(
+        at_once=at_once, waiting=waiting, wait_seconds=wait_seconds, answer_seconds=answer_seconds,
+        body_bytes=body_bytes,
+    )  # fmt: skip
     settings = run.Settings(
-        index=str(index), tokens=None if tokens is None else str(tokens), chat=_chat(model, base_url, api_key_env),
-        cite=cite, device=device, backbone_base=backbone_base, allow_download=allow_download, read_only=read_only,
-        limits=limits, processes=processes if ray is None else 2 if replicas is None else replicas,
+        index=str(index), tokens=None if tokens is None else str(tokens), chat=chat, cite=cite, device=device,
+        backbone_base=backbone_base, allow_download=allow_download, read_only=read_only, limits=limits,
+        processes=_processes(ray, processes, replicas, shard_actors),
     )  # fmt: skip
     if ray is None:
         run.serve(settings, host, port)
@@ -97,6 +89,17 @@ def serve(
         from compmem.serving import on_ray
 
         on_ray.serve(settings, host, port, ray, shard_actors)
+
+
+def _processes(ray: str | None, processes: int, replicas: int | None, shard_actors: int | None) -> int:
+    """How many processes, or replicas on Ray Serve, answer."""
+    if ray is None and replicas is not None:
+        raise typer.BadParameter("--replicas needs --ray")
+    if ray is None and shard_actors is not None:
+        raise typer.BadParameter("--shard-actors needs --ray")
+    if ray is not None and processes != 1:
+        raise typer.BadParameter("give --processes or --ray with --replicas, not both")
+    return processes if ray is None else 2 if replicas is None else replicas
 
 
 @app.command()
@@ -111,18 +114,8 @@ def mcp(
     allow_download: AllowDownload = False,
 ) -> None:
     """Serve an index to an agent by the Model Context Protocol, on standard input and output."""
-    from compmem.readers import Endpoint
     from compmem.serving.tools import create_tools
 
-    given = _chat(model, base_url, api_key_env)
-    models: AnswerModels = {} if given is None else {"chat": Endpoint(**given)}
-    runtime = compmem.RuntimeConfig(device=device, backbone_base=backbone_base)
-    with open_index(index, runtime, allow_download) as opened:
-        create_tools(opened, read_only=read_only, **models).run("stdio")
-
-
-def _chat(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, Any] | None:
-    """The arguments of the chat model's endpoint."""
-    if model is None and (base_url or api_key_env):
-        raise typer.BadParameter("--base-url and --api-key-env need --model")
-    return None if model is None else {"model": model, "base_url": base_url, "api_key_env": api_key_env}
+    chat = chat_model(RecallConfig(), model, base_url, api_key_env)
+    with open_index(index, device, backbone_base, allow_download) as opened:
+        create_tools(opened, read_only=read_only, chat=chat).run("stdio")

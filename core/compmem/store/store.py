@@ -119,7 +119,7 @@ class Store:
             if folder.has_segments():
                 raise StoreError(f"{str(path)!r} has an index without its {folder.manifest.name}: it cannot be opened")
             raise StoreError(
-                f"{str(path)!r} has no index: create one with MemoryIndex.create({str(path)!r}) or `compmem add`"
+                f"{str(path)!r} has no index: create one with `compmem add` or MemoryIndex.create({str(path)!r})"
             )
         manifest = Manifest(folder)
         try:

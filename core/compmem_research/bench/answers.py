@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,12 +23,10 @@ from compmem_research.bench.digests import digest, gate_digest
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
 from compmem_research.tasks.multihop import Question, read_corpus
+from compmem_research.training.engine.resume import Key, Row, Rows
 
-Row = dict[str, Any]
-"""The measurements of one question and system."""
-
-Key = tuple[str, str, str]
-"""Fingerprint, question and system of a row."""
+KEY = ("fingerprint", "id", "system")
+"""What identifies a row."""
 
 KEPT = 200
 """Most characters of an answer stored in a row."""
@@ -78,51 +76,6 @@ class Settings:
         return digest(json.dumps(decisive, sort_keys=True).encode())
 
 
-@dataclass(slots=True)
-class Rows:
-    """The JSONL file of a run."""
-
-    file: Path
-    rows: dict[Key, Row] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, file: Path) -> "Rows":
-        """The rows so far; a truncated last line is dropped.
-
-        Raises:
-            ValueError: A line is not a row.
-        """
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            return cls(file)
-        data = file.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):  # the run was killed while writing a line
-            file.write_bytes(whole)
-        kept = cls(file)
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-                kept.rows[_key(row)] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}:{number}: no row of this measurement ({error})") from error
-        return kept
-
-    def done(self) -> set[Key]:
-        """The questions and systems that are measured already."""
-        return set(self.rows)
-
-    def of(self, keys: set[Key]) -> list[Row]:
-        """The rows of these questions and systems."""
-        return [row for key, row in self.rows.items() if key in keys]
-
-    def add(self, row: Row) -> None:
-        """Adds a row, also to the file."""
-        self.rows[_key(row)] = row
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
-
-
 @dataclass(frozen=True, slots=True)
 class _Task:
     """One file of questions with its indexed passages."""
@@ -166,13 +119,12 @@ def measure(
         ValueError: A file has a broken line, or no question.
     """
     report_error = report_error or _to_stderr
-    kept, failed = Rows.open(rows), 0
+    kept, failed = Rows.open(rows, KEY), 0
     with ExitStack() as opened:
         pairs = list(zip(data, corpora, strict=True))
         tasks = [_task(settings, complete, indices, file, corpus, opened) for file, corpus in pairs]
-        done = kept.done()
         for task, question, name in _turns(tasks):
-            if (task.fingerprint, question.id, name) in done:
+            if (task.fingerprint, question.id, name) in kept.by_key:
                 continue
             try:
                 kept.add({"fingerprint": task.fingerprint, "data": task.name, **_asked(task, question, name)})
@@ -232,10 +184,6 @@ def _asked(task: _Task, question: Question, name: str) -> Row:
     if checkable and reply.context:
         row["in_context"] = sub_em("\n".join(reply.context), question.answers)
     return row
-
-
-def _key(row: Row) -> Key:
-    return str(row["fingerprint"]), str(row["id"]), str(row["system"])
 
 
 def _to_stderr(line: str) -> None:

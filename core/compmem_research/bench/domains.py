@@ -21,6 +21,7 @@ from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figur
 from compmem_research.bench.styles import UNCHANGED, styled
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.multihop import Question, read_corpus
+from compmem_research.training.engine.resume import resumed, write_whole
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 QUESTIONS, CORPUS, UNANSWERABLE = "_questions", "_corpus", "_unanswerable"
@@ -37,10 +38,10 @@ class DataSet:
     questions: tuple[Path, ...]
     corpus: Path | None = None
 
-    def parse_windows(self) -> dict[str, str]:
+    def files(self) -> dict[str, str]:
         """The first 16 digits of each file's SHA-256, by its name."""
-        files = (*self.questions, *([self.corpus] if self.corpus else []))
-        return {f.name: digest(f.read_bytes()) for f in files}
+        read = (*self.questions, *([self.corpus] if self.corpus else []))
+        return {f.name: digest(f.read_bytes()) for f in read}
 
 
 @dataclass(slots=True)
@@ -60,33 +61,19 @@ class Results:
             ValueError: The file is not such a result, or has other settings or another machine.
         """
         here = machine()
-        if not file.exists():
-            return cls(file, settings, here)
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            before, sets = {**kept["settings"], "machine": kept["machine"]}, kept["sets"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(file)!r} is no result of this measurement: choose another file") from error
-        for name, value in {**settings, "machine": here}.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{str(file)!r} was measured with {name}={before.get(name)!r}, not {value!r}: choose another file, "
-                    "or remove it"
-                )
-        return cls(file, settings, here, sets)
+        now = {**settings, "machine": here}
+        sets = resumed(file, now, lambda kept: ({**kept["settings"], "machine": kept["machine"]}, kept["sets"]))
+        return cls(file, settings, here, sets or [])
 
-    def holds(self, name: str, style: str, parse_windows: Mapping[str, str]) -> bool:
+    def holds(self, name: str, style: str, files: Mapping[str, str]) -> bool:
         """Whether a set with these files is measured in that style."""
-        return any((s["set"], s["style"], s["files"]) == (name, style, parse_windows) for s in self.sets)
+        return any((s["set"], s["style"], s["files"]) == (name, style, files) for s in self.sets)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Adds an entry, also to the file; it replaces an earlier one of the same set and style."""
         self.sets = [s for s in self.sets if (s["set"], s["style"]) != (entry["set"], entry["style"])]
         self.sets.append(entry)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f"{self.file.name}.part")
-        part.write_text(json.dumps(self.shown(), indent=1) + "\n", encoding="utf-8")
-        part.replace(self.file)
+        write_whole(self.file, json.dumps(self.shown(), indent=1) + "\n")
 
     def shown(self) -> dict[str, Any]:
         """The content of the file."""
@@ -144,8 +131,8 @@ def measure(
     settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": gate_digest()}
     results = Results.open(out, settings)
     for each in find_sets(paths):
-        parse_windows = each.parse_windows()
-        missing = [style for style in styles if not results.holds(each.name, style, parse_windows)]
+        files = each.files()
+        missing = [style for style in styles if not results.holds(each.name, style, files)]
         if not missing:
             continue
         task = read_corpus(each.questions, each.corpus)
@@ -157,7 +144,7 @@ def measure(
             index.recall(asked[0].question, 2)  # loads the models, so that no system's time includes it
             for style in missing:
                 results.add({
-                    "set": each.name, "style": style, "files": parse_windows, "questions": len(asked),
+                    "set": each.name, "style": style, "files": files, "questions": len(asked),
                     "unanswerable": sum(not q.gold for q in asked), "passages": len(task.passages),
                     "index_seconds": seconds,
                     "systems": by_systems(index, [replace(q, question=styled(q.question, style, seed)) for q in asked]),

@@ -22,12 +22,13 @@ from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
 from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
-from compmem_research.bench.answers import Row, Rows
+from compmem_research.bench.answers import KEY
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.digests import digest
 from compmem_research.bench.fusion_report import Condition, summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
+from compmem_research.training.engine.resume import Key, Row, Rows
 
 TRAINED: Final = "trained"
 """What stands for the pruning of a backbone with trained memory."""
@@ -121,7 +122,7 @@ def measure(
     Raises:
         ValueError: A file has a broken line or no question with two gold paragraphs.
     """
-    kept = Rows.open(rows)
+    kept = Rows.open(rows, KEY)
     asked = {file.name.split(".")[0]: _answer(file, settings, models, kept) for file in files}
     own = {name: model.memory.pruning for name, model in models.items() if model.memory.trained}
     made: dict[str, Any] = {"data": ", ".join(asked), "models": list(models), "settings": asdict(settings)}
@@ -131,23 +132,21 @@ def measure(
     return made
 
 
-def _answer(
-    file: Path, settings: Settings, models: Mapping[str, Backbone], kept: Rows
-) -> set[tuple[str, str, str]]:  # fmt: skip
+def _answer(file: Path, settings: Settings, models: Mapping[str, Backbone], kept: Rows) -> set[Key]:
     """Answer the questions of a set that have no row yet; returns the keys of all its rows."""
     corpus, data = read_corpus(file), file.read_bytes()
     questions = [q for q in corpus.questions if q.answers[0].strip() and len(q.gold) > 1]
     if not questions:
         raise ValueError(f"{file}: no question with two gold paragraphs")
     Random(settings.seed).shuffle(questions)
-    asked, marks = set[tuple[str, str, str]](), {n: settings.fingerprint(data, m) for n, m in models.items()}
+    asked, marks = set[Key](), {n: settings.fingerprint(data, m) for n, m in models.items()}
     for question in questions[: settings.limit]:
         for name, model in models.items():
             answering = _Answering(model, settings, corpus, question)
             for condition in _conditions(settings, name, model):
                 key = (marks[name], question.id, condition.system)
                 asked.add(key)
-                if key not in kept.done():
+                if key not in kept.by_key:
                     kept.add({"fingerprint": key[0], "system": key[2]} | answering.row(condition))
     return asked
 

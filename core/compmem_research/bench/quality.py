@@ -144,14 +144,13 @@ def _question(
     scan_until: int, report_error: Callable[[str], None], given_up: set[tuple[str, str]],
 ) -> None:  # fmt: skip
     sample, before = samples[number], samples[number - 1].question
-    done = run.done()
     with Memories(sample, models, scan_until=scan_until) as memories:
         for one in entrants:
-            if (cell, sample.id, one.name) in done or (cell, one.name) in given_up:
+            if (cell, sample.id, one.name) in run.rows.by_key or (cell, one.name) in given_up:
                 continue
             try:
                 row = measure(one, memories.of(one), sample, models, before=before)
-                run.add({"cell": cell, **row})
+                run.rows.add({"cell": cell, **row})
             except (CompMemError, ValueError, MemoryError, OSError) as error:
                 given_up.add((cell, one.name))
                 _record_failure(run, report_error, cell, one.name, error)

@@ -1,7 +1,6 @@
 """A run: a folder with its settings, its machine, one line for each question and system, and their means.
 
-A row is written and flushed when its question is done, so an interrupted run can be continued. A truncated line is
-dropped, and its question is repeated.
+A row is written when its question is done, so an interrupted run can be continued.
 """
 
 import json
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compmem_research.bench.machine import command, machine
-from compmem_research.bench.measuring import Row
 from compmem_research.bench.scores import summary
+from compmem_research.training.engine.resume import Rows, resumed, write_whole
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 
@@ -26,7 +25,7 @@ class Run:
 
     folder: Path
     config: Mapping[str, Any]
-    rows: list[Row] = field(default_factory=list)
+    rows: Rows
     notes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Facts of each cell, besides its rows."""
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -40,37 +39,17 @@ class Run:
         Raises:
             ValueError: The folder has a run with other settings, or rows that cannot be read.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / CONFIG
-        if kept.exists():
-            before = json.loads(kept.read_text(encoding="utf-8"))
-            grown = {n: list(dict.fromkeys([*before.get(n, ()), *config.get(n, ())])) for n in GROWING}
-            before, config = {**before, **grown}, {**config, **grown}
-            for name in sorted({*before, *config}):
-                if before.get(name) != config.get(name):
-                    raise ValueError(
-                        f"{str(folder)!r} has a run with {name}={before.get(name)!r}, not {config.get(name)!r}: "
-                        "choose another folder, or remove it"
-                    )
+        kept, fixed = folder / CONFIG, _without_growing(config)
+        before = resumed(kept, fixed, lambda found: (_without_growing(found), found)) or {}
+        config = {**config, **{n: list(dict.fromkeys([*before.get(n, ()), *config.get(n, ())])) for n in GROWING}}
         _write(kept, config)
         if not (folder / ENVIRONMENT).exists():
             _write(folder / ENVIRONMENT, {"command": command(), "machine": machine()})
-        run = cls(folder, config, rows=_read_rows(folder / ROWS))
+        run = cls(folder, config, Rows.open(folder / ROWS, ("cell", "id", "system")))
         if (folder / SCORES).exists():
             before = json.loads((folder / SCORES).read_text(encoding="utf-8"))
             run.notes, run.files = before["cells"], before["files"]
         return run
-
-    def done(self) -> set[tuple[str, str, str]]:
-        """Cell, question and system of every row."""
-        return {(r["cell"], r["id"], r["system"]) for r in self.rows}
-
-    def add(self, row: Row) -> None:
-        """Add a row, also to the file."""
-        self.rows.append(row)
-        with (self.folder / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
-            file.flush()
 
     def note(self, cell: str, **values: float) -> None:
         """Record facts of a whole cell."""
@@ -83,26 +62,13 @@ class Run:
     def close(self) -> None:
         """Write the means of the rows."""
         seed = int(self.config.get("seed", 0))
-        result = {
-            "files": self.files, "cells": self.notes, "failed": self.failed, "scores": summary(self.rows, seed),
-        }  # fmt: skip
+        scores = summary(list(self.rows.by_key.values()), seed)
+        result = {"files": self.files, "cells": self.notes, "failed": self.failed, "scores": scores}
         _write(self.folder / SCORES, result)
 
 
-def _read_rows(file: Path) -> list[Row]:
-    if not file.exists():
-        return []
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):  # the run was killed while writing a line
-        file.write_bytes(whole)
-    rows: list[Row] = []
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: not JSON: {error.msg}") from error
-    return rows
+def _without_growing(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in GROWING}
 
 
 def _shown(value: Any) -> str:
@@ -113,7 +79,5 @@ def _shown(value: Any) -> str:
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
-    part = file.with_suffix(".part")
     parts = [f"{json.dumps(name)}: {_shown(entry)}" for name, entry in value.items()]
-    part.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, "{\n" + ",\n".join(parts) + "\n}\n")

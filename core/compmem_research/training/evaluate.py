@@ -7,7 +7,7 @@ not used in training, unless the settings choose those of training.
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -29,6 +29,7 @@ from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.data.packed import Text
 from compmem_research.training.data.sources import chunks_of, passages_of, token_counter
 from compmem_research.training.engine.device import device_name, precision
+from compmem_research.training.engine.resume import resumed, write_whole
 from compmem_research.training.rollouts.loops import Loop, Loops
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ QUESTIONS = "questions"
 """The task with a set's questions, each among its own paragraphs and others of the set."""
 TASKS = (*WORLDS, UNANSWERABLE, *get_args(RulerTask), QUESTIONS)
 
+CHANGEABLE = frozenset({"out", "tasks", "lengths", "systems", "minutes"})
+"""Settings that need not be the same when an evaluation continues; all others are those of every line."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
@@ -61,7 +65,7 @@ class Evaluation:
     start: Path
     """Folder of the backbone, or its name."""
     out: Path
-    """JSON file of the results; existing lines are kept, so an interrupted run continues."""
+    """JSON file of the results; an interrupted run with the same settings continues it."""
     tasks: tuple[str, ...] = ("world-2hop", "niah_single_2")
     file: Path | None = None
     """A multi-hop set, for the task "questions"; see `compmem_research.tasks.multihop`."""
@@ -113,11 +117,14 @@ def train(settings: Evaluation) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The backbone or the packed text cannot be loaded.
-        ValueError: The file of questions has a broken line.
+        ValueError: The file of questions has a broken line, or `out` has results of another backbone, device or
+            version of torch, or with other settings.
     """
     began = time.monotonic()
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
-    lines = json.loads(settings.out.read_text(encoding="utf-8"))["lines"] if settings.out.exists() else []
+    about = _about(settings, backbone)
+    now = _decisive(about)
+    lines = resumed(settings.out, now, lambda kept: (_decisive(kept, file=now["file"]), kept["lines"])) or []
     done = {(line["task"], line["length"], line["system"]) for line in lines}
     makers = _Makers(settings, backbone)
     for length in settings.lengths:
@@ -129,7 +136,7 @@ def train(settings: Evaluation) -> dict[str, Any]:
                 figures = _measure(settings, backbone, makers.samples(task, length), config_of(system, settings))
                 lines.append({"task": task, "length": length, "system": system, **figures})
                 logger.info("%s", lines[-1])
-                _write(settings, backbone, lines)
+                write_whole(settings.out, json.dumps({**about, "lines": lines}, indent=1) + "\n")
     return {"lines": lines, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -242,8 +249,9 @@ def answered(
     return loops
 
 
-def _write(settings: Evaluation, backbone: Backbone, lines: Sequence[dict[str, Any]]) -> None:
-    report = {
+def _about(settings: Evaluation, backbone: Backbone) -> dict[str, Any]:
+    """The results without their lines."""
+    return {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "backbone": {
             "fingerprint": backbone.fingerprint(),
@@ -253,7 +261,11 @@ def _write(settings: Evaluation, backbone: Backbone, lines: Sequence[dict[str, A
         },
         "device": device_name(backbone.device),
         "torch": torch.__version__,
-        "lines": list(lines),
     }
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _decisive(report: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
+    """What must be the same for all lines of a report; to one without a set of questions, `file` may be added."""
+    settings = {name: value for name, value in report["settings"].items() if name not in CHANGEABLE}
+    settings["file"] = settings["file"] or file
+    return {**settings, **report["backbone"], "device": report["device"], "torch": report["torch"]}
