@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
+from compmem.readers.extractive import LINKED
 from compmem.readers.identifiers import identifiers
 from compmem.readers.outline import is_heading
 from compmem.retrieval.query import QueryAnalyzer
@@ -280,3 +282,32 @@ def test_identifiers_are_no_words_numbers_or_years():
     assert identifiers("In 1984 NASA sold X_1, part 7B-A113 and FSQHZ; max_tokens is 12. Rome.") == {
         "NASA", "X_1", "A113", "FSQHZ", "max_tokens"
     }  # fmt: skip
+
+
+def test_a_name_from_the_notes_leads_to_the_sentence_that_has_it():
+    homes = block("Rules", "Staff work at home as their office allows.", "In Tallinn it is four days.", "In Ghent two.")
+    asked = "How many days may Team Heron work from home?"
+    reads = ExtractiveReader(QueryAnalyzer(asked, HashEncoder(), Words()))
+    scores = {}
+    for notes in ("", "Team Heron: Its desks are in the Tallinn office."):
+        found = reads.read(asked, WorkingMemory(text=notes), [homes]).memory.evidence
+        scores[notes] = {e.text: e.score for e in found}
+    without, having = scores.values()
+    assert having["In Tallinn it is four days."] == pytest.approx(without["In Tallinn it is four days."] + LINKED)
+    assert having["In Ghent two."] == without["In Ghent two."]
+
+
+def test_names_of_the_question_and_of_the_blocks_own_label_lead_nowhere():
+    notes = WorkingMemory(text="Acme: Acme rents the Harbour Building.")
+    before, after = (reader().read(QUESTION, memory, [HARBOUR]).memory.evidence for memory in (WorkingMemory(), notes))
+    assert [e.score for e in after[len(notes.evidence) :]] == [e.score for e in before]
+
+
+def test_a_sentence_stands_under_its_own_heading_in_a_chunk_of_several_sections():
+    texts = ["It logs faster.", "# 3.2", "The buffer survives a restart."]
+    release = block("Granite", *texts)
+    release = replace(release, chunk=replace(release.chunk, headings=("3.4",)))
+    lines = reader().read("Which release of Granite keeps its buffer?", WorkingMemory(), [release]).memory.text
+    assert "Granite › 3.2: The buffer survives a restart." in lines.split("\n")
+    assert "Granite › 3.2: # 3.2" in lines.split("\n")
+    assert "Granite › 3.4: It logs faster." in lines.split("\n")

@@ -87,9 +87,9 @@ def one(loop, reader):
     return begin
 
 
-def run(config, reader=None, threshold=None, **options):
+def run(config, reader=None, threshold=None, bench=None, **options):
     threshold = config.threshold if threshold is None else threshold
-    loop = recall_loop(Bench(), config, 0.5 if threshold is None else threshold, **options)
+    loop = recall_loop(bench or Bench(), config, 0.5 if threshold is None else threshold, **options)
     *before, answer = iterate(events("who insures what acme rents?", one(loop, reader or Keeper())))
     assert isinstance(answer, Answer)
     assert all(isinstance(e, Step | AnswerToken) for e in before)
@@ -114,6 +114,22 @@ def test_the_default_goes_back_to_a_block_it_had_turned_down():
 def test_without_backtracking_or_asking_again_the_second_hop_is_lost():
     assert read_blocks(run(LoopConfig(backtrack=False))) == [3]
     assert read_blocks(run(LoopConfig(requery=False))) == [3]
+
+
+class Fading(Bench):
+    """Block 1 is relevant to the question alone, and no longer once `harbour` is known."""
+
+    def score(self, memory, blocks):
+        clear = {3: 0.9, 1: 0.1 if "harbour" in memory else 0.6}
+        return [clear.get(n, 0.05) for n in blocks]
+
+
+def test_a_block_that_was_likely_once_is_read_in_the_end():
+    answer = run(RecallConfig(), bench=Fading())
+    assert read_blocks(answer) == [3, 1]
+    assert [recall.score for step in answer.steps for recall in step.recalls] == [0.9, 0.6]
+    assert read_blocks(run(LoopConfig(threshold=0.7), bench=Fading())) == [3]
+    assert read_blocks(run(LoopConfig(backtrack=False), bench=Fading())) == [3]
 
 
 def test_memagent_reads_all_in_order_and_always_overwrites():

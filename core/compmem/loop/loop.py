@@ -29,6 +29,9 @@ SCORED_AT_ONCE = 16
 QUOTED = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
+LIKELY = 0.5
+"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it."""
+
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -311,7 +314,7 @@ def _best(
 ) -> Iterator[list[int]]:
     """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
     seen_memory: str | None = None
-    scores: dict[int, float] = {}
+    scores, likely = dict[int, float](), dict[int, float]()
     while True:
         if seen_memory is None or (config.requery and state.memory.text != seen_memory and context.needs_requery):
             seen_memory = state.memory.text
@@ -320,6 +323,7 @@ def _best(
                 proposed = [n for n in proposed if n not in state.rejected]
             state.proposed = len(proposed)
             scores = _score(context, state, proposed)
+            likely |= {n: s for n, s in scores.items() if config.backtrack and s >= max(threshold, LIKELY)}
             if not state.steps and ((refuses and not context.answerable) or not (writes or context.needs_requery)):
                 return
         left = {n: s for n, s in scores.items() if n not in state.read}
@@ -329,6 +333,10 @@ def _best(
             yield admitted[: config.blocks_per_step]
         elif fallback and left and not state.steps:
             yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
+        elif unread := [n for n in likely if n not in state.read]:
+            best = max(unread, key=lambda n: (likely[n], -n))
+            state.scores[best] = likely[best]
+            yield [best]
         else:
             return
 

@@ -1,6 +1,7 @@
 """The reader without a language model: it keeps the sentences that are relevant to the question and quotes them."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,14 +11,19 @@ from compmem.readers.identifiers import IdentifierLinks
 from compmem.readers.outline import Outline, is_heading, is_question
 from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer, QueryState
-from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.text.tokenize import content_terms, heading_over, root, terms, words
+from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
+from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, root, terms, words
 
 KEPT = 3
 """Most sentences kept from one block."""
 
 LEAST_RELEVANCE = 0.25
 """Sentences below this score are not relevant to the question."""
+
+LINKED = 0.15
+"""What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label."""
+
+_NAME = re.compile(r"\b[A-Z][\w&-]{2,63}")
 
 
 @dataclass(slots=True)
@@ -34,7 +40,8 @@ class ExtractiveReader:
         """The memory plus the best sentences of these blocks and linked ones; the gate decides when to stop."""
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
-        best = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block)]
+        names = _names(memory.text) - _names(question) if memory.text else set[str]()
+        best = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block, names)]
         new = [e for e, line in best if line not in known]
         for block in blocks:
             self._links.see(block.chunk)
@@ -71,34 +78,48 @@ class ExtractiveReader:
 
 def line_of(view: QueryState, evidence: Evidence) -> str:
     """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
-    label, text = evidence.chunk.label, evidence.text
-    if not label:  # in a block with several topics, the paragraph's own heading is the label
-        label = heading_over(evidence.chunk.text, evidence.start)
+    label, text = _label(evidence.chunk, evidence.start), evidence.text
+    if not evidence.chunk.label:
         text = text.removeprefix(label)
     asked_by = [line for line in evidence.chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
     return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 
 
-def best_sentences(view: QueryState, block: MemoryBlock, most: int = KEPT) -> list[Evidence]:
-    """The most relevant sentences of a block for the question, in their order."""
+def _label(chunk: Chunk, start: int) -> str:
+    """Title and headings of a sentence: those of its chunk, or the title and the last heading up to it in the text."""
+    if not chunk.label:
+        return heading_over(chunk.text, start)
+    before = (chunk.text[a:b].strip() for a, b in reversed(chunk.sentences) if a <= start)
+    own = next((text.strip("#* ") for text in before if is_heading(text)), "")
+    return chunk.label if not own or own in chunk.headings else " › ".join(filter(None, [chunk.title, own]))
+
+
+def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str] = frozenset()) -> list[Evidence]:
+    """The most relevant sentences of a block for the question, in their order.
+
+    Args:
+        view: The question.
+        block: The block.
+        names: Names that what was read before adds to the question.
+    """
     chunk, outline = block.chunk, Outline.of(block.chunk)
-    scores = _sentence_scores(view, block, outline)
+    scores = _sentence_scores(view, block, outline, names - _names(chunk.label))
     ranked = np.argsort(-scores, kind="stable").tolist()
-    about, heads = set(words(chunk.label)), set(outline.heads)
+    about, heads = set(words(chunk.title)), set(outline.heads)
     informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
-    best = sorted((informative or [0])[:most])
+    best = sorted((informative or [0])[:KEPT])
     return [Evidence.of(chunk, chunk.spans[i], float(scores[i])) for i in best]
 
 
 def _says_something(text: str, about: set[str], *, introduces: bool) -> bool:
-    """Whether a sentence says more than the label of its chunk does, or asks what the next sentences answer."""
+    """Whether a sentence says more than its document's title does, or asks what the next sentences answer."""
     if is_heading(text) and not introduces:
         return False
     return is_question(text) or not about.issuperset(words(text))
 
 
-def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline) -> Vectors:
-    """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity and share of words.
+def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, names: Set[str]) -> Vectors:
+    """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity, share of words, and a name.
 
     The words of what introduces a sentence, and of the chunk's context, count as its own.
     """
@@ -109,4 +130,11 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline) -> 
     own, beside = [asked & terms(text) for text in outline.texts], asked & terms(block.chunk.context)
     held = [one | beside | (own[head] if head >= 0 else set()) for one, head in zip(own, outline.heads, strict=True)]
     shares = [sum(weight for t, weight in view.weights.items() if t in one) / total for one in held]
-    return np.clip((near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5, 0.0, 1.0)
+    linked = [LINKED * (not names.isdisjoint(_names(text))) if names else 0.0 for text in outline.texts]
+    relevance = (near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5 + np.asarray(linked, dtype=np.float32)
+    return np.clip(relevance, 0.0, 1.0)
+
+
+def _names(text: str) -> set[str]:
+    """Capitalised words, in lower case."""
+    return {name.lower() for name in _NAME.findall(text)} - STOPWORDS
