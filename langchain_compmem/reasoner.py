@@ -52,12 +52,12 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     Without a chat model it quotes the sentences that are relevant to the question. Over KV memory, the index's own
     backbone writes the answer, and reads in every step if it was trained for that. A chat model is called once: it
     writes the answer from the recalled blocks, and may ask for missing facts `RecallConfig.rounds` times. A follow-up
-    question to a conversation is made standalone first, by the chat model, or without one by a simple rule: a question
-    with a pronoun, or a very short one, is asked together with the names in the last answer. A question that asks
-    several things is searched part by part, and `request` of a step names the part. With `RecallConfig(reader="chat")`,
-    the model reads in every step, and the question is not split. If `recall_config` names another reader or writer,
-    the model only makes questions standalone. No prompt is longer than `RecallConfig.prompt_tokens` or, without it,
-    the model's `profile["max_input_tokens"]`, if it has one.
+    question to a conversation is made standalone first, by the chat model, or without one by a simple rule: to a
+    question with a pronoun it adds names of the last question and answer. A question that asks several things is
+    searched part by part, and `request` of a step names the part. With `RecallConfig(reader="chat")`, the model reads
+    in every step, and the question is not split. If `recall_config` names another reader or writer, the model only
+    makes questions standalone. No prompt is longer than `RecallConfig.prompt_tokens` or, without it, the model's
+    `profile["max_input_tokens"]`, if it has one.
 
     A stream yields `AddableDict`s that add up to the output: each step, the answer in pieces, and at the end the
     documents, the working memory and the usage.

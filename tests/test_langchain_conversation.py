@@ -52,7 +52,8 @@ async def test_a_conversation_is_an_input(reasoner, before, after):
             assert output["answer"].strip() == ANSWER
             assert [(type(m), m.content) for m in output["messages"]] == [(AIMessage, ANSWER)]
     first, second = reasoner.batch([talk, [("human", "Who founded Bolt?")]])
-    assert (first["answer"], second["messages"][0].content) == (ANSWER, "Bolt was founded by Ann Lee.")
+    assert first["answer"] == ANSWER
+    assert second["messages"][0].content.startswith("Bolt was founded by Ann Lee.")
     named = {"question": "Where was Bea Kay born?", "messages": talk}
     assert reasoner.invoke(named)["answer"] == "Bea Kay was born in Rome.", "the question is what is asked"
 

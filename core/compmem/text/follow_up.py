@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from compmem.text.tokenize import STOPWORDS
+
 _REFERS: Final = frozenset(
     # English, German, French, Spanish; words that often have another meaning (`es`, `le`, `la`) are left out.
     """he she it they him her them his hers its their theirs this that these those there then one ones same
@@ -12,39 +14,64 @@ _REFERS: Final = frozenset(
     il elle ils elles lui leur leurs ce cette ces cela celui celle ceux celles
     él ella ellos ellas su sus este esta estos estas ese esa esos esas eso esto allí""".split()
 )
-_NO_NAMES: Final = _REFERS | frozenset("the a an der die das ein eine le la les un une el los las una i".split())
-"""Words that begin no name: pronouns and articles."""
+_PERSONS: Final = frozenset("he she him her his hers".split())
+_ASKING: Final = frozenset(
+    """who whom whose what when where why which how wer wen wem was wann wo warum welche
+    qui que quand où quién qué""".split()
+)
+_FOR_A_PERSON: Final = frozenset("who whom whose wer wen wem qui quién".split())
+_AND: Final = frozenset("and und et y".split())
+_ARTICLES: Final = frozenset("der die das ein eine le la les un une el los las una".split())
+_NO_NAMES: Final = STOPWORDS | _REFERS | _ASKING | _AND | _ARTICLES
 _SHORT: Final = 3
+"""Most words of a message that is a follow-up without a pronoun."""
 _NAMES: Final = 3
+"""Most names that are added."""
 _READ: Final = 4_000
 """Characters at the end of a message in which names are looked for."""
 _LONGEST_NAME: Final = 100
 
 
 def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> str:
-    """The question, followed by the names that it refers to, if it refers to any.
+    """A follow-up question made clear without the conversation; any other question as it is.
 
-    It does if it contains a pronoun or a similar word, or has at most three words. It then refers to the names that
-    were new in the last message, else to all names in it, else to the whole last question.
+    With a pronoun or a similar word, names are added: those in the last question, then those that are new in the
+    answer to it. Only the latter if the last question asks for a person and the pronoun means one: "Who founded Bolt?",
+    "Where was she born?". With at most three words and no pronoun, the last question is repeated: "And when?". It is
+    asked for another name if both have one: "And Acme?" becomes "Who founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
         question: The newest message of the user.
     """
-    words = re.findall(r"[^\W\d_]+", question.lower())
-    if not history or not words or (len(words) > _SHORT and not _REFERS.intersection(words)):
+    words, turns = _words(question), [(m["role"], m["content"][-_READ:]) for m in history if m["content"].strip()]
+    refers, asks = not _REFERS.isdisjoint(words), "?" in question or not (_ASKING | _AND).isdisjoint(words)
+    if not turns or not (refers or (0 < len(words) <= _SHORT and asks)):
         return question
-    *before, last = [message["content"][-_READ:] for message in history]
-    earlier = {name for text in before for name in _names(text)}
-    meant = [name for name in _names(last) if name not in earlier] or _names(last)
-    if meant:
-        return f"{question} ({'; '.join(meant[:_NAMES])})"
-    asked = next((m["content"][-_READ:] for m in reversed(history) if m["role"] == "user" and m["content"]), "")
-    return f"{asked} {question}".strip()
+    asked = next((text for role, text in reversed(turns) if role == "user"), "")
+    about = next((names for role, text in reversed(turns) if role == "user" and (names := _names(text))), [])
+    if asked and not refers:
+        if len(named := _names(question)) == len(before := _names(asked)) == 1:
+            return asked.replace(before[0], named[0])
+        return _with_names(f"{asked} {question}", () if before else about)
+    last, earlier = turns[-1][1], {name for _, text in turns[:-1] for name in _names(text)}
+    new = [name for name in _names(last) if name not in earlier]
+    if new and not _PERSONS.isdisjoint(words) and not _FOR_A_PERSON.isdisjoint(_words(asked)[:1]):
+        return _with_names(question, new)
+    meant = list(dict.fromkeys([*about, *new])) or _names(last)
+    return _with_names(question if meant else f"{asked} {question}".strip(), meant)
+
+
+def _with_names(question: str, names: Sequence[str]) -> str:
+    return f"{question} ({'; '.join(names[:_NAMES])})" if names else question
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 def _names(text: str) -> list[str]:
-    """Runs of capitalised words, each once, without articles and pronouns; a longer run than a name has is none."""
+    """Runs of capitalised words, each once, without those that are no names; a longer run than a name has is none."""
     found: dict[str, None] = {}
     for run in re.findall(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*)*", text):
         words: list[str] = []
