@@ -180,7 +180,7 @@ def test_nothing_known_is_said_to_be_a_matter_of_time(index, hung, clock):
     chat = models(hung, [])["plain"]
     answer = index.answer("Zebra?", RecallConfig(reader="chat", max_seconds=BRIEFLY, threshold=0.0), chat=chat)
     assert not answer.found
-    assert answer.text == "The time was over before anything was found."
+    assert answer.text == "Timed out before anything was found."
 
 
 async def test_a_recall_ranks_what_was_scored_and_a_reader_of_ones_own_is_cancelled(index, clock):

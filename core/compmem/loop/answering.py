@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _CITED: Final = re.compile(r"\[(\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31})\]")
 
-TIME_UP: Final = "The time was over before anything was found."
+TIME_UP: Final = "Timed out before anything was found."
 """The answer if there is neither evidence nor a note at the deadline."""
 
 
