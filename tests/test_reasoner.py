@@ -127,7 +127,7 @@ class Fading(Bench):
 def test_a_block_that_was_likely_once_is_read_in_the_end():
     answer = run(RecallConfig(), bench=Fading())
     assert read_blocks(answer) == [3, 1]
-    assert [recall.score for step in answer.steps for recall in step.recalls] == [0.9, 0.6]
+    assert [recall.score for step in answer.steps for recall in step.recalls] == [0.9, 0.1]
     assert read_blocks(run(LoopConfig(threshold=0.7), bench=Fading())) == [3]
     assert read_blocks(run(LoopConfig(backtrack=False), bench=Fading())) == [3]
 

@@ -334,9 +334,7 @@ def _best(
         elif fallback and left and not state.steps:
             yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
         elif unread := [n for n in likely if n not in state.read]:
-            best = max(unread, key=lambda n: (likely[n], -n))
-            state.scores[best] = likely[best]
-            yield [best]
+            yield [max(unread, key=lambda n: (likely[n], -n))]
         else:
             return
 
