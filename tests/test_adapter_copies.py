@@ -8,29 +8,42 @@ import pytest
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core import Document as LlamaIndexDocument
 
+from compmem import IndexConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore
 from llama_index_compmem import CompMemIndex
+from tests.hashing import HashEncoder
 
 QUESTION = "Who insures the building that Acme rents?"
 TEXTS = {"lease": "Acme rents the Harbour Building.", "policy": "The Harbour Building is insured by Lloyd."}
 
 
-def langchain():
-    return CompMemRetriever.from_documents([LangChainDocument(id=i, page_content=t) for i, t in TEXTS.items()])
+@pytest.fixture(autouse=True)
+def only_new_garbage():
+    """Looking for garbage takes half a second with the objects of all libraries."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def langchain(encoder):
+    documents = [LangChainDocument(id=i, page_content=t) for i, t in TEXTS.items()]
+    return CompMemRetriever.from_documents(documents, config=IndexConfig(encoder=encoder))
 
 
 def llama_index():
-    return CompMemIndex.from_documents([LlamaIndexDocument(id_=i, text=t) for i, t in TEXTS.items()])
+    documents = [LlamaIndexDocument(id_=i, text=t) for i, t in TEXTS.items()]
+    return CompMemIndex.from_documents(documents, config=IndexConfig(encoder=HashEncoder()))
 
 
 MADE = {
-    "langchain retriever": (langchain, lambda made: made.invoke(QUESTION)),
+    "langchain retriever": (lambda: langchain(HashEncoder()), lambda made: made.invoke(QUESTION)),
+    "named encoder": (lambda: langchain(IndexConfig().encoder), lambda made: made.invoke(QUESTION)),
     "langchain reasoner": (
-        lambda: CompMemReasoner(index=langchain().index),
+        lambda: CompMemReasoner(index=langchain(HashEncoder()).index),
         lambda made: made.invoke(QUESTION)["context"],
     ),
     "langchain vector store": (
-        lambda: CompMemVectorStore(langchain().index),
+        lambda: CompMemVectorStore(langchain(HashEncoder()).index),
         lambda made: made.similarity_search(QUESTION),
     ),
     "llama-index retriever": (lambda: llama_index().as_retriever(), lambda made: made.retrieve(QUESTION)),

@@ -16,11 +16,12 @@ TEXTS = {
 }
 
 
-@pytest.fixture(params=["int8", "fp16"])
+@pytest.fixture(scope="module", params=["int8", "fp16"])
 def index(request):
-    index = MemoryIndex.create(None, IndexConfig(encoder=HashEncoder(), vectors=request.param))
-    index.add([Document(id=t, title=t, text=text) for t, text in TEXTS.items()])
-    return index
+    """An index that no test changes."""
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder(), vectors=request.param)) as made:
+        made.add([Document(id=t, title=t, text=text) for t, text in TEXTS.items()])
+        yield made
 
 
 def titles(context, numbers):

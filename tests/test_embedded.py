@@ -76,17 +76,17 @@ def test_an_index_runs_on_it_by_its_name(tmp_path):
         assert sum(answer.found and c in answer.text for answer, c in zip(answers, CITIES, strict=False)) >= 3
 
 
-def test_weighing_reads_less_and_gets_more_right():
+def test_weighing_reads_less_and_gets_more_right(embedded):
     right, read = {None: 0, 0.4: 0}, {None: 0, 0.4: 0}
-    with MemoryIndex.create(
-        None, IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
-    ) as index:
+    asked = [*zip(PEOPLE, CITIES, strict=True)][::2]
+    config = IndexConfig(memory="kv", backbone="embedded", chunk_tokens=96, encoder=None)
+    with MemoryIndex.create(None, config, backbone=embedded) as index:
         index.add(Document(id=p, text=f"{p} lives in {c}.") for p, c in zip(PEOPLE, CITIES, strict=True))
         for weigh in right:
-            for person, city in zip(PEOPLE, CITIES, strict=True):
+            for person, city in asked:
                 answer = index.answer(f"In which city does {person} live?", LoopConfig(reader_threshold=weigh))
                 right[weigh] += city in answer.text
                 read[weigh] += answer.usage.blocks_read
-    assert right[0.4] >= 15
+    assert right[0.4] >= 0.75 * len(asked)
     assert right[0.4] >= right[None]
-    assert read[0.4] <= min(22, read[None])
+    assert read[0.4] <= min(1.1 * len(asked), read[None])

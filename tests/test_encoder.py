@@ -23,6 +23,10 @@ TEXTS = [
 ]  # fmt: skip
 
 
+LONG = 5
+"""Place of the text that is longer than the model reads; the stock model would pad all others to its length."""
+SHORT = [text for place, text in enumerate(TEXTS) if place != LONG]
+
 DOCUMENTED = ["signature", "getsource", "cleandoc", "getattr_static", "getcallargs", "Signature", "Parameter"]
 
 
@@ -62,7 +66,7 @@ def test_equals_sentence_transformers(minilm):
     from sentence_transformers import SentenceTransformer
 
     stock = SentenceTransformer(str(get_model_path()), device="cpu")
-    np.testing.assert_allclose(minilm.encode(TEXTS), stock.encode(TEXTS), atol=2e-5)
+    np.testing.assert_allclose(minilm.encode(TEXTS), stock.encode(TEXTS, batch_size=1), atol=2e-5)
     assert minilm.max_tokens == stock.max_seq_length
     assert minilm.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(TEXTS, truncation=False)["input_ids"]]
 
@@ -160,12 +164,18 @@ def test_questions_and_documents_get_their_prompts(prompted):
     from sentence_transformers import SentenceTransformer
 
     stock = SentenceTransformer(str(prompted), device="cpu")
-    for encoder in (load_encoder(str(prompted), device="cpu", dtype="float32"), load_encoder(stock)):
-        pages = ["Page of it: " + text for text in TEXTS]
-        np.testing.assert_allclose(encoder.encode_query(TEXTS), stock.encode_query(TEXTS), atol=2e-5)
-        np.testing.assert_allclose(encoder.encode(TEXTS), stock.encode(pages), atol=2e-5)
-        assert abs(encoder.encode(TEXTS) - encoder.encode_query(TEXTS)).max() > 0.01
-        assert encoder.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(pages, truncation=False)["input_ids"]]
+    encoders = (load_encoder(str(prompted), device="cpu", dtype="float32"), load_encoder(stock))
+    for texts in (SHORT, [TEXTS[LONG]]):
+        pages = ["Page of it: " + text for text in texts]
+        asked, written = stock.encode_query(texts), stock.encode(pages)
+        counts = [len(ids) for ids in stock.tokenizer(pages, truncation=False)["input_ids"]]
+        for encoder in encoders:
+            questions, documents = encoder.encode_query(texts), encoder.encode(texts)
+            np.testing.assert_allclose(questions, asked, atol=2e-5)
+            np.testing.assert_allclose(documents, written, atol=2e-5)
+            assert abs(documents - questions).max() > 0.01
+            assert encoder.count_tokens(texts) == counts
+    for encoder in encoders:
         whole = encoder.encode_parts([Parts("", TEXTS[0], ((0, 7),))])[0][0]
         np.testing.assert_allclose(whole, encoder.encode(TEXTS[:1])[0], atol=2e-5)
 
@@ -186,11 +196,12 @@ def test_prompts_are_the_folders_or_the_familys(name, configured, expected):
 
 
 def test_measure_gives_both_speeds_and_the_cosine(minilm):
-    figures = measure(TEXTS, dtype="float32", rounds=1)
+    texts = TEXTS[LONG - 1 : LONG + 2]
+    figures = measure(texts, dtype="float32", rounds=1)
     assert figures["cosine_min"] > 0.9999
     assert figures["ratio"] > 0
     assert figures["cpu_ratio"] > 0
-    assert figures["tokens"] == sum(min(n, 256) for n in minilm.count_tokens(TEXTS))
+    assert figures["tokens"] == sum(min(n, 256) for n in minilm.count_tokens(texts))
     with pytest.raises(ValueError, match="passages is empty"):
         measure([])
 
@@ -209,10 +220,11 @@ def test_no_texts(minilm):
 
 
 def test_threads_get_their_own_vectors(minilm):
-    alone = minilm.encode(TEXTS)
+    given = [[*SHORT[n:], *SHORT[:n]] for n in range(len(SHORT))]
+    alone = [minilm.encode(texts) for texts in given]
     with ThreadPoolExecutor(4) as pool:
-        for vectors in pool.map(lambda _: minilm.encode(TEXTS), range(8)):
-            np.testing.assert_allclose(vectors, alone, atol=1e-5)
+        for vectors, own in zip(pool.map(minilm.encode, given), alone, strict=True):
+            np.testing.assert_allclose(vectors, own, atol=1e-5)
 
 
 def test_lone_surrogates_are_named(minilm):

@@ -28,7 +28,7 @@ SENTENCE = st.builds(
 TEXTS = st.lists(st.lists(SENTENCE, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=5)
 TITLES = st.sampled_from(["", *NAMES, "Who owns Acme"])
 DOCUMENT = st.tuples(st.sampled_from("abc"), TITLES, TEXTS)
-SMALL = LoopConfig(first_stage=3)
+SMALL = LoopConfig(first_stage=3, max_steps=5)
 """Each signal may propose so few blocks that ranks decide which ones."""
 
 
@@ -40,28 +40,32 @@ def documents(drawn, tenants):
     ]
 
 
-def seen(drawn, tenants, question, wanted):
+def seen(index, question, wanted):
+    recalls = [(r.chunk.id, r.score) for r in index.recall(question, 4, filter=wanted, config=SMALL)]
+    answer = index.answer(question, SMALL, filter=wanted)
+    steps = [[(r.chunk.id, r.score) for r in step.recalls] for step in answer.steps]
+    with index.question_context(question, wanted, SMALL) as context:
+        proposed = [c.id for c in context.snapshot.chunks(context.propose(answer.working_memory))]
+    return recalls, answer.text, steps, proposed
+
+
+def seen_among(drawn, tenants, question, filters):
+    """What is found in an index of these tenants' documents, by each filter."""
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
         index.add(documents(drawn, tenants))
-        recalls = [(r.chunk.id, r.score) for r in index.recall(question, 4, filter=wanted, config=SMALL)]
-        answer = index.answer(question, SMALL, filter=wanted)
-        steps = [[(r.chunk.id, r.score) for r in step.recalls] for step in answer.steps]
-        with index.question_context(question, wanted, SMALL) as context:
-            proposed = [c.id for c in context.snapshot.chunks(context.propose(answer.working_memory))]
-        return recalls, answer.text, steps, proposed
+        return [seen(index, question, wanted) for wanted in filters]
 
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.lists(DOCUMENT, min_size=3, max_size=14),
+    st.lists(DOCUMENT, min_size=3, max_size=10),
     st.builds("Who {} the {} that {} {}?".format, *map(st.sampled_from, (VERBS, NAMES, NAMES, VERBS))),
 )
 def test_other_tenants_change_neither_candidates_nor_scores_nor_answer(drawn, question):
-    for wanted in ({"tenant": "a"}, {"tenant": {"in": ["a", "c"]}}):
-        kept = "a" if wanted["tenant"] == "a" else "ac"
-        among_others = seen(drawn, "abc", question, wanted)
-        assert among_others == seen(drawn, kept, question, wanted)
-        assert among_others == seen(drawn, kept, question, None)
+    one, two = {"tenant": "a"}, {"tenant": {"in": ["a", "c"]}}
+    among_others = seen_among(drawn, "abc", question, [one, two])
+    for kept, wanted, found in zip(("a", "ac"), (one, two), among_others, strict=True):
+        assert seen_among(drawn, kept, question, [wanted, None]) == [found, found]
 
 
 def test_names_of_excluded_documents_crowd_nothing_out():
@@ -108,13 +112,13 @@ def years():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda n: {"year": {"in": list(range(n * 100))}},
-        lambda n: {"document_id": {"not in": [f"x{i}" for i in range(n * 100)]}},
+        lambda n: {"year": {"in": list(range(n * 50))}},
+        lambda n: {"document_id": {"not in": [f"x{i}" for i in range(n * 50)]}},
         lambda n: {"or": [{"year": i} for i in range(n)]},
         lambda n: {"or": [{"year": {">": i, "<=": i + 1}} for i in range(n)]},
         lambda n: {"or": [{"tags": {"contains": f"t{i}"}} for i in range(n)]},
         lambda n: {"not": {"or": [{"and": [{"year": i}, {"title": f"t{i}"}]} for i in range(n)]}},
-        lambda n: {"tags": {"all": [f"t{i}" for i in range(n * 100)]}},
+        lambda n: {"tags": {"all": [f"t{i}" for i in range(n * 50)]}},
     ],
     ids=["in", "not in", "or equal", "or between", "or contains", "or of and", "all"],
 )
@@ -146,7 +150,7 @@ def test_a_filter_with_too_many_parts_is_refused(years, wanted, named):
 
 @pytest.mark.parametrize("operator", ["any", "in", "all"])
 def test_a_value_that_is_given_many_times_counts_once(years, operator):
-    wanted = {"tags" if operator != "in" else "year": {operator: (["t1"] if operator != "in" else [1]) * 100_000}}
+    wanted = {"tags" if operator != "in" else "year": {operator: (["t1"] if operator != "in" else [1]) * 20_000}}
     with years.snapshot() as view:
         once = {key: {operator: operand[operator][:1]} for key, operand in wanted.items()}
         tracemalloc.start()
@@ -154,7 +158,7 @@ def test_a_value_that_is_given_many_times_counts_once(years, operator):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert found.tolist() == view.select(once).tolist() != []
-    assert peak < 20e6
+    assert peak < 4e6
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import pytest
@@ -38,6 +39,7 @@ from compmem import (
 from compmem import Document as CoreDocument
 from langchain_compmem import CompMemReasoner, CompMemRetriever, EmbeddingsEncoder, ReasoningError
 from tests.frameworks_langchain import QUESTION, UPDATE, WORLD, HashingEncoder, Recorder, ScriptedChat, make_index
+from tests.replies import keep_short
 
 STEP_1 = UPDATE.format(notes="Elena Marsh invented the Orchid device.", next="continue")
 STEP_2 = UPDATE.format(notes="Elena Marsh invented it; she was born in Tarnhill.", next="end")
@@ -45,12 +47,30 @@ READ_ALL = LoopConfig(gate="off", blocks_per_step=2)
 """No gate, so that a scripted model decides when the loop ends."""
 
 
+@contextmanager
+def world(folder):
+    with make_index(folder / "index") as made:
+        CompMemRetriever(index=made).upsert(WORLD)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory):
+    """An index that no test changes."""
+    with world(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
 @pytest.fixture
-def retriever(tmp_path):
-    with make_index(tmp_path / "index") as made:
-        retriever = CompMemRetriever(index=made)
-        retriever.upsert(WORLD)
-        yield retriever
+def retriever(unchanged):
+    return CompMemRetriever(index=unchanged)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A retriever over an index of the test's own, to be changed or with an encoder that waits."""
+    with world(tmp_path) as made:
+        yield CompMemRetriever(index=made)
 
 
 @pytest.fixture
@@ -154,55 +174,55 @@ def test_tracing_tells_what_searches(retriever):
 
 
 @pytest.mark.parametrize("cleanup", ["incremental", "full"])
-def test_indexing_adds_skips_replaces_and_forgets(retriever, cleanup):
-    retriever.delete([d.id for d in WORLD])
+def test_indexing_adds_skips_replaces_and_forgets(own, cleanup):
+    own.delete([d.id for d in WORLD])
     records = InMemoryRecordManager(namespace="world")
     records.create_schema()
 
     def run(*texts):
         documents = [Document(page_content=t, metadata={"source": "notes.txt"}) for t in texts]
         done = index(
-            documents, records, retriever, cleanup=cleanup, source_id_key="source", key_encoder="sha256", batch_size=100
+            documents, records, own, cleanup=cleanup, source_id_key="source", key_encoder="sha256", batch_size=100
         )
         return done["num_added"], done["num_skipped"], done["num_deleted"]
 
     assert run("Tarnhill is a town.", "The Esk is a river.") == (2, 0, 0)
     assert run("Tarnhill is a town.", "The Esk is a river.") == (0, 2, 0)
     assert run("Tarnhill is a town.", "The Esk is a long river.") == (1, 1, 1)
-    assert {d.page_content for d in retriever.invoke("Esk", k=9)} == {"Tarnhill is a town.", "The Esk is a long river."}
-    assert retriever.invoke("Esk", k=1)[0].metadata["source"] == "notes.txt"
+    assert {d.page_content for d in own.invoke("Esk", k=9)} == {"Tarnhill is a town.", "The Esk is a long river."}
+    assert own.invoke("Esk", k=1)[0].metadata["source"] == "notes.txt"
 
 
-async def test_indexing_in_an_event_loop(retriever):
+async def test_indexing_in_an_event_loop(own):
     records = InMemoryRecordManager(namespace="world")
     await records.acreate_schema()
     documents = [Document(page_content="Tarnhill has a mill.", metadata={"source": "mill"})]
     for expected in ({"num_added": 1, "num_skipped": 0}, {"num_added": 0, "num_skipped": 1}):
         done = await aindex(
-            documents, records, retriever, cleanup="incremental", source_id_key="source", key_encoder="sha256"
+            documents, records, own, cleanup="incremental", source_id_key="source", key_encoder="sha256"
         )
         assert expected.items() <= done.items()
 
 
-def test_upsert_names_the_same_content_alike_and_the_last_one_counts(retriever):
+def test_upsert_names_the_same_content_alike_and_the_last_one_counts(own):
     a = Document(page_content="The mill burned down.", metadata={"year": 1901})
     b = Document(page_content="The mill burned down.", metadata={"year": 1902})
-    first, second, third = retriever.upsert([a, b, a])["succeeded"]
+    first, second, third = own.upsert([a, b, a])["succeeded"]
     assert first == third != second
-    assert retriever.upsert([a])["succeeded"] == [first]
-    retriever.upsert([Document(id="x", page_content="old"), Document(id="x", page_content="new")])
-    assert [d.page_content for d in retriever.get(["x", "x", "nobody"])] == ["new"]
+    assert own.upsert([a])["succeeded"] == [first]
+    own.upsert([Document(id="x", page_content="old"), Document(id="x", page_content="new")])
+    assert [d.page_content for d in own.get(["x", "x", "nobody"])] == ["new"]
 
 
-def test_a_title_comes_from_the_metadata(retriever):
-    retriever.upsert(
+def test_a_title_comes_from_the_metadata(own):
+    own.upsert(
         [
             Document(id="t", page_content="One.", metadata={"title": "The mill", "source": "/a/b.txt"}),
             Document(id="s", page_content="Two.", metadata={"source": "C:\\docs\\The forge.md"}),
             Document(id="n", page_content="Three.", metadata={"title": 7, "source": None}),
         ]
     )
-    assert [retriever.index.get(i).title for i in "tsn"] == ["The mill", "The forge", ""]
+    assert [own.index.get(i).title for i in "tsn"] == ["The mill", "The forge", ""]
 
 
 def test_long_documents_are_split_when_asked(tmp_path):
@@ -401,19 +421,19 @@ async def test_a_chat_model_that_writes_is_asked_once(retriever):
     assert _same(await reasoner.ainvoke(QUESTION), output)
 
 
-async def test_a_chat_model_asks_back_and_cites(retriever):
+async def test_a_chat_model_asks_back_and_cites(own):
     replies = ["SEARCH: where Elena Marsh was born", "Tarnhill [1]."]
     settings = RecallConfig(writer_blocks=2, rounds=1)
     for mode in ("sync", "async"):
         chat = ScriptedChat(replies=list(replies))
-        reasoner = CompMemReasoner(index=retriever.index, chat_model=chat, recall_config=settings)
+        reasoner = CompMemReasoner(index=own.index, chat_model=chat, recall_config=settings)
         output = reasoner.invoke(QUESTION) if mode == "sync" else await reasoner.ainvoke(QUESTION)
         assert output["answer"] == "Tarnhill [1]."
         assert (output["usage"]["rounds"], output["usage"]["model_calls"]) == (1, 2)
         cited = [document.metadata.get("compmem_cited", False) for document in output["context"]]
         assert cited[0] and not any(cited[1:])
-        assert retriever.upsert(output["context"])["failed"] == []
-    assert not any("compmem_cited" in d.metadata for d in retriever.invoke(QUESTION))
+        assert own.upsert(output["context"])["failed"] == []
+    assert not any("compmem_cited" in d.metadata for d in own.invoke(QUESTION))
 
 
 def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone(retriever):
@@ -442,7 +462,8 @@ def test_another_reader_reads_and_the_chat_model_only_makes_questions_standalone
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("encoder", [HashingEncoder(), None])
-async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, device, encoder):
+async def test_the_backbone_reads_kv_memory(saved_model, tmp_path, monkeypatch, device, encoder):
+    keep_short(monkeypatch, tokens=8)
     settings = IndexConfig(memory="kv", backbone=str(saved_model()), encoder=encoder, chunk_tokens=256)
     with MemoryIndex.create(tmp_path / "index", settings, runtime=RuntimeConfig(device=device)) as made:
         retriever = CompMemRetriever(index=made, k=2)
@@ -547,7 +568,7 @@ def test_batches_return_exceptions(reasoner):
     assert isinstance(bad, ValueError)
 
 
-async def test_concurrency_is_the_callers(retriever):
+async def test_concurrency_is_the_callers():
     running, most, guard = 0, 0, threading.Lock()
 
     class Counting(HashingEncoder):
@@ -677,7 +698,7 @@ def test_many_threads_give_the_answers_of_one(reasoner, retriever):
         QUESTION, "Who is the mayor of Tarnhill?", "What did Jonas Veld do before politics?", "How long is the Esk?",
         "What does the Orchid device measure?",
     ]  # fmt: skip
-    jobs = [(questions[n % 5], n % 3) for n in range(20)]
+    jobs = [(questions[n % 5], n % 3) for n in range(15)]
 
     def ask(job):
         question, kind = job
@@ -689,13 +710,13 @@ def test_many_threads_give_the_answers_of_one(reasoner, retriever):
 
     alone = [ask(job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:
-        runs = list(pool.map(lambda _: [ask(job) for job in jobs], range(8)))
-    assert all(run == alone for run in runs)
+        told = list(pool.map(ask, jobs * 4))
+    assert told == alone * 4
 
 
-async def test_the_event_loop_is_never_blocked(retriever):
-    reasoner = CompMemReasoner(index=retriever.index)
-    retriever.index.config.encoder.seconds = 0.2
+async def test_the_event_loop_is_never_blocked(own):
+    reasoner = CompMemReasoner(index=own.index)
+    own.index.config.encoder.seconds = 0.2
     longest, last = 0.0, time.perf_counter()
     task = asyncio.create_task(reasoner.ainvoke(QUESTION))
     while not task.done():
@@ -708,17 +729,17 @@ async def test_the_event_loop_is_never_blocked(retriever):
 
 @pytest.mark.parametrize("way", ["cancel", "timeout"])
 @pytest.mark.parametrize("kind", ["retriever", "reasoner", "chatting", "stream"])
-async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
-    encoder = retriever.index.config.encoder
+async def test_a_cancelled_question_stops_within_a_step(own, way, kind):
+    encoder = own.index.config.encoder
     config = LoopConfig(gate="off", exit_gate=False)
     chat = None
     encoder.seconds = 0.1
     if kind == "retriever":
-        work = CompMemRetriever(index=retriever.index, recall_config=config).ainvoke(QUESTION)
+        work = CompMemRetriever(index=own.index, recall_config=config).ainvoke(QUESTION)
     elif kind == "stream":
 
         async def consume():
-            async for _ in CompMemReasoner(index=retriever.index, recall_config=config).astream(QUESTION):
+            async for _ in CompMemReasoner(index=own.index, recall_config=config).astream(QUESTION):
                 pass
 
         work = consume()
@@ -726,7 +747,7 @@ async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
         if kind == "chatting":
             encoder.seconds = 0.0
             chat = ScriptedChat(replies=[STEP_1], seconds=0.5)
-        work = CompMemReasoner(index=retriever.index, recall_config=config, chat_model=chat).ainvoke(QUESTION)
+        work = CompMemReasoner(index=own.index, recall_config=config, chat_model=chat).ainvoke(QUESTION)
     task = asyncio.create_task(work)
     if way == "cancel":
         await asyncio.sleep(0.15)
@@ -741,9 +762,9 @@ async def test_a_cancelled_question_stops_within_a_step(retriever, way, kind):
     assert (len(chat.asked) if chat else len(encoder.calls)) - calls <= 1
 
 
-async def test_a_stream_left_early_stops_the_loop(retriever):
-    encoder = retriever.index.config.encoder
-    reasoner = CompMemReasoner(index=retriever.index, recall_config=LoopConfig(gate="off", exit_gate=False))
+async def test_a_stream_left_early_stops_the_loop(own):
+    encoder = own.index.config.encoder
+    reasoner = CompMemReasoner(index=own.index, recall_config=LoopConfig(gate="off", exit_gate=False))
     recorder = Recorder()
     stream = reasoner.astream(QUESTION, {"callbacks": [recorder]})
     assert (await anext(stream))["steps"][0]["number"] == 1
@@ -757,10 +778,10 @@ async def test_a_stream_left_early_stops_the_loop(retriever):
     sync.close()
 
 
-def test_seconds_bound_the_loop(retriever):
-    retriever.index.config.encoder.seconds = 0.05
+def test_seconds_bound_the_loop(own):
+    own.index.config.encoder.seconds = 0.05
     config = LoopConfig(gate="off", exit_gate=False, max_seconds=0.01)
-    output = CompMemReasoner(index=retriever.index, recall_config=config).invoke(QUESTION)
+    output = CompMemReasoner(index=own.index, recall_config=config).invoke(QUESTION)
     assert len(output["steps"]) == 1
     assert output["answer"]
 
@@ -804,27 +825,27 @@ async def test_inputs_that_are_none(reasoner, given, message):
         list(reasoner.stream(given))
 
 
-async def test_bad_calls_of_the_retriever(retriever, tmp_path):
+async def test_bad_calls_of_the_retriever(own, tmp_path):
     for call, message in [
         ({"filter": {"year": {"~": 1}}}, "unknown filter operator '~'"),
         ({"k": 0}, "k=0 must be a whole number of at least 1"),
         ({"k": 1.5}, "k=1.5 must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):
-            retriever.invoke(QUESTION, **call)
+            own.invoke(QUESTION, **call)
         with pytest.raises(ValueError, match=message):
-            await retriever.ainvoke(QUESTION, **call)
+            await own.ainvoke(QUESTION, **call)
     with pytest.raises(TypeError, match="top_k"):
-        retriever.invoke(QUESTION, top_k=3)
+        own.invoke(QUESTION, top_k=3)
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
-        CompMemRetriever(index=retriever.index, k=0)
+        CompMemRetriever(index=own.index, k=0)
     with pytest.raises(ValidationError, match="MemoryIndex"):
         CompMemRetriever(index=7)
     with pytest.raises(ValidationError, match="prompts must be ChatPrompts, not 7"):
-        CompMemReasoner(index=retriever.index, prompts=7)
+        CompMemReasoner(index=own.index, prompts=7)
     with pytest.raises(ValueError, match="metadata"):
-        retriever.upsert([Document(page_content="x", metadata={"when": object()})])
-    for method in (retriever.upsert, retriever.get, retriever.delete):
+        own.upsert([Document(page_content="x", metadata={"when": object()})])
+    for method in (own.upsert, own.get, own.delete):
         with pytest.raises(TypeError, match="unexpected arguments"):
             method([], nonsense=1)
 
@@ -904,9 +925,9 @@ def test_a_retriever_whose_chat_reader_fails(retriever):
         CompMemRetriever(index=retriever.index, recall_config=READ_ALL, reader=ChatReader(broken)).invoke(QUESTION)
 
 
-async def test_slow_encoders_run_side_by_side(retriever):
-    retriever.index.config.encoder.seconds = 0.3
-    for ask in (retriever.bind(method="gate"), retriever.bind(filter={"title": "Esk"})):
+async def test_slow_encoders_run_side_by_side(own):
+    own.index.config.encoder.seconds = 0.3
+    for ask in (own.bind(method="gate"), own.bind(filter={"title": "Esk"})):
         await ask.ainvoke("warm")
         began = time.perf_counter()
         await asyncio.gather(*(ask.ainvoke(f"{QUESTION} {n}") for n in range(4)))
@@ -917,13 +938,13 @@ def test_little_is_added_to_the_time_of_the_core(retriever, reasoner):
     def added(core, adapter):
         """The time of the adapter as a multiple of the core's, the median of pairs."""
         extra = []
-        for _ in range(41):
+        for _ in range(15):
             began = time.perf_counter()
             core()
             between = time.perf_counter()
             adapter()
             extra.append((time.perf_counter() - between) / (between - began))
-        return sorted(extra)[20]
+        return sorted(extra)[7]
 
     core = retriever.index
     assert added(lambda: core.recall(QUESTION, 4), lambda: retriever.invoke(QUESTION)) < 3

@@ -24,9 +24,10 @@ GIVEN = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def index(tmp_path):
-    with make_index(tmp_path / "index") as made:
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """An index that no test changes."""
+    with make_index(tmp_path_factory.mktemp("filters") / "index") as made:
         CompMemRetriever(index=made).upsert(BOTH)
         yield made
 
@@ -91,7 +92,7 @@ def test_the_application_sets_the_bound_filter(index):
     assert ids(other.invoke({"question": QUESTION, "filter": MINE})["context"]) == set()
 
 
-async def test_filters_of_another_store_are_not_combined(index):
+async def test_filters_of_another_store_are_not_combined():
     class Words(HashingEncoder):
         def embed_documents(self, texts):
             return self.encode([" ".join(terms(text)) for text in texts]).tolist()

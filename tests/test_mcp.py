@@ -1,12 +1,18 @@
-"""The MCP server with the official SDK's client: in memory, and as a process on standard input and output."""
+"""The MCP server with the official SDK's client: in memory, and as the command on standard input and output."""
 
+import asyncio
+import os
 import sys
+from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.server.stdio import stdio_server
 
 from compmem import Document, IndexConfig, MemoryIndex
+from compmem.cli import app
 from compmem.serving.limits import Limits
 from compmem.serving.tools import create_tools
 from tests.hashing import HashEncoder
@@ -69,10 +75,42 @@ async def test_a_read_only_server_has_no_tool_that_writes(index):
     assert len(index) == 2
 
 
-async def test_the_command_serves_on_standard_input_and_output(tmp_path):
+@pytest.fixture
+def notes(tmp_path):
     with MemoryIndex.create(tmp_path / "notes.mem") as made:
         made.add(DOCUMENTS)
-    start = ["-c", "from compmem.cli import main; main()", "mcp", str(tmp_path / "notes.mem"), "--read-only"]
+    return str(tmp_path / "notes.mem")
+
+
+@asynccontextmanager
+async def command(monkeypatch, *arguments):
+    """The command in a thread, whose standard input and output are pipes; the client's streams at their other ends."""
+    (asked, asking), (telling, told) = os.pipe(), os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(asked))
+    monkeypatch.setattr(sys, "stdout", os.fdopen(told, "w"))
+
+    def run():
+        with sys.stdin, sys.stdout:
+            app(arguments, standalone_mode=False)
+
+    questions, answers = anyio.wrap_file(os.fdopen(asking, "w")), anyio.wrap_file(os.fdopen(telling))
+    running = asyncio.create_task(asyncio.to_thread(run))
+    async with answers, stdio_server(answers, questions) as streams:
+        yield streams
+        await questions.aclose()
+        await running
+
+
+async def test_the_command_serves_on_the_standard_streams(notes, monkeypatch):
+    async with Client(command(monkeypatch, "mcp", notes, "--read-only")) as client:
+        assert "add_documents" not in {t.name for t in (await client.list_tools()).tools}
+        told = (await client.call_tool("answer", {"question": QUESTION})).structured_content
+    assert "Lloyd" in told["answer"]
+
+
+@pytest.mark.slow  # a process that loads all libraries; the same command as above
+async def test_the_command_serves_as_a_process_of_its_own(notes):
+    start = ["-c", "from compmem.cli import main; main()", "mcp", notes, "--read-only"]
     server = StdioServerParameters(command=sys.executable, args=start, env={"PYTHONPATH": ":".join(sys.path)})
     async with Client(stdio_client(server)) as client:
         told = (await client.call_tool("answer", {"question": QUESTION})).structured_content

@@ -21,8 +21,9 @@ DOCUMENTS = [
 QUESTION = "Which building does Acme rent?"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def index():
+    """An index that no test changes."""
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
         made.add(DOCUMENTS)
         yield made

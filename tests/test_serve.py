@@ -35,19 +35,33 @@ TOKENS = Tokens(
 )
 
 
-@pytest.fixture
+DOCUMENTS = [
+    Document(id="acme", title="Acme", text="Acme rents the Harbour Building.", metadata={"tenant": "red"}),
+    Document(
+        id="harbour", title="Harbour Building", text="The Harbour Building is insured by Lloyd.",
+        metadata={"tenant": "red"},
+    ),
+    Document(id="zoo", title="Zoo", text="The Harbour Building is no zoo.", metadata={"tenant": "blue"}),
+]  # fmt: skip
+
+
+def make_index():
+    index = MemoryIndex.create(None, IndexConfig(encoder=HashEncoder()))
+    index.add(DOCUMENTS)
+    return index
+
+
+@pytest.fixture(scope="module")
 def index():
-    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
-        made.add(
-            [
-                Document(id="acme", title="Acme", text="Acme rents the Harbour Building.", metadata={"tenant": "red"}),
-                Document(
-                    id="harbour", title="Harbour Building", text="The Harbour Building is insured by Lloyd.",
-                    metadata={"tenant": "red"},
-                ),
-                Document(id="zoo", title="Zoo", text="The Harbour Building is no zoo.", metadata={"tenant": "blue"}),
-            ]
-        )  # fmt: skip
+    """An index that no test changes."""
+    with make_index() as made:
+        yield made
+
+
+@pytest.fixture
+def changing():
+    """An index of the test's own."""
+    with make_index() as made:
         yield made
 
 
@@ -142,8 +156,8 @@ async def test_recall_answer_and_its_stream_say_what_the_library_says(index):
     assert data[-1]["answer"] == whole["answer"]
 
 
-async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
-    async with calling(index, RED) as red, calling(index, BLUE) as blue, calling(index, READER) as reader:
+async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing):
+    async with calling(changing, RED) as red, calling(changing, BLUE) as blue, calling(changing, READER) as reader:
         # A filter cannot widen what the token allows.
         wide = {"question": QUESTION, "k": 9, "filter": {"or": [{"tenant": "red"}, {"tenant": "blue"}]}}
         seen = {r["document"] for r in (await red.post("/recall", json=wide)).json()["recalls"]}
@@ -155,8 +169,8 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
         assert (await blue.post("/documents", json=new)).json() == {"added": 1, "unchanged": 0, "ids": ["acme"]}
         assert (await blue.post("/documents", json=new)).json()["unchanged"] == 1
         assert [d["id"] for d in (await blue.get("/documents")).json()["documents"]] == ["zoo", "acme"]
-        assert index.get("acme").text == "Acme rents the Harbour Building."
-        assert index.get("blue/acme").metadata == {"tenant": "blue"}
+        assert changing.get("acme").text == "Acme rents the Harbour Building."
+        assert changing.get("blue/acme").metadata == {"tenant": "blue"}
         # Another tenant's document and a missing one give the same response.
         foreign, unknown = await red.delete("/documents/zoo"), await red.delete("/documents/nothing")
         assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
@@ -167,7 +181,7 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(index):
         assert (await red.post("/documents", json=claimed)).status_code == 400
         assert (await reader.post("/documents", json=new)).status_code == 403
         assert (await reader.delete("/documents/acme")).status_code == 403
-    assert len(index) == 3
+    assert len(changing) == 3
 
 
 @pytest.mark.parametrize("shards", [None, 2])

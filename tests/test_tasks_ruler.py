@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from compmem_research.tasks import haystack
 from compmem_research.tasks.contexts import Contexts
 from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.multihop import Corpus, Passage, Question
@@ -22,6 +23,14 @@ def count(texts):
 
 def tokens_of(text):
     return count([text])[0] - 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_filler():
+    """By default thousands of passages are made up at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(haystack, "_FIRST_DRAW", 512)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +165,7 @@ def test_questions_are_asked_over_paragraphs(filler):
 
 def test_splits_share_no_keys_values_words_templates_or_noise(filler):
     def seen(split, tasks):
-        samples = [s for t in tasks for s in Ruler(filler, split=split).samples(t, 2500, 12)]
+        samples = [s for t in tasks for s in Ruler(filler, split=split).samples(t, 2500, 6)]
         words = {w for s in samples for w in re.findall(r"[a-z]+-[a-z]+\b|[0-9a-f-]{36}|\d{7}|[A-Z]{5}", text_of(s))}
         return words | {a for s in samples for a in s.answers}
 
@@ -185,6 +194,7 @@ def test_words_of_lists_are_disjoint(filler):
 
 def test_a_sample_depends_on_task_length_and_number_alone(ruler):
     make = (
+        "from compmem_research.tasks import haystack; haystack._FIRST_DRAW = 512;"
         "import re; from compmem_research.tasks.haystack import Filler; from compmem_research.tasks.ruler import Ruler;"
         r"r = Ruler(Filler(lambda ts: [len(re.findall(r'\w+|[^\w\s]', t)) + 2 for t in ts]));"
         "print([r.sample(t, 1500, 2) for t in ('niah_multiquery', 'vt', 'cwe', 'fwe')])"

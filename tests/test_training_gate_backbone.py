@@ -21,14 +21,14 @@ from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings
 from compmem_research.training.rollouts.trajectory import Step, Trajectory
 from compmem_research.training.stages import run_stage
+from tests.training import hurry
 
 PROMPTS = LatentPrompts(update="{question}|{memory}?", overwrite="{question}|{memory}!", answer="{question}|{memory}=")
 
 
 @pytest.fixture(autouse=True)
-def unhurried(monkeypatch):
-    """Measuring the device's ceiling takes a second and is not needed here."""
-    monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+def hurried(monkeypatch):
+    hurry(monkeypatch)
 
 
 def test_platt_recovers_what_was_bent():

@@ -26,6 +26,7 @@ from compmem_research.training.rollouts.objective import Objective
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import RolloutSettings, check_whole
 from compmem_research.training.stages import run_stage
+from tests.training import hurry
 
 PROMPTS = LatentPrompts(
     nothing="n", update="{question}{memory}", overwrite="{question}{memory}!", answer="{question}{memory}=",
@@ -48,12 +49,12 @@ def make_toy(seed=0):
 
 
 def context(backbone, number):
-    """One chunk of eight tokens, with a mark or without."""
+    """One chunk of eight tokens; every second one is of marks."""
     rng = np.random.default_rng(number)
     words = [[" b", " c"][i] for i in rng.integers(2, size=8)]
-    marked = bool(rng.integers(2))
+    marked = bool(number % 2)
     if marked:
-        words[::2] = [MARK] * 4
+        words = [MARK] * 8
     text = "".join(words)
     at = text.find(MARK)
     spans = (Span(document="d", start=at, end=at + len(MARK)),) if marked else ()
@@ -84,9 +85,8 @@ def warm_up(backbone, steps=60):
 
 
 @pytest.fixture(autouse=True)
-def unhurried(monkeypatch):
-    """Measuring the device's ceiling takes a second and is not needed here."""
-    monkeypatch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+def hurried(monkeypatch):
+    hurry(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def log_of(out, *names):
 
 def test_it_learns_to_see_the_mark_by_reward_alone(warm, tmp_path):
     given = settings(
-        tmp_path, run={"steps": 60, "batch": 8}, rollouts=replace(settings(tmp_path).rollouts, group=8), held=32
+        tmp_path, run={"steps": 44, "batch": 16}, rollouts=replace(settings(tmp_path).rollouts, group=4), held=32
     )
     figures = train(toy_of(warm), given)
     rewards = [reward for [reward] in log_of(tmp_path, "reward_update")]

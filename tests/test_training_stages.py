@@ -28,7 +28,7 @@ from compmem_research.training.engine.settings import read_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.from_scratch import DecoderConfig, train_tokenizer, untrained_backbone
 from compmem_research.training.text import TextPreparation
-from tests.training import prepare, write_texts
+from tests.training import hurry, prepare, write_texts
 
 PROMPTS = LatentPrompts(
     nothing="-", update="{question} | {memory}", overwrite="{question} | {memory} >", answer="{question} | {memory} ="
@@ -42,8 +42,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _little_filler(monkeypatch):
-    monkeypatch.setattr("compmem_research.training.data.sources.PASSAGES", 60)
+def hurried(monkeypatch):
+    hurry(monkeypatch)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def backbone(data):
 
 
 def settings(out, **changes):
-    defaults = {"steps": 60, "batch": 1, "device": "cpu", "learning_rate": 5e-3, "warmup": 10, "log_every": 1000}
+    defaults = {"steps": 40, "batch": 1, "device": "cpu", "learning_rate": 1e-2, "warmup": 5, "log_every": 1000}
     defaults |= {"checkpoint_every": 0, "measure_every": 0, "ceiling_seconds": 0.01, "final_rate": 0.3}
     return RunSettings(out=out, **{**defaults, **changes})
 
@@ -79,10 +79,10 @@ def few(backbone, *components, prompts=PROMPTS, data=None, trained=("base", "mem
 @pytest.mark.parametrize(
     ("component", "steps"),
     [
-        (Component(kind="random", sizes=(8,), tokens=32), 60),
-        (Component(kind="facts", sizes=(48,), items=(2,), tokens=144), 70),
-        (Component(kind="lookup", sizes=(24,), items=(2,), tokens=72), 60),
-        (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 70),
+        (Component(kind="random", sizes=(8,), tokens=32), 40),
+        (Component(kind="facts", sizes=(48,), items=(2,), tokens=144), 40),
+        (Component(kind="lookup", sizes=(24,), items=(2,), tokens=72), 40),
+        (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 50),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )

@@ -31,8 +31,9 @@ from compmem_research.training.text import TextPreparation
 from compmem_research.training.text import train as prepare_text
 from tests.conftest import make_model, make_tokenizer
 from tests.hashing import HashEncoder
+from tests.replies import keep_short
 from tests.test_training_stages import few, settings
-from tests.training import write_texts
+from tests.training import hurry, write_texts
 
 SELECTED = MemoryConfig(states="selected", own=())
 LORA = AdapterConfig(rank=4, targets=("q", "k", "v", "o", "gate", "up", "down"))
@@ -79,6 +80,11 @@ def selected(request, tiny_backbone):
     return backbone
 
 
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    hurry(monkeypatch)
+
+
 def write_set(file, questions=60):
     def line(n):
         town = ("Ulm", "Kiel", "Bonn")[n % 3]
@@ -106,7 +112,9 @@ def trained(tmp_path_factory):
     texts = write_texts(folder / "texts.jsonl", 40)
     prepare_text(TextPreparation(texts=(texts,), out=folder / "data", tokenizer=str(base)))
     write_set(folder / "set.jsonl")
-    run_all(folder / "embedded.toml", folder, base=str(base))
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        run_all(folder / "embedded.toml", folder, base=str(base))
     return base, folder
 
 
@@ -243,7 +251,7 @@ def test_it_learns_answers_from_several_blocks_with_the_model_frozen(selected, t
     stage = few(selected, component, trained=("memory",))
     frozen = {name: p.clone() for name, p in selected.parameters("base").items()}
     [before] = [stage.measure(0)["held_loss_multihop"]]
-    after = Trainer(settings(tmp_path / "run", steps=40, learning_rate=1e-2)).run(stage)["held_loss_multihop"]
+    after = Trainer(settings(tmp_path / "run", steps=10, learning_rate=2e-2, warmup=2)).run(stage)["held_loss_multihop"]
     assert after < 0.8 * before
     assert all(torch.equal(p, frozen[name]) for name, p in selected.parameters("base").items())
 
@@ -415,7 +423,8 @@ def test_another_base_is_refused(trained, tmp_path):
         assert loaded.decoder.embed_tokens.weight.dtype == getattr(torch, dtype)
 
 
-def test_an_index_takes_the_base_of_its_backbone_from_the_runtime(trained, tmp_path):
+def test_an_index_takes_the_base_of_its_backbone_from_the_runtime(trained, tmp_path, monkeypatch):
+    keep_short(monkeypatch)
     base, folder = trained
     config = IndexConfig(memory="kv", backbone=str(folder / "shipped"), encoder=None, chunk_tokens=48)
     runtime = RuntimeConfig(backbone_base=str(base), device="cpu")
@@ -428,7 +437,8 @@ def test_an_index_takes_the_base_of_its_backbone_from_the_runtime(trained, tmp_p
         index.answer("Who rents the house?")
 
 
-def test_the_commands_take_the_base_of_a_backbone(trained, tmp_path):
+def test_the_commands_take_the_base_of_a_backbone(trained, tmp_path, monkeypatch):
+    keep_short(monkeypatch)
     base, folder = trained
     (tmp_path / "a.txt").write_text("Acme rents the house. The garden is large.")
     index, runner = str(tmp_path / "kv.mem"), CliRunner()

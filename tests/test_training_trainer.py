@@ -37,6 +37,12 @@ def whole(tmp_path_factory):
     return out
 
 
+@pytest.fixture(autouse=True)
+def no_plots(whole, monkeypatch):
+    """The first run draws its plot, and no other."""
+    monkeypatch.setattr("compmem_research.training.engine.trainer.plot", lambda folder: None)
+
+
 # --- one curve
 
 
@@ -155,6 +161,7 @@ def test_the_log_has_throughput_and_the_plot_is_drawn_or_its_lack_told(whole, tm
     line = read_log(whole)[1]
     assert line["tokens_per_second"] > 0
     assert 0 < line["ceiling_share"] < 1
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level("INFO"):
         run(tmp_path)

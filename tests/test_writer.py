@@ -22,6 +22,7 @@ from compmem.readers import ChatReader, ExtractiveReader, ReaderWithWriter
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.schema import Chunk
 from tests.hashing import HashEncoder
+from tests.replies import keep_short
 
 DOCUMENTS = [
     Document(id="acme", title="Acme", text="Acme rents the Harbour Building. It makes rockets."),
@@ -138,7 +139,8 @@ def test_documents_cannot_speak_for_the_prompt(index):
 # The backbone
 
 
-def test_a_stock_backbone_writes_behind_the_blocks_unless_told_otherwise(kv):
+def test_a_stock_backbone_writes_behind_the_blocks_unless_told_otherwise(kv, monkeypatch):
+    keep_short(monkeypatch)
     index = kv(ratio=2)
     answer = index.answer(QUESTION)
     assert answer.usage.model_calls == 1
@@ -149,7 +151,8 @@ def test_a_stock_backbone_writes_behind_the_blocks_unless_told_otherwise(kv):
     assert len(index.recall(QUESTION, 3)) == 3
 
 
-def test_only_a_backbone_trained_for_the_loop_reads_in_every_step(kv, tiny_backbone):
+def test_only_a_backbone_trained_for_the_loop_reads_in_every_step(kv, tiny_backbone, monkeypatch):
+    keep_short(monkeypatch)
     backbone = tiny_backbone(memory=MemoryConfig(ratio=4))
     index = kv(backbone)
     assert index.answer(QUESTION, RecallConfig(max_steps=3)).usage.model_calls == 1, "its memory alone was trained"

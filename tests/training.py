@@ -75,6 +75,14 @@ class Toy:
         return "odd" if len(row) % 2 else "even"
 
 
+def hurry(patch):
+    """Leaves out what takes seconds in each run and is tested elsewhere: the ceiling, plots, and much filler text."""
+    patch.setattr("compmem_research.training.engine.trainer.matmul_ceiling", lambda *_, **__: 1e12)
+    patch.setattr("compmem_research.training.engine.trainer.plot", lambda folder: None)
+    patch.setattr("compmem_research.tasks.haystack._FIRST_DRAW", 64)
+    patch.setattr("compmem_research.training.data.sources.PASSAGES", 60)
+
+
 def run(out, stage=None, **settings):
     """Runs a stage to its end, or until it is killed; returns its metrics."""
     defaults = {
