@@ -88,6 +88,9 @@ def test_a_setting_of_another_type_or_out_of_its_range(made, named):
 def test_numbers_of_numpy_are_numbers(index):
     assert RecallConfig(max_steps=np.int64(3), threshold=np.float32(0.5)).max_steps == 3
     assert len(index.recall("Who rents?", np.int64(1))) == 1
+    config = IndexConfig(encoder=HashEncoder(), chunk_tokens=np.int64(64))
+    with MemoryIndex.create(None, config) as made:
+        assert made.add([Document(text="Acme rents.")]) == 1
 
 
 @pytest.mark.parametrize("name", ["text", "title", "context"])

@@ -22,6 +22,7 @@ from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
+from compmem.metadata import plain
 from compmem.naming import absolute
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
@@ -493,5 +494,5 @@ def _encoder_name(encoder: str | Encoder | None) -> str | None:
 
 
 def _as_json(config: IndexConfig) -> dict[str, Any]:
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
     return {**values, "encoder": _encoder_name(config.encoder)}

@@ -8,8 +8,6 @@ import logging
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -323,7 +321,7 @@ def test_a_loaded_index_keeps_its_folder_while_a_copy_uses_it(index, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_path):
+def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_path, run_python):
     index.storage_context.persist(tmp_path)
     code = (
         "import os, sys\n"
@@ -335,12 +333,7 @@ def test_a_forked_child_does_not_remove_the_folder_of_a_loaded_index(index, tmp_
         "assert loaded.memory.path.exists() and len(loaded.as_retriever(3).retrieve(QUESTION)) == 3\n"
         "print(loaded.memory.path)\n"
     )
-    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, env=there
-    )
-    assert run.returncode == 0, run.stderr
-    assert not Path(run.stdout.strip()).exists(), "its parent does"
+    assert not Path(run_python(code, tmp_path).strip()).exists(), "its parent does"
 
 
 def test_a_context_with_a_store_of_its_own_is_loaded_without_it(tmp_path):

@@ -2,10 +2,7 @@
 
 import asyncio
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +144,7 @@ async def test_a_slow_llm_with_sync_methods_is_left_when_the_caller_has_waited_e
 
 
 @pytest.mark.slow
-def test_a_program_ends_while_a_slow_llm_is_left():
+def test_a_program_ends_while_a_slow_llm_is_left(run_python):
     code = (
         "import asyncio\n"
         "from tests.llama_index_adapter.test_llama_index_load import *\n"
@@ -158,11 +155,7 @@ def test_a_program_ends_while_a_slow_llm_is_left():
         "        except TimeoutError: print('left')\n"
         "asyncio.run(main())\n"
     )
-    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=there, timeout=55
-    )
-    assert run.stdout.split() == ["left", "left"]
+    assert run_python(code, timeout=55).split() == ["left", "left"]
 
 
 async def _stops(encoder, start):
@@ -389,11 +382,9 @@ def test_the_adapter_costs_little_beyond_the_core(index):
     assert retrieve < 2.5 * recall
 
 
-def test_importing_costs_little_beyond_the_framework():
+def test_importing_costs_little_beyond_the_framework(run_python):
     code = (
         "import time, llama_index.core, sys; began = time.process_time(); import llama_index_compmem; "
         "print(time.process_time() - began); assert 'torch' not in sys.modules"
     )
-    there = {**os.environ, "PYTHONPATH": os.pathsep.join(["core", "."])}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=there)
-    assert float(run.stdout) < 0.6, "0.3 s on a machine with nothing else to do"
+    assert float(run_python(code)) < 0.6, "0.3 s on a machine with nothing else to do"

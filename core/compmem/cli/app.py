@@ -132,6 +132,8 @@ def chat_arguments(
 def chat_model(config: RecallConfig, model: str | None, base_url: str | None, api_key_env: str | None) -> Any:
     """The chat model, or None. Raises what `chat_arguments` and `Endpoint` raise."""
     arguments = chat_arguments(config, model, base_url, api_key_env)
+    if arguments is None:
+        return None
     from compmem.readers.endpoint import Endpoint  # imports torch, which --help does not need
 
-    return None if arguments is None else Endpoint(**arguments)
+    return Endpoint(**arguments)

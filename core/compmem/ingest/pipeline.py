@@ -112,7 +112,8 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
         for name in ("id", "text", "title", "context"):
             if not isinstance(value := getattr(document, name), str):
                 raise TypeError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
-        content = hash((document.title, document.context, document.text, repr((document.metadata, document.chunks))))
+        pieces = [len(c) if isinstance(c, str) else (c.end, c.headings, c.sentences) for c in document.chunks or ()]
+        content = hash((document.title, document.context, document.text, repr((document.metadata, pieces))))
         if document.id not in seen:
             seen[document.id] = content
             yield document
