@@ -51,7 +51,7 @@ NOTES = {
         "file, and explained in docs/scale.md."
     ),
     "serve": load.NOTE,
-    **dict.fromkeys(("recall_2wiki", "recall_hotpotqa", "recall_musique", "domains"), _EARLIER),
+    **dict.fromkeys(("recall_hotpotqa", "recall_musique", "domains"), _EARLIER),
     "kv_trained": (
         "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
         "reader together, which ships. One seed."
