@@ -26,10 +26,6 @@ PUBLISHED = {
 }
 """Published recall@5, and how the published setting differs."""
 
-_EARLIER = (
-    "The loop's figures are of the one before it preferred sentences with a name from the notes and read, in the end, "
-    "blocks that were likely once."
-)
 NOTES = {
     "answers": (
         "The systems ran as separate processes over one server of the model, which batched their requests, so seconds "
@@ -51,7 +47,6 @@ NOTES = {
         "file, and explained in docs/scale.md."
     ),
     "serve": load.NOTE,
-    **dict.fromkeys(("recall_hotpotqa", "recall_musique", "domains"), _EARLIER),
     "kv_trained": (
         "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
         "reader together, which ships. One seed."
