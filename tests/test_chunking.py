@@ -124,6 +124,23 @@ def test_lines_that_stand_for_themselves():
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        ["How many days depends on the office.", "Ghent: two days a week", "Leeds: three days a week"],
+        ["The limits for a night, with breakfast:", "Ghent: 140 euros", "Leeds: 130 euros"],
+        ["Article,Warehouse,In stock", "S1,Ghent,1240", '"Bracket, small",Graz,86'],
+        ["a;b;c", "1;2;3"],
+        ["a\tb\tc", "1\t2\t3"],
+        ["note: a value that\ngoes on in the next line", "site: Basel"],
+        ["It cost 1,240 euros and then\n3,500,000 more, as was said: much\nNote that it ends: here."],
+    ],
+)
+def test_rows_of_values_and_labelled_lines_stand_for_themselves(lines):
+    text = "\n".join(lines)
+    assert [text[a:b] for a, b in sentences(text)] == lines
+
+
+@pytest.mark.parametrize(
     "parts",
     [
         ["It was changed by Colonel (ret.) Ewan Strand.", "He left (in May.)", "She came."],

@@ -219,6 +219,9 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     assert written("Which cities are in Norway?", table) == f"{head} {oslo} {bergen}"
     assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
     assert written("Every city and country?", table) == f"{head} {oslo} {malmo} {bergen}"
+    head, *rows = "City,Country,Mayor", "Oslo,Norway,Berg", "Malmo,Sweden,Lund"
+    values = of_text("\n".join([head, *rows]), sentences=[head, *rows])
+    assert written("Which country is Malmo in?", values) == f"{head} {rows[1]}"
 
 
 def by_words(number, *sentences):

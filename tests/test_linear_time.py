@@ -39,7 +39,8 @@ UNITS = {
     "entities": "&amp;", "zero width": "<\u200b", "Hangul": "가.", "Kanji": "漢", "doctypes": "<![",
     "underscores": "_", "backslashes": "\\", "braces": "{a", "pipes": "|", "heads": "a\n\n", "names": "Ab ",
     "bullets": "- a\n", "lists": "[1,", "columns": "a;", "block ends": "</block>", "dates": "2024-01-01T",
-    "accents": "\u0301\u0316", "questions": "and who is ", "answers": "Ab c. And he is ",
+    "accents": "\u0301\u0316", "questions": "and who is ", "rows": "a,b,c\n", "fields": "a: b\n",
+    "answers": "Ab c. And he is ",
 }  # fmt: skip
 EDGES = (("", ""), ("x", "y"), ("# ", "y"), ("---\ntitle:", ""), ("f()", "x\n"))
 """Texts before and after the units."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compmem.schema import Chunk
-from compmem.text.sentences import ATX
+from compmem.text.sentences import ATX, is_labelled, is_separated
 from compmem.text.tokenize import words
 
 MOST_PROSE = 3
@@ -108,13 +108,13 @@ def is_question(text: str) -> bool:
 
 
 def is_item(text: str) -> bool:
-    """Whether a sentence is an item of a list."""
-    return _ITEM.match(text) is not None
+    """Whether a sentence is an item of a list, or a line with a label."""
+    return _ITEM.match(text) is not None or (is_labelled(text) and not text.endswith((".", "!", "?", ":")))
 
 
 def is_row(text: str) -> bool:
-    """Whether a sentence is a row of a Markdown table."""
-    return text.startswith("|")
+    """Whether a sentence is a row of a Markdown table or of a CSV file."""
+    return text.startswith("|") or (not text.endswith((".", "!", "?")) and is_separated(text))
 
 
 def is_reply(text: str) -> bool:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
 from compmem.schema import Chunk, Evidence
+from compmem.text.sentences import is_labelled
 from compmem.text.tokenize import content_terms, root
 
 QUOTED = 3
@@ -73,10 +75,18 @@ def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list
     outline, needed = Outline.of(chunk), set[int]()
     for place, (start, _) in enumerate(chunk.spans):
         if start in quoted:
-            needed.update(outline.introduced(place), outline.named_before(place), _rows(asked, outline, place))
+            needed.update(_introduced(asked, outline, place), outline.named_before(place), _rows(asked, outline, place))
             if _needs_head(asked, outline, place):
                 needed.add(outline.heads[place])
     return [Evidence.of(chunk, chunk.spans[n]) for n in sorted(needed) if chunk.spans[n][0] not in quoted]
+
+
+def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
+    """The sentences that this one introduces; of lines with a label, those with most words of the question."""
+    after = list(outline.introduced(place))
+    if after and all(is_labelled(outline.texts[n]) for n in after):
+        return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after})
+    return iter(after)
 
 
 def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
@@ -90,13 +100,17 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[
     yield table[0]
     rows = {n: roots for n in table[1:] if (roots := _roots(outline.texts[n]))}
     if place == table[0]:
-        held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
-        most = max(held.values(), default=0)
-        alike = [n for n, count in held.items() if count == most]
+        yield from _most_asked(asked, rows)
     else:
         own = rows.get(place, set()) & asked.keys()
-        alike = [n for n, roots in rows.items() if own and own <= roots]
-    yield from alike[:MOST_LISTED]
+        yield from islice((n for n, roots in rows.items() if own and own <= roots), MOST_LISTED)
+
+
+def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]]) -> Iterator[int]:
+    """The rows with most words of the question; all if none has any."""
+    held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
+    most = max(held.values(), default=0)
+    return islice((n for n, count in held.items() if count == most), MOST_LISTED)
 
 
 def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:

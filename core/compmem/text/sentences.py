@@ -5,6 +5,7 @@ The rules work for several languages at once, without a model.
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 LINE = re.compile(r"[^\n]*\n|[^\n]+")
 ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
@@ -21,6 +22,11 @@ _CODE_LINE = re.compile(
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
+_FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
+"""A label and its value."""
+_SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?!\d{3}(?!\d))(?=\S)|;(?=\S)|\t")
+"""Between two cells of a row; not the comma of a number."""
+_LEAST_SEPARATORS = 2
 _CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: no backtracking
 _END = re.compile(
     rf"[。！？｡｡।؟۔]++{_CLOSERS}"
@@ -71,7 +77,8 @@ _STARTERS = frozenset(
 def sentences(text: str) -> list[tuple[int, int]]:
     """Spans of the sentences, in order and without overlap: each begins and ends with a character that is not blank.
 
-    Text between two spans is blank. A heading, a list item and a line of code are separate sentences.
+    Text between two spans is blank. A heading, a list item and a line of code are separate sentences; so is a row of
+    separated values or a line with a label and its value, directly after another one or a line that ends with a colon.
     """
     return list(sentence_spans(text, 0, len(text)))
 
@@ -85,6 +92,16 @@ def sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]
                 yield from _trimmed(text, at, match.end())
                 at = match.end()
         yield from _trimmed(text, at, last)
+
+
+def is_labelled(line: str) -> bool:
+    """Whether a line is a label with its value."""
+    return _FIELD.match(line) is not None
+
+
+def is_separated(line: str) -> bool:
+    """Whether a line is a row of values between commas, semicolons or tabs, as in a CSV file."""
+    return sum(1 for _ in islice(_SEPARATOR.finditer(line), _LEAST_SEPARATORS)) == _LEAST_SEPARATORS
 
 
 def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
@@ -103,7 +120,7 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
     start = begin
     indent = 0
     alone = blank = True
-    item = False
+    item = recorded = begins_record = False
     for match in LINE.finditer(text, begin, end):
         line = text[match.start() : match.end()] if match.end() - match.start() < LONGEST_LINE else _head(match)
         if not line.strip():
@@ -112,11 +129,15 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
         own = bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
         bullet = bool(_BULLET.match(line))
         deep = len(line) - len(line.lstrip())
-        if match.start() > start and (alone or blank or own or bullet or (deep > indent + 1 and not item)):
+        record = is_labelled(line) or is_separated(line)
+        apart = alone or blank or own or bullet or (record and (recorded or begins_record))
+        if match.start() > start and (apart or (deep > indent + 1 and not item)):
             yield start, match.start()
             start = match.start()
+        if match.start() == start:
+            begins_record = record
         item = bullet or (item and not blank)
-        indent, alone, blank = deep, own, False
+        indent, alone, blank, recorded = deep, own, False, record or line.rstrip().endswith(":")
     if start < end:
         yield start, end
 
