@@ -1,6 +1,7 @@
 """Dense search on a device: vectors are copied there once, not with every question."""
 
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,23 @@ def test_who_asks_while_a_search_is_built_does_not_wait():
         assert first.result(20) == "search 1"
     assert built.of(newest, 1) == "search 1"
     assert built.made == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_that_is_forked_while_a_search_is_built_builds_its_own():
+    newest, built = NewestSearch(), Built()
+    built.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(built.of, newest, 1)
+        while not built.made:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            found = newest.of(1, lambda: "search 1", lambda: "exact")
+            os._exit(0 if found == newest.of(1, _missing, lambda: "exact") == "search 1" else 1)
+        built.go.set()
+        assert first.result(20) == "search 1"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_search_that_cannot_be_built_is_tried_again():

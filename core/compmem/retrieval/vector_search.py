@@ -1,6 +1,7 @@
 """Dense search over the vectors of whole chunks: exact on the CPU or a GPU, or FAISS."""
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,7 @@ class NewestSearch:
         self._guard = Lock()
         self._generation = -1
         self._search: DenseSearch | None = None
+        self._process = os.getpid()
 
     def of(self, generation: int, build: Callable[[], DenseSearch], exact: Callable[[], DenseSearch]) -> DenseSearch:
         """The search over this generation.
@@ -129,9 +131,11 @@ class NewestSearch:
         with self._guard:
             if generation == self._generation and self._search is not None:
                 return self._search
-            if generation <= self._generation:
+            here = os.getpid()  # a forked child does not have the thread that was building
+            if generation < self._generation or (generation == self._generation and self._process == here):
                 return exact()
-            self._generation, self._search = generation, None  # the last one gives back its device memory
+            self._generation, self._process = generation, here
+            self._search = None  # gives back its device memory
         try:
             made = build()
         except BaseException:
