@@ -157,6 +157,24 @@ def paragraph(words, name="w"):
     return " ".join([name] * (words - 1)) + " end.\n\n"
 
 
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("| Article | In stock |\n| --- | --- |\n", "| A-{0} | {0}7 |\n"),
+        ("Article,Place,In stock\n", "A-{0},Ghent,{0}7\n"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "This is what we have.\n", "# Stock\n\n"])
+def test_a_chunk_that_begins_inside_a_table_has_its_head_as_the_last_heading(before, head, row):
+    text = f"{before}{head}{''.join(row.format(n) for n in range(60))}\nNothing else.\n" + "It is so. " * 60
+    first, *others = cut(text, chunk_tokens=40)
+    inside = [chunk for chunk in others if chunk.text.startswith(row[:2])]
+    assert inside
+    assert all(chunk.headings == (*first.headings, head.split("\n")[0]) for chunk in inside)
+    assert all(chunk.headings == first.headings for chunk in others if chunk.text.startswith("It is so."))
+    assert "".join(chunk.text for chunk in (first, *others)) == text
+
+
 def test_chunks_end_with_paragraphs_then_sentences():
     text = paragraph(20, "a") + paragraph(20, "b") + "One two three four. " * 20
     assert [c.text for c in cut(text, 32)][:2] == [paragraph(20, "a"), paragraph(20, "b")]

@@ -222,6 +222,9 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     head, *rows = "City,Country,Mayor", "Oslo,Norway,Berg", "Malmo,Sweden,Lund"
     values = of_text("\n".join([head, *rows]), sentences=[head, *rows])
     assert written("Which country is Malmo in?", values) == f"{head} {rows[1]}"
+    later = of_text("\n".join(rows), sentences=rows)
+    later = replace(later, chunk=replace(later.chunk, headings=(head,)))
+    assert written("Which country is Malmo in?", later) == rows[1]
 
 
 def by_words(number, *sentences):

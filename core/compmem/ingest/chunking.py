@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from compmem.schema import Chunk, Document
-from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, TEXT, sentence_spans, sentences
+from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, TEXT, is_row, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 CHARS_PER_TOKEN = 16
 """Most characters of a chunk per allowed token: some tokenizers count no token for blanks and unknown words."""
 _LONGEST_HEADING = 120
+_LONGEST_HEAD = 200
+"""Most characters of a table's head that are kept."""
 _WINDOW = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
 
@@ -50,6 +52,8 @@ class _Unit:
     tokens: int = 0
     opens: bool = False
     """It begins a paragraph that is split."""
+    table: str = ""
+    """The head of the table that it continues."""
 
 
 def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iterator[Chunk]:
@@ -57,6 +61,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
 
     A paragraph stays in one chunk if it fits. A heading, or a paragraph that must be split, begins a new chunk if the
     current one is at least half full. So a chunk has one topic, and short sections do not become chunks of one line.
+    A chunk that begins inside a table has the table's head as its last heading.
     Besides the text, only a window of it is in memory.
 
     Args:
@@ -187,7 +192,8 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
             path.append((unit.level, unit.heading))
         elif found is None:
             found = tuple(heading for _, heading in path)
-    return tuple(heading for _, heading in path) if found is None else found
+    headings = tuple(heading for _, heading in path) if found is None else found
+    return (*headings, group[0].table) if group[0].table else headings
 
 
 def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
@@ -218,15 +224,20 @@ def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int,
             if middle == unit.end:
                 small.append(unit)
             else:
-                level += [_Unit(a, b, unit.level, unit.heading) for a, b in ((unit.start, middle), (middle, unit.end))]
+                whole = replace(unit, opens=False)
+                level += [replace(whole, end=middle), replace(whole, start=middle)]
     return sorted(small, key=lambda unit: unit.start)
 
 
 def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
-    """The parts of a unit; the first part may begin a paragraph."""
+    """The parts of a unit; the first one may begin a paragraph, and rows after the first one of a table continue it."""
+    head = ""
     for a, b in breaker(text, unit.start, unit.end):
-        opens = a == unit.start and (unit.opens or breaker is _into_sentences)
-        yield _Unit(a, b, unit.level, unit.heading, opens=opens)
+        opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
+        if breaker is _into_sentences:
+            row = text[a : min(b, a + _LONGEST_HEAD)].strip()
+            table, head = (head, head or row) if is_row(row) else ("", "")
+        yield _Unit(a, b, unit.level, unit.heading, opens=opens, table=table)
 
 
 def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
@@ -236,7 +247,7 @@ def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Un
     rest = [u for u in units if u.end - u.start <= most]
     for unit, tokens in zip(rest, counter([(u.start, u.end) for u in rest]), strict=True):
         if tokens <= limit:
-            small.append(_Unit(unit.start, unit.end, unit.level, unit.heading, tokens, unit.opens))
+            small.append(replace(unit, tokens=tokens))
         else:
             large.append(unit)
     return large

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compmem.schema import Chunk
-from compmem.text.sentences import ATX, is_labelled, is_separated
+from compmem.text.sentences import ATX, is_labelled, is_row
 from compmem.text.tokenize import words
 
 MOST_PROSE = 3
@@ -37,6 +37,8 @@ class Outline:
     heads: tuple[int, ...]
     """For each sentence, the one that introduces it: the last question or line with a colon in its paragraph, else the
     last heading; -1: none."""
+    continues: bool = False
+    """The chunk begins inside a table, whose head is its last heading."""
 
     @classmethod
     def of(cls, chunk: Chunk) -> "Outline":
@@ -57,7 +59,7 @@ class Outline:
             else:
                 heads.append(heading if lead < 0 else lead)
                 said = True
-        return cls(texts, begins, tuple(heads))
+        return cls(texts, begins, tuple(heads), bool(chunk.headings) and is_row(chunk.headings[-1]))
 
     def introduced(self, place: int) -> Iterator[int]:
         """The sentences that this one introduces: some of a paragraph, or a whole list."""
@@ -81,7 +83,7 @@ class Outline:
             yield at - 1
 
     def table(self, place: int) -> range:
-        """The rows of the table that this one is a row of, its head first; empty if it is none."""
+        """The rows of the table that this one is a row of; empty if it is none."""
         if not is_row(self.texts[place]):
             return range(0)
         first = last = place
@@ -110,11 +112,6 @@ def is_question(text: str) -> bool:
 def is_item(text: str) -> bool:
     """Whether a sentence is an item of a list, or a line with a label."""
     return _ITEM.match(text) is not None or (is_labelled(text) and not text.endswith((".", "!", "?", ":")))
-
-
-def is_row(text: str) -> bool:
-    """Whether a sentence is a row of a Markdown table or of a CSV file."""
-    return text.startswith("|") or (not text.endswith((".", "!", "?")) and is_separated(text))
 
 
 def is_reply(text: str) -> bool:

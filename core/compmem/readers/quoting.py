@@ -97,9 +97,11 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[
     table = outline.table(place)
     if not table:
         return
-    yield table[0]
-    rows = {n: roots for n in table[1:] if (roots := _roots(outline.texts[n]))}
-    if place == table[0]:
+    head = None if outline.continues and table[0] == 0 else table[0]
+    if head is not None:
+        yield head
+    rows = {n: roots for n in table if n != head and (roots := _roots(outline.texts[n]))}
+    if place == head:
         yield from _most_asked(asked, rows)
     else:
         own = rows.get(place, set()) & asked.keys()

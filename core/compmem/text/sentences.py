@@ -104,6 +104,11 @@ def is_separated(line: str) -> bool:
     return sum(1 for _ in islice(_SEPARATOR.finditer(line), _LEAST_SEPARATORS)) == _LEAST_SEPARATORS
 
 
+def is_row(sentence: str) -> bool:
+    """Whether a sentence is a row of a Markdown table or of a CSV file."""
+    return sentence.startswith("|") or (not sentence.endswith((".", "!", "?")) and is_separated(sentence))
+
+
 def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
     """The marks that may end a sentence, except those inside a quotation."""
     quotations = _QUOTED.finditer(text, start, end)
