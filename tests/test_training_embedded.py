@@ -42,6 +42,12 @@ PHASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_replies(monkeypatch):
+    """Untrained weights write as much as they may."""
+    monkeypatch.setattr("compmem_research.training.evaluate.TAGS", 8)
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
