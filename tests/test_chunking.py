@@ -175,6 +175,13 @@ def test_a_chunk_that_begins_inside_a_table_has_its_head_as_the_last_heading(bef
     assert "".join(chunk.text for chunk in (first, *others)) == text
 
 
+@pytest.mark.parametrize("row", ['{{"id": {0},"name":"x","place":"y"}}\n', "{0},Ghent,x\n", "A-{0},Ghent,x\n"])
+def test_rows_without_a_head_have_none(row):
+    chunks = cut("".join(row.format(n) for n in range(60)) + "no,number,here\n" * 30, chunk_tokens=40)
+    assert len(chunks) > 2
+    assert not any(chunk.headings for chunk in chunks)
+
+
 def test_chunks_end_with_paragraphs_then_sentences():
     text = paragraph(20, "a") + paragraph(20, "b") + "One two three four. " * 20
     assert [c.text for c in cut(text, 32)][:2] == [paragraph(20, "a"), paragraph(20, "b")]

@@ -34,6 +34,8 @@ _NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
 _CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
 _DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
 _NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
+_HEAD = re.compile(r"\||[^\d{\[<][^\d]*$")
+"""The first row of a Markdown table; of other rows, one without digits that is no JSON or XML."""
 _BORDERS = "、，；："
 
 
@@ -231,12 +233,17 @@ def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int,
 
 def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
     """The parts of a unit; the first one may begin a paragraph, and rows after the first one of a table continue it."""
-    head = ""
+    head: str | None = None
     for a, b in breaker(text, unit.start, unit.end):
         opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
         if breaker is _into_sentences:
             row = text[a : min(b, a + _LONGEST_HEAD)].strip()
-            table, head = (head, head or row) if is_row(row) else ("", "")
+            if not is_row(row):
+                table, head = "", None
+            elif head is None:
+                table, head = "", row if _HEAD.match(row) else ""
+            else:
+                table = head
         yield _Unit(a, b, unit.level, unit.heading, opens=opens, table=table)
 
 
