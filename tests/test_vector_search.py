@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -110,16 +111,23 @@ def test_a_search_is_built_once_a_generation_and_not_for_older_ones():
     assert built.made == [3, 5]
 
 
-def test_who_asks_while_a_search_is_built_does_not_wait():
-    newest, built = NewestSearch(), Built()
+@contextmanager
+def being_built(newest, built):
+    """Another thread builds the search of generation 1 until the end."""
     built.go.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(built.of, newest, 1)
         while not built.made:
             time.sleep(0.001)
-        assert built.of(newest, 1) == "exact"
+        yield
         built.go.set()
         assert first.result(20) == "search 1"
+
+
+def test_who_asks_while_a_search_is_built_does_not_wait():
+    newest, built = NewestSearch(), Built()
+    with being_built(newest, built):
+        assert built.of(newest, 1) == "exact"
     assert built.of(newest, 1) == "search 1"
     assert built.made == [1]
 
@@ -127,17 +135,11 @@ def test_who_asks_while_a_search_is_built_does_not_wait():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_child_that_is_forked_while_a_search_is_built_builds_its_own():
     newest, built = NewestSearch(), Built()
-    built.go.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(built.of, newest, 1)
-        while not built.made:
-            time.sleep(0.001)
+    with being_built(newest, built):
         child = os.fork()
         if child == 0:
             found = newest.of(1, lambda: "search 1", lambda: "exact")
             os._exit(0 if found == newest.of(1, _missing, lambda: "exact") == "search 1" else 1)
-        built.go.set()
-        assert first.result(20) == "search 1"
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
