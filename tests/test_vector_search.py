@@ -138,8 +138,11 @@ def test_a_child_that_is_forked_while_a_search_is_built_builds_its_own():
     with being_built(newest, built):
         child = os.fork()
         if child == 0:
-            found = newest.of(1, lambda: "search 1", lambda: "exact")
-            os._exit(0 if found == newest.of(1, _missing, lambda: "exact") == "search 1" else 1)
+            found = ""
+            try:
+                found = newest.of(1, lambda: "search 1", lambda: "exact")
+            finally:
+                os._exit(0 if found == "search 1" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
