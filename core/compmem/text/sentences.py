@@ -22,10 +22,12 @@ _CODE_LINE = re.compile(
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
+_PIPED = re.compile(r"\s*+\|.*\|\s*$")
+"""A row of a Markdown table."""
 _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
 """A label and its value."""
-_SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?!\d{3}(?!\d))(?=\S)|;(?=\S)|\t")
-"""Between two cells of a row; not the comma of a number."""
+_SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|\t")
+"""Between two cells of a row; not a comma between digits, as in a number or a list of references."""
 _LEAST_SEPARATORS = 2
 _CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: no backtracking
 _END = re.compile(
@@ -85,9 +87,9 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 def sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The sentence spans of a part of the text, one by one."""
-    for first, last in _runs(text, start, end):
+    for first, last, whole in _runs(text, start, end):
         at = first
-        for match in _ends(text, first, last):
+        for match in () if whole else _ends(text, first, last):
             if _is_border(text, at, match, last):
                 yield from _trimmed(text, at, match.end())
                 at = match.end()
@@ -120,12 +122,15 @@ def _ends(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
             yield match
 
 
-def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Spans of lines that may contain a sentence across line breaks: wrapped prose, or a single separate line."""
+def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Spans of lines that may contain a sentence across line breaks: wrapped prose, or a single separate line.
+
+    The third part says whether the span is one row of a table, which is not split whatever its cells contain.
+    """
     start = begin
     indent = 0
     alone = blank = True
-    item = recorded = begins_record = False
+    item = recorded = begins_record = row = False
     for match in LINE.finditer(text, begin, end):
         line = text[match.start() : match.end()] if match.end() - match.start() < LONGEST_LINE else _head(match)
         if not line.strip():
@@ -134,17 +139,19 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
         own = bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
         bullet = bool(_BULLET.match(line))
         deep = len(line) - len(line.lstrip())
-        record = is_labelled(line) or is_separated(line)
+        separated = is_separated(line)
+        record = separated or is_labelled(line)
         apart = alone or blank or own or bullet or (record and (recorded or begins_record))
         if match.start() > start and (apart or (deep > indent + 1 and not item)):
-            yield start, match.start()
+            yield start, match.start(), row
             start = match.start()
-        if match.start() == start:
-            begins_record = record
+        begins = match.start() == start
+        begins_record = record if begins else begins_record
+        row = begins and (bool(_PIPED.match(line)) or (separated and recorded))
         item = bullet or (item and not blank)
         indent, alone, blank, recorded = deep, own, False, record or line.rstrip().endswith(":")
     if start < end:
-        yield start, end
+        yield start, end, row
 
 
 def _head(line: re.Match[str]) -> str:
