@@ -14,6 +14,7 @@ from compmem.loop.blocks import BlockLoader
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
+from compmem.text.codes import only_unknown_codes
 
 GATED_AT_ONCE = 64
 """Blocks whose KV states are fetched together for the gate on the backbone."""
@@ -91,6 +92,8 @@ class DenseGate:
         self._open_ended = open_ended
         self._look: FirstPass | None = None
         self._first: dict[int, float] = {}
+        self._unknown = False
+        """The question is about a code that no candidate has."""
 
     @property
     def threshold(self) -> float:
@@ -106,8 +109,8 @@ class DenseGate:
 
     @property
     def answerable(self) -> bool:
-        """Whether any of the first candidates may answer."""
-        return self._look is None or self._look.found >= self._head.found_threshold
+        """Whether any of the first candidates may answer; none does if the question's codes are in none of them."""
+        return self._look is None or (self._look.found >= self._head.found_threshold and not self._unknown)
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The probability of each block that the question needs it."""
@@ -118,13 +121,18 @@ class DenseGate:
         if not memory or not known.any():
             look = self._head.first_scores(own, self._stage.search_ranks(blocks).take(rows), rows)
             if not self._first:
-                self._look = look
+                self._look, self._unknown = look, not self._open_ended and self._asks_of_unknown(blocks)
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
             return [float(p) for p in look.probabilities]
         looked = list(self._first.values())
         lowest = min(looked)
         first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
         return [float(p) for p in self._head.later_pass(own, first, known, rows)]
+
+    def _asks_of_unknown(self, blocks: Sequence[int]) -> bool:
+        chunks = (block.chunk for block in self._blocks.get(blocks))
+        texts = (text for chunk in chunks for text in (chunk.label, chunk.context, chunk.text))
+        return only_unknown_codes(self._stage.analyzer.question, texts)
 
 
 class KVGate:

@@ -1,0 +1,48 @@
+"""Questions about codes that no text has."""
+
+import pytest
+
+from compmem import Document, MemoryIndex
+from compmem.text.codes import only_unknown_codes
+
+TEXTS = ("INC-249: a root certificate had expired.", "The Hearth G2 and the Hearth G 3 differ.", "The top-5 are kept.")
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What caused INC-250?", "What caused INC250?", "How warm may the Hearth G4 get?", "Was INC-250 caused by a G4?"],
+)
+def test_a_question_about_an_unknown_code_is_about_nothing(question):
+    assert only_unknown_codes(question, TEXTS)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What caused INC-249?",  # there
+        "What caused inc 249 in 2023?",
+        "How warm may the Hearth G3 get?",  # written otherwise
+        "Which is newer, the G3 or the G4?",  # one of them is there
+        "What does E52 mean?",  # no code has these letters
+        "What are the top-10 customers?",  # no capitals
+        "What caused the incident of 2023?",
+        "What is in INC-250-A?",  # part of a longer code
+        "",
+    ],
+)
+def test_other_questions_are_about_something(question):
+    assert not only_unknown_codes(question, TEXTS)
+
+
+def test_nothing_is_quoted_about_a_code_that_no_document_has():
+    index = MemoryIndex.create()
+    index.add(
+        Document(id=str(n), title=f"Incident INC-{n}", text=f"INC-{n} was caused by a fault in pump {n % 7}.")
+        for n in range(200, 240)
+    )
+    known, unknown = (index.answer(f"What caused incident INC-{n}?") for n in (215, 250))
+    assert known.found
+    assert known.text == "INC-215 was caused by a fault in pump 5."
+    assert not unknown.found
+    assert not unknown.sources
+    assert index.recall("What caused incident INC-250?", 3)  # a ranking has the nearest all the same
