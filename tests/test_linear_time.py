@@ -24,6 +24,7 @@ from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Answer, Chunk, Document, Evidence, MemoryBlock, Usage, WorkingMemory
 from compmem.store.columns import Column, moment
 from compmem.text import escaping, tokenize
+from compmem.text.codes import only_unknown_codes
 from compmem.text.follow_up import standalone_question
 from compmem.text.question_parts import question_parts
 from compmem.text.sentences import sentences
@@ -39,7 +40,7 @@ UNITS = {
     "entities": "&amp;", "zero width": "<\u200b", "Hangul": "가.", "Kanji": "漢", "doctypes": "<![",
     "underscores": "_", "backslashes": "\\", "braces": "{a", "pipes": "|", "heads": "a\n\n", "names": "Ab ",
     "bullets": "- a\n", "lists": "[1,", "columns": "a;", "block ends": "</block>", "dates": "2024-01-01T",
-    "accents": "\u0301\u0316", "questions": "and who is ", "rows": "a,b,c\n", "fields": "a: b\n",
+    "accents": "\u0301\u0316", "questions": "and who is ", "rows": "a,b,c\n", "fields": "a: b\n", "codes": "AB-1 ",
     "answers": "Ab c. And he is ",
 }  # fmt: skip
 EDGES = (("", ""), ("x", "y"), ("# ", "y"), ("---\ntitle:", ""), ("f()", "x\n"))
@@ -186,6 +187,7 @@ READERS = {
     "question parts": question_parts,
     "follow-up": lambda text: standalone_question([{"role": "user", "content": text}] * 3, text[:4000]),
     "heading": is_heading,
+    "codes": lambda text: only_unknown_codes(f"INC-250 {text}", [text]),
     "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
 }
 STREAMS = {
