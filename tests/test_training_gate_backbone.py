@@ -127,7 +127,7 @@ def settings(out, **changes):
     return GateTraining(**{"start": out, "run": RunSettings(out=out, **run), "held": 16, "prompts": PROMPTS} | changes)
 
 
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("blind", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gate_learns_what_helps_with_these_notes(tmp_path, gated, blind):
     frozen = {n: p.detach().clone() for n, p in gated.decoder.named_parameters() if "gate_" not in n}
     held = examples(32, 1)
