@@ -132,7 +132,7 @@ def test_who_asks_while_a_search_is_built_does_not_wait():
     assert built.made == [1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_that_is_forked_while_a_search_is_built_builds_its_own():
     newest, built = NewestSearch(), Built()
     with being_built(newest, built):

@@ -23,7 +23,7 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 CHARS_PER_TOKEN = 16
 """Most characters of a chunk per allowed token: some tokenizers count no token for blanks and unknown words."""
 _LONGEST_HEADING = 120
-_LONGEST_HEAD = 200
+_LONGEST_TABLE_HEAD = 200
 """Most characters of a table's head that are kept."""
 _WINDOW = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
@@ -34,7 +34,7 @@ _NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
 _CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
 _DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
 _NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
-_HEAD = re.compile(r"\||[^\d{\[<][^\d]*$")
+_TABLE_HEAD = re.compile(r"\||[^\d{\[<]\D*$")
 """The first row of a Markdown table; of other rows, one without digits that is no JSON or XML."""
 _BORDERS = "、，；："
 
@@ -237,11 +237,11 @@ def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
     for a, b in breaker(text, unit.start, unit.end):
         opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
         if breaker is _into_sentences:
-            row = text[a : min(b, a + _LONGEST_HEAD)].strip()
+            row = text[a : min(b, a + _LONGEST_TABLE_HEAD)].strip()
             if not is_row(row):
                 table, head = "", None
             elif head is None:
-                table, head = "", row if _HEAD.match(row) else ""
+                table, head = "", row if _TABLE_HEAD.match(row) else ""
             else:
                 table = head
         yield _Unit(a, b, unit.level, unit.heading, opens=opens, table=table)

@@ -1,6 +1,6 @@
 """The gates that the loop can ask: each gives blocks a score in [0, 1] for a question and a working memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,8 +92,6 @@ class DenseGate:
         self._open_ended = open_ended
         self._look: FirstPass | None = None
         self._first: dict[int, float] = {}
-        self._unknown = False
-        """The question is about a code that no candidate has."""
 
     @property
     def threshold(self) -> float:
@@ -110,7 +108,11 @@ class DenseGate:
     @property
     def answerable(self) -> bool:
         """Whether any of the first candidates may answer; none does if the question's codes are in none of them."""
-        return self._look is None or (self._look.found >= self._head.found_threshold and not self._unknown)
+        if self._look is None:
+            return True
+        if self._look.found < self._head.found_threshold:
+            return False
+        return self._open_ended or not only_unknown_codes(self._stage.analyzer.question, self._texts())
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The probability of each block that the question needs it."""
@@ -121,7 +123,7 @@ class DenseGate:
         if not memory or not known.any():
             look = self._head.first_scores(own, self._stage.search_ranks(blocks).take(rows), rows)
             if not self._first:
-                self._look, self._unknown = look, not self._open_ended and self._asks_of_unknown(blocks)
+                self._look = look
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
             return [float(p) for p in look.probabilities]
         looked = list(self._first.values())
@@ -129,10 +131,10 @@ class DenseGate:
         first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
         return [float(p) for p in self._head.later_pass(own, first, known, rows)]
 
-    def _asks_of_unknown(self, blocks: Sequence[int]) -> bool:
-        chunks = (block.chunk for block in self._blocks.get(blocks))
-        texts = (text for chunk in chunks for text in (chunk.label, chunk.context, chunk.text))
-        return only_unknown_codes(self._stage.analyzer.question, texts)
+    def _texts(self) -> Iterator[str]:
+        """What the candidates say, with their titles, headings and contexts."""
+        for block in self._blocks.get(list(self._first)):
+            yield from (block.chunk.label, block.chunk.context, block.chunk.text)
 
 
 class KVGate:

@@ -18,7 +18,7 @@ TEXT = re.compile(r"\S")
 
 _BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
 _CODE_LINE = re.compile(
-    r"\s*+(?:>>>|\.\.\. |\$ |```|~~~|\|.*\|\s*$|@\w|(?:async )?def \w+\(|class \w+\b.*[:)]\s*$"
+    r"\s*+(?:>>>|\.\.\. |\$ |```|~~~|@\w|(?:async )?def \w+\(|class \w+\b.*[:)]\s*$"
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
@@ -26,8 +26,8 @@ _PIPED = re.compile(r"\s*+\|.*\|\s*$")
 """A row of a Markdown table."""
 _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
 """A label and its value."""
-_SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|\t")
-"""Between two cells of a row; not a comma between digits, as in a number or a list of references."""
+_SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|(?<=\S)\t")
+"""Between two cells of a row; not a comma between digits, as in a number or a list of references, and no indent."""
 _LEAST_SEPARATORS = 2
 _CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: no backtracking
 _END = re.compile(
@@ -136,7 +136,8 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
         if not line.strip():
             blank = True
             continue
-        own = bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
+        piped = bool(_PIPED.match(line))
+        own = piped or bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
         bullet = bool(_BULLET.match(line))
         deep = len(line) - len(line.lstrip())
         separated = is_separated(line)
@@ -147,7 +148,7 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
             start = match.start()
         begins = match.start() == start
         begins_record = record if begins else begins_record
-        row = begins and (bool(_PIPED.match(line)) or (separated and recorded))
+        row = begins and (piped or (separated and recorded))
         item = bullet or (item and not blank)
         indent, alone, blank, recorded = deep, own, False, record or line.rstrip().endswith(":")
     if start < end:
