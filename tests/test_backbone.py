@@ -360,6 +360,21 @@ def test_a_question_in_front_of_blocks_is_scored_as_if_all_was_read_in_a_row(tin
     assert [shape for shape in runs if shape[1] == len(asked)] == [(1, 9)]
 
 
+@pytest.mark.parametrize("positions", ["rotated", "unrotated"])
+@torch.inference_mode()
+def test_a_prompt_that_was_read_before_is_read_as_if_it_stood_in_front(tiny_backbone, positions):
+    backbone = tiny_backbone(memory=MemoryConfig(window=16, positions=positions))
+    backbone.add_adapter("reasoner", AdapterConfig(rank=2, targets=("q", "v")))
+    randomize(backbone, "reasoner")
+    text, rest = [tokens(21, 1), tokens(9, 2)], tokens(4, 3)
+    for role in ("reasoner", None):
+        for prompt, states in zip(text, backbone.prompt_states(text, role=role), strict=True):
+            whole = backbone.read([prompt + rest], role=role)[:, len(prompt) :]
+            close(backbone.read([rest], [[states]], role=role, start=len(prompt)), whole)
+    other = backbone.read([rest], [[states]], role="reasoner", start=len(prompt))
+    assert not torch.allclose(other, backbone.read([prompt + rest])[:, len(prompt) :], atol=2e-4)
+
+
 @torch.inference_mode()
 def test_decoding_is_what_reading_everything_again_would_choose(tiny_backbone):
     backbone = tiny_backbone("llama", memory=MEMORY)

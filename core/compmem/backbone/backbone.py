@@ -291,8 +291,7 @@ class Backbone(TokenCodec):
             role: The role whose adapter is used, if it has one.
             start: Position of the first prompt token, for all rows or for each. None: directly after the row's memory.
 
-        Blocks of a stock model are read after the beginning of a chat turn. If a prompt starts with it, its states are
-        0.
+        Blocks of a stock model are read after the beginning of a chat turn; a prompt that starts with it has 0 there.
         """
         if blocks is None or start is not None:
             return self._read(prompts, blocks, role, start)
@@ -341,7 +340,8 @@ class Backbone(TokenCodec):
         if start is not None and self.memory.positions == "rotated":
             raise ValueError(f"start={start!r}: a backbone that rotates its blocks reads from position 0")
         distinct = list(dict.fromkeys(map(tuple, asked)))
-        states = dict(zip(distinct, self._ask(distinct, start), strict=True)) if distinct else {}
+        made = self.prompt_states(distinct, role="gate", start=start) if distinct else []
+        states = dict(zip(distinct, made, strict=True))
 
         def run(rows: Sequence[int]) -> list[Tensor]:
             behind = [[states[tuple(asked[row])], *blocks[row]] for row in rows]
@@ -384,12 +384,14 @@ class Backbone(TokenCodec):
         sizes = [len(prompt) + slots_of(row) for prompt, row in zip(prompts, blocks, strict=True)]
         return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its prompt", self.release))
 
-    def _ask(self, prompts: Sequence[Sequence[int]], start: int | None) -> list[KVStates]:
-        """Prompts run with the gate's adapter, as KV states to put in front of blocks."""
+    def prompt_states(
+        self, prompts: Sequence[Sequence[int]], *, role: Role | None = "reasoner", start: int | None = None
+    ) -> list[KVStates]:
+        """The states of prompts without blocks, which are read once: as a block in front of what follows (`start`)."""
         prefix, layout = self._lay_out(prompts, None, start, 0)
         context = PrefixContext(prefix, layout, self.rotary)
         kept = StateRecorder(context, len(self.decoder.layers), self.memory.positions)
-        self.decoder(layout.ids, kept, role="gate")
+        self.decoder(layout.ids, kept, role=role)
         return kept.states(list(map(len, prompts)))
 
     def generate(

@@ -211,22 +211,26 @@ class _Answering:
             packed = [pack(states, cast("KVType", kv)) for states in blocks]
             blocks = [unpack(parts) for parts in packed] if kv != "bf16" else blocks
             stored = sum(tensor.nbytes for parts in packed for tensor in parts.values())
-            began, prompt = now(), self._prompt
+            began, prompt, start = now(), self._prompt, None
             if not ratio:
                 lead = len(backbone.lead)
-                prompt = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:]]
-            else:
-                blocks = blocks if _named(method) == ("none",) else fuse(
+                text = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:-1]]
+                # Read once, for the answer and for its loss.
+                blocks, prompt, start = backbone.prompt_states([text]), prompt[-1:], len(text)
+            elif _named(method) != ("none",):
+                blocks = fuse(
                     backbone, blocks, self._texts, self._asked, methods=_named(method),
                     share=self._settings.share, first=self._settings.first,
                 )  # fmt: skip
             written, first = list[int](), now()
-            stream = partial(stream_parallel, backbone) if "ape" in _named(method) else backbone.stream
+            parallel = "ape" in _named(method)
+            stream = partial(stream_parallel, backbone) if parallel else partial(backbone.stream, start=start)
             for token in stream(prompt, blocks, max_new_tokens=self._settings.max_tokens, stop_on_repetition=True):
                 if not written:
                     first = now()
                 written.append(token)
-            seconds, loss = now() - began, self._loss(prompt, blocks) if "ape" not in _named(method) else None
+            seconds = now() - began
+            loss = None if parallel else self._loss(prompt, blocks, start)
         answer = backbone.decode(written)
         return {
             **condition._asdict(), "id": self._question.id,
@@ -237,10 +241,10 @@ class _Answering:
             "tokens": sum(map(len, self._texts)), "bytes": stored,
         }  # fmt: skip
 
-    def _loss(self, prompt: Sequence[int], blocks: Sequence[KVStates]) -> float:
+    def _loss(self, prompt: Sequence[int], blocks: Sequence[KVStates], start: int | None) -> float:
         """Cross entropy of the right answer behind the prompt, in nats a token."""
         answer = self._backbone.encode(self._question.answers[0])
-        hidden = self._backbone.read([[*prompt, *answer[:-1]]], [blocks])[0, -len(answer) :]
+        hidden = self._backbone.read([[*prompt, *answer[:-1]]], [blocks], start=start)[0, -len(answer) :]
         target = torch.tensor(answer, device=hidden.device)
         return round(float(torch.nn.functional.cross_entropy(self._backbone.logits(hidden).float(), target)), 4)
 
