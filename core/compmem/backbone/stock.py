@@ -163,18 +163,15 @@ def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None
         CheckpointError: It cannot be loaded, or weights are missing.
         ImportError: It is a `.gguf` file, and the gguf package is not installed.
     """
-    import transformers
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    size = weights_size(place)
+    size, made = weights_size(place), AutoConfig.for_model(**config)
     if size > _GIB // 4:
         shown = "its own type" if dtype is None else str(dtype).removeprefix("torch.")
-        log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(config, dtype))
+        log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(made, dtype))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False, "output_loading_info": True}
     if place.is_file():
-        if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        loaded: Any = _from_gguf(place, lambda source: AutoModelForCausalLM.from_pretrained(**source, **options))
+        loaded: Any = _from_gguf(place, lambda source: _dequantised(source, config=made, **options))
     else:
         try:
             with quietly():
@@ -198,8 +195,8 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place = find(name)
-    if place.is_file():
-        return _from_gguf(place, lambda source: AutoTokenizer.from_pretrained(**source))
+    if place.is_file():  # AutoTokenizer would read the file twice
+        return _from_gguf(place, lambda source: PreTrainedTokenizerFast.from_pretrained(**source))
     # AutoTokenizer silently replaces the splitting rules of tokenizer.json by those of the model family.
     cls = PreTrainedTokenizerFast if (place / "tokenizer.json").exists() else AutoTokenizer
     try:
@@ -237,12 +234,18 @@ def _from_gguf(file: Path, load: Callable[[dict[str, Any]], T]) -> T:
         raise CheckpointError(f"{str(file)!r} cannot be loaded: {error}") from error
 
 
-def _memory(config: Mapping[str, Any], dtype: torch.dtype | None) -> str:
-    """The memory that a loaded model takes, in words."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _dequantised(source: dict[str, Any], **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    made: Any = AutoConfig.for_model(**config)
+    # With its config, which takes seconds to read from the file once more.
+    return AutoModelForCausalLM.from_pretrained(**source, **options, quantization_config=GgufConfig(dequantize=True))
+
+
+def _memory(config: Any, dtype: torch.dtype | None) -> str:
+    """The memory that a loaded model takes, in words."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(made).num_parameters()  # type: ignore[no-untyped-call]
-    width = (dtype or made.dtype or torch.float32).itemsize
+        parameters = AutoModelForCausalLM.from_config(config).num_parameters()  # type: ignore[no-untyped-call]
+    width = (dtype or config.dtype or torch.float32).itemsize
     return f"{parameters / 1e6:,.0f} M parameters, {parameters * width / _GIB:.1f} GiB of memory"
