@@ -27,11 +27,20 @@ def test_a_question_about_an_unknown_code_is_about_nothing(question):
         "What are the top-10 customers?",  # no capitals
         "What caused the incident of 2023?",
         "What is in INC-250-A?",  # part of a longer code
+        "What caused INC-0249?",
+        "What was sold in Q1 and in H2?",  # a quarter and a half of a year
         "",
     ],
 )
 def test_other_questions_are_about_something(question):
     assert not only_unknown_codes(question, TEXTS)
+
+
+@pytest.mark.parametrize("said", ["ISO/IEC 27001 since May", "norm no. 27001", "27001"])
+def test_a_number_that_a_text_has_is_known(said):
+    question = "When was ISO27001 granted?"
+    assert not only_unknown_codes(question, ("ISO 9001 in 2020.", said))
+    assert only_unknown_codes(question, ("ISO 9001 in 2020.", "270012 and 127001"))
 
 
 def test_nothing_is_quoted_about_a_code_that_no_document_has():

@@ -119,6 +119,20 @@ def test_a_broken_text_of_a_chunk_keeps_the_rest_of_it():
     assert (recall.chunk.title, recall.chunk.metadata) == ("Pier", {"page": 3})
 
 
+def test_two_passages_of_one_id_are_both_read():
+    passages = [
+        Document(id="book", title="Lease", text="Acme rents the Harbour Building."),
+        Document(id="book", title="Policy", text="The Harbour Building is insured by Lloyd."),
+    ]
+    for order in (passages, passages[::-1]):
+        index = ExternalIndex(lambda query, k, filter, found=order: found, encoder=HashEncoder())
+        answer = index.answer(QUESTION, READ_ALL)
+        assert "Acme rents" in answer.text and "by Lloyd" in answer.text
+        first, second = sorted(r.chunk.document_id for r in answer.sources)
+        assert first == "book" and second.startswith("book:")
+        assert index.recall(QUESTION, 2) == index.recall(QUESTION, 2)
+
+
 def test_another_heading_is_another_block():
     held = [Chunk(text="It is old.", headings=("Pier",), metadata={"page": 3})]
     index = ExternalIndex(lambda query, k, filter: [Document(id="a", chunks=list(held))], encoder=HashEncoder())

@@ -227,6 +227,33 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     assert written("Which country is Malmo in?", later) == rows[1]
 
 
+def test_a_heading_is_quoted_with_the_whole_table_below_it():
+    head, lines, rows = "| Model | Price |", "|---|---|", [f"| P{n}00 | {n}5 |" for n in range(1, 6)]
+    table = of_text("\n".join(["# Our pumps", "", head, lines, *rows]), sentences=["# Our pumps", head, lines, *rows])
+    assert written("Which are our pumps?", table) == " ".join(["# Our pumps", head, *rows])
+
+
+def test_a_row_that_is_added_for_a_missing_word_has_its_head():
+    head, lines, pump, valve = "| Model | Kind |", "|---|---|", "| Borva | pump |", "| Damar | valve |"
+    text = "The pump Celda has a steel housing and a filter."
+    table = of_text("\n".join([head, lines, pump, valve, "", text]), sentences=[head, lines, pump, valve, text])
+    said = written("Does Borva have a steel housing and a filter as Celda has?", table)
+    assert said == f"{head} {pump} {text}"
+
+
+def test_names_of_all_scripts_link_sentences():
+    def line(text):
+        return block("", text, "It is cold.")
+
+    for name in ("Łukasz Żak", "Иван Петров", "Ömer Çelik"):
+        memory = WorkingMemory(text=f"The lease was signed by {name}.")
+        plain, linked = (
+            reader().read("Who signed?", known, [line(f"{name} lives in Oslo.")]).memory.evidence[0].score
+            for known in (WorkingMemory(text="The lease was signed."), memory)
+        )
+        assert linked > plain, name
+
+
 def by_words(number, *sentences):
     """A block whose vectors are like no question: only its words count."""
     found = block(number, *sentences)
@@ -285,8 +312,8 @@ def test_an_identifier_that_many_blocks_contain_links_nothing():
 
 
 def test_identifiers_are_no_words_numbers_or_years():
-    assert identifiers("In 1984 NASA sold X_1, part 7B-A113 and FSQHZ; max_tokens is 12. Rome.") == {
-        "NASA", "X_1", "A113", "FSQHZ", "max_tokens"
+    assert identifiers("In 1984 NASA sold X_1, part 7B-A113 and FSQHZ for 5 USD; max_tokens is 12. Rome.") == {
+        "NASA", "X_1", "7B-A113", "FSQHZ", "max_tokens"
     }  # fmt: skip
 
 

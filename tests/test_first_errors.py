@@ -99,6 +99,12 @@ def test_a_text_of_another_type(index, name):
         index.add([Document(id="b", **{"text": "Acme rents.", name: ["Acme"]})])
 
 
+@pytest.mark.parametrize(("chunks", "kind"), [("abc", "str"), ([5], "int"), (["a", None], "NoneType")])
+def test_chunks_of_another_type(chunks, kind):
+    with pytest.raises(TypeError, match=f"document 'b': chunks must be a list of chunks or strings, not of {kind}"):
+        Document(id="b", chunks=chunks)
+
+
 def test_an_id_that_is_given_twice_with_other_chunks(index):
     with pytest.raises(ValueError, match="document id 'b' is given twice, with different content"):
         index.add([Document(id="b", chunks=["Acme ", "rents."]), Document(id="b", chunks=["Acme rents."])])

@@ -35,6 +35,11 @@ HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founde
         ([turn("user", "who pays"), turn("assistant", "nobody")], "and why?", "who pays and why?"),
         ([turn("user", "Who is Ada?"), turn("assistant", "Ada.")], "Where is she?", "Where is she? (Ada)"),
         (HISTORY, "?", "?"),
+        (HISTORY, "Is there parking at the Berlin office?", "Is there parking at the Berlin office?"),
+        (HISTORY, "Is there parking?", "Is there parking? (Bolt; Ann Lee)"),
+        (HISTORY, "What does IT buy for visitors?", "What does IT buy for visitors?"),
+        (HISTORY, "WHERE WAS SHE BORN?", "WHERE WAS SHE BORN? (Ann Lee)"),
+        (HISTORY, "Ok?", "Who founded Bolt? Ok?"),
     ],
 )  # fmt: skip
 def test_the_names_that_a_question_refers_to_stand_behind_it(history, question, expected):

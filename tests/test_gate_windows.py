@@ -29,6 +29,15 @@ def test_headings_are_short_lines_over_long_ones():
     assert ("harbour hall", "heading") in names_of("", (), text)
 
 
+def test_a_paragraph_ends_with_any_empty_line():
+    for blank in ("\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n"):
+        line = blank[: blank.index("\n") + 1]
+        parts = [*NOISE[:20], FACT, *NOISE[20:]]
+        text = blank.join(part.replace("\n", line) for part in parts)
+        assert heading_over(text, text.index("Acme")) == "Harbour Hall", repr(blank)
+        assert [w.titles[0] for w in parse_windows(block(text))][19:22] == ["matter 19", "harbour hall", "matter 20"]
+
+
 def test_a_usual_block_is_one_window_and_a_long_one_has_a_window_for_each_paragraph_under_a_heading():
     usual = block("Acme rents a building. It is red.", title="Acme")
     assert [d.text for d in parse_windows(usual)] == [parse_block(usual).text]

@@ -8,6 +8,7 @@ from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex,
 from compmem.text.question_parts import question_parts
 from tests.hashing import HashEncoder
 
+READ_ONE = LoopConfig(threshold=0.0, max_steps=1, blocks_per_step=1)
 BOTH = "When does the lease end, and who insures the building?"
 
 
@@ -138,6 +139,18 @@ def test_it_can_be_turned_off_and_a_part_without_an_answer_is_left_out(index):
     [lease, policy] = [index.answer(part).text for part in question_parts(BOTH)]
     assert index.answer(BOTH, filter={"no": "such"}).text == index.answer("Who?", filter={"no": "such"}).text
     assert index.answer(f"{BOTH} Who insures the building?").text == f"{lease} {policy}"
+
+
+def test_a_yes_or_no_stands_behind_each_question_that_it_answers():
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
+        said = ("Are pets allowed in the office?\nYes.", "Are guests allowed in the lab?\nYes.")
+        index.add([Document(id=str(n), title=f"Rule {n}", text=text) for n, text in enumerate(said)])
+        pets, guests = "Are pets allowed in the office? Yes.", "Are guests allowed in the lab? Yes."
+        answer = index.answer("Are pets allowed in the office? Are guests allowed in the lab?", READ_ONE)
+        assert answer.text == f"{pets} {guests}"
+        assert (
+            index.answer("Are pets allowed in the office? Are any pets allowed in the office?", READ_ONE).text == pets
+        )
 
 
 def test_a_deadline_is_for_all_parts_together(index):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from compmem.text.tokenize import (
     LONGEST_NAME,
+    capital_runs,
     capitalised_names,
     content_terms,
     fold,
@@ -82,3 +83,11 @@ def test_folding_by_runs_is_folding_the_whole(text):
     decomposed = unicodedata.normalize("NFKD", text.casefold()).casefold()
     whole = unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
     assert fold(text) == whole
+
+
+def test_words_of_indic_scripts_keep_their_vowel_signs_and_others_lose_their_accents():
+    assert words("हिन्दी दिन दान") == ["हिन्दी", "दिन", "दान"]
+    assert words("தமிழ் மொழி, ที่นี่") == ["தமிழ்", "மொழி", "ที่นี่"]
+    assert words("Досто́евский e\u0301tude הַבַּיִת") == ["достоевскии", "etude", "הבית"]
+    assert [m.name for m in mentions("О Досто́евский писал", {name("Достоевский")})] == [name("Досто́евский")]
+    assert capital_runs("by Фёдор Досто́евский here") == ["Фёдор Досто́евский"]

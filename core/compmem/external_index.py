@@ -35,7 +35,7 @@ HELD = 4096
 
 
 class Retrieve(Protocol):
-    """Returns documents for a text, best first."""
+    """Returns documents for a text, best first. If two with different content have one id, the second gets another."""
 
     def __call__(self, query: str, k: int, filter: Any) -> Sequence[Document]:
         """About k documents; the filter is the caller's, in the format of the store."""
@@ -194,11 +194,16 @@ class _QuestionBlocks:
         self._cache = cache
         self._compress = compress
         self._documents: dict[str, Pieces] = {}
+        self._first: dict[str, str] = {}
+        """The hash of the first document of each id."""
         self._chunks: dict[int, Chunk] = {}
 
     def add(self, document: Document) -> tuple[Pieces, bool]:
         """The chunks of a document, and whether they are new."""
         key = _hash(document)
+        if self._first.setdefault(document.id, key) != key:  # another text with the same id
+            document = replace(document, id=f"{document.id}:{key[:8]}")
+            key = _hash(document)
         new = key not in self._documents
         if new:
             self._documents[key] = self._cache.of(key, document)

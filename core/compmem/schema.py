@@ -105,6 +105,7 @@ class Document:
 
     Raises:
         ValueError: Both `text` and `chunks` are given, and the chunks are not those of the text.
+        TypeError: Text, id, title or context is no string, or the chunks are something else than chunks and strings.
     """
 
     text: str = ""
@@ -126,7 +127,14 @@ class Document:
     other can be read together for KV memory, as parts of one text; see `IndexConfig.kv_window`. It is not stored."""
 
     def __post_init__(self) -> None:
+        for name in ("id", "text", "title", "context"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"document {self.id!r}: {name} must be a string, not {type(value).__name__}")
         if self.chunks is not None:
+            wrong = [c for c in self.chunks if not isinstance(c, Chunk | str)]
+            if wrong or isinstance(self.chunks, str):
+                kind = type(wrong[0] if wrong else self.chunks).__name__
+                raise TypeError(f"document {self.id!r}: chunks must be a list of chunks or strings, not of {kind}")
             object.__setattr__(self, "chunks", tuple(self.chunks))
             text = "".join(c if isinstance(c, str) else c.text for c in self.chunks)
             if self.text not in ("", text):
@@ -318,8 +326,8 @@ class Answer:
     question: str
     text: str
     found: bool
-    """False if nothing in the index is relevant to the question, by the gate. A chat model writes from the best blocks
-    all the same, and may know better."""
+    """False if the loop noted nothing: the gate rejected all blocks, or the reader found nothing in them. A chat model
+    writes from the best blocks all the same, and may know better."""
     sources: tuple[Recall, ...]
     """The blocks that the answer is based on, in reading order; for a writer, all that it saw. A mark `[n]` in the text
     cites the n-th; see `Recall.cited`."""

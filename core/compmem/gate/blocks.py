@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compmem.schema import Chunk, MemoryBlock, Vectors
-from compmem.text.tokenize import STOPWORDS, content_terms, heading_at, headings_in, name, root, terms_of, words
+from compmem.text.tokenize import (
+    STOPWORDS,
+    content_terms,
+    heading_at,
+    headings_in,
+    name,
+    parted,
+    root,
+    terms_of,
+    words,
+)
 
 LONGEST = 200
 """Most words of a window: about those of a block of 256 tokens, on which the gate was trained."""
@@ -85,13 +95,13 @@ def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
     title = over = chunk.title
     for number, (start, end) in enumerate(chunk.sentences):
         count = len(words(chunk.text[start:end]))
-        parted = number == 0 or "\n\n" in chunk.text[chunk.sentences[number - 1][1] : start]
-        heading = heading_at(chunk.text, start) if parted and not chunk.title else ""
-        full = held + count > LONGEST or heading or (parted and held >= PARAGRAPH)
+        begins = number == 0 or parted(chunk.text, chunk.sentences[number - 1][1], start)
+        heading = heading_at(chunk.text, start) if begins and not chunk.title else ""
+        full = held + count > LONGEST or heading or (begins and held >= PARAGRAPH)
         if number > first and full:
             yield _window(chunk, block.vectors, first, number, title)
             first, held = number, 0
-        over = heading or (chunk.title if parted else over)
+        over = heading or (chunk.title if begins else over)
         title = over if number == first else title
         held += count
     yield _window(chunk, block.vectors, first, len(chunk.sentences), title)

@@ -109,9 +109,6 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
             raise TypeError(
                 f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
             )
-        for name in ("id", "text", "title", "context"):
-            if not isinstance(value := getattr(document, name), str):
-                raise TypeError(f"document {document.id!r}: {name} must be a string, not {type(value).__name__}")
         pieces = [len(c) if isinstance(c, str) else (c.end, c.headings, c.sentences) for c in document.chunks or ()]
         content = hash((document.title, document.context, document.text, repr((document.metadata, pieces))))
         if document.id not in seen:

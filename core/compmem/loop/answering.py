@@ -16,6 +16,7 @@ from compmem.deadline import OverdueError, now, remaining
 from compmem.errors import ReaderError
 from compmem.loop.drivers import INLINE, Runner, loop_events
 from compmem.loop.loop import Loop, LoopResult
+from compmem.readers.outline import is_reply
 from compmem.schema import (
     Answer,
     AnswerToken,
@@ -46,6 +47,27 @@ class Search:
     reader: Reader
     quoter: Reader | None = None
     """A reader without a model; it writes the answer if the reader did not in time."""
+
+
+class _Repeats:
+    """Finds the pieces of an answer's part that an earlier part has too: both may quote one sentence."""
+
+    def __init__(self) -> None:
+        self._earlier: set[str] = set()
+        self._own: set[str] = set()
+        self._last = False
+
+    def begin(self) -> None:
+        """A part begins."""
+        self._earlier |= self._own
+        self._own, self._last = set(), False
+
+    def has(self, piece: str) -> bool:
+        """Whether an earlier part has this piece of the current one; a yes or no if it has its question too."""
+        text = piece.strip()
+        self._last = text in self._earlier and (self._last or not is_reply(text))
+        self._own.add(text)
+        return self._last
 
 
 Begin = Callable[[str, float | None], AbstractAsyncContextManager[Search]]
@@ -135,6 +157,7 @@ class _Answering:
         self._deadline = None if seconds is None else self._began + seconds
         self._found: list[tuple[str, Search, LoopResult]] = []
         self._pieces: list[str] = []
+        self._repeats = _Repeats()
         self._late: LoopResult | None = None
         """The result that the answer is based on, if the writer did not finish in time."""
 
@@ -163,6 +186,7 @@ class _Answering:
                 may = may_ask and bool(memory.blocks)
                 written = self._runner.written(question, replace(memory, may_ask=may), reader, self._deadline)
                 begun = len(self._pieces)
+                self._repeats.begin()
                 async with aclosing(written):
                     async for piece in written:
                         if isinstance(piece, Usage):
@@ -171,7 +195,7 @@ class _Answering:
                             self.request = piece.text if may else ""
                         elif not self._apart:
                             yield self._told(piece)
-                        elif piece.strip() not in map(str.strip, self._pieces):  # two parts may quote one sentence
+                        elif not self._repeats.has(piece):
                             yield self._told(f" {piece.lstrip()}" if 0 < begun == len(self._pieces) else piece)
         except OverdueError:
             self.request, self._late = "", replace(self._merged(), stop_reason="seconds")
@@ -205,7 +229,7 @@ class _Answering:
 
 def _without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[LoopResult, str]:
     """An answer without a model: quotations of evidence or of the best blocks, else the notes."""
-    results, quoted = list[LoopResult](), dict[str, None]()
+    results, quoted, repeats = list[LoopResult](), list[str](), _Repeats()
     for question, search, result in found:
         memory, quoter = result.memory, search.quoter
         if quoter and not memory.text.strip() and memory.blocks:
@@ -213,8 +237,9 @@ def _without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[Loo
             if reading.update:
                 result = replace(result, memory=replace(reading.memory, blocks=memory.blocks), kept=result.shown)
         if quoter and result.memory.evidence:
-            pieces = quoter.write(question, result.memory)
-            quoted |= {piece.strip(): None for piece in pieces if isinstance(piece, str)}
+            repeats.begin()
+            pieces = [piece for piece in quoter.write(question, result.memory) if isinstance(piece, str)]
+            quoted += [piece.strip() for piece in pieces if not repeats.has(piece)]
         results.append(result)
     merged = replace(reduce(_merged, results), stop_reason="seconds")
     if quoted:
@@ -249,7 +274,7 @@ def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
             blocks=tuple(block for _, block in ordered.values()),
         ),
         steps=(*first.steps, *more.steps),
-        scores=first.scores | more.scores,
+        scores=more.scores,  # of its own numbers
         kept=(*first.kept, *more.kept),
         usage=first.usage + more.usage,
         stop_reason=more.stop_reason,

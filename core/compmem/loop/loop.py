@@ -379,7 +379,10 @@ def _within_budget(memory: WorkingMemory, limit: int, count: Callable[[str], int
     if text == memory.text:
         return memory
     said = _words(text)  # a line has a sentence's words, but other white space, and marks between label and sentence
-    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if _words(e.text) in said))
+    kept = [e for e in memory.evidence if _words(e.text) in said]
+    # Of a last line that is too long by itself, the end is left.
+    kept = kept or [e for e in memory.evidence[-1:] if said and _words(e.text).endswith(said)]
+    return replace(memory, text=text, evidence=tuple(kept))
 
 
 def _words(text: str) -> str:

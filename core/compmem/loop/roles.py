@@ -8,6 +8,7 @@ from compmem.config import IndexConfig, LoopConfig, ReaderName, RecallConfig, Wr
 from compmem.index_models import IndexModels
 from compmem.loop.context import QuestionContext
 from compmem.loop.loop import Loop, LoopContext, recall_loop
+from compmem.reader_proxy import ReaderProxy
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWithWriter
 from compmem.schema import Reader, ScoringReader, Writer
 
@@ -144,7 +145,9 @@ def make_loop(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Loop:
     """The loop of one question for its reader; a writer sees the recalled blocks."""
-    extractive = isinstance(reader, ExtractiveReader)
+    reads, extractive = reader, isinstance(reader, ExtractiveReader)
+    while isinstance(reads, ReaderProxy):
+        reads = reads.inner
     reads_best = extractive and writes and config.threshold is None
     return recall_loop(
         context,
@@ -152,7 +155,7 @@ def make_loop(
         threshold,
         can_score=isinstance(reader, ScoringReader) and reader.can_score,
         shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
-        fallback=FALLBACK if isinstance(reader, ChatReader | LatentReader) else int(reads_best),
+        fallback=FALLBACK if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
         refuses=extractive,
         writes=writes,
         cancelled=cancelled,

@@ -23,7 +23,7 @@ LEAST_RELEVANCE = 0.25
 LINKED = 0.15
 """What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label."""
 
-_NAME = re.compile(r"\b[A-Z][\w&-]{2,63}")
+_NAME = re.compile(r"\b[^\W\d_][\w&-]{2,63}")
 
 
 @dataclass(slots=True)
@@ -47,11 +47,15 @@ class ExtractiveReader:
             self._links.see(block.chunk)
         linked = list(self._links.linked([*memory.evidence, *new]))
         lines = dict.fromkeys([*(line for _, line in best), *(line_of(view, e) for e in linked)])
+        new += linked
+        evidence = dict[tuple[str, int], Evidence]()
+        for e in (*memory.evidence, *new):  # a link repeats a sentence that is kept with a lower score
+            place = (e.chunk.id, e.start)
+            evidence[place] = max(evidence.get(place, e), e, key=lambda one: one.score)
         kept = WorkingMemory(
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for line in lines if line not in known)]),
-            evidence=(*memory.evidence, *new, *linked),
+            evidence=tuple(evidence.values()),
         )
-        new += linked
         return Reading(memory=kept, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
@@ -137,4 +141,4 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, nam
 
 def _names(text: str) -> set[str]:
     """Capitalised words, in lower case."""
-    return {name.lower() for name in _NAME.findall(text)} - STOPWORDS
+    return {name.lower() for name in _NAME.findall(text) if name[0].isupper()} - STOPWORDS

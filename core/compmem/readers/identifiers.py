@@ -18,12 +18,18 @@ MOST_SENTENCES = 6
 PER_BLOCK = 12
 """Most sentences of one block that are linked."""
 
-_IDENTIFIER = re.compile(r"\b(?=\w{0,63}[A-Z_])(?=\w{0,63}[0-9_]|[A-Z]{3})[A-Za-z0-9_]{3,64}\b")
+_IDENTIFIER = re.compile(
+    r"(?<![\w-])(?=[\w-]{0,63}[A-Z_])(?=[\w-]{0,63}[0-9_]|[A-Z]{4})[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+){0,8}(?![\w-])"
+)
+_LENGTHS = range(3, 65)
 
 
 def identifiers(text: str) -> set[str]:
-    """Variables, codes and part numbers in a text: with a digit or underscore, or in capitals; no plain numbers."""
-    return set(_IDENTIFIER.findall(text))
+    """Variables, codes and part numbers in a text: with a digit or underscore, or four capitals; no plain numbers.
+
+    Shorter words in capitals are currencies and abbreviations.
+    """
+    return {found for found in _IDENTIFIER.findall(text) if len(found) in _LENGTHS}
 
 
 @dataclass(frozen=True, slots=True)

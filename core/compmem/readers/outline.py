@@ -62,12 +62,13 @@ class Outline:
         return cls(texts, begins, tuple(heads), bool(chunk.headings) and is_row(chunk.headings[-1]))
 
     def introduced(self, place: int) -> Iterator[int]:
-        """The sentences that this one introduces: some of a paragraph, or a whole list."""
+        """The sentences that this one introduces: some of a paragraph, or a list or table of up to `MOST_LISTED`."""
         if not introduces(self.texts[place]):
             return
         said = False
         for after in range(place + 1, len(self.texts)):
-            item, ends = is_item(self.texts[after]), introduces(self.texts[after])
+            item = is_item(self.texts[after]) or is_row(self.texts[after])
+            ends = introduces(self.texts[after])
             if said and (ends or (self.begins[after] and not item)):
                 return
             if after - place > (MOST_LISTED if item else MOST_PROSE):

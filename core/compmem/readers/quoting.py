@@ -1,12 +1,12 @@
 """Which of the kept sentences an answer without a language model quotes, and what has to stand beside them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 
 from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
 from compmem.schema import Chunk, Evidence
-from compmem.text.sentences import is_labelled
+from compmem.text.sentences import is_labelled, is_row
 from compmem.text.tokenize import content_terms, root
 
 QUOTED = 3
@@ -43,9 +43,9 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -
         evidence: The kept sentences, at least one.
     """
     quoted = _supporting(asked, evidence)
-    for chunk in {e.chunk.id: e.chunk for e in quoted}.values():
-        quoted += _context(asked, chunk, {e.start for e in quoted if e.chunk.id == chunk.id})
-    quoted += _completing(asked, quoted)
+    quoted += _context(asked, quoted, quoted)
+    added = _completing(asked, quoted)
+    quoted += [*added, *_context(asked, added, [*quoted, *added])]
     place = {key: n for n, key in enumerate(dict.fromkeys(e.chunk.id for e in quoted))}
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
@@ -70,20 +70,32 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
     return list(kept.values())
 
 
-def _context(asked: Mapping[str, float], chunk: Chunk, quoted: set[int]) -> list[Evidence]:
-    """The sentences without which the quoted ones of a chunk, given by their starts, say little."""
+def _context(asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence]) -> list[Evidence]:
+    """The sentences without which new ones say little, and that are not quoted yet."""
+    starts, held = {(e.chunk.id, e.start) for e in new}, {(e.chunk.id, e.start) for e in quoted}
+    found = list[Evidence]()
+    for chunk in {e.chunk.id: e.chunk for e in new}.values():
+        needed = _needed(asked, chunk, {start for of, start in starts if of == chunk.id})
+        found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
+    return found
+
+
+def _needed(asked: Mapping[str, float], chunk: Chunk, starts: Set[int]) -> list[int]:
+    """The numbers of the sentences without which those of a chunk that start here say little."""
     outline, needed = Outline.of(chunk), set[int]()
     for place, (start, _) in enumerate(chunk.spans):
-        if start in quoted:
+        if start in starts:
             needed.update(_introduced(asked, outline, place), outline.named_before(place), _rows(asked, outline, place))
             if _needs_head(asked, outline, place):
                 needed.add(outline.heads[place])
-    return [Evidence.of(chunk, chunk.spans[n]) for n in sorted(needed) if chunk.spans[n][0] not in quoted]
+    return sorted(needed)
 
 
 def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
-    """The sentences that this one introduces; of lines with a label, those with most words of the question."""
+    """The sentences that this one introduces; of rows and lines with a label, those with most words of the question."""
     after = list(outline.introduced(place))
+    if after and is_row(outline.texts[after[0]]):
+        return _rows(asked, outline, after[0])
     if after and all(is_labelled(outline.texts[n]) for n in after):
         return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after})
     return iter(after)

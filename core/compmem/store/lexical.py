@@ -36,7 +36,7 @@ _IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BE
 _NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
 _KNOWN: Final = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM names WHERE name = value) ORDER BY key"
 _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
-_PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα x"
+_PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα हिन्दी x"
 
 
 _HEADED: Final = f"Head (aside)\n{'A line of some length stands below it.' * 2}\n\nno head\n{'x' * 50}"

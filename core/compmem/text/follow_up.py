@@ -8,11 +8,17 @@ from compmem.text.tokenize import STOPWORDS
 
 _REFERS: Final = frozenset(
     # English, German, French, Spanish; words that often have another meaning (`es`, `le`, `la`) are left out.
-    """he she it they him her them his hers its their theirs this that these those there then one ones same
-    er sie ihn ihm ihr ihnen sein seine seiner seinem seinen ihre ihrer ihrem ihren dieser diese dieses diesem diesen
-    dort dessen deren damals dabei davon daran
-    il elle ils elles lui leur leurs ce cette ces cela celui celle ceux celles
-    él ella ellos ellas su sus este esta estos estas ese esa esos esas eso esto allí""".split()
+    """he she it they him her them his hers its their theirs
+    er sie ihn ihm ihr ihnen seine seiner seinem seinen ihre ihrer ihrem ihren dessen deren
+    il elle ils elles lui leur leurs celui celle ceux celles
+    él ella ellos ellas su sus""".split()
+)
+_POINTS: Final = frozenset(
+    # Words that refer to what was said before if the question names nothing itself.
+    """this that these those there then one ones same
+    sein dieser diese dieses diesem diesen dort damals dabei davon daran
+    ce cette ces cela
+    este esta estos estas ese esa esos esas eso esto allí""".split()
 )
 _PERSONS: Final = frozenset("he she him her his hers".split())
 _ASKING: Final = frozenset(
@@ -22,7 +28,9 @@ _ASKING: Final = frozenset(
 _FOR_A_PERSON: Final = frozenset("who whom whose wer wen wem qui quién".split())
 _AND: Final = frozenset("and und et y".split())
 _ARTICLES: Final = frozenset("der die das ein eine le la les un une el los las una".split())
-_NO_NAMES: Final = STOPWORDS | _REFERS | _ASKING | _AND | _ARTICLES
+_REPLIES: Final = frozenset("ok okay yes no really sure thanks please ja nein oui non sí".split())
+_NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
+_WORD: Final = re.compile(r"[^\W\d_]+")
 _SHORT: Final = 3
 """Most words of a message that is a follow-up without a pronoun."""
 _NAMES: Final = 3
@@ -35,17 +43,18 @@ _LONGEST_NAME: Final = 100
 def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> str:
     """A follow-up question made clear without the conversation; any other question as it is.
 
-    With a pronoun or a similar word, names are added: those in the last question, then those that are new in the
-    answer to it. Only the latter if the last question asks for a person and the pronoun means one: "Who founded Bolt?",
-    "Where was she born?". With at most three words and no pronoun, the last question is repeated: "And when?". It is
-    asked for another name if both have one: "And Acme?" becomes "Who founded Acme?".
+    With a pronoun, or with a word such as `that` or `there` and no name, names are added: those in the last question,
+    then those that are new in the answer to it. Only the latter if the last question asks for a person and the pronoun
+    means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, the last question is
+    repeated: "And when?". It is asked for another name if both have one: "And Acme?" becomes "Who founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
         question: The newest message of the user.
     """
     words, turns = _words(question), [(m["role"], m["content"][-_READ:]) for m in history if m["content"].strip()]
-    refers, asks = not _REFERS.isdisjoint(words), "?" in question or not (_ASKING | _AND).isdisjoint(words)
+    refers = not _REFERS.isdisjoint(words) or not (_POINTS.isdisjoint(words) or _names(question))
+    asks = "?" in question or not (_ASKING | _AND).isdisjoint(words)
     if not turns or not (refers or (0 < len(words) <= _SHORT and asks)):
         return question
     asked = next((text for role, text in reversed(turns) if role == "user"), "")
@@ -67,7 +76,9 @@ def _with_names(question: str, names: Sequence[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", text.lower())
+    """The words of a text in lower case; an abbreviation such as IT, which is no pronoun, as it is."""
+    spoken = not text.isupper()
+    return [word if spoken and len(word) > 1 and word.isupper() else word.lower() for word in _WORD.findall(text)]
 
 
 def _names(text: str) -> list[str]:

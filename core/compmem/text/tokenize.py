@@ -20,7 +20,18 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020
 _HANGUL = "\u1100-\u11ff\uac00-\ud7af"
 _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-_WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|[^\W{_CJK}{_HANGUL}]+")
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1D00)) if unicodedata.category(c).startswith("M"))
+"""Accents, and the vowel signs that Indic scripts write as marks: parts of words, though `\\w` has not all of them."""
+_LETTERS = rf"[^\W{_CJK}{_HANGUL}]+"
+_WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|{_LETTERS}(?:[{_MARKS}]+(?:{_LETTERS})?)*")
+_ACCENTS = (
+    range(0x300, 0x900),
+    range(0x1AB0, 0x1B00),
+    range(0x1DC0, 0x1E00),
+    range(0x20D0, 0x2100),
+    range(0xFE20, 0xFE30),
+)
+"""Where the marks are that are left out of terms; those of Indic scripts are not."""
 _ASIDE = re.compile(r"[(（][^()（）]*+[)）]\s*+$")
 _DEFINED = re.compile(
     r"^[ \t]*(?:class|def|async def|module|package)[ \t]+([\w.]+)"
@@ -28,7 +39,8 @@ _DEFINED = re.compile(
     r"|[\"“]([^\"”\n]{2,60})[\"”]\s+(?:means|is|are)\b",
     re.MULTILINE,
 )
-_HEADED = re.compile(r"(?:\A|\n[ \t]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\n(?=[^\n]{40})")
+_HEADED = re.compile(r"(?:\A|\n[ \t\r]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.!?:;,]))\r?\n(?=[^\n]{40})")
+_BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 _HEAD = 400
 """Most characters of a paragraph that are searched for its heading."""
@@ -55,7 +67,7 @@ STOPWORDS = frozenset(
 
 
 def fold(text: str) -> str:
-    """The text with case, width and accents removed."""
+    """The text with case, width and accents removed; vowel signs of Indic scripts stay."""
     folded = text.casefold()
     return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
 
@@ -66,7 +78,11 @@ def _fold_run(run: str) -> str:
     # Folded twice: characters that decompose into a plain capital, such as mathematical letters, have no lower case.
     # One by one: sorting combining marks would take quadratic time, so they are left out.
     decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
-    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
+    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not _is_accent(c)))
+
+
+def _is_accent(c: str) -> bool:
+    return unicodedata.combining(c) > 0 and any(ord(c) in block for block in _ACCENTS)
 
 
 def words(text: str) -> list[str]:
@@ -141,8 +157,12 @@ def heading_at(text: str, start: int) -> str:
 
 def heading_over(text: str, at: int) -> str:
     """The heading of the paragraph at this position; empty if it has none."""
-    blank = text.rfind("\n\n", 0, at + 1)
-    return heading_at(text, 0 if blank < 0 else blank + 2)
+    return heading_at(text, max((blank.end() for blank in _BLANK_LINES.finditer(text, 0, at + 1)), default=0))
+
+
+def parted(text: str, start: int, end: int) -> bool:
+    """Whether there is an empty line, and so the end of a paragraph, between two positions."""
+    return _BLANK_LINES.search(text, start, end) is not None
 
 
 def _is_heading(line: str, below: str) -> bool:
