@@ -9,7 +9,7 @@ from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.backbone import Backbone
 from compmem.ingest.compressor import KVCompressor
 from compmem.kv_format import pack, unpack
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
 
 PEOPLE = [

@@ -31,7 +31,7 @@ from compmem.ingest.compressor import KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.kv_format import pack, unpack
 from compmem.loop.roles import resolve_roles
-from compmem.readers.prompts import StepPrompts
+from compmem.readers.latent_prompts import StepPrompts
 from compmem.schema import Chunk, KVStates
 from tests.hashing import HashEncoder
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from compmem.backbone import Backbone
 from compmem.config import LoopConfig
 from compmem.errors import CheckpointError
-from compmem.readers.prompts import LatentPrompts
+from compmem.readers.latent_prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
 from compmem_research.training.data.sources import chunks_of
 from compmem_research.training.embedded import Embedded, run_all

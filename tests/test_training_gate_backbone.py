@@ -9,7 +9,7 @@ import torch
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.errors import CheckpointError
 from compmem.gate import BackboneGate
-from compmem.readers.prompts import LatentPrompts
+from compmem.readers.latent_prompts import LatentPrompts
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.engine.trainer import RunSettings, Trainer

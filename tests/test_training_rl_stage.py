@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.data.examples import Example, Rows, row_losses

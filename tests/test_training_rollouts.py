@@ -7,7 +7,7 @@ from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids
 from compmem.config import LoopConfig
 from compmem.loop.loop import LoopResult, ReadRequest, recall_loop
 from compmem.readers.latent import LatentReader
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, Document, MemoryBlock, WorkingMemory
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.rollouts.likelihood import frozen_copy, reply_likelihood

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.errors import CheckpointError
 from compmem.readers.latent import LatentReader
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.readers.replies import parse_reply
 from compmem.schema import Document
 from compmem_research.tasks.sample import Sample, Span

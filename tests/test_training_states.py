@@ -15,7 +15,7 @@ from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, chunk_ids, s
 from compmem.backbone.stock import WEIGHTS
 from compmem.cli import app
 from compmem.errors import CheckpointError
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
 from compmem_research.tasks.multihop import read_corpus
 from compmem_research.training.data.components import Component

@@ -30,7 +30,7 @@ class Gate(Protocol):
 
     @property
     def needs_requery(self) -> bool:
-        """Whether scores may change with a new working memory."""
+        """Whether first stage and gate must run again with each new working memory; known after the first pass."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from compmem.readers.chat_model import ChatModel, pieces
 from compmem.readers.endpoint import Endpoint
 from compmem.readers.extractive import ExtractiveReader
 from compmem.readers.latent import OVERHEAD, LatentReader
-from compmem.readers.prompts import LatentPrompts, StepPrompts
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.readers.replies import Reply, parse_step_reply, without_thinking
 from compmem.readers.with_writer import ReaderWithWriter
 
