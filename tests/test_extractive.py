@@ -8,8 +8,9 @@ from compmem.readers import NOTHING_FOUND, ExtractiveReader
 from compmem.readers.extractive import LINKED
 from compmem.readers.identifiers import identifiers
 from compmem.readers.outline import is_heading
+from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer
-from compmem.schema import Chunk, MemoryBlock, WorkingMemory
+from compmem.schema import Chunk, Evidence, MemoryBlock, WorkingMemory
 from tests.hashing import HashEncoder
 from tests.test_gate import QUESTION, Words
 
@@ -219,6 +220,9 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     assert written("Which cities are in Norway?", table) == f"{head} {oslo} {bergen}"
     assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
     assert written("Every city and country?", table) == f"{head} {oslo} {malmo} {bergen}"
+    kept = Evidence.of(table.chunk, table.chunk.sentences[1], 0.4)
+    for asked, rows in (("rent", []), ("citi", [oslo, malmo, bergen]), ("norwa", [oslo, bergen])):
+        assert [e.text for e in quoted_sentences({asked: 1.0}, [kept])] == [head, *rows], asked
     head, *rows = "City,Country,Mayor", "Oslo,Norway,Berg", "Malmo,Sweden,Lund"
     values = of_text("\n".join([head, *rows]), sentences=[head, *rows])
     assert written("Which country is Malmo in?", values) == f"{head} {rows[1]}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import islice
+from itertools import chain, islice
 
 from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
 from compmem.schema import Chunk, Evidence
@@ -95,7 +95,8 @@ def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Ite
     """The sentences that this one introduces; of rows and lines with a label, those with most words of the question."""
     after = list(outline.introduced(place))
     if after and is_row(outline.texts[after[0]]):
-        return _rows(asked, outline, after[0])
+        head, rows = _table(outline, after[0])
+        return chain([] if head is None else [head], _most_asked(asked, rows))
     if after and all(is_labelled(outline.texts[n]) for n in after):
         return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after})
     return iter(after)
@@ -104,20 +105,24 @@ def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Ite
 def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
     """The head of a row's table, and the rows with all words of the question that it has.
 
-    Of a head alone, the rows with most words of the question; all if none has any.
+    Of a head with words of the question, or above rows with some, the rows with most of them; all if none has any.
     """
-    table = outline.table(place)
-    if not table:
-        return
-    head = None if outline.continues and table[0] == 0 else table[0]
+    head, rows = _table(outline, place)
     if head is not None:
         yield head
-    rows = {n: roots for n in table if n != head and (roots := _roots(outline.texts[n]))}
     if place == head:
-        yield from _most_asked(asked, rows)
+        if not asked.keys().isdisjoint(_roots(outline.texts[head]).union(*rows.values())):
+            yield from _most_asked(asked, rows)
     else:
         own = rows.get(place, set()) & asked.keys()
         yield from islice((n for n, roots in rows.items() if own and own <= roots), MOST_LISTED)
+
+
+def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:
+    """The head of a row's table, None if it stands before the chunk, and the roots of each row that has words."""
+    table = outline.table(place)
+    head = None if not table or (outline.continues and table[0] == 0) else table[0]
+    return head, {n: roots for n in table if n != head and (roots := _roots(outline.texts[n]))}
 
 
 def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]]) -> Iterator[int]:
@@ -152,7 +157,7 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
         possible = list[tuple[bool, float, int]]()
         for place, (_, own, of_someone) in enumerate(others):
             linked, adds = not own.isdisjoint(linking), sum(missing.get(r, 0.0) for r in own)
-            if adds >= total * (ADDED_SHARE if linked or of_someone else ALONE_SHARE):
+            if adds and adds >= total * (ADDED_SHARE if linked or of_someone else ALONE_SHARE):
                 possible.append((linked, adds, -place))
         if not possible:
             break
