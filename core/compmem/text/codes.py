@@ -6,21 +6,26 @@ from typing import Final
 
 _ASKED: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
 """Not a quarter or half of a year, which texts often spell out."""
+_MOST: Final = 16
+"""Most codes of a question that are looked for."""
 _LETTERS: Final = re.compile(r"(?<!\w)([A-Za-z]{1,8})[-_ ]?\d{1,8}(?!\w)")
-_NUMBER: Final = re.compile(r"(?<!\d)0*(\d{1,8})(?!\d)")
+_BETWEEN: Final = r"[^\d\n]{0,12}0*"
+"""What may stand between the letters and the number of a code in a text: "ISO/IEC 27001", "lot no. 17"."""
 
 
 def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
-    """Whether a question has codes, of whose numbers the texts have none, though they have others of the same letters.
+    """Whether a question has codes and the texts have none of them, but others with the same letters for each.
 
-    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251. A code of letters that no text has,
-    or whose number is in a text, may be written in another way there: ISO27001, "ISO/IEC 27001".
+    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251. A code of letters that no text has
+    may be written in another way there.
     """
-    asked = {(letters.lower(), number) for letters, number in _ASKED.findall(question)}
-    if not asked:
+    asked = set(_ASKED.findall(question))
+    if not 0 < len(asked) <= _MOST:
         return False
-    letters, numbers = set[str](), set[str]()
+    written = "|".join(rf"{letters}{_BETWEEN}{number}(?!\d)" for letters, number in sorted(asked))
+    known, letters = re.compile(rf"(?<![^\W\d_])(?:{written})", re.IGNORECASE), set[str]()
     for text in texts:
-        letters.update(found.lower() for found in _LETTERS.findall(text))
-        numbers.update(_NUMBER.findall(text))
-    return all(named in letters and number not in numbers for named, number in asked)
+        if known.search(text):
+            return False
+        letters.update(found.upper() for found in _LETTERS.findall(text))
+    return {named for named, _ in asked} <= letters
