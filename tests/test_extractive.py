@@ -258,6 +258,28 @@ def test_names_of_all_scripts_link_sentences():
         assert linked > plain, name
 
 
+def test_a_document_whose_title_was_named_is_the_next_hop():
+    def scores(question, first):
+        one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Words()))
+        read = one.read(question, WorkingMemory(), [first]).memory
+        return {e.text: e.score for e in one.read(question, read, [firm]).memory.evidence if e.chunk is firm.chunk}
+
+    firm = block("Borva Pumps (firm)", "The phone number is 4711.", "It has two halls.")
+    named, other = (
+        block("Parts", "Spare parts are sold by Borva Pumps."),
+        block("Parts", "Spare parts are sold by Celda."),
+    )
+    question = "Who sells spare parts?"
+    after = scores(question, other)
+    assert scores(question, named) == {text: pytest.approx(score + LINKED) for text, score in after.items()}
+    asked = "Who sells spare parts to Borva Pumps?"
+    assert scores(asked, named) == scores(asked, other), "the question names it itself"
+    assert (
+        scores(question, replace(named, chunk=replace(named.chunk, document_id=firm.chunk.document_id, ordinal=1)))
+        == after
+    )
+
+
 def by_words(number, *sentences):
     """A block whose vectors are like no question: only its words count."""
     found = block(number, *sentences)

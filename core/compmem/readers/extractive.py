@@ -12,7 +12,7 @@ from compmem.readers.outline import Outline, is_heading, is_question
 from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, root, terms, words
+from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
 
 KEPT = 3
 """Most sentences kept from one block."""
@@ -21,7 +21,8 @@ LEAST_RELEVANCE = 0.25
 """Sentences below this score are not relevant to the question."""
 
 LINKED = 0.15
-"""What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label."""
+"""What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label; and
+each of a document whose title a kept sentence of another one names."""
 
 _NAME = re.compile(r"\b[^\W\d_][\w&-]{2,63}")
 
@@ -41,7 +42,12 @@ class ExtractiveReader:
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
-        best = [(e, line_of(view, e)) for block in blocks for e in best_sentences(view, block, names)]
+        kept = [
+            e
+            for block in blocks
+            for e in best_sentences(view, block, names, named=_names_title(memory, block, question))
+        ]
+        best = [(e, line_of(view, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
             self._links.see(block.chunk)
@@ -52,11 +58,11 @@ class ExtractiveReader:
         for e in (*memory.evidence, *new):  # a link repeats a sentence that is kept with a lower score
             place = (e.chunk.id, e.start)
             evidence[place] = max(evidence.get(place, e), e, key=lambda one: one.score)
-        kept = WorkingMemory(
+        after = WorkingMemory(
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for line in lines if line not in known)]),
             evidence=tuple(evidence.values()),
         )
-        return Reading(memory=kept, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
+        return Reading(memory=after, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same; it never waits."""
@@ -98,16 +104,26 @@ def _label(chunk: Chunk, start: int) -> str:
     return chunk.label if not own or own in chunk.headings else " › ".join(filter(None, [chunk.title, own]))
 
 
-def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str] = frozenset()) -> list[Evidence]:
+def _names_title(memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
+    """Whether a sentence kept of another document has the title of this one, and the question has not: the next hop."""
+    chunk, asked = block.chunk, f" {name(question)} "
+    titles = [f" {title} " for title, _ in names_of(chunk.title, (), "") if f" {title} " not in asked]
+    others = (e for e in memory.evidence if titles and e.chunk.document_id != chunk.document_id)
+    return any(title in said for said in (f" {name(e.text)} " for e in others) for title in titles)
+
+
+def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str], *, named: bool) -> list[Evidence]:
     """The most relevant sentences of a block for the question, in their order.
 
     Args:
         view: The question.
         block: The block.
         names: Names that what was read before adds to the question.
+        named: Its title is one of them, so that all of its sentences are about it.
     """
     chunk, outline = block.chunk, Outline.of(block.chunk)
     scores = _sentence_scores(view, block, outline, names - _names(chunk.label))
+    scores = np.clip(scores + LINKED, 0.0, 1.0) if named else scores
     ranked = np.argsort(-scores, kind="stable").tolist()
     about, heads = set(words(chunk.title)), set(outline.heads)
     informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
