@@ -3,7 +3,7 @@
 import pytest
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig
-from compmem.store import Store
+from compmem.store import FolderStore
 from tests.hashing import HashEncoder
 
 BY = "author: Bianca Rossi\nyear: 2019"
@@ -61,7 +61,7 @@ def test_the_text_stays_as_it_was_and_the_context_is_kept(index):
 
 
 def test_documents_without_context_are_stored_as_before(index):
-    with Store.open(index.path) as store, store._manifest.reading() as rows:
+    with FolderStore.open(index.path) as store, store._manifest.reading() as rows:
         assert rows("SELECT headings FROM texts ORDER BY number")[2] == ("[]",)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.schema import Chunk, MemoryBlock
-from compmem.store import Store
+from compmem.store import FolderStore
 from tests.hashing import HashEncoder
 
 # What a filter excludes
@@ -84,7 +84,7 @@ def test_names_of_excluded_documents_crowd_nothing_out():
 def test_a_filter_that_admits_everything_ranks_as_none_does():
     rng = np.random.default_rng(5)
     texts = [" ".join(f"w{n}" for n in rng.zipf(1.4, rng.integers(3, 200)) if n < 300) + " end" for _ in range(60)]
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare(f"d{i}", text, {}, f"w{i % 7}") for i, text in enumerate(texts)])
         with store.snapshot() as view:
             asked = ["w1", "w2", "w30", "w6", "none"]
@@ -104,7 +104,7 @@ def bare(name, text, metadata, title=""):
 
 @pytest.fixture(scope="module")
 def years():
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", {"year": i, "tags": [f"t{i % 9}"]}) for i in range(300)])
         yield store
 
@@ -218,7 +218,7 @@ KEPT = [
 
 @pytest.mark.parametrize(("value", "expected"), KEPT, ids=[type(v).__name__ for v, _ in KEPT])
 def test_metadata_is_kept_as_the_nearest_json(value, expected):
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare("d", "text", {"key": value}), bare("other", "text", {})])
         with store.snapshot() as view:
             (kept,) = [d.metadata["key"] for d in view.documents() if d.id == "d"]
@@ -235,7 +235,7 @@ def test_metadata_is_kept_as_the_nearest_json(value, expected):
 )  # fmt: skip
 def test_what_json_has_nothing_near_to_is_refused_by_document_and_key(value):
     with (
-        Store.create(None, config={}, dim=None, vectors="int8") as store,
+        FolderStore.create(None, config={}, dim=None, vectors="int8") as store,
         pytest.raises(ValueError, match=r"document 'd': metadata 'key' is not JSON"),
     ):
         store.add([bare("d", "text", {"key": value})])
@@ -269,7 +269,7 @@ MOMENTS = [
     ],
 )
 def test_dates_compare_in_time(wanted, expected):
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", {"when": when}) for i, when in enumerate(MOMENTS)])
         with store.snapshot() as view:
             assert (view.select({"when": wanted}) - 1).tolist() == expected
@@ -284,7 +284,7 @@ def test_a_dotted_key_finds_what_is_nested_unless_it_is_a_key_itself():
         {"author": {"home.town": "Tarn"}},
         {},
     ]
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", metadata) for i, metadata in enumerate(held)])
         with store.snapshot() as view:
             assert (view.select({"author.name": "Bianca"}) - 1).tolist() == [0, 1]
@@ -296,7 +296,7 @@ def test_a_dotted_key_finds_what_is_nested_unless_it_is_a_key_itself():
 @pytest.mark.parametrize("test", ["==", "contains", "text match", ">="])
 def test_either_form_of_unicode_matches_the_other(test):
     composed, apart = "Caf\u00e9", "Cafe\u0301"
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare("d0", "text", {composed: apart}), bare("d1", "text", {apart: composed})])
         with store.snapshot() as view:
             for key in (composed, apart):

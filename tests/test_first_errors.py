@@ -21,7 +21,7 @@ from compmem import (
 )
 from compmem.encoder import load_encoder
 from compmem.serving.limits import Limits
-from compmem.store import Store
+from compmem.store import FolderStore
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 from llama_index_compmem import CompMemIndex
 from tests.hashing import HashEncoder
@@ -99,9 +99,9 @@ def test_a_text_of_another_type(index, name):
         index.add([Document(id="b", **{"text": "Acme rents.", name: ["Acme"]})])
 
 
-@pytest.mark.parametrize(("chunks", "kind"), [("abc", "str"), ([5], "int"), (["a", None], "NoneType")])
+@pytest.mark.parametrize(("chunks", "kind"), [("abc", "one string"), ([5], "of int"), (["a", None], "of NoneType")])
 def test_chunks_of_another_type(chunks, kind):
-    with pytest.raises(TypeError, match=f"document 'b': chunks must be a list of chunks or strings, not of {kind}"):
+    with pytest.raises(TypeError, match=f"document 'b': chunks must be a list of chunks or strings, not {kind}"):
         Document(id="b", chunks=chunks)
 
 
@@ -123,7 +123,7 @@ def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path):
     config = IndexConfig(encoder=HashEncoder())
     with MemoryIndex.create(tmp_path / "old", config) as made:
         settings = {**made.store.config, "future": 1}
-    Store.create(tmp_path / "a", config=settings, dim=None, vectors=config.vectors).close()
+    FolderStore.create(tmp_path / "a", config=settings, dim=None, vectors=config.vectors).close()
     with pytest.raises(IncompatibleStoreError, match="made by a newer compmem: it has the setting 'future'"):
         MemoryIndex.open(tmp_path / "a", encoder=HashEncoder())
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import FORMAT, Store, content_hash
+from compmem.store import FORMAT, FolderStore, content_hash
 from compmem.text.tokenize import content_terms, name, possible_names, terms
 
 DIM = 16
@@ -67,11 +67,11 @@ def entry(
 
 @pytest.fixture
 def store(tmp_path: Path):
-    with Store.create(tmp_path / "a.mem", config=CONFIG, dim=None, vectors="int8") as made:
+    with FolderStore.create(tmp_path / "a.mem", config=CONFIG, dim=None, vectors="int8") as made:
         yield made
 
 
-def everything(store: Store) -> dict[str, Any]:
+def everything(store: FolderStore) -> dict[str, Any]:
     """Everything that a reader can see, for comparisons."""
     with store.snapshot() as view:
         numbers = view.select(None).tolist()
@@ -88,7 +88,7 @@ def everything(store: Store) -> dict[str, Any]:
         }
 
 
-def test_what_goes_in_comes_out(store: Store):
+def test_what_goes_in_comes_out(store: FolderStore):
     document, blocks = entry(
         "d", ["Alpha one. Beta. ", "Gamma two. Delta."], title="Greek", metadata={"year": 2024, "tags": ["a", None]}
     )
@@ -118,7 +118,7 @@ def test_what_goes_in_comes_out(store: Store):
     assert store.verify() == []
 
 
-def test_chunks_come_in_the_order_asked(store: Store):
+def test_chunks_come_in_the_order_asked(store: FolderStore):
     store.add([entry("d", [f"Text {i}. " for i in range(5)])])
     with store.snapshot() as view:
         assert [c.ordinal for c in view.chunks([4, 2, 2, 5])] == [3, 1, 1, 4]
@@ -129,7 +129,7 @@ def test_chunks_come_in_the_order_asked(store: Store):
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("fp16", 0.001)])
 def test_vectors_survive_in_both_types(tmp_path: Path, kind: Any, error: float):
     vectors = unit(64, 1, 384)
-    with Store.create(tmp_path / "v", config=CONFIG, dim=384, vectors=kind) as store:
+    with FolderStore.create(tmp_path / "v", config=CONFIG, dim=384, vectors=kind) as store:
         chunk = Chunk(text="x" * 63, sentences=tuple((i, i + 1) for i in range(63)))
         store.add([(Document(id="d", text=chunk.text), [MemoryBlock(chunk=chunk, vectors=vectors)])])
         with store.snapshot() as view:
@@ -147,7 +147,7 @@ def test_kv_states_survive(tmp_path: Path, kind: str, error: float):
     document, (first, second) = entry("d", ["one. two. ", "three."], kv=True, dim=None)
     positions = torch.arange(first.kv.keys.shape[2], dtype=torch.int32).expand(first.kv.keys.shape[:3])
     made = document, [replace(first, kv=replace(first.kv, positions=positions)), second]
-    with Store.create(None, config={"kv": kind}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={"kv": kind}, dim=None, vectors="int8") as store:
         store.add([made])
         store.add([entry("e", ["four."], kv=True, dim=None, seed=7)])
         for _ in range(2):
@@ -167,7 +167,7 @@ def test_kv_states_survive(tmp_path: Path, kind: str, error: float):
         assert store.info().kv_bytes > 0
 
 
-def test_compact_gives_bytes_back_and_keeps_the_rest(store: Store):
+def test_compact_gives_bytes_back_and_keeps_the_rest(store: FolderStore):
     store.add([entry(f"d{i}", [f"Alpha {i}. Part. ", "Beta."], seed=i) for i in range(20)])
     store.delete([f"d{i}" for i in range(0, 20, 2)])
     before, info = everything(store), store.info()
@@ -186,7 +186,7 @@ def test_compact_gives_bytes_back_and_keeps_the_rest(store: Store):
     assert store.verify() == []
 
 
-def test_compact_of_an_empty_store(store: Store):
+def test_compact_of_an_empty_store(store: FolderStore):
     store.compact()
     store.add([entry("d", ["Alpha."])])
     store.delete(["d"])
@@ -198,7 +198,7 @@ def test_compact_of_an_empty_store(store: Store):
     assert store.verify() == []
 
 
-def test_snapshot_outlives_replace_delete_and_compact(store: Store):
+def test_snapshot_outlives_replace_delete_and_compact(store: FolderStore):
     store.add([entry("d", ["Alpha one. ", "Beta."]), entry("e", ["Gamma."], seed=5)])
     with store.snapshot() as old:
         store.add([entry("d", ["Other."], seed=9)])
@@ -216,7 +216,7 @@ def test_snapshot_outlives_replace_delete_and_compact(store: Store):
     assert store.verify() == []
 
 
-def test_generation_grows_and_numbers_are_never_reused(store: Store):
+def test_generation_grows_and_numbers_are_never_reused(store: FolderStore):
     seen = [store.generation]
     store.add([entry("d", ["Alpha."])])
     seen.append(store.generation)
@@ -239,8 +239,8 @@ def test_generation_grows_and_numbers_are_never_reused(store: Store):
 
 def test_cached_arrays_follow_other_writers(tmp_path: Path):
     with (
-        Store.create(tmp_path / "s", config=CONFIG, dim=DIM, vectors="int8") as writer,
-        Store.open(tmp_path / "s") as reader,
+        FolderStore.create(tmp_path / "s", config=CONFIG, dim=DIM, vectors="int8") as writer,
+        FolderStore.open(tmp_path / "s") as reader,
     ):
         for i in range(5):
             writer.add([entry(f"d{i}", ["Alpha. ", f"Text {i}."], seed=i)])
@@ -256,8 +256,8 @@ def test_cached_arrays_follow_other_writers(tmp_path: Path):
 
 
 def test_config_and_info_survive_reopening(tmp_path: Path):
-    Store.create(tmp_path / "s", config={"a": [1, {"b": None}]}, dim=8, vectors="fp16").close()
-    with Store.open(str(tmp_path / "s")) as store:
+    FolderStore.create(tmp_path / "s", config={"a": [1, {"b": None}]}, dim=8, vectors="fp16").close()
+    with FolderStore.open(str(tmp_path / "s")) as store:
         assert store.config == {"a": [1, {"b": None}]}
         store.add([entry("d", ["Alpha one. Beta."], dim=8)])
         info = store.info()
@@ -268,7 +268,7 @@ def test_config_and_info_survive_reopening(tmp_path: Path):
 
 
 def test_a_temporary_store_goes_when_closed():
-    store = Store.create(None, config={}, dim=None, vectors="int8")
+    store = FolderStore.create(None, config={}, dim=None, vectors="int8")
     store.add([entry("d", ["Alpha."])])
     store.close()
     assert not store.path.exists()
@@ -279,7 +279,7 @@ def test_a_temporary_store_goes_when_closed():
 # Lexical index and names
 
 
-def test_lexical_search_in_several_scripts(store: Store):
+def test_lexical_search_in_several_scripts(store: FolderStore):
     texts = {
         "en": "The insurances were paid by tenants.",
         "de": "Die Größe der Straße beträgt 12 Meter.",
@@ -302,7 +302,7 @@ def test_lexical_search_in_several_scripts(store: Store):
     assert best("nothing") == []
 
 
-def test_lexical_ranks_limits_and_weighs_titles(store: Store):
+def test_lexical_ranks_limits_and_weighs_titles(store: FolderStore):
     store.add(
         [
             entry("body", ["Saturn and other words, filler filler filler filler."]),
@@ -323,7 +323,7 @@ def test_lexical_ranks_limits_and_weighs_titles(store: Store):
 
 
 @pytest.mark.parametrize("term", ['"', '" OR "', "a*", "NEAR(a b)", "title:x", "-", "\0", "\ud800", "", "x" * 100_000])
-def test_terms_are_never_query_syntax(store: Store, term: str):
+def test_terms_are_never_query_syntax(store: FolderStore, term: str):
     store.add([entry("d", ["a b c NEAR title x"])])
     with store.snapshot() as view:
         assert all(n == 1 for n, _ in view.words().lexical([term, "near"], 5))
@@ -332,7 +332,7 @@ def test_terms_are_never_query_syntax(store: Store, term: str):
         view.words().named([term])
 
 
-def test_phrases(store: Store):
+def test_phrases(store: FolderStore):
     store.add([entry("d", ["The old house stood. ", "A house, old and grey. ", "Old houses."])])
     with store.snapshot() as view:
         assert view.words().phrase(["old", "house"], 5) == [1, 3]
@@ -341,7 +341,7 @@ def test_phrases(store: Store):
         assert view.words().phrase([], 5) == []
 
 
-def test_names(store: Store):
+def test_names(store: FolderStore):
     store.add(
         [
             entry("a", ["class json.Decoder is here.\n", "x"], title="Json (module)"),
@@ -382,7 +382,7 @@ def test_names(store: Store):
     assert store.verify() == []
 
 
-def test_names_are_compared_as_text_whatever_their_characters(store: Store):
+def test_names_are_compared_as_text_whatever_their_characters(store: FolderStore):
     titles = ["007", "\U00020000\u0301x", "null", "1e3", "Straße 東京"]
     store.add([entry(f"d{i}", ["A text."], title=title, seed=i) for i, title in enumerate(titles)])
     with store.snapshot() as view:
@@ -391,7 +391,7 @@ def test_names_are_compared_as_text_whatever_their_characters(store: Store):
         assert view.words().named(["7", "1000", "0"]) == {}
 
 
-def test_another_cut_of_terms_is_indexed_anew(store: Store):
+def test_another_cut_of_terms_is_indexed_anew(store: FolderStore):
     store.add([entry("d", ["Alpha one."]), entry("e", ["Beta two."])])
     with closing(sqlite3.connect(store.path / "manifest.sqlite")) as raw, raw:
         raw.execute("UPDATE manifest SET value = '\"of another version\"' WHERE name = 'terms'")
@@ -418,14 +418,14 @@ RECORDS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def filtered():
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add(
             [entry(f"r{i}", ["Text. "], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(RECORDS)]
         )
         yield store
 
 
-def admitted(store: Store, wanted: Any) -> list[int]:
+def admitted(store: FolderStore, wanted: Any) -> list[int]:
     with store.snapshot() as view:
         numbers = (view.select(wanted) - 1).tolist()
         assert [int(d.id[1:]) for d in view.documents(wanted)] == numbers
@@ -475,7 +475,7 @@ def admitted(store: Store, wanted: Any) -> list[int]:
         ({"or": [{"year": i} for i in range(1900, 2100)]}, [1]),
     ],
 )
-def test_filters(filtered: Store, wanted: Any, expected: list[int]):
+def test_filters(filtered: FolderStore, wanted: Any, expected: list[int]):
     assert admitted(filtered, wanted) == expected
 
 
@@ -502,12 +502,12 @@ def test_filters(filtered: Store, wanted: Any, expected: list[int]):
         ("year = 2024", "a filter is a mapping"),
     ],
 )
-def test_bad_filters(filtered: Store, wanted: Any, message: str):
+def test_bad_filters(filtered: FolderStore, wanted: Any, message: str):
     with pytest.raises(ValueError, match=message):
         admitted(filtered, wanted)
 
 
-def test_filters_may_be_nested_but_not_for_ever(filtered: Store):
+def test_filters_may_be_nested_but_not_for_ever(filtered: FolderStore):
     def nested(levels: int) -> Any:
         wanted: Any = {"or": [{"year": i} for i in range(500)] + [{"year": {"all": ["x"] * 500}}, {"year": 2024}]}
         for _ in range(levels):
@@ -600,7 +600,7 @@ def leaf(operator: str, have: Any, v: Any) -> bool:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(METADATA, min_size=1, max_size=6), st.lists(FILTERS, min_size=1, max_size=12))
 def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: list[Any]):
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([entry(f"r{i}", ["x"], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(records)])
         for wanted in filters:
             own = [{"document_id": f"r{i}", "title": f"T{i}", **record} for i, record in enumerate(records)]
@@ -646,7 +646,7 @@ def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: 
         (lambda: entry("d", ["text"], dim=None), "the index has vectors, but its blocks have none"),
     ],
 )
-def test_bad_documents_change_nothing(store: Store, make: Any, message: str):
+def test_bad_documents_change_nothing(store: FolderStore, make: Any, message: str):
     store.add([entry("kept", ["Alpha one."])])
     before, generation = everything(store), store.generation
     document, blocks = make()
@@ -666,7 +666,7 @@ def test_bad_documents_change_nothing(store: Store, make: Any, message: str):
         (unit(3, 0) * np.nan, "finite and of length 1"),
     ],
 )
-def test_bad_vectors(store: Store, vectors: np.ndarray, message: str):
+def test_bad_vectors(store: FolderStore, vectors: np.ndarray, message: str):
     document, (block,) = entry("d", ["text here"])
     with pytest.raises(ValueError, match=message):
         store.add([(document, [MemoryBlock(chunk=block.chunk, vectors=vectors)])])
@@ -674,7 +674,7 @@ def test_bad_vectors(store: Store, vectors: np.ndarray, message: str):
 
 def test_bad_states(tmp_path: Path):
     document, (block,) = entry("d", ["text here"], dim=None)
-    with Store.create(tmp_path / "k", config={"memory": "kv"}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "k", config={"memory": "kv"}, dim=None, vectors="int8") as store:
         for keys, values, message in (
             (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), "document 'd': KV states of shapes"),
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), "KV states of shapes"),
@@ -692,7 +692,7 @@ def test_bad_states(tmp_path: Path):
             store.add([entry("e", ["text"])])
 
 
-def test_the_same_id_twice_in_one_call(store: Store):
+def test_the_same_id_twice_in_one_call(store: FolderStore):
     with pytest.raises(ValueError, match="document 'd' is given twice in one call"):
         store.add([entry("d", ["one"]), entry("d", ["two"])])
     assert store.info().documents == 0
@@ -700,7 +700,7 @@ def test_the_same_id_twice_in_one_call(store: Store):
     assert store.generation == 0
 
 
-def test_nul_bytes_in_text_are_kept(store: Store):
+def test_nul_bytes_in_text_are_kept(store: FolderStore):
     store.add([entry("d", ["Alpha\0beta. ", "\0"], title="T\0itle")])
     with store.snapshot() as view:
         assert view.document("d").text == "Alpha\0beta. \0"
@@ -713,7 +713,7 @@ def test_nul_bytes_in_text_are_kept(store: Store):
 @pytest.mark.slow
 def test_a_50_mb_single_line():
     line = ("x" * 63 + " ") * (50 << 14) + "last"
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         chunks = [Chunk(text=line[:1000]), Chunk(text=line[1000:])]
         store.add([(Document(id="big", text=line), [MemoryBlock(chunk=chunk) for chunk in chunks])])
         with store.snapshot() as view:
@@ -728,20 +728,20 @@ def test_paths(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(ValueError, match="is a file; an index is a folder"):
-        Store.create(file, config={}, dim=None, vectors="int8")
+        FolderStore.create(file, config={}, dim=None, vectors="int8")
     with pytest.raises(StoreError, match="is a file, not the folder of an index"):
-        Store.open(file)
+        FolderStore.open(file)
     with pytest.raises(StoreError, match=r"missing' has no index: create one with `compmem add` or MemoryIndex.create"):
-        Store.open(tmp_path / "missing")
+        FolderStore.open(tmp_path / "missing")
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "chunks-000000.bin").touch()
     with pytest.raises(StoreError, match=r"has an index without its manifest\.sqlite: it cannot be opened"):
-        Store.open(tmp_path / "lost")
+        FolderStore.open(tmp_path / "lost")
     with pytest.raises(ValueError, match="is not empty and has no index"):
-        Store.create(tmp_path, config={}, dim=None, vectors="int8")
-    Store.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8").close()
+        FolderStore.create(tmp_path, config={}, dim=None, vectors="int8")
+    FolderStore.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8").close()
     with pytest.raises(ValueError, match="has an index already"):
-        Store.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8")
+        FolderStore.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8")
     for bad, message in (
         ({"config": {"x": object()}, "vectors": "int8", "dim": 1}, "'config' is not JSON"),
         ({"config": {}, "vectors": "int4", "dim": 1}, "vectors='int4' must be one of 'int8', 'fp16'"),
@@ -749,7 +749,7 @@ def test_paths(tmp_path: Path):
         ({"config": {}, "vectors": "int8", "dim": 0}, "dim=0 must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            Store.create(tmp_path / "new", **bad)
+            FolderStore.create(tmp_path / "new", **bad)
     assert not (tmp_path / "new").exists()
 
 
@@ -757,18 +757,18 @@ def test_leftovers_of_a_dead_create_are_no_obstacle(tmp_path: Path):
     (tmp_path / "writer.lock").touch()
     (tmp_path / "new-compmem-1a").mkdir()
     (tmp_path / "new-compmem-1a" / "manifest.sqlite").write_bytes(b"half")
-    with Store.create(tmp_path, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path, config={}, dim=None, vectors="int8") as store:
         assert store.verify() == []
 
 
 def test_another_format_is_refused(tmp_path: Path):
-    Store.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:
         raw.execute(f"PRAGMA user_version={FORMAT + 6}")
     with pytest.raises(
         IncompatibleStoreError, match=f"has format {FORMAT + 6}, but this version of compmem reads format {FORMAT}"
     ):
-        Store.open(tmp_path / "s")
+        FolderStore.open(tmp_path / "s")
 
 
 @pytest.mark.parametrize(
@@ -787,17 +787,17 @@ def test_another_format_is_refused(tmp_path: Path):
     ],
 )
 def test_a_strangers_manifest_is_refused(tmp_path: Path, spoil: str):
-    Store.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
         raw.execute(spoil)
     with pytest.raises(CorruptStoreError):
-        Store.open(tmp_path / "s")
+        FolderStore.open(tmp_path / "s")
 
 
 def test_bytes_that_are_no_database(tmp_path: Path):
     (tmp_path / "manifest.sqlite").write_bytes(b"hello" * 1000)
     with pytest.raises(CorruptStoreError, match="not a database"):
-        Store.open(tmp_path)
+        FolderStore.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -818,11 +818,11 @@ def test_bytes_that_are_no_database(tmp_path: Path):
     ],
 )
 def test_a_strangers_rows_are_found(tmp_path: Path, spoil: str):
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."])])
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
         raw.execute(spoil)
-    with Store.open(tmp_path / "s") as store:
+    with FolderStore.open(tmp_path / "s") as store:
         assert store.verify() != []
         with store.snapshot() as view, pytest.raises(CorruptStoreError):
             assert view.blocks([1]) and view.vectors().floats() is None
@@ -831,15 +831,15 @@ def test_a_strangers_rows_are_found(tmp_path: Path, spoil: str):
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
 @pytest.mark.parametrize("file", ["manifest.sqlite", "chunks-000000.bin", "sentences-000000.bin"])
 def test_links_are_not_followed(tmp_path: Path, file: str):
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."])])
     (tmp_path / "s" / file).rename(tmp_path / "outside")
     (tmp_path / "s" / file).symlink_to(tmp_path / "outside")
-    with pytest.raises(StoreError, match=r"not a plain file|cannot write"), Store.open(tmp_path / "s") as store:
+    with pytest.raises(StoreError, match=r"not a plain file|cannot write"), FolderStore.open(tmp_path / "s") as store:
         store.add([entry("e", ["Beta."])])
     if file == "manifest.sqlite":
         return
-    with Store.open(tmp_path / "s") as store, store.snapshot() as view:
+    with FolderStore.open(tmp_path / "s") as store, store.snapshot() as view:
         assert "not a plain file" in " ".join(store.verify())
         with pytest.raises(CorruptStoreError, match="not a plain file"):
             view.blocks([1])
@@ -849,13 +849,13 @@ def test_links_are_not_followed(tmp_path: Path, file: str):
     "file", ["manifest.sqlite-wal", "manifest.sqlite-shm", "manifest.sqlite-journal", "writer.lock"]
 )
 def test_what_a_link_points_to_stays_as_it_is(tmp_path: Path, file: str):
-    Store.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
     outside = tmp_path / "outside"
     outside.write_text("precious")
     (tmp_path / "s" / file).unlink(missing_ok=True)
     (tmp_path / "s" / file).symlink_to(outside)
     refused = pytest.raises(CorruptStoreError, match=f"{file}.* not (a plain file|belong to this index)")
-    with refused, Store.open(tmp_path / "s") as store:
+    with refused, FolderStore.open(tmp_path / "s") as store:
         store.add([entry("e", ["Beta."])])
     assert outside.read_text() == "precious"
 
@@ -864,10 +864,10 @@ READ_ONLY = """
     import mmap, os, sys
     from compmem.errors import StoreError
     from compmem.schema import Chunk, Document, MemoryBlock
-    from compmem.store import Store
+    from compmem.store import FolderStore
     if os.geteuid() == 0:
         os.setuid(65534)
-    store = Store.open(sys.argv[1])
+    store = FolderStore.open(sys.argv[1])
     with store.snapshot() as view:
         print(view.chunks(view.select({"year": 2024}))[0].text, len(view.blocks([1])[0].vectors), store.verify())
     try:
@@ -879,7 +879,7 @@ READ_ONLY = """
 
 def test_a_read_only_folder_is_read(tmp_path: Path):
     folder = tmp_path / "s"
-    with Store.create(folder, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(folder, config={}, dim=None, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."], metadata={"year": 2024})])
     for parent in [folder, *folder.parents]:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
@@ -897,7 +897,7 @@ def test_a_read_only_folder_is_read(tmp_path: Path):
 # Threads
 
 
-def test_snapshots_nest_and_wander_between_threads(store: Store):
+def test_snapshots_nest_and_wander_between_threads(store: FolderStore):
     store.add([entry("d", ["Alpha one. ", "Beta."])])
     seen: list[int] = []
     with store.snapshot() as outer, store.snapshot() as inner:
@@ -911,7 +911,7 @@ def test_snapshots_nest_and_wander_between_threads(store: Store):
     assert seen == [2] * 8
 
 
-def test_a_view_does_not_outlive_its_block(store: Store):
+def test_a_view_does_not_outlive_its_block(store: FolderStore):
     store.add([entry("d", ["Alpha one."])])
     with store.snapshot() as view:
         rest = view.documents()
@@ -921,7 +921,7 @@ def test_a_view_does_not_outlive_its_block(store: Store):
         view.chunks([1])
 
 
-def test_threads_add_at_once(store: Store):
+def test_threads_add_at_once(store: FolderStore):
     def add(i: int) -> None:
         for j in range(5):
             store.add([entry(f"d{i}-{j}", ["Alpha. ", "Beta."], seed=i)])
@@ -935,7 +935,7 @@ def test_threads_add_at_once(store: Store):
     assert store.verify() == []
 
 
-def test_the_writers_lock_may_be_held_over_calls(store: Store):
+def test_the_writers_lock_may_be_held_over_calls(store: FolderStore):
     with store.writing():
         store.add([entry("d", ["Alpha."])])
         with store.writing():

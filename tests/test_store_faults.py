@@ -22,7 +22,7 @@ import torch
 
 from compmem.errors import CompMemError, CorruptStoreError, StoreError, StoreLockedError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
-from compmem.store import Snapshot, Store, writing
+from compmem.store import FolderStore, Snapshot, writing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes")
 
@@ -78,7 +78,7 @@ def check(view: Snapshot) -> dict[str, int]:
     return versions
 
 
-def operate(store: Store, n: int) -> None:
+def operate(store: FolderStore, n: int) -> None:
     """The n-th of an endless sequence of writes."""
     if n % 11 == 10:
         store.compact()
@@ -103,7 +103,7 @@ def expected(count: int) -> dict[str, int]:
 
 
 def write_for_ever(path: Path, start: int, reports: int) -> None:
-    store = Store.open(path)
+    store = FolderStore.open(path)
     n = start
     while True:
         operate(store, n)
@@ -129,12 +129,12 @@ def run_killed(path: Path, start: int, seconds: float) -> int:
 
 
 def killed_at_random_moments(path: Path, moments: int) -> None:
-    Store.create(path, config={}, dim=None, vectors="int8").close()
+    FolderStore.create(path, config={}, dim=None, vectors="int8").close()
     chance = random.Random(7)
     done = 0
     for moment in range(moments):
         returned = run_killed(path, done, chance.uniform(0, 0.25))
-        with Store.open(path) as store:
+        with FolderStore.open(path) as store:
             with store.snapshot() as view:
                 versions = check(view)
             assert store.verify() == []
@@ -171,13 +171,13 @@ def in_a_child(work: Callable[..., None], *args: Any) -> None:
     assert child.exitcode == 0
 
 
-def add_for_ever(store: Store, make: Callable[[int], Entry]) -> None:
+def add_for_ever(store: FolderStore, make: Callable[[int], Entry]) -> None:
     for n in itertools.count(3):
         store.add([make(n)])
 
 
 def fill(path: Path, make: Callable[[int], Entry], limit: str) -> None:
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         store.add([make(n) for n in range(3)])
         store.compact()
         with store.snapshot() as view:
@@ -225,12 +225,12 @@ def deep(n: int) -> Entry:
     ids=["vectors", "manifest", "kv"],
 )
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path, make: Callable[[int], Entry], limit: str):
-    Store.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
     in_a_child(fill, tmp_path / "s", make, limit)
 
 
 def compact_on_a_full_disk(path: Path) -> None:
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         with file_limit(1 << 15), pytest.raises(StoreError, match="nothing has changed"):
             store.compact()
         with store.snapshot() as view:
@@ -241,14 +241,14 @@ def compact_on_a_full_disk(path: Path) -> None:
 
 
 def test_compacting_on_a_full_disk(tmp_path: Path):
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         store.add([entry(f"d{n}", n) for n in range(30)])
         store.delete([f"d{n}" for n in range(20, 30)])
     in_a_child(compact_on_a_full_disk, tmp_path / "s")
 
 
 def filled(path: Path, documents: int = 4) -> Path:
-    with Store.create(path, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(path, config={}, dim=None, vectors="int8") as store:
         store.add([entry(f"d{n}", n) for n in range(documents)])
     return path
 
@@ -272,7 +272,7 @@ def flip(file: Path, offset: int) -> None:
 def test_a_flipped_byte_is_found(tmp_path: Path, pattern: str, offset: int, message: str):
     (file,) = filled(tmp_path / "s").glob(pattern)
     flip(file, offset % file.stat().st_size)
-    with Store.open(tmp_path / "s") as store:
+    with FolderStore.open(tmp_path / "s") as store:
         problems = store.verify()
         assert any(re.search(message, problem) for problem in problems), problems
         with store.snapshot() as view:
@@ -297,7 +297,7 @@ def test_a_cut_or_missing_file_is_found(tmp_path: Path, pattern: str, how: str):
         file.unlink()
     else:
         os.truncate(file, file.stat().st_size - 1)
-    with Store.open(tmp_path / "s") as store:
+    with FolderStore.open(tmp_path / "s") as store:
         assert any(file.name in problem for problem in store.verify())
         with store.snapshot() as view, pytest.raises(CorruptStoreError, match=file.name):
             view.blocks([12])
@@ -306,14 +306,14 @@ def test_a_cut_or_missing_file_is_found(tmp_path: Path, pattern: str, how: str):
 def test_flipped_bytes_of_the_manifest_are_found_or_harmless(tmp_path: Path):
     manifest = filled(tmp_path / "s", 8) / "manifest.sqlite"
     whole = manifest.read_bytes()
-    with Store.open(tmp_path / "s") as store, store.snapshot() as view:
+    with FolderStore.open(tmp_path / "s") as store, store.snapshot() as view:
         expected = check(view)
     chance = random.Random(3)
     found = 0
     for _ in range(60):
         flip(manifest, chance.randrange(len(whole)))
         try:
-            with Store.open(tmp_path / "s") as store:
+            with FolderStore.open(tmp_path / "s") as store:
                 if store.verify():
                     found += 1
                 else:
@@ -330,7 +330,7 @@ def test_a_text_that_was_changed_is_found(tmp_path: Path):
     with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:
         raw.execute("UPDATE documents SET title = 'Another' WHERE id = 'd2'")
         raw.execute("UPDATE texts SET text = replace(text, 'second', 'third') WHERE number = 2")
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         problems = "\n".join(store.verify())
     assert "document 'd2' does not match its hash" in problems
     assert "the text of block 2 of document 'd0' does not match its checksum" in problems
@@ -357,12 +357,12 @@ def test_orphans_are_found(tmp_path: Path, spoil: str, message: str):
     path = filled(tmp_path / "s")
     with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:
         raw.execute(spoil)
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         assert message in "\n".join(store.verify())
 
 
 def hold_the_lock(path: Path, ready: Any) -> None:
-    with Store.open(path) as store, store.writing():
+    with FolderStore.open(path) as store, store.writing():
         ready.set()
         time.sleep(60)
 
@@ -373,7 +373,7 @@ def test_a_second_writer_is_told_and_a_dead_one_leaves_no_lock(tmp_path: Path):
     child = PROCESS.Process(target=hold_the_lock, args=(path, ready), daemon=True)
     child.start()
     assert ready.wait(30)
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         begin = time.perf_counter()
         with pytest.raises(StoreLockedError, match=r"another process is writing to the index .*wait for it to end"):
             store.add([entry("new", 1)])
@@ -387,14 +387,14 @@ def test_a_second_writer_is_told_and_a_dead_one_leaves_no_lock(tmp_path: Path):
         assert store.verify() == []
 
 
-def read_in_a_fork(store: Store) -> None:
+def read_in_a_fork(store: FolderStore) -> None:
     with store.snapshot() as view:
         assert len(check(view)) == 4
     store.add([entry("forked", 1)])
 
 
 def test_a_store_opened_before_a_fork_serves_both(tmp_path: Path):
-    with Store.open(filled(tmp_path / "s")) as store:
+    with FolderStore.open(filled(tmp_path / "s")) as store:
         with store.snapshot() as view:
             in_a_child(read_in_a_fork, store)
             assert len(check(view)) == 4
@@ -404,7 +404,7 @@ def test_a_store_opened_before_a_fork_serves_both(tmp_path: Path):
         assert store.verify() == []
 
 
-def add_and_be_interrupted(store: Store, name: str, *, committed: bool) -> None:
+def add_and_be_interrupted(store: FolderStore, name: str, *, committed: bool) -> None:
     with store._transaction() as connection:
         writing.insert(connection, store._folder, [entry(name, 1)], ("int8", "bf16"))
         if committed:
@@ -414,7 +414,7 @@ def add_and_be_interrupted(store: Store, name: str, *, committed: bool) -> None:
 
 def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path):
     """The transaction is committed, then an exception comes on the way out: the files it names must stay."""
-    with Store.open(filled(tmp_path / "s")) as store:
+    with FolderStore.open(filled(tmp_path / "s")) as store:
         with pytest.raises(KeyboardInterrupt):
             add_and_be_interrupted(store, "new", committed=True)
         assert store.verify() == []
@@ -429,7 +429,7 @@ def test_an_interrupt_after_the_commit_takes_nothing_back(tmp_path: Path):
 
 def read_until(path: Path, end: float) -> None:
     last = rounds = 0
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         while time.time() < end:
             rounds += read_once(store)
             assert store.generation >= last
@@ -437,7 +437,7 @@ def read_until(path: Path, end: float) -> None:
     assert rounds > 0
 
 
-def read_once(store: Store) -> int:
+def read_once(store: FolderStore) -> int:
     with store.snapshot() as view:
         first = check(view)
         pairs = {name[1:]: version for name, version in first.items() if name.startswith("a")}
@@ -446,7 +446,7 @@ def read_once(store: Store) -> int:
     return 1
 
 
-def write_until(store: Store, end: float) -> int:
+def write_until(store: FolderStore, end: float) -> int:
     n = 0
     while time.time() < end:
         pair = n % 6
@@ -461,7 +461,7 @@ def write_until(store: Store, end: float) -> int:
 
 
 def eight_readers_and_a_writer(path: Path, seconds: float) -> None:
-    with Store.create(path, config={}, dim=DIM, vectors="int8") as store:
+    with FolderStore.create(path, config={}, dim=DIM, vectors="int8") as store:
         end = time.time() + seconds
         readers = [PROCESS.Process(target=read_until, args=(path, end)) for _ in range(4)]
         for reader in readers:
@@ -517,7 +517,7 @@ def test_growth_is_flat(tmp_path: Path):
     """100,000 chunks in batches of 64: the last tenth costs less than twice the first, in time and in bytes."""
     total, batch = 100_000, 64
     spent, sizes = [0.0], [0]
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         for tenth in range(10):
             seconds = 0.0
             for at in range(tenth * total // 10, (tenth + 1) * total // 10, batch):
@@ -529,7 +529,7 @@ def test_growth_is_flat(tmp_path: Path):
             spent.append(seconds)
             sizes.append(info.vector_bytes + info.text_bytes)
         begin = time.perf_counter()
-        with Store.open(store.path) as again, again.snapshot() as view:
+        with FolderStore.open(store.path) as again, again.snapshot() as view:
             assert len(view) == total
         opened = time.perf_counter() - begin
     grown = np.diff(sizes)

@@ -19,7 +19,7 @@ import pytest
 
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document, MemoryBlock
-from compmem.store import Store
+from compmem.store import FolderStore
 from tests.frameworks_langchain import make_index
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, FIFOs and forks")
@@ -32,7 +32,7 @@ def entry(name: str, text: str = "Alpha one."):
 
 
 def filled(path: Path, text: str = "Alpha one.") -> Path:
-    with Store.create(path, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(path, config={}, dim=None, vectors="int8") as store:
         store.add([entry("d", text)])
     return path
 
@@ -49,11 +49,11 @@ def plant_journal(database: Path, victim: Path) -> None:
 
 def test_a_planted_journal_deletes_nothing(tmp_path: Path):
     path = filled(tmp_path / "s")
-    open_before = Store.open(path)
+    open_before = FolderStore.open(path)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     plant_journal(path / "manifest.sqlite", victim)
-    for act in (Store.open, lambda _: open_before.info(), lambda _: open_before.add([entry("e")])):
+    for act in (FolderStore.open, lambda _: open_before.info(), lambda _: open_before.add([entry("e")])):
         with pytest.raises(CorruptStoreError, match=r"manifest\.sqlite-journal"):
             act(path)
     open_before.close()
@@ -67,7 +67,7 @@ def test_a_reader_plays_no_journal_that_comes_after_the_check(tmp_path: Path, mo
     plant_journal(path / "manifest.sqlite", victim)
     monkeypatch.setattr("compmem.store.manifest.check_files", lambda folder: None)
     with pytest.raises(StoreError):
-        Store.open(path)
+        FolderStore.open(path)
     assert victim.exists()
 
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_another_one_is_refused(tmp_path: Path, name: str, how: s
         other.write_bytes(b"x" * 100)
     before = other.read_bytes()
     {"link": file.symlink_to, "hard link": file.hardlink_to, "fifo": lambda _: os.mkfifo(file)}[how](other)
-    with pytest.raises(CorruptStoreError, match=r"not a plain file|hard link"), Store.open(path) as store:
+    with pytest.raises(CorruptStoreError, match=r"not a plain file|hard link"), FolderStore.open(path) as store:
         store.add([entry("e")])
     assert other.read_bytes() == before
 
@@ -93,7 +93,7 @@ def test_a_lock_with_another_name_is_not_touched(tmp_path: Path):
     other.write_text("mine")
     (path / "writer.lock").unlink(missing_ok=True)
     (path / "writer.lock").hardlink_to(other)
-    with Store.open(path) as store, pytest.raises(CorruptStoreError, match="hard link"):
+    with FolderStore.open(path) as store, pytest.raises(CorruptStoreError, match="hard link"):
         store.add([entry("e")])
     assert other.read_text() == "mine"
 
@@ -102,7 +102,7 @@ def test_a_swapped_folder_is_not_taken_for_the_old_one(tmp_path: Path, monkeypat
     filled(tmp_path / "a" / "s", "Alpha.")
     filled(tmp_path / "b" / "s", "Omega.")
     monkeypatch.chdir(tmp_path / "a")
-    with Store.open("s") as store:
+    with FolderStore.open("s") as store:
         monkeypatch.chdir(tmp_path / "b")
         with store.snapshot() as view:
             assert view.document("d").text == "Alpha."
@@ -111,13 +111,13 @@ def test_a_swapped_folder_is_not_taken_for_the_old_one(tmp_path: Path, monkeypat
         for act in (store.info, store.verify, lambda: store.add([entry("e")])):
             with pytest.raises(StoreError, match="no longer there"):
                 act()
-    with Store.open(tmp_path / "a" / "s") as other:
+    with FolderStore.open(tmp_path / "a" / "s") as other:
         assert other.info().documents == 1
 
 
 def test_writing_to_a_deleted_folder_makes_none(tmp_path: Path):
     path = filled(tmp_path / "s")
-    with Store.open(path) as store:
+    with FolderStore.open(path) as store:
         shutil.rmtree(path)
         with pytest.raises(StoreError, match="no longer there"):
             store.add([entry("e")])
@@ -183,7 +183,7 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
         with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, contextlib.suppress(sqlite3.Error), raw:
             raw.execute(f"UPDATE {table} SET {column} = {odd}")
         try:
-            with Store.open(path) as store:
+            with FolderStore.open(path) as store:
                 store.info()
                 found += bool(store.verify())
                 with store.snapshot() as view:
@@ -192,7 +192,7 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
             found += 1
         for act in (lambda s: s.delete(["d"]), lambda s: s.add([entry("d", "Beta.")]), lambda s: s.add([entry("e")])):
             again = shutil.copytree(path, tmp_path / "again")
-            with contextlib.suppress(StoreError), Store.open(again) as store:
+            with contextlib.suppress(StoreError), FolderStore.open(again) as store:
                 act(store)
             shutil.rmtree(again)
     assert found >= len(columns)
@@ -201,7 +201,7 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, 60_000.0])
 def test_vectors_that_are_no_unit_vectors_are_a_corrupt_store(tmp_path: Path, kind, number):
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors=kind) as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors=kind) as store:
         store.add([entry("d")])
     (file,) = (tmp_path / "s").glob("chunks-*")
     data = np.frombuffer(file.read_bytes(), np.uint8).copy()
@@ -211,7 +211,7 @@ def test_vectors_that_are_no_unit_vectors_are_a_corrupt_store(tmp_path: Path, ki
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
         raw.execute("UPDATE segments SET crc = ?", (zlib.crc32(data.tobytes()),))
         raw.execute("UPDATE blocks SET vector_crc = ?", (zlib.crc32(data.tobytes()),))
-    with Store.open(tmp_path / "s") as store:
+    with FolderStore.open(tmp_path / "s") as store:
         assert len(store.verify()) == 2
         with store.snapshot() as view:
             for act in (lambda: view.blocks([1]), lambda: view.vectors().floats()):
@@ -226,13 +226,13 @@ def test_a_table_of_the_lexical_index_that_is_another_one_is_refused(tmp_path: P
         made = "CREATE TABLE 'lexical_docsize'(id INTEGER PRIMARY KEY, sz BLOB AS (zeroblob(100)))"
         raw.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'lexical_docsize'", (made,))
     with pytest.raises(CorruptStoreError, match="are not those of an index"):
-        Store.open(path)
+        FolderStore.open(path)
 
 
 def test_metadata_is_read_once_for_a_document(tmp_path: Path):
     chunks = [f"Alpha {n}. " for n in range(200)]
     document = Document(id="d", chunks=chunks, metadata={"a": "x" * 200_000})
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         store.add([(document, [MemoryBlock(chunk=Chunk(text=text)) for text in chunks])])
         with store.snapshot() as view:
             tracemalloc.start()
@@ -295,7 +295,7 @@ def forked(work) -> int:
 
 
 def test_a_child_does_not_remove_its_parents_temporary_store():
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([entry("d")])
         assert forked(store.close) == 0
         assert store.verify() == []
@@ -303,7 +303,7 @@ def test_a_child_does_not_remove_its_parents_temporary_store():
 
 
 def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):
-    with Store.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
         stop, begun = threading.Event(), threading.Event()
 
         def write() -> None:
@@ -345,7 +345,7 @@ def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):
 
 
 def test_dead_blocks_and_log_are_bounded(tmp_path: Path):
-    with Store.create(tmp_path / "s", config={"compact_at": 0.5}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={"compact_at": 0.5}, dim=None, vectors="int8") as store:
         with store.snapshot():
             for n in range(300):
                 store.add([entry("d", f"Text {n}.")])
@@ -355,14 +355,14 @@ def test_dead_blocks_and_log_are_bounded(tmp_path: Path):
         assert store.verify() == []
         assert store._folder.log.stat().st_size < 2 << 20
         assert len(list(store.path.glob("chunks-*"))) == 1
-    with Store.create(tmp_path / "t", config={"compact_at": None}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "t", config={"compact_at": None}, dim=None, vectors="int8") as store:
         for n in range(300):
             store.add([entry("d", f"Text {n}.")])
         assert store.info().deleted == 299
 
 
 def test_a_compaction_that_cannot_rewrite_the_manifest_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with Store.open(filled(tmp_path / "s")) as store:
+    with FolderStore.open(filled(tmp_path / "s")) as store:
 
         def full() -> None:
             raise StoreError("the disk is full")

@@ -23,7 +23,7 @@ from compmem.ingest.compressor import Compressed
 from compmem.ingest.pipeline import batches
 from compmem.schema import Document
 from compmem.shard_actors import open_index as open_index
-from compmem.store import Store, content_hash, shard_of
+from compmem.store import FolderStore, content_hash, shard_of
 from compmem.store.records import metadata_json
 
 try:
@@ -219,7 +219,7 @@ class _Writer:
     """An actor that writes some shards, as their only writer."""
 
     def __init__(self, folders: Mapping[int, str]) -> None:
-        self._stores = {shard: Store.open(folder) for shard, folder in folders.items()}
+        self._stores = {shard: FolderStore.open(folder) for shard, folder in folders.items()}
         self._claimed: dict[str, int] = {}
 
     def claim(self, shard: int, digests: Mapping[str, int]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSe
 from compmem.schema import Chunk, Document, Encoder
 from compmem.store import (
     DocumentInfo,
-    LocalShardedSnapshot,
+    FolderStore,
     ShardedStore,
     Snapshot,
     Store,
@@ -108,7 +108,7 @@ class MemoryIndex(BaseIndex):
                 raise ValueError("shards need a path")
             sharded = ShardedStore.create_shards(path, shards, config=_as_json(config), vectors=config.vectors)
             return cls(sharded, config, encoder=encoder, backbone=backbone, runtime=runtime)
-        store = Store.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
+        store = FolderStore.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
         return cls(store, config, encoder=encoder, backbone=backbone, runtime=runtime)
 
     @classmethod
@@ -412,9 +412,8 @@ class MemoryIndex(BaseIndex):
 
     def _search(self, snapshot: Snapshot) -> DenseSearch:
         def made(kind: Search, device: "torch.device | None" = None) -> DenseSearch:
-            if isinstance(snapshot, LocalShardedSnapshot):
-                return ShardedSearch([dense_search(v, kind, device) for v in snapshot.shard_vectors()])
-            return dense_search(snapshot.vectors(), kind, device)
+            found = [dense_search(vectors, kind, device) for vectors in snapshot.vectors_by_folder()]
+            return found[0] if len(found) == 1 else ShardedSearch(found)
 
         runtime = self._models.runtime
         return self._newest.of(

@@ -131,12 +131,13 @@ class Document:
             if not isinstance(value := getattr(self, name), str):
                 raise TypeError(f"document {self.id!r}: {name} must be a string, not {type(value).__name__}")
         if self.chunks is not None:
-            wrong = [c for c in self.chunks if not isinstance(c, Chunk | str)]
-            if wrong or isinstance(self.chunks, str):
-                kind = type(wrong[0] if wrong else self.chunks).__name__
-                raise TypeError(f"document {self.id!r}: chunks must be a list of chunks or strings, not of {kind}")
-            object.__setattr__(self, "chunks", tuple(self.chunks))
-            text = "".join(c if isinstance(c, str) else c.text for c in self.chunks)
+            chunks, given = tuple(self.chunks), f"document {self.id!r}: chunks must be a list of chunks or strings, not"
+            if isinstance(self.chunks, str):
+                raise TypeError(f"{given} one string")
+            if wrong := [c for c in chunks if not isinstance(c, Chunk | str)]:
+                raise TypeError(f"{given} of {type(wrong[0]).__name__}")
+            object.__setattr__(self, "chunks", chunks)
+            text = "".join(c if isinstance(c, str) else c.text for c in chunks)
             if self.text not in ("", text):
                 raise ValueError("give a document either text or chunks, not both")
             object.__setattr__(self, "text", text)

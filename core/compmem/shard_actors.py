@@ -23,7 +23,7 @@ from compmem.index import MemoryIndex, reopened
 from compmem.retrieval.open_shards import OpenShards, unpacked
 from compmem.retrieval.vector_search import DenseSearch, Scored, merged
 from compmem.schema import Encoder, Vectors
-from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, summed
+from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, summed
 
 try:
     import ray
@@ -188,10 +188,21 @@ class ActorStore(Store):
         if self._stops:
             self.actors.stop()
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the shards, in order."""
+        return [shard_path(self.path, shard) for shard in range(self.actors.shards)]
+
+    @property
+    def shard_count(self) -> int | None:
+        """Number of shards."""
+        return self.actors.shards
+
     def _read_only(self, *args: Any, **named: Any) -> NoReturn:
         raise StoreError(f"shards in actors are only read: open the folder {str(self.path)!r} itself to change it")
 
-    add = delete = compact = copy_to = put_meta = hashes = writing = next_block = _read_only  # type: ignore[assignment]
+    add = delete = compact = copy_to = put_meta = hashes = writing = _read_only
+    next_block = property(_read_only)
 
     def _check(self, identities: dict[int, Any]) -> None:
         if self._identities is None:

@@ -20,7 +20,7 @@ from compmem.errors import StoreError
 from compmem.locks import Lock
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, Scored, dense_search
 from compmem.schema import MemoryBlock, Vectors
-from compmem.store import EVERYTHING, JSON, ShardPart, Snapshot, Store, StoreInfo, TermTotals, verify_shard
+from compmem.store import EVERYTHING, JSON, FolderSnapshot, FolderStore, ShardPart, StoreInfo, TermTotals, verify_shard
 
 MOST_VIEWS: Final = 256
 """Most open views; beyond that, the one that was not used for the longest time is closed."""
@@ -50,9 +50,9 @@ class _Part(ShardPart):
 
     def __init__(
         self,
-        snapshot: Snapshot,
-        length: Callable[[Snapshot], float],
-        search: Callable[[Snapshot], DenseSearch],
+        snapshot: FolderSnapshot,
+        length: Callable[[FolderSnapshot], float],
+        search: Callable[[FolderSnapshot], DenseSearch],
     ) -> None:
         super().__init__(snapshot, length)
         self._search = search
@@ -81,7 +81,7 @@ class OpenShards:
     def __init__(self, folders: Mapping[int, str], search: Search) -> None:
         self._folders = dict(folders)
         self._kind = search
-        self._stores: dict[int, Store] = {}
+        self._stores: dict[int, FolderStore] = {}
         self._totals = TermTotals()
         self._searches: dict[int, NewestSearch] = {}
         self._views: dict[str, _View] = {}
@@ -156,10 +156,10 @@ class OpenShards:
         """Problems found after reading everything."""
         return [told for shard in self._folders for told in verify_shard(self._store(shard), shard, shards)]
 
-    def _store(self, shard: int) -> Store:
+    def _store(self, shard: int) -> FolderStore:
         with self._guard:
             if shard not in self._stores:
-                self._stores[shard] = Store.open(self._folders[shard])
+                self._stores[shard] = FolderStore.open(self._folders[shard])
             return self._stores[shard]
 
     def _opened(self) -> _View:
@@ -173,7 +173,7 @@ class OpenShards:
             raise
         return _View(held, parts)
 
-    def _search(self, shard: int, snapshot: Snapshot) -> DenseSearch:
+    def _search(self, shard: int, snapshot: FolderSnapshot) -> DenseSearch:
         with self._guard:
             newest = self._searches.setdefault(shard, NewestSearch())
         vectors = snapshot.vectors()

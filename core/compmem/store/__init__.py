@@ -1,9 +1,11 @@
 """The folder on disk: manifest, vectors, KV segments, lexical index; add, delete, compact, verify. It uses no model."""
 
+from compmem.store.folder_store import FolderStore
 from compmem.store.info import KV_WRITTEN, StoreInfo
+from compmem.store.interface import DocumentInfo, Filter, Snapshot, Store
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import check_document, content_hash
-from compmem.store.shard_views import EVERYTHING, LocalShardedSnapshot, ShardedSnapshot, ShardPart, TermTotals, shard_of
+from compmem.store.shard_views import EVERYTHING, ShardedSnapshot, ShardPart, TermTotals, shard_of
 from compmem.store.sharded import (
     SHARDS,
     ShardedStore,
@@ -13,8 +15,7 @@ from compmem.store.sharded import (
     summed,
     verify_shard,
 )
-from compmem.store.snapshot import DocumentInfo, Filter, Snapshot
-from compmem.store.store import Store
+from compmem.store.snapshot import FolderSnapshot
 from compmem.store.transient import TransientWords
 from compmem.store.vectors import ChunkVectors
 
@@ -27,7 +28,8 @@ __all__ = [
     "ChunkVectors",
     "DocumentInfo",
     "Filter",
-    "LocalShardedSnapshot",
+    "FolderSnapshot",
+    "FolderStore",
     "ShardPart",
     "ShardedSnapshot",
     "ShardedStore",

@@ -11,12 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from compmem.errors import StoreError
 from compmem.locks import Lock
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
+from compmem.store.interface import DocumentInfo, Filter, Snapshot
 from compmem.store.sharded_words import ShardedWords
-from compmem.store.snapshot import DocumentInfo, Filter, Snapshot, part_of
+from compmem.store.snapshot import FolderSnapshot, part_of
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
 
@@ -64,7 +66,7 @@ class ShardPart:
         length: Terms in all its blocks together.
     """
 
-    def __init__(self, snapshot: Snapshot, length: Callable[[Snapshot], float]) -> None:
+    def __init__(self, snapshot: FolderSnapshot, length: Callable[[FolderSnapshot], float]) -> None:
         self.snapshot = snapshot
         self._length = length
         self._selections: dict[int, AdmittedWords] = {}
@@ -214,6 +216,10 @@ class ShardedSnapshot(Snapshot):
         """The KV states alone, in the order asked. Raises what `Snapshot.kv_states` raises."""
         return self._gathered("kv_states", blocks)
 
+    def vectors_by_folder(self) -> list[ChunkVectors]:
+        """Refused: the vectors are where the shards are, which are asked for the nearest blocks."""
+        raise StoreError("the vectors of these shards are in other processes")
+
     def words(self, admitted: Numbers | None = None) -> ShardedWords:
         """The lexical indexes of all shards as one, of these blocks, ascending by number. None: of all live blocks."""
         if admitted is not None:
@@ -290,7 +296,7 @@ class LocalShardedSnapshot(ShardedSnapshot):
         super().__init__(ask_here(parts), [part.snapshot.generation for part in parts])
         self._parts = parts
 
-    def shard_vectors(self) -> list[ChunkVectors]:
+    def vectors_by_folder(self) -> list[ChunkVectors]:
         """The whole-chunk vectors of each shard, under the numbers of this view."""
         found = [part.snapshot.vectors() for part in self._parts]
         return [vectors.renumbered(self.numbers(n, vectors.numbers)) for n, vectors in enumerate(found)]

@@ -19,11 +19,11 @@ from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
 from compmem.schema import Document, MemoryBlock
 from compmem.store.folder import Folder
+from compmem.store.folder_store import FolderStore
 from compmem.store.info import StoreInfo
+from compmem.store.interface import Snapshot, Store
 from compmem.store.manifest import JSON
 from compmem.store.shard_views import LocalShardedSnapshot, ShardPart, TermTotals, combined, shard_of
-from compmem.store.snapshot import Snapshot
-from compmem.store.store import Store
 
 SHARDS: Final = "shards.json"
 """The file that makes a folder one of shards."""
@@ -49,13 +49,13 @@ def open_store(path: Path | str) -> Store:
         StoreError: There is none.
         CorruptStoreError: A shard is missing, or not like the others.
     """
-    return ShardedStore.open(path) if os.path.lexists(Path(path) / SHARDS) else Store.open(path)
+    return ShardedStore.open(path) if os.path.lexists(Path(path) / SHARDS) else FolderStore.open(path)
 
 
 class ShardedStore(Store):
     """Stores that are asked, written and checked as one. Each is written by one writer at a time."""
 
-    def __init__(self, path: Path, shards: Sequence[Store]) -> None:
+    def __init__(self, path: Path, shards: Sequence[FolderStore]) -> None:
         self.path = path
         self.shards = tuple(shards)
         self.config = shards[0].config
@@ -74,7 +74,7 @@ class ShardedStore(Store):
             raise ValueError(f"shards={shards!r} must be from 1 to {MOST}")
         folder = Folder(Path(path))
         folder.prepare(shards=True)
-        made: list[Store] = []
+        made: list[FolderStore] = []
         with ExitStack() as opened:
             for number in range(shards):
                 made.append(_new_shard(shard_path(folder.path, number), config, vectors))
@@ -87,13 +87,13 @@ class ShardedStore(Store):
     def open(cls, path: Path | str) -> Self:
         """The shards in a folder. Raises what `open_store` raises."""
         folder = Folder(Path(path))
-        shards: list[Store] = []
+        shards: list[FolderStore] = []
         with ExitStack() as opened:
             for number in range(_count(folder)):
                 place = shard_path(folder.path, number)
                 if place.is_symlink():
                     raise CorruptStoreError(f"shard {number} of {str(path)!r} is a link, which is not followed")
-                shards.append(Store.open(place))
+                shards.append(FolderStore.open(place))
                 opened.callback(shards[-1].close)
                 if shards[-1].config != shards[0].config:
                     raise CorruptStoreError(
@@ -241,11 +241,11 @@ def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
     return replace(infos[0], **totals, dim=dims[0] if dims else None, kv_bytes_per_token=per_token)
 
 
-def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> Store:
+def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> FolderStore:
     """An empty shard; the one that a killed call has made is taken."""
     if path.is_symlink() or not store_exists(path):
-        return Store.create(path, config=config, dim=None, vectors=vectors)
-    store = Store.open(path)
+        return FolderStore.create(path, config=config, dim=None, vectors=vectors)
+    store = FolderStore.open(path)
     if store.info().documents or store.config != json.loads(json.dumps(dict(config))):
         store.close()
         raise ValueError(f"{str(path)!r} has an index already: choose another folder")

@@ -1,8 +1,7 @@
-"""A consistent view of a store: the state of one commit, for as long as the view is open."""
+"""A consistent view of one folder: the state of one commit, for as long as the view is open."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,10 @@ from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import Node, admitted, compile_filter
+from compmem.store.interface import DocumentInfo, Filter, Snapshot
 from compmem.store.lexical import LexicalIndex, LexicalTables
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors, number_list
-
-Filter = Mapping[str, Any] | Sequence[Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentInfo:
-    """A document without its text."""
-
-    id: str
-    title: str
-    metadata: Mapping[str, Any]
-    characters: int
-    chunks: int
 
 
 def part_of(offset: int, limit: int | None) -> slice:
@@ -44,8 +31,8 @@ def part_of(offset: int, limit: int | None) -> slice:
     return slice(offset, None if limit is None else offset + limit)
 
 
-class Snapshot:
-    """The state of one commit. Made by `Store.snapshot`; any thread may use it while it is open."""
+class FolderSnapshot(Snapshot):
+    """The state of one commit in a folder."""
 
     def __init__(self, rows: Rows, cache: Cache) -> None:
         self._rows = rows
@@ -61,11 +48,7 @@ class Snapshot:
         return len(self._arrays.numbers)
 
     def select(self, filter: Filter | None) -> Numbers:
-        """Numbers of the live blocks that a filter admits, ascending. None: all of them.
-
-        Raises:
-            ValueError: An operator is unknown, or a value has a type that it does not accept.
-        """
+        """Numbers of the live blocks that a filter admits, ascending. None: all of them."""
         if filter is None:
             return self._arrays.numbers
         wanted = compile_filter(filter)
@@ -73,33 +56,18 @@ class Snapshot:
         return self._selected("blocks", wanted, lambda: every[np.isin(documents, self._documents(wanted))])
 
     def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
-        """The chunks of blocks by number, in the order given.
-
-        Raises:
-            ValueError: A block is not in this snapshot.
-            CorruptStoreError: A text does not match its checksum.
-        """
+        """The chunks of blocks by number, in the order given."""
         found = self._fetch(blocks)
         return [found[int(number)].chunk for number in blocks]
 
     def blocks(self, blocks: Sequence[int] | Numbers, *, kv: bool = True) -> list[MemoryBlock]:
-        """Blocks by number with their vectors and, by default, KV states, in the order given.
-
-        Raises:
-            ValueError: A block is not in this snapshot.
-            CorruptStoreError: A text, vectors or KV states do not match their checksum.
-        """
+        """Blocks by number with their vectors and, by default, KV states, in the order given."""
         placed = self._fetch(blocks)
         found = dict(zip(placed, self._cache.load(list(placed.values()), self._state, kv=kv), strict=True))
         return [found[int(number)] for number in blocks]
 
     def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
-        """The KV states alone, mapped from the files, in the order given.
-
-        Raises:
-            ValueError: A block is not in this snapshot, or has none.
-            CorruptStoreError: They do not match their checksum.
-        """
+        """The KV states alone, mapped from the files, in the order given."""
         places = {place.number: place for place in read_places(self._rows, blocks)}
         found: list[KVStates] = []
         for number in blocks:
@@ -113,6 +81,10 @@ class Snapshot:
         """The whole-chunk vectors of all live blocks."""
         return self._cache.chunk_vectors(self._rows, self._state, self._arrays)
 
+    def vectors_by_folder(self) -> list[ChunkVectors]:
+        """The whole-chunk vectors of all live blocks, of this one folder."""
+        return [self.vectors()]
+
     def words(self, admitted: Numbers | None = None) -> LexicalIndex:
         """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
         if admitted is None:
@@ -122,11 +94,7 @@ class Snapshot:
     def documents(
         self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None
     ) -> Iterator[DocumentInfo]:
-        """The documents that a filter admits, in the order they were added: at most `limit` of them behind `offset`.
-
-        Raises:
-            ValueError: An operator is unknown, or a value has a type that it does not accept.
-        """
+        """The documents that a filter admits, in the order they were added: at most `limit` of them behind `offset`."""
         return self._document_infos(self._admitted(filter)[part_of(offset, limit)])
 
     def count_documents(self, filter: Filter | None = None) -> int:
@@ -134,11 +102,7 @@ class Snapshot:
         return len(self._admitted(filter))
 
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None.
-
-        Raises:
-            CorruptStoreError: Its text does not match its checksums.
-        """
+        """A document with its text, or None."""
         numbers = self.document_blocks(document_id)
         if not numbers:
             return None
@@ -152,11 +116,7 @@ class Snapshot:
         )
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:
-        """The metadata of a document, or None.
-
-        Raises:
-            CorruptStoreError: It is not a JSON object.
-        """
+        """The metadata of a document, or None."""
         if not storable(document_id):
             return None
         found = self._rows("SELECT metadata FROM documents WHERE id = ?", document_id)

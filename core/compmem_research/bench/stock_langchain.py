@@ -47,7 +47,8 @@ def _store(index: MemoryIndex) -> InMemoryVectorStore:
     with index.store.snapshot() as snapshot:
         blocks = snapshot.select(None)
         passages = texts(snapshot.chunks(blocks))
-        vectors = [vector.tolist() for vector in snapshot.vectors().of(blocks)]
+        [stored] = snapshot.vectors_by_folder()
+        vectors = [vector.tolist() for vector in stored.of(blocks)]
     store = InMemoryVectorStore(_Known(index, dict(zip(passages, vectors, strict=True))))
     store.add_documents([Document(text) for text in passages])
     return store

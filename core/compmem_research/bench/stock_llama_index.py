@@ -51,7 +51,8 @@ def nodes_of(index: MemoryIndex) -> list[TextNode]:
     """One node per block, with the vector from the index and the passage's number as its id."""
     with index.store.snapshot() as snapshot:
         blocks = snapshot.select(None)
-        rows = zip(snapshot.chunks(blocks), snapshot.vectors().of(blocks), strict=True)
+        [vectors] = snapshot.vectors_by_folder()
+        rows = zip(snapshot.chunks(blocks), vectors.of(blocks), strict=True)
         return [
             TextNode(
                 id_=str(UUID(int=int(chunk.document_id))),

@@ -1,4 +1,4 @@
-"""The store: the folder with all memory blocks. It uses no model."""
+"""The store in one folder with all memory blocks. It uses no model."""
 
 import json
 import logging
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self, get_args
 
 from filelock import FileLock, Timeout
@@ -25,6 +24,7 @@ from compmem.store import compacting, lexical, verifying, writing
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder, os_errors
 from compmem.store.info import KV_WRITTEN, StoreInfo, store_info
+from compmem.store.interface import Store
 from compmem.store.manifest import (
     JSON,
     Manifest,
@@ -37,7 +37,7 @@ from compmem.store.manifest import (
     unreadable,
     write_state,
 )
-from compmem.store.snapshot import Snapshot
+from compmem.store.snapshot import FolderSnapshot
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +51,12 @@ _LEAST_DEAD: Final = 256
 """Fewer dead blocks are never compacted by a write."""
 
 
-class Store:
-    """A folder of memory blocks, for many readers and one writer; threads may share one object.
-
-    Attributes:
-        path: The folder.
-        config: The settings it was created with.
-    """
+class FolderStore(Store):
+    """A folder of memory blocks."""
 
     def __init__(self, folder: Folder, manifest: Manifest, facts: Mapping[str, Any]) -> None:
         self.path = folder.path
-        self.config: Mapping[str, Any] = facts["config"]
+        self.config = facts["config"]
         self._kinds: tuple[VectorType, KVType] = (facts["vectors"], self.config.get("kv", "bf16"))
         self._folder = folder
         self._manifest = manifest
@@ -158,19 +153,14 @@ class Store:
             return read_state(rows).generation
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self) -> Iterator[FolderSnapshot]:
         """A consistent view, open until the end of the block; later commits are not visible in it."""
         with self._manifest.reading() as rows:
-            yield Snapshot(rows, self._cache)
+            yield FolderSnapshot(rows, self._cache)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the writer's lock for the block, for several calls that write.
-
-        Raises:
-            StoreLockedError: Another process has it.
-            StoreError: The folder cannot be written.
-        """
+        """Hold the writer's lock for the block, for several calls that write."""
         with self._mutex:
             here = (os.getpid(), threading.get_ident())  # a forked child does not hold its parent's lock
             if self._writer == here:
@@ -192,20 +182,7 @@ class Store:
         record: Callable[[], None] = lambda: None,
         numbers: Iterable[int] | None = None,
     ) -> None:
-        """Add documents with their blocks, all or none; a document with a known id is replaced.
-
-        Documents and blocks may be generated during the write; only a part of them is in memory.
-
-        Args:
-            documents: Documents, each with its blocks.
-            record: Called at the end of the same transaction, to store facts about what was added.
-            numbers: Least number of each document's first block. None: the next free number.
-
-        Raises:
-            ValueError: A document cannot be stored, or an id occurs twice.
-            StoreLockedError: Another process is writing.
-            StoreError: It could not be written; nothing has changed.
-        """
+        """Add documents with their blocks, all or none; a document with a known id is replaced."""
         first = next(iterator := iter(documents), None)
         if first is None:
             return
@@ -228,12 +205,7 @@ class Store:
         return {i: hashes[0][0] for i, hashes in found.items() if hashes}
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents; returns how many existed.
-
-        Raises:
-            StoreLockedError: Another process is writing.
-            StoreError: It could not be written; nothing has changed.
-        """
+        """Delete documents; returns how many existed."""
         with self.writing():
             with self._transaction() as connection:
                 writing.refresh_terms(connection)
@@ -242,13 +214,7 @@ class Store:
         return removed
 
     def compact(self) -> None:
-        """Rewrite the files without deleted data. Open snapshots stay valid; their files are removed when they close.
-
-        Raises:
-            CorruptStoreError: A block does not match its checksum; nothing has changed.
-            StoreLockedError: Another process is writing.
-            StoreError: It could not be written; the message says whether anything has changed.
-        """
+        """Rewrite the files without deleted data."""
         with self.writing():
             with self._transaction() as connection:
                 compacting.compact(connection, self._folder, self._cache)
@@ -263,13 +229,7 @@ class Store:
                 ) from error
 
     def copy_to(self, path: Path | str) -> None:
-        """Copy everything that the last commit uses into a new or empty folder.
-
-        Raises:
-            ValueError: The path is a file, or a folder that is not empty.
-            StoreLockedError: Another process is writing.
-            StoreError: The other folder cannot be written.
-        """
+        """Copy everything that the last commit uses into a new or empty folder."""
         other = Folder(Path(path))
         other.prepare()
         with self.writing(), os_errors(other.path, "write"):
@@ -288,13 +248,7 @@ class Store:
             return [str(error)]
 
     def put_meta(self, key: str, value: JSON) -> None:
-        """Store a small JSON fact under a key.
-
-        Raises:
-            ValueError: It is not JSON.
-            StoreLockedError: Another process is writing.
-            StoreError: It could not be written; nothing has changed.
-        """
+        """Store a small JSON fact under a key."""
         text = json.dumps(_json(key, value))
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
@@ -302,22 +256,14 @@ class Store:
             write_state(connection, replace(state, generation=state.generation + 1))
 
     def get_meta(self, key: str) -> JSON:
-        """The fact under a key, or None.
-
-        Raises:
-            CorruptStoreError: It cannot be read.
-        """
+        """The fact under a key, or None."""
         with self._rows() as rows:
             found = rows("SELECT value FROM meta WHERE name = ?", key)
         value: JSON = parse_json(found[0][0], f"the fact {key!r} of {str(self.path)!r}") if found else None
         return value
 
     def info(self) -> StoreInfo:
-        """Statistics of the store: contents and size on disk.
-
-        Raises:
-            CorruptStoreError: The manifest has invalid values.
-        """
+        """Statistics of the store: contents and size on disk."""
         with unreadable(self.path):
             logs = [self.path / f"manifest.sqlite{end}" for end in ("", "-wal")]
             with self._manifest.reading() as rows:
@@ -329,14 +275,6 @@ class Store:
         self._cache.close()
         if self._remove is not None:
             self._remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
