@@ -30,7 +30,7 @@ TOKENS = Tokens(
         (ADMIN, Tenant("admin")),
         (RED, Tenant("red", {"tenant": "red"})),
         (BLUE, Tenant("blue", {"tenant": "blue"})),
-        (READER, Tenant("reader", {"tenant": "red"}, write=False)),
+        (READER, Tenant("red", {"tenant": "red"}, write=False)),
     ]
 )
 
@@ -171,6 +171,10 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
         assert [d["id"] for d in (await blue.get("/documents")).json()["documents"]] == ["zoo", "acme"]
         assert changing.get("acme").text == "Acme rents the Harbour Building."
         assert changing.get("blue/acme").metadata == {"tenant": "blue"}
+        # A second token of the same name has the same ids.
+        assert (await red.post("/documents", json={"documents": [{"id": "mine", "text": "Red."}]})).status_code == 200
+        assert [d["id"] for d in (await reader.get("/documents")).json()["documents"]] == ["acme", "harbour", "mine"]
+        assert (await red.delete("/documents/mine")).json() == {"deleted": 1}
         # Another tenant's document and a missing one give the same response.
         foreign, unknown = await red.delete("/documents/zoo"), await red.delete("/documents/nothing")
         assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
@@ -401,6 +405,8 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"team": "2024-01-01"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
+        f'[{{"token": "{RED}", "name": "a", "metadata": {{"t": "\u00e9"}}}},'
+        f' {{"token": "{BLUE}", "name": "b", "metadata": {{"t": "e\u0301"}}}}]',
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"token|JSON|entry") as told:
             Tokens.parse(text, "the file")

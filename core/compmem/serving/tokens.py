@@ -60,15 +60,17 @@ class Tokens:
     """The valid tokens. Only their hashes are stored.
 
     Args:
-        tenants: Tokens and their holders. A holder may have two tokens.
+        tenants: Tokens and their holders. A holder may have several tokens, which may differ in `write`.
 
     Raises:
-        ValueError: A token is too short, or two holders with different metadata have one name.
+        ValueError: A token is too short, two tokens with different metadata have one name, or two names have the same
+            metadata.
     """
 
     def __init__(self, tenants: Iterable[tuple[str, Tenant]]) -> None:
         self._held: list[tuple[bytes, Tenant]] = []
         names: dict[str, Mapping[str, str]] = {}
+        owners: dict[frozenset[tuple[str, str]], str] = {}
         for token, tenant in tenants:
             if not isinstance(token, str) or len(token) < LEAST_CHARACTERS or not token.isascii() or " " in token:
                 raise ValueError(
@@ -76,6 +78,11 @@ class Tokens:
                 )
             if names.setdefault(tenant.name, tenant.metadata) != tenant.metadata:
                 raise ValueError(f"two tokens with different metadata have the name {tenant.name!r}")
+            same = frozenset((nfc(key), nfc(value)) for key, value in tenant.metadata.items())
+            if same and (owner := owners.setdefault(same, tenant.name)) != tenant.name:  # each would have its own ids
+                raise ValueError(
+                    f"the tokens of {owner!r} and {tenant.name!r} have the same metadata: give them one name"
+                )
             self._held.append((_digest(token), tenant))
         if not self._held:
             raise ValueError("no token is given")
