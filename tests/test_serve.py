@@ -401,6 +401,7 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
     assert Tokens.parse(f"{ADMIN}\n", "x").holder(f"bearer {ADMIN}") == Tenant()
     for text in (
         "short", "[]", "[1]", "[" * 100_000,
+        f'{{"token":"{RED}"}}', f'{{"token":"{RED}"', f"{RED}\t{BLUE}", f"{RED}\n{BLUE}",
         '[{"token": "0123456789abcdef"}]', f'[{{"token": "{RED}", "name": "a/b"}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"team": "2024-01-01"}}}}]',

@@ -13,6 +13,7 @@ from compmem.store.columns import moment
 from compmem.text.unicode import nfc, valid
 
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
+_TOKEN: Final = re.compile("[!-~]+")
 _RESERVED: Final = ("and", "or", "not", "document_id", "title")
 LEAST_CHARACTERS: Final = 16
 """Least characters of a token; a shorter one could be guessed."""
@@ -63,8 +64,8 @@ class Tokens:
         tenants: Tokens and their holders. A holder may have several tokens, which may differ in `write`.
 
     Raises:
-        ValueError: A token is too short, two tokens with different metadata have one name, or two names have the same
-            metadata.
+        ValueError: A token is too short or has a space, two tokens with different metadata have one name, or two names
+            have the same metadata.
     """
 
     def __init__(self, tenants: Iterable[tuple[str, Tenant]]) -> None:
@@ -72,9 +73,10 @@ class Tokens:
         names: dict[str, Mapping[str, str]] = {}
         owners: dict[frozenset[tuple[str, str]], str] = {}
         for token, tenant in tenants:
-            if not isinstance(token, str) or len(token) < LEAST_CHARACTERS or not token.isascii() or " " in token:
+            if not isinstance(token, str) or len(token) < LEAST_CHARACTERS or not _TOKEN.fullmatch(token):
                 raise ValueError(
-                    f"the token of {tenant.name!r} must have {LEAST_CHARACTERS} or more ASCII characters and no space"
+                    f"the token of {tenant.name!r} must have {LEAST_CHARACTERS} or more visible ASCII characters, "
+                    "and no space"
                 )
             if names.setdefault(tenant.name, tenant.metadata) != tenant.metadata:
                 raise ValueError(f"two tokens with different metadata have the name {tenant.name!r}")
@@ -98,12 +100,14 @@ class Tokens:
         Raises:
             ValueError: It is neither; the message does not contain a token.
         """
-        if not text.lstrip().startswith("["):
+        if not text.lstrip().startswith(("[", "{")):
             return cls([(text.strip(), Tenant())])
         try:
             entries = json.loads(text)
         except (ValueError, RecursionError):
             raise ValueError(f"{source} is not JSON") from None
+        if not isinstance(entries, list):
+            raise ValueError(f"{source} must be a JSON list of tokens, or one token alone")
         held = []
         for entry in entries:
             if not isinstance(entry, dict) or not {"token", "name"} <= set(entry) <= _FIELDS:
