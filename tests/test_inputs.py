@@ -317,6 +317,19 @@ def test_a_pdf_that_names_a_page_twice_is_refused():
         parse("pdf", data, "a.pdf")
 
 
+def test_a_pdf_whose_pages_unpack_to_far_more_than_it_is_refused():
+    writer = pypdf.PdfWriter(io.BytesIO(pdf("Text.")))
+    content = DecodedStreamObject()
+    content.set_data(b"0 0 m\n" * 200_000)
+    shared = writer._add_object(content.flate_encode())
+    for page in [writer.pages[0], *(writer.add_blank_page(300, 300) for _ in range(3))]:
+        page[NameObject("/Contents")] = shared
+    out = io.BytesIO()
+    writer.write(out)
+    with pytest.raises(UnreadableError, match="whose pages unpack to far more than that"):
+        parse("pdf", out.getvalue(), "a.pdf")
+
+
 def test_a_word_document_with_too_much_in_it_is_refused():
     with pytest.raises(UnreadableError, match="that unpack to"):
         parse("docx", docx("<w:t/>" * 1_000_000), "a.docx")

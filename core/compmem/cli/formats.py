@@ -46,9 +46,9 @@ _MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
 _LONGEST_HEAD: Final = 10_000
 """Most characters of a header of an e-mail, since reading one takes quadratic time."""
 _PDF_TEXT: Final = 4 << 20
-"""Characters of text that a small PDF file may have."""
+"""Characters of text, and bytes of unpacked pages, that a small PDF file may have."""
 _PDF_GROWTH: Final = 50
-"""How many times as many characters as bytes a PDF may have."""
+"""How many times as many of these as bytes a PDF may have."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -189,11 +189,16 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
         raise UnreadableError("the PDF is encrypted")
     _check_pages(reader.root_object.get("/Pages"))
     title = (reader.metadata.title if reader.metadata else None) or ""
-    pages, room = [], max(_PDF_TEXT, _PDF_GROWTH * len(data))
+    pages, most = [], max(_PDF_TEXT, _PDF_GROWTH * len(data))
+    text_left = contents_left = most
     for page in reader.pages:
+        contents = page.get_contents()  # pages may share them
+        contents_left -= 0 if contents is None else len(contents.get_data())
+        if contents_left < 0:
+            raise UnreadableError(f"{len(data):,} bytes of PDF whose pages unpack to far more than that: not read")
         pages.append(page.extract_text().strip())
-        room -= len(pages[-1])
-        if room < 0:
+        text_left -= len(pages[-1])
+        if text_left < 0:
             raise UnreadableError(f"{len(data):,} bytes of PDF with far more text than that: not read")
     text = "\n\n".join(filter(None, pages))
     if not text:
