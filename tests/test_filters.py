@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.schema import Chunk, MemoryBlock
-from compmem.store import FolderStore
+from compmem.store import FolderStore, filters
+from compmem.text.unicode import nfc
 from tests.hashing import HashEncoder
 
 # What a filter excludes
@@ -302,3 +303,15 @@ def test_either_form_of_unicode_matches_the_other(test):
             for key in (composed, apart):
                 for value in (composed, apart):
                     assert view.select({key: {test: value}}).tolist() == [1, 2]
+
+
+def test_names_of_metadata_are_composed_once_for_all_keys_of_a_filter(monkeypatch):
+    calls, apart, names = [], "e\u0301", [f"\u00e9{i}" for i in range(50)]
+    monkeypatch.setattr(filters, "nfc", lambda text: calls.append(text) or nfc(text))
+    held = {f"{apart}{i}": i for i in range(60)}
+    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+        store.add([bare("d0", "text", {"in": held}), bare("d1", "text", held)])
+        with store.snapshot() as view:
+            assert view.select({f"in.{name}": i for i, name in enumerate(names)}).tolist() == [1]
+            assert view.select({name: i for i, name in enumerate(names)}).tolist() == [2]
+    assert len(calls) < 1000

@@ -119,28 +119,32 @@ def _read(asked: Sequence[str], rows: Rows) -> tuple[Numbers, dict[str, Column]]
         for key, document_id, title, text in found:
             keys.append(key)
             own, metadata = {"document_id": document_id, "title": title}, parse_metadata(text, document_id)
+            composed: dict[int, dict[str, Any]] = {}
             for name, values in held.items():
-                value = _find(metadata, name)
+                value = _find(metadata, name, composed)
                 values.append(own.get(name) if value is _MISSING else value)
     return np.array(keys, np.int64), {name: Column(values) for name, values in held.items()}
 
 
-def _find(metadata: Mapping[str, Any], key: str) -> Any:
+def _find(metadata: Mapping[str, Any], key: str, composed: dict[int, dict[str, Any]]) -> Any:
+    """The value under a key; `composed` keeps, by the `id` of a mapping, its values by composed names."""
     while True:
-        value = _get(metadata, key)
+        value = _get(metadata, key, composed)
         head, dot, rest = key.partition(".")
         if value is not _MISSING or not dot:
             return value
-        inner = _get(metadata, head)
+        inner = _get(metadata, head, composed)
         if not isinstance(inner, Mapping):
             return _MISSING
         metadata, key = inner, rest
 
 
-def _get(metadata: Mapping[str, Any], key: str) -> Any:
+def _get(metadata: Mapping[str, Any], key: str, composed: dict[int, dict[str, Any]]) -> Any:
     if key in metadata or key.isascii():
         return metadata.get(key, _MISSING)
-    return next((value for name, value in metadata.items() if nfc(name) == key), _MISSING)
+    if id(metadata) not in composed:
+        composed[id(metadata)] = {nfc(name): value for name, value in metadata.items()}
+    return composed[id(metadata)].get(key, _MISSING)
 
 
 def _mask(node: Node, columns: Mapping[str, Column], documents: int) -> Hits:
