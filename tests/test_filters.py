@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import FolderStore, filters
+from compmem.store.cache import Cache
+from compmem.store.folder import Folder
 from compmem.text.unicode import nfc
 from tests.hashing import HashEncoder
 
@@ -309,9 +311,21 @@ def test_names_of_metadata_are_composed_once_for_all_keys_of_a_filter(monkeypatc
     calls, apart, names = [], "e\u0301", [f"\u00e9{i}" for i in range(50)]
     monkeypatch.setattr(filters, "nfc", lambda text: calls.append(text) or nfc(text))
     held = {f"{apart}{i}": i for i in range(60)}
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare("d0", "text", {"in": held}), bare("d1", "text", held)])
         with store.snapshot() as view:
             assert view.select({f"in.{name}": i for i, name in enumerate(names)}).tolist() == [1]
             assert view.select({name: i for i, name in enumerate(names)}).tolist() == [2]
     assert len(calls) < 1000
+
+
+def test_selections_are_kept_up_to_a_number_of_bytes(tmp_path):
+    held, mib = Cache(Folder(tmp_path), "int8"), 2**17
+    for n, size in enumerate([60 * mib, 3 * mib, 65 * mib]):
+        held.keep_selection((1, str(n)), np.zeros(size, np.int64))
+    assert [held.selection((1, str(n))) is not None for n in range(3)] == [True, True, False]
+    held.keep_selection((1, "3"), np.zeros(2 * mib, np.int64))
+    assert [held.selection((1, str(n))) is not None for n in range(4)] == [False, True, False, True]
+    for n in range(4, 200):
+        held.keep_selection((1, str(n)), np.zeros(0, np.int64))
+    assert sum(held.selection((1, str(n))) is not None for n in range(200)) == 64

@@ -1,11 +1,11 @@
 """Shared data of the snapshots of one process: live blocks per generation, mapped files, completed checks."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from cachetools import LRUCache
 
 from compmem.config import VectorType
 from compmem.errors import CorruptStoreError
@@ -18,7 +18,10 @@ from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, State
 from compmem.store.vectors import ChunkVectors, Raw, RowFormat, map_rows, segments_of
 
-_SELECTIONS: Final = 64
+_SELECTIONS: Final = 64 << 20
+"""Bytes of cached selections together; a larger one is not cached."""
+_SELECTION: Final = 1 << 20
+"""Bytes that a selection counts for at least, so that there are at most 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Cache:
         self._verified_kv: set[tuple[int, int]] = set()
         self._maps: dict[tuple[str, int], Raw] = {}
         self._frequency: tuple[int, dict[str, int]] = (-1, {})
-        self._selections: OrderedDict[tuple[int, str], Numbers] = OrderedDict()
+        self._selections: LRUCache[tuple[int, str], Numbers] = LRUCache(_SELECTIONS, getsizeof=_selection_bytes)
 
     def arrays(self, rows: Rows, state: State) -> Arrays:
         """The arrays of this generation; if blocks were only added since the last one, only those are read."""
@@ -139,16 +142,13 @@ class Cache:
     def selection(self, key: tuple[int, str]) -> Numbers | None:
         """What a recently used filter admits, or None."""
         with self._guard:
-            if key in self._selections:
-                self._selections.move_to_end(key)
             return self._selections.get(key)
 
     def keep_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
-        """Cache what a filter admits."""
-        with self._guard:
-            self._selections[key] = numbers
-            if len(self._selections) > _SELECTIONS:
-                self._selections.popitem(last=False)
+        """Cache what a filter admits, unless it is larger than the cache."""
+        if numbers.nbytes <= _SELECTIONS:
+            with self._guard:
+                self._selections[key] = numbers
 
     def close(self) -> None:
         """Close mapped files."""
@@ -166,6 +166,10 @@ class Cache:
                 self._maps = {k: v for k, v in self._maps.items() if k[1] == state.vectors}
                 self._maps[name, state.vectors] = held
             return held[:rows]
+
+
+def _selection_bytes(numbers: Numbers) -> int:
+    return max(numbers.nbytes, _SELECTION)
 
 
 def _read_arrays(rows: Rows, state: State, base: Arrays | None) -> Arrays:
