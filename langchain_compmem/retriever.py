@@ -59,7 +59,7 @@ class CompMemRetriever(DocumentIndex):
     """Number of results; fewer only if the filter admits fewer, or with `min_score`."""
     filter: Filter | None = None
     """Metadata filter for every search; a call's own filter holds together with it."""
-    min_score: float = 0.0
+    min_score: float = Field(default=0.0, ge=0, le=1)
     """Documents with a lower score are left out, so there may be fewer than `k`."""
     method: RecallMethod = "loop"
     """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`."""

@@ -127,6 +127,14 @@ async def test_low_scores_are_left_out(retriever, method):
     assert [name for name in ids(whole) if f"(id: {name})" in text] == expected
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1])
+def test_a_score_that_is_no_share_is_refused(retriever, wrong):
+    with pytest.raises(ValueError, match="min_score"):
+        CompMemRetriever(index=retriever.index, min_score=wrong)
+    with pytest.raises(ValueError, match="min_score"):
+        retriever.invoke(QUESTION, min_score=wrong)
+
+
 async def test_no_sql_runs_in_the_event_loop(retriever, monkeypatch):
     store = type(retriever.index.store)
     opened, threads = store.snapshot, []

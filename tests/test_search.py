@@ -62,6 +62,15 @@ def test_an_unknown_method_and_a_wrong_k_are_refused(index):
         index.search(QUESTION, 0)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), -0.1, 1.1, "0.5", True])
+@pytest.mark.parametrize("method", ["loop", "gate"])
+async def test_a_score_that_is_no_share_is_refused(index, method, wrong):
+    with pytest.raises(ValueError, match="min_score="):
+        index.recall(QUESTION, method=method, min_score=wrong)
+    with pytest.raises(ValueError, match="min_score="):
+        await index.arecall(QUESTION, method=method, min_score=wrong)
+
+
 def test_more_than_a_hundred_are_found():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
         made.add([Document(id=str(n), text=f"Harbour number {n}.") for n in range(130)])

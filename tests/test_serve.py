@@ -246,6 +246,7 @@ async def test_a_read_only_server_changes_nothing(index):
         ("/v1/chat/completions", json.dumps(chat("x" * 5000)).encode(), 413),
         ("/recall", b'{"question": "Who?", "k": 1e400}', 400),
         ("/recall", b'{"question": "Who?", "k": 0}', 400),
+        ("/recall", b'{"question": "Who?", "min_score": 1.5}', 400),
         ("/recall", b'{"question": "   "}', 400),
         ("/recall", b'{"question": "Who?", "filters": {"year": 2020}}', 400),
         ("/recall", b'{"question": "Who?", "stream": true}', 400),

@@ -11,7 +11,7 @@ from itertools import chain, count, zip_longest
 from math import ceil
 from typing import Any, Self, Unpack, get_args
 
-from compmem.checks import check_one_of, check_whole
+from compmem.checks import check_one_of, check_share, check_whole
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.deadline import now, remaining
 from compmem.encoder import LoadedEncoder
@@ -77,7 +77,7 @@ class BaseIndex(ABC):
             question: The question.
             k: Most blocks.
             method: The loop, or one pass as in `search`.
-            min_score: Blocks with a lower score are left out; `gate.threshold` is that of a step of the loop.
+            min_score: From 0 to 1: blocks with a lower score are left out; `gate.threshold` is that of a step.
             filter: Which documents may be recalled.
             config: Settings of the loop; not used by one pass.
             cancelled: Called before each step; if it returns true, the loop ends.
@@ -85,7 +85,8 @@ class BaseIndex(ABC):
             **models: Models that read; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or too long, k is below 1, or the filter or the method is unknown.
+            ValueError: The question is empty or too long, k is below 1, min_score is not from 0 to 1, or the filter or
+                the method is unknown.
         """
         check_one_of("method", method, get_args(RecallMethod))
         if method != "loop":
@@ -135,6 +136,7 @@ class BaseIndex(ABC):
     ) -> list[Recall]:
         question, settings = checked_question(question), LoopConfig.complete(config)
         check_whole("k", k)
+        check_share("min_score", min_score)
         roles = await runner.call(partial(self._roles, settings, models, writes=False))
         parts, steps, ranked = _parts(question, settings, roles), count(1), list[list[Recall]]()
         deadline = None if settings.max_seconds is None else now() + settings.max_seconds
@@ -169,14 +171,15 @@ class BaseIndex(ABC):
             method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
                 `"hybrid"`: vectors and BM25 combined by reciprocal rank fusion; 1 if both rank a block first.
                 `"dense"`: cosine similarity of the vectors. `"bm25"`: BM25, divided by the best score.
-            min_score: Blocks with a lower score are left out.
+            min_score: From 0 to 1: blocks with a lower score are left out.
             filter: Which documents may be recalled.
 
         Raises:
-            ValueError: The question is empty or too long, k is below 1, the filter or the method is invalid, or the
-                index was made without an encoder and the method is not `"gate"`.
+            ValueError: The question is empty or too long, k is below 1, min_score is not from 0 to 1, the filter or the
+                method is invalid, or the index was made without an encoder and the method is not `"gate"`.
         """
         check_whole("k", k)
+        check_share("min_score", min_score)
         check_one_of("method", method, get_args(SearchMethod))
         with self.question_context(question, filter) as context:
             return context.best(context.search(method, k), k, min_score)

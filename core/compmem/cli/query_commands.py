@@ -119,7 +119,7 @@ def recall(
     method: Annotated[
         RecallMethod, typer.Option(help="The loop, or one pass: scored by the gate, or a plain search.")
     ] = "loop",
-    min_score: Annotated[float, typer.Option(help="Leave out blocks with a lower score.")] = 0.0,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out blocks with a lower score.")] = 0.0,
     device: Device = None,
     backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
