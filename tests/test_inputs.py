@@ -131,12 +131,17 @@ def test_an_id_says_which_file_it_is_the_same_from_everywhere(tmp_path, monkeypa
     assert [d.id for d in read(tmp_path / "moved" / "docs", base=tmp_path / "moved")[0]] == ["docs/a.txt"]
 
 
-def test_the_folder_of_an_index_is_no_document(tmp_path):
-    (tmp_path / "a.mem").mkdir()
-    (tmp_path / "a.mem" / "manifest.sqlite").write_text("x")
-    (tmp_path / "a.mem" / "notes.txt").write_text("x")
-    (tmp_path / "a.txt").write_text("a")
-    assert [d.id for d in read(tmp_path, base=tmp_path)[0]] == ["a.txt"]
+def test_the_folder_of_an_index_is_no_document(tmp_path, caplog):
+    one, sharded, data = (tmp_path / "docs" / name for name in ("a.mem", "b.mem", "data"))
+    for file in (one / "manifest.sqlite", one / "notes.txt", sharded / "shard-000" / "x.txt", data / "x.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    for folder in (sharded, data):
+        (folder / "shards.json").write_text('{"shards": 1}')
+    found, errors = read(tmp_path / "docs", base=tmp_path)
+    assert ([d.id for d in found], errors) == (["docs/data/shards.json", "docs/data/x.txt"], [])
+    assert [f"{folder}: the folder of an index, left out" in caplog.text for folder in (one, sharded)] == [True, True]
+    assert read(one) == ([], [f"{one}: the folder of an index, not of documents"])
 
 
 def test_links_that_leave_the_folder_are_not_followed(tmp_path, caplog):

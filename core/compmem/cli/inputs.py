@@ -63,12 +63,12 @@ Each = Callable[
 def files(sources: Iterable[str], *, report: Report) -> Iterator[File]:
     """The given files, and the files in the given folders.
 
-    A folder is walked in sorted order, without hidden files and without indexes. Symbolic links out of the folder are
-    not followed.
+    A folder is walked in sorted order, without hidden files. Folders of indexes are logged and left out. Symbolic links
+    out of the folder are not followed.
 
     Args:
         sources: Paths; `-` is standard input.
-        report: Called with each source that does not exist, contains no file or cannot be listed.
+        report: Called with each source that does not exist, is an index, contains no file or cannot be listed.
     """
     for source in sources:
         if source == STDIN:
@@ -178,7 +178,12 @@ def _folder(root: str, report: Report) -> Iterator[File]:
         report(InputError(f"{error.filename}: {_reason(error)}"))
 
     for folder, folders, names in os.walk(root, onerror=unreadable):
-        if "manifest.sqlite" in names or "shards.json" in names:  # an index
+        if "manifest.sqlite" in names or ("shards.json" in names and "shard-000" in folders):
+            if folder == root:
+                report(InputError(f"{root}: the folder of an index, not of documents"))
+            else:
+                logger.warning("%s: the folder of an index, left out", printable(folder))
+            empty = False
             folders.clear()
             continue
         folders[:] = sorted(f for f in folders if not f.startswith("."))
