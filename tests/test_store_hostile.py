@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import struct
 import threading
+import time
 import tracemalloc
 import zlib
 from contextlib import closing
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compmem import locks
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import FolderStore
@@ -300,6 +302,59 @@ def test_a_child_does_not_remove_its_parents_temporary_store():
         assert forked(store.close) == 0
         assert store.verify() == []
     assert not store.path.exists()
+
+
+@contextlib.contextmanager
+def running(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def test_a_fork_waits_once_for_the_locks_of_all_stores(monkeypatch):
+    monkeypatch.setattr(locks, "LONGEST_WAIT", 0.5)
+    made = [locks.Lock(forks_wait=True) for _ in range(8)]
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as held:
+            for lock in made:
+                held.enter_context(lock)
+            begun.set()
+            done.wait(30)
+
+    with running(hold):
+        assert begun.wait(30)
+        start = time.monotonic()
+        try:
+            assert forked(lambda: made[0].__enter__()) == 0
+            assert 0.4 < time.monotonic() - start < 2
+        finally:
+            done.set()
+
+
+def test_a_writer_of_several_stores_and_a_fork_do_not_wait_for_each_other():
+    made = [locks.Lock(forks_wait=True) for _ in range(8)]
+    begun = threading.Event()
+
+    def write() -> None:
+        with made[0]:
+            begun.set()
+            while locks._passage.is_set():
+                time.sleep(0.01)
+            time.sleep(0.1)
+            with contextlib.ExitStack() as held:
+                for lock in made:
+                    held.enter_context(lock)
+
+    with running(write):
+        assert begun.wait(30)
+        start = time.monotonic()
+        assert forked(lambda: made[0].__enter__()) == 0
+    assert time.monotonic() - start < 5
 
 
 def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):

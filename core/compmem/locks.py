@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 import filelock  # noqa: F401  its fork handler must run after ours: a writer needs its file lock to finish
 
 LONGEST_WAIT = 10.0
-"""Longest wait of a fork for a lock, in seconds."""
+"""Longest wait of a fork for all locks together, in seconds."""
 
 
 def after_fork(renew: Callable[[], None]) -> None:
@@ -23,18 +24,18 @@ class Lock:
     """A reentrant lock, created anew in a forked child, where the thread that held it does not exist.
 
     Args:
-        forks_wait: A fork waits for the lock, for at most `LONGEST_WAIT` seconds.
+        forks_wait: A fork waits for the lock, for at most `LONGEST_WAIT` seconds. Meanwhile a thread that holds no
+            such lock waits for the fork.
     """
 
     def __init__(self, *, forks_wait: bool = False) -> None:
         self.forks_wait = forks_wait
         self._lock = threading.RLock()
         self._held: list[Any] = []
-        self._owner: int | None = None
         _locks.add(self)
 
     def __enter__(self) -> Self:
-        if self.forks_wait and self._owner != threading.get_ident():
+        if self.forks_wait and not _holding.count:
             _passage.wait(LONGEST_WAIT)
         lock = self._lock
         lock.acquire()
@@ -45,8 +46,7 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         lock = self._held.pop()
-        if not self._held:
-            self._owner = None
+        _holding.count -= self.forks_wait
         lock.release()  # not `_lock`, which a fork may have replaced
 
     def acquire(self, seconds: float) -> bool:
@@ -60,13 +60,19 @@ class Lock:
     def renew(self) -> None:
         """Replace it by a free lock, in a forked child."""
         self._lock = threading.RLock()
-        self._owner = None
 
     def _took(self, lock: Any) -> None:
         self._held.append(lock)
-        self._owner = threading.get_ident()
+        _holding.count += self.forks_wait
 
 
+class _Holding(threading.local):
+    """How many locks that a fork waits for a thread holds."""
+
+    count = 0
+
+
+_holding = _Holding()
 _locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 _forking = threading.local()
 _passage = threading.Event()
@@ -75,8 +81,20 @@ _passage.set()
 
 
 def _wait() -> None:
+    """Acquire the locks that a fork waits for: all at once, since a thread with one of them may need another."""
     _passage.clear()
-    _forking.locks = [lock for lock in list(_locks) if lock.forks_wait and lock.acquire(LONGEST_WAIT)]
+    end = time.monotonic() + LONGEST_WAIT
+    wanted = [lock for lock in list(_locks) if lock.forks_wait]
+    while True:
+        _forking.locks = [lock for lock in wanted if lock.acquire(0)]
+        taken = next((lock for lock in wanted if lock not in _forking.locks), None)
+        left = end - time.monotonic()
+        if taken is None or left <= 0:
+            return
+        for lock in reversed(_forking.locks):
+            lock.__exit__(None, None, None)
+        if taken.acquire(left):
+            taken.__exit__(None, None, None)
 
 
 def _release() -> None:
