@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.embeddings.mock_embed_model import MockEmbedding
@@ -57,6 +57,8 @@ class CompMemVectorStore(BasePydanticVectorStore):
 
     stores_text: bool = True
     is_embedding_query: bool = False
+    path: str | None = None
+    """Folder of the index; None: a temporary one."""
 
     _memory: Any = PrivateAttr()
     _recall_config: RecallConfig | None = PrivateAttr()
@@ -64,9 +66,27 @@ class CompMemVectorStore(BasePydanticVectorStore):
     def __init__(
         self, index: "HasMemory | MemoryIndex | str | Path", *, recall_config: RecallConfig | None = None
     ) -> None:
+        memory = open_or_create(index) if isinstance(index, str | Path) else memory_of(index)
         super().__init__(stores_text=True)
-        self._memory = open_or_create(index) if isinstance(index, str | Path) else memory_of(index)
+        self.path = None if memory.temporary else str(memory.path)
+        self._memory = memory
         self._recall_config = recall_config
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """A vector store over the same folder, from the result of `to_dict`.
+
+        Args:
+            data: The result of `to_dict`.
+            **kwargs: `recall_config`, which is not in `data`; `index`, to be used instead of opening the folder.
+
+        Raises:
+            ValueError: The index was temporary and none is given, or it cannot be opened.
+        """
+        index = kwargs.pop("index", data.get("path"))
+        if index is None:
+            raise ValueError("the index behind this vector store was temporary: give it a folder, or pass index=")
+        return cls(index, **kwargs)
 
     @classmethod
     def class_name(cls) -> str:

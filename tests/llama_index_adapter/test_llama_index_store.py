@@ -1,5 +1,6 @@
 """The vector store in the framework's own pipelines and indices, and the meaning of metadata."""
 
+import json
 import re
 
 import pytest
@@ -298,6 +299,17 @@ def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
         assert index.path == folder
     with pytest.raises(ValueError, match="not empty"):
         CompMemVectorStore(tmp_path)
+
+
+def test_a_store_is_made_again_from_its_fields(tmp_path):
+    store = CompMemVectorStore(tmp_path / "kept.mem")
+    store.add([TextNode(text="The price is 5 euros.")])
+    made = CompMemVectorStore.from_dict(json.loads(store.to_json()))
+    assert (texts(made), made.to_dict()) == (texts(store), store.to_dict())
+    temporary = CompMemVectorStore(MemoryIndex.create(config=IndexConfig(encoder=HashingEncoder())))
+    with pytest.raises(ValueError, match="was temporary: give it a folder, or pass index="):
+        CompMemVectorStore.from_dict(temporary.to_dict())
+    assert CompMemVectorStore.from_dict(temporary.to_dict(), index=temporary.memory).memory is temporary.memory
 
 
 def test_an_index_uses_the_vector_store_of_its_storage_context(tmp_path):
