@@ -580,6 +580,8 @@ def test_without_a_chat_template_the_text_stands_alone_and_a_warning_says_so(tin
         ({"model_type": "gpt_neox"}, "is of the family 'gpt_neox'; supported are qwen2, qwen3, llama, mistral"),
         ({"use_sliding_window": True}, "uses sliding-window attention"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "uses 'dynamic' rotary positions"),
+        ({"rope_parameters": "dynamic"}, "rotary positions no object"),
+        ({"layer_types": 5}, "'layer_types' is no list"),
         ({"lychee_memory_attn": "step-expansion"}, "has lychee_memory_attn='step-expansion'; supported is"),
         ({"lychee_memory_stride": 8}, "a stride that differs from its window of 16"),
         ({"lychee_memory_window": 15, "lychee_memory_stride": 15}, "window=15 must be a multiple of ratio=4"),

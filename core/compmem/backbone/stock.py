@@ -105,15 +105,19 @@ def check_family(config: Mapping[str, Any], name: str) -> None:
     """Refuse models that are not supported, by their config.
 
     Raises:
-        CheckpointError: Another family, a sliding window, or positions that depend on the length.
+        CheckpointError: Another family, a sliding window, positions that depend on the length, or a setting of a wrong
+            type.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(f"{name!r} is of the family {family!r}; supported are {', '.join(FAMILIES)}")
     slides = config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window")
-    if slides or "sliding_attention" in (config.get("layer_types") or ()):
-        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see memory before its window")
+    layers = config.get("layer_types") or []
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(layers, list | tuple) or not isinstance(rope, Mapping):
+        raise CheckpointError(f"{name!r} has a config whose 'layer_types' is no list, or rotary positions no object")
+    if slides or "sliding_attention" in layers:
+        raise CheckpointError(f"{name!r} uses sliding-window attention, which cannot see memory before its window")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise CheckpointError(
