@@ -227,3 +227,17 @@ def test_a_cluster_needs_tokens_and_ray_must_be_there(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'compmem\[ray,serve\]'"):
         on_ray.serve(Settings(index=str(folder)), "127.0.0.1", 8000, "local")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_port_in_use_is_seen_in_either_family(host):
+    (family, *_, address), *_ = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    try:
+        held = socket.create_server(address, family=family)
+    except OSError:
+        pytest.skip("this machine does not have this family")
+    with held:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            on_ray._check_free(host, port)
+    on_ray._check_free(host, port)

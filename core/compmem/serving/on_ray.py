@@ -102,9 +102,15 @@ def running(
     serve = _ray_serve()
     if serve.status().proxies:
         raise ValueError("the cluster runs Ray Serve already: deploy compmem.serving.on_ray.deployment(...) there")
-    socket.create_server((host, port)).close()
+    _check_free(host, port)
     with _started(settings, shard_actors) as shards, _deployed(deployment(settings, tokens, shards), host, port):
         yield
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises an `OSError` if the port is in use on this machine."""
+    (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    socket.create_server(address, family=family).close()
 
 
 @contextmanager
