@@ -98,7 +98,7 @@ class Column:
         return [i for i, text in self._folded if wanted in text]
 
     def _empty(self, operand: bool) -> list[int]:
-        return [i for i, value in enumerate(self._values) if (value is None or value in ("", [])) == operand]
+        return [i for i, value in enumerate(self._values) if (value is None or value in ("", [], {})) == operand]
 
     @cached_property
     def _strings(self) -> list[tuple[int, str]]:
