@@ -164,6 +164,9 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
         assert seen <= {"acme", "harbour"}
         extra = (await blue.post("/v1/chat/completions", json=chat())).json()["compmem"]
         assert {s["document"] for s in extra["sources"]} <= {"zoo"}
+        most = {f"k{n}": None for n in range(100)}
+        found = await red.post("/recall", json={"question": QUESTION, "k": 9, "filter": most})
+        assert {r["document"] for r in found.json()["recalls"]} == {"acme", "harbour"}
         # Both may use one id, and neither learns of the other's document.
         new = {"documents": [{"id": "acme", "text": "Acme is a blue bird."}]}
         assert (await blue.post("/documents", json=new)).json() == {"added": 1, "unchanged": 0, "ids": ["acme"]}

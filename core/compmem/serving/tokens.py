@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compmem.store.columns import moment
+from compmem.store.filters import Group, compile_filter
 from compmem.text.unicode import nfc, valid
 
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
@@ -46,10 +47,15 @@ class Tenant:
                 raise ValueError(f"token {self.name!r}: the metadata {key!r} must not be a date, but a name: {value!r}")
 
     def filter(self, wanted: Any = None) -> Any:
-        """A filter limited to the tenant's metadata."""
+        """A filter limited to the tenant's metadata, which do not count for the limits of a filter.
+
+        Raises:
+            ValueError: The filter is invalid.
+        """
         if not self.metadata:
             return wanted
-        return dict(self.metadata) if wanted is None else [dict(self.metadata), wanted]
+        own = compile_filter(self.metadata)
+        return own if wanted is None else Group("AND", (own, compile_filter(wanted)))
 
     def owns(self, metadata: Mapping[str, Any]) -> bool:
         """Whether the tenant may see a document with this metadata."""

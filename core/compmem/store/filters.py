@@ -78,12 +78,14 @@ class Not:
 Node = Test | Group | Not
 
 
-def compile_filter(wanted: Mapping[str, Any] | Sequence[Any]) -> Node:
-    """A compiled filter; equal filters give equal results.
+def compile_filter(wanted: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
+    """A compiled filter; equal filters give equal results, and a compiled one is returned as it is.
 
     Raises:
         ValueError: An operator is unknown, a value has a type that it does not accept, or the filter is too large.
     """
+    if isinstance(wanted, Node):
+        return wanted
     node = _compile(wanted, 0)
     keys = list(_keys(node))
     for what, count, most in (("conditions", len(keys), MOST_TESTS), ("keys", len(set(keys)), MOST_KEYS)):
