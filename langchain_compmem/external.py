@@ -10,10 +10,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 import compmem
+from compmem.config import CANDIDATES
 from langchain_compmem.documents import EmbeddingsEncoder, to_core
-
-CANDIDATES = 50
-"""Documents to request from a vector store for a question."""
 
 
 def external_index(

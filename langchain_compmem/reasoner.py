@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import AnswerToken, ReaderError, RecallConfig
+from compmem.config import CANDIDATES
 from compmem.text.follow_up import standalone_question
 from compmem.threads import in_thread
 from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt, conversation_of
 from langchain_compmem.documents import Filter, Index, Prompts, combined, shown_with
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.external import CANDIDATES, external_index
+from langchain_compmem.external import external_index
 from langchain_compmem.io_types import (
     Input,
     ParsedInput,

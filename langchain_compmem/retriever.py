@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
+from compmem.config import CANDIDATES
 from compmem.threads import in_thread
 from langchain_compmem.documents import (
     EmbeddingsEncoder,
@@ -33,7 +34,7 @@ from langchain_compmem.documents import (
     to_core,
 )
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.external import CANDIDATES, external_index
+from langchain_compmem.external import external_index
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,13 @@
 """The retriever as a tool of an agent."""
 
-from typing import Final
-
 from langchain_core.documents import Document
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 import compmem
+from compmem.listing import BLANK, DESCRIPTION
 from compmem.threads import in_thread
 from langchain_compmem.documents import from_recalls
 from langchain_compmem.retriever import CompMemRetriever
-
-DESCRIPTION: Final = "Searches the documents. Ask in a whole sentence, with full names; ask again for what is missing."
-BLANK: Final = "Nothing was searched for, since the question is empty: ask again with a question."
 
 
 def recall_tool(

@@ -10,14 +10,12 @@ from llama_index.core.schema import NodeWithScore
 
 import compmem
 from compmem import Document, Encoder
+from compmem.config import CANDIDATES
 from llama_index_compmem.loading import as_encoder
 from llama_index_compmem.nodes import to_document
 
 if TYPE_CHECKING:
     from compmem import ExternalIndex
-
-CANDIDATES = 50
-"""Nodes to request from a retriever for a question."""
 
 
 def external_index(

@@ -21,7 +21,8 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import compmem
 from compmem import Chunk, Encoder, LoopConfig, RecallConfig
-from llama_index_compmem.external import CANDIDATES, external_index
+from compmem.config import CANDIDATES
+from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.llm import (
     ChatModel,

@@ -12,9 +12,10 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
 from compmem.checks import check_share, check_whole
+from compmem.config import CANDIDATES
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
-from llama_index_compmem.external import CANDIDATES, external_index
+from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.loading import HasMemory, resolve_index
 from llama_index_compmem.nodes import to_scored

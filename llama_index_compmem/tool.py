@@ -1,17 +1,11 @@
 """The retriever as a tool of an agent."""
 
-from typing import Final
-
 from llama_index.core.tools import FunctionTool
 
 import compmem
+from compmem.listing import BLANK, DESCRIPTION
 from llama_index_compmem.nodes import llm_content
 from llama_index_compmem.retriever import CompMemRetriever
-
-DESCRIPTION: Final = "Searches the documents. Ask in a whole sentence, with full names; ask again for what is missing."
-
-BLANK: Final = "The query is empty. Ask in a whole sentence, with full names."
-"""What the model reads after a call without a query."""
 
 
 def recall_tool(

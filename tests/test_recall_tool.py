@@ -6,7 +6,7 @@ import pytest
 from langchain_core.messages import ToolCall
 
 from compmem import Chunk, Document, IndexConfig, Listing, MemoryIndex, Recall
-from compmem.listing import NOTHING_NEW
+from compmem.listing import BLANK, DESCRIPTION, NOTHING_NEW
 from langchain_compmem import CompMemRetriever as LangChainRetriever
 from langchain_compmem import recall_tool as langchain_tool
 from llama_index_compmem import CompMemRetriever as LlamaIndexRetriever
@@ -65,6 +65,14 @@ def test_a_document_cannot_begin_an_entry():
 def ask_langchain(tool, query, number):
     said = tool.invoke(ToolCall(name=tool.name, args={"query": query}, id=str(number), type="tool_call"))
     return said.content, [document.id for document in said.artifact]
+
+
+def test_both_tools_say_the_same_of_themselves_and_of_a_blank_question(index):
+    langchain = langchain_tool(LangChainRetriever(index=index))
+    llama_index = llama_index_tool(LlamaIndexRetriever(index))
+    assert langchain.description == DESCRIPTION
+    assert llama_index.metadata.description.endswith(DESCRIPTION)
+    assert langchain.invoke({"query": " "}) == llama_index.call(query=" ").content == BLANK
 
 
 def test_langchain_has_it_as_a_tool(index):

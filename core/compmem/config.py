@@ -28,6 +28,9 @@ ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
 
+CANDIDATES = 50
+"""Documents to request for a question from another retriever or vector store, by default."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:

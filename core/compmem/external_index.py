@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from compmem.base_index import BaseIndex, checked_question
 from compmem.checks import check_whole
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.config import CANDIDATES, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.index_models import IndexModels
 from compmem.ingest.chunking import split
 from compmem.locks import Lock
@@ -76,7 +76,7 @@ class ExternalIndex(BaseIndex):
         *,
         aretrieve: ARetrieve | None = None,
         encoder: str | Encoder = DEFAULT_ENCODER,
-        candidates: int = 50,
+        candidates: int = CANDIDATES,
         chunk_tokens: int = 256,
         cached_blocks: int = HELD,
         runtime: RuntimeConfig | None = None,

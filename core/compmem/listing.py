@@ -7,6 +7,10 @@ from typing import Final
 
 from compmem.schema import Chunk, Recall
 
+DESCRIPTION: Final = "Searches the documents. Ask in a whole sentence, with full names; ask again for what is missing."
+"""When an agent should call recall."""
+BLANK: Final = "Nothing was searched for, since the question is empty. Ask in a whole sentence, with full names."
+"""What an agent reads after a call with a blank question."""
 NOTHING: Final = "Nothing was found."
 NOTHING_NEW: Final = "Nothing was found that was not shown before."
 
