@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from contextlib import asynccontextmanager
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ from mcp.server.stdio import stdio_server
 
 from compmem import Document, IndexConfig, MemoryIndex
 from compmem.cli import app
+from compmem.serving import tools
 from compmem.serving.limits import Limits
 from compmem.serving.tools import create_tools
 from tests.hashing import HashEncoder
@@ -67,6 +69,25 @@ async def test_what_is_wrong_with_a_call_is_told_and_nothing_is_changed(index):
     assert len(index) == 2
 
 
+async def test_calls_take_turns_and_are_refused_when_too_many_wait(index):
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    async def slow(messages):
+        begun.set()
+        await done.wait()
+        yield "Lloyd."
+
+    limits = Limits(at_once=1, waiting=1, wait_seconds=0.2)
+    async with Client(create_tools(index, chat=slow, limits=limits)) as client:
+        first = asyncio.create_task(client.call_tool("answer", {"question": QUESTION}))
+        await asyncio.wait_for(begun.wait(), 30)
+        refused = await client.call_tool("recall", {"question": QUESTION})
+        assert refused.is_error and "try again later" in refused.content[0].text
+        done.set()
+        assert not (await first).is_error
+        assert not (await client.call_tool("recall", {"question": QUESTION})).is_error
+
+
 async def test_a_read_only_server_has_no_tool_that_writes(index):
     async with Client(create_tools(index, read_only=True)) as client:
         assert "add_documents" not in {t.name for t in (await client.list_tools()).tools}
@@ -106,6 +127,15 @@ async def test_the_command_serves_on_the_standard_streams(notes, monkeypatch):
         assert "add_documents" not in {t.name for t in (await client.list_tools()).tools}
         told = (await client.call_tool("answer", {"question": QUESTION})).structured_content
     assert "Lloyd" in told["answer"]
+
+
+def test_the_command_passes_its_options_on(notes, monkeypatch):
+    made = []
+    monkeypatch.setattr(tools, "create_tools", lambda index, **options: made.append(options) or Mock())
+    asked = ["mcp", notes, "--model", "m", "--base-url", "http://127.0.0.1:9", "--cite", "--at-once", "3"]
+    app([*asked, "--answer-seconds", "7", "--waiting", "5", "--wait-seconds", "2"], standalone_mode=False)
+    assert made[0]["config"].cite and made[0]["chat"] is not None
+    assert made[0]["limits"] == Limits(at_once=3, answer_seconds=7, waiting=5, wait_seconds=2)
 
 
 @pytest.mark.slow  # a process that loads all libraries; the same command as above

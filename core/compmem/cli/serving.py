@@ -10,6 +10,11 @@ from compmem.cli.query_commands import AllowDownload, BackboneBase, BaseUrl, Dev
 from compmem.config import RecallConfig
 
 Model = Annotated[str | None, typer.Option(help="Chat model that writes the answers; its name at the endpoint.")]
+Cite = Annotated[bool, typer.Option("--cite", help="Let the chat model cite its sources, as in [1].")]
+AtOnce = Annotated[int | None, typer.Option(help="Questions that a process answers at once. Default: one per core.")]
+Waiting = Annotated[int, typer.Option(help="Questions that may wait in a process; more are refused.")]
+WaitSeconds = Annotated[float, typer.Option(help="Longest wait of a question; then it is refused.")]
+AnswerSeconds = Annotated[float, typer.Option(help="Seconds after which a question is answered with what is known.")]
 
 
 @app.command()
@@ -29,7 +34,7 @@ def serve(
     model: Model = None,
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
-    cite: Annotated[bool, typer.Option("--cite", help="Let the chat model cite its sources, as in [1].")] = False,
+    cite: Cite = False,
     processes: Annotated[int, typer.Option(help="Worker processes; each loads the models.")] = 1,
     ray: Annotated[
         str | None,
@@ -57,14 +62,10 @@ def serve(
             "each with a copy of the index.",
         ),
     ] = False,
-    at_once: Annotated[
-        int | None, typer.Option(help="Questions that a process answers at once. Default: one per core.")
-    ] = None,
-    waiting: Annotated[int, typer.Option(help="Questions that may wait in a process; more get status 503.")] = 128,
-    wait_seconds: Annotated[float, typer.Option(help="Longest wait before a question gets status 503.")] = 30.0,
-    answer_seconds: Annotated[
-        float, typer.Option(help="Seconds after which a question is answered with what is known.")
-    ] = 60.0,
+    at_once: AtOnce = None,
+    waiting: Waiting = 128,
+    wait_seconds: WaitSeconds = 30.0,
+    answer_seconds: AnswerSeconds = 60.0,
     body_bytes: Annotated[int, typer.Option(help="Most bytes of a request.")] = 8 << 20,
     device: Device = None,
     backbone_base: BackboneBase = None,
@@ -109,13 +110,21 @@ def mcp(
     model: Model = None,
     base_url: BaseUrl = None,
     api_key_env: KeyOption = None,
+    cite: Cite = False,
+    at_once: AtOnce = None,
+    waiting: Waiting = 128,
+    wait_seconds: WaitSeconds = 30.0,
+    answer_seconds: AnswerSeconds = 60.0,
     device: Device = None,
     backbone_base: BackboneBase = None,
     allow_download: AllowDownload = False,
 ) -> None:
     """Serve an index to an agent by the Model Context Protocol, on standard input and output."""
+    from compmem.serving.limits import Limits
     from compmem.serving.tools import create_tools
 
-    chat = chat_model(RecallConfig(), model, base_url, api_key_env)
+    config = RecallConfig(cite=cite)
+    chat = chat_model(config, model, base_url, api_key_env)
+    limits = Limits(**given(at_once=at_once, waiting=waiting, wait_seconds=wait_seconds, answer_seconds=answer_seconds))
     with open_index(index, device, backbone_base, allow_download) as opened:
-        create_tools(opened, read_only=read_only, chat=chat).run("stdio")
+        create_tools(opened, config=config, limits=limits, read_only=read_only, chat=chat).run("stdio")

@@ -18,7 +18,7 @@ from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.index import MemoryIndex
 from compmem.schema import AnswerModels, Document
-from compmem.serving.limits import Limits
+from compmem.serving.limits import BusyError, Limits, Turns
 from compmem.threads import in_thread
 
 _HOLDS = "Contains documents and answers questions from them, also questions that need facts from several documents."
@@ -55,13 +55,15 @@ def create_tools(
     Args:
         index: The index to query. The caller closes it.
         config: How questions are answered.
-        limits: Limits of a call.
+        limits: Limits of a call, and of the calls at work at once.
         read_only: Offer no tool that changes the index.
         **models: Models that read and write answers; see `AnswerModels`.
     """
     limits, config = limits or Limits(), config or RecallConfig()
     if config.max_seconds is None:
         config = config.replace(max_seconds=limits.answer_seconds)
+    questions = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
+    writing = Turns(1, limits.waiting, limits.wait_seconds)
     server: MCPServer[Any] = MCPServer("compmem", instructions=_HOLDS, log_level="WARNING")
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
@@ -72,14 +74,14 @@ def create_tools(
         filter: Filter = None,
     ) -> dict[str, Any]:
         """Find the passages that a question needs, best first, including those that only another passage leads to."""
-        async with _tool_errors():
+        async with _tool_errors(), questions.turn():
             found = await index.arecall(question, k, filter=filter, config=config)
             return {"recalls": [recall_json(each) for each in found]}
 
     @server.tool(annotations=reading)
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that the answer is based on."""
-        async with _tool_errors():
+        async with _tool_errors(), questions.turn():
             whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
@@ -88,7 +90,7 @@ def create_tools(
         filter: Filter = None, offset: Annotated[int, Field(description="How many documents to skip.", ge=0)] = 0
     ) -> dict[str, Any]:
         """List the documents without their texts, one page at a time."""
-        async with _tool_errors():
+        async with _tool_errors(), questions.turn():
             page = await in_thread(partial(index.documents, filter, offset=offset, limit=limits.documents))
             total = await in_thread(index.count_documents, filter)
             return {"documents": list(map(document_json, page)), "total": total}
@@ -99,14 +101,14 @@ def create_tools(
         """Add documents to the index; one with a known id replaces the old document."""
         if sum(len(d.text) for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
-        async with _tool_errors():
+        async with _tool_errors(), writing.turn():
             made = [Document(**dict(d)) for d in documents]
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
 
     if not read_only:
-        writing = ToolAnnotations(read_only_hint=False, idempotent_hint=True, open_world_hint=False)
-        server.tool(annotations=writing)(add_documents)
+        changing = ToolAnnotations(read_only_hint=False, idempotent_hint=True, open_world_hint=False)
+        server.tool(annotations=changing)(add_documents)
     return server
 
 
@@ -115,5 +117,7 @@ async def _tool_errors() -> AsyncIterator[None]:
     """Limits what a model learns about a failure: a wrong argument, or an error message of this library."""
     try:
         yield
+    except BusyError as error:
+        raise ToolError("the server is busy: try again later") from error
     except (ValueError, CompMemError) as error:
         raise ToolError(str(error)) from error
