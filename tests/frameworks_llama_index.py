@@ -12,6 +12,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 from pydantic import PrivateAttr
 
+from compmem.text.tokenize import STOPWORDS
 from llama_index_compmem import CompMemIndex
 
 QUESTION = "Where was the inventor of the Orchid device born?"
@@ -41,7 +42,7 @@ def names(nodes):
 
 
 class HashingEncoder:
-    """Counts of hashed words: deterministic, without a model, with an optional delay."""
+    """Hashed words that are no stopwords: deterministic, without a model, with an optional delay."""
 
     def __init__(self, dim=64, seconds=0.0):
         self.dim, self.seconds, self.calls = dim, seconds, 0
@@ -52,7 +53,7 @@ class HashingEncoder:
             time.sleep(self.seconds)
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
-            for word in re.findall(r"\w+", text.lower()):
+            for word in set(re.findall(r"\w+", text.lower())) - STOPWORDS:
                 out[row, zlib.crc32(word.encode()) % self.dim] += 1.0
             out[row, 0] += 1e-3
         return out

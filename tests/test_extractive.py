@@ -5,7 +5,7 @@ import pytest
 
 from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
-from compmem.readers.extractive import LINKED
+from compmem.readers.extractive import LINKED, NAMED
 from compmem.readers.identifiers import identifiers
 from compmem.readers.outline import is_heading
 from compmem.readers.quoting import quoted_sentences
@@ -271,7 +271,7 @@ def test_a_document_whose_title_was_named_is_the_next_hop():
     )
     question = "Who sells spare parts?"
     after = scores(question, other)
-    assert scores(question, named) == {text: pytest.approx(score + LINKED) for text, score in after.items()}
+    assert scores(question, named) == {text: pytest.approx(score + NAMED) for text, score in after.items()}
     asked = "Who sells spare parts to Borva Pumps?"
     assert scores(asked, named) == scores(asked, other), "the question names it itself"
     assert (

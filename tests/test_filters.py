@@ -281,7 +281,7 @@ def test_dates_compare_in_time(wanted, expected):
 def test_what_is_missing_null_or_empty_is_empty():
     values = (None, "", [], {}, 0, False, " ", [0], {"b": 0})
     held = [{}, *({"a": value} for value in values)]
-    with Store.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", metadata) for i, metadata in enumerate(held)])
         with store.snapshot() as view:
             assert (view.select({"a": {"is empty": True}}) - 1).tolist() == [0, 1, 2, 3, 4]

@@ -21,8 +21,10 @@ LEAST_RELEVANCE = 0.25
 """Sentences below this score are not relevant to the question."""
 
 LINKED = 0.15
-"""What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label; and
-each of a document whose title a kept sentence of another one names."""
+"""What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label."""
+
+NAMED = 0.075
+"""What each sentence of a document gains if a kept sentence of another one has its title, and the question has not."""
 
 _NAME = re.compile(r"\b[^\W\d_][\w&-]{2,63}")
 
@@ -123,7 +125,7 @@ def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str], *, nam
     """
     chunk, outline = block.chunk, Outline.of(block.chunk)
     scores = _sentence_scores(view, block, outline, names - _names(chunk.label))
-    scores = np.clip(scores + LINKED, 0.0, 1.0) if named else scores
+    scores = np.clip(scores + NAMED, 0.0, 1.0) if named else scores
     ranked = np.argsort(-scores, kind="stable").tolist()
     about, heads = set(words(chunk.title)), set(outline.heads)
     informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
