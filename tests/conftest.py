@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: several workers with threads each only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAT = (
     "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"

@@ -193,7 +193,7 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
 
 @pytest.mark.parametrize("shards", [None, 2])
 async def test_processes_over_one_folder_see_each_others_documents_and_lose_none(tmp_path, shards, monkeypatch):
-    monkeypatch.setattr("compmem.store.store.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("compmem.store.folder_store.LOCK_SECONDS", 0.2)
     encoder = HashEncoder()
     with (
         MemoryIndex.create(tmp_path / "index", IndexConfig(encoder=encoder), shards=shards) as one,

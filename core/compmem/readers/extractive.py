@@ -44,11 +44,7 @@ class ExtractiveReader:
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
-        kept = [
-            e
-            for block in blocks
-            for e in best_sentences(view, block, names, named=_names_title(memory, block, question))
-        ]
+        kept = [e for b in blocks for e in best_sentences(view, b, names, named=_is_named(memory, b, question))]
         best = [(e, line_of(view, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
@@ -106,7 +102,7 @@ def _label(chunk: Chunk, start: int) -> str:
     return chunk.label if not own or own in chunk.headings else " › ".join(filter(None, [chunk.title, own]))
 
 
-def _names_title(memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
+def _is_named(memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
     """Whether a sentence kept of another document has the title of this one, and the question has not: the next hop."""
     chunk, asked = block.chunk, f" {name(question)} "
     titles = [f" {title} " for title, _ in names_of(chunk.title, (), "") if f" {title} " not in asked]

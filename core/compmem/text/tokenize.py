@@ -21,17 +21,9 @@ _HANGUL = "\u1100-\u11ff\uac00-\ud7af"
 _PAIRED = re.compile(f"[{_CJK}{_HANGUL}]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1D00)) if unicodedata.category(c).startswith("M"))
-"""Accents, and the vowel signs that Indic scripts write as marks: parts of words, though `\\w` has not all of them."""
+"""Accents, and the vowel signs of Indic scripts: parts of words, though `\\w` has not all of them."""
 _LETTERS = rf"[^\W{_CJK}{_HANGUL}]+"
 _WORD = re.compile(rf"[{_CJK}]+|[{_HANGUL}]+|{_LETTERS}(?:[{_MARKS}]+(?:{_LETTERS})?)*")
-_ACCENTS = (
-    range(0x300, 0x900),
-    range(0x1AB0, 0x1B00),
-    range(0x1DC0, 0x1E00),
-    range(0x20D0, 0x2100),
-    range(0xFE20, 0xFE30),
-)
-"""Where the marks are that are left out of terms; those of Indic scripts are not."""
 _ASIDE = re.compile(r"[(（][^()（）]*+[)）]\s*+$")
 _DEFINED = re.compile(
     r"^[ \t]*(?:class|def|async def|module|package)[ \t]+([\w.]+)"
@@ -67,7 +59,7 @@ STOPWORDS = frozenset(
 
 
 def fold(text: str) -> str:
-    """The text with case, width and accents removed; vowel signs of Indic scripts stay."""
+    """The text with case, width and accents removed."""
     folded = text.casefold()
     return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
 
@@ -78,11 +70,7 @@ def _fold_run(run: str) -> str:
     # Folded twice: characters that decompose into a plain capital, such as mathematical letters, have no lower case.
     # One by one: sorting combining marks would take quadratic time, so they are left out.
     decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
-    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not _is_accent(c)))
-
-
-def _is_accent(c: str) -> bool:
-    return unicodedata.combining(c) > 0 and any(ord(c) in block for block in _ACCENTS)
+    return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
 def words(text: str) -> list[str]:
