@@ -125,7 +125,6 @@ def log_of(out, *names):
     return [[line[name] for name in names] for line in lines if set(names) <= set(line)]
 
 
-@pytest.mark.slow
 def test_it_learns_to_see_the_mark_by_reward_alone(warm, tmp_path):
     given = settings(
         tmp_path, run={"steps": 44, "batch": 16}, rollouts=replace(settings(tmp_path).rollouts, group=4), held=32

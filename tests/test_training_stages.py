@@ -82,9 +82,7 @@ def few(backbone, *components, prompts=PROMPTS, data=None, trained=("base", "mem
         (Component(kind="random", sizes=(8,), tokens=32), 40),
         (Component(kind="facts", sizes=(48,), items=(2,), tokens=144), 40),
         (Component(kind="lookup", sizes=(24,), items=(2,), tokens=72), 40),
-        pytest.param(
-            Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 50, marks=pytest.mark.slow
-        ),
+        (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 50),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
