@@ -64,7 +64,7 @@ def test_a_dataset_makes_the_index_that_one_process_makes(tmp_path, cluster, mon
         with pytest.raises(ValueError, match=r"^document id 'd3' is given twice$"):
             distributed.add_dataset(built, distributed.dataset_of(twice), batch_size=4)
         assert len(built) == before
-    with pytest.raises(IncompatibleStoreError, match="made with 2 shards, not 3"):
+    with pytest.raises(IncompatibleStoreError, match="made with shards=2, not 3"):
         distributed.build(distributed.dataset_of(documents()), tmp_path / "a", **settings | {"shards": 3})
 
 
