@@ -35,6 +35,8 @@ class ExtractiveReader:
 
     analyzer: QueryAnalyzer
     _links: IdentifierLinks = field(init=False)
+    _said: dict[str, str] = field(init=False, default_factory=dict)
+    """Kept sentences as names are written, since they are searched for each title."""
 
     def __post_init__(self) -> None:
         self._links = IdentifierLinks(self.analyzer)
@@ -44,7 +46,7 @@ class ExtractiveReader:
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
-        kept = [e for b in blocks for e in best_sentences(view, b, names, named=_is_named(memory, b, question))]
+        kept = [e for b in blocks for e in best_sentences(view, b, names, named=self._is_named(memory, b, question))]
         best = [(e, line_of(view, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
@@ -52,15 +54,25 @@ class ExtractiveReader:
         linked = list(self._links.linked([*memory.evidence, *new]))
         lines = dict.fromkeys([*(line for _, line in best), *(line_of(view, e) for e in linked)])
         new += linked
-        evidence = dict[tuple[str, int], Evidence]()
-        for e in (*memory.evidence, *new):  # a link repeats a sentence that is kept with a lower score
-            place = (e.chunk.id, e.start)
-            evidence[place] = max(evidence.get(place, e), e, key=lambda one: one.score)
+        evidence = (*memory.evidence, *new)
         after = WorkingMemory(
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for line in lines if line not in known)]),
-            evidence=tuple(evidence.values()),
+            evidence=_once(evidence) if linked else evidence,
         )
         return Reading(memory=after, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
+
+    def _is_named(self, memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
+        """Whether a sentence kept of another document has this one's title, and the question has not: the next hop."""
+        chunk, asked = block.chunk, f" {name(question)} "
+        titles = [f" {title} " for title, _ in names_of(chunk.title, (), "") if f" {title} " not in asked]
+        for e in memory.evidence if titles else ():
+            if e.chunk.document_id == chunk.document_id:
+                continue
+            if (said := self._said.get(e.text)) is None:
+                said = self._said[e.text] = f" {name(e.text)} "
+            if any(title in said for title in titles):
+                return True
+        return False
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same; it never waits."""
@@ -84,6 +96,15 @@ class ExtractiveReader:
             yield piece
 
 
+def _once(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    """Each sentence once, with its best score: a link repeats one that was kept with a lower score."""
+    best = dict[tuple[str, int], Evidence]()
+    for e in evidence:
+        place = (e.chunk.id, e.start)
+        best[place] = max(best.get(place, e), e, key=lambda one: one.score)
+    return tuple(best.values())
+
+
 def line_of(view: QueryState, evidence: Evidence) -> str:
     """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
     label, text = _label(evidence.chunk, evidence.start), evidence.text
@@ -100,14 +121,6 @@ def _label(chunk: Chunk, start: int) -> str:
     before = (chunk.text[a:b].strip() for a, b in reversed(chunk.sentences) if a <= start)
     own = next((text.strip("#* ") for text in before if is_heading(text)), "")
     return chunk.label if not own or own in chunk.headings else " › ".join(filter(None, [chunk.title, own]))
-
-
-def _is_named(memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
-    """Whether a sentence kept of another document has the title of this one, and the question has not: the next hop."""
-    chunk, asked = block.chunk, f" {name(question)} "
-    titles = [f" {title} " for title, _ in names_of(chunk.title, (), "") if f" {title} " not in asked]
-    others = (e for e in memory.evidence if titles and e.chunk.document_id != chunk.document_id)
-    return any(title in said for said in (f" {name(e.text)} " for e in others) for title in titles)
 
 
 def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str], *, named: bool) -> list[Evidence]:
