@@ -220,7 +220,7 @@ class CompMemRetriever(DocumentIndex):
 
         Raises:
             ValueError: The question is empty, k is below 1, or the filter is invalid.
-            ReasoningError: The chat model of `recall_config` failed.
+            ReasoningError: The reader of `recall_config` failed.
         """
         try:
             return self.index.recall(query, **self._completed(k, filter, method, min_score))

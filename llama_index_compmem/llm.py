@@ -1,6 +1,5 @@
 """An LLM of LlamaIndex as a chat model of the core, and its prompt templates as prompts of the core."""
 
-import asyncio
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
@@ -12,7 +11,7 @@ from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
 from llama_index.core.utils import get_tokenizer
 
-from compmem.threads import chat_calls
+from compmem.threads import in_chat_thread
 
 if TYPE_CHECKING:
     from compmem import ChatPrompts
@@ -57,13 +56,7 @@ async def apredict(llm: LLM, prompt: BasePromptTemplate, **fields: str) -> str:
     """The reply to a prompt without blocking the event loop; a thread with a sync method is abandoned if cancelled."""
     if not _blocks(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
         return await llm.apredict(prompt, **fields)
-    work = partial(copy_context().run, partial(llm.predict, prompt, **fields))
-    future = chat_calls().submit(work)
-    try:
-        return await asyncio.wrap_future(future)
-    except BaseException:
-        chat_calls().abandon(future)
-        raise
+    return await in_chat_thread(copy_context().run, partial(llm.predict, prompt, **fields))
 
 
 def _blocks(llm: LLM, method: str) -> bool:

@@ -144,7 +144,10 @@ class ResponseBuilder:
             self._kept.update((r.block, r) for r in step.recalls)
 
     def _sources(self, recalls: Sequence[Recall]) -> None:
-        if not self._chosen:
+        if self._chosen:  # those that were read first, so that `[n]` cites the n-th
+            place = {name: n for n, name in enumerate(node_ids(recalls))}
+            self.nodes.sort(key=lambda found: place.pop(found.node.node_id, len(recalls)))
+        else:
             self.nodes[:] = to_scored(recalls)
         self.metadata.update((n.node.node_id, n.node.metadata) for n in self.nodes)
 

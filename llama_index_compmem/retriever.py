@@ -72,9 +72,7 @@ class CompMemRetriever(BaseRetriever):
         self._memory = resolve_index(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
-        recall_config = recall_config or RecallConfig()
-        # These may be the settings of an engine, whose chat model is not used here.
-        self._recall_config = recall_config.replace(reader=None) if recall_config.reader == "chat" else recall_config
+        self._recall_config = recall_config or RecallConfig()  # a chat model that it names is not used here
         self._method = method
         check_share("min_score", min_score)
         self._min_score = min_score

@@ -21,7 +21,7 @@ from compmem import Recall, RecallConfig
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.loading import HasMemory, memory_of, open_or_create
-from llama_index_compmem.nodes import NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
+from llama_index_compmem.nodes import NODE, NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -141,11 +141,16 @@ class CompMemVectorStore(BasePydanticVectorStore):
         """Deletes the nodes with these ids that the filters admit. Neither given: none.
 
         Raises:
-            ValueError: An operator or value of a filter is unknown.
+            ValueError: An operator or value of a filter is unknown, or a node is a part of a document that was added
+                without the framework, which can only be deleted as a whole.
         """
         if node_ids is None and filters is None:
             return
         with framework_errors():
+            for name in node_ids or ():
+                whole = self.memory.metadata(_whole(name)) if self.memory.metadata(name) is None else None
+                if whole is not None and NODE not in whole:
+                    raise ValueError(f"node {name!r} is a part of a document: delete it with delete({_whole(name)!r})")
             self.memory.delete(self._found(node_ids, filters))
 
     async def adelete_nodes(
@@ -177,7 +182,11 @@ class CompMemVectorStore(BasePydanticVectorStore):
             ValueError: An operator or value of a filter is unknown, or a node cannot be read.
         """
         with framework_errors():
-            return [to_node(c) for found in self._found(node_ids, filters) for c in self.memory.chunks(found)]
+            wanted = None if node_ids is None else [*node_ids, *map(_whole, node_ids)]
+            chunks = [chunk for found in self._found(wanted, filters) for chunk in self.memory.chunks(found)]
+            nodes = [(chunk.document_id, to_node(chunk)) for chunk in chunks]
+        asked = set(node_ids or ())
+        return [node for name, node in nodes if node_ids is None or not asked.isdisjoint((name, node.node_id))]
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
@@ -227,6 +236,12 @@ class CompMemVectorStore(BasePydanticVectorStore):
             chosen = set(admitted if node_ids is None else node_ids)
             return [found for found in admitted if found in chosen]
         return list(dict.fromkeys(node_ids))
+
+
+def _whole(node_id: str) -> str:
+    """The id of the document whose chunk has this id, or else the id itself."""
+    document_id, _, ordinal = node_id.rpartition("#")
+    return document_id if ordinal.isdecimal() else node_id
 
 
 def _question(query: VectorStoreQuery) -> str:

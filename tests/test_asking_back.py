@@ -110,6 +110,8 @@ def test_recalling_asks_no_model(index):
         ("SEARCH: the owner of Mill 3", True, "", "the owner of Mill 3"),
         ("**search**: the owner\n\nSo I wait.", True, "", "the owner"),
         ("<think>Hm.</think>\nSearch: (the owner)", True, "", "the owner"),
+        ("```\nSEARCH: the owner\n```", True, "", "the owner"),
+        ("**\nSEARCH: x\nLloyd.", False, "Lloyd.", ""),
         ("SEARCH:\nLloyd.", True, "Lloyd.", ""),
         ("SEARCH: x\n Lloyd.", False, "Lloyd.", ""),
         ("Sea", True, "Sea", ""),

@@ -43,6 +43,14 @@ def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
             assert sorted(row) == admitted.tolist()
 
 
+def test_either_ranking_grows_when_more_of_it_is_wanted(index):
+    with index.question_context("page number film") as context:
+        stage = context.stage
+        stage._depth = 5
+        few, many = len(stage.bm25(5)), len(stage.nearest(20))
+        assert (few, many, len(stage.bm25(20))) == (5, 20, 20)
+
+
 def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
     for memory in ("", "Big Eyes: Big Eyes is a film directed by Jane Roe."):
         with index.question_context(

@@ -257,6 +257,21 @@ def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, c
     assert asked(index, "sync", config.replace(max_seconds=LONG), chat=lambda messages: NOTE).stop_reason == "exit_gate"
 
 
+def test_calls_that_wait_are_refused_when_too_many_hang(hung, monkeypatch):
+    monkeypatch.setattr(threads, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
+    calls = threads.CallThreads()
+    first, second, third = (calls.submit(lambda: hung.wait(LONG)) for _ in range(3))
+    calls.abandon(first)
+    assert third.running(), "it has taken the place"
+    waiting = calls.submit(int)
+    calls.abandon(second)
+    with pytest.raises(ReaderError, match=r"2 abandoned calls .* have not returned"):
+        waiting.result(LONG)
+    hung.set()
+    assert third.result(LONG)
+
+
 def test_a_step_is_begun_only_while_there_is_time_for_it_and_for_the_answer():
     class Bench:
         def propose(self, memory):

@@ -1,6 +1,7 @@
 """An index over a retriever: its queries, the use of its results, and what is cached."""
 
 import asyncio
+from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -131,6 +132,19 @@ def test_two_passages_of_one_id_are_both_read():
         first, second = sorted(r.chunk.document_id for r in answer.sources)
         assert first == "book" and second.startswith("book:")
         assert index.recall(QUESTION, 2) == index.recall(QUESTION, 2)
+
+
+def test_a_document_whose_metadata_has_a_new_score_each_time_is_one_document():
+    scores = iter(range(1000))
+
+    def retrieve(query, k, filter):
+        return [
+            Document(id=d.id, title=d.title, text=d.text, metadata={"score": next(scores)}) for d in DOCUMENTS.values()
+        ]
+
+    found = ExternalIndex(retrieve, encoder=HashEncoder()).recall(QUESTION, 50, config=READ_ALL)
+    assert next(scores) > len(DOCUMENTS), "it is asked several times"
+    assert sorted(r.chunk.document_id for r in found) == sorted(d.id for d in DOCUMENTS.values())
 
 
 def test_another_heading_is_another_block():

@@ -142,7 +142,7 @@ def test_the_shipped_gate_prefers_what_the_question_needs_next(analyzer, blocks)
         np.arange(4),
         SearchRanks(np.array([1, 2, 4, 3]), np.array([1, 2, 0, 0]), np.array([3, 2, 0, 0], "f")),
     )
-    look = gate.first_scores(features(analyzer.analyze(""), blocks), places, rows)
+    look = gate.first_pass(features(analyzer.analyze(""), blocks), places, rows)
     assert ((look.probabilities >= 0) & (look.probabilities <= 1)).all()
     assert look.probabilities.argmax() == 0
     assert 0 <= look.more <= 1
@@ -161,7 +161,7 @@ def test_a_saved_gate_is_the_gate(tmp_path, analyzer, blocks):
     gate.save(tmp_path / "gate.safetensors")
     again = GateHead.load(tmp_path / "gate.safetensors")
     seen = features(analyzer.analyze(""), blocks)
-    one, two = (g.first_scores(seen, search_ranks(4), np.arange(4)) for g in (gate, again))
+    one, two = (g.first_pass(seen, search_ranks(4), np.arange(4)) for g in (gate, again))
     assert np.array_equal(one.probabilities, two.probabilities)
     assert (one.more, one.found) == (two.more, two.found)
     said = np.array([*one.logits, *one.logits], np.float32)
@@ -222,7 +222,7 @@ def test_a_block_is_worth_what_its_best_window_is(analyzer, blocks):
     identity(gate.first, "coverage", FIRST_FEATURES)
     own = features(analyzer.analyze(""), blocks)
     rows = np.array([0, 0, 1, 1])
-    look = gate.first_scores(own, search_ranks(2).take(rows), rows)
+    look = gate.first_pass(own, search_ranks(2).take(rows), rows)
     coverage = own[:, FEATURES.index("coverage")]
     np.testing.assert_allclose(look.logits, [coverage[:2].max(), coverage[2:].max()], atol=1e-6)
 

@@ -12,6 +12,7 @@ import torch
 from compmem import (
     Answer,
     AnswerToken,
+    Chunk,
     Document,
     IncompatibleStoreError,
     IndexConfig,
@@ -266,6 +267,7 @@ def test_an_empty_document_is_refused_and_nothing_is_lost(changing, text):
     [
         ([Document(id="x", text="one"), Document(id="x", text="two")], "'x' is given twice, with different content"),
         ([Document(id="x", text="one"), Document(id="x", text="one", metadata={"a": 1})], "'x' is given twice"),
+        ([Document(id="x", chunks=[Chunk(text="one", context=f"by {n}")]) for n in "ab"], "'x' is given twice"),
         ([Document(id="x", text="lone \ud800 surrogate")], "'x'"),
         ([Document(id="x", text="fine", metadata={"when": object()})], "'x'"),
     ],
@@ -280,6 +282,21 @@ def test_bad_documents_are_named(changing, documents, message):
 def test_the_same_document_twice_is_added_once(changing):
     assert changing.add([Document(text="A text that comes twice."), Document(text="A text that comes twice.")]) == 1
     assert changing.delete([Document(text="A text that comes twice.").id]) == 1
+    metadata = ({"p": 1, "q": 2}, {"q": 2, "p": 1})
+    assert changing.add([Document(id="twice", text="A text.", metadata=m) for m in metadata]) == 1
+    assert changing.add([Document(id="cut", chunks=[Chunk(text="A text.", start=n)]) for n in (0, 7)]) == 1
+
+
+def test_chunks_with_contexts_of_their_own_come_back_with_them(changing):
+    for contexts in (("page 1", "page 2"), ("by Oak", "by Oak")):
+        chunks = [Chunk(text=f"Part {n}. ", context=context) for n, context in enumerate(contexts)]
+        changing.add([Document(id="pages", title="Pages", chunks=chunks)])
+        found = changing.get("pages")
+        assert (found.text, found.title) == ("Part 0. Part 1. ", "Pages")
+        assert found.context == ("by Oak" if len(set(contexts)) == 1 else "")
+        assert changing.add([replace(found, metadata={"new": True})]) == 1
+        assert changing.get("pages").text == found.text
+        assert [c.context for c in changing.chunks("pages")] == list(contexts)[: len(changing.chunks("pages"))]
 
 
 def test_bad_calls_are_named(changing, tmp_path):

@@ -77,6 +77,13 @@ class Keeper:
             yield piece
 
 
+class Blank(Keeper):
+    """Finds nothing in any block."""
+
+    def read(self, question, memory, blocks):
+        return replace(super().read(question, memory, blocks), update=False)
+
+
 def one(loop, reader):
     """A search that answers any text with this loop."""
 
@@ -390,6 +397,23 @@ def test_nothing_is_read_where_nothing_answers_unless_a_model_judges():
     refused = loop_over(Unanswerable(), refuses=True)
     assert refused.steps == ()
     assert read_blocks(loop_over(Unanswerable())) == [3, 1]
+
+
+def test_what_a_reader_overlooks_of_a_likely_block_is_kept_once_something_is_noted():
+    class Blind(Keeper):
+        """Finds something in the first block alone."""
+
+        def read(self, question, memory, blocks):
+            return replace(super().read(question, memory, blocks), update=not memory.text)
+
+    for trusts, kept in ((False, [3]), (True, [3, 1])):
+        found = drivers.run(
+            run_loop("q", recall_loop(Bench(), RecallConfig(), 0.5, trusts_gate=trusts), Blind(), INLINE)
+        )
+        assert [int(r.chunk.document_id) for r in found.kept] == kept
+        assert [s.updated for s in found.steps] == [True, trusts]
+    never = recall_loop(Bench(), RecallConfig(), 0.5, trusts_gate=True)
+    assert drivers.run(run_loop("q", never, Blank(), INLINE)).kept == (), "nothing is noted"
 
 
 def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():

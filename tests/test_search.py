@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compmem import Document, MemoryIndex
-from compmem.config import IndexConfig
+from compmem.config import IndexConfig, LoopConfig
 from compmem.retrieval.ranking import SearchRanks, fuse, rank_of, reciprocal
 from tests.hashing import HashEncoder
 
@@ -74,8 +74,12 @@ async def test_a_score_that_is_no_share_is_refused(index, method, wrong):
 def test_more_than_a_hundred_are_found():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
         made.add([Document(id=str(n), text=f"Harbour number {n}.") for n in range(130)])
-        for method in ("hybrid", "dense", "bm25"):
+        for method in ("gate", "hybrid", "dense", "bm25"):
             assert len(made.search("harbour", 130, method=method)) == 130
+        assert len(made.recall("which ship?", 130)) == 130, "though no word is shared"
+        read = made.answer("which harbour?", LoopConfig.rag(60)).steps[0].recalls
+        nearest = made.search("which harbour?", 60, method="dense")
+        assert {r.chunk.id for r in read} == {r.chunk.id for r in nearest}
 
 
 def test_fusion_is_one_where_all_rankings_agree_and_sums_reciprocal_ranks():

@@ -286,7 +286,7 @@ def test_cross_fitted_logits_calibrate_every_head(asked, tmp_path):
     again = fit_first(settings, asked, heads=1)  # by the same seed
     assert all(torch.equal(again.state_dict()[name], value) for name, value in head.first.state_dict().items())
     look = next(a for a in asked if a.id == "facts1/0/3").look
-    said = head.first_scores(look.own, look.search_ranks.take(look.rows), look.rows)
+    said = head.first_pass(look.own, look.search_ranks.take(look.rows), look.rows)
     assert look.relevant[said.probabilities.argmax()] == 1
     with pytest.raises(ValueError, match="too few"):
         fit_gate(settings, asked[:1])

@@ -142,7 +142,7 @@ class BaseIndex(ABC):
         deadline = None if settings.max_seconds is None else now() + settings.max_seconds
         for part in parts:
             left, request = remaining(deadline), part if len(parts) > 1 else ""
-            rest = settings.replace(max_seconds=left)
+            rest = settings.replace(max_seconds=left, first_stage=max(settings.first_stage, k))
 
             def told(step: Step, request: str = request) -> None:
                 on_step(replace(step, number=next(steps), request=request))
@@ -181,7 +181,9 @@ class BaseIndex(ABC):
         check_whole("k", k)
         check_share("min_score", min_score)
         check_one_of("method", method, get_args(SearchMethod))
-        with self.question_context(question, filter) as context:
+        config = LoopConfig()
+        config = config.replace(first_stage=max(config.first_stage, k))
+        with self.question_context(question, filter, config) as context:
             return context.best(context.search(method, k), k, min_score)
 
     async def asearch(
@@ -279,7 +281,8 @@ class BaseIndex(ABC):
             async with runner.entered(self.question_context(text[:LONGEST_QUESTION], filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, cancelled=cancelled)
-                yield Search(loop, wrap(reader), None if context.dense is None else ExtractiveReader(context.analyzer))
+                quoter = None if context.first_stage is None else ExtractiveReader(context.analyzer)
+                yield Search(loop, wrap(reader), quoter)
 
         made = events(
             question, begin, runner,
@@ -333,8 +336,12 @@ class BaseIndex(ABC):
 
 
 def _parts(question: str, settings: LoopConfig, roles: Roles) -> list[str]:
-    """The questions to search for: those that a question consists of, unless a model reads it in every step."""
-    return question_parts(question) if settings.decompose and roles.reader == "extractive" else [question]
+    """The questions to search for: those that a question consists of, unless a model reads it in every step.
+
+    Where no gate chooses the blocks, all are found anyway, so it has parts only if each is answered apart.
+    """
+    parted = settings.decompose and roles.reader == "extractive" and (roles.quotes or settings.gate != "off")
+    return question_parts(question) if parted else [question]
 
 
 def _best_of(ranked: Sequence[Sequence[Recall]], k: int) -> list[Recall]:

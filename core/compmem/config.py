@@ -193,7 +193,7 @@ class LoopConfig(RecallConfig):
     candidates: Literal["first_stage", "all"] = "first_stage"
     """Which blocks may be recalled: those that the first stage proposes, or all."""
     first_stage: int = 40
-    """Chunks that each signal of the first stage proposes per step."""
+    """Chunks that each signal of the first stage proposes per step; at least as many as `recall` is asked for."""
     links: bool = True
     """Also propose chunks whose title, heading or defined term occurs in the question or the working memory."""
     gate: Literal["learned", "question", "similarity", "off"] = "learned"
@@ -275,6 +275,6 @@ class LoopConfig(RecallConfig):
     def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
         """One-shot RAG: the k most similar chunks, read at once; a chat model is called once."""
         return cls(
-            gate="similarity", threshold=0.0, links=False, decompose=False, requery=False, backtrack=False,
-            update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
+            first_stage=max(k, 40), gate="similarity", threshold=0.0, links=False, decompose=False, requery=False,
+            backtrack=False, update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
         ).replace(**changes)  # fmt: skip

@@ -140,7 +140,7 @@ class ExternalIndex(BaseIndex):
                 config=settings,
                 admitted=None,
                 count=self._models.count_tokens,
-                dense=stage,
+                first_stage=stage,
                 gate=make_gate(settings, trained, blocks, stage),
             )
         finally:
@@ -193,20 +193,21 @@ class _QuestionBlocks:
     def __init__(self, cache: _DocumentCache, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
         self._cache = cache
         self._compress = compress
-        self._documents: dict[str, Pieces] = {}
+        self._documents: dict[tuple[str, str], Pieces] = {}
+        """By id and hash of the content: a retriever may give a document a new score in its metadata each time."""
         self._first: dict[str, str] = {}
-        """The hash of the first document of each id."""
+        """The hash of the content of the first document of each id."""
         self._chunks: dict[int, Chunk] = {}
 
     def add(self, document: Document) -> tuple[Pieces, bool]:
         """The chunks of a document, and whether they are new."""
-        key = _hash(document)
-        if self._first.setdefault(document.id, key) != key:  # another text with the same id
-            document = replace(document, id=f"{document.id}:{key[:8]}")
-            key = _hash(document)
+        content = _hash(replace(document, metadata={}))
+        if self._first.setdefault(document.id, content) != content:  # another text with the same id
+            document = replace(document, id=f"{document.id}:{content[:8]}")
+        key = (document.id, content)
         new = key not in self._documents
         if new:
-            self._documents[key] = self._cache.of(key, document)
+            self._documents[key] = self._cache.of(_hash(document), document)
             self._chunks.update(self._documents[key])
         return self._documents[key], new
 

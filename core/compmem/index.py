@@ -387,7 +387,7 @@ class MemoryIndex(BaseIndex):
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
-        latent, kv_cache = self._models.latent_gate(question), self._models.kv_cache
+        latent, kv_cache = self._models.backbone_gate(question), self._models.kv_cache
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             blocks, stage = BlockLoader(snapshot, self._seen), None
@@ -405,7 +405,7 @@ class MemoryIndex(BaseIndex):
                 config=settings,
                 admitted=admitted,
                 count=self._models.count_tokens,
-                dense=stage,
+                first_stage=stage,
                 gate=make_gate(settings, trained, blocks, stage),
                 kv_cache=kv_cache,
             )

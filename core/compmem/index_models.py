@@ -168,7 +168,7 @@ class IndexModels:
             return None
         return self._config.chunk_tokens // self._ratio(self.backbone)
 
-    def latent_gate(self, question: str) -> BackboneGate | None:
+    def backbone_gate(self, question: str) -> BackboneGate | None:
         """The gate on the backbone for a question if it is trained; otherwise the gate used instead is logged once."""
         if self._config.memory != "kv":
             return None

@@ -202,7 +202,6 @@ class ActorStore(Store):
         raise StoreError(f"shards in actors are only read: open the folder {str(self.path)!r} itself to change it")
 
     add = delete = compact = copy_to = put_meta = hashes = writing = _read_only
-    next_block = property(_read_only)
 
     def _check(self, identities: dict[int, Any]) -> None:
         if self._identities is None:

@@ -43,23 +43,26 @@ class CallThreads:
         future = Future[T]()
         with self._guard:
             if len(self._abandoned) >= MOST_ABANDONED:
-                raise ReaderError(
-                    f"{MOST_ABANDONED} abandoned calls of the chat model have not returned, so it is not called again: "
-                    "set a timeout in the model's client"
-                )
+                raise _too_many()
             self._waiting[future] = call
             self._start()
         return future
 
     def abandon(self, future: "Future[Any]") -> None:
-        """Stops waiting for a call; if it has not begun, it is not made."""
+        """Stops waiting for a call; if it has not begun, it is not made. Too many that hang end the calls that wait."""
+        refused = list[Future[Any]]()
         with self._guard:
             if self._waiting.pop(future, None) is not None:
                 future.cancel()
             elif future in self._running:
                 self._running.remove(future)
                 self._abandoned.add(future)
+            if len(self._abandoned) >= MOST_ABANDONED:
+                refused += [one for one in self._waiting if one.set_running_or_notify_cancel()]
+                self._waiting.clear()
             self._start()
+        for one in refused:
+            one.set_exception(_too_many())
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < MOST_AT_ONCE:
@@ -83,6 +86,13 @@ class CallThreads:
         finish()
 
 
+def _too_many() -> ReaderError:
+    return ReaderError(
+        f"{MOST_ABANDONED} abandoned calls of the chat model have not returned, so it is not called again: "
+        "set a timeout in the model's client"
+    )
+
+
 MOST_WAITING: Final = 10_000
 """Most threads that wait for an event loop at once; each is one question."""
 
@@ -100,6 +110,16 @@ def submit(call: Callable[..., T], *args: Any) -> "Future[T]":
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
     """`asyncio.to_thread` for work of the index."""
     return await asyncio.wrap_future(submit(call, *args))
+
+
+async def in_chat_thread(call: Callable[..., T], *args: Any) -> T:
+    """Awaits a call of a chat model in a thread of its own; it is abandoned if the wait is cancelled."""
+    future = chat_calls().submit(partial(call, *args))
+    try:
+        return await asyncio.wrap_future(future)
+    except BaseException:
+        chat_calls().abandon(future)
+        raise
 
 
 async def in_waiting_thread(call: Callable[..., T], *args: Any) -> T:

@@ -27,7 +27,10 @@ from compmem import IndexConfig, LoopConfig, ReaderError, RecallConfig, RuntimeC
 from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names, read_reply
 
-QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
+QUOTED = (
+    "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill. "
+    "Tarnhill is a mining town on the river Esk."
+)
 
 READING = RecallConfig(reader="chat")
 """The LLM reads in every step."""
@@ -41,7 +44,7 @@ async def test_without_an_llm_the_answer_is_quoted(index):
     for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
         assert isinstance(response, Response)
         assert str(response) == QUOTED
-        assert names(response.source_nodes) == ["orchid", "marsh"]
+        assert names(response.source_nodes) == ["orchid", "marsh", "tarnhill"]
         assert all(0 < n.score <= 1 for n in response.source_nodes)
         assert "Tarnhill" in response.get_formatted_sources()
         told = response.metadata
@@ -259,11 +262,30 @@ def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(inde
     assert response.metadata["steps"][0]["node_ids"] == [n.node.node_id for n in nodes[:3]]
 
 
+def test_a_model_sees_all_given_nodes_in_their_order_and_cites_them(index):
+    seen = []
+
+    def chat(messages):
+        seen.append(messages[-1]["content"])
+        return "It opens in May [7]."
+
+    facts = [f"Fact {i}: the number of tower {i} is {i}." for i in range(8)]
+    nodes = [NodeWithScore(node=TextNode(id_=f"n{i}", text=text), score=0.1) for i, text in enumerate(facts)]
+    nodes.insert(1, NodeWithScore(node=TextNode(id_="blank", text=" ")))
+    nodes[7].node.text = "The harbour opens in May, and its lease ends in 2031."
+    asked = "When does the harbour open, and when does its lease end?"
+    engine = index.as_query_engine(chat=chat, recall_config=RecallConfig(cite=True))
+    response = engine.synthesize(asked, nodes)
+    shown = [seen[0].index(n.node.text) for n in nodes if n.node.text.strip()]
+    assert shown == sorted(shown) and len(seen) == 1
+    assert response.metadata["cited"] == ["n6"] == [response.source_nodes[6].node.node_id]
+
+
 async def test_postprocessors_choose_what_is_read(index):
     chosen = [SimilarityPostprocessor(similarity_cutoff=0.3), LongContextReorder()]
     engine = index.as_query_engine(FakeLLM(), similarity_top_k=5, node_postprocessors=chosen)
     for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
-        assert set(names(response.source_nodes)) == {"orchid", "marsh"}
+        assert set(names(response.source_nodes)) == {"orchid", "marsh", "tarnhill"}
         assert str(response) == "The answer is Tarnhill."
 
 

@@ -18,7 +18,10 @@ from compmem.listing import BLANK
 from llama_index_compmem import CompMemIndex, CompMemNodeParser, CompMemRetriever, CompMemVectorStore, recall_tool
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names
 
-QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
+QUOTED = (
+    "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill. "
+    "Tarnhill is a mining town on the river Esk."
+)
 
 
 # Filters

@@ -117,6 +117,22 @@ def test_an_index_over_the_store_asks_the_memory():
     assert CompMemIndex.from_memory(store.memory).as_vector_store().memory is store.memory
 
 
+def test_parts_of_a_document_that_was_added_whole_are_found_but_not_deleted():
+    store = make_store()
+    store.memory.add([CoreDocument(id="plain", chunks=["The price is 10 euros. ", "It is paid at the gate."])])
+    store.add([TextNode(id_="plain#9", text="Another text."), TextNode(id_="node", text="The gate opens at nine.")])
+    found = store.query(VectorStoreQuery(query_str=PRICE, similarity_top_k=4))
+    assert {"plain#0", "plain#1"} <= set(found.ids)
+    assert {n.node_id for n in store.get_nodes(found.ids)} == set(found.ids)
+    assert [n.get_content() for n in store.get_nodes(["plain#1"])] == ["It is paid at the gate."]
+    assert store.get_nodes(["node#0", "plain#7", "nowhere#0"]) == []
+    with pytest.raises(ValueError, match=r"'plain#1' is a part of a document: delete it with delete\('plain'\)"):
+        store.delete_nodes(["plain#1"])
+    store.delete_nodes(["plain#9", "nowhere#0"])
+    store.delete("plain")
+    assert [n.node_id for n in store.get_nodes()] == ["node"]
+
+
 F, Op = MetadataFilter, FilterOperator
 ROWS = {
     "a": {"year": 2019, "tags": ["x", "y"], "by": "Ann Ray"},

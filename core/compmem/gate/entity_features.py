@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compmem.gate.blocks import ParsedBlock
 from compmem.retrieval.query import MemoryLine, QueryState
 
-BRIDGES = (
+ENTITY_FEATURES = (
     "fresh", "fresh_capital", "fresh_title", "fresh_missing",
     "spoken", "spoken_weight", "spoken_nearby", "spoken_nearby_weight", "spoken_title", "spoken_bearing",
     "asked_spoken", "asked_spoken_weight", "asked_spoken_missed",
@@ -19,7 +19,7 @@ BRIDGES = (
 
 
 @dataclass(frozen=True, slots=True)
-class _EntityTerms:
+class _MemoryName:
     """A name in the memory: the name between spaces, its weight, and the question terms that occur with it."""
 
     spaced: str
@@ -45,14 +45,14 @@ def weight(view: QueryState, named: str) -> float:
     return sum(view.rarity[w] for w in named.split()) / 3
 
 
-def _memory_names(view: QueryState) -> list[_EntityTerms]:
+def _memory_names(view: QueryState) -> list[_MemoryName]:
     total = sum(view.roots.values()) or 1.0
-    found: dict[str, _EntityTerms] = {}
+    found: dict[str, _MemoryName] = {}
     for line in view.lines:
         for named, mention in line.capitalised.items():
             nearby = sum(w for r, w in view.roots.items() if r in mention.nearby) / total
-            before = found.get(named, _EntityTerms("", 0.0, 0.0, 0.0))
-            found[named] = _EntityTerms(
+            before = found.get(named, _MemoryName("", 0.0, 0.0, 0.0))
+            found[named] = _MemoryName(
                 f" {named} ", weight(view, named), max(before.nearby, nearby), max(before.coverage, line.coverage)
             )
     return list(found.values())
@@ -77,7 +77,7 @@ def _words(
     ]
 
 
-def _names(known: Sequence[_EntityTerms], block: ParsedBlock) -> list[float]:
+def _names(known: Sequence[_MemoryName], block: ParsedBlock) -> list[float]:
     if not known:
         return [0.0] * 6
     shared = [t for t in known if t.spaced in block.text]

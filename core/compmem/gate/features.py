@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from compmem.gate.blocks import ParsedBlock
-from compmem.gate.entity_features import BRIDGES, entity_features, weight
+from compmem.gate.entity_features import ENTITY_FEATURES, entity_features, weight
 from compmem.retrieval.query import LINES, QueryState
 from compmem.schema import Vectors
 from compmem.text.tokenize import Mention
@@ -25,7 +25,7 @@ FEATURES = (
     "named_in_memory_nearby", "named_in_memory_bearing",
     "names_question", "names_question_weight", "names_memory", "names_memory_weight",
     "already_named",
-    *BRIDGES,
+    *ENTITY_FEATURES,
     "names_open", "names_total", "covered", "memory_lines", "length",
 )  # fmt: skip
 """The features by name, in the order of the columns."""
@@ -42,7 +42,7 @@ def features(view: QueryState, blocks: Sequence[ParsedBlock]) -> Vectors:
         sum(1 for n in view.names.values() if not any(n.name in line.mentions for line in view.lines)) / 3,
         len(view.names) / 3,
         sum(view.weights[t] for t in view.covered) / total,
-        min(view.read, LINES) / LINES,
+        len(view.lines) / LINES,
     ]
     rows = [
         [*d, *x, *k, *j, *state, math.log1p(b.length) / 6]
@@ -134,7 +134,7 @@ def _named(view: QueryState, found: Sequence[Mention]) -> list[float]:
     if not found:
         return [0.0, 0.0, 0.0, 0.0]
     best = max(found, key=lambda m: (m.capitalised, weight(view, m.name)))
-    return [1.0, weight(view, best.name), best.capitalised, math.log1p(view.shared[best.name]) / 4]
+    return [1.0, weight(view, best.name), best.capitalised, math.log1p(len(view.known[best.name])) / 4]
 
 
 def _share(part: frozenset[str], whole: Mapping[str, float] | frozenset[str]) -> float:

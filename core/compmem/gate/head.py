@@ -118,7 +118,7 @@ class GateHead(nn.Module):
         self.question = Network(len(QUESTION_FEATURES), hidden // 2, outputs=2, heads=heads)
 
     @torch.inference_mode()
-    def first_scores(self, own: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
+    def first_pass(self, own: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
         """Scores of the first pass over a question's candidates.
 
         Args:

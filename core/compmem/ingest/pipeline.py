@@ -4,7 +4,7 @@ A document that is longer than a batch is a batch of its own. It goes through th
 transaction, so that what is held of it beside its text does not grow with it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.progress import track
@@ -12,6 +12,7 @@ from rich.progress import track
 from compmem.ingest.compressor import Compressed, DocumentCompressor
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import JSON, Store, content_hash
+from compmem.store.records import metadata_json
 
 BATCH_CHARACTERS = 400_000
 """Text that is compressed at once; documents of no more are committed together."""
@@ -109,13 +110,18 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
             raise TypeError(
                 f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
             )
-        pieces = [len(c) if isinstance(c, str) else (c.end, c.headings, c.sentences) for c in document.chunks or ()]
-        content = hash((document.title, document.context, document.text, repr((document.metadata, pieces))))
+        pieces = tuple(map(_content, document.chunks or ()))
+        content = hash((document.title, document.context, document.text, metadata_json(document), pieces))
         if document.id not in seen:
             seen[document.id] = content
             yield document
         elif seen[document.id] != content:
             raise ValueError(f"document id {document.id!r} is given twice, with different content")
+
+
+def _content(chunk: Chunk | str) -> Hashable:
+    """What is stored of a chunk that the caller split."""
+    return chunk if isinstance(chunk, str) else (chunk.text, chunk.headings, chunk.context, chunk.sentences)
 
 
 def batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:

@@ -31,7 +31,7 @@ class QuestionContext:
     """Numbers of the blocks that the filter admits; None if there is no filter."""
     count: Callable[[Sequence[str]], list[int]]
     """Counts tokens of texts."""
-    dense: FirstStage | None
+    first_stage: FirstStage | None
     """The first stage; None if the index has no encoder."""
     gate: Gate
     """Scores candidates."""
@@ -50,12 +50,12 @@ class QuestionContext:
         Raises:
             ValueError: The index was made without an encoder.
         """
-        if self.dense is None:
+        if self.first_stage is None:
             raise ValueError(
                 "this index was made with encoder=None, so it has no vectors: use reader='latent' and gate='learned' "
                 "or 'off', or make the index with an encoder"
             )
-        return self.dense
+        return self.first_stage
 
     @property
     def analyzer(self) -> QueryAnalyzer:
@@ -69,9 +69,9 @@ class QuestionContext:
 
     def propose(self, memory: str) -> list[int]:
         """Numbers of the blocks that may be relevant to the question, given the working memory."""
-        if self.config.candidates == "all" or self.dense is None:
+        if self.config.candidates == "all" or self.first_stage is None:
             return [int(n) for n in (self.snapshot.select(None) if self.admitted is None else self.admitted)]
-        return self.dense.propose(memory)
+        return self.first_stage.propose(memory)
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The gate score of each block, given the working memory."""

@@ -56,17 +56,18 @@ class NoGate:
 
 
 class SimilarityGate(NoGate):
-    """Cosine of the question and the whole chunk, as plain vector search."""
+    """Cosine of the question and the vector of the whole chunk, as plain vector search."""
 
     def __init__(self, blocks: BlockLoader, analyzer: QueryAnalyzer) -> None:
         self._blocks = blocks
         self._analyzer = analyzer
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        """The cosine of each block, at least 0; the best of its windows."""
-        asked = self._analyzer.analyze("").question
-        windows = self._blocks.windows(blocks)
-        return [float(np.clip(max(window.vectors[0] @ asked for window in own), 0.0, 1.0)) for own in windows]
+        """The cosine of each block, at least 0."""
+        if not blocks:
+            return []
+        cosines = self._blocks.vectors(blocks) @ self._analyzer.analyze("").question
+        return [float(cosine) for cosine in np.clip(cosines, 0.0, 1.0)]
 
 
 FEW = 20
@@ -121,7 +122,7 @@ class DenseGate:
         own, rows = compared(self._blocks, self._stage.analyzer, memory, blocks)
         known = np.array([n in self._first for n in blocks])
         if not memory or not known.any():
-            look = self._head.first_scores(own, self._stage.search_ranks(blocks).take(rows), rows)
+            look = self._head.first_pass(own, self._stage.search_ranks(blocks).take(rows), rows)
             if not self._first:
                 self._look = look
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))

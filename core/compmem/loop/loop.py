@@ -30,7 +30,8 @@ QUOTED = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
 LIKELY = 0.5
-"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it."""
+"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it; what a reader
+without a language model reads in a block with this score is kept."""
 
 _WORD: Final = re.compile(r"\w+")
 
@@ -135,6 +136,7 @@ def recall_loop(
     shown: int = 0,
     fallback: int = 0,
     refuses: bool = False,
+    trusts_gate: bool = False,
     writes: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = now,
@@ -149,6 +151,8 @@ def recall_loop(
         shown: Most recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
         refuses: Read nothing if the gate finds that nothing answers, since no language model judges the blocks.
+        trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` is kept, whatever
+            the reader says: it compares with the question alone, and a later fact is near to the notes instead.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.
@@ -176,7 +180,9 @@ def recall_loop(
         if chosen is None:
             chosen = next(picks, None)
         if chosen:
-            step = yield from _step(context, config, state, chosen, started, clock, relevant=by_reader)
+            step = yield from _step(
+                context, config, state, chosen, started, clock, relevant=by_reader, trusts_gate=trusts_gate
+            )
             yield step
         if state.late:
             stop_reason = "seconds"
@@ -188,7 +194,7 @@ def recall_loop(
             break
     if state.late and not state.memory.text:
         shown = max(shown, QUOTED)
-    recalls, memory = _shown(context, state, shown)
+    recalls, memory = _shown(context, state, shown, ranked=config.gate != "off")
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
     return LoopResult(memory, tuple(state.steps), state.scores, tuple(state.kept), usage, stop_reason, recalls)
 
@@ -198,10 +204,10 @@ def _still_needed(state: _State) -> float:
     return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
 
 
-def _shown(context: LoopContext, state: _State, most: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
+def _shown(context: LoopContext, state: _State, most: int, *, ranked: bool) -> tuple[tuple[Recall, ...], WorkingMemory]:
     """The blocks for the writer, and the memory with them: the best ones that were kept, then the best others.
 
-    Kept ones stand in reading order.
+    Kept ones stand in reading order; without a gate that ranks them, all stand in document order.
     """
 
     def best_first(blocks: Iterable[int]) -> list[int]:
@@ -209,7 +215,7 @@ def _shown(context: LoopContext, state: _State, most: int) -> tuple[tuple[Recall
 
     kept = dict.fromkeys(recall.block for recall in state.kept)
     shown = [*best_first(kept), *best_first(state.scores.keys() - kept.keys())][:most]
-    numbers = [n for n in [*kept, *shown[len(kept) :]] if n in shown]
+    numbers = [n for n in [*kept, *shown[len(kept) :]] if n in shown] if ranked else sorted(shown)
     blocks = tuple(context.fetch(numbers)) if numbers else ()
     return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
 
@@ -263,6 +269,7 @@ def _step(
     clock: Callable[[], float],
     *,
     relevant: bool,
+    trusts_gate: bool,
 ) -> Generator[ReadRequest, Outcome, Step]:
     blocks = context.fetch(chosen)
     recalls = _recalls(state, chosen, blocks)
@@ -273,7 +280,9 @@ def _step(
     assert isinstance(reading, Reading), "a driver answers every ReadRequest"
     state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
-    if not state.late and (reading.update or not config.update_gate):
+    likely = trusts_gate and bool(state.memory.text) and any(recall.score >= LIKELY for recall in recalls)
+    updated = not state.late and (reading.update or likely)
+    if updated or not (state.late or config.update_gate):
         state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)
         state.kept.extend(recalls)
     else:  # a higher score of a later pass was wrong
@@ -282,7 +291,7 @@ def _step(
         number=len(state.steps) + 1,
         recalls=recalls,
         working_memory=state.memory.text,
-        updated=reading.update,
+        updated=updated,
         exit=reading.exit,
         lost=state.late,
         backtracked=any(n in state.rejected for n in chosen),

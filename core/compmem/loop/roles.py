@@ -157,6 +157,7 @@ def make_loop(
         shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
         fallback=FALLBACK if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
         refuses=extractive,
+        trusts_gate=isinstance(reads, ExtractiveReader) and config.gate in ("learned", "question"),
         writes=writes,
         cancelled=cancelled,
     )

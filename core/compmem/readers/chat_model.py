@@ -28,7 +28,7 @@ from compmem.errors import ReaderError
 from compmem.locks import after_fork
 from compmem.schema import Message
 from compmem.text.unicode import valid
-from compmem.threads import chat_calls
+from compmem.threads import chat_calls, in_chat_thread
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ async def apieces(chat: ChatModel, messages: Sequence[Message]) -> AsyncGenerato
     if _is_async(chat):
         reply = _ask(chat, messages)
     else:
-        reply = await _threaded(context, _ask, chat, messages)
+        reply = await in_chat_thread(context.run, _ask, chat, messages)
     async with contextlib.aclosing(_pieces_of(reply, context)) as stream:
         async for piece in stream:
             yield piece
@@ -138,15 +138,6 @@ def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:
         raise
 
 
-async def _threaded(context: Context, call: Callable[..., T], *args: Any) -> T:
-    future = chat_calls().submit(partial(context.run, call, *args))
-    try:
-        return await asyncio.wrap_future(future)
-    except BaseException:
-        chat_calls().abandon(future)
-        raise
-
-
 def _result(future: "Future[T]", seconds: float | None) -> T:
     try:
         return future.result(seconds)
@@ -176,7 +167,7 @@ async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, Non
             while (piece := await _anext(reply)) is not _END:
                 yield checked.text(piece)
         elif isinstance(reply, Iterator):
-            while (piece := await _threaded(context, _next, reply)) is not _END:
+            while (piece := await in_chat_thread(context.run, _next, reply)) is not _END:
                 yield checked.text(piece)
         else:
             yield checked.text(reply)

@@ -194,17 +194,17 @@ class AnswerFilter:
 
     def _after_first_line(self, text: str, *, last: bool) -> str:
         """The text after the request line, or all of it if there is none; empty as long as that is unclear."""
-        if not (self._may_request.match(text) or self._request.match(text)):
+        match = self._request.match(text)
+        if match is None:
+            if self._may_request.match(text) and not last:
+                return ""
             self._first = None
             return text
-        line, ended, rest = text.lstrip().partition("\n")
+        line, ended, rest = text[match.end() :].partition("\n")
         if not (ended or last or len(line) > 2 * LONGEST_REQUEST):
             return ""
         self._first = None
-        match = self._request.match(line)
-        if match is None:
-            return text
-        self._missing = " ".join(line[match.end() :].split())[:LONGEST_REQUEST].strip("*`()<> ")
+        self._missing = " ".join(line.split())[:LONGEST_REQUEST].strip("*`()<> ")
         return "" if self.request else rest
 
 

@@ -48,6 +48,8 @@ class FirstStage:
     """Blocks in each ranking by the question alone."""
     _nearest: list[int] | None = None
     _bm25: list[tuple[int, float]] | None = None
+    _bm25_depth: int = 0
+    """The depth for which it was computed."""
 
     def nearest(self, k: int = RANKED) -> list[int]:
         """The k blocks nearest to the question by the vector of the whole chunk, best first."""
@@ -59,8 +61,8 @@ class FirstStage:
 
     def bm25(self, k: int = RANKED) -> list[tuple[int, float]]:
         """The k blocks with the highest BM25 scores for the question, with scores, best first."""
-        if self._bm25 is None or self._depth < k:
-            self._depth = max(k, self._depth)
+        if self._bm25 is None or self._bm25_depth < k:
+            self._depth = self._bm25_depth = max(k, self._depth)
             self._bm25 = self.lexicon.lexical(list(self.analyzer.analyze("").weights), self._depth)
         return self._bm25[:k]
 
@@ -108,9 +110,7 @@ class FirstStage:
     def _name_links(self, view: QueryState) -> list[int]:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
         names = self._names(view)
-        found: list[int] = []
-        for blocks in self.lexicon.named(names, PER_NAME).values():
-            found += [n for n, _ in blocks]
+        found = [n for name in names for n, _ in view.known.get(name, ())[:PER_NAME]]
         for row in self.lexicon.phrase_many(self._runs(names), PER_MENTION):
             found += row
         return found

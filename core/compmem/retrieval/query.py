@@ -44,7 +44,7 @@ class Lexicon(Protocol):
         """Names and terms that will be looked up, so that an index elsewhere may be asked once for all."""
         ...
 
-    def named(self, names: Sequence[str]) -> Mapping[str, Sequence[object]]:
+    def named(self, names: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
         """Blocks with each name in title, headings or defined terms; names without blocks are left out."""
         ...
 
@@ -84,12 +84,10 @@ class QueryState:
     """`[dim]`."""
     joint: Vectors
     """Question and one memory line each, `[lines, dim]`."""
-    shared: Mapping[str, int]
-    """How many blocks have a name."""
+    known: Mapping[str, Sequence[tuple[int, object]]]
+    """The first blocks with each name of the question or the memory that any block has."""
     rarity: Mapping[str, float]
     """Inverse document frequency of the words of names."""
-    read: int
-    """Lines of working memory so far."""
 
 
 @dataclass(slots=True)
@@ -100,7 +98,7 @@ class QueryAnalyzer:
     encoder: Encoder
     lexicon: Lexicon
     _vectors: dict[str, Vectors] = field(default_factory=dict)
-    _names: dict[str, Sequence[object]] = field(default_factory=dict)
+    _names: dict[str, Sequence[tuple[int, object]]] = field(default_factory=dict)
     _views: dict[str, QueryState] = field(default_factory=dict)
     _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
 
@@ -149,9 +147,8 @@ class QueryAnalyzer:
             lines=parts,
             question=vectors[0],
             joint=vectors[1:],
-            shared={n: len(blocks) for n, blocks in known.items()},
+            known=known,
             rarity={word: _idf(frequency.get(stem, 0), total) for word, stem in stems.items()},
-            read=len(lines),
         )
 
     def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -162,7 +159,7 @@ class QueryAnalyzer:
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))
         return roots
 
-    def _known(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[object]]:
+    def _known(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
         """Those of the possible names that blocks have; the new ones are looked up."""
         found = self.lexicon.named(new)
         self._names.update((n, found.get(n, ())) for n in new)

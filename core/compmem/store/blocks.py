@@ -127,13 +127,14 @@ def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw, layout: RowForma
     return raw
 
 
-def kv_parts(place: Place, serial: int, segments: KVSegments, *, verify: bool = True) -> Parts:
+def kv_parts(place: Place, segments: KVSegments, *, verify: bool = True) -> Parts:
     """A block's stored KV tensors.
 
     Raises:
         CorruptStoreError: They do not match their checksum.
     """
-    parts = segments.read(serial, place.number, place.kv_bytes)
+    assert place.kv is not None, "the block has KV states"
+    parts = segments.read(place.kv, place.number, place.kv_bytes)
     if verify and checksum(parts) != place.kv_crc:
         raise CorruptStoreError(f"the KV states of {place} do not match their checksum")
     return parts

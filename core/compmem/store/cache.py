@@ -46,7 +46,7 @@ class Cache:
         self._arrays: Arrays | None = None
         self._vectors: tuple[int, ChunkVectors] | None = None
         self._verified_segments: set[tuple[int, int, int, int]] = set()
-        self._verified_kv: set[tuple[int, int]] = set()
+        self._verified_kv: set[tuple[int | None, int]] = set()
         self._maps: dict[tuple[str, int], Raw] = {}
         self._frequency: tuple[int, dict[str, int]] = (-1, {})
         self._selections: LRUCache[tuple[int, str], Numbers] = LRUCache(_SELECTIONS, getsizeof=_selection_bytes)
@@ -116,20 +116,20 @@ class Cache:
             MemoryBlock(
                 chunk=block.chunk,
                 vectors=vectors[i],
-                kv=self.kv_states(block.place, block.place.kv) if kv and block.place.kv is not None else None,
+                kv=self.kv_states(block.place) if kv and block.place.kv is not None else None,
             )
             for i, block in enumerate(blocks)
         ]
 
-    def kv_states(self, place: Place, serial: int) -> KVStates:
+    def kv_states(self, place: Place) -> KVStates:
         """A block's KV states; the checksum is verified once per process.
 
         Raises:
             CorruptStoreError: It does not match.
         """
-        known = (serial, place.number) in self._verified_kv
-        parts = kv_parts(place, serial, self.kv, verify=not known)
-        self._verified_kv.add((serial, place.number))
+        known = (place.kv, place.number) in self._verified_kv
+        parts = kv_parts(place, self.kv, verify=not known)
+        self._verified_kv.add((place.kv, place.number))
         return unpack(parts)
 
     def frequency(self, generation: int) -> dict[str, int]:

@@ -97,7 +97,7 @@ def _by_size(places: list[Place], cache: Cache) -> Iterator[dict[int, Parts]]:
     size = 0
     for place in places:
         assert place.kv is not None
-        part[place.number] = kv_parts(place, place.kv, cache.kv)
+        part[place.number] = kv_parts(place, cache.kv)
         size += sum(tensor.nbytes for tensor in part[place.number].values())
         if size >= _SEGMENT_BYTES:
             yield part

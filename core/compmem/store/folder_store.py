@@ -182,7 +182,10 @@ class FolderStore(Store):
         record: Callable[[], None] = lambda: None,
         numbers: Iterable[int] | None = None,
     ) -> None:
-        """Add documents with their blocks, all or none; a document with a known id is replaced."""
+        """Add documents with their blocks, all or none; a document with a known id is replaced.
+
+        `numbers` is the least number of each document's first block, for a shard; None: the next free number.
+        """
         first = next(iterator := iter(documents), None)
         if first is None:
             return

@@ -178,7 +178,6 @@ class Store(ABC):
         documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
         *,
         record: Callable[[], None] = lambda: None,
-        numbers: Iterable[int] | None = None,
     ) -> None:
         """Add documents with their blocks, all or none (of one shard); a document with a known id is replaced.
 
@@ -187,18 +186,12 @@ class Store(ABC):
         Args:
             documents: Documents, each with its blocks.
             record: Called within the write, to store facts about what is added.
-            numbers: Least number of each document's first block. None: the next free number.
 
         Raises:
             ValueError: A document cannot be stored, or an id occurs twice.
             StoreLockedError: Another process is writing.
             StoreError: It could not be written; nothing has changed.
         """
-
-    @property
-    @abstractmethod
-    def next_block(self) -> int:
-        """Number of the next block, greater than that of every shard."""
 
     @abstractmethod
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:

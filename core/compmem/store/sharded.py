@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -132,7 +131,6 @@ class ShardedStore(Store):
         documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
         *,
         record: Callable[[], None] = lambda: None,
-        numbers: Iterable[int] | None = None,
     ) -> None:
         """Add documents, all or none of those of one shard. Raises what `Store.add` raises.
 
@@ -140,13 +138,13 @@ class ShardedStore(Store):
         """
         parts: dict[int, list[tuple[Document, Iterable[MemoryBlock]]]] = {}
         starts: dict[int, list[int]] = {}
-        free, entries = self.next_block, list(documents)
-        for place, ((document, blocks), number) in enumerate(zip(entries, numbers or repeat(0), strict=False), 1):
-            shard, start = shard_of(document.id, len(self.shards)), max(free, number)
-            starts.setdefault(shard, []).append(start)
+        free, entries = max(store.next_block for store in self.shards), list(documents)
+        for place, (document, blocks) in enumerate(entries, 1):
+            shard = shard_of(document.id, len(self.shards))
+            starts.setdefault(shard, []).append(free)
             if place < len(entries):  # the last ones are not counted, so they may be generated during the write
                 blocks = list(blocks)
-                free = start + len(blocks)
+                free += len(blocks)
             parts.setdefault(shard, []).append((document, blocks))
         if parts:
             record()  # before the blocks: no block is without the fact which model made it
@@ -162,11 +160,6 @@ class ShardedStore(Store):
     def shard_count(self) -> int | None:
         """Number of shards."""
         return len(self.shards)
-
-    @property
-    def next_block(self) -> int:
-        """Number of the next block, greater than that of every shard."""
-        return max(store.next_block for store in self.shards)
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""

@@ -74,7 +74,7 @@ class FolderSnapshot(Snapshot):
             place = places.get(int(number))
             if place is None or place.kv is None:
                 raise ValueError(f"block {number} is not in this snapshot, or has no KV states")
-            found.append(self._cache.kv_states(place, place.kv))
+            found.append(self._cache.kv_states(place))
         return found
 
     def vectors(self) -> ChunkVectors:
@@ -102,17 +102,19 @@ class FolderSnapshot(Snapshot):
         return len(self._admitted(filter))
 
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None."""
+        """A document with its text, or None. Chunks that were given with contexts of their own come back as chunks."""
         numbers = self.document_blocks(document_id)
         if not numbers:
             return None
         chunks = self.chunks(numbers)
+        first, own_contexts = chunks[0], len({chunk.context for chunk in chunks}) > 1
         return Document(
             id=document_id,
-            title=chunks[0].title,
-            context=chunks[0].context,
-            metadata=chunks[0].metadata,
+            title=first.title,
+            context="" if own_contexts else first.context,
+            metadata=first.metadata,
             text="".join(chunk.text for chunk in chunks),
+            chunks=chunks if own_contexts else None,
         )
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:

@@ -120,7 +120,7 @@ def _block(rows: Rows, state: State, cache: Cache, block: Placed) -> Iterator[st
         yield str(error)
     try:
         if place.kv is not None:
-            kv_parts(place, place.kv, cache.kv)
+            kv_parts(place, cache.kv)
     except CorruptStoreError as error:
         yield str(error)
     names = set(rows("SELECT name, kind, block FROM names WHERE block = ?", place.number))

@@ -79,7 +79,7 @@ def insert(
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class _WaitingBlock:
     """A block that waits to be written."""
 
     number: int
@@ -98,7 +98,7 @@ class _Writer:
         self._connection = connection
         self._folder = folder
         self._kinds = kinds
-        self._waiting: list[_Placed] = []
+        self._waiting: list[_WaitingBlock] = []
         self._size = 0
         self._next = read_state(rows_of(connection)).next_block
 
@@ -115,7 +115,7 @@ class _Writer:
         start = 0
         for ordinal, block in enumerate(blocks):
             vectors = check_block(document, block, start)
-            self._waiting.append(_Placed(self._next, key, ordinal, start, document, block, vectors))
+            self._waiting.append(_WaitingBlock(self._next, key, ordinal, start, document, block, vectors))
             self._next += 1
             whole.add(block.chunk)
             start += len(block.chunk.text)
@@ -182,7 +182,7 @@ def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object
 
 
 def _put_vectors(
-    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_Placed], kind: VectorType, state: State
+    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: VectorType, state: State
 ) -> tuple[State, list[Vector]]:
     arrays = [placed.vectors for placed in blocks if placed.vectors is not None]
     _check_dims(blocks, state)
@@ -220,7 +220,7 @@ def _put_vectors(
     )
 
 
-def _check_dims(blocks: Sequence[_Placed], state: State) -> None:
+def _check_dims(blocks: Sequence[_WaitingBlock], state: State) -> None:
     expected = state.dim
     bare = expected is None and state.next_block > 1
     for placed in blocks:
@@ -238,7 +238,7 @@ def _check_dims(blocks: Sequence[_Placed], state: State) -> None:
 
 
 def _put_kv(
-    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_Placed], kind: KVType, state: State
+    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
     packed: dict[int, Parts] = {}
     placed: list[tuple[int | None, int | None]] = []
@@ -260,7 +260,7 @@ def _put_kv(
     return replace(state, next_file=state.next_file + 1), placed
 
 
-def _put_block(connection: sqlite3.Connection, placed: _Placed, stored: tuple[int | None, ...]) -> None:
+def _put_block(connection: sqlite3.Connection, placed: _WaitingBlock, stored: tuple[int | None, ...]) -> None:
     chunk, number = placed.block.chunk, placed.number
     headings, spans = headings_json(chunk), pack_spans(chunk.sentences)
     place = (placed.key, placed.ordinal, placed.start)

@@ -133,7 +133,7 @@ def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
         "rest of the first stage": [(QuestionContext, "propose")],
         "blocks": [(BlockLoader, "windows")],
         "features of the gate": [(gates, "features")],
-        "networks of the gate": [(GateHead, "first_scores"), (GateHead, "later_pass")],
+        "networks of the gate": [(GateHead, "first_pass"), (GateHead, "later_pass")],
     }
 
 
