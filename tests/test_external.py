@@ -1,7 +1,6 @@
 """An index over a retriever: its queries, the use of its results, and what is cached."""
 
 import asyncio
-from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
