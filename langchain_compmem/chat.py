@@ -1,7 +1,7 @@
 """A LangChain chat model as a callable for CompMem's chat reader, inside the current run."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
@@ -9,6 +9,7 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import AfterValidator
 
 from compmem import ReaderError
 from langchain_compmem.window import window_of
@@ -20,6 +21,19 @@ ChatModel = Runnable[LanguageModelInput, BaseMessage]
 
 Prompt = Runnable[dict[str, Any], PromptValue]
 """Any prompt template."""
+
+
+def _with_question(prompt: Prompt) -> Prompt:
+    names = set(getattr(prompt, "input_variables", ("question",)))  # any other runnable takes what it is given
+    if "question" not in names or names - {"question", "chat_history"}:
+        raise ValueError(
+            f"condense_prompt must have the variables question and chat_history alone, not {sorted(names)}"
+        )
+    return prompt
+
+
+CondensePrompt = Annotated[Prompt, AfterValidator(_with_question)]
+"""A prompt template with the variables `question` and `chat_history`."""
 
 LONGEST_QUESTION = 2_000
 """Longest question that a chat model makes standalone, in characters; a longer reply is not a question."""

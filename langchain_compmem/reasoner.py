@@ -19,7 +19,14 @@ from compmem import AnswerToken, ReaderError, RecallConfig
 from compmem.config import CANDIDATES
 from compmem.text.follow_up import standalone_question
 from compmem.threads import in_thread
-from langchain_compmem.chat import CONDENSE_PROMPT, CallContext, ChatCalls, ChatModel, Prompt, conversation_of
+from langchain_compmem.chat import (
+    CONDENSE_PROMPT,
+    CallContext,
+    ChatCalls,
+    ChatModel,
+    CondensePrompt,
+    conversation_of,
+)
 from langchain_compmem.documents import Filter, Index, Prompts, combined, shown_with
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.external import external_index
@@ -83,7 +90,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     document_prompt: BasePromptTemplate[str] | None = None
     """Formats a document for the chat model, from `page_content` and metadata that every document has. None: the title,
     the metadata that is searched, and the text."""
-    condense_prompt: Prompt = CONDENSE_PROMPT
+    condense_prompt: CondensePrompt = CONDENSE_PROMPT
     """The prompt that makes a follow-up question standalone; variables `chat_history` and `question`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # without its filter, all documents match

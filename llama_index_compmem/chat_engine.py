@@ -16,7 +16,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import ToolOutput
 from llama_index.core.types import Thread
 
-from llama_index_compmem.condense_question import CONDENSE, astandalone, condense, condense_by_rule
+from llama_index_compmem.condense_question import CONDENSE, astandalone, condense, condense_by_rule, condense_template
 from llama_index_compmem.query_engine import CompMemQueryEngine
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,12 @@ class CompMemChatEngine(BaseChatEngine):
         llm: Makes messages standalone.
         memory: The chat history. Default: a buffer in this process.
         chat_history: The beginning of the conversation.
-        condense_prompt: The prompt for the LLM; fields `chat_history` and `question`.
+        condense_prompt: The prompt for the LLM, a template or a text; fields `chat_history` and `question`.
         callback_manager: Legacy callbacks. Default: the query engine's.
 
     Raises:
-        ValueError: The chat history is invalid.
+        ValueError: The chat history or the prompt is invalid.
+        TypeError: The prompt is no template.
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class CompMemChatEngine(BaseChatEngine):
         *,
         memory: BaseMemory | None = None,
         chat_history: list[ChatMessage] | None = None,
-        condense_prompt: BasePromptTemplate = CONDENSE,
+        condense_prompt: BasePromptTemplate | str = CONDENSE,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         self._engine = query_engine
         self._llm = llm
         self._memory = memory if memory is not None else ChatMemoryBuffer.from_defaults()
-        self._condense_prompt = condense_prompt
+        self._condense_prompt = condense_template(condense_prompt)
         self.callback_manager = callback_manager or query_engine.callback_manager
         if chat_history is not None:
             self._memory.set(_checked_history(chat_history))

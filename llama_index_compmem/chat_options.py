@@ -1,6 +1,7 @@
 """Options of chat engines, under the names that LlamaIndex's own engines have for them."""
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llama_index.core.prompts import PromptTemplate
@@ -30,18 +31,20 @@ def chat_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return {name: value for name, value in given.items() if value is not None}, rest
 
 
-def check_chat_options(options: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse an option that neither a `CompMemChatEngine` nor its query engine has.
+def check_options(options: Iterable[str], make: Callable[..., object], engine: str) -> None:
+    """Refuse an option that an engine does not have: the framework's own engines pass over a misspelt filter.
+
+    Args:
+        options: Names of the given options.
+        make: What makes the engine; its named parameters are the options that it has.
+        engine: The engine, for the message.
 
     Raises:
         TypeError: It is unknown.
     """
-    names = {*known} - {"others"}
-    if others := [name for name in options if name not in names]:
-        raise TypeError(
-            f"{others[0]}= is no option of a CompMemChatEngine; chat_mode='condense_plus_context' is LlamaIndex's own "
-            "engine over this index's retriever, with all of its options"
-        )
+    known = {p.name for p in inspect.signature(make).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    if others := [name for name in options if name not in known]:
+        raise TypeError(f"{others[0]}= is no option of {engine}")
 
 
 def _system_template(system: object) -> PromptTemplate:

@@ -24,6 +24,22 @@ _MARGIN: Final = 16
 """Most tokens that a chat template adds to a prompt."""
 
 
+def condense_template(prompt: object) -> BasePromptTemplate:
+    """The prompt that makes a message standalone; a text is a template.
+
+    Raises:
+        TypeError: It is neither a template nor a text.
+        ValueError: It lacks `question`, or has a field that is not filled.
+    """
+    template = PromptTemplate(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(template, BasePromptTemplate):
+        raise TypeError(f"condense_prompt={prompt!r} must be a prompt template or a text")
+    names = {*template.template_vars} - {*template.kwargs}
+    if "question" not in names or names - {"question", "chat_history"}:
+        raise ValueError(f"condense_prompt must have the fields question and chat_history alone, not {sorted(names)}")
+    return template
+
+
 def condense_by_rule(history: Sequence[ChatMessage], message: str) -> str:
     """The message, followed by the names in the conversation that it refers to; see `standalone_question`."""
     return standalone_question([{"role": m.role.value, "content": m.content or ""} for m in history], message)

@@ -29,7 +29,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 import compmem
 from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeConfig
 from llama_index_compmem.chat_engine import CompMemChatEngine
-from llama_index_compmem.chat_options import chat_options, check_chat_options, split_options
+from llama_index_compmem.chat_options import chat_options, check_options, split_options
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.loading import as_encoder, open_memory
@@ -42,6 +42,11 @@ from llama_index_compmem.vector_store import CompMemVectorStore
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
+
+_OWN_CHAT_ENGINE = (
+    "a CompMemChatEngine; chat_mode='condense_plus_context' is LlamaIndex's own engine over this index's retriever, "
+    "with all of its options"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -414,16 +419,18 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         asked = self._resolved(llm)
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
             own, rest = chat_options(options)
-            check_chat_options(rest, inspect.signature(self.as_query_engine).parameters)
+            check_options(rest, self.as_query_engine, _OWN_CHAT_ENGINE)
             return CompMemChatEngine(self.as_query_engine(asked, **rest), asked, **own)
         if asked is None:
             raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
         if chat_mode == ChatMode.SIMPLE:
+            check_options(options, SimpleChatEngine.from_defaults, f"chat_mode={chat_mode!r}")
             return SimpleChatEngine.from_defaults(llm=asked, **options)
         if chat_mode in (ChatMode.CONTEXT, ChatMode.CONDENSE_PLUS_CONTEXT):
             own, options = split_options(options, "similarity_top_k", "filters", "method", "min_score", "recall_config")
             retriever = self.as_retriever(**own)
             kind = ContextChatEngine if chat_mode == ChatMode.CONTEXT else CondensePlusContextChatEngine
+            check_options(options, kind.from_defaults, f"chat_mode={chat_mode!r}")
             return kind.from_defaults(retriever=retriever, llm=asked, **options)
         return super().as_chat_engine(chat_mode, llm=asked)
 

@@ -12,6 +12,7 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from compmem import Chunk, Document, Recall
 from compmem.metadata import plain
+from compmem.schema import LONGEST_CONTEXT
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -178,6 +179,11 @@ def _document(node: BaseNode, metadata: Mapping[str, Any]) -> Document:
     seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
     above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
+    if len(context) > LONGEST_CONTEXT:
+        raise ValueError(
+            f"node {node.node_id!r}: the metadata that embedding models see has {len(context):,} characters, but at "
+            f"most {LONGEST_CONTEXT:,} can be searched: hide large values with excluded_embed_metadata_keys"
+        )
     return Document(
         id=node.node_id, title=title, context=context, chunks=[text], metadata=metadata, source=node.ref_doc_id or ""
     )

@@ -158,6 +158,8 @@ def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
     )
     code = block("", "def area(self):", "return self.width", "def volume(self):", "return self.area() * self.height")
     assert written("What does volume call?", code) == "def volume(self): return self.area() * self.height"
+    settings = block("", '"server": {', '"port": 8443', "},", '"retries": {', '"max": 7', "}")
+    assert written("How many retries are there?", settings).startswith('"retries": { "max": 7')
 
 
 def test_a_memory_cut_to_its_budget_keeps_the_evidence_of_its_lines():
@@ -221,8 +223,12 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
     assert written("Every city and country?", table) == f"{head} {oslo} {malmo} {bergen}"
     kept = Evidence.of(table.chunk, table.chunk.sentences[1], 0.4)
-    for asked, rows in (("rent", []), ("citi", [oslo, malmo, bergen]), ("norwa", [oslo, bergen])):
+    for asked, rows in (("rent", [oslo, malmo, bergen]), ("citi", [oslo, malmo, bergen]), ("norwa", [oslo, bergen])):
         assert [e.text for e in quoted_sentences({asked: 1.0}, [kept])] == [head, *rows], asked
+    days = [f"| {day} | {hour} |" for day, hour in (("Monday", "9 to 17"), ("Friday", "9 to 13"))]
+    hours = of_text("\n".join(["| Day | Open |", *days]), sentences=["| Day | Open |", *days])
+    chosen = Evidence.of(hours.chunk, hours.chunk.sentences[1], 0.4)
+    assert [e.text for e in quoted_sentences({"office": 1.0}, [chosen])] == ["| Day | Open |", *days]
     head, *rows = "City,Country,Mayor", "Oslo,Norway,Berg", "Malmo,Sweden,Lund"
     values = of_text("\n".join([head, *rows]), sentences=[head, *rows])
     assert written("Which country is Malmo in?", values) == f"{head} {rows[1]}"

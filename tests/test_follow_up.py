@@ -24,6 +24,8 @@ HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founde
         ([], "Where was she born?", "Where was she born?"),
         ([HISTORY[1]], "Where was she born?", "Where was she born? (Bolt; Ann Lee)"),
         (HISTORY, "And Acme?", "Who founded Acme?"),
+        ([turn("user", "Who were the founders of Bolt?"), turn("assistant", "Ann Lee."), turn("user", "And when?"),
+          turn("assistant", "In 2012.")], "And Acme?", "Who were the founders of Acme?"),
         (HISTORY, "What about Acme?", "Who founded Acme?"),
         (HISTORY, "Thank you.", "Thank you."),
         ([turn("user", "Which plan does Quill Dairy have?"), turn("assistant", "Silver.")], "When does it renew?",

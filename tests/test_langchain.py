@@ -18,7 +18,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.exceptions import LangChainException
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.tools import create_retriever_tool
@@ -405,6 +405,9 @@ def test_prompts_are_the_callers(retriever):
     reasoner.invoke({"question": "Where?", "chat_history": [HumanMessage("Ahoy")]})
     assert reasoner.chat_model.asked[0][-1].content == "Again: Where?"
     assert reasoner.chat_model.asked[1][0].content == "You speak like a pirate."
+    for wrong in ("Again: {question} {history}", "Again: {chat_history}"):
+        with pytest.raises(ValueError, match="variables question and chat_history alone"):
+            chatting(retriever, condense_prompt=PromptTemplate.from_template(wrong))
 
 
 async def test_a_chat_model_that_writes_is_asked_once(retriever):

@@ -406,13 +406,17 @@ def test_what_a_reader_overlooks_of_a_likely_block_is_kept_once_something_is_not
         def read(self, question, memory, blocks):
             return replace(super().read(question, memory, blocks), update=not memory.text)
 
-    for trusts, kept in ((False, [3]), (True, [3, 1])):
-        found = drivers.run(
-            run_loop("q", recall_loop(Bench(), RecallConfig(), 0.5, trusts_gate=trusts), Blind(), INLINE)
-        )
+    class Many(Bench):
+        """There are many more candidates."""
+
+        def propose(self, memory):
+            return list(range(25))
+
+    for trusts, bench, kept in ((False, Many(), [3]), (True, Bench(), [3]), (True, Many(), [3, 1])):
+        found = drivers.run(run_loop("q", recall_loop(bench, RecallConfig(), 0.5, trusts_gate=trusts), Blind(), INLINE))
         assert [int(r.chunk.document_id) for r in found.kept] == kept
-        assert [s.updated for s in found.steps] == [True, trusts]
-    never = recall_loop(Bench(), RecallConfig(), 0.5, trusts_gate=True)
+        assert [s.updated for s in found.steps] == [True, len(kept) == 2]
+    never = recall_loop(Many(), RecallConfig(), 0.5, trusts_gate=True)
     assert drivers.run(run_loop("q", never, Blank(), INLINE)).kept == (), "nothing is noted"
 
 

@@ -27,10 +27,7 @@ from compmem import IndexConfig, LoopConfig, ReaderError, RecallConfig, RuntimeC
 from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names, read_reply
 
-QUOTED = (
-    "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill. "
-    "Tarnhill is a mining town on the river Esk."
-)
+QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
 
 READING = RecallConfig(reader="chat")
 """The LLM reads in every step."""
@@ -44,7 +41,7 @@ async def test_without_an_llm_the_answer_is_quoted(index):
     for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
         assert isinstance(response, Response)
         assert str(response) == QUOTED
-        assert names(response.source_nodes) == ["orchid", "marsh", "tarnhill"]
+        assert names(response.source_nodes) == ["orchid", "marsh"]
         assert all(0 < n.score <= 1 for n in response.source_nodes)
         assert "Tarnhill" in response.get_formatted_sources()
         told = response.metadata
@@ -285,7 +282,7 @@ async def test_postprocessors_choose_what_is_read(index):
     chosen = [SimilarityPostprocessor(similarity_cutoff=0.3), LongContextReorder()]
     engine = index.as_query_engine(FakeLLM(), similarity_top_k=5, node_postprocessors=chosen)
     for response in (engine.query(QUESTION), await engine.aquery(QUESTION)):
-        assert set(names(response.source_nodes)) == {"orchid", "marsh", "tarnhill"}
+        assert set(names(response.source_nodes)) == {"orchid", "marsh"}
         assert str(response) == "The answer is Tarnhill."
 
 

@@ -18,10 +18,7 @@ from compmem.listing import BLANK
 from llama_index_compmem import CompMemIndex, CompMemNodeParser, CompMemRetriever, CompMemVectorStore, recall_tool
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names
 
-QUOTED = (
-    "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill. "
-    "Tarnhill is a mining town on the river Esk."
-)
+QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
 
 
 # Filters
@@ -212,6 +209,13 @@ def test_a_chat_engine_takes_the_frameworks_names(index):
     both = PromptTemplate("{chat_history} {question}")
     with pytest.raises(TypeError, match="condense_prompt= or condense_question_prompt=, not both"):
         index.as_chat_engine(condense_prompt=both, condense_question_prompt=both)
+    for wrong, error in (("{chat_history}", ValueError), ("{question} {history}", ValueError), (7, TypeError)):
+        with pytest.raises(error, match="condense_prompt"):
+            index.as_chat_engine(llm=llm, condense_prompt=wrong)
+    index.as_chat_engine(llm=llm, condense_prompt="{chat_history} {question}")
+    for mode in ("context", "condense_plus_context", "simple"):
+        with pytest.raises(TypeError, match=f"filter= is no option of chat_mode='{mode}'"):
+            index.as_chat_engine(mode, llm=llm, filter=None)
     for mode in ("best", "condense_question"):
         with pytest.raises(TypeError, match=r"skip_condense= is no option .* chat_mode='condense_plus_context'"):
             index.as_chat_engine(mode, llm=llm, skip_condense=True)

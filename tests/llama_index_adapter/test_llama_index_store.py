@@ -117,6 +117,14 @@ def test_an_index_over_the_store_asks_the_memory():
     assert CompMemIndex.from_memory(store.memory).as_vector_store().memory is store.memory
 
 
+def test_metadata_that_is_too_long_to_be_searched_is_refused_with_what_helps():
+    long = TextNode(id_="long", text="The gate opens at nine.", metadata={"page": "word " * 3000})
+    with pytest.raises(ValueError, match=r"'long': the metadata .* 15,00\d characters.*excluded_embed_metadata_keys"):
+        make_store().add([long])
+    long.excluded_embed_metadata_keys = ["page"]
+    assert make_store().add([long]) == ["long"]
+
+
 def test_parts_of_a_document_that_was_added_whole_are_found_but_not_deleted():
     store = make_store()
     store.memory.add([CoreDocument(id="plain", chunks=["The price is 10 euros. ", "It is paid at the gate."])])

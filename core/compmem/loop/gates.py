@@ -11,6 +11,7 @@ from compmem.config import LoopConfig
 from compmem.gate import BackboneGate, FirstPass, GateHead, features
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader
+from compmem.loop.loop import FEW
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
@@ -70,10 +71,6 @@ class SimilarityGate(NoGate):
         return [float(cosine) for cosine in np.clip(cosines, 0.0, 1.0)]
 
 
-FEW = 20
-"""Candidates below which the first pass does not decide that it suffices: a second one costs next to nothing."""
-
-
 class DenseGate:
     """The trained gate over vectors, words and names.
 
@@ -101,7 +98,7 @@ class DenseGate:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether the first candidates leave something to find; so few that a list of them says little always do."""
+        """Whether the first candidates leave something to find; fewer than `FEW` always do, at next to no cost."""
         if self._open_ended or self._look is None or len(self._first) < FEW:
             return True
         return self._look.more >= self._head.more_threshold

@@ -30,8 +30,11 @@ QUOTED = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
 LIKELY = 0.5
-"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it; what a reader
-without a language model reads in a block with this score is kept."""
+"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it; see also
+`trusts_gate`."""
+
+FEW = 20
+"""Candidates below which the gate, which compares them, is less sure than its scores say."""
 
 _WORD: Final = re.compile(r"\w+")
 
@@ -151,8 +154,8 @@ def recall_loop(
         shown: Most recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
         refuses: Read nothing if the gate finds that nothing answers, since no language model judges the blocks.
-        trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` is kept, whatever
-            the reader says: it compares with the question alone, and a later fact is near to the notes instead.
+        trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` among at least `FEW`
+            is kept, whatever the reader says: it compares with the question, and a later fact is near to the notes.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.
@@ -280,7 +283,8 @@ def _step(
     assert isinstance(reading, Reading), "a driver answers every ReadRequest"
     state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
-    likely = trusts_gate and bool(state.memory.text) and any(recall.score >= LIKELY for recall in recalls)
+    trusts_gate = trusts_gate and bool(state.memory.text) and state.proposed >= FEW
+    likely = trusts_gate and any(recall.score >= LIKELY for recall in recalls)
     updated = not state.late and (reading.update or likely)
     if updated or not (state.late or config.update_gate):
         state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)

@@ -96,8 +96,8 @@ class Outline:
 
 
 def introduces(text: str) -> bool:
-    """Whether a sentence only says what the next ones are about: a question, a heading, a line with a colon."""
-    return text.endswith(("?", ":")) or is_heading(text)
+    """Whether a sentence only says what the next are about: a question, a heading, a line with a colon or bracket."""
+    return text.endswith(("?", ":", "{", "[")) or is_heading(text)
 
 
 def is_heading(text: str) -> bool:

@@ -103,19 +103,18 @@ def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Ite
 
 
 def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
-    """The head of a row's table, and the rows with all words of the question that it has.
+    """The head of a row's table, and the rows with all words of the question that it has: all rows if none.
 
-    Of a head with words of the question, or above rows with some, the rows with most of them; all if none has any.
+    Of a head, the rows with most words of the question; all if none has any.
     """
     head, rows = _table(outline, place)
     if head is not None:
         yield head
     if place == head:
-        if not asked.keys().isdisjoint(_roots(outline.texts[head]).union(*rows.values())):
-            yield from _most_asked(asked, rows)
+        yield from _most_asked(asked, rows)
     else:
         own = rows.get(place, set()) & asked.keys()
-        yield from islice((n for n, roots in rows.items() if own and own <= roots), MOST_LISTED)
+        yield from islice((n for n, roots in rows.items() if own <= roots), MOST_LISTED)
 
 
 def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:

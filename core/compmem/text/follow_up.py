@@ -45,8 +45,9 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
 
     With a pronoun, or with a word such as `that` or `there` and no name, names are added: those in the last question,
     then those that are new in the answer to it. Only the latter if the last question asks for a person and the pronoun
-    means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, the last question is
-    repeated: "And when?". It is asked for another name if both have one: "And Acme?" becomes "Who founded Acme?".
+    means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, the last question
+    that is longer is repeated: "And when?". It is asked for another name if both have one: "And Acme?" becomes "Who
+    founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
@@ -57,7 +58,8 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     asks = "?" in question or not (_ASKING | _AND).isdisjoint(words)
     if not turns or not (refers or (0 < len(words) <= _SHORT and asks)):
         return question
-    asked = next((text for role, text in reversed(turns) if role == "user"), "")
+    said = [text for role, text in reversed(turns) if role == "user"]
+    asked = next((text for text in said if len(_words(text)) > _SHORT), next(iter(said), ""))
     about = next((names for role, text in reversed(turns) if role == "user" and (names := _names(text))), [])
     if asked and not refers:
         if len(named := _names(question)) == len(before := _names(asked)) == 1:
