@@ -87,7 +87,7 @@ def test_names_of_excluded_documents_crowd_nothing_out():
 def test_a_filter_that_admits_everything_ranks_as_none_does():
     rng = np.random.default_rng(5)
     texts = [" ".join(f"w{n}" for n in rng.zipf(1.4, rng.integers(3, 200)) if n < 300) + " end" for _ in range(60)]
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare(f"d{i}", text, {}, f"w{i % 7}") for i, text in enumerate(texts)])
         with store.snapshot() as view:
             asked = ["w1", "w2", "w30", "w6", "none"]
@@ -107,7 +107,7 @@ def bare(name, text, metadata, title=""):
 
 @pytest.fixture(scope="module")
 def years():
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", {"year": i, "tags": [f"t{i % 9}"]}) for i in range(300)])
         yield store
 
@@ -221,7 +221,7 @@ KEPT = [
 
 @pytest.mark.parametrize(("value", "expected"), KEPT, ids=[type(v).__name__ for v, _ in KEPT])
 def test_metadata_is_kept_as_the_nearest_json(value, expected):
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare("d", "text", {"key": value}), bare("other", "text", {})])
         with store.snapshot() as view:
             (kept,) = [d.metadata["key"] for d in view.documents() if d.id == "d"]
@@ -238,7 +238,7 @@ def test_metadata_is_kept_as_the_nearest_json(value, expected):
 )  # fmt: skip
 def test_what_json_has_nothing_near_to_is_refused_by_document_and_key(value):
     with (
-        FolderStore.create(None, config={}, dim=None, vectors="int8") as store,
+        FolderStore.create(None, config={}, vectors="int8") as store,
         pytest.raises(ValueError, match=r"document 'd': metadata 'key' is not JSON"),
     ):
         store.add([bare("d", "text", {"key": value})])
@@ -272,7 +272,7 @@ MOMENTS = [
     ],
 )
 def test_dates_compare_in_time(wanted, expected):
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", {"when": when}) for i, when in enumerate(MOMENTS)])
         with store.snapshot() as view:
             assert (view.select({"when": wanted}) - 1).tolist() == expected
@@ -281,7 +281,7 @@ def test_dates_compare_in_time(wanted, expected):
 def test_what_is_missing_null_or_empty_is_empty():
     values = (None, "", [], {}, 0, False, " ", [0], {"b": 0})
     held = [{}, *({"a": value} for value in values)]
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", metadata) for i, metadata in enumerate(held)])
         with store.snapshot() as view:
             assert (view.select({"a": {"is empty": True}}) - 1).tolist() == [0, 1, 2, 3, 4]
@@ -297,7 +297,7 @@ def test_a_dotted_key_finds_what_is_nested_unless_it_is_a_key_itself():
         {"author": {"home.town": "Tarn"}},
         {},
     ]
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare(f"d{i}", "text", metadata) for i, metadata in enumerate(held)])
         with store.snapshot() as view:
             assert (view.select({"author.name": "Bianca"}) - 1).tolist() == [0, 1]
@@ -309,7 +309,7 @@ def test_a_dotted_key_finds_what_is_nested_unless_it_is_a_key_itself():
 @pytest.mark.parametrize("test", ["==", "contains", "text match", ">="])
 def test_either_form_of_unicode_matches_the_other(test):
     composed, apart = "Caf\u00e9", "Cafe\u0301"
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare("d0", "text", {composed: apart}), bare("d1", "text", {apart: composed})])
         with store.snapshot() as view:
             for key in (composed, apart):
@@ -321,7 +321,7 @@ def test_names_of_metadata_are_composed_once_for_all_keys_of_a_filter(monkeypatc
     calls, apart, names = [], "e\u0301", [f"\u00e9{i}" for i in range(50)]
     monkeypatch.setattr(filters, "nfc", lambda text: calls.append(text) or nfc(text))
     held = {f"{apart}{i}": i for i in range(60)}
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([bare("d0", "text", {"in": held}), bare("d1", "text", held)])
         with store.snapshot() as view:
             assert view.select({f"in.{name}": i for i, name in enumerate(names)}).tolist() == [1]

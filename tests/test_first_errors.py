@@ -123,7 +123,7 @@ def test_an_index_of_a_newer_version_is_not_called_damaged(tmp_path):
     config = IndexConfig(encoder=HashEncoder())
     with MemoryIndex.create(tmp_path / "old", config) as made:
         settings = {**made.store.config, "future": 1}
-    FolderStore.create(tmp_path / "a", config=settings, dim=None, vectors=config.vectors).close()
+    FolderStore.create(tmp_path / "a", config=settings, vectors=config.vectors).close()
     with pytest.raises(IncompatibleStoreError, match="made by a newer compmem: it has the setting 'future'"):
         MemoryIndex.open(tmp_path / "a", encoder=HashEncoder())
 

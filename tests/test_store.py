@@ -67,7 +67,7 @@ def entry(
 
 @pytest.fixture
 def store(tmp_path: Path):
-    with FolderStore.create(tmp_path / "a.mem", config=CONFIG, dim=None, vectors="int8") as made:
+    with FolderStore.create(tmp_path / "a.mem", config=CONFIG, vectors="int8") as made:
         yield made
 
 
@@ -129,7 +129,7 @@ def test_chunks_come_in_the_order_asked(store: FolderStore):
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("fp16", 0.001)])
 def test_vectors_survive_in_both_types(tmp_path: Path, kind: Any, error: float):
     vectors = unit(64, 1, 384)
-    with FolderStore.create(tmp_path / "v", config=CONFIG, dim=384, vectors=kind) as store:
+    with FolderStore.create(tmp_path / "v", config=CONFIG, vectors=kind) as store:
         chunk = Chunk(text="x" * 63, sentences=tuple((i, i + 1) for i in range(63)))
         store.add([(Document(id="d", text=chunk.text), [MemoryBlock(chunk=chunk, vectors=vectors)])])
         with store.snapshot() as view:
@@ -147,7 +147,7 @@ def test_kv_states_survive(tmp_path: Path, kind: str, error: float):
     document, (first, second) = entry("d", ["one. two. ", "three."], kv=True, dim=None)
     positions = torch.arange(first.kv.keys.shape[2], dtype=torch.int32).expand(first.kv.keys.shape[:3])
     made = document, [replace(first, kv=replace(first.kv, positions=positions)), second]
-    with FolderStore.create(None, config={"kv": kind}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={"kv": kind}, vectors="int8") as store:
         store.add([made])
         store.add([entry("e", ["four."], kv=True, dim=None, seed=7)])
         for _ in range(2):
@@ -239,7 +239,7 @@ def test_generation_grows_and_numbers_are_never_reused(store: FolderStore):
 
 def test_cached_arrays_follow_other_writers(tmp_path: Path):
     with (
-        FolderStore.create(tmp_path / "s", config=CONFIG, dim=DIM, vectors="int8") as writer,
+        FolderStore.create(tmp_path / "s", config=CONFIG, vectors="int8") as writer,
         FolderStore.open(tmp_path / "s") as reader,
     ):
         for i in range(5):
@@ -256,7 +256,7 @@ def test_cached_arrays_follow_other_writers(tmp_path: Path):
 
 
 def test_config_and_info_survive_reopening(tmp_path: Path):
-    FolderStore.create(tmp_path / "s", config={"a": [1, {"b": None}]}, dim=8, vectors="fp16").close()
+    FolderStore.create(tmp_path / "s", config={"a": [1, {"b": None}]}, vectors="fp16").close()
     with FolderStore.open(str(tmp_path / "s")) as store:
         assert store.config == {"a": [1, {"b": None}]}
         store.add([entry("d", ["Alpha one. Beta."], dim=8)])
@@ -268,7 +268,7 @@ def test_config_and_info_survive_reopening(tmp_path: Path):
 
 
 def test_a_temporary_store_goes_when_closed():
-    store = FolderStore.create(None, config={}, dim=None, vectors="int8")
+    store = FolderStore.create(None, config={}, vectors="int8")
     store.add([entry("d", ["Alpha."])])
     store.close()
     assert not store.path.exists()
@@ -418,7 +418,7 @@ RECORDS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def filtered():
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add(
             [entry(f"r{i}", ["Text. "], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(RECORDS)]
         )
@@ -600,7 +600,7 @@ def leaf(operator: str, have: Any, v: Any) -> bool:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(METADATA, min_size=1, max_size=6), st.lists(FILTERS, min_size=1, max_size=12))
 def test_filters_mean_what_python_means(records: list[dict[str, Any]], filters: list[Any]):
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([entry(f"r{i}", ["x"], title=f"T{i}", dim=None, metadata=record) for i, record in enumerate(records)])
         for wanted in filters:
             own = [{"document_id": f"r{i}", "title": f"T{i}", **record} for i, record in enumerate(records)]
@@ -674,7 +674,7 @@ def test_bad_vectors(store: FolderStore, vectors: np.ndarray, message: str):
 
 def test_bad_states(tmp_path: Path):
     document, (block,) = entry("d", ["text here"], dim=None)
-    with FolderStore.create(tmp_path / "k", config={"memory": "kv"}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "k", config={"memory": "kv"}, vectors="int8") as store:
         for keys, values, message in (
             (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), "document 'd': KV states of shapes"),
             (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), "KV states of shapes"),
@@ -713,7 +713,7 @@ def test_nul_bytes_in_text_are_kept(store: FolderStore):
 @pytest.mark.slow
 def test_a_50_mb_single_line():
     line = ("x" * 63 + " ") * (50 << 14) + "last"
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         chunks = [Chunk(text=line[:1000]), Chunk(text=line[1000:])]
         store.add([(Document(id="big", text=line), [MemoryBlock(chunk=chunk) for chunk in chunks])])
         with store.snapshot() as view:
@@ -728,7 +728,7 @@ def test_paths(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(ValueError, match="is a file; an index is a folder"):
-        FolderStore.create(file, config={}, dim=None, vectors="int8")
+        FolderStore.create(file, config={}, vectors="int8")
     with pytest.raises(StoreError, match="is a file, not the folder of an index"):
         FolderStore.open(file)
     with pytest.raises(StoreError, match=r"missing' has no index: create one with `compmem add` or MemoryIndex.create"):
@@ -738,15 +738,14 @@ def test_paths(tmp_path: Path):
     with pytest.raises(StoreError, match=r"has an index without its manifest\.sqlite: it cannot be opened"):
         FolderStore.open(tmp_path / "lost")
     with pytest.raises(ValueError, match="is not empty and has no index"):
-        FolderStore.create(tmp_path, config={}, dim=None, vectors="int8")
-    FolderStore.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8").close()
+        FolderStore.create(tmp_path, config={}, vectors="int8")
+    FolderStore.create(tmp_path / "deep" / "er", config={}, vectors="int8").close()
     with pytest.raises(ValueError, match="has an index already"):
-        FolderStore.create(tmp_path / "deep" / "er", config={}, dim=None, vectors="int8")
+        FolderStore.create(tmp_path / "deep" / "er", config={}, vectors="int8")
     for bad, message in (
-        ({"config": {"x": object()}, "vectors": "int8", "dim": 1}, "'config' is not JSON"),
-        ({"config": {}, "vectors": "int4", "dim": 1}, "vectors='int4' must be one of 'int8', 'fp16'"),
-        ({"config": {"kv": "fp8"}, "vectors": "int8", "dim": 1}, "kv='fp8' must be one of"),
-        ({"config": {}, "vectors": "int8", "dim": 0}, "dim=0 must be"),
+        ({"config": {"x": object()}, "vectors": "int8"}, "'config' is not JSON"),
+        ({"config": {}, "vectors": "int4"}, "vectors='int4' must be one of 'int8', 'fp16'"),
+        ({"config": {"kv": "fp8"}, "vectors": "int8"}, "kv='fp8' must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
             FolderStore.create(tmp_path / "new", **bad)
@@ -757,12 +756,12 @@ def test_leftovers_of_a_dead_create_are_no_obstacle(tmp_path: Path):
     (tmp_path / "writer.lock").touch()
     (tmp_path / "new-compmem-1a").mkdir()
     (tmp_path / "new-compmem-1a" / "manifest.sqlite").write_bytes(b"half")
-    with FolderStore.create(tmp_path, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path, config={}, vectors="int8") as store:
         assert store.verify() == []
 
 
 def test_another_format_is_refused(tmp_path: Path):
-    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, vectors="int8").close()
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:
         raw.execute(f"PRAGMA user_version={FORMAT + 6}")
     with pytest.raises(
@@ -787,7 +786,7 @@ def test_another_format_is_refused(tmp_path: Path):
     ],
 )
 def test_a_strangers_manifest_is_refused(tmp_path: Path, spoil: str):
-    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, vectors="int8").close()
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
         raw.execute(spoil)
     with pytest.raises(CorruptStoreError):
@@ -818,7 +817,7 @@ def test_bytes_that_are_no_database(tmp_path: Path):
     ],
 )
 def test_a_strangers_rows_are_found(tmp_path: Path, spoil: str):
-    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."])])
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
         raw.execute(spoil)
@@ -831,7 +830,7 @@ def test_a_strangers_rows_are_found(tmp_path: Path, spoil: str):
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
 @pytest.mark.parametrize("file", ["manifest.sqlite", "chunks-000000.bin", "sentences-000000.bin"])
 def test_links_are_not_followed(tmp_path: Path, file: str):
-    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."])])
     (tmp_path / "s" / file).rename(tmp_path / "outside")
     (tmp_path / "s" / file).symlink_to(tmp_path / "outside")
@@ -849,7 +848,7 @@ def test_links_are_not_followed(tmp_path: Path, file: str):
     "file", ["manifest.sqlite-wal", "manifest.sqlite-shm", "manifest.sqlite-journal", "writer.lock"]
 )
 def test_what_a_link_points_to_stays_as_it_is(tmp_path: Path, file: str):
-    FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8").close()
+    FolderStore.create(tmp_path / "s", config={}, vectors="int8").close()
     outside = tmp_path / "outside"
     outside.write_text("precious")
     (tmp_path / "s" / file).unlink(missing_ok=True)
@@ -879,7 +878,7 @@ READ_ONLY = """
 
 def test_a_read_only_folder_is_read(tmp_path: Path):
     folder = tmp_path / "s"
-    with FolderStore.create(folder, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(folder, config={}, vectors="int8") as store:
         store.add([entry("d", ["Alpha one."], metadata={"year": 2024})])
     for parent in [folder, *folder.parents]:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):

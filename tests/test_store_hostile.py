@@ -34,7 +34,7 @@ def entry(name: str, text: str = "Alpha one."):
 
 
 def filled(path: Path, text: str = "Alpha one.") -> Path:
-    with FolderStore.create(path, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(path, config={}, vectors="int8") as store:
         store.add([entry("d", text)])
     return path
 
@@ -203,7 +203,7 @@ def test_every_spoilt_column_is_found_or_harmless(tmp_path: Path, table: str):
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, 60_000.0])
 def test_vectors_that_are_no_unit_vectors_are_a_corrupt_store(tmp_path: Path, kind, number):
-    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors=kind) as store:
+    with FolderStore.create(tmp_path / "s", config={}, vectors=kind) as store:
         store.add([entry("d")])
     (file,) = (tmp_path / "s").glob("chunks-*")
     data = np.frombuffer(file.read_bytes(), np.uint8).copy()
@@ -234,7 +234,7 @@ def test_a_table_of_the_lexical_index_that_is_another_one_is_refused(tmp_path: P
 def test_metadata_is_read_once_for_a_document(tmp_path: Path):
     chunks = [f"Alpha {n}. " for n in range(200)]
     document = Document(id="d", chunks=chunks, metadata={"a": "x" * 200_000})
-    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, vectors="int8") as store:
         store.add([(document, [MemoryBlock(chunk=Chunk(text=text)) for text in chunks])])
         with store.snapshot() as view:
             tracemalloc.start()
@@ -297,7 +297,7 @@ def forked(work) -> int:
 
 
 def test_a_child_does_not_remove_its_parents_temporary_store():
-    with FolderStore.create(None, config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(None, config={}, vectors="int8") as store:
         store.add([entry("d")])
         assert forked(store.close) == 0
         assert store.verify() == []
@@ -358,7 +358,7 @@ def test_a_writer_of_several_stores_and_a_fork_do_not_wait_for_each_other():
 
 
 def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):
-    with FolderStore.create(tmp_path / "s", config={}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={}, vectors="int8") as store:
         stop, begun = threading.Event(), threading.Event()
 
         def write() -> None:
@@ -400,7 +400,7 @@ def test_a_child_forked_while_a_thread_writes_can_write(tmp_path: Path):
 
 
 def test_dead_blocks_and_log_are_bounded(tmp_path: Path):
-    with FolderStore.create(tmp_path / "s", config={"compact_at": 0.5}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "s", config={"compact_at": 0.5}, vectors="int8") as store:
         with store.snapshot():
             for n in range(300):
                 store.add([entry("d", f"Text {n}.")])
@@ -410,7 +410,7 @@ def test_dead_blocks_and_log_are_bounded(tmp_path: Path):
         assert store.verify() == []
         assert store._folder.log.stat().st_size < 2 << 20
         assert len(list(store.path.glob("chunks-*"))) == 1
-    with FolderStore.create(tmp_path / "t", config={"compact_at": None}, dim=None, vectors="int8") as store:
+    with FolderStore.create(tmp_path / "t", config={"compact_at": None}, vectors="int8") as store:
         for n in range(300):
             store.add([entry("d", f"Text {n}.")])
         assert store.info().deleted == 299

@@ -108,7 +108,7 @@ class MemoryIndex(BaseIndex):
                 raise ValueError("shards need a path")
             sharded = ShardedStore.create_shards(path, shards, config=_as_json(config), vectors=config.vectors)
             return cls(sharded, config, encoder=encoder, backbone=backbone, runtime=runtime)
-        store = FolderStore.create(path, config=_as_json(config), dim=None, vectors=config.vectors)
+        store = FolderStore.create(path, config=_as_json(config), vectors=config.vectors)
         return cls(store, config, encoder=encoder, backbone=backbone, runtime=runtime)
 
     @classmethod

@@ -15,7 +15,6 @@ from typing import Any, Final, Self, get_args
 from filelock import FileLock, Timeout
 
 from compmem import temporary
-from compmem.checks import check_whole
 from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.locks import Lock
@@ -67,15 +66,12 @@ class FolderStore(Store):
         self._remove = temporary.register(self, folder.path)
 
     @classmethod
-    def create(
-        cls, path: Path | str | None, *, config: Mapping[str, Any], dim: int | None, vectors: VectorType
-    ) -> Self:
+    def create(cls, path: Path | str | None, *, config: Mapping[str, Any], vectors: VectorType) -> Self:
         """An empty store in a new or empty folder.
 
         Args:
             path: The folder. None: a temporary one, removed when the store is closed.
             config: JSON settings to store in it.
-            dim: Dimensions of its vectors. None: those of the first added ones.
             vectors: How vectors are stored.
 
         Raises:
@@ -83,8 +79,6 @@ class FolderStore(Store):
             StoreLockedError: Another process is creating an index there.
             StoreError: The folder cannot be written.
         """
-        if dim is not None:
-            check_whole("dim", dim)
         facts: dict[str, JSON] = {
             "config": _json("config", dict(config)),
             "vectors": vectors,
@@ -95,7 +89,7 @@ class FolderStore(Store):
         folder.prepare()
         with _locked(FileLock(folder.lock), folder):
             folder.prepare()
-            Manifest.create(folder, facts, State(dim=dim))
+            Manifest.create(folder, facts, State())
         return cls.open(folder.path)
 
     @classmethod

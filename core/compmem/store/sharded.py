@@ -237,7 +237,7 @@ def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
 def _new_shard(path: Path, config: Mapping[str, Any], vectors: VectorType) -> FolderStore:
     """An empty shard; the one that a killed call has made is taken."""
     if path.is_symlink() or not store_exists(path):
-        return FolderStore.create(path, config=config, dim=None, vectors=vectors)
+        return FolderStore.create(path, config=config, vectors=vectors)
     store = FolderStore.open(path)
     if store.info().documents or store.config != json.loads(json.dumps(dict(config))):
         store.close()
