@@ -34,7 +34,7 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.loading import as_encoder, open_memory
 from llama_index_compmem.node_parser import CompMemNodeParser, names_at_random, settings_name_transformations, take_ids
-from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_doc, source_hash, to_documents
+from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_docs, source_hash, to_documents
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, unpack
@@ -257,7 +257,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any) -> None:
         """Deletes every node of a document."""
-        node_ids = ids_of_ref_doc(self._memory, ref_doc_id)
+        node_ids = ids_of_ref_docs(self._memory, [ref_doc_id])[ref_doc_id]
         if not node_ids:
             logger.warning("ref_doc_id %s not found, nothing deleted.", ref_doc_id)
         self.delete_nodes(node_ids, delete_from_docstore=delete_from_docstore, **delete_kwargs)
@@ -277,43 +277,64 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """
         options = update_kwargs.pop("insert_kwargs", {})
         with self._callback_manager.as_trace("update_ref_doc"):
-            self._replace(document, run_transformations([document], self._transformations, **options))
+            self._replace([document], run_transformations([document], self._transformations, **options))
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """`update_ref_doc` for an event loop."""
         options = update_kwargs.pop("insert_kwargs", {})
         with self._callback_manager.as_trace("aupdate_ref_doc"):
             nodes = await arun_transformations([document], self._transformations, **options)
-            await asyncio.to_thread(self._replace, document, nodes)
+            await asyncio.to_thread(self._replace, [document], nodes)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        """Replaces documents that have changed and inserts new ones; returns which they are.
+        """Replaces documents that have changed and inserts new ones, all at once; returns which they are.
 
         Raises:
             ValueError: A document's metadata is not JSON, so nothing has changed, or the index is locked.
         """
-        to_documents(documents)
-        return super().refresh_ref_docs(documents, **update_kwargs)
+        options = update_kwargs.pop("insert_kwargs", {})
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            changed = self._changed(documents)
+            self._replace(changed, run_transformations(changed, self._transformations, **options))
+        return _among(documents, changed)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """`refresh_ref_docs` for an event loop."""
-        to_documents(documents)
-        return await super().arefresh_ref_docs(documents, **update_kwargs)
+        options = update_kwargs.pop("insert_kwargs", {})
+        with self._callback_manager.as_trace("arefresh_ref_docs"):
+            changed = await asyncio.to_thread(self._changed, documents)
+            nodes = await arun_transformations(changed, self._transformations, **options)
+            await asyncio.to_thread(self._replace, changed, nodes)
+        return _among(documents, changed)
 
-    def _replace(self, document: Document, nodes: Sequence[BaseNode]) -> None:
-        """Stores a document's new nodes, then deletes those old ones that none of them took the place of."""
-        old = ids_of_ref_doc(self._memory, document.id_)
+    def _changed(self, documents: Sequence[Document]) -> list[Document]:
+        """The documents that are new or have changed; of several with one id the last."""
+        to_documents(documents)
+        newest = {document.id_: document for document in documents}
+        return [each for name, each in newest.items() if self.docstore.get_document_hash(name) != each.hash]
+
+    def _replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
+        """Stores the new nodes of documents, then deletes those old ones that none of them took the place of."""
+        if not documents:
+            return
+        old = ids_of_ref_docs(self._memory, [document.id_ for document in documents])
         if names_at_random(self._transformations):
-            nodes = take_ids(nodes, [name for name in old if name != document.id_])
-        documents = to_documents(nodes)
+            made: dict[str | None, list[BaseNode]] = {}
+            for node in nodes:
+                made.setdefault(node.ref_doc_id, []).append(node)
+            for name, ids in old.items():
+                take_ids(made.get(name, ()), [node_id for node_id in ids if node_id != name])
+        stored = to_documents(nodes)
         with framework_errors():
-            self._memory.add(documents, show_progress=self._show_progress)
-            self._memory.delete([*{*old} - {d.id for d in documents}])
-        self.docstore.delete_ref_doc(document.id_, raise_error=False)
-        for gone in (*old, document.id_):
-            self.docstore.delete_document(gone, raise_error=False)
+            self._memory.add(stored, show_progress=self._show_progress)
+            self._memory.delete([*{node_id for ids in old.values() for node_id in ids} - {d.id for d in stored}])
+        for name, ids in old.items():
+            self.docstore.delete_ref_doc(name, raise_error=False)
+            for gone in (*ids, name):
+                self.docstore.delete_document(gone, raise_error=False)
         self.insert_nodes(nodes)  # in the docstore; the index knows them
-        self.docstore.set_document_hash(document.id_, document.hash)
+        for document in documents:
+            self.docstore.set_document_hash(document.id_, document.hash)
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
@@ -454,6 +475,11 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
+
+
+def _among(documents: Sequence[Document], changed: Sequence[Document]) -> list[bool]:
+    names = {document.id_ for document in changed}
+    return [document.id_ in names for document in documents]
 
 
 def _struct_of(memory: "MemoryIndex") -> CompMemStruct:

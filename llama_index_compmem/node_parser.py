@@ -81,15 +81,14 @@ def names_at_random(transformations: Sequence[TransformComponent]) -> bool:
     return all(isinstance(t, NodeParser) and t.id_func is default_id_func for t in transformations)
 
 
-def take_ids(nodes: Sequence[BaseNode], ids: Sequence[str]) -> Sequence[BaseNode]:
-    """The nodes with these ids, as far as they go, also in their relations: they replace the nodes so called."""
+def take_ids(nodes: Sequence[BaseNode], ids: Sequence[str]) -> None:
+    """Give the nodes these ids, as far as they go, also in their relations: they replace the nodes so called."""
     names = {node.node_id: name for node, name in zip(nodes, ids, strict=False)}
     for node in nodes:
         related = [one for any_of in node.relationships.values() for one in _listed(any_of)]
         for one in related:
             one.node_id = names.get(one.node_id, one.node_id)
         node.node_id = names.get(node.node_id, node.node_id)
-    return nodes
 
 
 def _listed(related: RelatedNodeInfo | list[RelatedNodeInfo]) -> list[RelatedNodeInfo]:

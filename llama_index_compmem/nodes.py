@@ -83,11 +83,17 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
     return [to_document(n) for n in kept]
 
 
-def ids_of_ref_doc(memory: "MemoryIndex", ref_doc_id: str) -> list[str]:
-    """Ids of the nodes of a document, or of the document itself if it was added whole."""
-    cut = [document.id for document in memory.documents({REF_DOC: ref_doc_id})]
-    whole = memory.metadata(ref_doc_id)
-    return cut if whole is None or whole.get(REF_DOC) is not None else [*cut, ref_doc_id]
+def ids_of_ref_docs(memory: "MemoryIndex", ref_doc_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Ids of the nodes of each document, or of the document itself if it was added whole."""
+    found: dict[str, list[str]] = {name: [] for name in ref_doc_ids}
+    for document in memory.documents({REF_DOC: {"in": list(found)}}):
+        if (name := document.metadata[REF_DOC]) in found:  # a filter takes texts for the same time as equal
+            found[name].append(document.id)
+    for name, ids in found.items():
+        whole = memory.metadata(name)
+        if whole is not None and whole.get(REF_DOC) is None:
+            ids.append(name)
+    return found
 
 
 def to_node(chunk: Chunk) -> BaseNode:

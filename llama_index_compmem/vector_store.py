@@ -21,7 +21,16 @@ from compmem import Recall, RecallConfig
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.loading import HasMemory, memory_of, open_or_create
-from llama_index_compmem.nodes import NODE, NODE_ID, REF_DOC, ids_of_ref_doc, node_ids, to_documents, to_node, to_scored
+from llama_index_compmem.nodes import (
+    NODE,
+    NODE_ID,
+    REF_DOC,
+    ids_of_ref_docs,
+    node_ids,
+    to_documents,
+    to_node,
+    to_scored,
+)
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -129,7 +138,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Deletes the nodes of a document; an unknown id is ignored."""
         with framework_errors():
-            self.memory.delete(ids_of_ref_doc(self.memory, ref_doc_id))
+            self.memory.delete(ids_of_ref_docs(self.memory, [ref_doc_id])[ref_doc_id])
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """`delete` for an event loop."""

@@ -87,6 +87,24 @@ def test_documents_are_inserted_refreshed_and_deleted():
     assert index.refresh_ref_docs([new]) == [True]
 
 
+async def test_many_documents_are_refreshed_by_one_look_at_the_index(monkeypatch):
+    index = make_index()
+    index.refresh_ref_docs([Document(doc_id=f"d{n}", text=TALE.format(n)) for n in range(6)])
+    before = {name: index.ref_doc_info[name].node_ids for name in ("d0", "d5")}
+    looks, documents_of = [], MemoryIndex.documents
+    monkeypatch.setattr(MemoryIndex, "documents", lambda *args, **kw: looks.append(args) or documents_of(*args, **kw))
+    for call in ("sync", "async"):
+        looks.clear()
+        changed = [Document(doc_id=f"d{n}", text=f"Tale {n}, {call}.") for n in range(5)]
+        changed += [Document(doc_id="d0", text=f"The last tale, {call}."), Document(doc_id="d5", text=TALE.format(5))]
+        made = index.refresh_ref_docs(changed) if call == "sync" else await index.arefresh_ref_docs(changed)
+        assert (made, len(looks)) == ([True] * 6 + [False], 1)
+    nodes = {n.node_id: n.get_content() for n in index.as_vector_store().get_nodes()}
+    assert index.ref_doc_info["d0"].node_ids == before["d0"][:1], "the first node has taken the place of the old one"
+    assert nodes[before["d0"][0]] == "The last tale, async."
+    assert index.ref_doc_info["d5"].node_ids == before["d5"]
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("call", ["update", "refresh"])
 async def test_a_document_that_cannot_be_stored_leaves_the_old_one(how, call):
