@@ -247,6 +247,19 @@ def test_an_empty_filter_deletes_nothing(docs, tmp_path):
     assert done("info", path)["documents"] == before > 0
 
 
+def test_an_empty_name_is_no_folder(docs, tmp_path, monkeypatch):
+    path = tmp_path / "a.mem"
+    (tmp_path / "b.txt").write_text("Text.")
+    before = done("add", path, docs, tmp_path / "b.txt")["documents"]
+    (tmp_path / "b.txt").unlink()
+    monkeypatch.chdir(tmp_path)
+    for ids in ([""], [docs / "lease.md", ""]):
+        result = run("delete", path, *ids)
+        assert result.exit_code == 2 and "an id or path is empty" in result.stderr
+    assert run("add", path, "", "--prune").exit_code == 1
+    assert done("info", path)["documents"] == before > 0
+
+
 def test_the_demo_leaves_an_index_with_other_documents_alone(docs, tmp_path):
     path = tmp_path / "a.mem"
     before = done("add", path, docs)["documents"]

@@ -214,6 +214,8 @@ def delete(
     """Delete documents, by id, path or filter. `compact` frees their disk space."""
     if bool(ids) == (filter is not None):
         raise typer.BadParameter("name the ids or paths of documents, or give --filter")
+    if "" in (ids or []):
+        raise typer.BadParameter("an id or path is empty")
     with _store(index) as store:
         with store.snapshot() as snapshot:
             if filter is not None:
@@ -352,7 +354,7 @@ def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list
 
 def _gone(memory: "compmem.MemoryIndex", paths: list[str], base: Path, read: set[str]) -> list[str]:
     """The ids of documents whose files were in the given folders and are no longer there; of those just read, none."""
-    folders = [PurePosixPath(inputs.path_id(path, base)) for path in paths if Path(path).is_dir()]
+    folders = [PurePosixPath(inputs.path_id(path, base)) for path in paths if os.path.isdir(path)]
     return [
         document.id
         for document in memory.documents()
