@@ -411,6 +411,7 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"team": "2024-01-01"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
+        f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{RED}", "name": "a", "write": false}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"t": "\u00e9"}}}},'
         f' {{"token": "{BLUE}", "name": "b", "metadata": {{"t": "e\u0301"}}}}]',
     ):  # fmt: skip

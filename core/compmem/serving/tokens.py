@@ -70,8 +70,8 @@ class Tokens:
         tenants: Tokens and their holders. A holder may have several tokens, which may differ in `write`.
 
     Raises:
-        ValueError: A token is too short or has a space, two tokens with different metadata have one name, or two names
-            have the same metadata.
+        ValueError: A token is too short, has a space or is given twice, two tokens with different metadata have one
+            name, or two names have the same metadata.
     """
 
     def __init__(self, tenants: Iterable[tuple[str, Tenant]]) -> None:
@@ -91,7 +91,10 @@ class Tokens:
                 raise ValueError(
                     f"the tokens of {owner!r} and {tenant.name!r} have the same metadata: give them one name"
                 )
-            self._held.append((_digest(token), tenant))
+            digest = _digest(token)
+            if any(digest == other for other, _ in self._held):
+                raise ValueError(f"a token of {tenant.name!r} is given twice")
+            self._held.append((digest, tenant))
         if not self._held:
             raise ValueError("no token is given")
 
