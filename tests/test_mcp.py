@@ -12,7 +12,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.server.stdio import stdio_server
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Document, IndexConfig, MemoryIndex, __version__
 from compmem.cli import app
 from compmem.serving import tools
 from compmem.serving.limits import Limits
@@ -36,6 +36,7 @@ def index():
 async def test_an_agent_finds_answers_lists_and_adds(index):
     async with Client(create_tools(index)) as client:
         tools = {t.name: t.annotations.read_only_hint for t in (await client.list_tools()).tools}
+        assert client.server_info.version == __version__
         assert tools == {"recall": True, "answer": True, "list_documents": True, "add_documents": False}
         found = (await client.call_tool("recall", {"question": QUESTION, "k": 2})).structured_content["recalls"]
         assert [r["chunk"] for r in found] == [r.chunk.id for r in index.recall(QUESTION, 2)]
@@ -53,10 +54,13 @@ async def test_an_agent_finds_answers_lists_and_adds(index):
 
 async def test_what_is_wrong_with_a_call_is_told_and_nothing_is_changed(index):
     async with Client(create_tools(index, limits=Limits(documents=2, body_bytes=50))) as client:
+        assert not any(t.input_schema["additionalProperties"] for t in (await client.list_tools()).tools)
         for name, arguments, told in (
             ("recall", {"question": " "}, "empty"),
             ("recall", {"question": "Who?", "k": 0}, "greater than or equal to 1"),
             ("recall", {"question": "Who?", "filter": {"year": {"~": 1}}}, "unknown filter operator"),
+            ("recall", {"question": "Who?", "k": "3"}, "should be a valid integer"),
+            ("recall", {"question": "Who?", "filters": {"year": 2024}}, "Extra inputs are not permitted"),
             ("answer", {"question": "x" * 5000}, "at most 4000"),
             ("add_documents", {"documents": [{"text": "a"}] * 3}, "at most 2"),
             ("add_documents", {"documents": [{"text": "a" * 51}]}, "more than 50 characters"),

@@ -1,6 +1,6 @@
 """An index as tools of the Model Context Protocol, with the official SDK."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Unpack
@@ -8,11 +8,13 @@ from typing import Annotated, Any, Unpack
 try:
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.mcpserver.tools import Tool
     from mcp_types import ToolAnnotations
     from pydantic import BaseModel, ConfigDict, Field
 except ImportError as error:
     raise ImportError('the MCP server needs packages that are not installed: pip install "compmem[mcp]"') from error
 
+from compmem import __version__
 from compmem.as_json import answer_json, document_json, recall_json
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError
@@ -64,10 +66,8 @@ def create_tools(
         config = config.replace(max_seconds=limits.answer_seconds)
     questions = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
     writing = Turns(1, limits.waiting, limits.wait_seconds)
-    server: MCPServer[Any] = MCPServer("compmem", instructions=_HOLDS, log_level="WARNING")
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
-    @server.tool(annotations=reading)
     async def recall(
         question: Question,
         k: Annotated[int, Field(description="Most passages.", ge=1, le=limits.k)] = 8,
@@ -78,14 +78,12 @@ def create_tools(
             found = await index.arecall(question, k, filter=filter, config=config)
             return {"recalls": [recall_json(each) for each in found]}
 
-    @server.tool(annotations=reading)
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that the answer is based on."""
         async with _tool_errors(), questions.turn():
             whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
-    @server.tool(annotations=reading)
     async def list_documents(
         filter: Filter = None, offset: Annotated[int, Field(description="How many documents to skip.", ge=0)] = 0
     ) -> dict[str, Any]:
@@ -106,10 +104,21 @@ def create_tools(
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
 
+    offered = [_tool(each, reading) for each in (recall, answer, list_documents)]
     if not read_only:
         changing = ToolAnnotations(read_only_hint=False, idempotent_hint=True, open_world_hint=False)
-        server.tool(annotations=changing)(add_documents)
-    return server
+        offered.append(_tool(add_documents, changing))
+    return MCPServer("compmem", instructions=_HOLDS, version=__version__, tools=offered, log_level="WARNING")
+
+
+def _tool(function: Callable[..., Any], annotations: ToolAnnotations) -> Tool:
+    """A tool that refuses unknown arguments and does not convert types; the SDK has no setting for this."""
+    made = Tool.from_function(function, annotations=annotations)
+    given = made.fn_metadata.arg_model
+    strict: Any = type(given.__name__, (given,), {"model_config": ConfigDict(extra="forbid", strict=True)})
+    made.fn_metadata.arg_model = strict
+    made.parameters = strict.model_json_schema(by_alias=True)
+    return made
 
 
 @asynccontextmanager
