@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compmem import Document, IndexConfig, MemoryIndex
+from compmem import Document, IndexConfig, MemoryIndex, __version__
 from compmem.cli import app
 from tests.hashing import HashEncoder
 
@@ -356,6 +356,10 @@ def test_exit_codes_are_those_that_the_reference_and_the_code_name(index, monkey
 
     monkeypatch.setattr("compmem.store.open_store", interrupted)
     assert run("info", index).exit_code == 130
+
+
+def test_the_version_is_that_of_the_library():
+    assert run("--version").stdout == f"compmem {__version__}\n"
 
 
 def test_debug_shows_the_traceback(tmp_path):

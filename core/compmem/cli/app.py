@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from compmem import __version__
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.trace import printable
@@ -50,9 +51,18 @@ app = typer.Typer(
 """The command; other modules add theirs with `app.add_typer`."""
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"compmem {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def compmem(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     """Compress documents into memory once, then answer multi-hop questions from it, with sources."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
