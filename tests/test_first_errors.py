@@ -15,6 +15,7 @@ from compmem import (
     Document,
     IncompatibleStoreError,
     IndexConfig,
+    LoopConfig,
     MemoryIndex,
     RecallConfig,
     RuntimeConfig,
@@ -77,6 +78,9 @@ def test_a_device_or_dtype_that_is_not_there(monkeypatch, device, dtype, named):
         (lambda: Limits(at_once=0.5), r"at_once=0\.5 must be a whole number of at least 1"),
         (lambda: RecallConfig(max_steps=np.int64(0)), r"max_steps=np\.int64\(0\) must be a whole number of at least 1"),
         (lambda: RecallConfig(max_steps=True), "max_steps=True must be a whole number of at least 1"),
+        (lambda: RecallConfig(decompose="false"), "decompose='false' must be one of True, False"),
+        (lambda: LoopConfig(cite="false"), "cite='false' must be one of True, False"),
+        (lambda: LoopConfig(requery=None), "requery=None must be one of True, False"),
         (lambda: Limits(answer_seconds=0), "answer_seconds=0 must be a number above 0"),
     ],
 )
@@ -86,7 +90,7 @@ def test_a_setting_of_another_type_or_out_of_its_range(made, named):
 
 
 def test_numbers_of_numpy_are_numbers(index):
-    assert RecallConfig(max_steps=np.int64(3), threshold=np.float32(0.5)).max_steps == 3
+    assert RecallConfig(max_steps=np.int64(3), threshold=np.float32(0.5), cite=np.bool_(True)).max_steps == 3
     assert len(index.recall("Who rents?", np.int64(1))) == 1
     config = IndexConfig(encoder=HashEncoder(), chunk_tokens=np.int64(64))
     with MemoryIndex.create(None, config) as made:

@@ -7,12 +7,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check_choices(settings: Any) -> None:
-    """Refuse settings with a field whose type is a `Literal`, or None as well, and whose value is another one."""
+    """Refuse settings with a field whose type is a `Literal` or `bool`, or None as well, and whose value is another."""
     for name, allowed in _choices(type(settings)).items():  # type: ignore[arg-type]  # mypy: classes hash
         check_one_of(name, getattr(settings, name), allowed)
 
 
-def check_one_of(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+def check_one_of(name: str, value: object, allowed: tuple[str | bool | None, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
@@ -37,10 +37,12 @@ def check_positive(name: str, value: Any) -> None:
 
 
 @cache
-def _choices(settings: type) -> dict[str, tuple[str | None, ...]]:
-    """The values that each field of this dataclass may have whose type is a `Literal`, or None as well."""
-    found = dict[str, tuple[str | None, ...]]()
+def _choices(settings: type) -> dict[str, tuple[str | bool | None, ...]]:
+    """The values that each field of this dataclass may have whose type is a `Literal` or `bool`, or None as well."""
+    found = dict[str, tuple[str | bool | None, ...]]()
     for name, hint in get_type_hints(settings).items():
+        if hint is bool:
+            found[name] = (True, False)
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if any(get_origin(kind) is Literal for kind in kinds):
             found[name] = tuple(v for kind in kinds for v in ((None,) if kind is NoneType else get_args(kind)))
