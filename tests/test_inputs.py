@@ -243,6 +243,7 @@ def test_what_holds_text_is_read_whatever_it_is_called_and_the_rest_is_counted(t
         "a.png": b"\x89PNG\r\n\x1a\n\0\0", "b.png": b"\0", "core": b"\x7fELF\x02\x01",
         "m.py": b"# Rent\n# ----\nx = 1\n", "Makefile": b"all:\n\ttrue\n",
         "p": pdf("Page."), "q": b"<!DOCTYPE html><p>Hi",
+        "blank.txt": b" \n\t", "long.txt": b"\n" * 20_000, "empty.md": b"", "blank.html": b"<p> </p>",
     }  # fmt: skip
     for name, data in made.items():
         (tmp_path / name).write_bytes(data)
@@ -252,7 +253,8 @@ def test_what_holds_text_is_read_whatever_it_is_called_and_the_rest_is_counted(t
         "Makefile": ("Makefile", "txt"), "m.py": ("m.py", "txt"), "p": ("p", "pdf"), "q": ("q", "html"),
     }  # fmt: skip
     assert errors == []
-    assert "3 file(s) without text left out: .png (2), core (1)" in caplog.text
+    told = "7 file(s) without text left out: .html (1), .md (1), .png (2), .txt (2), core (1)"
+    assert told in caplog.text
 
 
 def test_a_folder_without_files_is_named(tmp_path):

@@ -28,6 +28,10 @@ class UnreadableError(Exception):
     """A file cannot be read as a document; the message gives the reason, without the file name."""
 
 
+class BlankError(UnreadableError):
+    """A file contains no text."""
+
+
 def is_text(data: bytes) -> bool:
     """Whether a file with these first bytes is text."""
     return _encoding(data) is not None

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final, Literal, cast, get_args
 
-from compmem.cli.decoding import HEAD, UnreadableError, decode, is_text
+from compmem.cli.decoding import HEAD, BlankError, UnreadableError, decode, is_text
 from compmem.cli.html import page_text
 from compmem.cli.records import csv_text, json_text
 from compmem.schema import LONGEST_TITLE
@@ -71,13 +71,14 @@ def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
     """Title and text of a file that contains one document.
 
     Raises:
+        BlankError: It contains no text.
         UnreadableError: It cannot be read.
         ImportError: The parser of the format is not installed.
         Exception: Whatever the parser raises for a damaged file.
     """
     title, text = _PARSERS[form](data, name)
     if not text.strip():
-        raise UnreadableError("contains no text")
+        raise BlankError("contains no text")
     return title[:LONGEST_TITLE], text
 
 

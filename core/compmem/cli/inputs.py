@@ -16,7 +16,7 @@ from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
 
-from compmem.cli.decoding import HEAD, UnreadableError
+from compmem.cli.decoding import HEAD, BlankError, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
 from compmem.schema import LONGEST_TITLE, Document
@@ -236,18 +236,28 @@ def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iter
             head = stream.peek(HEAD)[:HEAD]
             form = format_of(file.path, head) if head or file.chosen else None
             if form:
-                yield from _read(stream, path_id(file.path, base), form, file.path, report)
+                blank = None if file.chosen else skipped
+                yield from _read(stream, path_id(file.path, base), form, file.path, report, blank)
             elif file.chosen:
                 report(InputError(f"{file.path}: neither text nor HTML, PDF, .docx or .eml"))
             else:
-                name = PurePath(file.path)
-                skipped[name.suffix or name.name] += 1
+                skipped[_kind(file.path)] += 1
     except OSError as error:
         report(InputError(f"{file.path}: {_reason(error)}"))
 
 
-def _read(stream: BinaryIO, id: str, form: Format, shown: str, report: Report) -> Iterator[tuple[str, Document]]:
-    """The documents in one file, each with its place; JSON lines contain several."""
+def _kind(path: str) -> str:
+    """The suffix of a file, or its name if it has none."""
+    return PurePath(path).suffix or PurePath(path).name
+
+
+def _read(
+    stream: BinaryIO, id: str, form: Format, shown: str, report: Report, skipped: Counter[str] | None = None
+) -> Iterator[tuple[str, Document]]:
+    """The documents in one file, each with its place; JSON lines contain several.
+
+    A file without text is counted in `skipped`, or reported if there is no such counter.
+    """
     about = {"path": id or STDIN, "format": form}
     if form == "jsonl":
         yield from _json_lines(stream, shown, about, report)
@@ -256,7 +266,10 @@ def _read(stream: BinaryIO, id: str, form: Format, shown: str, report: Report) -
     try:
         title, text = parse(form, data, shown)
     except (UnreadableError, ImportError) as error:
-        report(InputError(f"{shown}: {error}"))
+        if isinstance(error, BlankError) and skipped is not None:
+            skipped[_kind(shown)] += 1
+        else:
+            report(InputError(f"{shown}: {error}"))
     except Exception as error:  # parsers raise any exception for a damaged file
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
