@@ -203,3 +203,15 @@ def test_an_endpoint_counts_by_the_tokenizer_that_is_named(tiny_tokenizer, tmp_p
     file.write_text("{}")
     with pytest.raises(CompMemError, match=r"is not a readable tokenizer.json"):
         Endpoint("m", base_url=url, tokenizer=file)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "notaurl", "localhost:11434/v1", "ftp://a/v1", "http://", "http://[", "http://a:b"]
+)
+def test_an_endpoint_without_an_address_is_refused(url, monkeypatch):
+    with pytest.raises(ValueError, match=re.escape(f"{url!r} must begin with http:// or https:// and name a host")):
+        Endpoint("m", base_url=url)
+    if url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with pytest.raises(ValueError, match="and name a host"):
+            Endpoint("m")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tokenizers import Tokenizer
 
@@ -26,6 +27,7 @@ class Endpoint:
 
     Raises:
         ImportError: The client is not installed.
+        ValueError: The endpoint is no http(s) address.
         CompMemError: The environment variable is not set, or the tokenizer cannot be read.
     """
 
@@ -43,9 +45,12 @@ class Endpoint:
         except ImportError as error:
             raise ImportError('the chat reader needs the openai client: pip install "compmem[chat]"') from error
 
+        url = base_url if base_url is not None else os.environ.get("OPENAI_BASE_URL") or None
+        if url is not None and not _is_address(url):
+            raise ValueError(f"the endpoint {url!r} must begin with http:// or https:// and name a host")
         name = api_key_env or (DEFAULT_KEY if base_url is None else None)
         key = os.environ.get(name) if name else None
-        if not key and (api_key_env or not (base_url or os.environ.get("OPENAI_BASE_URL"))):
+        if not key and (api_key_env or url is None):
             raise CompMemError(f"environment variable {name!r} is not set: set it to the key of the endpoint")
         self._model = model
         self.count_tokens = None if tokenizer is None else _counter(tokenizer)
@@ -71,6 +76,14 @@ class Endpoint:
             for part in stream:
                 if part.choices and (text := part.choices[0].delta.content):
                     yield text
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of an IPv6 address
+        return False
 
 
 def _counter(file: str | Path) -> Callable[[str], int]:
