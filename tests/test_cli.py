@@ -312,6 +312,7 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (2, ["ask", "INDEX", "q", "--reader", "latent"], "this index has dense memory"),
         (2, ["ask", "INDEX", "q", "--reader", "chat"], "needs --model"),
         (2, ["ask", "INDEX", "q", "--base-url", "u"], "need --model"),
+        (2, ["ask", "INDEX", "q", "--model", "m", "--base-url", "notaurl"], "'notaurl' must begin with http:// or"),
         (2, ["mcp", "INDEX", "--api-key-env", "KEY_7"], "need --model"),
         (2, ["serve", "INDEX", "--replicas", "2"], "--replicas needs --ray"),
         (2, ["serve", "INDEX", "--shard-actors", "2"], "--shard-actors needs --ray"),
@@ -325,6 +326,7 @@ def test_an_index_of_another_programs_encoder_can_be_kept(tmp_path):
         (1, ["ask", "INDEX", "q", "--reader", "chat", "--model", "m", "--api-key-env", "KEY_7"], "'KEY_7' is not set"),
         (1, ["add", "INDEX", "FILE", "--chunk-tokens", "99"], "was made with chunk_tokens=256, not 99"),
         (2, ["add", "NEW", "FILE", "--vectors", "fp64"], "vectors='fp64'"),
+        (2, ["add", "NEW", "FILE", "--kv", "int8"], "kv='int8' is for memory='kv'"),
         (2, ["add", "NEW", "-", "--stdin-format", "doc"], "must be one of txt"),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ from compmem import (
     StoreError,
 )
 from compmem.ingest import pipeline
+from compmem.store import FolderStore
 from tests.hashing import HashEncoder
 
 LEASE = [
@@ -398,8 +399,19 @@ async def test_recall_needs_no_model_that_only_answers_need(index):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"backbone": "embedded"}, {"ratio": 4}, {"kv_window": 64}, {"kv_pruning": "attention"}]
+    "setting", [{"backbone": "embedded"}, {"ratio": 4}, {"kv_window": 64}, {"kv_pruning": "attention"}, {"kv": "int8"}]
 )
 def test_settings_of_kv_memory_are_refused_for_dense_memory(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* is for memory='kv'"):
         IndexConfig(**setting)
+
+
+def test_dense_memory_that_was_made_with_a_kind_of_kv_states_can_be_opened(tmp_path):
+    config = IndexConfig(encoder=HashEncoder())
+    with MemoryIndex.create(tmp_path / "a", config) as made:
+        settings = {**made.store.config, "kv": "int4"}
+    assert settings["memory"] == "dense"
+    FolderStore.create(tmp_path / "old", config=settings, dim=None, vectors=config.vectors).close()
+    for name in ("a", "old"):
+        with MemoryIndex.open_or_create(tmp_path / name, config) as opened:
+            assert opened.add([Document(text="Acme rents.")]) == 1

@@ -25,6 +25,9 @@ STOCK_PRUNING: KVPruning = "kvzip-heads"
 ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 """The ways with one budget for all heads; the second one predicts the scores of the first."""
 
+DEFAULT_KV: KVType = "int8"
+"""How KV states are stored, unless `IndexConfig.kv` says otherwise."""
+
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
 
@@ -63,8 +66,8 @@ class IndexConfig:
     kv_window: int | None = None
     """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
     a chunk sees the chunks of its window before it. None: each chunk is read alone."""
-    kv: KVType = "int8"
-    """How KV states are stored: in 16, 8 or about 4.5 bits a number."""
+    kv: KVType | None = None
+    """How KV states are stored, for KV memory: in 16, 8 or about 4.5 bits a number. None: in 8."""
     compact_at: float | None = 0.5
     """Share of deleted and replaced blocks above which a write also compacts the index, unless a reader is using it.
     None: only `compact` does."""
@@ -79,7 +82,8 @@ class IndexConfig:
         if self.compact_at is not None:
             check_share("compact_at", self.compact_at)
             check_positive("compact_at", self.compact_at)
-        given = [name for name in ("backbone", "ratio", "kv_pruning", "kv_window") if getattr(self, name) is not None]
+        for_kv = ("backbone", "ratio", "kv_pruning", "kv_window", "kv")
+        given = [name for name in for_kv if getattr(self, name) is not None]
         if self.memory == "dense" and given:
             raise ValueError(f"{given[0]}={getattr(self, given[0])!r} is for memory='kv', and this is dense memory")
         if self.memory == "dense" and self.encoder is None:

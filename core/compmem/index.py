@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from compmem.backbone import Backbone
 from compmem.base_index import BaseIndex, Filter, checked_question
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
+from compmem.config import DEFAULT_KV, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
 from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
@@ -433,6 +433,8 @@ def _kept_settings(store: Store) -> dict[str, Any]:
     """
     kept = dict(store.config)
     kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
+    if kept.get("memory") == "dense":
+        kept.pop("kv", None)  # stored for dense memory as well
     if unknown := kept.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made by a newer compmem: it has the setting {min(unknown)!r}"
@@ -494,4 +496,4 @@ def _encoder_name(encoder: str | Encoder | None) -> str | None:
 
 def _as_json(config: IndexConfig) -> dict[str, Any]:
     values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
-    return {**values, "encoder": _encoder_name(config.encoder)}
+    return {**values, "kv": config.kv or DEFAULT_KV, "encoder": _encoder_name(config.encoder)}
