@@ -209,6 +209,29 @@ def test_the_retrievers_error_is_the_callers():
         ExternalIndex(retrieve, encoder=HashEncoder()).recall(QUESTION)
 
 
+def test_a_retriever_may_return_any_iterable_of_documents():
+    index = ExternalIndex(lambda query, k, filter: (d for d in DOCUMENTS.values()), encoder=HashEncoder())
+    assert {r.chunk.document_id for r in index.search(QUESTION, 3)} == set(DOCUMENTS)
+
+
+@pytest.mark.parametrize(("found", "kind"), [(None, "NoneType"), (["Acme rents."], "str"), ("Acme", "str"), (5, "int")])
+async def test_a_retriever_that_returns_no_documents_is_told_so(found, kind):
+    async def aretrieve(query, k, filter):
+        return found
+
+    index = ExternalIndex(lambda query, k, filter: found, aretrieve=aretrieve, encoder=HashEncoder())
+    with pytest.raises(TypeError, match=f"a retriever must return .*documents, not {kind}"):
+        index.recall(QUESTION)
+    with pytest.raises(TypeError, match=f"a retriever must return .*documents, not {kind}"):
+        await index.arecall(QUESTION)
+
+
+@pytest.mark.parametrize("given", [{"retrieve": "x"}, {"retrieve": None}, {"retrieve": print, "aretrieve": "x"}])
+def test_a_retriever_that_cannot_be_called_is_refused(given):
+    with pytest.raises(TypeError, match=r"retrieve=.* must be a function of query, k and filter"):
+        ExternalIndex(**given, encoder=HashEncoder())
+
+
 @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"cached_blocks": 0}, {"candidates": True}])
 def test_numbers_are_checked(wrong):
     with pytest.raises(ValueError, match="at least 1"):

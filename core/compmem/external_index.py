@@ -4,7 +4,7 @@ import asyncio
 import copy
 import hashlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any, Protocol, Self
@@ -37,7 +37,7 @@ HELD = 4096
 class Retrieve(Protocol):
     """Returns documents for a text, best first. If two with different content have one id, the second gets another."""
 
-    def __call__(self, query: str, k: int, filter: Any) -> Sequence[Document]:
+    def __call__(self, query: str, k: int, filter: Any) -> Iterable[Document]:
         """About k documents; the filter is the caller's, in the format of the store."""
         ...
 
@@ -45,7 +45,7 @@ class Retrieve(Protocol):
 class ARetrieve(Protocol):
     """`Retrieve` for an event loop."""
 
-    def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Sequence[Document]]:
+    def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Iterable[Document]]:
         """About k documents; the filter is the caller's, in the format of the store."""
         ...
 
@@ -68,6 +68,7 @@ class ExternalIndex(BaseIndex):
 
     Raises:
         ValueError: A number is below 1.
+        TypeError: A retriever cannot be called. A question raises it where one returns anything but documents.
     """
 
     def __init__(
@@ -81,6 +82,9 @@ class ExternalIndex(BaseIndex):
         cached_blocks: int = HELD,
         runtime: RuntimeConfig | None = None,
     ) -> None:
+        for name, given in (("retrieve", retrieve), ("aretrieve", aretrieve)):
+            if not callable(given) and (given is not None or name == "retrieve"):
+                raise TypeError(f"{name}={given!r} must be a function of query, k and filter that returns documents")
         check_whole("candidates", candidates)
         check_whole("cached_blocks", cached_blocks)
         config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
@@ -117,7 +121,7 @@ class ExternalIndex(BaseIndex):
             rankings = []
             for k, documents in zip(texts.values(), self._ask(texts, filter), strict=True):
                 ranking: list[int] = []
-                for document in documents[:k]:
+                for document in _documents(documents, k):
                     pieces, new = found.add(document)
                     for number, chunk in pieces:
                         ranking.append(number)
@@ -146,12 +150,12 @@ class ExternalIndex(BaseIndex):
         finally:
             words.close()
 
-    def _ask(self, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
+    def _ask(self, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
         if self._loop is None or self._aretrieve is None:
             return [self._retrieve(text, k, filter) for text, k in texts.items()]
         return asyncio.run_coroutine_threadsafe(self._aask(self._aretrieve, texts, filter), self._loop).result()
 
-    async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Sequence[Document]]:
+    async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
         return await asyncio.gather(*(retrieve(text, k, filter) for text, k in texts.items()))
 
     def _cut(self, document: Document) -> list[Chunk]:
@@ -222,6 +226,21 @@ class _QuestionBlocks:
     def kv_states(self, blocks: Sequence[int]) -> list[KVStates]:
         """Refused: documents of a retriever have no KV states."""
         raise ValueError("documents of a retriever have no KV states")
+
+
+def _documents(found: Iterable[Document], k: int) -> list[Document]:
+    """The first k documents that a retriever returned.
+
+    Raises:
+        TypeError: It returned something else.
+    """
+    if not isinstance(found, Iterable):
+        raise TypeError(f"a retriever must return a list of documents, not {type(found).__name__}")
+    documents = list(itertools.islice(found, k))
+    for each in documents:
+        if not isinstance(each, Document):
+            raise TypeError(f"a retriever must return documents, not {type(each).__name__}")
+    return documents
 
 
 def _hash(document: Document) -> str:
