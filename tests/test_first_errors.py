@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +185,23 @@ def test_a_misspelt_option_of_an_engine():
         made.as_query_engine(similarity_topk=3)
     with pytest.raises(TypeError, match="RetrieverQueryEngine"):
         made.as_query_engine(response_mode="refine")
+
+
+@pytest.mark.parametrize("encoder", [5, lambda texts: texts, Path("models/e5")])
+def test_an_encoder_that_is_neither_a_name_nor_encodes(encoder):
+    with pytest.raises(TypeError, match=r"encoder=.* must be a model's name as a string, or have encode\(texts\)"):
+        IndexConfig(encoder=encoder)
+
+
+def test_documents_and_ids_of_another_type(index):
+    with pytest.raises(TypeError, match="add takes documents in a list or another iterable, not NoneType"):
+        index.add(None)
+    with pytest.raises(TypeError, match="delete takes a list of ids, not NoneType"):
+        index.delete(None)
+    with pytest.raises(TypeError, match="delete takes ids that are strings, not int"):
+        index.delete(["a", 5])
+    assert len(index) == 1
+    assert index.delete(id for id in ("x", "y")) == 0
 
 
 @pytest.mark.parametrize("question", [None, 5, {"question": "Who?"}, b"Who?"])

@@ -41,6 +41,7 @@ class IndexConfig:
 
     Raises:
         ValueError: A value is out of its range.
+        TypeError: The encoder is neither a name nor an object that encodes.
     """
 
     memory: Memory = "dense"
@@ -74,6 +75,8 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not (self.encoder is None or isinstance(self.encoder, str) or hasattr(self.encoder, "encode")):
+            raise TypeError(f"encoder={self.encoder!r} must be a model's name as a string, or have encode(texts)")
         check_whole("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
             check_whole("ratio", self.ratio)

@@ -51,11 +51,13 @@ class IngestPipeline:
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one. Documents that were
                 committed before stay.
-            TypeError: An item is not a `Document`.
+            TypeError: An item is not a `Document`, or there are none to iterate over.
             StoreLockedError: Another process is writing.
         """
         if isinstance(documents, Document):
             raise ValueError("add takes documents in a list or another iterable, not one document")
+        if not isinstance(documents, Iterable):
+            raise TypeError(f"add takes documents in a list or another iterable, not {type(documents).__name__}")
         if isinstance(documents, Sequence):
             list(_distinct(documents))  # a list is checked completely before any document is stored
         incoming = _distinct(track(documents, "compressing") if show_progress else documents)
