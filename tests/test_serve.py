@@ -191,6 +191,35 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
     assert len(changing) == 3
 
 
+async def test_a_tenant_filters_by_its_own_ids_and_sees_no_others(changing):
+    async with calling(changing, RED) as red, calling(changing, BLUE) as blue:
+
+        async def found(client, wanted):
+            reply = await client.post("/recall", json={"question": QUESTION, "k": 9, "filter": wanted})
+            return {r["document"] for r in reply.json()["recalls"]}
+
+        for client, text in ((red, "Acme rents red bricks."), (blue, "Acme rents a blue boat.")):
+            new = {"documents": [{"id": "new", "text": text}]}
+            assert (await client.post("/documents", json=new)).status_code == 200
+        for one in ("new", {"==": "new"}, {"in": ["new", "zoo", "blue/new", 5]}):
+            assert await found(red, {"document_id": one}) == {"new"}
+        assert await found(red, {"document_id": "acme"}) == {"acme"}  # the server did not add it
+        for others in ({"!=": "new"}, {"not in": ["new"]}):
+            assert await found(red, {"document_id": others}) == {"acme", "harbour"}
+        assert await found(red, {"not": {"or": [{"document_id": "new"}, [{"document_id": "acme"}]]}}) == {"harbour"}
+        for foreign in ("zoo", "blue/new"):
+            assert await found(red, {"document_id": foreign}) == set()
+        for test in ({"contains": "re"}, {">": "a"}, {"text match": "RED"}, {"is empty": False}, {"any": ["new"]}):
+            refused = await red.post("/recall", json={"question": QUESTION, "filter": {"document_id": test}})
+            assert refused.status_code == 400
+            assert "takes ==, !=, in and 'not in' here" in refused.json()["error"]["message"]
+        twice = {"documents": [{"id": "d", "text": "Red."}, {"id": "d", "text": "Green."}]}
+        refused = await red.post("/documents", json=twice)
+        assert refused.json()["error"]["message"] == "document id 'd' is given twice, with different content"
+    async with calling(changing, ADMIN) as admin:  # who sees everything has the ids of the index
+        assert await found(admin, {"document_id": {"contains": "blue/"}}) == {"blue/new"}
+
+
 @pytest.mark.parametrize("shards", [None, 2])
 async def test_processes_over_one_folder_see_each_others_documents_and_lose_none(tmp_path, shards, monkeypatch):
     monkeypatch.setattr("compmem.store.folder_store.LOCK_SECONDS", 0.2)

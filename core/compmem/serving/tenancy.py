@@ -26,7 +26,11 @@ class TenantIndex:
         Raises:
             ValueError: A document cannot be stored, or its metadata names another tenant.
         """
-        return self.index.add([self._for_tenant(document) for document in documents])
+        stored = [self._for_tenant(document) for document in documents]
+        try:
+            return self.index.add(stored)
+        except ValueError as error:  # the message names a document by its id in the index
+            raise ValueError(str(error).replace(f"'{self.tenant.prefix}", "'")) from error
 
     def delete(self, document_id: str) -> bool:
         """Deletes a document; False if this tenant has none with that id."""
@@ -41,7 +45,7 @@ class TenantIndex:
 
     def shown_id(self, document_id: str) -> str:
         """The tenant's id of a document."""
-        return document_id.removeprefix(self._prefix)
+        return document_id.removeprefix(self.tenant.prefix)
 
     def shown(self, found: Recall) -> Recall:
         """A recall with the tenant's document id."""
@@ -60,10 +64,6 @@ class TenantIndex:
             steps=tuple(map(self.shown_step, answer.steps)),
         )
 
-    @property
-    def _prefix(self) -> str:
-        return f"{self.tenant.name}/" if self.tenant.metadata else ""
-
     def _chunk(self, chunk: Chunk) -> Chunk:
         return replace(chunk, document_id=self.shown_id(chunk.document_id))
 
@@ -72,7 +72,7 @@ class TenantIndex:
 
         A document with the tenant's metadata that was not added by the server keeps its own id.
         """
-        for stored_id in dict.fromkeys((f"{self._prefix}{document_id}", document_id)):
+        for stored_id in dict.fromkeys((f"{self.tenant.prefix}{document_id}", document_id)):
             metadata = self.index.metadata(stored_id)
             if metadata is not None and self.tenant.owns(metadata):
                 return stored_id
@@ -84,7 +84,7 @@ class TenantIndex:
                 raise ValueError(f"document {document.id!r}: its metadata {key!r} is set by the token")
         stored_id = self._stored_id(document.id)
         if stored_id is None:
-            stored_id = f"{self._prefix}{document.id}"
+            stored_id = f"{self.tenant.prefix}{document.id}"
             if self.index.metadata(stored_id) is not None:
                 raise ValueError(f"document {document.id!r}: the index has another document with the id {stored_id!r}")
         return replace(document, id=stored_id, metadata={**document.metadata, **self.tenant.metadata}, chunks=None)

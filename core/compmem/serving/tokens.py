@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compmem.store.columns import moment
-from compmem.store.filters import Group, compile_filter
+from compmem.store.filters import Group, Node, Not, Test, compile_filter
 from compmem.text.unicode import nfc, valid
 
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
@@ -46,16 +46,35 @@ class Tenant:
             if moment(value) is not None:  # filters take 2024-01-01 and 2024-01-01T00:00 as equal
                 raise ValueError(f"token {self.name!r}: the metadata {key!r} must not be a date, but a name: {value!r}")
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the tenant's own ids in the index; documents that the server did not add have none."""
+        return f"{self.name}/" if self.metadata else ""
+
     def filter(self, wanted: Any = None) -> Any:
         """A filter limited to the tenant's metadata, which do not count for the limits of a filter.
 
+        Its ids are the tenant's own.
+
         Raises:
-            ValueError: The filter is invalid.
+            ValueError: The filter is invalid, or compares ids other than for equality.
         """
         if not self.metadata:
             return wanted
         own = compile_filter(self.metadata)
-        return own if wanted is None else Group("AND", (own, compile_filter(wanted)))
+        return own if wanted is None else Group("AND", (own, self._with_stored_ids(compile_filter(wanted))))
+
+    def _with_stored_ids(self, node: Node) -> Node:
+        if isinstance(node, Group):
+            return Group(node.word, tuple(map(self._with_stored_ids, node.parts)))
+        if isinstance(node, Not):
+            return Not(self._with_stored_ids(node.part))
+        if node.key != "document_id":
+            return node
+        if node.operator != "in":  # to which ==, != and "not in" are compiled
+            raise ValueError(f"filter 'document_id' takes ==, !=, in and 'not in' here, not {node.operator!r}")
+        stored = (nfc(f"{self.prefix}{value}") for value in node.operand if isinstance(value, str))
+        return Test(node.key, node.operator, (*node.operand, *stored))
 
     def owns(self, metadata: Mapping[str, Any]) -> bool:
         """Whether the tenant may see a document with this metadata."""
