@@ -255,6 +255,17 @@ async def test_processes_over_one_folder_see_each_others_documents_and_lose_none
         assert one.verify() == []
 
 
+async def test_documents_are_listed_a_page_at_a_time(index):
+    async with calling(index, limits=Limits(documents=2)) as client:
+        pages = [(await client.get(f"/documents?offset={offset}")).json() for offset in (0, 2, 4)]
+        assert [[d["id"] for d in page["documents"]] for page in pages] == [["acme", "harbour"], ["zoo"], []]
+        assert [page["total"] for page in pages] == [3, 3, 3]
+        for wrong in ("offset=-1", "offset=x", "limit=2", "filter={}"):
+            refused = await client.get(f"/documents?{wrong}")
+            assert refused.status_code == 400
+            assert wrong.partition("=")[0] in refused.json()["error"]["message"]
+
+
 async def test_a_read_only_server_changes_nothing(index):
     async with calling(index, ADMIN, read_only=True) as client:
         body = {"documents": [{"text": "New."}]}

@@ -179,6 +179,8 @@ class _Server:
 
     async def documents(self, request: Request, mine: TenantIndex) -> Response:
         """The documents without their texts, one page at a time."""
+        if unknown := sorted(set(request.query_params) - {"offset"}):
+            raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there is offset")
         offset = request.query_params.get("offset", "0")
         if not offset.isdecimal() or len(offset) > 12:
             raise HTTPException(400, "'offset' must be a whole number")
