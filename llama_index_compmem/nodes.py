@@ -74,6 +74,9 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
         TypeError: Something is no node.
         ValueError: A node's metadata is not JSON, or has a key that is reserved for CompMem.
     """
+    given: object = nodes
+    if isinstance(given, BaseNode) or not isinstance(given, Iterable):
+        raise TypeError(f"there must be a list of documents or nodes, not one {type(given).__name__}")
     if others := [n for n in nodes if not isinstance(n, BaseNode)]:
         name = type(others[0]).__name__
         raise TypeError(f"there must be a list of documents or nodes, not of {name}: Document(text=...) makes one")

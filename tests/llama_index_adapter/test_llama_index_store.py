@@ -363,6 +363,6 @@ def test_an_index_refuses_the_vector_store_of_something_else():
 
 
 def test_what_is_no_document_and_no_list_is_named():
-    for given in (["hello"], price(5)):
-        with pytest.raises(TypeError, match="there must be a list of documents or nodes, not of"):
+    for given, name in ((["hello"], "of str"), (price(5), "one Document"), (None, "one NoneType")):
+        with pytest.raises(TypeError, match=f"there must be a list of documents or nodes, not {name}"):
             CompMemIndex.from_documents(given)
