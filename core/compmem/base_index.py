@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any, Self, Unpack, get_args
 
 from compmem.checks import check_one_of, check_share, check_whole
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
+from compmem.config import FIRST_STAGE, IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.deadline import now, remaining
 from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead
@@ -181,9 +181,7 @@ class BaseIndex(ABC):
         check_whole("k", k)
         check_share("min_score", min_score)
         check_one_of("method", method, get_args(SearchMethod))
-        config = LoopConfig()
-        config = config.replace(first_stage=max(config.first_stage, k))
-        with self.question_context(question, filter, config) as context:
+        with self.question_context(question, filter, LoopConfig(first_stage=max(k, FIRST_STAGE))) as context:
             return context.best(context.search(method, k), k, min_score)
 
     async def asearch(

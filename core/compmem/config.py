@@ -28,6 +28,9 @@ ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 DEFAULT_KV: KVType = "int8"
 """How KV states are stored, unless `IndexConfig.kv` says otherwise."""
 
+FIRST_STAGE = 40
+"""Default number of chunks that each signal of the first stage proposes."""
+
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
 
@@ -199,7 +202,7 @@ class LoopConfig(RecallConfig):
 
     candidates: Literal["first_stage", "all"] = "first_stage"
     """Which blocks may be recalled: those that the first stage proposes, or all."""
-    first_stage: int = 40
+    first_stage: int = FIRST_STAGE
     """Chunks that each signal of the first stage proposes per step; at least as many as `recall` is asked for."""
     links: bool = True
     """Also propose chunks whose title, heading or defined term occurs in the question or the working memory."""
@@ -282,6 +285,7 @@ class LoopConfig(RecallConfig):
     def rag(cls, k: int = 8, **changes: Any) -> "LoopConfig":
         """One-shot RAG: the k most similar chunks, read at once; a chat model is called once."""
         return cls(
-            first_stage=max(k, 40), gate="similarity", threshold=0.0, links=False, decompose=False, requery=False,
-            backtrack=False, update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1, writer_blocks=k,
+            first_stage=max(k, FIRST_STAGE), gate="similarity", threshold=0.0, links=False, decompose=False,
+            requery=False, backtrack=False, update_gate=False, exit_gate=False, blocks_per_step=k, max_steps=1,
+            writer_blocks=k,
         ).replace(**changes)  # fmt: skip
