@@ -411,7 +411,7 @@ def test_dense_memory_that_was_made_with_a_kind_of_kv_states_can_be_opened(tmp_p
     with MemoryIndex.create(tmp_path / "a", config) as made:
         settings = {**made.store.config, "kv": "int4"}
     assert settings["memory"] == "dense"
-    FolderStore.create(tmp_path / "old", config=settings, dim=None, vectors=config.vectors).close()
+    FolderStore.create(tmp_path / "old", config=settings, vectors=config.vectors).close()
     for name in ("a", "old"):
         with MemoryIndex.open_or_create(tmp_path / name, config) as opened:
             assert opened.add([Document(text="Acme rents.")]) == 1
