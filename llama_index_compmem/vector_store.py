@@ -157,9 +157,10 @@ class CompMemVectorStore(BasePydanticVectorStore):
             return
         with framework_errors():
             for name in node_ids or ():
-                whole = self.memory.metadata(_whole(name)) if self.memory.metadata(name) is None else None
-                if whole is not None and NODE not in whole:
-                    raise ValueError(f"node {name!r} is a part of a document: delete it with delete({_whole(name)!r})")
+                if (whole := _whole(name)) == name or self.memory.metadata(name) is not None:
+                    continue
+                if (about := self.memory.metadata(whole)) is not None and NODE not in about:
+                    raise ValueError(f"node {name!r} is a part of a document: delete it with delete({whole!r})")
             self.memory.delete(self._found(node_ids, filters))
 
     async def adelete_nodes(

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -375,21 +375,3 @@ def checked_question(question: str) -> str:
     if len(question) > LONGEST_QUESTION:
         raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
     return question
-
-
-def checked_ids(ids: Iterable[str]) -> list[str]:
-    """The ids of the documents to delete.
-
-    Raises:
-        ValueError: It is one id, not a list.
-        TypeError: It is no list of strings.
-    """
-    if isinstance(ids, str):
-        raise ValueError("delete takes a list of ids, not one id")
-    if not isinstance(ids, Iterable):
-        raise TypeError(f"delete takes a list of ids, not {type(ids).__name__}")
-    given = list(ids)
-    for each in given:
-        if not isinstance(each, str):
-            raise TypeError(f"delete takes ids that are strings, not {type(each).__name__}")
-    return given

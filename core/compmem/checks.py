@@ -1,5 +1,6 @@
-"""Checks of settings: each raises a `ValueError` that names the setting and its value."""
+"""Checks of settings and arguments; the error names the setting and its value."""
 
+from collections.abc import Iterable
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -51,3 +52,21 @@ def _choices(settings: type) -> dict[str, tuple[str | bool | None, ...]]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def checked_ids(ids: Iterable[str]) -> list[str]:
+    """The ids of the documents to delete.
+
+    Raises:
+        ValueError: It is one id, not a list.
+        TypeError: It is no list of strings.
+    """
+    if isinstance(ids, str):
+        raise ValueError("delete takes a list of ids, not one id")
+    if not isinstance(ids, Iterable):
+        raise TypeError(f"delete takes a list of ids, not {type(ids).__name__}")
+    given = list(ids)
+    for each in given:
+        if not isinstance(each, str):
+            raise TypeError(f"delete takes ids that are strings, not {type(each).__name__}")
+    return given

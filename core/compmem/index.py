@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from compmem.backbone import Backbone
-from compmem.base_index import BaseIndex, Filter, checked_ids, checked_question
+from compmem.base_index import BaseIndex, Filter, checked_question
+from compmem.checks import checked_ids
 from compmem.config import DEFAULT_KV, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
 from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
@@ -299,7 +300,7 @@ class MemoryIndex(BaseIndex):
         return list(split(document, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Deletes documents; returns how many existed. Unknown ids are ignored. Raises what `checked_ids` raises."""
+        """Deletes documents; returns how many existed. Unknown ids are ignored; only strings are ids."""
         return self.store.delete(checked_ids(ids))
 
     def compact(self) -> None:

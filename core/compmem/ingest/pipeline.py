@@ -58,9 +58,10 @@ class IngestPipeline:
             raise ValueError("add takes documents in a list or another iterable, not one document")
         if not isinstance(documents, Iterable):
             raise TypeError(f"add takes documents in a list or another iterable, not {type(documents).__name__}")
+        distinct: Iterable[Document] = _distinct(documents)
         if isinstance(documents, Sequence):
-            list(_distinct(documents))  # a list is checked completely before any document is stored
-        incoming = _distinct(track(documents, "compressing") if show_progress else documents)
+            distinct = list(distinct)  # a list is checked completely before any document is stored
+        incoming = track(distinct, "compressing") if show_progress else distinct
         if elsewhere is None:
             return sum(self._add_batch(batch) for batch in batches(incoming, BATCH_CHARACTERS))
         tasks = ((batch, self._known(batch)) for batch in batches(incoming, TASK_CHARACTERS))
