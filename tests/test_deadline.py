@@ -401,3 +401,40 @@ def test_the_seconds_of_an_answer_are_also_those_of_its_writing(index, clock):
     answer = index.answer(QUESTION, chat=writes_slowly)
     assert answer.text == "Lloyd."
     assert answer.usage.seconds == 7
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancelled"])
+async def test_a_stream_that_a_call_is_reading_is_closed_when_the_call_returns(hung, clock, how):
+    closed, reading = threading.Event(), threading.Event()
+
+    def replying():
+        try:
+            yield "a"
+            reading.set()
+            hung.wait(LONG)
+            yield "b"
+        finally:
+            closed.set()
+
+    reply = replying()  # kept, so that it is not closed by being deleted
+
+    def by_deadline():
+        with deadline.until(BRIEFLY):
+            stream = pieces(lambda messages: reply, [])
+            assert next(stream) == "a"
+            with pytest.raises(deadline.OverdueError):
+                next(stream)
+
+    async def cancelled():
+        stream = apieces(lambda messages: reply, [])
+        assert await anext(stream) == "a"
+        task = asyncio.ensure_future(anext(stream))
+        assert await asyncio.to_thread(reading.wait, LONG)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    await (asyncio.to_thread(by_deadline) if how == "deadline" else cancelled())
+    assert not closed.is_set()
+    hung.set()
+    assert await asyncio.to_thread(closed.wait, LONG)

@@ -24,9 +24,9 @@ TOKENS = Tokens(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ray") / "index"
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "index"
     with MemoryIndex.create(path, shards=2) as index:
         index.add(
             [
@@ -182,20 +182,18 @@ def test_replicas_are_one_server(cluster, folder, chat):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_replicas_ask_shards_in_actors(cluster, folder, tmp_path):
-    with MemoryIndex.open(folder) as index:
-        index.copy_to(path := tmp_path / "index")
+def test_replicas_ask_shards_in_actors(cluster, folder):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     call = Client(port)
-    with on_ray.running(Settings(index=str(path), processes=2), TOKENS, "127.0.0.1", port, shard_actors=2):
+    with on_ray.running(Settings(index=str(folder), processes=2), TOKENS, "127.0.0.1", port, shard_actors=2):
         wait_until(lambda: listens(port))
         found = [call("POST", "/recall", {"question": QUESTION, "k": 2}, RED) for _ in range(4)]
         assert {r["document"] for _, body in found for r in body["recalls"]} == {"acme", "harbour"}
         assert call("POST", "/recall", {"question": QUESTION}, BLUE) == (200, {"recalls": []})
         assert call("POST", "/documents", {"documents": [{"text": "House."}]})[0] == 403
         # What another process adds is seen by the next question of each replica.
-        with MemoryIndex.open(path) as index:
+        with MemoryIndex.open(folder) as index:
             before = index.answer(QUESTION, filter={"tenant": "red"}).text
             index.add([Document(id="new", title="Borel", text="Borel rents a mill.", metadata={"tenant": "blue"})])
         found = [call("POST", "/recall", {"question": "What does Borel rent?", "k": 1}, BLUE) for _ in range(6)]

@@ -53,11 +53,12 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _async_pieces(reply, context)
     elif isinstance(reply, Iterator):
+        stream = _SyncStream(reply)
         try:
-            while (piece := _in_time(context, _next, reply)) is not _END:
+            while (piece := _in_time(context, stream.next)) is not _END:
                 yield checked.text(piece)
         finally:
-            _close(reply, context if timed else None)
+            stream.close(context if timed else None)
     else:
         yield checked.text(reply)
 
@@ -102,9 +103,34 @@ def _ask(chat: ChatModel, messages: Sequence[Message]) -> object:
         return chat(messages)
 
 
-def _next(stream: Iterator[object]) -> object:
-    with _chat_errors():
-        return next(stream, _END)
+class _SyncStream:
+    """A sync reply, which threads read; closed as soon as no call reads it, also one that was abandoned."""
+
+    def __init__(self, reply: Iterator[object]) -> None:
+        self._reply = reply
+        self._reading = threading.Lock()
+        self._ended = False
+
+    def next(self) -> object:
+        """The next piece, or `_END`."""
+        try:
+            with self._reading, _chat_errors():
+                return next(self._reply, _END)
+        finally:
+            if self._ended:
+                self.close(None)
+
+    def close(self, context: Context | None) -> None:
+        """Closes a generator, in its context if given; while a call is reading it, that call closes it at its end."""
+        self._ended = True
+        if isinstance(self._reply, Generator) and self._reading.acquire(blocking=False):
+            try:
+                if context is None:
+                    self._reply.close()
+                else:
+                    context.run(self._reply.close)
+            finally:
+                self._reading.release()
 
 
 @dataclass(slots=True)
@@ -147,35 +173,28 @@ def _result(future: "Future[T]", seconds: float | None) -> T:
         raise OverdueError("the chat model did not reply in time") from None
 
 
-def _close(reply: object, context: Context | None) -> None:
-    """Closes a generator in its context; one that an abandoned call is still running ends with that call."""
-    if isinstance(reply, Generator) and not getattr(reply, "gi_running", False):
-        if context is None:
-            reply.close()
-        else:
-            context.run(reply.close)
-
-
 async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, None]:
     """The pieces of a chat model's return value of any kind."""
     checked = _Reply()
     if inspect.isawaitable(reply):
         with _chat_errors():
             reply = await reply
-    try:
-        if isinstance(reply, AsyncIterator):
+    if isinstance(reply, AsyncIterator):
+        try:
             while (piece := await _anext(reply)) is not _END:
                 yield checked.text(piece)
-        elif isinstance(reply, Iterator):
-            while (piece := await in_chat_thread(context.run, _next, reply)) is not _END:
+        finally:
+            if isinstance(reply, AsyncGenerator):
+                await reply.aclose()
+    elif isinstance(reply, Iterator):
+        stream = _SyncStream(reply)
+        try:
+            while (piece := await in_chat_thread(context.run, stream.next)) is not _END:
                 yield checked.text(piece)
-        else:
-            yield checked.text(reply)
-    finally:
-        if isinstance(reply, AsyncGenerator):
-            await reply.aclose()
-        else:
-            _close(reply, context)
+        finally:
+            stream.close(context)
+    else:
+        yield checked.text(reply)
 
 
 async def _anext(stream: AsyncIterator[object]) -> object:
