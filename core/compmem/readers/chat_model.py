@@ -12,7 +12,6 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
-    Coroutine,
     Generator,
     Iterator,
     Sequence,
@@ -48,17 +47,18 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
         OverdueError: The deadline of the question has passed.
         ReaderError: The model failed, returned something other than text, or is async inside a running event loop.
     """
-    context, timed, checked = copy_context(), seconds_left() is not None, _Reply()
-    reply = _ask(chat, messages) if _is_async(chat) else _in_time(context, _ask, chat, messages)
+    context, checked = copy_context(), _Reply()
+    within: Within = _directly if seconds_left() is None else context.run
+    reply = _ask(chat, messages) if _is_async(chat) else _in_time(within, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _async_pieces(reply, context)
     elif isinstance(reply, Iterator):
-        stream = _SyncStream(reply)
+        stream = _SyncStream(reply, within)
         try:
-            while (piece := _in_time(context, stream.next)) is not _END:
+            while (piece := _in_time(_directly, stream.next)) is not _END:
                 yield checked.text(piece)
         finally:
-            stream.close(context if timed else None)
+            stream.close()
     else:
         yield checked.text(reply)
 
@@ -104,33 +104,87 @@ def _ask(chat: ChatModel, messages: Sequence[Message]) -> object:
 
 
 class _SyncStream:
-    """A sync reply, which threads read; closed as soon as no call reads it, also one that was abandoned."""
+    """A sync reply, which threads read; closed as soon as no call reads it, also one that was abandoned.
 
-    def __init__(self, reply: Iterator[object]) -> None:
+    All reads and the close are made in one context, since a generator may set a variable before a piece and reset it
+    after.
+    """
+
+    def __init__(self, reply: Iterator[object], within: "Within") -> None:
         self._reply = reply
+        self._within = within
         self._reading = threading.Lock()
         self._ended = False
 
     def next(self) -> object:
         """The next piece, or `_END`."""
         try:
-            with self._reading, _chat_errors():
-                return next(self._reply, _END)
+            with self._reading:
+                return self._within(_next, self._reply)
         finally:
             if self._ended:
-                self.close(None)
+                self.close()
 
-    def close(self, context: Context | None) -> None:
-        """Closes a generator, in its context if given; while a call is reading it, that call closes it at its end."""
+    def close(self) -> None:
+        """Closes the reply if it can be closed; while a call is reading it, that call closes it at its end."""
         self._ended = True
-        if isinstance(self._reply, Generator) and self._reading.acquire(blocking=False):
+        if callable(close := getattr(self._reply, "close", None)) and self._reading.acquire(blocking=False):
             try:
-                if context is None:
-                    self._reply.close()
-                else:
-                    context.run(self._reply.close)
+                self._within(close)
             finally:
                 self._reading.release()
+
+
+class _AsyncStream:
+    """An async reply, read and closed by one task, so in one context, whichever tasks ask for its pieces."""
+
+    def __init__(self, reply: AsyncIterator[object], context: Context) -> None:
+        self._asked = asyncio.Queue[asyncio.Future[object]]()
+        self._task = asyncio.get_running_loop().create_task(self._read(reply), context=context)
+
+    async def next(self) -> object:
+        """The next piece, or `_END`."""
+        piece = asyncio.get_running_loop().create_future()
+        self._asked.put_nowait(piece)
+        return await piece
+
+    async def close(self) -> None:
+        """Ends the reading and closes the reply if it can be closed."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self, reply: AsyncIterator[object]) -> None:
+        try:
+            while True:
+                asked = await self._asked.get()
+                try:
+                    with _chat_errors():
+                        piece = await anext(reply, _END)
+                    finish = partial(asked.set_result, piece)
+                except ReaderError as error:
+                    finish = partial(asked.set_exception, error)
+                except BaseException:
+                    asked.cancel()
+                    raise
+                if not asked.done():
+                    finish()
+        finally:
+            close = getattr(reply, "aclose", None) or getattr(reply, "close", None)
+            if callable(close) and inspect.isawaitable(closing := close()):
+                await closing
+
+
+Within = Callable[..., Any]
+"""Makes a call, directly or in a context."""
+
+
+def _directly(call: Callable[..., T], *args: Any) -> T:
+    return call(*args)
+
+
+def _next(reply: Iterator[object]) -> object:
+    with _chat_errors():
+        return next(reply, _END)
 
 
 @dataclass(slots=True)
@@ -148,15 +202,12 @@ class _Reply:
         return valid(piece)
 
 
-def _in_time(context: Context, call: Callable[..., T], *args: Any) -> T:
-    """The call's result; if there is a deadline, it runs in a thread, so that it can be abandoned.
-
-    All calls for one reply share a context, since a generator may set a variable before a piece and reset it after.
-    """
+def _in_time(within: Within, call: Callable[..., T], *args: Any) -> T:
+    """The call's result; if there is a deadline, it runs in a thread, so that it can be abandoned."""
     seconds = seconds_left()
     if seconds is None:
-        return call(*args)
-    future = chat_calls().submit(partial(context.run, call, *args))
+        return cast("T", within(call, *args))
+    future: Future[T] = chat_calls().submit(partial(within, call, *args))
     try:
         return _result(future, seconds)
     except BaseException:
@@ -180,26 +231,21 @@ async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, Non
         with _chat_errors():
             reply = await reply
     if isinstance(reply, AsyncIterator):
+        read = _AsyncStream(reply, context)
         try:
-            while (piece := await _anext(reply)) is not _END:
+            while (piece := await read.next()) is not _END:
                 yield checked.text(piece)
         finally:
-            if isinstance(reply, AsyncGenerator):
-                await reply.aclose()
+            await read.close()
     elif isinstance(reply, Iterator):
-        stream = _SyncStream(reply)
+        stream = _SyncStream(reply, context.run)
         try:
-            while (piece := await in_chat_thread(context.run, stream.next)) is not _END:
+            while (piece := await in_chat_thread(stream.next)) is not _END:
                 yield checked.text(piece)
         finally:
-            stream.close(context)
+            stream.close()
     else:
         yield checked.text(reply)
-
-
-async def _anext(stream: AsyncIterator[object]) -> object:
-    with _chat_errors():
-        return await anext(stream, _END)
 
 
 def _async_pieces(reply: object, context: Context) -> Generator[str, None, None]:
@@ -216,7 +262,7 @@ def _async_pieces(reply: object, context: Context) -> Generator[str, None, None]
     try:
         while True:
             seconds = seconds_left()
-            future = asyncio.run_coroutine_threadsafe(_within(context, _anext(stream)), loop)
+            future = asyncio.run_coroutine_threadsafe(_piece(stream, context), loop)
             try:
                 piece = _result(future, seconds)
             except BaseException:
@@ -229,8 +275,9 @@ def _async_pieces(reply: object, context: Context) -> Generator[str, None, None]
         asyncio.run_coroutine_threadsafe(_closed(stream), loop)
 
 
-async def _within(context: Context, work: Coroutine[Any, Any, T]) -> T:
-    return await asyncio.get_running_loop().create_task(work, context=context)
+async def _piece(stream: AsyncGenerator[str, None], context: Context) -> str | object:
+    """The next piece in this context, or `_END`."""
+    return await asyncio.get_running_loop().create_task(anext(stream, _END), context=context)
 
 
 def _inside_a_loop() -> bool:
