@@ -272,6 +272,20 @@ def test_calls_that_wait_are_refused_when_too_many_hang(hung, monkeypatch):
     assert third.result(LONG)
 
 
+def test_a_call_that_gets_no_thread_is_an_error_and_takes_no_place(monkeypatch):
+    monkeypatch.setattr(threads, "MOST_AT_ONCE", 1)
+    calls = threads.CallThreads()
+
+    def full(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(ReaderError, match="no thread is left"):
+            calls.submit(int).result(LONG)
+    assert calls.submit(int).result(LONG) == 0
+
+
 def test_a_step_is_begun_only_while_there_is_time_for_it_and_for_the_answer():
     class Bench:
         def propose(self, memory):

@@ -1,6 +1,7 @@
 """An index over a retriever: its queries, the use of its results, and what is cached."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -236,3 +237,24 @@ def test_a_retriever_that_cannot_be_called_is_refused(given):
 def test_numbers_are_checked(wrong):
     with pytest.raises(ValueError, match="at least 1"):
         ExternalIndex(lambda query, k, filter: [], **wrong)
+
+
+async def test_retrievers_that_hang_take_no_thread_from_other_indexes(monkeypatch):
+    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    over, began = threading.Event(), threading.Event()
+
+    def hangs(query, k, filter):
+        began.set()
+        over.wait(60)
+        return []
+
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as other:
+        other.add([Document(text="Acme rents the Harbour Building.")])
+        stuck = asyncio.create_task(ExternalIndex(hangs, encoder=HashEncoder()).asearch("Who?"))
+        try:
+            assert await asyncio.to_thread(began.wait, 60)
+            async with asyncio.timeout(60):
+                assert (await other.aanswer("What does Acme rent?")).found
+        finally:
+            over.set()
+            await stuck

@@ -64,6 +64,7 @@ async def test_what_is_wrong_with_a_call_is_told_and_nothing_is_changed(index):
             ("answer", {"question": "x" * 5000}, "at most 4000"),
             ("add_documents", {"documents": [{"text": "a"}] * 3}, "at most 2"),
             ("add_documents", {"documents": [{"text": "a" * 51}]}, "more than 50 characters"),
+            ("add_documents", {"documents": [{"text": "a", "metadata": {"k": "b" * 51}}]}, "more than 50 characters"),
             ("add_documents", {"documents": [{"text": "a", "path": "/etc"}]}, "path"),
             ("add_documents", {"documents": [{"text": ""}]}, "no text"),
         ):

@@ -53,6 +53,17 @@ def test_calls_that_come_meanwhile_are_one_batch():
     assert [result.result()[:, 0].tolist() for result in results] == [[1], [2, 3], [], [4]]
 
 
+def test_calls_that_wait_are_made_though_no_thread_can_be_started(monkeypatch):
+    class Full:
+        def submit(self, *args):
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(merging, "_threads", Full)
+    calls, results = together([["a"], ["bb"], ["ccc"]])
+    assert calls == [["a"], ["bb", "ccc"]]
+    assert [result.result(20)[:, 0].tolist() for result in results] == [[1], [2], [3]]
+
+
 def test_an_error_reaches_only_its_caller():
     calls, results = together([["a"], ["bb"], ["x", "bad"], ["ccc"]])
     assert calls == [["a"], ["bb", "x", "bad", "ccc"], ["bb"], ["x", "bad"], ["ccc"]]

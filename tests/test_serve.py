@@ -191,6 +191,21 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
     assert len(changing) == 3
 
 
+async def test_an_id_that_begins_like_the_stored_ids_of_its_tenant_is_another_one(changing):
+    async with calling(changing, RED) as client:
+
+        async def shown(**wanted):
+            return (await client.post("/recall", json={"question": "bricks", "k": 9, **wanted})).json()["recalls"]
+
+        for id, text in (("a.md", "Red bricks."), ("red/a.md", "Green bricks.")):
+            await client.post("/documents", json={"documents": [{"id": id, "text": text}]})
+        for id, text in (("a.md", "Red bricks."), ("red/a.md", "Green bricks.")):
+            assert [(r["document"], r["text"]) for r in await shown(filter={"document_id": id})] == [(id, text)]
+        assert (await client.delete("/documents/red/a.md")).status_code == 200
+        assert (await client.delete("/documents/red/a.md")).status_code == 404
+        assert {r["text"] for r in await shown()} >= {"Red bricks."}
+
+
 async def test_a_tenant_filters_by_its_own_ids_and_sees_no_others(changing):
     async with calling(changing, RED) as red, calling(changing, BLUE) as blue:
 
@@ -299,6 +314,8 @@ async def test_a_read_only_server_changes_nothing(index):
         ("/documents", b'{"documents": [{"text": "a", "path": "/etc"}]}', 400),
         ("/documents", json.dumps({"documents": [{"text": "a"}] * 1001}).encode(), 413),
         ("/documents", json.dumps({"documents": [{"text": "x" * 200_000}]}).encode(), 413),
+        ("/recall", json.dumps({"question": "Who?", "filter": {"k": {"in": [1] * 10_001}}}).encode(), 413),
+        ("/recall", json.dumps({"question": "Who?", "filter": [{"or": [{"k": 1}] * 6000}]}).encode(), 413),
         ("/nothing", b"{}", 404),
     ],
 )

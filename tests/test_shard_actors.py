@@ -28,9 +28,13 @@ SHARDS = 3
 class Processes(ShardActors):
     """The actors' own objects in this process; what travels is pickled as between processes."""
 
-    def call(self, method, arguments, *, retries=0, seconds=None):
-        travelled = pickle.loads(pickle.dumps(arguments))
-        done = {n: getattr(self.handles[n], method)(*args) for n, args in travelled.items()}
+    def answers(self, method, arguments, *, retries=0, seconds=None):
+        done = {}
+        for n, args in pickle.loads(pickle.dumps(arguments)).items():
+            try:
+                done[n] = getattr(self.handles[n], method)(*args)
+            except (StoreError, ValueError) as error:
+                done[n] = error
         return pickle.loads(pickle.dumps(done))
 
 
@@ -70,6 +74,18 @@ def over_actors(path, local, actors=2):
 
 def views(index):
     return [handle.views() for handle in index.store.actors.handles]
+
+
+def test_an_actor_that_fails_leaves_no_view_open_in_the_others(path, local, monkeypatch):
+    index = over_actors(path, local)
+
+    def ended():
+        raise StoreError("an actor has ended")
+
+    monkeypatch.setattr(index.store.actors.handles[1], "open", ended, raising=False)
+    with pytest.raises(StoreError, match="has ended"):
+        index.search("Who?")
+    assert views(index) == [0, 0]
 
 
 def all_of(index, question, filter):

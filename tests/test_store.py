@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import FORMAT, FolderStore, content_hash
+from compmem.store.folder import Folder
 from compmem.text.tokenize import content_terms, name, possible_names, terms
 
 DIM = 16
@@ -213,6 +214,24 @@ def test_snapshot_outlives_replace_delete_and_compact(store: FolderStore):
         assert (store.path / "chunks-000000.bin").exists()
     store.add([entry("f", ["Delta."])])
     assert not (store.path / "chunks-000000.bin").exists(), "the next write sweeps what the old reader held"
+    assert store.verify() == []
+
+
+def test_a_write_succeeds_though_old_files_cannot_be_removed(store: FolderStore, monkeypatch, caplog):
+    store.add([entry("d", ["Alpha one."])])
+    with store.snapshot():
+        store.compact()
+
+    def failing(*args):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "sweep", failing)
+        store.add([entry("e", ["Beta."])])
+    assert "could not be removed" in caplog.text
+    assert (store.path / "chunks-000000.bin").exists()
+    store.add([entry("f", ["Gamma."])])
+    assert not (store.path / "chunks-000000.bin").exists()
     assert store.verify() == []
 
 

@@ -221,6 +221,22 @@ def test_vectors_that_are_no_unit_vectors_are_a_corrupt_store(tmp_path: Path, ki
                     act()
 
 
+def test_a_block_cannot_claim_more_vectors_than_it_has_sentences(tmp_path: Path):
+    path, rows = filled(tmp_path / "s"), 200_000
+    (file,) = path.glob("sentences-*")
+    os.truncate(file, rows * (DIM + 4))
+    crc = zlib.crc32(file.read_bytes(), zlib.crc32(next(path.glob("chunks-*")).read_bytes()))
+    with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:
+        state = json.loads(raw.execute("SELECT value FROM manifest WHERE name = 'state'").fetchone()[0])
+        spoilt = json.dumps(state | {"sentence_rows": rows})
+        raw.execute("UPDATE manifest SET value = ? WHERE name = 'state'", (spoilt,))
+        raw.execute("UPDATE blocks SET sentence_row = 0, sentence_rows = ?, vector_crc = ?", (rows, crc))
+    with FolderStore.open(path) as store, store.snapshot() as view:
+        with pytest.raises(CorruptStoreError, match=r"0 sentences and 200000 vectors"):
+            view.blocks([1])
+        assert store.verify()
+
+
 def test_a_table_of_the_lexical_index_that_is_another_one_is_refused(tmp_path: Path):
     path = filled(tmp_path / "s")
     with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:

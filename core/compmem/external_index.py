@@ -96,12 +96,13 @@ class ExternalIndex(BaseIndex):
         self._cache = _DocumentCache(cached_blocks, self._cut)
         self._seen = BlockCache(cached_blocks)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._threaded = WAITING  # a retriever that hangs takes no thread from other indexes
 
     def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
         if self._aretrieve is None:
             return self
         other = copy.copy(self)
-        other._loop, other._threaded = loop, WAITING
+        other._loop = loop
         return other
 
     @contextmanager

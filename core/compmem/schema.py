@@ -157,8 +157,8 @@ class Document:
         if not isinstance(fields, Mapping):
             raise ValueError(f"expected a JSON object, not {type(fields).__name__}")
         default = {"id": "", "title": "", "context": "", "text": "", "metadata": {}}
-        if unknown := sorted(map(str, fields.keys() - default.keys())):
-            raise ValueError(f"unknown name {unknown[0]!r}; known are {', '.join(map(repr, default))}")
+        if unknown := fields.keys() - default.keys():
+            raise ValueError(f"unknown name {min(map(str, unknown))!r}; known are {', '.join(map(repr, default))}")
         given = default | {name: value for name, value in fields.items() if value is not None}
         if isinstance(given["id"], bool) or not isinstance(given["id"], str | int):
             raise ValueError("'id' must be text or a whole number")

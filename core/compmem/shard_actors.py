@@ -20,7 +20,7 @@ from compmem.checks import check_whole
 from compmem.config import RuntimeConfig, Search
 from compmem.errors import StoreError
 from compmem.index import MemoryIndex, reopened
-from compmem.retrieval.open_shards import OpenShards, unpacked
+from compmem.retrieval.open_shards import Opened, OpenShards, unpacked
 from compmem.retrieval.vector_search import DenseSearch, Scored, merged
 from compmem.schema import Encoder, Vectors
 from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, summed
@@ -96,13 +96,21 @@ class ShardActors:
         Raises:
             StoreError: An actor has ended or does not answer. Also what the method raises.
         """
+        return _all_answered(self.answers(method, arguments, retries=retries, seconds=seconds))
+
+    def answers(
+        self,
+        method: str,
+        arguments: Mapping[int, tuple[Any, ...]],
+        *,
+        retries: int = 0,
+        seconds: float | None = ANSWER_SECONDS,
+    ) -> dict[int, Any]:
+        """`call`, which returns for an actor that fails the exception."""
         methods = {n: getattr(self.handles[n], method).options(max_task_retries=retries) for n in arguments}
         sent = {n: methods[n].remote(*args) for n, args in arguments.items()}
         ray.wait(list(sent.values()), num_returns=len(sent), timeout=seconds)
-        answers = {n: self._answer(ref) for n, ref in sent.items()}
-        if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
-            raise failed[0]
-        return answers
+        return {n: self._answer(ref) for n, ref in sent.items()}
 
     def _answer(self, sent: Any) -> Any:
         """What a call has returned, or the error that it ended with."""
@@ -119,6 +127,13 @@ class ShardActors:
     def everywhere(self, method: str, *args: Any, seconds: float | None = ANSWER_SECONDS) -> dict[int, Any]:
         """Call a method that needs no open view on all actors. Raises what `call` raises."""
         return self.call(method, dict.fromkeys(range(len(self.handles)), args), retries=UNTIL_STARTED, seconds=seconds)
+
+
+def _all_answered(answers: dict[int, Any]) -> dict[int, Any]:
+    """The answers of all actors. Raises the first exception among them."""
+    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
+        raise failed[0]
+    return answers
 
 
 class ActorStore(Store):
@@ -158,8 +173,11 @@ class ActorStore(Store):
         Raises:
             StoreError: An actor does not answer, or another index is in the folder now.
         """
-        views = self._everywhere("open")
+        self.round_trips += 1
+        answers = self.actors.answers("open", dict.fromkeys(range(len(self.actors.handles)), ()), retries=UNTIL_STARTED)
+        views = {n: opened for n, opened in answers.items() if isinstance(opened, Opened)}
         try:
+            _all_answered(answers)
             facts = {shard: told for opened in views.values() for shard, told in opened.shards.items()}
             self._check({shard: identity for shard, (identity, _, _) in facts.items()})
             order = [facts[shard] for shard in range(self.actors.shards)]

@@ -70,7 +70,11 @@ class CallThreads:
             call = self._waiting.pop(future)
             if future.set_running_or_notify_cancel():
                 self._running.add(future)
-                threading.Thread(target=self._run, args=(future, call), name="compmem-chat", daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, args=(future, call), name="compmem-chat", daemon=True).start()
+                except RuntimeError as error:  # the system has no thread left
+                    self._running.remove(future)
+                    future.set_exception(ReaderError(f"no thread is left for the chat model: {error}"))
 
     def _run(self, future: "Future[T]", call: Callable[[], T]) -> None:
         try:

@@ -78,9 +78,17 @@ class MergedCalls:
             if not batch:
                 self._running -= 1
         if batch:
-            _threads().submit(self._run_batch, batch)
+            begun = threading.Lock()
+            try:
+                _threads().submit(self._run_batch, batch, begun)
+            except (
+                RuntimeError
+            ):  # no thread could be started; if there is another one, it may run the batch all the same
+                self._run_batch(batch, begun)
 
-    def _run_batch(self, batch: Sequence[_Call]) -> None:
+    def _run_batch(self, batch: Sequence[_Call], begun: threading.Lock) -> None:
+        if not begun.acquire(blocking=False):
+            return
         try:
             self._encode(batch)
         finally:

@@ -16,6 +16,9 @@ from compmem.text.follow_up import standalone_question
 MOST_TURNS = 20
 """Messages of a conversation, the newest ones, in which a follow-up finds its names."""
 
+MOST_FILTER_VALUES = 10_000
+"""Most values of a filter, those of lists counted one by one."""
+
 RECALL = frozenset({"question", "filter", "k", "min_score"})
 """Fields of `/recall`."""
 ANSWER = frozenset({"question", "filter", "stream"})
@@ -80,18 +83,32 @@ def parse_question(body: Mapping[str, Any], limits: Limits, fields: frozenset[st
     Raises:
         HTTPException: 400 a field is missing or wrong, 413 the question is too long.
     """
-    if unknown := sorted(set(body) - fields):  # without a misspelt filter, every document would match
-        raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there are {', '.join(sorted(fields))}")
+    if unknown := set(body) - fields:  # without a misspelt filter, every document would match
+        raise HTTPException(400, f"unknown {min(unknown)[:100]!r}: there are {', '.join(sorted(fields))}")
     k = _typed(body, "k", int, 8)
     if not 1 <= k <= limits.k:
         raise HTTPException(400, f"'k' must be from 1 to {limits.k}")
     return QuestionRequest(
         question=_question(_typed(body, "question", str, ""), limits),
-        filter=_typed(body, "filter", dict | list, None),
+        filter=_filter(body),
         stream=_typed(body, "stream", bool, False),
         k=k,
         min_score=_typed(body, "min_score", int | float, 0.0),
     )
+
+
+def _filter(body: Mapping[str, Any]) -> Any:
+    """The filter of a request; it is compiled in the event loop, so its size is limited."""
+    given = _typed(body, "filter", dict | list, None)
+    count, parts = 0, [given]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict | list):
+            count += len(part)
+            if count > MOST_FILTER_VALUES:
+                raise HTTPException(413, f"a filter may have {MOST_FILTER_VALUES:,} values")
+            parts += part.values() if isinstance(part, dict) else part
+    return given
 
 
 def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionRequest:
@@ -108,7 +125,7 @@ def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionR
     options = _typed(body, "stream_options", dict, {})
     return QuestionRequest(
         question=_asked(_typed(body, "messages", list, []), limits),
-        filter=_typed(body, "filter", dict | list, None),
+        filter=_filter(body),
         stream=_typed(body, "stream", bool, False),
         include_usage=_typed(options, "include_usage", bool, False),
     )

@@ -72,7 +72,7 @@ class TenantIndex:
 
         A document with the tenant's metadata that was not added by the server keeps its own id.
         """
-        for stored_id in dict.fromkeys((f"{self.tenant.prefix}{document_id}", document_id)):
+        for stored_id in self.tenant.stored_ids(document_id):
             metadata = self.index.metadata(stored_id)
             if metadata is not None and self.tenant.owns(metadata):
                 return stored_id

@@ -73,8 +73,13 @@ class Tenant:
             return node
         if node.operator != "in":  # to which ==, != and "not in" are compiled
             raise ValueError(f"filter 'document_id' takes ==, !=, in and 'not in' here, not {node.operator!r}")
-        stored = (nfc(f"{self.prefix}{value}") for value in node.operand if isinstance(value, str))
-        return Test(node.key, node.operator, (*node.operand, *stored))
+        stored = (nfc(id) for value in node.operand if isinstance(value, str) for id in self.stored_ids(value))
+        return Test(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
+
+    def stored_ids(self, document_id: str) -> list[str]:
+        """The ids in the index that one of the tenant's own ids may stand for; no other of its ids stands for them."""
+        stored = f"{self.prefix}{document_id}"
+        return [stored] if document_id.startswith(self.prefix) else [stored, document_id]
 
     def owns(self, metadata: Mapping[str, Any]) -> bool:
         """Whether the tenant may see a document with this metadata."""

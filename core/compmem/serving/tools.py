@@ -1,5 +1,6 @@
 """An index as tools of the Model Context Protocol, with the official SDK."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -42,6 +43,11 @@ class NewDocument(BaseModel):
     title: str = Field("", description="Title, in a few words.")
     context: str = Field("", description="Facts that questions may ask by, such as the author, one per line.")
     metadata: dict[str, Any] = Field({}, description="JSON values by name, for filters.")
+
+    def characters(self) -> int:
+        """Of all fields together, the metadata as JSON."""
+        metadata = json.dumps(self.metadata) if self.metadata else ""
+        return sum(map(len, (self.text, self.id, self.title, self.context, metadata)))
 
 
 def create_tools(
@@ -97,7 +103,7 @@ def create_tools(
         documents: Annotated[list[NewDocument], Field(min_length=1, max_length=limits.documents)],
     ) -> dict[str, Any]:
         """Add documents to the index; one with a known id replaces the old document."""
-        if sum(len(d.text) for d in documents) > limits.body_bytes:
+        if sum(d.characters() for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
         async with _tool_errors(), writing.turn():
             made = [Document(**dict(d)) for d in documents]

@@ -33,6 +33,7 @@ class Place(NamedTuple):
     kv: int | None
     kv_bytes: int
     kv_crc: int
+    sentences: int
 
     def __str__(self) -> str:
         return f"block {self.number} of document {self.document!r}"
@@ -48,7 +49,7 @@ class Placed:
 
 _PLACE: Final = (
     "b.number, d.id, b.row, coalesce(b.sentence_row, 0), coalesce(b.sentence_rows, 0), coalesce(b.vector_crc, 0), "
-    "b.kv, coalesce(k.bytes, 0), coalesce(b.kv_crc, 0)"
+    "b.kv, coalesce(k.bytes, 0), coalesce(b.kv_crc, 0), length(t.spans) / 8"
 )
 _CHUNK: Final = "b.document, b.ordinal, b.start, t.text, t.headings, t.spans, b.text_crc"
 _OF_DOCUMENTS: Final = "SELECT key, title, metadata FROM documents WHERE key IN (SELECT value FROM json_each(?))"
@@ -115,9 +116,11 @@ def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw, layout: RowForma
     """A block's stored rows: the whole chunk's, then its sentences'.
 
     Raises:
-        CorruptStoreError: They do not match their checksum, or are no unit vectors.
+        CorruptStoreError: They do not match their checksum or the sentences of the block, or are no unit vectors.
     """
     row, first, last = place.row, place.sentence_row, place.sentence_row + place.sentence_rows
+    if place.sentence_rows not in ({place.sentences} if place.sentences else {0, 1}):
+        raise CorruptStoreError(f"{place} has {place.sentences} sentences and {place.sentence_rows} vectors of them")
     if row is None or not 0 <= row < len(chunk_rows) or not 0 <= first <= last <= len(sentence_rows):
         raise CorruptStoreError(f"the vectors of {place} are outside their file")
     raw = np.concatenate([chunk_rows[row : row + 1], sentence_rows[first:last]])

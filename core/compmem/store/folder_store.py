@@ -293,7 +293,10 @@ class FolderStore(Store):
                 self._drop_unnamed()
                 raise
             if before.garbage:
-                self._sweep()
+                try:
+                    self._sweep()
+                except (OSError, StoreError) as error:  # the write itself has succeeded; the next one sweeps again
+                    log.warning("old files of the index %r could not be removed: %s", str(self.path), error)
 
     @contextmanager
     def _rows(self) -> Iterator[Rows]:
