@@ -6,11 +6,12 @@ import pytest
 from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
 from compmem.readers.extractive import LINKED, NAMED
-from compmem.readers.identifiers import identifiers
+from compmem.readers.identifiers import IdentifierLinks, identifiers
 from compmem.readers.outline import is_heading
 from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence, MemoryBlock, WorkingMemory
+from compmem.text.tokenize import content_terms, root
 from tests.hashing import HashEncoder
 from tests.test_gate import QUESTION, Words
 
@@ -193,7 +194,7 @@ def test_a_list_is_quoted_whole_and_an_item_under_what_introduces_it():
 def test_words_of_a_heading_count_for_what_is_under_it():
     hours = block("Shops Lyon", "# Shops", "## Lyon", "Monday: 9 to 6", "**Nice**", "Tuesday: 10 to 5")
     assert written("When is Lyon open?", hours) == "## Lyon Monday: 9 to 6"
-    assert written("When is Nice open?", hours) == "**Nice** Tuesday: 10 to 5"
+    assert written("When is Nice open?", hours) == "Shops Lyon: **Nice** Tuesday: 10 to 5"
 
 
 def test_yes_or_no_is_quoted_with_its_question():
@@ -376,3 +377,75 @@ def test_a_sentence_stands_under_its_own_heading_in_a_chunk_of_several_sections(
     assert "Granite › 3.2: The buffer survives a restart." in lines.split("\n")
     assert "Granite › 3.2: # 3.2" in lines.split("\n")
     assert "Granite › 3.4: It logs faster." in lines.split("\n")
+
+
+def test_quoted_sentences_that_do_not_name_their_document_stand_behind_its_title():
+    contracts = [
+        block(f"{name} contract", f"The notice period is {n} months.") for n, name in ((3, "Acme"), (6, "Bolt"))
+    ]
+    said = written("What is the notice period?", *contracts)
+    assert "Acme contract: The notice period is 3 months." in said
+    assert "Bolt contract: The notice period is 6 months." in said
+    named = block("Bolt", "The notice period of Bolt is 6 months.")
+    assert written("What is the notice period?", named) == "The notice period of Bolt is 6 months."
+    assert written("What is the notice period?", block("17", "It is 6 months.")) == "It is 6 months."
+
+
+def test_a_pronoun_counts_for_the_name_that_it_stands_for():
+    people = block(
+        "People", "Ines Duarte is manager.", "She was born in Porto.", "Tom Bell is born.", "He was born in Leeds."
+    )
+    memory = WorkingMemory(text="Project Heron is led by Ines Duarte.")
+    one = ExtractiveReader(QueryAnalyzer("Where was the leader of Heron born?", HashEncoder(), Words()))
+    scores = []
+    for known in (WorkingMemory(), memory):
+        evidence = one.read("Where was the leader of Heron born?", known, [people]).memory.evidence
+        scores.append({e.text: e.score for e in evidence})
+    gained = {text: round(scores[1][text] - scores[0][text], 3) for text in scores[0].keys() & scores[1].keys()}
+    assert gained["She was born in Porto."] == LINKED
+    assert gained["He was born in Leeds."] == 0.0
+
+
+def scored(chunk, **scores):
+    """Kept sentences of a chunk, those whose text begins with a word given, with its score."""
+    spans = {
+        text.split()[0].strip(":").lower(): span for text, span in zip(chunk.sentence_texts(), chunk.spans, strict=True)
+    }
+    return [Evidence.of(chunk, spans[first], score) for first, score in scores.items()]
+
+
+def test_of_the_best_chunks_good_short_lines_are_quoted_too():
+    record = of_text(
+        "Ward: Heron\nBuilt: 1972\nKeeper: Lee", sentences=["Ward: Heron", "Built: 1972", "Keeper: Lee"]
+    ).chunk
+    kept = scored(record, ward=0.8, built=0.5, keeper=0.3)
+    assert [e.text for e in quoted_sentences({"old": 1.0}, kept)] == ["Ward: Heron", "Built: 1972"]
+    prose = block("", "Heron is a ward.", "Rain fell there.", "It dates from 1972.").chunk
+    kept = scored(prose, heron=0.8, rain=0.5, it=0.5)
+    said = [e.text for e in quoted_sentences({"old": 1.0}, kept)]
+    assert said[0] == "Heron is a ward."
+    assert "It dates from 1972." in said
+
+
+def test_a_table_without_a_word_of_the_question_is_not_listed_where_another_chunk_answers():
+    rows = [f"| Land{n} | {n} |" for n in range(8)]
+    first = of_text("\n".join(["| Country | Days |", *rows]), sentences=["| Country | Days |", *rows]).chunk
+    second = Chunk(text="| Finland | 42 |", document_id="text", ordinal=1, sentences=((0, 16),))
+    kept = [Evidence.of(first, first.spans[3], 0.5), Evidence.of(second, (0, 16), 0.9)]
+    asked = {root(t): 1.0 for t in content_terms("How long for Finland?")}
+    texts = [e.text for e in quoted_sentences(asked, kept)]
+    assert "| Finland | 42 |" in texts
+    assert sum(text.startswith("| Land") for text in texts) == 1
+
+
+def test_the_label_of_values_in_several_records_links_nothing():
+    records = block("a", "name: One; price_eur: 3", "name: Two; price_eur: 4", "name: Three; price_eur: 5")
+    many = Words({f"Page {n}": "Text." for n in range(500)})
+    links = IdentifierLinks(QueryAnalyzer("What does One cost?", HashEncoder(), many))
+    links.see(records.chunk)
+    kept = [Evidence.of(records.chunk, records.chunk.spans[0], 0.9)]
+    assert list(links.linked(kept)) == []
+    defined = block("b", "name: One; code: AB12", "AB12: broken")
+    links.see(defined.chunk)
+    kept = [Evidence.of(defined.chunk, defined.chunk.spans[0], 0.9)]
+    assert [e.text for e in links.linked(kept)] == ["AB12: broken"]

@@ -98,7 +98,7 @@ def test_each_part_is_searched_for_and_answered(index, how):
     assert (
         answer.text
         == " ".join(one.text for one in alone)
-        == "The lease ends in 2031. Lloyd insures the building against fire."
+        == "The lease ends in 2031. Policy: Lloyd insures the building against fire."
     )
     assert "".join(event.text for event in events if isinstance(event, AnswerToken)) == answer.text
     assert [r.chunk.id for r in answer.sources] == [r.chunk.id for one in alone for r in one.sources]
@@ -145,7 +145,7 @@ def test_a_yes_or_no_stands_behind_each_question_that_it_answers():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
         said = ("Are pets allowed in the office?\nYes.", "Are guests allowed in the lab?\nYes.")
         index.add([Document(id=str(n), title=f"Rule {n}", text=text) for n, text in enumerate(said)])
-        pets, guests = "Are pets allowed in the office? Yes.", "Are guests allowed in the lab? Yes."
+        pets, guests = "Rule 0: Are pets allowed in the office? Yes.", "Rule 1: Are guests allowed in the lab? Yes."
         answer = index.answer("Are pets allowed in the office? Are guests allowed in the lab?", READ_ONE)
         assert answer.text == f"{pets} {guests}"
         assert (

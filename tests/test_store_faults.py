@@ -72,7 +72,8 @@ def check(view: Snapshot) -> dict[str, int]:
         assert len(texts) == 3
     scan = view.vectors()
     assert np.array_equal(scan.numbers, numbers)
-    assert scan.floats().shape == (len(numbers), DIM if len(numbers) else 0)
+    assert len(scan.floats()) == len(numbers)
+    assert not len(numbers) or scan.floats().shape[1] == DIM
     assert {n for n, _ in view.words().lexical(["version"], 10_000)} == set(numbers.tolist())
     assert {info.id: info.metadata["version"] for info in view.documents()} == versions
     return versions

@@ -327,8 +327,8 @@ class Answer:
     question: str
     text: str
     found: bool
-    """False if the loop noted nothing: the gate rejected all blocks, or the reader found nothing in them. A chat model
-    writes from the best blocks all the same, and may know better."""
+    """False if the gate finds that nothing answers, or the reader noted nothing. A chat model writes from the best
+    blocks all the same, and may know better."""
     sources: tuple[Recall, ...]
     """The blocks that the answer is based on, in reading order; for a writer, all that it saw. A mark `[n]` in the text
     cites the n-th; see `Recall.cited`."""

@@ -279,6 +279,7 @@ def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
         usage=first.usage + more.usage,
         stop_reason=more.stop_reason,
         shown=tuple(recall for recall, _ in ordered.values()),
+        answerable=first.answerable or more.answerable,
     )
 
 
@@ -296,7 +297,7 @@ def _answer(question: str, found: LoopResult, text: str) -> Answer:
     return Answer(
         question=question,
         text=text.strip(),
-        found=bool(found.memory.text.strip()),
+        found=found.answerable and bool(found.memory.text.strip()),
         sources=tuple(replace(r, cited=n in cited) for n, r in enumerate(sources, start=1)),
         evidence=found.memory.evidence,
         steps=found.steps,

@@ -102,6 +102,8 @@ class LoopResult:
     stop_reason: StopReason
     shown: tuple[Recall, ...] = ()
     """Recalled blocks that are in the memory, for the writer."""
+    answerable: bool = True
+    """False if the gate finds that nothing answers, and no language model has judged the blocks."""
 
 
 @dataclass(slots=True)
@@ -199,7 +201,9 @@ def recall_loop(
         shown = max(shown, QUOTED)
     recalls, memory = _shown(context, state, shown, ranked=config.gate != "off")
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
-    return LoopResult(memory, tuple(state.steps), state.scores, tuple(state.kept), usage, stop_reason, recalls)
+    answerable = context.answerable if trusts_gate else True
+    steps, kept = tuple(state.steps), tuple(state.kept)
+    return LoopResult(memory, steps, state.scores, kept, usage, stop_reason, recalls, answerable)
 
 
 def _still_needed(state: _State) -> float:

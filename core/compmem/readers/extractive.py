@@ -9,7 +9,7 @@ import numpy as np
 from compmem.readers.chat import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
 from compmem.readers.outline import Outline, is_heading, is_question
-from compmem.readers.quoting import quoted_sentences
+from compmem.readers.quoting import quoted_sentences, unnamed_titles
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
@@ -46,7 +46,9 @@ class ExtractiveReader:
         view = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
-        kept = [e for b in blocks for e in best_sentences(view, b, names, named=self._is_named(memory, b, question))]
+        read = {e.chunk.id for e in memory.evidence}  # their names are their own
+        found = [(b, set[str]() if b.chunk.id in read else names, self._is_named(memory, b, question)) for b in blocks]
+        kept = [e for block, new, named in found for e in best_sentences(view, block, new, named=named)]
         best = [(e, line_of(view, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
@@ -87,8 +89,8 @@ class ExtractiveReader:
         # A word whose stem no block has may still be there in another form: founder, founded.
         asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question)}
         quoted = quoted_sentences(asked, memory.evidence)
-        for number, evidence in enumerate(quoted):
-            yield ("" if number == 0 else " ") + " ".join(evidence.text.split())
+        for number, (title, evidence) in enumerate(zip(unnamed_titles(quoted), quoted, strict=True)):
+            yield ("" if number == 0 else " ") + title + " ".join(evidence.text.split())
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same; it never waits."""
@@ -161,9 +163,15 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, nam
     own, beside = [asked & terms(text) for text in outline.texts], asked & terms(block.chunk.context)
     held = [one | beside | (own[head] if head >= 0 else set()) for one, head in zip(own, outline.heads, strict=True)]
     shares = [sum(weight for t, weight in view.weights.items() if t in one) / total for one in held]
-    linked = [LINKED * (not names.isdisjoint(_names(text))) if names else 0.0 for text in outline.texts]
+    linked = [LINKED * _has_name(outline, place, names) for place in range(len(outline.texts))]
     relevance = (near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5 + np.asarray(linked, dtype=np.float32)
     return np.clip(relevance, 0.0, 1.0)
+
+
+def _has_name(outline: Outline, place: int, names: Set[str]) -> bool:
+    """Whether a sentence has one of the names, or the sentence that its pronoun refers to."""
+    about = (outline.texts[n] for n in (place, *outline.named_before(place))) if names else ()
+    return any(not names.isdisjoint(_names(text)) for text in about)
 
 
 def _names(text: str) -> set[str]:

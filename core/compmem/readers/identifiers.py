@@ -1,7 +1,7 @@
 """Sentences that an identifier links: `b = a` bears on a question about the value of `a`, though it shares no word."""
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -21,6 +21,7 @@ PER_BLOCK = 12
 _IDENTIFIER = re.compile(
     r"(?<![\w-])(?=[\w-]{0,63}[A-Z_])(?=[\w-]{0,63}[0-9_]|[A-Z]{4})[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+){0,8}(?![\w-])"
 )
+_LABEL = re.compile(_IDENTIFIER.pattern + r"(?=:\s)")
 _LENGTHS = range(3, 65)
 
 
@@ -39,6 +40,8 @@ class IdentifierLinks:
     analyzer: QueryAnalyzer
     _sentences: dict[str, list[Evidence]] = field(default_factory=dict)
     """The sentences of the blocks so far, by identifier."""
+    _labels: Counter[str] = field(default_factory=Counter)
+    """In how many of these sentences an identifier stands before a colon."""
     _seen: set[str] = field(default_factory=set)
     _rarity: dict[str, float] = field(default_factory=dict)
 
@@ -52,12 +55,13 @@ class IdentifierLinks:
             evidence = Evidence.of(chunk, span)
             for identifier in found:
                 self._sentences.setdefault(identifier, []).append(evidence)
+            self._labels.update(set(_LABEL.findall(evidence.text)))
 
     def linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
         """The sentences that rare identifiers link to kept ones, directly or by other sentences.
 
-        Each has the score of the kept sentence. Those that are kept with that score already are left out, and an
-        identifier that many blocks or sentences contain is not followed.
+        Each has the score of the kept sentence. Those that are kept with that score already are left out. Not followed
+        is an identifier that many blocks or sentences contain, or that is the label of values in several.
         """
         best = {(e.chunk.id, e.start): e.score for e in kept}
         asked = identifiers(self.analyzer.question)
@@ -67,7 +71,7 @@ class IdentifierLinks:
             source = waiting.popleft()
             for identifier in sorted(identifiers(source.text) - asked - followed):
                 followed.add(identifier)
-                there = self._sentences.get(identifier, ())
+                there = () if self._labels[identifier] > 1 else self._sentences.get(identifier, ())
                 better = [e for e in there if best.get((e.chunk.id, e.start), -1.0) < source.score]
                 if better and len(there) <= MOST_SENTENCES and self._rare(identifier):
                     for found in better:

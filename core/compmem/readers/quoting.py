@@ -27,6 +27,12 @@ ADDED_SHARE = 0.1
 NEARLY_BEST = 0.9
 """Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
 
+GOOD = 0.5
+"""Share of the best score of a quoted chunk from which a short sentence of it is quoted too."""
+
+SHORT = 32
+"""Most words of the kept sentences of a chunk together, so that a short one is quoted too."""
+
 ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
 
@@ -50,10 +56,22 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
+def unnamed_titles(quoted: Sequence[Evidence]) -> Iterator[str]:
+    """What stands before each quoted sentence: the document's title, once, if no sentence quoted of it names it."""
+    said: dict[str, set[str]] = {}
+    for e in quoted:
+        said.setdefault(e.chunk.document_id, set()).update(_roots(e.text))
+    for e in quoted:
+        roots = _roots(e.chunk.title) if any(map(str.isalpha, e.chunk.title)) else set()
+        yield f"{e.chunk.title}: " if roots and roots.isdisjoint(said[e.chunk.document_id]) else ""
+        said[e.chunk.document_id] |= roots
+
+
 def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
     """The best sentence of each of the best chunks, and those of the same chunk that are as good.
 
-    One that is nearly as good is quoted too if it has a word of the question that the best one lacks.
+    One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
+    chunks, further good sentences are quoted that are short: lines of lists and records.
     """
     best: dict[str, Evidence] = {}
     for e in evidence:
@@ -62,11 +80,17 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {e.chunk.id: (e.score, asked.keys() - _roots(e.text)) for e in [*ranked[:QUOTED], *others]}
+    left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
     kept: dict[tuple[str, str], Evidence] = {}
-    for e in evidence:
-        score, missing = chosen.get(e.chunk.id, (math.inf, set[str]()))
-        if e.score == score or (e.score >= NEARLY_BEST * score and not missing.isdisjoint(_roots(e.text))):
-            kept[e.chunk.id, e.text] = e
+    for e in sorted(evidence, key=lambda one: -one.score):
+        of, length = e.chunk.id, len(e.text.split())
+        score, missing = chosen.get(of, (math.inf, set[str]()))
+        more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(_roots(e.text))
+        line = is_item(e.text) or is_row(e.text) or is_of_someone(e.text)
+        short = line and e.score >= GOOD * score and length <= left.get(of, 0)
+        if (e.score == score or more or short) and (of, e.text) not in kept:
+            kept[of, e.text] = e
+            left[of] = left.get(of, 0) - length
     return list(kept.values())
 
 
@@ -75,45 +99,50 @@ def _context(asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequen
     starts, held = {(e.chunk.id, e.start) for e in new}, {(e.chunk.id, e.start) for e in quoted}
     found = list[Evidence]()
     for chunk in {e.chunk.id: e.chunk for e in new}.values():
-        needed = _needed(asked, chunk, {start for of, start in starts if of == chunk.id})
+        others = set[str]().union(*(_roots(e.text) for e in quoted if e.chunk.id != chunk.id))
+        lacks = not (others & asked.keys()).issubset(_roots(f"{chunk.label}\n{chunk.text}"))
+        needed = _needed(asked, chunk, {start for of, start in starts if of == chunk.id}, whole=not lacks)
         found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
     return found
 
 
-def _needed(asked: Mapping[str, float], chunk: Chunk, starts: Set[int]) -> list[int]:
-    """The numbers of the sentences without which those of a chunk that start here say little."""
+def _needed(asked: Mapping[str, float], chunk: Chunk, starts: Set[int], *, whole: bool) -> list[int]:
+    """The numbers of the sentences without which those of a chunk that start here say little.
+
+    A table without any word of the question is quoted `whole`, or not if other chunks have words that this one lacks.
+    """
     outline, needed = Outline.of(chunk), set[int]()
     for place, (start, _) in enumerate(chunk.spans):
         if start in starts:
-            needed.update(_introduced(asked, outline, place), outline.named_before(place), _rows(asked, outline, place))
+            needed.update(outline.named_before(place), _introduced(asked, outline, place, whole=whole))
+            needed.update(_rows(asked, outline, place, whole=whole))
             if _needs_head(asked, outline, place):
                 needed.add(outline.heads[place])
     return sorted(needed)
 
 
-def _introduced(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
+def _introduced(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
     """The sentences that this one introduces; of rows and lines with a label, those with most words of the question."""
     after = list(outline.introduced(place))
     if after and is_row(outline.texts[after[0]]):
         head, rows = _table(outline, after[0])
-        return chain([] if head is None else [head], _most_asked(asked, rows))
+        return chain([] if head is None else [head], _most_asked(asked, rows, whole=whole))
     if after and all(is_labelled(outline.texts[n]) for n in after):
-        return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after})
+        return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after}, whole=whole)
     return iter(after)
 
 
-def _rows(asked: Mapping[str, float], outline: Outline, place: int) -> Iterator[int]:
-    """The head of a row's table, and the rows with all words of the question that it has: all rows if none.
+def _rows(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
+    """The head of a row's table, and the rows with all words of the question that it has; if none, the `whole` table.
 
-    Of a head, the rows with most words of the question; all if none has any.
+    Of a head, the rows with most words of the question.
     """
     head, rows = _table(outline, place)
     if head is not None:
         yield head
     if place == head:
-        yield from _most_asked(asked, rows)
-    else:
-        own = rows.get(place, set()) & asked.keys()
+        yield from _most_asked(asked, rows, whole=whole)
+    elif (own := rows.get(place, set()) & asked.keys()) or whole:
         yield from islice((n for n, roots in rows.items() if own <= roots), MOST_LISTED)
 
 
@@ -124,11 +153,11 @@ def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]
     return head, {n: roots for n in table if n != head and (roots := _roots(outline.texts[n]))}
 
 
-def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]]) -> Iterator[int]:
-    """The rows with most words of the question; all if none has any."""
+def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]], *, whole: bool) -> Iterator[int]:
+    """The rows with most words of the question; if none has any, all rows of a `whole` table."""
     held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
     most = max(held.values(), default=0)
-    return islice((n for n, count in held.items() if count == most), MOST_LISTED)
+    return islice((n for n, count in held.items() if count == most and (most or whole)), MOST_LISTED)
 
 
 def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:
