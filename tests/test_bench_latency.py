@@ -1,13 +1,14 @@
 """Latency of large indexes: made-up blocks are the same for a seed, and each number of shards has its row."""
 
 import itertools
+import random
 
 import pytest
 
 from compmem import IndexConfig, MemoryIndex
 from compmem.loop.context import QuestionContext
 from compmem_research.bench.latency import COLUMNS, documents, measure, pages
-from compmem_research.bench.scale import forced_steps
+from compmem_research.bench.scale import drawn, forced_steps
 from tests.hashing import HashEncoder
 
 
@@ -46,3 +47,12 @@ def test_forced_steps_are_whole_steps_whatever_the_gate_says(monkeypatch):
     assert len(forced_steps(index, "who owns the quiet harbour", 3)) == 3
     assert [memory.count(".") for memory in seen] == [0, 1, 2, 3]
     assert all(after.startswith(before) for before, after in itertools.pairwise(seen))
+
+
+def test_no_question_is_timed_twice():
+    sentences = [f"Sentence {n % 12} of the pages." for n in range(40)] + ["Too short."] * 9
+    groups = drawn(sentences, (3, 4, 5), random.Random(0))
+    assert [len(group) for group in groups] == [3, 4, 5]
+    assert len({question for group in groups for question in group}) == 12
+    with pytest.raises(ValueError, match="12 different questions, and 13 are needed"):
+        drawn(sentences, (3, 5, 5), random.Random(0))

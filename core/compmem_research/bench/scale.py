@@ -9,8 +9,9 @@ import resource
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,26 +61,26 @@ def measure(
     Args:
         pages: `{"title", "text"}` lines, repeated with new ids if there are too few.
         chunks: Final size of the index.
-        questions: Number of timed questions; each is a sentence of the pages.
+        questions: Number of timed questions of each way to ask; each is another sentence of the pages.
         folder: Folder of the index. None: a temporary folder.
         batch: Pages per call of `add`.
         seed: Seed for sampling sentences.
 
     Raises:
-        ValueError: The pages' file has a broken line.
+        ValueError: The pages' file has a broken line, or there are too few sentences in it.
     """
     stand_in = StandIn(384, load_encoder("all-MiniLM-L6-v2"))
     index = MemoryIndex.create(folder, IndexConfig(encoder=stand_in))
     before = _memory()
     growth: list[dict[str, float]] = []
-    asked: list[str] = []
+    sentences: list[str] = []
     rng = random.Random(seed)
     documents = _documents(pages)
     characters = 0
     while len(index) < chunks:
         held = [next(documents) for _ in range(batch)]
         characters += sum(len(d.text) for d in held)
-        asked.append(rng.choice(rng.choice(held).text.split(". ")).strip()[:200])
+        sentences += [rng.choice(document.text.split(". ")).strip()[:200] for document in held]
         began = time.perf_counter()
         index.add(held)
         growth.append({"chunks": len(index), "seconds": time.perf_counter() - began, "documents": batch})
@@ -88,12 +89,9 @@ def measure(
     path = index.path
     opened = timed(lambda: len(MemoryIndex.open(path, encoder=stand_in)))
     index = MemoryIndex(index.store, index.config)
-    asked = [q for q in asked if len(q.split()) > 3]
-    rng.shuffle(asked)
-    asked *= -(-(3 + 3 * questions) // len(asked))
-    for question in asked[:3]:  # loads models and maps files before timing
+    first, *groups = drawn(sentences, (3, questions, questions, questions), rng)
+    for question in first:  # loads models and maps files before timing
         index.recall(question, 8)
-    groups = [asked[3 + i * questions : 3 + (i + 1) * questions] for i in range(3)]  # no system warms another's cache
     times: dict[str, list[float]] = {"one_pass_ms": [], "loop_ms": [], "loop_of_four_steps_ms": []}
     for turn in zip(*groups, strict=True):  # alternating, so that warm-up affects all systems equally
         calls: tuple[Callable[..., Any], ...] = (index.search, index.recall, partial(forced_steps, index))
@@ -118,6 +116,19 @@ def measure(
         },
         "memory_megabytes": {"before adding": before, "highest while adding": after},
     }
+
+
+def drawn(sentences: Iterable[str], sizes: Sequence[int], rng: random.Random) -> list[list[str]]:
+    """Groups of these sizes of questions, each of which is asked once, so that no call finds blocks of one before it.
+
+    Raises:
+        ValueError: There are too few different sentences of at least four words.
+    """
+    asked = [sentence for sentence in dict.fromkeys(sentences) if len(sentence.split()) > 3]
+    if len(asked) < sum(sizes):
+        raise ValueError(f"the pages have {len(asked)} different questions, and {sum(sizes)} are needed")
+    rest = iter(rng.sample(asked, sum(sizes)))
+    return [list(islice(rest, size)) for size in sizes]
 
 
 def forced_steps(index: MemoryIndex, question: str, k: int) -> list[Recall]:
