@@ -108,7 +108,7 @@ def test_a_run_goes_on_where_it_was_and_only_with_the_same_settings(data, tmp_pa
 
 def test_pairs_are_over_the_questions_that_both_answered():
     row = {"data": "d", "em": 0.0, "calls": 1, "rounds": 0, "prompt_tokens": 9, "completion_tokens": 1,
-           "retrieval_seconds": 0.0}  # fmt: skip
+           "retrieval_seconds": 0.0, "fingerprint": "a"}  # fmt: skip
     rows = [{**row, "system": "loop", "id": str(n), "f1": 0.75, "seconds": 3.0} for n in range(40)]
     rows += [{**row, "system": "llamaindex", "id": str(n), "f1": 0.25, "seconds": 2.0} for n in range(30)]
     [pair] = summary(rows)["paired"]
@@ -120,6 +120,8 @@ def test_pairs_are_over_the_questions_that_both_answered():
         "95%": [50.0, 50.0],
         "time": 1.5,
     }
+    other = [{**row, "fingerprint": "b"} if row["system"] == "loop" else row for row in rows]
+    assert summary(other)["paired"] == [{name: value for name, value in pair.items() if name != "time"}]
     assert without_citations("Lloyd [2], of London [1, 3].") == "Lloyd, of London."
 
 
