@@ -1,7 +1,9 @@
 import json
+import shlex
 
 import pytest
 
+from compmem_research.bench.machine import command
 from compmem_research.bench.report import report
 
 MACHINE = {"cpu": "x", "threads": 2, "cpu_features": ["avx2"], "gpu": None, "python": "3.11", "torch": "2"}
@@ -40,3 +42,8 @@ def test_what_a_trained_backbone_gets_right_is_told_with_its_interval(tmp_path):
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         report(tmp_path)
+
+
+def test_a_command_can_be_given_to_a_shell_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/compmem", "bench", "serve", "--replicas", "", "--index", "/a/my index"])
+    assert shlex.split(command()) == ["compmem", "bench", "serve", "--replicas", "", "--index", "my index"]

@@ -1,16 +1,18 @@
 """The machine and the command of a measurement."""
 
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 
 def command() -> str:
-    """The command without folders of this machine."""
+    """The command without folders of this machine, quoted for a shell."""
     run = Path(sys.argv[0])
     program = f"python -m compmem_research.bench.{run.stem}" if run.suffix == ".py" else "compmem"
-    return " ".join([program, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+    given = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
+    return f"{program} {shlex.join(given)}"
 
 
 def machine() -> dict[str, Any]:
