@@ -130,6 +130,14 @@ def test_it_is_kept_in_float32_and_counts_only_where_it_chooses(stock, tmp_path)
         assert torch.equal(predicted(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16)), wanted)
 
 
+def test_it_is_not_rounded_where_the_other_added_weights_are(adapted, tmp_path):
+    adapted.set_importance(weights_for(adapted))
+    adapted.save(tmp_path, base="a-model", dtype=torch.bfloat16)
+    written = load_file(tmp_path / "compmem.safetensors")
+    assert torch.equal(written.pop("importance"), weights_for(adapted))
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+
+
 def test_memory_that_is_added_afterwards_is_chosen_as_it_says(stock):
     with pytest.raises(ValueError, match="needs fitted importance"):
         stock.add_memory(replace(SELECTED, pruning="kvzap"))

@@ -136,6 +136,8 @@ def load(
 def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
     """Write a backbone; with `base`, only what is added to that model, in this dtype.
 
+    Weights that predict importance are not rounded: their products add up to small differences.
+
     Raises:
         OSError: The folder cannot be written.
     """
@@ -144,7 +146,10 @@ def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dt
         with quietly():
             parts.model.save_pretrained(folder)
             parts.tokenizer.save_pretrained(folder)
-    added = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in parts.decoder.added().items()}
+    added = {
+        name: tensor.detach().to("cpu", None if name == IMPORTANCE else dtype).contiguous()
+        for name, tensor in parts.decoder.added().items()
+    }
     if base is not None:
         added[SAMPLE] = base_sample(parts.decoder).to(dtype)
     save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
