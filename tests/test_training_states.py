@@ -374,6 +374,7 @@ def test_a_recipe_on_a_pretrained_model_keeps_only_what_it_adds(trained):
     assert json.loads((folder / "e.json").read_text())["lines"][0]["questions"] == 1
     assert any(p.abs().sum() > 0 for n, p in backbone.parameters("memory").items() if n.endswith(".up"))
     tensors = load_file(folder / "shipped" / "compmem.safetensors")
+    assert tensors.pop("importance").dtype == torch.float32
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     kept = json.loads((folder / "shipped" / "compmem.json").read_text())
     assert kept["base"] == "stock"
