@@ -14,7 +14,7 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers import LatentPrompts, StepPrompts
-from compmem_research.training.data.examples import Example
+from compmem_research.training.data.examples import Example, as_text
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.engine.device import precision
 from compmem_research.training.engine.trainer import RunSettings, Trainer
@@ -90,7 +90,7 @@ def written_by_itself(backbone: Backbone, rows: Sequence[Example], most: int) ->
     open_ = [number for number, row in enumerate(rows) if row.spans[-1][0] == row.spans[-1][1]]
     if not open_:
         return list(rows)
-    prompts = [[*(i for block in rows[n].blocks for i in block), *rows[n].ids] for n in open_]
+    prompts = [as_text(backbone, rows[n]).ids for n in open_]
     with torch.no_grad(), precision(backbone):
         written = backbone.generate(prompts, max_new_tokens=most, role=None)
     done = list(rows)

@@ -23,7 +23,7 @@ from compmem_research.tasks.names import draw
 from compmem_research.tasks.relations import RELATIONS, Relation
 from compmem_research.tasks.ruler import RulerTask, needle
 from compmem_research.tasks.synthetic_facts import WorldConfig
-from compmem_research.training.data.examples import Example, Ids
+from compmem_research.training.data.examples import Example, Ids, as_text
 from compmem_research.training.data.packed import Text
 from compmem_research.training.data.sources import source_of
 from compmem_research.training.data.traces import ANSWER, SKIP, STEP, StepRows
@@ -168,12 +168,13 @@ class Turns:
 
     def behind(self, part: str, chunk: Ids, turns: Sequence[tuple[Ids, Ids]], *, raw: bool) -> Example:
         """Prompts and replies after a chunk; the replies are learned."""
-        ids, spans = list(chunk) if raw else list[int](), list[tuple[int, int]]()
+        ids, spans = list[int](), list[tuple[int, int]]()
         for prompt, reply in turns:
             ids += prompt
             spans.append((len(ids), len(ids) + len(reply)))
             ids += reply
-        return Example(part=part, blocks=() if raw else (chunk,), ids=ids, spans=tuple(spans))
+        row = Example(part=part, blocks=(chunk,), ids=ids, spans=tuple(spans))
+        return as_text(self._backbone, row) if raw else row
 
 
 def text_rows(component: Component, text: Text) -> Maker:

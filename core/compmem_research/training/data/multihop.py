@@ -12,7 +12,7 @@ from compmem.backbone import chunk_ids
 from compmem.readers import StepPrompts
 from compmem.schema import Chunk
 from compmem_research.tasks.multihop import Question, read_corpus
-from compmem_research.training.data.examples import Example
+from compmem_research.training.data.examples import Example, as_text
 
 HELD_SHARE = 20
 """One in this many questions of a set is held out."""
@@ -69,9 +69,6 @@ class MultihopRows:
     def _row(self, question: Question, chunks: list[list[int]], *, raw: bool) -> Example:
         backbone = self._backbone
         prompt = self._prompts.from_blocks(question.question)
-        if raw:
-            lead = len(backbone.lead)
-            prompt = [*prompt[:lead], *(i for chunk in chunks for i in chunk), *prompt[lead:]]
         ids = [*prompt, *backbone.encode(question.answers[0].strip()), backbone.tokenizer.eos_token_id]
-        blocks = () if raw else tuple(chunks)
-        return Example(part=self._part, blocks=blocks, ids=ids, spans=((len(prompt), len(ids)),))
+        row = Example(part=self._part, blocks=tuple(chunks), ids=ids, spans=((len(prompt), len(ids)),))
+        return as_text(backbone, row) if raw else row
