@@ -2,7 +2,8 @@
 
 Later passes and the network of the question use the scores of the first pass. If these came from a network trained on
 the same queries, they would be too confident. So the queries are split in halves, and each half is scored by networks
-trained on the other (cross-fitting). Calibration and thresholds use these scores too.
+trained on the other (cross-fitting). A question is in one half, however many sources ask it over other documents and in
+other styles. Calibration and thresholds use these scores too.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ _READ = 5
 
 @dataclass(slots=True)
 class HeldOut:
-    """Outputs of networks on held-out queries: logits before calibration, and labels."""
+    """Outputs of networks on queries of the other half: logits before calibration, and labels."""
 
     first: list[tuple[Vectors, Labels]] = field(default_factory=list)
     """Of each first pass."""

@@ -76,7 +76,9 @@ class QueryStates:
     """One query in one style, and all its passes."""
 
     id: str
-    """Id of the query, the same for all styles."""
+    """Id of the query in its source, the same for all styles."""
+    question: str
+    """Its text before it is restyled."""
     source: Source
     part: str
     """The part under which the report lists it."""
@@ -91,8 +93,9 @@ class QueryStates:
 
     @property
     def half(self) -> int:
-        """0 or 1, the same for all styles of a query: its half for cross-fitting."""
-        return zlib.crc32(self.id.encode()) % 2
+        """0 or 1, its half for cross-fitting: the same for all styles of a question and all sources that ask it."""
+        same = " ".join(self.question.lower().split())
+        return zlib.crc32(f"{self.source.group}/{same}".encode()) % 2
 
 
 def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator[QueryStates]:
@@ -162,6 +165,7 @@ def _ask(
         ]
         return QueryStates(
             id=id,
+            question=query.text,
             source=source,
             part=query.part or source.name,
             style=style,
