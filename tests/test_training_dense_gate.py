@@ -16,7 +16,7 @@ from compmem.gate import FEATURES, FIRST_FEATURES, GateHead, Network
 from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Document
 from compmem_research.metrics import ndcg_at
-from compmem_research.training.dense_gate import DenseGateTraining, sets, train
+from compmem_research.training.dense_gate import DenseGateTraining, cache, sets, train
 from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
 from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
 from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, fit_gate, judged_queries
@@ -116,6 +116,17 @@ def test_styles_of_one_query_are_held_out_together(asked):
     assert len({(a.id, a.style) for a in asked}) == len(asked)
 
 
+def test_a_question_is_in_one_half_whichever_source_of_its_group_asks_it(asked):
+    here = [a for a in asked if a.source.group == "group1"]
+    there = dataclasses.replace(here[0].source, name="small")
+    for a in here:
+        again = dataclasses.replace(
+            a, id=f"small/{a.id}", source=there, question=f" {a.question.upper()}", style="lower"
+        )
+        assert again.half == a.half
+    assert {a.half for a in here} == {0, 1}
+
+
 def test_a_list_loses_by_what_its_best_windows_say():
     logits = torch.tensor([[2.0, -1.0, 0.5, 0.0, 1.0], [0.0, 3.0, 0.5, 1.0, -1.0]])
     blocks = torch.tensor([0, 0, 1, 2, 3])  # the first block has two windows
@@ -197,8 +208,8 @@ def test_a_cache_gives_back_the_states_and_nothing_made_of_other_data(asked, tmp
     path = tmp_path / "facts.safetensors"
     save(path, own, "these")
     again = load(path, source, "these")
-    assert [(a.id, a.style, a.chained, a.relevant, dict(a.ranked)) for a in again] == [
-        (a.id, a.style, a.chained, a.relevant, dict(a.ranked)) for a in own
+    assert [(a.id, a.question, a.half, a.style, a.chained, a.relevant, dict(a.ranked)) for a in again] == [
+        (a.id, a.question, a.half, a.style, a.chained, a.relevant, dict(a.ranked)) for a in own
     ]
     for before, after in zip(own, again, strict=True):
         for one, two in zip((before.look, *before.later), (after.look, *after.later), strict=True):
@@ -228,6 +239,20 @@ def test_a_run_takes_up_the_sources_that_an_earlier_one_finished(tmp_path):
     before = fingerprint(of_file, settings, None)
     write(data, {"a": 2})
     assert fingerprint(of_file, settings, None) != before
+
+
+def test_states_are_made_again_by_another_encoder_other_code_or_other_docstrings(tmp_path, monkeypatch):
+    settings = DenseGateTraining(out=tmp_path, synthetic=False)
+    [source] = sources(settings)
+    own = fingerprint(source, settings, HashEncoder(dim=8))
+    assert own == fingerprint(source, settings, HashEncoder(dim=8)) != fingerprint(source, settings, HashEncoder(dim=9))
+    monkeypatch.setattr(np, "__version__", "0.1")
+    [other] = sources(settings)
+    assert fingerprint(other, settings, HashEncoder(dim=8)) != own
+    monkeypatch.setattr(cache, "MADE_BY", {package: names[1:] for package, names in cache.MADE_BY.items()})
+    cache.code.cache_clear()
+    assert fingerprint(source, settings, HashEncoder(dim=8)) != own
+    cache.code.cache_clear()
 
 
 def test_leaving_a_group_out_leaves_out_all_that_is_made_of_it(asked, tmp_path, monkeypatch):

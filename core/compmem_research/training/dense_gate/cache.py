@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+import compmem
+import compmem_research
 from compmem.gate import FEATURES
+from compmem.naming import DEFAULT_ENCODER
 from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Encoder
 from compmem_research.training.dense_gate.settings import DenseGateTraining
@@ -21,7 +25,18 @@ from compmem_research.training.dense_gate.states import SYSTEMS, QueryStates, St
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "compmem-gate-states/1"
+FORMAT = "compmem-gate-states/2"
+
+MADE_BY = {
+    compmem: ("gate", "ingest", "loop", "readers/extractive.py", "retrieval", "text"),
+    compmem_research: (
+        "tasks",
+        *(f"training/dense_gate/{name}.py" for name in (
+            "collection", "pages", "sets", "sources", "states", "styles", "synthetic",
+        )),
+    ),
+}  # fmt: skip
+"""The modules and packages whose code makes states."""
 
 
 def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> list[QueryStates]:
@@ -43,11 +58,30 @@ def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | No
 
 
 def fingerprint(source: Source, settings: DenseGateTraining, encoder: Encoder | None) -> str:
-    """A hash of everything that affects the states of a source: files, some settings, encoder and features."""
+    """A hash of everything that affects the states of a source: files, some settings, encoder, features and code."""
     files = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in source.files]
     used = [settings.per_source, settings.passages, settings.steps]
-    kind = "default" if encoder is None else type(encoder).__qualname__
-    return hashlib.sha256(json.dumps([FORMAT, source.name, files, used, kind, FEATURES]).encode()).hexdigest()
+    facts = [FORMAT, source.name, files, source.versions, used, _named(encoder), FEATURES, code()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@cache
+def code() -> str:
+    """A hash of the code of `MADE_BY`."""
+    found = hashlib.sha256()
+    for package, names in MADE_BY.items():
+        [root] = map(Path, package.__path__)
+        for name in names:
+            for file in sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / name]:
+                found.update(f"{package.__name__}/{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def _named(encoder: Encoder | None) -> list[Any]:
+    """Name and dimension of an encoder; those of the default one belong to its name."""
+    if encoder is None:
+        return [DEFAULT_ENCODER]
+    return [getattr(encoder, "name", type(encoder).__qualname__), np.asarray(encoder.encode(["one"])).shape[-1]]
 
 
 def save(path: Path, asked: Sequence[QueryStates], made_of: str) -> None:
@@ -55,8 +89,8 @@ def save(path: Path, asked: Sequence[QueryStates], made_of: str) -> None:
     states = [s for a in asked for s in (a.look, *a.later)]
     lines = [
         {
-            "id": a.id, "part": a.part, "style": a.style, "chained": a.chained, "relevant": sorted(a.relevant),
-            "ranked": a.ranked, "looks": 1 + len(a.later),
+            "id": a.id, "question": a.question, "part": a.part, "style": a.style, "chained": a.chained,
+            "relevant": sorted(a.relevant), "ranked": a.ranked, "looks": 1 + len(a.later),
         }
         for a in asked
     ]  # fmt: skip
@@ -104,6 +138,7 @@ def load(path: Path, source: Source, made_of: str) -> list[QueryStates] | None:
     return [
         QueryStates(
             id=line["id"],
+            question=line["question"],
             source=source,
             part=line["part"],
             style=line["style"],

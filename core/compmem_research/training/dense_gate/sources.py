@@ -1,9 +1,12 @@
 """The training sources of the gate, each with the group that is left out when it is evaluated."""
 
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from compmem_research.training.dense_gate import pages, sets, synthetic
 from compmem_research.training.dense_gate.collection import Collection
@@ -32,6 +35,8 @@ class Source:
     """Their data files."""
     also_of: tuple[str, ...] = ()
     """Further groups whose texts they use: if one of them is left out, so is this source."""
+    versions: tuple[str, ...] = ()
+    """Versions of installed software whose texts they use."""
 
     def touches(self, group: str) -> bool:
         """Whether it contains data of this group."""
@@ -75,7 +80,8 @@ def sources(settings: DenseGateTraining) -> list[Source]:
         of = tuple(SINGLE[name] for name in synthetic.COMPOSED_OF)
         found.append(Source("composed", "multihop", made, (settings.singlehop, distractors), of))
     if settings.docstrings:
-        add("docstrings", "docstrings", partial(pages.docstrings, most))
+        versions = (platform.python_version(), np.__version__)
+        found.append(Source("docstrings", "docstrings", partial(pages.docstrings, most), versions=versions))
     if settings.synthetic:
         files = tuple(filter(None, [filling]))
         add("ruler", "ruler", partial(synthetic.needles, filling, 2 * most), *files)
