@@ -5,9 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from compmem.backbone import AdapterConfig
 from compmem_research.bench.answers import KEY
+from compmem_research.bench.quality import Sweep
 from compmem_research.bench.run import CONFIG, ROWS, Run
+from compmem_research.training.engine.digests import backbone_digest
 from compmem_research.training.engine.resume import Rows
 
 RESULTS = Path(__file__).parents[1] / "core" / "results"
@@ -51,3 +55,39 @@ def test_runs_that_are_committed_can_be_continued(name, tmp_path):
     assert grown.config["systems"] == [*config["systems"], "new"]
     with pytest.raises(ValueError, match=r"config.json' was measured with questions=\d+, not 1; seed=0, not 9: choose"):
         Run.open(folder, config | {"questions": 1, "seed": 9})
+
+
+def test_a_run_goes_on_only_with_the_files_and_weights_it_began_with(tmp_path):
+    Run.open(tmp_path, {"seed": 0}).use({"a.jsonl": "1", "backbone": "b"})
+    again = Run.open(tmp_path, {"seed": 0})
+    again.use({"a.jsonl": "1", "other.jsonl": "2"})
+    assert again.files == {"a.jsonl": "1", "backbone": "b", "other.jsonl": "2"}
+    for changed in ({"a.jsonl": "3"}, {"backbone": "c"}):
+        with pytest.raises(ValueError, match=r"was measured with \S+='[1b]', not '[3c]': choose another place"):
+            again.use(changed)
+
+
+def test_a_sweep_with_another_gate_is_another_run(tmp_path, monkeypatch):
+    settings = Sweep(data=tmp_path, out=tmp_path, conditions=(), systems=())
+    before = settings.config()
+    monkeypatch.setattr("compmem_research.bench.quality.gate_digest", lambda: "another")
+    assert settings.config() != before
+
+
+def test_what_reads_and_the_gate_are_part_of_the_digest_of_a_backbone(tiny_backbone):
+    def made(**changes):
+        backbone = tiny_backbone()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for role in ("reasoner", "gate"):
+                backbone.add_adapter(role, AdapterConfig(rank=2))
+            backbone.add_gate()
+        with torch.no_grad():
+            for part, value in changes.items():
+                for parameter in backbone.parameters(part).values() if part != "threshold" else ():
+                    parameter.add_(value)
+        backbone.threshold = changes.get("threshold", 0.5)
+        return backbone_digest(backbone)
+
+    assert made() == made()
+    assert len({made(), made(reasoner=0.1), made(gate=0.1), made(threshold=0.4)}) == 4

@@ -246,6 +246,11 @@ def test_an_evaluation_continues_only_what_is_its_own_and_whole(trained, recipe,
     with pytest.raises(ValueError, match=r"fingerprint='.*', not '.*'; start='.*two/backbone', not '.*retrained'"):
         train(Evaluation(**made | {"start": retrained}))
     assert out.read_text() == before
+    backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
+    backbone.threshold = 0.9
+    backbone.save(retrained)
+    with pytest.raises(ValueError, match=r"retrained'; weights='.*', not '.*'"):
+        train(Evaluation(**made | {"start": retrained}))
 
     write = Path.write_text
 
@@ -282,8 +287,11 @@ def test_an_evaluation_asks_the_questions_of_a_set(trained, recipe, tmp_path):
     _, line = train(Evaluation(**made, tasks=("world-1hop", "questions"), file=file))["lines"]
     assert (line["task"], line["questions"]) == ("questions", 2)
     assert line["blocks"] > 2
-    with pytest.raises(ValueError, match=r"file='.*set.jsonl', not '.*other.jsonl': choose"):
+    with pytest.raises(ValueError, match=r"file='.*set.jsonl', not '.*other.jsonl'; file_digest='.*', not None: choose"):
         train(Evaluation(**made, tasks=("questions",), file=tmp_path / "other.jsonl"))
+    file.write_text(file.read_text().replace("Bo sings", "Bo reads"))
+    with pytest.raises(ValueError, match=r"measured with file_digest='.*', not '.*': choose"):
+        train(Evaluation(**made, tasks=("questions",), file=file))
     with pytest.raises(ValueError, match="the task 'questions' needs a file"):
         Evaluation(**made, tasks=("questions",))
 

@@ -15,12 +15,12 @@ import numpy as np
 from compmem.index import MemoryIndex
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
-from compmem_research.bench.digests import digest, gate_digest
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
 from compmem_research.bench.styles import UNCHANGED, styled
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.multihop import Question, read_corpus
+from compmem_research.training.engine.digests import digest, gate_digest
 from compmem_research.training.engine.resume import resumed, write_whole
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")

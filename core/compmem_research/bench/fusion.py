@@ -24,10 +24,10 @@ from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import KEY
 from compmem_research.bench.clock import Times, none, now
-from compmem_research.bench.digests import digest
 from compmem_research.bench.fusion_report import Condition, summary
 from compmem_research.metrics import exact_match, f1
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
+from compmem_research.training.engine.digests import digest, part_digest
 from compmem_research.training.engine.resume import Key, Row, Rows
 
 TRAINED: Final = "trained"
@@ -100,11 +100,8 @@ class Settings:
                 del decisive[name]  # rows from before there were these settings stay valid
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
-        if reader := backbone.parameters(READER):
-            adapter = hashlib.sha256()
-            for name in sorted(reader):
-                adapter.update(name.encode() + reader[name].detach().float().cpu().numpy().tobytes())
-            told["reader"] = adapter.hexdigest()
+        if backbone.parameters(READER):
+            told["reader"] = part_digest(backbone, READER)
         return digest(json.dumps(decisive | told, sort_keys=True).encode())
 
 

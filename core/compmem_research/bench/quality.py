@@ -18,6 +18,7 @@ from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.run import Run
 from compmem_research.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, SystemRun, system_run, with_readers
 from compmem_research.tasks.sample import Sample
+from compmem_research.training.engine.digests import backbone_digest, gate_digest
 
 Named = TypeVar("Named")
 
@@ -85,7 +86,7 @@ class Sweep:
             "cells": list(self.conditions), "systems": list(self.systems), "questions": self.questions,
             "seed": self.seed,
             "scan_until": self.scan_until, "model": self.model, "base_url": self.base_url,
-            "backbone": Path(self.backbone).name if self.backbone else None,
+            "backbone": Path(self.backbone).name if self.backbone else None, "gate": gate_digest(),
             **({} if self.ratio is None else {"ratio": self.ratio}),
         }  # fmt: skip
 
@@ -94,7 +95,7 @@ def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) ->
     """Measures what is not measured yet; returns the number of failures.
 
     Raises:
-        ValueError: The folder has another run.
+        ValueError: The folder has another run, or one of other weights or data.
     """
     report_error = report_error or _to_stderr
     run = Run.open(settings.out, settings.config())
@@ -104,6 +105,7 @@ def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) ->
     entrants = list(_able(entrants, models, report_error))
     sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
     asked = dict(_asked(conditions, sources, run, report_error))
+    run.use({**sources.used, **({} if models.backbone is None else {"backbone": backbone_digest(models.backbone)})})
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     given_up: set[tuple[str, str]] = set()
     with Progress(*columns, transient=True) as progress:
@@ -135,7 +137,6 @@ def _asked(
             tokens=round(sum(s.tokens for s in samples) / max(len(samples), 1)),
             filled=round(sources.extras(cell, samples), 4),
         )
-        run.files |= sources.used
         yield cell.name, samples
 
 

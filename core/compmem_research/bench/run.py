@@ -11,7 +11,7 @@ from typing import Any
 
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.scores import summary
-from compmem_research.training.engine.resume import Rows, resumed, write_whole
+from compmem_research.training.engine.resume import Rows, changes, resumed, write_whole
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 
@@ -30,7 +30,7 @@ class Run:
     """Facts of each cell, besides its rows."""
     failed: list[dict[str, str]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
-    """Data files that were read, with the beginning of their SHA-256."""
+    """Data files that were read, and the backbone, with the beginning of their SHA-256."""
 
     @classmethod
     def open(cls, folder: Path, config: Mapping[str, Any]) -> "Run":
@@ -50,6 +50,18 @@ class Run:
             before = json.loads((folder / SCORES).read_text(encoding="utf-8"))
             run.notes, run.files = before["cells"], before["files"]
         return run
+
+    def use(self, files: Mapping[str, str]) -> None:
+        """Record what is read, and write it before the first row.
+
+        Raises:
+            ValueError: The run read something else by one of these names.
+        """
+        known = {name: value for name, value in self.files.items() if name in files}
+        if other := changes(known, {name: files[name] for name in known}):
+            raise ValueError(f"{str(self.folder)!r} was measured with {other}: choose another place")
+        self.files |= files
+        self.close()
 
     def note(self, cell: str, **values: float) -> None:
         """Record facts of a whole cell."""

@@ -26,9 +26,10 @@ from compmem_research.tasks.names import Split
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
-from compmem_research.training.data.packed import Text
+from compmem_research.training.data.packed import TOKENS, Text
 from compmem_research.training.data.sources import chunks_of, passages_of, token_counter
 from compmem_research.training.engine.device import device_name, precision
+from compmem_research.training.engine.digests import backbone_digest, file_digest
 from compmem_research.training.engine.resume import resumed, write_whole
 from compmem_research.training.rollouts.loops import Loop, Loops
 
@@ -118,13 +119,13 @@ def train(settings: Evaluation) -> dict[str, Any]:
     Raises:
         CheckpointError: The backbone or the packed text cannot be loaded.
         ValueError: The file of questions has a broken line, or `out` has results of another backbone, device or
-            version of torch, or with other settings.
+            version of torch, with other settings, or of other data.
     """
     began = time.monotonic()
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
     about = _about(settings, backbone)
     now = _decisive(about)
-    lines = resumed(settings.out, now, lambda kept: (_decisive(kept, file=now["file"]), kept["lines"])) or []
+    lines = resumed(settings.out, now, lambda kept: (_decisive(kept, now), kept["lines"])) or []
     done = {(line["task"], line["length"], line["system"]) for line in lines}
     makers = _Makers(settings, backbone)
     for length in settings.lengths:
@@ -258,14 +259,21 @@ def _about(settings: Evaluation, backbone: Backbone) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in backbone.decoder.parameters()),
             "ratio": settings.ratio or backbone.memory.ratio,
             "gate": backbone.has_gate,
+            "weights": backbone_digest(backbone),
+        },
+        "digests": {
+            "file_digest": file_digest(settings.file),
+            "data_digest": file_digest(settings.data and settings.data / TOKENS),
         },
         "device": device_name(backbone.device),
         "torch": torch.__version__,
     }
 
 
-def _decisive(report: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
-    """What must be the same for all lines of a report; to one without a set of questions, `file` may be added."""
-    settings = {name: value for name, value in report["settings"].items() if name not in CHANGEABLE}
-    settings["file"] = settings["file"] or file
-    return {**settings, **report["backbone"], "device": report["device"], "torch": report["torch"]}
+def _decisive(report: Mapping[str, Any], now: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What must be the same for all lines of a report; one without a set of questions may get that of `now`."""
+    made = {name: value for name, value in report["settings"].items() if name not in CHANGEABLE}
+    made |= {**report["backbone"], **report.get("digests", {}), "device": report["device"], "torch": report["torch"]}
+    if now is not None and not made["file"]:
+        made |= {"file": now["file"], "file_digest": now["file_digest"]}
+    return made

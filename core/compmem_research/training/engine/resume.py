@@ -77,14 +77,18 @@ def resumed(
         before, kept = read(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} is no result of this measurement: choose another place") from error
-    changes = [
+    if other := changes(before, settings):
+        raise ValueError(f"{str(file)!r} was measured with {other}: choose another place")
+    return kept
+
+
+def changes(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The settings that are not as they were, with both values; empty if there are none."""
+    return "; ".join(
         f"{name}={before.get(name)!r}, not {settings.get(name)!r}"
         for name in sorted({*before, *settings})
         if before.get(name) != settings.get(name)
-    ]
-    if changes:
-        raise ValueError(f"{str(file)!r} was measured with {'; '.join(changes)}: choose another place")
-    return kept
+    )
 
 
 def write_whole(file: Path, text: str) -> None:
