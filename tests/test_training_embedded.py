@@ -287,7 +287,9 @@ def test_an_evaluation_asks_the_questions_of_a_set(trained, recipe, tmp_path):
     _, line = train(Evaluation(**made, tasks=("world-1hop", "questions"), file=file))["lines"]
     assert (line["task"], line["questions"]) == ("questions", 2)
     assert line["blocks"] > 2
-    with pytest.raises(ValueError, match=r"file='.*set.jsonl', not '.*other.jsonl'; file_digest='.*', not None: choose"):
+    with pytest.raises(
+        ValueError, match=r"file='.*set.jsonl', not '.*other.jsonl'; file_digest='.*', not None: choose"
+    ):
         train(Evaluation(**made, tasks=("questions",), file=tmp_path / "other.jsonl"))
     file.write_text(file.read_text().replace("Bo sings", "Bo reads"))
     with pytest.raises(ValueError, match=r"measured with file_digest='.*', not '.*': choose"):

@@ -87,12 +87,17 @@ def test_rollouts_are_kept_as_lines(tmp_path, tiny_backbone):
     rollouts = Rollouts(backbone, RolloutSettings(memory_tokens=4, overhead=0, answer_tokens=1), PROMPTS, 4)
     made = collect(rollouts, [chained(backbone)], [[1, 2]])
     file = tmp_path / "new" / "rollouts.jsonl"
-    gate_examples.write(file, made)
-    assert gate_examples.read(file) == made
+    gate_examples.write(file, made, {"seed": 0, "start": "a"})
+    assert gate_examples.read(file, {"seed": 0, "start": "a"}) == made
+    with pytest.raises(ValueError, match="was made with seed=0, not 1; start='a', not 'b': remove it"):
+        gate_examples.read(file, {"seed": 1, "start": "b"})
     assert made[0].chunks == tuple(tuple(ids) for ids in chained(backbone).ids)
     file.write_text(file.read_text() + '{"question": "q", "chunks": [[1]], "states": [["", [1, 0]]]}\n')
-    with pytest.raises(ValueError, match="2: no rollouts for the gate: as many labels as chunks"):
-        gate_examples.read(file)
+    with pytest.raises(ValueError, match="3: no rollouts for the gate: as many labels as chunks"):
+        gate_examples.read(file, {"seed": 0, "start": "a"})
+    file.write_text(file.read_text().partition("\n")[2])
+    with pytest.raises(ValueError, match="1: no rollouts for the gate: 'made_of'; remove the file"):
+        gate_examples.read(file, {"seed": 0, "start": "a"})
 
 
 @pytest.fixture
@@ -181,8 +186,13 @@ def test_rollouts_are_made_once(tmp_path, tiny_backbone):
     assert drawn == [False, False, True, True]
     assert rolled_out(given, backbone, draw) == first
     assert len(drawn) == 4
-    with pytest.raises(ValueError, match="has 4 questions, not those of these settings"):
-        rolled_out(replace(given, contexts=3), backbone, draw)
+    for changed, start, message in (
+        (replace(given, contexts=3), None, "contexts=2, not 3"),
+        (replace(given, ratio=2), None, "ratio=None, not 2"),
+        (given, "other", "start=None, not 'other'"),
+    ):
+        with pytest.raises(ValueError, match=f"was made with {message}: remove it"):
+            rolled_out(changed, backbone, draw, start)
 
 
 @pytest.mark.parametrize(

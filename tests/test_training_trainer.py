@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compmem.errors import CheckpointError
+from compmem_research.training.data.components import Component
+from compmem_research.training.data.mixture import MixtureSettings
 from compmem_research.training.engine.device import matmul_ceiling
 from compmem_research.training.engine.log import read_log
-from compmem_research.training.engine.settings import read_settings
+from compmem_research.training.engine.settings import decisive, read_settings
 from compmem_research.training.engine.trainer import RunSettings
 from compmem_research.training.stages import run_stage
+from compmem_research.training.warmup import WarmupTraining
 from tests.training import Toy, run
 
 ROOT = Path(__file__).parents[1]
@@ -152,9 +155,13 @@ def test_a_run_ends_by_the_clock_with_a_checkpoint_and_the_rate_down(tmp_path):
     assert (tmp_path / "backbone" / "compmem.json").exists()
 
 
-def test_weights_alone_are_kept_where_that_is_asked(tmp_path):
+def test_weights_alone_are_kept_where_that_is_asked_and_end_a_run(tmp_path):
     run(tmp_path, keep_optimizer=False)
     assert not [n for n in load_file(tmp_path / "checkpoint.safetensors") if n.startswith("optimizer/")]
+    assert run(tmp_path, keep_optimizer=False)["steps"] == 6, "it is complete"
+    for more in ({"steps": 7}, {"steps": 7, "minutes": 60.0}):
+        with pytest.raises(CheckpointError, match="has weights alone"):
+            run(tmp_path, **more)
 
 
 def test_the_log_has_throughput_and_the_plot_is_drawn_or_its_lack_told(whole, tmp_path, monkeypatch, caplog):
@@ -194,6 +201,42 @@ def test_a_checkpoint_of_another_shape_or_stage_is_refused_and_stays(whole, tmp_
     save_file({"x": torch.ones(1)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"learning_rate": 2e-3}, "learning_rate=0.001, not 0.002"),
+        ({"batch": 4}, "examples=8, not 4"),
+        ({"betas": (0.9, 0.99)}, r"betas=\[0.9, 0.95\], not \[0.9, 0.99\]"),
+        ({"made_of": {"start": "b"}}, "start=None, not 'b'"),
+    ],
+)
+def test_a_run_is_not_continued_with_what_changes_its_weights(whole, tmp_path, changes, message):
+    kept = (whole / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "checkpoint.safetensors").write_bytes(kept)
+    with pytest.raises(CheckpointError, match=f"was trained with {message}: use another folder"):
+        run(tmp_path, **changes)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
+
+
+def test_a_run_is_continued_for_longer_and_elsewhere(whole, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes((whole / "checkpoint.safetensors").read_bytes())
+    cut = {"batch": 4, "accumulate": 2, "checkpointing": True, "checkpoint_every": 0, "log_every": 2, "workers": 1}
+    assert run(tmp_path, steps=8, minutes=60.0, **cut)["steps"] == 8
+
+
+def test_the_settings_of_a_stage_decide_but_not_where_its_files_are(tmp_path):
+    def made(seed=0, file="set.jsonl", **changes):
+        mixture = MixtureSettings(components=(Component(kind="multihop", file=tmp_path / file),), **changes)
+        settings = WarmupTraining(start=tmp_path, run=RunSettings(out=tmp_path, seed=seed), mixture=mixture)
+        return decisive(settings, "digest")
+
+    assert made() == made(seed=1, file="elsewhere/set.jsonl")
+    assert made()["start"] == "digest"
+    assert made() != made(file="other.jsonl")
+    assert made() != made(distill=0.5)
 
 
 def test_without_space_the_last_checkpoint_stays_and_the_run_goes_on_later(whole, tmp_path):

@@ -17,6 +17,8 @@ from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.data.examples import Example, as_text
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.digests import backbone_digest
+from compmem_research.training.engine.settings import decisive
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
@@ -70,6 +72,7 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
+    made_of = decisive(settings, backbone_digest(backbone))
     if not backbone.memory.trained:
         backbone.add_memory(settings.memory)
     if settings.adapter is not None and "memory" not in backbone.adapters:
@@ -82,7 +85,7 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
         "compressor", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed,
         finish=lambda rows: written_by_itself(backbone, rows, settings.created_tokens),
     )  # fmt: skip
-    return trainer.run(stage)
+    return trainer.run(stage, made_of)
 
 
 def written_by_itself(backbone: Backbone, rows: Sequence[Example], most: int) -> list[Example]:

@@ -22,6 +22,8 @@ from compmem.readers import LatentPrompts
 from compmem.schema import KVStates
 from compmem_research.metrics import calibration_error
 from compmem_research.training.engine.device import precision
+from compmem_research.training.engine.digests import backbone_digest
+from compmem_research.training.engine.settings import decisive
 from compmem_research.training.engine.stage import HELD, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.gating import gate_examples
@@ -32,6 +34,8 @@ from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSetting
 
 ROLLOUTS = "rollouts.jsonl"
 """The training examples, stored in the run's folder."""
+ROLLED_OUT_BY = ("start", "questions", "rollouts", "contexts", "ratio", "prompts")
+"""Settings that decide on them, besides `held` and the seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,26 +113,35 @@ def train(settings: GateTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
+    made_of = decisive(settings, backbone_digest(backbone))
     if settings.adapter is not None and "gate" not in backbone.adapters:
         backbone.add_adapter("gate", settings.adapter)
     if not backbone.has_gate:
         backbone.add_gate()
     draw = drawing(settings.questions, backbone, settings.run.seed)
-    learned, held = rolled_out(settings, backbone, draw, keep=trainer.main)
-    return trainer.run(GateStage(settings, backbone, learned, held))
+    learned, held = rolled_out(settings, backbone, draw, made_of["start"], keep=trainer.main)
+    return trainer.run(GateStage(settings, backbone, learned, held), made_of)
 
 
 def rolled_out(
-    settings: GateTraining, backbone: Backbone, draw: Draw, *, keep: bool = True
+    settings: GateTraining, backbone: Backbone, draw: Draw, start: str | None = None, *, keep: bool = True
 ) -> tuple[list[GateContext], list[GateContext]]:
     """Training examples, and held-out ones; read from the run's folder if they are there.
 
+    Args:
+        settings: Settings of the stage.
+        backbone: Makes the rollouts.
+        draw: Returns contexts by number.
+        start: The digest of its weights.
+        keep: Write them to the run's folder.
+
     Raises:
-        ValueError: The file in the run's folder is broken.
+        ValueError: The file in the run's folder is broken, or was made with other settings or weights.
     """
-    file = settings.run.out / ROLLOUTS
+    file, chosen = settings.run.out / ROLLOUTS, decisive(settings, start)
+    made_of = {name: chosen[name] for name in ROLLED_OUT_BY} | {"held": settings.held, "seed": settings.run.seed}
     if file.exists():
-        made = gate_examples.read(file)
+        made = gate_examples.read(file, made_of)
     else:
         prompts = settings.prompts or LatentPrompts.from_backbone(backbone)
         rollouts = Rollouts(backbone, settings.rollouts, prompts, settings.ratio or backbone.memory.ratio)
@@ -141,7 +154,7 @@ def rolled_out(
             made += gate_examples.collect(rollouts, [draw(n, held) for n, held in part], seeds)
         backbone.release()
         if keep:
-            gate_examples.write(file, made)
+            gate_examples.write(file, made, made_of)
     if len(made) != settings.contexts + 2 * settings.held:
         raise ValueError(f"{file} has {len(made)} questions, not those of these settings; remove it")
     return made[: settings.contexts], made[settings.contexts :]

@@ -17,6 +17,8 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts
+from compmem_research.training.engine.digests import backbone_digest
+from compmem_research.training.engine.settings import decisive
 from compmem_research.training.engine.stage import HELD, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
@@ -117,12 +119,13 @@ def train(settings: RLTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
+    made_of = decisive(settings, backbone_digest(backbone))
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)
     if settings.memory_adapter is not None and "memory" not in backbone.adapters:
         backbone.add_adapter("memory", settings.memory_adapter)
     draw = drawing(settings.questions, backbone, settings.run.seed)
-    return trainer.run(RLStage(settings, backbone, draw))
+    return trainer.run(RLStage(settings, backbone, draw), made_of)
 
 
 class RLStage:

@@ -13,6 +13,8 @@ import torch
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
+from compmem_research.training.engine.digests import backbone_digest
+from compmem_research.training.engine.settings import decisive
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
@@ -53,6 +55,7 @@ def train(settings: WarmupTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
+    made_of = decisive(settings, backbone_digest(backbone))
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)
     trained = {name: p for part in settings.train for name, p in backbone.parameters(part).items()}
@@ -61,4 +64,5 @@ def train(settings: WarmupTraining) -> dict[str, Any]:
             f"train={list(settings.train)!r}: the backbone has nothing of it; give the reasoner an adapter"
         )
     steps = StepPrompts(backbone, settings.prompts or LatentPrompts.from_backbone(backbone))
-    return trainer.run(Mixture("warmup", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed))
+    stage = Mixture("warmup", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed)
+    return trainer.run(stage, made_of)

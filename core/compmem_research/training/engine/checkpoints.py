@@ -8,12 +8,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from compmem.errors import CheckpointError
+from compmem_research.training.engine.resume import changes
 
 WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
 
@@ -23,6 +25,8 @@ class Checkpoint:
     """The state of a run."""
 
     stage: str
+    settings: Mapping[str, Any]
+    """What decides on the weights, by name, as JSON values."""
     step: int
     """Finished steps, which determine the position in the data."""
     seconds: float
@@ -45,6 +49,7 @@ def write(file: Path, checkpoint: Checkpoint) -> None:
     tensors |= {f"{OPTIMIZER}{name}": t for name, t in checkpoint.optimizer.items()}
     place = {
         "stage": checkpoint.stage,
+        "settings": dict(checkpoint.settings),
         "step": checkpoint.step,
         "seconds": round(checkpoint.seconds, 3),
         "state": dict(checkpoint.state),
@@ -71,11 +76,13 @@ def replace(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] 
         raise CheckpointError(f"{str(file)!r} could not be written: {error}{kept}") from error
 
 
-def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+def read(
+    file: Path, stage: str, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> Checkpoint:  # fmt: skip
     """The checkpoint in a file, for parameters of these shapes.
 
     Raises:
-        CheckpointError: It cannot be read, or has another stage or parameters of other shapes.
+        CheckpointError: It cannot be read, or has another stage, other settings or parameters of other shapes.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -83,6 +90,7 @@ def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Check
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         found = Checkpoint(
             stage=place["stage"],
+            settings=dict(place.get("settings", {})),
             step=int(place["step"]),
             seconds=float(place["seconds"]),
             state={str(k): float(v) for k, v in place["state"].items()},
@@ -94,6 +102,8 @@ def read(file: Path, stage: str, shapes: Mapping[str, tuple[int, ...]]) -> Check
     if found.stage != stage:
         raise CheckpointError(f"{str(file)!r} is of the stage {found.stage!r}, not {stage!r}: use another folder")
     check_shapes(file, found.weights, shapes)
+    if other := changes(found.settings, settings):
+        raise CheckpointError(f"{str(file)!r} was trained with {other}: use another folder")
     return found
 
 

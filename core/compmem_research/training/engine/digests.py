@@ -27,7 +27,7 @@ def gate_digest() -> str:
 
 
 def part_digest(
-    backbone: Backbone, part: Literal["memory", "reasoner", "gate"], *, dtype: torch.dtype = torch.float32
+    backbone: Backbone, part: Literal["reasoner", "gate"], *, dtype: torch.dtype = torch.float32
 ) -> str:  # fmt: skip
     """The SHA-256 of a part's parameters, rounded to a dtype."""
     found = hashlib.sha256()
@@ -41,5 +41,5 @@ def backbone_digest(backbone: Backbone) -> str:
 
     It is the same on every device, in float32 and bfloat16.
     """
-    parts = [part_digest(backbone, part, dtype=torch.bfloat16) for part in ("memory", "reasoner", "gate")]
-    return digest(json.dumps([backbone.fingerprint(), *parts, backbone.threshold]).encode())
+    reader, gate = (part_digest(backbone, part, dtype=torch.bfloat16) for part in ("reasoner", "gate"))
+    return digest(json.dumps([backbone.fingerprint(), reader, gate, backbone.threshold]).encode())

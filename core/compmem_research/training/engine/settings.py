@@ -1,12 +1,16 @@
 """Settings from TOML files: one frozen dataclass per table; an unknown key is an error."""
 
 import dataclasses
+import json
 import tomllib
 import types
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
+
+HOW = frozenset({"run", "start", "held", "at_once", "piece_tokens"})
+"""Settings of a stage that decide on no weight, or that the trainer or the weights of the start stand for."""
 
 
 def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None) -> Settings:
@@ -23,6 +27,18 @@ def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
     return _from_table(values, kind, path, path.parent if base is None else base)
+
+
+def decisive(settings: Any, start: str | None = None) -> dict[str, Any]:
+    """The settings of a stage that decide on its weights, as JSON values; files and folders by their names.
+
+    Args:
+        settings: A stage's settings.
+        start: The digest of the weights that it starts from. None: it starts from random ones.
+    """
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in HOW}
+    values: dict[str, Any] = json.loads(json.dumps({**kept, "start": start}, default=lambda path: Path(path).name))
+    return values
 
 
 def _from_table(values: dict[str, Any], kind: type[Settings], file: Path, base: Path, name: str = "") -> Settings:

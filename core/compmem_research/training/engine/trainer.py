@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone
+from compmem.errors import CheckpointError
 from compmem_research.training.engine import checkpoints
 from compmem_research.training.engine.checkpoints import Checkpoint
 from compmem_research.training.engine.device import device_name, matmul_ceiling
@@ -35,6 +36,8 @@ CHECKPOINT, BACKBONE = "checkpoint.safetensors", "backbone"
 """Files of a run, besides log and plot."""
 NOT_FINITE = 10
 """Consecutive steps without a finite gradient after which a run stops with an error."""
+DECISIVE = ("seed", "learning_rate", "final_rate", "warmup", "weight_decay", "betas", "clip", "bf16")
+"""Settings that must stay the same when a run is continued. How long it runs, where, and what it writes may change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,14 +127,19 @@ class Trainer:
         self.settings = settings if settings.workers is not None else replace(settings, workers=spare)
         self.main: bool = self._accelerator.is_main_process
 
-    def run(self, stage: Stage[B]) -> dict[str, Any]:
+    def run(self, stage: Stage[B], made_of: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start; returns the last metrics.
 
+        Args:
+            stage: The stage.
+            made_of: What decides on its weights, besides the settings of the run; see `settings.decisive`.
+
         Raises:
-            CheckpointError: The checkpoint has another stage or shape, or cannot be written.
+            CheckpointError: The checkpoint has another stage or shape, was trained with other settings or cannot be
+                continued, or none can be written.
             FloatingPointError: The gradient is no longer finite.
         """
-        return _Run(stage, self.settings, self._accelerator).run()
+        return _Run(stage, self.settings, self._accelerator, made_of or {}).run()
 
 
 class _Inside(nn.Module):
@@ -146,8 +154,11 @@ class _Inside(nn.Module):
 
 
 class _Run(Generic[B]):
-    def __init__(self, stage: Stage[B], settings: RunSettings, accelerator: Any) -> None:
+    def __init__(
+        self, stage: Stage[B], settings: RunSettings, accelerator: Any, made_of: Mapping[str, Any]
+    ) -> None:  # fmt: skip
         self._stage = stage
+        self._made_of = made_of
         self._settings = settings
         self._accelerator = accelerator
         self._file = settings.out / CHECKPOINT
@@ -226,6 +237,13 @@ class _Run(Generic[B]):
     @property
     def _processes(self) -> int:
         return int(self._accelerator.num_processes)
+
+    def _decisive(self) -> dict[str, Any]:
+        """What must be the same when the run is continued, as JSON values."""
+        settings = self._settings
+        own = {name: getattr(settings, name) for name in DECISIVE}
+        own |= {"betas": list(settings.betas), "examples": settings.batch * settings.accumulate * self._processes}
+        return {**own, **self._made_of}
 
     def _over(self) -> bool:
         limit = self._settings.minutes
@@ -342,6 +360,7 @@ class _Run(Generic[B]):
         weights: dict[str, Any] = {n.removeprefix("decoder."): t for n, t in model.items()}
         place = Checkpoint(
             stage=self._stage.name,
+            settings=self._decisive(),
             step=self._step,
             seconds=self._spent,
             state=dict(self._stage.state),
@@ -361,8 +380,12 @@ class _Run(Generic[B]):
         )
 
         shapes = {name: tuple(p.shape) for name, p in self._trained.items()}
-        found = checkpoints.read(self._file, self._stage.name, shapes)
+        found = checkpoints.read(self._file, self._stage.name, self._decisive(), shapes)
         self._step, self._spent = found.step, found.seconds
+        if not found.optimizer and self._step < self._settings.steps and not self._over():
+            raise CheckpointError(
+                f"{str(self._file)!r} has weights alone (keep_optimizer=false), so its run cannot be continued"
+            )
         self._stage.state.update(found.state)
         whole = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self._module, {f"decoder.{n}": t for n, t in found.weights.items()}, options=whole)

@@ -5,10 +5,12 @@ Each is paired with chunks of the whole context: read ones, later ones, and thos
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from compmem_research.training.engine.resume import changes
 from compmem_research.training.rollouts.evidence import Evidence, Labels
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import Rollouts
@@ -59,11 +61,12 @@ def states_of(context: Context, runs: Iterable[Trajectory], labels: Labels) -> t
     return tuple(found)
 
 
-def write(file: Path, contexts: Iterable[GateContext]) -> None:
-    """Write examples as JSON lines, atomically."""
+def write(file: Path, contexts: Iterable[GateContext], made_of: Mapping[str, Any]) -> None:
+    """Write what decides on examples and the examples as JSON lines, atomically."""
     part = file.with_name(f".{file.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", encoding="utf-8") as lines:
+        lines.write(json.dumps({"made_of": made_of}, ensure_ascii=False) + "\n")
         for context in contexts:
             states = [[state.memory, [int(label) for label in state.labels]] for state in context.states]
             line = {"question": context.question, "chunks": context.chunks, "states": states}
@@ -71,19 +74,25 @@ def write(file: Path, contexts: Iterable[GateContext]) -> None:
     part.replace(file)
 
 
-def read(file: Path) -> list[GateContext]:
+def read(file: Path, made_of: Mapping[str, Any]) -> list[GateContext]:
     """The examples in a file.
 
     Raises:
-        ValueError: A line is invalid.
+        ValueError: A line is invalid, or something else decided on the examples.
     """
+    before: Mapping[str, Any] = {}
     contexts = []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                contexts.append(_context(json.loads(line)))
+                if number == 1:
+                    before = dict(json.loads(line)["made_of"])
+                else:
+                    contexts.append(_context(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}:{number}: no rollouts for the gate: {error}; remove the file") from error
+    if other := changes(before, made_of):
+        raise ValueError(f"{file} was made with {other}: remove it, or use another folder")
     return contexts
 
 
