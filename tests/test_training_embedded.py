@@ -94,22 +94,30 @@ def test_a_phase_on_another_machine_starts_from_what_was_carried(trained, recipe
 
 def test_what_is_carried_is_whole_or_refused(trained, recipe, tmp_path):
     start = recipe / "one" / "backbone"
-    files = pack(start, tmp_path / "c", dtype=torch.float32, limit=40_000)
+    files = pack(start, tmp_path / "c", name="one", dtype=torch.float32, limit=40_000)
     assert len(files) > 1
-    unpack(tmp_path / "c", tmp_path / "b")
+    unpack(tmp_path / "c", tmp_path / "b", name="one")
     assert Backbone.load(tmp_path / "b", device="cpu").fingerprint() == Backbone.load(start, device="cpu").fingerprint()
     files[-1].unlink()
     with pytest.raises(CheckpointError, match="files of weights"):
-        unpack(tmp_path / "c", tmp_path / "d")
+        unpack(tmp_path / "c", tmp_path / "d", name="one")
     with pytest.raises(CheckpointError, match="6 are carried"):
-        pack(start, tmp_path / "e", dtype=torch.float32, limit=2_000)
+        pack(start, tmp_path / "e", name="one", dtype=torch.float32, limit=2_000)
     with pytest.raises(CheckpointError, match="has no weights"):
-        pack(tmp_path / "c" / "none", tmp_path / "e", dtype=torch.float32)
-    evil = {"texts": json.dumps({"../config.json": "{}"})}
+        pack(tmp_path / "c" / "none", tmp_path / "e", name="one", dtype=torch.float32)
+    evil = {"name": "one", "texts": json.dumps({"../config.json": "{}"})}
     save_file({"model.safetensors/x": torch.ones(1)}, tmp_path / "weights-1-of-1.safetensors", metadata=evil)
     with pytest.raises(CheckpointError, match="is not a file of a backbone"):
-        unpack(tmp_path, tmp_path / "f")
+        unpack(tmp_path, tmp_path / "f", name="one")
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_phase_does_not_start_from_what_another_one_left(trained, recipe, tmp_path):
+    carried = tmp_path / "carried"
+    pack(recipe / "two" / "backbone", carried, name="two/backbone", dtype=torch.float32)
+    with pytest.raises(CheckpointError, match="has the weights of 'two/backbone', not those of 'one/backbone'"):
+        run_all(recipe / "embedded.toml", tmp_path, 2)
+    assert not (tmp_path / "one").exists()
 
 
 def test_phases_that_are_not_there_are_refused(recipe, tmp_path):

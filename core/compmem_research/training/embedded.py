@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,12 +63,13 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run all phases, or the one with this number (from 1 on); returns their metrics.
 
-    A phase uses the moved files if its start is not in the folder. None trains longer than the given minutes, earlier
-    calls included; measuring, writing and the gate's rollouts take additional time. `base` replaces the recipe's.
+    A phase uses the moved files if its start is not in the folder; they must be of that start. None trains longer than the
+    given minutes, earlier calls included; measuring, writing and the gate's rollouts take additional time. `base` replaces
+    the recipe's.
 
     Raises:
         ValueError: There is no such phase, or settings are wrong.
-        CheckpointError: A checkpoint cannot be read or written.
+        CheckpointError: A checkpoint cannot be read or written, or the moved files are not of a phase's start.
     """
     settings = read_settings(config, Embedded)
     settings = settings if base is None else dataclasses.replace(settings, base=absolute(base))
@@ -84,7 +86,7 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
     if settings.base is not None and phase is settings.phases[0]:
         values = dataclasses.replace(values, start=settings.base)
     elif "start" in names and not any((values.start / name).exists() for name in ("config.json", SETTINGS)):
-        unpack(out / CARRIED, values.start)
+        unpack(out / CARRIED, values.start, name=_name(values.start, out))
     if settings.base is not None and "start" in names:
         _name_base(Path(values.start), settings.base)
     _restore(getattr(values, "logs", ()), out / CARRIED)
@@ -95,13 +97,18 @@ def _run(phase: Phase, out: Path, settings: Embedded, minutes: float | None) -> 
     made: Path = values.run.out if "run" in names else values.out
     if (made / BACKBONE).is_dir():
         carried = out / CARRIED
-        pack(made / BACKBONE, carried, dtype=getattr(torch, settings.dtype))
+        pack(made / BACKBONE, carried, name=_name(made / BACKBONE, out), dtype=getattr(torch, settings.dtype))
         logs = _logs(carried)
         if (made / LOG).exists():
             logs |= {made.name: (made / LOG).read_text(encoding="utf-8")}
         (carried / LOGS).write_text(json.dumps(logs) + "\n", encoding="utf-8")
         (carried / REPORT).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
+
+
+def _name(folder: Path, out: Path) -> str:
+    """The name of a phase's folder, the same on every machine."""
+    return Path(os.path.relpath(folder, out)).as_posix()
 
 
 def _name_base(folder: Path, base: str) -> None:

@@ -23,8 +23,10 @@ TEXTS: Final = (".json", ".jinja", ".txt")
 MOST_FILES: Final = 6
 
 
-def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
+def pack(folder: Path, into: Path, *, name: str, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
     """Write a backbone's folder as files of at most `limit` bytes of weights each; returns them.
+
+    `name` says on every machine which folder it is.
 
     Weights that predict importance are not rounded: their products add up to small differences.
 
@@ -50,32 +52,37 @@ def pack(folder: Path, into: Path, *, dtype: torch.dtype, limit: int = 15_000_00
     files = []
     for number, part in enumerate(parts, 1):
         files.append(into / f"weights-{number}-of-{len(parts)}.safetensors")
-        checkpoints.replace(files[-1], part, {"texts": json.dumps(texts if number == 1 else {})})
+        checkpoints.replace(files[-1], part, {"name": name, "texts": json.dumps(texts if number == 1 else {})})
     return files
 
 
-def unpack(given: Path, folder: Path) -> None:
+def unpack(given: Path, folder: Path, *, name: str) -> None:
     """Restore a backbone's folder from the output of `pack`, in float32.
 
     Raises:
-        CheckpointError: A file is missing or broken.
+        CheckpointError: A file is missing or broken, or it is another folder than that of this name.
     """
     files = sorted(given.glob("weights-*.safetensors"))
     if not files or not files[0].stem.endswith(f"-of-{len(files)}"):
         raise CheckpointError(f"{str(given)!r} has only {len(files)} files of weights")
     stored: dict[str, dict[str, Tensor]] = {}
-    folder.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, str] = {}
     try:
         for file in files:
             with safe_open(file, "pt") as opened:
-                for name, text in json.loads((opened.metadata() or {})["texts"]).items():
-                    (folder / _plain(name, TEXTS)).write_text(text, encoding="utf-8")
-            for name, tensor in load_file(file).items():
-                into, _, own = name.partition("/")
+                told = opened.metadata() or {}
+            if (of := told.get("name")) != name:
+                raise CheckpointError(f"{str(given)!r} has the weights of {of!r}, not those of {name!r}")
+            texts |= {_plain(short, TEXTS): text for short, text in json.loads(told["texts"]).items()}
+            for whole, tensor in load_file(file).items():
+                into, _, own = whole.partition("/")
                 tensor = tensor.float() if tensor.is_floating_point() else tensor
                 stored.setdefault(_plain(into, (".safetensors",)), {})[own] = tensor
-        for name, tensors in stored.items():
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+        folder.mkdir(parents=True, exist_ok=True)
+        for short, text in texts.items():
+            (folder / short).write_text(text, encoding="utf-8")
+        for short, tensors in stored.items():
+            save_file(tensors, folder / short, metadata={"format": "pt"})
     except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{str(given)!r} cannot be unpacked: {error}") from error
 
