@@ -63,9 +63,9 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run all phases, or the one with this number (from 1 on); returns their metrics.
 
-    A phase uses the moved files if its start is not in the folder; they must be of that start. None trains longer than the
-    given minutes, earlier calls included; measuring, writing and the gate's rollouts take additional time. `base` replaces
-    the recipe's.
+    A phase uses the moved files if its start is not in the folder; they must be of that start. None trains longer than
+    the given minutes, earlier calls included; measuring, writing and the gate's rollouts take additional time. `base`
+    replaces the recipe's.
 
     Raises:
         ValueError: There is no such phase, or settings are wrong.
