@@ -35,6 +35,9 @@ def _with_question(prompt: Prompt) -> Prompt:
 CondensePrompt = Annotated[Prompt, AfterValidator(_with_question)]
 """A prompt template with the variables `question` and `chat_history`."""
 
+NOSTREAM = "nostream"
+"""Tag of the calls whose text LangGraph's `stream_mode="messages"` leaves out."""
+
 LONGEST_QUESTION = 2_000
 """Longest question that a chat model makes standalone, in characters; a longer reply is not a question."""
 
@@ -71,6 +74,10 @@ class ChatCalls:
         self.call_context = CallContext({}, False)
         self.calls = 0
         self.rewritten = 0
+        self.reply_id: str | None = None
+        """The id of the streamed reply."""
+        self.answer_id: str | None = None
+        """The id of the reply that the answer's text is from; None if no model wrote it."""
         self.usage: UsageMetadata | None = None
         self._counted: set[int] = set()
 
@@ -84,7 +91,7 @@ class ChatCalls:
         self.calls += 1
         if self.call_context.streamed:
             for piece in self.model.stream(_input(messages), self.call_context.config):
-                yield self.text(piece)
+                yield self._streamed(piece)
         else:
             yield self.text(self.model.invoke(_input(messages), self.call_context.config))
 
@@ -93,9 +100,18 @@ class ChatCalls:
         self.calls += 1
         if self.call_context.streamed:
             async for piece in self.model.astream(_input(messages), self.call_context.config):
-                yield self.text(piece)
+                yield self._streamed(piece)
         else:
             yield self.text(await self.model.ainvoke(_input(messages), self.call_context.config))
+
+    def begin(self, context: CallContext) -> None:
+        """The next calls belong to this context."""
+        self.call_context, self.reply_id = context, None
+
+    def _streamed(self, piece: object) -> Any:
+        if isinstance(piece, BaseMessage):
+            self.reply_id = self.reply_id or piece.id
+        return self.text(piece)
 
     def text(self, reply: object) -> Any:
         """The text of a message; other values are returned unchanged, and the reader refuses them."""

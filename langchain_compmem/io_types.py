@@ -155,7 +155,7 @@ def part_of(
                 steps=[],
                 usage=_usage(event.usage, chat),
                 stop_reason=event.stop_reason,
-                **({"messages": [AIMessage(event.text)]} if replies else {}),
+                **({"messages": [AIMessage(event.text, id=chat and chat.answer_id)]} if replies else {}),
             )
     return cast("ReasonerOutput", part)
 

@@ -21,6 +21,7 @@ from compmem.text.follow_up import standalone_question
 from compmem.threads import in_thread
 from langchain_compmem.chat import (
     CONDENSE_PROMPT,
+    NOSTREAM,
     CallContext,
     ChatCalls,
     ChatModel,
@@ -262,7 +263,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         asked, chat = self._asked(given), self._chat()
         try:
             if chat is not None and asked.history:
-                chat.call_context = _standalone(config, run)
+                chat.begin(_standalone(config, run))
                 asked = asked._replace(question=chat.condense(self.condense_prompt, asked.question, asked.history))
             models = self._models(chat, None if chat is None else chat.ask)
             wrap = partial(TracingReader, QuestionTrace(self.index, asked.question, config, chat), run)
@@ -279,7 +280,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         asked, chat = self._asked(given), self._chat()
         try:
             if chat is not None and asked.history:
-                chat.call_context = _standalone(config, run)
+                chat.begin(_standalone(config, run))
                 question = await chat.acondense(self.condense_prompt, asked.question, asked.history)
                 asked = asked._replace(question=question)
             models = self._models(chat, None if chat is None else chat.aask)
@@ -326,9 +327,9 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
 def _standalone(
     config: RunnableConfig, run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun
 ) -> CallContext:
-    return CallContext(
-        patch_config(config, callbacks=run.get_child("standalone"), run_name="standalone question"), False
-    )
+    manager = run.get_child("standalone")
+    manager.add_tags([NOSTREAM])
+    return CallContext(patch_config(config, callbacks=manager, run_name="standalone question"), False)
 
 
 async def _one(given: Input) -> AsyncGenerator[Input, None]:

@@ -27,7 +27,7 @@ from langchain_core.runnables import RunnableConfig, patch_config
 import compmem
 from compmem import MemoryBlock, Reader, ReaderProxy, Reading, Request, Usage, WorkingMemory
 from compmem.threads import in_thread
-from langchain_compmem.chat import CallContext, ChatCalls
+from langchain_compmem.chat import NOSTREAM, CallContext, ChatCalls
 from langchain_compmem.documents import from_chunks
 
 READING = "reading"
@@ -64,13 +64,23 @@ class QuestionTrace:
         """Adds a piece that was written to the outputs of its run; keeps a request."""
         if isinstance(piece, str):
             outputs[ANSWER] = outputs.get(ANSWER, "") + piece
+            if self.chat is not None:
+                self.chat.answer_id = self.chat.reply_id
         elif isinstance(piece, Request):
             self.request, self.since = piece.text, perf_counter()
 
-    def set_context(self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool) -> None:
-        """Sets the run that the next calls of the chat model belong to."""
+    def set_context(
+        self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool = False, may_ask: bool = False
+    ) -> None:
+        """Sets the run that the next calls of the chat model belong to.
+
+        The text of a call is hidden from LangGraph's `stream_mode="messages"` if it is not the answer, or may be a
+        request instead.
+        """
         if self.chat is not None:
-            self.chat.call_context = CallContext(patch_config(self.config, callbacks=manager), streamed)
+            if may_ask or not streamed:
+                manager.add_tags([NOSTREAM])
+            self.chat.begin(CallContext(patch_config(self.config, callbacks=manager), streamed))
 
 
 class TracingReader(ReaderProxy):
@@ -96,7 +106,7 @@ class TracingReader(ReaderProxy):
         """The answer of the inner reader, in a run."""
         if not self.trace.steps:
             self._recalled(self.trace.searched(self.trace.question, memory), [])
-        with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
+        with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True, may_ask=memory.may_ask) as outputs:
             for piece in self.inner.write(question, memory):
                 self.trace.record(outputs, piece)
                 yield piece
@@ -108,9 +118,9 @@ class TracingReader(ReaderProxy):
         manager.on_retriever_start(None, query, name=RECALL).on_retriever_end(documents)
 
     @contextmanager
-    def _run(self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False) -> Iterator[dict[str, Any]]:
+    def _run(self, name: str, inputs: dict[str, Any], tag: str, **shown: bool) -> Iterator[dict[str, Any]]:
         run = self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self.trace.set_context(run.get_child(tag), streamed=streamed)
+        self.trace.set_context(run.get_child(tag), **shown)
         outputs: dict[str, Any] = {}
         try:
             yield outputs
@@ -145,7 +155,7 @@ class AsyncTracingReader(ReaderProxy):
         """The answer of the inner reader, in a run."""
         if not self.trace.steps:
             await self._recalled(self.trace.searched(self.trace.question, memory), [])
-        async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True) as outputs:
+        async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True, may_ask=memory.may_ask) as outputs:
             async for piece in self.inner.awrite(question, memory):
                 self.trace.record(outputs, piece)
                 yield piece
@@ -158,11 +168,9 @@ class AsyncTracingReader(ReaderProxy):
         await run.on_retriever_end(documents)
 
     @asynccontextmanager
-    async def _run(
-        self, name: str, inputs: dict[str, Any], tag: str, *, streamed: bool = False
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def _run(self, name: str, inputs: dict[str, Any], tag: str, **shown: bool) -> AsyncIterator[dict[str, Any]]:
         run = await self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self.trace.set_context(run.get_child(tag), streamed=streamed)
+        self.trace.set_context(run.get_child(tag), **shown)
         outputs: dict[str, Any] = {}
         try:
             yield outputs

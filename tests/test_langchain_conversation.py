@@ -8,9 +8,10 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 
+from compmem import RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 from langchain_compmem.middleware import CompMemMiddleware
-from tests.frameworks_langchain import ScriptedChat, make_index
+from tests.frameworks_langchain import UPDATE, ScriptedChat, make_index
 
 PEOPLE = [
     Document(id="bolt", page_content="Bolt was founded by Ann Lee."),
@@ -84,6 +85,55 @@ async def test_as_a_node_of_a_graph_of_messages(reasoner):
             assert [m.type for m in out["messages"]] == ["human", "ai", "human", "ai"]
             assert out["messages"][-1].content == ANSWER
     assert "lee" in {document.id for document in out["context"]}
+
+
+def graph_of(node):
+    built = StateGraph(MessagesState)
+    built.add_node("reason", node)
+    built.add_edge(START, "reason")
+    built.add_edge("reason", END)
+    return built.compile()
+
+
+@pytest.mark.parametrize(("replies", "settings", "shown"), [
+    (["Where was Ann Lee born?", "In Oslo."], {}, ["In ", "Oslo."]),
+    (["Where was Ann Lee born?", "SEARCH: Ann Lee", "In Oslo."], {"rounds": 1}, ["In ", "Oslo."]),
+    (["Where was Ann Lee born?", "In Oslo."], {"rounds": 1}, ["In Oslo."]),
+    (["Where?", UPDATE.format(notes="Ann Lee: Oslo.", next="end"), "In Oslo."], {"reader": "chat"}, ["In ", "Oslo."]),
+])  # fmt: skip
+async def test_a_graph_streams_the_answer_once_and_nothing_else(reasoner, replies, settings, shown):
+    asked = {"messages": [*HISTORY, ("human", FOLLOW_UP)]}
+
+    def graph():
+        chat, config = ScriptedChat(replies=replies), RecallConfig(**settings)
+        return graph_of(CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=config))
+
+    streams = (
+        [message for message, _ in graph().stream(asked, stream_mode="messages")],
+        [message async for message, _ in graph().astream(asked, stream_mode="messages")],
+    )
+    for messages in streams:
+        assert [m.content for m in messages if m.content] == shown
+        assert len({m.id for m in messages}) == 1
+
+
+def test_the_message_has_the_id_of_the_reply_that_it_is_from(reasoner):
+    talk = {"messages": [*HISTORY, ("human", FOLLOW_UP)]}
+    chat = ScriptedChat(replies=["Where was Ann Lee born?", "In Oslo."])
+    made = CompMemReasoner(index=reasoner.index, chat_model=chat)
+    assert made.invoke(talk)["messages"][0].id.startswith("lc_run")
+    chat = ScriptedChat(replies=["Where was Ann Lee born?"])
+    made = CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=RecallConfig(reader="extractive"))
+    assert made.invoke(talk)["messages"][0].id is None
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_stream_of_an_agent_shows_no_text_of_its_memory_twice(reasoner, direct):
+    memory = CompMemReasoner(index=reasoner.index, chat_model=ScriptedChat(replies=["In Oslo."]))
+    agent = create_agent(ScriptedChat(replies=["Oslo."]), [], middleware=[CompMemMiddleware(memory, direct=direct)])
+    asked = {"messages": [("human", "Where was Ann Lee born?")]}
+    texts = [message.content for message, _ in agent.stream(asked, stream_mode="messages")]
+    assert [text for text in texts if text] == (["In Oslo."] if direct else ["Oslo."])
 
 
 def test_the_middleware_asks_with_the_conversation(reasoner):
