@@ -92,7 +92,7 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         return await handler(self._informed(request))
 
     def _update(self, output: ReasonerOutput | None) -> dict[str, Any]:
-        known = output if output is not None and output["working_memory"].strip() else None
+        known = output if output is not None and output["found"] else None
         if known is not None and self.direct:
             return {"memory": known, "messages": [AIMessage(known["answer"])], "jump_to": "end"}
         return {"memory": known}
@@ -104,7 +104,8 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
             return request
         place = _question_at(request.messages)
         sources = ", ".join(dict.fromkeys(whole_id(document) for document in known["context"]))
-        notes = self.notes.format(notes=escaped(known["working_memory"]), sources=escaped(sources))
+        noted = known["working_memory"].strip() or known["answer"]
+        notes = self.notes.format(notes=escaped(noted), sources=escaped(sources))
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
 
 

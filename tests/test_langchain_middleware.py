@@ -72,6 +72,23 @@ def test_where_memory_has_nothing_the_model_is_on_its_own(tmp_path, direct):
         assert state["memory"] is None
 
 
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("found", [True, False])
+def test_what_the_output_says_decides_whether_something_was_found(reasoner, direct, found):
+    class Saying:
+        def invoke(self, asked, config=None):
+            return {**reasoner.invoke(asked), "working_memory": "" if found else "A note.", "found": found}
+
+    model = ScriptedChat(replies=["I do not know."])
+    agent = create_agent(model, [], middleware=[CompMemMiddleware(Saying(), direct=direct)])
+    state = agent.invoke({"messages": [HumanMessage(QUESTION)]})
+    assert (state["memory"] is not None) == found
+    assert ("Tarnhill" in state["messages"][-1].content) == (direct and found)
+    if not direct:
+        assert [m.type for m in model.asked[0]] == (["human", "human"] if found else ["human"])
+        assert not found or "Tarnhill" in model.asked[0][0].content, "without notes, the answer is the note"
+
+
 def test_a_conversation_carries_its_history_to_memory(reasoner):
     chat = ScriptedChat(replies=["Where was Elena Marsh born?", "Tarnhill."])
     model = ScriptedChat(replies=["In Tarnhill."])
