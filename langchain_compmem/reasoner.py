@@ -41,6 +41,7 @@ from langchain_compmem.io_types import (
     part_of,
     whole,
 )
+from langchain_compmem.retriever import refuse
 from langchain_compmem.tool import check_asked
 from langchain_compmem.tracing import AsyncTracingReader, QuestionTrace, TracingReader
 
@@ -129,42 +130,62 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         self,
         input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> ReasonerOutput:
         """The answer.
 
+        Args:
+            input: A question or a conversation.
+            config: Callbacks, tags and metadata of the run.
+            filter: The filter of the question, as in the input.
+            **kwargs: Not supported.
+
         Raises:
-            ValueError: The input, its chat history or its filter is invalid.
+            ValueError: The input, its chat history or its filter is invalid, or the input has another filter than the
+                call.
+            TypeError: An argument is unknown.
             ReasoningError: The chat model failed; the error carries the steps so far.
         """
-        return self._call_with_config(self._invoke, input, config, **kwargs)
+        refuse("invoke", kwargs)
+        return self._call_with_config(partial(self._invoke, filter=filter), input, config)
 
     async def ainvoke(
         self,
         input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> ReasonerOutput:
         """`invoke` for an event loop, without blocking it; cancelling it ends the work within one step."""
-        return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
+        refuse("ainvoke", kwargs)
+        return await self._acall_with_config(partial(self._ainvoke, filter=filter), input, config)
 
     def stream(
         self,
         input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> Iterator[ReasonerOutput]:
         """Parts of the output as they are made; their sum is the output."""
-        yield from self.transform(iter([input]), config, **kwargs)
+        refuse("stream", kwargs)
+        yield from self.transform(iter([input]), config, filter=filter)
 
     async def astream(
         self,
         input: Input,  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         """`stream` for an event loop; closing or cancelling it ends the work within one step."""
-        async with aclosing(self.atransform(_one(input), config, **kwargs)) as parts:
+        refuse("astream", kwargs)
+        async with aclosing(self.atransform(_one(input), config, filter=filter)) as parts:
             async for part in parts:
                 yield part
 
@@ -172,19 +193,25 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         self,
         input: Iterator[Input],  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> Iterator[ReasonerOutput]:
         """`stream` of an input that comes in parts."""
-        yield from self._transform_stream_with_config(input, self._transform, config, **kwargs)
+        refuse("transform", kwargs)
+        yield from self._transform_stream_with_config(input, partial(self._transform, filter=filter), config)
 
     async def atransform(
         self,
         input: AsyncIterator[Input],  # noqa: A002
         config: RunnableConfig | None = None,
+        *,
+        filter: Filter | None = None,
         **kwargs: Any,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         """`astream` of an input that comes in parts."""
-        parts = self._atransform_stream_with_config(input, self._atransform, config, **kwargs)
+        refuse("atransform", kwargs)
+        parts = self._atransform_stream_with_config(input, partial(self._atransform, filter=filter), config)
         async with aclosing(cast("AsyncGenerator[ReasonerOutput, None]", parts)) as closed:
             async for part in closed:
                 yield part
@@ -234,33 +261,42 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             handle_tool_error=True,
         )
 
-    def _invoke(self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> ReasonerOutput:
-        return whole(list(self._parts(given, run_manager, config)))
+    def _invoke(
+        self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+    ) -> ReasonerOutput:
+        return whole(list(self._parts(given, run_manager, config, filter)))
 
     async def _ainvoke(
-        self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        async with aclosing(self._aparts(given, run_manager, config)) as parts:
+        async with aclosing(self._aparts(given, run_manager, config, filter)) as parts:
             return whole([part async for part in parts])
 
     def _transform(
-        self, inputs: Iterator[Input], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+        self,
+        inputs: Iterator[Input],
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        filter: Filter | None,
     ) -> Iterator[ReasonerOutput]:
-        yield from self._parts(joined(list(inputs)), run_manager, config)
+        yield from self._parts(joined(list(inputs)), run_manager, config, filter)
 
     async def _atransform(
         self,
         inputs: AsyncIterator[Input],
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
+        filter: Filter | None,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = joined([part async for part in inputs])
-        async with aclosing(self._aparts(asked, run_manager, config)) as parts:
+        async with aclosing(self._aparts(asked, run_manager, config, filter)) as parts:
             async for part in parts:
                 yield part
 
-    def _parts(self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig) -> Iterator[ReasonerOutput]:
-        asked, chat = self._asked(given), self._chat()
+    def _parts(
+        self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+    ) -> Iterator[ReasonerOutput]:
+        asked, chat = self._asked(given, filter), self._chat()
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -275,9 +311,9 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             raise ReasoningError(str(error), error.steps) from error
 
     async def _aparts(
-        self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> AsyncGenerator[ReasonerOutput, None]:
-        asked, chat = self._asked(given), self._chat()
+        asked, chat = self._asked(given, filter), self._chat()
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -294,9 +330,13 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
-    def _asked(self, given: object) -> ParsedInput:
-        """The checked input; without a chat model, a rule makes its question standalone."""
+    def _asked(self, given: object, filter: Filter | None) -> ParsedInput:
+        """The checked input and filter of the call; without a chat model, a rule makes its question standalone."""
         asked = parse(given)
+        if filter is not None:
+            if asked.filter is not None and asked.filter != filter:
+                raise ValueError("the input has another filter than filter=: give one of them")
+            asked = asked._replace(filter=filter)
         if self.chat_model is None:
             roles = {"human": "user", "ai": "assistant"}
             turns = conversation_of(asked.history)

@@ -61,6 +61,29 @@ async def test_a_filter_of_a_call_only_narrows_the_bound_one(index, given):
     assert sum(1 for _ in reasoner.stream({"question": QUESTION, "filter": given})) > 0
 
 
+async def test_a_reasoner_takes_a_filter_as_its_retriever_does(index):
+    reasoner, given = CompMemReasoner(index=index), {"tenant": "b"}
+    asked = {"question": QUESTION, "filter": given}
+    expected = [i["context"] for i in reasoner.invoke(asked)["steps"]]
+
+    def steps(parts):
+        return [step["context"] for part in parts for step in part.get("steps", [])]
+
+    assert expected and all(ids(context) <= {"b-mill", "b-barn"} for context in expected)
+    assert steps([reasoner.invoke(QUESTION, filter=given)]) == expected
+    assert steps([reasoner.bind(filter=given).invoke(QUESTION)]) == expected
+    assert steps([reasoner.invoke(asked, filter=given)]) == expected, "twice the same"
+    assert steps([await reasoner.ainvoke(QUESTION, filter=given)]) == expected
+    assert steps(reasoner.stream(QUESTION, filter=given)) == expected
+    assert steps([part async for part in reasoner.astream(QUESTION, filter=given)]) == expected
+    with pytest.raises(ValueError, match="another filter than filter="):
+        reasoner.invoke(asked, filter={"tenant": "a"})
+    with pytest.raises(TypeError, match=r"invoke\(\) got unexpected arguments \['k'\]"):
+        reasoner.invoke(QUESTION, k=3)
+    with pytest.raises(TypeError, match=r"stream\(\) got unexpected arguments"):
+        list(reasoner.stream(QUESTION, k=3))
+
+
 def test_a_tool_with_a_filter_of_the_agent_keeps_to_the_bound_one(index):
     class Narrow(BaseModel):
         question: str
