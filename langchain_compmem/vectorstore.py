@@ -1,8 +1,9 @@
 """The index as a vector store of LangChain."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -20,9 +21,10 @@ class CompMemVectorStore(VectorStore):
     """A vector store whose searches run the loop: it returns what the loop recalls, best first.
 
     For `ParentDocumentRetriever`, `SelfQueryRetriever` and other classes that need a vector store. Each document is
-    stored unchanged as one chunk, and is returned with its own metadata. Scores are the gate's probabilities in [0, 1],
-    higher is better. They are not cosines, and right documents often have less than 0.5, so choose a threshold on your
-    own questions. Search by a vector is not supported, since the gate reads questions.
+    stored unchanged as one chunk, and is returned with its own metadata, in which a date is an ISO string and a tuple a
+    list. Scores are the gate's probabilities in [0, 1], higher is better. They are not cosines, and right documents
+    often have less than 0.5, so choose a threshold on your own questions. Search by a vector is not supported, since
+    the gate reads questions.
 
     Example:
         >>> store = CompMemVectorStore("handbook.mem")
@@ -74,6 +76,37 @@ class CompMemVectorStore(VectorStore):
         made = cls(empty.own, **fields)
         made.add_texts(texts, metadatas, ids=ids)
         return made
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """`from_texts` for an event loop."""
+        return await in_thread(partial(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs))
+
+    @classmethod
+    def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
+        """`from_texts` for documents. Raises what that raises.
+
+        Args:
+            documents: The first documents of the index.
+            embedding: The encoder. None: the one `config` names.
+            **kwargs: Other arguments of `from_texts`; `ids` are used instead of the documents' own.
+        """
+        return super().from_documents(documents, cast("Embeddings", embedding), **kwargs)
+
+    @classmethod
+    async def afrom_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> Self:
+        """`from_documents` for an event loop."""
+        return await in_thread(partial(cls.from_documents, documents, embedding, **kwargs))
 
     @property
     def embeddings(self) -> Embeddings | None:

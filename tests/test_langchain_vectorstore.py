@@ -17,7 +17,7 @@ from langchain_text_splitters import CharacterTextSplitter
 
 from compmem import IndexConfig, MemoryIndex
 from langchain_compmem import CompMemRetriever, CompMemTranslator, CompMemVectorStore, EmbeddingsEncoder
-from tests.frameworks_langchain import QUESTION, WORLD, make_index
+from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
 
 
 class TestVectorStore(VectorStoreIntegrationTests):
@@ -52,6 +52,18 @@ def test_the_loop_finds_what_one_document_says_of_another(store):
     found = store.similarity_search(QUESTION, k=2)
     assert set(ids(found)) == {"orchid", "marsh"}
     assert all(document in WORLD for document in found), "documents come back as they were given"
+
+
+async def test_a_store_of_documents_needs_no_embeddings():
+    config = IndexConfig(encoder=HashingEncoder())
+    named = CompMemVectorStore.from_documents(WORLD, config=config)
+    later = await CompMemVectorStore.afrom_documents(WORLD, config=config)
+    texts = await CompMemVectorStore.afrom_texts([WORLD[0].page_content], ids=["orchid"], config=config)
+    assert named.get_by_ids(["orchid"]) == later.get_by_ids(["orchid"]) == WORLD[:1]
+    assert ids(texts.get_by_ids(["orchid"])) == ["orchid"]
+    embeddings = DeterministicFakeEmbedding(size=8)
+    assert CompMemVectorStore.from_documents(WORLD, embeddings).embeddings is embeddings
+    assert (await CompMemVectorStore.afrom_documents(WORLD, embeddings)).embeddings is embeddings
 
 
 async def test_scores_are_relevance_in_every_search(store):
