@@ -1,6 +1,5 @@
 """Files as documents: every format, folders, standard input, and what cannot be read."""
 
-import contextlib
 import io
 import json
 import logging
@@ -16,7 +15,6 @@ from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from compmem.cli.decoding import UnreadableError, decode
 from compmem.cli.formats import parse
-from compmem.cli.html import page_text
 from compmem.cli.inputs import documents, files, path_id
 from compmem.cli.records import csv_text, json_text
 
@@ -292,7 +290,7 @@ def test_a_word_document_keeps_its_title_and_table():
     data = docx(paragraph("Lease", "Heading1") + paragraph("Acme rents.") + f"<w:tbl><w:tr>{row}</w:tr></w:tbl>")
     found, errors = read("-", stdin=io.BytesIO(data), stdin_format="docx")
     assert errors == []
-    assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\nRent | 100\n")
+    assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\n| Rent | 100 |\n| --- | --- |\n")
 
 
 def test_an_e_mail_has_its_subject_sender_and_text_without_attachments():
@@ -426,64 +424,3 @@ def test_standard_input(form, data, text):
 def test_standard_input_must_be_handed_in():
     with pytest.raises(ValueError, match="needs stdin="):
         read("-")
-
-
-PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title> The
- lease </title><style>p {}</style></head><body><!-- no --><script>alert(1)</script>
-<h1>Lease<a class="headerlink" href="#x">¶</a></h1><p>Acme <b>rents</b>
-   the   building.<br>It is old.</p>
-<h2>Who <em>pays</em></h2><ul><li><p>Acme pays the rent.</p></li><li>Bob pays the rest.</li></ul>
-<table><tr><th>Year</th><th>Rent</th></tr><tr><td>2024</td><td>100</td></tr></table>
-<pre>def f():
-    return 1
-
-
-# not collapsed</pre><div>End</div></body></html>"""
-
-
-def test_html_keeps_headings_lists_tables_and_code():
-    title, text = page_text(PAGE)
-    assert title == "The lease"
-    assert text == (
-        "# Lease\n\nAcme rents the building.\nIt is old.\n\n"
-        "## Who pays\n\n- Acme pays the rent.\n- Bob pays the rest.\n\n"
-        "Year | Rent\n2024 | 100\n\n```\ndef f():\n    return 1\n\n# not collapsed\n```\n\nEnd\n"
-    )
-
-
-def test_html_without_title_takes_the_first_heading_and_any_encoding():
-    for encoding, page in {
-        "latin-1": "<meta charset=iso-8859-1><h1>Größe</h1>", "utf-8": "<h1>東京</h1>", "utf-16": "<h1>x</h1>"
-    }.items():  # fmt: skip
-        found, _ = read("-", stdin=io.BytesIO(page.encode(encoding)), stdin_format="html")
-        assert found[0].title == page.partition("<h1>")[2].removesuffix("</h1>")
-
-
-def test_html_that_is_not_shown_or_moves_about_the_site_is_left_out():
-    page = """<body><nav>Home</nav><div role="navigation">Up</div><p hidden>old<p>Rent <span style="color: red;
-    DISPLAY : None">secret</span>is due.<ul><li hidden="">x<li>May</ul><aside>Ads</aside>
-    <main><aside>Note</aside><footer>Signed</footer></main><p hidden="until-found">More</p><footer>(c)</footer>"""
-    assert page_text(page)[1] == "Rent is due.\n\n- May\n\nNote\n\nSigned\n\nMore\n"
-
-
-HOSTILE = [
-    "<a ", "<![", "<!--", "<?", "</a", "<", "&", "<a a=", "<p>", "<div></p>", "<script>", "<title>", "<p hidden>",
-    "<br>\n", "<td> ", "<pre>\n",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("piece", HOSTILE)
-def test_time_for_html_grows_with_its_length(piece):
-    def seconds(text):
-        started = time.process_time()
-        with contextlib.suppress(UnreadableError):
-            page_text(text)
-        return time.process_time() - started
-
-    # The best of four alternating runs: the caches of a busy machine are worse for a large page than for a small one.
-    assert min(seconds(piece * 80_000) / max(seconds(piece * 8_000), 0.01) for _ in range(4)) < 15
-
-
-def test_wide_html_is_read():
-    assert page_text("<div>" * 2_000 + "deep" + "</div>" * 2_000)[1] == "deep\n"
-    assert page_text("<p>" * 20_000 + "wide<")[1] == "wide<\n"

@@ -156,7 +156,7 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
     read = mammoth.convert_to_html(
         io.BytesIO(data), convert_image=lambda _: [], style_map=_STYLES, include_embedded_style_map=False
     )
-    return page_text(read.value.replace("<td><p>", "<td>").replace("</p></td>", "</td>"))
+    return page_text(read.value)
 
 
 def _eml(data: bytes, name: str) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from compmem.cli.decoding import UnreadableError
+from compmem.text.sentences import LONGEST_LINE
 
 _DROPPED: Final = frozenset(
     "head script style template noscript svg math iframe object button select dialog nav".split()
@@ -19,6 +21,11 @@ _BLOCKS: Final = frozenset(
 )
 _HEADING = re.compile(r"h([1-6])$")
 _TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
+_CELLS: Final = frozenset({"td", "th"})
+_NOT_IN_ROWS: Final = frozenset("table tr li dt dd pre h1 h2 h3 h4 h5 h6".split())
+"""A row of a table with one of these in it is written as text."""
+_LONGEST_WRAPPED: Final = 300
+"""Most characters of a row that has several lines in a cell, or a single cell with text."""
 _PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
 _DEEPEST: Final = 3000
 """Most nested tags: libxml2 compares each closing tag with all open ones, in quadratic time without a limit."""
@@ -26,7 +33,9 @@ _PIECE: Final = 1 << 16
 
 
 def page_text(html: str) -> tuple[str, str]:
-    """Title and text of a page: headings as `#` lines, list items as `-` lines, table rows with ` | ` between cells.
+    """Title and text of a page: headings as `#` lines, list items as `-` lines, tables as Markdown tables.
+
+    A table that only arranges a page, such as one with a single cell in a row or with lists in its cells, is text.
 
     What a browser does not show (`hidden`, `display: none`, scripts) and site navigation (navigation, search, footers
     and asides outside the content) is left out.
@@ -114,6 +123,20 @@ class _Page:
         )
 
 
+@dataclass(slots=True)
+class _Row:
+    """A row of a table that is being written."""
+
+    first: int
+    """Number of its first part."""
+    before: str
+    """The last two characters before it."""
+    cells: list[tuple[int, int]] = field(default_factory=list)
+    """The numbers of the first part of each cell, and of the first one after it."""
+    plain: bool = False
+    """It is written as text."""
+
+
 class _Writer:
     """Writes text, with line breaks where blocks begin and end."""
 
@@ -121,20 +144,32 @@ class _Writer:
         self._parts: list[str] = []
         self._code = 0
         self._items = 0
+        self._rows: list[_Row] = []
+        self._headed = [False]
+        """Whether the first row of each open table is written; the first of these is for rows outside of tables."""
         self._ends = "\n\n"
 
     def enter(self, tag: str) -> None:
         if tag in _BLOCKS:
             self._break(tight=tag in _TIGHT)
         self._items += tag in _TIGHT
+        if self._rows and tag in _NOT_IN_ROWS:
+            self._rows[-1].plain = True
+        if tag == "table":
+            self._headed.append(False)
+        elif tag == "tr":
+            self._rows.append(_Row(len(self._parts), self._ends))
         if heading := _HEADING.match(tag):
             self._put("#" * int(heading[1]) + " ")
         elif tag == "li":
             self._put("- ")
         elif tag == "br":
             self._put("\n")
-        elif tag in ("td", "th") and not self._ends.endswith("\n"):
-            self._put(" | ")
+        elif tag in _CELLS:
+            if not self._ends.endswith("\n"):
+                self._put(" | ")
+            if self._rows:
+                self._rows[-1].cells.append((len(self._parts), len(self._parts)))
         elif tag == "pre":
             self._code += 1
             self._put("```\n")
@@ -143,6 +178,12 @@ class _Writer:
         if tag == "pre":
             self._code -= 1
             self._put("```" if self._ends.startswith("\n") else "\n```")
+        elif tag in _CELLS and self._rows and self._rows[-1].cells:
+            self._rows[-1].cells[-1] = (self._rows[-1].cells[-1][0], len(self._parts))
+        elif tag == "tr" and self._rows:
+            self._write_row(self._rows.pop())
+        elif tag == "table":
+            self._headed.pop()
         if tag in _BLOCKS:
             self._break(tight=tag in _TIGHT)
         self._items -= tag in _TIGHT
@@ -156,6 +197,21 @@ class _Writer:
     def text(self) -> str:
         lines = "".join(self._parts).split("\n")
         return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip() + "\n"
+
+    def _write_row(self, row: _Row) -> None:
+        """Writes a row as one of a Markdown table if it is one; otherwise it stays as it was written."""
+        if row.plain:
+            return
+        cells = ["".join(self._parts[first:last]).strip() for first, last in row.cells]
+        filled = sum(map(bool, cells))
+        line = " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+        most = LONGEST_LINE - 5 if filled > 1 and "\n" not in "".join(cells) else _LONGEST_WRAPPED
+        if len(line) > most or filled < (1 if self._headed[-1] else 2):
+            return
+        del self._parts[row.first :]
+        self._ends = row.before
+        self._put(f"| {line} |" if self._headed[-1] else f"| {line} |\n|{' --- |' * len(cells)}")
+        self._headed[-1] = True
 
     def _break(self, *, tight: bool) -> None:
         if self._code or self._ends in ("- ", "# "):
