@@ -29,7 +29,7 @@ def base(path, **given):
 @pytest.fixture
 def named(tmp_path):
     """Two indexes and a checkpoint with models named by somebody else."""
-    MemoryIndex.create(tmp_path / "dense", IndexConfig(encoder="stranger/model")).close()
+    MemoryIndex.create(tmp_path / "dense", IndexConfig(encoder="stranger/model"), check_models=False).close()
     settings = IndexConfig(memory="kv", encoder=None, backbone="stranger/model")
     MemoryIndex.create(tmp_path / "kv", settings).close()
     (tmp_path / "checkpoint").mkdir()
@@ -49,6 +49,22 @@ def asked(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     return found
+
+
+@pytest.mark.parametrize("make", [MemoryIndex.create, MemoryIndex.open_or_create])
+@pytest.mark.parametrize("shards", [None, 2])
+def test_an_index_with_an_encoder_that_cannot_be_loaded_is_not_made(asked, tmp_path, make, shards):
+    path, config = tmp_path / "index", IndexConfig(encoder="no/such-model")
+    with pytest.raises(CheckpointError, match="'no/such-model' is neither a folder nor a model to download"):
+        make(path, config, shards=shards)
+    assert asked == ["no/such-model"]
+    assert not path.exists()
+
+
+def test_the_default_encoder_is_not_loaded_before_it_is_needed(monkeypatch):
+    monkeypatch.setattr("compmem.index_models.load_encoder", None)
+    for name in (DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"):
+        MemoryIndex.create(config=IndexConfig(encoder=name)).close()
 
 
 @pytest.mark.parametrize("load", [dense, kv, base])
@@ -106,7 +122,7 @@ def test_a_folder_in_the_working_folder_is_not_taken_for_what_ships(tmp_path, mo
             assert opened.encoder.dim == 384
     with MemoryIndex.create("e", IndexConfig(memory="kv", encoder=None, backbone="embedded")) as kept:
         assert kept.config.backbone == "embedded"
-    with MemoryIndex.create("folder", IndexConfig(encoder=f"./{DEFAULT_ENCODER}")) as own:
+    with MemoryIndex.create("folder", IndexConfig(encoder=f"./{DEFAULT_ENCODER}"), check_models=False) as own:
         assert own.config.encoder == str(tmp_path / DEFAULT_ENCODER)
 
 

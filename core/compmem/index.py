@@ -80,7 +80,7 @@ class MemoryIndex(BaseIndex):
         backbone: Backbone | None = None,
         runtime: RuntimeConfig | None = None,
         shards: int | None = None,
-        check_models: bool = False,
+        check_models: bool | None = None,
     ) -> Self:
         """A new index in a folder; without a path, a temporary one that is removed when it is closed.
 
@@ -92,18 +92,17 @@ class MemoryIndex(BaseIndex):
             shards: Number of folders that the documents are divided into, by a hash of their ids. None: a single
                 folder.
             check_models: Load the models and try them on a short text first, so that no folder is made with a model
-                that cannot be loaded, or with settings that it does not support.
+                that cannot be loaded, or with settings that it does not support. None: load only an encoder that is
+                named and not the default one.
 
         Raises:
             ValueError: The path is a file or a folder that is not empty, or there are too many shards, or shards
-                without a path. With `check_models`, also what loading a model raises.
+                without a path. Also what loading a model raises.
         """
         config = _with_absolute_folders(config or IndexConfig())
         runtime = runtime or RuntimeConfig()
-        encoder: LoadedEncoder | None = None
-        if check_models:
-            models = IndexModels(None, config, encoder=None, backbone=backbone, gate=None, runtime=runtime)
-            encoder, backbone = models.load()
+        models = IndexModels(None, config, encoder=None, backbone=backbone, gate=None, runtime=runtime)
+        encoder, backbone = models.checked(check_models)
         if shards is not None:
             if path is None:
                 raise ValueError("shards need a path")

@@ -16,7 +16,7 @@ from compmem.gate import BackboneGate, GateHead
 from compmem.ingest.compressor import DenseCompressor, DocumentCompressor, KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.locks import Lock
-from compmem.naming import is_plain
+from compmem.naming import is_default_encoder, is_plain
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import JSON, KV_WRITTEN, Store
 
@@ -198,9 +198,17 @@ class IndexModels:
             how = (self._ratio(backbone), dense, self._pruning(backbone), self._window(backbone))
             return KVCompressor(backbone, *how).compress(chunks)
 
-    def load(self) -> tuple[LoadedEncoder | None, Backbone | None]:
-        """Encoder and backbone, tried on a short text. Raises what loading them and `Backbone.compress` raise."""
-        self.compress([Chunk(text="text", sentences=((0, 4),))])
+    def checked(self, check: bool | None) -> tuple[LoadedEncoder | None, Backbone | None]:
+        """Encoder and backbone as far as they are loaded, tried on a short text if `check` is true.
+
+        With None, an encoder that is named and not the default one is loaded. Raises what loading models and
+        `Backbone.compress` raise.
+        """
+        name = self._config.encoder
+        if check:
+            self.compress([Chunk(text="text", sentences=((0, 4),))])
+        elif check is None and isinstance(name, str) and not is_default_encoder(name):
+            return self.encoder, self._backbone
         return self._encoder, self._backbone
 
     def document_compressor(self) -> DocumentCompressor:

@@ -11,7 +11,13 @@ SMOLLM2: Final = "smollm2-135m-memory"
 """Compressed memory for SmolLM2-135M-Instruct that ships with the library, without that model."""
 SHIPPED_BACKBONES: Final = (EMBEDDED, SMOLLM2)
 
-_SHIPPED: Final = frozenset({DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}", *SHIPPED_BACKBONES})
+_DEFAULT_ENCODER: Final = frozenset({DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"})
+_SHIPPED: Final = frozenset({*_DEFAULT_ENCODER, *SHIPPED_BACKBONES})
+
+
+def is_default_encoder(name: str) -> bool:
+    """Whether a name is that of the default encoder."""
+    return name in _DEFAULT_ENCODER
 
 
 def is_folder(name: str | Path) -> bool:

