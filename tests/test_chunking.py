@@ -124,6 +124,24 @@ def test_lines_that_stand_for_themselves():
 
 
 @pytest.mark.parametrize(
+    "parts",
+    [
+        ["2. Project Heron", "Ines will lead Project Heron.", "The budget is EUR 240,000."],
+        ["Invoice 2024-118", "Nordtech AB, Malmo", "3 units", "Payment is due within 45 days."],
+        ["Payment", "10 days after delivery, unless\nthe order names another date."],
+        ["The prices are those of\nNordtech AB in the year 2024 alone."],
+        ["The prices are those that we found\nin the lists of the year 2024,\nMalmo and Lund."],
+        ["The harbour was rented by the\nAcme Company for thirty years."],
+        ["    The harbour is\n    Acme's, as was said."],
+        ["a short line\nwithout a capital after it, which is prose."],
+    ],
+)
+def test_a_short_line_without_a_mark_at_its_end_stands_for_itself(parts):
+    text = "\n".join(parts).replace("Heron.\nThe", "Heron. The")
+    assert [text[a:b] for a, b in sentences(text)] == [part.strip() for part in parts]
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         ["How many days depends on the office.", "Ghent: two days a week", "Leeds: three days a week"],

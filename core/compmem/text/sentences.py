@@ -29,6 +29,13 @@ _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
 _SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|(?<=\S)\t")
 """Between two cells of a row; not a comma between digits, as in a number or a list of references, and no indent."""
 _LEAST_SEPARATORS = 2
+_SHORT_LINE = 50
+_SHORT_SHARE = 0.7
+"""A line is short below this many characters and this share of the longest line of its paragraph."""
+_AT_END = frozenset("-–—…,.!?:;/&+=([{<«„、，。！？：；")
+"""A line that ends with one of these is part of a sentence that goes on, or has ended."""
+_LINES_AHEAD = 64
+"""Lines of a paragraph that are looked at for the longest one before the first is read."""
 _CLOSERS = r"(?:[\"'”’»›)\]」』）】》〉]|\[\d{1,3}\])*+"  # possessive: no backtracking
 _END = re.compile(
     rf"[。！？｡｡।؟۔]++{_CLOSERS}"
@@ -75,12 +82,16 @@ _STARTERS = frozenset(
     doch dann so da als wenn wie was wer wo warum heute damals danach dort nicht""".split()
 )
 
+_NOT_LAST = _STARTERS | frozenset("of to into than und von zu für über durch um".split())
+"""Words that a line does not end with unless its sentence goes on."""
+
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """Spans of the sentences, in order and without overlap: each begins and ends with a character that is not blank.
 
     Text between two spans is blank. A heading, a list item and a line of code are separate sentences; so is a row of
     separated values or a line with a label and its value, directly after another one or a line that ends with a colon.
+    A short line without a mark at its end is separate too, if the next one begins with a capital or a digit.
     """
     return list(sentence_spans(text, 0, len(text)))
 
@@ -128,31 +139,52 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
     The third part says whether the span is one row of a table, which is not split whatever its cells contain.
     """
     start = begin
-    indent = 0
+    indent = longest = 0
     alone = blank = True
+    short = False
     item = recorded = begins_record = row = False
     for match in LINE.finditer(text, begin, end):
         line = text[match.start() : match.end()] if match.end() - match.start() < LONGEST_LINE else _head(match)
         if not line.strip():
             blank = True
             continue
+        words = line.strip()
         piped = bool(_PIPED.match(line))
         own = piped or bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
         bullet = bool(_BULLET.match(line))
         deep = len(line) - len(line.lstrip())
+        longest = _longest(text, match.start(), end) if blank else max(longest, match.end() - match.start() - deep)
+        ended = short and (words[0].isupper() or words[0].isdigit())
         separated = is_separated(line)
         record = separated or is_labelled(line)
-        apart = alone or blank or own or bullet or (record and (recorded or begins_record))
+        apart = alone or blank or own or bullet or ended or (record and (recorded or begins_record))
         if match.start() > start and (apart or (deep > indent + 1 and not item)):
             yield start, match.start(), row
             start = match.start()
         begins = match.start() == start
         begins_record = record if begins else begins_record
         row = begins and (piped or (separated and recorded))
-        item = bullet or (item and not blank)
+        item = bullet or (item and not blank and not ended)
+        short = len(words) < min(_SHORT_LINE, _SHORT_SHARE * longest) and not _goes_on(words)
         indent, alone, blank, recorded = deep, own, False, record or line.rstrip().endswith(":")
     if start < end:
         yield start, end, row
+
+
+def _goes_on(line: str) -> bool:
+    """Whether the sentence at the end of a line seems to go on in the next one, or to end with the line by a mark."""
+    return line[-1] in _AT_END or line.rsplit(None, 1)[-1].lower() in _NOT_LAST
+
+
+def _longest(text: str, begin: int, end: int) -> int:
+    """Length of the longest of the first lines of the paragraph that begins there, without indent."""
+    longest = 0
+    for match in islice(LINE.finditer(text, begin, end), _LINES_AHEAD):
+        found = TEXT.search(text, match.start(), match.end())
+        if found is None:
+            break
+        longest = max(longest, match.end() - found.start())
+    return longest
 
 
 def _head(line: re.Match[str]) -> str:
