@@ -60,3 +60,6 @@ def test_nothing_is_quoted_about_a_code_that_no_document_has():
     assert not unknown.found
     assert not unknown.sources
     assert index.recall("What caused incident INC-250?", 3)  # a ranking has the nearest all the same
+    asked = index.answer("What caused incident INC-250?", chat=lambda messages: "The documents do not say.")
+    assert asked.text == "The documents do not say."
+    assert not asked.found
