@@ -111,7 +111,7 @@ def line_of(view: QueryState, evidence: Evidence) -> str:
     """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
     label, text = _label(evidence.chunk, evidence.start), evidence.text
     if not evidence.chunk.label:
-        text = text.removeprefix(label)
+        text = text.removeprefix(f"{label}\n")
     asked_by = [line for line in evidence.chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
     return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 

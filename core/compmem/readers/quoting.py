@@ -71,7 +71,8 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
     """The best sentence of each of the best chunks, and those of the same chunk that are as good.
 
     One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
-    chunks, further good sentences are quoted that are short: lines of lists and records.
+    chunks, further good sentences are quoted that are short: lines of lists and records, and sentences with a pronoun
+    if the best one has no word of the question but those of the title.
     """
     best: dict[str, Evidence] = {}
     for e in evidence:
@@ -81,12 +82,13 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
     others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {e.chunk.id: (e.score, asked.keys() - _roots(e.text)) for e in [*ranked[:QUOTED], *others]}
     left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
+    named = {e.chunk.id for e in ranked if (_roots(e.text) & asked.keys()) <= _roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
     for e in sorted(evidence, key=lambda one: -one.score):
         of, length = e.chunk.id, len(e.text.split())
         score, missing = chosen.get(of, (math.inf, set[str]()))
         more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(_roots(e.text))
-        line = is_item(e.text) or is_row(e.text) or is_of_someone(e.text)
+        line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
         short = line and e.score >= GOOD * score and length <= left.get(of, 0)
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e
