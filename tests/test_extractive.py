@@ -388,7 +388,8 @@ def test_quoted_sentences_that_do_not_name_their_document_stand_behind_its_title
     assert "Bolt contract: The notice period is 6 months." in said
     named = block("Bolt", "The notice period of Bolt is 6 months.")
     assert written("What is the notice period?", named) == "The notice period of Bolt is 6 months."
-    assert written("What is the notice period?", block("17", "It is 6 months.")) == "It is 6 months."
+    for title in ("", "17", "b"):
+        assert written("What is the notice period?", block(title, "It is 6 months.")) == "It is 6 months."
 
 
 def test_a_pronoun_counts_for_the_name_that_it_stands_for():

@@ -62,7 +62,8 @@ def unnamed_titles(quoted: Sequence[Evidence]) -> Iterator[str]:
     for e in quoted:
         said.setdefault(e.chunk.document_id, set()).update(_roots(e.text))
     for e in quoted:
-        roots = _roots(e.chunk.title) if any(map(str.isalpha, e.chunk.title)) else set()
+        says = len(e.chunk.title) > 1 and any(map(str.isalpha, e.chunk.title))  # not a mere number or letter
+        roots = _roots(e.chunk.title) if says else set()
         yield f"{e.chunk.title}: " if roots and roots.isdisjoint(said[e.chunk.document_id]) else ""
         said[e.chunk.document_id] |= roots
 
