@@ -428,6 +428,14 @@ def test_of_the_best_chunks_good_short_lines_are_quoted_too():
     assert "It dates from 1972." in said
 
 
+def test_chunks_are_quoted_in_the_order_in_which_they_were_read():
+    first, second = (
+        block(name, text).chunk for name, text in (("Acme", "Acme rents it."), ("Hall", "Lloyd insures it."))
+    )
+    kept = [Evidence.of(first, first.spans[0], 0.4), Evidence.of(second, second.spans[0], 0.9)]
+    assert [e.text for e in quoted_sentences({"insur": 1.0}, kept)] == ["Acme rents it.", "Lloyd insures it."]
+
+
 def test_a_table_without_a_word_of_the_question_is_not_listed_where_another_chunk_answers():
     rows = [f"| Land{n} | {n} |" for n in range(8)]
     first = of_text("\n".join(["| Country | Days |", *rows]), sentences=["| Country | Days |", *rows]).chunk

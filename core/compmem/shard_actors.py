@@ -83,21 +83,6 @@ class ShardActors:
         for handle in self.handles:
             ray.kill(handle)
 
-    def call(
-        self,
-        method: str,
-        arguments: Mapping[int, tuple[Any, ...]],
-        *,
-        retries: int = 0,
-        seconds: float | None = ANSWER_SECONDS,
-    ) -> dict[int, Any]:
-        """Call a method of `OpenShards` on some actors at the same time; returns the result of each.
-
-        Raises:
-            StoreError: An actor has ended or does not answer. Also what the method raises.
-        """
-        return _all_answered(self.answers(method, arguments, retries=retries, seconds=seconds))
-
     def answers(
         self,
         method: str,
@@ -106,7 +91,10 @@ class ShardActors:
         retries: int = 0,
         seconds: float | None = ANSWER_SECONDS,
     ) -> dict[int, Any]:
-        """`call`, which returns for an actor that fails the exception."""
+        """Call a method of `OpenShards` on some actors at the same time; the result of each, or its exception.
+
+        It is a `StoreError` if an actor has ended or does not answer, else what the method raised.
+        """
         methods = {n: getattr(self.handles[n], method).options(max_task_retries=retries) for n in arguments}
         sent = {n: methods[n].remote(*args) for n, args in arguments.items()}
         ray.wait(list(sent.values()), num_returns=len(sent), timeout=seconds)
@@ -125,8 +113,13 @@ class ShardActors:
             )
 
     def everywhere(self, method: str, *args: Any, seconds: float | None = ANSWER_SECONDS) -> dict[int, Any]:
-        """Call a method that needs no open view on all actors. Raises what `call` raises."""
-        return self.call(method, dict.fromkeys(range(len(self.handles)), args), retries=UNTIL_STARTED, seconds=seconds)
+        """Call a method that needs no open view on all actors; the result of each.
+
+        Raises:
+            StoreError: An actor has ended or does not answer. Also what the method raises.
+        """
+        everyone = dict.fromkeys(range(len(self.handles)), args)
+        return _all_answered(self.answers(method, everyone, retries=UNTIL_STARTED, seconds=seconds))
 
 
 def _all_answered(answers: dict[int, Any]) -> dict[int, Any]:
@@ -242,7 +235,7 @@ class ActorStore(Store):
             call = (shard, "packed_blocks", args[:1]) if packed else (shard, name, args)
             calls.setdefault(shard % len(self.actors.handles), []).append(call)
         self.round_trips += 1
-        found = self.actors.call("ask", {n: (views[n], own) for n, own in calls.items()})
+        found = _all_answered(self.actors.answers("ask", {n: (views[n], own) for n, own in calls.items()}))
         results = {call[0]: result for n, own in calls.items() for call, result in zip(own, found[n], strict=True)}
         return {shard: unpacked(*results[shard]) if packed else results[shard] for shard in asked}
 

@@ -49,13 +49,13 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
     """
     context, checked = copy_context(), _Reply()
     within: Within = _directly if seconds_left() is None else context.run
-    reply = _ask(chat, messages) if _is_async(chat) else _in_time(within, _ask, chat, messages)
+    reply: object = _ask(chat, messages) if _is_async(chat) else _in_time(within, _ask, chat, messages)
     if inspect.isawaitable(reply) or isinstance(reply, AsyncIterator):
         yield from _async_pieces(reply, context)
     elif isinstance(reply, Iterator):
         stream = _SyncStream(reply, within)
         try:
-            while (piece := _in_time(_directly, stream.next)) is not _END:
+            while (piece := _in_time(stream.next)) is not _END:
                 yield checked.text(piece)
         finally:
             stream.close()
@@ -149,7 +149,7 @@ class _AsyncStream:
         return await piece
 
     async def close(self) -> None:
-        """Ends the reading and closes the reply if it can be closed."""
+        """Ends the reading and closes the reply if it can be closed; what its own cleaning up raises is dropped."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -202,12 +202,12 @@ class _Reply:
         return valid(piece)
 
 
-def _in_time(within: Within, call: Callable[..., T], *args: Any) -> T:
+def _in_time(call: Callable[..., T], *args: Any) -> T:
     """The call's result; if there is a deadline, it runs in a thread, so that it can be abandoned."""
     seconds = seconds_left()
     if seconds is None:
-        return cast("T", within(call, *args))
-    future: Future[T] = chat_calls().submit(partial(within, call, *args))
+        return call(*args)
+    future = chat_calls().submit(partial(call, *args))
     try:
         return _result(future, seconds)
     except BaseException:

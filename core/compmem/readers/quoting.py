@@ -94,7 +94,7 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e
             left[of] = left.get(of, 0) - length
-    return list(kept.values())
+    return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
 
 
 def _context(asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence]) -> list[Evidence]:

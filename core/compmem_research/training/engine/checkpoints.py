@@ -76,9 +76,7 @@ def replace(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] 
         raise CheckpointError(f"{str(file)!r} could not be written: {error}{kept}") from error
 
 
-def read(
-    file: Path, stage: str, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> Checkpoint:  # fmt: skip
+def read(file: Path, stage: str, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
     """The checkpoint in a file, for parameters of these shapes.
 
     Raises:

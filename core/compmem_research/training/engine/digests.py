@@ -26,9 +26,7 @@ def gate_digest() -> str:
     return digest(resources.files("compmem").joinpath("weights", "dense_gate.safetensors").read_bytes())
 
 
-def part_digest(
-    backbone: Backbone, part: Literal["reasoner", "gate"], *, dtype: torch.dtype = torch.float32
-) -> str:  # fmt: skip
+def part_digest(backbone: Backbone, part: Literal["reasoner", "gate"], *, dtype: torch.dtype = torch.float32) -> str:
     """The SHA-256 of a part's parameters, rounded to a dtype."""
     found = hashlib.sha256()
     for name, parameter in sorted(backbone.parameters(part).items()):

@@ -154,9 +154,7 @@ class _Inside(nn.Module):
 
 
 class _Run(Generic[B]):
-    def __init__(
-        self, stage: Stage[B], settings: RunSettings, accelerator: Any, made_of: Mapping[str, Any]
-    ) -> None:  # fmt: skip
+    def __init__(self, stage: Stage[B], settings: RunSettings, accelerator: Any, made_of: Mapping[str, Any]) -> None:
         self._stage = stage
         self._made_of = made_of
         self._settings = settings
