@@ -12,6 +12,7 @@ from compmem.gate.listwise import (
     later_features,
     question_features,
 )
+from compmem.gate.unknown_words import unknown_share
 
 __all__ = [
     "FEATURES",
@@ -32,4 +33,5 @@ __all__ = [
     "parse_block",
     "parse_windows",
     "question_features",
+    "unknown_share",
 ]  # fmt: skip

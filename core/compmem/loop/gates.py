@@ -1,5 +1,6 @@
 """The gates that the loop can ask: each gives blocks a score in [0, 1] for a question and a working memory."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from compmem.config import LoopConfig
-from compmem.gate import BackboneGate, FirstPass, GateHead, features
+from compmem.gate import BackboneGate, FirstPass, GateHead, features, unknown_share
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader
 from compmem.loop.loop import FEW
@@ -17,6 +18,10 @@ from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
 from compmem.text.codes import only_unknown_codes
 
+_MOST_UNKNOWN = 0.75
+"""Share of the question's words, by weight, from which nothing answers if no block has them."""
+_UNKNOWN_ODDS = 3.0
+"""By how much the log odds that anything answers fall for all of its words; in proportion for some of them."""
 GATED_AT_ONCE = 64
 """Blocks whose KV states are fetched together for the gate on the backbone."""
 
@@ -90,6 +95,7 @@ class DenseGate:
         self._open_ended = open_ended
         self._look: FirstPass | None = None
         self._first: dict[int, float] = {}
+        self._unknown = 0.0
 
     @property
     def threshold(self) -> float:
@@ -105,10 +111,15 @@ class DenseGate:
 
     @property
     def answerable(self) -> bool:
-        """Whether any of the first candidates may answer; none does if the question's codes are in none of them."""
+        """Whether any of the first candidates may answer.
+
+        The trained network must be the surer, the more words of the question no block has: its features are about
+        words that blocks have. None does if the question's codes are in none of them.
+        """
         if self._look is None:
             return True
-        if self._look.found < self._head.found_threshold:
+        odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * self._unknown
+        if odds < _log_odds(self._head.found_threshold) or self._unknown >= _MOST_UNKNOWN:
             return False
         return self._open_ended or not only_unknown_codes(self._stage.analyzer.question, self._texts())
 
@@ -122,6 +133,7 @@ class DenseGate:
             look = self._head.first_pass(own, self._stage.search_ranks(blocks).take(rows), rows)
             if not self._first:
                 self._look = look
+                self._unknown = 0.0 if self._open_ended else self._unknown_share(blocks)
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
             return [float(p) for p in look.probabilities]
         looked = list(self._first.values())
@@ -129,10 +141,18 @@ class DenseGate:
         first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
         return [float(p) for p in self._head.later_pass(own, first, known, rows)]
 
+    def _unknown_share(self, blocks: Sequence[int]) -> float:
+        windows = [window for own in self._blocks.windows(blocks) for window in own]
+        return unknown_share(self._stage.analyzer.analyze(""), windows)
+
     def _texts(self) -> Iterator[str]:
         """What the candidates say, with their titles, headings and contexts."""
         for block in self._blocks.get(list(self._first)):
             yield from (block.chunk.label, block.chunk.context, block.chunk.text)
+
+
+def _log_odds(probability: float) -> float:
+    return math.log(max(probability, 1e-6) / max(1 - probability, 1e-6))
 
 
 class KVGate:

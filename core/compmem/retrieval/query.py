@@ -8,11 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from compmem.schema import Encoder, Vectors
+from compmem.text.question_parts import asking
 from compmem.text.tokenize import (
     STOPWORDS,
     Mention,
     capitalised_names,
     content_terms,
+    in_english,
     mentions,
     name,
     possible_names,
@@ -88,6 +90,8 @@ class QueryState:
     """The first blocks with each name of the question or the memory that any block has."""
     rarity: Mapping[str, float]
     """Inverse document frequency of the words of names."""
+    unknown: Sequence[str]
+    """Words of what the question asks that no block contains; none if it is not in English."""
 
 
 @dataclass(slots=True)
@@ -149,7 +153,12 @@ class QueryAnalyzer:
             joint=vectors[1:],
             known=known,
             rarity={word: _idf(frequency.get(stem, 0), total) for word, stem in stems.items()},
+            unknown=self._unknown(frequency) if in_english(self.question) else [],
         )
+
+    def _unknown(self, frequency: Mapping[str, int]) -> list[str]:
+        asked = [word for word in dict.fromkeys(words(asking(self.question))) if word not in STOPWORDS]
+        return [word for word in asked if not any(frequency.get(term) for term in terms(word))]
 
     def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
         roots: dict[str, float] = {}

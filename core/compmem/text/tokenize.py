@@ -57,6 +57,10 @@ STOPWORDS = frozenset(
 )
 """English words without a meaning of their own for search."""
 
+_ENGLISH_ALONE = frozenset(
+    "did does how that the there this were what when where which who whom whose why with".split()
+)
+
 
 def fold(text: str) -> str:
     """The text with case, width and accents removed."""
@@ -103,6 +107,11 @@ def content_terms(text: str) -> list[str]:
     """The distinct terms of a text that are not stopwords, in order of first use."""
     kept = [w for w in words(text) if w not in STOPWORDS]
     return list(dict.fromkeys(terms_of(kept)))
+
+
+def in_english(text: str) -> bool:
+    """Whether a text has a word that only English has, of those that most questions and sentences have."""
+    return not _ENGLISH_ALONE.isdisjoint(_WORD.findall(text.casefold()))
 
 
 def name(text: str) -> str:

@@ -1,0 +1,44 @@
+"""How much of a question is in words that no memory block has: then its subject is probably not in the index."""
+
+from collections.abc import Iterator, Sequence
+
+from compmem.gate.blocks import ParsedBlock
+from compmem.retrieval.query import QueryState
+
+_LEAST_LETTERS = 5
+"""Letters from which a word that differs by one letter is taken for the same one, mistyped."""
+_ENGLISH = 0.25
+"""Share of blocks with "the" from which an index is in English."""
+
+
+def unknown_share(query: QueryState, blocks: Sequence[ParsedBlock]) -> float:
+    """Share of the question's words that no block has, by weight, each of them with that of the rarest word.
+
+    0 if the question or most blocks are not in English: in another language the same thing has other words. Half as
+    much if blocks have all names of the question: they may say the rest in other words. A word that differs from one of
+    these blocks by one letter is mistyped, not unknown.
+
+    Args:
+        query: The question without a working memory.
+        blocks: The candidates.
+    """
+    if not query.unknown or sum("the" in block.counts for block in blocks) < _ENGLISH * len(blocks):
+        return 0.0
+    known = {word for block in blocks for text in (block.text, *block.titles) for word in text.split()}
+    written = {one for word in known for one in _without_a_letter(word, query.unknown)}
+    unknown = [word for word in query.unknown if written.isdisjoint(_without_a_letter(word, [word]))]
+    names = {word for name in query.capitalised for word in name.split()}
+    known_names = bool(names) and names.isdisjoint(unknown)
+    return len(unknown) / (len(unknown) + sum(query.weights.values()) or 1.0) / (2 if known_names else 1)
+
+
+def _without_a_letter(word: str, near: Sequence[str]) -> Iterator[str]:
+    """The word and what it is without each one of its letters, if it begins as one of these words and has its length.
+
+    Two words that differ by one letter, or by two that changed places, have one of these forms in common.
+    """
+    if len(word) < _LEAST_LETTERS or not word.isalpha():
+        return
+    if any(word[0] == other[0] and abs(len(word) - len(other)) <= 1 for other in near):
+        yield word
+        yield from (word[:at] + word[at + 1 :] for at in range(len(word)))
