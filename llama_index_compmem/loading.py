@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
@@ -30,8 +32,13 @@ def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
     """The CompMem index: given directly, inside another object, or by its folder.
 
     Raises:
-        ValueError: There is no index.
+        ValueError: There is no index, or it is a retriever or an engine, whose filters would be lost.
     """
+    if isinstance(index, BaseRetriever | BaseQueryEngine):
+        raise ValueError(
+            f"a {type(index).__name__} is no index: give the index itself, with filters= and other settings; for a "
+            "retriever of another store there is from_retriever(...)"
+        )
     if isinstance(index, str | Path):
         return open_memory(index)
     if isinstance(index, compmem.MemoryIndex):
@@ -45,7 +52,7 @@ def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
     """An index of any kind: given directly, inside another object, or by its folder.
 
     Raises:
-        ValueError: There is no index.
+        ValueError: As `memory_of`.
     """
     return index if isinstance(index, compmem.BaseIndex) else memory_of(index)
 

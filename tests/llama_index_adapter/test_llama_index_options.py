@@ -15,7 +15,14 @@ from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter,
 from compmem import Document as CoreDocument
 from compmem import IndexConfig, MemoryIndex, RecallConfig
 from compmem.listing import BLANK
-from llama_index_compmem import CompMemIndex, CompMemNodeParser, CompMemRetriever, CompMemVectorStore, recall_tool
+from llama_index_compmem import (
+    CompMemIndex,
+    CompMemNodeParser,
+    CompMemQueryEngine,
+    CompMemRetriever,
+    CompMemVectorStore,
+    recall_tool,
+)
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, make_index, names
 
 QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
@@ -187,6 +194,14 @@ def test_options_of_a_vector_index_without_a_meaning_here_are_ignored():
     assert len(made.memory.documents()) == 5
     assert len(make_index(**options).memory) == 5
     assert str(make_index().as_query_engine(verbose=True).query(QUESTION)) == QUOTED
+
+
+@pytest.mark.parametrize("kind", [CompMemQueryEngine, CompMemRetriever, CompMemVectorStore])
+def test_a_retriever_or_an_engine_is_no_index(index, kind):
+    plain = VectorStoreIndex.from_documents(documents(), embed_model=MockEmbedding(4))
+    for given in (index.as_retriever(1), index.as_query_engine(), plain.as_retriever()):
+        with pytest.raises(ValueError, match=r"is no index: give the index itself, with filters=.*from_retriever"):
+            kind(given)
 
 
 def test_a_chat_engine_takes_the_frameworks_names(index):
