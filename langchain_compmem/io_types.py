@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 import compmem
 from compmem import Answer, AnswerToken, Event, Step, Usage
 from langchain_compmem.chat import ChatCalls
-from langchain_compmem.documents import Filter, from_recalls, whole_id
+from langchain_compmem.documents import CITED, Filter, from_recalls, whole_id
 
 
 class ReasonerInput(TypedDict):
@@ -167,8 +167,10 @@ def whole(parts: list[ReasonerOutput]) -> ReasonerOutput:
 
 
 def format_tool_output(output: ReasonerOutput) -> str:
-    """The answer and its sources as text for an agent."""
-    sources = ", ".join(dict.fromkeys(whole_id(document) for document in output["context"]))
+    """The answer and its sources as text for an agent, numbered as the answer cites them; all if it cites none."""
+    numbered = list(enumerate(output["context"], 1))
+    cited = [(n, document) for n, document in numbered if document.metadata.get(CITED)]
+    sources = ", ".join(f"[{n}] {whole_id(document)}" for n, document in cited or numbered)
     return f"{output['answer']}\n\nSources: {sources}" if sources else output["answer"]
 
 

@@ -226,6 +226,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     ) -> BaseTool:
         """A tool for agents: its content is the answer with sources, its artifact the whole output.
 
+        Sources have their numbers in the output's `context`; if the answer cites any, only those are named.
         To a blank question it replies with a message that has the status `error`.
 
         Args:

@@ -612,7 +612,8 @@ async def test_as_a_tool(reasoner):
     call = {"name": "memory", "args": {"question": QUESTION}, "id": "1", "type": "tool_call"}
     recorder = Recorder()
     message = tool.invoke(call, {"callbacks": [recorder]})
-    assert message.content.endswith("Sources: orchid, marsh") or message.content.endswith("Sources: marsh, orchid")
+    sources = ", ".join(f"[{n}] {name}" for n, name in enumerate(ids(message.artifact["context"]), 1))
+    assert message.content.endswith(f"\n\nSources: {sources}")
     assert set(ids(message.artifact["context"])) == {"orchid", "marsh"}
     assert any(r["name"] == "CompMemReasoner" and r["parent"] for r in recorder.started.values())
     assert (await tool.ainvoke(call)).content == message.content

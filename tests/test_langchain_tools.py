@@ -11,6 +11,7 @@ from langchain_core.structured_query import Comparator, Comparison, StructuredQu
 from langchain_core.tools import create_retriever_tool
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from compmem import RecallConfig
 from langchain_compmem import (
     CompMemReasoner,
     CompMemRetriever,
@@ -88,6 +89,22 @@ async def test_a_self_query_with_a_filter_alone(retriever):
     assert set(ids(await asked(filter=person).ainvoke("people"))) == {"marsh", "veld"}
     assert asked(filter=None).invoke("people") == []
     assert [s for _, s in store.similarity_search_with_score("", filter={"title": "Esk"})] == [0.0]
+
+
+def test_a_tool_names_the_sources_that_the_answer_cites_by_their_numbers(tmp_path):
+    index = make_index(tmp_path / "split")
+    CompMemRetriever(index=index, split=True).upsert(
+        [d.model_copy(update={"page_content": " ".join([d.page_content] * 30)}) for d in WORLD]
+    )
+    settings = RecallConfig(writer_blocks=4, cite=True)
+    reasoner = CompMemReasoner(
+        index=index, chat_model=ScriptedChat(replies=["Tarnhill [2][3]."]), recall_config=settings
+    )
+    call = {"name": "answer_from_memory", "args": {"question": QUESTION}, "id": "1", "type": "tool_call"}
+    message = reasoner.as_tool().invoke(call)
+    cited = [d.metadata.get("compmem_document_id", d.id) for d in message.artifact["context"][1:3]]
+    assert len(message.artifact["context"]) == 4
+    assert message.content == f"Tarnhill [2][3].\n\nSources: [2] {cited[0]}, [3] {cited[1]}"
 
 
 @pytest.mark.parametrize(
