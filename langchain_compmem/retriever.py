@@ -12,6 +12,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import DocumentIndex, UpsertResponse
 from langchain_core.indexing.base import DeleteResponse
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import RunnableConfig, patch_config
+from langchain_core.runnables.config import set_config_context
+from langchain_core.runnables.utils import coro_with_context
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, InstanceOf
 
@@ -254,7 +257,9 @@ class CompMemRetriever(DocumentIndex):
     ) -> list[Document]:
         if not query.strip():
             return self.listed(k, filter)
-        return from_recalls(self.index, self.recall(query, k, filter=filter, method=method, min_score=min_score))
+        with set_config_context(_config_of(run_manager)) as context:
+            found = context.run(self.recall, query, k, filter=filter, method=method, min_score=min_score)
+        return from_recalls(self.index, found)
 
     async def _aget_relevant_documents(
         self,
@@ -268,7 +273,9 @@ class CompMemRetriever(DocumentIndex):
     ) -> list[Document]:
         if not query.strip():
             return await in_thread(self.listed, k, filter)
-        found = await self.arecall(query, k, filter=filter, method=method, min_score=min_score)
+        with set_config_context(_config_of(run_manager)) as context:
+            recalling = self.arecall(query, k, filter=filter, method=method, min_score=min_score)
+            found = await coro_with_context(recalling, context, create_task=True)
         return await in_thread(from_recalls, self.index, found)
 
     def listed(self, k: int | None = None, filter: Filter | None = None) -> list[Document]:
@@ -297,6 +304,11 @@ class CompMemRetriever(DocumentIndex):
             ls_embedding_provider="sentence-transformers" if named else kind.__module__.partition(".")[0],
             ls_embedding_model=encoder if isinstance(encoder, str) else kind.__name__,
         )
+
+
+def _config_of(run: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> RunnableConfig:
+    """The config for what is called within a run, such as the retriever behind the index."""
+    return patch_config(None, callbacks=run.get_child())
 
 
 def refuse(method: str, kwargs: dict[str, Any]) -> None:

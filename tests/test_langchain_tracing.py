@@ -1,10 +1,12 @@
 """What the runs of the LangChain adapter say of a question: what was searched for, and what was found."""
 
 import pytest
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
 
 from compmem import RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever
-from tests.frameworks_langchain import QUESTION, WORLD, Recorder, ScriptedChat, make_index
+from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, Recorder, ScriptedChat, make_index
 
 PARTS = ["What does the Orchid device measure", "Where was Elena Marsh born", "Where does the river Esk rise"]
 PAIRS = [(a, b) for a in PARTS for b in PARTS if a != b]
@@ -89,3 +91,31 @@ async def test_a_request_of_the_chat_model_is_what_was_searched_for(reasoner, wa
     assert len(queries) == len(requests)
     assert queries[first] == f"Who invented the Orchid device?\n{request}"
     assert queries[0] == "Who invented the Orchid device?"
+
+
+class Plain(BaseRetriever):
+    """Returns every document."""
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return WORLD
+
+
+class Hashed(Embeddings):
+    def embed_documents(self, texts):
+        return HashingEncoder().encode(texts).tolist()
+
+    def embed_query(self, text):
+        return self.embed_documents([text])[0]
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("kind", [CompMemReasoner, CompMemRetriever])
+async def test_a_wrapped_retriever_runs_under_what_wraps_it(kind, way):
+    wrapping, recorder = kind.from_retriever(Plain(), embeddings=Hashed()), Recorder()
+    config = {"callbacks": [recorder], "tags": ["mine"], "metadata": {"user": "7"}}
+    found = wrapping.invoke(QUESTION, config) if way == "invoke" else await wrapping.ainvoke(QUESTION, config)
+    assert found
+    inner = [run for run in recorder.started.values() if run["name"] == "Plain"]
+    assert inner and {recorder.started[run["parent"]]["name"] for run in inner} == {kind.__name__}
+    assert all("mine" in run["tags"] and run["metadata"]["user"] == "7" for run in inner)
+    assert set(recorder.ended) == set(recorder.started)
