@@ -254,11 +254,14 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         method: RecallMethod | None = None,
         min_score: float | None = None,
+        into: list[Recall] | None = None,  # the recalls are added to it, for a caller that needs the chunks
     ) -> list[Document]:
         if not query.strip():
             return self.listed(k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             found = context.run(self.recall, query, k, filter=filter, method=method, min_score=min_score)
+        if into is not None:
+            into += found
         return from_recalls(self.index, found)
 
     async def _aget_relevant_documents(
@@ -270,12 +273,15 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         method: RecallMethod | None = None,
         min_score: float | None = None,
+        into: list[Recall] | None = None,
     ) -> list[Document]:
         if not query.strip():
             return await in_thread(self.listed, k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             recalling = self.arecall(query, k, filter=filter, method=method, min_score=min_score)
             found = await coro_with_context(recalling, context, create_task=True)
+        if into is not None:
+            into += found
         return await in_thread(from_recalls, self.index, found)
 
     def listed(self, k: int | None = None, filter: Filter | None = None) -> list[Document]:

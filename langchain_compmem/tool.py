@@ -5,8 +5,6 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
 import compmem
 from compmem.listing import BLANK, DESCRIPTION
-from compmem.threads import in_thread
-from langchain_compmem.documents import from_recalls
 from langchain_compmem.retriever import CompMemRetriever
 
 
@@ -19,8 +17,9 @@ def recall_tool(
 ) -> BaseTool:
     """A tool that gives an agent the retriever's results as compact numbered text; its artifact is the documents.
 
-    Numbers stay the same in all calls of one tool, so an answer may cite them. Make one tool for each conversation. A
-    blank query is not searched for: the agent gets a message with the status `error`, and may ask again.
+    In a trace, the retriever runs under the tool. Numbers stay the same in all calls of one tool, so an answer may cite
+    them. Make one tool for each conversation. A blank query is not searched for: the agent gets a message with the
+    status `error`, and may ask again.
 
     Args:
         retriever: The retriever, with its own `k` and `filter`.
@@ -35,17 +34,20 @@ def recall_tool(
         raise TypeError(f"retriever must be a CompMemRetriever, not {type(retriever).__name__}")
     listing = compmem.Listing(skip_seen=skip_seen)
 
-    def listed(recalls: list["compmem.Recall"]) -> tuple[str, list[Document]]:
+    def listed(recalls: list["compmem.Recall"], found: list[Document]) -> tuple[str, list[Document]]:
         text, shown = listing.show(recalls, retriever.k)
-        return text, from_recalls(retriever.index, shown)
+        documents = {recall.chunk.id: document for recall, document in zip(recalls, found, strict=True)}
+        return text, [documents[recall.chunk.id] for recall in shown]
 
-    def search(query: str) -> tuple[str, list[Document]]:
+    def search(query: str) -> tuple[str, list[Document]]:  # the tool's run is in the context, so it is the parent
         check_asked(query)
-        return listed(retriever.recall(query, listing.wanted(retriever.k)))
+        recalls = list["compmem.Recall"]()
+        return listed(recalls, retriever.invoke(query, k=listing.wanted(retriever.k), into=recalls))
 
     async def asearch(query: str) -> tuple[str, list[Document]]:
         check_asked(query)
-        return await in_thread(listed, await retriever.arecall(query, listing.wanted(retriever.k)))
+        recalls = list["compmem.Recall"]()
+        return listed(recalls, await retriever.ainvoke(query, k=listing.wanted(retriever.k), into=recalls))
 
     return StructuredTool.from_function(
         search,

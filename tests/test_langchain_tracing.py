@@ -1,11 +1,13 @@
 """What the runs of the LangChain adapter say of a question: what was searched for, and what was found."""
 
+from uuid import uuid4
+
 import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
 from compmem import RecallConfig
-from langchain_compmem import CompMemReasoner, CompMemRetriever
+from langchain_compmem import CompMemReasoner, CompMemRetriever, recall_tool
 from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, Recorder, ScriptedChat, make_index
 
 PARTS = ["What does the Orchid device measure", "Where was Elena Marsh born", "Where does the river Esk rise"]
@@ -119,3 +121,19 @@ async def test_a_wrapped_retriever_runs_under_what_wraps_it(kind, way):
     assert inner and {recorder.started[run["parent"]]["name"] for run in inner} == {kind.__name__}
     assert all("mine" in run["tags"] and run["metadata"]["user"] == "7" for run in inner)
     assert set(recorder.ended) == set(recorder.started)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_the_retriever_runs_under_its_tool(reasoner, way):
+    tool, recorder = recall_tool(CompMemRetriever(index=reasoner.index, tags=["mine"])), Recorder()
+    call, config = {"name": tool.name, "args": {"query": QUESTION}, "id": "1", "type": "tool_call"}, {"run_id": uuid4()}
+    config["callbacks"] = [recorder]
+    message = tool.invoke(call, config) if way == "invoke" else await tool.ainvoke(call, config)
+    (run_id,) = recorder.started
+    run = recorder.started[run_id]
+    assert (run["kind"], run["name"], run["parent"]) == ("retriever", "CompMemRetriever", config["run_id"])
+    assert run["inputs"] == QUESTION and "mine" in run["tags"]
+    assert recorder.ended[run_id] == message.artifact
+    events = [e async for e in tool.astream_events({"query": QUESTION}, version="v2")]
+    (end,) = (e for e in events if e["event"] == "on_retriever_end")
+    assert end["data"]["output"] == message.artifact
