@@ -12,7 +12,7 @@ import compmem
 from compmem import Document, Encoder
 from compmem.config import CANDIDATES
 from llama_index_compmem.loading import as_encoder
-from llama_index_compmem.nodes import to_document
+from llama_index_compmem.nodes import to_wrapped_document
 
 if TYPE_CHECKING:
     from compmem import ExternalIndex
@@ -62,7 +62,7 @@ def external_index(
 
 
 def _documents(nodes: Sequence[NodeWithScore]) -> list[Document]:
-    return [to_document(found.node) for found in nodes]
+    return [to_wrapped_document(found.node) for found in nodes]
 
 
 def _refuse(filter: Any) -> None:

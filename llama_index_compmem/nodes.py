@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NODE: Final = "compmem:node"
-"""Key of the node as JSON in a document's metadata: relationships, offsets, templates, class."""
+"""Key of the node in a document's metadata: as JSON (relationships, offsets, templates, class), or itself where nothing
+is stored."""
 
 REF_DOC: Final = "compmem:ref_doc_id"
 """Key of the id of the node's source document."""
@@ -64,7 +65,12 @@ def to_document(node: BaseNode) -> Document:
 
 def to_bare_document(node: BaseNode) -> Document:
     """The node's text, title and context with its id, for a temporary index; the node itself is not stored."""
-    return _document(node, {NODE: None})
+    return _document(node, {NODE: None}, cut=True)
+
+
+def to_wrapped_document(node: BaseNode) -> Document:
+    """The node of another store as a document that is not stored: its metadata may be anything."""
+    return _document(node, {NODE: node}, cut=True)
 
 
 def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
@@ -100,12 +106,14 @@ def ids_of_ref_docs(memory: "MemoryIndex", ref_doc_ids: Sequence[str]) -> dict[s
 
 
 def to_node(chunk: Chunk) -> BaseNode:
-    """The node of a chunk; a new one if the document did not come from LlamaIndex.
+    """The node of a chunk, as it was stored or came from another store; a new one if it never was a node.
 
     Raises:
         ValueError: The stored node cannot be read.
     """
     kept = chunk.metadata.get(NODE)
+    if isinstance(kept, BaseNode):
+        return kept.model_copy(update={"metadata": dict(kept.metadata)})  # a caller may change it
     if kept is None:
         source = RelatedNodeInfo(node_id=chunk.document_id)
         return TextNode(
@@ -182,12 +190,15 @@ def _without_text(node: BaseNode) -> dict[str, Any]:
     return data
 
 
-def _document(node: BaseNode, metadata: Mapping[str, Any]) -> Document:
+def _document(node: BaseNode, metadata: Mapping[str, Any], *, cut: bool = False) -> Document:
+    """The document of a node; a context that is too long is cut or refused."""
     key, title = _title(node)
     text: str = node.get_content(metadata_mode=MetadataMode.NONE)
     seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
     above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
+    if cut:
+        context = context[:LONGEST_CONTEXT]
     if len(context) > LONGEST_CONTEXT:
         raise ValueError(
             f"node {node.node_id!r}: the metadata that embedding models see has {len(context):,} characters, but at "
