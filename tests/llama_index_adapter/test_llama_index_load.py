@@ -24,6 +24,7 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from workflows.errors import WorkflowTimeoutError
 
 from compmem import LoopConfig
+from llama_index_compmem import recall_tool
 from llama_index_compmem.events import CompMemStepEvent
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, make_index
 
@@ -294,6 +295,21 @@ async def test_the_dispatcher_is_told_of_queries_retrievals_and_steps(index, kep
         assert kinds[-1] is RetrievalEndEvent
         assert kept[-1].nodes == nodes
         assert kinds.count(CompMemStepEvent) <= len(steps)  # none where the first look suffices
+
+
+async def test_a_recall_tool_is_traced_as_a_retrieval(kept):
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    index = make_index(callback_manager=CallbackManager([debug]))
+    tool = recall_tool(index.as_retriever(2))
+    for ask in ("sync", "async"):
+        kept.clear()
+        debug.flush_event_logs()
+        output = tool.call(query=QUESTION) if ask == "sync" else await tool.acall(query=QUESTION)
+        assert "Tarnhill" in output.content and len(output.raw_output) == 2
+        start, end = (e for e in kept if isinstance(e, RetrievalStartEvent | RetrievalEndEvent))
+        assert (start.str_or_query_bundle, end.nodes) == (QUESTION, output.raw_output)
+        ((_, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)
+        assert end.payload[EventPayload.NODES] == output.raw_output
 
 
 async def test_legacy_callbacks_are_told_too():

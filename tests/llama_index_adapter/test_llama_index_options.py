@@ -111,7 +111,10 @@ async def test_a_tool_answers_a_blank_query_and_takes_only_its_own_retriever(ind
     for query in ("", " \n"):
         assert str(tool.call(query=query)) == BLANK
         assert str(await tool.acall(query=query)) == BLANK
-    assert "Tarnhill" in str(tool.call(query=QUESTION))
+        assert tool.call(query=query).raw_output == []
+    output, retrieved = tool.call(query=QUESTION), index.as_retriever(2).retrieve(QUESTION)
+    assert "Tarnhill" in str(output) and output.raw_output == retrieved
+    assert str(tool.fn(QUESTION)) == output.content
     foreign = VectorStoreIndex.from_documents(documents(), embed_model=MockEmbedding(4)).as_retriever()
     assert isinstance(foreign, BaseRetriever) and hasattr(foreign, "similarity_top_k")
     with pytest.raises(TypeError, match="there must be a CompMemRetriever"):
@@ -194,6 +197,17 @@ def test_options_of_a_vector_index_without_a_meaning_here_are_ignored():
     assert len(made.memory.documents()) == 5
     assert len(make_index(**options).memory) == 5
     assert str(make_index().as_query_engine(verbose=True).query(QUESTION)) == QUOTED
+
+
+async def test_a_tool_shows_the_objects_that_nodes_refer_to(index):
+    pointer = IndexNode(text="All about the Orchid device.", index_id="world", obj=index.as_retriever(2))
+    made = CompMemIndex(nodes=[], objects=[pointer], embed_model=HashingEncoder())
+    expected = index.as_retriever(2).retrieve(QUESTION)
+    tool = recall_tool(made.as_retriever(2))
+    for output in (tool.call(query=QUESTION), await tool.acall(query=QUESTION)):
+        assert output.raw_output == expected
+        assert "All about" not in output.content and "born in Tarnhill" in output.content
+        assert output.content.startswith(f"[1] {expected[0].node.metadata['title']} (id: {expected[0].node.node_id})")
 
 
 @pytest.mark.parametrize("kind", [CompMemQueryEngine, CompMemRetriever, CompMemVectorStore])
