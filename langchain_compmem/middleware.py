@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.runtime import Runtime
 
+from compmem import LoopConfig
 from compmem.text.escaping import escaped
 from langchain_compmem.chat import NOSTREAM
 from langchain_compmem.documents import whole_id
@@ -45,8 +46,9 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
     """Queries the index once for the user's question, before the agent starts.
 
     The output of the reasoner is in the agent's state under `memory`. If something was found, the model sees the notes
-    and their sources before the question in each of its calls; the messages of the agent are not changed. With
-    `direct`, the answer of the reasoner is the agent's answer, and the model is not called.
+    and their sources before the question in each of its calls; the messages of the agent are not changed. The
+    reasoner's chat model then makes follow-up questions standalone and writes no answer, unless it also takes the
+    notes. With `direct`, the answer of the reasoner is the agent's answer, and the agent's model is not called.
 
     Example:
         >>> agent = create_agent(model, tools, middleware=[CompMemMiddleware(reasoner)])
@@ -66,18 +68,19 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         self.reasoner = reasoner
         self.direct = direct
         self.notes = notes
+        self._queried = reasoner if direct else _without_writer(reasoner)
 
     @hook_config(can_jump_to=["end"])
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Asks memory."""
         asked = _asked(state)
-        return self._update(None if asked is None else self.reasoner.invoke(asked, _HIDDEN))
+        return self._update(None if asked is None else self._queried.invoke(asked, _HIDDEN))
 
     @hook_config(can_jump_to=["end"])
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index without blocking the event loop."""
         asked = _asked(state)
-        return self._update(None if asked is None else await self.reasoner.ainvoke(asked, _HIDDEN))
+        return self._update(None if asked is None else await self._queried.ainvoke(asked, _HIDDEN))
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -107,6 +110,18 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         noted = known["working_memory"].strip() or known["answer"]
         notes = self.notes.format(notes=escaped(noted), sources=escaped(sources))
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
+
+
+def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
+    """A copy whose chat model writes no answer from quoted notes, since the agent's model answers from them."""
+    if not isinstance(reasoner, CompMemReasoner) or reasoner.chat_model is None or reasoner.reader is not None:
+        return reasoner
+    settings = LoopConfig.complete(reasoner.recall_config)
+    quotes = settings.order == "best" and reasoner.index.config.encoder is not None
+    if settings.writer != "chat" and not (settings.uses_chat and settings.reader is None and quotes):
+        return reasoner
+    notes = settings.replace(reader=settings.reader or "extractive", writer=None)
+    return reasoner.model_copy(update={"recall_config": notes})
 
 
 def _question_at(messages: list[Any]) -> int:

@@ -8,9 +8,10 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
+from compmem import RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever
 from langchain_compmem.middleware import CompMemMiddleware
-from tests.frameworks_langchain import QUESTION, WORLD, Recorder, ScriptedChat, make_index
+from tests.frameworks_langchain import QUESTION, UPDATE, WORLD, Recorder, ScriptedChat, make_index
 
 
 @pytest.fixture
@@ -89,18 +90,31 @@ def test_what_the_output_says_decides_whether_something_was_found(reasoner, dire
         assert not found or "Tarnhill" in model.asked[0][0].content, "without notes, the answer is the note"
 
 
-def test_a_conversation_carries_its_history_to_memory(reasoner):
-    chat = ScriptedChat(replies=["Where was Elena Marsh born?", "Tarnhill."])
+@pytest.mark.parametrize(
+    "settings", [None, RecallConfig(writer_blocks=2), RecallConfig(reader="extractive", writer="chat", cite=True)]
+)
+def test_the_reasoners_chat_model_makes_questions_standalone_and_writes_nothing(reasoner, settings):
+    chat = ScriptedChat(replies=["Where was Elena Marsh born?"])
     model = ScriptedChat(replies=["In Tarnhill."])
-    memory = CompMemMiddleware(CompMemReasoner(index=reasoner.index, chat_model=chat))
+    memory = CompMemMiddleware(CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=settings))
     agent = create_agent(model, [], middleware=[memory], checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     agent.update_state(config, {"messages": [HumanMessage("Who invented it?"), AIMessage("Elena Marsh did.")]})
     state = agent.invoke({"messages": [HumanMessage("Where was she born?")]}, config)
-    assert [m.content for m in chat.asked[0][1:]] == ["Who invented it?", "Elena Marsh did.", "Where was she born?"]
-    assert "Where was Elena Marsh born?" in chat.asked[1][-1].content
-    assert "Tarnhill." in model.asked[0][-2].content
+    (asked,) = chat.asked
+    assert [m.content for m in asked[1:]] == ["Who invented it?", "Elena Marsh did.", "Where was she born?"]
+    notes = model.asked[0][-2].content
+    assert "Elena Marsh was born in Tarnhill." in notes and notes.endswith("Sources: marsh")
     assert state["messages"][-1].content == "In Tarnhill."
+
+
+def test_a_chat_model_that_reads_takes_the_notes(reasoner):
+    chat = ScriptedChat(replies=[UPDATE.format(notes="Marsh was born in Tarnhill.", next="end"), "Tarnhill."])
+    reading = CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=RecallConfig(reader="chat"))
+    model = ScriptedChat(replies=["In Tarnhill."])
+    agent = create_agent(model, [], middleware=[CompMemMiddleware(reading)])
+    agent.invoke({"messages": [HumanMessage(QUESTION)]})
+    assert "Marsh was born in Tarnhill." in model.asked[0][0].content
 
 
 def test_documents_cannot_close_their_quotation(reasoner):
