@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired
 
 try:
-    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
+    from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
     from langchain.agents.middleware.types import OmitFromSchema
 except ImportError as error:
     raise ImportError('langchain_compmem.middleware needs langchain: pip install "compmem[middleware]"') from error
@@ -48,7 +48,8 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
     The output of the reasoner is in the agent's state under `memory`. If something was found, the model sees the notes
     and their sources before the question in each of its calls; the messages of the agent are not changed. The
     reasoner's chat model then makes follow-up questions standalone and writes no answer, unless it also takes the
-    notes. With `direct`, the answer of the reasoner is the agent's answer, and the agent's model is not called.
+    notes. With `direct`, the answer of the reasoner is the agent's answer, and the agent's model is not called, unless
+    the agent has a `response_format`, which it has to fill.
 
     Example:
         >>> agent = create_agent(model, tools, middleware=[CompMemMiddleware(reasoner)])
@@ -70,13 +71,11 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         self.notes = notes
         self._queried = reasoner if direct else _without_writer(reasoner)
 
-    @hook_config(can_jump_to=["end"])
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Asks memory."""
         asked = _asked(state)
         return self._update(None if asked is None else self._queried.invoke(asked, _HIDDEN))
 
-    @hook_config(can_jump_to=["end"])
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index without blocking the event loop."""
         asked = _asked(state)
@@ -85,24 +84,27 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        """Adds the notes to the model's messages."""
-        return handler(self._informed(request))
+        """Adds the notes to the model's messages, or answers in its place."""
+        return self._answer(request) or handler(self._informed(request))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        """Adds the notes to the model's messages."""
-        return await handler(self._informed(request))
+        """Adds the notes to the model's messages, or answers in its place."""
+        return self._answer(request) or await handler(self._informed(request))
 
     def _update(self, output: ReasonerOutput | None) -> dict[str, Any]:
-        known = output if output is not None and output["found"] else None
-        if known is not None and self.direct:
-            return {"memory": known, "messages": [AIMessage(known["answer"])], "jump_to": "end"}
-        return {"memory": known}
+        return {"memory": output if output is not None and output["found"] else None}
+
+    def _answer(self, request: ModelRequest[Any]) -> ModelResponse[Any] | None:
+        """The reasoner's answer, if it is to be the agent's."""
+        known, fills = _known(request), request.response_format is not None
+        if not self.direct or known is None or fills or request.messages[-1].type != "human":
+            return None
+        return ModelResponse(result=[AIMessage(known["answer"])])
 
     def _informed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        state: Mapping[str, Any] = request.state
-        known: ReasonerOutput | None = state.get("memory")
+        known = _known(request)
         if known is None:
             return request
         place = _question_at(request.messages)
@@ -122,6 +124,12 @@ def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
         return reasoner
     notes = settings.replace(reader=settings.reader or "extractive", writer=None)
     return reasoner.model_copy(update={"recall_config": notes})
+
+
+def _known(request: ModelRequest[Any]) -> ReasonerOutput | None:
+    """The reasoner's output for the newest question, if something was found."""
+    state: Mapping[str, Any] = request.state
+    return state.get("memory")
 
 
 def _question_at(messages: list[Any]) -> int:

@@ -4,9 +4,11 @@ import sys
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel
 
 from compmem import RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever
@@ -58,6 +60,18 @@ async def test_memory_answers_by_itself(reasoner, way):
     state = agent.invoke(asked) if way == "invoke" else await agent.ainvoke(asked)
     assert "Tarnhill" in state["messages"][-1].content
     assert model.asked == []
+
+
+def test_the_model_fills_a_response_format_from_the_notes(reasoner):
+    class Town(BaseModel):
+        name: str
+
+    filled = AIMessage("", tool_calls=[{"name": "Town", "args": {"name": "Tarnhill"}, "id": "1"}])
+    model = ScriptedChat(replies=[filled])
+    middleware = [CompMemMiddleware(reasoner, direct=True)]
+    agent = create_agent(model, [], middleware=middleware, response_format=ToolStrategy(Town))
+    assert agent.invoke({"messages": [HumanMessage(QUESTION)]})["structured_response"] == Town(name="Tarnhill")
+    assert "Elena Marsh was born in Tarnhill." in model.asked[0][0].content
 
 
 @pytest.mark.parametrize("direct", [True, False])
