@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
-from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
+from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate
 from llama_index.core.utils import get_tokenizer
 
 from compmem.threads import in_chat_thread
@@ -87,7 +87,8 @@ def with_templates(prompts: "ChatPrompts", changed: Mapping[str, BasePromptTempl
     """The prompts with some replaced by templates of the framework.
 
     Raises:
-        ValueError: A name is unknown, or a template lacks a required field or has a field of another prompt.
+        ValueError: A name is unknown, a template has several messages, or it lacks a required field or has a field of
+            another prompt.
     """
     names = [field.name for field in fields(prompts)]
     if unknown := sorted(set(changed) - set(names)):
@@ -115,6 +116,11 @@ def _template_text(template: BasePromptTemplate) -> str:
     """
     if not isinstance(template, BasePromptTemplate):
         raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")
+    if isinstance(template, ChatPromptTemplate) or getattr(template, "is_chat_template", False):
+        raise ValueError(
+            "a prompt is the text of one message, not a chat: give its system message as the prompt 'system', and the "
+            "user's as 'from_blocks' or another one, each as a PromptTemplate"
+        )
     marks: dict[str, Any] = {name: f"\x00{name}\x00" for name in _FIELDS}
     text = template.format(**marks).replace("{", "{{").replace("}", "}}")
     for name, mark in marks.items():
