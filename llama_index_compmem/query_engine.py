@@ -13,6 +13,7 @@ from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingR
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.llms import LLM
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
@@ -74,7 +75,8 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     Raises:
         TypeError: The filters are of another type.
-        ValueError: There is no index, both `llm` and `chat` are given, or a filter or prompt is invalid.
+        ValueError: There is no index, both `llm` and `chat` are given, the LLM writes no text, or a filter or prompt is
+            invalid.
     """
 
     def __init__(
@@ -97,6 +99,11 @@ class CompMemQueryEngine(BaseQueryEngine):
             raise ValueError("give llm= or chat=, not both")
         if llm is not None and not isinstance(llm, LLM):
             raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
+        if isinstance(llm, StructuredLLM):
+            raise ValueError(
+                "this engine writes the answer as text, so llm= cannot be a StructuredLLM: "
+                "RetrieverQueryEngine.from_args(index.as_retriever(), llm=...) returns objects"
+            )
         super().__init__(callback_manager)
         self._memory = resolve_index(index)
         self._llm = llm

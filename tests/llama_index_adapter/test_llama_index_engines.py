@@ -22,6 +22,7 @@ from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from pydantic import BaseModel
 
 from compmem import IndexConfig, LoopConfig, ReaderError, RecallConfig, RuntimeConfig
 from llama_index_compmem import CompMemChatEngine, CompMemIndex, CompMemQueryEngine
@@ -179,6 +180,15 @@ def test_without_a_model_there_are_no_prompts(index):
     assert engine.get_prompts() == {}
     with pytest.raises(ValueError, match="has no prompts"):
         engine.update_prompts({"answer": PromptTemplate("{question}{memory}")})
+
+
+def test_an_llm_that_replies_with_objects_is_refused(index):
+    class Town(BaseModel):
+        name: str
+
+    for make in (index.as_query_engine, lambda llm: index.as_chat_engine("best", llm)):
+        with pytest.raises(ValueError, match=r"cannot be a StructuredLLM: RetrieverQueryEngine.from_args"):
+            make(FakeLLM().as_structured_llm(Town))
 
 
 async def test_an_llm_is_asked_once(index):
