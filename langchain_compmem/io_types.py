@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NotRequired, cast
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation, convert_to_messages
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
 
@@ -95,6 +96,8 @@ def parse(given: object) -> ParsedInput:
     """
     if isinstance(given, str):
         return ParsedInput(given, [])
+    if isinstance(given, PromptValue):
+        given = given.to_messages()
     if isinstance(given, list | tuple):
         return _conversation(given, None)
     if not isinstance(given, Mapping):

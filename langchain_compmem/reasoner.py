@@ -55,9 +55,9 @@ class Question(BaseModel):
 class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     """Answers a question from an index: recalls and reads blocks until its notes suffice.
 
-    It takes a string, a dict with `question`, or a conversation: a list of messages, or a dict with `messages`, such as
-    the state of a graph. The last message of the user is then the question, and the output has the answer in
-    `messages` too.
+    It takes a string, a dict with `question`, or a conversation: a list of messages, what a prompt template makes, or a
+    dict with `messages`, such as the state of a graph. The last message of the user is then the question, and the
+    output has the answer in `messages` too.
 
     Without a chat model it quotes the sentences that are relevant to the question. Over KV memory, the index's own
     backbone writes the answer, and reads in every step if it was trained for that. A chat model is called once: it

@@ -256,7 +256,7 @@ class CompMemRetriever(DocumentIndex):
         min_score: float | None = None,
         into: list[Recall] | None = None,  # the recalls are added to it, for a caller that needs the chunks
     ) -> list[Document]:
-        if not query.strip():
+        if _is_blank(query):
             return self.listed(k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             found = context.run(self.recall, query, k, filter=filter, method=method, min_score=min_score)
@@ -275,7 +275,7 @@ class CompMemRetriever(DocumentIndex):
         min_score: float | None = None,
         into: list[Recall] | None = None,
     ) -> list[Document]:
-        if not query.strip():
+        if _is_blank(query):
             return await in_thread(self.listed, k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             recalling = self.arecall(query, k, filter=filter, method=method, min_score=min_score)
@@ -310,6 +310,17 @@ class CompMemRetriever(DocumentIndex):
             ls_embedding_provider="sentence-transformers" if named else kind.__module__.partition(".")[0],
             ls_embedding_model=encoder if isinstance(encoder, str) else kind.__name__,
         )
+
+
+def _is_blank(question: object) -> bool:
+    """Whether a question is blank.
+
+    Raises:
+        ValueError: It is no string.
+    """
+    if not isinstance(question, str):
+        raise ValueError(f"a retriever's input must be the question as a string, not {type(question).__name__}")
+    return not question.strip()
 
 
 def _config_of(run: CallbackManagerForRetrieverRun | AsyncCallbackManagerForRetrieverRun) -> RunnableConfig:

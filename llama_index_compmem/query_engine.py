@@ -22,6 +22,7 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import compmem
 from compmem import Chunk, Encoder, LoopConfig, RecallConfig
+from compmem.checks import check_whole
 from compmem.config import CANDIDATES
 from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
@@ -75,8 +76,8 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     Raises:
         TypeError: The filters are of another type.
-        ValueError: There is no index, both `llm` and `chat` are given, the LLM writes no text, or a filter or prompt is
-            invalid.
+        ValueError: There is no index, both `llm` and `chat` are given, the LLM writes no text, similarity_top_k is
+            below 1, or a filter or prompt is invalid.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class CompMemQueryEngine(BaseQueryEngine):
                 "this engine writes the answer as text, so llm= cannot be a StructuredLLM: "
                 "RetrieverQueryEngine.from_args(index.as_retriever(), llm=...) returns objects"
             )
+        if similarity_top_k is not None:
+            check_whole("similarity_top_k", similarity_top_k)
         super().__init__(callback_manager)
         self._memory = resolve_index(index)
         self._llm = llm

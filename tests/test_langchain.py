@@ -839,6 +839,11 @@ async def test_bad_calls_of_the_retriever(own, tmp_path):
             own.invoke(QUESTION, **call)
         with pytest.raises(ValueError, match=message):
             await own.ainvoke(QUESTION, **call)
+    for given, kind in (({"input": QUESTION}, "dict"), (HumanMessage(QUESTION), "HumanMessage"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"must be the question as a string, not {kind}"):
+            own.invoke(given)
+        with pytest.raises(ValueError, match=f"must be the question as a string, not {kind}"):
+            await own.ainvoke(given)
     with pytest.raises(TypeError, match="top_k"):
         own.invoke(QUESTION, top_k=3)
     with pytest.raises(ValidationError, match="greater than or equal to 1"):

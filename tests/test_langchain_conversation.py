@@ -6,6 +6,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 
 from compmem import RecallConfig
@@ -52,6 +53,9 @@ async def test_a_conversation_is_an_input(reasoner, before, after):
         for output in (*ways(reasoner, asked), await reasoner.ainvoke(asked)):
             assert output["answer"].strip() == ANSWER
             assert [(type(m), m.content) for m in output["messages"]] == [(AIMessage, ANSWER)]
+    prompt = ChatPromptTemplate.from_messages([*talk[: len(before) + 2], ("human", "{asked}")])
+    for output in (*ways(prompt | reasoner, {"asked": FOLLOW_UP}), await (prompt | reasoner).ainvoke(FOLLOW_UP)):
+        assert output["answer"].strip() == output["messages"][0].content == ANSWER
     first, second = reasoner.batch([talk, [("human", "Who founded Bolt?")]])
     assert first["answer"] == ANSWER
     assert second["messages"][0].content.startswith("Bolt was founded by Ann Lee.")

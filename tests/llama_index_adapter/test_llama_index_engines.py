@@ -228,6 +228,8 @@ async def test_an_llm_asks_back_and_cites(index):
 def test_top_k_limits_the_nodes_that_a_model_answers_from(index):
     for k in (1, 2):
         assert len(index.as_query_engine(FakeLLM(), similarity_top_k=k).query(QUESTION).source_nodes) == k
+    with pytest.raises(ValueError, match="similarity_top_k=0 must be a whole number of at least 1"):
+        index.as_query_engine(similarity_top_k=0)
     assert len(index.as_query_engine(FakeLLM()).query(QUESTION).source_nodes) > 2
 
 
