@@ -66,11 +66,18 @@ class CallContext(NamedTuple):
 
 
 class ChatCalls:
-    """The chat model for one question: sync as `ask`, async as `aask`."""
+    """The chat model for one question: sync as `ask`, async as `aask`.
 
-    def __init__(self, model: ChatModel, prompt_tokens: int | None = None) -> None:
+    Args:
+        model: The chat model.
+        prompt_tokens: Most tokens of a prompt. None: as its profile says.
+        system: Instructions of the conversation, added to the system message of the answer alone.
+    """
+
+    def __init__(self, model: ChatModel, prompt_tokens: int | None = None, *, system: str = "") -> None:
         self.model = model
         self.window = window_of(model, prompt_tokens)
+        self.system = system
         self.call_context = CallContext({}, False)
         self.calls = 0
         self.rewritten = 0
@@ -90,23 +97,29 @@ class ChatCalls:
         """The reply in pieces."""
         self.calls += 1
         if self.call_context.streamed:
-            for piece in self.model.stream(_input(messages), self.call_context.config):
+            for piece in self.model.stream(self._input(messages), self.call_context.config):
                 yield self._streamed(piece)
         else:
-            yield self.text(self.model.invoke(_input(messages), self.call_context.config))
+            yield self.text(self.model.invoke(self._input(messages), self.call_context.config))
 
     async def aask(self, messages: Messages) -> AsyncIterator[Any]:
         """The reply in pieces."""
         self.calls += 1
         if self.call_context.streamed:
-            async for piece in self.model.astream(_input(messages), self.call_context.config):
+            async for piece in self.model.astream(self._input(messages), self.call_context.config):
                 yield self._streamed(piece)
         else:
-            yield self.text(await self.model.ainvoke(_input(messages), self.call_context.config))
+            yield self.text(await self.model.ainvoke(self._input(messages), self.call_context.config))
 
     def begin(self, context: CallContext) -> None:
         """The next calls belong to this context."""
         self.call_context, self.reply_id = context, None
+
+    def _input(self, messages: Messages) -> list[dict[str, Any]]:
+        first, *others = (dict(message) for message in messages)
+        if self.system and self.call_context.streamed:
+            first["content"] = f"{first['content']}\n\n{self.system}"
+        return [first, *others]
 
     def _streamed(self, piece: object) -> Any:
         if isinstance(piece, BaseMessage):
@@ -164,10 +177,6 @@ class ChatCalls:
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The messages of the user and the model, without tool calls and instructions."""
     return [type(m)(content=str(m.text)) for m in messages if m.type in ("human", "ai") and str(m.text).strip()]
-
-
-def _input(messages: Messages) -> list[dict[str, Any]]:
-    return [dict(message) for message in messages]
 
 
 def _failed(error: Exception) -> str:

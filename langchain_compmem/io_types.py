@@ -4,6 +4,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
+from itertools import takewhile
 from typing import Any, NamedTuple, NotRequired, cast
 
 from langchain_core.documents import Document
@@ -86,6 +87,11 @@ class ParsedInput(NamedTuple):
     filter: Filter | None = None
     replies: bool = False
     """The input is a conversation, so the output has the answer as a message."""
+
+    @property
+    def system(self) -> str:
+        """The system messages at the beginning of the conversation."""
+        return "\n\n".join(str(m.text) for m in takewhile(lambda m: m.type == "system", self.history))
 
 
 def parse(given: object) -> ParsedInput:

@@ -57,7 +57,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
 
     It takes a string, a dict with `question`, or a conversation: a list of messages, what a prompt template makes, or a
     dict with `messages`, such as the state of a graph. The last message of the user is then the question, and the
-    output has the answer in `messages` too.
+    output has the answer in `messages` too. System messages at its beginning are added to the prompt for the answer.
 
     Without a chat model it quotes the sentences that are relevant to the question. Over KV memory, the index's own
     backbone writes the answer, and reads in every step if it was trained for that. A chat model is called once: it
@@ -297,7 +297,8 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     def _parts(
         self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> Iterator[ReasonerOutput]:
-        asked, chat = self._asked(given, filter), self._chat()
+        asked = self._asked(given, filter)
+        chat = self._chat(asked.system)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -314,7 +315,8 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     async def _aparts(
         self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> AsyncGenerator[ReasonerOutput, None]:
-        asked, chat = self._asked(given, filter), self._chat()
+        asked = self._asked(given, filter)
+        chat = self._chat(asked.system)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -345,10 +347,11 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             asked = asked._replace(question=standalone_question(history, asked.question))
         return asked._replace(filter=combined(self.index, self.filter, asked.filter))
 
-    def _chat(self) -> ChatCalls | None:
+    def _chat(self, system: str) -> ChatCalls | None:
         if self.chat_model is None:
             return None
-        return ChatCalls(self.chat_model, None if self.recall_config is None else self.recall_config.prompt_tokens)
+        limit = None if self.recall_config is None else self.recall_config.prompt_tokens
+        return ChatCalls(self.chat_model, limit, system=system)
 
     def _models(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> "compmem.AnswerModels":
         """The models for one question; the chat model only if it has something to do with these settings."""
@@ -359,7 +362,8 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             return {}
         limits: dict[str, Any] = {}
         if chat.window.tokens is not None:
-            limits = {"prompt_tokens": chat.window.tokens, "count": chat.window.count}
+            left = chat.window.tokens - (chat.window.count(chat.system) if chat.system else 0)
+            limits = {"prompt_tokens": max(left, 1), "count": chat.window.count}
         render = None if self.document_prompt is None else shown_with(self.document_prompt)
         reader = compmem.ChatReader.from_config(ask, settings, prompts=self.prompts, render=render, **limits)
         return {"chat": reader}

@@ -9,9 +9,10 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 
-from compmem import RecallConfig
-from langchain_compmem import CompMemReasoner, CompMemRetriever
+from compmem import ChatPrompts, RecallConfig
+from langchain_compmem import CompMemReasoner, CompMemRetriever, ReasoningError
 from langchain_compmem.middleware import CompMemMiddleware
+from langchain_compmem.window import estimated
 from tests.frameworks_langchain import UPDATE, ScriptedChat, make_index
 
 PEOPLE = [
@@ -42,6 +43,32 @@ async def test_a_follow_up_question_needs_no_model(reasoner):
         assert output["usage"]["model_calls"] == 0
         assert "messages" not in output
     assert "Rome" in reasoner.invoke(FOLLOW_UP)["answer"], "without the history, anyone may be meant"
+
+
+@pytest.mark.parametrize("reads", [None, RecallConfig(reader="chat")])
+async def test_system_messages_are_added_to_the_prompt_for_the_answer_alone(reasoner, reads):
+    talk = [SystemMessage("Speak {plainly}."), SystemMessage("Be brief."), *HISTORY, HumanMessage(FOLLOW_UP)]
+    steps = [] if reads is None else [UPDATE.format(notes=ANSWER, next="end")]
+    for asked in (talk, {"question": FOLLOW_UP, "chat_history": talk[:-1]}):
+        for way in ("invoke", "ainvoke"):
+            chat = ScriptedChat(replies=["Where was Ann Lee born?", *steps, "Oslo."])
+            told = CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=reads)
+            output = told.invoke(asked) if way == "invoke" else await told.ainvoke(asked)
+            assert output["answer"] == "Oslo."
+            *hidden, answer = [prompt[0].content for prompt in chat.asked]
+            assert len(hidden) == 1 + len(steps)
+            assert answer == f"{ChatPrompts().system}\n\nSpeak {{plainly}}.\n\nBe brief."
+            assert not any("plainly" in prompt for prompt in hidden)
+
+
+def test_system_messages_are_counted(reasoner):
+    long, limit = SystemMessage("Be brief. " * 100), RecallConfig(prompt_tokens=700)
+    chat = ScriptedChat(replies=["Oslo."])
+    told = CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=limit)
+    assert told.invoke([long, ("human", "Where was Ann Lee born?")])["answer"] == "Oslo."
+    assert sum(estimated(str(m.text)) for m in chat.asked[0]) <= 700
+    with pytest.raises(ReasoningError, match="the question and the instructions leave"):
+        told.invoke([long, long, ("human", "Where was Ann Lee born?")])
 
 
 @pytest.mark.parametrize("before", [[], [SystemMessage("Speak of Bea Kay.")]])
