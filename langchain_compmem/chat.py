@@ -9,14 +9,14 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from compmem import ReaderError
 from langchain_compmem.window import window_of
 
 Messages = Sequence[Mapping[str, str]]
 
-ChatModel = Runnable[LanguageModelInput, BaseMessage]
+ChatModel = Annotated[Runnable[LanguageModelInput, BaseMessage], WithJsonSchema({})]
 """Any `BaseChatModel`, or one with retries, fallbacks or bound arguments."""
 
 Prompt = Runnable[dict[str, Any], PromptValue]
@@ -32,7 +32,7 @@ def _with_question(prompt: Prompt) -> Prompt:
     return prompt
 
 
-CondensePrompt = Annotated[Prompt, AfterValidator(_with_question)]
+CondensePrompt = Annotated[Prompt, AfterValidator(_with_question), WithJsonSchema({})]
 """A prompt template with the variables `question` and `chat_history`."""
 
 NOSTREAM = "nostream"

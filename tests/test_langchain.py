@@ -605,6 +605,9 @@ def test_schemas(reasoner):
     assert set(asked["$defs"]["MessagesInput"]["properties"]) == {"messages", "filter"}
     assert reasoner.get_graph().draw_mermaid()
     assert reasoner.get_config_jsonschema()
+    assert set(CompMemReasoner.model_json_schema()["properties"]) >= {"chat_model", "condense_prompt", "filter"}
+    chosen = reasoner.configurable_fields(chat_model=ConfigurableField(id="model"))
+    assert "model" in str(chosen.get_config_jsonschema()["$defs"]["Configurable"]["properties"])
 
 
 async def test_as_a_tool(reasoner):
