@@ -91,7 +91,13 @@ def checked(prompts: object) -> "compmem.ChatPrompts | None":
 
 
 if TYPE_CHECKING:
-    Index = compmem.BaseIndex
+
+    class Index:
+        """An index; a field of this type also takes the path of its folder."""
+
+        def __get__(self, instance: object, owner: object = None) -> compmem.BaseIndex: ...
+        def __set__(self, instance: object, value: compmem.BaseIndex | str | Path) -> None: ...
+
     Prompts = compmem.ChatPrompts | None
 else:  # pydantic evaluates its types when a class is defined; these would import torch
     Index = Annotated[Any, PlainValidator(opened)]
