@@ -34,9 +34,11 @@ def test_the_public_names_are_these():
     assert llama_index_compmem.__all__ == [
         "CompMemChatEngine",
         "CompMemIndex",
+        "CompMemLLMError",
         "CompMemNodeParser",
         "CompMemQueryEngine",
         "CompMemRetriever",
+        "CompMemStepEvent",
         "CompMemVectorStore",
         "recall_tool",
     ]

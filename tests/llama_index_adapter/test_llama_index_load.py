@@ -24,8 +24,7 @@ from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from workflows.errors import WorkflowTimeoutError
 
 from compmem import LoopConfig
-from llama_index_compmem import recall_tool
-from llama_index_compmem.events import CompMemStepEvent
+from llama_index_compmem import CompMemStepEvent, recall_tool
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, make_index
 
 QUESTIONS = [
