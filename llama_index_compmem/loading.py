@@ -85,7 +85,17 @@ def open_or_create(path: str | Path) -> "MemoryIndex":
 
 
 def as_encoder(model: BaseEmbedding | Encoder | None) -> Encoder | None:
-    """An embedding model of LlamaIndex, or an encoder of CompMem, as an encoder."""
+    """An embedding model of LlamaIndex, or an encoder of CompMem, as an encoder.
+
+    Raises:
+        ValueError: It is a name for `resolve_embed_model`.
+    """
+    given: object = model
+    if isinstance(given, str) and given.partition(":")[0] in ("default", "local", "clip"):
+        raise ValueError(
+            f"embed_model={given!r} is a name for LlamaIndex: pass resolve_embed_model({given!r}), or the name of a "
+            "sentence-transformers model without a prefix"
+        )
     return EmbedModelEncoder(model) if isinstance(model, BaseEmbedding) else model
 
 

@@ -237,6 +237,17 @@ def test_an_embedding_model_of_the_framework_serves_as_encoder():
     assert len(made.as_retriever(3).retrieve(QUESTION)) == 3
 
 
+@pytest.mark.parametrize("name", ["default", "local", "local:BAAI/bge-small-en-v1.5", "clip:ViT-B/32"])
+def test_a_name_that_only_the_framework_knows_is_refused(name, tmp_path):
+    for make in (
+        lambda: CompMemIndex.from_documents(documents(), embed_model=name),
+        lambda: CompMemIndex.from_memory(tmp_path, embed_model=name),
+        lambda: CompMemRetriever.from_retriever(make_index().as_retriever(), embed_model=name),
+    ):
+        with pytest.raises(ValueError, match=rf"pass resolve_embed_model\('{name}'\), or the name of a"):
+            make()
+
+
 def test_metadata_that_cannot_be_kept_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'compmem:node' is reserved for CompMem"):
         CompMemIndex.from_nodes([TextNode(text="x", metadata={"compmem:node": 1})], embed_model=HashingEncoder())
