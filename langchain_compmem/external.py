@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.documents import Document
@@ -36,20 +37,29 @@ def external_index(
         raise ValueError(f"retriever must be a BaseRetriever or a VectorStore of LangChain, not {retriever!r}")
     options: dict[str, Any] = {} if embeddings is None else {"encoder": EmbeddingsEncoder(embeddings)}
 
-    def core(found: Sequence[Document]) -> list[compmem.Document]:
-        return [to_core(document, split=False, metadata_keys=metadata_keys) for document in found]
+    wrapped = _Wrapped(retriever, metadata_keys)
+    return compmem.ExternalIndex(wrapped.retrieve, aretrieve=wrapped.aretrieve, candidates=candidates, **options)
 
-    def retrieve(query: str, k: int, filter: Any) -> list[compmem.Document]:
-        if isinstance(retriever, VectorStore):
-            return core(retriever.similarity_search(query, k=k, **_filter(filter)))
-        return core(retriever.invoke(query, **_arguments(retriever, k, filter)))
 
-    async def aretrieve(query: str, k: int, filter: Any) -> list[compmem.Document]:
-        if isinstance(retriever, VectorStore):
-            return core(await retriever.asimilarity_search(query, k=k, **_filter(filter)))
-        return core(await retriever.ainvoke(query, **_arguments(retriever, k, filter)))
+@dataclass(frozen=True)
+class _Wrapped:
+    """The functions of an `ExternalIndex`, for a retriever or a vector store."""
 
-    return compmem.ExternalIndex(retrieve, aretrieve=aretrieve, candidates=candidates, **options)
+    retriever: BaseRetriever | VectorStore
+    metadata_keys: Sequence[str]
+
+    def retrieve(self, query: str, k: int, filter: Any) -> list[compmem.Document]:
+        if isinstance(self.retriever, VectorStore):
+            return self._documents(self.retriever.similarity_search(query, k=k, **_filter(filter)))
+        return self._documents(self.retriever.invoke(query, **_arguments(self.retriever, k, filter)))
+
+    async def aretrieve(self, query: str, k: int, filter: Any) -> list[compmem.Document]:
+        if isinstance(self.retriever, VectorStore):
+            return self._documents(await self.retriever.asimilarity_search(query, k=k, **_filter(filter)))
+        return self._documents(await self.retriever.ainvoke(query, **_arguments(self.retriever, k, filter)))
+
+    def _documents(self, found: Sequence[Document]) -> list[compmem.Document]:
+        return [to_core(document, split=False, metadata_keys=self.metadata_keys) for document in found]
 
 
 def _filter(filter: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -42,23 +43,31 @@ def external_index(
     encoder = as_encoder(embed_model)
     options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
 
-    def bringing(k: int) -> BaseRetriever:
-        sized: Any = copy.copy(retriever)
+    wrapped = _Wrapped(retriever)
+    own_async = type(retriever)._aretrieve is not BaseRetriever._aretrieve
+    awaited = wrapped.aretrieve if use_async and own_async else None
+    return compmem.ExternalIndex(wrapped.retrieve, aretrieve=awaited, candidates=candidates, **options)
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    """The functions of an `ExternalIndex`, for a retriever."""
+
+    retriever: BaseRetriever
+
+    def retrieve(self, query: str, k: int, filter: Any) -> list[Document]:
+        _refuse(filter)
+        return _documents(self._bringing(k).retrieve(query))
+
+    async def aretrieve(self, query: str, k: int, filter: Any) -> list[Document]:
+        _refuse(filter)
+        return _documents(await self._bringing(k).aretrieve(query))
+
+    def _bringing(self, k: int) -> BaseRetriever:
+        sized: Any = copy.copy(self.retriever)
         if hasattr(sized, "similarity_top_k"):
             sized.similarity_top_k = k
         return cast("BaseRetriever", sized)
-
-    def retrieve(query: str, k: int, filter: Any) -> list[Document]:
-        _refuse(filter)
-        return _documents(bringing(k).retrieve(query))
-
-    async def aretrieve(query: str, k: int, filter: Any) -> list[Document]:
-        _refuse(filter)
-        return _documents(await bringing(k).aretrieve(query))
-
-    own_async = type(retriever)._aretrieve is not BaseRetriever._aretrieve
-    awaited = aretrieve if use_async and own_async else None
-    return compmem.ExternalIndex(retrieve, aretrieve=awaited, candidates=candidates, **options)
 
 
 def _documents(nodes: Sequence[NodeWithScore]) -> list[Document]:

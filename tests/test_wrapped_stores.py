@@ -1,5 +1,7 @@
 """Real embedded stores as the first stage: LanceDB and Qdrant, through LlamaIndex and through LangChain."""
 
+import copy
+import pickle
 import zlib
 
 import lancedb
@@ -12,6 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_qdrant import QdrantVectorStore
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.vector_stores.lancedb import LanceDBVectorStore
@@ -202,3 +205,23 @@ def test_what_is_no_retriever_is_refused():
         ).invoke(QUESTION)["context"]
         == []
     )
+
+
+def test_what_wraps_a_retriever_is_copied_and_pickled():
+    document = LangChainDocument(id="a", page_content="Acme rents the pier.")
+    asked, plain = (
+        "What does Acme rent?",
+        VectorStoreIndex([TextNode(text="Acme rents the pier.")], embed_model=MockEmbedding(4)),
+    )
+    for made, ask in (
+        (
+            CompMemReasoner.from_retriever(Fixed(documents=[document]), embeddings=LangChainEmbedding()),
+            lambda r: r.invoke(asked)["answer"],
+        ),
+        (
+            CompMemQueryEngine.from_retriever(plain.as_retriever(), embed_model=HashEncoder()),
+            lambda e: str(e.query(asked)),
+        ),
+    ):
+        for other in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+            assert ask(other) == ask(made) == "Acme rents the pier."

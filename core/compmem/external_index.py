@@ -93,10 +93,25 @@ class ExternalIndex(BaseIndex):
         self._retrieve = retrieve
         self._aretrieve = aretrieve
         self._candidates = candidates
+        self._cached_blocks = cached_blocks
         self._cache = _DocumentCache(cached_blocks, self._cut)
         self._seen = BlockCache(cached_blocks)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threaded = WAITING  # a retriever that hangs takes no thread from other indexes
+
+    def __copy__(self) -> Self:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    def __reduce__(self) -> tuple[Callable[..., "ExternalIndex"], tuple[Any, ...]]:
+        """Pickling and deep copies: another index over the same retriever, with nothing cached yet."""
+        options = {
+            "aretrieve": self._aretrieve, "encoder": self.config.encoder, "candidates": self._candidates,
+            "chunk_tokens": self.config.chunk_tokens, "cached_blocks": self._cached_blocks,
+            "runtime": self._models.runtime,
+        }  # fmt: skip
+        return _made, (type(self), self._retrieve, options)
 
     def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
         if self._aretrieve is None:
@@ -162,6 +177,10 @@ class ExternalIndex(BaseIndex):
     def _cut(self, document: Document) -> list[Chunk]:
         pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
         return list(pieces)
+
+
+def _made(kind: type[ExternalIndex], retrieve: Retrieve, options: Mapping[str, Any]) -> ExternalIndex:
+    return kind(retrieve, **options)
 
 
 Pieces = tuple[tuple[int, Chunk], ...]
