@@ -207,6 +207,12 @@ async def test_a_recall_ranks_what_was_scored_and_a_reader_of_ones_own_is_cancel
     assert [step.lost for step in steps] == cancelled == [True]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_limit_longer_than_any_wait_is_none(index, hung, kind):
+    chat = models(hung, ["Lloyd."])[kind]
+    assert asked(index, "sync", RecallConfig(max_seconds=1e300), chat=chat).text == "Lloyd."
+
+
 @both
 def test_no_call_is_begun_when_the_time_is_up(index, hung, clock, how):
     calls = []

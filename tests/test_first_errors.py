@@ -1,6 +1,7 @@
 """Beginners' mistakes raise errors that name them."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,16 +74,20 @@ def test_a_device_or_dtype_that_is_not_there(monkeypatch, device, dtype, named):
     ("made", "named"),
     [
         (lambda: RecallConfig(threshold="0.5"), "threshold='0.5' must be a number between 0 and 1"),
-        (lambda: RecallConfig(max_seconds="5"), "max_seconds='5' must be a number above 0"),
+        (lambda: RecallConfig(max_seconds="5"), "max_seconds='5' must be a finite number above 0"),
         (lambda: RecallConfig(max_steps=2.5), r"max_steps=2\.5 must be a whole number of at least 1"),
-        (lambda: IndexConfig(compact_at=0), "compact_at=0 must be a number above 0"),
+        (lambda: IndexConfig(compact_at=0), "compact_at=0 must be a finite number above 0"),
         (lambda: Limits(at_once=0.5), r"at_once=0\.5 must be a whole number of at least 1"),
         (lambda: RecallConfig(max_steps=np.int64(0)), r"max_steps=np\.int64\(0\) must be a whole number of at least 1"),
         (lambda: RecallConfig(max_steps=True), "max_steps=True must be a whole number of at least 1"),
         (lambda: RecallConfig(decompose="false"), "decompose='false' must be one of True, False"),
         (lambda: LoopConfig(cite="false"), "cite='false' must be one of True, False"),
+        (lambda: RecallConfig(decompose=1), "decompose=1 must be one of True, False"),
+        (lambda: RecallConfig(cite=0.0), r"cite=0\.0 must be one of True, False"),
+        (lambda: RecallConfig(max_seconds=math.inf), "max_seconds=inf must be a finite number above 0"),
+        (lambda: Limits(answer_seconds=math.inf), "answer_seconds=inf must be a finite number above 0"),
         (lambda: LoopConfig(requery=None), "requery=None must be one of True, False"),
-        (lambda: Limits(answer_seconds=0), "answer_seconds=0 must be a number above 0"),
+        (lambda: Limits(answer_seconds=0), "answer_seconds=0 must be a finite number above 0"),
     ],
 )
 def test_a_setting_of_another_type_or_out_of_its_range(made, named):

@@ -1,5 +1,6 @@
 """Checks of settings and arguments; the error names the setting and its value."""
 
+import math
 from collections.abc import Iterable
 from functools import cache
 from numbers import Integral, Real
@@ -15,7 +16,7 @@ def check_choices(settings: Any) -> None:
 
 def check_one_of(name: str, value: object, allowed: tuple[str | bool | None, ...]) -> None:
     """Refuse a value that is not among the allowed ones."""
-    if value not in allowed:
+    if value not in allowed or _is_number(value):  # 1 == True
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
 
@@ -32,9 +33,9 @@ def check_share(name: str, value: Any) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Refuse a value that is no number above 0."""
-    if not _is_number(value) or not value > 0:
-        raise ValueError(f"{name}={value!r} must be a number above 0")
+    """Refuse a value that is no finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a finite number above 0")
 
 
 @cache

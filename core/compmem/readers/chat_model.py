@@ -217,7 +217,7 @@ def _in_time(call: Callable[..., T], *args: Any) -> T:
 
 def _result(future: "Future[T]", seconds: float | None) -> T:
     try:
-        return future.result(seconds)
+        return future.result(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
     except TimeoutError:
         if future.done():
             raise

@@ -14,7 +14,7 @@ class Limits:
     """The limits of a server.
 
     Raises:
-        ValueError: One is not above 0, or no whole number where it counts something.
+        ValueError: One is not above 0, is infinite, or no whole number where it counts something.
     """
 
     body_bytes: int = 8 << 20
