@@ -142,42 +142,41 @@ class _Server:
             return JSONResponse({"status": "failing"}, 503)
         return JSONResponse({"status": "ok"})
 
-    async def models(self, request: Request, mine: TenantIndex) -> Response:
+    async def models(self, request: Request, index: TenantIndex) -> Response:
         """The list of models."""
         return JSONResponse(chat.models(self._model, self._started))
 
-    async def completions(self, request: Request, mine: TenantIndex) -> Response:
+    async def completions(self, request: Request, index: TenantIndex) -> Response:
         """A chat completion."""
         query = bodies.parse_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
         reply = chat.Completion(self._model)
-        events = self._events(query, mine)
+        events = self._events(query, index)
         if query.stream:
             return await self._stream(request, events, partial(reply.pieces, include_usage=query.include_usage))
         return JSONResponse(reply.whole(await _while_connected(request, _answer_of(events))))
 
-    async def answer(self, request: Request, mine: TenantIndex) -> Response:
+    async def answer(self, request: Request, index: TenantIndex) -> Response:
         """An answer with its steps, sources and usage."""
         query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.ANSWER)
-        events = self._events(query, mine)
+        events = self._events(query, index)
         if query.stream:
             return await self._stream(request, events, _named_pieces)
         return JSONResponse(answer_json(await _while_connected(request, _answer_of(events))))
 
-    async def recall(self, request: Request, mine: TenantIndex) -> Response:
+    async def recall(self, request: Request, index: TenantIndex) -> Response:
         """The blocks that a question needs."""
         query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.RECALL)
 
         async def found() -> list[dict[str, Any]]:
             async with self._questions.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
-                recalls = await self._index.arecall(
-                    query.question, query.k, min_score=query.min_score,
-                    filter=mine.tenant.filter(query.filter), config=self._config,
-                )  # fmt: skip
-            return [recall_json(mine.shown(recall)) for recall in recalls]
+                recalls = await index.arecall(
+                    query.question, query.k, min_score=query.min_score, filter=query.filter, config=self._config
+                )
+            return list(map(recall_json, recalls))
 
         return JSONResponse({"recalls": await _while_connected(request, found())})
 
-    async def documents(self, request: Request, mine: TenantIndex) -> Response:
+    async def documents(self, request: Request, index: TenantIndex) -> Response:
         """The documents without their texts, one page at a time."""
         if unknown := sorted(set(request.query_params) - {"offset"}):
             raise HTTPException(400, f"unknown {unknown[0][:100]!r}: there is offset")
@@ -185,22 +184,22 @@ class _Server:
         if not offset.isdecimal() or len(offset) > 12:
             raise HTTPException(400, "'offset' must be a whole number")
         async with self._questions.turn():
-            page, total = await in_thread(mine.documents, int(offset), self._limits.documents)
+            page, total = await in_thread(index.documents, int(offset), self._limits.documents)
         return JSONResponse({"documents": list(map(document_json, page)), "total": total})
 
-    async def add(self, request: Request, mine: TenantIndex) -> Response:
+    async def add(self, request: Request, index: TenantIndex) -> Response:
         """Adds documents; unchanged ones cost nothing."""
-        self._check_may_write(mine.tenant)
+        self._check_may_write(index.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
         async with self._writing.turn():  # once begun, adding is finished even if the client disconnects
-            added = await in_thread(mine.add, given)
+            added = await in_thread(index.add, given)
         return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
 
-    async def delete(self, request: Request, mine: TenantIndex) -> Response:
+    async def delete(self, request: Request, index: TenantIndex) -> Response:
         """Deletes a document."""
-        self._check_may_write(mine.tenant)
+        self._check_may_write(index.tenant)
         async with self._writing.turn():
-            deleted = await in_thread(mine.delete, request.path_params["id"])
+            deleted = await in_thread(index.delete, request.path_params["id"])
         if not deleted:  # the same for an unknown id and for another tenant's
             raise HTTPException(404, "there is no document of this id")
         return JSONResponse({"deleted": 1})
@@ -211,19 +210,14 @@ class _Server:
         if not tenant.write:
             raise HTTPException(403, "this token may not add or delete documents")
 
-    async def _events(self, query: QuestionRequest, mine: TenantIndex) -> AsyncGenerator[Event, None]:
+    async def _events(self, query: QuestionRequest, index: TenantIndex) -> AsyncGenerator[Event, None]:
         """The events that answer a question, once it is its turn; closing the generator stops the work."""
         async with self._questions.turn():
-            filter = mine.tenant.filter(query.filter)
             deadline = time.monotonic() + 2 * self._limits.answer_seconds
-            async with aclosing(
-                self._index.astream(query.question, self._config, filter=filter, **self._models)
-            ) as made:
+            made = index.astream(query.question, self._config, filter=query.filter, **self._models)
+            async with aclosing(made):
                 while (event := await _next(made, deadline)) is not None:
-                    if isinstance(event, Answer):
-                        yield mine.shown_answer(event)
-                    else:
-                        yield event if isinstance(event, AnswerToken) else mine.shown_step(event)
+                    yield event
 
     async def _stream(
         self,

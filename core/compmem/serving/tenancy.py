@@ -1,10 +1,13 @@
 """An index as one tenant sees it: its own documents, with its own ids."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
+from compmem.config import RecallConfig
 from compmem.index import MemoryIndex
-from compmem.schema import Answer, Chunk, Document, Recall, Step
+from compmem.schema import AnswerModels, AnswerToken, Chunk, Document, Event, Recall, Step
 from compmem.serving.tokens import Tenant
 from compmem.store import DocumentInfo
 
@@ -41,31 +44,49 @@ class TenantIndex:
         """A page of the tenant's documents, and how many there are in all."""
         mine = self.tenant.filter(None)
         page = self.index.documents(mine, offset=offset, limit=limit)
-        return [replace(info, id=self.shown_id(info.id)) for info in page], self.index.count_documents(mine)
+        return [replace(info, id=self._shown_id(info.id)) for info in page], self.index.count_documents(mine)
 
-    def shown_id(self, document_id: str) -> str:
-        """The tenant's id of a document."""
-        return document_id.removeprefix(self.tenant.prefix)
+    async def arecall(
+        self, question: str, k: int, *, min_score: float, filter: Any, config: RecallConfig
+    ) -> list[Recall]:
+        """The tenant's blocks that a question needs, best first. Errors are those of `MemoryIndex.recall`."""
+        own = self.tenant.filter(filter)
+        found = await self.index.arecall(question, k, min_score=min_score, filter=own, config=config)
+        return list(map(self._shown, found))
 
-    def shown(self, found: Recall) -> Recall:
-        """A recall with the tenant's document id."""
-        return replace(found, chunk=self._chunk(found.chunk))
+    async def astream(
+        self, question: str, config: RecallConfig, *, filter: Any, **models: Unpack[AnswerModels]
+    ) -> AsyncGenerator[Event, None]:
+        """The answer from the tenant's documents as a stream of events. Errors are those of `MemoryIndex.stream`."""
+        own = self.tenant.filter(filter)
+        async with aclosing(self.index.astream(question, config, filter=own, **models)) as events:
+            async for event in events:
+                yield self._shown_event(event)
 
-    def shown_step(self, step: Step) -> Step:
-        """A step with the tenant's document ids."""
-        return replace(step, recalls=tuple(map(self.shown, step.recalls)))
-
-    def shown_answer(self, answer: Answer) -> Answer:
-        """An answer with the tenant's document ids."""
+    def _shown_event(self, event: Event) -> Event:
+        """An event with the tenant's document ids."""
+        if isinstance(event, AnswerToken):
+            return event
+        if isinstance(event, Step):
+            return self._shown_step(event)
         return replace(
-            answer,
-            sources=tuple(map(self.shown, answer.sources)),
-            evidence=tuple(replace(e, chunk=self._chunk(e.chunk)) for e in answer.evidence),
-            steps=tuple(map(self.shown_step, answer.steps)),
+            event,
+            sources=tuple(map(self._shown, event.sources)),
+            evidence=tuple(replace(e, chunk=self._shown_chunk(e.chunk)) for e in event.evidence),
+            steps=tuple(map(self._shown_step, event.steps)),
         )
 
-    def _chunk(self, chunk: Chunk) -> Chunk:
-        return replace(chunk, document_id=self.shown_id(chunk.document_id))
+    def _shown_step(self, step: Step) -> Step:
+        return replace(step, recalls=tuple(map(self._shown, step.recalls)))
+
+    def _shown(self, found: Recall) -> Recall:
+        return replace(found, chunk=self._shown_chunk(found.chunk))
+
+    def _shown_chunk(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, document_id=self._shown_id(chunk.document_id))
+
+    def _shown_id(self, document_id: str) -> str:
+        return document_id.removeprefix(self.tenant.prefix)
 
     def _stored_id(self, document_id: str) -> str | None:
         """The id in the index of one of the tenant's documents; None if it has none with that id.
