@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from compmem.checks import check_choices, check_positive, check_share, check_whole
 from compmem.naming import DEFAULT_ENCODER
-from compmem.schema import Encoder
+from compmem.schema import Encoder, ReaderName, WriterName
 
 Memory = Literal["dense", "kv"]
 VectorType = Literal["int8", "fp16"]
@@ -16,8 +16,6 @@ Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
 RecallMethod = Literal["loop", SearchMethod]
-ReaderName = Literal["extractive", "chat", "latent"]
-WriterName = Literal["chat", "latent"]
 
 STOCK_PRUNING: KVPruning = "kvzip-heads"
 """How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""

@@ -383,6 +383,10 @@ class Reader(Writer, Protocol):
         ...
 
 
+ReaderName = Literal["extractive", "chat", "latent"]
+WriterName = Literal["chat", "latent"]
+
+
 class AnswerModels(TypedDict, total=False):
     """The models that a caller gives for one question, in addition to those of the index."""
 
@@ -390,10 +394,10 @@ class AnswerModels(TypedDict, total=False):
     """A chat model: a callable `messages -> text`, sync, async or streaming, or a `ChatReader`. If the settings name
     neither reader nor writer, it writes the answer and is called once; with `RecallConfig(reader="chat")`, and in
     document order, it reads in every step."""
-    reader: Reader | None
-    """An object that reads, or its name as in `RecallConfig.reader`."""
-    writer: Writer | None
-    """An object that writes the answer from the recalled blocks, or its name as in `RecallConfig.writer`."""
+    reader: ReaderName | Reader | None
+    """Who reads: a name as in `RecallConfig.reader`, or an object of yours."""
+    writer: WriterName | Writer | None
+    """Who writes the answer from the recalled blocks: a name as in `RecallConfig.writer`, or an object of yours."""
 
 
 @runtime_checkable

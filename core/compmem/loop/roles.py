@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from compmem.config import IndexConfig, LoopConfig, ReaderName, RecallConfig, WriterName
+from compmem.config import IndexConfig, LoopConfig, RecallConfig
 from compmem.index_models import IndexModels
 from compmem.loop.context import QuestionContext
 from compmem.loop.loop import Loop, LoopContext, recall_loop
 from compmem.reader_proxy import ReaderProxy
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWithWriter
-from compmem.schema import Reader, ScoringReader, Writer
+from compmem.schema import Reader, ReaderName, ScoringReader, Writer, WriterName
 
 FALLBACK = 4
 """Blocks that a language model reads in one step if the gate rejected all, so that it can judge itself. The extractive
@@ -45,8 +45,8 @@ def resolve_roles(
     *,
     writes: bool = True,
     chat: Any = None,
-    reader: Reader | None = None,
-    writer: Writer | None = None,
+    reader: ReaderName | Reader | None = None,
+    writer: WriterName | Writer | None = None,
 ) -> Roles:
     """Who reads and who writes, from the settings, the index and the given models.
 
@@ -61,24 +61,17 @@ def resolve_roles(
         trained: Whether the backbone was trained for the loop; called only if that matters.
         writes: An answer is written.
         chat: A chat model, or a `ChatReader`.
-        reader: An object that reads, or a name, instead of that of the settings.
-        writer: An object that writes, or a name, instead of that of the settings.
+        reader: Who reads, if the settings name none.
+        writer: Who writes, if the settings name none.
 
     Raises:
         ValueError: A role is given twice, its model is missing, or the chat model is given but not used.
         TypeError: What is given as reader or writer can do neither.
     """
-    for role, named, given in (("reader", config.reader, reader), ("writer", config.writer, writer)):
-        if named is not None and given is not None:
-            raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
-        method, names = ("read", get_args(ReaderName)) if role == "reader" else ("write", get_args(WriterName))
-        if given is not None and given not in names and not (hasattr(given, method) or hasattr(given, f"a{method}")):
-            raise TypeError(
-                f"{role}= takes an object with {method}(), or one of {', '.join(names)}, not "
-                f"{type(given).__name__}: give a chat model as chat="
-            )
-    reads: ReaderName | Reader | None = reader if reader is not None else config.reader
-    answers: WriterName | Writer | None = writer if writer is not None else config.writer
+    _check_given("reader", config.reader, reader, "read", get_args(ReaderName))
+    _check_given("writer", config.writer, writer, "write", get_args(WriterName))
+    reads = config.reader if reader is None else reader
+    answers = config.writer if writer is None else writer
     if not writes and chat is None:  # recall needs no model: one that is named and not given is none
         reads, answers = None if reads == "chat" else reads, None if answers == "chat" else answers
     if reads is None and answers is None:
@@ -95,6 +88,16 @@ def resolve_roles(
             "IndexConfig(memory='kv', backbone=...), or let 'extractive' or 'chat' read and write"
         )
     return Roles(reads, answers, chat)
+
+
+def _check_given(role: str, named: str | None, given: object, method: str, names: tuple[str, ...]) -> None:
+    if named is not None and given is not None:
+        raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
+    if given is not None and given not in names and not (hasattr(given, method) or hasattr(given, f"a{method}")):
+        raise TypeError(
+            f"{role}= takes an object with {method}(), or one of {', '.join(names)}, not "
+            f"{type(given).__name__}: give a chat model as chat="
+        )
 
 
 def _default_roles(
