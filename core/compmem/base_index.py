@@ -85,8 +85,10 @@ class BaseIndex(ABC):
             **models: Models that read; see `AnswerModels`.
 
         Raises:
-            ValueError: The question is empty or too long, k is below 1, min_score is not from 0 to 1, or the filter or
-                the method is unknown.
+            ValueError: The question is empty or too long, k is below 1, min_score is not from 0 to 1, the filter or
+                the method is unknown, or the models do not fit the settings.
+            TypeError: The question, `config` or a model is of a wrong type, or a keyword argument is unknown.
+            ReaderError: The chat model failed.
         """
         check_one_of("method", method, get_args(RecallMethod))
         if method != "loop":
@@ -220,6 +222,7 @@ class BaseIndex(ABC):
 
         Raises:
             ValueError: The question is empty or too long, the filter is unknown, or the models do not fit the settings.
+            TypeError: The question, `config` or a model is of a wrong type, or a keyword argument is unknown.
             ReaderError: The chat model failed; the error carries the steps so far.
         """
         yield from iterate(self._events(INLINE, question, config, filter, cancelled, wrap, models))

@@ -29,16 +29,7 @@ from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder
-from compmem.store import (
-    DocumentInfo,
-    FolderStore,
-    ShardedStore,
-    Snapshot,
-    Store,
-    StoreInfo,
-    open_store,
-    store_exists,
-)
+from compmem.store import DocumentInfo, FolderStore, ShardedStore, Snapshot, Store, StoreInfo, open_store, store_exists
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +89,8 @@ class MemoryIndex(BaseIndex):
         Raises:
             ValueError: The path is a file or a folder that is not empty, or there are too many shards, or shards
                 without a path. Also what loading a model raises.
+            StoreLockedError: Another process is creating an index there.
+            StoreError: The folder cannot be written.
         """
         config = _with_absolute_folders(config or IndexConfig())
         runtime = runtime or RuntimeConfig()
@@ -197,13 +190,10 @@ class MemoryIndex(BaseIndex):
             except ValueError:
                 if not store_exists(path):  # otherwise another process has just created it
                     raise
-        if config is None:
-            index = cls.open(path, backbone=backbone, runtime=runtime, allow_download=allow_download)
-        else:
-            index = cls.open(
-                path, encoder=config.encoder, backbone=backbone or config.backbone, runtime=runtime,
-                allow_download=allow_download,
-            )  # fmt: skip
+        encoder, named = (None, None) if config is None else (config.encoder, config.backbone)
+        index = cls.open(
+            path, encoder=encoder, backbone=backbone or named, runtime=runtime, allow_download=allow_download
+        )
         settings = {} if config is None else _as_json(_with_absolute_folders(config))
         left_out = {name for name in ("ratio", "kv_pruning") if settings.get(name) is None}
         index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
@@ -299,11 +289,24 @@ class MemoryIndex(BaseIndex):
         return list(split(document, chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Deletes documents; returns how many existed. Unknown ids are ignored; only strings are ids."""
+        """Deletes documents; returns how many existed. Unknown ids are ignored.
+
+        Raises:
+            ValueError: One id is given, not a list.
+            TypeError: It is no list of strings.
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written.
+        """
         return self.store.delete(checked_ids(ids))
 
     def compact(self) -> None:
-        """Rewrites the folder without deleted and replaced documents."""
+        """Rewrites the folder without deleted and replaced documents.
+
+        Raises:
+            CorruptStoreError: A block does not match its checksum; nothing has changed.
+            StoreLockedError: Another process is writing.
+            StoreError: It could not be written; the message says whether anything has changed.
+        """
         self.store.compact()
 
     def copy_to(self, path: str | Path) -> None:
