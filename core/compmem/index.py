@@ -262,7 +262,7 @@ class MemoryIndex(BaseIndex):
         """Compresses documents and keeps them; returns how many were new or changed.
 
         Documents stream: a batch at a time is held, compressed and committed. A document that is known by id and
-        content costs nothing; one that is known by id and has changed replaces the old one.
+        content is split, but not compressed again; one that is known by id and has changed replaces the old one.
 
         Args:
             documents: Documents with ids of their own.

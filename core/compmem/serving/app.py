@@ -188,7 +188,7 @@ class _Server:
         return JSONResponse({"documents": list(map(document_json, page)), "total": total})
 
     async def add(self, request: Request, index: TenantIndex) -> Response:
-        """Adds documents; unchanged ones cost nothing."""
+        """Adds documents; unchanged ones are not compressed again."""
         self._check_may_write(index.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
         async with self._writing.turn():  # once begun, adding is finished even if the client disconnects
