@@ -1,6 +1,5 @@
 """The index of an application: add documents, recall blocks, answer questions."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING, Any, Self
 from compmem.backbone import Backbone
 from compmem.base_index import BaseIndex, Filter, checked_question
 from compmem.checks import checked_ids
-from compmem.config import DEFAULT_KV, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
 from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
-from compmem.errors import CorruptStoreError, IncompatibleStoreError
+from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, keep_facts, made_pruning
+from compmem.index_models import IndexModels, keep_facts
+from compmem.index_settings import as_json, opened_config, with_absolute_folders
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
-from compmem.metadata import plain
-from compmem.naming import absolute
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
@@ -92,16 +90,16 @@ class MemoryIndex(BaseIndex):
             StoreLockedError: Another process is creating an index there.
             StoreError: The folder cannot be written.
         """
-        config = _with_absolute_folders(config or IndexConfig())
+        config = with_absolute_folders(config or IndexConfig())
         runtime = runtime or RuntimeConfig()
         models = IndexModels(None, config, encoder=None, backbone=backbone, gate=None, runtime=runtime)
         encoder, backbone = models.checked(check_models)
         if shards is not None:
             if path is None:
                 raise ValueError("shards need a path")
-            sharded = ShardedStore.create_shards(path, shards, config=_as_json(config), vectors=config.vectors)
+            sharded = ShardedStore.create_shards(path, shards, config=as_json(config), vectors=config.vectors)
             return cls(sharded, config, encoder=encoder, backbone=backbone, runtime=runtime)
-        store = FolderStore.create(path, config=_as_json(config), vectors=config.vectors)
+        store = FolderStore.create(path, config=as_json(config), vectors=config.vectors)
         return cls(store, config, encoder=encoder, backbone=backbone, runtime=runtime)
 
     @classmethod
@@ -147,7 +145,7 @@ class MemoryIndex(BaseIndex):
         """The index over an open store, which is closed if this fails. Arguments and errors are those of `open`."""
         with ExitStack() as opened:
             opened.callback(store.close)
-            config = _opened_config(store, encoder, backbone)
+            config = opened_config(store, encoder, backbone)
             loaded, may_fetch = (None, None) if isinstance(backbone, str) else (backbone, False)
             index = cls(
                 store, config, backbone=loaded, runtime=runtime,
@@ -194,7 +192,7 @@ class MemoryIndex(BaseIndex):
         index = cls.open(
             path, encoder=encoder, backbone=backbone or named, runtime=runtime, allow_download=allow_download
         )
-        settings = {} if config is None else _as_json(_with_absolute_folders(config))
+        settings = {} if config is None else as_json(with_absolute_folders(config))
         left_out = {name for name in ("ratio", "kv_pruning") if settings.get(name) is None}
         index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
         return index
@@ -210,7 +208,7 @@ class MemoryIndex(BaseIndex):
             IncompatibleStoreError: They differ.
         """
         names = {name: self.store.config[name] for name in ("encoder", "backbone")}
-        here = {**_as_json(self.config), **names, "shards": self.store.shard_count}
+        here = {**as_json(self.config), **names, "shards": self.store.shard_count}
         wanted = settings if shards is None else {**settings, "shards": shards}
         for name, value in wanted.items():
             if here[name] != value:
@@ -422,60 +420,6 @@ class MemoryIndex(BaseIndex):
         )
 
 
-_OBJECT = "object:"
-
-
-def _kept_settings(store: Store) -> dict[str, Any]:
-    """The settings that an index was made with.
-
-    Raises:
-        IncompatibleStoreError: A newer version made it, with settings that this one does not know.
-        CorruptStoreError: They are invalid.
-    """
-    kept = dict(store.config)
-    kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
-    if kept.get("memory") == "dense":
-        kept.pop("kv", None)  # stored for dense memory as well
-    if unknown := kept.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made by a newer compmem: it has the setting {min(unknown)!r}"
-        )
-    try:
-        for name in ("encoder", "backbone"):
-            if not isinstance(kept[name], str | None):
-                raise ValueError(f"{name}={kept[name]!r} is not a name")
-        IndexConfig(**kept)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CorruptStoreError(f"the settings of the index {str(store.path)!r} cannot be used: {error}") from error
-    return kept
-
-
-def _opened_config(store: Store, encoder: str | Encoder | None, backbone: str | Backbone | None) -> IndexConfig:
-    """The settings that an index was made with, and the given encoder and backbone.
-
-    Raises:
-        CorruptStoreError: The settings are invalid.
-        IncompatibleStoreError: The encoder is another one, or an object that has to be given; or a newer version made
-            the index.
-    """
-    kept = _kept_settings(store)
-    named = kept["encoder"]
-    if encoder is None and str(named).startswith(_OBJECT):
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: "
-            "open it with encoder="
-        )
-    given = named if encoder is None else encoder
-    if named not in (_encoder_name(given), absolute(_encoder_name(given))):
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
-        )
-    if isinstance(backbone, str):
-        kept["backbone"] = backbone
-    kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
-    return IndexConfig(**{**kept, "encoder": given})
-
-
 def reopened(
     opening: Callable[..., MemoryIndex], source: Any, gate: GateHead | None, arguments: Mapping[str, Any]
 ) -> MemoryIndex:
@@ -483,18 +427,3 @@ def reopened(
     index = opening(source, **arguments)
     index._models.use_gate(gate)
     return index
-
-
-def _with_absolute_folders(config: IndexConfig) -> IndexConfig:
-    """The settings with absolute paths of folders, so that they do not depend on the working folder."""
-    encoder = absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
-    return dataclasses.replace(config, encoder=encoder, backbone=absolute(config.backbone))
-
-
-def _encoder_name(encoder: str | Encoder | None) -> str | None:
-    return encoder if encoder is None or isinstance(encoder, str) else f"{_OBJECT}{type(encoder).__name__}"
-
-
-def _as_json(config: IndexConfig) -> dict[str, Any]:
-    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
-    return {**values, "kv": config.kv or DEFAULT_KV, "encoder": _encoder_name(config.encoder)}

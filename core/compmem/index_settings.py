@@ -1,0 +1,82 @@
+"""The settings of an index as they are stored in it: as JSON, with names for models."""
+
+import dataclasses
+from typing import Any
+
+from compmem.backbone import Backbone
+from compmem.config import DEFAULT_KV, IndexConfig
+from compmem.errors import CorruptStoreError, IncompatibleStoreError
+from compmem.index_models import made_pruning
+from compmem.metadata import plain
+from compmem.naming import absolute
+from compmem.schema import Encoder
+from compmem.store import Store
+
+_OBJECT = "object:"
+
+
+def as_json(config: IndexConfig) -> dict[str, Any]:
+    """The settings as they are stored."""
+    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
+    return {**values, "kv": config.kv or DEFAULT_KV, "encoder": _encoder_name(config.encoder)}
+
+
+def with_absolute_folders(config: IndexConfig) -> IndexConfig:
+    """The settings with absolute paths of folders, so that they do not depend on the working folder."""
+    encoder = absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
+    return dataclasses.replace(config, encoder=encoder, backbone=absolute(config.backbone))
+
+
+def opened_config(store: Store, encoder: str | Encoder | None, backbone: str | Backbone | None) -> IndexConfig:
+    """The settings that an index was made with, and the given encoder and backbone.
+
+    Raises:
+        CorruptStoreError: The settings are invalid.
+        IncompatibleStoreError: The encoder is another one, or an object that has to be given; or a newer version made
+            the index.
+    """
+    kept = _kept_settings(store)
+    named = kept["encoder"]
+    if encoder is None and str(named).startswith(_OBJECT):
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: "
+            "open it with encoder="
+        )
+    given = named if encoder is None else encoder
+    if named not in (_encoder_name(given), absolute(_encoder_name(given))):
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
+        )
+    if isinstance(backbone, str):
+        kept["backbone"] = backbone
+    kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
+    return IndexConfig(**{**kept, "encoder": given})
+
+
+def _kept_settings(store: Store) -> dict[str, Any]:
+    """The settings that an index was made with.
+
+    Raises:
+        IncompatibleStoreError: A newer version made it, with settings that this one does not know.
+        CorruptStoreError: They are invalid.
+    """
+    kept = dict(store.config)
+    kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
+    if kept.get("memory") == "dense":
+        kept.pop("kv", None)  # stored for dense memory as well
+    if unknown := kept.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
+        raise IncompatibleStoreError(
+            f"{str(store.path)!r} was made by a newer compmem: it has the setting {min(unknown)!r}"
+        )
+    try:
+        for name in ("encoder", "backbone"):
+            if not isinstance(kept[name], str | None):
+                raise ValueError(f"{name}={kept[name]!r} is not a name")
+        IndexConfig(**kept)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptStoreError(f"the settings of the index {str(store.path)!r} cannot be used: {error}") from error
+    return kept
+
+
+def _encoder_name(encoder: str | Encoder | None) -> str | None:
+    return encoder if encoder is None or isinstance(encoder, str) else f"{_OBJECT}{type(encoder).__name__}"
