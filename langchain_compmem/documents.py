@@ -170,8 +170,7 @@ def from_chunks(index: "compmem.BaseIndex", chunks: Sequence[compmem.Chunk]) -> 
     """
     counts = dict.fromkeys((chunk.document_id for chunk in chunks), 1)
     if isinstance(index, compmem.MemoryIndex):
-        with index.store.snapshot() as snapshot:
-            counts = {name: len(snapshot.document_blocks(name)) for name in counts}
+        counts = index.count_chunks(counts)
     return [_from_chunk(chunk, part=chunk.ordinal > 0 or counts[chunk.document_id] > 1) for chunk in chunks]
 
 

@@ -288,6 +288,11 @@ def test_the_same_document_twice_is_added_once(changing):
     assert changing.add([Document(id="cut", chunks=[Chunk(text="A text.", start=n)]) for n in (0, 7)]) == 1
 
 
+def test_chunks_are_counted_by_document(changing):
+    changing.add([Document(id="two", chunks=["Lloyd was founded in 1688. ", "It began in a coffee house."])])
+    assert changing.count_chunks(["two", "acme", "none"]) == {"two": 2, "acme": 1, "none": 0}
+
+
 def test_chunks_with_contexts_of_their_own_come_back_with_them(changing):
     for contexts in (("page 1", "page 2"), ("by Oak", "by Oak")):
         chunks = [Chunk(text=f"Part {n}. ", context=context) for n, context in enumerate(contexts)]

@@ -333,6 +333,11 @@ class MemoryIndex(BaseIndex):
         with self.store.snapshot() as snapshot:
             return snapshot.chunks(snapshot.document_blocks(document_id))
 
+    def count_chunks(self, ids: Iterable[str]) -> dict[str, int]:
+        """The number of chunks of each of these documents; 0 for an unknown id."""
+        with self.store.snapshot() as snapshot:
+            return {each: len(snapshot.document_blocks(each)) for each in ids}
+
     def documents(
         self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None
     ) -> list[DocumentInfo]:
