@@ -309,7 +309,7 @@ class Step:
     backtracked: bool
     """A block of this step had been rejected in an earlier step."""
     candidates: int
-    """Blocks that the first stage proposed for this step."""
+    """Blocks that the first stage proposed for this step and that were not yet read."""
     seconds: float
     lost: bool = False
     """The reader did not finish by the deadline, `max_seconds`: the step had no result, and the loop ended."""
