@@ -48,13 +48,14 @@ class MemoryIndex(BaseIndex):
         backbone: Backbone | None = None,
         gate: GateHead | None = None,
         runtime: RuntimeConfig | None = None,
-        fetch_encoder: bool = True,
-        fetch_backbone: bool | None = None,
+        encoder_named: bool = True,
+        backbone_named: bool = True,
+        allow_download: bool = False,
     ) -> None:
         self.store = store
         models = IndexModels(
             store, config, encoder=encoder, backbone=backbone, gate=gate, runtime=runtime or RuntimeConfig(),
-            fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
+            encoder_named=encoder_named, backbone_named=backbone_named, allow_download=allow_download,
         )  # fmt: skip
         super().__init__(config, models)
         self._seen = BlockCache()
@@ -146,10 +147,10 @@ class MemoryIndex(BaseIndex):
         with ExitStack() as opened:
             opened.callback(store.close)
             config = opened_config(store, encoder, backbone)
-            loaded, may_fetch = (None, None) if isinstance(backbone, str) else (backbone, False)
+            loaded, named = (None, True) if isinstance(backbone, str) else (backbone, False)
             index = cls(
                 store, config, backbone=loaded, runtime=runtime,
-                fetch_encoder=allow_download or encoder is not None, fetch_backbone=allow_download or may_fetch,
+                encoder_named=encoder is not None, backbone_named=named, allow_download=allow_download,
             )  # fmt: skip
             if loaded is not None:
                 index._models.check_backbone(loaded)
@@ -251,7 +252,7 @@ class MemoryIndex(BaseIndex):
         moved = self.config.backbone != self.store.config.get("backbone")
         return {
             "encoder": encoder, "backbone": self.config.backbone if moved else None,
-            "runtime": self._models.runtime, "allow_download": self._models.may_download,
+            "runtime": self._models.runtime, "allow_download": self._models.allow_download,
         }  # fmt: skip
 
     # Writing

@@ -41,12 +41,15 @@ class IndexModels:
         backbone: Backbone | None,
         gate: GateHead | None,
         runtime: RuntimeConfig,
-        fetch_encoder: bool = True,
-        fetch_backbone: bool | None = None,
+        encoder_named: bool = True,
+        backbone_named: bool = True,
+        allow_download: bool = False,
     ) -> None:
+        """`encoder_named`, `backbone_named`: The caller chose the name, so a model of this name may be downloaded."""
         self.runtime = runtime
-        self._fetch_encoder = fetch_encoder
-        self._fetch_backbone = fetch_backbone
+        self.allow_download = allow_download
+        self._encoder_named = encoder_named
+        self._backbone_named = backbone_named
         self._store = store
         self._config = config
         self._encoder = encoder
@@ -64,11 +67,10 @@ class IndexModels:
         Raises:
             IncompatibleStoreError: The index names a folder that is another one in each working folder.
         """
-        if not self._fetch_encoder:
-            self._check_name("encoder", self._config.encoder)
-        if self._fetch_backbone is False:
-            self._check_name("backbone", self._config.backbone)
-        return _without_store, (self._config, self.runtime, self._fetch_encoder, self._fetch_backbone)
+        self._check_name("encoder", self._config.encoder, self._encoder_named)
+        self._check_name("backbone", self._config.backbone, self._backbone_named)
+        named = (self._encoder_named, self._backbone_named, self.allow_download)
+        return _without_store, (self._config, self.runtime, *named)
 
     @property
     def encoder(self) -> LoadedEncoder:
@@ -82,13 +84,12 @@ class IndexModels:
             if self._encoder is None:
                 if self._config.encoder is None:
                     raise ValueError("this index was made with encoder=None, so it has no encoder")
-                if not self._fetch_encoder:
-                    self._check_name("encoder", self._config.encoder)
+                self._check_name("encoder", self._config.encoder, self._encoder_named)
                 self._encoder = load_encoder(
                     self._config.encoder,
                     device=self.runtime.device,
                     dtype=self.runtime.dtype,
-                    allow_download=self._fetch_encoder,
+                    allow_download=self._encoder_named or self.allow_download,
                 )
             self._check_encoder(self._encoder)
             return self._encoder
@@ -106,13 +107,12 @@ class IndexModels:
             if self._config.memory != "kv" or self._config.backbone is None:
                 raise ValueError("this index has dense memory, which needs no backbone: make one with memory='kv'")
             if self._backbone is None:
-                if self._fetch_backbone is False:
-                    self._check_name("backbone", self._config.backbone)
+                self._check_name("backbone", self._config.backbone, self._backbone_named)
                 self._backbone = Backbone.load(
                     self._config.backbone,
                     device=self.runtime.device,
                     dtype=self.runtime.dtype,
-                    allow_download=self._fetch_backbone,
+                    allow_download=self.allow_download or (None if self._backbone_named else False),
                     base=self.runtime.backbone_base,
                 )
                 memory = self._backbone.memory
@@ -140,11 +140,6 @@ class IndexModels:
     def given_gate(self) -> GateHead | None:
         """The dense gate if it was given, or has been loaded."""
         return self._gate
-
-    @property
-    def may_download(self) -> bool:
-        """Whether every model that the index names may be downloaded."""
-        return self._fetch_encoder and self._fetch_backbone is True
 
     def use_gate(self, gate: GateHead | None) -> None:
         """Use this dense gate; None: the one of the settings of this process, else the one that ships."""
@@ -260,9 +255,10 @@ class IndexModels:
         )
         self._checked.add(id(backbone))
 
-    def _check_name(self, part: str, name: object) -> None:
+    def _check_name(self, part: str, name: object, named: bool) -> None:
         """Refuse a relative folder name read from the index: it would depend on the working folder."""
-        if self._store is not None and isinstance(name, str) and not is_plain(name):
+        given = named or self.allow_download
+        if self._store is not None and not given and isinstance(name, str) and not is_plain(name):
             raise IncompatibleStoreError(
                 f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "
                 f"this machine: open the index with {part}={name!r} if that folder is meant"
@@ -303,11 +299,11 @@ def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
 
 
 def _without_store(
-    config: IndexConfig, runtime: RuntimeConfig, fetch_encoder: bool, fetch_backbone: bool | None
+    config: IndexConfig, runtime: RuntimeConfig, encoder_named: bool, backbone_named: bool, allow_download: bool
 ) -> IndexModels:
     return IndexModels(
         None, config, encoder=None, backbone=None, gate=None, runtime=runtime,
-        fetch_encoder=fetch_encoder, fetch_backbone=fetch_backbone,
+        encoder_named=encoder_named, backbone_named=backbone_named, allow_download=allow_download,
     )  # fmt: skip
 
 
