@@ -152,8 +152,8 @@ class MemoryIndex(BaseIndex):
                 store, config, backbone=loaded, runtime=runtime,
                 encoder_named=encoder is not None, backbone_named=named, allow_download=allow_download,
             )  # fmt: skip
-            if loaded is not None:
-                index._models.check_backbone(loaded)
+            if loaded is not None and config.memory == "kv":
+                _ = index.backbone  # refused here if it is another one
             opened.pop_all()
         return index
 

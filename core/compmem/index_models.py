@@ -56,7 +56,7 @@ class IndexModels:
         self._backbone = backbone
         self._gate = gate
         self._kv_cache: KVCache | None = None
-        self._checked: set[int] = set()
+        self._encoder_checked = self._backbone_checked = False
         self._identity: dict[str, JSON] = {}
         self._told = False
         self._guard = Lock()
@@ -121,7 +121,7 @@ class IndexModels:
                         "%r compresses at ratio %d by default, this index at %d",
                         self._config.backbone, memory.ratio, self._ratio(self._backbone),
                     )  # fmt: skip
-            self.check_backbone(self._backbone)
+            self._check_backbone(self._backbone)
             return self._backbone
 
     @property
@@ -242,18 +242,11 @@ class IndexModels:
         pruning = self._pruning(backbone)
         return {"fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning}
 
-    def check_backbone(self, backbone: Backbone) -> None:
-        """Compare a backbone with the one that the index was made with, once.
-
-        Raises:
-            IncompatibleStoreError: It has other weights, other memory settings or another ratio.
-        """
-        if self._store is None or id(backbone) in self._checked:
-            return
-        _check_backbone(
-            self._store, self._made_by(backbone), str(backbone.tokenizer.name_or_path) or str(self._config.backbone)
-        )
-        self._checked.add(id(backbone))
+    def _check_backbone(self, backbone: Backbone) -> None:
+        if self._store is not None and not self._backbone_checked:
+            name = str(backbone.tokenizer.name_or_path) or str(self._config.backbone)
+            _check_backbone(self._store, self._made_by(backbone), name)
+            self._backbone_checked = True
 
     def _check_name(self, part: str, name: object, named: bool) -> None:
         """Refuse a relative folder name read from the index: it would depend on the working folder."""
@@ -265,10 +258,9 @@ class IndexModels:
             )
 
     def _check_encoder(self, encoder: LoadedEncoder) -> None:
-        if self._store is None or id(encoder) in self._checked:
-            return
-        _check_encoder(self._store, encoder.fingerprint, encoder.name)
-        self._checked.add(id(encoder))
+        if self._store is not None and not self._encoder_checked:
+            _check_encoder(self._store, encoder.fingerprint, encoder.name)
+            self._encoder_checked = True
 
 
 def made_pruning(store: Store) -> KVPruning | None:
