@@ -394,9 +394,10 @@ def test_where_the_first_look_suffices_the_gate_is_asked_once():
 
 
 def test_nothing_is_read_where_nothing_answers_unless_a_model_judges():
-    refused = loop_over(Unanswerable(), refuses=True)
+    refused = loop_over(Unanswerable(), trusts_gate=True)
     assert refused.steps == ()
-    assert read_blocks(loop_over(Unanswerable())) == [3, 1]
+    for judged in ({}, {"trusts_gate": True, "shown": 2}):
+        assert read_blocks(loop_over(Unanswerable(), **judged)) == [3, 1]
 
 
 def test_what_a_reader_overlooks_of_a_likely_block_is_kept_once_something_is_noted():

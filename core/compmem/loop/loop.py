@@ -140,7 +140,6 @@ def recall_loop(
     can_score: bool = False,
     shown: int = 0,
     fallback: int = 0,
-    refuses: bool = False,
     trusts_gate: bool = False,
     writes: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
@@ -155,14 +154,15 @@ def recall_loop(
         can_score: The reader can score blocks before it reads them.
         shown: Most recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
-        refuses: Read nothing if the gate finds that nothing answers, since no language model judges the blocks.
         trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` among at least `FEW`
             is kept, whatever the reader says: it compares with the question, and a later fact is near to the notes.
+            Unless blocks are shown to a model, nothing is read if the gate finds that nothing answers.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.
     """
     config, state, began = LoopConfig.complete(config), _State(), clock()
+    refuses = trusts_gate and not shown
     if config.order == "document":
         picks = _in_order(context, config, threshold, state)
     else:

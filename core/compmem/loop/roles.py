@@ -148,10 +148,10 @@ def make_loop(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Loop:
     """The loop of one question for its reader; a writer sees the recalled blocks."""
-    reads, extractive = reader, isinstance(reader, ExtractiveReader)
+    reads = reader
     while isinstance(reads, ReaderProxy):
         reads = reads.inner
-    reads_best = extractive and writes and config.threshold is None
+    reads_best = isinstance(reader, ExtractiveReader) and writes and config.threshold is None
     return recall_loop(
         context,
         config,
@@ -159,7 +159,6 @@ def make_loop(
         can_score=isinstance(reader, ScoringReader) and reader.can_score,
         shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
         fallback=FALLBACK if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
-        refuses=extractive,
         trusts_gate=isinstance(reads, ExtractiveReader) and config.gate in ("learned", "question"),
         writes=writes,
         cancelled=cancelled,
