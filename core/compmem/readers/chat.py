@@ -19,7 +19,7 @@ from compmem.readers.chat_model import ChatModel, apieces, pieces
 from compmem.readers.prompt_budget import LEAST, MARK, Shown, ending, fitted, packed
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
-from compmem.text.escaping import Unescaper, escaped, unescaped
+from compmem.text.escaping import escaped, unescaped
 from compmem.text.tokenize import terms
 
 NOTHING_FOUND: Final = "Nothing was found that bears on the question."
@@ -227,11 +227,10 @@ class ChatReader:
             ReaderError: The model failed, returned something other than text, or is async inside a running event loop;
                 or the question leaves no space for blocks in a prompt.
         """
-        turns = self._turns(question, memory, blocks)
-        reply: str | None = None
+        turns, reply = self._turns(question, memory, blocks), None
         while True:
             try:
-                messages = next(turns) if reply is None else turns.send(reply)
+                messages = turns.send(reply)
             except StopIteration as end:
                 reading: Reading = end.value
                 return reading
@@ -239,11 +238,10 @@ class ChatReader:
 
     async def aread(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The same without blocking the event loop."""
-        turns = self._turns(question, memory, blocks)
-        reply: str | None = None
+        turns, reply = self._turns(question, memory, blocks), None
         while True:
             try:
-                messages = next(turns) if reply is None else turns.send(reply)
+                messages = turns.send(reply)
             except StopIteration as end:
                 reading: Reading = end.value
                 return reading
@@ -262,17 +260,14 @@ class ChatReader:
         if messages is None:
             yield from (NOTHING_FOUND, Usage())
             return
-        answer, plain = self._answer(memory), Unescaper()
+        answer = self._answer(memory)
         with contextlib.closing(pieces(self._chat, messages)) as stream:
             for piece in stream:
-                if text := plain.feed(answer.feed(piece)):
+                if text := answer.feed(piece):
                     yield text
                 if answer.request:
                     break
-        if rest := plain.feed(answer.rest()) + plain.rest():
-            yield rest
-        yield from answer.requests()
-        yield self._usage(messages, answer.full_text)
+        yield from self._ending(answer, messages)
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:
         """The same without blocking the event loop."""
@@ -281,26 +276,30 @@ class ChatReader:
             yield NOTHING_FOUND
             yield Usage()
             return
-        answer, plain = self._answer(memory), Unescaper()
+        answer = self._answer(memory)
         async with contextlib.aclosing(apieces(self._chat, messages)) as stream:
             async for piece in stream:
-                if text := plain.feed(answer.feed(piece)):
+                if text := answer.feed(piece):
                     yield text
                 if answer.request:
                     break
-        if rest := plain.feed(answer.rest()) + plain.rest():
-            yield rest
-        for request in answer.requests():
-            yield request
-        yield self._usage(messages, answer.full_text)
+        for last in self._ending(answer, messages):
+            yield last
 
     def _answer(self, memory: WorkingMemory) -> AnswerFilter:
         """The filter for the current reply."""
         return AnswerFilter(hold=self._thinks_untagged, from_blocks=bool(memory.blocks), may_ask=memory.may_ask)
 
+    def _ending(self, answer: AnswerFilter, messages: Sequence[Message]) -> Iterator[str | Request | Usage]:
+        """What follows the last piece of a reply: text held back, the request, the cost."""
+        if rest := answer.rest():
+            yield rest
+        yield from answer.requests()
+        yield self._usage(messages, answer.full_text)
+
     def _turns(
         self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]
-    ) -> Generator[list[dict[str, str]], str, Reading]:
+    ) -> Generator[list[dict[str, str]], Any, Reading]:
         """Yields the prompts to read these blocks, one or several; is sent the replies and returns the reading.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Final
 
 from compmem.errors import ReaderError
 from compmem.schema import Request
-from compmem.text.escaping import unescaped
+from compmem.text.escaping import Unescaper, unescaped
 
 LONGEST_REQUEST: Final = 300
 """Most characters of a search request; the rest is cut off."""
@@ -129,7 +129,7 @@ class ThinkingFilter:
 
 
 class AnswerFilter:
-    """The part of a streamed answer to show, and what the model asks for instead of answering.
+    """The part of a streamed answer to show, unescaped, and what the model asks for instead of answering.
 
     A reply whose first line is `SEARCH: ...` is a request. That line is never passed on. If the model may not ask, it
     is reported as missing information, unless an answer follows it. If it may, `Search for ...` is a request too, as
@@ -148,6 +148,7 @@ class AnswerFilter:
         self._first: str | None = "" if from_blocks else None
         self._missing = ""
         self._wrote = False
+        self._plain = Unescaper()
 
     @property
     def full_text(self) -> str:
@@ -162,7 +163,7 @@ class AnswerFilter:
     def feed(self, piece: str) -> str:
         """The text that can be passed on after this piece."""
         text = self._thinking.feed(piece)
-        return "" if self.request else self._passed(text, last=False)
+        return "" if self.request else self._plain.feed(self._passed(text, last=False))
 
     def rest(self) -> str:
         """The text that was held back and is passed on at the end.
@@ -170,6 +171,9 @@ class AnswerFilter:
         Raises:
             ReaderError: The reply is empty.
         """
+        return self._plain.feed(self._rest()) + self._plain.rest()
+
+    def _rest(self) -> str:
         if self.request:
             return ""
         held = self._passed(self._thinking.rest(), last=True)
