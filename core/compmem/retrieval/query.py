@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from compmem.schema import Encoder, Vectors
+from compmem.store.lexical import LexicalIndex
 from compmem.text.question_parts import asking
 from compmem.text.tokenize import (
     STOPWORDS,
@@ -29,26 +29,6 @@ LINES = 12
 
 LEAST_BLOCKS = 1000
 """Least number of blocks for term weights: in a smaller index, a word that is in both of two blocks is no stopword."""
-
-
-class Lexicon(Protocol):
-    """Word statistics of the store: how many blocks contain a term, which blocks have a name."""
-
-    def __len__(self) -> int:
-        """Live blocks."""
-        ...
-
-    def document_frequency(self, terms: Sequence[str]) -> Mapping[str, int]:
-        """Number of blocks that contain each term."""
-        ...
-
-    def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
-        """Names and terms that will be looked up, so that an index elsewhere may be asked once for all."""
-        ...
-
-    def named(self, names: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
-        """Blocks with each name in title, headings or defined terms; names without blocks are left out."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +80,7 @@ class QueryAnalyzer:
 
     question: str
     encoder: Encoder
-    lexicon: Lexicon
+    lexicon: LexicalIndex
     _vectors: dict[str, Vectors] = field(default_factory=dict)
     _names: dict[str, Sequence[tuple[int, object]]] = field(default_factory=dict)
     _views: dict[str, QueryState] = field(default_factory=dict)
