@@ -25,7 +25,7 @@ def index(tmp_path):
 def test_a_question_that_only_the_context_answers_to_finds_the_document(index):
     assert index.recall(QUESTION, 1)[0].chunk.document_id == "harbour"
     with index.store.snapshot() as snapshot:
-        assert [n for n, _ in snapshot.words().lexical(["rossi"], 9)] == [1]
+        assert [n for n, _ in snapshot.words().bm25([["rossi"]], 9)[0]] == [1]
     answer = index.answer(QUESTION)
     assert answer.found and answer.sources[0].chunk.document_id == "harbour"
     assert answer.working_memory.startswith("Harbour notes › author: Bianca Rossi: Boats")

@@ -79,7 +79,7 @@ def test_names_of_excluded_documents_crowd_nothing_out():
         with index.store.snapshot() as snapshot:
             words = snapshot.words(snapshot.select({"tenant": "a"}))
             assert words.named(["acme"], 30) == {"acme": [(101, "title")]}
-            assert words.phrase(["acme"], 15) == [101]
+            assert words.phrases([["acme"]], 15)[0] == [101]
             assert words.document_frequency(["acm", "note", "found"]) == {"acm": 1, "note": 0, "found": 1}
             assert len(snapshot.words().named(["acme"], 30)["acme"]) == 30
 
@@ -91,7 +91,7 @@ def test_a_filter_that_admits_everything_ranks_as_none_does():
         store.add([bare(f"d{i}", text, {}, f"w{i % 7}") for i, text in enumerate(texts)])
         with store.snapshot() as view:
             asked = ["w1", "w2", "w30", "w6", "none"]
-            expected, found = view.words().lexical(asked, 60), view.words(view.select({})).lexical(asked, 60)
+            expected, found = view.words().bm25([asked], 60)[0], view.words(view.select({})).bm25([asked], 60)[0]
     assert len(found) > 30
     assert [n for n, _ in found] == [n for n, _ in expected]
     assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-12)

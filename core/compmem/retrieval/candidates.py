@@ -63,7 +63,7 @@ class FirstStage:
         """The k blocks with the highest BM25 scores for the question, with scores, best first."""
         if self._bm25 is None or self._bm25_depth < k:
             self._depth = self._bm25_depth = max(k, self._depth)
-            self._bm25 = self.lexicon.lexical(list(self.analyzer.analyze("").weights), self._depth)
+            (self._bm25,) = self.lexicon.bm25([list(self.analyzer.analyze("").weights)], self._depth)
         return self._bm25[:k]
 
     def search_ranks(self, blocks: Sequence[int]) -> SearchRanks:
@@ -103,7 +103,7 @@ class FirstStage:
         first = [] if view.lines else [list(view.weights)]
         limit = self.per_signal // 2 if view.lines else max(RANKED, self.per_signal, self._depth)
         self.lexicon.prepare_search(first or asked, limit, runs, PER_MENTION)
-        found = [self.bm25(max(RANKED, self.per_signal)), *self.lexicon.lexical_many(asked, self.per_signal // 2)]
+        found = [self.bm25(max(RANKED, self.per_signal)), *self.lexicon.bm25(asked, self.per_signal // 2)]
         best, *others = ([n for n, _ in row] for row in found)
         return [best[: self.per_signal], *others]
 
@@ -111,7 +111,7 @@ class FirstStage:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
         names = self._names(view)
         found = [n for name in names for n, _ in view.known.get(name, ())[:PER_NAME]]
-        for row in self.lexicon.phrase_many(self._runs(names), PER_MENTION):
+        for row in self.lexicon.phrases(self._runs(names), PER_MENTION):
             found += row
         return found
 

@@ -52,12 +52,9 @@ class AdmittedWords(lexical.LexicalIndex):
                 self._frequency[term] = self._holders(term)
         return {term: self._frequency[term] for term in terms}
 
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Admitted blocks that contain any of the terms, with their BM25 score, best first."""
-        cut = list(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
-        frequency = self.document_frequency(cut)
-        asked = lexical.worth_asking(frequency, len(self))
-        return self.ranked({term: frequency[term] for term in asked}, limit, len(self), self._mean())
+    def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """For each query, the admitted blocks that contain any of its terms, with their BM25 score, best first."""
+        return [self.ranked(self._worth_asking(terms), limit, len(self), self._mean()) for terms in queries]
 
     def ranked(
         self, frequency: Mapping[str, int], limit: int, blocks: int, mean_length: float
@@ -84,10 +81,10 @@ class AdmittedWords(lexical.LexicalIndex):
         best = np.argsort(-scores, kind="stable")[:limit]
         return list(zip(numbers[best].tolist(), scores[best].tolist(), strict=True))
 
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Admitted blocks that contain these words in sequence, in document order."""
-        found = lexical.with_phrase(self.rows, words, -1, *self._range())
-        return [int(number) for number in found[self._is_admitted(found)][: max(limit, 0)]]
+    def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the admitted blocks that contain them in sequence, in document order."""
+        found = [lexical.with_phrase(self.rows, words, -1, *self._range()) for words in runs]
+        return [blocks[self._is_admitted(blocks)][: max(limit, 0)].tolist() for blocks in found]
 
     def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The admitted blocks with each name, titles first; names without blocks are left out."""
@@ -97,6 +94,10 @@ class AdmittedWords(lexical.LexicalIndex):
             if kept.any():
                 out[name] = [found[i] for i in np.flatnonzero(kept)[:per_name].tolist()]
         return out
+
+    def _worth_asking(self, terms: Sequence[str]) -> dict[str, int]:
+        frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
+        return {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
 
     def _holders(self, term: str) -> int:
         if not len(self) or not storable(term):

@@ -80,7 +80,7 @@ def indexed_terms(chunk: Chunk) -> list[str]:
 
 
 class LexicalIndex(ABC):
-    """Terms, runs of words and names of blocks. Several queries at once are asked one after another by default."""
+    """Terms, runs of words and names of blocks."""
 
     __slots__ = ()
 
@@ -93,19 +93,19 @@ class LexicalIndex(ABC):
         """The number of blocks that contain each term."""
 
     @abstractmethod
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms (see `compmem.text.tokenize.terms`) with their BM25 score, best first.
+    def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """For each query, the blocks that contain any of its terms, with their BM25 score, best first.
 
         In a large index, very common terms count only if the query has no rarer ones.
 
         Args:
-            terms: Terms, in any order; repeats count once.
-            limit: Most blocks.
+            queries: Terms (see `compmem.text.tokenize.terms`), in any order; repeats count once.
+            limit: Most blocks for a query.
         """
 
     @abstractmethod
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, ignoring endings, by number."""
+    def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the blocks that contain them in sequence, ignoring endings, by number."""
 
     @abstractmethod
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
@@ -118,16 +118,8 @@ class LexicalIndex(ABC):
     def prepare_search(
         self, queries: Sequence[Sequence[str]], limit: int, runs: Sequence[Sequence[str]], per_run: int
     ) -> None:
-        """Queries of `lexical` and runs of `phrase` that will follow, likewise."""
+        """Queries of `bm25` and runs of `phrases` that will follow, likewise."""
         return
-
-    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
-        """`lexical` of each query."""
-        return [self.lexical(terms, limit) for terms in queries]
-
-    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
-        """`phrase` of each run of words."""
-        return [self.phrase(run, limit) for run in runs]
 
 
 class LexicalTables(LexicalIndex):
@@ -151,13 +143,14 @@ class LexicalTables(LexicalIndex):
         """The number of blocks that contain each term; what is found is kept."""
         return document_frequency(self._rows, terms, self._frequency)
 
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that contain any of these terms with their BM25 score, best first."""
-        return ranked(self._rows, self.document_frequency([t[:LONGEST_TERM] for t in terms]), limit, len(self))
+    def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
+        asked = [self.document_frequency([term[:LONGEST_TERM] for term in terms]) for terms in queries]
+        return [ranked(self._rows, frequency, limit, len(self)) for frequency in asked]
 
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, by number."""
-        return [int(number) for number in with_phrase(self._rows, words, max(limit, 0))]
+    def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the blocks that contain them in sequence, by number."""
+        return [with_phrase(self._rows, words, max(limit, 0)).tolist() for words in runs]
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks with each name, titles first."""

@@ -105,7 +105,7 @@ class ShardPart:
 
     def phrases(self, key: int, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """The blocks of a selection that contain each run of words."""
-        return [self.words(key).phrase(run, limit) for run in runs]
+        return self.words(key).phrases(runs, limit)
 
     def named(self, key: int, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks of a selection with each name."""

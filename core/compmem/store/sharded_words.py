@@ -52,21 +52,13 @@ class ShardedWords(LexicalIndex):
         self._fill(self._new_terms(terms))
         return {term: self._frequency[term] for term in terms}
 
-    def lexical(self, terms: Sequence[str], limit: int) -> list[tuple[int, float]]:
-        """Blocks that hold any of the terms with their BM25 score, best first."""
-        return self.lexical_many([terms], limit)[0]
-
-    def lexical_many(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
-        """`lexical` of each query."""
+    def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
         self._fill(self._new_queries(queries, limit))
         return [self._ranked[limit, _cut(terms)] for terms in queries]
 
-    def phrase(self, words: Sequence[str], limit: int) -> list[int]:
-        """Blocks that contain these words in sequence, by number."""
-        return self.phrase_many([words], limit)[0]
-
-    def phrase_many(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
-        """`phrase` of each run of words."""
+    def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the blocks that contain them in sequence, by number."""
         self._fill(self._new_runs(runs, limit))
         return [self._phrases[limit, tuple(run)] for run in runs]
 

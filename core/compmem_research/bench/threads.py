@@ -129,7 +129,7 @@ def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
         words = type(snapshot.words())
     return {
         "encoder": [(LoadedEncoder, "encode_query")],
-        "word search": [(words, name) for name in ("lexical", "phrase", "named", "document_frequency")],
+        "word search": [(words, name) for name in ("bm25", "phrases", "named", "document_frequency")],
         "rest of the first stage": [(QuestionContext, "propose")],
         "blocks": [(BlockLoader, "windows")],
         "features of the gate": [(gates, "features")],
