@@ -3,10 +3,10 @@
 The update keeps the states that the rollout read, also where only one of them runs under autocast.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from compmem.backbone.weights_version import weights_version
@@ -24,9 +24,8 @@ class ScoreCache:
 
     def __init__(self, weights: Sequence[Tensor], most: int) -> None:
         self._weights = weights
-        self._most = most
         self._version: tuple[object, ...] | None = None
-        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._kept: LRUCache[tuple[int, ...], Tensor] = LRUCache(most)
 
     def of(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
         """The scores of each chunk; `compute` gets those whose scores are not kept."""
@@ -40,9 +39,6 @@ class ScoreCache:
         wanted = list(map(tuple, chunks))
         new = [chunk for chunk in dict.fromkeys(wanted) if chunk not in self._kept]
         found = dict(zip(new, compute(new), strict=True)) if new else {}
-        for chunk in wanted:
-            found.setdefault(chunk, self._kept.pop(chunk, torch.empty(0)))
+        found |= {chunk: self._kept[chunk] for chunk in wanted if chunk not in found}
         self._kept.update(found)
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
         return [found[chunk] for chunk in wanted]

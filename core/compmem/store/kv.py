@@ -1,8 +1,9 @@
 """KV states on disk: safetensors segments of many blocks, written once and read in slices."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
+
+from cachetools import LRUCache
 
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.kv_format import NAMES, Parts, are_states, fit
@@ -36,7 +37,7 @@ class KVSegments:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._open: LRUCache[int, Any] = LRUCache(_OPEN_SEGMENTS)
         self._guard = Lock()
 
     def read(self, serial: int, number: int, size: int) -> Parts:
@@ -68,16 +69,13 @@ class KVSegments:
         from safetensors import SafetensorError, safe_open
 
         with self._guard:
-            if serial in self._open:
-                self._open.move_to_end(serial)
-                return self._open[serial]
+            if (known := self._open.get(serial)) is not None:
+                return known
             file = self._folder.kv(serial)
             self._folder.check_plain(file, size)
             try:
                 handle: Any = safe_open(file, framework="pt")
-                self._open[serial] = (handle, frozenset(handle.keys()))
+                opened = self._open[serial] = (handle, frozenset(handle.keys()))
             except (SafetensorError, OSError) as error:
                 raise CorruptStoreError(f"{file.name} in {str(self._folder.path)!r} cannot be read: {error}") from error
-            if len(self._open) > _OPEN_SEGMENTS:
-                self._open.popitem(last=False)
-            return self._open[serial]
+            return opened
