@@ -82,12 +82,7 @@ class CompMemChatEngine(BaseChatEngine):
         response = self._engine.with_streaming(False).query(question)
         assert isinstance(response, Response)
         self._memory.put_messages(_turn(message, str(response)))
-        return AgentChatResponse(
-            response=str(response),
-            sources=[_output(question, response)],
-            source_nodes=response.source_nodes,
-            metadata=response.metadata,
-        )
+        return _chat_response(question, response)
 
     @trace_method("chat")
     async def achat(self, message: str, chat_history: list[ChatMessage] | None = None) -> AgentChatResponse:
@@ -96,12 +91,7 @@ class CompMemChatEngine(BaseChatEngine):
         response = await self._engine.with_streaming(False).aquery(question)
         assert isinstance(response, Response)
         await self._memory.aput_messages(_turn(message, str(response)))
-        return AgentChatResponse(
-            response=str(response),
-            sources=[_output(question, response)],
-            source_nodes=response.source_nodes,
-            metadata=response.metadata,
-        )
+        return _chat_response(question, response)
 
     @trace_method("chat")
     def stream_chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> StreamingAgentChatResponse:
@@ -180,6 +170,15 @@ def _turn(message: str, answer: str) -> list[ChatMessage]:
         ChatMessage(role=MessageRole.USER, content=message),
         ChatMessage(role=MessageRole.ASSISTANT, content=answer),
     ]
+
+
+def _chat_response(question: str, response: Response) -> AgentChatResponse:
+    return AgentChatResponse(
+        response=str(response),
+        sources=[_output(question, response)],
+        source_nodes=response.source_nodes,
+        metadata=response.metadata,
+    )
 
 
 def _output(question: str, response: Response | StreamingResponse | AsyncStreamingResponse) -> ToolOutput:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing, contextmanager
+from itertools import chain
 from typing import Any
 
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -74,29 +75,19 @@ class ResponseBuilder:
     def pieces(self, first: Event, events: Generator[Event, None, None]) -> Generator[str, None, None]:
         """The answer's text in pieces; when it has ended, sources and metadata are complete."""
         with framework_errors(), closing(events):
-            if isinstance(first, AnswerToken):
-                yield first.text
-            for event in events:
-                if isinstance(event, AnswerToken):
-                    yield event.text
-                elif isinstance(event, Answer):
-                    self._answered(event)
-        if isinstance(first, Answer):
-            self._answered(first)
+            for event in chain([first], events):
+                if (text := self._text_of(event)) is not None:
+                    yield text
 
     async def apieces(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
         """`pieces` for an event loop."""
         with framework_errors():
             async with aclosing(events):
-                if isinstance(first, AnswerToken):
-                    yield first.text
-                async for event in events:
-                    if isinstance(event, AnswerToken):
-                        yield event.text
-                    elif isinstance(event, Answer):
-                        self._answered(event)
-        if isinstance(first, Answer):
-            self._answered(first)
+                event: Event | None = first
+                while event is not None:
+                    if (text := self._text_of(event)) is not None:
+                        yield text
+                    event = await anext(events, None)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -150,6 +141,12 @@ class ResponseBuilder:
         else:
             self.nodes[:] = to_scored(recalls)
         self.metadata.update((n.node.node_id, n.node.metadata) for n in self.nodes)
+
+    def _text_of(self, event: Event) -> str | None:
+        """The text of a piece of the answer; of the answer itself, sources and metadata are kept instead."""
+        if isinstance(event, Answer):
+            self._answered(event)
+        return event.text if isinstance(event, AnswerToken) else None
 
     def _answered(self, answer: Answer) -> None:
         self.text = answer.text

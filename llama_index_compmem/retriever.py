@@ -1,6 +1,5 @@
 """The retriever: CompMem's recall behind LlamaIndex's `BaseRetriever`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -127,35 +126,15 @@ class CompMemRetriever(BaseRetriever):
         Raises:
             ValueError: The question is empty or too long.
         """
-        k = self._top_k if k is None else k
-        if not k:
-            return []
+        arguments = self._recall_arguments(query, k)
         with framework_errors():
-            return self._memory.recall(
-                query,
-                k,
-                method=self._method,
-                min_score=self._min_score,
-                filter=self._filter,
-                config=self._recall_config,
-                on_step=self._announcer(query),
-            )
+            return self._memory.recall(query, **arguments) if arguments["k"] else []
 
     async def arecall(self, query: str, k: int | None = None) -> list[Recall]:
         """`recall` for an event loop, without blocking it."""
-        k = self._top_k if k is None else k
-        if not k:
-            return []
+        arguments = self._recall_arguments(query, k)
         with framework_errors():
-            return await self._memory.arecall(
-                query,
-                k,
-                method=self._method,
-                min_score=self._min_score,
-                filter=self._filter,
-                config=self._recall_config,
-                on_step=self._announcer(query),
-            )
+            return await self._memory.arecall(query, **arguments) if arguments["k"] else []
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return to_scored(self.recall(query_bundle.query_str))
@@ -169,11 +148,14 @@ class CompMemRetriever(BaseRetriever):
     async def _aretrieve_from_object(self, obj: Any, query_bundle: QueryBundle, score: float) -> list[NodeWithScore]:
         return _without_diagnostics(await super()._aretrieve_from_object(obj, query_bundle, score))
 
-    def _announcer(self, query: str) -> Callable[[Step], None]:
+    def _recall_arguments(self, query: str, k: int | None) -> dict[str, Any]:
         def announce_step(step: Step) -> None:
             announce(query, step, self.callback_manager)
 
-        return announce_step
+        return {
+            "k": self._top_k if k is None else k, "method": self._method, "min_score": self._min_score,
+            "filter": self._filter, "config": self._recall_config, "on_step": announce_step,
+        }  # fmt: skip
 
 
 def _without_diagnostics(nodes: list[NodeWithScore]) -> list[NodeWithScore]:
