@@ -29,7 +29,7 @@ from compmem.index import MemoryIndex
 from compmem.schema import Answer, AnswerModels, AnswerToken, Event
 from compmem.serving import bodies, chat
 from compmem.serving.bodies import QuestionRequest
-from compmem.serving.limits import BusyError, Limits, Turns
+from compmem.serving.limits import BusyError, Limits
 from compmem.serving.tenancy import TenantIndex
 from compmem.serving.tokens import Tenant, Tokens
 from compmem.threads import in_thread
@@ -96,12 +96,12 @@ class _Server:
         self._read_only = read_only
         self._index = index
         self._tokens = tokens
-        self._config = config if config.max_seconds is not None else config.replace(max_seconds=limits.answer_seconds)
+        self._config = limits.in_time(config)
         self._limits = limits
         self._model = model
         self._started = int(time.time())
-        self._questions = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
-        self._writing = Turns(1, limits.waiting, limits.wait_seconds)
+        self._questions = limits.turns(limits.at_once)
+        self._writing = limits.turns(1)
 
     def route(
         self, handle: Callable[[Request, TenantIndex], Awaitable[Response]]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 
 from compmem.checks import check_positive, check_whole
+from compmem.config import RecallConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,14 @@ class Limits:
         for each in fields(self):
             check = check_positive if each.name.endswith("_seconds") else check_whole
             check(each.name, getattr(self, each.name))
+
+    def turns(self, at_once: int) -> "Turns":
+        """So many requests at work at once, and these limits for those that wait."""
+        return Turns(at_once, self.waiting, self.wait_seconds)
+
+    def in_time(self, config: RecallConfig) -> RecallConfig:
+        """The settings with `answer_seconds` as their limit if they have none."""
+        return config if config.max_seconds is not None else config.replace(max_seconds=self.answer_seconds)
 
 
 class BusyError(Exception):

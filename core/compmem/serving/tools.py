@@ -21,7 +21,7 @@ from compmem.config import RecallConfig
 from compmem.errors import CompMemError
 from compmem.index import MemoryIndex
 from compmem.schema import AnswerModels, Document
-from compmem.serving.limits import BusyError, Limits, Turns
+from compmem.serving.limits import BusyError, Limits
 from compmem.threads import in_thread
 
 _HOLDS = "Contains documents and answers questions from them, also questions that need facts from several documents."
@@ -67,11 +67,9 @@ def create_tools(
         read_only: Offer no tool that changes the index.
         **models: Models that read and write answers; see `AnswerModels`.
     """
-    limits, config = limits or Limits(), config or RecallConfig()
-    if config.max_seconds is None:
-        config = config.replace(max_seconds=limits.answer_seconds)
-    questions = Turns(limits.at_once, limits.waiting, limits.wait_seconds)
-    writing = Turns(1, limits.waiting, limits.wait_seconds)
+    limits = limits or Limits()
+    config = limits.in_time(config or RecallConfig())
+    questions, writing = limits.turns(limits.at_once), limits.turns(1)
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
     async def recall(
