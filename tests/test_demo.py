@@ -14,10 +14,11 @@ from compmem.backbone import Backbone
 from compmem.cli import demo_needles
 from compmem.cli.demo import QUESTIONS
 from compmem.cli.demo_docs import MODULES, documents
-from compmem.cli.demo_needles import EMBEDDED, LARGE, Haystack
+from compmem.cli.demo_needles import Haystack
 from compmem.config import IndexConfig
 from compmem.encoder import load_encoder
 from compmem.ingest.chunking import split
+from compmem.naming import EMBEDDED, SMOLLM2
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
 
 def test_the_demo_takes_the_real_model_where_it_is_and_downloads_nothing_that_was_not_named(monkeypatch):
     monkeypatch.setattr(Backbone, "load", lambda name, *, device, base=None: f"{name} over {base}")
-    for size, base, wanted in ((None, None, EMBEDDED), (9, None, LARGE), (None, "here", LARGE)):
+    for size, base, wanted in ((None, None, EMBEDDED), (9, None, SMOLLM2), (None, "here", SMOLLM2)):
         monkeypatch.setattr(demo_needles, "size_on_disk", lambda _, size=size: size)
         assert demo_needles._backbone("cpu", base) == (wanted, f"{wanted} over {base}")
     monkeypatch.undo()

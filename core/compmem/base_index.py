@@ -3,13 +3,13 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count, zip_longest
 from math import ceil
-from typing import Any, Self, Unpack, get_args
+from typing import Self, Unpack, get_args
 
 from compmem.checks import check_one_of, check_share, check_whole
 from compmem.config import FIRST_STAGE, IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
@@ -22,12 +22,10 @@ from compmem.loop.context import QuestionContext
 from compmem.loop.drivers import INLINE, THREADED, Runner, iterate, run, run_loop
 from compmem.loop.roles import Roles, make_loop, make_reader, resolve_roles
 from compmem.readers import ExtractiveReader
-from compmem.schema import Answer, AnswerModels, Event, Reader, Recall, Step
+from compmem.schema import Answer, AnswerModels, Event, Filter, Reader, Recall, Step
 from compmem.text.question_parts import question_parts
 from compmem.text.unicode import valid
 from compmem.threads import in_thread
-
-Filter = Mapping[str, Any] | Sequence[Any]
 
 LONGEST_QUESTION = 20_000
 """Longest question in characters."""

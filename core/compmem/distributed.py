@@ -22,6 +22,7 @@ from compmem.index_models import IndexModels, keep_facts
 from compmem.ingest.compressor import Compressed
 from compmem.ingest.pipeline import batches
 from compmem.schema import Document
+from compmem.shard_actors import divided, on_this_machine
 from compmem.shard_actors import open_index as open_index
 from compmem.store import FolderStore, content_hash, shard_of
 from compmem.store.records import metadata_json
@@ -30,7 +31,6 @@ try:
     import pyarrow as pa
     import ray
     import ray.data
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise ImportError("building on Ray needs Ray Data: pip install 'compmem[ray]'") from error
 
@@ -248,12 +248,8 @@ class _Writer:
 
 def _writers(folders: Sequence[str]) -> list[Any]:
     """Actors on this machine, which take no CPU from the encoders; Ray starts one that was killed again."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(_Writer).options(
-        num_cpus=0, scheduling_strategy=here, max_restarts=RESTARTS, max_task_retries=RESTARTS
-    )
-    number = min(len(folders), WRITERS, os.cpu_count() or 1)
-    return [actor.remote(dict(list(enumerate(folders))[n::number])) for n in range(number)]
+    actor = on_this_machine(_Writer, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+    return [actor.remote(part) for part in divided(folders, min(WRITERS, os.cpu_count() or 1))]
 
 
 def _places(encoders: int | None, num_gpus: float) -> tuple[int, float | None]:

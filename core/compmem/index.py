@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from compmem.backbone import Backbone
-from compmem.base_index import BaseIndex, Filter, checked_question
+from compmem.base_index import BaseIndex, checked_question
 from compmem.checks import checked_ids
 from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
 from compmem.devices import device_of
@@ -26,7 +26,7 @@ from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.retrieval.candidates import FirstStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
-from compmem.schema import Chunk, Document, Encoder
+from compmem.schema import Chunk, Document, Encoder, Filter
 from compmem.store import DocumentInfo, FolderStore, ShardedStore, Snapshot, Store, StoreInfo, open_store, store_exists
 
 if TYPE_CHECKING:

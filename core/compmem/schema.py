@@ -18,6 +18,10 @@ Message = Mapping[str, str]
 """One chat message: `{"role": "system" | "user" | "assistant", "content": text}`."""
 
 
+Filter = Mapping[str, Any] | Sequence[Any]
+"""Conditions on the metadata of documents; see `docs/filters.md`."""
+
+
 class Encoder(Protocol):
     """Turns texts into vectors. Any object with this method works; several threads may call it at once.
 

@@ -5,7 +5,7 @@ travel.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,13 +69,8 @@ class ShardActors:
         with open_store(Path(path).absolute()) as store:
             folders = list(map(str, store.folders))
             settings = dict(store.config)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(OpenShards).options(
-            num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_concurrency=AT_ONCE
-        )
-        number = min(len(folders), actors or os.cpu_count() or 1)
-        parts = [dict(list(enumerate(folders))[n::number]) for n in range(number)]
-        handles = tuple(actor.remote(part, search) for part in parts)
+        actor = on_this_machine(OpenShards, max_restarts=-1, max_concurrency=AT_ONCE)
+        handles = tuple(actor.remote(part, search) for part in divided(folders, actors or os.cpu_count() or 1))
         return cls(str(Path(path).absolute()), settings, len(folders), handles)
 
     def stop(self) -> None:
@@ -120,6 +115,18 @@ class ShardActors:
         """
         everyone = dict.fromkeys(range(len(self.handles)), args)
         return _all_answered(self.answers(method, everyone, retries=UNTIL_STARTED, seconds=seconds))
+
+
+def on_this_machine(kind: type, **options: Any) -> Any:
+    """An actor class whose actors run on this machine and take no CPU from others; `options` are Ray's."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
+
+
+def divided(folders: Sequence[str], most: int) -> list[dict[int, str]]:
+    """The shards of at most so many actors, each with its folder: shard n is in actor n modulo their number."""
+    number = min(len(folders), most)
+    return [dict(list(enumerate(folders))[n::number]) for n in range(number)]
 
 
 def _all_answered(answers: dict[int, Any]) -> dict[int, Any]:

@@ -13,12 +13,12 @@ from rich.text import Text
 import compmem
 from compmem.backbone import Backbone, size_on_disk
 from compmem.cli.demo_docs import documents
+from compmem.naming import EMBEDDED, SMOLLM2
 from compmem.schema import Encoder
 
 NEEDLES, PAGES, EXCERPT = 5, 400, 300
 """Questions; pages with excerpts; characters of an excerpt."""
-EMBEDDED, LARGE = "embedded", "smollm2-135m-memory"
-TOKENS = {EMBEDDED: 2000, LARGE: 600}
+TOKENS = {EMBEDDED: 2000, SMOLLM2: 600}
 """Tokens of a haystack, by the backbone's tokenizer: what it compresses in a few seconds on a CPU."""
 ADJECTIVES = ("amber", "brisk", "copper", "gentle", "hollow", "quiet")
 NOUNS = ("anchor", "basket", "lantern", "orchard", "saddle", "violin")
@@ -69,9 +69,9 @@ def read_needles(
 
 
 def _backbone(device: str | None, base: str | None) -> tuple[str, Backbone]:
-    if base is None and size_on_disk(LARGE) is None:  # nothing is downloaded that was not named
+    if base is None and size_on_disk(SMOLLM2) is None:  # nothing is downloaded that was not named
         return EMBEDDED, Backbone.load(EMBEDDED, device=device)
-    return LARGE, Backbone.load(LARGE, device=device, base=base)
+    return SMOLLM2, Backbone.load(SMOLLM2, device=device, base=base)
 
 
 def _haystacks(name: str, backbone: Backbone) -> list[Haystack]:

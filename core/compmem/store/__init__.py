@@ -2,7 +2,7 @@
 
 from compmem.store.folder_store import FolderStore
 from compmem.store.info import KV_WRITTEN, StoreInfo
-from compmem.store.interface import DocumentInfo, Filter, Snapshot, Store
+from compmem.store.interface import DocumentInfo, Snapshot, Store
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import check_document, content_hash
 from compmem.store.shard_views import EVERYTHING, ShardedSnapshot, ShardPart, TermTotals, shard_of
@@ -27,7 +27,6 @@ __all__ = [
     "SHARDS",
     "ChunkVectors",
     "DocumentInfo",
-    "Filter",
     "FolderSnapshot",
     "FolderStore",
     "ShardPart",

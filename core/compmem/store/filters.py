@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compmem.metadata import plain
-from compmem.store.blocks import BATCH, parse_metadata
+from compmem.store.blocks import BATCH, Numbers, parse_metadata
 from compmem.store.columns import Column, Hits
 from compmem.store.manifest import Rows, storable
 from compmem.text.unicode import nfc
@@ -47,8 +46,6 @@ MOST_KEYS: Final = 100
 
 _MISSING: Final = object()
 _BATCHES: Final = "SELECT key, id, title, metadata FROM documents WHERE key > ? ORDER BY key LIMIT ?"
-
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

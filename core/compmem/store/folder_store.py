@@ -28,7 +28,6 @@ from compmem.store.manifest import (
     JSON,
     Manifest,
     Rows,
-    State,
     parse_json,
     read_state,
     rows_of,
@@ -89,7 +88,7 @@ class FolderStore(Store):
         folder.prepare()
         with _locked(FileLock(folder.lock), folder):
             folder.prepare()
-            Manifest.create(folder, facts, State())
+            Manifest.create(folder, facts)
         return cls.open(folder.path)
 
     @classmethod

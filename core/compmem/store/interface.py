@@ -8,14 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from compmem.schema import Chunk, Document, KVStates, MemoryBlock
+from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.blocks import Numbers
 from compmem.store.info import StoreInfo
 from compmem.store.lexical import LexicalIndex
 from compmem.store.manifest import JSON
 from compmem.store.vectors import ChunkVectors
-
-Filter = Mapping[str, Any] | Sequence[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

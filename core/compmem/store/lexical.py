@@ -47,6 +47,11 @@ def fingerprint() -> str:
     return " ".join([*terms(_PROBE), *(name for name, _ in names_of("", (), _HEADED))])
 
 
+def is_current(rows: Rows) -> bool:
+    """Whether the terms in the index are those that this version of the library makes."""
+    return rows("SELECT json_extract(value, '$') FROM manifest WHERE name = 'terms'") == [(fingerprint(),)]
+
+
 def index_block(connection: sqlite3.Connection, number: int, chunk: Chunk) -> None:
     """Add a block's terms and names."""
     connection.execute("INSERT INTO lexical(rowid, title, body) VALUES (?, ?, ?)", (number, *_columns(chunk)))

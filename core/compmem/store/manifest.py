@@ -129,7 +129,7 @@ class Manifest:
         self._shorten: weakref.finalize[[Folder, int, tuple[int, int] | None], Manifest] | None = None
 
     @staticmethod
-    def create(folder: Folder, facts: Mapping[str, JSON], state: State) -> None:
+    def create(folder: Folder, facts: Mapping[str, JSON]) -> None:
         """Write an empty manifest, atomically."""
         with (
             folder.placing(folder.manifest) as new,
@@ -143,7 +143,7 @@ class Manifest:
             for statement in _SCHEMA.split(";\n"):
                 connection.execute(statement)
             rows = [(name, json.dumps(value)) for name, value in facts.items()]
-            connection.executemany("INSERT INTO manifest VALUES (?, ?)", [*rows, ("state", state.dump())])
+            connection.executemany("INSERT INTO manifest VALUES (?, ?)", [*rows, ("state", State().dump())])
             connection.execute("COMMIT")
 
     def check(self) -> dict[str, Any]:

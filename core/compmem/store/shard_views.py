@@ -13,10 +13,10 @@ import numpy as np
 
 from compmem.errors import StoreError
 from compmem.locks import Lock
-from compmem.schema import Chunk, Document, KVStates, MemoryBlock
+from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
-from compmem.store.interface import DocumentInfo, Filter, Snapshot
+from compmem.store.interface import DocumentInfo, Snapshot
 from compmem.store.sharded_words import ShardedWords
 from compmem.store.snapshot import FolderSnapshot, part_of
 from compmem.store.vectors import ChunkVectors

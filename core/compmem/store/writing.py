@@ -164,13 +164,11 @@ def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
 
 def refresh_terms(connection: sqlite3.Connection) -> None:
     """Rebuild the lexical index if its terms were made differently: FTS5 needs the exact terms to delete a block."""
-    rows = rows_of(connection)
-    now = lexical.fingerprint()
-    if rows("SELECT json_extract(value, '$') FROM manifest WHERE name = 'terms'") == [(now,)]:
+    if lexical.is_current(rows_of(connection)):
         return
     log.warning("the lexical index was made by a version of compmem with other terms; rebuilding it")
     lexical.rebuild(connection, _block_texts(connection, "1 = 1"))
-    connection.execute("UPDATE manifest SET value = ? WHERE name = 'terms'", (json.dumps(now),))
+    connection.execute("UPDATE manifest SET value = ? WHERE name = 'terms'", (json.dumps(lexical.fingerprint()),))
 
 
 def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object) -> Iterator[tuple[int, Chunk]]:
