@@ -20,7 +20,8 @@ from compmem.serving import run
 from compmem.serving.app import create_app
 from compmem.serving.limits import Limits
 from compmem.serving.run import Settings, serve
-from compmem.serving.tokens import Tenant, Tokens
+from compmem.serving.tenancy import Tenant
+from compmem.serving.tokens import Tokens
 from tests.hashing import HashEncoder
 
 QUESTION = "Who insures the building that Acme rents?"

@@ -15,7 +15,8 @@ import pytest
 from compmem import Document, MemoryIndex, StoreError
 from compmem.serving import on_ray
 from compmem.serving.run import Settings
-from compmem.serving.tokens import Tenant, Tokens
+from compmem.serving.tenancy import Tenant
+from compmem.serving.tokens import Tokens
 
 QUESTION = "Who insures the building that Acme rents?"
 ADMIN, RED, BLUE = (f"{name}-0123456789abcdef" for name in ("admin", "red", "blue"))

@@ -30,8 +30,8 @@ from compmem.schema import Answer, AnswerModels, AnswerToken, Event
 from compmem.serving import bodies, chat
 from compmem.serving.bodies import QuestionRequest
 from compmem.serving.limits import BusyError, Limits
-from compmem.serving.tenancy import TenantIndex
-from compmem.serving.tokens import Tenant, Tokens
+from compmem.serving.tenancy import Tenant, TenantIndex
+from compmem.serving.tokens import Tokens
 from compmem.threads import in_thread
 
 logger = logging.getLogger(__name__)

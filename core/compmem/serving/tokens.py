@@ -1,90 +1,19 @@
-"""Authentication: bearer tokens, and the metadata that each of them is limited to."""
+"""Authentication: bearer tokens and their holders."""
 
 import hashlib
 import hmac
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from compmem.store.columns import moment
-from compmem.store.filters import Group, Node, Not, Test, compile_filter
-from compmem.text.unicode import nfc, valid
+from compmem.serving.tenancy import Tenant
+from compmem.text.unicode import nfc
 
-_NAME: Final = re.compile(r"[\w.-]{1,100}")
 _TOKEN: Final = re.compile("[!-~]+")
-_RESERVED: Final = ("and", "or", "not", "document_id", "title")
 LEAST_CHARACTERS: Final = 16
 """Least characters of a token; a shorter one could be guessed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """The holder of a token, and its rights.
-
-    Raises:
-        ValueError: The name or the metadata is invalid.
-    """
-
-    name: str = "default"
-    """Letters, digits, `_`, `.` and `-`."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Only documents with this metadata are visible, and added ones get it. Empty: all documents are visible."""
-    write: bool = True
-    """May add and delete documents."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise ValueError(f"the name {self.name!r} of a token must be 1 to 100 letters, digits, '_', '.' or '-'")
-        if not isinstance(self.metadata, Mapping) or not isinstance(self.write, bool):
-            raise ValueError(f"token {self.name!r}: 'metadata' must be a JSON object, 'write' true or false")
-        for key, value in self.metadata.items():
-            if key in _RESERVED or "." in key or not isinstance(value, str) or valid(value) != value or "\0" in value:
-                raise ValueError(f"token {self.name!r}: the metadata {key!r} must be a plain name with a text")
-            if moment(value) is not None:  # filters take 2024-01-01 and 2024-01-01T00:00 as equal
-                raise ValueError(f"token {self.name!r}: the metadata {key!r} must not be a date, but a name: {value!r}")
-
-    @property
-    def prefix(self) -> str:
-        """What stands before the tenant's own ids in the index; documents that the server did not add have none."""
-        return f"{self.name}/" if self.metadata else ""
-
-    def filter(self, wanted: Any = None) -> Any:
-        """A filter limited to the tenant's metadata, which do not count for the limits of a filter.
-
-        Its ids are the tenant's own.
-
-        Raises:
-            ValueError: The filter is invalid, or compares ids other than for equality.
-        """
-        if not self.metadata:
-            return wanted
-        own = compile_filter(self.metadata)
-        return own if wanted is None else Group("AND", (own, self._with_stored_ids(compile_filter(wanted))))
-
-    def _with_stored_ids(self, node: Node) -> Node:
-        if isinstance(node, Group):
-            return Group(node.word, tuple(map(self._with_stored_ids, node.parts)))
-        if isinstance(node, Not):
-            return Not(self._with_stored_ids(node.part))
-        if node.key != "document_id":
-            return node
-        if node.operator != "in":  # to which ==, != and "not in" are compiled
-            raise ValueError(f"filter 'document_id' takes ==, !=, in and 'not in' here, not {node.operator!r}")
-        stored = (nfc(id) for value in node.operand if isinstance(value, str) for id in self.stored_ids(value))
-        return Test(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
-
-    def stored_ids(self, document_id: str) -> list[str]:
-        """The ids in the index that one of the tenant's own ids may stand for; no other of its ids stands for them."""
-        stored = f"{self.prefix}{document_id}"
-        return [stored] if document_id.startswith(self.prefix) else [stored, document_id]
-
-    def owns(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether the tenant may see a document with this metadata."""
-        held = [(metadata.get(key), value) for key, value in self.metadata.items()]
-        return all(isinstance(here, str) and nfc(here) == nfc(value) for here, value in held)
 
 
 class Tokens:
