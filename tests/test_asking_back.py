@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig, Request, Step
+from compmem.cli.answer_page import as_page
+from compmem.cli.answer_text import cost
 from compmem.loop.answering import citations
 from compmem.readers.replies import LONGEST_REQUEST, AnswerFilter
-from compmem.trace import as_page, cost
 from tests.hashing import HashEncoder
 
 DOCUMENTS = [

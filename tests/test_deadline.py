@@ -15,12 +15,12 @@ import pytest
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
 from compmem.as_json import answer_json
+from compmem.cli.answer_page import as_page
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import recall_loop
 from compmem.readers import ChatReader
 from compmem.readers.chat_model import apieces, pieces
 from compmem.schema import Answer, Chunk, MemoryBlock, Reading, Step, WorkingMemory
-from compmem.trace import as_page
 from tests.hashing import HashEncoder
 
 QUESTION = "Who insures the building that Acme rents?"

@@ -12,8 +12,9 @@ from llama_index.core.base.llms.types import ChatMessage
 
 import compmem
 import llama_index_compmem
-from compmem import trace
 from compmem.cli import decoding, formats, html, records
+from compmem.cli.answer_page import as_page
+from compmem.cli.answer_text import printable
 from compmem.encoder.loading import load_encoder
 from compmem.errors import CompMemError
 from compmem.ingest import chunking
@@ -126,8 +127,8 @@ def cut(text):
 def paged(text):
     nothing = {"found": True, "sources": (), "evidence": (), "steps": (), "stop_reason": "exhausted", "usage": Usage()}
     answer = Answer(question=text, text=text, working_memory=text, **nothing)
-    trace.printable(answer.text)
-    trace.as_page(answer)
+    printable(answer.text)
+    as_page(answer)
 
 
 def asked(text):

@@ -17,9 +17,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from compmem import __version__
+from compmem.cli.answer_text import printable
 from compmem.config import RecallConfig
 from compmem.errors import CompMemError
-from compmem.trace import printable
 
 PIPED_WIDTH = 120
 """Columns of the output if it is no terminal."""

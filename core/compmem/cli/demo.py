@@ -12,12 +12,12 @@ from rich.text import Text
 
 import compmem
 from compmem.as_json import answer_json
+from compmem.cli.answer_page import as_page
 from compmem.cli.app import app, out, write_json
 from compmem.cli.demo_docs import documents
 from compmem.cli.index_commands import progress
 from compmem.cli.query_commands import AsJson, BackboneBase, Device, follow, last
 from compmem.schema import Answer
-from compmem.trace import as_page
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

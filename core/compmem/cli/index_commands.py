@@ -18,10 +18,10 @@ from rich.text import Text
 import compmem
 from compmem.as_json import document_json
 from compmem.cli import inputs, render
+from compmem.cli.answer_text import printable
 from compmem.cli.app import app, err, fail, given, out, parse_filter, write_json
 from compmem.cli.query_commands import AllowDownload, AsJson, BackboneBase, Device, Filter, IndexPath
 from compmem.schema import Document
-from compmem.trace import printable
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
 
+from compmem.cli.answer_text import printable
 from compmem.cli.decoding import HEAD, BlankError, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
 from compmem.schema import LONGEST_TITLE, Document
-from compmem.trace import printable
 
 __all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
 

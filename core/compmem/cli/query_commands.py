@@ -12,10 +12,11 @@ from rich.text import Text
 import compmem
 from compmem.as_json import answer_json, recall_json
 from compmem.cli import render
+from compmem.cli.answer_page import as_page
+from compmem.cli.answer_text import printable
 from compmem.cli.app import app, chat_model, err, given, out, parse_filter, write_json
 from compmem.config import RecallConfig, RecallMethod
 from compmem.schema import Answer, AnswerToken, Event, ReaderName, Step, WriterName
-from compmem.trace import as_page, printable
 
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)]
 Filter = Annotated[

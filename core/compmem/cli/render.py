@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from compmem.cli.answer_text import cost, gates, new_notes, place, printable, quotes
 from compmem.schema import Answer, Chunk, Recall, Step
-from compmem.trace import cost, gates, new_notes, place, printable, quotes
 
 SNIPPET = 240
 """Characters of a block's text in a table."""

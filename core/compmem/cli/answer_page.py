@@ -1,80 +1,14 @@
-"""An answer with its sources and steps, as plain text and as an HTML page.
+"""An answer with its sources and steps as an HTML page; everything on it is escaped, since documents are untrusted."""
 
-Document text is untrusted: control characters are never printed, and everything on the page is escaped.
-"""
-
-import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Final
 
-from compmem.schema import Answer, Evidence, Recall, Step, Usage
+from compmem.cli.answer_text import LATE, NOTHING_NEW, cost, counted, gates, new_notes, place, printable, quotes
+from compmem.schema import Answer
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHOWN: Final = 400
-_NOTHING_NEW: Final = "nothing new"
-_LATE: Final = "not read in time"
-_NOTHING: Final = (_NOTHING_NEW, _LATE)
-
-
-def printable(text: str) -> str:
-    """The text without characters that control a terminal or change the direction of text."""
-    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def place(recall: Recall) -> str:
-    """The position of a recalled block: document, title and headings, characters."""
-    chunk = recall.chunk
-    named = [chunk.document_id] if chunk.document_id not in (chunk.title, *chunk.headings) else []
-    parts = [*named, *([chunk.label] if chunk.label else []), f"characters {chunk.start}-{chunk.end}"]
-    return printable(" · ".join(" ".join(part.split()) for part in parts))
-
-
-def new_notes(step: Step, before: str) -> str:
-    """The text that a step added to the working memory: new lines, or all of it if it was rewritten."""
-    if step.working_memory == before:
-        return ""
-    old = set(before.split("\n"))
-    lines = step.working_memory.split("\n")
-    added = [line for line in lines if line not in old and line.strip()]
-    return "\n".join(added if old.issubset({*lines, ""}) else lines)
-
-
-def gates(step: Step) -> list[str]:
-    """The decisions of the gates of a step, in words."""
-    if step.lost:
-        return [_LATE]
-    return [
-        "memory updated" if step.updated else _NOTHING_NEW,
-        *(["a block rejected before"] if step.backtracked else []),
-        *(["enough is known"] if step.exit else []),
-    ]
-
-
-def quotes(answer: Answer, source: Recall) -> list[Evidence]:
-    """The sentences kept from one source, in order."""
-    kept = {(e.start, e.end): e for e in answer.evidence if e.chunk.id == source.chunk.id}
-    return [kept[span] for span in sorted(kept)]
-
-
-def cost(usage: Usage) -> str:
-    """The cost of the answer, on one line."""
-    parts = [
-        _number(usage.steps, "step"),
-        f"{_number(usage.blocks_scored, 'block')} scored",
-        f"{usage.blocks_read} read",
-        *([_number(usage.model_calls, "model call")] if usage.model_calls else []),
-        *([f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"] if usage.model_calls else []),
-        *([f"{usage.rounds} follow-up {'search' if usage.rounds == 1 else 'searches'}"] if usage.rounds else []),
-        *([f"{usage.malformed_replies} malformed"] if usage.malformed_replies else []),
-        f"{usage.seconds:.2f} s",
-    ]
-    return ", ".join(parts)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
+"""Most characters of the question in the title."""
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1f2328; --soft: #656d76; --line: #e4e1d9;
@@ -162,12 +96,13 @@ def _page_steps(answer: Answer) -> Iterator[str]:
         reads = "\n".join(f"{_score(r.score)}\n<p class='meta'>{_html(place(r))}</p>" for r in step.recalls)
         kept = new_notes(step, before)
         pills = "".join(
-            f'<span class="pill{" yes" if word not in _NOTHING else ""}">{_html(word)}</span>' for word in gates(step)
+            f'<span class="pill{" yes" if word not in (NOTHING_NEW, LATE) else ""}">{_html(word)}</span>'
+            for word in gates(step)
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>
 {f'<p class="meta">search for: {_html(step.request)}</p>' if step.request else ""}
-<p class="meta">{_number(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
+<p class="meta">{counted(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
 {reads}
 {f'<div class="kept">{_html(kept)}</div>' if kept else ""}
 {pills}

@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from compmem.cli.answer_page import as_page
+from compmem.cli.answer_text import cost, new_notes, printable
 from compmem.schema import Answer, Chunk, Evidence, Recall, Step, Usage
-from compmem.trace import as_page, cost, new_notes, printable
 
 FIRST = "Acme rents Mill House. It is old."
 SECOND = "The owner of Mill House pays the insurance."
