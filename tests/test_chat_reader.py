@@ -11,7 +11,8 @@ import pytest
 
 from compmem import RecallConfig
 from compmem.errors import ReaderError
-from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader, estimate_tokens
+from compmem.readers import NOTHING_FOUND
+from compmem.readers.chat import ChatPrompts, ChatReader, estimate_tokens
 from compmem.readers.replies import Reply, parse_reply
 from compmem.schema import Chunk, MemoryBlock, Request, Usage, WorkingMemory
 

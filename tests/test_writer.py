@@ -18,8 +18,7 @@ from compmem import (
     WorkingMemory,
 )
 from compmem.backbone import MemoryConfig
-from compmem.readers import ChatReader, ExtractiveReader, ReaderWithWriter
-from compmem.readers.chat import NOTHING_FOUND
+from compmem.readers import NOTHING_FOUND, ChatReader, ExtractiveReader, ReaderWithWriter
 from compmem.schema import Chunk
 from tests.hashing import HashEncoder
 from tests.replies import keep_short

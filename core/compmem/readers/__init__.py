@@ -1,6 +1,7 @@
 """Readers: they read a recalled block and write the answer, by quoting, with a chat model, or with the backbone."""
 
-from compmem.readers.chat import NOTHING_FOUND, ChatPrompts, ChatReader
+from compmem.readers.answers import NOTHING_FOUND
+from compmem.readers.chat import ChatPrompts, ChatReader
 from compmem.readers.chat_model import ChatModel, pieces
 from compmem.readers.endpoint import Endpoint
 from compmem.readers.extractive import ExtractiveReader

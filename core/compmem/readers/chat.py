@@ -15,15 +15,14 @@ from typing import Any, Final
 from compmem.checks import check_whole
 from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
+from compmem.readers.answers import ANSWER, NOTHING_FOUND
 from compmem.readers.chat_model import ChatModel, apieces, pieces
-from compmem.readers.prompt_budget import LEAST, MARK, Shown, ending, fitted, packed
+from compmem.readers.prompt_budget import LEAST, MARK, Shown, fitted, packed
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
 from compmem.text.escaping import escaped, unescaped
 from compmem.text.tokenize import terms
-
-NOTHING_FOUND: Final = "Nothing was found that bears on the question."
-"""The answer if the working memory is empty; the model is not called."""
+from compmem.text.truncation import ending
 
 _NOTED: Final = 0.5
 """Weight of a word of the notes when a block is cut; a word of the question has weight 1."""
@@ -40,20 +39,6 @@ _FIELDS: Final = {
     "cite": set[str](),
     "ask_back": set[str](),
 }
-ANSWER: Final = """\
-<question>
-{question}
-</question>
-
-Notes taken from the documents:
-<memory>
-{memory}
-</memory>
-
-Answer the question from these notes alone, as briefly as it allows: a name, a number or one sentence. If the notes do \
-not hold the answer, say what is missing.
-"""
-"""The last turn, of every reader that a language model answers for; fields `question`, `memory`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compmem.readers.chat import NOTHING_FOUND
+from compmem.readers.answers import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
 from compmem.readers.outline import Outline, is_heading, is_question
 from compmem.readers.quoting import quoted_sentences, unnamed_titles

@@ -11,7 +11,7 @@ import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
 from compmem.config import KVFusion
-from compmem.readers.chat import NOTHING_FOUND
+from compmem.readers.answers import NOTHING_FOUND
 from compmem.readers.latent_prompts import HELPS, LatentPrompts, StepPrompts
 from compmem.readers.replies import ThinkingFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import KVStates, MemoryBlock, Reading, Usage, WorkingMemory

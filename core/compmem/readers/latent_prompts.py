@@ -14,7 +14,7 @@ import torch
 
 from compmem.backbone import Backbone
 from compmem.errors import CheckpointError
-from compmem.readers.chat import ANSWER
+from compmem.readers.answers import ANSWER
 from compmem.schema import KVStates
 
 PROMPT_FILE: Final = "templates.json"
