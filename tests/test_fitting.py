@@ -8,8 +8,9 @@ import pytest
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatReader, Endpoint
-from compmem.readers.prompt_budget import Shown, ending, fitted, packed
+from compmem.readers.prompt_budget import Shown, fitted, packed
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
+from compmem.text.truncation import ending
 from tests.hashing import HashEncoder
 
 WINDOW = 900

@@ -17,8 +17,8 @@ from typing import Final, Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
-from compmem.readers.prompt_budget import ending
 from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
+from compmem.text.truncation import ending
 
 WINDOW = 64
 """Blocks gated at once in a pass in document order."""

@@ -2,18 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from compmem.text.sentences import sentences
 from compmem.text.tokenize import terms
-
-Count = Callable[[str], int]
-"""Tokens of a text."""
-
-CHARS_PER_TOKEN: Final = 16
-"""Characters per token above which a text counts as too long without being tokenised."""
+from compmem.text.truncation import CHARS_PER_TOKEN, Count, beginning
 
 LEAST: Final = 48
 """Least tokens of a part of a block that is shown."""
@@ -22,7 +17,6 @@ MARK: Final = "**"
 """Placed before and after a relevant sentence."""
 
 _TEXT: Final = re.compile(r"\S")
-_BORDER: Final = re.compile(r"[.!?。！？\n]\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,37 +88,6 @@ def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], cou
         kept.append(block)
         left -= count(str(block))
     return kept
-
-
-def beginning(text: str, limit: int, count: Count) -> int:
-    """The end of the longest beginning of at most `limit` tokens, at the end of a sentence or word if one is near."""
-    end = min(len(text), limit * CHARS_PER_TOKEN)
-    if count(text[:end]) > limit:
-        low, high = 1, end
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if count(text[:middle]) <= limit else (low, middle - 1)
-        end = low
-    if end == len(text):
-        return end
-    borders = [match.end() for match in _BORDER.finditer(text, end // 2, end)]
-    blank = max(text.rfind(" ", end // 2, end), text.rfind("\n", end // 2, end)) + 1
-    return borders[-1] if borders else blank or end
-
-
-def ending(text: str, limit: int, count: Count) -> str:
-    """The longest ending of at most `limit` tokens: whole lines, else words of its last line, else characters."""
-    if count(text) <= limit:
-        return text
-    last = text.rstrip().rpartition("\n")[2]
-    for parts, separator in ((text.split("\n"), "\n"), (last.split(" "), " "), (list(last), "")):
-        low, high = 0, len(parts)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if count(separator.join(parts[middle:])) <= limit else (middle + 1, high)
-        if kept := separator.join(parts[low:]):
-            return kept
-    return ""
 
 
 def _best_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:

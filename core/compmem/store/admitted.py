@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
 from compmem.store import lexical
-from compmem.store.blocks import BATCH, Numbers
+from compmem.store.blocks import BATCH, Numbers, number_list
 from compmem.store.lexical import PER_NAME
 from compmem.store.manifest import Rows, storable
-from compmem.store.vectors import number_list
 from compmem.text.tokenize import NameKind
 
 _K1: Final = 1.2

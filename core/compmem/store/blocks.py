@@ -1,5 +1,6 @@
 """Reads a block's rows from the manifest and its bytes from the files, and checks them."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -13,7 +14,7 @@ from compmem.schema import Chunk
 from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, parse_json
 from compmem.store.records import parse_headings, text_crc, unpack_spans
-from compmem.store.vectors import Raw, RowFormat, crc_of, number_list
+from compmem.store.vectors import Raw, RowFormat, crc_of
 
 Numbers = NDArray[np.int64]
 
@@ -58,6 +59,11 @@ _FROM: Final = (
     "JOIN texts AS t ON t.number = b.number"
 )
 _ASKED: Final = "WHERE b.number IN (SELECT value FROM json_each(?)) ORDER BY b.number"
+
+
+def number_list(numbers: Sequence[int] | Numbers) -> str:
+    """Block numbers as one SQL parameter, for `json_each`."""
+    return json.dumps([int(n) for n in numbers])
 
 
 def read_places(rows: Rows, numbers: Sequence[int] | Numbers) -> list[Place]:

@@ -10,13 +10,13 @@ from compmem.checks import check_whole
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.admitted import AdmittedWords
-from compmem.store.blocks import BATCH, Numbers, Placed, parse_metadata, read_blocks, read_places
+from compmem.store.blocks import BATCH, Numbers, Placed, number_list, parse_metadata, read_blocks, read_places
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import Node, admitted, compile_filter
 from compmem.store.interface import DocumentInfo, Snapshot
 from compmem.store.lexical import LexicalIndex, LexicalTables
 from compmem.store.manifest import Rows, read_state, storable
-from compmem.store.vectors import ChunkVectors, number_list
+from compmem.store.vectors import ChunkVectors
 
 
 def part_of(offset: int, limit: int | None) -> slice:

@@ -1,6 +1,5 @@
 """Dense vectors on disk: rows of fixed width in two append-only files, memory-mapped and checked by checksum."""
 
-import json
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -247,8 +246,3 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
 def _check_segments(found: Sequence[tuple[Any, ...]]) -> None:
     if not all(isinstance(value, int) for segment in found for value in segment):
         raise CorruptStoreError("the segments of the whole-chunk vectors are not numbers")
-
-
-def number_list(numbers: Sequence[int] | NDArray[np.int64]) -> str:
-    """Block numbers as one SQL parameter, for `json_each`."""
-    return json.dumps([int(n) for n in numbers])
