@@ -335,6 +335,40 @@ def test_a_pdf_whose_pages_unpack_to_far_more_than_it_is_refused():
         parse("pdf", out.getvalue(), "a.pdf")
 
 
+def pdf_with_form(contents, calls, pages):
+    """A PDF whose pages call one form."""
+    writer = pypdf.PdfWriter(io.BytesIO(pdf("Text.")))
+    first = writer.pages[0]
+    form, page = DecodedStreamObject(), DecodedStreamObject()
+    form.set_data(contents)
+    form = form.flate_encode()
+    form.update({
+        NameObject("/Subtype"): NameObject("/Form"),
+        NameObject("/Resources"): first[NameObject("/Resources")].clone(writer),
+    })  # fmt: skip
+    page.set_data(b"/Head Do " * calls)
+    first["/Resources"][NameObject("/XObject")] = DictionaryObject({NameObject("/Head"): writer._add_object(form)})
+    shared = writer._add_object(page)
+    for each in [first, *(writer.add_blank_page(300, 300) for _ in range(pages - 1))]:
+        each[NameObject("/Contents")] = shared
+        each[NameObject("/Resources")] = first[NameObject("/Resources")]
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+def test_the_contents_of_a_pdf_form_count_at_each_of_its_calls(monkeypatch):
+    assert parse("pdf", pdf_with_form(b"BT /F1 12 Tf (Acme) Tj ET", 1, 200), "a.pdf")[1] == "\n\n".join(["Acme"] * 200)
+    read = []
+    extract = pypdf.PageObject.extract_xform_text
+    monkeypatch.setattr(
+        pypdf.PageObject, "extract_xform_text", lambda *a, **options: read.append(1) or extract(*a, **options)
+    )
+    with pytest.raises(UnreadableError, match="whose pages unpack to far more than that"):
+        parse("pdf", pdf_with_form(b" " * 500_000, 100, 1), "a.pdf")
+    assert len(read) == 8
+
+
 def test_a_word_document_with_too_much_in_it_is_refused():
     with pytest.raises(UnreadableError, match="that unpack to"):
         parse("docx", docx("<w:t/>" * 1_000_000), "a.docx")

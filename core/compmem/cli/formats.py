@@ -49,6 +49,8 @@ _PDF_TEXT: Final = 4 << 20
 """Characters of text, and bytes of unpacked pages, that a small PDF file may have."""
 _PDF_GROWTH: Final = 50
 """How many times as many of these as bytes a PDF may have."""
+_FORM_CALL: Final = 100
+"""Bytes of contents that take about as long as a call of an empty form."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -191,13 +193,14 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
     _check_pages(reader.root_object.get("/Pages"))
     title = (reader.metadata.title if reader.metadata else None) or ""
     pages, most = [], max(_PDF_TEXT, _PDF_GROWTH * len(data))
-    text_left = contents_left = most
+    text_left, contents = most, _Contents(len(data), most)
     for page in reader.pages:
-        contents = page.get_contents()  # pages may share them
-        contents_left -= 0 if contents is None else len(contents.get_data())
-        if contents_left < 0:
-            raise UnreadableError(f"{len(data):,} bytes of PDF whose pages unpack to far more than that: not read")
+        page_contents = page.get_contents()  # pages may share them
+        contents.take(0 if page_contents is None else len(page_contents.get_data()))
+        contents.check()
+        contents.take_forms(page)
         pages.append(page.extract_text().strip())
+        contents.check()
         text_left -= len(pages[-1])
         if text_left < 0:
             raise UnreadableError(f"{len(data):,} bytes of PDF with far more text than that: not read")
@@ -205,6 +208,32 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
     if not text:
         raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(str(title).split()), text
+
+
+class _Contents:
+    """How many bytes of contents may still be read from a PDF file of this size."""
+
+    def __init__(self, size: int, most: int) -> None:
+        self.size = size
+        self.left = most
+
+    def take(self, size: int) -> None:
+        self.left -= size
+
+    def take_forms(self, page: Any) -> None:
+        """Count the contents of a form at each of its calls, since pypdf reads them each time."""
+        read = page.extract_xform_text
+
+        def counted(form: Any, *args: Any, **options: Any) -> str:
+            self.take(_FORM_CALL + len(form.get_data()))
+            # pypdf would catch an exception here and go on
+            return cast("str", read(form, *args, **options)) if self.left >= 0 else ""
+
+        page.extract_xform_text = counted
+
+    def check(self) -> None:
+        if self.left < 0:
+            raise UnreadableError(f"{self.size:,} bytes of PDF whose pages unpack to far more than that: not read")
 
 
 def _check_pages(root: Any) -> None:
