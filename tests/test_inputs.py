@@ -372,8 +372,19 @@ def test_the_contents_of_a_pdf_form_count_at_each_of_its_calls(monkeypatch):
 def test_a_word_document_with_too_much_in_it_is_refused():
     with pytest.raises(UnreadableError, match="that unpack to"):
         parse("docx", docx("<w:t/>" * 1_000_000), "a.docx")
-    with pytest.raises(UnreadableError, match="too many fields without an end"):
-        parse("docx", docx('<w:fldChar w:fldCharType="begin"/>' * 2000), "a.docx")
+    for begin in ("begin", "&#98;egin"):
+        with pytest.raises(UnreadableError, match="too many fields without an end"):
+            parse("docx", docx(f'<w:fldChar w:fldCharType="{begin}"/>' * 2000), "a.docx")
+    others = {"picture": b"\x89PNG\r\n", "odd": b'<?xml encoding="none"?><a/>'}
+    assert parse("docx", docx("<w:p><w:r><w:t>Acme.</w:t></w:r></w:p>", **others), "a.docx")[1] == "Acme.\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_word_document_with_entities_is_refused(encoding):
+    declared = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE w [<!ENTITY a "{"A" * 99}">]>'
+    part = f'{declared}<w:document xmlns:w="w"><w:body>&a;</w:body></w:document>'.encode(encoding)
+    with pytest.raises(UnreadableError, match="a part has a document type definition"):
+        parse("docx", docx("", **{"word/styles.xml": part}), "a.docx")
 
 
 def test_the_time_for_a_table_grows_with_its_size():

@@ -3,17 +3,18 @@
 The parsers are lxml for HTML, pypdf for PDF and mammoth for .docx.
 """
 
+import contextlib
 import email
 import email.policy
 import io
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from email.message import EmailMessage
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final, Literal, cast, get_args
+from xml.parsers import expat
 
 from compmem.cli.decoding import HEAD, BlankError, UnreadableError, decode, is_text
 from compmem.cli.html import page_text
@@ -41,7 +42,6 @@ _DOCX_GROWTH: Final = 30
 """How many times as large as the file its parts may be together."""
 _OPEN_FIELDS: Final = 1000
 """Fields of a .docx file that may have no end: each is looked through at every later one."""
-_FIELD = re.compile(rb"fldCharType\s*=\s*[\"'](begin|end)")
 _MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
 _LONGEST_HEAD: Final = 10_000
 """Most characters of a header of an e-mail, since reading one takes quadratic time."""
@@ -152,13 +152,33 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
         if unpacked > max(_DOCX_UNPACKED, _DOCX_GROWTH * len(data)):
             raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
         for part in parts.infolist():
-            marks = Counter(_FIELD.findall(parts.read(part)))
-            if marks[b"begin"] - marks[b"end"] > _OPEN_FIELDS:
-                raise UnreadableError("has too many fields without an end")
+            _check_part(parts.read(part))
     read = mammoth.convert_to_html(
         io.BytesIO(data), convert_image=lambda _: [], style_map=_STYLES, include_embedded_style_map=False
     )
     return page_text(read.value)
+
+
+def _check_part(content: bytes) -> None:
+    """Refuse XML with many open fields or a document type definition, whose entities unpack after sizes are checked."""
+    opened = 0
+
+    def doctype(*_: Any) -> None:
+        raise UnreadableError("a part has a document type definition: not read")
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal opened
+        if name.endswith("fldChar"):
+            kinds = [value for key, value in attributes.items() if key.endswith("fldCharType")]
+            opened += ("begin" in kinds) - ("end" in kinds)
+            if opened > _OPEN_FIELDS:
+                raise UnreadableError("has too many fields without an end")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = doctype
+    parser.StartElementHandler = start
+    with contextlib.suppress(expat.ExpatError, LookupError, ValueError):  # a picture, an unknown encoding
+        parser.Parse(content, True)
 
 
 def _eml(data: bytes, name: str) -> tuple[str, str]:
