@@ -310,6 +310,23 @@ def test_an_e_mail_has_its_subject_sender_and_text_without_attachments():
         parse("eml", b"From: " + b"=?utf-8?q?a?= " * 1000 + b"\n\nAna.", "k.eml")
 
 
+def test_an_e_mail_that_would_take_long_to_parse_is_refused():
+    def nested(depth, lines):
+        opened = "".join(f"Content-Type: multipart/mixed; boundary=b{i}\n\n--b{i}\n" for i in range(depth))
+        return f"{opened}Content-Type: text/plain\n\n".encode() + b"a\n" * lines
+
+    def parts(count, kind):
+        each = f"--B\nContent-Type: {kind}\n\nx\n" * count
+        return f"Content-Type: multipart/mixed; boundary=B\n\n{each}--B\n\nAna.\n--B--\n".encode()
+
+    with pytest.raises(UnreadableError, match="more than 100 boundaries"):
+        parse("eml", nested(300, 40_000), "a.eml")
+    with pytest.raises(UnreadableError, match="the types of the e-mail's parts have more than 100,000 characters"):
+        parse("eml", parts(12, "application/x; " + "a=b;" * 2400), "a.eml")
+    assert parse("eml", nested(5, 9), "a.eml")[1] == "a\n" * 8 + "a"
+    assert parse("eml", parts(500, "application/x"), "a.eml")[1] == "Ana."
+
+
 def test_a_pdf_that_names_a_page_twice_is_refused():
     objects = [
         "<</Type/Catalog/Pages 2 0 R>>",

@@ -45,6 +45,12 @@ _OPEN_FIELDS: Final = 1000
 _MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
 _LONGEST_HEAD: Final = 10_000
 """Most characters of a header of an e-mail, since reading one takes quadratic time."""
+_CONTENT_HEADS: Final = ("content-type", "content-disposition")
+_LONGEST_CONTENT_HEADS: Final = 100_000
+"""Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
+_BOUNDARIES: Final = 100
+"""Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
+_COMPARED_LINES: Final = 10_000_000
 _PDF_TEXT: Final = 4 << 20
 """Characters of text, and bytes of unpacked pages, that a small PDF file may have."""
 _PDF_GROWTH: Final = 50
@@ -183,11 +189,11 @@ def _check_part(content: bytes) -> None:
 
 def _eml(data: bytes, name: str) -> tuple[str, str]:
     """Subject and text of an e-mail, without attachments; sender, recipients and date are its first paragraph."""
-    raw = email.message_from_bytes(data, policy=email.policy.compat32)
-    if any(len(value) > _LONGEST_HEAD for part in raw.walk() for value in map(str, part.values())):
-        raise UnreadableError(f"a header of the e-mail has more than {_LONGEST_HEAD:,} characters")
+    _check_mail(data)
     message = email.message_from_bytes(data, EmailMessage, policy=email.policy.default)
-    heads = [f"{head}: {' '.join(str(message[head]).split())}" for head in _MAIL_HEADS if message[head]]
+    values = {head: " ".join(str(message[head] or "").split()) for head in (*_MAIL_HEADS, "Subject")}
+    title = values.pop("Subject")
+    heads = [f"{head}: {value}" for head, value in values.items() if value]
     body = message.get_body(("plain", "html"))
     text = ""
     if body is not None:
@@ -197,7 +203,21 @@ def _eml(data: bytes, name: str) -> tuple[str, str]:
             text = decode(cast("bytes", body.get_payload(decode=True)), name)
         if body.get_content_subtype() == "html":
             text = page_text(text)[1]
-    return " ".join(str(message["subject"] or "").split()), "\n\n".join(filter(None, ["\n".join(heads), text.strip()]))
+    return title, "\n\n".join(filter(None, ["\n".join(heads), text.strip()]))
+
+
+def _check_mail(data: bytes) -> None:
+    """Refuse an e-mail that would take long to parse."""
+    boundaries, lines = data.lower().count(b"boundary"), data.count(b"\n") + data.count(b"\r")
+    if boundaries > _BOUNDARIES and boundaries * lines > _COMPARED_LINES:
+        raise UnreadableError(f"the e-mail has more than {_BOUNDARIES} boundaries of parts, and many lines")
+    raw = email.message_from_bytes(data, policy=email.policy.compat32)
+    heads = [(name.lower(), len(str(value))) for part in raw.walk() for name, value in part.items()]
+    if any(length > _LONGEST_HEAD for _, length in heads):
+        raise UnreadableError(f"a header of the e-mail has more than {_LONGEST_HEAD:,} characters")
+    most = max(_LONGEST_CONTENT_HEADS, len(data) // 10)
+    if sum(length for name, length in heads if name in _CONTENT_HEADS) > most:
+        raise UnreadableError(f"the types of the e-mail's parts have more than {most:,} characters")
 
 
 def _pdf(data: bytes, name: str) -> tuple[str, str]:
