@@ -122,8 +122,9 @@ def years():
         lambda n: {"or": [{"tags": {"contains": f"t{i}"}} for i in range(n)]},
         lambda n: {"not": {"or": [{"and": [{"year": i}, {"title": f"t{i}"}]} for i in range(n)]}},
         lambda n: {"tags": {"all": [f"t{i}" for i in range(n * 50)]}},
+        lambda n: {"year": {"in": [i * (2**61 - 1) for i in range(n * 20)]}},
     ],
-    ids=["in", "not in", "or equal", "or between", "or contains", "or of and", "all"],
+    ids=["in", "not in", "or equal", "or between", "or contains", "or of and", "all", "integers with one hash"],
 )
 def test_the_time_of_a_filter_grows_with_its_breadth(years, make):
     def seconds(n):
@@ -149,6 +150,17 @@ def test_the_time_of_a_filter_grows_with_its_breadth(years, make):
 def test_a_filter_with_too_many_parts_is_refused(years, wanted, named):
     with years.snapshot() as view, pytest.raises(ValueError, match=named):
         view.select(wanted)
+
+
+def test_equal_numbers_match_whatever_their_type_and_size():
+    numbers = [0, 1, 1.0, True, 1.5, 2**53, -(2**60), float(2**60), 2**60 + 1, 1e300, None]
+    with FolderStore.create(None, config={}, vectors="int8") as store:
+        store.add([bare(str(i), "text", {"n": n, "list": [n]}) for i, n in enumerate(numbers)])
+        with store.snapshot() as view:
+            for wanted in (*numbers, 2**60, int(1e300), 10**300):
+                equal = [i for i, n in enumerate(numbers) if n == wanted and (n is True) == (wanted is True)]
+                for test in ({"n": wanted}, {"list": {"any": [wanted]}}, {"list": {"contains": wanted}}):
+                    assert [int(d.id) for d in view.documents(test)] == equal
 
 
 @pytest.mark.parametrize("operator", ["any", "in", "all"])

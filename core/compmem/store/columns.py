@@ -22,6 +22,7 @@ _ISO: Final = re.compile(
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d(?::\d\d)?)?)?", re.ASCII
 )
 _LONGEST_ISO: Final = 40
+_FEW_DIGITS: Final = 2**53
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -48,13 +49,13 @@ class Column:
     def __init__(self, values: Iterable[Any]) -> None:
         self._values: list[Any] = []
         codes: list[int] = []
-        known: dict[tuple[type, Any], int] = {}
+        known: dict[tuple[type, tuple[str, Any]], int] = {}
         for value in values:
             if isinstance(value, list | dict):
                 codes.append(len(self._values))
                 self._values.append(value)
                 continue
-            code = known.setdefault((type(value), value), len(self._values))
+            code = known.setdefault((type(value), _key(value)), len(self._values))
             if code == len(self._values):
                 self._values.append(nfc(value) if isinstance(value, str) else value)
             codes.append(code)
@@ -171,4 +172,13 @@ def _same(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         at = moment(value)
         return ("text", nfc(value)) if at is None else ("moment", at)
-    return ("bool" if isinstance(value, bool) else "other", value)
+    return _key(value)
+
+
+def _key(value: Any) -> tuple[str, Any]:
+    """A key that is the same for equal scalars; large integers, many of which have one hash, are keyed by digits."""
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return ("digits", hex(value)) if isinstance(value, int) and abs(value) > _FEW_DIGITS else ("other", value)
