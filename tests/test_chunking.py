@@ -240,6 +240,13 @@ def test_headings(text, headings):
     assert cut(text, 64)[0].headings == headings
 
 
+def test_a_chunk_keeps_the_innermost_headings():
+    classes = "".join(f"{' ' * depth}class N{depth}:\n\n" for depth in range(60))
+    chunks = cut(classes + paragraph(400), 64)
+    assert chunks[-1].headings == tuple(f"N{depth}" for depth in range(52, 60))
+    assert max(len(chunk.headings) for chunk in chunks) == 8
+
+
 def test_each_piece_is_counted_once_and_in_batches():
     seen: list[str] = []
     calls = 0

@@ -23,6 +23,8 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 CHARS_PER_TOKEN = 16
 """Most characters of a chunk per allowed token: some tokenizers count no token for blanks and unknown words."""
 _LONGEST_HEADING = 120
+_MOST_HEADINGS = 8
+"""Innermost headings that a chunk keeps: a deep path would be stored with each chunk below it."""
 _LONGEST_TABLE_HEAD = 200
 """Most characters of a table's head that are kept."""
 _WINDOW = 1 << 16
@@ -185,7 +187,7 @@ def _checked(chunk: Chunk) -> tuple[tuple[int, int], ...]:
 
 
 def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str, ...]:
-    """The headings at the start of a chunk's own text; `path` is updated to the chunk's end."""
+    """The innermost headings at the start of a chunk's own text; `path` is updated to the chunk's end."""
     found: tuple[str, ...] | None = None
     for unit in group:
         if unit.level:
@@ -193,8 +195,8 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
                 path.pop()
             path.append((unit.level, unit.heading))
         elif found is None:
-            found = tuple(heading for _, heading in path)
-    headings = tuple(heading for _, heading in path) if found is None else found
+            found = tuple(heading for _, heading in path[-_MOST_HEADINGS:])
+    headings = tuple(heading for _, heading in path[-_MOST_HEADINGS:]) if found is None else found
     return (*headings, group[0].table) if group[0].table else headings
 
 
