@@ -314,18 +314,27 @@ async def test_a_read_only_server_changes_nothing(index):
         ("/documents", b'{"documents": [{"text": ""}]}', 400),
         ("/documents", b'{"documents": [{"text": "a", "path": "/etc"}]}', 400),
         ("/documents", json.dumps({"documents": [{"text": "a"}] * 1001}).encode(), 413),
-        ("/documents", json.dumps({"documents": [{"text": "x" * 200_000}]}).encode(), 413),
+        ("/documents", json.dumps({"documents": [{"text": "x" * 250_000}]}).encode(), 413),
         ("/recall", json.dumps({"question": "Who?", "filter": {"k": {"in": [1] * 10_001}}}).encode(), 413),
         ("/recall", json.dumps({"question": "Who?", "filter": [{"or": [{"k": 1}] * 6000}]}).encode(), 413),
+        ("/documents", b'{"documents": [{"text": "a", "metadata": {"k": [' + b"[]," * 60_000 + b"[]]}}]}", 413),
+        ("/recall", b'{"question": "Who?", "filter": {"k": ' + b"[" * 100_000, 413),
+        ("/recall", json.dumps({"question": '"[,{\\"' * 16_000}).encode(), 413),
         ("/nothing", b"{}", 404),
     ],
 )
 async def test_what_is_wrong_with_a_request_has_its_status_code(index, path, body, status):
-    async with calling(index, limits=Limits(body_bytes=150_000)) as client:
+    async with calling(index, limits=Limits(body_bytes=250_000)) as client:
         reply = await client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == status
     assert reply.json()["error"]["code"] == status
     assert len(index) == 3
+
+
+async def test_marks_of_json_inside_texts_are_no_values(changing):
+    text = '"a", [{\\' * 40_000
+    async with calling(changing) as client:
+        assert (await client.post("/documents", json={"documents": [{"text": text}]})).json()["added"] == 1
 
 
 async def test_who_has_no_token_gets_nothing_and_a_form_of_a_web_page_neither(index):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ MOST_TURNS = 20
 
 MOST_FILTER_VALUES = 10_000
 """Most values of a filter, those of lists counted one by one."""
+
+MOST_VALUES = 100_000
+"""Most JSON values of a body: they take far more memory and time than their text."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 RECALL = frozenset({"question", "filter", "k", "min_score"})
 """Fields of `/recall`."""
@@ -42,7 +47,7 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
     """The JSON object in a body.
 
     Raises:
-        HTTPException: 400 not a JSON object, 408 too slow, 413 too large, 415 wrong content type.
+        HTTPException: 400 not a JSON object, 408 too slow, 413 too large or too many values, 415 wrong content type.
     """
     # Browsers send JSON to another site only if that site allows it, which this server never does.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -55,6 +60,8 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
             body = await _read(request, limits.body_bytes)
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from error
+    if _most_values(body) > MOST_VALUES and _most_values(_STRING.sub(b"", body)) > MOST_VALUES:
+        raise HTTPException(413, f"the body has more than {MOST_VALUES:,} JSON values")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -71,6 +78,11 @@ async def _read(request: Request, most: int) -> bytes:
         if len(body) > most:
             raise HTTPException(413, f"the body has more than {most} bytes")
     return bytes(body)
+
+
+def _most_values(body: bytes) -> int:
+    """How many JSON values there may be besides the first; marks inside strings count too."""
+    return sum(map(body.count, (b",", b"[", b"{")))
 
 
 def _refused(name: str) -> float:
