@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from compmem import Document, IndexConfig, MemoryIndex, StoreError, threads
 from compmem.serving import run
 from compmem.serving.app import create_app
-from compmem.serving.limits import Limits
+from compmem.serving.limits import MOST_WAITING_CHARACTERS, BusyError, Limits, Turns
 from compmem.serving.run import Settings, serve
 from compmem.serving.tenancy import Tenant
 from compmem.serving.tokens import Tokens
@@ -280,6 +280,22 @@ async def test_documents_are_listed_a_page_at_a_time(index):
             refused = await client.get(f"/documents?{wrong}")
             assert refused.status_code == 400
             assert wrong.partition("=")[0] in refused.json()["error"]["message"]
+
+
+async def test_documents_that_wait_are_limited_by_their_characters():
+    turns = Turns(at_once=1, waiting=9, seconds=20)
+
+    async def wait(characters):
+        async with turns.turn(characters):
+            pass
+
+    async with turns.turn(MOST_WAITING_CHARACTERS):  # at work, so it does not wait
+        first = asyncio.create_task(wait(MOST_WAITING_CHARACTERS))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await wait(1)
+    await first
+    await wait(MOST_WAITING_CHARACTERS)
 
 
 async def test_a_read_only_server_changes_nothing(index):

@@ -191,7 +191,8 @@ class _Server:
         """Adds documents; unchanged ones are not compressed again."""
         self._check_may_write(index.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
-        async with self._writing.turn():  # once begun, adding is finished even if the client disconnects
+        characters = sum(len(document.text) for document in given)
+        async with self._writing.turn(characters):  # once begun, adding is finished even if the client disconnects
             added = await in_thread(index.add, given)
         return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
 

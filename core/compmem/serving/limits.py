@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 from compmem.checks import check_positive, check_whole
 from compmem.config import RecallConfig
 
+MOST_WAITING_CHARACTERS = 64 << 20
+"""Most characters of all documents that wait to be added."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -63,19 +66,22 @@ class Turns:
         self._free = asyncio.Semaphore(at_once)
         self._most = waiting
         self._seconds = seconds
+        self._characters = 0
         self.waiting = 0
         """How many are waiting."""
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """A turn to work, held inside the block.
+    async def turn(self, characters: int = 0) -> AsyncIterator[None]:
+        """A turn to work, held inside the block, for a request that keeps this many characters while it waits.
 
         Raises:
-            BusyError: Too many are waiting, or the wait was too long.
+            BusyError: Too many are waiting, or too many characters, or the wait was too long.
         """
-        if self._free.locked() and self.waiting >= self._most:
+        full = self.waiting >= self._most or self._characters + characters > MOST_WAITING_CHARACTERS
+        if self._free.locked() and full:
             raise BusyError
         self.waiting += 1
+        self._characters += characters
         try:
             async with asyncio.timeout(self._seconds):
                 await self._free.acquire()
@@ -83,6 +89,7 @@ class Turns:
             raise BusyError from error
         finally:
             self.waiting -= 1
+            self._characters -= characters
         try:
             yield
         finally:
