@@ -22,6 +22,7 @@ from compmem import locks
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import FolderStore
+from compmem.store.vectors import SEGMENT_ROWS
 from tests.frameworks_langchain import make_index
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, FIFOs and forks")
@@ -234,6 +235,19 @@ def test_a_block_cannot_claim_more_vectors_than_it_has_sentences(tmp_path: Path)
     with FolderStore.open(path) as store, store.snapshot() as view:
         with pytest.raises(CorruptStoreError, match=r"0 sentences and 200000 vectors"):
             view.blocks([1])
+        assert store.verify()
+
+
+def test_a_segment_that_is_read_at_once_is_not_as_long_as_its_file_may_be(tmp_path: Path):
+    path, rows = filled(tmp_path / "s"), SEGMENT_ROWS + 1
+    (file,) = path.glob("chunks-*")
+    os.truncate(file, rows * (DIM + 4))
+    with closing(sqlite3.connect(path / "manifest.sqlite")) as raw, raw:
+        raw.execute("UPDATE manifest SET value = json_set(value, '$.chunk_rows', ?) WHERE name = 'state'", (rows,))
+        raw.execute("UPDATE segments SET rows = ?, crc = ?", (rows, zlib.crc32(file.read_bytes())))
+    with FolderStore.open(path) as store, store.snapshot() as view:
+        with pytest.raises(CorruptStoreError, match="8193 rows, not from 1 to 8192"):
+            view.vectors().floats()
         assert store.verify()
 
 

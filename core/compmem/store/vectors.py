@@ -226,7 +226,7 @@ def check_segment(raw: Raw, segment: tuple[int, int, int], layout: RowFormat) ->
 
 
 def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
-    """The segments of the whole-chunk file, which must cover its committed rows.
+    """The segments of the whole-chunk file, which must cover its committed rows; each is read at once.
 
     Raises:
         CorruptStoreError: They do not.
@@ -235,8 +235,12 @@ def segments_of(rows: Rows, committed: int) -> list[tuple[int, int, int]]:
     _check_segments(found)
     edge = 0
     for start, count, _ in found:
-        if start != edge or count <= 0:
+        if start != edge:
             raise CorruptStoreError(f"the segments of the whole-chunk vectors have a gap at row {edge}")
+        if not 0 < count <= SEGMENT_ROWS:
+            raise CorruptStoreError(
+                f"a segment of the whole-chunk vectors has {count} rows, not from 1 to {SEGMENT_ROWS}"
+            )
         edge += count
     if edge != committed:
         raise CorruptStoreError(f"the segments of the whole-chunk vectors end at {edge}, but {committed} are committed")
