@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compmem.text import tokenize
 from compmem.text.tokenize import (
     LONGEST_NAME,
     capital_runs,
@@ -83,6 +84,16 @@ def test_folding_by_runs_is_folding_the_whole(text):
     decomposed = unicodedata.normalize("NFKD", text.casefold()).casefold()
     whole = unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
     assert fold(text) == whole
+
+
+def test_long_words_are_not_kept_in_memory():
+    caches = (tokenize._kept_stem, tokenize._kept_fold)
+    before = [cache.cache_info().currsize for cache in caches]
+    for n in range(9):
+        tokenize.terms(f"{'b' * 600}{n} {'é' * 600}{chr(0x5E00 + n)}")
+    assert [cache.cache_info().currsize for cache in caches] == before
+    tokenize.terms("unheardofword ξψωζχξψωζχ")
+    assert all(cache.cache_info().currsize > size for cache, size in zip(caches, before, strict=True))
 
 
 def test_words_of_indic_scripts_keep_their_vowel_signs_and_others_lose_their_accents():

@@ -62,19 +62,30 @@ _ENGLISH_ALONE = frozenset(
 )
 
 
+_LONGEST_STEMMED, _LONGEST_FOLDED = 64, 512
+"""Most characters of a word whose stem, and of a run whose folded form, this process keeps."""
+
+
 def fold(text: str) -> str:
     """The text with case, width and accents removed."""
     folded = text.casefold()
-    return folded if folded.isascii() else _NOT_ASCII.sub(lambda run: _fold_run(run[0]), folded)
+    return folded if folded.isascii() else _NOT_ASCII.sub(_fold_run, folded)
 
 
-@lru_cache(maxsize=1 << 14)
-def _fold_run(run: str) -> str:
+def _fold_run(found: re.Match[str]) -> str:
+    run = found[0]
+    return _kept_fold(run) if len(run) <= _LONGEST_FOLDED else _new_fold(run)
+
+
+def _new_fold(run: str) -> str:
     """A run of non-ASCII characters, folded separately: nothing in it combines with the text before it."""
     # Folded twice: characters that decompose into a plain capital, such as mathematical letters, have no lower case.
     # One by one: sorting combining marks would take quadratic time, so they are left out.
     decomposed = "".join(unicodedata.normalize("NFKD", c) for c in run).casefold()
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
+
+
+_kept_fold = lru_cache(maxsize=1 << 14)(_new_fold)
 
 
 def words(text: str) -> list[str]:
@@ -263,9 +274,15 @@ def root(word: str) -> str:
     return word[:5]
 
 
-@lru_cache(maxsize=1 << 17)
 def _stem(word: str) -> str:
+    return _kept_stem(word) if len(word) <= _LONGEST_STEMMED else _new_stem(word)
+
+
+def _new_stem(word: str) -> str:
     return str(_stemmer().stemWord(word))
+
+
+_kept_stem = lru_cache(maxsize=1 << 17)(_new_stem)
 
 
 @lru_cache(maxsize=1)
