@@ -22,6 +22,7 @@ from compmem import locks
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import FolderStore
+from compmem.store.manifest import State
 from compmem.store.vectors import SEGMENT_ROWS
 from tests.frameworks_langchain import make_index
 
@@ -249,6 +250,27 @@ def test_a_segment_that_is_read_at_once_is_not_as_long_as_its_file_may_be(tmp_pa
         with pytest.raises(CorruptStoreError, match="8193 rows, not from 1 to 8192"):
             view.vectors().floats()
         assert store.verify()
+
+
+@pytest.mark.parametrize("number", [0, 7, 2**62])
+@pytest.mark.parametrize("spoil", ["UPDATE names SET block = ?", "UPDATE blocks SET number = ?"])
+def test_a_block_that_only_one_table_has_is_a_corrupt_store(tmp_path: Path, spoil: str, number: int):
+    from compmem import MemoryIndex
+    from tests.frameworks_langchain import HashingEncoder
+
+    with make_index(tmp_path / "s") as index:
+        index.add([Document(id="d", title="Alpha", text="Alpha one.")])
+    with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw, raw:
+        raw.execute(spoil, (number,))
+    with MemoryIndex.open(tmp_path / "s", encoder=HashingEncoder()) as index, pytest.raises(CorruptStoreError):
+        index.recall("Who is Alpha?", k=1)
+
+
+def test_a_generation_that_cannot_be_combined_with_those_of_other_shards_is_refused():
+    for name, largest in (("generation", 2**48 - 1), ("next_block", 2**48)):
+        State.parse(State(**{name: largest}).dump())
+        with pytest.raises(CorruptStoreError, match=name):
+            State.parse(State(**{name: largest + 1}).dump())
 
 
 def test_a_table_of_the_lexical_index_that_is_another_one_is_refused(tmp_path: Path):

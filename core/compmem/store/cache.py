@@ -182,6 +182,8 @@ def _read_arrays(rows: Rows, state: State, base: Arrays | None) -> Arrays:
         raise CorruptStoreError(f"the rows of blocks cannot be read: {error}") from error
     if base is not None:
         table = np.concatenate([np.stack([base.numbers, base.documents, base.rows]), table], axis=1)
+    if table.size and int(table[0].max()) >= state.next_block:
+        raise CorruptStoreError(f"the number of a block is above the largest one, {state.next_block - 1}")
     if table.size and int(table[2].max()) >= state.chunk_rows:
         raise CorruptStoreError("a block's vector is outside its file")
     numbers, documents, placed = (np.ascontiguousarray(column) for column in table)

@@ -37,8 +37,8 @@ FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
 _LOG_BYTES: Final = 1 << 20
 """If the log is longer after a commit, it is copied into the database and truncated, unless a reader needs it."""
-_LARGEST: Final = 1 << 56
-_LARGEST_DIM: Final = 1 << 20
+_LARGEST: Final = {"dim": 1 << 20, "generation": (1 << 48) - 1, "next_block": 1 << 48}
+"""Largest values of the state, 2**56 for others; `shard_views` combines generations and blocks of shards."""
 _MOST_IDLE: Final = 16
 
 LEXICAL_SCHEMA: Final = """
@@ -101,8 +101,11 @@ class State:
         for name, value in values.items():
             if name == "dim" and value is None:
                 continue
-            most = _LARGEST_DIM if name == "dim" else _LARGEST
-            if not isinstance(value, int) or isinstance(value, bool) != (name == "garbage") or not 0 <= value <= most:
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool) != (name == "garbage")
+                or not 0 <= value <= _LARGEST.get(name, 1 << 56)
+            ):
                 raise CorruptStoreError(f"the manifest's state has {name}={str(value)[:40]!r}")
         return cls(**values)
 

@@ -88,7 +88,7 @@ class FolderSnapshot(Snapshot):
     def words(self, admitted: Numbers | None = None) -> LexicalIndex:
         """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
         if admitted is None:
-            return LexicalTables(self._rows, len(self), self._cache.frequency(self.generation))
+            return LexicalTables(self._rows, self._arrays.numbers, self._cache.frequency(self.generation))
         return AdmittedWords(self._rows, admitted)
 
     def documents(
