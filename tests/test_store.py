@@ -779,6 +779,17 @@ def test_leftovers_of_a_dead_create_are_no_obstacle(tmp_path: Path):
         assert store.verify() == []
 
 
+def test_a_write_removes_what_a_killed_one_left(tmp_path: Path):
+    with FolderStore.create(tmp_path / "s", config={}, vectors="int8") as store:
+        (tmp_path / "s" / "new-compmem-1a").mkdir()
+        (tmp_path / "s" / "new-compmem-1a" / "kv-000001.bin").write_bytes(b"half")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "s" / "new-compmem-2b").symlink_to(tmp_path / "mine")
+        store.add([entry("d", ["Alpha one."])])
+        assert not (tmp_path / "s" / "new-compmem-1a").exists()
+        assert (tmp_path / "mine").exists()
+
+
 def test_another_format_is_refused(tmp_path: Path):
     FolderStore.create(tmp_path / "s", config={}, vectors="int8").close()
     with closing(sqlite3.connect(tmp_path / "s" / "manifest.sqlite")) as raw:

@@ -176,9 +176,15 @@ class Folder:
                     file.unlink()
                 except PermissionError:  # Windows cannot remove files that a reader has mapped
                     done = False
-            elif name.startswith(_PRIVATE):
-                shutil.rmtree(file, ignore_errors=True)
+        self.remove_private()
         return done
+
+    def remove_private(self) -> None:
+        """Remove what killed writers left of files that they were making. The caller has the writer's lock."""
+        with os_errors(self.path, "write"):
+            private = [name for name in os.listdir(self.path) if name.startswith(_PRIVATE)]
+        for name in private:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _opened(self, file: Path, flags: int, mode: str, at_least: int) -> FileIO:
         stream = FileIO(os.open(file, flags | _FLAGS, 0o666), mode)

@@ -281,6 +281,7 @@ class FolderStore(Store):
                 return
             with self._manifest.reading() as rows:
                 before = read_state(rows)
+            self._folder.remove_private()
             try:
                 with self._manifest.writing() as connection:
                     self._written = connection
