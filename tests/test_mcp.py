@@ -52,6 +52,17 @@ async def test_an_agent_finds_answers_lists_and_adds(index):
         assert few.structured_content["total"] == 1
 
 
+async def test_a_failure_of_the_index_is_told_without_its_path(tmp_path, caplog):
+    with MemoryIndex.create(tmp_path / "private", IndexConfig(encoder=HashEncoder())) as made:
+        made.add(DOCUMENTS)
+        async with Client(create_tools(made)) as client:
+            (tmp_path / "private").rename(tmp_path / "moved")
+            result = await client.call_tool("recall", {"question": QUESTION})
+    assert result.is_error
+    assert result.content[0].text.endswith("the index cannot be read; see the log")
+    assert str(tmp_path) in caplog.text
+
+
 async def test_what_is_wrong_with_a_call_is_told_and_nothing_is_changed(index):
     async with Client(create_tools(index, limits=Limits(documents=2, body_bytes=50))) as client:
         assert not any(t.input_schema["additionalProperties"] for t in (await client.list_tools()).tools)

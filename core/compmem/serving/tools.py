@@ -1,6 +1,7 @@
 """An index as tools of the Model Context Protocol, with the official SDK."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,11 +19,13 @@ except ImportError as error:
 from compmem import __version__
 from compmem.as_json import answer_json, document_json, recall_json
 from compmem.config import RecallConfig
-from compmem.errors import CompMemError
+from compmem.errors import CompMemError, StoreError, StoreLockedError
 from compmem.index import MemoryIndex
 from compmem.schema import AnswerModels, Document
 from compmem.serving.limits import BusyError, Limits
 from compmem.threads import in_thread
+
+logger = logging.getLogger(__name__)
 
 _HOLDS = "Contains documents and answers questions from them, also questions that need facts from several documents."
 _ANSWER_FIELDS = ("answer", "found", "sources", "stop_reason")
@@ -130,7 +133,10 @@ async def _tool_errors() -> AsyncIterator[None]:
     """Limits what a model learns about a failure: a wrong argument, or an error message of this library."""
     try:
         yield
-    except BusyError as error:
+    except (BusyError, StoreLockedError) as error:
         raise ToolError("the server is busy: try again later") from error
+    except StoreError as error:  # its message has the path of the index
+        logger.exception("the index cannot be read")
+        raise ToolError("the index cannot be read; see the log") from error
     except (ValueError, CompMemError) as error:
         raise ToolError(str(error)) from error
