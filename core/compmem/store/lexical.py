@@ -132,17 +132,17 @@ class LexicalTables(LexicalIndex):
 
     Args:
         rows: Reads them.
-        blocks: The numbers of the blocks in them, ascending.
+        blocks: The number of blocks in them.
         frequency: The numbers of blocks that are known to contain a term; more are added.
     """
 
-    def __init__(self, rows: Rows, blocks: Numbers, frequency: dict[str, int]) -> None:
+    def __init__(self, rows: Rows, blocks: int, frequency: dict[str, int]) -> None:
         self._rows = rows
         self._blocks = blocks
         self._frequency = frequency
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return self._blocks
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """The number of blocks that contain each term; what is found is kept."""
@@ -151,26 +151,52 @@ class LexicalTables(LexicalIndex):
     def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
         asked = [self.document_frequency([term[:LONGEST_TERM] for term in terms]) for terms in queries]
-        found = [ranked(self._rows, frequency, limit, len(self)) for frequency in asked]
+        return [ranked(self._rows, frequency, limit, len(self)) for frequency in asked]
+
+    def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
+        """For each run of words, the blocks that contain them in sequence, by number."""
+        return [with_phrase(self._rows, words, max(limit, 0)).tolist() for words in runs]
+
+    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+        """The blocks with each name, titles first."""
+        return named(self._rows, names, per_name)
+
+
+class StoredTables(LexicalTables):
+    """The tables of an index, which may not be this library's: they have no other blocks than the index.
+
+    Args:
+        rows: Reads them.
+        numbers: The numbers of the index's blocks, ascending.
+        frequency: As in `LexicalTables`.
+    """
+
+    def __init__(self, rows: Rows, numbers: Numbers, frequency: dict[str, int]) -> None:
+        super().__init__(rows, len(numbers), frequency)
+        self._numbers = numbers
+
+    def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
+        """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
+        found = super().bm25(queries, limit)
         self._check([number for blocks in found for number, _ in blocks])
         return found
 
     def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """For each run of words, the blocks that contain them in sequence, by number."""
-        found = [with_phrase(self._rows, words, max(limit, 0)).tolist() for words in runs]
+        found = super().phrases(runs, limit)
         self._check([number for numbers in found for number in numbers])
         return found
 
     def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks with each name, titles first."""
-        found = named(self._rows, names, per_name)
+        found = super().named(names, per_name)
         self._check([number for blocks in found.values() for number, _ in blocks])
         return found
 
     def _check(self, numbers: Sequence[int]) -> None:
         found = np.array(numbers, np.int64)
-        places = np.searchsorted(self._blocks, found, side="right") - 1
-        if len(found) and not (len(self) and np.array_equal(self._blocks[places], found)):
+        places = np.searchsorted(self._numbers, found, side="right") - 1
+        if len(found) and not (len(self) and np.array_equal(self._numbers[places], found)):
             raise CorruptStoreError("the lexical index has a block that is not in the index")
 
 

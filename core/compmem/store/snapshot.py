@@ -14,7 +14,7 @@ from compmem.store.blocks import BATCH, Numbers, Placed, number_list, parse_meta
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import Node, admitted, compile_filter
 from compmem.store.interface import DocumentInfo, Snapshot
-from compmem.store.lexical import LexicalIndex, LexicalTables
+from compmem.store.lexical import LexicalIndex, StoredTables
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors
 
@@ -88,7 +88,7 @@ class FolderSnapshot(Snapshot):
     def words(self, admitted: Numbers | None = None) -> LexicalIndex:
         """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
         if admitted is None:
-            return LexicalTables(self._rows, self._arrays.numbers, self._cache.frequency(self.generation))
+            return StoredTables(self._rows, self._arrays.numbers, self._cache.frequency(self.generation))
         return AdmittedWords(self._rows, admitted)
 
     def documents(
