@@ -13,6 +13,7 @@ import pypdf
 import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
+from compmem.cli import formats
 from compmem.cli.decoding import UnreadableError, decode
 from compmem.cli.formats import parse
 from compmem.cli.inputs import documents, files, path_id
@@ -384,6 +385,14 @@ def test_the_contents_of_a_pdf_form_count_at_each_of_its_calls(monkeypatch):
     with pytest.raises(UnreadableError, match="whose pages unpack to far more than that"):
         parse("pdf", pdf_with_form(b" " * 500_000, 100, 1), "a.pdf")
     assert len(read) == 8
+
+
+def test_a_pdf_that_takes_very_long_is_refused(monkeypatch):
+    data = pdf_with_form(b"BT /F1 12 Tf (Acme) Tj ET", 1, 2)
+    assert parse("pdf", data, "x.pdf")
+    monkeypatch.setattr(formats, "_PDF_SECONDS", -1.0)
+    with pytest.raises(UnreadableError, match="that take very long: not read"):
+        parse("pdf", data, "x.pdf")
 
 
 def test_a_word_document_with_too_much_in_it_is_refused():

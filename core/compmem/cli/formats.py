@@ -8,6 +8,7 @@ import email
 import email.policy
 import io
 import re
+import time
 import zipfile
 from collections.abc import Callable
 from email.message import EmailMessage
@@ -57,6 +58,10 @@ _PDF_GROWTH: Final = 50
 """How many times as many of these as bytes a PDF may have."""
 _FORM_CALL: Final = 100
 """Bytes of contents that take about as long as a call of an empty form."""
+_PDF_SECONDS: Final = 60.0
+"""Processor time for a small PDF file: pypdf reads the fonts of every page and form anew, of whatever size."""
+_PDF_SPEED: Final = 20_000
+"""Bytes of a larger one for each further second."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -251,11 +256,12 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
 
 
 class _Contents:
-    """How many bytes of contents may still be read from a PDF file of this size."""
+    """How many bytes of contents may still be read from a PDF file of this size, and until when."""
 
     def __init__(self, size: int, most: int) -> None:
         self.size = size
         self.left = most
+        self.end = time.thread_time() + _PDF_SECONDS + size / _PDF_SPEED
 
     def take(self, size: int) -> None:
         self.left -= size
@@ -267,13 +273,18 @@ class _Contents:
         def counted(form: Any, *args: Any, **options: Any) -> str:
             self.take(_FORM_CALL + len(form.get_data()))
             # pypdf would catch an exception here and go on
-            return cast("str", read(form, *args, **options)) if self.left >= 0 else ""
+            return "" if self.left < 0 or self._late() else cast("str", read(form, *args, **options))
 
         page.extract_xform_text = counted
 
     def check(self) -> None:
         if self.left < 0:
             raise UnreadableError(f"{self.size:,} bytes of PDF whose pages unpack to far more than that: not read")
+        if self._late():
+            raise UnreadableError(f"{self.size:,} bytes of PDF that take very long: not read")
+
+    def _late(self) -> bool:
+        return time.thread_time() > self.end
 
 
 def _check_pages(root: Any) -> None:
