@@ -27,7 +27,7 @@ _BACK: Final = frozenset(
 )
 """Words that stand for something said before."""
 _DETERMINERS: Final = frozenset("the a an my our your".split())
-_QUESTION: Final = re.compile(r"[^.!?:\n]++\?")
+_SENTENCE: Final = re.compile(r"[^.!?:\n]*+[.!?:\n]?")
 _AFTER_MARK: Final = re.compile(r"\?++\s{1,8}+")
 _AND: Final = re.compile(
     r"[,;]?\s{1,8}and\s{1,8}(?:also\s{1,8})?(?=(?:(?:in|on|at|to|for|from|by|with|of|since|until)\s{1,8})?"
@@ -39,7 +39,7 @@ _WORD: Final = re.compile(r"[^\W_]+(?:['’.\-][^\W_]+)*")
 
 def asking(text: str) -> str:
     """The sentences of a text that end with a question mark, each from its last colon on; the text if none does."""
-    return " ".join(_QUESTION.findall(text)) or text
+    return " ".join(part for part in _SENTENCE.findall(text) if part.endswith("?")) or text
 
 
 def question_parts(question: str) -> list[str]:
