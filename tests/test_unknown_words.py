@@ -55,6 +55,11 @@ def test_other_words_count_half_where_all_names_are_known():
     assert share("What do Acme and Zorblatt cost?") > share("What do Acme and Lloyd cost?")
 
 
+def test_long_words_are_not_compared_by_letters():
+    word = "z" * 5000
+    assert share(f"Where do {word}a live?", {**TEXTS, "Long": f"The {word}b is in the house."}) > 0.3
+
+
 def test_english_words_are_not_unknown_in_texts_of_another_language():
     assert share("How much does the tractor of Acme weigh?", {"Acme": "Acme mietet das Hafenhaus."}) == 0.0
 
