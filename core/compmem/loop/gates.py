@@ -95,7 +95,6 @@ class DenseGate:
         self._open_ended = open_ended
         self._look: FirstPass | None = None
         self._first: dict[int, float] = {}
-        self._unknown = 0.0
 
     @property
     def threshold(self) -> float:
@@ -118,10 +117,13 @@ class DenseGate:
         """
         if self._look is None:
             return True
-        odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * self._unknown
-        if odds < _log_odds(self._head.found_threshold) or self._unknown >= _MOST_UNKNOWN:
+        if self._open_ended:  # other blocks may have the words
+            return self._look.found >= self._head.found_threshold
+        unknown = self._unknown_share()
+        odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * unknown
+        if odds < _log_odds(self._head.found_threshold) or unknown >= _MOST_UNKNOWN:
             return False
-        return self._open_ended or not only_unknown_codes(self._stage.analyzer.question, self._texts())
+        return not only_unknown_codes(self._stage.analyzer.question, self._texts())
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The probability of each block that the question needs it."""
@@ -133,7 +135,6 @@ class DenseGate:
             look = self._head.first_pass(own, self._stage.search_ranks(blocks).take(rows), rows)
             if not self._first:
                 self._look = look
-                self._unknown = 0.0 if self._open_ended else self._unknown_share(blocks)
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
             return [float(p) for p in look.probabilities]
         looked = list(self._first.values())
@@ -141,8 +142,8 @@ class DenseGate:
         first = np.array([*looked, *(self._first.get(n, lowest) for n in blocks)], dtype=np.float32)
         return [float(p) for p in self._head.later_pass(own, first, known, rows)]
 
-    def _unknown_share(self, blocks: Sequence[int]) -> float:
-        windows = [window for own in self._blocks.windows(blocks) for window in own]
+    def _unknown_share(self) -> float:
+        windows = [window for own in self._blocks.windows(list(self._first)) for window in own]
         return unknown_share(self._stage.analyzer.analyze(""), windows)
 
     def _texts(self) -> Iterator[str]:
