@@ -111,6 +111,18 @@ def test_a_run_goes_on_where_it_was_and_refuses_other_settings(folder, tmp_path,
     assert out.read_bytes() == before
 
 
+def test_questions_of_other_sets_are_asked_as_those_without_an_answer(folder, tmp_path):
+    done = measure([folder], tmp_path / "d.json", foreign=True, encoder=HashEncoder())
+    assert [(s["set"], s["questions"], s["unanswerable"], s["passages"]) for s in done["sets"]] == [
+        ("own", 3, 1, 4), ("wiki", 3, 2, 2),
+    ]  # fmt: skip
+    assert all("nothing_found" in s["systems"]["loop"] and "recall@5" in s["systems"]["loop"] for s in done["sets"])
+    with pytest.raises(ValueError, match="foreign"):
+        measure([folder], tmp_path / "d.json", encoder=HashEncoder())
+    few = measure([folder], tmp_path / "few.json", limit=1, foreign=True, encoder=HashEncoder())
+    assert [(s["questions"], s["unanswerable"]) for s in few["sets"]] == [(2, 1), (2, 1)]
+
+
 def test_every_system_is_on_the_page_with_its_losses(folder, tmp_path):
     results = tmp_path / "results"
     done = measure([folder], results / "domains.json", limit=1, encoder=HashEncoder())

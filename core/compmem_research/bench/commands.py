@@ -58,6 +58,9 @@ def domains(
     styles: Annotated[
         bool, typer.Option("--styles", help="Also as keywords, chat messages, with typing errors and in lower case.")
     ] = False,
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Without an answer are the questions of the other sets, not a set's own.")
+    ] = False,
     index: Annotated[Path | None, typer.Option(help="Folder to store and reuse the index of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed for the typing errors and phrases of --styles.")] = 0,
     as_json: Json = False,
@@ -71,7 +74,7 @@ def domains(
     from compmem_research.bench.styles import STYLES, UNCHANGED
 
     chosen = (UNCHANGED, *STYLES) if styles else (UNCHANGED,)
-    result = measure(data, out, styles=chosen, limit=limit, indices=index, seed=seed)
+    result = measure(data, out, styles=chosen, limit=limit, foreign=foreign, indices=index, seed=seed)
     table = Table("set", "style", *ALL, title="recall@5 / nDCG@10")
     for row in overview(result["sets"]):
         table.add_row(*row)

@@ -110,6 +110,7 @@ def measure(
     *,
     styles: Sequence[str] = (UNCHANGED,),
     limit: int | None = None,
+    foreign: bool = False,
     indices: Path | None = None,
     encoder: str | Encoder | None = None,
     seed: int = 0,
@@ -121,6 +122,7 @@ def measure(
         out: The file of the result, written after each set.
         styles: Names in `styles.STYLES`, or unchanged.
         limit: Only this many first questions of a set with an answer, and as many without one.
+        foreign: The questions without an answer are those that the other sets answer, in place of a set's own ones.
         indices: Folder in which the index of each set is stored and reused. None: temporary ones.
         encoder: Instead of the default.
         seed: Seed for the styles' typing errors and phrases.
@@ -128,15 +130,18 @@ def measure(
     Raises:
         ValueError: There is no set, a data file is broken, or the file has a result with other settings.
     """
-    settings = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": gate_digest()}
-    results = Results.open(out, settings)
-    for each in find_sets(paths):
+    settings: dict[str, Any] = {"limit": limit, "seed": seed, "encoder": _named(encoder), "gate": gate_digest()}
+    if foreign:
+        settings["foreign"] = True
+    results, sets = Results.open(out, settings), find_sets(paths)
+    for each in sets:
         files = each.files()
         missing = [style for style in styles if not results.holds(each.name, style, files)]
         if not missing:
             continue
         task = read_corpus(each.questions, each.corpus)
-        asked = _limited(task.questions, limit)
+        others = _foreign([s for s in sets if s is not each], limit) if foreign else []
+        asked = _limited([q for q in task.questions if q.gold or not foreign], limit) + others
         if not asked:
             raise ValueError(f"{each.questions[0]}: no question to ask")
         index, seconds = kept_index(task, None if indices is None else indices / each.name, encoder)
@@ -177,6 +182,15 @@ def difference(
 def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
     answered = [q for q in questions if q.gold][:limit]
     return answered + [q for q in questions if not q.gold][:limit]
+
+
+def _foreign(sets: Sequence[DataSet], limit: int | None) -> list[Question]:
+    """Questions that these sets answer and another one does not, in equal numbers; `limit` in all."""
+    found: list[Question] = []
+    for each in sets:
+        answered = [q for q in read_corpus(each.questions, each.corpus).questions if q.gold]
+        found += answered[: None if limit is None else limit // len(sets)]
+    return [replace(q, gold=frozenset(), own=frozenset(), support=()) for q in found]
 
 
 def _jsonl_in(folder: Path) -> Iterator[Path]:

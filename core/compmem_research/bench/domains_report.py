@@ -27,6 +27,8 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
     yield READING
     if limit is not None:
         yield f"At most the first {limit} questions of a set with an answer, and as many without."
+    if run["settings"].get("foreign"):
+        yield "Those without an answer are questions that the other sets answer."
     yield from ("", "recall@5 / nDCG@10:", "")
     yield f"| set (questions, passages) | style | {' | '.join(ALL)} |"
     yield "| --- | --- |" + " ---: |" * len(ALL)
