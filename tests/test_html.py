@@ -83,8 +83,8 @@ def test_time_for_html_grows_with_its_length(piece):
             page_text(text)
         return time.process_time() - started
 
-    # The best of four alternating runs: the caches of a busy machine are worse for a large page than for a small one.
-    assert min(seconds(piece * 80_000) / max(seconds(piece * 8_000), 0.01) for _ in range(4)) < 15
+    # One of four alternating runs: the caches of a busy machine are worse for a large page than for a small one.
+    assert any(seconds(piece * 80_000) < 15 * max(seconds(piece * 8_000), 0.01) for _ in range(4))
 
 
 def test_wide_html_is_read():

@@ -108,7 +108,7 @@ def test_every_pattern_is_linear(pattern, anywhere):
 
 @pytest.mark.parametrize("pattern", [r"\s+x", r"\.+!", r"<a\s*<.*>"])
 def test_a_quadratic_pattern_is_seen(pattern):
-    assert superlinear(re.compile(pattern).search) != []
+    assert not all(grows_linearly(re.compile(pattern).search, name) for name in UNITS)
 
 
 def streamed(stream):

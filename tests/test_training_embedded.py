@@ -137,6 +137,7 @@ def test_what_is_too_large_to_ship_is_refused(trained, recipe, tmp_path):
         export(Export(start=recipe / "two" / "backbone", out=tmp_path, logs=(tmp_path,)))
 
 
+@pytest.mark.slow
 def test_the_recipe_needs_only_what_training_needs(recipe, tmp_path):
     blocked = ("pydantic", "faiss", "typer", "matplotlib", "snowballstemmer", "Stemmer", "sentence_transformers")
     script = f"""

@@ -67,7 +67,7 @@ def compmem(
     """Compress documents into memory once, then answer multi-hop questions from it, with sources."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("compmem.backbone").setLevel(logging.INFO)  # reports the memory a model takes before loading it
-    for name in ("pypdf", "httpx", "transformers", "sentence_transformers"):
+    for name in ("httpx", "transformers", "sentence_transformers"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.ERROR)
 
 

@@ -1,6 +1,6 @@
 """File formats, and the title and text of a file.
 
-The parsers are lxml for HTML, pypdf for PDF and mammoth for .docx.
+The parsers are lxml for HTML, PDFium for PDF and mammoth for .docx.
 """
 
 import contextlib
@@ -8,7 +8,6 @@ import email
 import email.policy
 import io
 import re
-import time
 import zipfile
 from collections.abc import Callable
 from email.message import EmailMessage
@@ -19,6 +18,7 @@ from xml.parsers import expat
 
 from compmem.cli.decoding import HEAD, BlankError, UnreadableError, decode, is_text
 from compmem.cli.html import page_text
+from compmem.cli.pdf import pdf_text
 from compmem.cli.records import csv_text, json_text
 from compmem.schema import LONGEST_TITLE
 
@@ -52,16 +52,6 @@ _LONGEST_CONTENT_HEADS: Final = 100_000
 _BOUNDARIES: Final = 100
 """Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
 _COMPARED_LINES: Final = 10_000_000
-_PDF_TEXT: Final = 4 << 20
-"""Characters of text, and bytes of unpacked pages, that a small PDF file may have."""
-_PDF_GROWTH: Final = 50
-"""How many times as many of these as bytes a PDF may have."""
-_FORM_CALL: Final = 100
-"""Bytes of contents that take about as long as a call of an empty form."""
-_PDF_SECONDS: Final = 60.0
-"""Processor time for a small PDF file: pypdf reads the fonts of every page and form anew, of whatever size."""
-_PDF_SPEED: Final = 20_000
-"""Bytes of a larger one for each further second."""
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -226,81 +216,7 @@ def _check_mail(data: bytes) -> None:
 
 
 def _pdf(data: bytes, name: str) -> tuple[str, str]:
-    """Title and text, with a blank line between pages."""
-    try:
-        import pypdf
-    except ImportError as error:
-        raise ImportError('reading PDF needs pypdf: pip install "compmem[formats]"') from error
-
-    reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise UnreadableError("the PDF is encrypted")
-    _check_pages(reader.root_object.get("/Pages"))
-    title = (reader.metadata.title if reader.metadata else None) or ""
-    pages, most = [], max(_PDF_TEXT, _PDF_GROWTH * len(data))
-    text_left, contents = most, _Contents(len(data), most)
-    for page in reader.pages:
-        page_contents = page.get_contents()  # pages may share them
-        contents.take(0 if page_contents is None else len(page_contents.get_data()))
-        contents.check()
-        contents.take_forms(page)
-        pages.append(page.extract_text().strip())
-        contents.check()
-        text_left -= len(pages[-1])
-        if text_left < 0:
-            raise UnreadableError(f"{len(data):,} bytes of PDF with far more text than that: not read")
-    text = "\n\n".join(filter(None, pages))
-    if not text:
-        raise UnreadableError("the PDF contains no text (scanned pages?)")
-    return " ".join(str(title).split()), text
-
-
-class _Contents:
-    """How many bytes of contents may still be read from a PDF file of this size, and until when."""
-
-    def __init__(self, size: int, most: int) -> None:
-        self.size = size
-        self.left = most
-        self.end = time.thread_time() + _PDF_SECONDS + size / _PDF_SPEED
-
-    def take(self, size: int) -> None:
-        self.left -= size
-
-    def take_forms(self, page: Any) -> None:
-        """Count the contents of a form at each of its calls, since pypdf reads them each time."""
-        read = page.extract_xform_text
-
-        def counted(form: Any, *args: Any, **options: Any) -> str:
-            self.take(_FORM_CALL + len(form.get_data()))
-            # pypdf would catch an exception here and go on
-            return "" if self.left < 0 or self._late() else cast("str", read(form, *args, **options))
-
-        page.extract_xform_text = counted
-
-    def check(self) -> None:
-        if self.left < 0:
-            raise UnreadableError(f"{self.size:,} bytes of PDF whose pages unpack to far more than that: not read")
-        if self._late():
-            raise UnreadableError(f"{self.size:,} bytes of PDF that take very long: not read")
-
-    def _late(self) -> bool:
-        return time.thread_time() > self.end
-
-
-def _check_pages(root: Any) -> None:
-    """Refuse a tree of pages in which a node occurs twice: reading it could take exponential time."""
-    seen, waiting = set[int](), [root]
-    while waiting:
-        node = waiting.pop()
-        node = node.get_object() if node is not None else {}
-        kids = node.get("/Kids")
-        for kid in () if kids is None else kids.get_object():
-            number = getattr(kid, "idnum", None)
-            if number in seen:
-                raise UnreadableError("the PDF names a page twice")
-            if number is not None:
-                seen.add(number)
-            waiting.append(kid)
+    return pdf_text(data)
 
 
 _PARSERS: Final[dict[Format, Callable[[bytes, str], tuple[str, str]]]] = {

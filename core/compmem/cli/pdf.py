@@ -1,0 +1,62 @@
+"""Title and text of a PDF.
+
+PDFium reads it in a process of its own (`pdf_process`), for it cannot be stopped from within: a few hundred bytes can
+describe a page that takes hours or all memory, and a fault of native code ends the process.
+"""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from compmem.cli.decoding import UnreadableError
+
+_SCRIPT: Final = Path(__file__).with_name("pdf_process.py")
+_SECONDS: Final = 20
+"""Processor time for a small file."""
+_SPEED: Final = 50_000
+"""Bytes of a larger one for each further second."""
+_WAIT: Final = 10
+"""How many times as long a busy machine may take."""
+_MEMORY: Final = 2 << 30
+"""Bytes of memory for a small file."""
+_COPIES: Final = 8
+"""How many times as much memory as bytes a larger one may take besides."""
+_TEXT: Final = 4 << 20
+"""Characters of text that a small file may have."""
+_GROWTH: Final = 50
+"""How many times as many characters as bytes a larger one may have."""
+
+
+def pdf_text(data: bytes) -> tuple[str, str]:
+    """Title and text of a PDF, with a blank line between pages. Words that a line end divides are joined.
+
+    Raises:
+        UnreadableError: It is encrypted or damaged, has no text, or takes too much time or memory, or ends its parser.
+        ImportError: `pypdfium2` is not installed.
+    """
+    if find_spec("pypdfium2") is None:
+        raise ImportError('reading PDF needs pypdfium2: pip install "compmem[formats]"')
+    read = _read(data)
+    if refused := read.get("refused"):
+        raise UnreadableError(refused)
+    text = "\n\n".join(filter(None, (page.strip() for page in read["pages"])))
+    if not text:
+        raise UnreadableError("the PDF contains no text (scanned pages?)")
+    return " ".join(read["title"].split()), text
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """What the process writes."""
+    seconds = _SECONDS + len(data) // _SPEED
+    limits = (seconds, _MEMORY + _COPIES * len(data), max(_TEXT, _GROWTH * len(data)))
+    # -P: this folder has a module named html.
+    command = [sys.executable, "-P", str(_SCRIPT), *map(str, limits)]
+    try:
+        ended = subprocess.run(command, input=data, capture_output=True, timeout=_WAIT * seconds, check=True)  # noqa: S603
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise UnreadableError("the PDF takes too long or too much memory, or ends its parser: not read") from error
+    read: dict[str, Any] = json.loads(ended.stdout)
+    return read
