@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 import zipfile
 from email.message import EmailMessage
@@ -490,3 +491,14 @@ def test_standard_input(form, data, text):
 def test_standard_input_must_be_handed_in():
     with pytest.raises(ValueError, match="needs stdin="):
         read("-")
+
+
+@pytest.mark.parametrize(
+    ("module", "form", "data"), [("pypdfium2", "pdf", b"%PDF-1.4"), ("mammoth", "docx", b""), ("lxml", "html", b"<p>")]
+)
+def test_a_parser_that_is_not_installed_is_named(monkeypatch, module, form, data):
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'needs {module}: pip install "compmem\[formats\]"'):
+        parse(form, data, f"a.{form}")
