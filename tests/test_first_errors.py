@@ -224,3 +224,14 @@ def test_a_document_with_a_field_of_another_type(index, fields, named):
     with pytest.raises(TypeError, match=named):
         index.add([Document(id="fine", text="Bolt rents."), Document(**{"id": "b", **fields})])
     assert len(index) == 1
+
+
+def test_a_backbone_for_dense_memory(tmp_path, tiny_backbone):
+    config = IndexConfig(encoder=HashEncoder())
+    with pytest.raises(ValueError, match="dense memory, which needs no backbone: make one with IndexConfig"):
+        MemoryIndex.create(tmp_path / "a", config, backbone=tiny_backbone())
+    assert not (tmp_path / "a").exists()
+    MemoryIndex.create(tmp_path / "a", config).close()
+    with pytest.raises(ValueError, match="dense memory, which needs no backbone"):
+        MemoryIndex.open(tmp_path / "a", encoder=HashEncoder(), backbone=tiny_backbone())
+    MemoryIndex.open(tmp_path / "a", encoder=HashEncoder()).close()

@@ -87,7 +87,7 @@ class MemoryIndex(BaseIndex):
 
         Raises:
             ValueError: The path is a file or a folder that is not empty, or there are too many shards, or shards
-                without a path. Also what loading a model raises.
+                without a path, or a backbone for dense memory. Also what loading a model raises.
             StoreLockedError: Another process is creating an index there.
             StoreError: The folder cannot be written.
         """
@@ -152,7 +152,7 @@ class MemoryIndex(BaseIndex):
                 store, config, backbone=loaded, runtime=runtime,
                 encoder_named=encoder is not None, backbone_named=named, allow_download=allow_download,
             )  # fmt: skip
-            if loaded is not None and config.memory == "kv":
+            if loaded is not None:
                 _ = index.backbone  # refused here if it is another one
             opened.pop_all()
         return index

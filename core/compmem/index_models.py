@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ SAME_ENCODER = 0.99
 ENCODER, BACKBONE = "encoder fingerprint", "backbone"
 """Keys of the store's facts about the models that made it."""
 
+_NO_BACKBONE: Final = "this index has dense memory, which needs no backbone: make one with IndexConfig(memory='kv')"
+
 
 class IndexModels:
     """Encoder, backbone and gates of one index; any number of threads may use them."""
@@ -45,7 +47,13 @@ class IndexModels:
         backbone_named: bool = True,
         allow_download: bool = False,
     ) -> None:
-        """`encoder_named`, `backbone_named`: The caller chose the name, so a model of this name may be downloaded."""
+        """`encoder_named`, `backbone_named`: The caller chose the name, so a model of this name may be downloaded.
+
+        Raises:
+            ValueError: There is a backbone, and the index has dense memory.
+        """
+        if backbone is not None and config.memory != "kv":
+            raise ValueError(_NO_BACKBONE)
         self.runtime = runtime
         self.allow_download = allow_download
         self._encoder_named = encoder_named
@@ -105,7 +113,7 @@ class IndexModels:
         """
         with self._guard:
             if self._config.memory != "kv" or self._config.backbone is None:
-                raise ValueError("this index has dense memory, which needs no backbone: make one with memory='kv'")
+                raise ValueError(_NO_BACKBONE)
             if self._backbone is None:
                 self._check_name("backbone", self._config.backbone, self._backbone_named)
                 self._backbone = Backbone.load(
