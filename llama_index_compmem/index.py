@@ -74,7 +74,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         config: How documents are compressed.
         embed_model: An embedding model of LlamaIndex, or any object with `encode(texts)`, instead of the encoder in
             `config`. Models and objects are not persisted: pass them to the loader again.
-        recall_config: Settings of the loop for the engines made from this index.
+        recall_config: Settings of the loop for engines and retrievers over this index that have none of their own.
         runtime: Device, types and search of this process.
         memory: With `index_struct`, the index that is already open; see `from_memory`.
         use_async: As the next two, an option of `VectorStoreIndex`, not used.
@@ -200,6 +200,11 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
     def memory(self) -> "MemoryIndex":
         """The CompMem index."""
         return self._memory
+
+    @property
+    def recall_config(self) -> RecallConfig | None:
+        """Settings of the loop for what is made from this index and has none of its own."""
+        return self._recall_config
 
     # Writing
 
@@ -369,7 +374,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             filters,
             method=method,
             min_score=min_score,
-            recall_config=recall_config or self._recall_config,
+            recall_config=recall_config,
             callback_manager=self._callback_manager,
             object_map=self._object_map,
             verbose=verbose,
@@ -408,7 +413,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             chat=chat,
             similarity_top_k=similarity_top_k,
             filters=filters,
-            recall_config=recall_config or self._recall_config,
+            recall_config=recall_config,
             streaming=streaming,
             node_postprocessors=node_postprocessors,
             prompts=prompts,

@@ -11,7 +11,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
 import compmem
-from compmem import Encoder, IncompatibleStoreError, RuntimeConfig
+from compmem import Encoder, IncompatibleStoreError, RecallConfig, RuntimeConfig
 from llama_index_compmem.errors import framework_errors
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ class HasMemory(Protocol):
     @property
     def memory(self) -> "MemoryIndex":
         """The CompMem index."""
+        ...
+
+    @property
+    def recall_config(self) -> RecallConfig | None:
+        """Settings of the loop for what is made from this object and has none of its own."""
         ...
 
 
@@ -55,6 +60,11 @@ def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
         ValueError: As `memory_of`.
     """
     return index if isinstance(index, compmem.BaseIndex) else memory_of(index)
+
+
+def recall_config_of(index: object) -> RecallConfig | None:
+    """The settings of the loop that an object over an index was made with."""
+    return index.recall_config if isinstance(index, HasMemory) else None
 
 
 def open_memory(

@@ -35,7 +35,7 @@ from llama_index_compmem.llm import (
     to_templates,
     with_templates,
 )
-from llama_index_compmem.loading import HasMemory, resolve_index
+from llama_index_compmem.loading import HasMemory, recall_config_of, resolve_index
 from llama_index_compmem.nodes import llm_content
 from llama_index_compmem.response_builder import ResponseBuilder
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
@@ -64,7 +64,8 @@ class CompMemQueryEngine(BaseQueryEngine):
         similarity_top_k: Most nodes that an LLM answers from, and the number from `retrieve`. None: as many as
             `RecallConfig.writer_blocks`, and 8. The loop reads as many as the question needs.
         filters: Which nodes may be recalled.
-        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout.
+        recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout. None: those that
+            the index or vector store was made with.
         streaming: Stream the answer.
         node_postprocessors: Applied to the nodes from `retrieve`; answers are then written from the remaining nodes.
             Quoted answers leave out those whose score is below the gate's threshold, unless a postprocessor changed it.
@@ -112,6 +113,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         self._llm = llm
         self._chat = chat
         self._filter = to_filter(filters)
+        recall_config = recall_config or recall_config_of(index) or RecallConfig()
         self._retriever = CompMemRetriever(
             self._memory,
             DEFAULT_TOP_K if similarity_top_k is None else similarity_top_k,
@@ -121,9 +123,9 @@ class CompMemQueryEngine(BaseQueryEngine):
             object_map=object_map,
             verbose=verbose,
         )
-        self._recall_config = recall_config or RecallConfig()
         if similarity_top_k is not None:
-            self._recall_config = self._recall_config.replace(writer_blocks=similarity_top_k)
+            recall_config = recall_config.replace(writer_blocks=similarity_top_k)
+        self._recall_config = recall_config
         self.streaming = streaming
         self._node_postprocessors = list(node_postprocessors or [])
         self._prompts = compmem.ChatPrompts()

@@ -16,7 +16,7 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
-from llama_index_compmem.loading import HasMemory, resolve_index
+from llama_index_compmem.loading import HasMemory, recall_config_of, resolve_index
 from llama_index_compmem.nodes import to_scored
 from llama_index_compmem.response_builder import is_own_metadata
 
@@ -71,7 +71,9 @@ class CompMemRetriever(BaseRetriever):
         self._memory = resolve_index(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
-        self._recall_config = recall_config or RecallConfig()  # a chat model that it names is not used here
+        self._recall_config = (
+            recall_config or recall_config_of(index) or RecallConfig()
+        )  # a chat model that it names is not used here
         self._method = method
         check_share("min_score", min_score)
         self._min_score = min_score

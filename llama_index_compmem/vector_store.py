@@ -114,6 +114,11 @@ class CompMemVectorStore(BasePydanticVectorStore):
         return memory
 
     @property
+    def recall_config(self) -> RecallConfig | None:
+        """Settings of the loop for what is made from this store and has none of its own."""
+        return self._recall_config
+
+    @property
     def embed_model(self) -> MockEmbedding:
         """A placeholder for an embedding model: it gives every node one number, so that the framework passes it on."""
         return MockEmbedding(embed_dim=1)

@@ -273,3 +273,13 @@ def test_a_store_returns_the_ids_of_what_it_keeps():
     store = CompMemVectorStore(MemoryIndex.create(config=IndexConfig(encoder=HashingEncoder())))
     nodes = [TextNode(id_="blank", text=" "), TextNode(id_="a", text="Row a."), TextNode(id_="b", text="Row b.")]
     assert store.add(nodes) == ["a", "b"] == [n.node_id for n in store.get_nodes()]
+
+
+def test_what_is_made_over_an_index_or_a_store_has_its_settings_of_the_loop(index):
+    one_step = RecallConfig(max_steps=1)
+    store = CompMemVectorStore(index.memory, recall_config=one_step)
+    over = CompMemIndex.from_memory(index.memory, recall_config=one_step)
+    for made in (store, over):
+        assert CompMemQueryEngine(made).query(QUESTION).metadata["stop_reason"] == "steps"
+        assert CompMemQueryEngine(made, recall_config=RecallConfig()).query(QUESTION).metadata["stop_reason"] != "steps"
+    assert CompMemQueryEngine(index.memory).query(QUESTION).metadata["stop_reason"] != "steps"
