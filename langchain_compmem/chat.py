@@ -38,8 +38,8 @@ CondensePrompt = Annotated[Prompt, AfterValidator(_with_question), WithJsonSchem
 NOSTREAM = "nostream"
 """Tag of the calls whose text LangGraph's `stream_mode="messages"` leaves out."""
 
-LONGEST_QUESTION = 2_000
-"""Longest question that a chat model makes standalone, in characters; a longer reply is not a question."""
+MAX_QUESTION_CHARS = 2_000
+"""Maximum number of characters of a standalone question from a chat model; a longer reply is not a question."""
 
 CONDENSE_PROMPT: Prompt = ChatPromptTemplate.from_messages(
     [
@@ -70,7 +70,7 @@ class ChatCalls:
 
     Args:
         model: The chat model.
-        prompt_tokens: Most tokens of a prompt. None: as its profile says.
+        prompt_tokens: Maximum number of tokens of a prompt. None: as its profile says.
         system: Instructions of the conversation, added to the system message of the answer alone.
     """
 
@@ -171,7 +171,7 @@ class ChatCalls:
         reply_text = self.text(reply)
         if not isinstance(reply_text, str):
             raise ReaderError(f"the chat model gave a {type(reply_text).__name__}, not text")
-        return reply_text.strip() if reply_text.strip() and len(reply_text) <= LONGEST_QUESTION else question
+        return reply_text.strip() if reply_text.strip() and len(reply_text) <= MAX_QUESTION_CHARS else question
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:

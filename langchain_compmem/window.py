@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
 
 PER_MESSAGE: Final = 8
-"""Most tokens that a chat template adds to a message."""
+"""Maximum number of tokens that a chat template adds to a message."""
 
 Count = Callable[[str], int]
 """Counts the tokens of a text."""

@@ -19,9 +19,9 @@ CONDENSE: Final = PromptTemplate(
 """The prompt for the LLM; fields `chat_history`, `question`."""
 
 _REWRITTEN: Final = 256
-"""Most tokens of a rewritten message."""
+"""Maximum number of tokens of a rewritten message."""
 _MARGIN: Final = 16
-"""Most tokens that a chat template adds to a prompt."""
+"""Maximum number of tokens that a chat template adds to a prompt."""
 
 
 def condense_template(prompt: object) -> BasePromptTemplate:

@@ -73,7 +73,7 @@ def count_tokens(text: str) -> int:
 
 
 def prompt_tokens(llm: LLM, reply: int) -> int:
-    """Most tokens of a prompt to the LLM: its context window without its output, or without a reply of this length."""
+    """Maximum number of tokens of a prompt to the LLM: its context window less its output, or less this reply."""
     window = llm.metadata.context_window
     return max(window - max(llm.metadata.num_output, min(reply, window // 4)), window // 2, 1)
 

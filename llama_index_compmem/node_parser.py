@@ -30,7 +30,7 @@ class CompMemNodeParser(NodeParser):
         memory: The index whose settings and encoder are used.
 
     Attributes:
-        chunk_tokens: Most tokens of a chunk.
+        chunk_tokens: Maximum number of tokens of a chunk.
         tokenizer: Name of the model that counts them.
     """
 

@@ -12,7 +12,7 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from compmem import Chunk, Document, Recall
 from compmem.metadata import plain
-from compmem.schema import LONGEST_CONTEXT
+from compmem.schema import MAX_CONTEXT_CHARS
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
@@ -35,13 +35,13 @@ _TEMPLATE_FIELDS: Final = {
 }
 """What the templates of a node may contain."""
 
-_LONGEST_SEPARATOR: Final = 20
+_MAX_SEPARATOR_CHARS: Final = 20
 
 OWN: Final = (NODE, REF_DOC, NODE_ID)
 """Keys that user metadata must not have."""
 
 _TITLES: Final = ("title", "document_title", "file_name")
-_LEAST_SCORE: Final = 1e-9
+_MIN_SCORE: Final = 1e-9
 
 
 def to_document(node: BaseNode) -> Document:
@@ -146,7 +146,7 @@ def _check_templates(node: BaseNode) -> None:
             used = [text for text, form, conversion in parts if not form and conversion is None]
             if len(used) < len(parts) or len(set(used)) < len(used) or not allowed.issuperset(used):
                 setattr(node, name, field.default)
-    if len(node.metadata_separator) > _LONGEST_SEPARATOR:
+    if len(node.metadata_separator) > _MAX_SEPARATOR_CHARS:
         node.metadata_separator = type(node).model_fields["metadata_separator"].default
 
 
@@ -163,7 +163,7 @@ def to_scored(recalls: Iterable[Recall]) -> list[NodeWithScore]:
 
     The framework treats a score of exactly 0 as missing (`n.score or 1.0`), so no score is 0.
     """
-    return [NodeWithScore(node=to_node(r.chunk), score=max(r.score, _LEAST_SCORE)) for r in recalls]
+    return [NodeWithScore(node=to_node(r.chunk), score=max(r.score, _MIN_SCORE)) for r in recalls]
 
 
 def node_ids(recalls: Sequence[Recall]) -> list[str]:
@@ -198,11 +198,11 @@ def _document(node: BaseNode, metadata: Mapping[str, Any], *, cut: bool = False)
     above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
     if cut:
-        context = context[:LONGEST_CONTEXT]
-    if len(context) > LONGEST_CONTEXT:
+        context = context[:MAX_CONTEXT_CHARS]
+    if len(context) > MAX_CONTEXT_CHARS:
         raise ValueError(
             f"node {node.node_id!r}: the metadata that embedding models see has {len(context):,} characters, but at "
-            f"most {LONGEST_CONTEXT:,} can be searched: hide large values with excluded_embed_metadata_keys"
+            f"most {MAX_CONTEXT_CHARS:,} can be searched: hide large values with excluded_embed_metadata_keys"
         )
     return Document(
         id=node.node_id, title=title, context=context, chunks=[text], metadata=metadata, source=node.ref_doc_id or ""

@@ -61,8 +61,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             `metadata.context_window` allows: longer nodes are cut, or read in several calls. If `recall_config` names
             another reader or writer, it is not called.
         chat: Instead of `llm`, any callable from messages to text; see `compmem.ChatReader`.
-        similarity_top_k: Most nodes that an LLM answers from, and the number from `retrieve`. None: as many as
-            `RecallConfig.writer_blocks`, and 8. The loop reads as many as the question needs.
+        similarity_top_k: Maximum number of nodes that an LLM answers from, and the number from `retrieve`. None: as
+            many as `RecallConfig.writer_blocks`, and 8. The loop reads as many as the question needs.
         filters: Which nodes may be recalled.
         recall_config: Settings of the loop, such as `RecallConfig(max_seconds=2)` for a timeout. None: those that
             the index or vector store was made with.

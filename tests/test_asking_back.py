@@ -8,7 +8,7 @@ from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex,
 from compmem.cli.answer_page import as_page
 from compmem.cli.answer_text import cost
 from compmem.loop.answering import citations
-from compmem.readers.replies import LONGEST_REQUEST, AnswerFilter
+from compmem.readers.replies import MAX_REQUEST_CHARS, AnswerFilter
 from tests.hashing import HashEncoder
 
 DOCUMENTS = [
@@ -132,7 +132,7 @@ def test_the_form_is_held_back_however_it_is_cut_into_pieces(reply, may_ask, tol
         heard.append(written.rest())
         assert "".join(heard) == told
         assert [r.text for r in written.requests()] == ([wanted] if wanted else [])
-        assert len(written.request) <= LONGEST_REQUEST
+        assert len(written.request) <= MAX_REQUEST_CHARS
 
 
 def test_marks_are_numbers_in_brackets():

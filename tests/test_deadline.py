@@ -228,7 +228,7 @@ def test_no_call_is_begun_when_the_time_is_up(index, hung, clock, how):
 
 
 async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(index, hung, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(threads, "MAX_CONCURRENT_CALLS", 3)
     monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     chat = models(hung, [])["plain"]
@@ -250,7 +250,7 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
 
 
 def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, clock, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
+    monkeypatch.setattr(threads, "MAX_ABANDONED_CALLS", 2)
     config, chat = RecallConfig(reader="chat", max_seconds=BRIEFLY), models(hung, [])["plain"]
     for how in ("sync", "async"):
         assert asked(index, how, config, clock, chat=chat).stop_reason == "seconds"
@@ -264,8 +264,8 @@ def test_so_many_abandoned_calls_are_an_error_and_no_more_threads(index, hung, c
 
 
 def test_calls_that_wait_are_refused_when_too_many_hang(hung, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_AT_ONCE", 2)
-    monkeypatch.setattr(threads, "MOST_ABANDONED", 2)
+    monkeypatch.setattr(threads, "MAX_CONCURRENT_CALLS", 2)
+    monkeypatch.setattr(threads, "MAX_ABANDONED_CALLS", 2)
     calls = threads.CallThreads()
     first, second, third = (calls.submit(lambda: hung.wait(LONG)) for _ in range(3))
     calls.abandon(first)
@@ -279,7 +279,7 @@ def test_calls_that_wait_are_refused_when_too_many_hang(hung, monkeypatch):
 
 
 def test_a_call_that_gets_no_thread_is_an_error_and_takes_no_place(monkeypatch):
-    monkeypatch.setattr(threads, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(threads, "MAX_CONCURRENT_CALLS", 1)
     calls = threads.CallThreads()
 
     def full(thread):
@@ -363,7 +363,7 @@ def test_context_variables_reach_the_model_and_stay_over_its_pieces(index, kind,
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_has_threads_of_its_own(hung, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_AT_ONCE", 2)
+    monkeypatch.setattr(threads, "MAX_CONCURRENT_CALLS", 2)
 
     async def model(messages):
         return "said"

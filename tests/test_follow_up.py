@@ -60,5 +60,5 @@ def test_a_chat_completion_uses_the_turns_before_the_question():
     image = {"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "What is this?"}]}
     assert chat(system, image, *HISTORY, asked, {"role": "assistant", "content": None}) == chat(*HISTORY, asked)
     assert chat({"role": "assistant", "content": None, "tool_calls": []}, asked) == "Where was she born?"
-    many = [{"role": "assistant", "content": f"Person {n} Noon."} for n in range(bodies.MOST_TURNS)]
+    many = [{"role": "assistant", "content": f"Person {n} Noon."} for n in range(bodies.MAX_HISTORY_MESSAGES)]
     assert chat(*HISTORY, *many, asked) == chat(*many, asked)

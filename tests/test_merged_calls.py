@@ -74,7 +74,7 @@ def test_an_error_reaches_only_its_caller():
 
 
 def test_a_batch_is_bounded(monkeypatch):
-    monkeypatch.setattr(merging, "MOST_TEXTS", 3)
+    monkeypatch.setattr(merging, "MAX_MERGED_TEXTS", 3)
     calls, results = together([["a"], ["bb"], ["c", "d"], ["e"], ["f", "g", "h", "i"]])
     assert calls == [["a"], ["bb", "c", "d"], ["e", "f", "g", "h", "i"]]
     assert [len(result.result()) for result in results] == [1, 1, 2, 1, 4]

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from compmem import Document, IndexConfig, MemoryIndex, StoreError, deadline, threads
 from compmem.serving import run
 from compmem.serving.app import create_app
-from compmem.serving.limits import MOST_WAITING_CHARACTERS, BusyError, Limits, Turns
+from compmem.serving.limits import MAX_WAITING_CHARS, BusyError, Limits, Turns
 from compmem.serving.run import Settings, serve
 from compmem.serving.tenancy import Tenant
 from compmem.serving.tokens import Tokens
@@ -290,13 +290,13 @@ async def test_documents_that_wait_are_limited_by_their_characters():
         async with turns.turn(characters):
             pass
 
-    async with turns.turn(MOST_WAITING_CHARACTERS):  # at work, so it does not wait
-        first = asyncio.create_task(wait(MOST_WAITING_CHARACTERS))
+    async with turns.turn(MAX_WAITING_CHARS):  # at work, so it does not wait
+        first = asyncio.create_task(wait(MAX_WAITING_CHARS))
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
             await wait(1)
     await first
-    await wait(MOST_WAITING_CHARACTERS)
+    await wait(MAX_WAITING_CHARS)
 
 
 async def test_a_read_only_server_changes_nothing(index):

@@ -154,7 +154,7 @@ def test_a_view_stays_as_it_was_until_it_is_released(path, local):
 
 
 def test_views_that_nobody_releases_are_closed(path, local, monkeypatch):
-    monkeypatch.setattr(open_shards, "MOST_VIEWS", 2)
+    monkeypatch.setattr(open_shards, "MAX_OPEN_VIEWS", 2)
     index = over_actors(path, local)
     with index.store.snapshot() as first, index.store.snapshot() as second:
         first.document("d1")

@@ -367,7 +367,7 @@ def running(work):
 
 
 def test_a_fork_waits_once_for_the_locks_of_all_stores(monkeypatch):
-    monkeypatch.setattr(locks, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(locks, "MAX_WAIT_SECONDS", 0.5)
     made = [locks.Lock(forks_wait=True) for _ in range(8)]
     begun, done = threading.Event(), threading.Event()
 

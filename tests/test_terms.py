@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from compmem.text import tokenize
 from compmem.text.tokenize import (
-    LONGEST_NAME,
+    MAX_NAME_WORDS,
     capital_runs,
     capitalised_names,
     content_terms,
@@ -64,9 +64,9 @@ def test_any_text_has_terms_and_names(text):
     assert all(t and " " not in t for t in terms(text))
     for run in possible_names(text):
         assert name(run) == run or not run.isascii()
-        assert run.count(" ") < LONGEST_NAME
+        assert run.count(" ") < MAX_NAME_WORDS
     assert len(mentions(text, possible_names(text))) <= len(words(text))
-    assert all(0 < len(m.name.split()) <= LONGEST_NAME for m in capitalised_names(text))
+    assert all(0 < len(m.name.split()) <= MAX_NAME_WORDS for m in capitalised_names(text))
 
 
 def test_spoken_names_are_runs_of_capitals_whether_known_or_not():

@@ -27,8 +27,8 @@ from compmem.text.question_parts import question_parts
 from compmem.text.unicode import valid
 from compmem.threads import in_thread
 
-LONGEST_QUESTION = 20_000
-"""Longest question in characters."""
+MAX_QUESTION_CHARS = 20_000
+"""Maximum number of characters of a question."""
 
 
 class BaseIndex(ABC):
@@ -73,7 +73,7 @@ class BaseIndex(ABC):
 
         Args:
             question: The question.
-            k: Most blocks.
+            k: Maximum number of blocks.
             method: The loop, or one pass as in `search`.
             min_score: From 0 to 1: blocks with a lower score are left out; `gate.threshold` is that of a step.
             filter: Which documents may be recalled.
@@ -167,7 +167,7 @@ class BaseIndex(ABC):
 
         Args:
             question: The question.
-            k: Most blocks.
+            k: Maximum number of blocks.
             method: `"gate"`: the gate scores what vectors, BM25 and links propose; the score is a probability.
                 `"hybrid"`: vectors and BM25 combined by reciprocal rank fusion; 1 if both rank a block first.
                 `"dense"`: cosine similarity of the vectors. `"bm25"`: BM25, divided by the best score.
@@ -277,7 +277,7 @@ class BaseIndex(ABC):
         @asynccontextmanager
         async def begin(text: str, seconds: float | None) -> AsyncIterator[Search]:
             rest = each.replace(max_seconds=seconds)
-            async with runner.entered(self.question_context(text[:LONGEST_QUESTION], filter, rest)) as context:
+            async with runner.entered(self.question_context(text[:MAX_QUESTION_CHARS], filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, cancelled=cancelled)
                 quoter = None if context.first_stage is None else ExtractiveReader(context.analyzer)
@@ -373,6 +373,6 @@ def checked_question(question: str) -> str:
     question = valid(question)
     if not question.strip():
         raise ValueError("the question is empty")
-    if len(question) > LONGEST_QUESTION:
-        raise ValueError(f"the question has {len(question)} characters, more than {LONGEST_QUESTION}")
+    if len(question) > MAX_QUESTION_CHARS:
+        raise ValueError(f"the question has {len(question)} characters, more than {MAX_QUESTION_CHARS}")
     return question

@@ -54,7 +54,7 @@ class IndexConfig:
     vectors: VectorType = "int8"
     """How vectors are stored: one or two bytes per dimension."""
     chunk_tokens: int = 256
-    """Most tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
+    """Maximum number of tokens in a chunk, counted by the encoder's tokenizer (the backbone's for KV memory)."""
     backbone: str | None = None
     """Name, folder or `.gguf` file of the causal LM, for KV memory."""
     ratio: int | None = None
@@ -66,8 +66,8 @@ class IndexConfig:
     budget; with the others each head keeps equally many states. None: as a trained backbone was trained, `kvzap` where
     its weights are there, else `kvzip-heads`."""
     kv_window: int | None = None
-    """Most tokens of a document, or of documents of one source, that a backbone reads in one pass to make KV states:
-    a chunk sees the chunks of its window before it. None: each chunk is read alone."""
+    """Maximum number of tokens of a document, or of documents of one source, that a backbone reads in one pass to make
+    KV states: a chunk sees the chunks of its window before it. None: each chunk is read alone."""
     kv: KVType | None = None
     """How KV states are stored, for KV memory: in 16, 8 or about 4.5 bits a number. None: in 8."""
     compact_at: float | None = 0.5
@@ -145,27 +145,28 @@ class RecallConfig:
     the building?", where it can be understood alone. Not done where a model reads in every step. Without a writer, each
     part is answered by itself."""
     rounds: int = 0
-    """Most times that a chat model which writes the answer may ask for missing facts. The loop runs again for each
-    request. 0: never, since small models ask where they could answer (docs/evaluation.md)."""
+    """Maximum number of times that a chat model which writes the answer may ask for missing facts. The loop runs again
+    for each request. 0: never, since small models ask where they could answer (docs/evaluation.md)."""
     cite: bool = False
     """Ask a chat model that writes the answer to name its sources by number: `[1]` is the first of `Answer.sources`."""
     writer_blocks: int = 8
-    """Most recalled blocks that the writer sees: first those that updated the working memory, then by gate score. The
-    parts of a question share them; each has at least one."""
+    """Maximum number of recalled blocks that the writer sees: first those that updated the working memory, then by gate
+    score. The parts of a question share them; each has at least one."""
     threshold: float | None = None
     """Blocks with a lower gate score are rejected. None: the gate's own threshold."""
     max_steps: int | None = 12
-    """Most steps, for each part of a question that has several. None: no limit but the number of blocks."""
+    """Maximum number of steps, for each part of a question that has several. None: limited by the number of blocks."""
     max_seconds: float | None = None
-    """Most seconds for the question. A step begins only if there is time for it and for the answer, each estimated by
-    the mean time of a step so far. A chat model that has not replied in time is abandoned: an async call is cancelled,
-    a sync call continues in its thread. The answer is then what was streamed so far, else quotations, else the notes,
-    and `Answer.stop_reason` is "seconds". Of a custom reader, only the async methods can be abandoned."""
+    """Time limit for the question, in seconds. A step begins only if there is time for it and for the answer, each
+    estimated by the mean time of a step so far. A chat model that has not replied in time is abandoned: an async call
+    is cancelled, a sync call continues in its thread. The answer is then what was streamed so far, else quotations,
+    else the notes, and `Answer.stop_reason` is "seconds". Of a custom reader, only async methods can be abandoned."""
     memory_tokens: int = 1024
-    """Most tokens of working memory, for each part of a question that has several; the oldest text is cut off."""
+    """Maximum number of tokens of working memory, for each part of a question that has several; the oldest text is
+    cut off."""
     prompt_tokens: int | None = None
-    """Most tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or read in
-    several calls, to fit. None: no limit."""
+    """Maximum number of tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or
+    read in several calls, to fit. None: no limit."""
 
     def __post_init__(self) -> None:
         check_choices(self)

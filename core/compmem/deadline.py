@@ -15,8 +15,8 @@ class OverdueError(ReaderError):
     """The deadline of the question passed before the reader returned."""
 
 
-_LEAST: Final = 1e-9
-"""Seconds for what starts behind the deadline: settings want a number above 0."""
+_MIN_SECONDS: Final = 1e-9
+"""Seconds given to what starts after the deadline: settings need a number above 0."""
 
 
 def now() -> float:
@@ -26,7 +26,7 @@ def now() -> float:
 
 def remaining(deadline: float | None) -> float | None:
     """Seconds until a deadline, a little more than 0 where it has passed; None: there is none."""
-    return None if deadline is None else max(deadline - now(), _LEAST)
+    return None if deadline is None else max(deadline - now(), _MIN_SECONDS)
 
 
 @contextmanager

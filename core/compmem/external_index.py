@@ -62,7 +62,7 @@ class ExternalIndex(BaseIndex):
         aretrieve: The same, awaited if the index is used in an event loop. None: `retrieve` in a thread.
         encoder: Encodes sentences; it need not be the model of the store.
         candidates: Documents to request for a question; fewer for queries from the working memory.
-        chunk_tokens: Most tokens of a chunk, for documents that come as text and not in chunks.
+        chunk_tokens: Maximum number of tokens of a chunk, for documents that come as text and not in chunks.
         cached_blocks: Blocks that are cached between questions.
         runtime: Device and type of the encoder.
 

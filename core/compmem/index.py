@@ -347,7 +347,7 @@ class MemoryIndex(BaseIndex):
         Args:
             filter: Conditions on their metadata. None: all documents.
             offset: How many to skip.
-            limit: Most documents to return. None: all.
+            limit: Maximum number of documents to return. None: all.
 
         Raises:
             ValueError: The filter is invalid, or a number is below 0.

@@ -19,7 +19,7 @@ Parts = dict[str, "torch.Tensor"]
 `positions` and `lengths`."""
 
 RUN: Final = 64
-"""Most states of a head that share the scales of their keys in 4 bits."""
+"""Maximum number of states of a head that share the scales of their keys in 4 bits."""
 
 _LEVELS: Final = 15
 

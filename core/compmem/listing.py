@@ -42,7 +42,7 @@ class Listing:
 
         Args:
             recalls: The recalled blocks, best first.
-            k: Most blocks that are shown.
+            k: Maximum number of blocks that are shown.
         """
         with self._guard:
             seen = [r for r in recalls[:k] if r.chunk.id in self._numbers] if self._skip_seen else []

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import filelock  # noqa: F401  its fork handler must run after ours: a writer needs its file lock to finish
 
-LONGEST_WAIT = 10.0
-"""Longest wait of a fork for all locks together, in seconds."""
+MAX_WAIT_SECONDS = 10.0
+"""Maximum time that a fork waits for all locks together."""
 
 
 def after_fork(renew: Callable[[], None]) -> None:
@@ -24,7 +24,7 @@ class Lock:
     """A reentrant lock, created anew in a forked child, where the thread that held it does not exist.
 
     Args:
-        forks_wait: A fork waits for the lock, for at most `LONGEST_WAIT` seconds. Meanwhile a thread that holds no
+        forks_wait: A fork waits for the lock, for at most `MAX_WAIT_SECONDS` seconds. Meanwhile a thread that holds no
             such lock waits for the fork.
     """
 
@@ -36,7 +36,7 @@ class Lock:
 
     def __enter__(self) -> Self:
         if self.forks_wait and not _holding.count:
-            _passage.wait(LONGEST_WAIT)
+            _passage.wait(MAX_WAIT_SECONDS)
         lock = self._lock
         lock.acquire()
         self._took(lock)
@@ -83,7 +83,7 @@ _passage.set()
 def _wait() -> None:
     """Acquire the locks that a fork waits for: all at once, since a thread with one of them may need another."""
     _passage.clear()
-    end = time.monotonic() + LONGEST_WAIT
+    end = time.monotonic() + MAX_WAIT_SECONDS
     wanted = [lock for lock in list(_locks) if lock.forks_wait]
     while True:
         _forking.locks = [lock for lock in wanted if lock.acquire(0)]

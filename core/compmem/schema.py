@@ -33,11 +33,11 @@ class Encoder(Protocol):
         ...
 
 
-LONGEST_TITLE = 1000
-"""Most characters of a document's title, which is read with every chunk."""
+MAX_TITLE_CHARS = 1000
+"""Maximum number of characters of a document's title, which is read with every chunk."""
 
-LONGEST_CONTEXT = 10_000
-"""Most characters of a document's context, or of a chunk's headings, which are read with every chunk as well."""
+MAX_CONTEXT_CHARS = 10_000
+"""Maximum number of characters of a document's context, or of a chunk's headings; both are read with every chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

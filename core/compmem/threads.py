@@ -14,18 +14,18 @@ from compmem.locks import after_fork
 
 T = TypeVar("T")
 
-MOST_AT_ONCE: Final = 64
-"""Most calls of chat models at once; more calls wait."""
+MAX_CONCURRENT_CALLS: Final = 64
+"""Maximum number of concurrent calls of chat models; more calls wait."""
 
-MOST_ABANDONED: Final = 64
-"""Most abandoned calls of chat models that have not returned; above, no new call is made."""
+MAX_ABANDONED_CALLS: Final = 64
+"""Maximum number of abandoned calls of chat models that have not returned; above, no new call is made."""
 
 
 class CallThreads:
     """Runs calls that may never return, each in a daemon thread.
 
     An abandoned call gives its place to the next one. So calls that hang do not delay others, and there are never more
-    than `MOST_AT_ONCE + MOST_ABANDONED` threads.
+    than `MAX_CONCURRENT_CALLS + MAX_ABANDONED_CALLS` threads.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class CallThreads:
         """
         future = Future[T]()
         with self._guard:
-            if len(self._abandoned) >= MOST_ABANDONED:
+            if len(self._abandoned) >= MAX_ABANDONED_CALLS:
                 raise _too_many()
             self._waiting[future] = call
             self._start()
@@ -57,7 +57,7 @@ class CallThreads:
             elif future in self._running:
                 self._running.remove(future)
                 self._abandoned.add(future)
-            if len(self._abandoned) >= MOST_ABANDONED:
+            if len(self._abandoned) >= MAX_ABANDONED_CALLS:
                 refused += [one for one in self._waiting if one.set_running_or_notify_cancel()]
                 self._waiting.clear()
             self._start()
@@ -65,7 +65,7 @@ class CallThreads:
             one.set_exception(_too_many())
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < MOST_AT_ONCE:
+        while self._waiting and len(self._running) < MAX_CONCURRENT_CALLS:
             future = next(iter(self._waiting))
             call = self._waiting.pop(future)
             if future.set_running_or_notify_cancel():
@@ -92,13 +92,13 @@ class CallThreads:
 
 def _too_many() -> ReaderError:
     return ReaderError(
-        f"{MOST_ABANDONED} abandoned calls of the chat model have not returned, so it is not called again: "
+        f"{MAX_ABANDONED_CALLS} abandoned calls of the chat model have not returned, so it is not called again: "
         "set a timeout in the model's client"
     )
 
 
-MOST_WAITING: Final = 10_000
-"""Most threads that wait for an event loop at once; each is one question."""
+MAX_WAITING_THREADS: Final = 10_000
+"""Maximum number of threads that wait for an event loop at once; each is one question."""
 
 
 def chat_calls() -> CallThreads:
@@ -135,7 +135,7 @@ def _renew() -> None:
     """A forked child has no threads of its parent, and its locks may be held by one of them."""
     global _calls, _work, _waiting
     _calls = CallThreads()
-    _waiting = ThreadPoolExecutor(MOST_WAITING, "compmem-waiting")
+    _waiting = ThreadPoolExecutor(MAX_WAITING_THREADS, "compmem-waiting")
     _work = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "compmem")
 
 

@@ -225,7 +225,7 @@ class Backbone(TokenCodec):
         return self._compression(ratio, pruning).states(self.decoder, self.rotary, chunks, windows, self.release)
 
     def longest_window(self, *, ratio: int | None = None, pruning: KVPruning | None = None) -> int:
-        """Most tokens that `compress` can read in one pass, which is less than the context where they are repeated."""
+        """Maximum number of tokens that `compress` reads in one pass: less than the context where they are repeated."""
         return self._compression(ratio, pruning).longest()
 
     @torch.no_grad()
@@ -413,7 +413,7 @@ class Backbone(TokenCodec):
         Args:
             prompts: Token ids of each row.
             blocks: Recalled blocks of each row.
-            max_new_tokens: Most tokens per row.
+            max_new_tokens: Maximum number of tokens per row.
             stop_ids: Ids that end a row. None: the model's end tokens.
             stop_strings: Texts that end a row.
             stop_on_repetition: End a row that repeats itself.

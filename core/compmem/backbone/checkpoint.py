@@ -41,8 +41,8 @@ SAMPLE = "base_sample"
 """Name of the tensor with values of the stock model, beside the parameters that were added to it."""
 IMPORTANCE = "importance"
 """Name of the tensor that predicts the importance of KV states, if there is one."""
-ALIKE = 0.98
-"""Least likeness of a stock model to the one that the added parameters were trained on: 4-bit quantisation has 0.99."""
+MIN_SIMILARITY = 0.98
+"""Minimum similarity of a stock model to the one that the added parameters were trained on; 4-bit weights have 0.99."""
 
 _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
 """Settings of the public format that affect the computation, with the only supported value of each."""
@@ -216,7 +216,7 @@ def _check_base(decoder: Decoder, settings: Mapping[str, Any], folder: Path, sto
     told = f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
     sample = _read_tensors([folder / WEIGHTS], {SAMPLE}).get(SAMPLE)
     alike = 0.0 if sample is None else likeness(sample.flatten(), base_sample(decoder))
-    if not alike >= ALIKE:  # not a number is not alike either
+    if not alike >= MIN_SIMILARITY:  # not a number is not alike either
         raise CheckpointError(f"{told}{found!r}: it is another model")
     log.warning("%s%r and is alike to %.3f, as another quantisation: answers may differ", told, found, alike)
 

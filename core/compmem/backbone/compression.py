@@ -87,7 +87,7 @@ class Compression:
             first += len(window)
 
     def longest(self) -> int:
-        """Most tokens that can be read in one pass."""
+        """Maximum number of tokens that can be read in one pass."""
         free = self.context - len(self.lead)
         again = self._again()
         return again.longest(free) if again else free

@@ -177,7 +177,7 @@ class Engine:
             prefix: Recalled blocks of each row.
             layout: Prompts after the blocks.
             sampling: How tokens are chosen.
-            steps: Most tokens per row.
+            steps: Maximum number of tokens per row.
             look_every: Steps between two checks by the host.
             role: The role whose adapter is used.
         """

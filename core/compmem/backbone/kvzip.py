@@ -44,11 +44,11 @@ class Repetition:
         return [*request, *text[start : start + PIECE]]
 
     def tokens(self, text: int) -> int:
-        """Most tokens of a request and its reply, for a text of so many tokens."""
+        """Maximum number of tokens of a request and its reply, for a text of so many tokens."""
         return self._request + min(text, PIECE)
 
     def longest(self, positions: int) -> int:
-        """Most tokens of a text that fits, with its repetition, in so many positions."""
+        """Maximum number of tokens of a text that fits, with its repetition, in so many positions."""
         free = positions - self._request
         return max(free // 2, free - PIECE)
 

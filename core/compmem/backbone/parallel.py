@@ -45,7 +45,7 @@ def stream_parallel(
         backbone: The model that compressed the blocks; it reads with the reasoner's adapter, if it has one.
         prompt: Token ids behind the blocks.
         blocks: At least one.
-        max_new_tokens: Most tokens.
+        max_new_tokens: Maximum number of tokens.
         stop_strings: Texts that end it.
         stop_on_repetition: End a text that says the same over and over.
         temperature: Temperature of attention to the blocks.

@@ -8,7 +8,7 @@ from compmem.cli.answer_text import LATE, NOTHING_NEW, cost, counted, gates, new
 from compmem.schema import Answer
 
 _SHOWN: Final = 400
-"""Most characters of the question in the title."""
+"""Maximum number of characters of the question in the title."""
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1f2328; --soft: #656d76; --line: #e4e1d9;

@@ -20,7 +20,7 @@ from compmem.cli.decoding import HEAD, BlankError, UnreadableError, decode, is_t
 from compmem.cli.html import page_text
 from compmem.cli.pdf import pdf_text
 from compmem.cli.records import csv_text, json_text
-from compmem.schema import LONGEST_TITLE
+from compmem.schema import MAX_TITLE_CHARS
 
 Format = Literal["txt", "md", "html", "pdf", "docx", "eml", "csv", "json", "jsonl"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -44,10 +44,10 @@ _DOCX_GROWTH: Final = 30
 _OPEN_FIELDS: Final = 1000
 """Fields of a .docx file that may have no end: each is looked through at every later one."""
 _MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
-_LONGEST_HEAD: Final = 10_000
-"""Most characters of a header of an e-mail, since reading one takes quadratic time."""
+_MAX_HEADER_CHARS: Final = 10_000
+"""Maximum number of characters of a header of an e-mail, since reading one takes quadratic time."""
 _CONTENT_HEADS: Final = ("content-type", "content-disposition")
-_LONGEST_CONTENT_HEADS: Final = 100_000
+_MAX_CONTENT_HEADER_CHARS: Final = 100_000
 """Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
 _BOUNDARIES: Final = 100
 """Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
@@ -82,7 +82,7 @@ def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
     title, text = _PARSERS[form](data, name)
     if not text.strip():
         raise BlankError("contains no text")
-    return title[:LONGEST_TITLE], text
+    return title[:MAX_TITLE_CHARS], text
 
 
 def _plain(data: bytes, name: str) -> tuple[str, str]:
@@ -208,9 +208,9 @@ def _check_mail(data: bytes) -> None:
         raise UnreadableError(f"the e-mail has more than {_BOUNDARIES} boundaries of parts, and many lines")
     raw = email.message_from_bytes(data, policy=email.policy.compat32)
     heads = [(name.lower(), len(str(value))) for part in raw.walk() for name, value in part.items()]
-    if any(length > _LONGEST_HEAD for _, length in heads):
-        raise UnreadableError(f"a header of the e-mail has more than {_LONGEST_HEAD:,} characters")
-    most = max(_LONGEST_CONTENT_HEADS, len(data) // 10)
+    if any(length > _MAX_HEADER_CHARS for _, length in heads):
+        raise UnreadableError(f"a header of the e-mail has more than {_MAX_HEADER_CHARS:,} characters")
+    most = max(_MAX_CONTENT_HEADER_CHARS, len(data) // 10)
     if sum(length for name, length in heads if name in _CONTENT_HEADS) > most:
         raise UnreadableError(f"the types of the e-mail's parts have more than {most:,} characters")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from compmem.cli.decoding import UnreadableError
-from compmem.text.sentences import LONGEST_LINE
+from compmem.text.sentences import MAX_LINE_CHARS
 
 _DROPPED: Final = frozenset(
     "head script style template noscript svg math iframe object button select dialog nav".split()
@@ -24,11 +24,11 @@ _TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
 _CELLS: Final = frozenset({"td", "th"})
 _NOT_IN_ROWS: Final = frozenset("table tr li dt dd pre h1 h2 h3 h4 h5 h6".split())
 """A row of a table with one of these in it is written as text."""
-_LONGEST_WRAPPED: Final = 300
-"""Most characters of a row that has several lines in a cell, or a single cell with text."""
+_MAX_WRAPPED_ROW_CHARS: Final = 300
+"""Maximum number of characters of a row that has several lines in a cell, or a single cell with text."""
 _PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
-_DEEPEST: Final = 3000
-"""Most nested tags: libxml2 compares each closing tag with all open ones, in quadratic time without a limit."""
+_MAX_NESTED_TAGS: Final = 3000
+"""Maximum number of nested tags: libxml2 compares each closing tag with all open ones, which takes quadratic time."""
 _PIECE: Final = 1 << 16
 
 
@@ -79,8 +79,8 @@ class _Page:
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise UnreadableError(f"more than {_DEEPEST} nested tags")
+        if self._depth > _MAX_NESTED_TAGS:
+            raise UnreadableError(f"more than {_MAX_NESTED_TAGS} nested tags")
         self._in_title = tag == "title" and not self._title and self._dropped in ("", "head")
         if self._dropped:
             return
@@ -205,7 +205,7 @@ class _Writer:
         cells = ["".join(self._parts[first:last]).strip() for first, last in row.cells]
         filled = sum(map(bool, cells))
         line = " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-        most = LONGEST_LINE - 5 if filled > 1 and "\n" not in "".join(cells) else _LONGEST_WRAPPED
+        most = MAX_LINE_CHARS - 5 if filled > 1 and "\n" not in "".join(cells) else _MAX_WRAPPED_ROW_CHARS
         if len(line) > most or filled < (1 if self._headed[-1] else 2):
             return
         del self._parts[row.first :]

@@ -20,7 +20,7 @@ from compmem.cli.answer_text import printable
 from compmem.cli.decoding import HEAD, BlankError, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
 from compmem.errors import CompMemError
-from compmem.schema import LONGEST_TITLE, Document
+from compmem.schema import MAX_TITLE_CHARS, Document
 
 __all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
 
@@ -273,7 +273,7 @@ def _read(
     except Exception as error:  # parsers raise any exception for a damaged file
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
-        yield shown, Document(id=id, title=title or PurePath(id).stem[:LONGEST_TITLE], text=text, metadata=about)
+        yield shown, Document(id=id, title=title or PurePath(id).stem[:MAX_TITLE_CHARS], text=text, metadata=about)
 
 
 def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Report) -> Iterator[tuple[str, Document]]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from compmem.cli.decoding import UnreadableError
 
-_LONGEST_NAME: Final = 60
-"""Most characters of a name before a value: with long names, the text would be many times as long as the file."""
+_MAX_NAME_CHARS: Final = 60
+"""Maximum number of characters of a name before a value: long names would make the text much longer than the file."""
 _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS: Final = ",;\t|"
 
@@ -64,5 +64,5 @@ def _scalar(value: Any) -> str:
 
 def _line(pairs: Iterable[tuple[str, str]]) -> str:
     """Names and values on one line, without empty values."""
-    flat = ((" ".join(name[:_LONGEST_NAME].split()), " ".join(value.split())) for name, value in pairs)
+    flat = ((" ".join(name[:_MAX_NAME_CHARS].split()), " ".join(value.split())) for name, value in pairs)
     return "; ".join(f"{name}: {value}" if name else value for name, value in flat if value)

@@ -44,7 +44,7 @@ Raised when an operation would block, for example a read from a socket set to no
 ignored if it is None. Changed in version 3.11: returns a tuple of integers instead of a string."""
 _FAITHFUL = 0.998
 _BUDGET = {"cpu": 2048, "cuda": 65536}
-_LEAST = 256
+_MIN_SPLIT_TOKENS = 256
 """Tokens of a batch that is not divided among the cores: passing it to other threads takes longer."""
 
 
@@ -219,7 +219,7 @@ class Bert:
         budget = _BUDGET.get(self._device.type, 8192)
         cores = torch.get_num_threads() if self._device.type == "cpu" else 1
         if cores > 1:
-            budget = min(budget, max(_LEAST, -(-sum(lengths) // cores)))
+            budget = min(budget, max(_MIN_SPLIT_TOKENS, -(-sum(lengths) // cores)))
         batches = _batches(lengths, budget)
         done: Iterable[None] = (
             _workers(cores).map(run, batches) if cores > 1 and len(batches) > 1 else map(run, batches)

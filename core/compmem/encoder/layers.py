@@ -15,7 +15,7 @@ from torch import Tensor
 
 _OUTLIERS = 32
 
-LARGEST = 127 if torch.cpu._is_vnni_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability() else 88
+MAX_WEIGHT = 127 if torch.cpu._is_vnni_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability() else 88
 """Largest 8-bit weight. A CPU without VNNI adds two products in 16 bits, and with weights up to 127 they overflow."""
 
 Pair = tuple[Tensor, Tensor]
@@ -106,7 +106,7 @@ class _ByteLinear:
         least, largest = float((low / smooth).min()) * margin, float((high / smooth).max()) * margin
         scale = (largest - least) / 255
         weight = weight * smooth
-        scales = weight.abs().amax(1).clamp(min=1e-8) / LARGEST
+        scales = weight.abs().amax(1).clamp(min=1e-8) / MAX_WEIGHT
         packed = torch.ops.onednn.qlinear_prepack((weight / scales[:, None]).round().to(torch.int8), None)
         zero = round(-least / scale)
         return cls(smooth=smooth, scale=scale, zero=zero, packed=packed, weight_scales=scales, bias=bias)

@@ -55,7 +55,7 @@ class LoadedEncoder:
     name: str
     """The name it was loaded by, or the class of the given object."""
     max_tokens: int
-    """Most tokens of a text, prompt included; longer text is cut off."""
+    """Maximum number of tokens of a text, prompt included; longer text is cut off."""
     dtype: str | None = None
     """A torch dtype's name or `int8`; None if the encoder does not say."""
     _engine: _Engine = field(repr=False)

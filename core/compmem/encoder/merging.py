@@ -15,8 +15,8 @@ import numpy as np
 from compmem.locks import after_fork
 from compmem.schema import Vectors
 
-MOST_TEXTS = 512
-"""Texts of a batch above which no other call joins it."""
+MAX_MERGED_TEXTS = 512
+"""No other call joins a batch with more texts than this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ class MergedCalls:
         """Gives the place to the calls that wait; if there are many, to the first ones."""
         batch: list[_Call] = []
         with self._guard:
-            while self._waiting and sum(len(call.texts) for call in batch) < MOST_TEXTS:
+            while self._waiting and sum(len(call.texts) for call in batch) < MAX_MERGED_TEXTS:
                 batch.append(self._waiting.popleft())
             if not batch:
                 self._running -= 1

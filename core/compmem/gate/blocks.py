@@ -19,8 +19,8 @@ from compmem.text.tokenize import (
     words,
 )
 
-LONGEST = 200
-"""Most words of a window: about those of a block of 256 tokens, on which the gate was trained."""
+MAX_WINDOW_WORDS = 200
+"""Maximum number of words of a window: about those of a block of 256 tokens, on which the gate was trained."""
 
 PARAGRAPH = 30
 """Words from which a window may end with its paragraph."""
@@ -78,14 +78,14 @@ def parse_windows(block: MemoryBlock) -> tuple[ParsedBlock, ...]:
     its windows. Otherwise shares of words and counts would grow with a block's length and lose their meaning.
     """
     chunk = block.chunk
-    short = len(chunk.text) <= LONGEST or len(words(chunk.text)) <= LONGEST
+    short = len(chunk.text) <= MAX_WINDOW_WORDS or len(words(chunk.text)) <= MAX_WINDOW_WORDS
     if short and (chunk.title or not headings_in(chunk.text)):
         return (parse_block(block),)
     return tuple(parse_block(window) for window in _windows(block))
 
 
 def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
-    """Runs of whole sentences of at most `LONGEST` words, cut at the ends of paragraphs if they are long enough.
+    """Runs of whole sentences of at most `MAX_WINDOW_WORDS` words, cut at the ends of long enough paragraphs.
 
     A paragraph under its own heading is its own window, with the heading as its title.
     """
@@ -97,7 +97,7 @@ def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
         count = len(words(chunk.text[start:end]))
         begins = number == 0 or parted(chunk.text, chunk.sentences[number - 1][1], start)
         heading = heading_at(chunk.text, start) if begins and not chunk.title else ""
-        full = held + count > LONGEST or heading or (begins and held >= PARAGRAPH)
+        full = held + count > MAX_WINDOW_WORDS or heading or (begins and held >= PARAGRAPH)
         if number > first and full:
             yield _window(chunk, block.vectors, first, number, title)
             first, held = number, 0

@@ -34,9 +34,9 @@ SHIPPED = Path(__file__).parent.parent / "weights" / "dense_gate.safetensors"
 FORMAT = "compmem-dense-gate/3"
 
 _FEATURES: Final = {"first": FIRST_FEATURES, "later": LATER_FEATURES, "question": QUESTION_FEATURES}
-_WIDEST: Final = 5.0
+_MAX_DEVIATIONS: Final = 5.0
 """Features are clipped at this many standard deviations from the mean, the range seen in training."""
-_LEAST_SCALE: Final = 0.05
+_MIN_SCALE: Final = 0.05
 
 
 class Network(nn.Module):
@@ -65,7 +65,7 @@ class Network(nn.Module):
     def fit_scale(self, features: Tensor) -> None:
         """Sets mean and deviation of each feature from these rows."""
         self.mean.copy_(features.mean(0))
-        self.scale.copy_(features.std(0).clamp(min=_LEAST_SCALE))
+        self.scale.copy_(features.std(0).clamp(min=_MIN_SCALE))
 
     def forward(self, features: Tensor) -> Tensor:
         """Uncalibrated logits `[rows, outputs]`."""
@@ -73,7 +73,7 @@ class Network(nn.Module):
 
     def each(self, features: Tensor) -> Tensor:
         """The logits of each network, without the direct part, `[heads, rows, outputs]`."""
-        x = ((features - self.mean) / self.scale).clamp(-_WIDEST, _WIDEST)
+        x = ((features - self.mean) / self.scale).clamp(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
         hidden = nn.functional.gelu(x @ self.one + self.one_bias)
         hidden = nn.functional.gelu(hidden @ self.two + self.two_bias)
         logits: Tensor = hidden @ self.out + self.out_bias

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from compmem.gate.blocks import ParsedBlock
 from compmem.retrieval.query import QueryState
 
-_LEAST_LETTERS, _MOST_LETTERS = 5, 40
+_MIN_WORD_LETTERS, _MAX_WORD_LETTERS = 5, 40
 """Letters of a word that is taken for another one, mistyped, if the two differ by one letter."""
 _ENGLISH = 0.25
 """Share of blocks with "the" from which an index is in English."""
@@ -37,7 +37,7 @@ def _without_a_letter(word: str, near: Sequence[str]) -> Iterator[str]:
 
     Two words that differ by one letter, or by two that changed places, have one of these forms in common.
     """
-    if not _LEAST_LETTERS <= len(word) <= _MOST_LETTERS or not word.isalpha():
+    if not _MIN_WORD_LETTERS <= len(word) <= _MAX_WORD_LETTERS or not word.isalpha():
         return
     if any(word[0] == other[0] and abs(len(word) - len(other)) <= 1 for other in near):
         yield word

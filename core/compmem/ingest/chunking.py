@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from compmem.schema import Chunk, Document
-from compmem.text.sentences import ATX, LINE, LONGEST_LINE, RULE, TEXT, is_row, sentence_spans, sentences
+from compmem.text.sentences import ATX, LINE, MAX_LINE_CHARS, RULE, TEXT, is_row, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +21,12 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 """Token counts of many texts at once, each including the tokens that the tokenizer adds to every text."""
 
 CHARS_PER_TOKEN = 16
-"""Most characters of a chunk per allowed token: some tokenizers count no token for blanks and unknown words."""
-_LONGEST_HEADING = 120
-_MOST_HEADINGS = 8
-"""Innermost headings that a chunk keeps: a deep path would be stored with each chunk below it."""
-_LONGEST_TABLE_HEAD = 200
-"""Most characters of a table's head that are kept."""
+"""Maximum number of characters of a chunk per token: some tokenizers count no token for blanks and unknown words."""
+_MAX_HEADING_CHARS = 120
+_MAX_HEADINGS = 8
+"""A chunk keeps only this many headings, the innermost ones: a deep path would be stored with each chunk below it."""
+_MAX_TABLE_HEAD_CHARS = 200
+"""Maximum number of characters of a table's head that are kept."""
 _WINDOW = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
 
@@ -70,7 +70,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
 
     Args:
         document: Text to split, or chunks to keep unchanged.
-        chunk_tokens: Most tokens in a chunk, as `count` counts them.
+        chunk_tokens: Maximum number of tokens in a chunk, as `count` counts them.
         count: The token counter; called with batches and never twice with the same piece.
 
     Returns:
@@ -195,8 +195,8 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
                 path.pop()
             path.append((unit.level, unit.heading))
         elif found is None:
-            found = tuple(heading for _, heading in path[-_MOST_HEADINGS:])
-    headings = tuple(heading for _, heading in path[-_MOST_HEADINGS:]) if found is None else found
+            found = tuple(heading for _, heading in path[-_MAX_HEADINGS:])
+    headings = tuple(heading for _, heading in path[-_MAX_HEADINGS:]) if found is None else found
     return (*headings, group[0].table) if group[0].table else headings
 
 
@@ -239,7 +239,7 @@ def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
     for a, b in breaker(text, unit.start, unit.end):
         opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
         if breaker is _into_sentences:
-            row = text[a : min(b, a + _LONGEST_TABLE_HEAD)].strip()
+            row = text[a : min(b, a + _MAX_TABLE_HEAD_CHARS)].strip()
             if not is_row(row):
                 table, head = "", None
             elif head is None:
@@ -366,7 +366,7 @@ class _Lines:
     def line(self, n: int = 0) -> str:
         """The beginning of that line, up to the length that is checked, stripped on the right; empty after the end."""
         span = self.span(n)
-        return "" if span is None else self._text[span[0] : min(span[1], span[0] + LONGEST_LINE)].rstrip()
+        return "" if span is None else self._text[span[0] : min(span[1], span[0] + MAX_LINE_CHARS)].rstrip()
 
     def skip(self, count: int) -> None:
         """Move on by this many lines."""
@@ -407,7 +407,7 @@ def _blocks(text: str) -> Iterator[_Unit]:
 
 def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
     """Level, title and number of lines of the heading that begins at the current line."""
-    if not line or len(line) > _LONGEST_HEADING:
+    if not line or len(line) > _MAX_HEADING_CHARS:
         return None
     if (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):
         return len(match[1]), title, 1
@@ -415,7 +415,7 @@ def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool
         return None
 
     def after(n: int) -> str:
-        return lines.line(n)[: _LONGEST_HEADING + 1]
+        return lines.line(n)[: _MAX_HEADING_CHARS + 1]
 
     if (over := RULE.match(line)) and after(2) == line and 0 < len(after(1).strip()) <= len(line):
         return styles.setdefault((over[1], True), len(styles) + 1), after(1).strip(), 3

@@ -39,7 +39,7 @@ class KVCompressor:
     dense: DenseCompressor | None
     pruning: KVPruning | None = None
     window: int = 0
-    """Most tokens of a document that are read in one pass; see `IndexConfig.kv_window`."""
+    """Maximum number of tokens of a document that are read in one pass; see `IndexConfig.kv_window`."""
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order, with KV states moved off the device.
@@ -79,7 +79,7 @@ class DocumentCompressor:
     """What turns documents into blocks. It knows no store, so it works in any process."""
 
     chunk_tokens: int
-    """Most tokens of a chunk."""
+    """Maximum number of tokens of a chunk."""
     count: Callable[[Sequence[str]], list[int]]
     """Tokens of texts."""
     compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]

@@ -95,7 +95,7 @@ async def events(
         parts: The questions that it consists of; if these are several, each has a search of its own.
         apart: An answer is written to each part, from what was found for it; else one answer from everything.
         seconds: Until the deadline, from now.
-        rounds: Most requests of the writer.
+        rounds: Maximum number of requests of the writer.
 
     Raises:
         ReaderError: The reader failed; the error carries the steps so far.

@@ -18,7 +18,7 @@ from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
 from compmem.text.codes import only_unknown_codes
 
-_MOST_UNKNOWN = 0.75
+_MIN_UNKNOWN_SHARE = 0.75
 """Share of the question's words, by weight, from which nothing answers if no block has them."""
 _UNKNOWN_ODDS = 3.0
 """By how much the log odds that anything answers fall for all of its words; in proportion for some of them."""
@@ -121,7 +121,7 @@ class DenseGate:
             return self._look.found >= self._head.found_threshold
         unknown = self._unknown_share()
         odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * unknown
-        if odds < _log_odds(self._head.found_threshold) or unknown >= _MOST_UNKNOWN:
+        if odds < _log_odds(self._head.found_threshold) or unknown >= _MIN_UNKNOWN_SHARE:
             return False
         return not only_unknown_codes(self._stage.analyzer.question, self._texts())
 

@@ -152,7 +152,7 @@ def recall_loop(
         config: Settings of the loop.
         threshold: Blocks with a lower gate score are rejected.
         can_score: The reader can score blocks before it reads them.
-        shown: Most recalled blocks that are in the memory at the end.
+        shown: Maximum number of recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
         trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` among at least `FEW`
             is kept, whatever the reader says: it compares with the question, and a later fact is near to the notes.

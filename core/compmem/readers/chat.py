@@ -17,7 +17,7 @@ from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.answers import ANSWER, NOTHING_FOUND
 from compmem.readers.chat_model import ChatModel, apieces, pieces
-from compmem.readers.prompt_budget import LEAST, MARK, Shown, fitted, packed
+from compmem.readers.prompt_budget import MARK, MIN_PART_TOKENS, Shown, fitted, packed
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
 from compmem.text.escaping import escaped, unescaped
@@ -160,9 +160,10 @@ class ChatReader:
         chat: The model; see `ChatModel`. A sync model never blocks the event loop, an async one serves sync callers.
         prompts: The prompts for the model.
         structured: Ask for both gates. Otherwise each reply overwrites the memory (MemAgent, 2507.02259).
-        memory_tokens: Most tokens of working memory, as `count` counts them; at most a quarter of `prompt_tokens`.
+        memory_tokens: Maximum number of tokens of working memory, as `count` counts them; at most a quarter of
+            `prompt_tokens`.
         count: Counts the tokens of a text. None: the model's `count_tokens(text)` if it has one, else an estimate.
-        prompt_tokens: Most tokens of a prompt: the model's context window without its reply. None: no limit.
+        prompt_tokens: Maximum number of tokens of a prompt: the context window without the reply. None: no limit.
         cite: Ask for the numbers of the blocks that an answer comes from.
         render: Formats a chunk for the model. None, or if it returns None: title, headings and context on a line each,
             then the text.
@@ -350,7 +351,7 @@ class ChatReader:
         return self.prompt_tokens - MARGIN - sum(self._count(m["content"]) for m in self._messages(template, **parts))
 
     def _checked_space(self, space: int) -> int:
-        if space < LEAST:
+        if space < MIN_PART_TOKENS:
             raise ReaderError(
                 f"the question and the instructions leave {max(space, 0)} of prompt_tokens={self.prompt_tokens} tokens "
                 "for documents: ask a shorter question, or a model with a larger context window"

@@ -36,8 +36,8 @@ ChatModel = Callable[[Sequence[Message]], Any]
 
 _END: Final = object()
 
-LONGEST_REPLY: Final = 1_000_000
-"""Most characters of a reply."""
+MAX_REPLY_CHARS: Final = 1_000_000
+"""Maximum number of characters of a reply."""
 
 
 def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None, None]:
@@ -197,8 +197,8 @@ class _Reply:
         if not isinstance(piece, str):
             raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
         self.length += len(piece)
-        if self.length > LONGEST_REPLY:
-            raise ReaderError(f"the chat model's reply has more than {LONGEST_REPLY:,} characters")
+        if self.length > MAX_REPLY_CHARS:
+            raise ReaderError(f"the chat model's reply has more than {MAX_REPLY_CHARS:,} characters")
         return valid(piece)
 
 

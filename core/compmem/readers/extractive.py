@@ -15,9 +15,9 @@ from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
 
 KEPT = 3
-"""Most sentences kept from one block."""
+"""Maximum number of sentences kept from one block."""
 
-LEAST_RELEVANCE = 0.25
+MIN_RELEVANCE = 0.25
 """Sentences below this score are not relevant to the question."""
 
 LINKED = 0.15
@@ -61,7 +61,7 @@ class ExtractiveReader:
             text="\n".join([*filter(None, memory.text.split("\n")), *(line for line in lines if line not in known)]),
             evidence=_once(evidence) if linked else evidence,
         )
-        return Reading(memory=after, update=any(e.score >= LEAST_RELEVANCE for e in new), exit=False)
+        return Reading(memory=after, update=any(e.score >= MIN_RELEVANCE for e in new), exit=False)
 
     def _is_named(self, memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
         """Whether a sentence kept of another document has this one's title, and the question has not: the next hop."""

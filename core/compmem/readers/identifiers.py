@@ -9,14 +9,14 @@ from itertools import islice
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence
 
-LEAST_RARITY = 0.7
+MIN_RARITY = 0.7
 """Inverse document frequency from which an identifier links sentences; in five of 1,000 blocks it is below that."""
 
-MOST_SENTENCES = 6
-"""Most sentences of an identifier that is followed: more have a unit or a currency rather than a name."""
+MAX_SENTENCES = 6
+"""Maximum number of sentences of an identifier that is followed: more have a unit or a currency rather than a name."""
 
 PER_BLOCK = 12
-"""Most sentences of one block that are linked."""
+"""Maximum number of sentences of one block that are linked."""
 
 _IDENTIFIER = re.compile(
     r"(?<![\w-])(?=[\w-]{0,63}[A-Z_])(?=[\w-]{0,63}[0-9_]|[A-Z]{4})[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+){0,8}(?![\w-])"
@@ -73,7 +73,7 @@ class IdentifierLinks:
                 followed.add(identifier)
                 there = () if self._labels[identifier] > 1 else self._sentences.get(identifier, ())
                 better = [e for e in there if best.get((e.chunk.id, e.start), -1.0) < source.score]
-                if better and len(there) <= MOST_SENTENCES and self._rare(identifier):
+                if better and len(there) <= MAX_SENTENCES and self._rare(identifier):
                     for found in better:
                         best[found.chunk.id, found.start] = source.score
                         link = replace(found, score=source.score)
@@ -83,4 +83,4 @@ class IdentifierLinks:
     def _rare(self, identifier: str) -> bool:
         if identifier not in self._rarity:
             self._rarity[identifier] = self.analyzer.rarity(identifier)
-        return self._rarity[identifier] >= LEAST_RARITY
+        return self._rarity[identifier] >= MIN_RARITY

@@ -30,8 +30,8 @@ class LatentReader:
         backbone: The backbone that compressed the blocks.
         prompts: The prompts. None: the checkpoint's own if it has a prompt file, else the default ones.
         structured: Ask for both gates. None: as in the prompts.
-        memory_tokens: Most tokens of working memory that one step writes.
-        answer_tokens: Most tokens of the answer.
+        memory_tokens: Maximum number of tokens of working memory that one step writes.
+        answer_tokens: Maximum number of tokens of the answer.
         kv_fusion: How blocks that are read together see one another: see `LoopConfig`.
         full_chunk_tokens: Memory tokens of a full chunk, for checkpoints whose prompts always follow a full chunk's
             memory, even if a block is smaller. None: prompts directly follow the blocks.

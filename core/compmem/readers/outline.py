@@ -9,14 +9,14 @@ from compmem.schema import Chunk
 from compmem.text.sentences import ATX, is_labelled, is_row
 from compmem.text.tokenize import words
 
-MOST_PROSE = 3
-"""Most sentences that are quoted with the one that introduces them."""
+MAX_INTRODUCED_SENTENCES = 3
+"""Maximum number of sentences that are quoted with the one that introduces them."""
 
-MOST_LISTED = 12
-"""Most items of a list, or rows of a table, that are quoted together."""
+MAX_LIST_ITEMS = 12
+"""Maximum number of items of a list, or rows of a table, that are quoted together."""
 
-MOST_BEFORE = 2
-"""Most sentences that are quoted before one with a pronoun."""
+MAX_PRECEDING_SENTENCES = 2
+"""Maximum number of sentences that are quoted before one with a pronoun."""
 
 _PRONOUNS = frozenset("he her his it its she that their these they this those".split())
 _PERSONAL = frozenset("he she they".split())
@@ -62,7 +62,7 @@ class Outline:
         return cls(texts, begins, tuple(heads), bool(chunk.headings) and is_row(chunk.headings[-1]))
 
     def introduced(self, place: int) -> Iterator[int]:
-        """The sentences that this one introduces: some of a paragraph, or a list or table of up to `MOST_LISTED`."""
+        """The sentences that this one introduces: some of a paragraph, or a list or table of up to `MAX_LIST_ITEMS`."""
         if not introduces(self.texts[place]):
             return
         said = False
@@ -71,14 +71,14 @@ class Outline:
             ends = introduces(self.texts[after])
             if said and (ends or (self.begins[after] and not item)):
                 return
-            if after - place > (MOST_LISTED if item else MOST_PROSE):
+            if after - place > (MAX_LIST_ITEMS if item else MAX_INTRODUCED_SENTENCES):
                 return
             said = said or not ends
             yield after
 
     def named_before(self, place: int) -> Iterator[int]:
         """The sentences before one with a pronoun, back to one without, in its paragraph."""
-        for at in range(place, max(place - MOST_BEFORE, 0), -1):
+        for at in range(place, max(place - MAX_PRECEDING_SENTENCES, 0), -1):
             if self.begins[at] or not is_of_someone(self.texts[at]):
                 return
             yield at - 1

@@ -10,8 +10,8 @@ from compmem.text.sentences import sentences
 from compmem.text.tokenize import terms
 from compmem.text.truncation import CHARS_PER_TOKEN, Count, beginning
 
-LEAST: Final = 48
-"""Least tokens of a part of a block that is shown."""
+MIN_PART_TOKENS: Final = 48
+"""Minimum number of tokens of a part of a block that is shown."""
 
 MARK: Final = "**"
 """Placed before and after a relevant sentence."""
@@ -82,7 +82,7 @@ def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], cou
         if not _fits(str(block), left, count):
             share = left // 2 if number + 1 < len(blocks) else left
             space = share - _frame(block, count)
-            if space < LEAST:
+            if space < MIN_PART_TOKENS:
                 continue
             block = replace(block, text=_best_part(block.text, space, asked, count))
         kept.append(block)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 
-from compmem.readers.outline import MOST_LISTED, Outline, is_item, is_of_someone, is_reply
+from compmem.readers.outline import MAX_LIST_ITEMS, Outline, is_item, is_of_someone, is_reply
 from compmem.schema import Chunk, Evidence
 from compmem.text.sentences import is_labelled, is_row
 from compmem.text.tokenize import content_terms, root
@@ -15,14 +15,14 @@ QUOTED = 3
 QUOTED_SHARE = 0.5
 """Chunks with at least this share of the best score are quoted too: a question may have several answers."""
 
-MOST_QUOTED = 12
-"""Most chunks quoted in an answer."""
+MAX_QUOTED_CHUNKS = 12
+"""Maximum number of chunks quoted in an answer."""
 
-MOST_ADDED = 3
-"""Most sentences of quoted chunks added for words of the question that no quoted sentence has."""
+MAX_ADDED_SENTENCES = 3
+"""Maximum number of sentences of quoted chunks added for words of the question that no quoted sentence has."""
 
 ADDED_SHARE = 0.1
-"""Least share of the question's weight that such a sentence adds."""
+"""Minimum share of the question's weight that such a sentence adds."""
 
 NEARLY_BEST = 0.9
 """Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
@@ -31,7 +31,7 @@ GOOD = 0.5
 """Share of the best score of a quoted chunk from which a short sentence of it is quoted too."""
 
 SHORT = 32
-"""Most words of the kept sentences of a chunk together, so that a short one is quoted too."""
+"""Maximum number of words of the kept sentences of a chunk together, so that a short one is quoted too."""
 
 ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
@@ -80,7 +80,7 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
         if e.chunk.id not in best or e.score > best[e.chunk.id].score:
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
-    others = [e for e in ranked[QUOTED:MOST_QUOTED] if e.score >= QUOTED_SHARE * ranked[0].score]
+    others = [e for e in ranked[QUOTED:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {e.chunk.id: (e.score, asked.keys() - _roots(e.text)) for e in [*ranked[:QUOTED], *others]}
     left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
     named = {e.chunk.id for e in ranked if (_roots(e.text) & asked.keys()) <= _roots(e.chunk.title)}
@@ -146,7 +146,7 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bo
     if place == head:
         yield from _most_asked(asked, rows, whole=whole)
     elif (own := rows.get(place, set()) & asked.keys()) or whole:
-        yield from islice((n for n, roots in rows.items() if own <= roots), MOST_LISTED)
+        yield from islice((n for n, roots in rows.items() if own <= roots), MAX_LIST_ITEMS)
 
 
 def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:
@@ -160,7 +160,7 @@ def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]], *, who
     """The rows with most words of the question; if none has any, all rows of a `whole` table."""
     held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
     most = max(held.values(), default=0)
-    return islice((n for n, count in held.items() if count == most and (most or whole)), MOST_LISTED)
+    return islice((n for n, count in held.items() if count == most and (most or whole)), MAX_LIST_ITEMS)
 
 
 def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:
@@ -184,7 +184,7 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     others = [(e, _roots(e.text), is_of_someone(e.text)) for e in _beside(quoted)] if missing else []
     said = known.union(*(own for _, own, _ in others))  # words that no sentence here has cannot be added
     total, added = sum(weight for r, weight in asked.items() if r in said), list[Evidence]()
-    while len(added) < MOST_ADDED:
+    while len(added) < MAX_ADDED_SENTENCES:
         possible = list[tuple[bool, float, int]]()
         for place, (_, own, of_someone) in enumerate(others):
             linked, adds = not own.isdisjoint(linking), sum(missing.get(r, 0.0) for r in own)

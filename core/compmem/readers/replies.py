@@ -9,12 +9,12 @@ from compmem.errors import ReaderError
 from compmem.schema import Request
 from compmem.text.escaping import Unescaper, unescaped
 
-LONGEST_REQUEST: Final = 300
-"""Most characters of a search request; the rest is cut off."""
+MAX_REQUEST_CHARS: Final = 300
+"""Maximum number of characters of a search request; the rest is cut off."""
 
 # Blanks are bounded, so that every text takes linear time.
 _TAG = re.compile(r"<\s{0,9}(/?)\s{0,9}(think|check|update|next)(?:(?<=k)ing)?\s{0,9}>", re.IGNORECASE)
-_LONGEST_TAG = 48
+_MAX_TAG_CHARS = 48
 """An upper bound for the length of a tag."""
 _FENCED = re.compile(r"\s*```[^\n]*\n(.*)", re.DOTALL)
 _FENCE_END = re.compile(r"\n[ \t]{0,9}```\s*\Z")
@@ -93,10 +93,10 @@ class ThinkingFilter:
         if self._answering:
             return self._passed(piece)
         # Only the first and the last characters are checked, so that a long thought is not scanned again and again.
-        if len(self._start) < _LONGEST_TAG:
-            self._start = (self._start + piece).lstrip()[:_LONGEST_TAG]
+        if len(self._start) < _MAX_TAG_CHARS:
+            self._start = (self._start + piece).lstrip()[:_MAX_TAG_CHARS]
         recent = self._end + piece
-        self._end = recent[-_LONGEST_TAG:]
+        self._end = recent[-_MAX_TAG_CHARS:]
         if after := _after_thoughts(recent):
             start = recent[after:]
         elif self._hold or not self._start or _MAY_THINK.match(self._start):
@@ -205,10 +205,10 @@ class AnswerFilter:
             self._first = None
             return text
         line, ended, rest = text[match.end() :].partition("\n")
-        if not (ended or last or len(line) > 2 * LONGEST_REQUEST):
+        if not (ended or last or len(line) > 2 * MAX_REQUEST_CHARS):
             return ""
         self._first = None
-        self._missing = " ".join(line.split())[:LONGEST_REQUEST].strip("*`()<> ")
+        self._missing = " ".join(line.split())[:MAX_REQUEST_CHARS].strip("*`()<> ")
         return "" if self.request else rest
 
 

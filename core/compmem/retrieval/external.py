@@ -12,11 +12,11 @@ from compmem.retrieval.candidates import JOINT_LINES, RANKED, FirstStage
 from compmem.retrieval.query import QueryState
 from compmem.text.tokenize import capital_runs, content_terms, name, terms, words
 
-MOST_NAMES = 4
-"""Names in a question or a line that are queried."""
+MAX_NAMES = 4
+"""Maximum number of names of a question or a line that are queried."""
 
 PER_NAME = 10
-"""Most documents to request for a name."""
+"""Maximum number of documents to request for a name."""
 
 Ask = Callable[[Mapping[str, int]], list[list[int]]]
 """Queries the retriever with each text, for a number of documents each, and adds the results to the lexicon; returns
@@ -74,12 +74,12 @@ class RetrievedStage(FirstStage):
 
 def _narrow(question: str, lines: Sequence[str], known: Sequence[str]) -> list[str]:
     """The names in question and lines, and the names of each line with the question's missing words."""
-    asked = [*capital_runs(question)[:MOST_NAMES]]
+    asked = [*capital_runs(question)[:MAX_NAMES]]
     covered, wanted = frozenset(known), frozenset(content_terms(question))
     missing = [w for w in words(question) if any(t in wanted and t not in covered for t in terms(w))]
     folded = f" {name(question)} "
     for line in lines:
-        fresh = [run for run in capital_runs(line) if f" {name(run)} " not in folded][:MOST_NAMES]
+        fresh = [run for run in capital_runs(line) if f" {name(run)} " not in folded][:MAX_NAMES]
         if fresh and missing:
             asked.append(" ".join([*fresh, *missing]))
         asked += fresh

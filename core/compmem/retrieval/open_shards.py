@@ -22,8 +22,8 @@ from compmem.retrieval.vector_search import DenseSearch, NewestSearch, Scored, d
 from compmem.schema import MemoryBlock, Vectors
 from compmem.store import EVERYTHING, JSON, FolderSnapshot, FolderStore, ShardPart, StoreInfo, TermTotals, verify_shard
 
-MOST_VIEWS: Final = 256
-"""Most open views; beyond that, the one that was not used for the longest time is closed."""
+MAX_OPEN_VIEWS: Final = 256
+"""Maximum number of open views; beyond that, the one that was not used for the longest time is closed."""
 
 IDLE_SECONDS: Final = 600.0
 """A view that is not used for so long is closed, since it keeps deleted data on disk."""
@@ -103,7 +103,7 @@ class OpenShards:
         with self._guard:
             self._views[name] = view
             longest_unused = sorted(self._views, key=lambda n: self._views[n].used)
-        self._close(longest_unused[:-MOST_VIEWS])
+        self._close(longest_unused[:-MAX_OPEN_VIEWS])
         facts = {
             shard: (self._store(shard).identity, part.snapshot.generation, part.count())
             for shard, part in view.parts.items()

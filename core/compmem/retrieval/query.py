@@ -27,8 +27,8 @@ LINES = 12
 """The newest lines of working memory, which are compared one by one."""
 
 
-LEAST_BLOCKS = 1000
-"""Least number of blocks for term weights: in a smaller index, a word that is in both of two blocks is no stopword."""
+MIN_BLOCKS = 1000
+"""Minimum number of blocks that term weights assume: in two blocks, even a word in both may not be a stopword."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,5 +201,5 @@ def _stems(names: Sequence[str]) -> dict[str, str]:
 
 def _idf(frequency: int, blocks: int) -> float:
     """Inverse document frequency divided by that of a unique term, so that it is comparable between index sizes."""
-    total = max(blocks, LEAST_BLOCKS)
+    total = max(blocks, MIN_BLOCKS)
     return math.log1p((total - frequency + 0.5) / (frequency + 0.5)) / math.log1p((total + 0.5) / 0.5)

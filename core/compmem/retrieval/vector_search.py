@@ -190,7 +190,7 @@ class FaissSearch(DenseSearch):
         faiss, dim, count = self._faiss, vectors.dim, len(vectors)
         if kind == "hnsw":
             self._index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-        elif kind == "ivf-pq" and count >= IVF_LEAST:
+        elif kind == "ivf-pq" and count >= MIN_IVF_VECTORS:
             lists = int(4 * np.sqrt(count))
             parts = next(m for m in (dim // 4, dim // 8, 1) if m and dim % m == 0)
             self._index = faiss.index_factory(dim, f"IVF{lists},PQ{parts}", faiss.METRIC_INNER_PRODUCT)
@@ -222,8 +222,8 @@ class FaissSearch(DenseSearch):
         return faiss.SearchParameters(sel=selector)
 
 
-IVF_LEAST = 10_000
-"""Least number of vectors to train IVF-PQ on; below, a flat index is used."""
+MIN_IVF_VECTORS = 10_000
+"""Minimum number of vectors to train IVF-PQ on; below, a flat index is used."""
 
 
 def _best(numbers: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int) -> Scored:

@@ -14,13 +14,13 @@ from compmem.schema import Document
 from compmem.serving.limits import Limits
 from compmem.text.follow_up import standalone_question
 
-MOST_TURNS = 20
+MAX_HISTORY_MESSAGES = 20
 """Messages of a conversation, the newest ones, in which a follow-up finds its names."""
 
-MOST_FILTER_VALUES = 10_000
-"""Most values of a filter, those of lists counted one by one."""
+MAX_FILTER_VALUES = 10_000
+"""Maximum number of values of a filter, those of lists counted one by one."""
 
-MOST_VALUES = 100_000
+MAX_JSON_VALUES = 100_000
 """Most JSON values of a body: they take far more memory and time than their text."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
@@ -60,8 +60,8 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
             body = await _read(request, limits.body_bytes)
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from error
-    if _most_values(body) > MOST_VALUES and _most_values(_STRING.sub(b"", body)) > MOST_VALUES:
-        raise HTTPException(413, f"the body has more than {MOST_VALUES:,} JSON values")
+    if _most_values(body) > MAX_JSON_VALUES and _most_values(_STRING.sub(b"", body)) > MAX_JSON_VALUES:
+        raise HTTPException(413, f"the body has more than {MAX_JSON_VALUES:,} JSON values")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -117,8 +117,8 @@ def _filter(body: Mapping[str, Any]) -> Any:
         part = parts.pop()
         if isinstance(part, dict | list):
             count += len(part)
-            if count > MOST_FILTER_VALUES:
-                raise HTTPException(413, f"a filter may have {MOST_FILTER_VALUES:,} values")
+            if count > MAX_FILTER_VALUES:
+                raise HTTPException(413, f"a filter may have {MAX_FILTER_VALUES:,} values")
             parts += part.values() if isinstance(part, dict) else part
     return given
 
@@ -176,7 +176,7 @@ def _asked(messages: list[Any], limits: Limits) -> str:
         raise HTTPException(400, "the content of a message must be text")
     question = _question("\n".join(texts), limits)
     turns = [message for message in messages[: places[-1]] if message.get("role") in ("user", "assistant")]
-    history = [{"role": turn["role"], "content": "\n".join(_texts(turn)[0])} for turn in turns[-MOST_TURNS:]]
+    history = [{"role": turn["role"], "content": "\n".join(_texts(turn)[0])} for turn in turns[-MAX_HISTORY_MESSAGES:]]
     return standalone_question(history, question)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from compmem.checks import check_positive, check_whole
 from compmem.config import RecallConfig
 
-MOST_WAITING_CHARACTERS = 64 << 20
-"""Most characters of all documents that wait to be added."""
+MAX_WAITING_CHARS = 64 << 20
+"""Maximum number of characters of all documents that wait to be added."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class Turns:
         Raises:
             BusyError: Too many are waiting, or too many characters, or the wait was too long.
         """
-        full = self.waiting >= self._most or self._characters + characters > MOST_WAITING_CHARACTERS
+        full = self.waiting >= self._most or self._characters + characters > MAX_WAITING_CHARS
         if self._free.locked() and full:
             raise BusyError
         self.waiting += 1

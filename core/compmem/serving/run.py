@@ -23,7 +23,7 @@ TOKENS: Final = "COMPMEM_TOKENS"
 """Environment variable with the tokens, used if no file is given."""
 
 CONNECTIONS: Final = 1000
-"""Most requests that a process or replica holds, those that wait among them."""
+"""Maximum number of requests that a process or replica holds, those that wait among them."""
 
 FINISH_SECONDS: Final = 10
 """How long a server that was told to stop works on the requests that it has."""

@@ -12,8 +12,8 @@ from compmem.serving.tenancy import Tenant
 from compmem.text.unicode import nfc
 
 _TOKEN: Final = re.compile("[!-~]+")
-LEAST_CHARACTERS: Final = 16
-"""Least characters of a token; a shorter one could be guessed."""
+MIN_TOKEN_CHARS: Final = 16
+"""Minimum number of characters of a token; a shorter one could be guessed."""
 
 
 class Tokens:
@@ -32,9 +32,9 @@ class Tokens:
         names: dict[str, Mapping[str, str]] = {}
         owners: dict[frozenset[tuple[str, str]], str] = {}
         for token, tenant in tenants:
-            if not isinstance(token, str) or len(token) < LEAST_CHARACTERS or not _TOKEN.fullmatch(token):
+            if not isinstance(token, str) or len(token) < MIN_TOKEN_CHARS or not _TOKEN.fullmatch(token):
                 raise ValueError(
-                    f"the token of {tenant.name!r} must have {LEAST_CHARACTERS} or more visible ASCII characters, "
+                    f"the token of {tenant.name!r} must have {MIN_TOKEN_CHARS} or more visible ASCII characters, "
                     "and no space"
                 )
             if names.setdefault(tenant.name, tenant.metadata) != tenant.metadata:

@@ -18,7 +18,7 @@ from compmem.text.tokenize import NameKind
 
 _K1: Final = 1.2
 _B: Final = 0.75
-_LEAST_IDF: Final = 1e-6
+_MIN_IDF: Final = 1e-6
 """The constants of BM25 in FTS5, so that a filter that admits everything gives the same ranking as no filter."""
 _HOLDERS: Final = "SELECT json_group_array(rowid) FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ?"
 _COUNTS: Final = (
@@ -62,7 +62,7 @@ class AdmittedWords(lexical.LexicalIndex):
 
         Args:
             frequency: The query terms, and the number of blocks that contain each.
-            limit: Most blocks.
+            limit: Maximum number of blocks.
             blocks: Number of blocks.
             mean_length: Mean number of terms in a block.
         """
@@ -75,7 +75,7 @@ class AdmittedWords(lexical.LexicalIndex):
         for places, counts, n in found:
             idf = math.log((blocks - n + 0.5) / (n + 0.5)) if 0 < n <= blocks else 0.0
             at = np.searchsorted(numbers, places)
-            scores[at] += max(idf, _LEAST_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
+            scores[at] += max(idf, _MIN_IDF) * (counts * (_K1 + 1) / (counts + _K1 * spans[at]))
         scores = scores.round(lexical.DIGITS)
         best = np.argsort(-scores, kind="stable")[:limit]
         return list(zip(numbers[best].tolist(), scores[best].tolist(), strict=True))
@@ -95,7 +95,7 @@ class AdmittedWords(lexical.LexicalIndex):
         return out
 
     def _worth_asking(self, terms: Sequence[str]) -> dict[str, int]:
-        frequency = self.document_frequency([term[: lexical.LONGEST_TERM] for term in terms])
+        frequency = self.document_frequency([term[: lexical.MAX_TERM_CHARS] for term in terms])
         return {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
 
     def _holders(self, term: str) -> int:

@@ -21,7 +21,7 @@ Places = NDArray[np.int64]
 _ISO: Final = re.compile(
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d(?::\d\d)?)?)?", re.ASCII
 )
-_LONGEST_ISO: Final = 40
+_MAX_ISO_DATE_CHARS: Final = 40
 _FEW_DIGITS: Final = 2**53
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -34,7 +34,7 @@ def folded(text: str) -> str:
 
 def moment(text: str) -> int | None:
     """Microseconds since 1970 of an ISO date or date-time, in UTC if it has no offset; None for other texts."""
-    if len(text) > _LONGEST_ISO or not _ISO.fullmatch(text):
+    if len(text) > _MAX_ISO_DATE_CHARS or not _ISO.fullmatch(text):
         return None
     try:
         found = datetime.fromisoformat(text)

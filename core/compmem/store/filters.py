@@ -15,7 +15,7 @@ or `not` is reached by giving it operators: `{"or": {"==": 1}}`, `{"not": {"in":
 * Operands are converted like metadata (see `compmem.metadata.plain`): a `Decimal` becomes a number, a `UUID` text.
 
 The time is linear in the documents and in the conditions, each of which is tested once per distinct value. There may be
-`MOST_TESTS` conditions on `MOST_KEYS` keys. Values are never inserted into SQL text.
+`MAX_CONDITIONS` conditions on `MAX_KEYS` keys. Values are never inserted into SQL text.
 """
 
 import math
@@ -32,17 +32,17 @@ from compmem.store.columns import Column, Hits
 from compmem.store.manifest import Rows, storable
 from compmem.text.unicode import nfc
 
-DEEPEST: Final = 32
-"""Most levels of nesting in a filter."""
+MAX_FILTER_DEPTH: Final = 32
+"""Maximum number of levels of nesting in a filter."""
 
-MOST_TESTS: Final = 1000
-"""Most conditions of a filter; a list of any length is one."""
+MAX_CONDITIONS: Final = 1000
+"""Maximum number of conditions of a filter; a list of any length is one."""
 
-LONGEST_KEY: Final = 1000
-"""Most characters of a key."""
+MAX_KEY_CHARS: Final = 1000
+"""Maximum number of characters of a key."""
 
-MOST_KEYS: Final = 100
-"""Most keys of a filter."""
+MAX_KEYS: Final = 100
+"""Maximum number of keys of a filter."""
 
 _MISSING: Final = object()
 _BATCHES: Final = "SELECT key, id, title, metadata FROM documents WHERE key > ? ORDER BY key LIMIT ?"
@@ -85,7 +85,7 @@ def compile_filter(wanted: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
         return wanted
     node = _compile(wanted, 0)
     keys = list(_keys(node))
-    for what, count, most in (("conditions", len(keys), MOST_TESTS), ("keys", len(set(keys)), MOST_KEYS)):
+    for what, count, most in (("conditions", len(keys), MAX_CONDITIONS), ("keys", len(set(keys)), MAX_KEYS)):
         if count > most:
             raise ValueError(f"a filter may have {most} {what}, this one has {count}")
     return node
@@ -159,8 +159,8 @@ def _mask(node: Node, columns: Mapping[str, Column], documents: int) -> Hits:
 
 
 def _compile(wanted: Any, depth: int) -> Node:
-    if depth > DEEPEST:
-        raise ValueError(f"a filter may be nested {DEEPEST} levels deep, this one is deeper")
+    if depth > MAX_FILTER_DEPTH:
+        raise ValueError(f"a filter may be nested {MAX_FILTER_DEPTH} levels deep, this one is deeper")
     if _is_list(wanted):
         return Group("AND", tuple(_compile(part, depth + 1) for part in wanted))
     if not isinstance(wanted, Mapping):
@@ -171,8 +171,10 @@ def _compile(wanted: Any, depth: int) -> Node:
 def _entry(key: Any, value: Any, depth: int) -> list[Node]:
     if not isinstance(key, str):
         raise ValueError(f"filter key {key!r} must be a string")
-    if len(key) > LONGEST_KEY or key.count(".") > DEEPEST:
-        raise ValueError(f"filter key {reprlib.repr(key)} must have at most {LONGEST_KEY} characters, {DEEPEST} dots")
+    if len(key) > MAX_KEY_CHARS or key.count(".") > MAX_FILTER_DEPTH:
+        raise ValueError(
+            f"filter key {reprlib.repr(key)} must have at most {MAX_KEY_CHARS} characters, {MAX_FILTER_DEPTH} dots"
+        )
     by_operator = isinstance(value, Mapping) and bool(value) and all(name in _OPERATORS for name in value)
     if key in ("and", "or") and not by_operator:
         if not _is_list(value) or not value:

@@ -45,7 +45,7 @@ LOCK_SECONDS: Final = 2.0
 COMPACT_AT: Final = 0.5
 """Default share of dead blocks above which a write compacts."""
 
-_LEAST_DEAD: Final = 256
+_MIN_DEAD_BLOCKS: Final = 256
 """Fewer dead blocks are never compacted by a write."""
 
 
@@ -315,7 +315,7 @@ class FolderStore(Store):
         with self._manifest.reading() as rows:
             dead = read_state(rows).deleted
             live = rows("SELECT count(*) FROM blocks")[0][0]
-        if dead < _LEAST_DEAD or dead <= share * (live + dead) or not self._manifest.settled():
+        if dead < _MIN_DEAD_BLOCKS or dead <= share * (live + dead) or not self._manifest.settled():
             return
         try:
             self.compact()

@@ -20,17 +20,17 @@ from compmem.text.tokenize import NameKind, names_of, terms
 KINDS: Final[tuple[NameKind, ...]] = get_args(NameKind)
 _KINDS: Final = dict(enumerate(KINDS))
 TITLE_WEIGHT: Final = 2.0
-LONGEST_TERM: Final = 256
-"""Most characters of a term; the rest is ignored."""
+MAX_TERM_CHARS: Final = 256
+"""Maximum number of characters of a term; the rest is ignored."""
 COMMON: Final = 0.15
 """Terms in more than this share of the blocks are left out of a query that also has rarer terms."""
 POSTINGS: Final = 12_000
-"""Most occurrences that a query reads, rarest terms first; this limits its time in a large index."""
-_LEAST_TERMS: Final = 3
+"""Maximum number of occurrences that a query reads, rarest terms first; this limits its time in a large index."""
+_MIN_TERMS: Final = 3
 DIGITS: Final = 9
 """Decimals of a BM25 score: sums in another order differ by less, so equal blocks have equal scores."""
 PER_NAME: Final = 64
-"""Most blocks counted for one name."""
+"""Maximum number of blocks counted for one name."""
 _LAST: Final = (1 << 63) - 1
 _IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
 _NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
@@ -105,7 +105,7 @@ class LexicalIndex(ABC):
 
         Args:
             queries: Terms (see `compmem.text.tokenize.terms`), in any order; repeats count once.
-            limit: Most blocks for a query.
+            limit: Maximum number of blocks for a query.
         """
 
     @abstractmethod
@@ -150,7 +150,7 @@ class LexicalTables(LexicalIndex):
 
     def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
-        asked = [self.document_frequency([term[:LONGEST_TERM] for term in terms]) for terms in queries]
+        asked = [self.document_frequency([term[:MAX_TERM_CHARS] for term in terms]) for terms in queries]
         return [ranked(self._rows, frequency, limit, len(self)) for frequency in asked]
 
     def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
@@ -217,7 +217,7 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
     Args:
         rows: The read transaction.
         frequency: The terms, and the number of blocks that contain each.
-        limit: Most blocks.
+        limit: Maximum number of blocks.
         blocks: Number of live blocks.
     """
     asked = worth_asking(frequency, blocks)
@@ -272,7 +272,7 @@ def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
     total = 0
     for n, term in ascending:
         total += n
-        if (kept and n > COMMON * blocks) or (len(kept) >= _LEAST_TERMS and total > POSTINGS):
+        if (kept and n > COMMON * blocks) or (len(kept) >= _MIN_TERMS and total > POSTINGS):
             break
         kept.append(term)
     return kept
@@ -287,7 +287,7 @@ def _body(chunk: Chunk) -> tuple[str, ...]:
 
 
 def _terms(text: str) -> list[str]:
-    return [term[:LONGEST_TERM] for term in terms(text)]
+    return [term[:MAX_TERM_CHARS] for term in terms(text)]
 
 
 def quoted(term: str) -> str:

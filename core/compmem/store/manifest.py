@@ -37,9 +37,9 @@ FORMAT: Final = 1
 _APPLICATION: Final = 0x434D454D
 _LOG_BYTES: Final = 1 << 20
 """If the log is longer after a commit, it is copied into the database and truncated, unless a reader needs it."""
-_LARGEST: Final = {"dim": 1 << 20, "generation": (1 << 48) - 1, "next_block": 1 << 48}
+_MAX_VALUES: Final = {"dim": 1 << 20, "generation": (1 << 48) - 1, "next_block": 1 << 48}
 """Largest values of the state, 2**56 for others; `shard_views` combines generations and blocks of shards."""
-_MOST_IDLE: Final = 16
+_MAX_IDLE_CONNECTIONS: Final = 16
 
 LEXICAL_SCHEMA: Final = """
 CREATE TABLE names(name TEXT NOT NULL, kind INTEGER NOT NULL, block INTEGER NOT NULL,
@@ -104,7 +104,7 @@ class State:
             if (
                 not isinstance(value, int)
                 or isinstance(value, bool) != (name == "garbage")
-                or not 0 <= value <= _LARGEST.get(name, 1 << 56)
+                or not 0 <= value <= _MAX_VALUES.get(name, 1 << 56)
             ):
                 raise CorruptStoreError(f"the manifest's state has {name}={str(value)[:40]!r}")
         return cls(**values)
@@ -284,7 +284,7 @@ class Manifest:
             connection.close()
             return
         with self._guard:
-            if not self._closed and len(self._idle) < _MOST_IDLE:
+            if not self._closed and len(self._idle) < _MAX_IDLE_CONNECTIONS:
                 self._idle.append(connection)
                 return
         connection.close()

@@ -12,7 +12,7 @@ import numpy as np
 
 from compmem.errors import CorruptStoreError
 from compmem.metadata import plain
-from compmem.schema import LONGEST_CONTEXT, LONGEST_TITLE, Chunk, Document, MemoryBlock, Vectors
+from compmem.schema import MAX_CONTEXT_CHARS, MAX_TITLE_CHARS, Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
 from compmem.text.unicode import check
 
@@ -22,8 +22,8 @@ _IN_MEMORY: Final = 1 << 20
 """Bytes for a document's hash that are buffered in memory."""
 _TEXT = re.compile(r"\S")
 
-LARGEST_METADATA: Final = 1 << 18
-"""Most characters of a document's metadata as JSON, which come with every chunk that is recalled."""
+MAX_METADATA_CHARS: Final = 1 << 18
+"""Maximum number of characters of a document's metadata as JSON, which come with every chunk that is recalled."""
 
 
 class ContentHash:
@@ -82,9 +82,9 @@ def check_document(document: Document) -> None:
     if not isinstance(document.id, str) or "\0" in document.id:
         raise ValueError(f"{name}: its id must be a string without NUL characters")
     for what, text, most in (
-        ("id", document.id, LONGEST_TITLE),
-        ("title", document.title, LONGEST_TITLE),
-        ("context", document.context, LONGEST_CONTEXT),
+        ("id", document.id, MAX_TITLE_CHARS),
+        ("title", document.title, MAX_TITLE_CHARS),
+        ("context", document.context, MAX_CONTEXT_CHARS),
         ("text", document.text, None),
     ):
         check(f"{name}: its {what}", text)
@@ -94,8 +94,8 @@ def check_document(document: Document) -> None:
     for ordinal, chunk in enumerate(document.chunks or ()):
         if not isinstance(chunk, Chunk):
             continue
-        _check_length(f"{name}: the context of chunk {ordinal}", chunk.context, LONGEST_CONTEXT)
-        _check_length(f"{name}: the headings of chunk {ordinal}", "".join(chunk.headings), LONGEST_CONTEXT)
+        _check_length(f"{name}: the context of chunk {ordinal}", chunk.context, MAX_CONTEXT_CHARS)
+        _check_length(f"{name}: the headings of chunk {ordinal}", "".join(chunk.headings), MAX_CONTEXT_CHARS)
         if chunk.title not in ("", document.title) or not chunk.metadata.items() <= document.metadata.items():
             raise ValueError(
                 f"{name}: chunk {ordinal} has a title or metadata that the document has not: give them to the "
@@ -217,5 +217,5 @@ def metadata_json(document: Document) -> str:
         if "\\u0000" in json.dumps({key: kept[key]}):
             raise ValueError(f"{where} has a NUL character")
     written = json.dumps(kept, ensure_ascii=False, allow_nan=False, sort_keys=True)
-    _check_length(f"document {document.id!r}: its metadata", written, LARGEST_METADATA)
+    _check_length(f"document {document.id!r}: its metadata", written, MAX_METADATA_CHARS)
     return written

@@ -27,8 +27,8 @@ from compmem.store.shard_views import LocalShardedSnapshot, ShardPart, TermTotal
 SHARDS: Final = "shards.json"
 """The file that makes a folder one of shards."""
 
-MOST: Final = 256
-"""Shards of one folder."""
+MAX_SHARDS: Final = 256
+"""Maximum number of shards of a folder."""
 
 
 def shard_path(path: Path, shard: int) -> Path:
@@ -69,8 +69,8 @@ class ShardedStore(Store):
         Raises:
             ValueError: The number of shards is out of its range, or the folder holds something.
         """
-        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST:
-            raise ValueError(f"shards={shards!r} must be from 1 to {MOST}")
+        if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MAX_SHARDS:
+            raise ValueError(f"shards={shards!r} must be from 1 to {MAX_SHARDS}")
         folder = Folder(Path(path))
         folder.prepare(shards=True)
         made: list[FolderStore] = []
@@ -256,6 +256,6 @@ def _count(folder: Folder) -> int:
             count = json.loads(stream.read(1000))["shards"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptStoreError(f"{SHARDS} in {str(folder.path)!r} cannot be read") from error
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_SHARDS:
         raise CorruptStoreError(f"{SHARDS} in {str(folder.path)!r} names {count!r} shards")
     return count

@@ -149,4 +149,4 @@ class ShardedWords(LexicalIndex):
 
 
 def _cut(terms: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(term[: lexical.LONGEST_TERM] for term in terms))
+    return tuple(dict.fromkeys(term[: lexical.MAX_TERM_CHARS] for term in terms))

@@ -20,11 +20,11 @@ from compmem.store.manifest import Rows
 Raw = NDArray[np.uint8]
 """Rows in the file format, `[rows, width]`."""
 
-_MOST: Final = 1.01
-"""Largest value of a unit vector, with rounding."""
+_MAX_COMPONENT: Final = 1.01
+"""Largest component of a unit vector, with rounding."""
 
 SEGMENT_ROWS: Final = 8192
-"""Most rows of the whole-chunk file per checksum."""
+"""Maximum number of rows of the whole-chunk file per checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class RowFormat:
         """
         values, scales = self.parts(raw)
         largest = values if scales is None else 127 * scales  # one of a row's values is 127 or -127, or all are 0
-        if not np.all(np.abs(largest) <= _MOST):
+        if not np.all(np.abs(largest) <= _MAX_COMPONENT):
             raise CorruptStoreError(f"{what} are no unit vectors")
 
     def unpack(self, raw: Raw) -> Vectors:

@@ -57,7 +57,7 @@ def insert(
         folder: The store's folder.
         documents: Documents, each with its blocks in order.
         kinds: How vectors and KV states are stored.
-        numbers: Least number of each document's first block. None: the next free number.
+        numbers: Lowest number that each document's first block may get. None: the next free number.
 
     Raises:
         ValueError: A document cannot be stored, an id occurs twice, or vectors have another dimension than those of the

@@ -6,8 +6,8 @@ from typing import Final
 
 _ASKED: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
 """Not a quarter or half of a year, which texts often spell out."""
-_MOST: Final = 16
-"""Most codes of a question that are looked for."""
+_MAX_CODES: Final = 16
+"""Maximum number of codes of a question that are looked for."""
 _LETTERS: Final = re.compile(r"(?<!\w)([A-Za-z]{1,8})[-_ ]?\d{1,8}(?!\w)")
 _BETWEEN: Final = r"[^\d\n]{0,12}0*"
 """What may stand between the letters and the number of a code in a text: "ISO/IEC 27001", "lot no. 17"."""
@@ -20,7 +20,7 @@ def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
     may be written in another way there.
     """
     asked = set(_ASKED.findall(question))
-    if not 0 < len(asked) <= _MOST:
+    if not 0 < len(asked) <= _MAX_CODES:
         return False
     written = "|".join(rf"{letters}{_BETWEEN}{number}(?!\d)" for letters, number in sorted(asked))
     known, letters = re.compile(rf"(?<![^\W\d_])(?:{written})", re.IGNORECASE), set[str]()

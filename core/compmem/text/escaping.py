@@ -43,7 +43,7 @@ _TAG = re.compile(
 )
 _REFERENCE = re.compile(r"&(?:amp;(?=(?:amp;){0,9}(?:lt|#\d{2,5});)|lt;|#(\d{2,5});)")
 _UNFINISHED = re.compile(r"&(?:amp;){0,9}(?:a|am|amp|l|lt|#\d{0,5})?")
-_LONGEST_REFERENCE: Final = 60
+_MAX_REFERENCE_CHARS: Final = 60
 _REPLACED: Final = frozenset(f"{_ANGLES}{_QUOTATION}[［")
 
 
@@ -72,7 +72,7 @@ class Unescaper:
     def feed(self, piece: str) -> str:
         """The text that can be passed on after this piece."""
         text = self._held + piece
-        at = text.rfind("&", max(0, len(text) - _LONGEST_REFERENCE))
+        at = text.rfind("&", max(0, len(text) - _MAX_REFERENCE_CHARS))
         cut = at if at >= 0 and _UNFINISHED.fullmatch(text, at) else len(text)
         self._held = text[cut:]
         return unescaped(text[:cut])

@@ -32,12 +32,12 @@ _REPLIES: Final = frozenset("ok okay yes no really sure thanks please ja nein ou
 _NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _SHORT: Final = 3
-"""Most words of a message that is a follow-up without a pronoun."""
+"""Maximum number of words of a message that is a follow-up without a pronoun."""
 _NAMES: Final = 3
-"""Most names that are added."""
+"""Maximum number of names that are added."""
 _READ: Final = 4_000
 """Characters at the end of a message in which names are looked for."""
-_LONGEST_NAME: Final = 100
+_MAX_NAME_CHARS: Final = 100
 
 
 def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> str:
@@ -94,4 +94,4 @@ def _names(text: str) -> list[str]:
             elif words:
                 found[" ".join(words)] = None
                 words = []
-    return [name for name in found if len(name) <= _LONGEST_NAME]
+    return [name for name in found if len(name) <= _MAX_NAME_CHARS]

@@ -10,12 +10,12 @@ from typing import Final
 
 from compmem.text.tokenize import STOPWORDS, content_terms
 
-MOST_PARTS: Final = 5
-"""Most questions that a text is split into; one with more is not split."""
-LONGEST: Final = 2_000
-"""Most characters of a text that is split; a longer one is more than questions."""
+MAX_PARTS: Final = 5
+"""Maximum number of questions that a text is split into; one with more is not split."""
+MAX_SPLIT_CHARS: Final = 2_000
+"""Maximum number of characters of a text that is split; a longer one is more than questions."""
 
-_LEAST_WORDS: Final = 3
+_MIN_WORDS: Final = 3
 _ASKING: Final = frozenset("who whom whose what when where why which how".split())
 _RELATIVE: Final = frozenset("who whom whose which".split())
 _VERBS: Final = frozenset(
@@ -47,11 +47,11 @@ def question_parts(question: str) -> list[str]:
 
     A part needs another one if it has a pronoun without a name before it, or no name where another part has some.
     """
-    if len(question) > LONGEST:
+    if len(question) > MAX_SPLIT_CHARS:
         return [question]
     each = (part for sentence in _sentences(question) for part in _coordinated(sentence))
-    asked = list(islice(each, MOST_PARTS + 1))
-    if not 1 < len(asked) <= MOST_PARTS:
+    asked = list(islice(each, MAX_PARTS + 1))
+    if not 1 < len(asked) <= MAX_PARTS:
         return [question]
     named = [_has_name(_WORD.findall(part)) for part in asked]
     alone = [_stands_alone(part) and (own or not any(named)) for part, own in zip(asked, named, strict=True)]
@@ -75,7 +75,7 @@ def _coordinated(sentence: str) -> Iterator[str]:
     start = 0
     for found in _AND.finditer(sentence):
         before = _WORD.findall(sentence, start, found.start())
-        after = [word[0] for word in islice(_WORD.finditer(sentence, found.end()), _LEAST_WORDS)]
+        after = [word[0] for word in islice(_WORD.finditer(sentence, found.end()), _MIN_WORDS)]
         if _begins_question([word.lower() for word in before], after):
             yield sentence[start : found.start()].strip()
             start = found.end()
@@ -85,7 +85,7 @@ def _coordinated(sentence: str) -> Iterator[str]:
 
 def _begins_question(before: Sequence[str], after: Sequence[str]) -> bool:
     """Whether the words after an "and" ask something else than those before it."""
-    if len(before) < _LEAST_WORDS or len(after) < _LEAST_WORDS:
+    if len(before) < _MIN_WORDS or len(after) < _MIN_WORDS:
         return False
     asking = [word for word in before if word in _ASKING]
     at = 0 if after[0].lower() in _ASKING else 1

@@ -12,8 +12,8 @@ ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 """A Markdown heading."""
 RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
 """A rule under or above a heading."""
-LONGEST_LINE = 1000
-"""Most characters of a line that are checked."""
+MAX_LINE_CHARS = 1000
+"""Maximum number of characters of a line that are checked."""
 TEXT = re.compile(r"\S")
 
 _BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
@@ -28,7 +28,7 @@ _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
 """A label and its value."""
 _SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|(?<=\S)\t")
 """Between two cells of a row; not a comma between digits, as in a number or a list of references, and no indent."""
-_LEAST_SEPARATORS = 2
+_MIN_SEPARATORS = 2
 _SHORT_LINE = 50
 _SHORT_SHARE = 0.7
 """A line is short below this many characters and this share of the longest line of its paragraph."""
@@ -66,7 +66,7 @@ _ABBREVIATIONS = frozenset(
     sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
     ing geb gest z.b d.h u.a e.g i.e""".split()
 )
-_LONGEST_ABBREVIATION = 7
+_MAX_ABBREVIATION_CHARS = 7
 _BEFORE_ORDINAL = frozenset(
     """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
     einer dieser diese dieses diesem diesen sein seine ihr ihre mein meine montag dienstag mittwoch donnerstag freitag
@@ -114,7 +114,7 @@ def is_labelled(line: str) -> bool:
 
 def is_separated(line: str) -> bool:
     """Whether a line is a row of values between commas, semicolons or tabs, as in a CSV file."""
-    return sum(1 for _ in islice(_SEPARATOR.finditer(line), _LEAST_SEPARATORS)) == _LEAST_SEPARATORS
+    return sum(1 for _ in islice(_SEPARATOR.finditer(line), _MIN_SEPARATORS)) == _MIN_SEPARATORS
 
 
 def is_row(sentence: str) -> bool:
@@ -144,7 +144,7 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
     short = False
     item = recorded = begins_record = row = False
     for match in LINE.finditer(text, begin, end):
-        line = text[match.start() : match.end()] if match.end() - match.start() < LONGEST_LINE else _head(match)
+        line = text[match.start() : match.end()] if match.end() - match.start() < MAX_LINE_CHARS else _head(match)
         if not line.strip():
             blank = True
             continue
@@ -215,7 +215,7 @@ def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
 
 def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
     """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, followed by `word`."""
-    if before[-_LONGEST_ABBREVIATION:].isalpha() and len(before) >= _LONGEST_ABBREVIATION:
+    if before[-_MAX_ABBREVIATION_CHARS:].isalpha() and len(before) >= _MAX_ABBREVIATION_CHARS:
         return False
     last = _LAST_WORD.search(before)
     if last is None:

@@ -35,17 +35,17 @@ _HEADED = re.compile(r"(?:\A|\n[ \t\r]*\n)([^\s.!?:;,|>#*=\-][^\n]{1,99}(?<![\s.
 _BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 _HEAD = 400
-"""Most characters of a paragraph that are searched for its heading."""
+"""Maximum number of characters of a paragraph that are searched for its heading."""
 
-LONGEST_NAME = 12
-"""Most words of a name that is searched in a text."""
+MAX_NAME_WORDS = 12
+"""Maximum number of words of a name that is searched in a text."""
 
 NEARBY = 5
 """Words on each side of a mention that count as its context."""
 
 _JOINTS = frozenset((" ", "-", "'", "\u2019"))
 _INITIAL = 2
-"""Most letters of a word after which a full stop does not end a sentence: `J. R. R. Tolkien`, `St. Louis`."""
+"""A full stop after a word of at most this many letters does not end a sentence: `J. R. R. Tolkien`, `St. Louis`."""
 _WITHIN = frozenset(("of", "the", "de", "la", "le", "du", "von", "van", "der", "den", "del", "di", "da", "al"))
 
 STOPWORDS = frozenset(
@@ -62,8 +62,8 @@ _ENGLISH_ALONE = frozenset(
 )
 
 
-_LONGEST_STEMMED, _LONGEST_FOLDED = 64, 512
-"""Most characters of a word whose stem, and of a run whose folded form, this process keeps."""
+_MAX_STEMMED_CHARS, _MAX_FOLDED_CHARS = 64, 512
+"""Maximum number of characters of a word whose stem, and of a run whose folded form, this process keeps."""
 
 
 def fold(text: str) -> str:
@@ -74,7 +74,7 @@ def fold(text: str) -> str:
 
 def _fold_run(found: re.Match[str]) -> str:
     run = found[0]
-    return _kept_fold(run) if len(run) <= _LONGEST_FOLDED else _new_fold(run)
+    return _kept_fold(run) if len(run) <= _MAX_FOLDED_CHARS else _new_fold(run)
 
 
 def _new_fold(run: str) -> str:
@@ -139,7 +139,7 @@ def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, 
 
     def keep(raw: str, kind: NameKind) -> None:
         for form in (name(raw), name(_ASIDE.sub("", raw))):
-            if len(form) > 1 and form not in STOPWORDS and form.count(" ") < LONGEST_NAME:
+            if len(form) > 1 and form not in STOPWORDS and form.count(" ") < MAX_NAME_WORDS:
                 found.setdefault(form, kind)
 
     keep(title, "title")
@@ -174,14 +174,14 @@ def parted(text: str, start: int, end: int) -> bool:
 
 
 def _is_heading(line: str, below: str) -> bool:
-    return not line[0].islower() and len(line) < len(below) and len(line.split()) <= LONGEST_NAME
+    return not line[0].islower() and len(line) < len(below) and len(line.split()) <= MAX_NAME_WORDS
 
 
 def possible_names(text: str) -> list[str]:
-    """Every run of up to `LONGEST_NAME` words of the text, longest first: possible names."""
+    """Every run of up to `MAX_NAME_WORDS` words of the text, longest first: possible names."""
     parts = words(text)
     runs: dict[str, None] = {}
-    for length in range(min(LONGEST_NAME, len(parts)), 0, -1):
+    for length in range(min(MAX_NAME_WORDS, len(parts)), 0, -1):
         for i in range(len(parts) - length + 1):
             if length == 1 and parts[i] in STOPWORDS:
                 continue
@@ -209,7 +209,7 @@ def mentions(text: str, known: Iterable[str]) -> list[Mention]:
     nearby = defaultdict[str, set[str]](set)
     at = 0
     while at < len(parts):
-        for length in range(min(LONGEST_NAME, len(parts) - at), 0, -1):
+        for length in range(min(MAX_NAME_WORDS, len(parts) - at), 0, -1):
             run = " ".join(parts[at : at + length])
             if run in known and run not in STOPWORDS:
                 share = sum(not word[0].islower() for word in raw[at : at + length]) / length
@@ -259,7 +259,7 @@ def _capital_runs(text: str, found: Sequence[re.Match[str]], parts: Sequence[str
             gap = text[found[at - 1].end() : match.start()]
             joined = gap in _JOINTS or (gap == ". " and len(parts[at - 1]) <= _INITIAL)
             within = capital or match[0][0].isdigit() or parts[at] in _WITHIN
-            if not (joined and within and at - first < LONGEST_NAME):
+            if not (joined and within and at - first < MAX_NAME_WORDS):
                 yield first, last
                 first = -1
         if capital and (first >= 0 or parts[at] not in STOPWORDS):
@@ -275,7 +275,7 @@ def root(word: str) -> str:
 
 
 def _stem(word: str) -> str:
-    return _kept_stem(word) if len(word) <= _LONGEST_STEMMED else _new_stem(word)
+    return _kept_stem(word) if len(word) <= _MAX_STEMMED_CHARS else _new_stem(word)
 
 
 def _new_stem(word: str) -> str:

@@ -5,8 +5,8 @@ import unicodedata
 from typing import Final
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_MOST_MARKS: Final = 30
-_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_MARKS + 1},}}+")
+_MAX_MARKS: Final = 30
+_MARKS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MAX_MARKS + 1},}}+")
 _JOINER: Final = "\u034f"
 
 
@@ -42,4 +42,4 @@ def _parted(run: re.Match[str]) -> str:
     marks = run[0]
     if not any(map(unicodedata.combining, marks)):
         return marks
-    return _JOINER.join(marks[at : at + _MOST_MARKS] for at in range(0, len(marks), _MOST_MARKS))
+    return _JOINER.join(marks[at : at + _MAX_MARKS] for at in range(0, len(marks), _MAX_MARKS))

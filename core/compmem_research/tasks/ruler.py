@@ -69,7 +69,7 @@ _SLACK = 0.015
 _LONG = 200_000
 """Longer lists need more words than there are with two syllables."""
 _RUN = 256
-_LEAST_CODED = 100
+_MIN_CODED_WORDS = 100
 """With this many words, the three most frequent ones can still be determined."""
 _CODED_LETTERS, _CODED_WORDS, _ALPHA = 6, 2000, 2.0
 
@@ -343,7 +343,7 @@ class Ruler:
             Random(number).shuffle(texts)
             return texts
 
-        text, used = self._fitted(make_words, tokens, least=_LEAST_CODED)
+        text, used = self._fitted(make_words, tokens, least=_MIN_CODED_WORDS)
         question = rng.choice(self._templates.asks_coded).format(count=3)
         return _sample(question, words[1:4], (Document(text=text),), (), used)
 

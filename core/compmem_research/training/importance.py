@@ -28,7 +28,7 @@ from compmem_research.training.engine.trainer import BACKBONE
 
 logger = logging.getLogger(__name__)
 
-LEAST_SCORE = 1e-6
+MIN_SCORE = 1e-6
 """Scores are raised to this value before the logarithm."""
 
 
@@ -83,7 +83,7 @@ def train(settings: ImportanceTraining) -> dict[str, Any]:
     drawn = _passages(settings, backbone)
     fit = Fit()
     for number, (features, scores) in enumerate(_examples(backbone, drawn[: settings.passages], settings.at_once)):
-        fit.add(features, scores.clamp_min(LEAST_SCORE).log())
+        fit.add(features, scores.clamp_min(MIN_SCORE).log())
         if (number + 1) % 50 == 0:
             logger.info("%d passages read in %.0f s", number + 1, time.monotonic() - began)
     backbone.set_importance(fit.weights(settings.ridge))
@@ -156,7 +156,7 @@ def _measured(backbone: Backbone, chunks: Sequence[Sequence[int]], settings: Imp
     alike, kept, seconds = list[float](), list[float](), [0.0, 0.0]
     for features, scores in _examples(backbone, chunks, settings.at_once):
         made = torch.einsum("ltf,lhf->lht", features.float(), weights[..., :-1].float()) + weights[..., -1:].float()
-        pairs = torch.stack((made, scores.clamp_min(LEAST_SCORE).log()))
+        pairs = torch.stack((made, scores.clamp_min(MIN_SCORE).log()))
         apart = pairs - pairs.mean(dim=-1, keepdim=True)
         alike.append(float(cosine_similarity(apart[0], apart[1], dim=-1).mean()))
     with torch.no_grad(), precision(backbone):

@@ -42,7 +42,7 @@ MODULES = (
 ).split()
 """Modules whose docstrings are used."""
 
-_SECTION, _LONGEST_SECTION, _SECTIONS = 900, 4000, 14
+_SECTION, _MAX_SECTION_CHARS, _SECTIONS = 900, 4000, 14
 _DOCSTRING = 1600
 
 
@@ -243,4 +243,4 @@ def _sections(paragraphs: list[str]) -> list[str]:
             held = ""
         held = f"{held}\n{paragraph}" if held else paragraph
     found.append(held)
-    return [text[:_LONGEST_SECTION] for text in found if len(text) > 200][:_SECTIONS]
+    return [text[:_MAX_SECTION_CHARS] for text in found if len(text) > 200][:_SECTIONS]

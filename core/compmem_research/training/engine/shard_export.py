@@ -20,7 +20,7 @@ from compmem_research.training.engine import checkpoints
 
 TEXTS: Final = (".json", ".jinja", ".txt")
 """Suffixes of the small files that belong to a backbone."""
-MOST_FILES: Final = 6
+MAX_WEIGHT_FILES: Final = 6
 
 
 def pack(folder: Path, into: Path, *, name: str, dtype: torch.dtype, limit: int = 15_000_000) -> list[Path]:
@@ -45,8 +45,8 @@ def pack(folder: Path, into: Path, *, name: str, dtype: torch.dtype, limit: int 
         raise CheckpointError(f"{str(folder)!r} has no weights")
     texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.iterdir()) if file.suffix in TEXTS}
     parts = list(_parts(tensors, limit))
-    if len(parts) > MOST_FILES:
-        raise CheckpointError(f"{str(folder)!r} takes {len(parts)} files of {limit} bytes; {MOST_FILES} are carried")
+    if len(parts) > MAX_WEIGHT_FILES:
+        raise CheckpointError(f"{str(folder)!r} takes {len(parts)} files of {limit} bytes, over {MAX_WEIGHT_FILES}")
     for old in into.glob("weights-*.safetensors"):
         old.unlink()
     files = []
