@@ -22,8 +22,8 @@ BATCH: Final = 1000
 """Rows per query."""
 
 
-class Place(NamedTuple):
-    """Position of a block's vectors and KV states in the files, in the order of the columns in `_PLACE`."""
+class BlockLocation(NamedTuple):
+    """Position of a block's vectors and KV states in the files, in the order of the columns in `_LOCATION`."""
 
     number: int
     document: str
@@ -41,14 +41,14 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class LocatedBlock:
     """A block's chunk, and the position of its data."""
 
     chunk: Chunk
-    place: Place
+    location: BlockLocation
 
 
-_PLACE: Final = (
+_LOCATION: Final = (
     "b.number, d.id, b.row, coalesce(b.sentence_row, 0), coalesce(b.sentence_rows, 0), coalesce(b.vector_crc, 0), "
     "b.kv, coalesce(k.bytes, 0), coalesce(b.kv_crc, 0), length(t.spans) / 8"
 )
@@ -58,7 +58,7 @@ _FROM: Final = (
     "FROM blocks AS b JOIN documents AS d ON d.key = b.document LEFT JOIN kv AS k ON k.serial = b.kv "
     "JOIN texts AS t ON t.number = b.number"
 )
-_ASKED: Final = "WHERE b.number IN (SELECT value FROM json_each(?)) ORDER BY b.number"
+_BY_NUMBER: Final = "WHERE b.number IN (SELECT value FROM json_each(?)) ORDER BY b.number"
 
 
 def number_list(numbers: Sequence[int] | Numbers) -> str:
@@ -66,18 +66,18 @@ def number_list(numbers: Sequence[int] | Numbers) -> str:
     return json.dumps([int(n) for n in numbers])
 
 
-def read_places(rows: Rows, numbers: Sequence[int] | Numbers) -> list[Place]:
+def read_locations(rows: Rows, numbers: Sequence[int] | Numbers) -> list[BlockLocation]:
     """The positions of blocks, by ascending number.
 
     Raises:
         CorruptStoreError: A row is invalid.
     """
-    sql = f"SELECT {_PLACE} {_FROM} {_ASKED}"
+    sql = f"SELECT {_LOCATION} {_FROM} {_BY_NUMBER}"
     parts = (number_list(numbers[at : at + BATCH]) for at in range(0, len(numbers), BATCH))
-    return [_place(row) for part in parts for row in rows(sql, part)]
+    return [_location(row) for part in parts for row in rows(sql, part)]
 
 
-def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed]:
+def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[LocatedBlock]:
     """Blocks by ascending number, without vectors and KV states; unknown numbers are left out.
 
     Raises:
@@ -87,24 +87,24 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
     parsed: dict[int, Mapping[str, Any]] = {}
     for at in range(0, len(numbers), BATCH):
         part = number_list(numbers[at : at + BATCH])
-        found = rows(f"SELECT {_PLACE}, {_CHUNK} {_FROM} {_ASKED}", part)
-        new = {row[len(Place._fields)] for row in found} - about.keys()
+        found = rows(f"SELECT {_LOCATION}, {_CHUNK} {_FROM} {_BY_NUMBER}", part)
+        new = {row[len(BlockLocation._fields)] for row in found} - about.keys()
         about |= {key: named for key, *named in rows(_OF_DOCUMENTS, number_list(sorted(new)))}
         for row in found:
-            place = _place(row[: len(Place._fields)])
-            key, ordinal, start, text, headings, spans, crc = row[len(Place._fields) :]
+            location = _location(row[: len(BlockLocation._fields)])
+            key, ordinal, start, text, headings, spans, crc = row[len(BlockLocation._fields) :]
             title, metadata = about[key]
             try:
                 if not isinstance(title, str) or not isinstance(ordinal, int) or not isinstance(start, int):
                     raise ValueError(f"title {title!r}, ordinal {ordinal!r}, start {start!r}")
                 if text_crc(text, headings, spans) != crc:
-                    raise CorruptStoreError(f"the text of {place} does not match its checksum")
+                    raise CorruptStoreError(f"the text of {location} does not match its checksum")
                 if key not in parsed:
-                    parsed[key] = parse_metadata(metadata, place.document)
+                    parsed[key] = parse_metadata(metadata, location.document)
                 above, context = parse_headings(headings)
                 chunk = Chunk(
                     text=text,
-                    document_id=place.document,
+                    document_id=location.document,
                     ordinal=ordinal,
                     start=start,
                     title=title,
@@ -114,38 +114,40 @@ def read_blocks(rows: Rows, numbers: Sequence[int] | Numbers) -> Iterator[Placed
                     metadata=parsed[key],
                 )
             except (TypeError, ValueError, AttributeError) as error:
-                raise CorruptStoreError(f"the row of {place} cannot be read: {error}") from error
-            yield Placed(chunk, place)
+                raise CorruptStoreError(f"the row of {location} cannot be read: {error}") from error
+            yield LocatedBlock(chunk, location)
 
 
-def raw_rows(place: Place, chunk_rows: Raw, sentence_rows: Raw, layout: RowFormat) -> Raw:
+def raw_rows(location: BlockLocation, chunk_rows: Raw, sentence_rows: Raw, layout: RowFormat) -> Raw:
     """A block's stored rows: the whole chunk's, then its sentences'.
 
     Raises:
         CorruptStoreError: They do not match their checksum or the sentences of the block, or are no unit vectors.
     """
-    row, first, last = place.row, place.sentence_row, place.sentence_row + place.sentence_rows
-    if place.sentence_rows not in ({place.sentences} if place.sentences else {0, 1}):
-        raise CorruptStoreError(f"{place} has {place.sentences} sentences and {place.sentence_rows} vectors of them")
+    row, first, last = location.row, location.sentence_row, location.sentence_row + location.sentence_rows
+    if location.sentence_rows not in ({location.sentences} if location.sentences else {0, 1}):
+        raise CorruptStoreError(
+            f"{location} has {location.sentences} sentences and {location.sentence_rows} vectors of them"
+        )
     if row is None or not 0 <= row < len(chunk_rows) or not 0 <= first <= last <= len(sentence_rows):
-        raise CorruptStoreError(f"the vectors of {place} are outside their file")
+        raise CorruptStoreError(f"the vectors of {location} are outside their file")
     raw = np.concatenate([chunk_rows[row : row + 1], sentence_rows[first:last]])
-    if crc_of(raw) != place.vector_crc:
-        raise CorruptStoreError(f"the vectors of {place} do not match their checksum")
-    layout.check(raw, f"the vectors of {place}")
+    if crc_of(raw) != location.vector_crc:
+        raise CorruptStoreError(f"the vectors of {location} do not match their checksum")
+    layout.check(raw, f"the vectors of {location}")
     return raw
 
 
-def kv_parts(place: Place, segments: KVSegments, *, verify: bool = True) -> Parts:
+def kv_parts(location: BlockLocation, segments: KVSegments, *, verify: bool = True) -> Parts:
     """A block's stored KV tensors.
 
     Raises:
         CorruptStoreError: They do not match their checksum.
     """
-    assert place.kv is not None, "the block has KV states"
-    parts = segments.read(place.kv, place.number, place.kv_bytes)
-    if verify and checksum(parts) != place.kv_crc:
-        raise CorruptStoreError(f"the KV states of {place} do not match their checksum")
+    assert location.kv is not None, "the block has KV states"
+    parts = segments.read(location.kv, location.number, location.kv_bytes)
+    if verify and checksum(parts) != location.kv_crc:
+        raise CorruptStoreError(f"the KV states of {location} do not match their checksum")
     return parts
 
 
@@ -161,10 +163,10 @@ def parse_metadata(text: str, document_id: str) -> Mapping[str, Any]:
     return found
 
 
-def _place(row: Sequence[Any]) -> Place:
-    place = Place(*row)
-    for name, value in zip(Place._fields, place, strict=True):
+def _location(row: Sequence[Any]) -> BlockLocation:
+    location = BlockLocation(*row)
+    for name, value in zip(BlockLocation._fields, location, strict=True):
         whole = isinstance(value, int) or (value is None and name in ("row", "kv"))
         if not (isinstance(value, str) if name == "document" else whole):
-            raise CorruptStoreError(f"the row of {place} has {name}={value!r}")
-    return place
+            raise CorruptStoreError(f"the row of {location} has {name}={value!r}")
+    return location

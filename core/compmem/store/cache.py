@@ -12,7 +12,7 @@ from compmem.errors import CorruptStoreError
 from compmem.kv_format import unpack
 from compmem.locks import Lock
 from compmem.schema import KVStates, MemoryBlock, Vectors
-from compmem.store.blocks import Numbers, Place, Placed, kv_parts, raw_rows
+from compmem.store.blocks import BlockLocation, LocatedBlock, Numbers, kv_parts, raw_rows
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, State
@@ -95,19 +95,19 @@ class Cache:
         """The committed rows of the file of sentence vectors."""
         return self._map("sentences", state, state.sentence_rows)
 
-    def load(self, blocks: Sequence[Placed], state: State, *, kv: bool = True) -> list[MemoryBlock]:
+    def load(self, blocks: Sequence[LocatedBlock], state: State, *, kv: bool = True) -> list[MemoryBlock]:
         """Whole blocks: vectors and, by default, KV states, read and checked.
 
         Raises:
             CorruptStoreError: They do not match their checksums.
         """
-        places = [block.place for block in blocks]
-        vectors: list[Vectors | None] = [None] * len(places)
-        dense = [i for i, place in enumerate(places) if place.row is not None]
+        locations = [block.location for block in blocks]
+        vectors: list[Vectors | None] = [None] * len(locations)
+        dense = [i for i, location in enumerate(locations) if location.row is not None]
         if dense:
             chunk_rows, sentence_rows = self.chunk_rows(state), self.sentence_rows(state)
             layout = RowFormat(self.kind, state.dim or 0)
-            raws = [raw_rows(places[i], chunk_rows, sentence_rows, layout) for i in dense]
+            raws = [raw_rows(locations[i], chunk_rows, sentence_rows, layout) for i in dense]
             every = layout.unpack(np.concatenate(raws))
             ends = np.cumsum([len(raw) for raw in raws])
             for i, own in zip(dense, np.split(every, ends[:-1]), strict=True):
@@ -116,20 +116,20 @@ class Cache:
             MemoryBlock(
                 chunk=block.chunk,
                 vectors=vectors[i],
-                kv=self.kv_states(block.place) if kv and block.place.kv is not None else None,
+                kv=self.kv_states(block.location) if kv and block.location.kv is not None else None,
             )
             for i, block in enumerate(blocks)
         ]
 
-    def kv_states(self, place: Place) -> KVStates:
+    def kv_states(self, location: BlockLocation) -> KVStates:
         """A block's KV states; the checksum is verified once per process.
 
         Raises:
             CorruptStoreError: It does not match.
         """
-        known = (place.kv, place.number) in self._verified_kv
-        parts = kv_parts(place, self.kv, verify=not known)
-        self._verified_kv.add((place.kv, place.number))
+        known = (location.kv, location.number) in self._verified_kv
+        parts = kv_parts(location, self.kv, verify=not known)
+        self._verified_kv.add((location.kv, location.number))
         return unpack(parts)
 
     def frequency(self, generation: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from compmem.kv_format import Parts
 from compmem.store import kv
-from compmem.store.blocks import Place, kv_parts, raw_rows, read_places
+from compmem.store.blocks import BlockLocation, kv_parts, raw_rows, read_locations
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, write_state
@@ -32,9 +32,13 @@ def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> Non
     rows = rows_of(connection)
     state = read_state(rows)
     numbers = [number for (number,) in rows("SELECT number FROM blocks ORDER BY number")]
-    places = read_places(rows, numbers)
-    state = _rewrite_vectors(connection, folder, cache, state, [place for place in places if place.row is not None])
-    state = _rewrite_kv(connection, folder, cache, state, [place for place in places if place.kv is not None])
+    locations = read_locations(rows, numbers)
+    state = _rewrite_vectors(
+        connection, folder, cache, state, [location for location in locations if location.row is not None]
+    )
+    state = _rewrite_kv(
+        connection, folder, cache, state, [location for location in locations if location.kv is not None]
+    )
     connection.execute("INSERT INTO lexical(lexical) VALUES ('optimize')")
     write_state(
         connection,
@@ -43,16 +47,16 @@ def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> Non
 
 
 def _rewrite_vectors(
-    connection: sqlite3.Connection, folder: Folder, cache: Cache, old: State, places: list[Place]
+    connection: sqlite3.Connection, folder: Folder, cache: Cache, old: State, locations: list[BlockLocation]
 ) -> State:
     if old.dim is None:
         return old
     layout = RowFormat(cache.kind, old.dim)
     new = replace(old, vectors=old.next_file, next_file=old.next_file + 1, chunk_rows=0, sentence_rows=0)
     connection.execute("DELETE FROM segments")
-    for at in range(0, max(len(places), 1), _SLICE):
-        part = places[at : at + _SLICE]
-        raws = [raw_rows(place, cache.chunk_rows(old), cache.sentence_rows(old), layout) for place in part]
+    for at in range(0, max(len(locations), 1), _SLICE):
+        part = locations[at : at + _SLICE]
+        raws = [raw_rows(location, cache.chunk_rows(old), cache.sentence_rows(old), layout) for location in part]
         empty = np.empty((0, layout.width), np.uint8)
         chunks = np.concatenate([empty, *(raw[:1] for raw in raws)])
         sentences = np.concatenate([empty, *(raw[1:] for raw in raws)])
@@ -60,9 +64,9 @@ def _rewrite_vectors(
         folder.append(folder.sentences(new.vectors), new.sentence_rows * layout.width, sentences)
         moved = []
         sentence_row = new.sentence_rows
-        for i, place in enumerate(part):
-            moved.append((new.chunk_rows + i, sentence_row, place.number))
-            sentence_row += place.sentence_rows
+        for i, location in enumerate(part):
+            moved.append((new.chunk_rows + i, sentence_row, location.number))
+            sentence_row += location.sentence_rows
         connection.executemany("UPDATE blocks SET row = ?, sentence_row = ? WHERE number = ?", moved)
         connection.executemany(
             "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)",
@@ -74,15 +78,15 @@ def _rewrite_vectors(
 
 
 def _rewrite_kv(
-    connection: sqlite3.Connection, folder: Folder, cache: Cache, state: State, places: list[Place]
+    connection: sqlite3.Connection, folder: Folder, cache: Cache, state: State, locations: list[BlockLocation]
 ) -> State:
     live: dict[int, int] = {}
-    for place in places:
-        if place.kv is not None:
-            live[place.kv] = live.get(place.kv, 0) + 1
+    for location in locations:
+        if location.kv is not None:
+            live[location.kv] = live.get(location.kv, 0) + 1
     segments = rows_of(connection)("SELECT serial, bytes, blocks FROM kv")
     moving = {serial for serial, size, blocks in segments if live.get(serial) != blocks or size < _SEGMENT_BYTES // 2}
-    for part in _by_size([place for place in places if place.kv in moving], cache):
+    for part in _by_size([location for location in locations if location.kv in moving], cache):
         size = kv.write_segment(folder, state.next_file, part)
         connection.execute("INSERT INTO kv VALUES (?, ?, ?)", (state.next_file, size, len(part)))
         connection.executemany("UPDATE blocks SET kv = ? WHERE number = ?", [(state.next_file, n) for n in part])
@@ -92,13 +96,13 @@ def _rewrite_kv(
     return state
 
 
-def _by_size(places: list[Place], cache: Cache) -> Iterator[dict[int, Parts]]:
+def _by_size(locations: list[BlockLocation], cache: Cache) -> Iterator[dict[int, Parts]]:
     part: dict[int, Parts] = {}
     size = 0
-    for place in places:
-        assert place.kv is not None
-        part[place.number] = kv_parts(place, cache.kv)
-        size += sum(tensor.nbytes for tensor in part[place.number].values())
+    for location in locations:
+        assert location.kv is not None
+        part[location.number] = kv_parts(location, cache.kv)
+        size += sum(tensor.nbytes for tensor in part[location.number].values())
         if size >= _SEGMENT_BYTES:
             yield part
             part, size = {}, 0

@@ -10,7 +10,7 @@ from compmem.checks import check_whole
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.admitted import AdmittedWords
-from compmem.store.blocks import BATCH, Numbers, Placed, number_list, parse_metadata, read_blocks, read_places
+from compmem.store.blocks import BATCH, LocatedBlock, Numbers, number_list, parse_metadata, read_blocks, read_locations
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filters import Node, admitted, compile_filter
 from compmem.store.interface import DocumentInfo, Snapshot
@@ -68,13 +68,13 @@ class FolderSnapshot(Snapshot):
 
     def kv_states(self, blocks: Sequence[int] | Numbers) -> list[KVStates]:
         """The KV states alone, mapped from the files, in the order given."""
-        places = {place.number: place for place in read_places(self._rows, blocks)}
+        locations = {location.number: location for location in read_locations(self._rows, blocks)}
         found: list[KVStates] = []
         for number in blocks:
-            place = places.get(int(number))
-            if place is None or place.kv is None:
+            location = locations.get(int(number))
+            if location is None or location.kv is None:
                 raise ValueError(f"block {number} is not in this snapshot, or has no KV states")
-            found.append(self._cache.kv_states(place))
+            found.append(self._cache.kv_states(location))
         return found
 
     def vectors(self) -> ChunkVectors:
@@ -163,9 +163,9 @@ class FolderSnapshot(Snapshot):
                     id=name, title=title, metadata=parse_metadata(metadata, name), characters=characters, chunks=chunks
                 )
 
-    def _fetch(self, blocks: Sequence[int] | Numbers) -> dict[int, Placed]:
+    def _fetch(self, blocks: Sequence[int] | Numbers) -> dict[int, LocatedBlock]:
         asked = sorted({int(number) for number in blocks})
-        found = {block.place.number: block for block in read_blocks(self._rows, asked)}
+        found = {block.location.number: block for block in read_blocks(self._rows, asked)}
         if len(found) < len(asked):
             missing = next(number for number in asked if number not in found)
             if missing in self._arrays.numbers:

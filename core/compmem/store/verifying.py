@@ -7,7 +7,7 @@ from typing import Final
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document
 from compmem.store import lexical
-from compmem.store.blocks import Placed, kv_parts, parse_metadata, raw_rows, read_blocks
+from compmem.store.blocks import LocatedBlock, kv_parts, parse_metadata, raw_rows, read_blocks
 from compmem.store.cache import Cache
 from compmem.store.manifest import Rows, State
 from compmem.store.records import content_hash
@@ -111,21 +111,23 @@ def _documents(rows: Rows, state: State, cache: Cache, index: _LexicalCheck) -> 
             yield str(error)
 
 
-def _block(rows: Rows, state: State, cache: Cache, block: Placed) -> Iterator[str]:
-    place, chunk = block.place, block.chunk
+def _block(rows: Rows, state: State, cache: Cache, block: LocatedBlock) -> Iterator[str]:
+    location, chunk = block.location, block.chunk
     try:
-        if place.row is not None:
-            raw_rows(place, cache.chunk_rows(state), cache.sentence_rows(state), RowFormat(cache.kind, state.dim or 0))
+        if location.row is not None:
+            raw_rows(
+                location, cache.chunk_rows(state), cache.sentence_rows(state), RowFormat(cache.kind, state.dim or 0)
+            )
     except CorruptStoreError as error:
         yield str(error)
     try:
-        if place.kv is not None:
-            kv_parts(place, cache.kv)
+        if location.kv is not None:
+            kv_parts(location, cache.kv)
     except CorruptStoreError as error:
         yield str(error)
-    names = set(rows("SELECT name, kind, block FROM names WHERE block = ?", place.number))
-    if names != set(lexical.name_rows(place.number, chunk)):
-        yield f"the names of {place} do not match its text"
+    names = set(rows("SELECT name, kind, block FROM names WHERE block = ?", location.number))
+    if names != set(lexical.name_rows(location.number, chunk)):
+        yield f"the names of {location} do not match its text"
 
 
 def _some(values: list[object] | list[str]) -> str:

@@ -131,8 +131,8 @@ class _Writer:
         state = read_state(rows_of(self._connection))
         state, vectors = _put_vectors(self._connection, self._folder, self._waiting, self._kinds[0], state)
         state, states = _put_kv(self._connection, self._folder, self._waiting, self._kinds[1], state)
-        for placed, vector, kv_place in zip(self._waiting, vectors, states, strict=True):
-            _put_block(self._connection, placed, (*vector, *kv_place))
+        for waiting, vector, kv_state in zip(self._waiting, vectors, states, strict=True):
+            _put_block(self._connection, waiting, (*vector, *kv_state))
         write_state(self._connection, replace(state, next_block=self._next))
         self._waiting, self._size = [], 0
 
@@ -182,7 +182,7 @@ def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object
 def _put_vectors(
     connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: VectorType, state: State
 ) -> tuple[State, list[Vector]]:
-    arrays = [placed.vectors for placed in blocks if placed.vectors is not None]
+    arrays = [waiting.vectors for waiting in blocks if waiting.vectors is not None]
     _check_dims(blocks, state)
     if not arrays:
         return state, [(None, None, None, None)] * len(blocks)
@@ -195,7 +195,7 @@ def _put_vectors(
         folder.sync()
     counts = [len(array) - 1 for array in arrays]
     starts = list(accumulate(counts, initial=0))
-    placed: list[Vector] = [
+    positions: list[Vector] = [
         (
             state.chunk_rows + i,
             state.sentence_rows + starts[i],
@@ -214,57 +214,57 @@ def _put_vectors(
             chunk_rows=state.chunk_rows + len(chunks),
             sentence_rows=state.sentence_rows + len(sentences),
         ),
-        placed,
+        positions,
     )
 
 
 def _check_dims(blocks: Sequence[_WaitingBlock], state: State) -> None:
     expected = state.dim
     bare = expected is None and state.next_block > 1
-    for placed in blocks:
-        name = f"document {placed.document.id!r}"
-        if placed.vectors is None:
+    for waiting in blocks:
+        name = f"document {waiting.document.id!r}"
+        if waiting.vectors is None:
             if expected is not None:
                 raise ValueError(f"{name}: the index has vectors, but its blocks have none")
             bare = True
             continue
         if bare:
             raise ValueError(f"{name}: its blocks have vectors, but others in the index have none")
-        expected = expected or placed.vectors.shape[1]
-        if placed.vectors.shape[1] != expected:
-            raise ValueError(f"{name}: vectors of {placed.vectors.shape[1]} dimensions, but the index has {expected}")
+        expected = expected or waiting.vectors.shape[1]
+        if waiting.vectors.shape[1] != expected:
+            raise ValueError(f"{name}: vectors of {waiting.vectors.shape[1]} dimensions, but the index has {expected}")
 
 
 def _put_kv(
     connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
     packed: dict[int, Parts] = {}
-    placed: list[tuple[int | None, int | None]] = []
+    positions: list[tuple[int | None, int | None]] = []
     for waiting in blocks:
         if waiting.block.kv is None:
-            placed.append((None, None))
+            positions.append((None, None))
             continue
         try:
             parts = pack(waiting.block.kv, kind)
         except ValueError as error:
             raise ValueError(f"document {waiting.document.id!r}: {error}") from error
         packed[waiting.number] = parts
-        placed.append((state.next_file, checksum(parts)))
+        positions.append((state.next_file, checksum(parts)))
     if not packed:
-        return state, placed
+        return state, positions
     size = kv.write_segment(folder, state.next_file, packed)
     folder.sync()
     connection.execute("INSERT INTO kv VALUES (?, ?, ?)", (state.next_file, size, len(packed)))
-    return replace(state, next_file=state.next_file + 1), placed
+    return replace(state, next_file=state.next_file + 1), positions
 
 
-def _put_block(connection: sqlite3.Connection, placed: _WaitingBlock, stored: tuple[int | None, ...]) -> None:
-    chunk, number = placed.block.chunk, placed.number
+def _put_block(connection: sqlite3.Connection, waiting: _WaitingBlock, stored: tuple[int | None, ...]) -> None:
+    chunk, number = waiting.block.chunk, waiting.number
     headings, spans = headings_json(chunk), pack_spans(chunk.sentences)
-    place = (placed.key, placed.ordinal, placed.start)
+    position = (waiting.key, waiting.ordinal, waiting.start)
     connection.execute(
         "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (number, *place, len(chunk.text), len(chunk.sentences), text_crc(chunk.text, headings, spans), *stored),
+        (number, *position, len(chunk.text), len(chunk.sentences), text_crc(chunk.text, headings, spans), *stored),
     )
     connection.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, chunk.text, headings, spans))
-    lexical.index_block(connection, number, replace(chunk, title=placed.document.title))
+    lexical.index_block(connection, number, replace(chunk, title=waiting.document.title))
