@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compmem.backbone import MemoryConfig
-from compmem.encoder import Parts, load_encoder
+from compmem.encoder import TextWithSpans, load_encoder
 from compmem.errors import ReaderError
 from compmem.schema import Document
 from compmem_research.bench import memory as memories
@@ -148,14 +148,14 @@ def test_latent_and_chat_systems_run_on_one_backbone(models, tiny_backbone):
 def test_a_paragraph_is_read_once_and_charged_each_time():
     inner = load_encoder(HashEncoder())
     encoder, account = shared(inner)
-    one = Parts("Acme", "It rents. It pays.", ((0, 9), (10, 18)))
-    assert np.array_equal(encoder.encode_parts([one])[0], inner.encode_parts([one])[0])
+    one = TextWithSpans("Acme", "It rents. It pays.", ((0, 9), (10, 18)))
+    assert np.array_equal(encoder.encode_with_spans([one])[0], inner.encode_with_spans([one])[0])
     spent, charged = account.spent, account.charged
-    encoder.encode_parts([one, one])
+    encoder.encode_with_spans([one, one])
     assert np.array_equal(account.spent, spent)
     assert account.charged == pytest.approx(3 * charged)
-    two = Parts("", "It rents. It pays.\n\nIt rents. It pays.", ((0, 9), (10, 18), (20, 29), (30, 38)))
-    found = encoder.encode_parts([two])[0]
+    two = TextWithSpans("", "It rents. It pays.\n\nIt rents. It pays.", ((0, 9), (10, 18), (20, 29), (30, 38)))
+    found = encoder.encode_with_spans([two])[0]
     assert found.shape[0] == 5
     assert np.allclose(found[1:3], found[3:5])
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from compmem import CheckpointError, Document, IndexConfig, MemoryIndex
-from compmem.encoder import Parts, layers, load_encoder, loading
+from compmem.encoder import TextWithSpans, layers, load_encoder, loading
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem_research.bench.encoding import measure
 
@@ -176,7 +176,7 @@ def test_questions_and_documents_get_their_prompts(prompted):
             assert abs(documents - questions).max() > 0.01
             assert encoder.count_tokens(texts) == counts
     for encoder in encoders:
-        whole = encoder.encode_parts([Parts("", TEXTS[0], ((0, 7),))])[0][0]
+        whole = encoder.encode_with_spans([TextWithSpans("", TEXTS[0], ((0, 7),))])[0][0]
         np.testing.assert_allclose(whole, encoder.encode(TEXTS[:1])[0], atol=2e-5)
 
 

@@ -14,7 +14,7 @@ from compmem.schema import KVStates
 if TYPE_CHECKING:
     import torch
 
-Parts = dict[str, "torch.Tensor"]
+KVTensors = dict[str, "torch.Tensor"]
 """A block's tensors by name: `keys`, `values`, for 8 and 4 bits `key_scales`, `value_scales`; where it has them
 `positions` and `lengths`."""
 
@@ -33,14 +33,14 @@ _TYPES: Final = {
     },
 }  # fmt: skip
 """Type of each tensor of a block."""
-_PLACES: Final = {"positions": "torch.int32", "lengths": "torch.int32"}
+_OPTIONAL_TYPES: Final = {"positions": "torch.int32", "lengths": "torch.int32"}
 """Type of those that not every block has."""
 
-NAMES: Final = (*_TYPES["int8"], *_PLACES)
+NAMES: Final = (*_TYPES["int8"], *_OPTIONAL_TYPES)
 """Names of all tensors that a block may have."""
 
 
-def pack(states: KVStates, kind: KVType) -> Parts:
+def pack(states: KVStates, kind: KVType) -> KVTensors:
     """A block's tensors.
 
     Two states in 4 bits share a byte: an even channel in its lower half, the next one in its upper half.
@@ -52,9 +52,11 @@ def pack(states: KVStates, kind: KVType) -> Parts:
     import torch
 
     keys, values = states.keys.detach().cpu(), states.values.detach().cpu()
-    places = {"positions": states.positions, "lengths": states.lengths}
-    parts = {name: part.detach().cpu().int().contiguous() for name, part in places.items() if part is not None}
-    positions, lengths = parts.get("positions"), parts.get("lengths")
+    optional = {"positions": states.positions, "lengths": states.lengths}
+    tensors = {
+        name: tensor.detach().cpu().int().contiguous() for name, tensor in optional.items() if tensor is not None
+    }
+    positions, lengths = tensors.get("positions"), tensors.get("lengths")
     dimensions = 4 if lengths is None else 2
     if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
@@ -69,68 +71,68 @@ def pack(states: KVStates, kind: KVType) -> Parts:
         raise ValueError(f"kv='int4' needs an even number of channels, not {keys.shape[-1]}")
     if kind == "bf16":
         stored = {"keys": keys.to(torch.bfloat16).contiguous(), "values": values.to(torch.bfloat16).contiguous()}
-        return parts | stored
+        return tensors | stored
     heads = _heads(keys, lengths)
     if kind == "int8":
         shape = _byte_scales(keys, lengths)
-        parts["keys"], parts["key_scales"] = _to_bytes(keys, heads, shape)
-        parts["values"], parts["value_scales"] = _to_bytes(values, heads, shape)
+        tensors["keys"], tensors["key_scales"] = _to_bytes(keys, heads, shape)
+        tensors["values"], tensors["value_scales"] = _to_bytes(values, heads, shape)
     else:
-        parts["keys"], parts["key_scales"] = _to_nibbles(keys, _runs(heads))
-        parts["values"], parts["value_scales"] = _to_nibbles(values, None)
-    return parts
+        tensors["keys"], tensors["key_scales"] = _to_nibbles(keys, _runs(heads))
+        tensors["values"], tensors["value_scales"] = _to_nibbles(values, None)
+    return tensors
 
 
-def unpack(parts: Parts) -> KVStates:
+def unpack(tensors: KVTensors) -> KVStates:
     """The states in bf16."""
     import torch
 
-    places = {"positions": parts.get("positions"), "lengths": parts.get("lengths")}
-    if "key_scales" not in parts:
-        return KVStates(keys=parts["keys"], values=parts["values"], **places)
-    keys, values, heads = parts["keys"], parts["values"], _heads(parts["keys"], places["lengths"])
+    optional = {"positions": tensors.get("positions"), "lengths": tensors.get("lengths")}
+    if "key_scales" not in tensors:
+        return KVStates(keys=tensors["keys"], values=tensors["values"], **optional)
+    keys, values, heads = tensors["keys"], tensors["values"], _heads(tensors["keys"], optional["lengths"])
     if keys.dtype == torch.int8:
-        keys, values = (_from_bytes(parts[f"{name}s"], parts[f"{name}_scales"], heads) for name in ("key", "value"))
+        keys, values = (_from_bytes(tensors[f"{name}s"], tensors[f"{name}_scales"], heads) for name in ("key", "value"))
     else:
-        keys = _from_nibbles(keys, parts["key_scales"], _runs(heads))
-        values = _from_nibbles(values, parts["value_scales"], None)
-    return KVStates(keys=keys.to(torch.bfloat16), values=values.to(torch.bfloat16), **places)
+        keys = _from_nibbles(keys, tensors["key_scales"], _runs(heads))
+        values = _from_nibbles(values, tensors["value_scales"], None)
+    return KVStates(keys=keys.to(torch.bfloat16), values=values.to(torch.bfloat16), **optional)
 
 
-def checksum(parts: Parts) -> int:
+def checksum(tensors: KVTensors) -> int:
     """Checksum of a block's tensors."""
     import torch
 
     crc = 0
-    for name in sorted(parts):
-        crc = zlib.crc32(parts[name].contiguous().view(torch.uint8).numpy().data, crc)
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, crc)
     return crc
 
 
-def are_states(parts: Parts) -> bool:
+def have_known_types(tensors: KVTensors) -> bool:
     """Whether tensors from a file have the types of one of the formats."""
-    places = {name: dtype for name, dtype in _PLACES.items() if name in parts}
-    found = {name: str(part.dtype) for name, part in parts.items()}
-    return any(found == types | places for types in _TYPES.values())
+    optional = {name: dtype for name, dtype in _OPTIONAL_TYPES.items() if name in tensors}
+    found = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    return any(found == types | optional for types in _TYPES.values())
 
 
-def fit(parts: Parts) -> bool:
+def shapes_fit(tensors: KVTensors) -> bool:
     """Whether the shapes of a block's tensors belong together."""
-    keys, positions, lengths = parts["keys"], parts.get("positions"), parts.get("lengths")
+    keys, positions, lengths = tensors["keys"], tensors.get("positions"), tensors.get("lengths")
     if lengths is None:
         whole = keys.ndim == 4 and (positions is None or positions.shape == keys.shape[:3])
     else:
         whole = keys.ndim == 2 and _ordered(lengths, positions, len(keys))
-    if not whole or not keys.numel() or parts["values"].shape != keys.shape:
+    if not whole or not keys.numel() or tensors["values"].shape != keys.shape:
         return False
-    if "key_scales" not in parts:
+    if "key_scales" not in tensors:
         return True
     if str(keys.dtype) == "torch.int8":
-        return parts["key_scales"].shape == _byte_scales(keys, lengths) == parts["value_scales"].shape
+        return tensors["key_scales"].shape == _byte_scales(keys, lengths) == tensors["value_scales"].shape
     heads, channels = _heads(keys, lengths), 2 * keys.shape[-1]
     return (
-        parts["key_scales"].shape == (len(_runs(heads)), 2, channels)
-        and parts["value_scales"].shape == (sum(heads), 2, 1)
+        tensors["key_scales"].shape == (len(_runs(heads)), 2, channels)
+        and tensors["value_scales"].shape == (sum(heads), 2, 1)
     )  # fmt: skip
 
 
@@ -185,7 +187,7 @@ def _to_nibbles(states: "torch.Tensor", runs: list[int] | None) -> tuple["torch.
     largest = torch.finfo(torch.float16).max
     scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-largest, largest).half()
     scales[:, 0].masked_fill_(scales[:, 0] == 0, 1)
-    scale, least = (_for_each(part, runs) for part in scales.float().unbind(dim=1))
+    scale, least = (_for_each(tensor, runs) for tensor in scales.float().unbind(dim=1))
     whole = ((flat - least) / scale).round().clamp(0, _LEVELS).to(torch.uint8)
     return (whole[:, 0::2] | whole[:, 1::2] << 4).view(*states.shape[:-1], -1), scales
 
@@ -195,7 +197,7 @@ def _from_nibbles(halves: "torch.Tensor", scales: "torch.Tensor", runs: list[int
 
     flat = halves.flatten(0, -2)
     whole = torch.stack([flat & _LEVELS, flat >> 4], dim=-1).flatten(1).float()
-    scale, least = (_for_each(part, runs) for part in scales.float().unbind(dim=1))
+    scale, least = (_for_each(tensor, runs) for tensor in scales.float().unbind(dim=1))
     return (whole * scale + least).view(*halves.shape[:-1], -1)
 
 

@@ -1,7 +1,7 @@
 """The causal LM: loading, memory tokens, reading recalled blocks, scoring, decoding."""
 
 from compmem.backbone.backbone import Backbone, Blocks
-from compmem.backbone.checkpoint import IMPORTANCE, Parts, size_on_disk
+from compmem.backbone.checkpoint import IMPORTANCE, BackboneComponents, size_on_disk
 from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.fusion import fuse
@@ -14,10 +14,10 @@ __all__ = [
     "IMPORTANCE",
     "AdapterConfig",
     "Backbone",
+    "BackboneComponents",
     "Blocks",
     "Linear",
     "MemoryConfig",
-    "Parts",
     "Prompt",
     "Role",
     "chunk_ids",

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import SCORE_SLOTS, halving, in_batches
 from compmem.backbone.chat_prefix import PrefixStates, aligned, with_prefix
-from compmem.backbone.checkpoint import Parts
+from compmem.backbone.checkpoint import BackboneComponents
 from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import Engine, Sampling, check_writing
@@ -59,19 +59,19 @@ class Backbone(TokenCodec):
         folder: The folder that it was loaded from, with what was added. None for a file, or a model loaded elsewhere.
     """
 
-    def __init__(self, parts: Parts, *, graphs: bool | None = None) -> None:
-        super().__init__(parts.model, parts.tokenizer)
-        self.decoder: Decoder = parts.decoder
-        self.memory: MemoryConfig = parts.memory
-        self.adapters: dict[Role, AdapterConfig] = dict(parts.adapters)
-        self.threshold = parts.threshold
-        self.steps_trained = parts.steps_trained
-        self.base = parts.base
-        self.folder = parts.folder
-        self.rotary = Rotary(parts.model.model.rotary_emb)
-        self._engine = Engine(parts.decoder, self.rotary, graphs=graphs)
-        self._head = head(parts.tokenizer)
-        self._prefix_states = PrefixStates(parts.decoder)
+    def __init__(self, components: BackboneComponents, *, graphs: bool | None = None) -> None:
+        super().__init__(components.model, components.tokenizer)
+        self.decoder: Decoder = components.decoder
+        self.memory: MemoryConfig = components.memory
+        self.adapters: dict[Role, AdapterConfig] = dict(components.adapters)
+        self.threshold = components.threshold
+        self.steps_trained = components.steps_trained
+        self.base = components.base
+        self.folder = components.folder
+        self.rotary = Rotary(components.model.model.rotary_emb)
+        self._engine = Engine(components.decoder, self.rotary, graphs=graphs)
+        self._head = head(components.tokenizer)
+        self._prefix_states = PrefixStates(components.decoder)
         self._scores: ScoreCache | None = None
 
     @classmethod
@@ -106,10 +106,10 @@ class Backbone(TokenCodec):
             ValueError: The device or dtype is not available.
         """
         place = device_of(device)
-        parts = checkpoint.load(
+        components = checkpoint.load(
             name, device=place, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download, base=base
         )
-        return cls(parts, graphs=graphs)
+        return cls(components, graphs=graphs)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
@@ -120,15 +120,18 @@ class Backbone(TokenCodec):
         """
         check_family(model.config.to_dict(), model.name_or_path)
         memory, decoder = MemoryConfig(trained=False, own=()), Decoder(model).eval()
-        return cls(Parts(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}), graphs=graphs)
+        return cls(
+            BackboneComponents(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}),
+            graphs=graphs,
+        )
 
     def save(self, folder: str | Path, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
         """Save everything to a folder; with `base`, only what is added to the model of that name, in this dtype."""
-        parts = Parts(
+        components = BackboneComponents(
             model=self.model, tokenizer=self.tokenizer, decoder=self.decoder, memory=self.memory,
             adapters=self.adapters, threshold=self.threshold, steps_trained=self.steps_trained,
         )  # fmt: skip
-        checkpoint.save(Path(folder), parts, base=base, dtype=dtype)
+        checkpoint.save(Path(folder), components, base=base, dtype=dtype)
 
     def release(self) -> None:
         """Free what decoding caches: slots, graphs and the states of the prefix."""

@@ -49,8 +49,8 @@ _LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
-    """The parts of a backbone."""
+class BackboneComponents:
+    """What a backbone consists of."""
 
     model: Any
     tokenizer: Any
@@ -75,7 +75,7 @@ def load(
     ratio: int | None,
     allow_download: bool | None = None,
     base: str | Path | None = None,
-) -> Parts:
+) -> BackboneComponents:
     """Load a model with its memory.
 
     With `allow_download=None`, the model of that name may be downloaded, but not another one that its folder names.
@@ -125,7 +125,7 @@ def load(
     decoder.to(device=device, dtype=model.dtype).eval()
     if memory.pruning == "kvzap":
         _restore_importance(decoder, place)
-    return Parts(
+    return BackboneComponents(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold, steps_trained=steps_trained,
         base=absolute(str(base or name)) if not whole or not settings else None,
@@ -133,7 +133,9 @@ def load(
     )  # fmt: skip
 
 
-def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
+def save(
+    folder: Path, components: BackboneComponents, *, base: str | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Write a backbone; with `base`, only what is added to that model, in this dtype.
 
     Weights that predict importance are not rounded: their products add up to small differences.
@@ -144,24 +146,24 @@ def save(folder: Path, parts: Parts, *, base: str | None = None, dtype: torch.dt
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
         with quietly():
-            parts.model.save_pretrained(folder)
-            parts.tokenizer.save_pretrained(folder)
+            components.model.save_pretrained(folder)
+            components.tokenizer.save_pretrained(folder)
     added = {
         name: tensor.detach().to("cpu", None if name == IMPORTANCE else dtype).contiguous()
-        for name, tensor in parts.decoder.added().items()
+        for name, tensor in components.decoder.added().items()
     }
     if base is not None:
-        added[SAMPLE] = base_sample(parts.decoder).to(dtype)
+        added[SAMPLE] = base_sample(components.decoder).to(dtype)
     save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
     settings = {
         "format": FORMAT,
         "base": base,
-        "base_fingerprint": None if base is None else base_fingerprint(parts.decoder),
-        "memory": asdict(parts.memory),
-        "adapters": {role: asdict(config) for role, config in parts.adapters.items()},
-        "gate": parts.decoder.gate_head is not None,
-        "threshold": parts.threshold,
-        "steps_trained": parts.steps_trained,
+        "base_fingerprint": None if base is None else base_fingerprint(components.decoder),
+        "memory": asdict(components.memory),
+        "adapters": {role: asdict(config) for role, config in components.adapters.items()},
+        "gate": components.decoder.gate_head is not None,
+        "threshold": components.threshold,
+        "steps_trained": components.steps_trained,
     }
     # Written last, so a folder with settings always has weights.
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,6 @@
 
 from compmem.encoder.loading import LoadedEncoder, load_encoder, stock_encoder
 from compmem.encoder.merging import MergedCalls
-from compmem.encoder.parts import Parts, paragraphs
+from compmem.encoder.spans import TextWithSpans, paragraphs
 
-__all__ = ["LoadedEncoder", "MergedCalls", "Parts", "load_encoder", "paragraphs", "stock_encoder"]
+__all__ = ["LoadedEncoder", "MergedCalls", "TextWithSpans", "load_encoder", "paragraphs", "stock_encoder"]

@@ -24,8 +24,8 @@ from torch import Tensor
 from compmem.devices import device_of, dtype_of
 from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, Ranges, Shape, layer_norm, layers_of
 from compmem.encoder.merging import MergedCalls
-from compmem.encoder.parts import Parts, Window, parts_as_texts, windows
 from compmem.encoder.prompts import Prompts, prompts_of
+from compmem.encoder.spans import TextWithSpans, Window, encode_spans_separately, windows
 from compmem.errors import CheckpointError
 from compmem.locks import after_fork
 from compmem.schema import Vectors
@@ -231,11 +231,11 @@ class Bert:
         for _ in done:
             pass
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        """Vectors `[1 + spans, dim]` of each text and its parts, pooled from one forward pass, not normalised."""
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
+        """Vectors `[1 + spans, dim]` of each text and its spans, pooled from one forward pass, not normalised."""
         if self.settings.pooling == "cls":
-            return parts_as_texts(lambda texts: self.encode(texts, False), parts)
-        rows, places = self._windows(parts)
+            return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
+        rows, places = self._windows(texts)
         pooled: list[Vectors] = [np.empty(0, dtype=np.float32)] * len(rows)
 
         def run(batch: list[int]) -> None:
@@ -243,33 +243,33 @@ class Bert:
                 states = self._states([rows[i] for i in batch])[0].float().cpu().numpy()
             for state, i in zip(states, batch, strict=True):
                 _, shift, window = places[i]
-                held = [state[first + shift : last + shift].sum(0) for _, first, last in window.parts]
+                held = [state[first + shift : last + shift].sum(0) for _, first, last in window.spans]
                 pooled[i] = np.stack([state[: len(rows[i])].sum(0), *held])
 
         self._in_batches(rows, run)
-        sums = [np.zeros((1 + len(p.spans), self.settings.dim), dtype=np.float32) for p in parts]
+        sums = [np.zeros((1 + len(text.spans), self.settings.dim), dtype=np.float32) for text in texts]
         for (number, _, window), found in zip(places, pooled, strict=True):
             sums[number][0] += found[0]
-            for (part, _, _), row in zip(window.parts, found[1:], strict=True):
-                sums[number][1 + part] += row
-        for found in sums:  # a part whose characters the tokenizer drops gets the vector of the whole text
+            for (span, _, _), row in zip(window.spans, found[1:], strict=True):
+                sums[number][1 + span] += row
+        for found in sums:  # a span whose characters the tokenizer drops gets the vector of the whole text
             found[~found.any(axis=1)] = found[0]
         return sums
 
-    def _windows(self, parts: Sequence[Parts]) -> tuple[list[list[int]], list[tuple[int, int, Window]]]:
+    def _windows(self, texts: Sequence[TextWithSpans]) -> tuple[list[list[int]], list[tuple[int, int, Window]]]:
         """Token rows, and for each the number of its text, the offset of its tokens, and its window."""
         start, end = self._tokenizer.encode("").ids
         limit = self.settings.max_tokens - 2
         heads = self._tokenizer.encode_batch(
-            [self.settings.prompts.document + p.head for p in parts], add_special_tokens=False
+            [self.settings.prompts.document + text.head for text in texts], add_special_tokens=False
         )
-        texts = self._tokenizer.encode_batch([p.text for p in parts], add_special_tokens=False)
+        tokenized = self._tokenizer.encode_batch([text.text for text in texts], add_special_tokens=False)
         rows: list[list[int]] = []
         places: list[tuple[int, int, Window]] = []
-        for number, (part, head, text) in enumerate(zip(parts, heads, texts, strict=True)):
+        for number, (text, head, tokens) in enumerate(zip(texts, heads, tokenized, strict=True)):
             under = [start, *head.ids[: limit // 2]]
-            for window in windows(text.offsets, part, limit + 1 - len(under)):
-                rows.append([*under, *text.ids[window.first : window.last], end])
+            for window in windows(tokens.offsets, text, limit + 1 - len(under)):
+                rows.append([*under, *tokens.ids[window.first : window.last], end])
                 places.append((number, len(under) - window.first, window))
         return rows, places
 

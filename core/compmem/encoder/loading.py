@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from compmem.encoder.merging import MergedCalls
-from compmem.encoder.parts import Parts, parts_as_texts
 from compmem.encoder.prompts import prompts_of
+from compmem.encoder.spans import TextWithSpans, encode_spans_separately
 from compmem.errors import CheckpointError
 from compmem.locks import Lock
 from compmem.naming import is_default_encoder, is_folder
@@ -43,7 +43,7 @@ class _Engine(Protocol):
 
     def encode_query(self, texts: Sequence[str]) -> Vectors: ...
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]: ...
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]: ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
 
@@ -99,18 +99,18 @@ class LoadedEncoder:
         unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
         return unit
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        """Unit vectors `[1 + spans, dim]` of each text: the whole, then each of its parts.
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
+        """Unit vectors `[1 + spans, dim]` of each text: the whole, then each of its spans.
 
-        If the token states of the model are available, a text is read once and the states of each part are pooled, so a
-        sentence has its vector in context (late chunking, 2409.04701). Otherwise the parts are encoded as separate
-        texts. A text that is too long for the encoder is read in windows of whole parts, each with the label in front.
+        If the token states of the model are available, a text is read once and the states of each span are pooled, so a
+        sentence has its vector in context (late chunking, 2409.04701). Otherwise the spans are encoded as separate
+        texts. A text that is too long for the encoder is read in windows of whole spans, each with the label in front.
 
         Raises:
             ValueError: A text cannot be encoded as UTF-8.
         """
-        _check_unicode([p.head + p.text for p in parts])
-        out = self._engine.encode_parts(parts)
+        _check_unicode([text.head + text.text for text in texts])
+        out = self._engine.encode_with_spans(texts)
         for rows in out:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
             self._dim[:] = [rows.shape[1]]
@@ -258,8 +258,8 @@ class _Foreign:
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         return self._questions(texts)
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        return parts_as_texts(lambda texts: self.encode(texts, False), parts)
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
+        return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(_PIECE.findall(text)) for text in texts]
@@ -291,8 +291,8 @@ class _Stock:
             out: Vectors = self._model.encode_query(list(texts), prompt=self._prompts.query, show_progress_bar=False)
         return out
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        return parts_as_texts(lambda texts: self.encode(texts, False), parts)
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
+        return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         with self._lock:

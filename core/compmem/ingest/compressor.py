@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compmem.backbone import Backbone, chunk_ids, window_sizes
 from compmem.config import KVPruning
-from compmem.encoder import LoadedEncoder, Parts
+from compmem.encoder import LoadedEncoder, TextWithSpans
 from compmem.ingest.chunking import split
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import JSON, check_document, content_hash
@@ -25,8 +25,8 @@ class DenseCompressor:
 
     def compress(self, chunks: Sequence[Chunk]) -> list[MemoryBlock]:
         """One block per chunk, in order."""
-        parts = [Parts(c.head, c.text, c.spans) for c in chunks]
-        vectors = self.encoder.encode_parts(parts)
+        texts = [TextWithSpans(c.head, c.text, c.spans) for c in chunks]
+        vectors = self.encoder.encode_with_spans(texts)
         return [MemoryBlock(chunk=c, vectors=v) for c, v in zip(chunks, vectors, strict=True)]
 
 

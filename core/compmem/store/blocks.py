@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError
-from compmem.kv_format import Parts, checksum
+from compmem.kv_format import KVTensors, checksum
 from compmem.schema import Chunk
 from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, parse_json
@@ -138,17 +138,17 @@ def raw_rows(location: BlockLocation, chunk_rows: Raw, sentence_rows: Raw, layou
     return raw
 
 
-def kv_parts(location: BlockLocation, segments: KVSegments, *, verify: bool = True) -> Parts:
+def read_kv_tensors(location: BlockLocation, segments: KVSegments, *, verify: bool = True) -> KVTensors:
     """A block's stored KV tensors.
 
     Raises:
         CorruptStoreError: They do not match their checksum.
     """
     assert location.kv is not None, "the block has KV states"
-    parts = segments.read(location.kv, location.number, location.kv_bytes)
-    if verify and checksum(parts) != location.kv_crc:
+    tensors = segments.read(location.kv, location.number, location.kv_bytes)
+    if verify and checksum(tensors) != location.kv_crc:
         raise CorruptStoreError(f"the KV states of {location} do not match their checksum")
-    return parts
+    return tensors
 
 
 def parse_metadata(text: str, document_id: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from compmem.errors import CorruptStoreError
 from compmem.kv_format import unpack
 from compmem.locks import Lock
 from compmem.schema import KVStates, MemoryBlock, Vectors
-from compmem.store.blocks import BlockLocation, LocatedBlock, Numbers, kv_parts, raw_rows
+from compmem.store.blocks import BlockLocation, LocatedBlock, Numbers, raw_rows, read_kv_tensors
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments
 from compmem.store.manifest import Rows, State
@@ -128,9 +128,9 @@ class Cache:
             CorruptStoreError: It does not match.
         """
         known = (location.kv, location.number) in self._verified_kv
-        parts = kv_parts(location, self.kv, verify=not known)
+        tensors = read_kv_tensors(location, self.kv, verify=not known)
         self._verified_kv.add((location.kv, location.number))
-        return unpack(parts)
+        return unpack(tensors)
 
     def frequency(self, generation: int) -> dict[str, int]:
         """Document frequencies counted so far in this generation."""

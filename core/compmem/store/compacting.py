@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from compmem.kv_format import Parts
+from compmem.kv_format import KVTensors
 from compmem.store import kv
-from compmem.store.blocks import BlockLocation, kv_parts, raw_rows, read_locations
+from compmem.store.blocks import BlockLocation, raw_rows, read_kv_tensors, read_locations
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, write_state
@@ -96,12 +96,12 @@ def _rewrite_kv(
     return state
 
 
-def _by_size(locations: list[BlockLocation], cache: Cache) -> Iterator[dict[int, Parts]]:
-    part: dict[int, Parts] = {}
+def _by_size(locations: list[BlockLocation], cache: Cache) -> Iterator[dict[int, KVTensors]]:
+    part: dict[int, KVTensors] = {}
     size = 0
     for location in locations:
         assert location.kv is not None
-        part[location.number] = kv_parts(location, cache.kv)
+        part[location.number] = read_kv_tensors(location, cache.kv)
         size += sum(tensor.nbytes for tensor in part[location.number].values())
         if size >= _SEGMENT_BYTES:
             yield part

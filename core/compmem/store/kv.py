@@ -6,14 +6,14 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from compmem.errors import CorruptStoreError, StoreError
-from compmem.kv_format import NAMES, Parts, are_states, fit
+from compmem.kv_format import NAMES, KVTensors, have_known_types, shapes_fit
 from compmem.locks import Lock
 from compmem.store.folder import Folder
 
 _OPEN_SEGMENTS: Final = 64
 
 
-def write_segment(folder: Folder, serial: int, blocks: Mapping[int, Parts]) -> int:
+def write_segment(folder: Folder, serial: int, blocks: Mapping[int, KVTensors]) -> int:
     """Write the tensors of blocks by number as a new segment and sync it; returns its size in bytes.
 
     Raises:
@@ -40,7 +40,7 @@ class KVSegments:
         self._open: LRUCache[int, Any] = LRUCache(_OPEN_SEGMENTS)
         self._guard = Lock()
 
-    def read(self, serial: int, number: int, size: int) -> Parts:
+    def read(self, serial: int, number: int, size: int) -> KVTensors:
         """A block's tensors; only its own bytes are read.
 
         Raises:
@@ -51,14 +51,14 @@ class KVSegments:
         segment = self._segment(serial, size)
         try:
             names = [name for name in NAMES if f"{number}.{name}" in segment[1]]
-            parts = {name: segment[0].get_tensor(f"{number}.{name}") for name in names}
+            tensors = {name: segment[0].get_tensor(f"{number}.{name}") for name in names}
         except (SafetensorError, OSError) as error:
             raise CorruptStoreError(f"{self._folder.kv(serial).name} cannot be read: {error}") from error
-        if not are_states(parts):
+        if not have_known_types(tensors):
             raise CorruptStoreError(f"{self._folder.kv(serial).name} does not hold the KV states of block {number}")
-        if not fit(parts):
+        if not shapes_fit(tensors):
             raise CorruptStoreError(f"{self._folder.kv(serial).name} holds block {number} in an impossible shape")
-        return parts
+        return tensors
 
     def close(self) -> None:
         """Close the open segments."""

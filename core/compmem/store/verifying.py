@@ -7,7 +7,7 @@ from typing import Final
 from compmem.errors import CorruptStoreError, StoreError
 from compmem.schema import Chunk, Document
 from compmem.store import lexical
-from compmem.store.blocks import LocatedBlock, kv_parts, parse_metadata, raw_rows, read_blocks
+from compmem.store.blocks import LocatedBlock, parse_metadata, raw_rows, read_blocks, read_kv_tensors
 from compmem.store.cache import Cache
 from compmem.store.manifest import Rows, State
 from compmem.store.records import content_hash
@@ -122,7 +122,7 @@ def _block(rows: Rows, state: State, cache: Cache, block: LocatedBlock) -> Itera
         yield str(error)
     try:
         if location.kv is not None:
-            kv_parts(location, cache.kv)
+            read_kv_tensors(location, cache.kv)
     except CorruptStoreError as error:
         yield str(error)
     names = set(rows("SELECT name, kind, block FROM names WHERE block = ?", location.number))

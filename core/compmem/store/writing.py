@@ -12,7 +12,7 @@ import numpy as np
 
 from compmem.config import KVType, VectorType
 from compmem.errors import CorruptStoreError
-from compmem.kv_format import Parts, checksum, pack
+from compmem.kv_format import KVTensors, checksum, pack
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store import kv, lexical
 from compmem.store.folder import Folder
@@ -238,7 +238,7 @@ def _check_dims(blocks: Sequence[_WaitingBlock], state: State) -> None:
 def _put_kv(
     connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
-    packed: dict[int, Parts] = {}
+    packed: dict[int, KVTensors] = {}
     positions: list[tuple[int | None, int | None]] = []
     for waiting in blocks:
         if waiting.block.kv is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compmem.encoder import LoadedEncoder, Parts, paragraphs
+from compmem.encoder import LoadedEncoder, TextWithSpans, paragraphs
 from compmem.schema import Vectors
 from compmem_research.bench.clock import Times, none, now
 
@@ -34,7 +34,7 @@ class ReadOnce:
     _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
-        """Vectors of documents `[texts, dim]`; only texts that are read in parts are shared."""
+        """Vectors of documents `[texts, dim]`; only texts with spans are shared."""
         return self.inner.encode(texts, show_progress=show_progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
@@ -45,9 +45,9 @@ class ReadOnce:
         """Tokens of each text."""
         return self.inner.count_tokens(texts)
 
-    def encode_parts(self, parts: Sequence[Parts]) -> list[Vectors]:
-        """Vectors `[1 + spans, dim]` of each text and its parts, not normalised."""
-        cut = [list(_paragraphs(p)) for p in parts]
+    def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
+        """Vectors `[1 + spans, dim]` of each text and its spans, not normalised."""
+        cut = [list(_paragraphs(text)) for text in texts]
         self._read([p for pieces in cut for p in pieces])
         out: list[Vectors] = []
         for pieces in cut:
@@ -57,13 +57,13 @@ class ReadOnce:
             out.append(np.concatenate([whole[None], *(v[1:] for v, _ in found)]))
         return out
 
-    def _read(self, paragraphs: Sequence[Parts]) -> None:
+    def _read(self, paragraphs: Sequence[TextWithSpans]) -> None:
         new = list({_key(p): p for p in paragraphs if _key(p) not in self._known}.values())
         if not new:
             return
         began = now()
         # The engine's own vectors: those of the encoder are normalised, and cannot be averaged over tokens.
-        vectors = self.inner._engine.encode_parts(new)
+        vectors = self.inner._engine.encode_with_spans(new)
         took = now() - began
         self.spent = self.spent + took
         share = took / sum(len(p.text) for p in new)
@@ -79,17 +79,17 @@ def shared(inner: LoadedEncoder) -> tuple[LoadedEncoder, ReadOnce]:
     return encoder, engine
 
 
-def _key(part: Parts) -> Key:
-    return part.label, part.text, tuple(part.spans)
+def _key(text: TextWithSpans) -> Key:
+    return text.label, text.text, tuple(text.spans)
 
 
-def _paragraphs(part: Parts) -> Iterator[Parts]:
+def _paragraphs(text: TextWithSpans) -> Iterator[TextWithSpans]:
     """The text in the pieces that the encoder reads, each with the spans inside it."""
-    groups = paragraphs(part.text, part.spans)
+    groups = paragraphs(text.text, text.spans)
     if len(groups) < 2:
-        yield part
+        yield text
         return
     for first, last in groups:
-        start, end = part.spans[first][0], part.spans[last - 1][1]
-        spans = tuple((a - start, b - start) for a, b in part.spans[first:last])
-        yield Parts(part.label, part.text[start:end], spans)
+        start, end = text.spans[first][0], text.spans[last - 1][1]
+        spans = tuple((a - start, b - start) for a, b in text.spans[first:last])
+        yield TextWithSpans(text.label, text.text[start:end], spans)

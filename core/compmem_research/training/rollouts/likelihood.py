@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from compmem.backbone import Backbone, Parts, Role
+from compmem.backbone import Backbone, BackboneComponents, Role
 from compmem_research.training.rollouts.trajectory import Turn
 
 
@@ -64,11 +64,11 @@ def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
     for parameter in decoder.parameters():
         if id(parameter) not in shared:
             parameter.requires_grad_(False)
-    parts = Parts(
+    components = BackboneComponents(
         model=model, tokenizer=backbone.tokenizer, decoder=decoder.eval(), memory=backbone.memory,
         adapters=backbone.adapters,
     )  # fmt: skip
-    frozen = Backbone(parts)
+    frozen = Backbone(components)
     if kept.isdisjoint(map(id, backbone.parameters("base").values())):
         frozen.share_scores(backbone)
     return frozen

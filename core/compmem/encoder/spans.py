@@ -1,4 +1,4 @@
-"""A text that is read once, with a vector of the whole and one of each part."""
+"""A text that is read once, with a vector of the whole and one of each span."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """A text to encode as a whole and in parts."""
+class TextWithSpans:
+    """A text to encode as a whole, and spans of it to encode as well, such as its sentences."""
 
     label: str
-    """Title or context of the text; read before it, but not a part of it."""
+    """Title or context of the text; read before it, but not in a span."""
     text: str
     spans: Spans
-    """The parts: `(start, end)` within the text, in order, not overlapping, none blank."""
+    """`(start, end)` within the text, in order, not overlapping, none blank."""
 
     @property
     def head(self) -> str:
@@ -30,12 +30,12 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A run of a text's tokens that is read at once, and the parts in it."""
+    """A run of a text's tokens that is read at once, and the spans in it."""
 
     first: int
     last: int
-    parts: tuple[tuple[int, int, int], ...]
-    """`(part, first, last)`: a part, and the range of its tokens in the text."""
+    spans: tuple[tuple[int, int, int], ...]
+    """`(number, first, last)`: the number of a span, and the range of its tokens in the text."""
 
 
 PARAGRAPH = 120
@@ -43,7 +43,7 @@ PARAGRAPH = 120
 
 
 def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
-    """Numbers of the parts `(first, last)` that are read together: those of one paragraph, or of several short ones.
+    """Numbers of the spans `(first, last)` that are read together: those of one paragraph, or of several short ones.
 
     A sentence belongs to its paragraph. Read with the end of the previous paragraph, its vector would mix both.
     """
@@ -57,16 +57,16 @@ def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
     return [*groups, (first, len(spans))] if spans else []
 
 
-def windows(offsets: Sequence[tuple[int, int]], part: Parts, limit: int) -> list[Window]:
-    """Runs of at most `limit` tokens, cut at the ends of paragraphs, and between parts if possible.
+def windows(offsets: Sequence[tuple[int, int]], text: TextWithSpans, limit: int) -> list[Window]:
+    """Runs of at most `limit` tokens, cut at the ends of paragraphs, and between spans if possible.
 
-    A part longer than a window is cut and is in several windows. `offsets` are character spans of the tokens in the
+    A span longer than a window is cut and is in several windows. `offsets` are character spans of the tokens in the
     text.
     """
-    opening = {first for first, _ in paragraphs(part.text, part.spans)}
+    opening = {first for first, _ in paragraphs(text.text, text.spans)}
     pieces: list[tuple[int, int, int]] = []
     at = 0
-    for number, (_, end) in enumerate(part.spans):
+    for number, (_, end) in enumerate(text.spans):
         first = at
         while at < len(offsets) and offsets[at][0] < end:
             at += 1
@@ -80,17 +80,19 @@ def windows(offsets: Sequence[tuple[int, int]], part: Parts, limit: int) -> list
         opens = number in opening and number not in begun
         begun.add(number)
         if out and last - out[-1].first <= limit and not opens:
-            out[-1] = Window(out[-1].first, last, out[-1].parts + own)
+            out[-1] = Window(out[-1].first, last, out[-1].spans + own)
         else:
             out.append(Window(first, last, own))
     return out
 
 
-def parts_as_texts(encode: Callable[[Sequence[str]], Vectors], parts: Sequence[Parts]) -> list[Vectors]:
-    """Each text and each of its parts as separate texts, with the label in front."""
-    texts: list[str] = []
-    for part in parts:
-        texts += [part.head + part.text, *(part.head + part.text[a:b].strip() for a, b in part.spans)]
-    vectors = np.array(encode(texts), dtype=np.float32) if texts else np.zeros((0, 0), dtype=np.float32)
-    edges = np.cumsum([0, *(1 + len(p.spans) for p in parts)])
+def encode_spans_separately(
+    encode: Callable[[Sequence[str]], Vectors], texts: Sequence[TextWithSpans]
+) -> list[Vectors]:
+    """Each text and each of its spans as separate texts, with the label in front."""
+    plain: list[str] = []
+    for text in texts:
+        plain += [text.head + text.text, *(text.head + text.text[a:b].strip() for a, b in text.spans)]
+    vectors = np.array(encode(plain), dtype=np.float32) if plain else np.zeros((0, 0), dtype=np.float32)
+    edges = np.cumsum([0, *(1 + len(text.spans) for text in texts)])
     return [vectors[a:b] for a, b in itertools.pairwise(edges)]
