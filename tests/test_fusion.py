@@ -15,7 +15,7 @@ from compmem import (
     RecallConfig,
     WorkingMemory,
 )
-from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse, stream_parallel
+from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse_blocks, stream_parallel
 from compmem.backbone.fusion import attention_to
 from compmem.backbone.joined import Joined
 from compmem.backbone.prune import prune
@@ -31,7 +31,7 @@ LATER = sum(map(len, TEXTS[1:]))
 
 def fused(backbone, *methods, ratio=1, texts=TEXTS, pruning="attention", **settings):
     blocks = backbone.compress(texts, ratio=ratio, pruning=pruning)
-    return fuse(backbone, blocks, texts, ASKED, methods=methods, **settings)
+    return fuse_blocks(backbone, blocks, texts, ASKED, methods=methods, **settings)
 
 
 def logits(backbone, blocks):
@@ -264,7 +264,7 @@ def test_what_cannot_be_fused_is_refused(tiny_backbone):
 
     def refused(message, blocks=blocks, texts=TEXTS, backbone=backbone):
         with pytest.raises(ValueError, match=message):
-            fuse(backbone, blocks, texts, ASKED, methods=("epic",))
+            fuse_blocks(backbone, blocks, texts, ASKED, methods=("epic",))
 
     refused("not those of its 3 tokens", texts=[[5, 6, 7], *TEXTS[1:]])
     refused("no positions", blocks=backbone.compress([text[1:] for text in TEXTS], ratio=1))
@@ -306,7 +306,7 @@ def test_the_setting_reaches_what_writes_the_answer(tiny_backbone, ratio):
     prompt = backbone.prompt(LatentPrompts().from_blocks).fill(question=backbone.encode(question))
     texts = [chunk_ids(backbone, block.chunk) for block in blocks]
     with torch.inference_mode():
-        states = fuse(backbone, [b.kv for b in blocks], texts, backbone.encode(question), methods=("graph-kv",))
+        states = fuse_blocks(backbone, [b.kv for b in blocks], texts, backbone.encode(question), methods=("graph-kv",))
         [written] = backbone.generate([prompt], [states], max_new_tokens=512, stop_on_repetition=True)
         blocks = [block.kv for block in blocks]
         aside = list(stream_parallel(backbone, prompt, blocks, max_new_tokens=512, stop_on_repetition=True))

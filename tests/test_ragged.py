@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compmem import CorruptStoreError, Document, IndexConfig, LoopConfig, MemoryIndex
-from compmem.backbone import Backbone, fuse, stream_parallel
+from compmem.backbone import Backbone, fuse_blocks, stream_parallel
 from compmem.backbone.decoder import Context
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
@@ -316,5 +316,5 @@ def test_blocks_of_one_budget_are_not_read_side_by_side(tiny_backbone):
     blocks = backbone.compress(CHUNKS[:2], ratio=4, pruning="kvzip-heads")
     with pytest.raises(ValueError, match="kv_fusion='ape' needs equally many"):
         next(stream_parallel(backbone, tokens(5), blocks, max_new_tokens=2))
-    for new, old in zip(fuse(backbone, blocks, CHUNKS[:2], tokens(5), methods=("none",)), blocks, strict=True):
+    for new, old in zip(fuse_blocks(backbone, blocks, CHUNKS[:2], tokens(5), methods=("none",)), blocks, strict=True):
         close_states(new, old)

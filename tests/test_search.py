@@ -5,7 +5,7 @@ import pytest
 
 from compmem import Document, MemoryIndex
 from compmem.config import IndexConfig, LoopConfig
-from compmem.retrieval.ranking import SearchRanks, fuse, rank_of, reciprocal
+from compmem.retrieval.ranking import SearchRanks, rank_of, reciprocal, reciprocal_rank_fusion
 from tests.hashing import HashEncoder
 
 TEXTS = {
@@ -83,7 +83,7 @@ def test_more_than_a_hundred_are_found():
 
 
 def test_fusion_is_one_where_all_rankings_agree_and_sums_reciprocal_ranks():
-    fused = fuse([["a", "b"], ["a", "c"]])
+    fused = reciprocal_rank_fusion([["a", "b"], ["a", "c"]])
     assert list(fused) == ["a", "b", "c"]
     assert fused["a"] == pytest.approx(1.0)
     assert fused["b"] == pytest.approx((1 / 62) / (2 / 61))

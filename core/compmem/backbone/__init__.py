@@ -4,7 +4,7 @@ from compmem.backbone.backbone import Backbone, Blocks
 from compmem.backbone.checkpoint import IMPORTANCE, BackboneComponents, size_on_disk
 from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
-from compmem.backbone.fusion import fuse
+from compmem.backbone.fusion import fuse_blocks
 from compmem.backbone.memory import memory_count
 from compmem.backbone.parallel import stream_parallel
 from compmem.backbone.prompts import Prompt
@@ -21,7 +21,7 @@ __all__ = [
     "Prompt",
     "Role",
     "chunk_ids",
-    "fuse",
+    "fuse_blocks",
     "load_tokenizer",
     "memory_count",
     "size_on_disk",

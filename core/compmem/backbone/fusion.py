@@ -43,7 +43,7 @@ FIRST: Final = 16
 """Tokens of each later block that `epic` chooses."""
 
 
-def fuse(
+def fuse_blocks(
     backbone: Backbone,
     blocks: Sequence[KVStates],
     texts: Sequence[Sequence[int]],

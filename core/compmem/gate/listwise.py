@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.gate.features import FEATURES
-from compmem.retrieval.ranking import FUSION, SearchRanks, rank_of, reciprocal
+from compmem.retrieval.ranking import RRF_RANK_OFFSET, SearchRanks, rank_of, reciprocal
 from compmem.schema import Vectors
 
 SIGNALS = ("question_chunk", "question_sentence", "lexical", "coverage")
@@ -95,7 +95,7 @@ def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
             min((best[0] - best[min(1, count - 1)]) / deviation, 4) / 2,
             min((best[0] - best[min(4, count - 1)]) / deviation, 6) / 3,
         ]
-    fused = reciprocal(search_ranks.dense, FUSION) + reciprocal(search_ranks.bm25, FUSION)
+    fused = reciprocal(search_ranks.dense, RRF_RANK_OFFSET) + reciprocal(search_ranks.bm25, RRF_RANK_OFFSET)
     rank = rank_of(fused.astype(np.float32))
     columns += [
         1 / (1 + rank),

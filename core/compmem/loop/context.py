@@ -12,7 +12,7 @@ from compmem.loop.blocks import BlockLoader, Blocks
 from compmem.loop.gates import Gate, compared
 from compmem.retrieval.candidates import RANKED, FirstStage
 from compmem.retrieval.query import QueryAnalyzer
-from compmem.retrieval.ranking import fuse
+from compmem.retrieval.ranking import reciprocal_rank_fusion
 from compmem.schema import MemoryBlock, Recall, Vectors
 
 
@@ -110,7 +110,7 @@ class QuestionContext:
             return {n: score / best for n, score in bm25}
         near = self.stage.nearest(max(k, RANKED))
         if method == "hybrid":
-            return fuse([near, [n for n, _ in self.stage.bm25(max(k, RANKED))]])
+            return reciprocal_rank_fusion([near, [n for n, _ in self.stage.bm25(max(k, RANKED))]])
         if not near:
             return {}
         cosines = self.loader.vectors(near[:k]) @ self.analyzer.analyze("").question

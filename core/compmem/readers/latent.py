@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel
+from compmem.backbone import Backbone, chunk_ids, fuse_blocks, stream_parallel
 from compmem.config import KVFusion
 from compmem.readers.answers import NOTHING_FOUND
 from compmem.readers.latent_prompts import HELPS, LatentPrompts, StepPrompts
@@ -193,7 +193,7 @@ class LatentReader:
             return states
         texts = [chunk_ids(self.backbone, block.chunk) for block in blocks]
         with torch.inference_mode():
-            return fuse(self.backbone, states, texts, self.backbone.encode(question), methods=(self.kv_fusion,))
+            return fuse_blocks(self.backbone, states, texts, self.backbone.encode(question), methods=(self.kv_fusion,))
 
     def _behind(self, states: Sequence[KVStates]) -> int | None:
         if self._full_chunk_tokens is None:

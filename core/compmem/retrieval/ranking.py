@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compmem.schema import Vectors
 
-FUSION: Final = 60
+RRF_RANK_OFFSET: Final = 60
 """Rank offset of reciprocal-rank fusion (Cormack et al. 2009)."""
 
 
@@ -43,13 +43,13 @@ class SearchRanks:
         return SearchRanks(self.dense[rows], self.bm25[rows], self.score[rows])
 
 
-def fuse(rankings: Sequence[Sequence[int]]) -> dict[int, float]:
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]]) -> dict[int, float]:
     """The score of each number by reciprocal-rank fusion, best first, in [0, 1]: 1 if it is first in every ranking."""
     scores: dict[int, float] = {}
-    best = len(rankings) / (FUSION + 1)
+    best = len(rankings) / (RRF_RANK_OFFSET + 1)
     for ranking in rankings:
         for rank, number in enumerate(ranking, 1):
-            scores[number] = scores.get(number, 0.0) + 1 / (FUSION + rank) / best
+            scores[number] = scores.get(number, 0.0) + 1 / (RRF_RANK_OFFSET + rank) / best
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, cast, get_args
 
 import torch
 
-from compmem.backbone import Backbone, chunk_ids, fuse, stream_parallel, window_sizes
+from compmem.backbone import Backbone, chunk_ids, fuse_blocks, stream_parallel, window_sizes
 from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
 from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
@@ -215,7 +215,7 @@ class _Answering:
                 # Read once, for the answer and for its loss.
                 blocks, prompt, start = backbone.prompt_states([text]), prompt[-1:], len(text)
             elif _named(method) != ("none",):
-                blocks = fuse(
+                blocks = fuse_blocks(
                     backbone, blocks, self._texts, self._asked, methods=_named(method),
                     share=self._settings.share, first=self._settings.first,
                 )  # fmt: skip

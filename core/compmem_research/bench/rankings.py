@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from compmem.loop.context import QuestionContext
-from compmem.retrieval.ranking import fuse
+from compmem.retrieval.ranking import reciprocal_rank_fusion
 
 FUSED_OF = 100
 """Top blocks of each ranking that are fused."""
@@ -26,7 +26,7 @@ def bm25(context: QuestionContext, k: int) -> list[int]:
 
 def fused(context: QuestionContext, k: int) -> list[int]:
     """Both, by reciprocal-rank fusion of the first hundred of each."""
-    return list(fuse([dense(context, FUSED_OF), bm25(context, FUSED_OF)]))[:k]
+    return list(reciprocal_rank_fusion([dense(context, FUSED_OF), bm25(context, FUSED_OF)]))[:k]
 
 
 def by_sentence(context: QuestionContext, k: int) -> list[int]:

@@ -19,7 +19,7 @@ from compmem.encoder import LoadedEncoder
 from compmem.gate import GateHead, first_features
 from compmem.loop.context import QuestionContext
 from compmem.readers import ExtractiveReader
-from compmem.retrieval.ranking import SearchRanks, fuse
+from compmem.retrieval.ranking import SearchRanks, reciprocal_rank_fusion
 from compmem.schema import Chunk, Encoder, Vectors, WorkingMemory
 from compmem_research.training.dense_gate.collection import Collection, Query
 from compmem_research.training.dense_gate.sources import Source
@@ -157,7 +157,7 @@ def _ask(
             return None
         bm25 = [n for n, _ in context.stage.bm25(_RANKED)]
         near = context.stage.nearest(_RANKED)
-        fused = list(fuse([near, bm25]))
+        fused = list(reciprocal_rank_fusion([near, bm25]))
         most = steps if len(relevant) > 1 else max(steps // 2, 1)
         later = [
             *_rollout(context, text, look, relevant, rng, min(len(relevant), steps), []),
