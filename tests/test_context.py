@@ -25,7 +25,7 @@ def index(tmp_path):
 def test_a_question_that_only_the_context_answers_to_finds_the_document(index):
     assert index.recall(QUESTION, 1)[0].chunk.document_id == "harbour"
     with index.store.snapshot() as snapshot:
-        assert [n for n, _ in snapshot.words().bm25([["rossi"]], 9)[0]] == [1]
+        assert [n for n, _ in snapshot.lexical_index().bm25([["rossi"]], 9)[0]] == [1]
     answer = index.answer(QUESTION)
     assert answer.found and answer.sources[0].chunk.document_id == "harbour"
     assert answer.working_memory.startswith("Harbour notes › author: Bianca Rossi: Boats")
@@ -57,7 +57,7 @@ def test_the_text_stays_as_it_was_and_the_context_is_kept(index):
     index.delete(["mill"])
     assert index.verify() == []
     with index.store.snapshot() as snapshot:
-        assert snapshot.words().document_frequency(["rossi", "otto", "al"]) == {"rossi": 0, "otto": 0, "al": 1}
+        assert snapshot.lexical_index().document_frequency(["rossi", "otto", "al"]) == {"rossi": 0, "otto": 0, "al": 1}
 
 
 def test_documents_without_context_are_stored_as_before(index):

@@ -77,11 +77,11 @@ def test_names_of_excluded_documents_crowd_nothing_out():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as index:
         index.add([*others, own])
         with index.store.snapshot() as snapshot:
-            words = snapshot.words(snapshot.select({"tenant": "a"}))
-            assert words.named(["acme"], 30) == {"acme": [(101, "title")]}
+            words = snapshot.lexical_index(snapshot.select({"tenant": "a"}))
+            assert words.blocks_by_name(["acme"], 30) == {"acme": [(101, "title")]}
             assert words.phrases([["acme"]], 15)[0] == [101]
             assert words.document_frequency(["acm", "note", "found"]) == {"acm": 1, "note": 0, "found": 1}
-            assert len(snapshot.words().named(["acme"], 30)["acme"]) == 30
+            assert len(snapshot.lexical_index().blocks_by_name(["acme"], 30)["acme"]) == 30
 
 
 def test_a_filter_that_admits_everything_ranks_as_none_does():
@@ -91,7 +91,10 @@ def test_a_filter_that_admits_everything_ranks_as_none_does():
         store.add([bare(f"d{i}", text, {}, f"w{i % 7}") for i, text in enumerate(texts)])
         with store.snapshot() as view:
             asked = ["w1", "w2", "w30", "w6", "none"]
-            expected, found = view.words().bm25([asked], 60)[0], view.words(view.select({})).bm25([asked], 60)[0]
+            expected, found = (
+                view.lexical_index().bm25([asked], 60)[0],
+                view.lexical_index(view.select({})).bm25([asked], 60)[0],
+            )
     assert len(found) > 30
     assert [n for n, _ in found] == [n for n, _ in expected]
     assert [s for _, s in found] == pytest.approx([s for _, s in expected], rel=1e-12)

@@ -84,7 +84,8 @@ def everything(store: FolderStore) -> dict[str, Any]:
             "vectors": {b.chunk.id: None if b.vectors is None else b.vectors.tobytes() for b in view.blocks(numbers)},
             "scan": view.vectors().floats().tobytes(),
             "lexical": [
-                (view.chunks([n])[0].id, round(s, 9)) for n, s in view.words().bm25([terms("alpha part one")], 100)[0]
+                (view.chunks([n])[0].id, round(s, 9))
+                for n, s in view.lexical_index().bm25([terms("alpha part one")], 100)[0]
             ],
         }
 
@@ -195,7 +196,7 @@ def test_compact_of_an_empty_store(store: FolderStore):
     with store.snapshot() as view:
         assert len(view) == 0
         assert view.vectors().floats().shape == (0, DIM)
-        assert view.words().bm25([["alpha"]], 5)[0] == []
+        assert view.lexical_index().bm25([["alpha"]], 5)[0] == []
     assert store.verify() == []
 
 
@@ -210,7 +211,7 @@ def test_snapshot_outlives_replace_delete_and_compact(store: FolderStore):
         assert [c.text for c in old.chunks(old.select(None))] == ["Alpha one. ", "Beta.", "Gamma."]
         assert old.vectors().floats().shape == (3, DIM)
         assert old.blocks(old.select(None))[2].vectors.shape == (3, DIM)
-        assert old.words().bm25([["gamma"]], 5)[0][0][0] == 3
+        assert old.lexical_index().bm25([["gamma"]], 5)[0][0][0] == 3
         assert (store.path / "chunks-000000.bin").exists()
     store.add([entry("f", ["Delta."])])
     assert not (store.path / "chunks-000000.bin").exists(), "the next write sweeps what the old reader held"
@@ -310,7 +311,9 @@ def test_lexical_search_in_several_scripts(store: FolderStore):
 
     def best(query: str) -> list[str]:
         with store.snapshot() as view:
-            return [view.chunks([n])[0].document_id for n, _ in view.words().bm25([content_terms(query)], 10)[0]]
+            return [
+                view.chunks([n])[0].document_id for n, _ in view.lexical_index().bm25([content_terms(query)], 10)[0]
+            ]
 
     assert best("insurance tenant") == ["en"]
     assert best("groesse strasse")[:1] == ["de"]
@@ -330,34 +333,38 @@ def test_lexical_ranks_limits_and_weighs_titles(store: FolderStore):
         ]
     )
     with store.snapshot() as view:
-        found = view.words().bm25([["saturn", "saturn"]], 10)[0]
+        found = view.lexical_index().bm25([["saturn", "saturn"]], 10)[0]
         assert [view.chunks([n])[0].document_id for n, _ in found] == ["title", "body"]
         assert found[0][1] > found[1][1] > 0
-        assert len(view.words().bm25([["filler"]], 3)[0]) == 3
-        assert view.words().bm25([["filler"]], 0)[0] == []
-        assert view.words().bm25([[]], 3)[0] == []
-        assert [n for n, _ in view.words(np.array([5, 7])).bm25([["filler", "saturn"]], 9)[0]] == [5, 7]
-        assert view.words(np.array([], np.int64)).bm25([["filler"]], 9)[0] == []
-        assert view.words().document_frequency(["filler", "saturn", "no"]) == {"filler": 22, "saturn": 2, "no": 0}
+        assert len(view.lexical_index().bm25([["filler"]], 3)[0]) == 3
+        assert view.lexical_index().bm25([["filler"]], 0)[0] == []
+        assert view.lexical_index().bm25([[]], 3)[0] == []
+        assert [n for n, _ in view.lexical_index(np.array([5, 7])).bm25([["filler", "saturn"]], 9)[0]] == [5, 7]
+        assert view.lexical_index(np.array([], np.int64)).bm25([["filler"]], 9)[0] == []
+        assert view.lexical_index().document_frequency(["filler", "saturn", "no"]) == {
+            "filler": 22,
+            "saturn": 2,
+            "no": 0,
+        }
 
 
 @pytest.mark.parametrize("term", ['"', '" OR "', "a*", "NEAR(a b)", "title:x", "-", "\0", "\ud800", "", "x" * 100_000])
 def test_terms_are_never_query_syntax(store: FolderStore, term: str):
     store.add([entry("d", ["a b c NEAR title x"])])
     with store.snapshot() as view:
-        assert all(n == 1 for n, _ in view.words().bm25([[term, "near"]], 5)[0])
-        assert view.words().bm25([["near"]], 5)[0]
-        view.words().phrases([[term]], 5)
-        view.words().named([term])
+        assert all(n == 1 for n, _ in view.lexical_index().bm25([[term, "near"]], 5)[0])
+        assert view.lexical_index().bm25([["near"]], 5)[0]
+        view.lexical_index().phrases([[term]], 5)
+        view.lexical_index().blocks_by_name([term])
 
 
 def test_phrases(store: FolderStore):
     store.add([entry("d", ["The old house stood. ", "A house, old and grey. ", "Old houses."])])
     with store.snapshot() as view:
-        assert view.words().phrases([["old", "house"]], 5)[0] == [1, 3]
-        assert view.words().phrases([["old", "house"]], 1)[0] == [1]
-        assert view.words(np.array([2, 3])).phrases([["old", "house"]], 5)[0] == [3]
-        assert view.words().phrases([[]], 5)[0] == []
+        assert view.lexical_index().phrases([["old", "house"]], 5)[0] == [1, 3]
+        assert view.lexical_index().phrases([["old", "house"]], 1)[0] == [1]
+        assert view.lexical_index(np.array([2, 3])).phrases([["old", "house"]], 5)[0] == [3]
+        assert view.lexical_index().phrases([[]], 5)[0] == []
 
 
 def test_names(store: FolderStore):
@@ -370,16 +377,16 @@ def test_names(store: FolderStore):
     )
     with store.snapshot() as view:
         asked = ["json module", "json", "premises", "lease", "part 1", "json decoder", "nothing", name("LEASE")]
-        found = view.words().named(asked)
+        found = view.lexical_index().blocks_by_name(asked)
         assert found["json module"] == found["json"] == [(1, "title"), (2, "title")]
         assert found["premises"] == [(3, "term")]
         assert found["lease"] == [(3, "title")]
         assert found["json decoder"] == [(1, "term")]
         assert (2, "heading") in found["part 1"]
         assert "nothing" not in found
-        assert len(view.words().named(["long"], per_name=7)["long"]) == 7
+        assert len(view.lexical_index().blocks_by_name(["long"], per_name=7)["long"]) == 7
         asked = possible_names("what does the lease say of the premises?")
-        assert view.words().named(asked).keys() == {"lease", "premises"}
+        assert view.lexical_index().blocks_by_name(asked).keys() == {"lease", "premises"}
         strange = [
             "\0",
             "\ud800",
@@ -394,10 +401,13 @@ def test_names(store: FolderStore):
             "x" * 100_000,
             *map(str, range(10_000)),
         ]
-        assert view.words().named(["long", *strange, "lease"], 1) == {"long": [(4, "title")], "lease": [(3, "title")]}
+        assert view.lexical_index().blocks_by_name(["long", *strange, "lease"], 1) == {
+            "long": [(4, "title")],
+            "lease": [(3, "title")],
+        }
     store.delete(["b"])
     with store.snapshot() as view:
-        assert view.words().named(["premises", "lease"]) == {}
+        assert view.lexical_index().blocks_by_name(["premises", "lease"]) == {}
     assert store.verify() == []
 
 
@@ -406,8 +416,8 @@ def test_names_are_compared_as_text_whatever_their_characters(store: FolderStore
     store.add([entry(f"d{i}", ["A text."], title=title, seed=i) for i, title in enumerate(titles)])
     with store.snapshot() as view:
         asked = [name(title) for title in reversed(titles)]
-        assert list(view.words().named(asked)) == asked
-        assert view.words().named(["7", "1000", "0"]) == {}
+        assert list(view.lexical_index().blocks_by_name(asked)) == asked
+        assert view.lexical_index().blocks_by_name(["7", "1000", "0"]) == {}
 
 
 def test_another_cut_of_terms_is_indexed_anew(store: FolderStore):
@@ -418,8 +428,8 @@ def test_another_cut_of_terms_is_indexed_anew(store: FolderStore):
         raw.execute("INSERT INTO lexical(rowid, title, body) VALUES (1, '', 'teil 0 alpha eins')")
     store.delete(["e"])
     with store.snapshot() as view:
-        assert view.words().bm25([["one"]], 5)[0][0][0] == 1
-        assert view.words().bm25([["eins"]], 5)[0] == []
+        assert view.lexical_index().bm25([["one"]], 5)[0][0][0] == 1
+        assert view.lexical_index().bm25([["eins"]], 5)[0] == []
     assert store.verify() == []
 
 
@@ -724,7 +734,7 @@ def test_nul_bytes_in_text_are_kept(store: FolderStore):
     with store.snapshot() as view:
         assert view.document("d").text == "Alpha\0beta. \0"
         assert view.document("d").title == "T\0itle"
-        assert view.words().bm25([["beta"]], 5)[0][0][0] == 1
+        assert view.lexical_index().bm25([["beta"]], 5)[0][0][0] == 1
     store.delete(["d"])
     assert store.verify() == []
 
@@ -737,7 +747,7 @@ def test_a_50_mb_single_line():
         store.add([(Document(id="big", text=line), [MemoryBlock(chunk=chunk) for chunk in chunks])])
         with store.snapshot() as view:
             assert view.document("big").text == line
-            assert [n for n, _ in view.words().bm25([["last"]], 5)[0]] == [2]
+            assert [n for n, _ in view.lexical_index().bm25([["last"]], 5)[0]] == [2]
             begin = time.perf_counter()
             assert view.chunks([1])[0].end == 1000
             assert time.perf_counter() - begin < 0.1, "a chunk is read without its document"

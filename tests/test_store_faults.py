@@ -74,7 +74,7 @@ def check(view: Snapshot) -> dict[str, int]:
     assert np.array_equal(scan.numbers, numbers)
     assert len(scan.floats()) == len(numbers)
     assert not len(numbers) or scan.floats().shape[1] == DIM
-    assert {n for n, _ in view.words().bm25([["version"]], 10_000)[0]} == set(numbers.tolist())
+    assert {n for n, _ in view.lexical_index().bm25([["version"]], 10_000)[0]} == set(numbers.tolist())
     assert {info.id: info.metadata["version"] for info in view.documents()} == versions
     return versions
 

@@ -27,7 +27,7 @@ from compmem.naming import DEFAULT_ENCODER
 from compmem.retrieval.external import RetrievedStage
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
-from compmem.store import TransientWords
+from compmem.store import TransientLexicalIndex
 from compmem.text.unicode import valid
 
 HELD = 4096
@@ -131,7 +131,7 @@ class ExternalIndex(BaseIndex):
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         found = _QuestionBlocks(self._cache, self._models.compress)
-        words = TransientWords()
+        lexical_index = TransientLexicalIndex()
 
         def ask(texts: Mapping[str, int]) -> list[list[int]]:
             rankings = []
@@ -142,15 +142,15 @@ class ExternalIndex(BaseIndex):
                     for number, chunk in pieces:
                         ranking.append(number)
                         if new:
-                            words.add(number, chunk)
+                            lexical_index.add(number, chunk)
                 rankings.append(list(dict.fromkeys(ranking)))
             return rankings
 
-        analyzer = QueryAnalyzer(question, self.encoder, words)
+        analyzer = QueryAnalyzer(question, self.encoder, lexical_index)
         try:
             stage = RetrievedStage(
-                analyzer=analyzer, lexicon=words, dense=None, admitted=None, per_signal=settings.first_stage,
-                links=settings.links, ask=ask, depth=self._candidates,
+                analyzer=analyzer, lexical_index=lexical_index, dense=None, admitted=None,
+                per_signal=settings.first_stage, links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             stage.retrieve("")
             blocks = BlockLoader(found, self._seen)
@@ -164,7 +164,7 @@ class ExternalIndex(BaseIndex):
                 gate=make_gate(settings, trained, blocks, stage),
             )
         finally:
-            words.close()
+            lexical_index.close()
 
     def _ask(self, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
         if self._loop is None or self._aretrieve is None:

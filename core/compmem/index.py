@@ -397,9 +397,9 @@ class MemoryIndex(BaseIndex):
             admitted = None if filter is None else snapshot.select(filter)
             blocks, stage = BlockLoader(snapshot, self._seen), None
             if encoder is not None:
-                words = snapshot.words(admitted)
-                analyzer, search = QueryAnalyzer(question, encoder, words), self._search(snapshot)
-                stage = FirstStage(analyzer, words, search, admitted, settings.first_stage, settings.links)
+                lexical_index = snapshot.lexical_index(admitted)
+                analyzer, search = QueryAnalyzer(question, encoder, lexical_index), self._search(snapshot)
+                stage = FirstStage(analyzer, lexical_index, search, admitted, settings.first_stage, settings.links)
             trained: Gate = NoGate()
             if latent is not None and kv_cache is not None:
                 trained = KVGate(latent, blocks, kv_cache)

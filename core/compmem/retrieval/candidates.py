@@ -37,7 +37,7 @@ class FirstStage:
     """Proposes blocks for one question: queries every signal with the state of question and working memory."""
 
     analyzer: QueryAnalyzer
-    lexicon: LexicalIndex
+    lexical_index: LexicalIndex
     """The words and names of the blocks that may be candidates."""
     dense: DenseSearch | None
     admitted: NDArray[np.int64] | None
@@ -53,7 +53,7 @@ class FirstStage:
 
     def nearest(self, k: int = RANKED) -> list[int]:
         """The k blocks nearest to the question by the vector of the whole chunk, best first."""
-        if self._nearest is None or len(self._nearest) < min(k, len(self.lexicon)):
+        if self._nearest is None or len(self._nearest) < min(k, len(self.lexical_index)):
             self._depth, self._nearest = max(k, self._depth), None
             self._dense_signals(self.analyzer.analyze(""))
         assert self._nearest is not None
@@ -63,7 +63,7 @@ class FirstStage:
         """The k blocks with the highest BM25 scores for the question, with scores, best first."""
         if self._bm25 is None or self._bm25_depth < k:
             self._depth = self._bm25_depth = max(k, self._depth)
-            (self._bm25,) = self.lexicon.bm25([list(self.analyzer.analyze("").weights)], self._depth)
+            (self._bm25,) = self.lexical_index.bm25([list(self.analyzer.analyze("").weights)], self._depth)
         return self._bm25[:k]
 
     def search_ranks(self, blocks: Sequence[int]) -> SearchRanks:
@@ -73,7 +73,7 @@ class FirstStage:
     def propose(self, memory: str) -> list[int]:
         """Numbers of candidate blocks, each once, the strongest signal first."""
         view = self.analyzer.analyze(memory)
-        if len(self.lexicon) < BESIDE_FROM:
+        if len(self.lexical_index) < BESIDE_FROM:
             near, lexical, linked = self._dense_signals(view), self._lexical_signals(view), self._name_links(view)
         else:  # SQLite and matrix products both release the GIL, so they run in parallel
             with ThreadPoolExecutor(max_workers=1) as beside:
@@ -102,8 +102,8 @@ class FirstStage:
         runs = self._runs(self._names(view))
         first = [] if view.lines else [list(view.weights)]
         limit = self.per_signal // 2 if view.lines else max(RANKED, self.per_signal, self._depth)
-        self.lexicon.prepare_search(first or asked, limit, runs, PER_MENTION)
-        found = [self.bm25(max(RANKED, self.per_signal)), *self.lexicon.bm25(asked, self.per_signal // 2)]
+        self.lexical_index.prepare_search(first or asked, limit, runs, PER_MENTION)
+        found = [self.bm25(max(RANKED, self.per_signal)), *self.lexical_index.bm25(asked, self.per_signal // 2)]
         best, *others = ([n for n, _ in row] for row in found)
         return [best[: self.per_signal], *others]
 
@@ -111,7 +111,7 @@ class FirstStage:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
         names = self._names(view)
         found = [n for name in names for n, _ in view.known.get(name, ())[:PER_NAME]]
-        for row in self.lexicon.phrases(self._runs(names), PER_MENTION):
+        for row in self.lexical_index.phrases(self._runs(names), PER_MENTION):
             found += row
         return found
 

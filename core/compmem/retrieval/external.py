@@ -19,8 +19,8 @@ PER_NAME = 10
 """Maximum number of documents to request for a name."""
 
 Ask = Callable[[Mapping[str, int]], list[list[int]]]
-"""Queries the retriever with each text, for a number of documents each, and adds the results to the lexicon; returns
-the numbers of the blocks, best first."""
+"""Queries the retriever with each text, for a number of documents each, and adds the results to the lexical index;
+returns the numbers of the blocks, best first."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,10 +51,10 @@ class RetrievedStage(FirstStage):
         new = {text: k for text, k in wanted.items() if text not in self._rankings}
         if not new:
             return
-        before = len(self.lexicon)
+        before = len(self.lexical_index)
         self._rankings.update(zip(new, self.ask(new), strict=True))
         self._nearest = self._rankings[question]
-        if len(self.lexicon) > before:
+        if len(self.lexical_index) > before:
             self._bm25 = None
             self.analyzer.renew()
 

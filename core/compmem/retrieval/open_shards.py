@@ -59,7 +59,9 @@ class _Part(ShardPart):
 
     def scored(self, key: int, queries: Vectors, k: int) -> list[Scored]:
         """The k nearest blocks of a selection for each query `[queries, dim]`."""
-        return self._search(self.snapshot).scored(queries, k, self.words(key).numbers if key != EVERYTHING else None)
+        return self._search(self.snapshot).scored(
+            queries, k, self.lexical_index(key).numbers if key != EVERYTHING else None
+        )
 
     def packed_blocks(self, blocks: Sequence[int]) -> tuple[list[MemoryBlock], list[int], Vectors]:
         """Blocks without vectors and KV states, the rows of each, and all rows `[rows, dim]`, for `unpacked`."""

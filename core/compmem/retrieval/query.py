@@ -80,7 +80,7 @@ class QueryAnalyzer:
 
     question: str
     encoder: Encoder
-    lexicon: LexicalIndex
+    lexical_index: LexicalIndex
     _vectors: dict[str, Vectors] = field(default_factory=dict)
     _names: dict[str, Sequence[tuple[int, object]]] = field(default_factory=dict)
     _views: dict[str, QueryState] = field(default_factory=dict)
@@ -93,15 +93,15 @@ class QueryAnalyzer:
         return self._views[memory]
 
     def renew(self) -> None:
-        """Drops cached lookups after blocks were added to the lexicon; vectors stay cached."""
+        """Drops cached lookups after blocks were added to the lexical index; vectors stay cached."""
         self._views.clear()
         self._names.clear()
 
     def rarity(self, word: str) -> float:
         """Inverse document frequency of a word's rarest term, in [0, 1]."""
         found = terms(word)
-        frequency = self.lexicon.document_frequency(found)
-        return max((_idf(frequency.get(t, 0), len(self.lexicon)) for t in found), default=0.0)
+        frequency = self.lexical_index.document_frequency(found)
+        return max((_idf(frequency.get(t, 0), len(self.lexical_index)) for t in found), default=0.0)
 
     def _view(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
@@ -109,15 +109,15 @@ class QueryAnalyzer:
         own_terms = [(line, content_terms(line)) for line in lines]
         possible = list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
         new = [n for n in possible if n not in self._names]
-        self.lexicon.prepare(new, list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])))
+        self.lexical_index.prepare(new, list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])))
         known = self._known(possible, new)
         capitalised = self._capitalised_names(self.question)
         stems = _stems([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
         in_question = frozenset(asked)
         content = [(line, [t for t in own if t not in in_question]) for line, own in own_terms]
         everything = [*asked, *stems.values(), *(t for _, own in content for t in own)]
-        frequency = self.lexicon.document_frequency(list(dict.fromkeys(everything)))  # one call for all
-        total = len(self.lexicon)
+        frequency = self.lexical_index.document_frequency(list(dict.fromkeys(everything)))  # one call for all
+        total = len(self.lexical_index)
         weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
         parts = self._lines(content, known, weights, frequency)
         held = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
@@ -150,7 +150,7 @@ class QueryAnalyzer:
 
     def _known(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
         """Those of the possible names that blocks have; the new ones are looked up."""
-        found = self.lexicon.named(new)
+        found = self.lexical_index.blocks_by_name(new)
         self._names.update((n, found.get(n, ())) for n in new)
         return {n: blocks for n in possible if (blocks := self._names[n])}
 
@@ -173,7 +173,7 @@ class QueryAnalyzer:
         for line, fresh_terms in content:
             held = frozenset(terms(line))
             capitalised = {n: m for n, m in self._capitalised_names(line).items() if f" {n} " not in spaced}
-            fresh = {t: _idf(frequency.get(t, 0), len(self.lexicon)) for t in fresh_terms}
+            fresh = {t: _idf(frequency.get(t, 0), len(self.lexical_index)) for t in fresh_terms}
             out.append(
                 MemoryLine(
                     mentions={m.name: m for m in mentions(line, known)},

@@ -16,7 +16,7 @@ from compmem.store.sharded import (
     verify_shard,
 )
 from compmem.store.snapshot import FolderSnapshot
-from compmem.store.transient import TransientWords
+from compmem.store.transient import TransientLexicalIndex
 from compmem.store.vectors import ChunkVectors
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "Store",
     "StoreInfo",
     "TermTotals",
-    "TransientWords",
+    "TransientLexicalIndex",
     "check_document",
     "content_hash",
     "open_store",

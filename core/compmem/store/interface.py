@@ -83,7 +83,7 @@ class Snapshot(ABC):
         """
 
     @abstractmethod
-    def words(self, admitted: Numbers | None = None) -> LexicalIndex:
+    def lexical_index(self, admitted: Numbers | None = None) -> LexicalIndex:
         """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
 
     @abstractmethod

@@ -113,7 +113,7 @@ class LexicalIndex(ABC):
         """For each run of words, the blocks that contain them in sequence, ignoring endings, by number."""
 
     @abstractmethod
-    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+    def blocks_by_name(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks with each name (`compmem.text.tokenize.name`), titles first; unknown names are left out."""
 
     def prepare(self, names: Sequence[str], terms: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class LexicalIndex(ABC):
         return
 
 
-class LexicalTables(LexicalIndex):
+class SqliteLexicalIndex(LexicalIndex):
     """A lexical index in SQLite tables.
 
     Args:
@@ -151,24 +151,24 @@ class LexicalTables(LexicalIndex):
     def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """For each query, the blocks that contain any of its terms, with their BM25 score, best first."""
         asked = [self.document_frequency([term[:MAX_TERM_CHARS] for term in terms]) for terms in queries]
-        return [ranked(self._rows, frequency, limit, len(self)) for frequency in asked]
+        return [rank(self._rows, frequency, limit, len(self)) for frequency in asked]
 
     def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """For each run of words, the blocks that contain them in sequence, by number."""
-        return [with_phrase(self._rows, words, max(limit, 0)).tolist() for words in runs]
+        return [blocks_with_phrase(self._rows, words, max(limit, 0)).tolist() for words in runs]
 
-    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+    def blocks_by_name(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks with each name, titles first."""
-        return named(self._rows, names, per_name)
+        return blocks_by_name(self._rows, names, per_name)
 
 
-class StoredTables(LexicalTables):
+class StoredLexicalIndex(SqliteLexicalIndex):
     """The tables of an index, which may not be this library's: they have no other blocks than the index.
 
     Args:
         rows: Reads them.
         numbers: The numbers of the index's blocks, ascending.
-        frequency: As in `LexicalTables`.
+        frequency: As in `SqliteLexicalIndex`.
     """
 
     def __init__(self, rows: Rows, numbers: Numbers, frequency: dict[str, int]) -> None:
@@ -187,9 +187,9 @@ class StoredTables(LexicalTables):
         self._check([number for numbers in found for number in numbers])
         return found
 
-    def named(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+    def blocks_by_name(self, names: Sequence[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks with each name, titles first."""
-        found = super().named(names, per_name)
+        found = super().blocks_by_name(names, per_name)
         self._check([number for blocks in found.values() for number, _ in blocks])
         return found
 
@@ -211,7 +211,7 @@ def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) 
     return out
 
 
-def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> list[tuple[int, float]]:
+def rank(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> list[tuple[int, float]]:
     """Blocks by BM25 over any of the terms, best first; equal scores by number.
 
     Args:
@@ -220,7 +220,7 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
         limit: Maximum number of blocks.
         blocks: Number of live blocks.
     """
-    asked = worth_asking(frequency, blocks)
+    asked = query_terms(frequency, blocks)
     if not asked or limit <= 0:
         return []
     query, count = " OR ".join(map(quoted, asked)), limit
@@ -234,14 +234,14 @@ def ranked(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) ->
             return sorted(scores, key=lambda row: (-row[1], row[0]))[:limit]
 
 
-def with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:
+def blocks_with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:
     """Blocks of a range that contain the terms of these words in sequence, in document order; limit -1: all."""
     run = _terms(" ".join(words))
     found = rows(_IN_ORDER, quoted(" ".join(run)), first, last, limit) if run and limit else []
     return np.array([number for (number,) in found], np.int64)
 
 
-def named(
+def blocks_by_name(
     rows: Rows, names: Iterable[str], per_name: int, first: int = 0, last: int = _LAST
 ) -> dict[str, list[tuple[int, NameKind]]]:
     """The blocks of a range with each name, titles first; names without blocks are left out."""
@@ -263,7 +263,7 @@ def _known(rows: Rows, names: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-def worth_asking(frequency: Mapping[str, int], blocks: int) -> list[str]:
+def query_terms(frequency: Mapping[str, int], blocks: int) -> list[str]:
     """The terms to query, rarest first; in a large index without the most common ones."""
     ascending = sorted((n, term) for term, n in frequency.items() if n)
     if sum(n for n, _ in ascending) <= POSTINGS:

@@ -14,10 +14,10 @@ import numpy as np
 from compmem.errors import StoreError
 from compmem.locks import Lock
 from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
-from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import Numbers
+from compmem.store.filtered_lexical import FilteredLexicalIndex
 from compmem.store.interface import DocumentInfo, Snapshot
-from compmem.store.sharded_words import ShardedWords
+from compmem.store.sharded_lexical import ShardedLexicalIndex
 from compmem.store.snapshot import FolderSnapshot, part_of
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
@@ -46,16 +46,16 @@ class TermTotals:
         with self._guard:
             generation, total = self._known.get(shard, (-1, 0.0))
         if generation != snapshot.generation:
-            total = _admitted_words(snapshot, snapshot.select(None)).length()
+            total = _filtered_index(snapshot, snapshot.select(None)).length()
             with self._guard:
                 self._known[shard] = (snapshot.generation, total)
         return total
 
 
-def _admitted_words(shard: Snapshot, admitted: Numbers) -> AdmittedWords:
-    words = shard.words(admitted)
-    assert isinstance(words, AdmittedWords), "a shard has no shards"
-    return words
+def _filtered_index(shard: Snapshot, admitted: Numbers) -> FilteredLexicalIndex:
+    index = shard.lexical_index(admitted)
+    assert isinstance(index, FilteredLexicalIndex), "a shard has no shards"
+    return index
 
 
 class ShardPart:
@@ -69,7 +69,7 @@ class ShardPart:
     def __init__(self, snapshot: FolderSnapshot, length: Callable[[FolderSnapshot], float]) -> None:
         self.snapshot = snapshot
         self._length = length
-        self._selections: dict[int, AdmittedWords] = {}
+        self._selections: dict[int, FilteredLexicalIndex] = {}
 
     def count(self) -> int:
         """The number of live blocks."""
@@ -83,9 +83,9 @@ class ShardPart:
 
     def admit(self, key: int, admitted: Numbers) -> None:
         """Keep these blocks, ascending, as the selection of that key."""
-        self._selections[key] = _admitted_words(self.snapshot, admitted)
+        self._selections[key] = _filtered_index(self.snapshot, admitted)
 
-    def words(self, key: int) -> AdmittedWords:
+    def lexical_index(self, key: int) -> FilteredLexicalIndex:
         """The lexical index of a selection."""
         if key == EVERYTHING and key not in self._selections:
             self.select(EVERYTHING, None)
@@ -94,22 +94,22 @@ class ShardPart:
     def statistics(self, key: int, terms: Sequence[str]) -> tuple[dict[str, int], float]:
         """The number of blocks of a selection that contain each term, and the number of terms in all its blocks."""
         if key == EVERYTHING:
-            return self.snapshot.words().document_frequency(terms), self._length(self.snapshot)
-        return self.words(key).document_frequency(terms), self.words(key).length()
+            return self.snapshot.lexical_index().document_frequency(terms), self._length(self.snapshot)
+        return self.lexical_index(key).document_frequency(terms), self.lexical_index(key).length()
 
-    def ranked(
+    def rank(
         self, key: int, queries: Sequence[Mapping[str, int]], limit: int, blocks: int, mean_length: float
     ) -> list[list[tuple[int, float]]]:
-        """The best blocks of a selection for each query; see `AdmittedWords.ranked`."""
-        return [self.words(key).ranked(query, limit, blocks, mean_length) for query in queries]
+        """The best blocks of a selection for each query; see `FilteredLexicalIndex.rank`."""
+        return [self.lexical_index(key).rank(query, limit, blocks, mean_length) for query in queries]
 
     def phrases(self, key: int, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """The blocks of a selection that contain each run of words."""
-        return self.words(key).phrases(runs, limit)
+        return self.lexical_index(key).phrases(runs, limit)
 
-    def named(self, key: int, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
+    def blocks_by_name(self, key: int, names: Sequence[str], per_name: int) -> dict[str, list[tuple[int, NameKind]]]:
         """The blocks of a selection with each name."""
-        return self.words(key).named(names, per_name)
+        return self.lexical_index(key).blocks_by_name(names, per_name)
 
     def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """The result of each of these methods."""
@@ -169,7 +169,7 @@ class ShardedSnapshot(Snapshot):
         self._blocks = blocks
         self._keys: list[tuple[Numbers, int]] = []
         self._next_key = count(EVERYTHING + 1)
-        self._everything: ShardedWords | None = None
+        self._everything: ShardedLexicalIndex | None = None
 
     @property
     def generation(self) -> int:
@@ -220,12 +220,12 @@ class ShardedSnapshot(Snapshot):
         """Refused: the vectors are where the shards are, which are asked for the nearest blocks."""
         raise StoreError("the vectors of these shards are in other processes")
 
-    def words(self, admitted: Numbers | None = None) -> ShardedWords:
+    def lexical_index(self, admitted: Numbers | None = None) -> ShardedLexicalIndex:
         """The lexical indexes of all shards as one, of these blocks, ascending by number. None: of all live blocks."""
         if admitted is not None:
-            return ShardedWords(self.ask_all, self.number, self.key(admitted), len(admitted))
+            return ShardedLexicalIndex(self.ask_all, self.number, self.key(admitted), len(admitted))
         if self._everything is None:
-            self._everything = ShardedWords(self.ask_all, self.number, EVERYTHING, len(self))
+            self._everything = ShardedLexicalIndex(self.ask_all, self.number, EVERYTHING, len(self))
         return self._everything
 
     def documents(

@@ -9,12 +9,12 @@ import numpy as np
 from compmem.checks import check_whole
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
-from compmem.store.admitted import AdmittedWords
 from compmem.store.blocks import BATCH, LocatedBlock, Numbers, number_list, parse_metadata, read_blocks, read_locations
 from compmem.store.cache import Arrays, Cache
+from compmem.store.filtered_lexical import FilteredLexicalIndex
 from compmem.store.filters import Node, admitted, compile_filter
 from compmem.store.interface import DocumentInfo, Snapshot
-from compmem.store.lexical import LexicalIndex, StoredTables
+from compmem.store.lexical import LexicalIndex, StoredLexicalIndex
 from compmem.store.manifest import Rows, read_state, storable
 from compmem.store.vectors import ChunkVectors
 
@@ -85,11 +85,11 @@ class FolderSnapshot(Snapshot):
         """The whole-chunk vectors of all live blocks, of this one folder."""
         return [self.vectors()]
 
-    def words(self, admitted: Numbers | None = None) -> LexicalIndex:
+    def lexical_index(self, admitted: Numbers | None = None) -> LexicalIndex:
         """The lexical index of these blocks, ascending by number; others do not affect it. None: of all live blocks."""
         if admitted is None:
-            return StoredTables(self._rows, self._arrays.numbers, self._cache.frequency(self.generation))
-        return AdmittedWords(self._rows, admitted)
+            return StoredLexicalIndex(self._rows, self._arrays.numbers, self._cache.frequency(self.generation))
+        return FilteredLexicalIndex(self._rows, admitted)
 
     def documents(
         self, filter: Filter | None = None, *, offset: int = 0, limit: int | None = None

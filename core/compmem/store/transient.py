@@ -7,7 +7,7 @@ from compmem.store import lexical
 from compmem.store.manifest import LEXICAL_SCHEMA, rows_of
 
 
-class TransientWords(lexical.LexicalTables):
+class TransientLexicalIndex(lexical.SqliteLexicalIndex):
     """Terms and names of blocks, added one by one. Only one thread at a time may use it."""
 
     def __init__(self) -> None:

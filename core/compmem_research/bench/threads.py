@@ -126,10 +126,10 @@ def _profile(index: MemoryIndex, questions: Sequence[str]) -> dict[str, float]:
 def _parts(index: MemoryIndex) -> dict[str, list[tuple[Any, str]]]:
     """Parts of a question's time, by the functions that they are spent in."""
     with index.store.snapshot() as snapshot:
-        words = type(snapshot.words())
+        index_class = type(snapshot.lexical_index())
     return {
         "encoder": [(LoadedEncoder, "encode_query")],
-        "word search": [(words, name) for name in ("bm25", "phrases", "named", "document_frequency")],
+        "word search": [(index_class, name) for name in ("bm25", "phrases", "blocks_by_name", "document_frequency")],
         "rest of the first stage": [(QuestionContext, "propose")],
         "blocks": [(BlockLoader, "windows")],
         "features of the gate": [(gates, "features")],

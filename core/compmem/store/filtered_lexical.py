@@ -31,7 +31,7 @@ Lengths = NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class AdmittedWords(lexical.LexicalIndex):
+class FilteredLexicalIndex(lexical.LexicalIndex):
     """The lexical index without the blocks that a filter excludes: they affect no count, no score and no rank."""
 
     rows: Rows
@@ -48,14 +48,14 @@ class AdmittedWords(lexical.LexicalIndex):
         """The number of admitted blocks that contain each term."""
         for term in terms:
             if term not in self._frequency:
-                self._frequency[term] = self._holders(term)
+                self._frequency[term] = self._count_blocks(term)
         return {term: self._frequency[term] for term in terms}
 
     def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
         """For each query, the admitted blocks that contain any of its terms, with their BM25 score, best first."""
-        return [self.ranked(self._worth_asking(terms), limit, len(self), self._mean()) for terms in queries]
+        return [self.rank(self._query_terms(terms), limit, len(self), self._mean()) for terms in queries]
 
-    def ranked(
+    def rank(
         self, frequency: Mapping[str, int], limit: int, blocks: int, mean_length: float
     ) -> list[tuple[int, float]]:
         """Admitted blocks with their BM25 score, best first; the statistics may cover more blocks than these.
@@ -82,23 +82,23 @@ class AdmittedWords(lexical.LexicalIndex):
 
     def phrases(self, runs: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """For each run of words, the admitted blocks that contain them in sequence, in document order."""
-        found = [lexical.with_phrase(self.rows, words, -1, *self._range()) for words in runs]
+        found = [lexical.blocks_with_phrase(self.rows, words, -1, *self._range()) for words in runs]
         return [blocks[self._is_admitted(blocks)][: max(limit, 0)].tolist() for blocks in found]
 
-    def named(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
+    def blocks_by_name(self, names: Iterable[str], per_name: int = PER_NAME) -> dict[str, list[tuple[int, NameKind]]]:
         """The admitted blocks with each name, titles first; names without blocks are left out."""
         out: dict[str, list[tuple[int, NameKind]]] = {}
-        for name, found in lexical.named(self.rows, names, -1, *self._range()).items():
+        for name, found in lexical.blocks_by_name(self.rows, names, -1, *self._range()).items():
             kept = self._is_admitted(np.array([block for block, _ in found], np.int64))
             if kept.any():
                 out[name] = [found[i] for i in np.flatnonzero(kept)[:per_name].tolist()]
         return out
 
-    def _worth_asking(self, terms: Sequence[str]) -> dict[str, int]:
+    def _query_terms(self, terms: Sequence[str]) -> dict[str, int]:
         frequency = self.document_frequency([term[: lexical.MAX_TERM_CHARS] for term in terms])
-        return {term: frequency[term] for term in lexical.worth_asking(frequency, len(self))}
+        return {term: frequency[term] for term in lexical.query_terms(frequency, len(self))}
 
-    def _holders(self, term: str) -> int:
+    def _count_blocks(self, term: str) -> int:
         if not len(self) or not storable(term):
             return 0
         ((text,),) = self.rows(_HOLDERS, lexical.quoted(term), *self._range())
