@@ -7,13 +7,13 @@ from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
 from compmem.readers.extractive import LINKED, NAMED
 from compmem.readers.identifiers import IdentifierLinks, identifiers
-from compmem.readers.outline import is_heading
+from compmem.readers.outline import Outline, Outlines
 from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence, MemoryBlock, WorkingMemory
 from compmem.text.tokenize import content_terms, root
 from tests.hashing import HashEncoder
-from tests.test_gate import QUESTION, Words
+from tests.test_gate import QUESTION, Lexical
 
 
 def block(title, *sentences):
@@ -32,7 +32,7 @@ ZOO = block("Zoo", "Animals live there.")
 
 
 def reader():
-    return ExtractiveReader(QueryAnalyzer(QUESTION, HashEncoder(), Words()))
+    return ExtractiveReader(QueryAnalyzer(QUESTION, HashEncoder(), Lexical()))
 
 
 def test_it_keeps_sentences_of_the_text_with_what_they_are_about():
@@ -80,7 +80,7 @@ def test_a_block_of_one_vector_is_read_as_a_whole():
 
 def test_all_answers_of_a_list_are_quoted_and_only_those():
     codes = [block(f"Note {n}", f"The code of the vault is {n}{n}{n}.") for n in range(1, 7)]
-    asked = ExtractiveReader(QueryAnalyzer("What are the codes of the vault?", HashEncoder(), Words()))
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of the vault?", HashEncoder(), Lexical()))
     memory = WorkingMemory()
     for one in [*codes, ZOO, ACME]:
         reading = asked.read("", memory, [one])
@@ -97,14 +97,14 @@ def test_each_name_of_a_list_is_quoted_though_one_is_worded_otherwise():
         "The codes of oak and birch are 111.", "The code of elm is 222.", "The code of ash is 333.",
         "Keep in mind that fir has the code 444.",
     ]  # fmt: skip
-    asked = ExtractiveReader(QueryAnalyzer("What are the codes of oak, elm, ash and fir?", HashEncoder(), Words()))
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of oak, elm, ash and fir?", HashEncoder(), Lexical()))
     memory = asked.read("", WorkingMemory(), [block(f"Note {n}", text) for n, text in enumerate(said)]).memory
     answer = "".join(asked.write("", memory))
     assert [code for code in ("111", "222", "333", "444") if code in answer] == ["111", "222", "333", "444"]
 
 
 def written(question, *blocks):
-    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Words()))
+    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexical()))
     return "".join(one.write(question, one.read(question, WorkingMemory(), blocks).memory))
 
 
@@ -154,9 +154,7 @@ def test_a_question_in_the_text_is_quoted_with_its_answer():
 
 def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
     headed = block("", "Cats sleep.", "## Opening hours", "Opening hours:", "- Monday: 9 to 5", "- Sunday: closed")
-    assert written("What are the opening hours?", headed) == (
-        "## Opening hours Opening hours: - Monday: 9 to 5 - Sunday: closed"
-    )
+    assert written("What are the opening hours?", headed) == ("Opening hours:\n- Monday: 9 to 5\n- Sunday: closed")
     code = block("", "def area(self):", "return self.width", "def volume(self):", "return self.area() * self.height")
     assert written("What does volume call?", code) == "def volume(self): return self.area() * self.height"
     settings = block("", '"server": {', '"port": 8443', "},", '"retries": {', '"max": 7', "}")
@@ -175,10 +173,14 @@ def test_a_memory_cut_to_its_budget_keeps_the_evidence_of_its_lines():
         assert len(cut.evidence) == kept
 
 
+def levels(*sentences):
+    return Outline.of(block("", *sentences).chunk).levels
+
+
 def test_a_sentence_with_a_number_sign_or_a_bold_word_is_no_heading():
     told = ["#1 of the list is Acme", "**Acme** rents the mill"]
-    assert not any(map(is_heading, [*told, "**Acme rents the mill.**", "plain"]))
-    assert all(map(is_heading, ["# Rent", "### Rent of Acme", "**Rent**"]))
+    assert not any(levels(*told, "**Acme rents the mill.**", "plain"))
+    assert levels("# Rent", "### Rent of Acme", "**Rent**") == (1, 3, 7)
 
 
 def test_a_list_is_quoted_whole_and_an_item_under_what_introduces_it():
@@ -186,22 +188,22 @@ def test_a_list_is_quoted_whole_and_an_item_under_what_introduces_it():
     listed = of_text("\n".join(["Bring the following:", *items]) + "\n\nRain fell.", sentences=[
         "Bring the following:", *items, "Rain fell."
     ])  # fmt: skip
-    assert written("What should I bring?", listed) == " ".join(["Bring the following:", *items])
+    assert written("What should I bring?", listed) == "\n".join(["Bring the following:", *items])
     log = block("", "## 2.3.0", "- Added dark mode.", "## 2.2.0", "- Removed the old menu.")
-    assert written("Which version added dark mode?", log) == "## 2.3.0 - Added dark mode."
+    assert written("Which version added dark mode?", log) == "2.3.0:\n- Added dark mode."
 
 
 def test_words_of_a_heading_count_for_what_is_under_it():
     hours = block("Shops Lyon", "# Shops", "## Lyon", "Monday: 9 to 6", "**Nice**", "Tuesday: 10 to 5")
-    assert written("When is Lyon open?", hours) == "## Lyon Monday: 9 to 6"
-    assert written("When is Nice open?", hours) == "Shops Lyon: **Nice** Tuesday: 10 to 5"
+    assert written("When is Lyon open?", hours) == "Shops › Lyon:\nMonday: 9 to 6"
+    assert written("When is Nice open?", hours) == "Shops › Lyon › Nice:\nTuesday: 10 to 5"
 
 
 def test_yes_or_no_is_quoted_with_its_question():
     asked = of_text("## Do you ship to Norway?\n\nNo. We ship to France.", sentences=[
         "## Do you ship to Norway?", "No.", "We ship to France."
     ])  # fmt: skip
-    assert written("To which countries do you ship?", asked) == "## Do you ship to Norway? No. We ship to France."
+    assert written("To which countries do you ship?", asked) == "Do you ship to Norway? No. We ship to France."
 
 
 def test_a_pronoun_is_quoted_with_the_sentence_that_names_whom_it_means():
@@ -220,19 +222,19 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
     table = of_text("\n".join(["Some facts.", head, lines, oslo, malmo, bergen]), sentences=[
         "Some facts.", head, lines, oslo, malmo, bergen
     ])  # fmt: skip
-    assert written("Which cities are in Norway?", table) == f"{head} {oslo} {bergen}"
-    assert written("Which country is Malmo in?", table) == f"{head} {malmo}"
-    assert written("Every city and country?", table) == f"{head} {oslo} {malmo} {bergen}"
+    assert written("Which cities are in Norway?", table) == f"{head}\n{oslo}\n{bergen}"
+    assert written("Which country is Malmo in?", table) == f"{head}\n{malmo}"
+    assert written("Every city and country?", table) == f"{head}\n{oslo}\n{malmo}\n{bergen}"
     kept = Evidence.of(table.chunk, table.chunk.sentences[1], 0.4)
     for asked, rows in (("rent", [oslo, malmo, bergen]), ("citi", [oslo, malmo, bergen]), ("norwa", [oslo, bergen])):
-        assert [e.text for e in quoted_sentences({asked: 1.0}, [kept])] == [head, *rows], asked
+        assert [e.text for e in quoted_sentences({asked: 1.0}, [kept], Outlines())] == [head, *rows], asked
     days = [f"| {day} | {hour} |" for day, hour in (("Monday", "9 to 17"), ("Friday", "9 to 13"))]
     hours = of_text("\n".join(["| Day | Open |", *days]), sentences=["| Day | Open |", *days])
     chosen = Evidence.of(hours.chunk, hours.chunk.sentences[1], 0.4)
-    assert [e.text for e in quoted_sentences({"office": 1.0}, [chosen])] == ["| Day | Open |", *days]
+    assert [e.text for e in quoted_sentences({"office": 1.0}, [chosen], Outlines())] == ["| Day | Open |", *days]
     head, *rows = "City,Country,Mayor", "Oslo,Norway,Berg", "Malmo,Sweden,Lund"
     values = of_text("\n".join([head, *rows]), sentences=[head, *rows])
-    assert written("Which country is Malmo in?", values) == f"{head} {rows[1]}"
+    assert written("Which country is Malmo in?", values) == f"{head}\n{rows[1]}"
     later = of_text("\n".join(rows), sentences=rows)
     later = replace(later, chunk=replace(later.chunk, headings=(head,)))
     assert written("Which country is Malmo in?", later) == rows[1]
@@ -241,7 +243,7 @@ def test_a_row_of_a_table_is_quoted_with_its_head_and_the_rows_that_answer_too()
 def test_a_heading_is_quoted_with_the_whole_table_below_it():
     head, lines, rows = "| Model | Price |", "|---|---|", [f"| P{n}00 | {n}5 |" for n in range(1, 6)]
     table = of_text("\n".join(["# Our pumps", "", head, lines, *rows]), sentences=["# Our pumps", head, lines, *rows])
-    assert written("Which are our pumps?", table) == " ".join(["# Our pumps", head, *rows])
+    assert written("Which are our pumps?", table) == "\n".join(["Our pumps:", head, *rows])
 
 
 def test_a_row_that_is_added_for_a_missing_word_has_its_head():
@@ -249,7 +251,7 @@ def test_a_row_that_is_added_for_a_missing_word_has_its_head():
     text = "The pump Celda has a steel housing and a filter."
     table = of_text("\n".join([head, lines, pump, valve, "", text]), sentences=[head, lines, pump, valve, text])
     said = written("Does Borva have a steel housing and a filter as Celda has?", table)
-    assert said == f"{head} {pump} {text}"
+    assert said == f"{head}\n{pump}\n{text}"
 
 
 def test_names_of_all_scripts_link_sentences():
@@ -267,7 +269,7 @@ def test_names_of_all_scripts_link_sentences():
 
 def test_a_document_whose_title_was_named_is_the_next_hop():
     def scores(question, first):
-        one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Words()))
+        one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexical()))
         read = one.read(question, WorkingMemory(), [first]).memory
         return {e.text: e.score for e in one.read(question, read, [firm]).memory.evidence if e.chunk is firm.chunk}
 
@@ -300,7 +302,7 @@ CHAIN = [
 
 
 def read_chain(order, blocks_with_a_term=2, chain=CHAIN):
-    class Lexicon(Words):
+    class Lexicon(Lexical):
         def __len__(self):
             return 1000
 
@@ -353,7 +355,7 @@ def test_identifiers_are_no_words_numbers_or_years():
 def test_a_name_from_the_notes_leads_to_the_sentence_that_has_it():
     homes = block("Rules", "Staff work at home as their office allows.", "In Tallinn it is four days.", "In Ghent two.")
     asked = "How many days may Team Heron work from home?"
-    reads = ExtractiveReader(QueryAnalyzer(asked, HashEncoder(), Words()))
+    reads = ExtractiveReader(QueryAnalyzer(asked, HashEncoder(), Lexical()))
     scores = {}
     for notes in ("", "Team Heron: Its desks are in the Tallinn office."):
         found = reads.read(asked, WorkingMemory(text=notes), [homes]).memory.evidence
@@ -397,7 +399,7 @@ def test_a_pronoun_counts_for_the_name_that_it_stands_for():
         "People", "Ines Duarte is manager.", "She was born in Porto.", "Tom Bell is born.", "He was born in Leeds."
     )
     memory = WorkingMemory(text="Project Heron is led by Ines Duarte.")
-    one = ExtractiveReader(QueryAnalyzer("Where was the leader of Heron born?", HashEncoder(), Words()))
+    one = ExtractiveReader(QueryAnalyzer("Where was the leader of Heron born?", HashEncoder(), Lexical()))
     scores = []
     for known in (WorkingMemory(), memory):
         evidence = one.read("Where was the leader of Heron born?", known, [people]).memory.evidence
@@ -420,10 +422,10 @@ def test_of_the_best_chunks_good_short_lines_are_quoted_too():
         "Ward: Heron\nBuilt: 1972\nKeeper: Lee", sentences=["Ward: Heron", "Built: 1972", "Keeper: Lee"]
     ).chunk
     kept = scored(record, ward=0.8, built=0.5, keeper=0.3)
-    assert [e.text for e in quoted_sentences({"old": 1.0}, kept)] == ["Ward: Heron", "Built: 1972"]
+    assert [e.text for e in quoted_sentences({"old": 1.0}, kept, Outlines())] == ["Ward: Heron", "Built: 1972"]
     prose = block("", "Heron is a ward.", "Rain fell there.", "It dates from 1972.").chunk
     kept = scored(prose, heron=0.8, rain=0.5, it=0.5)
-    said = [e.text for e in quoted_sentences({"old": 1.0}, kept)]
+    said = [e.text for e in quoted_sentences({"old": 1.0}, kept, Outlines())]
     assert said[0] == "Heron is a ward."
     assert "It dates from 1972." in said
 
@@ -433,7 +435,8 @@ def test_chunks_are_quoted_in_the_order_in_which_they_were_read():
         block(name, text).chunk for name, text in (("Acme", "Acme rents it."), ("Hall", "Lloyd insures it."))
     )
     kept = [Evidence.of(first, first.spans[0], 0.4), Evidence.of(second, second.spans[0], 0.9)]
-    assert [e.text for e in quoted_sentences({"insur": 1.0}, kept)] == ["Acme rents it.", "Lloyd insures it."]
+    said = [e.text for e in quoted_sentences({"insur": 1.0}, kept, Outlines())]
+    assert said == ["Acme rents it.", "Lloyd insures it."]
 
 
 def test_a_table_without_a_word_of_the_question_is_not_listed_where_another_chunk_answers():
@@ -442,14 +445,14 @@ def test_a_table_without_a_word_of_the_question_is_not_listed_where_another_chun
     second = Chunk(text="| Finland | 42 |", document_id="text", ordinal=1, sentences=((0, 16),))
     kept = [Evidence.of(first, first.spans[3], 0.5), Evidence.of(second, (0, 16), 0.9)]
     asked = {root(t): 1.0 for t in content_terms("How long for Finland?")}
-    texts = [e.text for e in quoted_sentences(asked, kept)]
+    texts = [e.text for e in quoted_sentences(asked, kept, Outlines())]
     assert "| Finland | 42 |" in texts
     assert sum(text.startswith("| Land") for text in texts) == 1
 
 
 def test_the_label_of_values_in_several_records_links_nothing():
     records = block("a", "name: One; price_eur: 3", "name: Two; price_eur: 4", "name: Three; price_eur: 5")
-    many = Words({f"Page {n}": "Text." for n in range(500)})
+    many = Lexical({f"Page {n}": "Text." for n in range(500)})
     links = IdentifierLinks(QueryAnalyzer("What does One cost?", HashEncoder(), many))
     links.see(records.chunk)
     kept = [Evidence.of(records.chunk, records.chunk.spans[0], 0.9)]

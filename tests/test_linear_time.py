@@ -20,7 +20,8 @@ from compmem.errors import CompMemError
 from compmem.ingest import chunking
 from compmem.readers import prompt_budget, replies
 from compmem.readers.chat import ChatReader, estimate_tokens
-from compmem.readers.outline import is_heading
+from compmem.readers.outline import Outlines
+from compmem.readers.quotation import quotation
 from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Answer, Chunk, Document, Evidence, MemoryBlock, Usage, WorkingMemory
 from compmem.store.columns import Column, moment
@@ -143,7 +144,8 @@ def quoted(text):
     chunk = Chunk(text=text, sentences=tuple(sentences(text)))
     kept = [Evidence(text=text[a:b], chunk=chunk, start=a, end=b, score=0.5) for a, b in chunk.sentences[:9]]
     if kept:
-        quoted_sentences({"a": 1.0, "z": 1.0}, kept)
+        outlines = Outlines()
+        list(quotation(quoted_sentences({"a": 1.0, "z": 1.0}, kept, outlines), outlines))
 
 
 def quietly(read):
@@ -187,7 +189,6 @@ READERS = {
     "names of a chat": lambda text: condense_by_rule([ChatMessage(text)], text),
     "question parts": question_parts,
     "follow-up": lambda text: standalone_question([{"role": "user", "content": text}] * 3, text[:4000]),
-    "heading": is_heading,
     "codes": lambda text: only_unknown_codes(f"INC-250 {text}", [text]),
     "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
 }

@@ -8,10 +8,11 @@ import numpy as np
 
 from compmem.readers.answers import NOTHING_FOUND
 from compmem.readers.identifiers import IdentifierLinks
-from compmem.readers.outline import Outline, is_heading, is_question
-from compmem.readers.quoting import quoted_sentences, unnamed_titles
+from compmem.readers.outline import Outline, Outlines, is_fence, is_question
+from compmem.readers.quotation import quotation
+from compmem.readers.quoting import quoted_sentences
 from compmem.retrieval.query import QueryAnalyzer, QueryState
-from compmem.schema import Chunk, Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
+from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
 
 KEPT = 3
@@ -35,6 +36,7 @@ class ExtractiveReader:
 
     analyzer: QueryAnalyzer
     _links: IdentifierLinks = field(init=False)
+    _outlines: Outlines = field(init=False, default_factory=Outlines)
     _said: dict[str, str] = field(init=False, default_factory=dict)
     """Kept sentences as names are written, since they are searched for each title."""
 
@@ -48,13 +50,16 @@ class ExtractiveReader:
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
         read = {e.chunk.id for e in memory.evidence}  # their names are their own
         found = [(b, set[str]() if b.chunk.id in read else names, self._is_named(memory, b, question)) for b in blocks]
-        kept = [e for block, new, named in found for e in best_sentences(view, block, new, named=named)]
-        best = [(e, line_of(view, e)) for e in kept]
+        kept = [
+            e for block, new, named in found
+            for e in best_sentences(view, block, self._outlines.of(block.chunk), new, named=named)
+        ]  # fmt: skip
+        best = [(e, self._line(view, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
             self._links.see(block.chunk)
         linked = list(self._links.linked([*memory.evidence, *new]))
-        lines = dict.fromkeys([*(line for _, line in best), *(line_of(view, e) for e in linked)])
+        lines = dict.fromkeys([*(line for _, line in best), *(self._line(view, e) for e in linked)])
         new += linked
         evidence = (*memory.evidence, *new)
         after = WorkingMemory(
@@ -62,6 +67,17 @@ class ExtractiveReader:
             evidence=_once(evidence) if linked else evidence,
         )
         return Reading(memory=after, update=any(e.score >= MIN_RELEVANCE for e in new), exit=False)
+
+    def _line(self, view: QueryState, evidence: Evidence) -> str:
+        """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
+        chunk, text = evidence.chunk, evidence.text
+        if chunk.label:
+            label = " › ".join(dict.fromkeys(filter(None, [chunk.title, *self._outlines.path(evidence)])))
+        else:
+            label = heading_over(chunk.text, evidence.start)
+            text = text.removeprefix(f"{label}\n")
+        asked_by = [line for line in chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
+        return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 
     def _is_named(self, memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
         """Whether a sentence kept of another document has this one's title, and the question has not: the next hop."""
@@ -88,9 +104,7 @@ class ExtractiveReader:
         weights = self.analyzer.analyze("").weights
         # A word whose stem no block has may still be there in another form: founder, founded.
         asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question)}
-        quoted = quoted_sentences(asked, memory.evidence)
-        for number, (title, evidence) in enumerate(zip(unnamed_titles(quoted), quoted, strict=True)):
-            yield ("" if number == 0 else " ") + title + " ".join(evidence.text.split())
+        yield from quotation(quoted_sentences(asked, memory.evidence, self._outlines), self._outlines)
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same; it never waits."""
@@ -107,46 +121,32 @@ def _once(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
     return tuple(best.values())
 
 
-def line_of(view: QueryState, evidence: Evidence) -> str:
-    """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
-    label, text = _label(evidence.chunk, evidence.start), evidence.text
-    if not evidence.chunk.label:
-        text = text.removeprefix(f"{label}\n")
-    asked_by = [line for line in evidence.chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
-    return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
-
-
-def _label(chunk: Chunk, start: int) -> str:
-    """Title and headings of a sentence: those of its chunk, or the title and the last heading up to it in the text."""
-    if not chunk.label:
-        return heading_over(chunk.text, start)
-    before = (chunk.text[a:b].strip() for a, b in reversed(chunk.sentences) if a <= start)
-    own = next((text.strip("#* ") for text in before if is_heading(text)), "")
-    return chunk.label if not own or own in chunk.headings else " › ".join(filter(None, [chunk.title, own]))
-
-
-def best_sentences(view: QueryState, block: MemoryBlock, names: Set[str], *, named: bool) -> list[Evidence]:
+def best_sentences(
+    view: QueryState, block: MemoryBlock, outline: Outline, names: Set[str], *, named: bool
+) -> list[Evidence]:  # fmt: skip
     """The most relevant sentences of a block for the question, in their order.
 
     Args:
         view: The question.
         block: The block.
+        outline: That of its chunk.
         names: Names that what was read before adds to the question.
         named: Its title is one of them, so that all of its sentences are about it.
     """
-    chunk, outline = block.chunk, Outline.of(block.chunk)
+    chunk = block.chunk
     scores = _sentence_scores(view, block, outline, names - _names(chunk.label))
     scores = np.clip(scores + NAMED, 0.0, 1.0) if named else scores
     ranked = np.argsort(-scores, kind="stable").tolist()
-    about, heads = set(words(chunk.title)), set(outline.heads)
-    informative = [i for i in ranked if _says_something(outline.texts[i], about, introduces=i in heads)]
+    about = set(words(chunk.title))
+    informative = [i for i in ranked if _says_something(outline, i, about)]
     best = sorted((informative or [0])[:KEPT])
     return [Evidence.of(chunk, chunk.spans[i], float(scores[i])) for i in best]
 
 
-def _says_something(text: str, about: set[str], *, introduces: bool) -> bool:
+def _says_something(outline: Outline, place: int, about: set[str]) -> bool:
     """Whether a sentence says more than its document's title does, or asks what the next sentences answer."""
-    if is_heading(text) and not introduces:
+    text = outline.texts[place]
+    if (outline.levels[place] and place not in outline.heads) or is_fence(text):
         return False
     return is_question(text) or not about.issuperset(words(text))
 
@@ -154,14 +154,20 @@ def _says_something(text: str, about: set[str], *, introduces: bool) -> bool:
 def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, names: Set[str]) -> Vectors:
     """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity, share of words, and a name.
 
-    The words of what introduces a sentence, and of the chunk's context, count as its own.
+    The words of what introduces a sentence, of the headings above it in the chunk but for the title, and of the chunk's
+    context count as its own.
     """
     assert block.vectors is not None, "the extractive reader needs dense memory"
     near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
     total = sum(view.weights.values()) or 1.0
     asked = view.weights.keys()
     own, beside = [asked & terms(text) for text in outline.texts], asked & terms(block.chunk.context)
-    held = [one | beside | (own[head] if head >= 0 else set()) for one, head in zip(own, outline.heads, strict=True)]
+    title = set(words(block.chunk.title))
+    above = [
+        set[str]() if level and title.issuperset(words(text)) else one
+        for one, level, text in zip(own, outline.levels, outline.texts, strict=True)
+    ]
+    held = [one.union(beside, *(above[n] for n in outline.above(place))) for place, one in enumerate(own)]
     shares = [sum(weight for t, weight in view.weights.items() if t in one) / total for one in held]
     linked = [LINKED * _has_name(outline, place, names) for place in range(len(outline.texts))]
     relevance = (near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5 + np.asarray(linked, dtype=np.float32)

@@ -1,13 +1,15 @@
-"""How the sentences of a chunk hang together: headings, questions, lists, tables, pronouns."""
+"""How the sentences of a chunk hang together: headings, questions, lists, tables, code, records, pronouns."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
-from compmem.schema import Chunk
-from compmem.text.sentences import ATX, is_labelled, is_row
-from compmem.text.tokenize import words
+from compmem.schema import Chunk, Evidence
+from compmem.text.sentences import ATX, RULE, is_labelled, is_row
+from compmem.text.tokenize import content_terms, root, words
 
 MAX_INTRODUCED_SENTENCES = 3
 """Maximum number of sentences that are quoted with the one that introduces them."""
@@ -18,13 +20,26 @@ MAX_LIST_ITEMS = 12
 MAX_PRECEDING_SENTENCES = 2
 """Maximum number of sentences that are quoted before one with a pronoun."""
 
+_BOLD_LEVEL, _PLAIN_LEVEL, _NUMBERED_LEVEL = 7, 8, 9
+"""Levels of headings without `#`; each dot in a number is one level more."""
+_MAX_HEADING_CHARS: Final = 80
+_MAX_HEADING_WORDS: Final = 12
+_SENTENCE_ENDS: Final = tuple(".!?:;,…。！？：；，、")
+
 _PRONOUNS = frozenset("he her his it its she that their these they this those".split())
 _PERSONAL = frozenset("he she they".split())
+_POINTING = frozenset("this these that those".split())
+_PREPOSITIONS = frozenset("after at before by during for from in on to under until with without".split())
 _OPENING = 4
 """First words of a sentence in which `he`, `she` or `they` means someone named before."""
-_ITEM = re.compile(r"[-*+•–]\s|\(?\d{1,3}[.)]\s")
-_BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!?:]\*\*)")
-_REPLY = re.compile(r"(?:A:\s*)?(?:yes|no)\b", re.IGNORECASE)
+_BULLET = re.compile(r"[-*+•–]\s+(?:\[[ xX]\]\s+)?")
+_ITEM = re.compile(rf"{_BULLET.pattern}|\(?\d{{1,3}}[.)]\s")
+_BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!:]\*\*)")
+_NUMBER = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,4})[.)]?\s++(?=[^\W\d_])")
+_FENCE = re.compile(r"```|~~~")
+_EMPHASIS = "*_\"'”»)"
+"""What may stand behind the mark at the end of a sentence."""
+_REPLY = re.compile(r"(?:\*\*)?(?:A:\s*)?(?:\*\*\s*)?(?:yes|no|ja|nein|oui|non|sí)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +49,16 @@ class Outline:
     texts: tuple[str, ...]
     begins: tuple[bool, ...]
     """Whether a paragraph begins with each sentence."""
+    levels: tuple[int, ...]
+    """For each sentence, the level of the heading that it is, 1 for the outermost; 0: it is none."""
     heads: tuple[int, ...]
-    """For each sentence, the one that introduces it: the last question or line with a colon in its paragraph, else the
-    last heading; -1: none."""
-    continues: bool = False
+    """For each sentence, the one that introduces it: the first line of its record, else the last question or line with
+    a colon in its paragraph, else the last heading above it; -1: none."""
+    code: tuple[int, ...]
+    """For each sentence, the number of the block of code that it is part of, from 1; 0: none."""
+    sections: tuple[str, ...]
+    """The headings of the section in which the chunk begins, outermost first."""
+    continues: bool
     """The chunk begins inside a table, whose head is its last heading."""
 
     @classmethod
@@ -45,30 +66,46 @@ class Outline:
         """The outline of a chunk; one without sentences is a single one."""
         texts = tuple(chunk.sentence_texts())
         begins = (True, *(chunk.text[a:b].count("\n") > 1 for (_, a), (b, _) in pairwise(chunk.spans)))
-        heads = list[int]()
-        heading, lead, said = -1, -1, False
-        for place, text in enumerate(texts):
-            if said and begins[place]:
-                lead = -1
-            if is_heading(text):
-                heads.append(-1)
-                heading, lead = place, -1
-            elif introduces(text):
-                heads.append(heading)
-                lead, said = place, False
-            else:
-                heads.append(heading if lead < 0 else lead)
-                said = True
-        return cls(texts, begins, tuple(heads), bool(chunk.headings) and is_row(chunk.headings[-1]))
+        code = tuple(_blocks_of_code(texts))
+        levels = _levels(texts, begins, code)
+        continues = bool(chunk.headings) and is_row(chunk.headings[-1])
+        sections = chunk.headings[:-1] if continues else chunk.headings
+        return cls(texts, begins, levels, tuple(_heads(texts, begins, levels)), code, sections, continues)
+
+    def introduces(self, place: int) -> bool:
+        """Whether a sentence only says what the next are about."""
+        return self.levels[place] > 0 or introduces(self.texts[place])
+
+    def above(self, place: int) -> Iterator[int]:
+        """What introduces a sentence, from inside out: the line, then the headings."""
+        while (place := self.heads[place]) >= 0:
+            yield place
+
+    def path(self, place: int) -> tuple[str, ...]:
+        """The headings above a sentence, or up to a heading, outermost first and without their marks."""
+        own = [n for n in (place, *self.above(place)) if self.levels[n]][::-1]
+        outer = self._sections_above(own[0]) if own else self.sections
+        return (*outer, *(heading_text(self.texts[n]) for n in own))
+
+    def _sections_above(self, heading: int) -> tuple[str, ...]:
+        """The sections that an outermost heading of the chunk is part of, as far as they are known."""
+        if self.levels[heading] in (_BOLD_LEVEL, _PLAIN_LEVEL):
+            return self.sections
+        first = next(n for n, level in enumerate(self.levels) if level)
+        name, names = _unnumbered(heading_text(self.texts[first])), list(map(_unnumbered, self.sections))
+        siblings = self.levels[heading] == self.levels[first] and name in names
+        return self.sections[: names.index(name)] if siblings else ()
 
     def introduced(self, place: int) -> Iterator[int]:
         """The sentences that this one introduces: some of a paragraph, or a list or table of up to `MAX_LIST_ITEMS`."""
-        if not introduces(self.texts[place]):
+        if not self.introduces(place):
             return
         said = False
         for after in range(place + 1, len(self.texts)):
-            item = is_item(self.texts[after]) or is_row(self.texts[after])
-            ends = introduces(self.texts[after])
+            if is_rule(self.texts[after]):
+                continue
+            item = is_item(self.texts[after]) or is_row(self.texts[after]) or self.code[after]
+            ends = self.introduces(after)
             if said and (ends or (self.begins[after] and not item)):
                 return
             if after - place > (MAX_LIST_ITEMS if item else MAX_INTRODUCED_SENTENCES):
@@ -94,25 +131,177 @@ class Outline:
             last += 1
         return range(first, last + 1)
 
+    def block_of_code(self, place: int) -> list[int]:
+        """The sentences of the block of code that this one is part of; empty if it is in none, or the block is long."""
+        if not self.code[place]:
+            return []
+        near = range(max(0, place - MAX_LIST_ITEMS), min(len(self.code), place + MAX_LIST_ITEMS + 1))
+        block = [n for n in near if self.code[n] == self.code[place]]
+        return block if len(block) <= MAX_LIST_ITEMS else []
+
+
+class Outlines:
+    """The outlines of the chunks of one answer, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Outline, dict[int, int]]] = {}
+        self._paths: dict[tuple[str, int], tuple[str, ...]] = {}
+
+    def of(self, chunk: Chunk) -> Outline:
+        """The outline of a chunk."""
+        return self._of(chunk)[0]
+
+    def place(self, evidence: Evidence) -> int:
+        """The number of a sentence in its chunk."""
+        return self._of(evidence.chunk)[1].get(evidence.start, 0)
+
+    def path(self, evidence: Evidence) -> tuple[str, ...]:
+        """The headings above a sentence; see `Outline.path`."""
+        outline, place = self.of(evidence.chunk), self.place(evidence)
+        heading = next((n for n in (place, *outline.above(place)) if outline.levels[n]), -1)
+        key = evidence.chunk.id, heading
+        if key not in self._paths:
+            self._paths[key] = outline.path(place)
+        return self._paths[key]
+
+    def _of(self, chunk: Chunk) -> tuple[Outline, dict[int, int]]:
+        if chunk.id not in self._made:
+            places = {start: n for n, (start, _) in enumerate(chunk.spans)}
+            self._made[chunk.id] = Outline.of(chunk), places
+        return self._made[chunk.id]
+
+    def roots(self, evidence: Evidence) -> set[str]:
+        """The roots of the words of a sentence and of the headings above it."""
+        return roots(evidence.text).union(*map(roots, self.path(evidence)))
+
+
+def _blocks_of_code(texts: Sequence[str]) -> Iterator[int]:
+    """For each sentence, the number of the block between fences that it is part of; 0: none."""
+    number, inside = 0, False
+    for text in texts:
+        fence = is_fence(text)
+        number += fence and not inside
+        yield number if inside or fence else 0
+        inside ^= fence and not (len(text) > len("```") and text.endswith(("```", "~~~")))
+
+
+def _levels(texts: Sequence[str], begins: Sequence[bool], code: Sequence[int]) -> tuple[int, ...]:
+    levels = [0] * len(texts)
+    for place in reversed(range(len(texts))):
+        levels[place] = 0 if code[place] else _level(texts, begins, levels, place)
+    return tuple(levels)
+
+
+def _level(texts: Sequence[str], begins: Sequence[bool], levels: Sequence[int], place: int) -> int:
+    """The level of a heading, given those of the sentences after it; 0: it is none.
+
+    A heading without marks is one line that is a paragraph of its own and ends without a mark, above a paragraph of
+    text or a heading of a deeper level.
+    """
+    text, after = texts[place], place + 1
+    if match := ATX.match(text):
+        return len(match[1])
+    if _BOLD.fullmatch(text):
+        return _BOLD_LEVEL
+    if after == len(texts) or not begins[place] or not _may_be_heading(text):
+        return 0
+    if not begins[after]:
+        return (1 if texts[after][0] == "=" else 2) if is_rule(texts[after]) else 0
+    number = _NUMBER.match(text)
+    level = _NUMBERED_LEVEL + number[1].count(".") if number else _PLAIN_LEVEL
+    return level if levels[after] > level or not (levels[after] or _may_be_heading(texts[after])) else 0
+
+
+def _may_be_heading(text: str) -> bool:
+    """Whether a paragraph of this text may be a heading: short, with a capital or digit first and no mark last."""
+    short = len(text) <= _MAX_HEADING_CHARS and len(text.split()) <= _MAX_HEADING_WORDS and "\n" not in text
+    if not short or not text[0].isalnum() or text[0].islower() or text.endswith(_SENTENCE_ENDS):
+        return False
+    return not (is_row(text) or is_labelled(text))
+
+
+def _heads(texts: Sequence[str], begins: Sequence[bool], levels: Sequence[int]) -> Iterator[int]:
+    """For each sentence, the one that introduces it."""
+    repeated = _repeated_labels(texts, begins)
+    path, lead, record, said = list[int](), -1, -1, False
+    for place, text in enumerate(texts):
+        if begins[place]:
+            lead = -1 if said else lead
+            record = place if is_labelled(text) and not introduces(text) else -1
+        while levels[place] and path and levels[path[-1]] >= levels[place]:
+            path.pop()
+        heading = path[-1] if path else -1
+        if levels[place]:
+            yield heading
+            path.append(place)
+            lead = -1
+        elif is_rule(text):
+            yield heading
+        elif introduces(text):
+            yield heading
+            lead, said = place, False
+        else:
+            of_record = 0 <= record < place and _label(text) in repeated
+            yield record if of_record else heading if lead < 0 else lead
+            said = True
+
+
+def _repeated_labels(texts: Sequence[str], begins: Sequence[bool]) -> set[str]:
+    """The labels that stand in several paragraphs, as those of records do."""
+    paragraph, found = 0, set[tuple[str, int]]()
+    for text, first in zip(texts, begins, strict=True):
+        paragraph += first
+        if label := _label(text):
+            found.add((label, paragraph))
+    return {label for label, count in Counter(label for label, _ in found).items() if count > 1}
+
+
+def _label(text: str) -> str:
+    return text.partition(":")[0] if is_labelled(text) else ""
+
+
+def _unnumbered(heading: str) -> str:
+    return _NUMBER.sub("", heading, count=1)
+
+
+def roots(text: str) -> set[str]:
+    """The roots of the words that say something."""
+    return {root(t) for t in content_terms(text)}
+
+
+def is_fence(text: str) -> bool:
+    """Whether a sentence is the line that begins or ends a block of code."""
+    return _FENCE.match(text) is not None
+
+
+def is_rule(text: str) -> bool:
+    """Whether a sentence is a line under or between others."""
+    return RULE.match(text) is not None
+
+
+def heading_text(text: str) -> str:
+    """A heading without the marks that make it one."""
+    return text.strip("#* \t")
+
 
 def introduces(text: str) -> bool:
-    """Whether a sentence only says what the next are about: a question, a heading, a line with a colon or bracket."""
-    return text.endswith(("?", ":", "{", "[")) or is_heading(text)
-
-
-def is_heading(text: str) -> bool:
-    """Whether a sentence is a Markdown heading, or a line that is bold as a whole and no full sentence."""
-    return ATX.match(text) is not None or _BOLD.fullmatch(text) is not None
+    """Whether a sentence only says what the next are about: a question, a line with a colon or an open bracket."""
+    return is_question(text) or text.rstrip(_EMPHASIS).endswith((":", "{", "["))
 
 
 def is_question(text: str) -> bool:
     """Whether a sentence is a question."""
-    return text.endswith("?")
+    return text.rstrip(_EMPHASIS).endswith("?")
 
 
 def is_item(text: str) -> bool:
     """Whether a sentence is an item of a list, or a line with a label."""
     return _ITEM.match(text) is not None or (is_labelled(text) and not text.endswith((".", "!", "?", ":")))
+
+
+def is_labelled_item(text: str) -> bool:
+    """Whether a sentence is a line with a label, or such an item of a list."""
+    return is_labelled(_BULLET.sub("", text, count=1) if _BULLET.match(text) else text)
 
 
 def is_reply(text: str) -> bool:
@@ -123,4 +312,6 @@ def is_reply(text: str) -> bool:
 def is_of_someone(text: str) -> bool:
     """Whether a sentence is about someone or something that was named before it."""
     opening = words(text[:80])[:_OPENING]
+    if opening[:1] and opening[0] in _PREPOSITIONS and not _POINTING.isdisjoint(opening[1:2]):
+        return True
     return not (_PRONOUNS.isdisjoint(opening[:1]) and _PERSONAL.isdisjoint(opening))

@@ -4,10 +4,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 
-from compmem.readers.outline import MAX_LIST_ITEMS, Outline, is_item, is_of_someone, is_reply
+from compmem.readers.outline import (
+    MAX_LIST_ITEMS,
+    Outline,
+    Outlines,
+    is_item,
+    is_labelled_item,
+    is_of_someone,
+    is_reply,
+    is_rule,
+    roots,
+)
 from compmem.schema import Chunk, Evidence
-from compmem.text.sentences import is_labelled, is_row
-from compmem.text.tokenize import content_terms, root
+from compmem.text.sentences import is_row
 
 QUOTED = 3
 """Chunks quoted in an answer."""
@@ -27,6 +36,9 @@ ADDED_SHARE = 0.1
 NEARLY_BEST = 0.9
 """Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
 
+AS_GOOD = 0.95
+"""Share of the best score from which a short sentence of the best chunk is as good: it may be an exception."""
+
 GOOD = 0.5
 """Share of the best score of a quoted chunk from which a short sentence of it is quoted too."""
 
@@ -37,43 +49,34 @@ ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
 
 
-def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
+def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The sentences of an answer: those of the best chunks in reading order, each chunk's in its own.
 
     Sentences are the best kept one of each of the best chunks, more of a chunk if (nearly) as good; then their context
     (the answer that a question or heading introduces, the name that a pronoun means, the head and the like rows of a
-    table); then other sentences of these chunks for words of the question that are still missing.
+    table, the rest of a short block of code); then other sentences of these chunks for words of the question that are
+    still missing.
 
     Args:
         asked: The weight of the root of each word of the question.
         evidence: The kept sentences, at least one.
+        outlines: Makes the outlines of their chunks.
     """
-    quoted = _supporting(asked, evidence)
-    quoted += _context(asked, quoted, quoted)
-    added = _completing(asked, quoted)
-    quoted += [*added, *_context(asked, added, [*quoted, *added])]
+    quoted = _supporting(asked, evidence, outlines)
+    quoted += _context(asked, quoted, quoted, outlines)
+    added = _completing(asked, quoted, outlines)
+    quoted += [*added, *_context(asked, added, [*quoted, *added], outlines)]
     place = {key: n for n, key in enumerate(dict.fromkeys(e.chunk.id for e in quoted))}
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
-def unnamed_titles(quoted: Sequence[Evidence]) -> Iterator[str]:
-    """What stands before each quoted sentence: the document's title, once, if no sentence quoted of it names it."""
-    said: dict[str, set[str]] = {}
-    for e in quoted:
-        said.setdefault(e.chunk.document_id, set()).update(_roots(e.text))
-    for e in quoted:
-        says = len(e.chunk.title) > 1 and any(map(str.isalpha, e.chunk.title))  # not a mere number or letter
-        roots = _roots(e.chunk.title) if says else set()
-        yield f"{e.chunk.title}: " if roots and roots.isdisjoint(said[e.chunk.document_id]) else ""
-        said[e.chunk.document_id] |= roots
-
-
-def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
+def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The best sentence of each of the best chunks, and those of the same chunk that are as good.
 
-    One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
-    chunks, further good sentences are quoted that are short: lines of lists and records, and sentences with a pronoun
-    if the best one has no word of the question but those of the title.
+    One that is nearly as good is quoted too if it has a word of the question that the best one and its headings lack.
+    Of the very best chunks, further good sentences are quoted that are short: lines of lists and records, sentences
+    with a pronoun if the best one has no word of the question but those of the title, and all that are as good in the
+    best one.
     """
     best: dict[str, Evidence] = {}
     for e in evidence:
@@ -81,46 +84,56 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {e.chunk.id: (e.score, asked.keys() - _roots(e.text)) for e in [*ranked[:QUOTED], *others]}
+    chosen = {e.chunk.id: (e.score, asked.keys() - outlines.roots(e)) for e in [*ranked[:QUOTED], *others]}
     left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
-    named = {e.chunk.id for e in ranked if (_roots(e.text) & asked.keys()) <= _roots(e.chunk.title)}
+    named = {e.chunk.id for e in ranked if (roots(e.text) & asked.keys()) <= roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
     for e in sorted(evidence, key=lambda one: -one.score):
         of, length = e.chunk.id, len(e.text.split())
         score, missing = chosen.get(of, (math.inf, set[str]()))
-        more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(_roots(e.text))
+        more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(roots(e.text))
         line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
-        short = line and e.score >= GOOD * score and length <= left.get(of, 0)
+        good = GOOD if line else AS_GOOD if of == ranked[0].chunk.id else math.inf
+        short = e.score >= good * score and length <= left.get(of, 0)
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e
             left[of] = left.get(of, 0) - length
     return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
 
 
-def _context(asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence]) -> list[Evidence]:
+def _context(
+    asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence], outlines: Outlines
+) -> list[Evidence]:
     """The sentences without which new ones say little, and that are not quoted yet."""
+    best = max(quoted, key=lambda e: e.score).chunk.id
     starts, held = {(e.chunk.id, e.start) for e in new}, {(e.chunk.id, e.start) for e in quoted}
     found = list[Evidence]()
     for chunk in {e.chunk.id: e.chunk for e in new}.values():
-        others = set[str]().union(*(_roots(e.text) for e in quoted if e.chunk.id != chunk.id))
-        lacks = not (others & asked.keys()).issubset(_roots(f"{chunk.label}\n{chunk.text}"))
-        needed = _needed(asked, chunk, {start for of, start in starts if of == chunk.id}, whole=not lacks)
+        others = set[str]().union(*(roots(e.text) for e in quoted if e.chunk.id != chunk.id))
+        lacks = not (others & asked.keys()).issubset(roots(f"{chunk.label}\n{chunk.text}"))
+        own = {start for of, start in starts if of == chunk.id}
+        needed = _needed(asked, chunk, outlines.of(chunk), own, whole=chunk.id == best and not lacks)
         found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
     return found
 
 
-def _needed(asked: Mapping[str, float], chunk: Chunk, starts: Set[int], *, whole: bool) -> list[int]:
+def _needed(
+    asked: Mapping[str, float], chunk: Chunk, outline: Outline, starts: Set[int], *, whole: bool
+) -> list[int]:  # fmt: skip
     """The numbers of the sentences without which those of a chunk that start here say little.
 
-    A table without any word of the question is quoted `whole`, or not if other chunks have words that this one lacks.
+    A table without any word of the question is quoted `whole`, or not if this is not the best chunk, or if other chunks
+    have words that this one lacks.
     """
-    outline, needed = Outline.of(chunk), set[int]()
+    needed = set[int]()
     for place, (start, _) in enumerate(chunk.spans):
         if start in starts:
             needed.update(outline.named_before(place), _introduced(asked, outline, place, whole=whole))
             needed.update(_rows(asked, outline, place, whole=whole))
             if _needs_head(asked, outline, place):
                 needed.add(outline.heads[place])
+            for said in (place, *needed):
+                needed.update(outline.block_of_code(said))
     return sorted(needed)
 
 
@@ -130,8 +143,8 @@ def _introduced(asked: Mapping[str, float], outline: Outline, place: int, *, who
     if after and is_row(outline.texts[after[0]]):
         head, rows = _table(outline, after[0])
         return chain([] if head is None else [head], _most_asked(asked, rows, whole=whole))
-    if after and all(is_labelled(outline.texts[n]) for n in after):
-        return _most_asked(asked, {n: _roots(outline.texts[n]) for n in after}, whole=whole)
+    if after and all(is_labelled_item(outline.texts[n]) for n in after):
+        return _most_asked(asked, {n: roots(outline.texts[n]) for n in after}, whole=whole)
     return iter(after)
 
 
@@ -146,42 +159,42 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bo
     if place == head:
         yield from _most_asked(asked, rows, whole=whole)
     elif (own := rows.get(place, set()) & asked.keys()) or whole:
-        yield from islice((n for n, roots in rows.items() if own <= roots), MAX_LIST_ITEMS)
+        yield from islice((n for n, held in rows.items() if own <= held), MAX_LIST_ITEMS)
 
 
 def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:
     """The head of a row's table, None if it stands before the chunk, and the roots of each row that has words."""
     table = outline.table(place)
     head = None if not table or (outline.continues and table[0] == 0) else table[0]
-    return head, {n: roots for n in table if n != head and (roots := _roots(outline.texts[n]))}
+    return head, {n: held for n in table if n != head and (held := roots(outline.texts[n]))}
 
 
 def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]], *, whole: bool) -> Iterator[int]:
     """The rows with most words of the question; if none has any, all rows of a `whole` table."""
-    held = {n: len(roots & asked.keys()) for n, roots in rows.items()}
+    held = {n: len(own & asked.keys()) for n, own in rows.items()}
     most = max(held.values(), default=0)
     return islice((n for n, count in held.items() if count == most and (most or whole)), MAX_LIST_ITEMS)
 
 
 def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:
-    """Whether the sentence that introduces this one is quoted too: for an item, for yes or no, for a word asked for."""
+    """Whether the line that introduces a sentence is quoted too: for an item, for yes or no, for a word asked for."""
     text, head = outline.texts[place], outline.heads[place]
-    if head < 0:
+    if head < 0 or outline.levels[head]:  # headings are written before the sentences
         return False
     if is_item(text) or (is_reply(text) and head == place - 1):
         return True
-    return bool((_roots(outline.texts[head]) & asked.keys()) - _roots(text))
+    return bool((roots(outline.texts[head]) & asked.keys()) - roots(text))
 
 
-def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[Evidence]:
+def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """Further sentences of the quoted chunks, with words of the question that the quoted ones lack.
 
     Each shares a word with those before it that is not the question's ("Acme rents the Harbour Building. The Harbour
     Building is insured by Lloyd."), follows one and begins with a pronoun, or has much that is missing.
     """
-    known = set[str]().union(*(_roots(e.text) | _roots(e.chunk.label) for e in quoted))
+    known = set[str]().union(*(outlines.roots(e) | roots(e.chunk.title) for e in quoted))
     missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
-    others = [(e, _roots(e.text), is_of_someone(e.text)) for e in _beside(quoted)] if missing else []
+    others = [(e, outlines.roots(e), is_of_someone(e.text)) for e in _beside(quoted, outlines)] if missing else []
     said = known.union(*(own for _, own, _ in others))  # words that no sentence here has cannot be added
     total, added = sum(weight for r, weight in asked.items() if r in said), list[Evidence]()
     while len(added) < MAX_ADDED_SENTENCES:
@@ -199,17 +212,13 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence]) -> list[
     return added
 
 
-def _beside(quoted: Sequence[Evidence]) -> Iterator[Evidence]:
+def _beside(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[Evidence]:
     """The other sentences of the quoted chunks; one that begins with a pronoun only directly after a quoted one."""
     held = {(e.chunk.id, e.start) for e in quoted}
     for chunk in {e.chunk.id: e.chunk for e in quoted}.values():
         before = -1
-        for a, b in chunk.sentences:
-            followed = (chunk.id, before) in held
-            if (chunk.id, a) not in held and (followed or not is_of_someone(chunk.text[a:b])):
+        for (a, b), level in zip(chunk.sentences, outlines.of(chunk).levels, strict=False):
+            followed, marks = (chunk.id, before) in held, level or is_rule(chunk.text[a:b])
+            if (chunk.id, a) not in held and not marks and (followed or not is_of_someone(chunk.text[a:b])):
                 yield Evidence.of(chunk, (a, b))
             before = a
-
-
-def _roots(text: str) -> set[str]:
-    return {root(t) for t in content_terms(text)}

@@ -1,0 +1,89 @@
+"""The text of an answer that quotes sentences, with their titles and headings, and in lines where there were lines."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from compmem.readers.outline import Outline, Outlines, heading_text, is_item, is_reply, roots
+from compmem.schema import Evidence
+from compmem.text.sentences import is_row
+
+
+class _Quoted(NamedTuple):
+    evidence: Evidence
+    outline: Outline
+    place: int
+    section: tuple[str, tuple[str, ...]]
+    """The document, and the headings that it stands under."""
+
+    @property
+    def code(self) -> tuple[str, int]:
+        """The block of code that it is part of; the number 0 is none."""
+        return self.evidence.chunk.id, self.outline.code[self.place]
+
+    @property
+    def is_line(self) -> bool:
+        text = self.evidence.text
+        return bool(self.code[1]) or is_row(text) or is_item(text)
+
+    @property
+    def text(self) -> str:
+        if self.outline.levels[self.place]:
+            return heading_text(self.evidence.text)
+        return self.evidence.text if self.code[1] else " ".join(self.evidence.text.split())
+
+
+def quotation(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[str]:
+    """The pieces of a text that quotes these sentences.
+
+    Before a sentence stand the title of its document and the headings of its section, as far as no quoted sentence says
+    the same. Rows, items of lists and lines of code stand on lines of their own.
+
+    Args:
+        quoted: The sentences, in the order in which they are quoted.
+        outlines: Makes the outlines of their chunks.
+    """
+    shown = _without_headings(
+        [_Quoted(e, outlines.of(e.chunk), outlines.place(e), (e.chunk.document_id, outlines.path(e))) for e in quoted]
+    )
+    said: dict[object, set[str]] = {}
+    for one in shown:
+        for about in (one.evidence.chunk.document_id, one.section):
+            said.setdefault(about, set()).update(roots(one.evidence.text))
+    before = None
+    for one in shown:
+        begins = before is None or before.section != one.section
+        label, headed = _label(one, said, begins=begins)
+        if before is not None:
+            yield _between(before, one, headed=headed)
+        if label:
+            yield label + ("\n" if one.is_line else " ")
+        yield one.text
+        before = one
+
+
+def _without_headings(quoted: Sequence[_Quoted]) -> list[_Quoted]:
+    """The sentences without the headings of others among them, which are written before those."""
+    above = {(one.evidence.chunk.id, n) for one in quoted for n in one.outline.above(one.place)}
+    headings = {(one.evidence.chunk.id, one.place) for one in quoted if one.outline.levels[one.place]} & above
+    return [one for one in quoted if (one.evidence.chunk.id, one.place) not in headings]
+
+
+def _label(one: _Quoted, said: dict[object, set[str]], *, begins: bool) -> tuple[str, bool]:
+    """What stands before a sentence, and whether a heading is part of it; `begins`: it is the first of its section."""
+    chunk, (document, path) = one.evidence.chunk, one.section
+    unsaid = (h for h in path if not roots(h) <= said[one.section] and roots(h) != roots(chunk.title))
+    headings = list(unsaid) if begins else []
+    if begins and path and is_reply(one.evidence.text) and path[-1] not in headings:
+        headings.append(path[-1])
+    says = len(chunk.title) > 1 and any(map(str.isalpha, chunk.title))  # not a mere number or letter
+    title = roots(chunk.title) if says else set[str]()
+    named = not title or not title.isdisjoint(said[document].union(*map(roots, headings)))
+    said[document] |= title
+    label = " › ".join([*([] if named else [chunk.title]), *headings])
+    return label if not label or label.endswith((":", "?", "!")) else f"{label}:", bool(headings)
+
+
+def _between(before: _Quoted, after: _Quoted, *, headed: bool) -> str:
+    if before.code[1] and before.code == after.code:
+        return before.evidence.chunk.text[before.evidence.end : after.evidence.start]
+    return "\n" if headed or before.is_line or after.is_line else " "
