@@ -168,11 +168,12 @@ def test_what_was_streamed_before_the_writing_hung_is_the_answer(index, hung, cl
         if reply := next(replies, None):
             yield reply
             return
+        clock.time = LONG - BRIEFLY  # for what comes next
         yield "Lloyd "
         hung.wait(LONG)
         yield "or not"
 
-    answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), clock, chat=model)
+    answer = asked(index, how, RecallConfig(reader="chat", max_seconds=LONG), chat=model)
     assert (answer.stop_reason, answer.text) == ("seconds", "Lloyd")
 
 

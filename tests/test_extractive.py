@@ -461,3 +461,17 @@ def test_the_label_of_values_in_several_records_links_nothing():
     links.see(defined.chunk)
     kept = [Evidence.of(defined.chunk, defined.chunk.spans[0], 0.9)]
     assert [e.text for e in links.linked(kept)] == ["AB12: broken"]
+
+
+def test_a_reference_to_a_clause_is_followed_within_its_document():
+    texts = [
+        "2.3 The Tenant may terminate this agreement early in accordance with clause 7.3.", "3.1 The rent is EUR 900.",
+        "7.2 The Landlord may act if the rent is late.", "7.3 Notice of nine months and a fee are necessary.",
+    ]  # fmt: skip
+    lease, question = block("Lease", *texts), "Can the tenant terminate early?"
+    assert written(question, lease) == f"Lease: {texts[0]} {texts[3]}"
+    blocks = [block("Lease", *texts[:3]), block("Other", texts[3])]
+    kept = reader().read(question, WorkingMemory(), blocks).memory.evidence
+    assert len({e.score for e in kept if e.text in (texts[0], texts[3])}) == 2, "it is of another document"
+    twice = block("Lease", *texts, "7.3 It rains.")
+    assert texts[3] not in written(question, twice)

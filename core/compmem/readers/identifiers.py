@@ -1,4 +1,7 @@
-"""Sentences that an identifier links: `b = a` bears on a question about the value of `a`, though it shares no word."""
+"""Sentences that others point to, by an identifier or by a number, though they may share no word with the question.
+
+`b = a` bears on a question about the value of `a`, and clause 7.3 on one that a sentence answers "as clause 7.3 says".
+"""
 
 import re
 from collections import Counter, deque
@@ -21,6 +24,16 @@ PER_BLOCK = 12
 _IDENTIFIER = re.compile(
     r"(?<![\w-])(?=[\w-]{0,63}[A-Z_])(?=[\w-]{0,63}[0-9_]|[A-Z]{4})[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+){0,8}(?![\w-])"
 )
+_REFERENCE = re.compile(
+    r"(?:\b(?:articles?|clauses?|sections?|paragraphs?|steps?|rules?|artikel|absatz|abschnitt|ziffer|cláusula|artículo"
+    r"|sección)|§)\s{0,3}(\d{1,3}(?:\.\d{1,3}){0,4})\b",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    r"(?:#{1,6} |\*\*|\()?(?:(?:article|clause|section|paragraph|step|rule|artikel|absatz|abschnitt|§)\s{0,3})?"
+    r"(\d{1,3}(?:\.\d{1,3}){0,4})[.):]?\s",
+    re.IGNORECASE,
+)
 _LABEL = re.compile(_IDENTIFIER.pattern + r"(?=:\s)")
 _LENGTHS = range(3, 65)
 
@@ -42,14 +55,19 @@ class IdentifierLinks:
     """The sentences of the blocks so far, by identifier."""
     _labels: Counter[str] = field(default_factory=Counter)
     """In how many of these sentences an identifier stands before a colon."""
+    _numbered: dict[tuple[str, str], list[Evidence]] = field(default_factory=dict)
+    """The sentences of the blocks so far that begin with a number, by document and number."""
     _seen: set[str] = field(default_factory=set)
     _rarity: dict[str, float] = field(default_factory=dict)
 
     def see(self, chunk: Chunk) -> None:
-        """Remembers the sentences of a block that contain identifiers."""
+        """Remembers the sentences of a block that contain identifiers or begin with a number."""
         if chunk.id in self._seen:
             return
         self._seen.add(chunk.id)
+        for span in chunk.spans:
+            if number := _NUMBERED.match(chunk.text, *span):
+                self._numbered.setdefault((chunk.document_id, number[1]), []).append(Evidence.of(chunk, span))
         held = ((span, found) for span in chunk.spans if (found := identifiers(chunk.text[slice(*span)])))
         for span, found in islice(held, PER_BLOCK):
             evidence = Evidence.of(chunk, span)
@@ -58,10 +76,11 @@ class IdentifierLinks:
             self._labels.update(set(_LABEL.findall(evidence.text)))
 
     def linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
-        """The sentences that rare identifiers link to kept ones, directly or by other sentences.
+        """The sentences that rare identifiers and numbers link to kept ones, directly or by other sentences.
 
         Each has the score of the kept sentence. Those that are kept with that score already are left out. Not followed
-        is an identifier that many blocks or sentences contain, or that is the label of values in several.
+        is an identifier that many blocks or sentences contain, or that is the label of values in several, or a number
+        with which several sentences of the document begin.
         """
         best = {(e.chunk.id, e.start): e.score for e in kept}
         asked = identifiers(self.analyzer.question)
@@ -69,16 +88,24 @@ class IdentifierLinks:
         followed: set[str] = set()
         while waiting:
             source = waiting.popleft()
+            linked = [e for number in _REFERENCE.findall(source.text) for e in self._beginning_with(number, source)]
             for identifier in sorted(identifiers(source.text) - asked - followed):
                 followed.add(identifier)
                 there = () if self._labels[identifier] > 1 else self._sentences.get(identifier, ())
                 better = [e for e in there if best.get((e.chunk.id, e.start), -1.0) < source.score]
                 if better and len(there) <= MAX_SENTENCES and self._rare(identifier):
-                    for found in better:
-                        best[found.chunk.id, found.start] = source.score
-                        link = replace(found, score=source.score)
-                        waiting.appendleft(link)
-                        yield link
+                    linked += better
+            for found in linked:
+                if best.get((found.chunk.id, found.start), -1.0) < source.score:
+                    best[found.chunk.id, found.start] = source.score
+                    link = replace(found, score=source.score)
+                    waiting.appendleft(link)
+                    yield link
+
+    def _beginning_with(self, number: str, source: Evidence) -> Sequence[Evidence]:
+        """The sentence of the same document that begins with this number, if it is the only one."""
+        found = self._numbered.get((source.chunk.document_id, number), ())
+        return found if len(found) == 1 and found[0].start != source.start else ()
 
     def _rare(self, identifier: str) -> bool:
         if identifier not in self._rarity:

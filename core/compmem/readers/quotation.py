@@ -33,7 +33,7 @@ class _Quoted(NamedTuple):
 
 
 def quotation(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[str]:
-    """The pieces of a text that quotes these sentences.
+    """The pieces of a text that quotes these sentences, one for each.
 
     Before a sentence stand the title of its document and the headings of its section, as far as no quoted sentence says
     the same. Rows, items of lists and lines of code stand on lines of their own.
@@ -53,11 +53,8 @@ def quotation(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[str]:
     for one in shown:
         begins = before is None or before.section != one.section
         label, headed = _label(one, said, begins=begins)
-        if before is not None:
-            yield _between(before, one, headed=headed)
-        if label:
-            yield label + ("\n" if one.is_line else " ")
-        yield one.text
+        gap = "" if before is None else _between(before, one, headed=headed)
+        yield f"{gap}{label}{_gap(one) if label else ''}{one.text}"
         before = one
 
 
@@ -81,6 +78,11 @@ def _label(one: _Quoted, said: dict[object, set[str]], *, begins: bool) -> tuple
     said[document] |= title
     label = " › ".join([*([] if named else [chunk.title]), *headings])
     return label if not label or label.endswith((":", "?", "!")) else f"{label}:", bool(headings)
+
+
+def _gap(one: _Quoted) -> str:
+    """What separates a sentence from what stands before it."""
+    return "\n" if one.is_line else " "
 
 
 def _between(before: _Quoted, after: _Quoted, *, headed: bool) -> str:
