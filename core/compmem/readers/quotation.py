@@ -35,8 +35,9 @@ class _Quoted(NamedTuple):
 def quotation(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[str]:
     """The pieces of a text that quotes these sentences, one for each.
 
-    Before a sentence stand the title of its document and the headings of its section, as far as no quoted sentence says
-    the same. Rows, items of lists and lines of code stand on lines of their own.
+    Before a sentence stand the title of its document, unless the quoted sentences have half of its words, and the
+    headings of its section that say more than the sentences quoted of it and the title. Rows, items of lists and lines
+    of code stand on lines of their own.
 
     Args:
         quoted: The sentences, in the order in which they are quoted.
@@ -74,7 +75,7 @@ def _label(one: _Quoted, said: dict[object, set[str]], *, begins: bool) -> tuple
         headings.append(path[-1])
     says = len(chunk.title) > 1 and any(map(str.isalpha, chunk.title))  # not a mere number or letter
     title = roots(chunk.title) if says else set[str]()
-    named = not title or not title.isdisjoint(said[document].union(*map(roots, headings)))
+    named = 2 * len(title & said[document].union(*map(roots, headings))) >= len(title)
     said[document] |= title
     label = " › ".join([*([] if named else [chunk.title]), *headings])
     return label if not label or label.endswith((":", "?", "!")) else f"{label}:", bool(headings)

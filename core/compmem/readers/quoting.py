@@ -62,7 +62,7 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence], o
         evidence: The kept sentences, at least one.
         outlines: Makes the outlines of their chunks.
     """
-    quoted = _supporting(asked, evidence, outlines)
+    quoted = _supporting(asked, evidence)
     quoted += _context(asked, quoted, quoted, outlines)
     added = _completing(asked, quoted, outlines)
     quoted += [*added, *_context(asked, added, [*quoted, *added], outlines)]
@@ -70,13 +70,12 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence], o
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
-def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
     """The best sentence of each of the best chunks, and those of the same chunk that are as good.
 
-    One that is nearly as good is quoted too if it has a word of the question that the best one and its headings lack.
-    Of the very best chunks, further good sentences are quoted that are short: lines of lists and records, sentences
-    with a pronoun if the best one has no word of the question but those of the title, and all that are as good in the
-    best one.
+    One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
+    chunks, further good sentences are quoted that are short: lines of lists and records, sentences with a pronoun if
+    the best one has no word of the question but those of the title, and all that are as good in the best one.
     """
     best: dict[str, Evidence] = {}
     for e in evidence:
@@ -84,7 +83,7 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence], outlin
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
     others = [e for e in ranked[QUOTED:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {e.chunk.id: (e.score, asked.keys() - outlines.roots(e)) for e in [*ranked[:QUOTED], *others]}
+    chosen = {e.chunk.id: (e.score, asked.keys() - roots(e.text)) for e in [*ranked[:QUOTED], *others]}
     left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
     named = {e.chunk.id for e in ranked if (roots(e.text) & asked.keys()) <= roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
