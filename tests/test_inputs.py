@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import zipfile
-from email.message import EmailMessage
 from pathlib import Path
 
 import pypdf
@@ -293,40 +292,6 @@ def test_a_word_document_keeps_its_title_and_table():
     found, errors = read("-", stdin=io.BytesIO(data), stdin_format="docx")
     assert errors == []
     assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\n| Rent | 100 |\n| --- | --- |\n")
-
-
-def test_an_e_mail_has_its_subject_sender_and_text_without_attachments():
-    mail = EmailMessage()
-    mail["Subject"], mail["From"], mail["Date"] = "Kiln – Ofen", "Ana <a@x.example>", "Mon, 01 Jan 2024 10:00:00 +0000"
-    mail.set_content("Ana buys the kiln in März.")
-    mail.add_alternative("<p>Ana buys <b>it</b>.</p>", subtype="html")
-    mail.add_attachment(b"\0\1", maintype="application", subtype="octet-stream", filename="a.bin")
-    title, text = parse("eml", bytes(mail), "kiln.eml")
-    assert title == "Kiln – Ofen"
-    assert text == ("From: Ana <a@x.example>\nDate: Mon, 01 Jan 2024 10:00:00 +0000\n\nAna buys the kiln in März.")
-    page = EmailMessage()
-    page.set_content("<h1>Kiln</h1><p>Ana buys it.</p>", subtype="html")
-    assert parse("eml", bytes(page), "kiln.eml")[1] == "# Kiln\n\nAna buys it."
-    assert parse("eml", b"Content-Type: text/plain; charset=none\n\nAna buys it.", "k.eml")[1] == "Ana buys it."
-    with pytest.raises(UnreadableError, match="a header of the e-mail has more than 10,000 characters"):
-        parse("eml", b"From: " + b"=?utf-8?q?a?= " * 1000 + b"\n\nAna.", "k.eml")
-
-
-def test_an_e_mail_that_would_take_long_to_parse_is_refused():
-    def nested(depth, lines):
-        opened = "".join(f"Content-Type: multipart/mixed; boundary=b{i}\n\n--b{i}\n" for i in range(depth))
-        return f"{opened}Content-Type: text/plain\n\n".encode() + b"a\n" * lines
-
-    def parts(count, kind):
-        each = f"--B\nContent-Type: {kind}\n\nx\n" * count
-        return f"Content-Type: multipart/mixed; boundary=B\n\n{each}--B\n\nAna.\n--B--\n".encode()
-
-    with pytest.raises(UnreadableError, match="more than 100 boundaries"):
-        parse("eml", nested(300, 40_000), "a.eml")
-    with pytest.raises(UnreadableError, match="the types of the e-mail's parts have more than 100,000 characters"):
-        parse("eml", parts(12, "application/x; " + "a=b;" * 2400), "a.eml")
-    assert parse("eml", nested(5, 9), "a.eml")[1] == "a\n" * 8 + "a"
-    assert parse("eml", parts(500, "application/x"), "a.eml")[1] == "Ana."
 
 
 def pdf_of(*objects):

@@ -3,7 +3,8 @@
 import codecs
 import logging
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,15 @@ class UnreadableError(Exception):
 
 class BlankError(UnreadableError):
     """A file contains no text."""
+
+
+class Contents(NamedTuple):
+    """What a file has for its document."""
+
+    title: str
+    text: str
+    context: str = ""
+    metadata: Mapping[str, Any] = {}
 
 
 def is_text(data: bytes) -> bool:

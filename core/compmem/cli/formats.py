@@ -1,23 +1,21 @@
-"""File formats, and the title and text of a file.
+"""File formats, and the title, text and other facts of a file.
 
 The parsers are lxml for HTML, PDFium for PDF and mammoth for .docx.
 """
 
 import contextlib
-import email
-import email.policy
 import io
 import re
 import zipfile
 from collections.abc import Callable
-from email.message import EmailMessage
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, get_args
 from xml.parsers import expat
 
-from compmem.cli.decoding import HEAD, BlankError, UnreadableError, decode, is_text
+from compmem.cli.decoding import HEAD, BlankError, Contents, UnreadableError, decode, is_text
 from compmem.cli.html import page_text
+from compmem.cli.mail import mail_text
 from compmem.cli.pdf import pdf_text
 from compmem.cli.records import csv_text, json_text
 from compmem.schema import MAX_TITLE_CHARS
@@ -43,15 +41,6 @@ _DOCX_GROWTH: Final = 30
 """How many times as large as the file its parts may be together."""
 _OPEN_FIELDS: Final = 1000
 """Fields of a .docx file that may have no end: each is looked through at every later one."""
-_MAIL_HEADS: Final = ("From", "To", "Cc", "Date")
-_MAX_HEADER_CHARS: Final = 10_000
-"""Maximum number of characters of a header of an e-mail, since reading one takes quadratic time."""
-_CONTENT_HEADS: Final = ("content-type", "content-disposition")
-_MAX_CONTENT_HEADER_CHARS: Final = 100_000
-"""Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
-_BOUNDARIES: Final = 100
-"""Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
-_COMPARED_LINES: Final = 10_000_000
 _FRONT_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
@@ -70,8 +59,8 @@ def format_of(name: str, head: bytes) -> Format | None:
     return "html" if head[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")) else "txt"
 
 
-def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
-    """Title and text of a file that contains one document.
+def parse(form: Format, data: bytes, name: str) -> Contents:
+    """What a file contains that is one document.
 
     Raises:
         BlankError: It contains no text.
@@ -79,10 +68,10 @@ def parse(form: Format, data: bytes, name: str) -> tuple[str, str]:
         ImportError: The parser of the format is not installed.
         Exception: Whatever the parser raises for a damaged file.
     """
-    title, text = _PARSERS[form](data, name)
-    if not text.strip():
+    found = Contents(*_PARSERS[form](data, name))
+    if not found.text.strip():
         raise BlankError("contains no text")
-    return title[:MAX_TITLE_CHARS], text
+    return found._replace(title=found.title[:MAX_TITLE_CHARS])
 
 
 def _plain(data: bytes, name: str) -> tuple[str, str]:
@@ -182,50 +171,17 @@ def _check_part(content: bytes) -> None:
         parser.Parse(content, True)
 
 
-def _eml(data: bytes, name: str) -> tuple[str, str]:
-    """Subject and text of an e-mail, without attachments; sender, recipients and date are its first paragraph."""
-    _check_mail(data)
-    message = email.message_from_bytes(data, EmailMessage, policy=email.policy.default)
-    values = {head: " ".join(str(message[head] or "").split()) for head in (*_MAIL_HEADS, "Subject")}
-    title = values.pop("Subject")
-    heads = [f"{head}: {value}" for head, value in values.items() if value]
-    body = message.get_body(("plain", "html"))
-    text = ""
-    if body is not None:
-        try:
-            text = body.get_content()
-        except LookupError:  # an unknown encoding
-            text = decode(cast("bytes", body.get_payload(decode=True)), name)
-        if body.get_content_subtype() == "html":
-            text = page_text(text)[1]
-    return title, "\n\n".join(filter(None, ["\n".join(heads), text.strip()]))
-
-
-def _check_mail(data: bytes) -> None:
-    """Refuse an e-mail that would take long to parse."""
-    boundaries, lines = data.lower().count(b"boundary"), data.count(b"\n") + data.count(b"\r")
-    if boundaries > _BOUNDARIES and boundaries * lines > _COMPARED_LINES:
-        raise UnreadableError(f"the e-mail has more than {_BOUNDARIES} boundaries of parts, and many lines")
-    raw = email.message_from_bytes(data, policy=email.policy.compat32)
-    heads = [(name.lower(), len(str(value))) for part in raw.walk() for name, value in part.items()]
-    if any(length > _MAX_HEADER_CHARS for _, length in heads):
-        raise UnreadableError(f"a header of the e-mail has more than {_MAX_HEADER_CHARS:,} characters")
-    most = max(_MAX_CONTENT_HEADER_CHARS, len(data) // 10)
-    if sum(length for name, length in heads if name in _CONTENT_HEADS) > most:
-        raise UnreadableError(f"the types of the e-mail's parts have more than {most:,} characters")
-
-
 def _pdf(data: bytes, name: str) -> tuple[str, str]:
     return pdf_text(data)
 
 
-_PARSERS: Final[dict[Format, Callable[[bytes, str], tuple[str, str]]]] = {
+_PARSERS: Final[dict[Format, Callable[[bytes, str], Contents | tuple[str, str]]]] = {
     "txt": _plain,
     "md": _markdown,
     "html": _html,
     "pdf": _pdf,
     "docx": _docx,
-    "eml": _eml,
+    "eml": mail_text,
     "csv": _csv,
     "json": _json,
 }

@@ -264,7 +264,7 @@ def _read(
         return
     data = stream.read()
     try:
-        title, text = parse(form, data, shown)
+        found = parse(form, data, shown)
     except (UnreadableError, ImportError) as error:
         if isinstance(error, BlankError) and skipped is not None:
             skipped[_kind(shown)] += 1
@@ -273,7 +273,9 @@ def _read(
     except Exception as error:  # parsers raise any exception for a damaged file
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
-        yield shown, Document(id=id, title=title or PurePath(id).stem[:MAX_TITLE_CHARS], text=text, metadata=about)
+        title = found.title or PurePath(id).stem[:MAX_TITLE_CHARS]
+        metadata = {**found.metadata, **about}
+        yield shown, Document(id=id, title=title, text=found.text, context=found.context, metadata=metadata)
 
 
 def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Report) -> Iterator[tuple[str, Document]]:

@@ -1,0 +1,123 @@
+"""E-mails: subject and text, with sender, recipients and date beside it."""
+
+import email
+import email.policy
+import io
+import re
+from datetime import datetime
+from email.message import EmailMessage
+from typing import Any, Final, cast
+
+from compmem.cli.decoding import Contents, UnreadableError, decode
+from compmem.cli.html import page_text
+from compmem.text.unicode import valid
+
+QUOTED: Final = "Quoted from an earlier message:"
+"""The line before a quotation that has none of its own."""
+_HEADS: Final = ("From", "To", "Cc")
+_MAX_SHOWN_CHARS: Final = 200
+"""Maximum number of characters of sender or recipients in the context, which is read with every chunk."""
+_MAX_HEADER_CHARS: Final = 10_000
+"""Maximum number of characters of a header, since reading one takes quadratic time."""
+_CONTENT_HEADS: Final = ("content-type", "content-disposition")
+_MAX_CONTENT_HEADER_CHARS: Final = 100_000
+"""Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
+_BOUNDARIES: Final = 100
+"""Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
+_COMPARED_LINES: Final = 10_000_000
+_MARKS = re.compile(r"(?:> ?)+")
+_MONTHS: Final = "January February March April May June July August September October November December".split()
+
+
+def mail_text(data: bytes, name: str) -> Contents:
+    """Subject, text, context and metadata of an e-mail, without attachments.
+
+    The context has sender, recipients and date, one per line. The metadata has the same as values, as far as they are
+    given: `from`, an address in lower case; `to` and `cc`, lists of them; `date`, in ISO form. Quoted lines have no
+    marks, see `without_marks`. An e-mail without text has its context as text.
+
+    Raises:
+        UnreadableError: It would take long to parse.
+    """
+    _check(data)
+    message = email.message_from_bytes(data, EmailMessage, policy=email.policy.default)
+    lines: list[str] = []
+    metadata: dict[str, Any] = {}
+    for head in _HEADS:
+        if shown := _flat(value := message[head]):
+            lines.append(f"{head}: {_short(shown)}")
+            addresses = [_flat(address.addr_spec).lower() for address in value.addresses if address.domain] or [shown]
+            metadata[head.lower()] = addresses[0] if head == "From" else addresses
+    if (date := message["Date"]) and (shown := _flat(date)):
+        when = date.datetime
+        lines.append(f"Date: {_short(shown) if when is None else _spoken(when)}")
+        metadata["date"] = shown if when is None else when.isoformat()
+    context = "\n".join(lines)
+    return Contents(_flat(message["Subject"]), _body(message, name).strip() or context, context, metadata)
+
+
+def without_marks(text: str) -> str:
+    """The text of an e-mail without the marks `>` of quoted lines; lines of marks alone are blank.
+
+    A quotation is between blank lines. A line that ends with a colon says whose it is; without one, `QUOTED` is put
+    before it.
+    """
+    if "\n>" not in f"\n{text}":
+        return text
+    lines: list[str] = []
+    before, depth = "", 0
+    for line in io.StringIO(text):
+        marks = _MARKS.match(line)
+        now = marks[0].count(">") if marks else 0
+        said = (line[marks.end() :] if marks else line).rstrip()
+        if said and now != depth:
+            lines.append("")
+            if now > depth and not before.endswith(":"):
+                lines += [QUOTED, ""]
+            depth = now
+        before = said or before
+        lines.append(said)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+
+def _body(message: EmailMessage, name: str) -> str:
+    body = message.get_body(("plain", "html"))
+    if body is None:
+        return ""
+    try:
+        text: str = body.get_content()
+    except LookupError:  # an unknown encoding
+        text = decode(cast("bytes", body.get_payload(decode=True)), name)
+    return page_text(text)[1] if body.get_content_subtype() == "html" else without_marks(text)
+
+
+def _flat(value: Any) -> str:
+    """A header on one line, without characters that cannot be stored."""
+    return " ".join(valid(str(value or "")).replace("\0", " ").split())
+
+
+def _short(value: str) -> str:
+    """The value, cut behind one of its commas if it is long."""
+    if len(value) <= _MAX_SHOWN_CHARS:
+        return value
+    cut = value[:_MAX_SHOWN_CHARS]
+    return f"{cut.rpartition(',')[0] or cut}, ..."
+
+
+def _spoken(when: datetime) -> str:
+    """A date as questions may name it, in English and in ISO form."""
+    return f"{when:%Y-%m-%d}, {when.day} {_MONTHS[when.month - 1]} {when.year}, {when:%H:%M}"
+
+
+def _check(data: bytes) -> None:
+    """Refuse an e-mail that would take long to parse."""
+    boundaries, lines = data.lower().count(b"boundary"), data.count(b"\n") + data.count(b"\r")
+    if boundaries > _BOUNDARIES and boundaries * lines > _COMPARED_LINES:
+        raise UnreadableError(f"the e-mail has more than {_BOUNDARIES} boundaries of parts, and many lines")
+    raw = email.message_from_bytes(data, policy=email.policy.compat32)
+    heads = [(name.lower(), len(str(value))) for part in raw.walk() for name, value in part.items()]
+    if any(length > _MAX_HEADER_CHARS for _, length in heads):
+        raise UnreadableError(f"a header of the e-mail has more than {_MAX_HEADER_CHARS:,} characters")
+    most = max(_MAX_CONTENT_HEADER_CHARS, len(data) // 10)
+    if sum(length for name, length in heads if name in _CONTENT_HEADS) > most:
+        raise UnreadableError(f"the types of the e-mail's parts have more than {most:,} characters")
