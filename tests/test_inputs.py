@@ -408,7 +408,11 @@ def test_an_unreadable_file_is_named(tmp_path):
         (b'{"text": "x", "metadata": {"a": "\\ud800"}}', "metadata 'a' is not JSON"),
         (b'{"text": "lone \\ud800"}', "its text has the lone surrogate '\\ud800' at 5"),
         (b'{"text": "x", "id": "c\\u0000"}', "its id must be a string without NUL characters"),
-        (b'{"text": "x", "body": "y"}', "unknown name 'body'"),
+        (b'{"text": 3, "body": "y"}', "'text' is missing or empty"),
+        (b'{"text": "", "body": "y"}', "'text' is missing or empty"),
+        (b'{"body": ""}', "'text' is missing or empty"),
+        (b'{"title": "x", "context": "y", "metadata": {"body": "z"}}', "'text' is missing or empty"),
+        (b'{"text": "x", "title": 3, "body": "y"}', "'title' must be text"),
         (b'{"text": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, ""),
     ],
@@ -421,6 +425,56 @@ def test_a_broken_json_line_is_named_by_file_and_number(tmp_path, line, message)
     assert len(errors) == 1
     assert "d.jsonl, line 2: " in errors[0]
     assert message in errors[0]
+
+
+def lines(*objects):
+    """The documents of these objects as lines."""
+    data = "\n".join(json.dumps(one) for one in objects).encode()
+    found, errors = read("-", stdin=io.BytesIO(data), stdin_format="jsonl")
+    assert errors == []
+    return found
+
+
+def test_other_fields_of_a_line_with_a_text_are_metadata():
+    found = lines(
+        {"ts": "2024-06-03T09:01", "user": "lena", "text": "yes", "path": "x", "metadata": {"user": "Lena", "n": 1}},
+        {"ts": "2024-06-03T09:02", "user": "raj", "text": "yes", "tags": ["a", {"b": 1}]},
+        {"ts": "2024-06-03T09:02", "user": "raj", "text": "yes", "id": 7},
+    )
+    file = {"path": "-", "format": "jsonl"}
+    assert [d.text for d in found] == ["yes"] * 3
+    assert found[0].metadata == {"ts": "2024-06-03T09:01", "user": "Lena", "n": 1, **file}
+    assert found[1].metadata == {"ts": "2024-06-03T09:02", "user": "raj", "tags": ["a", {"b": 1}], **file}
+    assert found[2].id == "7"
+    assert len({d.id for d in found}) == 3, "what differs in other fields is another document"
+
+
+def test_a_line_without_a_text_is_a_record_as_in_a_json_file():
+    row = {"id": "INC-1", "cause": "expired\ncertificate", "open": False, "title": "Payments", "log": ["a", "b"]}
+    long = {"id": 1.5, "context": "owner: Ann", "metadata": {"year": 2024}, "text": None, "note": "n " * 900}
+    one, two = lines(row, long)
+    assert (one.id, one.title, one.text) == ("INC-1", "Payments", json_text(json.dumps(row)))
+    assert one.metadata == {"cause": "expired\ncertificate", "open": False, "path": "-", "format": "jsonl"}
+    assert two.text == "id: 1.5; note: " + ("n " * 900).strip()
+    assert (two.context, two.metadata) == ("owner: Ann", {"year": 2024, "path": "-", "format": "jsonl"})
+
+
+def test_a_name_that_may_be_a_mistake_is_told_once(caplog):
+    for _ in range(2):
+        caplog.clear()
+        lines(
+            {"text": "a", "titel": "A", "user": "x", "content": "y", "ID": 3, "Text": "z", "test": 1, "n" * 99: 1},
+            {"text": "b", "titel": "B", "metadta": {}},
+            {"Text": "c"},
+            {"textt": "d"},
+        )
+        assert [record.getMessage() for record in caplog.records] == [
+            "-, line 1: the name 'titel' is kept as it is; is 'title' meant?",
+            "-, line 1: the name 'ID' is kept as it is; is 'id' meant?",
+            "-, line 2: the name 'metadta' is kept as it is; is 'metadata' meant?",
+            "-, line 3: the name 'Text' is kept as it is; is 'text' meant?",
+            "-, line 4: the name 'textt' is kept as it is; is 'text' meant?",
+        ]
 
 
 def test_lines_without_an_id_get_one_by_content(caplog):

@@ -12,7 +12,7 @@ from llama_index.core.base.llms.types import ChatMessage
 
 import compmem
 import llama_index_compmem
-from compmem.cli import decoding, formats, html, mail, records
+from compmem.cli import decoding, formats, html, json_lines, mail, records
 from compmem.cli.answer_page import as_page
 from compmem.cli.answer_text import printable
 from compmem.encoder.loading import load_encoder
@@ -171,6 +171,7 @@ READERS = {
     "plain text": lambda text: formats.parse("txt", b"x" + text.encode(), "a"),
     "CSV": quietly(records.csv_text),
     "JSON": records.json_text,
+    "JSON lines": quietly(lambda text: json_lines.line_document({text: text, "a": [text] * 9}, {})),
     "quotations of mail": lambda text: mail.without_marks(f"> {text}".replace("\n", "\n> ")),
     "bytes": quietly(lambda text: decoding.decode(text.encode() + b"\xff", "a", html=True)),
     "reply": replies.parse_reply,

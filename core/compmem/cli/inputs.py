@@ -5,13 +5,12 @@ A file or line that cannot be read is reported and left out; the others are stil
 
 import codecs
 import io
-import json
 import logging
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, Final
 from compmem.cli.answer_text import printable
 from compmem.cli.decoding import HEAD, BlankError, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
+from compmem.cli.json_lines import line_document, mistaken, parse_line
 from compmem.errors import CompMemError
 from compmem.schema import MAX_TITLE_CHARS, Document
 
@@ -279,6 +279,7 @@ def _read(
 
 
 def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Report) -> Iterator[tuple[str, Document]]:
+    known: dict[str, str] = {}
     for number, line in enumerate(stream, start=1):
         where = f"{shown}, line {number}"
         if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -288,18 +289,13 @@ def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Rep
         if not line.strip():
             continue
         try:
-            yield where, _json_document(line, about)
+            fields = parse_line(line)
+            document = line_document(fields, about)
         except (ValueError, RecursionError) as error:
             report(InputError(f"{where}: {_reason(error)}"))
-
-
-def _json_document(line: bytes, about: dict[str, Any]) -> Document:
-    """The document in a line `{"id", "title", "context", "text", "metadata"}`; only the text is required."""
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
-    document = Document.from_json(fields)
-    return replace(document, metadata={**about, **document.metadata})
+            continue
+        for name, meant in mistaken(fields, known):
+            logger.warning(
+                "%s: the name %s is kept as it is; is %r meant?", printable(where), printable(repr(name)), meant
+            )
+        yield where, document

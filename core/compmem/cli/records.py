@@ -35,11 +35,20 @@ def csv_text(text: str) -> str:
 
 def json_text(text: str) -> str:
     """JSON as text: each object is a paragraph, `name: value; name: value`. Text that is not JSON is unchanged."""
-    written: list[str] = []
     try:
-        _write(json.loads(text), "", written)
+        return value_text(json.loads(text))
     except (ValueError, RecursionError):
         return text
+
+
+def value_text(value: Any) -> str:
+    """A JSON value as text, as in `json_text`.
+
+    Raises:
+        RecursionError: It is nested too deeply.
+    """
+    written: list[str] = []
+    _write(value, "", written)
     return "\n\n".join(written)
 
 
