@@ -13,7 +13,6 @@ import pypdf
 import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from compmem.cli import pdf as pdf_module
 from compmem.cli.decoding import UnreadableError, decode
 from compmem.cli.formats import parse
 from compmem.cli.inputs import documents, files, path_id
@@ -292,68 +291,6 @@ def test_a_word_document_keeps_its_title_and_table():
     found, errors = read("-", stdin=io.BytesIO(data), stdin_format="docx")
     assert errors == []
     assert (found[0].title, found[0].text) == ("Lease", "# Lease\n\nAcme rents.\n\n| Rent | 100 |\n| --- | --- |\n")
-
-
-def pdf_of(*objects):
-    """A PDF of these objects; the first one is its catalog."""
-    data = b"%PDF-1.4\n" + b"".join(b"%d 0 obj%s endobj\n" % (n, o) for n, o in enumerate(objects, 1))
-    return data + b"trailer<</Root 1 0 R/Size %d>>\nstartxref\n0\n%%%%EOF" % (len(objects) + 1)
-
-
-def contents(data, **about):
-    told = b"".join(f"/{key}{value}".encode() for key, value in about.items())
-    return b"<<%s/Length %d>>stream\n%s\nendstream" % (told, len(data), data)
-
-
-def page_of(text, *forms, pages=1):
-    """A PDF with these contents of every page; they may call the first form by the name X, and each form the next."""
-    kids = b" ".join(b"%d 0 R" % (5 + n) for n in range(pages))
-    resources = [b"<</Font<</F 4 0 R>>/XObject<</X %d 0 R>>>>" % (5 + pages + n) for n in range(len(forms) + 1)]
-    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Contents 3 0 R/Resources%s>>" % resources[0]
-    return pdf_of(
-        b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count %d/Kids[%s]>>" % (pages, kids), contents(text),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>", *[page] * pages,
-        *(
-            contents(form, Type="/XObject", Subtype="/Form", BBox="[0 0 300 300]", Resources=inner.decode())
-            for form, inner in zip(forms, resources[1:], strict=True)
-        ),
-    )  # fmt: skip
-
-
-ACME = b"BT /F 12 Tf 9 99 Td (Acme)Tj ET"
-
-
-def test_a_word_that_a_line_end_divides_in_a_pdf_is_joined():
-    lines = b"BT /F 12 Tf 9 99 Td (Acme buys a har-)Tj 0 -14 Td (bour. It is)Tj 0 -14 Td (large.)Tj ET"
-    assert parse("pdf", page_of(lines), "a.pdf")[1] == "Acme buys a harbour. It is\nlarge."
-
-
-def test_forms_of_a_pdf_are_read_with_each_page():
-    assert parse("pdf", page_of(b"/X Do", ACME, pages=20), "a.pdf")[1] == "\n\n".join(["Acme"] * 20)
-
-
-def test_a_pdf_of_endless_pages_or_forms_is_refused(monkeypatch):
-    kids = b"<</Type/Pages/Count 4/Kids[2 0 R 2 0 R]>>"
-    with pytest.raises(UnreadableError, match="or ends its parser"):
-        parse("pdf", pdf_of(b"<</Type/Catalog/Pages 2 0 R>>", kids), "a.pdf")
-    monkeypatch.setattr(pdf_module, "_SECONDS", 1)
-    with pytest.raises(UnreadableError, match="takes too long or too much memory, or ends its parser"):
-        parse("pdf", page_of(*[b"/X Do " * 30] * 9, ACME), "a.pdf")
-
-
-def test_a_pdf_that_takes_too_much_memory_is_refused(monkeypatch):
-    bomb = page_of(b"BT /F 12 Tf 9 99 Td " + b"(Acme Acme)Tj " * 400_000 + b"ET")
-    monkeypatch.setattr(pdf_module, "_MEMORY", 400 << 20)
-    monkeypatch.setattr(pdf_module, "_COPIES", 0)
-    with pytest.raises(UnreadableError, match="takes too long or too much memory, or ends its parser"):
-        parse("pdf", bomb, "a.pdf")
-
-
-def test_a_pdf_with_far_more_text_than_bytes_is_refused(monkeypatch):
-    monkeypatch.setattr(pdf_module, "_TEXT", 100)
-    monkeypatch.setattr(pdf_module, "_GROWTH", 0)
-    with pytest.raises(UnreadableError, match="bytes of PDF with far more text than that"):
-        parse("pdf", page_of(ACME, pages=30), "a.pdf")
 
 
 def test_a_word_document_with_too_much_in_it_is_refused():

@@ -8,11 +8,13 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from compmem.cli.decoding import UnreadableError
 
+_ENDS: Final = frozenset(".!?:;。！？")
 _SCRIPT: Final = Path(__file__).with_name("pdf_process.py")
 _SECONDS: Final = 20
 """Processor time for a small file."""
@@ -31,7 +33,9 @@ _GROWTH: Final = 50
 
 
 def pdf_text(data: bytes) -> tuple[str, str]:
-    """Title and text of a PDF, with a blank line between pages. Words that a line end divides are joined.
+    """Title and text of a PDF, with a blank line between paragraphs. Words that a line end divides are joined.
+
+    Between pages is a blank line too, unless a sentence goes on. Running headers and footers are left out.
 
     Raises:
         UnreadableError: It is encrypted or damaged, has no text, or takes too much time or memory, or ends its parser.
@@ -42,10 +46,16 @@ def pdf_text(data: bytes) -> tuple[str, str]:
     read = _read(data)
     if refused := read.get("refused"):
         raise UnreadableError(refused)
-    text = "\n\n".join(filter(None, (page.strip() for page in read["pages"])))
+    pages = [page for page in map(str.strip, read["pages"]) if page]
+    text = "".join(page + ("\n" if _goes_on(page, after) else "\n\n") for page, after in pairwise([*pages, ""])).strip()
     if not text:
         raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(read["title"].split()), text
+
+
+def _goes_on(page: str, after: str) -> bool:
+    """Whether a sentence at the end of a page goes on in the next one."""
+    return page[-1] not in _ENDS and after[:1].islower()
 
 
 def _read(data: bytes) -> dict[str, Any]:
