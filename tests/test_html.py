@@ -46,6 +46,24 @@ def test_a_table_of_a_page_is_written_as_one_unless_it_arranges_the_page(rows, t
     assert page_text(f"<p>A<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table><p>Z")[1] == f"A\n\n{text}\n\nZ\n"
 
 
+@pytest.mark.parametrize(("given", "text"), [
+    ("<dt>Noise level</dt>\n <dd>46 dB</dd> <dt><b>Weight:</b></dt><dd><p>9 <b>kg</b></p></dd>",
+     "Noise level: 46 dB\nWeight: 9 kg"),
+    ("<dt>a<dd>b<dt>c<dd>d", "a: b\nc: d"),
+    ("<div><dt>a</dt><dd>b</dd></div><div><dt>c</dt><dd>d</dd></div>", "a: b\n\nc: d"),
+    ("<dt>a</dt><dt>b</dt><dd>c</dd><dd>d</dd>", "a\nb: c\nd"),
+    ("<dt>Is it paid?</dt><dd>Yes.</dd>", "Is it paid?\nYes."),
+    ("<dt>a<br>b</dt><dd>c</dd><dt>d</dt><dd><p>e</p><p>f</p></dd>", "a\nb\nc\nd\ne\nf"),
+    ("<dt>a</dt><dd><ul><li>b</li></ul></dd><dt>c</dt><dd></dd>", "a\n- b\nc"),
+    ("<dt>a</dt><dd>b<dl><dt>c</dt><dd>d</dd></dl></dd>", "a\nb\nc: d"),
+    ("<dd>a</dd><dt></dt><dd>b</dd>", "a\nb"),
+    ("<dt><b>a</b> </dt><dd><h2>b</h2></dd><dt><p>c</p></dt>d<dd>e</dd>", "a\n## b\nc\nd\ne"),
+    ("<dt>\n<code>a</code>\n</dt>\n<dd>\nb <b>c</b>\n</dd>\n<dt>\nd\n</dt>\n<dd>\ne\n</dd>", "a: b c\nd: e"),
+])  # fmt: skip
+def test_a_term_of_a_page_and_its_definition_are_one_line(given, text):
+    assert page_text(f"<p>A</p><dl>{given}</dl><p>Z")[1] == f"A\n\n{text}\n\nZ\n"
+
+
 def test_a_question_about_a_row_of_a_page_is_answered_with_that_row_and_the_head():
     rows = "".join(f"<tr><td>Land{n}</td><td>EUR {20 + n}</td></tr>" for n in range(99))
     _, text = page_text(f"<table><tr><th>Country</th><th>Allowance</th></tr>{rows}</table>")
@@ -72,6 +90,7 @@ def test_html_that_is_not_shown_or_moves_about_the_site_is_left_out():
 HOSTILE = [
     "<a ", "<![", "<!--", "<?", "</a", "<", "&", "<a a=", "<p>", "<div></p>", "<script>", "<title>", "<p hidden>",
     "<br>\n", "<td> ", "<tr><td>x", "<table><tr><td>x", "<pre>\n",
+    "<dl><dt>x<dd>y", "<dt>x<dd>y",
 ]  # fmt: skip
 
 

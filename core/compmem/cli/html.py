@@ -19,11 +19,12 @@ _BLOCKS: Final = frozenset(
     """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
     li main nav ol p pre section summary table tbody thead tfoot tr ul h1 h2 h3 h4 h5 h6""".split()
 )
-_HEADING = re.compile(r"h([1-6])$")
+_OPENING: Final = {"li": "- ", "br": "\n", "pre": "```\n", **{f"h{level}": "#" * level + " " for level in range(1, 7)}}
+"""What is written where a tag begins."""
 _TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
 _CELLS: Final = frozenset({"td", "th"})
 _NOT_IN_ROWS: Final = frozenset("table tr li dt dd pre h1 h2 h3 h4 h5 h6".split())
-"""A row of a table with one of these in it is written as text."""
+"""A row of a table with one of these in it is written as text; a definition is not in the line of its term."""
 _MAX_WRAPPED_ROW_CHARS: Final = 300
 """Maximum number of characters of a row that has several lines in a cell, or a single cell with text."""
 _PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
@@ -34,6 +35,8 @@ _PIECE: Final = 1 << 16
 
 def page_text(html: str) -> tuple[str, str]:
     """Title and text of a page: headings as `#` lines, list items as `-` lines, tables as Markdown tables.
+
+    A term and its definition are one line, `term: definition`, if each is a line.
 
     A table that only arranges a page, such as one with a single cell in a row or with lists in its cells, is text.
 
@@ -137,6 +140,18 @@ class _Row:
     """It is written as text."""
 
 
+@dataclass(slots=True)
+class _Term:
+    """The last term of a list of definitions, until its first definition ends."""
+
+    lines: int
+    """Line breaks before it."""
+    end: int = 0
+    """Number of the first part after it; 0: it is open, or more than a line."""
+    after: int = 0
+    """Line breaks before its definition."""
+
+
 class _Writer:
     """Writes text, with line breaks where blocks begin and end."""
 
@@ -148,6 +163,9 @@ class _Writer:
         self._headed = [False]
         """Whether the first row of each open table is written; the first of these is for rows outside of tables."""
         self._ends = "\n\n"
+        self._lines = 0
+        """Line breaks so far."""
+        self._term: _Term | None = None
 
     def enter(self, tag: str) -> None:
         if tag in _BLOCKS:
@@ -155,24 +173,20 @@ class _Writer:
         self._items += tag in _TIGHT
         if self._rows and tag in _NOT_IN_ROWS:
             self._rows[-1].plain = True
+        if tag in _NOT_IN_ROWS and tag != "dd":
+            self._term = None
         if tag == "table":
             self._headed.append(False)
         elif tag == "tr":
             self._rows.append(_Row(len(self._parts), self._ends))
-        if heading := _HEADING.match(tag):
-            self._put("#" * int(heading[1]) + " ")
-        elif tag == "li":
-            self._put("- ")
-        elif tag == "br":
-            self._put("\n")
         elif tag in _CELLS:
-            if not self._ends.endswith("\n"):
-                self._put(" | ")
-            if self._rows:
-                self._rows[-1].cells.append((len(self._parts), len(self._parts)))
-        elif tag == "pre":
-            self._code += 1
-            self._put("```\n")
+            self._begin_cell()
+        elif tag == "dt":
+            self._term = _Term(self._lines)
+        elif tag == "dd":
+            self._begin_definition()
+        self._code += tag == "pre"
+        self._put(_OPENING.get(tag, ""))
 
     def leave(self, tag: str) -> None:
         if tag == "pre":
@@ -184,6 +198,10 @@ class _Writer:
             self._write_row(self._rows.pop())
         elif tag == "table":
             self._headed.pop()
+        elif tag == "dt" and self._term:
+            self._term.end = len(self._parts) - self._broken() if self._is_line(self._term.lines) else 0
+        elif tag == "dd":
+            self._end_definition()
         if tag in _BLOCKS:
             self._break(tight=tag in _TIGHT)
         self._items -= tag in _TIGHT
@@ -197,6 +215,12 @@ class _Writer:
     def text(self) -> str:
         lines = "".join(self._parts).split("\n")
         return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip() + "\n"
+
+    def _begin_cell(self) -> None:
+        if not self._ends.endswith("\n"):
+            self._put(" | ")
+        if self._rows:
+            self._rows[-1].cells.append((len(self._parts), len(self._parts)))
 
     def _write_row(self, row: _Row) -> None:
         """Writes a row as one of a Markdown table if it is one; otherwise it stays as it was written."""
@@ -213,6 +237,30 @@ class _Writer:
         self._put(f"| {line} |" if self._headed[-1] else f"| {line} |\n|{' --- |' * len(cells)}")
         self._headed[-1] = True
 
+    def _begin_definition(self) -> None:
+        """Forgets the last term if it is not one line, or not directly before the definition."""
+        if self._term and self._term.end and self._parts[self._term.end :] == ["\n"]:
+            self._term.after = self._lines
+        else:
+            self._term = None
+
+    def _end_definition(self) -> None:
+        """Puts the definition into the line of its term if it is one line, and the term asks nothing."""
+        term, self._term = self._term, None
+        if term and self._is_line(term.after) and len(self._parts) > term.end + 1:
+            self._parts[term.end - 1] = self._parts[term.end - 1].rstrip()
+            last = "".join(self._parts[max(0, term.end - 2) : term.end])[-1:]
+            if last != "?":
+                self._parts[term.end] = " " if last == ":" else ": "
+
+    def _is_line(self, lines: int) -> bool:
+        """Whether only one line was written since there were so many line breaks."""
+        return self._lines - self._broken() == lines
+
+    def _broken(self) -> bool:
+        """Whether the last part is a line break."""
+        return self._parts[-1:] == ["\n"]
+
     def _break(self, *, tight: bool) -> None:
         if self._code or self._ends in ("- ", "# "):
             return
@@ -223,4 +271,5 @@ class _Writer:
     def _put(self, text: str) -> None:
         if text:
             self._parts.append(text)
+            self._lines += text.count("\n")
             self._ends = (self._ends + text)[-2:]
