@@ -60,12 +60,15 @@ _SPACED_ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:z\. ?B|d\. ?h|u\. ?a|i\. ?d\. ?R|u\. ?U|o\. ?Ä|v\. ?a|s\. ?o|i\. ?e|e\. ?g)$"
 )
 _NEXT_WORD = re.compile(r"\s*[\"'“”„«‘(\[*_¿¡]*(\w+)(\.?)")
+_NEXT_SIGN = re.compile(r"\s*+[\"'“”„«‘(\[*_]*+([-+−–±≈~<>≤≥=#§№&%°€$£¥₹])")
 _ABBREVIATIONS = frozenset(
     """dr mr mrs ms prof rev gen col sgt capt lt gov sen rep hon st mt ft jr sr messrs vs v cf al approx fig figs eq eqs
     sec ch chap vol vols pp p no nos art ed eds trans op cit dept univ inc ltd corp co bros jan feb mar apr jun jul aug
     sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
     ing geb gest z.b d.h u.a e.g i.e""".split()
 )
+_BEFORE_NUMBER = frozenset("ext est para paras qty anm kap rdnr rn ziff".split())
+"""Abbreviations only before a number or a sign."""
 _MAX_ABBREVIATION_CHARS = 7
 _BEFORE_ORDINAL = frozenset(
     """der die das dem den des am im vom zum zur bis ab seit beim und jeder jede jedes jeden ein eine einen einem eines
@@ -203,18 +206,22 @@ def _is_border(text: str, start: int, match: re.Match[str], end: int) -> bool:
     if not mark[0].isascii() and mark[0] != "…":
         return mark[-1] not in "」』）" or not rest.startswith(_AFTER_QUOTE)
     following = _NEXT_WORD.match(rest)
+    before = text[max(start, match.start() - 30) : match.start()]
     if following is None:
-        return True
+        sign = _NEXT_SIGN.match(rest)
+        return mark != "." or sign is None or not _is_abbreviated(before, sign[1], False)
     word = following[1]
     if word[0].islower():
         return False
     if mark[0] != "." or mark.startswith(".."):
         return True
-    return not _is_abbreviated(text[max(start, match.start() - 30) : match.start()], word, bool(following[2]))
+    return not _is_abbreviated(before, word, bool(following[2]))
 
 
 def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
-    """Whether the dot after `before` belongs to an abbreviation, an initial or an ordinal, followed by `word`."""
+    """Whether the dot after `before` belongs to an abbreviation, initial or ordinal that a word or sign follows."""
+    if word[0].isdigit() and before.endswith(("str", "Str")):
+        return True  # a street before the number of a house
     if before[-_MAX_ABBREVIATION_CHARS:].isalpha() and len(before) >= _MAX_ABBREVIATION_CHARS:
         return False
     last = _LAST_WORD.search(before)
@@ -222,6 +229,8 @@ def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
         return False
     token = last[0]
     if _SPACED_ABBREVIATION.search(before) or token.lower() in _ABBREVIATIONS:
+        return True
+    if token.lower() in _BEFORE_NUMBER and not word[0].isalpha():
         return True
     starter = word.lower() in _STARTERS and (len(word) > 1 or word in ("I", "A"))
     if token.isdigit():
@@ -232,7 +241,8 @@ def _is_abbreviated(before: str, word: str, dotted: bool) -> bool:
         ordinal = not leading or dated or leading[0].lower() in _BEFORE_ORDINAL or word in _MONTHS
         return len(token) <= 2 and ordinal and not starter
     if _INITIALS.match(token):
-        return not starter or dotted
+        named = len(token) > 1 or word[0].isalnum() or word == "&"
+        return named and (not starter or dotted)
     return False
 
 
