@@ -49,3 +49,44 @@ def test_an_abbreviation_before_a_sign_a_bracket_or_a_number_ends_no_sentence(se
 )
 def test_a_sentence_ends_before_a_sign_or_a_bracket(parts):
     assert split(" ".join(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [
+            "2024-06-03 09:01:02 ERROR checkout: upstream timed out",
+            "2024-06-03 09:01:07 WARN lb01: disk is full",
+            "2024-06-03 09:02:00 INFO deploy: 5.2 by tobias",
+        ],
+        ["2024-06-03T09:01:02Z the upstream server timed out", "2024-06-03T09:01:07Z disk is full"],
+        ["ERROR 2024-06-03T09:01:02Z the upstream server timed out", "INFO 2024-06-03 09:01:07 disk is full"],
+        ["Jun  3 09:01:02 lb01 the upstream server timed out", "Jun 13 09:01:07 lb01 disk is full"],
+        ["[2024-06-03 09:01] lena: is anyone getting errors on it?", "[2024-06-03 09:02] raj: yes"],
+        ["lena 09:01: is anyone else getting errors", "raj Noor (09:02): yes", "lena 9:05 PM - thanks"],
+        ["03.06.24, 09:01 - Lena: is anyone else getting errors", "03.06.24, 09:02 - Raj: yes"],
+        ["09:14 disk of the second load balancer is full", "09:20 rotated the logs"],
+        ["2004: moved to Vienna as a baker", "2006–2008: studied law", "2009 – came back and stayed"],
+        ["3 March 2004: moved to Vienna as a baker", "May 12, 2005: studied law"],
+        ["This is the log of the day", "09:14 disk of the second load balancer is full", "09:20 rotated the logs"],
+        ["09:14 disk is full", "09:16 this line is long and\ngoes on in the next line", "09:20 rotated the logs"],
+    ],
+)
+def test_lines_of_a_log_a_chat_or_a_timeline_stand_for_themselves(lines):
+    assert split("\n".join(lines)) == lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The war that they had lost ended in\n1945 and their king came back to the\ncity after it.",
+        "It is known that the war ended with\n1945: the year in which it was said that they had lost all.",
+        "The train that they took left at\n09:14 and the second one left at\n10:30 from the same place as ever.",
+        "The train that they took on a Monday left\n09:14 sharp, and the second one left at\n10:30 from there.",
+        "09:14 is when they left the house and the second one left at\n10:30 from the same place as ever.",
+        "It was changed on\n2024-06-03 and again on\n2024-06-05 by those who\nhad written the first one.",
+        "The scale that they used was\n1.240.000 to one, and it was\n10.0.12.5 before that, as they said.",
+    ],
+)
+def test_wrapped_prose_with_a_date_or_a_time_at_the_start_of_a_line_is_not_cut(text):
+    assert split(text) == [text]

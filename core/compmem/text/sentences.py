@@ -26,6 +26,21 @@ _PIPED = re.compile(r"\s*+\|.*\|\s*$")
 """A row of a Markdown table."""
 _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
 """A label and its value."""
+_TIME = r"\d{1,2}:\d\d(?::\d\d)?(?: ?[AaPp]\.?[Mm]\.?)?(?!\w)"
+_DATE = r"(?:\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([/.])\d{1,2}\2(?:\d{4}|\d{2}))(?!\.?\d)"
+_NAME = r"[^\W\d_][\w.'’-]{0,30}"
+_STAMP = re.compile(
+    rf"[ \t]{{0,8}}+(?:[\[(<]?(?:{_DATE}|{_TIME})"
+    r"|(?:\d{4}(?: ?[-–/] ?\d{2,4})?|\d{1,2}\.? [^\W\d_]{3,9} \d{4}|[^\W\d_]{3,9} \d{1,2}, \d{4})(?::| ?[–—]| -)(?=\s)"
+    rf"|[^\W\d_]{{3}}\.? {{1,2}}\d{{1,2}} {_TIME}"
+    rf"|{_NAME} {{1,2}}[\[(<]?\d{{4}}-\d\d-\d\d[ T]\d"
+    rf"|{_NAME}(?: {_NAME}){{0,2}},? {{1,2}}[\[(<]?{_TIME}[\])>]?(?=:| [-–—|>]))"
+)
+"""A date, a time, or a name and a time, as lines of logs, chats and timelines begin; a year only before a mark."""
+_OPEN_WORDS = frozenset(
+    """the a an in on at by for from with as of to into than and or between until about der die das im am um von bis zu
+    und oder mit""".split()
+)
 _SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|(?<=\S)\t")
 """Between two cells of a row; not a comma between digits, as in a number or a list of references, and no indent."""
 _MIN_SEPARATORS = 2
@@ -94,7 +109,8 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
     Text between two spans is blank. A heading, a list item and a line of code are separate sentences; so is a row of
     separated values or a line with a label and its value, directly after another one or a line that ends with a colon.
-    A short line without a mark at its end is separate too, if the next one begins with a capital or a digit.
+    A short line without a mark at its end is separate too, if the next one begins with a capital or a digit. So is a
+    line that begins with a date or a time, as in a log, if the next or an earlier line of its paragraph does so too.
     """
     return list(sentence_spans(text, 0, len(text)))
 
@@ -145,7 +161,7 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
     indent = longest = 0
     alone = blank = True
     short = False
-    item = recorded = begins_record = row = False
+    item = recorded = begins_record = row = logged = hangs = False
     for match in LINE.finditer(text, begin, end):
         line = text[match.start() : match.end()] if match.end() - match.start() < MAX_LINE_CHARS else _head(match)
         if not line.strip():
@@ -160,7 +176,11 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
         ended = short and (words[0].isupper() or words[0].isdigit())
         separated = is_separated(line)
         record = separated or is_labelled(line)
+        stamped = (blank or not hangs) and bool(_STAMP.match(text, match.start(), match.end()))
+        hangs, logged = _hangs(words), logged and not blank
+        logged = logged or (stamped and not hangs and bool(_STAMP.match(text, match.end(), end)))
         apart = alone or blank or own or bullet or ended or (record and (recorded or begins_record))
+        apart = apart or (stamped and logged)
         if match.start() > start and (apart or (deep > indent + 1 and not item)):
             yield start, match.start(), row
             start = match.start()
@@ -177,6 +197,11 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
 def _goes_on(line: str) -> bool:
     """Whether the sentence at the end of a line seems to go on in the next one, or to end with the line by a mark."""
     return line[-1] in _AT_END or line.rsplit(None, 1)[-1].lower() in _NOT_LAST
+
+
+def _hangs(line: str) -> bool:
+    """Whether a line surely ends in the middle of a sentence."""
+    return line[-1] in ",;(" or line.rsplit(None, 1)[-1].lower() in _OPEN_WORDS
 
 
 def _longest(text: str, begin: int, end: int) -> int:
