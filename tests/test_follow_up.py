@@ -22,7 +22,7 @@ HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founde
         (HISTORY, "When was it founded?", "When was it founded? (Bolt; Ann Lee)"),
         (HISTORY, "Who insures the Harbour Building?", "Who insures the Harbour Building?"),
         ([], "Where was she born?", "Where was she born?"),
-        ([HISTORY[1]], "Where was she born?", "Where was she born? (Bolt; Ann Lee)"),
+        ([HISTORY[1]], "Where was she born?", "Where was she born? (Ann Lee)"),
         (HISTORY, "And Acme?", "Who founded Acme?"),
         ([turn("user", "Who were the founders of Bolt?"), turn("assistant", "Ann Lee."), turn("user", "And when?"),
           turn("assistant", "In 2012.")], "And Acme?", "Who were the founders of Acme?"),
@@ -46,6 +46,62 @@ HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founde
 )  # fmt: skip
 def test_the_names_that_a_question_refers_to_stand_behind_it(history, question, expected):
     assert standalone_question(history, question) == expected
+
+
+LEAVE = [turn("user", "How many days of leave do I get?"), turn("assistant", "28 days of paid leave a year.")]
+DISHWASHER = [turn("user", "What does E2 mean on the DW60?"), turn("assistant", "E2: Water does not drain.")]
+INCIDENT = [turn("user", "Who fixed INC-102?"), turn("assistant", "INC-102: Fixed by: Piotr Zielinski")]
+PARKING = [turn("user", "Is there parking at the Vienna office?"), turn("assistant", "Yes.")]
+
+
+@pytest.mark.parametrize(
+    ("history", "question", "expected"),
+    [
+        (LEAVE, "what about part-time employees",
+         "How many days of leave do I get? what about part-time employees"),
+        (LEAVE, "And how long for interns?", "How many days of leave do I get? And how long for interns?"),
+        ([*LEAVE, turn("user", "and for the part-time employees?"), turn("assistant", "14 days.")], "and for interns?",
+         "How many days of leave do I get? and for interns?"),
+        (DISHWASHER, "and on the DW45?", "What does E2 mean on the DW45?"),
+        (DISHWASHER, "and E4?", "What does E4 mean on the DW60?"),
+        (INCIDENT, "what about INC-103?", "Who fixed INC-103?"),
+        (PARKING, "And at the Berlin office?", "Is there parking at the Berlin office?"),
+        (PARKING, "How about a garage in Berlin?",
+         "Is there parking at the Vienna office? How about a garage in Berlin?"),
+    ],
+)  # fmt: skip
+def test_a_message_that_begins_with_and_or_what_about_repeats_the_last_question(history, question, expected):
+    assert standalone_question(history, question) == expected
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "And who insures the Harbour Building?",
+        "And is Acme in the union?",
+        "And Bolt was founded in May.",
+        "What was the reason for leaving?",
+        "And how many days of holiday are left for interns?",
+    ],
+)
+def test_a_whole_question_or_a_statement_after_and_is_left_as_it_is(question):
+    assert standalone_question(HISTORY, question) == question
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "question", "expected"),
+    [
+        ("how do i create a widget", "POST /widgets", "and delete one?", "how do i create a widget and delete one?"),
+        ("who fixed it", "Fixed by: Piotr Noor", "what else did he fix?", "what else did he fix? (Piotr Noor)"),
+        ("who runs it", "Incidents: **Owner:** Ann Lee", "where is she?", "where is she? (Ann Lee)"),
+        ("who runs it", "Owners of it are many. Mostly it is Ann Lee.", "where is she?", "where is she? (Ann Lee)"),
+        ("which plan is it", "Plan: Silver.", "when does it end?", "when does it end? (Silver)"),
+        ("what broke", "INC-102 in May. The owner is Noor.", "who fixed it?", "who fixed it? (INC-102; May; Noor)"),
+        ("who pays", "Quill Dairy: The plan is new.", "when does it end?", "when does it end? (Quill Dairy)"),
+    ],
+)  # fmt: skip
+def test_the_first_word_of_a_sentence_or_a_label_in_an_answer_is_no_name(asked, answer, question, expected):
+    assert standalone_question([turn("user", asked), turn("assistant", answer)], question) == expected
 
 
 def chat(*messages):

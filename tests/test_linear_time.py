@@ -194,6 +194,7 @@ READERS = {
     "names of a chat": lambda text: condense_by_rule([ChatMessage(text)], text),
     "question parts": question_parts,
     "follow-up": lambda text: standalone_question([{"role": "user", "content": text}] * 3, text[:4000]),
+    "follow-up of an answer": lambda text: standalone_question([{"role": "assistant", "content": text}] * 2, "Is it?"),
     "codes": lambda text: only_unknown_codes(f"INC-250 {text}", [text]),
     "token estimate": lambda text: load_encoder(HashEncoder()).count_tokens([text]),
 }

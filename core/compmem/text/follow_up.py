@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from compmem.text.sentences import sentences
 from compmem.text.tokenize import STOPWORDS
 
 _REFERS: Final = frozenset(
@@ -27,12 +28,23 @@ _ASKING: Final = frozenset(
 )
 _FOR_A_PERSON: Final = frozenset("who whom whose wer wen wem qui quién".split())
 _AND: Final = frozenset("and und et y".split())
+_BEGINNINGS: Final = (["what", "about"], ["how", "about"])
+_VERBS: Final = frozenset(
+    """is are was were do does did can could will would has have had should may must ist sind war hat haben kann
+    est sont es son""".split()
+)
+"""Verbs that begin a question."""
 _ARTICLES: Final = frozenset("der die das ein eine le la les un une el los las una".split())
 _REPLIES: Final = frozenset("ok okay yes no really sure thanks please ja nein oui non sí".split())
 _NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
 _WORD: Final = re.compile(r"[^\W\d_]+")
+_RUN: Final = re.compile(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*|-\d\w*)*")
+_LABEL_END: Final = re.compile(r":[*_]*\s")
+_DIGIT: Final = re.compile(r"\d")
 _SHORT: Final = 3
 """Maximum number of words of a message that is a follow-up without a pronoun."""
+_SHORT_IF_BEGUN: Final = 6
+"""The same for one that begins with "and", "what about" or "how about"."""
 _NAMES: Final = 3
 """Maximum number of names that are added."""
 _READ: Final = 4_000
@@ -45,9 +57,9 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
 
     With a pronoun, or with a word such as `that` or `there` and no name, names are added: those in the last question,
     then those that are new in the answer to it. Only the latter if the last question asks for a person and the pronoun
-    means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, the last question
-    that is longer is repeated: "And when?". It is asked for another name if both have one: "And Acme?" becomes "Who
-    founded Acme?".
+    means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, or six after "and",
+    "what about" or "how about", the last question that is longer is repeated: "And when?". It is asked for another name
+    if both have one: "And Acme?" becomes "Who founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
@@ -56,25 +68,42 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     words, turns = _words(question), [(m["role"], m["content"][-_READ:]) for m in history if m["content"].strip()]
     refers = not _REFERS.isdisjoint(words) or not (_POINTS.isdisjoint(words) or _names(question))
     asks = "?" in question or not (_ASKING | _AND).isdisjoint(words)
-    if not turns or not (refers or (0 < len(words) <= _SHORT and asks)):
+    if not turns or not (refers or (_is_short(question) and asks)):
         return question
     said = [text for role, text in reversed(turns) if role == "user"]
-    asked = next((text for text in said if len(_words(text)) > _SHORT), next(iter(said), ""))
+    asked = next((text for text in said if _words(text) and not _is_short(text)), next(iter(said), ""))
     about = next((names for role, text in reversed(turns) if role == "user" and (names := _names(text))), [])
     if asked and not refers:
-        if len(named := _names(question)) == len(before := _names(asked)) == 1:
-            return asked.replace(before[0], named[0])
+        named, before = _names(question), _names(asked)
+        added = {word.lower() for word in words} - {word.lower() for name in named for word in _WORD.findall(name)}
+        if len(named) == 1 and (len(words) <= _SHORT or added <= {*_words(asked), *_NO_NAMES}):
+            letters = _DIGIT.sub("", named[0])
+            alike = [name for name in before if _DIGIT.search(name) and _DIGIT.sub("", name) == letters] or before
+            if len(alike) == 1:
+                return asked.replace(alike[0], named[0])
         return _with_names(f"{asked} {question}", () if before else about)
-    last, earlier = turns[-1][1], {name for _, text in turns[:-1] for name in _names(text)}
-    new = [name for name in _names(last) if name not in earlier]
+    earlier = {name for role, text in turns[:-1] for name in _names_of(role, text)}
+    last = _names_of(*turns[-1])
+    new = [name for name in last if name not in earlier]
     if new and not _PERSONS.isdisjoint(words) and not _FOR_A_PERSON.isdisjoint(_words(asked)[:1]):
         return _with_names(question, new)
-    meant = list(dict.fromkeys([*about, *new])) or _names(last)
+    meant = list(dict.fromkeys([*about, *new])) or last
     return _with_names(question if meant else f"{asked} {question}".strip(), meant)
 
 
 def _with_names(question: str, names: Sequence[str]) -> str:
     return f"{question} ({'; '.join(names[:_NAMES])})" if names else question
+
+
+def _is_short(text: str) -> bool:
+    """Whether a message is so short that it may be a follow-up without a pronoun; not a question about a name."""
+    words = _words(text)
+    if len(words) <= _SHORT:
+        return bool(words)
+    begun = words[0] in _AND or words[:2] in _BEGINNINGS
+    if not begun or len(words) > _SHORT_IF_BEGUN or text.rstrip().endswith((".", "!")):
+        return False
+    return words[0] not in _AND or words[1] not in _ASKING | _VERBS or not _names(text)
 
 
 def _words(text: str) -> list[str]:
@@ -83,10 +112,27 @@ def _words(text: str) -> list[str]:
     return [word if spoken and len(word) > 1 and word.isupper() else word.lower() for word in _WORD.findall(text)]
 
 
+def _names_of(role: str, text: str) -> list[str]:
+    """The names of a message; in an answer, the capital of the first word of a sentence or a label makes no name."""
+    if role == "user":
+        return _names(text)
+    found: dict[str, None] = {}
+    for start, end in sentences(text):
+        parts = _LABEL_END.split(text[start:end])
+        for place, part in enumerate(parts, 1):
+            names = _names(part)
+            first = _WORD.search(part)
+            if names and first and part.startswith(names[0], first.start()) and _WORD.fullmatch(names[0]):
+                alone = place == len(parts) and len(_WORD.findall(part)) == 1
+                names = names if alone else names[1:]
+            found.update(dict.fromkeys(names))
+    return list(found)
+
+
 def _names(text: str) -> list[str]:
     """Runs of capitalised words, each once, without those that are no names; a longer run than a name has is none."""
     found: dict[str, None] = {}
-    for run in re.findall(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*)*", text):
+    for run in _RUN.findall(text):
         words: list[str] = []
         for word in [*run.split(" "), ""]:
             if word[:1].isupper() and word.lower() not in _NO_NAMES:
