@@ -90,3 +90,26 @@ def test_lines_of_a_log_a_chat_or_a_timeline_stand_for_themselves(lines):
 )
 def test_wrapped_prose_with_a_date_or_a_time_at_the_start_of_a_line_is_not_cut(text):
     assert split(text) == [text]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["``timeout``\n   Seconds until a request is given up.", "``retries``\n   How often it is tried."],
+        [
+            "timeout : int\n    Seconds until a request, which may be a very long one,\n    is given up.",
+            "b : int\n    Others.",
+        ],
+        ["Term\n\tA word or some words that have a meaning of their own here.", "Other term\n\tThat is another."],
+        ["Europe", "  France\n  Germany"],
+        ["Usage", "    x = 1"],
+        ["The list", "  - one item of it."],
+        ["<p>", "  <b>This is a page.</b> It is long and has no end that one can see."],
+        ["The line is a long line of prose, of fifty letters", "  To be or not to be."],
+        ["The clause that", "  To be or not to be."],
+    ],
+)
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_a_term_and_the_indented_text_below_it_are_one_sentence(parts, between):
+    between = "\n" if parts[1].startswith(" ") else between
+    assert split(between.join(parts)) == [part.strip() for part in parts]

@@ -44,6 +44,7 @@ _OPEN_WORDS = frozenset(
 _SEPARATOR = re.compile(r"(?<!\d),(?=\S)|,(?=[^\s\d])|;(?=\S)|(?<=\S)\t")
 """Between two cells of a row; not a comma between digits, as in a number or a list of references, and no indent."""
 _MIN_SEPARATORS = 2
+_INDENTED = re.compile(r"(?: {2}|\t)[ \t]*+\S")
 _SHORT_LINE = 50
 _SHORT_SHARE = 0.7
 """A line is short below this many characters and this share of the longest line of its paragraph."""
@@ -111,6 +112,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
     separated values or a line with a label and its value, directly after another one or a line that ends with a colon.
     A short line without a mark at its end is separate too, if the next one begins with a capital or a digit. So is a
     line that begins with a date or a time, as in a log, if the next or an earlier line of its paragraph does so too.
+    A short line directly above an indented line of prose, as in a list of definitions, is part of the sentence there.
     """
     return list(sentence_spans(text, 0, len(text)))
 
@@ -161,7 +163,7 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
     indent = longest = 0
     alone = blank = True
     short = False
-    item = recorded = begins_record = row = logged = hangs = False
+    item = recorded = begins_record = row = logged = hangs = term = False
     for match in LINE.finditer(text, begin, end):
         line = text[match.start() : match.end()] if match.end() - match.start() < MAX_LINE_CHARS else _head(match)
         if not line.strip():
@@ -181,10 +183,15 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
         logged = logged or (stamped and not hangs and bool(_STAMP.match(text, match.end(), end)))
         apart = alone or blank or own or bullet or ended or (record and (recorded or begins_record))
         apart = apart or (stamped and logged)
-        if match.start() > start and (apart or (deep > indent + 1 and not item)):
+        defines = term and not (blank or own or bullet) and (len(words) >= _SHORT_LINE or words[-1] in ".!?")
+        term = not (deep or own or bullet or words[0] in "<.=" or _goes_on(words)) and len(words) < _SHORT_LINE
+        term = term and bool(_INDENTED.match(text, match.end(), end))
+        apart = apart or (deep > indent + 1 and not item) or (term and indent > 0)
+        if match.start() > start and apart and not defines:
             yield start, match.start(), row
             start = match.start()
         begins = match.start() == start
+        term = term and begins
         begins_record = record if begins else begins_record
         row = begins and (piped or (separated and recorded))
         item = bullet or (item and not blank and not ended)
