@@ -45,10 +45,10 @@ def test_the_exact_search_is_a_matrix_product_whatever_the_slices(index):
 
 def test_either_ranking_grows_when_more_of_it_is_wanted(index):
     with index.question_context("page number film") as context:
-        stage = context.stage
-        stage._depth = 5
-        few, many = len(stage.bm25(5)), len(stage.nearest(20))
-        assert (few, many, len(stage.bm25(20))) == (5, 20, 20)
+        generator = context.required_generator
+        generator._depth = 5
+        few, many = len(generator.bm25(5)), len(generator.nearest(20))
+        assert (few, many, len(generator.bm25(20))) == (5, 20, 20)
 
 
 def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
@@ -65,6 +65,6 @@ def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
 def test_whom_a_memory_line_speaks_of_is_asked_for_though_no_block_is_named_so(index):
     config = LoopConfig(first_stage=4, links=False)
     with index.question_context("Who is married to the director of Big Eyes?", None, config) as context:
-        words_alone = replace(context.stage, dense=None)
+        words_alone = replace(context.required_generator, dense=None)
         assert "The Fall" not in titles(context, words_alone.propose(""))
         assert "The Fall" in titles(context, words_alone.propose("Big Eyes: directed by Jane Roe."))

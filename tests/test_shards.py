@@ -69,7 +69,7 @@ def asked(index, question, filter=None):
         proposed = context.propose("")
         scores = context.score("", proposed)
         names = {n: b.chunk.id for n, b in zip(proposed, context.fetch(proposed), strict=True)}
-        worded = {names[n]: s for n, s in context.stage.bm25(20) if n in names}
+        worded = {names[n]: s for n, s in context.required_generator.bm25(20) if n in names}
     answer = index.answer(question, FEW_STEPS, filter=filter)
     return dict(zip(names.values(), scores, strict=True)), worded, answer
 
@@ -100,7 +100,7 @@ def searched(index, question, filter=None):
     """What each search and the gate found, by document, in order."""
     with index.question_context(question, filter, LoopConfig(first_stage=12)) as context:
         proposed = [context.propose(memory) for memory in ("", "Page 7: Acme rents the Hall of Borel.")]
-        found = [*proposed, context.stage.nearest(30), [n for n, _ in context.stage.bm25(30)]]
+        found = [*proposed, context.required_generator.nearest(30), [n for n, _ in context.required_generator.bm25(30)]]
         names = {n: b.chunk.document_id for row in found for n, b in zip(row, context.fetch(row), strict=True)}
         scores = context.score("", proposed[0])
     return [[names[n] for n in row] for row in found], scores

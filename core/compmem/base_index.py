@@ -280,7 +280,7 @@ class BaseIndex(ABC):
             async with runner.entered(self.question_context(text[:MAX_QUESTION_CHARS], filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, cancelled=cancelled)
-                quoter = None if context.first_stage is None else ExtractiveReader(context.analyzer)
+                quoter = None if context.candidate_generator is None else ExtractiveReader(context.analyzer)
                 yield Search(loop, wrap(reader), quoter)
 
         made = events(

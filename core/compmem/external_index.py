@@ -24,7 +24,7 @@ from compmem.loop.context import QuestionContext
 from compmem.loop.drivers import WAITING
 from compmem.loop.gates import DenseGate, make_gate
 from compmem.naming import DEFAULT_ENCODER
-from compmem.retrieval.external import RetrievedStage
+from compmem.retrieval.external import RetrieverCandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
 from compmem.store import TransientLexicalIndex
@@ -148,20 +148,20 @@ class ExternalIndex(BaseIndex):
 
         analyzer = QueryAnalyzer(question, self.encoder, lexical_index)
         try:
-            stage = RetrievedStage(
+            generator = RetrieverCandidateGenerator(
                 analyzer=analyzer, lexical_index=lexical_index, dense=None, admitted=None,
                 per_signal=settings.first_stage, links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
-            stage.retrieve("")
+            generator.retrieve("")
             blocks = BlockLoader(found, self._seen)
-            trained = DenseGate(self.gate, blocks, stage, open_ended=True)
+            trained = DenseGate(self.gate, blocks, generator, open_ended=True)
             yield QuestionContext(
                 loader=blocks,
                 config=settings,
                 admitted=None,
                 count=self._models.count_tokens,
-                first_stage=stage,
-                gate=make_gate(settings, trained, blocks, stage),
+                candidate_generator=generator,
+                gate=make_gate(settings, trained, blocks, generator),
             )
         finally:
             lexical_index.close()

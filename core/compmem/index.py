@@ -23,7 +23,7 @@ from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
-from compmem.retrieval.candidates import FirstStage
+from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder, Filter
@@ -395,23 +395,25 @@ class MemoryIndex(BaseIndex):
         latent, kv_cache = self._models.backbone_gate(question), self._models.kv_cache
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
-            blocks, stage = BlockLoader(snapshot, self._seen), None
+            blocks, generator = BlockLoader(snapshot, self._seen), None
             if encoder is not None:
                 lexical_index = snapshot.lexical_index(admitted)
                 analyzer, search = QueryAnalyzer(question, encoder, lexical_index), self._search(snapshot)
-                stage = FirstStage(analyzer, lexical_index, search, admitted, settings.first_stage, settings.links)
+                generator = CandidateGenerator(
+                    analyzer, lexical_index, search, admitted, settings.first_stage, settings.links
+                )
             trained: Gate = NoGate()
             if latent is not None and kv_cache is not None:
                 trained = KVGate(latent, blocks, kv_cache)
-            elif stage is not None:
-                trained = DenseGate(self.gate, blocks, stage)
+            elif generator is not None:
+                trained = DenseGate(self.gate, blocks, generator)
             yield QuestionContext(
                 loader=blocks,
                 config=settings,
                 admitted=admitted,
                 count=self._models.count_tokens,
-                first_stage=stage,
-                gate=make_gate(settings, trained, blocks, stage),
+                candidate_generator=generator,
+                gate=make_gate(settings, trained, blocks, generator),
                 kv_cache=kv_cache,
             )
 

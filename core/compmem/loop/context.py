@@ -10,7 +10,7 @@ from compmem.config import LoopConfig, SearchMethod
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader, Blocks
 from compmem.loop.gates import Gate, compared
-from compmem.retrieval.candidates import RANKED, FirstStage
+from compmem.retrieval.candidates import RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.ranking import reciprocal_rank_fusion
 from compmem.schema import MemoryBlock, Recall, Vectors
@@ -20,7 +20,7 @@ from compmem.schema import MemoryBlock, Recall, Vectors
 class QuestionContext:
     """The index for one question, as the loop sees it.
 
-    Without an encoder there is no first stage, and every block that the filter admits is a candidate. Without an
+    Without an encoder no candidates are proposed: every block that the filter admits is a candidate. Without an
     encoder and without a trained gate on the backbone, every candidate is accepted, in document order.
     """
 
@@ -31,8 +31,8 @@ class QuestionContext:
     """Numbers of the blocks that the filter admits; None if there is no filter."""
     count: Callable[[Sequence[str]], list[int]]
     """Counts tokens of texts."""
-    first_stage: FirstStage | None
-    """The first stage; None if the index has no encoder."""
+    candidate_generator: CandidateGenerator | None
+    """Proposes candidates; None if the index has no encoder."""
     gate: Gate
     """Scores candidates."""
     kv_cache: KVCache | None = None
@@ -44,23 +44,23 @@ class QuestionContext:
         return self.loader.source
 
     @property
-    def stage(self) -> FirstStage:
-        """The first stage.
+    def required_generator(self) -> CandidateGenerator:
+        """What proposes candidates.
 
         Raises:
             ValueError: The index was made without an encoder.
         """
-        if self.first_stage is None:
+        if self.candidate_generator is None:
             raise ValueError(
                 "this index was made with encoder=None, so it has no vectors: use reader='latent' and gate='learned' "
                 "or 'off', or make the index with an encoder"
             )
-        return self.first_stage
+        return self.candidate_generator
 
     @property
     def analyzer(self) -> QueryAnalyzer:
-        """The analysed question, for the dense gate and the extractive reader. Raises what `stage` raises."""
-        return self.stage.analyzer
+        """The analysed question, for the dense gate and the extractive reader. Raises as `required_generator`."""
+        return self.required_generator.analyzer
 
     @property
     def threshold(self) -> float:
@@ -69,9 +69,9 @@ class QuestionContext:
 
     def propose(self, memory: str) -> list[int]:
         """Numbers of the blocks that may be relevant to the question, given the working memory."""
-        if self.config.candidates == "all" or self.first_stage is None:
+        if self.config.candidates == "all" or self.candidate_generator is None:
             return [int(n) for n in (self.snapshot.select(None) if self.admitted is None else self.admitted)]
-        return self.first_stage.propose(memory)
+        return self.candidate_generator.propose(memory)
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The gate score of each block, given the working memory."""
@@ -105,12 +105,12 @@ class QuestionContext:
             proposed = self.propose("")
             return dict(zip(proposed, self.score("", proposed), strict=True))
         if method == "bm25":
-            bm25 = self.stage.bm25(k)
+            bm25 = self.required_generator.bm25(k)
             best = max((score for _, score in bm25), default=0.0) or 1.0
             return {n: score / best for n, score in bm25}
-        near = self.stage.nearest(max(k, RANKED))
+        near = self.required_generator.nearest(max(k, RANKED))
         if method == "hybrid":
-            return reciprocal_rank_fusion([near, [n for n, _ in self.stage.bm25(max(k, RANKED))]])
+            return reciprocal_rank_fusion([near, [n for n, _ in self.required_generator.bm25(max(k, RANKED))]])
         if not near:
             return {}
         cosines = self.loader.vectors(near[:k]) @ self.analyzer.analyze("").question

@@ -13,7 +13,7 @@ from compmem.gate import BackboneGate, FirstPass, GateHead, features, unknown_sh
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader
 from compmem.loop.loop import FEW
-from compmem.retrieval.candidates import FirstStage
+from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
 from compmem.text.codes import only_unknown_codes
@@ -36,7 +36,7 @@ class Gate(Protocol):
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate must run again with each new working memory; known after the first pass."""
+        """Whether candidates and scores must be computed again with each new memory; known after the first pass."""
         ...
 
     @property
@@ -84,14 +84,16 @@ class DenseGate:
     Args:
         head: The networks.
         blocks: The question's blocks.
-        stage: The question's first stage.
+        generator: Proposes candidates for the question.
         open_ended: New blocks may come with each step, so the first candidates never suffice.
     """
 
-    def __init__(self, head: GateHead, blocks: BlockLoader, stage: FirstStage, *, open_ended: bool = False) -> None:
+    def __init__(
+        self, head: GateHead, blocks: BlockLoader, generator: CandidateGenerator, *, open_ended: bool = False
+    ) -> None:
         self._head = head
         self._blocks = blocks
-        self._stage = stage
+        self._generator = generator
         self._open_ended = open_ended
         self._look: FirstPass | None = None
         self._first: dict[int, float] = {}
@@ -123,16 +125,16 @@ class DenseGate:
         odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * unknown
         if odds < _log_odds(self._head.found_threshold) or unknown >= _MIN_UNKNOWN_SHARE:
             return False
-        return not only_unknown_codes(self._stage.analyzer.question, self._texts())
+        return not only_unknown_codes(self._generator.analyzer.question, self._texts())
 
     def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
         """The probability of each block that the question needs it."""
         if not blocks:
             return []
-        own, rows = compared(self._blocks, self._stage.analyzer, memory, blocks)
+        own, rows = compared(self._blocks, self._generator.analyzer, memory, blocks)
         known = np.array([n in self._first for n in blocks])
         if not memory or not known.any():
-            look = self._head.first_pass(own, self._stage.search_ranks(blocks).take(rows), rows)
+            look = self._head.first_pass(own, self._generator.search_ranks(blocks).take(rows), rows)
             if not self._first:
                 self._look = look
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
@@ -144,7 +146,7 @@ class DenseGate:
 
     def _unknown_share(self) -> float:
         windows = [window for own in self._blocks.windows(list(self._first)) for window in own]
-        return unknown_share(self._stage.analyzer.analyze(""), windows)
+        return unknown_share(self._generator.analyzer.analyze(""), windows)
 
     def _texts(self) -> Iterator[str]:
         """What the candidates say, with their titles, headings and contexts."""
@@ -205,7 +207,7 @@ class QuestionGate:
         return self._gate.score("", blocks)
 
 
-def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, stage: FirstStage | None) -> Gate:
+def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, generator: CandidateGenerator | None) -> Gate:
     """The gate that the settings name.
 
     Raises:
@@ -214,9 +216,9 @@ def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, stage: Fir
     if config.gate == "off":
         return NoGate()
     if config.gate == "similarity":
-        if stage is None:
+        if generator is None:
             raise ValueError("gate='similarity' needs vectors, and this index was made with encoder=None")
-        return SimilarityGate(blocks, stage.analyzer)
+        return SimilarityGate(blocks, generator.analyzer)
     return QuestionGate(trained) if config.gate == "question" else trained
 
 

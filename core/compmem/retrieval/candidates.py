@@ -1,4 +1,4 @@
-"""The first stage: dense, lexical and link signals propose candidate blocks for the gate.
+"""Candidate generation, the first stage of a search: dense, lexical and link signals propose blocks for the gate.
 
 Each signal is queried again with every new working memory: the joint vectors of question and memory, the question's
 terms that the memory does not cover yet, and the names in the memory.
@@ -33,7 +33,7 @@ BESIDE_FROM = 20_000
 
 
 @dataclass(slots=True)
-class FirstStage:
+class CandidateGenerator:
     """Proposes blocks for one question: queries every signal with the state of question and working memory."""
 
     analyzer: QueryAnalyzer

@@ -1,4 +1,4 @@
-"""The first stage over an external retriever: it is queried with texts, and its results are the only candidates.
+"""Candidate generation over an external retriever: it is queried with texts, and its results are the only candidates.
 
 It is queried with the question and the names in it, then with each new line of the working memory: question and line
 together, the line's names with the terms that are still missing, and each of the names. Term weights and known names
@@ -8,7 +8,7 @@ come from the results so far.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from compmem.retrieval.candidates import JOINT_LINES, RANKED, FirstStage
+from compmem.retrieval.candidates import JOINT_LINES, RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryState
 from compmem.text.tokenize import capital_runs, content_terms, name, terms, words
 
@@ -24,7 +24,7 @@ returns the numbers of the blocks, best first."""
 
 
 @dataclass(slots=True, kw_only=True)
-class RetrievedStage(FirstStage):
+class RetrieverCandidateGenerator(CandidateGenerator):
     """Proposes the retriever's results, and earlier results that words and links point to."""
 
     ask: Ask
@@ -38,7 +38,7 @@ class RetrievedStage(FirstStage):
     def propose(self, memory: str) -> list[int]:
         """Numbers of candidate blocks, each once, the strongest signal first."""
         self.retrieve(memory)
-        return FirstStage.propose(self, memory)
+        return CandidateGenerator.propose(self, memory)
 
     def retrieve(self, memory: str) -> None:
         """Sends the retriever new queries for the question and the newest lines of the memory."""

@@ -16,12 +16,12 @@ Rank = Callable[[QuestionContext, int], list[int]]
 
 def dense(context: QuestionContext, k: int) -> list[int]:
     """The nearest blocks by the vector of the whole block."""
-    return context.stage.nearest(k)
+    return context.required_generator.nearest(k)
 
 
 def bm25(context: QuestionContext, k: int) -> list[int]:
     """The best blocks by BM25."""
-    return [n for n, _ in context.stage.bm25(k)]
+    return [n for n, _ in context.required_generator.bm25(k)]
 
 
 def fused(context: QuestionContext, k: int) -> list[int]:

@@ -155,8 +155,8 @@ def _ask(
         look = _look(context, "", set(), relevant)
         if look is None:
             return None
-        bm25 = [n for n, _ in context.stage.bm25(_RANKED)]
-        near = context.stage.nearest(_RANKED)
+        bm25 = [n for n, _ in context.required_generator.bm25(_RANKED)]
+        near = context.required_generator.nearest(_RANKED)
         fused = list(reciprocal_rank_fusion([near, bm25]))
         most = steps if len(relevant) > 1 else max(steps // 2, 1)
         later = [
@@ -184,7 +184,7 @@ def _look(context: QuestionContext, memory: str, read: set[int], relevant: froze
         return None
     own, rows = context.compared(memory, blocks)
     labels = np.array([n in relevant for n in blocks], dtype=np.float32)
-    return State(own, rows, np.array(blocks, dtype=np.int64), labels, context.stage.search_ranks(blocks))
+    return State(own, rows, np.array(blocks, dtype=np.int64), labels, context.required_generator.search_ranks(blocks))
 
 
 def _rollout(
