@@ -13,7 +13,7 @@ from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence, MemoryBlock, WorkingMemory
 from compmem.text.tokenize import content_terms, root
 from tests.hashing import HashEncoder
-from tests.test_gate import QUESTION, Lexical
+from tests.test_gate import QUESTION, StubIndex
 
 
 def block(title, *sentences):
@@ -32,7 +32,7 @@ ZOO = block("Zoo", "Animals live there.")
 
 
 def reader():
-    return ExtractiveReader(QueryAnalyzer(QUESTION, HashEncoder(), Lexical()))
+    return ExtractiveReader(QueryAnalyzer(QUESTION, HashEncoder(), StubIndex()))
 
 
 def test_it_keeps_sentences_of_the_text_with_what_they_are_about():
@@ -80,7 +80,7 @@ def test_a_block_of_one_vector_is_read_as_a_whole():
 
 def test_all_answers_of_a_list_are_quoted_and_only_those():
     codes = [block(f"Note {n}", f"The code of the vault is {n}{n}{n}.") for n in range(1, 7)]
-    asked = ExtractiveReader(QueryAnalyzer("What are the codes of the vault?", HashEncoder(), Lexical()))
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of the vault?", HashEncoder(), StubIndex()))
     memory = WorkingMemory()
     for one in [*codes, ZOO, ACME]:
         reading = asked.read("", memory, [one])
@@ -97,14 +97,14 @@ def test_each_name_of_a_list_is_quoted_though_one_is_worded_otherwise():
         "The codes of oak and birch are 111.", "The code of elm is 222.", "The code of ash is 333.",
         "Keep in mind that fir has the code 444.",
     ]  # fmt: skip
-    asked = ExtractiveReader(QueryAnalyzer("What are the codes of oak, elm, ash and fir?", HashEncoder(), Lexical()))
+    asked = ExtractiveReader(QueryAnalyzer("What are the codes of oak, elm, ash and fir?", HashEncoder(), StubIndex()))
     memory = asked.read("", WorkingMemory(), [block(f"Note {n}", text) for n, text in enumerate(said)]).memory
     answer = "".join(asked.write("", memory))
     assert [code for code in ("111", "222", "333", "444") if code in answer] == ["111", "222", "333", "444"]
 
 
 def written(question, *blocks):
-    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexical()))
+    one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), StubIndex()))
     return "".join(one.write(question, one.read(question, WorkingMemory(), blocks).memory))
 
 
@@ -269,7 +269,7 @@ def test_names_of_all_scripts_link_sentences():
 
 def test_a_document_whose_title_was_named_is_the_next_hop():
     def scores(question, first):
-        one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), Lexical()))
+        one = ExtractiveReader(QueryAnalyzer(question, HashEncoder(), StubIndex()))
         read = one.read(question, WorkingMemory(), [first]).memory
         return {e.text: e.score for e in one.read(question, read, [firm]).memory.evidence if e.chunk is firm.chunk}
 
@@ -302,7 +302,7 @@ CHAIN = [
 
 
 def read_chain(order, blocks_with_a_term=2, chain=CHAIN):
-    class Lexicon(Lexical):
+    class Lexicon(StubIndex):
         def __len__(self):
             return 1000
 
@@ -355,7 +355,7 @@ def test_identifiers_are_no_words_numbers_or_years():
 def test_a_name_from_the_notes_leads_to_the_sentence_that_has_it():
     homes = block("Rules", "Staff work at home as their office allows.", "In Tallinn it is four days.", "In Ghent two.")
     asked = "How many days may Team Heron work from home?"
-    reads = ExtractiveReader(QueryAnalyzer(asked, HashEncoder(), Lexical()))
+    reads = ExtractiveReader(QueryAnalyzer(asked, HashEncoder(), StubIndex()))
     scores = {}
     for notes in ("", "Team Heron: Its desks are in the Tallinn office."):
         found = reads.read(asked, WorkingMemory(text=notes), [homes]).memory.evidence
@@ -399,7 +399,7 @@ def test_a_pronoun_counts_for_the_name_that_it_stands_for():
         "People", "Ines Duarte is manager.", "She was born in Porto.", "Tom Bell is born.", "He was born in Leeds."
     )
     memory = WorkingMemory(text="Project Heron is led by Ines Duarte.")
-    one = ExtractiveReader(QueryAnalyzer("Where was the leader of Heron born?", HashEncoder(), Lexical()))
+    one = ExtractiveReader(QueryAnalyzer("Where was the leader of Heron born?", HashEncoder(), StubIndex()))
     scores = []
     for known in (WorkingMemory(), memory):
         evidence = one.read("Where was the leader of Heron born?", known, [people]).memory.evidence
@@ -452,7 +452,7 @@ def test_a_table_without_a_word_of_the_question_is_not_listed_where_another_chun
 
 def test_the_label_of_values_in_several_records_links_nothing():
     records = block("a", "name: One; price_eur: 3", "name: Two; price_eur: 4", "name: Three; price_eur: 5")
-    many = Lexical({f"Page {n}": "Text." for n in range(500)})
+    many = StubIndex({f"Page {n}": "Text." for n in range(500)})
     links = IdentifierLinks(QueryAnalyzer("What does One cost?", HashEncoder(), many))
     links.see(records.chunk)
     kept = [Evidence.of(records.chunk, records.chunk.spans[0], 0.9)]

@@ -33,7 +33,7 @@ PASSAGES = {
 QUESTION = "Who insures the building that Acme rents?"
 
 
-class Lexical:
+class StubIndex:
     """Word statistics of a store with four passages."""
 
     def __init__(self, passages=PASSAGES):
@@ -70,7 +70,7 @@ def blocks():
 
 @pytest.fixture
 def analyzer():
-    return QueryAnalyzer(QUESTION, HashEncoder(), Lexical())
+    return QueryAnalyzer(QUESTION, HashEncoder(), StubIndex())
 
 
 def column(matrix, name):
@@ -114,7 +114,7 @@ def test_each_memory_line_is_encoded_once(blocks):
             return super().encode(texts)
 
     encoder = Counting()
-    analyzer = QueryAnalyzer(QUESTION, encoder, Lexical())
+    analyzer = QueryAnalyzer(QUESTION, encoder, StubIndex())
     analyzer.analyze("one line")
     analyzer.analyze("one line\nanother line")
     assert encoder.seen == 3
@@ -301,7 +301,7 @@ def test_a_name_that_no_block_answers_to_still_leads_on():
     for title, text in said.items():
         chunk = Chunk(text=text, title=title, sentences=((0, len(text)),))
         blocks.append(parse_block(MemoryBlock(chunk=chunk, vectors=encoder.encode([text, text]))))
-    analyzer = QueryAnalyzer("Who is the spouse of the person who directed Big Eyes?", encoder, Lexical(said))
+    analyzer = QueryAnalyzer("Who is the spouse of the person who directed Big Eyes?", encoder, StubIndex(said))
     before = features(analyzer.analyze(""), blocks)
     assert not column(before, "spoken").any()
     after = features(analyzer.analyze("Big Eyes: Big Eyes was directed by Jane Roe in Oslo."), blocks)

@@ -18,7 +18,7 @@ from compmem.readers import ExtractiveReader
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
 from tests.hashing import HashEncoder
-from tests.test_gate import Lexical
+from tests.test_gate import StubIndex
 
 TEXTS = ["zoo animals", "harbour insured by lloyd", "weather", "acme rents harbour", "cooking"]
 
@@ -445,7 +445,7 @@ def test_quotes_come_from_the_best_block_where_all_are_rejected_but_something_an
         answerable = False
 
     def first_read(context, config=None, **options):
-        reader = ExtractiveReader(QueryAnalyzer("who?", HashEncoder(), Lexical()))
+        reader = ExtractiveReader(QueryAnalyzer("who?", HashEncoder(), StubIndex()))
         request = next(make_loop(context, LoopConfig.complete(config), 0.5, reader, **options), None)
         return [int(block.chunk.document_id) for block in request.blocks] if request else []
 

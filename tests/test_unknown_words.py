@@ -1,4 +1,4 @@
-"""Lexical of a question that no block has."""
+"""Words of a question that no block has."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, MemoryBlock
 from compmem.text.question_parts import asking
 from tests.hashing import HashEncoder
-from tests.test_gate import Lexical
+from tests.test_gate import StubIndex
 
 TEXTS = {
     "Acme": "Acme rents the Harbour Building. It makes rockets.",
@@ -21,7 +21,7 @@ def share(question: str, texts: dict[str, str] = TEXTS) -> float:
     encoder = HashEncoder()
     chunks = [Chunk(text=text, title=title, sentences=((0, len(text)),)) for title, text in texts.items()]
     blocks = [parse_block(MemoryBlock(chunk=c, vectors=encoder.encode([c.text, c.text]))) for c in chunks]
-    return unknown_share(QueryAnalyzer(question, encoder, Lexical(texts)).analyze(""), blocks)
+    return unknown_share(QueryAnalyzer(question, encoder, StubIndex(texts)).analyze(""), blocks)
 
 
 @pytest.mark.parametrize(

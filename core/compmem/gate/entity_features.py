@@ -28,32 +28,32 @@ class _MemoryName:
     coverage: float
 
 
-def entity_features(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
+def entity_features(state: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
     """The features of each block for this query state, `[blocks][features]`."""
-    known = _memory_names(view)
-    question_names = [(n, weight(view, n)) for n in view.capitalised]
-    missing = {t: w for t, w in view.weights.items() if t not in view.covered}
-    capitals = {t: w for line in view.lines for t, w in line.capitals.items()}
+    known = _memory_names(state)
+    question_names = [(n, weight(state, n)) for n in state.capitalised]
+    missing = {t: w for t, w in state.weights.items() if t not in state.covered}
+    capitals = {t: w for line in state.lines for t, w in line.capitals.items()}
     return [
-        [*_words(view.lines, capitals, missing, block), *_names(known, block), *_question_names(question_names, block)]
+        [*_words(state.lines, capitals, missing, block), *_names(known, block), *_question_names(question_names, block)]
         for block in blocks
     ]  # fmt: skip
 
 
-def weight(view: QueryState, named: str) -> float:
+def weight(state: QueryState, named: str) -> float:
     """The joint rarity of the words of a name."""
-    return sum(view.rarity[w] for w in named.split()) / 3
+    return sum(state.rarity[w] for w in named.split()) / 3
 
 
-def _memory_names(view: QueryState) -> list[_MemoryName]:
-    total = sum(view.roots.values()) or 1.0
+def _memory_names(state: QueryState) -> list[_MemoryName]:
+    total = sum(state.roots.values()) or 1.0
     found: dict[str, _MemoryName] = {}
-    for line in view.lines:
+    for line in state.lines:
         for named, mention in line.capitalised.items():
-            nearby = sum(w for r, w in view.roots.items() if r in mention.nearby) / total
+            nearby = sum(w for r, w in state.roots.items() if r in mention.nearby) / total
             before = found.get(named, _MemoryName("", 0.0, 0.0, 0.0))
             found[named] = _MemoryName(
-                f" {named} ", weight(view, named), max(before.nearby, nearby), max(before.coverage, line.coverage)
+                f" {named} ", weight(state, named), max(before.nearby, nearby), max(before.coverage, line.coverage)
             )
     return list(found.values())
 

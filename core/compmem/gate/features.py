@@ -31,31 +31,31 @@ FEATURES = (
 """The features by name, in the order of the columns."""
 
 
-def features(view: QueryState, blocks: Sequence[ParsedBlock]) -> Vectors:
+def features(state: QueryState, blocks: Sequence[ParsedBlock]) -> Vectors:
     """The features of each block for this query state, `[blocks, features]`."""
-    dense = _dense(view, blocks)
-    lexical = [_lexical(view, block) for block in blocks]
-    links = [_links(view, block) for block in blocks]
-    joints = entity_features(view, blocks)
-    total = sum(view.weights.values()) or 1.0
-    state = [
-        sum(1 for n in view.names.values() if not any(n.name in line.mentions for line in view.lines)) / 3,
-        len(view.names) / 3,
-        sum(view.weights[t] for t in view.covered) / total,
-        len(view.lines) / LINES,
+    dense = _dense(state, blocks)
+    lexical = [_lexical(state, block) for block in blocks]
+    links = [_links(state, block) for block in blocks]
+    joints = entity_features(state, blocks)
+    total = sum(state.weights.values()) or 1.0
+    shared = [
+        sum(1 for n in state.names.values() if not any(n.name in line.mentions for line in state.lines)) / 3,
+        len(state.names) / 3,
+        sum(state.weights[t] for t in state.covered) / total,
+        len(state.lines) / LINES,
     ]
     rows = [
-        [*d, *x, *k, *j, *state, math.log1p(b.length) / 6]
+        [*d, *x, *k, *j, *shared, math.log1p(b.length) / 6]
         for d, x, k, j, b in zip(dense, lexical, links, joints, blocks, strict=True)
     ]
     return np.asarray(rows, dtype=np.float32).reshape(len(blocks), len(FEATURES))
 
 
-def _dense(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
+def _dense(state: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]:
     if not blocks:
         return []
     sizes = [len(b.vectors) for b in blocks]
-    near = np.concatenate([b.vectors for b in blocks]) @ np.vstack([view.question[None], view.joint]).T
+    near = np.concatenate([b.vectors for b in blocks]) @ np.vstack([state.question[None], state.joint]).T
     rows, at = [], 0
     for size in sizes:
         block = near[at : at + size]
@@ -72,11 +72,11 @@ def _dense(view: QueryState, blocks: Sequence[ParsedBlock]) -> list[list[float]]
     return rows
 
 
-def _lexical(view: QueryState, block: ParsedBlock) -> list[float]:
-    total = sum(view.weights.values()) or 1.0
-    open_weight = sum(w for t, w in view.weights.items() if t not in view.covered) or 1.0
-    held = {t: w for t, w in view.weights.items() if t in block.counts or t in block.title_terms}
-    missing = {t: w for t, w in held.items() if t not in view.covered}
+def _lexical(state: QueryState, block: ParsedBlock) -> list[float]:
+    total = sum(state.weights.values()) or 1.0
+    open_weight = sum(w for t, w in state.weights.items() if t not in state.covered) or 1.0
+    held = {t: w for t, w in state.weights.items() if t in block.counts or t in block.title_terms}
+    missing = {t: w for t, w in held.items() if t not in state.covered}
     in_title = {t: w for t, w in held.items() if t in block.title_terms}
     saturation = 1.2 * (0.5 + 0.5 * block.length / 80)
     score = 0.0
@@ -84,17 +84,17 @@ def _lexical(view: QueryState, block: ParsedBlock) -> list[float]:
         n = block.counts.get(t, 0) + 2 * (t in in_title)
         score += w * 2.2 * n / (n + saturation)
     beside_title = [(t, w) for t, w in held.items() if t not in in_title]
-    root_total = sum(view.roots.values()) or 1.0
+    root_total = sum(state.roots.values()) or 1.0
     return [
         score / (2.2 * total),
         sum(held.values()) / total,
         (sum(in_title.values()) + _best_sentence(beside_title, block)) / total,
         sum(missing.values()) / open_weight,
         _best_sentence(list(missing.items()), block) / open_weight,
-        sum(w for r, w in view.roots.items() if r in block.roots) / root_total,
+        sum(w for r, w in state.roots.items() if r in block.roots) / root_total,
         sum(in_title.values()) / total,
-        _share(block.title_terms, view.weights),
-        max((_share(block.title_terms, line.terms) for line in view.lines), default=0.0),
+        _share(block.title_terms, state.weights),
+        max((_share(block.title_terms, line.terms) for line in state.lines), default=0.0),
     ]
 
 
@@ -105,36 +105,36 @@ def _best_sentence(weights: Sequence[tuple[str, float]], block: ParsedBlock) -> 
     return max(sum(w for t, w in weights if t in sentence) for sentence in block.sentence_terms)
 
 
-def _links(view: QueryState, block: ParsedBlock) -> list[float]:
-    in_question = [view.names[t] for t in block.titles if t in view.names]
-    if not view.lines and not view.names:
+def _links(state: QueryState, block: ParsedBlock) -> list[float]:
+    in_question = [state.names[t] for t in block.titles if t in state.names]
+    if not state.lines and not state.names:
         return [0.0] * 15
-    in_memory = [(line.mentions[t], line) for line in view.lines for t in block.titles if t in line.mentions]
-    in_memory = [(m, line) for m, line in in_memory if m.name not in view.names]
-    memory_names = {n for line in view.lines for n in line.mentions}
+    in_memory = [(line.mentions[t], line) for line in state.lines for t in block.titles if t in line.mentions]
+    in_memory = [(m, line) for m, line in in_memory if m.name not in state.names]
+    memory_names = {n for line in state.lines for n in line.mentions}
     own = set(block.titles)
-    shared_with_question = [n for n in view.names if n not in own and f" {n} " in block.text]
-    shared_with_memory = [n for n in memory_names if n not in own and n not in view.names and f" {n} " in block.text]
-    root_total = sum(view.roots.values()) or 1.0
-    nearby = [sum(w for r, w in view.roots.items() if r in m.nearby) / root_total for m, _ in in_memory]
+    shared_with_question = [n for n in state.names if n not in own and f" {n} " in block.text]
+    shared_with_memory = [n for n in memory_names if n not in own and n not in state.names and f" {n} " in block.text]
+    root_total = sum(state.roots.values()) or 1.0
+    nearby = [sum(w for r, w in state.roots.items() if r in m.nearby) / root_total for m, _ in in_memory]
     return [
-        *_named(view, in_question),
-        *_named(view, [m for m, _ in in_memory]),
+        *_named(state, in_question),
+        *_named(state, [m for m, _ in in_memory]),
         max(nearby, default=0.0),
         max((line.coverage for _, line in in_memory), default=0.0),
         min(len(shared_with_question), 3) / 3,
-        max((weight(view, n) for n in shared_with_question), default=0.0),
+        max((weight(state, n) for n in shared_with_question), default=0.0),
         min(len(shared_with_memory), 3) / 3,
-        max((weight(view, n) for n in shared_with_memory), default=0.0),
+        max((weight(state, n) for n in shared_with_memory), default=0.0),
         float(any(t in memory_names for t in block.titles)),
     ]
 
 
-def _named(view: QueryState, found: Sequence[Mention]) -> list[float]:
+def _named(state: QueryState, found: Sequence[Mention]) -> list[float]:
     if not found:
         return [0.0, 0.0, 0.0, 0.0]
-    best = max(found, key=lambda m: (m.capitalised, weight(view, m.name)))
-    return [1.0, weight(view, best.name), best.capitalised, math.log1p(len(view.known[best.name])) / 4]
+    best = max(found, key=lambda m: (m.capitalised, weight(state, m.name)))
+    return [1.0, weight(state, best.name), best.capitalised, math.log1p(len(state.known[best.name])) / 4]
 
 
 def _share(part: frozenset[str], whole: Mapping[str, float] | frozenset[str]) -> float:

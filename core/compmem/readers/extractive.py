@@ -45,21 +45,21 @@ class ExtractiveReader:
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The memory plus the best sentences of these blocks and linked ones; the gate decides when to stop."""
-        view = self.analyzer.analyze("")
+        state = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
         names = _names(memory.text) - _names(question) if memory.text else set[str]()
         read = {e.chunk.id for e in memory.evidence}  # their names are their own
         found = [(b, set[str]() if b.chunk.id in read else names, self._is_named(memory, b, question)) for b in blocks]
         kept = [
             e for block, new, named in found
-            for e in best_sentences(view, block, self._outlines.of(block.chunk), new, named=named)
+            for e in best_sentences(state, block, self._outlines.of(block.chunk), new, named=named)
         ]  # fmt: skip
-        best = [(e, self._line(view, e)) for e in kept]
+        best = [(e, self._line(state, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
             self._links.see(block.chunk)
         linked = list(self._links.linked([*memory.evidence, *new]))
-        lines = dict.fromkeys([*(line for _, line in best), *(self._line(view, e) for e in linked)])
+        lines = dict.fromkeys([*(line for _, line in best), *(self._line(state, e) for e in linked)])
         new += linked
         evidence = (*memory.evidence, *new)
         after = WorkingMemory(
@@ -68,7 +68,7 @@ class ExtractiveReader:
         )
         return Reading(memory=after, update=any(e.score >= MIN_RELEVANCE for e in new), exit=False)
 
-    def _line(self, view: QueryState, evidence: Evidence) -> str:
+    def _line(self, state: QueryState, evidence: Evidence) -> str:
         """A sentence as a line of the working memory: label, context that the question refers to, then the text."""
         chunk, text = evidence.chunk, evidence.text
         if chunk.label:
@@ -76,7 +76,7 @@ class ExtractiveReader:
         else:
             label = heading_over(chunk.text, evidence.start)
             text = text.removeprefix(f"{label}\n")
-        asked_by = [line for line in chunk.context_lines() if not view.weights.keys().isdisjoint(terms(line))]
+        asked_by = [line for line in chunk.context_lines() if not state.weights.keys().isdisjoint(terms(line))]
         return ": ".join(filter(None, [" › ".join(filter(None, [label, *asked_by])), " ".join(text.split())]))
 
     def _is_named(self, memory: WorkingMemory, block: MemoryBlock, question: str) -> bool:
@@ -122,19 +122,19 @@ def _once(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
 
 
 def best_sentences(
-    view: QueryState, block: MemoryBlock, outline: Outline, names: Set[str], *, named: bool
+    state: QueryState, block: MemoryBlock, outline: Outline, names: Set[str], *, named: bool
 ) -> list[Evidence]:  # fmt: skip
     """The most relevant sentences of a block for the question, in their order.
 
     Args:
-        view: The question.
+        state: The question.
         block: The block.
         outline: That of its chunk.
         names: Names that what was read before adds to the question.
         named: Its title is one of them, so that all of its sentences are about it.
     """
     chunk = block.chunk
-    scores = _sentence_scores(view, block, outline, names - _names(chunk.label))
+    scores = _sentence_scores(state, block, outline, names - _names(chunk.label))
     scores = np.clip(scores + NAMED, 0.0, 1.0) if named else scores
     ranked = np.argsort(-scores, kind="stable").tolist()
     about = set(words(chunk.title))
@@ -151,16 +151,16 @@ def _says_something(outline: Outline, place: int, about: set[str]) -> bool:
     return is_question(text) or not about.issuperset(words(text))
 
 
-def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, names: Set[str]) -> Vectors:
+def _sentence_scores(state: QueryState, block: MemoryBlock, outline: Outline, names: Set[str]) -> Vectors:
     """The relevance of each sentence to the question, `[sentences]` in [0, 1]: similarity, share of words, and a name.
 
     The words of what introduces a sentence, of the headings above it in the chunk but for the title, and of the chunk's
     context count as its own.
     """
     assert block.vectors is not None, "the extractive reader needs dense memory"
-    near = block.vectors[1:] @ view.question if len(block.vectors) > 1 else block.vectors @ view.question
-    total = sum(view.weights.values()) or 1.0
-    asked = view.weights.keys()
+    near = block.vectors[1:] @ state.question if len(block.vectors) > 1 else block.vectors @ state.question
+    total = sum(state.weights.values()) or 1.0
+    asked = state.weights.keys()
     own, beside = [asked & terms(text) for text in outline.texts], asked & terms(block.chunk.context)
     title = set(words(block.chunk.title))
     above = [
@@ -168,7 +168,7 @@ def _sentence_scores(view: QueryState, block: MemoryBlock, outline: Outline, nam
         for one, level, text in zip(own, outline.levels, outline.texts, strict=True)
     ]
     held = [one.union(beside, *(above[n] for n in outline.above(place))) for place, one in enumerate(own)]
-    shares = [sum(weight for t, weight in view.weights.items() if t in one) / total for one in held]
+    shares = [sum(weight for t, weight in state.weights.items() if t in one) / total for one in held]
     linked = [LINKED * _has_name(outline, place, names) for place in range(len(outline.texts))]
     relevance = (near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5 + np.asarray(linked, dtype=np.float32)
     return np.clip(relevance, 0.0, 1.0)

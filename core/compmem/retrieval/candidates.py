@@ -72,55 +72,55 @@ class CandidateGenerator:
 
     def propose(self, memory: str) -> list[int]:
         """Numbers of candidate blocks, each once, the strongest signal first."""
-        view = self.analyzer.analyze(memory)
+        state = self.analyzer.analyze(memory)
         if len(self.lexical_index) < BESIDE_FROM:
-            near, lexical, linked = self._dense_signals(view), self._lexical_signals(view), self._name_links(view)
+            near, lexical, linked = self._dense_signals(state), self._lexical_signals(state), self._name_links(state)
         else:  # SQLite and matrix products both release the GIL, so they run in parallel
             with ThreadPoolExecutor(max_workers=1) as beside:
-                waiting = beside.submit(self._dense_signals, view)
-                lexical, linked = self._lexical_signals(view), self._name_links(view)
+                waiting = beside.submit(self._dense_signals, state)
+                lexical, linked = self._lexical_signals(state), self._name_links(state)
                 near = waiting.result()
         signals = [near[0], lexical[0], *near[1:], *lexical[1:], linked]
         return list(dict.fromkeys(n for signal in signals for n in signal))
 
-    def _dense_signals(self, view: QueryState) -> list[list[int]]:
+    def _dense_signals(self, state: QueryState) -> list[list[int]]:
         """The nearest blocks to the question, then to it and each of the newest lines, in one pass over the vectors."""
         if self.dense is None:
             self._nearest = []
             return [[]]
-        lines = view.joint[-JOINT_LINES:]
-        queries = lines if self._nearest is not None else np.vstack([view.question[None], lines])
+        lines = state.joint[-JOINT_LINES:]
+        queries = lines if self._nearest is not None else np.vstack([state.question[None], lines])
         found = self.dense.search(queries, max(self._depth, self.per_signal), self.admitted) if len(queries) else []
         if self._nearest is None:
             self._nearest, *found = found
         return [self._nearest[: self.per_signal], *(row[: self.per_signal // 2] for row in found)]
 
-    def _lexical_signals(self, view: QueryState) -> list[list[int]]:
+    def _lexical_signals(self, state: QueryState) -> list[list[int]]:
         """The best blocks by BM25 for the question, for its missing terms, and for these with each line's names."""
-        missing = [t for t in view.weights if t not in view.covered]
-        asked = [missing, *([*missing, *line.capitals] for line in view.lines[-JOINT_LINES:])] if view.lines else []
-        runs = self._runs(self._names(view))
-        first = [] if view.lines else [list(view.weights)]
-        limit = self.per_signal // 2 if view.lines else max(RANKED, self.per_signal, self._depth)
+        missing = [t for t in state.weights if t not in state.covered]
+        asked = [missing, *([*missing, *line.capitals] for line in state.lines[-JOINT_LINES:])] if state.lines else []
+        runs = self._runs(self._names(state))
+        first = [] if state.lines else [list(state.weights)]
+        limit = self.per_signal // 2 if state.lines else max(RANKED, self.per_signal, self._depth)
         self.lexical_index.prepare_search(first or asked, limit, runs, PER_MENTION)
         found = [self.bm25(max(RANKED, self.per_signal)), *self.lexical_index.bm25(asked, self.per_signal // 2)]
         best, *others = ([n for n, _ in row] for row in found)
         return [best[: self.per_signal], *others]
 
-    def _name_links(self, view: QueryState) -> list[int]:
+    def _name_links(self, state: QueryState) -> list[int]:
         """Blocks with a name that is in the question or the memory, then blocks that mention such a name."""
-        names = self._names(view)
-        found = [n for name in names for n, _ in view.known.get(name, ())[:PER_NAME]]
+        names = self._names(state)
+        found = [n for name in names for n, _ in state.known.get(name, ())[:PER_NAME]]
         for row in self.lexical_index.phrases(self._runs(names), PER_MENTION):
             found += row
         return found
 
-    def _names(self, view: QueryState) -> list[str]:
+    def _names(self, state: QueryState) -> list[str]:
         """The names that are followed: those of the question and the capitalised ones of the memory."""
         if not self.links:
             return []
-        memory_names = [m.name for line in view.lines for m in line.mentions.values() if m.capitalised >= 0.5]
-        return list(dict.fromkeys([*view.names, *memory_names]))
+        memory_names = [m.name for line in state.lines for m in line.mentions.values() if m.capitalised >= 0.5]
+        return list(dict.fromkeys([*state.names, *memory_names]))
 
     def _runs(self, names: Sequence[str]) -> list[list[str]]:
         """The words of the names that are also searched in texts."""

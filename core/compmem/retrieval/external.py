@@ -62,7 +62,7 @@ class RetrieverCandidateGenerator(CandidateGenerator):
         """The first k blocks among the retriever's results for the question."""
         return (self._nearest or [])[:k]
 
-    def _dense_signals(self, view: QueryState) -> list[list[int]]:
+    def _dense_signals(self, state: QueryState) -> list[list[int]]:
         first, *joint = (self._rankings[text] for text in self._joint)
         narrow = (self._rankings[text] for text in self._narrow)
         return [

@@ -83,18 +83,18 @@ class QueryAnalyzer:
     lexical_index: LexicalIndex
     _vectors: dict[str, Vectors] = field(default_factory=dict)
     _names: dict[str, Sequence[tuple[int, object]]] = field(default_factory=dict)
-    _views: dict[str, QueryState] = field(default_factory=dict)
+    _states: dict[str, QueryState] = field(default_factory=dict)
     _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
 
     def analyze(self, memory: str) -> QueryState:
         """The analysed question and working memory, shared by the first stage, the gate and the reader."""
-        if memory not in self._views:
-            self._views[memory] = self._view(memory)
-        return self._views[memory]
+        if memory not in self._states:
+            self._states[memory] = self._state(memory)
+        return self._states[memory]
 
     def renew(self) -> None:
         """Drops cached lookups after blocks were added to the lexical index; vectors stay cached."""
-        self._views.clear()
+        self._states.clear()
         self._names.clear()
 
     def rarity(self, word: str) -> float:
@@ -103,7 +103,7 @@ class QueryAnalyzer:
         frequency = self.lexical_index.document_frequency(found)
         return max((_idf(frequency.get(t, 0), len(self.lexical_index)) for t in found), default=0.0)
 
-    def _view(self, memory: str) -> QueryState:
+    def _state(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
         asked = content_terms(self.question)
         own_terms = [(line, content_terms(line)) for line in lines]
