@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from compmem import Document, IndexConfig, MemoryIndex, StoreError, deadline, threads
 from compmem.serving import run
 from compmem.serving.app import create_app
-from compmem.serving.limits import MAX_WAITING_CHARS, BusyError, Limits, Turns
+from compmem.serving.limits import MAX_WAITING_CHARS, BusyError, ConcurrencyLimiter, Limits
 from compmem.serving.run import Settings, serve
 from compmem.serving.tenancy import Tenant
 from compmem.serving.tokens import Tokens
@@ -284,13 +284,13 @@ async def test_documents_are_listed_a_page_at_a_time(index):
 
 
 async def test_documents_that_wait_are_limited_by_their_characters():
-    turns = Turns(at_once=1, waiting=9, seconds=20)
+    limiter = ConcurrencyLimiter(at_once=1, waiting=9, seconds=20)
 
     async def wait(characters):
-        async with turns.turn(characters):
+        async with limiter.slot(characters):
             pass
 
-    async with turns.turn(MAX_WAITING_CHARS):  # at work, so it does not wait
+    async with limiter.slot(MAX_WAITING_CHARS):  # at work, so it does not wait
         first = asyncio.create_task(wait(MAX_WAITING_CHARS))
         await asyncio.sleep(0)
         with pytest.raises(BusyError):

@@ -100,8 +100,8 @@ class _Server:
         self._limits = limits
         self._model = model
         self._started = int(time.time())
-        self._questions = limits.turns(limits.at_once)
-        self._writing = limits.turns(1)
+        self._question_limiter = limits.limiter(limits.at_once)
+        self._write_limiter = limits.limiter(1)
 
     def route(
         self, handle: Callable[[Request, TenantIndex], Awaitable[Response]]
@@ -168,7 +168,7 @@ class _Server:
         query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.RECALL)
 
         async def found() -> list[dict[str, Any]]:
-            async with self._questions.turn(), asyncio.timeout(2 * self._limits.answer_seconds):
+            async with self._question_limiter.slot(), asyncio.timeout(2 * self._limits.answer_seconds):
                 recalls = await index.arecall(
                     query.question, query.k, min_score=query.min_score, filter=query.filter, config=self._config
                 )
@@ -183,7 +183,7 @@ class _Server:
         offset = request.query_params.get("offset", "0")
         if not offset.isdecimal() or len(offset) > 12:
             raise HTTPException(400, "'offset' must be a whole number")
-        async with self._questions.turn():
+        async with self._question_limiter.slot():
             page, total = await in_thread(index.documents, int(offset), self._limits.documents)
         return JSONResponse({"documents": list(map(document_json, page)), "total": total})
 
@@ -192,14 +192,16 @@ class _Server:
         self._check_may_write(index.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
         characters = sum(len(document.text) for document in given)
-        async with self._writing.turn(characters):  # once begun, adding is finished even if the client disconnects
+        async with self._write_limiter.slot(
+            characters
+        ):  # once begun, adding is finished even if the client disconnects
             added = await in_thread(index.add, given)
         return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
 
     async def delete(self, request: Request, index: TenantIndex) -> Response:
         """Deletes a document."""
         self._check_may_write(index.tenant)
-        async with self._writing.turn():
+        async with self._write_limiter.slot():
             deleted = await in_thread(index.delete, request.path_params["id"])
         if not deleted:  # the same for an unknown id and for another tenant's
             raise HTTPException(404, "there is no document of this id")
@@ -213,7 +215,7 @@ class _Server:
 
     async def _events(self, query: QuestionRequest, index: TenantIndex) -> AsyncGenerator[Event, None]:
         """The events that answer a question, once it is its turn; closing the generator stops the work."""
-        async with self._questions.turn():
+        async with self._question_limiter.slot():
             deadline = time.monotonic() + 2 * self._limits.answer_seconds
             made = index.astream(query.question, self._config, filter=query.filter, **self._models)
             async with aclosing(made):

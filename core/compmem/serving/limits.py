@@ -33,22 +33,22 @@ class Limits:
     waiting: int = 128
     """Questions that may wait; more are refused with status 503."""
     wait_seconds: float = 30.0
-    """Longest wait of a question in seconds."""
+    """Maximum time that a question waits."""
     answer_seconds: float = 60.0
     """Seconds after which a question is answered with what is known; after twice as long it fails."""
     body_seconds: float = 20.0
-    """Longest time in seconds for a client to send a body."""
+    """Maximum time for a client to send a body."""
     send_seconds: float = 20.0
-    """Longest time in seconds for a client to accept one piece of a stream."""
+    """Maximum time for a client to accept one piece of a stream."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
             check = check_positive if each.name.endswith("_seconds") else check_whole
             check(each.name, getattr(self, each.name))
 
-    def turns(self, at_once: int) -> "Turns":
-        """So many requests at work at once, and these limits for those that wait."""
-        return Turns(at_once, self.waiting, self.wait_seconds)
+    def limiter(self, at_once: int) -> "ConcurrencyLimiter":
+        """A limiter of requests at work at once, with these limits for those that wait."""
+        return ConcurrencyLimiter(at_once, self.waiting, self.wait_seconds)
 
     def in_time(self, config: RecallConfig) -> RecallConfig:
         """The settings with `answer_seconds` as their limit if they have none."""
@@ -59,32 +59,32 @@ class BusyError(Exception):
     """Too many requests are waiting, or this one has waited too long."""
 
 
-class Turns:
-    """A first-in first-out limit of requests at work; some may wait, more are refused."""
+class ConcurrencyLimiter:
+    """Limits how many requests are at work at once. Others wait in order; when too many wait, more are refused."""
 
     def __init__(self, at_once: int, waiting: int, seconds: float) -> None:
-        self._free = asyncio.Semaphore(at_once)
-        self._most = waiting
+        self._slots = asyncio.Semaphore(at_once)
+        self._max_waiting = waiting
         self._seconds = seconds
         self._characters = 0
         self.waiting = 0
         """How many are waiting."""
 
     @asynccontextmanager
-    async def turn(self, characters: int = 0) -> AsyncIterator[None]:
-        """A turn to work, held inside the block, for a request that keeps this many characters while it waits.
+    async def slot(self, characters: int = 0) -> AsyncIterator[None]:
+        """A slot, held inside the block, for a request that keeps this many characters in memory while it waits.
 
         Raises:
             BusyError: Too many are waiting, or too many characters, or the wait was too long.
         """
-        full = self.waiting >= self._most or self._characters + characters > MAX_WAITING_CHARS
-        if self._free.locked() and full:
+        full = self.waiting >= self._max_waiting or self._characters + characters > MAX_WAITING_CHARS
+        if self._slots.locked() and full:
             raise BusyError
         self.waiting += 1
         self._characters += characters
         try:
             async with asyncio.timeout(self._seconds):
-                await self._free.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             raise BusyError from error
         finally:
@@ -93,4 +93,4 @@ class Turns:
         try:
             yield
         finally:
-            self._free.release()
+            self._slots.release()

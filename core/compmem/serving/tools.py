@@ -72,7 +72,7 @@ def create_tools(
     """
     limits = limits or Limits()
     config = limits.in_time(config or RecallConfig())
-    questions, writing = limits.turns(limits.at_once), limits.turns(1)
+    question_limiter, write_limiter = limits.limiter(limits.at_once), limits.limiter(1)
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
     async def recall(
@@ -81,13 +81,13 @@ def create_tools(
         filter: Filter = None,
     ) -> dict[str, Any]:
         """Find the passages that a question needs, best first, including those that only another passage leads to."""
-        async with _tool_errors(), questions.turn():
+        async with _tool_errors(), question_limiter.slot():
             found = await index.arecall(question, k, filter=filter, config=config)
             return {"recalls": [recall_json(each) for each in found]}
 
     async def answer(question: Question, filter: Filter = None) -> dict[str, Any]:
         """Answer a question from the documents, with the passages that the answer is based on."""
-        async with _tool_errors(), questions.turn():
+        async with _tool_errors(), question_limiter.slot():
             whole = answer_json(await index.aanswer(question, config, filter=filter, **models))
             return {name: whole[name] for name in _ANSWER_FIELDS}
 
@@ -95,7 +95,7 @@ def create_tools(
         filter: Filter = None, offset: Annotated[int, Field(description="How many documents to skip.", ge=0)] = 0
     ) -> dict[str, Any]:
         """List the documents without their texts, one page at a time."""
-        async with _tool_errors(), questions.turn():
+        async with _tool_errors(), question_limiter.slot():
             page = await in_thread(partial(index.documents, filter, offset=offset, limit=limits.documents))
             total = await in_thread(index.count_documents, filter)
             return {"documents": list(map(document_json, page)), "total": total}
@@ -106,7 +106,7 @@ def create_tools(
         """Add documents to the index; one with a known id replaces the old document."""
         if sum(d.characters() for d in documents) > limits.body_bytes:
             raise ToolError(f"the documents have more than {limits.body_bytes} characters: add fewer at a time")
-        async with _tool_errors(), writing.turn():
+        async with _tool_errors(), write_limiter.slot():
             made = [Document(**dict(d)) for d in documents]
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
