@@ -14,7 +14,7 @@ from compmem.backbone.expected_attention import FUTURE
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.config import ONE_BUDGET, KVPruning
-from compmem.index_models import keep_facts
+from compmem.index_models import record_provenance
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 
@@ -178,9 +178,9 @@ def test_an_index_remembers_how_its_states_were_chosen(tmp_path, tiny_backbone):
         for block, made in zip(blocks, backbone.compress(texts, ratio=4, pruning="kvzip"), strict=True):
             assert torch.equal(block.kv.positions, made.positions)
         with MemoryIndex.create(None, by_attention, backbone=backbone) as other:
-            facts = other._models.facts([])
+            provenance = other._models.provenance([])
         with pytest.raises(IncompatibleStoreError, match=r"made with pruning='kvzip', .* at pruning='attention' now"):
-            keep_facts(index.store, facts)
+            record_provenance(index.store, provenance)
     with pytest.raises(IncompatibleStoreError, match="made with kv_pruning='kvzip', not 'attention'"):
         MemoryIndex.open_or_create(tmp_path / "own", by_attention, backbone=backbone)
 

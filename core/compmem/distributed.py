@@ -18,7 +18,7 @@ from compmem import errors
 from compmem.checks import check_whole
 from compmem.config import IndexConfig, RuntimeConfig
 from compmem.index import MemoryIndex
-from compmem.index_models import IndexModels, keep_facts
+from compmem.index_models import IndexModels, record_provenance
 from compmem.ingest.compressor import Compressed
 from compmem.ingest.pipeline import batches
 from compmem.schema import Document
@@ -208,7 +208,7 @@ class _Encoder:
         new: dict[int, list[Any]] = {}
         for entry in done.entries:
             new.setdefault(shard_of(entry[0].id, self._shards), []).append(entry)
-        ray.get([self._writer(n).add.remote(n, Compressed(part, done.facts)) for n, part in new.items()])
+        ray.get([self._writer(n).add.remote(n, Compressed(part, done.provenance)) for n, part in new.items()])
         return len(done.entries)
 
     def _writer(self, shard: int) -> Any:
@@ -238,7 +238,7 @@ class _Writer:
         store = self._stores[shard]
         known = store.hashes([document.id for document, _ in done.entries])
         new = [(d, b) for d, b in done.entries if known.get(d.id) != content_hash(d, [block.chunk for block in b])]
-        store.add(new, record=lambda: keep_facts(store, done.facts))
+        store.add(new, record=lambda: record_provenance(store, done.provenance))
 
     def close(self) -> None:
         """Closes the shards."""

@@ -15,7 +15,7 @@ from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, keep_facts
+from compmem.index_models import IndexModels, record_provenance
 from compmem.index_settings import as_json, opened_config, with_absolute_folders
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
@@ -277,7 +277,7 @@ class MemoryIndex(BaseIndex):
             WorkerError: A worker was killed. What was committed stays; adding the same documents again completes it.
         """
         models = self._models
-        adding = IngestPipeline(self.store, models.document_compressor(), partial(keep_facts, self.store))
+        adding = IngestPipeline(self.store, models.document_compressor(), partial(record_provenance, self.store))
         if workers is None:
             return adding.add(documents, show_progress=show_progress)
         with Workers(workers, models) as side_by_side:

@@ -26,7 +26,7 @@ SAME_ENCODER = 0.99
 """Two encoders are taken as the same from this cosine of their probe vectors; rounding differs between devices."""
 
 ENCODER, BACKBONE = "encoder fingerprint", "backbone"
-"""Keys of the store's facts about the models that made it."""
+"""Keys under which a store keeps which models made it."""
 
 _NO_BACKBONE: Final = "this index has dense memory, which needs no backbone: make one with IndexConfig(memory='kv')"
 
@@ -66,7 +66,7 @@ class IndexModels:
         self._kv_cache: KVCache | None = None
         self._encoder_checked = self._backbone_checked = False
         self._identity: dict[str, JSON] = {}
-        self._told = False
+        self._missing_gate_logged = False
         self._guard = Lock()
 
     def __reduce__(self) -> tuple[Callable[..., "IndexModels"], tuple[Any, ...]]:
@@ -178,8 +178,8 @@ class IndexModels:
         if self.backbone.has_gate:
             return BackboneGate(self.backbone, question, behind=self.full_chunk_tokens)
         with self._guard:
-            told, self._told = self._told, True
-        if not told:
+            logged, self._missing_gate_logged = self._missing_gate_logged, True
+        if not logged:
             instead = "the dense gate is used" if self._config.encoder else "every block is read, in document order"
             log.info("the backbone %r has no trained gate: %s", self._config.backbone, instead)
         return None
@@ -216,10 +216,10 @@ class IndexModels:
 
     def document_compressor(self) -> DocumentCompressor:
         """What turns documents into blocks with these models."""
-        return DocumentCompressor(self._config.chunk_tokens, self.count_tokens, self.compress, self.facts)
+        return DocumentCompressor(self._config.chunk_tokens, self.count_tokens, self.compress, self.provenance)
 
-    def facts(self, chunks: Sequence[Chunk]) -> dict[str, JSON]:
-        """Which models make the blocks of these chunks, and how much a backbone reads of them: for `keep_facts`."""
+    def provenance(self, chunks: Sequence[Chunk]) -> dict[str, JSON]:
+        """Which models make the blocks of these chunks, and how much a backbone reads; for `record_provenance`."""
         with self._guard:
             if not self._identity:
                 if self._config.encoder is not None:
@@ -271,30 +271,30 @@ class IndexModels:
             self._encoder_checked = True
 
 
-def made_pruning(store: Store) -> KVPruning | None:
+def stored_pruning(store: Store) -> KVPruning | None:
     """How the KV states in a store were chosen; None if it has none, or does not say."""
     made = store.get_meta(BACKBONE)
     name = made.get("pruning") if isinstance(made, dict) else None
     return next((known for known in get_args(KVPruning) if known == name), None)
 
 
-def keep_facts(store: Store, facts: Mapping[str, JSON]) -> None:
-    """Writes what `IndexModels.facts` says of blocks into the store that takes them, with the blocks.
+def record_provenance(store: Store, provenance: Mapping[str, JSON]) -> None:
+    """Writes what `IndexModels.provenance` says of blocks into the store that takes them, with the blocks.
 
     Raises:
         IncompatibleStoreError: Earlier blocks were made by other models.
     """
-    if (here := facts.get(ENCODER)) is not None:
+    if (here := provenance.get(ENCODER)) is not None:
         _check_encoder(store, lambda: here, str(store.config.get("encoder")))
-    if isinstance(made := facts.get(BACKBONE), dict):
+    if isinstance(made := provenance.get(BACKBONE), dict):
         _check_backbone(store, made, str(made["name"]))
     for name in (ENCODER, BACKBONE):
-        if name in facts and store.get_meta(name) is None:
-            store.put_meta(name, facts[name])
-    if isinstance(written := facts.get(KV_WRITTEN), dict):
-        kept = store.get_meta(KV_WRITTEN)
-        whole = isinstance(kept, dict) and all(isinstance(kept.get(name), int) for name in written)
-        before = kept if isinstance(kept, dict) and whole else dict.fromkeys(written, 0)
+        if name in provenance and store.get_meta(name) is None:
+            store.put_meta(name, provenance[name])
+    if isinstance(written := provenance.get(KV_WRITTEN), dict):
+        stored = store.get_meta(KV_WRITTEN)
+        whole = isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in written)
+        before = stored if isinstance(stored, dict) and whole else dict.fromkeys(written, 0)
         store.put_meta(KV_WRITTEN, {name: before[name] + count for name, count in written.items()})
 
 
@@ -308,11 +308,13 @@ def _without_store(
 
 
 def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> None:
-    kept = store.get_meta(ENCODER)
-    if kept is None:
+    stored = store.get_meta(ENCODER)
+    if stored is None:
         return
     here = fingerprint()
-    vector = kept if isinstance(kept, list) and all(isinstance(x, int | float) and abs(x) <= 2 for x in kept) else []
+    vector = (
+        stored if isinstance(stored, list) and all(isinstance(x, int | float) and abs(x) <= 2 for x in stored) else []
+    )
     if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made with other weights than the encoder {name!r} has "
@@ -321,18 +323,18 @@ def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> N
 
 
 def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
-    kept = store.get_meta(BACKBONE)
-    if kept is None:
+    stored = store.get_meta(BACKBONE)
+    if stored is None:
         return
-    name, made = (kept.get("name"), kept.get("fingerprint")) if isinstance(kept, dict) else (None, None)
+    name, made = (stored.get("name"), stored.get("fingerprint")) if isinstance(stored, dict) else (None, None)
     if made != here["fingerprint"]:
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
             f"({here['fingerprint']}): weights or memory settings differ"
         )
     for setting in ("ratio", "pruning"):
-        if isinstance(kept, dict) and kept.get(setting) != here[setting]:
+        if isinstance(stored, dict) and stored.get(setting) != here[setting]:
             raise IncompatibleStoreError(
-                f"{str(store.path)!r} was made with {setting}={kept.get(setting)!r}, and the backbone "
+                f"{str(store.path)!r} was made with {setting}={stored.get(setting)!r}, and the backbone "
                 f"{name!r} compresses at {setting}={here[setting]!r} now"
             )

@@ -6,7 +6,7 @@ from typing import Any
 from compmem.backbone import Backbone
 from compmem.config import DEFAULT_KV, IndexConfig
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
-from compmem.index_models import made_pruning
+from compmem.index_models import stored_pruning
 from compmem.metadata import plain
 from compmem.naming import absolute
 from compmem.schema import Encoder
@@ -35,47 +35,47 @@ def opened_config(store: Store, encoder: str | Encoder | None, backbone: str | B
         IncompatibleStoreError: The encoder is another one, or an object that has to be given; or a newer version made
             the index.
     """
-    kept = _kept_settings(store)
-    named = kept["encoder"]
-    if encoder is None and str(named).startswith(_OBJECT):
+    settings = _stored_settings(store)
+    stored_name = settings["encoder"]
+    if encoder is None and str(stored_name).startswith(_OBJECT):
         raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the encoder object {named.removeprefix(_OBJECT)!r}: "
+            f"{str(store.path)!r} was made with the encoder object {stored_name.removeprefix(_OBJECT)!r}: "
             "open it with encoder="
         )
-    given = named if encoder is None else encoder
-    if named not in (_encoder_name(given), absolute(_encoder_name(given))):
+    given = stored_name if encoder is None else encoder
+    if stored_name not in (_encoder_name(given), absolute(_encoder_name(given))):
         raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the encoder {named!r}, not with {_encoder_name(given)!r}"
+            f"{str(store.path)!r} was made with the encoder {stored_name!r}, not with {_encoder_name(given)!r}"
         )
     if isinstance(backbone, str):
-        kept["backbone"] = backbone
-    kept["kv_pruning"] = kept.get("kv_pruning") or made_pruning(store)
-    return IndexConfig(**{**kept, "encoder": given})
+        settings["backbone"] = backbone
+    settings["kv_pruning"] = settings.get("kv_pruning") or stored_pruning(store)
+    return IndexConfig(**{**settings, "encoder": given})
 
 
-def _kept_settings(store: Store) -> dict[str, Any]:
+def _stored_settings(store: Store) -> dict[str, Any]:
     """The settings that an index was made with.
 
     Raises:
         IncompatibleStoreError: A newer version made it, with settings that this one does not know.
         CorruptStoreError: They are invalid.
     """
-    kept = dict(store.config)
-    kept.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
-    if kept.get("memory") == "dense":
-        kept.pop("kv", None)  # stored for dense memory as well
-    if unknown := kept.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
+    settings = dict(store.config)
+    settings.pop("search", None)  # a setting of older indexes; now it is chosen when an index is opened
+    if settings.get("memory") == "dense":
+        settings.pop("kv", None)  # stored for dense memory as well
+    if unknown := settings.keys() - {setting.name for setting in dataclasses.fields(IndexConfig)}:
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made by a newer compmem: it has the setting {min(unknown)!r}"
         )
     try:
         for name in ("encoder", "backbone"):
-            if not isinstance(kept[name], str | None):
-                raise ValueError(f"{name}={kept[name]!r} is not a name")
-        IndexConfig(**kept)
+            if not isinstance(settings[name], str | None):
+                raise ValueError(f"{name}={settings[name]!r} is not a name")
+        IndexConfig(**settings)
     except (TypeError, ValueError, KeyError) as error:
         raise CorruptStoreError(f"the settings of the index {str(store.path)!r} cannot be used: {error}") from error
-    return kept
+    return settings
 
 
 def _encoder_name(encoder: str | Encoder | None) -> str | None:

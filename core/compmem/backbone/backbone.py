@@ -12,7 +12,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import SCORE_SLOTS, halving, in_batches
-from compmem.backbone.chat_prefix import PrefixStates, aligned, with_prefix
+from compmem.backbone.chat_prefix import PrefixStates, move_prefix_to_blocks, restore_prompt_positions
 from compmem.backbone.checkpoint import BackboneComponents
 from compmem.backbone.compression import Compression, encoder
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
@@ -300,7 +300,7 @@ class Backbone(TokenCodec):
             return self._read(prompts, blocks, role, start)
         rest, rows = self._led(prompts, blocks)
         hidden = self._read(rest, rows, role, None)
-        return hidden if rest is prompts else aligned(hidden, prompts, rest)
+        return hidden if rest is prompts else restore_prompt_positions(hidden, prompts, rest)
 
     def _read(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, role: Role | None,
@@ -483,12 +483,12 @@ class Backbone(TokenCodec):
                 return
 
     def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return with_prefix(self.lead, self.states_of_prefix, prompts, blocks)
+        return move_prefix_to_blocks(self.lead, self.states_of_prefix, prompts, blocks)
 
     def states_of_prefix(self, ids: list[int]) -> KVStates:
         """All states of the beginning of a turn, as those of a chunk are made; computed once."""
         layers = encoder(self.decoder, self.memory)
-        return self._prefix_states.of(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
+        return self._prefix_states.get(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int

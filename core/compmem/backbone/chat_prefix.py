@@ -21,26 +21,26 @@ class PrefixStates:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._kept: tuple[object, KVStates] | None = None
+        self._cached: tuple[object, KVStates] | None = None
 
-    def of(self, head: list[int], compute: Callable[[], KVStates]) -> KVStates:
-        """What was computed for this prefix; with gradients, or weights whose changes torch does not count, anew."""
+    def get(self, head: list[int], compute: Callable[[], KVStates]) -> KVStates:
+        """The KV states of this prefix; computed anew with gradients, or if changes of weights are not counted."""
         weights = list(self._model.parameters())
         version = weights_version(weights)
         if torch.is_grad_enabled() or version is None:
             return compute()
         key = (tuple(head), torch.is_autocast_enabled(weights[0].device.type), version)
-        kept = self._kept
-        if kept is None or kept[0] != key:
-            self._kept = kept = (key, compute())
-        return kept[1]
+        cached = self._cached
+        if cached is None or cached[0] != key:
+            self._cached = cached = (key, compute())
+        return cached[1]
 
     def release(self) -> None:
         """Free them."""
-        self._kept = None
+        self._cached = None
 
 
-def with_prefix(
+def move_prefix_to_blocks(
     head: list[int], states_of: Callable[[list[int]], KVStates], prompts: Prompts, blocks: Rows
 ) -> tuple[Prompts, Rows]:
     """Prompts without the prefix, and blocks with the prefix in front. Rows without blocks are unchanged.
@@ -54,18 +54,18 @@ def with_prefix(
     if not head or not any(blocks):
         return prompts, blocks
     states = states_of(head)
-    rest = [_without(head, prompt) if row else prompt for prompt, row in zip(prompts, blocks, strict=True)]
+    rest = [_without_prefix(head, prompt) if row else prompt for prompt, row in zip(prompts, blocks, strict=True)]
     return rest, [[states, *row] if row else row for row in blocks]
 
 
-def aligned(hidden: Tensor, prompts: Prompts, rest: Prompts) -> Tensor:
-    """Hidden states `[rows, prompt, hidden]` of shortened prompts, placed as in the full prompts, else zeros."""
+def restore_prompt_positions(hidden: Tensor, prompts: Prompts, rest: Prompts) -> Tensor:
+    """Hidden states `[rows, prompt, hidden]` of shortened prompts, at their positions in the full ones, else zeros."""
     whole = hidden.new_zeros(len(prompts), max(map(len, prompts)), hidden.shape[2])
     for row, (prompt, part) in enumerate(zip(prompts, rest, strict=True)):
         whole[row, len(prompt) - len(part) : len(prompt)] = hidden[row, : len(part)]
     return whole
 
 
-def _without(head: list[int], prompt: Sequence[int]) -> Sequence[int]:
+def _without_prefix(head: list[int], prompt: Sequence[int]) -> Sequence[int]:
     count = len(head)
     return prompt[count:] if count < len(prompt) and list(prompt[:count]) == head else prompt

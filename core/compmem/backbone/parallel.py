@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compmem.backbone.backbone import Backbone
-from compmem.backbone.chat_prefix import with_prefix
+from compmem.backbone.chat_prefix import move_prefix_to_blocks
 from compmem.backbone.decode import check_writing
 from compmem.backbone.decoder import Context
 from compmem.backbone.prefix_context import check_states
@@ -66,7 +66,7 @@ def stream_parallel(
             f"kv_pruning={' or '.join(map(repr, ONE_BUDGET))}"
         )
     head = backbone.lead
-    [rest], [row] = with_prefix(head, backbone.states_of_prefix, [prompt], [blocks])
+    [rest], [row] = move_prefix_to_blocks(head, backbone.states_of_prefix, [prompt], [blocks])
     context = _Parallel(backbone, row[0] if head else None, row[1:] if head else row, temperature, scale)
     if context.begin + len(rest) + max_new_tokens > backbone.context:
         raise ValueError(f"a prompt of {len(rest)} tokens is larger than the context of {backbone.context}")

@@ -70,7 +70,7 @@ class Compressed:
     """Documents that are new or changed, with their blocks."""
 
     entries: list[tuple[Document, list[MemoryBlock]]] = field(default_factory=list)
-    facts: Mapping[str, JSON] = field(default_factory=dict)
+    provenance: Mapping[str, JSON] = field(default_factory=dict)
     """Which models made the blocks."""
 
 
@@ -84,7 +84,7 @@ class DocumentCompressor:
     """Tokens of texts."""
     compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]
     """The blocks of chunks, in order."""
-    facts: Callable[[Sequence[Chunk]], dict[str, JSON]]
+    provenance: Callable[[Sequence[Chunk]], dict[str, JSON]]
     """Which models make the blocks of chunks."""
 
     def batch(self, documents: Sequence[Document], known: Mapping[str, str]) -> Compressed:
@@ -103,7 +103,7 @@ class DocumentCompressor:
         if not chunks:
             return Compressed()
         blocks = iter(self.compress(chunks))
-        return Compressed([(d, [next(blocks) for _ in own]) for d, own in new], self.facts(chunks))
+        return Compressed([(d, [next(blocks) for _ in own]) for d, own in new], self.provenance(chunks))
 
     def chunks(self, document: Document) -> Iterator[Chunk]:
         """The chunks of a document, in order.

@@ -31,7 +31,7 @@ class IngestPipeline:
 
     store: Store
     compressor: DocumentCompressor
-    keep: Callable[[Mapping[str, JSON]], None]
+    record_provenance: Callable[[Mapping[str, JSON]], None]
     """Writes into the store which models made the blocks that it takes."""
 
     def add(
@@ -73,7 +73,7 @@ class IngestPipeline:
         return self._commit(self.compressor.batch(batch, self._known(batch)))
 
     def _commit(self, done: Compressed) -> int:
-        self.store.add(done.entries, record=lambda: self.keep(done.facts))
+        self.store.add(done.entries, record=lambda: self.record_provenance(done.provenance))
         return len(done.entries)
 
     def _known(self, batch: Sequence[Document]) -> dict[str, str]:
@@ -101,7 +101,7 @@ class IngestPipeline:
 
     def _compress(self, piece: Sequence[Chunk]) -> list[MemoryBlock]:
         blocks = self.compressor.compress(piece)
-        self.keep(self.compressor.facts(piece))
+        self.record_provenance(self.compressor.provenance(piece))
         return blocks
 
 

@@ -49,7 +49,7 @@ class Tenant:
         """What stands before the tenant's own ids in the index; documents that the server did not add have none."""
         return f"{self.name}/" if self.metadata else ""
 
-    def filter(self, wanted: Any = None) -> Any:
+    def filter(self, requested: Any = None) -> Any:
         """A filter limited to the tenant's metadata, which do not count for the limits of a filter.
 
         Its ids are the tenant's own.
@@ -58,23 +58,23 @@ class Tenant:
             ValueError: The filter is invalid, or compares ids other than for equality.
         """
         if not self.metadata:
-            return wanted
+            return requested
         own = compile_filter(self.metadata)
-        return own if wanted is None else Group("AND", (own, self._with_stored_ids(compile_filter(wanted))))
+        return own if requested is None else Group("AND", (own, self._with_index_ids(compile_filter(requested))))
 
-    def _with_stored_ids(self, node: Node) -> Node:
+    def _with_index_ids(self, node: Node) -> Node:
         if isinstance(node, Group):
-            return Group(node.word, tuple(map(self._with_stored_ids, node.parts)))
+            return Group(node.word, tuple(map(self._with_index_ids, node.parts)))
         if isinstance(node, Not):
-            return Not(self._with_stored_ids(node.part))
+            return Not(self._with_index_ids(node.part))
         if node.key != "document_id":
             return node
         if node.operator != "in":  # to which ==, != and "not in" are compiled
             raise ValueError(f"filter 'document_id' takes ==, !=, in and 'not in' here, not {node.operator!r}")
-        stored = (nfc(id) for value in node.operand if isinstance(value, str) for id in self.stored_ids(value))
+        stored = (nfc(id) for value in node.operand if isinstance(value, str) for id in self.possible_index_ids(value))
         return Test(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
 
-    def stored_ids(self, document_id: str) -> list[str]:
+    def possible_index_ids(self, document_id: str) -> list[str]:
         """The ids in the index that one of the tenant's own ids may stand for; no other of its ids stands for them."""
         stored = f"{self.prefix}{document_id}"
         return [stored] if document_id.startswith(self.prefix) else [stored, document_id]
@@ -102,7 +102,7 @@ class TenantIndex:
         Raises:
             ValueError: A document cannot be stored, or its metadata names another tenant.
         """
-        stored = [self._for_tenant(document) for document in documents]
+        stored = [self._document_for_index(document) for document in documents]
         try:
             return self.index.add(stored)
         except ValueError as error:  # the message names a document by its id in the index
@@ -110,14 +110,14 @@ class TenantIndex:
 
     def delete(self, document_id: str) -> bool:
         """Deletes a document; False if this tenant has none with that id."""
-        stored_id = self._stored_id(document_id)
-        return stored_id is not None and self.index.delete([stored_id]) == 1
+        index_id = self._index_id(document_id)
+        return index_id is not None and self.index.delete([index_id]) == 1
 
     def documents(self, offset: int, limit: int) -> tuple[list[DocumentInfo], int]:
         """A page of the tenant's documents, and how many there are in all."""
         mine = self.tenant.filter(None)
         page = self.index.documents(mine, offset=offset, limit=limit)
-        return [replace(info, id=self._shown_id(info.id)) for info in page], self.index.count_documents(mine)
+        return [replace(info, id=self._tenant_id(info.id)) for info in page], self.index.count_documents(mine)
 
     async def arecall(
         self, question: str, k: int, *, min_score: float, filter: Any, config: RecallConfig
@@ -125,7 +125,7 @@ class TenantIndex:
         """The tenant's blocks that a question needs, best first. Errors are those of `MemoryIndex.recall`."""
         own = self.tenant.filter(filter)
         found = await self.index.arecall(question, k, min_score=min_score, filter=own, config=config)
-        return list(map(self._shown, found))
+        return list(map(self._recall_for_tenant, found))
 
     async def astream(
         self, question: str, config: RecallConfig, *, filter: Any, **models: Unpack[AnswerModels]
@@ -134,51 +134,51 @@ class TenantIndex:
         own = self.tenant.filter(filter)
         async with aclosing(self.index.astream(question, config, filter=own, **models)) as events:
             async for event in events:
-                yield self._shown_event(event)
+                yield self._event_for_tenant(event)
 
-    def _shown_event(self, event: Event) -> Event:
+    def _event_for_tenant(self, event: Event) -> Event:
         """An event with the tenant's document ids."""
         if isinstance(event, AnswerToken):
             return event
         if isinstance(event, Step):
-            return self._shown_step(event)
+            return self._step_for_tenant(event)
         return replace(
             event,
-            sources=tuple(map(self._shown, event.sources)),
-            evidence=tuple(replace(e, chunk=self._shown_chunk(e.chunk)) for e in event.evidence),
-            steps=tuple(map(self._shown_step, event.steps)),
+            sources=tuple(map(self._recall_for_tenant, event.sources)),
+            evidence=tuple(replace(e, chunk=self._chunk_for_tenant(e.chunk)) for e in event.evidence),
+            steps=tuple(map(self._step_for_tenant, event.steps)),
         )
 
-    def _shown_step(self, step: Step) -> Step:
-        return replace(step, recalls=tuple(map(self._shown, step.recalls)))
+    def _step_for_tenant(self, step: Step) -> Step:
+        return replace(step, recalls=tuple(map(self._recall_for_tenant, step.recalls)))
 
-    def _shown(self, found: Recall) -> Recall:
-        return replace(found, chunk=self._shown_chunk(found.chunk))
+    def _recall_for_tenant(self, found: Recall) -> Recall:
+        return replace(found, chunk=self._chunk_for_tenant(found.chunk))
 
-    def _shown_chunk(self, chunk: Chunk) -> Chunk:
-        return replace(chunk, document_id=self._shown_id(chunk.document_id))
+    def _chunk_for_tenant(self, chunk: Chunk) -> Chunk:
+        return replace(chunk, document_id=self._tenant_id(chunk.document_id))
 
-    def _shown_id(self, document_id: str) -> str:
+    def _tenant_id(self, document_id: str) -> str:
         return document_id.removeprefix(self.tenant.prefix)
 
-    def _stored_id(self, document_id: str) -> str | None:
+    def _index_id(self, document_id: str) -> str | None:
         """The id in the index of one of the tenant's documents; None if it has none with that id.
 
         A document with the tenant's metadata that was not added by the server keeps its own id.
         """
-        for stored_id in self.tenant.stored_ids(document_id):
-            metadata = self.index.metadata(stored_id)
+        for index_id in self.tenant.possible_index_ids(document_id):
+            metadata = self.index.metadata(index_id)
             if metadata is not None and self.tenant.owns(metadata):
-                return stored_id
+                return index_id
         return None
 
-    def _for_tenant(self, document: Document) -> Document:
+    def _document_for_index(self, document: Document) -> Document:
         for key, value in self.tenant.metadata.items():
             if document.metadata.get(key, value) != value:
                 raise ValueError(f"document {document.id!r}: its metadata {key!r} is set by the token")
-        stored_id = self._stored_id(document.id)
-        if stored_id is None:
-            stored_id = f"{self.tenant.prefix}{document.id}"
-            if self.index.metadata(stored_id) is not None:
-                raise ValueError(f"document {document.id!r}: the index has another document with the id {stored_id!r}")
-        return replace(document, id=stored_id, metadata={**document.metadata, **self.tenant.metadata}, chunks=None)
+        index_id = self._index_id(document.id)
+        if index_id is None:
+            index_id = f"{self.tenant.prefix}{document.id}"
+            if self.index.metadata(index_id) is not None:
+                raise ValueError(f"document {document.id!r}: the index has another document with the id {index_id!r}")
+        return replace(document, id=index_id, metadata={**document.metadata, **self.tenant.metadata}, chunks=None)
