@@ -92,7 +92,7 @@ class BaseIndex(ABC):
         if method != "loop":
             _check_names(models)
             return self.search(question, k, method=method, min_score=min_score, filter=filter)
-        return run(self._recalled(INLINE, question, k, min_score, filter, config, cancelled, on_step, models))
+        return run(self._recall_async(INLINE, question, k, min_score, filter, config, cancelled, on_step, models))
 
     async def arecall(
         self,
@@ -113,16 +113,16 @@ class BaseIndex(ABC):
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
         stop, here = threading.Event(), self._within(asyncio.get_running_loop())
         settings = LoopConfig.complete(config)
-        wanted = (question, k, min_score, filter, settings, stop.is_set, on_step, models)
+        arguments = (question, k, min_score, filter, settings, stop.is_set, on_step, models)
         try:
             roles = await in_thread(partial(self._roles, settings, models, writes=False))
             if roles.local:  # no reader has to be awaited, so the whole loop runs in one thread
-                return await here._threaded.call(lambda: run(here._recalled(INLINE, *wanted)))
-            return await here._recalled(here._threaded, *wanted)
+                return await here._threaded.call(lambda: run(here._recall_async(INLINE, *arguments)))
+            return await here._recall_async(here._threaded, *arguments)
         finally:
             stop.set()
 
-    async def _recalled(
+    async def _recall_async(
         self,
         runner: Runner,
         question: str,
@@ -144,15 +144,15 @@ class BaseIndex(ABC):
             left, request = remaining(deadline), part if len(parts) > 1 else ""
             rest = settings.replace(max_seconds=left, first_stage=max(settings.first_stage, k))
 
-            def told(step: Step, request: str = request) -> None:
+            def report_step(step: Step, request: str = request) -> None:
                 on_step(replace(step, number=next(steps), request=request))
 
             async with runner.entered(self.question_context(part, filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, writes=False, cancelled=cancelled)
-                found = await run_loop(part, loop, reader, runner, seconds=left, on_step=told)
+                found = await run_loop(part, loop, reader, runner, seconds=left, on_step=report_step)
                 ranked.append(await runner.call(context.best, found.scores, k, min_score))
-        return _best_of(ranked, k)
+        return _merge_rankings(ranked, k)
 
     def search(
         self,
@@ -253,8 +253,8 @@ class BaseIndex(ABC):
         try:
             async with aclosing(
                 here._events(here._threaded, question, config, filter, stop.is_set, wrap, models)
-            ) as made:
-                async for event in made:
+            ) as stream:
+                async for event in stream:
                     yield event
         finally:
             stop.set()
@@ -283,12 +283,12 @@ class BaseIndex(ABC):
                 quoter = None if context.candidate_generator is None else ExtractiveReader(context.analyzer)
                 yield Search(loop, wrap(reader), quoter)
 
-        made = events(
+        stream = events(
             question, begin, runner,
             parts=parts, apart=roles.quotes, seconds=settings.max_seconds, rounds=settings.rounds,
         )  # fmt: skip
-        async with aclosing(made):
-            async for event in made:
+        async with aclosing(stream):
+            async for event in stream:
                 yield event
 
     async def aanswer(
@@ -300,8 +300,8 @@ class BaseIndex(ABC):
         **models: Unpack[AnswerModels],
     ) -> Answer:
         """`answer` for an event loop."""
-        async with aclosing(self.astream(question, config, filter=filter, **models)) as made:
-            *_, last = [event async for event in made]
+        async with aclosing(self.astream(question, config, filter=filter, **models)) as stream:
+            *_, last = [event async for event in stream]
         assert isinstance(last, Answer)
         return last
 
@@ -343,7 +343,7 @@ def _parts(question: str, settings: LoopConfig, roles: Roles) -> list[str]:
     return question_parts(question) if parted else [question]
 
 
-def _best_of(ranked: Sequence[Sequence[Recall]], k: int) -> list[Recall]:
+def _merge_rankings(ranked: Sequence[Sequence[Recall]], k: int) -> list[Recall]:
     """The k blocks that stand first in the rankings, best first, and equally many of each ranking where it can be."""
     best: dict[str, Recall] = {}
     for recall in chain.from_iterable(zip_longest(*ranked)):

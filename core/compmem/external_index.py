@@ -30,7 +30,7 @@ from compmem.schema import Chunk, Document, Encoder, KVStates, MemoryBlock
 from compmem.store import TransientLexicalIndex
 from compmem.text.unicode import valid
 
-HELD = 4096
+CACHED_BLOCKS = 4096
 """Default number of blocks that are cached between questions."""
 
 
@@ -79,7 +79,7 @@ class ExternalIndex(BaseIndex):
         encoder: str | Encoder = DEFAULT_ENCODER,
         candidates: int = CANDIDATES,
         chunk_tokens: int = 256,
-        cached_blocks: int = HELD,
+        cached_blocks: int = CACHED_BLOCKS,
         runtime: RuntimeConfig | None = None,
     ) -> None:
         for name, given in (("retrieve", retrieve), ("aretrieve", aretrieve)):
@@ -94,15 +94,15 @@ class ExternalIndex(BaseIndex):
         self._aretrieve = aretrieve
         self._candidates = candidates
         self._cached_blocks = cached_blocks
-        self._cache = _DocumentCache(cached_blocks, self._cut)
-        self._seen = BlockCache(cached_blocks)
+        self._cache = _DocumentCache(cached_blocks, self._split)
+        self._block_cache = BlockCache(cached_blocks)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threaded = WAITING  # a retriever that hangs takes no thread from other indexes
 
     def __copy__(self) -> Self:
-        made = object.__new__(type(self))
-        vars(made).update(vars(self))
-        return made
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
 
     def __reduce__(self) -> tuple[Callable[..., "ExternalIndex"], tuple[Any, ...]]:
         """Pickling and deep copies: another index over the same retriever, with nothing cached yet."""
@@ -111,7 +111,7 @@ class ExternalIndex(BaseIndex):
             "chunk_tokens": self.config.chunk_tokens, "cached_blocks": self._cached_blocks,
             "runtime": self._models.runtime,
         }  # fmt: skip
-        return _made, (type(self), self._retrieve, options)
+        return _recreate, (type(self), self._retrieve, options)
 
     def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
         if self._aretrieve is None:
@@ -153,7 +153,7 @@ class ExternalIndex(BaseIndex):
                 per_signal=settings.first_stage, links=settings.links, ask=ask, depth=self._candidates,
             )  # fmt: skip
             generator.retrieve("")
-            blocks = BlockLoader(found, self._seen)
+            blocks = BlockLoader(found, self._block_cache)
             trained = DenseGate(self.gate, blocks, generator, open_ended=True)
             yield QuestionContext(
                 loader=blocks,
@@ -174,12 +174,12 @@ class ExternalIndex(BaseIndex):
     async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
         return await asyncio.gather(*(retrieve(text, k, filter) for text, k in texts.items()))
 
-    def _cut(self, document: Document) -> list[Chunk]:
+    def _split(self, document: Document) -> list[Chunk]:
         pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
         return list(pieces)
 
 
-def _made(kind: type[ExternalIndex], retrieve: Retrieve, options: Mapping[str, Any]) -> ExternalIndex:
+def _recreate(kind: type[ExternalIndex], retrieve: Retrieve, options: Mapping[str, Any]) -> ExternalIndex:
     return kind(retrieve, **options)
 
 
@@ -190,9 +190,9 @@ Pieces = tuple[tuple[int, Chunk], ...]
 class _DocumentCache:
     """The last documents, split into numbered chunks, by a hash of their content; at most so many chunks together."""
 
-    def __init__(self, most: int, cut: Callable[[Document], list[Chunk]]) -> None:
-        self._cut = cut
-        self._cached: LRUCache[str, Pieces] = LRUCache(most, getsizeof=lambda pieces: len(pieces) or 1)
+    def __init__(self, max_chunks: int, split: Callable[[Document], list[Chunk]]) -> None:
+        self._split = split
+        self._cached: LRUCache[str, Pieces] = LRUCache(max_chunks, getsizeof=lambda pieces: len(pieces) or 1)
         self._numbers = itertools.count()
         self._guard = Lock()
 
@@ -201,7 +201,7 @@ class _DocumentCache:
         with self._guard:
             if key in self._cached:
                 return self._cached[key]
-        chunks = self._cut(document)
+        chunks = self._split(document)
         with self._guard:
             if key in self._cached:  # another thread has added it
                 return self._cached[key]

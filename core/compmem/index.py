@@ -58,7 +58,7 @@ class MemoryIndex(BaseIndex):
             encoder_named=encoder_named, backbone_named=backbone_named, allow_download=allow_download,
         )  # fmt: skip
         super().__init__(config, models)
-        self._seen = BlockCache()
+        self._block_cache = BlockCache()
         self._newest = NewestSearch()
 
     @classmethod
@@ -94,7 +94,7 @@ class MemoryIndex(BaseIndex):
         config = with_absolute_folders(config or IndexConfig())
         runtime = runtime or RuntimeConfig()
         models = IndexModels(None, config, encoder=None, backbone=backbone, gate=None, runtime=runtime)
-        encoder, backbone = models.checked(check_models)
+        encoder, backbone = models.load_checked(check_models)
         if shards is not None:
             if path is None:
                 raise ValueError("shards need a path")
@@ -210,8 +210,8 @@ class MemoryIndex(BaseIndex):
         """
         names = {name: self.store.config[name] for name in ("encoder", "backbone")}
         here = {**as_json(self.config), **names, "shards": self.store.shard_count}
-        wanted = settings if shards is None else {**settings, "shards": shards}
-        for name, value in wanted.items():
+        expected = settings if shards is None else {**settings, "shards": shards}
+        for name, value in expected.items():
             if here[name] != value:
                 self.close()
                 raise IncompatibleStoreError(f"{str(self.path)!r} was made with {name}={here[name]!r}, not {value!r}")
@@ -244,9 +244,9 @@ class MemoryIndex(BaseIndex):
 
     def __reduce__(self) -> tuple[Callable[..., "MemoryIndex"], tuple[Any, ...]]:
         """Pickling and copying: a copy opens the same folder again."""
-        return reopened, (MemoryIndex.open, self.path, self._models.given_gate, self._opened_with())
+        return reopen, (MemoryIndex.open, self.path, self._models.current_gate, self._opening_arguments())
 
-    def _opened_with(self) -> dict[str, Any]:
+    def _opening_arguments(self) -> dict[str, Any]:
         """The arguments with which a copy of this index is opened."""
         encoder = None if isinstance(self.config.encoder, str) else self.config.encoder
         moved = self.config.backbone != self.store.config.get("backbone")
@@ -395,7 +395,7 @@ class MemoryIndex(BaseIndex):
         latent, kv_cache = self._models.backbone_gate(question), self._models.kv_cache
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
-            blocks, generator = BlockLoader(snapshot, self._seen), None
+            blocks, generator = BlockLoader(snapshot, self._block_cache), None
             if encoder is not None:
                 lexical_index = snapshot.lexical_index(admitted)
                 analyzer, search = QueryAnalyzer(question, encoder, lexical_index), self._search(snapshot)
@@ -418,20 +418,20 @@ class MemoryIndex(BaseIndex):
             )
 
     def _search(self, snapshot: Snapshot) -> DenseSearch:
-        def made(kind: Search, device: "torch.device | None" = None) -> DenseSearch:
+        def build(kind: Search, device: "torch.device | None" = None) -> DenseSearch:
             found = [dense_search(vectors, kind, device) for vectors in snapshot.vectors_by_folder()]
             return found[0] if len(found) == 1 else ShardedSearch(found)
 
         runtime = self._models.runtime
         return self._newest.of(
-            snapshot.generation, lambda: made(runtime.search, device_of(runtime.device)), lambda: made("exact")
+            snapshot.generation, lambda: build(runtime.search, device_of(runtime.device)), lambda: build("exact")
         )
 
 
-def reopened(
+def reopen(
     opening: Callable[..., MemoryIndex], source: Any, gate: GateHead | None, arguments: Mapping[str, Any]
 ) -> MemoryIndex:
-    """A copy of an index with the dense gate that it was given."""
+    """A copy of an index, with its dense gate."""
     index = opening(source, **arguments)
     index._models.use_gate(gate)
     return index

@@ -145,8 +145,8 @@ class IndexModels:
             return self._gate
 
     @property
-    def given_gate(self) -> GateHead | None:
-        """The dense gate if it was given, or has been loaded."""
+    def current_gate(self) -> GateHead | None:
+        """The dense gate, if one was given or has been loaded."""
         return self._gate
 
     def use_gate(self, gate: GateHead | None) -> None:
@@ -201,7 +201,7 @@ class IndexModels:
             how = (self._ratio(backbone), dense, self._pruning(backbone), self._window(backbone))
             return KVCompressor(backbone, *how).compress(chunks)
 
-    def checked(self, check: bool | None) -> tuple[LoadedEncoder | None, Backbone | None]:
+    def load_checked(self, check: bool | None) -> tuple[LoadedEncoder | None, Backbone | None]:
         """Encoder and backbone as far as they are loaded, tried on a short text if `check` is true.
 
         With None, an encoder that is named and not the default one is loaded. Raises what loading models and
@@ -225,7 +225,7 @@ class IndexModels:
                 if self._config.encoder is not None:
                     self._identity[ENCODER] = [round(float(x), 5) for x in self.encoder.fingerprint()]
                 if self._config.memory == "kv":
-                    self._identity[BACKBONE] = {"name": self._config.backbone, **self._made_by(self.backbone)}
+                    self._identity[BACKBONE] = {"name": self._config.backbone, **self._kv_settings(self.backbone)}
         if self._config.memory != "kv":
             return dict(self._identity)
         tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
@@ -245,7 +245,7 @@ class IndexModels:
             raise ValueError(f"kv_window={window}: memory with inserted tokens compresses each chunk alone")
         return window or 0
 
-    def _made_by(self, backbone: Backbone) -> dict[str, JSON]:
+    def _kv_settings(self, backbone: Backbone) -> dict[str, JSON]:
         """What decides on the KV states that this index makes with a backbone."""
         pruning = self._pruning(backbone)
         return {"fingerprint": backbone.fingerprint(pruning), "ratio": self._ratio(backbone), "pruning": pruning}
@@ -253,7 +253,7 @@ class IndexModels:
     def _check_backbone(self, backbone: Backbone) -> None:
         if self._store is not None and not self._backbone_checked:
             name = str(backbone.tokenizer.name_or_path) or str(self._config.backbone)
-            _check_backbone(self._store, self._made_by(backbone), name)
+            _check_backbone(self._store, self._kv_settings(backbone), name)
             self._backbone_checked = True
 
     def _check_name(self, part: str, name: object, named: bool) -> None:
@@ -322,14 +322,14 @@ def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> N
         )
 
 
-def _check_backbone(store: Store, here: Mapping[str, Any], given: str) -> None:
+def _check_backbone(store: Store, here: Mapping[str, Any], current_name: str) -> None:
     stored = store.get_meta(BACKBONE)
     if stored is None:
         return
     name, made = (stored.get("name"), stored.get("fingerprint")) if isinstance(stored, dict) else (None, None)
     if made != here["fingerprint"]:
         raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {given!r} "
+            f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {current_name!r} "
             f"({here['fingerprint']}): weights or memory settings differ"
         )
     for setting in ("ratio", "pruning"):

@@ -19,7 +19,7 @@ from compmem.backbone import Backbone
 from compmem.checks import check_whole
 from compmem.config import RuntimeConfig, Search
 from compmem.errors import StoreError
-from compmem.index import MemoryIndex, reopened
+from compmem.index import MemoryIndex, reopen
 from compmem.retrieval.open_shards import Opened, OpenShards, unpacked
 from compmem.retrieval.vector_search import DenseSearch, Scored, merged
 from compmem.schema import Encoder, Vectors
@@ -270,7 +270,7 @@ class ActorIndex(MemoryIndex):
 
     def __reduce__(self) -> tuple[Callable[..., MemoryIndex], tuple[Any, ...]]:
         """Pickling and copying: a copy asks the same actors."""
-        return reopened, (_over, self.store.actors, self._models.given_gate, self._opened_with())
+        return reopen, (_over, self.store.actors, self._models.current_gate, self._opening_arguments())
 
     def _search(self, snapshot: Snapshot) -> DenseSearch:
         assert isinstance(snapshot, ShardedSnapshot)
