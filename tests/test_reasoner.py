@@ -396,7 +396,7 @@ def test_where_the_first_look_suffices_the_gate_is_asked_once():
 def test_nothing_is_read_where_nothing_answers_unless_a_model_judges():
     refused = loop_over(Unanswerable(), trusts_gate=True)
     assert refused.steps == ()
-    for judged in ({}, {"trusts_gate": True, "shown": 2}):
+    for judged in ({}, {"trusts_gate": True, "writer_blocks": 2}):
         assert read_blocks(loop_over(Unanswerable(), **judged)) == [3, 1]
 
 
@@ -415,10 +415,10 @@ def test_what_a_reader_overlooks_of_a_likely_block_is_kept_once_something_is_not
 
     for trusts, bench, kept in ((False, Many(), [3]), (True, Bench(), [3]), (True, Many(), [3, 1])):
         found = drivers.run(run_loop("q", recall_loop(bench, RecallConfig(), 0.5, trusts_gate=trusts), Blind(), INLINE))
-        assert [int(r.chunk.document_id) for r in found.kept] == kept
+        assert [int(r.chunk.document_id) for r in found.update_recalls] == kept
         assert [s.updated for s in found.steps] == [True, len(kept) == 2]
     never = recall_loop(Many(), RecallConfig(), 0.5, trusts_gate=True)
-    assert drivers.run(run_loop("q", never, Blank(), INLINE)).kept == (), "nothing is noted"
+    assert drivers.run(run_loop("q", never, Blank(), INLINE)).update_recalls == (), "nothing is noted"
 
 
 def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
@@ -457,9 +457,9 @@ def test_quotes_come_from_the_best_block_where_all_are_rejected_but_something_an
 
 def test_a_writer_that_sees_few_blocks_sees_the_best_in_reading_order():
     def shown(most):
-        loop = recall_loop(Bench(), LoopConfig(threshold=0.0, exit_gate=False), 0.0, shown=most)
+        loop = recall_loop(Bench(), LoopConfig(threshold=0.0, exit_gate=False), 0.0, writer_blocks=most)
         found = drivers.run(run_loop("q?", loop, Keeper(), INLINE))
-        return [r.block for r in found.shown], [r.block for r in found.kept], found.scores
+        return [r.block for r in found.writer_recalls], [r.block for r in found.update_recalls], found.scores
 
     every, kept, scores = shown(5)
     assert every[: len(kept)] == kept

@@ -147,7 +147,7 @@ class BaseIndex(ABC):
             def report_step(step: Step, request: str = request) -> None:
                 on_step(replace(step, number=next(steps), request=request))
 
-            async with runner.entered(self.question_context(part, filter, rest)) as context:
+            async with runner.enter(self.question_context(part, filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, writes=False, cancelled=cancelled)
                 found = await run_loop(part, loop, reader, runner, seconds=left, on_step=report_step)
@@ -277,7 +277,7 @@ class BaseIndex(ABC):
         @asynccontextmanager
         async def begin(text: str, seconds: float | None) -> AsyncIterator[Search]:
             rest = each.replace(max_seconds=seconds)
-            async with runner.entered(self.question_context(text[:MAX_QUESTION_CHARS], filter, rest)) as context:
+            async with runner.enter(self.question_context(text[:MAX_QUESTION_CHARS], filter, rest)) as context:
                 reader = make_reader(roles, rest, context, self._models)
                 loop = make_loop(context, rest, context.threshold, reader, cancelled=cancelled)
                 quoter = None if context.candidate_generator is None else ExtractiveReader(context.analyzer)

@@ -54,19 +54,19 @@ class _Repeats:
 
     def __init__(self) -> None:
         self._earlier: set[str] = set()
-        self._own: set[str] = set()
+        self._current: set[str] = set()
         self._last = False
 
     def begin(self) -> None:
         """A part begins."""
-        self._earlier |= self._own
-        self._own, self._last = set(), False
+        self._earlier |= self._current
+        self._current, self._last = set(), False
 
     def has(self, piece: str) -> bool:
         """Whether an earlier part has this piece of the current one; a yes or no if it has its question too."""
         text = piece.strip()
         self._last = text in self._earlier and (self._last or not is_reply(text))
-        self._own.add(text)
+        self._current.add(text)
         return self._last
 
 
@@ -169,9 +169,9 @@ class _Answering:
     async def search(self, question: str, text: str, request: str) -> AsyncGenerator[Step, None]:
         """Runs the loop for a text; the reader sees the question, and the steps name the request."""
         search = await self._opened.enter_async_context(self._begin(text, remaining(self._deadline)))
-        made = loop_events(question, search.loop, search.reader, self._runner, self._deadline)
-        async with aclosing(made):
-            async for item in made:
+        items = loop_events(question, search.loop, search.reader, self._runner, self._deadline)
+        async with aclosing(items):
+            async for item in items:
                 if isinstance(item, LoopResult):
                     self._found.append((question, search, item))
                 else:
@@ -184,35 +184,35 @@ class _Answering:
         try:
             for question, reader, memory in self._to_write():
                 may = may_ask and bool(memory.blocks)
-                written = self._runner.written(question, replace(memory, may_ask=may), reader, self._deadline)
+                pieces = self._runner.write(question, replace(memory, may_ask=may), reader, self._deadline)
                 begun = len(self._pieces)
                 self._repeats.begin()
-                async with aclosing(written):
-                    async for piece in written:
+                async with aclosing(pieces):
+                    async for piece in pieces:
                         if isinstance(piece, Usage):
                             self.cost += piece
                         elif isinstance(piece, Request):
                             self.request = piece.text if may else ""
                         elif not self._apart:
-                            yield self._told(piece)
+                            yield self._token(piece)
                         elif not self._repeats.has(piece):
-                            yield self._told(f" {piece.lstrip()}" if 0 < begun == len(self._pieces) else piece)
+                            yield self._token(f" {piece.lstrip()}" if 0 < begun == len(self._pieces) else piece)
         except OverdueError:
-            self.request, self._late = "", replace(self._merged(), stop_reason="seconds")
+            self.request, self._late = "", replace(self._merged_result(), stop_reason="seconds")
             if not "".join(self._pieces).strip():
-                self._late, text = await self._runner.call(_without_model, self._found)
-                yield self._told(text)
+                self._late, text = await self._runner.call(_answer_without_model, self._found)
+                yield self._token(text)
         if self.request:
             self.cost += Usage(rounds=1)
 
     def answer(self) -> Answer:
         """The whole answer."""
-        found = self._late or self._merged()
+        found = self._late or self._merged_result()
         usage = replace(found.usage + self.cost, seconds=now() - self._began)
         return _answer(self._question, replace(found, steps=tuple(self.steps), usage=usage), "".join(self._pieces))
 
-    def _merged(self) -> LoopResult:
-        return reduce(_merged, [result for _, _, result in self._found])
+    def _merged_result(self) -> LoopResult:
+        return reduce(_merge, [result for _, _, result in self._found])
 
     def _to_write(self) -> Iterator[tuple[str, Reader, WorkingMemory]]:
         """The questions to answer, each with its reader and memory; those for which something was found, if any."""
@@ -220,14 +220,14 @@ class _Answering:
             each = [(question, search.reader, result.memory) for question, search, result in self._found]
             yield from [one for one in each if one[2].text] or each[:1]
         else:
-            yield self._question, self._found[-1][1].reader, self._merged().memory
+            yield self._question, self._found[-1][1].reader, self._merged_result().memory
 
-    def _told(self, piece: str) -> AnswerToken:
+    def _token(self, piece: str) -> AnswerToken:
         self._pieces.append(piece)
         return AnswerToken(text=piece)
 
 
-def _without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[LoopResult, str]:
+def _answer_without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[LoopResult, str]:
     """An answer without a model: quotations of evidence or of the best blocks, else the notes."""
     results, quoted, repeats = list[LoopResult](), list[str](), _Repeats()
     for question, search, result in found:
@@ -235,15 +235,17 @@ def _without_model(found: Sequence[tuple[str, Search, LoopResult]]) -> tuple[Loo
         if quoter and not memory.text.strip() and memory.blocks:
             reading = quoter.read(question, memory, memory.blocks)
             if reading.update:
-                result = replace(result, memory=replace(reading.memory, blocks=memory.blocks), kept=result.shown)
+                result = replace(
+                    result, memory=replace(reading.memory, blocks=memory.blocks), update_recalls=result.writer_recalls
+                )
         if quoter and result.memory.evidence:
             repeats.begin()
             pieces = [piece for piece in quoter.write(question, result.memory) if isinstance(piece, str)]
             quoted += [piece.strip() for piece in pieces if not repeats.has(piece)]
         results.append(result)
-    merged = replace(reduce(_merged, results), stop_reason="seconds")
+    merged = replace(reduce(_merge, results), stop_reason="seconds")
     if quoted:
-        return replace(merged, shown=()), " ".join(quoted)
+        return replace(merged, writer_recalls=()), " ".join(quoted)
     return merged, merged.memory.text.strip() or TIME_UP
 
 
@@ -252,16 +254,16 @@ def citations(text: str) -> set[int]:
     return {int(number) for marks in _CITED.findall(text) for number in marks.split(",")}
 
 
-def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
+def _merge(first: LoopResult, more: LoopResult) -> LoopResult:
     """The combined result of two loops for one question; blocks that the second found are shown first.
 
     Chunks are identified by their ids, since a write between the two loops may have renumbered blocks.
     """
-    kept = {r.chunk.id for r in first.kept}
-    shown = [*zip(first.shown, first.memory.blocks, strict=True)]
-    new = [*zip(more.shown, more.memory.blocks, strict=True)]
+    updating = {r.chunk.id for r in first.update_recalls}
+    earlier = [*zip(first.writer_recalls, first.memory.blocks, strict=True)]
+    new = [*zip(more.writer_recalls, more.memory.blocks, strict=True)]
     ordered: dict[str, tuple[Recall, MemoryBlock]] = {}
-    for recall, block in [*(s for s in shown if s[0].chunk.id in kept), *new, *shown]:
+    for recall, block in [*(pair for pair in earlier if pair[0].chunk.id in updating), *new, *earlier]:
         ordered.setdefault(recall.chunk.id, (recall, block))
     lines = dict.fromkeys([*first.memory.text.split("\n"), *more.memory.text.split("\n")])
     quoted: dict[tuple[str, int], Evidence] = {}
@@ -275,10 +277,10 @@ def _merged(first: LoopResult, more: LoopResult) -> LoopResult:
         ),
         steps=(*first.steps, *more.steps),
         scores=more.scores,  # of its own numbers
-        kept=(*first.kept, *more.kept),
+        update_recalls=(*first.update_recalls, *more.update_recalls),
         usage=first.usage + more.usage,
         stop_reason=more.stop_reason,
-        shown=tuple(recall for recall, _ in ordered.values()),
+        writer_recalls=tuple(recall for recall, _ in ordered.values()),
         answerable=first.answerable or more.answerable,
     )
 
@@ -291,9 +293,9 @@ def _answer(question: str, found: LoopResult, text: str) -> Answer:
             len(found.steps),
         )
     quoted = {e.chunk.id for e in found.memory.evidence}
-    rests_on = found.shown or [r for r in found.kept if not quoted or r.chunk.id in quoted]
+    rests_on = found.writer_recalls or [r for r in found.update_recalls if not quoted or r.chunk.id in quoted]
     sources = {r.chunk.id: r for r in rests_on}.values()
-    cited = citations(text) if found.shown else set()
+    cited = citations(text) if found.writer_recalls else set()
     return Answer(
         question=question,
         text=text.strip(),

@@ -34,19 +34,19 @@ class Blocks(Protocol):
 class BlockCache:
     """The most recently used parsed blocks of all questions; a number is never reused for another block."""
 
-    def __init__(self, most: int = 4096) -> None:
-        self._held: LRUCache[int, Parsed] = LRUCache(most)
+    def __init__(self, max_blocks: int = 4096) -> None:
+        self._parsed: LRUCache[int, Parsed] = LRUCache(max_blocks)
         self._guard = Lock()
 
-    def take(self, blocks: Sequence[int]) -> dict[int, Parsed]:
+    def get(self, blocks: Sequence[int]) -> dict[int, Parsed]:
         """The cached ones among these blocks."""
         with self._guard:
-            return {n: self._held[n] for n in blocks if n in self._held}
+            return {n: self._parsed[n] for n in blocks if n in self._parsed}
 
-    def keep(self, blocks: Mapping[int, Parsed]) -> None:
+    def put(self, blocks: Mapping[int, Parsed]) -> None:
         """Caches these blocks, and drops the least recently used ones."""
         with self._guard:
-            self._held.update(blocks)
+            self._parsed.update(blocks)
 
 
 class BlockLoader:
@@ -79,9 +79,9 @@ class BlockLoader:
 
     def _load(self, blocks: Sequence[int]) -> None:
         new = [n for n in blocks if n not in self._parsed]
-        found = self._cache.take(new)
+        found = self._cache.get(new)
         missing = [n for n in new if n not in found]
         for number, block in zip(missing, self.source.blocks(missing, kv=False), strict=True):
             found[number] = (block, () if block.vectors is None else parse_windows(block))
-        self._cache.keep({n: found[n] for n in missing})
+        self._cache.put({n: found[n] for n in missing})
         self._parsed.update(found)

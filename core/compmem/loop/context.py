@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from compmem.config import LoopConfig, SearchMethod
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader, Blocks
-from compmem.loop.gates import Gate, compared
+from compmem.loop.gates import Gate, window_features
 from compmem.retrieval.candidates import RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.ranking import reciprocal_rank_fusion
@@ -79,7 +79,7 @@ class QuestionContext:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate must run again with each new working memory."""
+        """Whether candidates and scores must be computed again with each new working memory."""
         return self.gate.needs_requery
 
     @property
@@ -123,6 +123,6 @@ class QuestionContext:
         blocks = self.loader.get(numbers)
         return [Recall(chunk=b.chunk, score=scores[n], block=n) for n, b in zip(numbers, blocks, strict=True)]
 
-    def compared(self, memory: str, blocks: Sequence[int]) -> tuple[Vectors, NDArray[np.int64]]:
+    def window_features(self, memory: str, blocks: Sequence[int]) -> tuple[Vectors, NDArray[np.int64]]:
         """Features of each window of these blocks, `[windows, len(FEATURES)]`, and the block of each, from 0."""
-        return compared(self.loader, self.analyzer, memory, blocks)
+        return window_features(self.loader, self.analyzer, memory, blocks)

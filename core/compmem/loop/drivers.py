@@ -39,7 +39,7 @@ class Inline:
         return function(*args)
 
     @asynccontextmanager
-    async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    async def enter(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
         """The value of a context manager, which is closed at the end of the block."""
         with manager as value:
             yield value
@@ -59,7 +59,7 @@ class Inline:
                 return _scoring(reader).read(question, request.memory, request.blocks, relevant=True)
             return reader.read(question, request.memory, request.blocks)
 
-    async def written(
+    async def write(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
     ) -> AsyncGenerator[str | Request | Usage, None]:
         """The answer in pieces, or a request instead of an answer.
@@ -91,7 +91,7 @@ class Threaded:
         return await self._in_thread(function, *args)
 
     @asynccontextmanager
-    async def entered(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    async def enter(self, manager: AbstractContextManager[T]) -> AsyncIterator[T]:
         """The value of a context manager, which is closed at the end of the block."""
         value = await self._in_thread(manager.__enter__)
         try:
@@ -113,10 +113,10 @@ class Threaded:
             reading = reader.aread(question, request.memory, request.blocks)
         return await _in_time(reading, deadline)
 
-    async def written(
+    async def write(
         self, question: str, memory: WorkingMemory, reader: Reader, deadline: float | None
     ) -> AsyncGenerator[str | Request | Usage, None]:
-        """The answer in pieces. Raises what `Inline.written` raises."""
+        """The answer in pieces. Raises what `Inline.write` raises."""
         pieces = aiter(reader.awrite(question, memory))
         try:
             while (piece := await _in_time(anext(pieces, None), deadline)) is not None:
@@ -177,8 +177,8 @@ async def run_loop(
 ) -> LoopResult:
     """Runs the loop without writing an answer; `on_step` gets each step."""
     deadline = None if seconds is None else now() + seconds
-    async with aclosing(loop_events(question, loop, reader, runner, deadline)) as made:
-        async for item in made:
+    async with aclosing(loop_events(question, loop, reader, runner, deadline)) as items:
+        async for item in items:
             if isinstance(item, LoopResult):
                 return item
             on_step(item)
@@ -196,8 +196,8 @@ async def loop_events(
         if isinstance(item, ReadRequest | ScoreRequest):
             try:
                 reply = await runner.ask(question, item, reader, deadline)
-            except OverdueError as late:
-                reply = late
+            except OverdueError as error:
+                reply = error
         else:
             yield item
             if isinstance(item, LoopResult):

@@ -131,7 +131,7 @@ class DenseGate:
         """The probability of each block that the question needs it."""
         if not blocks:
             return []
-        own, rows = compared(self._blocks, self._generator.analyzer, memory, blocks)
+        own, rows = window_features(self._blocks, self._generator.analyzer, memory, blocks)
         known = np.array([n in self._first for n in blocks])
         if not memory or not known.any():
             look = self._head.first_pass(own, self._generator.search_ranks(blocks).take(rows), rows)
@@ -222,7 +222,7 @@ def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, generator:
     return QuestionGate(trained) if config.gate == "question" else trained
 
 
-def compared(
+def window_features(
     loader: BlockLoader, analyzer: QueryAnalyzer, memory: str, blocks: Sequence[int]
 ) -> tuple[Vectors, NDArray[np.int64]]:
     """Features of each window of these blocks, `[windows, len(FEATURES)]`, and the block of each, from 0."""

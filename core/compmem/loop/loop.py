@@ -4,9 +4,9 @@ The loop is a generator: it yields requests to read and is sent the results. One
 for sync, async, streamed and batched answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
 and plain RAG are settings.
 
-The default differs from the papers in three ways. After each update of the working memory, first stage and gate run
-again. A rejected block stays a candidate, because its relevance may only show later (35 % of LycheeMemory's
-published errors are early clues that were rejected). A reader that can score blocks does so before it reads them.
+The default differs from the papers in three ways. After each update of the working memory, candidates and gate scores
+are computed again. A rejected block stays a candidate, because its relevance may only show later (35 % of the published
+errors of LycheeMemory are early clues that were rejected). A reader that can score blocks does so before it reads them.
 """
 
 import math
@@ -60,7 +60,7 @@ class LoopContext(Protocol):
 
     @property
     def needs_requery(self) -> bool:
-        """Whether first stage and gate must run again with each new working memory; known after the first pass."""
+        """Whether candidates and scores must be computed again with each new memory; known after the first pass."""
         ...
 
     @property
@@ -96,11 +96,11 @@ class LoopResult:
     scores: dict[int, float]
     """The last score of every block. A later pass uses the first score of each block as a feature. A block that was
     read without an update gets its first score back."""
-    kept: tuple[Recall, ...]
+    update_recalls: tuple[Recall, ...]
     """Recalled blocks whose step updated the memory, in reading order."""
     usage: Usage
     stop_reason: StopReason
-    shown: tuple[Recall, ...] = ()
+    writer_recalls: tuple[Recall, ...] = ()
     """Recalled blocks that are in the memory, for the writer."""
     answerable: bool = True
     """False if the gate finds that nothing answers, and no language model has judged the blocks."""
@@ -114,7 +114,7 @@ class _State:
     first: dict[int, float] = field(default_factory=dict)
     """The first score of each block."""
     read: dict[int, Recall] = field(default_factory=dict)
-    kept: list[Recall] = field(default_factory=list)
+    update_recalls: list[Recall] = field(default_factory=list)
     rejected: set[int] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
     proposed: int = 0
@@ -138,7 +138,7 @@ def recall_loop(
     threshold: float,
     *,
     can_score: bool = False,
-    shown: int = 0,
+    writer_blocks: int = 0,
     fallback: int = 0,
     trusts_gate: bool = False,
     writes: bool = True,
@@ -152,7 +152,7 @@ def recall_loop(
         config: Settings of the loop.
         threshold: Blocks with a lower gate score are rejected.
         can_score: The reader can score blocks before it reads them.
-        shown: Maximum number of recalled blocks that are in the memory at the end.
+        writer_blocks: Maximum number of recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
         trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` among at least `FEW`
             is kept, whatever the reader says: it compares with the question, and a later fact is near to the notes.
@@ -162,9 +162,9 @@ def recall_loop(
         clock: Returns the time in seconds.
     """
     config, state, began = LoopConfig.complete(config), _State(), clock()
-    refuses = trusts_gate and not shown
+    refuses = trusts_gate and not writer_blocks
     if config.order == "document":
-        picks = _in_order(context, config, threshold, state)
+        picks = _in_document_order(context, config, threshold, state)
     else:
         picks = _best(context, config, threshold, state, fallback=fallback, refuses=refuses, writes=writes)
     by_reader = can_score and config.can_score
@@ -198,12 +198,12 @@ def recall_loop(
             stop_reason = "exit_gate"
             break
     if state.late and not state.memory.text:
-        shown = max(shown, QUOTED)
-    recalls, memory = _shown(context, state, shown, ranked=config.gate != "off")
+        writer_blocks = max(writer_blocks, QUOTED)
+    recalls, memory = _blocks_for_writer(context, state, writer_blocks, ranked=config.gate != "off")
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
     answerable = context.answerable if trusts_gate else True
-    steps, kept = tuple(state.steps), tuple(state.kept)
-    return LoopResult(memory, steps, state.scores, kept, usage, stop_reason, recalls, answerable)
+    steps, updating = tuple(state.steps), tuple(state.update_recalls)
+    return LoopResult(memory, steps, state.scores, updating, usage, stop_reason, recalls, answerable)
 
 
 def _still_needed(state: _State) -> float:
@@ -211,18 +211,20 @@ def _still_needed(state: _State) -> float:
     return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
 
 
-def _shown(context: LoopContext, state: _State, most: int, *, ranked: bool) -> tuple[tuple[Recall, ...], WorkingMemory]:
-    """The blocks for the writer, and the memory with them: the best ones that were kept, then the best others.
+def _blocks_for_writer(
+    context: LoopContext, state: _State, max_blocks: int, *, ranked: bool
+) -> tuple[tuple[Recall, ...], WorkingMemory]:
+    """The blocks for the writer, and the memory with them: the best ones that updated it, then the best others.
 
-    Kept ones stand in reading order; without a gate that ranks them, all stand in document order.
+    Blocks that updated the memory stand in reading order; without a gate that ranks them, all stand in document order.
     """
 
     def best_first(blocks: Iterable[int]) -> list[int]:
         return sorted(blocks, key=lambda n: (-state.scores.get(n, 1.0), n))
 
-    kept = dict.fromkeys(recall.block for recall in state.kept)
-    shown = [*best_first(kept), *best_first(state.scores.keys() - kept.keys())][:most]
-    numbers = [n for n in [*kept, *shown[len(kept) :]] if n in shown] if ranked else sorted(shown)
+    updating = dict.fromkeys(recall.block for recall in state.update_recalls)
+    best = [*best_first(updating), *best_first(state.scores.keys() - updating.keys())][:max_blocks]
+    numbers = [n for n in [*updating, *best[len(updating) :]] if n in best] if ranked else sorted(best)
     blocks = tuple(context.fetch(numbers)) if numbers else ()
     return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
 
@@ -292,7 +294,7 @@ def _step(
     updated = not state.late and (reading.update or likely)
     if updated or not (state.late or config.update_gate):
         state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)
-        state.kept.extend(recalls)
+        state.update_recalls.extend(recalls)
     else:  # a higher score of a later pass was wrong
         state.scores.update((n, state.first.get(n, 0.0)) for n in chosen)
     step = Step(
@@ -356,7 +358,9 @@ def _best(
             return
 
 
-def _in_order(context: LoopContext, config: LoopConfig, threshold: float, state: _State) -> Iterator[list[int]]:
+def _in_document_order(
+    context: LoopContext, config: LoopConfig, threshold: float, state: _State
+) -> Iterator[list[int]]:
     """Groups of blocks in document order, each gated with the current memory."""
     while True:
         before = state.memory.text

@@ -68,8 +68,8 @@ def resolve_roles(
         ValueError: A role is given twice, its model is missing, or the chat model is given but not used.
         TypeError: What is given as reader or writer can do neither.
     """
-    _check_given("reader", config.reader, reader, "read", get_args(ReaderName))
-    _check_given("writer", config.writer, writer, "write", get_args(WriterName))
+    _check_role("reader", config.reader, reader, "read", get_args(ReaderName))
+    _check_role("writer", config.writer, writer, "write", get_args(WriterName))
     reads = config.reader if reader is None else reader
     answers = config.writer if writer is None else writer
     if not writes and chat is None:  # recall needs no model: one that is named and not given is none
@@ -90,13 +90,13 @@ def resolve_roles(
     return Roles(reads, answers, chat)
 
 
-def _check_given(role: str, named: str | None, given: object, method: str, names: tuple[str, ...]) -> None:
-    if named is not None and given is not None:
+def _check_role(role: str, named: str | None, model: object, method: str, names: tuple[str, ...]) -> None:
+    if named is not None and model is not None:
         raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
-    if given is not None and given not in names and not (hasattr(given, method) or hasattr(given, f"a{method}")):
+    if model is not None and model not in names and not (hasattr(model, method) or hasattr(model, f"a{method}")):
         raise TypeError(
             f"{role}= takes an object with {method}(), or one of {', '.join(names)}, not "
-            f"{type(given).__name__}: give a chat model as chat="
+            f"{type(model).__name__}: give a chat model as chat="
         )
 
 
@@ -118,7 +118,7 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
         ValueError: The index has no encoder for the extractive reader, or the chat model is not callable.
     """
 
-    def made(role: Any) -> Any:
+    def build(role: Any) -> Any:
         if role == "extractive":
             return ExtractiveReader(context.analyzer)
         if role == "chat":
@@ -134,8 +134,8 @@ def make_reader(roles: Roles, config: LoopConfig, context: QuestionContext, mode
             )
         return role
 
-    reader: Reader = made(roles.reader)
-    return reader if roles.writer is None else ReaderWithWriter(reader, made(roles.writer))
+    reader: Reader = build(roles.reader)
+    return reader if roles.writer is None else ReaderWithWriter(reader, build(roles.writer))
 
 
 def make_loop(
@@ -157,7 +157,7 @@ def make_loop(
         config,
         threshold,
         can_score=isinstance(reader, ScoringReader) and reader.can_score,
-        shown=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
+        writer_blocks=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
         fallback=FALLBACK if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
         trusts_gate=isinstance(reads, ExtractiveReader) and config.gate in ("learned", "question"),
         writes=writes,

@@ -182,7 +182,7 @@ def _look(context: QuestionContext, memory: str, read: set[int], relevant: froze
     blocks = [n for n in context.propose(memory) if n not in read]
     if not blocks:
         return None
-    own, rows = context.compared(memory, blocks)
+    own, rows = context.window_features(memory, blocks)
     labels = np.array([n in relevant for n in blocks], dtype=np.float32)
     return State(own, rows, np.array(blocks, dtype=np.int64), labels, context.required_generator.search_ranks(blocks))
 
