@@ -40,20 +40,20 @@ def entity_features(state: QueryState, blocks: Sequence[ParsedBlock]) -> list[li
     ]  # fmt: skip
 
 
-def weight(state: QueryState, named: str) -> float:
+def weight(state: QueryState, name: str) -> float:
     """The joint rarity of the words of a name."""
-    return sum(state.rarity[w] for w in named.split()) / 3
+    return sum(state.rarity[w] for w in name.split()) / 3
 
 
 def _memory_names(state: QueryState) -> list[_MemoryName]:
     total = sum(state.roots.values()) or 1.0
     found: dict[str, _MemoryName] = {}
     for line in state.lines:
-        for named, mention in line.capitalised.items():
+        for name, mention in line.capitalised.items():
             nearby = sum(w for r, w in state.roots.items() if r in mention.nearby) / total
-            before = found.get(named, _MemoryName("", 0.0, 0.0, 0.0))
-            found[named] = _MemoryName(
-                f" {named} ", weight(state, named), max(before.nearby, nearby), max(before.coverage, line.coverage)
+            before = found.get(name, _MemoryName("", 0.0, 0.0, 0.0))
+            found[name] = _MemoryName(
+                f" {name} ", weight(state, name), max(before.nearby, nearby), max(before.coverage, line.coverage)
             )
     return list(found.values())
 

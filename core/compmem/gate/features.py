@@ -118,8 +118,8 @@ def _links(state: QueryState, block: ParsedBlock) -> list[float]:
     root_total = sum(state.roots.values()) or 1.0
     nearby = [sum(w for r, w in state.roots.items() if r in m.nearby) / root_total for m, _ in in_memory]
     return [
-        *_named(state, in_question),
-        *_named(state, [m for m, _ in in_memory]),
+        *_best_name_features(state, in_question),
+        *_best_name_features(state, [m for m, _ in in_memory]),
         max(nearby, default=0.0),
         max((line.coverage for _, line in in_memory), default=0.0),
         min(len(shared_with_question), 3) / 3,
@@ -130,7 +130,7 @@ def _links(state: QueryState, block: ParsedBlock) -> list[float]:
     ]
 
 
-def _named(state: QueryState, found: Sequence[Mention]) -> list[float]:
+def _best_name_features(state: QueryState, found: Sequence[Mention]) -> list[float]:
     if not found:
         return [0.0, 0.0, 0.0, 0.0]
     best = max(found, key=lambda m: (m.capitalised, weight(state, m.name)))

@@ -118,24 +118,27 @@ class GateHead(nn.Module):
         self.question = Network(len(QUESTION_FEATURES), hidden // 2, outputs=2, heads=heads)
 
     @torch.inference_mode()
-    def first_pass(self, own: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
+    def first_pass(self, base_features: Vectors, search_ranks: SearchRanks, rows: NDArray[np.int64]) -> FirstPass:
         """Scores of the first pass over a question's candidates.
 
         Args:
-            own: Features of each window under the question, `[windows, len(FEATURES)]`.
-            search_ranks: Ranks of each window's block in the first stage's searches, `[windows]`.
+            base_features: Features of each window under the question, `[windows, len(FEATURES)]`.
+            search_ranks: Ranks of each window's block in the searches for the question, `[windows]`.
             rows: The block of each window, from 0, ascending; every block has one. `[windows]`.
         """
-        features = first_features(own, search_ranks)
+        features = first_features(base_features, search_ranks)
         best, top = best_windows(self.first(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
-        both = self.question(torch.from_numpy(question_features(own[top], features[top], best))[None])[0].numpy()
+        whole = question_features(base_features[top], features[top], best)
+        both = self.question(torch.from_numpy(whole)[None])[0].numpy()
         more, found = (float(self._calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
         return FirstPass(best, self._calibrated(best, 0), more, found)
 
     @torch.inference_mode()
-    def later_pass(self, own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
+    def later_pass(
+        self, base_features: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]
+    ) -> Vectors:
         """The probability of each block with a working memory, `[blocks]`; arguments as in `later_features`."""
-        logits = self.later(torch.from_numpy(later_features(own, first, seen, rows))).squeeze(-1).numpy()
+        logits = self.later(torch.from_numpy(later_features(base_features, first, seen, rows))).squeeze(-1).numpy()
         return self._calibrated(best_windows(logits, rows)[0], 1)
 
     def _calibrated(self, logits: Vectors, of: int) -> Vectors:

@@ -66,20 +66,20 @@ QUESTION_FEATURES = (
 """Features of the whole question after the first pass: whether more passes help, and whether anything answers."""
 
 
-def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
+def standing_features(base_features: Vectors, search_ranks: SearchRanks) -> Vectors:
     """The features of each block relative to this list of candidates, `[blocks, len(STANDING_FEATURES)]`.
 
     Args:
-        own: The blocks' features under the question, `[blocks, len(FEATURES)]`.
-        search_ranks: Their ranks in the first stage's searches.
+        base_features: The blocks' features under the question, `[blocks, len(FEATURES)]`.
+        search_ranks: Their ranks in the searches for the question.
     """
-    count = len(own)
+    count = len(base_features)
     if not count:
         return np.zeros((0, len(STANDING_FEATURES)), np.float32)
     columns: list[NDArray[np.floating]] = []
     shape: list[float] = []
     ranks: dict[str, NDArray[np.int64]] = {}
-    signals = {name: own[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": search_ranks.score}
+    signals = {name: base_features[:, FEATURES.index(name)] for name in SIGNALS} | {"bm25": search_ranks.score}
     for name, values in signals.items():
         rank = ranks[name] = rank_of(values)
         mean, deviation = float(values.mean()), float(values.std()) + 1e-4
@@ -116,16 +116,18 @@ def standing_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
     return np.column_stack([*columns, np.tile(shape, (count, 1))]).astype(np.float32)
 
 
-def first_features(own: Vectors, search_ranks: SearchRanks) -> Vectors:
+def first_features(base_features: Vectors, search_ranks: SearchRanks) -> Vectors:
     """Features of each block in the first pass, `[blocks, len(FIRST_FEATURES)]`; see `standing_features`."""
-    return np.concatenate([own[:, _columns(OF_QUESTION)], standing_features(own, search_ranks)], axis=1)
+    return np.concatenate(
+        [base_features[:, _columns(OF_QUESTION)], standing_features(base_features, search_ranks)], axis=1
+    )
 
 
-def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
+def later_features(base_features: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: NDArray[np.int64]) -> Vectors:
     """Features of a later pass, `[windows, len(LATER_FEATURES)]`.
 
     Args:
-        own: Features of each window under question and memory, `[windows, len(FEATURES)]`.
+        base_features: Features of each window under question and memory, `[windows, len(FEATURES)]`.
         first: First-pass logits of every block of that pass, `[seen]`, then those of the blocks to score:
             `[seen + blocks]`; a block that the first pass did not see has the lowest.
         seen: Whether the first pass saw each block to score, `[blocks]`.
@@ -133,35 +135,35 @@ def later_features(own: Vectors, first: Vectors, seen: NDArray[np.bool_], rows: 
     """
     columns: list[NDArray[np.floating]] = []
     for name in _LATER_RANKED:
-        values = own[:, FEATURES.index(name)]
+        values = base_features[:, FEATURES.index(name)]
         deviation = float(values.std()) + 1e-4
         columns += [
             1 / (1 + rank_of(values)),
             np.clip((values - values.mean()) / deviation, -4, 8) / 3,
             np.clip((values.max() - values) / deviation, 0, 8) / 3,
         ]
-    looked, logits = first[: len(first) - len(seen)], first[len(first) - len(seen) :]
-    falling = np.sort(looked)[::-1]
+    first_logits, logits = first[: len(first) - len(seen)], first[len(first) - len(seen) :]
+    falling = np.sort(first_logits)[::-1]
     rank = np.searchsorted(-falling, -logits, side="left")
     of_first = np.column_stack([
         logits / 4, 1 / (1 + rank), np.log1p(rank) / 5, (falling[0] - logits) / 4, seen,
         np.full(len(seen), falling[0] / 4), np.full(len(seen), falling[:2].sum() / 8),
     ])  # fmt: skip
-    return np.concatenate([own, np.column_stack(columns), of_first[rows]], axis=1).astype(np.float32)
+    return np.concatenate([base_features, np.column_stack(columns), of_first[rows]], axis=1).astype(np.float32)
 
 
-def question_features(own: Vectors, first: Vectors, logits: Vectors) -> Vectors:
+def question_features(base_features: Vectors, first: Vectors, logits: Vectors) -> Vectors:
     """Features of the whole question after the first pass, `[len(QUESTION_FEATURES)]`.
 
     Args:
-        own: Features of each block's best window, `[blocks, len(FEATURES)]`, at least one block.
+        base_features: Features of each block's best window, `[blocks, len(FEATURES)]`, at least one block.
         first: Their first-pass features, `[blocks, len(FIRST_FEATURES)]`.
         logits: First-pass logits, `[blocks]`.
     """
     order = np.argsort(-logits, kind="stable")
     falling = logits[order]
     places = [falling[min(n, len(falling)) - 1] for n in (1, 2, 3, 5, 10)]
-    of_best = [own[order[min(n, len(order) - 1)], _columns(_OF_BEST)] for n in (0, 1)]
+    of_best = [base_features[order[min(n, len(order) - 1)], _columns(_OF_BEST)] for n in (0, 1)]
     return np.concatenate([
         np.asarray(places) / 4,
         [(places[0] - places[1]) / 4, float(np.sum(1 / (1 + np.exp(-logits.astype(float))))) / 3],

@@ -11,7 +11,7 @@ _ENGLISH = 0.25
 """Share of blocks with "the" from which an index is in English."""
 
 
-def unknown_share(query: QueryState, blocks: Sequence[ParsedBlock]) -> float:
+def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:
     """Share of the question's words that no block has, by weight, each of them with that of the rarest word.
 
     0 if the question or most blocks are not in English: in another language the same thing has other words. Half as
@@ -19,17 +19,17 @@ def unknown_share(query: QueryState, blocks: Sequence[ParsedBlock]) -> float:
     these blocks by one letter is mistyped, not unknown.
 
     Args:
-        query: The question without a working memory.
+        state: The question without a working memory.
         blocks: The candidates.
     """
-    if not query.unknown or sum("the" in block.counts for block in blocks) < _ENGLISH * len(blocks):
+    if not state.unknown or sum("the" in block.counts for block in blocks) < _ENGLISH * len(blocks):
         return 0.0
     known = {word for block in blocks for text in (block.text, *block.titles) for word in text.split()}
-    written = {one for word in known for one in _without_a_letter(word, query.unknown)}
-    unknown = [word for word in query.unknown if written.isdisjoint(_without_a_letter(word, [word]))]
-    names = {word for name in query.capitalised for word in name.split()}
+    known_forms = {one for word in known for one in _without_a_letter(word, state.unknown)}
+    unknown = [word for word in state.unknown if known_forms.isdisjoint(_without_a_letter(word, [word]))]
+    names = {word for name in state.capitalised for word in name.split()}
     known_names = bool(names) and names.isdisjoint(unknown)
-    return len(unknown) / (len(unknown) + sum(query.weights.values()) or 1.0) / (2 if known_names else 1)
+    return len(unknown) / (len(unknown) + sum(state.weights.values()) or 1.0) / (2 if known_names else 1)
 
 
 def _without_a_letter(word: str, near: Sequence[str]) -> Iterator[str]:
