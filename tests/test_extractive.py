@@ -454,13 +454,13 @@ def test_the_label_of_values_in_several_records_links_nothing():
     records = block("a", "name: One; price_eur: 3", "name: Two; price_eur: 4", "name: Three; price_eur: 5")
     many = StubIndex({f"Page {n}": "Text." for n in range(500)})
     links = IdentifierLinks(QueryAnalyzer("What does One cost?", HashEncoder(), many))
-    links.see(records.chunk)
+    links.add(records.chunk)
     kept = [Evidence.of(records.chunk, records.chunk.spans[0], 0.9)]
-    assert list(links.linked(kept)) == []
+    assert list(links.find_linked(kept)) == []
     defined = block("b", "name: One; code: AB12", "AB12: broken")
-    links.see(defined.chunk)
+    links.add(defined.chunk)
     kept = [Evidence.of(defined.chunk, defined.chunk.spans[0], 0.9)]
-    assert [e.text for e in links.linked(kept)] == ["AB12: broken"]
+    assert [e.text for e in links.find_linked(kept)] == ["AB12: broken"]
 
 
 def test_a_reference_to_a_clause_is_followed_within_its_document():

@@ -8,7 +8,7 @@ import pytest
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatReader, Endpoint
-from compmem.readers.prompt_budget import Shown, fitted, packed
+from compmem.readers.prompt_budget import PromptBlock, fit_into_prompt, split_into_prompts
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from compmem.text.truncation import ending
 from tests.hashing import HashEncoder
@@ -131,13 +131,15 @@ def test_no_limit_leaves_blocks_whole():
     assert len(model.prompts) == 1 and LONG in model.prompts[0]
 
 
-@pytest.mark.parametrize("fit", [packed, lambda b, n, c: fitted(b, n, {"item": 1.0}, c)], ids=["packed", "fitted"])
+@pytest.mark.parametrize(
+    "fit", [split_into_prompts, lambda b, n, c: fit_into_prompt(b, n, {"item": 1.0}, c)], ids=["packed", "fitted"]
+)
 @pytest.mark.parametrize("unit", ["Item lies here. ", "a", " \n", "1.", "x " * 9 + "\n"])
 def test_fitting_takes_linear_time(fit, unit):
     def counted(times):
         lengths = []
         fit(
-            [Shown("<block>\n", unit * times, "</block>")],
+            [PromptBlock("<block>\n", unit * times, "</block>")],
             300,
             lambda text: lengths.append(len(text)) or len(text) // 4 + 1,
         )

@@ -183,9 +183,11 @@ READERS = {
     "quoting": lambda text: escaping.unescaped(escaping.escaped(text)),
     "prompts": asked,
     "quoted sentences": quoted,
-    "parts of prompts": lambda text: prompt_budget.packed([prompt_budget.Shown("a", text, "b")], 60, estimate_tokens),
-    "part of a prompt": lambda text: prompt_budget.fitted(
-        [prompt_budget.Shown("a", text, "b")], 60, {"a": 1.0}, estimate_tokens
+    "parts of prompts": lambda text: prompt_budget.split_into_prompts(
+        [prompt_budget.PromptBlock("a", text, "b")], 60, estimate_tokens
+    ),
+    "part of a prompt": lambda text: prompt_budget.fit_into_prompt(
+        [prompt_budget.PromptBlock("a", text, "b")], 60, {"a": 1.0}, estimate_tokens
     ),
     "surrogates": valid,
     "trace": paged,

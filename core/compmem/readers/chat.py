@@ -17,7 +17,7 @@ from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.answers import ANSWER, NOTHING_FOUND
 from compmem.readers.chat_model import ChatModel, apieces, pieces
-from compmem.readers.prompt_budget import MARK, MIN_PART_TOKENS, Shown, fitted, packed
+from compmem.readers.prompt_budget import MARK, MIN_PART_TOKENS, PromptBlock, fit_into_prompt, split_into_prompts
 from compmem.readers.replies import AnswerFilter, ends_untagged_thinking, parse_step_reply
 from compmem.schema import Chunk, MemoryBlock, Message, Reading, Request, Usage, WorkingMemory
 from compmem.text.escaping import escaped, unescaped
@@ -203,8 +203,10 @@ class ChatReader:
     def from_config(cls, chat: ChatModel, config: RecallConfig, **options: Any) -> "ChatReader":
         """A reader with the settings of a question; options are arguments of the class, and come first."""
         settings = LoopConfig.complete(config)
-        given = {name: getattr(settings, name) for name in ("structured", "memory_tokens", "prompt_tokens", "cite")}
-        return cls(chat, **given | options)
+        from_config = {
+            name: getattr(settings, name) for name in ("structured", "memory_tokens", "prompt_tokens", "cite")
+        }
+        return cls(chat, **from_config | options)
 
     def read(self, question: str, memory: WorkingMemory, blocks: Sequence[MemoryBlock]) -> Reading:
         """The candidate memory and the two gates from the model's reply.
@@ -292,10 +294,10 @@ class ChatReader:
             ReaderError: The question leaves no space for blocks in a prompt.
         """
         template = self.prompts.update if self.structured else self.prompts.overwrite
-        groups = [[self._shown(block) for block in blocks]]
+        groups = [[self._prompt_block(block) for block in blocks]]
         if self.prompt_tokens is not None:
             space = self._space(template, question=escaped(question), memory="", blocks="") - self.memory_tokens
-            groups = packed(groups[0], self._checked_space(space), self._count)
+            groups = split_into_prompts(groups[0], self._checked_space(space), self._count)
         update = end = False
         usage = Usage()
         for group in groups:
@@ -326,14 +328,14 @@ class ChatReader:
             template = prompts.from_blocks + asked
             marked = _marked(memory)
             shown = [
-                self._shown(block, f"[{number}]\n", marked.get(block.chunk.id, ()))
+                self._prompt_block(block, f"[{number}]\n", marked.get(block.chunk.id, ()))
                 for number, block in enumerate(memory.blocks, start=1)
             ]
             if self.prompt_tokens is not None:
                 space = self._space(template, question=escaped(question), blocks="")
                 space -= sum(len(block.marked) for block in shown) * (2 * self._count(MARK) + 2)
                 weights = dict.fromkeys(terms(memory.text), _NOTED) | dict.fromkeys(terms(question), 1.0)
-                shown = fitted(shown, self._checked_space(space), weights, self._count)
+                shown = fit_into_prompt(shown, self._checked_space(space), weights, self._count)
             blocks = "\n".join(block.with_marks() for block in shown)
             return self._messages(template, question=escaped(question), blocks=blocks)
         if not memory.text.strip():
@@ -358,18 +360,18 @@ class ChatReader:
             )
         return space
 
-    def _shown(self, block: MemoryBlock, number: str = "", marked: Sequence[str] = ()) -> Shown:
+    def _prompt_block(self, block: MemoryBlock, number: str = "", marked: Sequence[str] = ()) -> PromptBlock:
         """A block for the model, split into text and frame."""
         chunk = block.chunk
         text = escaped(chunk.text.strip())
         rendered = None if self._render is None else self._render(chunk)
         if rendered is None:
             above = "\n".join([*_above(chunk), "text:", ""])
-            return Shown(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
+            return PromptBlock(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
         before, found, after = escaped(rendered).partition(text or "\0")
         if not found:  # the model reads only the rendered text
             before, text, after = "", before, ""
-        return Shown(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
+        return PromptBlock(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
 
     def _messages(self, template: str, **parts: str) -> list[dict[str, str]]:
         return [

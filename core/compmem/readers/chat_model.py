@@ -139,13 +139,13 @@ class _AsyncStream:
     """An async reply, read and closed by one task, so in one context, whichever tasks ask for its pieces."""
 
     def __init__(self, reply: AsyncIterator[object], context: Context) -> None:
-        self._asked = asyncio.Queue[asyncio.Future[object]]()
+        self._requests = asyncio.Queue[asyncio.Future[object]]()
         self._task = asyncio.get_running_loop().create_task(self._read(reply), context=context)
 
     async def next(self) -> object:
         """The next piece, or `_END`."""
         piece = asyncio.get_running_loop().create_future()
-        self._asked.put_nowait(piece)
+        self._requests.put_nowait(piece)
         return await piece
 
     async def close(self) -> None:
@@ -156,17 +156,17 @@ class _AsyncStream:
     async def _read(self, reply: AsyncIterator[object]) -> None:
         try:
             while True:
-                asked = await self._asked.get()
+                request = await self._requests.get()
                 try:
                     with _chat_errors():
                         piece = await anext(reply, _END)
-                    finish = partial(asked.set_result, piece)
+                    finish = partial(request.set_result, piece)
                 except ReaderError as error:
-                    finish = partial(asked.set_exception, error)
+                    finish = partial(request.set_exception, error)
                 except BaseException:
-                    asked.cancel()
+                    request.cancel()
                     raise
-                if not asked.done():
+                if not request.done():
                     finish()
         finally:
             close = getattr(reply, "aclose", None) or getattr(reply, "close", None)

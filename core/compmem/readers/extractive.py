@@ -15,7 +15,7 @@ from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
 
-KEPT = 3
+MAX_SENTENCES_PER_BLOCK = 3
 """Maximum number of sentences kept from one block."""
 
 MIN_RELEVANCE = 0.25
@@ -37,7 +37,7 @@ class ExtractiveReader:
     analyzer: QueryAnalyzer
     _links: IdentifierLinks = field(init=False)
     _outlines: Outlines = field(init=False, default_factory=Outlines)
-    _said: dict[str, str] = field(init=False, default_factory=dict)
+    _folded_texts: dict[str, str] = field(init=False, default_factory=dict)
     """Kept sentences as names are written, since they are searched for each title."""
 
     def __post_init__(self) -> None:
@@ -57,8 +57,8 @@ class ExtractiveReader:
         best = [(e, self._line(state, e)) for e in kept]
         new = [e for e, line in best if line not in known]
         for block in blocks:
-            self._links.see(block.chunk)
-        linked = list(self._links.linked([*memory.evidence, *new]))
+            self._links.add(block.chunk)
+        linked = list(self._links.find_linked([*memory.evidence, *new]))
         lines = dict.fromkeys([*(line for _, line in best), *(self._line(state, e) for e in linked)])
         new += linked
         evidence = (*memory.evidence, *new)
@@ -86,8 +86,8 @@ class ExtractiveReader:
         for e in memory.evidence if titles else ():
             if e.chunk.document_id == chunk.document_id:
                 continue
-            if (said := self._said.get(e.text)) is None:
-                said = self._said[e.text] = f" {name(e.text)} "
+            if (said := self._folded_texts.get(e.text)) is None:
+                said = self._folded_texts[e.text] = f" {name(e.text)} "
             if any(title in said for title in titles):
                 return True
         return False
@@ -139,7 +139,7 @@ def best_sentences(
     ranked = np.argsort(-scores, kind="stable").tolist()
     about = set(words(chunk.title))
     informative = [i for i in ranked if _says_something(outline, i, about)]
-    best = sorted((informative or [0])[:KEPT])
+    best = sorted((informative or [0])[:MAX_SENTENCES_PER_BLOCK])
     return [Evidence.of(chunk, chunk.spans[i], float(scores[i])) for i in best]
 
 

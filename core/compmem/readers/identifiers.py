@@ -57,14 +57,14 @@ class IdentifierLinks:
     """In how many of these sentences an identifier stands before a colon."""
     _numbered: dict[tuple[str, str], list[Evidence]] = field(default_factory=dict)
     """The sentences of the blocks so far that begin with a number, by document and number."""
-    _seen: set[str] = field(default_factory=set)
+    _chunk_ids: set[str] = field(default_factory=set)
     _rarity: dict[str, float] = field(default_factory=dict)
 
-    def see(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Remembers the sentences of a block that contain identifiers or begin with a number."""
-        if chunk.id in self._seen:
+        if chunk.id in self._chunk_ids:
             return
-        self._seen.add(chunk.id)
+        self._chunk_ids.add(chunk.id)
         for span in chunk.spans:
             if number := _NUMBERED.match(chunk.text, *span):
                 self._numbered.setdefault((chunk.document_id, number[1]), []).append(Evidence.of(chunk, span))
@@ -75,7 +75,7 @@ class IdentifierLinks:
                 self._sentences.setdefault(identifier, []).append(evidence)
             self._labels.update(set(_LABEL.findall(evidence.text)))
 
-    def linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
+    def find_linked(self, kept: Sequence[Evidence]) -> Iterator[Evidence]:
         """The sentences that rare identifiers and numbers link to kept ones, directly or by other sentences.
 
         Each has the score of the kept sentence. Those that are kept with that score already are left out. Not followed

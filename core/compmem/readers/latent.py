@@ -77,12 +77,15 @@ class LatentReader:
             ValueError: A block has no KV states or those of another backbone, or the step is longer than the context.
             MemoryError: The step does not fit on the device.
         """
-        states = self._fused(question, blocks)
+        states = self._fuse(question, blocks)
         prompt = self._turns.step(question, memory.text) + (self._turns.helps if relevant else [])
         start = self._behind(states)
-        wanted = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
+        max_tokens = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
         with torch.inference_mode():
-            most, ends = self._room(prompt, states, start, wanted), ("</next>",) if self.structured else ()
+            most, ends = (
+                self._available_tokens(prompt, states, start, max_tokens),
+                ("</next>",) if self.structured else (),
+            )
             if self._parallel(states):
                 written = list(self._stream(prompt, states, most, ends))
             else:
@@ -135,14 +138,14 @@ class LatentReader:
         """
         if memory.blocks:
             prompt = self._turns.from_blocks(question)
-            states = self._fused(question, self._fitting(memory.blocks, len(prompt)))
+            states = self._fuse(question, self._fitting(memory.blocks, len(prompt)))
         elif memory.text.strip():
             prompt, states = self._turns.answer(question, memory.text), []
         else:
             yield from (NOTHING_FOUND, Usage())
             return
         start = self._behind(states) if states else None
-        most = self._room(prompt, states, start, self.answer_tokens)
+        most = self._available_tokens(prompt, states, start, self.answer_tokens)
         answer, written = ThinkingFilter(hold=self._thinks_untagged), list[int]()
         tokens = self._stream(prompt, states, most, start=start)
         for piece in _pieces(self.backbone, tokens, written):
@@ -186,7 +189,7 @@ class LatentReader:
             prompt, states, max_new_tokens=most, stop_strings=ends, stop_on_repetition=True, start=start
         )
 
-    def _fused(self, question: str, blocks: Sequence[MemoryBlock]) -> list[KVStates]:
+    def _fuse(self, question: str, blocks: Sequence[MemoryBlock]) -> list[KVStates]:
         """The states of blocks that are read together."""
         states = [_states(block) for block in blocks]
         if self.kv_fusion in ("none", "ape"):
@@ -200,10 +203,12 @@ class LatentReader:
             return None
         return max(self._full_chunk_tokens * len(states), _slots(states))
 
-    def _room(self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, wanted: int) -> int:
+    def _available_tokens(
+        self, prompt: Sequence[int], states: Sequence[KVStates], start: int | None, max_tokens: int
+    ) -> int:
         """Tokens that may be written; 1 if the context is full, so that the backbone raises the error."""
         behind = _slots(states) if start is None else start
-        return max(1, min(wanted, self.backbone.context - behind - len(prompt)))
+        return max(1, min(max_tokens, self.backbone.context - behind - len(prompt)))
 
 
 def _slots(states: Sequence[KVStates]) -> int:

@@ -20,7 +20,7 @@ _TEXT: Final = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PromptBlock:
     """A block in a prompt, split into text and frame so that the text can be cut."""
 
     before: str
@@ -43,10 +43,10 @@ class Shown:
         return "".join([*parts, self.text[at:], self.after])
 
 
-def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Shown]]:
+def split_into_prompts(blocks: Sequence[PromptBlock], budget: int, count: Count) -> list[list[PromptBlock]]:
     """The blocks in groups of at most `budget` tokens, in order; a longer block is split over several groups."""
-    groups: list[list[Shown]] = []
-    group: list[Shown] = []
+    groups: list[list[PromptBlock]] = []
+    group: list[PromptBlock] = []
     left = budget
     for block in (_with_short_frame(b, budget, count) for b in blocks):
         space = max(1, budget - _frame(block, count))
@@ -69,13 +69,15 @@ def packed(blocks: Sequence[Shown], budget: int, count: Count) -> list[list[Show
     return [*groups, group] if group else groups
 
 
-def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], count: Count) -> list[Shown]:
+def fit_into_prompt(
+    blocks: Sequence[PromptBlock], budget: int, term_weights: Mapping[str, float], count: Count
+) -> list[PromptBlock]:
     """The part of the blocks that fits into `budget` tokens, the first ones whole if possible.
 
     A block that is too long is cut to the run of its sentences with the highest weight of query terms; if more blocks
     follow, they get half of the remaining budget.
     """
-    kept: list[Shown] = []
+    fitting: list[PromptBlock] = []
     left = budget
     for number, block in enumerate(blocks):
         block = _with_short_frame(block, left, count)
@@ -84,22 +86,22 @@ def fitted(blocks: Sequence[Shown], budget: int, asked: Mapping[str, float], cou
             space = share - _frame(block, count)
             if space < MIN_PART_TOKENS:
                 continue
-            block = replace(block, text=_best_part(block.text, space, asked, count))
-        kept.append(block)
+            block = replace(block, text=_best_passage(block.text, space, term_weights, count))
+        fitting.append(block)
         left -= count(str(block))
-    return kept
+    return fitting
 
 
-def _best_part(text: str, limit: int, asked: Mapping[str, float], count: Count) -> str:
+def _best_passage(text: str, limit: int, term_weights: Mapping[str, float], count: Count) -> str:
     """The run of sentences within `limit` tokens with the highest weight of query terms, the earliest of equals.
 
     A term counts less if more sentences of the text contain it.
     """
     spans = sentences(text)
     costs = [count(text[a:b]) + 1 for a, b in spans]
-    held = [{t for t in terms(text[a:b]) if t in asked} for a, b in spans]
+    held = [{t for t in terms(text[a:b]) if t in term_weights} for a, b in spans]
     frequency = Counter(t for own in held for t in own)
-    gains = [sum(asked[t] / frequency[t] for t in own) for own in held]
+    gains = [sum(term_weights[t] / frequency[t] for t in own) for own in held]
     best, gain = -1.0, 0.0
     at = first = cost = 0
     for last, (own, found) in enumerate(zip(costs, gains, strict=True)):
@@ -111,14 +113,14 @@ def _best_part(text: str, limit: int, asked: Mapping[str, float], count: Count) 
     return text[at : at + beginning(text[at:], limit, count)].rstrip()
 
 
-def _with_short_frame(block: Shown, budget: int, count: Count) -> Shown:
+def _with_short_frame(block: PromptBlock, budget: int, count: Count) -> PromptBlock:
     """The block, with the lines above its text cut if they take more than half of the budget."""
     if _fits(block.before, budget // 2, count):
         return block
     return replace(block, before=block.before[: beginning(block.before, max(1, budget // 2), count)].rstrip() + "\n")
 
 
-def _frame(block: Shown, count: Count) -> int:
+def _frame(block: PromptBlock, count: Count) -> int:
     return count(f"{block.before}{block.after}") + 1
 
 

@@ -18,7 +18,7 @@ from compmem.readers.outline import (
 from compmem.schema import Chunk, Evidence
 from compmem.text.sentences import is_row
 
-QUOTED = 3
+QUOTED_CHUNKS = 3
 """Chunks quoted in an answer."""
 
 QUOTED_SHARE = 0.5
@@ -49,7 +49,7 @@ ALONE_SHARE = 0.3
 """That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
 
 
-def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The sentences of an answer: those of the best chunks in reading order, each chunk's in its own.
 
     Sentences are the best kept one of each of the best chunks, more of a chunk if (nearly) as good; then their context
@@ -58,19 +58,19 @@ def quoted_sentences(asked: Mapping[str, float], evidence: Sequence[Evidence], o
     still missing.
 
     Args:
-        asked: The weight of the root of each word of the question.
+        weights: The weight of the root of each word of the question.
         evidence: The kept sentences, at least one.
         outlines: Makes the outlines of their chunks.
     """
-    quoted = _supporting(asked, evidence)
-    quoted += _context(asked, quoted, quoted, outlines)
-    added = _completing(asked, quoted, outlines)
-    quoted += [*added, *_context(asked, added, [*quoted, *added], outlines)]
+    quoted = _supporting_sentences(weights, evidence)
+    quoted += _context_sentences(weights, quoted, quoted, outlines)
+    added = _completing_sentences(weights, quoted, outlines)
+    quoted += [*added, *_context_sentences(weights, added, [*quoted, *added], outlines)]
     place = {key: n for n, key in enumerate(dict.fromkeys(e.chunk.id for e in quoted))}
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
-def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
+def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
     """The best sentence of each of the best chunks, and those of the same chunk that are as good.
 
     One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
@@ -82,10 +82,10 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
         if e.chunk.id not in best or e.score > best[e.chunk.id].score:
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
-    others = [e for e in ranked[QUOTED:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {e.chunk.id: (e.score, asked.keys() - roots(e.text)) for e in [*ranked[:QUOTED], *others]}
-    left = {e.chunk.id: SHORT for e in ranked[:QUOTED]}
-    named = {e.chunk.id for e in ranked if (roots(e.text) & asked.keys()) <= roots(e.chunk.title)}
+    others = [e for e in ranked[QUOTED_CHUNKS:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
+    chosen = {e.chunk.id: (e.score, weights.keys() - roots(e.text)) for e in [*ranked[:QUOTED_CHUNKS], *others]}
+    left = {e.chunk.id: SHORT for e in ranked[:QUOTED_CHUNKS]}
+    named = {e.chunk.id for e in ranked if (roots(e.text) & weights.keys()) <= roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
     for e in sorted(evidence, key=lambda one: -one.score):
         of, length = e.chunk.id, len(e.text.split())
@@ -100,8 +100,8 @@ def _supporting(asked: Mapping[str, float], evidence: Sequence[Evidence]) -> lis
     return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
 
 
-def _context(
-    asked: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence], outlines: Outlines
+def _context_sentences(
+    weights: Mapping[str, float], new: Sequence[Evidence], quoted: Sequence[Evidence], outlines: Outlines
 ) -> list[Evidence]:
     """The sentences without which new ones say little, and that are not quoted yet."""
     best = max(quoted, key=lambda e: e.score).chunk.id
@@ -109,15 +109,15 @@ def _context(
     found = list[Evidence]()
     for chunk in {e.chunk.id: e.chunk for e in new}.values():
         others = set[str]().union(*(roots(e.text) for e in quoted if e.chunk.id != chunk.id))
-        lacks = not (others & asked.keys()).issubset(roots(f"{chunk.label}\n{chunk.text}"))
+        lacks = not (others & weights.keys()).issubset(roots(f"{chunk.label}\n{chunk.text}"))
         own = {start for of, start in starts if of == chunk.id}
-        needed = _needed(asked, chunk, outlines.of(chunk), own, whole=chunk.id == best and not lacks)
+        needed = _needed_numbers(weights, chunk, outlines.of(chunk), own, whole=chunk.id == best and not lacks)
         found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
     return found
 
 
-def _needed(
-    asked: Mapping[str, float], chunk: Chunk, outline: Outline, starts: Set[int], *, whole: bool
+def _needed_numbers(
+    weights: Mapping[str, float], chunk: Chunk, outline: Outline, starts: Set[int], *, whole: bool
 ) -> list[int]:  # fmt: skip
     """The numbers of the sentences without which those of a chunk that start here say little.
 
@@ -127,27 +127,27 @@ def _needed(
     needed = set[int]()
     for place, (start, _) in enumerate(chunk.spans):
         if start in starts:
-            needed.update(outline.named_before(place), _introduced(asked, outline, place, whole=whole))
-            needed.update(_rows(asked, outline, place, whole=whole))
-            if _needs_head(asked, outline, place):
+            needed.update(outline.named_before(place), _introduced_sentences(weights, outline, place, whole=whole))
+            needed.update(_rows(weights, outline, place, whole=whole))
+            if _needs_head(weights, outline, place):
                 needed.add(outline.heads[place])
             for said in (place, *needed):
                 needed.update(outline.block_of_code(said))
     return sorted(needed)
 
 
-def _introduced(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
+def _introduced_sentences(weights: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
     """The sentences that this one introduces; of rows and lines with a label, those with most words of the question."""
     after = list(outline.introduced(place))
     if after and is_row(outline.texts[after[0]]):
         head, rows = _table(outline, after[0])
-        return chain([] if head is None else [head], _most_asked(asked, rows, whole=whole))
+        return chain([] if head is None else [head], _rows_with_most_words(weights, rows, whole=whole))
     if after and all(is_labelled_item(outline.texts[n]) for n in after):
-        return _most_asked(asked, {n: roots(outline.texts[n]) for n in after}, whole=whole)
+        return _rows_with_most_words(weights, {n: roots(outline.texts[n]) for n in after}, whole=whole)
     return iter(after)
 
 
-def _rows(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
+def _rows(weights: Mapping[str, float], outline: Outline, place: int, *, whole: bool) -> Iterator[int]:
     """The head of a row's table, and the rows with all words of the question that it has; if none, the `whole` table.
 
     Of a head, the rows with most words of the question.
@@ -156,8 +156,8 @@ def _rows(asked: Mapping[str, float], outline: Outline, place: int, *, whole: bo
     if head is not None:
         yield head
     if place == head:
-        yield from _most_asked(asked, rows, whole=whole)
-    elif (own := rows.get(place, set()) & asked.keys()) or whole:
+        yield from _rows_with_most_words(weights, rows, whole=whole)
+    elif (own := rows.get(place, set()) & weights.keys()) or whole:
         yield from islice((n for n, held in rows.items() if own <= held), MAX_LIST_ITEMS)
 
 
@@ -168,34 +168,38 @@ def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]
     return head, {n: held for n in table if n != head and (held := roots(outline.texts[n]))}
 
 
-def _most_asked(asked: Mapping[str, float], rows: Mapping[int, set[str]], *, whole: bool) -> Iterator[int]:
+def _rows_with_most_words(weights: Mapping[str, float], rows: Mapping[int, set[str]], *, whole: bool) -> Iterator[int]:
     """The rows with most words of the question; if none has any, all rows of a `whole` table."""
-    held = {n: len(own & asked.keys()) for n, own in rows.items()}
+    held = {n: len(own & weights.keys()) for n, own in rows.items()}
     most = max(held.values(), default=0)
     return islice((n for n, count in held.items() if count == most and (most or whole)), MAX_LIST_ITEMS)
 
 
-def _needs_head(asked: Mapping[str, float], outline: Outline, place: int) -> bool:
+def _needs_head(weights: Mapping[str, float], outline: Outline, place: int) -> bool:
     """Whether the line that introduces a sentence is quoted too: for an item, for yes or no, for a word asked for."""
     text, head = outline.texts[place], outline.heads[place]
     if head < 0 or outline.levels[head]:  # headings are written before the sentences
         return False
     if is_item(text) or (is_reply(text) and head == place - 1):
         return True
-    return bool((roots(outline.texts[head]) & asked.keys()) - roots(text))
+    return bool((roots(outline.texts[head]) & weights.keys()) - roots(text))
 
 
-def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+def _completing_sentences(
+    weights: Mapping[str, float], quoted: Sequence[Evidence], outlines: Outlines
+) -> list[Evidence]:
     """Further sentences of the quoted chunks, with words of the question that the quoted ones lack.
 
     Each shares a word with those before it that is not the question's ("Acme rents the Harbour Building. The Harbour
     Building is insured by Lloyd."), follows one and begins with a pronoun, or has much that is missing.
     """
     known = set[str]().union(*(outlines.roots(e) | roots(e.chunk.title) for e in quoted))
-    missing, linking = {r: weight for r, weight in asked.items() if r not in known}, known - asked.keys()
-    others = [(e, outlines.roots(e), is_of_someone(e.text)) for e in _beside(quoted, outlines)] if missing else []
+    missing, linking = {r: weight for r, weight in weights.items() if r not in known}, known - weights.keys()
+    others = (
+        [(e, outlines.roots(e), is_of_someone(e.text)) for e in _other_sentences(quoted, outlines)] if missing else []
+    )
     said = known.union(*(own for _, own, _ in others))  # words that no sentence here has cannot be added
-    total, added = sum(weight for r, weight in asked.items() if r in said), list[Evidence]()
+    total, added = sum(weight for r, weight in weights.items() if r in said), list[Evidence]()
     while len(added) < MAX_ADDED_SENTENCES:
         possible = list[tuple[bool, float, int]]()
         for place, (_, own, of_someone) in enumerate(others):
@@ -207,11 +211,11 @@ def _completing(asked: Mapping[str, float], quoted: Sequence[Evidence], outlines
         sentence, own, _ = others.pop(-max(possible)[2])
         added.append(sentence)
         missing = {r: weight for r, weight in missing.items() if r not in own}
-        linking |= own - asked.keys()
+        linking |= own - weights.keys()
     return added
 
 
-def _beside(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[Evidence]:
+def _other_sentences(quoted: Sequence[Evidence], outlines: Outlines) -> Iterator[Evidence]:
     """The other sentences of the quoted chunks; one that begins with a pronoun only directly after a quoted one."""
     held = {(e.chunk.id, e.start) for e in quoted}
     for chunk in {e.chunk.id: e.chunk for e in quoted}.values():

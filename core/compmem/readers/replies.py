@@ -23,8 +23,8 @@ _CONTINUE_END = re.compile(r"\W{0,99}(continue|end)\b", re.IGNORECASE)
 _WRAPPED = re.compile(r"\A\s{0,99}<memory>|</memory>\s{0,99}\Z")  # notes with their tags
 _SEARCH = re.compile(r"[\s*`#>-]{0,9}search[\s*`]{0,3}:", re.IGNORECASE)
 _MAY_SEARCH = re.compile(r"[\s*`#>-]{0,9}(?:s(?:e(?:a(?:r(?:ch?)?)?)?)?)?[\s*`]{0,3}\Z", re.IGNORECASE)
-_ASKED = re.compile(rf"{_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}for\s", re.IGNORECASE)
-_MAY_ASK = re.compile(rf"{_MAY_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}(?:f|fo|for)?\Z", re.IGNORECASE)
+_REQUEST = re.compile(rf"{_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}for\s", re.IGNORECASE)
+_MAY_REQUEST = re.compile(rf"{_MAY_SEARCH.pattern}|[\s*`#>-]{{0,9}}search\s{{1,9}}(?:f|fo|for)?\Z", re.IGNORECASE)
 _MAY_THINK = re.compile(r"<\s{0,9}(?:$|t$|th$|thi$|thin$|think)", re.IGNORECASE)
 
 
@@ -144,7 +144,7 @@ class AnswerFilter:
     def __init__(self, *, hold: bool, from_blocks: bool, may_ask: bool) -> None:
         self._thinking = ThinkingFilter(hold=hold)
         self._may_ask = may_ask
-        self._request, self._may_request = (_ASKED, _MAY_ASK) if may_ask else (_SEARCH, _MAY_SEARCH)
+        self._request, self._may_request = (_REQUEST, _MAY_REQUEST) if may_ask else (_SEARCH, _MAY_SEARCH)
         self._first: str | None = "" if from_blocks else None
         self._missing = ""
         self._wrote = False
