@@ -20,8 +20,8 @@ from compmem.checks import check_whole
 from compmem.config import RuntimeConfig, Search
 from compmem.errors import StoreError
 from compmem.index import MemoryIndex, reopen
-from compmem.retrieval.open_shards import Opened, OpenShards, unpacked
-from compmem.retrieval.vector_search import DenseSearch, Scored, merged
+from compmem.retrieval.open_shards import Opened, OpenShards, unpack_blocks
+from compmem.retrieval.vector_search import DenseSearch, Scored, merge_scored
 from compmem.schema import Encoder, Vectors
 from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, summed
 
@@ -239,12 +239,12 @@ class ActorStore(Store):
         packed = name == "blocks" and not any(kv for _, kv in asked.values())
         calls: dict[int, list[tuple[int, str, tuple[Any, ...]]]] = {}
         for shard, args in asked.items():
-            call = (shard, "packed_blocks", args[:1]) if packed else (shard, name, args)
+            call = (shard, "pack_blocks", args[:1]) if packed else (shard, name, args)
             calls.setdefault(shard % len(self.actors.handles), []).append(call)
         self.round_trips += 1
         found = _all_answered(self.actors.answers("ask", {n: (views[n], own) for n, own in calls.items()}))
         results = {call[0]: result for n, own in calls.items() for call, result in zip(own, found[n], strict=True)}
-        return {shard: unpacked(*results[shard]) if packed else results[shard] for shard in asked}
+        return {shard: unpack_blocks(*results[shard]) if packed else results[shard] for shard in asked}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +253,14 @@ class _ActorSearch(DenseSearch):
 
     view: ShardedSnapshot
 
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
-        found = self.view.ask_all("scored", self.view.key(admitted), queries, k)
+        found = self.view.ask_all("search_with_scores", self.view.key(admitted), queries, k)
         numbered = [
             [[(self.view.number(shard, own), score) for own, score in row] for row in rows]
             for shard, rows in enumerate(found)
         ]
-        return merged(numbered, k)
+        return merge_scored(numbered, k)
 
 
 class ActorIndex(MemoryIndex):

@@ -33,7 +33,7 @@ class RetrieverCandidateGenerator(CandidateGenerator):
     _rankings: dict[str, list[int]] = field(default_factory=dict)
     """The results of the retriever for each text; no text is queried twice."""
     _joint: list[str] = field(default_factory=list)
-    _narrow: list[str] = field(default_factory=list)
+    _narrow_queries: list[str] = field(default_factory=list)
 
     def propose(self, memory: str) -> list[int]:
         """Numbers of candidate blocks, each once, the strongest signal first."""
@@ -45,9 +45,9 @@ class RetrieverCandidateGenerator(CandidateGenerator):
         question = self.analyzer.question
         lines = [line for line in memory.split("\n") if line.strip()][-JOINT_LINES:]
         self._joint = [question, *(f"{question} {line}" for line in lines)]
-        self._narrow = _narrow(question, lines, terms(memory))
+        self._narrow_queries = _narrow_queries(question, lines, terms(memory))
         wanted = {question: self.depth, **dict.fromkeys(self._joint[1:], max(self.depth // 2, 1))}
-        wanted = {**wanted, **{text: min(PER_NAME, self.depth) for text in self._narrow if text not in wanted}}
+        wanted = {**wanted, **{text: min(PER_NAME, self.depth) for text in self._narrow_queries if text not in wanted}}
         new = {text: k for text, k in wanted.items() if text not in self._rankings}
         if not new:
             return
@@ -64,7 +64,7 @@ class RetrieverCandidateGenerator(CandidateGenerator):
 
     def _dense_signals(self, state: QueryState) -> list[list[int]]:
         first, *joint = (self._rankings[text] for text in self._joint)
-        narrow = (self._rankings[text] for text in self._narrow)
+        narrow = (self._rankings[text] for text in self._narrow_queries)
         return [
             first[: self.per_signal],
             *(found[: self.per_signal // 2] for found in joint),
@@ -72,15 +72,15 @@ class RetrieverCandidateGenerator(CandidateGenerator):
         ]
 
 
-def _narrow(question: str, lines: Sequence[str], known: Sequence[str]) -> list[str]:
+def _narrow_queries(question: str, lines: Sequence[str], known: Sequence[str]) -> list[str]:
     """The names in question and lines, and the names of each line with the question's missing words."""
-    asked = [*capital_runs(question)[:MAX_NAMES]]
+    queries = [*capital_runs(question)[:MAX_NAMES]]
     covered, wanted = frozenset(known), frozenset(content_terms(question))
     missing = [w for w in words(question) if any(t in wanted and t not in covered for t in terms(w))]
     folded = f" {name(question)} "
     for line in lines:
         fresh = [run for run in capital_runs(line) if f" {name(run)} " not in folded][:MAX_NAMES]
         if fresh and missing:
-            asked.append(" ".join([*fresh, *missing]))
-        asked += fresh
-    return list(dict.fromkeys(asked))
+            queries.append(" ".join([*fresh, *missing]))
+        queries += fresh
+    return list(dict.fromkeys(queries))

@@ -40,7 +40,7 @@ class Opened:
 
 @dataclass(slots=True)
 class _View:
-    held: ExitStack
+    snapshots: ExitStack
     parts: Mapping[int, "_Part"]
     used: float = field(default_factory=time.monotonic)
 
@@ -57,14 +57,14 @@ class _Part(ShardPart):
         super().__init__(snapshot, length)
         self._search = search
 
-    def scored(self, key: int, queries: Vectors, k: int) -> list[Scored]:
+    def search_with_scores(self, key: int, queries: Vectors, k: int) -> list[Scored]:
         """The k nearest blocks of a selection for each query `[queries, dim]`."""
-        return self._search(self.snapshot).scored(
+        return self._search(self.snapshot).search_with_scores(
             queries, k, self.lexical_index(key).numbers if key != EVERYTHING else None
         )
 
-    def packed_blocks(self, blocks: Sequence[int]) -> tuple[list[MemoryBlock], list[int], Vectors]:
-        """Blocks without vectors and KV states, the rows of each, and all rows `[rows, dim]`, for `unpacked`."""
+    def pack_blocks(self, blocks: Sequence[int]) -> tuple[list[MemoryBlock], list[int], Vectors]:
+        """Blocks without vectors and KV states, the rows of each, and all rows `[rows, dim]`, for `unpack_blocks`."""
         found = self.snapshot.blocks(blocks, kv=False)
         rows = [block.vectors for block in found if block.vectors is not None]
         counts = [0 if block.vectors is None else len(block.vectors) for block in found]
@@ -97,20 +97,20 @@ class OpenShards:
             StoreError: A shard cannot be opened.
         """
         try:
-            view = self._opened()
+            view = self._open_view()
         except StoreError:
             self._close_stores()  # another index may be in the folder now
-            view = self._opened()
+            view = self._open_view()
         name = secrets.token_hex(8)
         with self._guard:
             self._views[name] = view
             longest_unused = sorted(self._views, key=lambda n: self._views[n].used)
         self._close(longest_unused[:-MAX_OPEN_VIEWS])
-        facts = {
+        shards = {
             shard: (self._store(shard).identity, part.snapshot.generation, part.count())
             for shard, part in view.parts.items()
         }
-        return Opened(name, facts)
+        return Opened(name, shards)
 
     def ask(self, view: str, calls: Sequence[tuple[int, str, tuple[Any, ...]]]) -> list[Any]:
         """The result of each call: a shard, a method of `ShardPart`, and its arguments.
@@ -156,7 +156,7 @@ class OpenShards:
 
     def verify(self, shards: int) -> list[str]:
         """Problems found after reading everything."""
-        return [told for shard in self._folders for told in verify_shard(self._store(shard), shard, shards)]
+        return [problem for shard in self._folders for problem in verify_shard(self._store(shard), shard, shards)]
 
     def _store(self, shard: int) -> FolderStore:
         with self._guard:
@@ -164,16 +164,16 @@ class OpenShards:
                 self._stores[shard] = FolderStore.open(self._folders[shard])
             return self._stores[shard]
 
-    def _opened(self) -> _View:
-        held, parts = ExitStack(), dict[int, _Part]()
+    def _open_view(self) -> _View:
+        snapshots, parts = ExitStack(), dict[int, _Part]()
         try:
             for shard in self._folders:
-                snapshot = held.enter_context(self._store(shard).snapshot())
+                snapshot = snapshots.enter_context(self._store(shard).snapshot())
                 parts[shard] = _Part(snapshot, partial(self._totals.of, shard), partial(self._search, shard))
         except BaseException:
-            held.close()
+            snapshots.close()
             raise
-        return _View(held, parts)
+        return _View(snapshots, parts)
 
     def _search(self, shard: int, snapshot: FolderSnapshot) -> DenseSearch:
         with self._guard:
@@ -187,7 +187,7 @@ class OpenShards:
         with self._guard:
             found = [self._views.pop(name) for name in views if name in self._views]
         for view in found:
-            view.held.close()
+            view.snapshots.close()
 
     def _watch(self) -> None:
         while True:
@@ -202,8 +202,8 @@ class OpenShards:
             store.close()
 
 
-def unpacked(blocks: Sequence[MemoryBlock], counts: Sequence[int], rows: Vectors) -> list[MemoryBlock]:
-    """What `packed_blocks` packed. The rows are copied, so that the memory in which they came is free again."""
+def unpack_blocks(blocks: Sequence[MemoryBlock], counts: Sequence[int], rows: Vectors) -> list[MemoryBlock]:
+    """What `pack_blocks` packed. The rows are copied, so that the memory in which they came is free again."""
     parts = np.split(np.array(rows), np.cumsum(counts)[:-1]) if counts else []
     return [
         replace(block, vectors=own) if count else block for block, count, own in zip(blocks, counts, parts, strict=True)

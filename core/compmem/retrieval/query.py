@@ -105,20 +105,22 @@ class QueryAnalyzer:
 
     def _state(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
-        asked = content_terms(self.question)
+        question_terms = content_terms(self.question)
         own_terms = [(line, content_terms(line)) for line in lines]
         possible = list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
         new = [n for n in possible if n not in self._names]
-        self.lexical_index.prepare(new, list(dict.fromkeys([*asked, *(t for _, own in own_terms for t in own)])))
-        known = self._known(possible, new)
+        self.lexical_index.prepare(
+            new, list(dict.fromkeys([*question_terms, *(t for _, own in own_terms for t in own)]))
+        )
+        known = self._known_names(possible, new)
         capitalised = self._capitalised_names(self.question)
         stems = _stems([*known, *capitalised, *(n for line in lines for n in self._capitalised_names(line))])
-        in_question = frozenset(asked)
+        in_question = frozenset(question_terms)
         content = [(line, [t for t in own if t not in in_question]) for line, own in own_terms]
-        everything = [*asked, *stems.values(), *(t for _, own in content for t in own)]
+        everything = [*question_terms, *stems.values(), *(t for _, own in content for t in own)]
         frequency = self.lexical_index.document_frequency(list(dict.fromkeys(everything)))  # one call for all
         total = len(self.lexical_index)
-        weights = {t: _idf(frequency[t], total) for t in asked if frequency.get(t)}
+        weights = {t: _idf(frequency[t], total) for t in question_terms if frequency.get(t)}
         parts = self._lines(content, known, weights, frequency)
         held = frozenset().union(*(p.terms for p in parts)) if parts else frozenset()
         vectors = self._encode([self.question, *(f"{self.question} {line}" for line in lines)])
@@ -137,8 +139,8 @@ class QueryAnalyzer:
         )
 
     def _unknown(self, frequency: Mapping[str, int]) -> list[str]:
-        asked = [word for word in dict.fromkeys(words(asking(self.question))) if word not in STOPWORDS]
-        return [word for word in asked if not any(frequency.get(term) for term in terms(word))]
+        question_words = [word for word in dict.fromkeys(words(asking(self.question))) if word not in STOPWORDS]
+        return [word for word in question_words if not any(frequency.get(term) for term in terms(word))]
 
     def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
         roots: dict[str, float] = {}
@@ -148,7 +150,7 @@ class QueryAnalyzer:
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))
         return roots
 
-    def _known(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
+    def _known_names(self, possible: Sequence[str], new: Sequence[str]) -> Mapping[str, Sequence[tuple[int, object]]]:
         """Those of the possible names that blocks have; the new ones are looked up."""
         found = self.lexical_index.blocks_by_name(new)
         self._names.update((n, found.get(n, ())) for n in new)

@@ -40,10 +40,10 @@ class DenseSearch(ABC):
 
     def search(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[list[int]]:
         """Numbers of the k nearest admitted blocks for each query `[queries, dim]`, nearest first."""
-        return [[number for number, _ in row] for row in self.scored(queries, k, admitted)]
+        return [[number for number, _ in row] for row in self.search_with_scores(queries, k, admitted)]
 
     @abstractmethod
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
 
 
@@ -54,7 +54,7 @@ class ExactSearch(DenseSearch):
     vectors: "ChunkVectors"
     slice_rows: int = 512
 
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products in 64 bits."""
         vectors = self.vectors if admitted is None else self.vectors.only(admitted)
         if not len(vectors) or not len(queries) or k < 1:
@@ -95,14 +95,14 @@ class ShardedSearch(DenseSearch):
 
     searches: Sequence[DenseSearch]
 
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products."""
         with ThreadPoolExecutor(len(self.searches)) as pool:
-            parts = list(pool.map(lambda search: search.scored(queries, k, admitted), self.searches))
-        return merged(parts, k)
+            parts = list(pool.map(lambda search: search.search_with_scores(queries, k, admitted), self.searches))
+        return merge_scored(parts, k)
 
 
-def merged(parts: Sequence[Sequence[Scored]], k: int) -> list[Scored]:
+def merge_scored(parts: Sequence[Sequence[Scored]], k: int) -> list[Scored]:
     """For each query the k nearest blocks of all parts, each with a row for every query."""
     rows = ([pair for row in own for pair in row] for own in zip(*parts, strict=True))
     return [sorted(row, key=lambda pair: (-pair[1], pair[0]))[:k] for row in rows]
@@ -159,7 +159,7 @@ class DeviceSearch(DenseSearch):
             part = vectors.floats(start, start + 65536)
             self._rows[start : start + len(part)] = torch.from_numpy(part).to(device)
 
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products in 16 bits."""
         places = None if admitted is None else np.flatnonzero(np.isin(self._numbers, admitted))
         count = len(self._numbers) if places is None else len(places)
@@ -202,7 +202,7 @@ class FaissSearch(DenseSearch):
         for start in range(0, count, 65536):
             self._index.add(vectors.floats(start, start + 65536))
 
-    def scored(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
+    def search_with_scores(self, queries: Vectors, k: int, admitted: NDArray[np.int64] | None) -> list[Scored]:
         """The k nearest admitted blocks for each query `[queries, dim]`, with inner products, of IVF-PQ estimated."""
         if not len(self._numbers) or not len(queries):
             return [[] for _ in queries]

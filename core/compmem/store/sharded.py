@@ -220,7 +220,7 @@ def verify_shard(store: Store, shard: int, shards: int) -> list[str]:
     with store.snapshot() as snapshot:
         wrong = [d.id for d in snapshot.documents() if shard_of(d.id, shards) != shard]
     problems += [f"document {name!r} belongs to another shard" for name in wrong]
-    return [f"shard {shard}: {told}" for told in problems]
+    return [f"shard {shard}: {problem}" for problem in problems]
 
 
 def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
