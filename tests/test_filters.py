@@ -347,10 +347,10 @@ def test_names_of_metadata_are_composed_once_for_all_keys_of_a_filter(monkeypatc
 def test_selections_are_kept_up_to_a_number_of_bytes(tmp_path):
     held, mib = Cache(Folder(tmp_path), "int8"), 2**17
     for n, size in enumerate([60 * mib, 3 * mib, 65 * mib]):
-        held.keep_selection((1, str(n)), np.zeros(size, np.int64))
+        held.put_selection((1, str(n)), np.zeros(size, np.int64))
     assert [held.selection((1, str(n))) is not None for n in range(3)] == [True, True, False]
-    held.keep_selection((1, "3"), np.zeros(2 * mib, np.int64))
+    held.put_selection((1, "3"), np.zeros(2 * mib, np.int64))
     assert [held.selection((1, str(n))) is not None for n in range(4)] == [False, True, False, True]
     for n in range(4, 200):
-        held.keep_selection((1, str(n)), np.zeros(0, np.int64))
+        held.put_selection((1, str(n)), np.zeros(0, np.int64))
     assert sum(held.selection((1, str(n))) is not None for n in range(200)) == 64

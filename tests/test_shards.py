@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compmem import CorruptStoreError, Document, IncompatibleStoreError, IndexConfig, LoopConfig, MemoryIndex
-from compmem.store import ShardedStore, shard_of, shard_path, summed
+from compmem.store import ShardedStore, shard_of, shard_path, sum_infos
 from tests.hashing import HashEncoder
 
 NAMES = (
@@ -247,8 +247,8 @@ def test_bytes_of_kv_states_are_counted_over_all_shards(tmp_path):
         one = index.store.shards[0].info()
     empty = replace(one, kv_bytes=0, kv_bytes_per_token=None)
     parts = [replace(one, kv_bytes=300, kv_bytes_per_token=30.0), replace(one, kv_bytes=100, kv_bytes_per_token=5.0)]
-    assert summed([empty, *parts]).kv_bytes_per_token == pytest.approx(400 / 30, abs=0.01)
-    assert summed([empty, empty]).kv_bytes_per_token is None
+    assert sum_infos([empty, *parts]).kv_bytes_per_token == pytest.approx(400 / 30, abs=0.01)
+    assert sum_infos([empty, empty]).kv_bytes_per_token is None
 
 
 def test_an_existing_index_must_have_as_many_shards(tmp_path):

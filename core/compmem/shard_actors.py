@@ -23,7 +23,7 @@ from compmem.index import MemoryIndex, reopen
 from compmem.retrieval.open_shards import Opened, OpenShards, unpack_blocks
 from compmem.retrieval.vector_search import DenseSearch, Scored, merge_scored
 from compmem.schema import Encoder, Vectors
-from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, summed
+from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, sum_infos
 
 try:
     import ray
@@ -194,7 +194,7 @@ class ActorStore(Store):
 
     def info(self) -> StoreInfo:
         """What all shards hold together."""
-        return summed([info for own in self._everywhere("infos").values() for info in own])
+        return sum_infos([info for own in self._everywhere("infos").values() for info in own])
 
     def verify(self) -> list[str]:
         """Problems found after reading everything."""

@@ -12,7 +12,7 @@ from compmem.store.sharded import (
     open_store,
     shard_path,
     store_exists,
-    summed,
+    sum_infos,
     verify_shard,
 )
 from compmem.store.snapshot import FolderSnapshot
@@ -43,6 +43,6 @@ __all__ = [
     "shard_of",
     "shard_path",
     "store_exists",
-    "summed",
+    "sum_infos",
     "verify_shard",
 ]

@@ -144,7 +144,7 @@ class Cache:
         with self._guard:
             return self._selections.get(key)
 
-    def keep_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
+    def put_selection(self, key: tuple[int, str], numbers: Numbers) -> None:
         """Cache what a filter admits, unless it is larger than the cache."""
         if numbers.nbytes <= _SELECTIONS:
             with self._guard:

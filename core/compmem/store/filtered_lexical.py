@@ -101,7 +101,7 @@ class FilteredLexicalIndex(lexical.LexicalIndex):
     def _count_blocks(self, term: str) -> int:
         if not len(self) or not storable(term):
             return 0
-        ((text,),) = self.rows(_HOLDERS, lexical.quoted(term), *self._range())
+        ((text,),) = self.rows(_HOLDERS, lexical.quote_term(term), *self._range())
         return int(self._is_admitted(np.array(json.loads(text), np.int64)).sum())
 
     def _occurrences(self, term: str) -> tuple[Numbers, Lengths]:

@@ -75,15 +75,15 @@ class Not:
 Node = Test | Group | Not
 
 
-def compile_filter(wanted: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
+def compile_filter(conditions: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
     """A compiled filter; equal filters give equal results, and a compiled one is returned as it is.
 
     Raises:
         ValueError: An operator is unknown, a value has a type that it does not accept, or the filter is too large.
     """
-    if isinstance(wanted, Node):
-        return wanted
-    node = _compile(wanted, 0)
+    if isinstance(conditions, Node):
+        return conditions
+    node = _compile(conditions, 0)
     keys = list(_keys(node))
     for what, count, most in (("conditions", len(keys), MAX_CONDITIONS), ("keys", len(set(keys)), MAX_KEYS)):
         if count > most:
@@ -91,13 +91,13 @@ def compile_filter(wanted: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
     return node
 
 
-def admitted(node: Node, rows: Rows) -> Numbers:
+def admitted_documents(node: Node, rows: Rows) -> Numbers:
     """Keys of the documents that a filter admits, ascending.
 
     Raises:
         CorruptStoreError: The metadata of a document cannot be read.
     """
-    keys, columns = _read(list(dict.fromkeys(_keys(node))), rows)
+    keys, columns = _read_columns(list(dict.fromkeys(_keys(node))), rows)
     return keys[_mask(node, columns, len(keys))]
 
 
@@ -108,11 +108,11 @@ def _keys(node: Node) -> Iterator[str]:
         yield from _keys(part)
 
 
-def _read(asked: Sequence[str], rows: Rows) -> tuple[Numbers, dict[str, Column]]:
+def _read_columns(keys_to_read: Sequence[str], rows: Rows) -> tuple[Numbers, dict[str, Column]]:
     """The keys of all documents, ascending, and their values under each requested key."""
     keys: list[int] = []
-    held: dict[str, list[Any]] = {key: [] for key in asked}
-    if not asked:
+    held: dict[str, list[Any]] = {key: [] for key in keys_to_read}
+    if not keys_to_read:
         return np.array([key for (key,) in rows("SELECT key FROM documents ORDER BY key")], np.int64), {}
     while found := rows(_BATCHES, keys[-1] if keys else 0, BATCH):
         for key, document_id, title, text in found:
@@ -158,14 +158,14 @@ def _mask(node: Node, columns: Mapping[str, Column], documents: int) -> Hits:
     return out
 
 
-def _compile(wanted: Any, depth: int) -> Node:
+def _compile(conditions: Any, depth: int) -> Node:
     if depth > MAX_FILTER_DEPTH:
         raise ValueError(f"a filter may be nested {MAX_FILTER_DEPTH} levels deep, this one is deeper")
-    if _is_list(wanted):
-        return Group("AND", tuple(_compile(part, depth + 1) for part in wanted))
-    if not isinstance(wanted, Mapping):
-        raise ValueError(f"a filter is a mapping of keys to values or operators, not {reprlib.repr(wanted)}")
-    return _all_of([part for key, value in wanted.items() for part in _entry(key, value, depth)])
+    if _is_list(conditions):
+        return Group("AND", tuple(_compile(part, depth + 1) for part in conditions))
+    if not isinstance(conditions, Mapping):
+        raise ValueError(f"a filter is a mapping of keys to values or operators, not {reprlib.repr(conditions)}")
+    return _all_of([part for key, value in conditions.items() for part in _entry(key, value, depth)])
 
 
 def _entry(key: Any, value: Any, depth: int) -> list[Node]:

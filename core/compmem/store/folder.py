@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from compmem.errors import CorruptStoreError, StoreError
 
-_OWN = re.compile(r"(?:chunks|sentences|kv)-(\d{6,})\.(?:bin|safetensors)")
+_DATA_FILE = re.compile(r"(?:chunks|sentences|kv)-(\d{6,})\.(?:bin|safetensors)")
 _PRIVATE = "new-compmem-"
 _LEFT_BY_CREATE = re.compile(rf"writer\.lock|{_PRIVATE}\w+")
 _LEFT_BY_SHARDS = re.compile(rf"shard-\d{{3}}|{_PRIVATE}\w+")
@@ -65,7 +65,7 @@ class Folder:
 
     def has_segments(self) -> bool:
         """Whether it has files of an index beside the manifest."""
-        return self.path.is_dir() and any(_OWN.fullmatch(name) for name in os.listdir(self.path))
+        return self.path.is_dir() and any(_DATA_FILE.fullmatch(name) for name in os.listdir(self.path))
 
     def prepare(self, *, shards: bool = False) -> None:
         """Create the folder, or use an empty one; with `shards`, also one with the first of its shards.
@@ -110,12 +110,12 @@ class Folder:
         """
         self.check_plain(file, at_least)
         with os_errors(file, "read"):
-            return self._opened(file, os.O_RDONLY, "rb", at_least)
+            return self._open_checked(file, os.O_RDONLY, "rb", at_least)
 
     def append(self, file: Path, committed: int, rows: NDArray[np.uint8]) -> None:
         """Write bytes after the committed ones and sync; data left there by a crashed writer is overwritten."""
         self.check_plain(file, committed, missing=not committed)
-        with os_errors(file, "write"), self._opened(file, os.O_RDWR | os.O_CREAT, "r+b", committed) as stream:
+        with os_errors(file, "write"), self._open_checked(file, os.O_RDWR | os.O_CREAT, "r+b", committed) as stream:
             stream.truncate(committed)
             stream.seek(committed)
             data = memoryview(rows.reshape(-1).data)
@@ -162,7 +162,7 @@ class Folder:
     def remove_from(self, serial: int) -> None:
         """Remove the files of a failed transaction: those with this serial and above."""
         for name in os.listdir(self.path):
-            found = _OWN.fullmatch(name)
+            found = _DATA_FILE.fullmatch(name)
             if found and int(found[1]) >= serial:
                 (self.path / name).unlink(missing_ok=True)
 
@@ -171,7 +171,7 @@ class Folder:
         done = True
         for name in os.listdir(self.path):
             file = self.path / name
-            if _OWN.fullmatch(name) and file not in named:
+            if _DATA_FILE.fullmatch(name) and file not in named:
                 try:
                     file.unlink()
                 except PermissionError:  # Windows cannot remove files that a reader has mapped
@@ -186,7 +186,7 @@ class Folder:
         for name in private:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def _opened(self, file: Path, flags: int, mode: str, at_least: int) -> FileIO:
+    def _open_checked(self, file: Path, flags: int, mode: str, at_least: int) -> FileIO:
         stream = FileIO(os.open(file, flags | _FLAGS, 0o666), mode)
         try:
             self._check(file, os.fstat(stream.fileno()), at_least)

@@ -223,7 +223,7 @@ def rank(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> l
     asked = query_terms(frequency, blocks)
     if not asked or limit <= 0:
         return []
-    query, count = " OR ".join(map(quoted, asked)), limit
+    query, count = " OR ".join(map(quote_term, asked)), limit
     while True:  # SQLite's order of equal scores is not defined: read on to a lower one
         count = min(2 * count, _LAST)
         found = rows(_RANKED, query, f"bm25({TITLE_WEIGHT}, 1.0)", count)
@@ -237,7 +237,7 @@ def rank(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> l
 def blocks_with_phrase(rows: Rows, words: Sequence[str], limit: int, first: int = 0, last: int = _LAST) -> Numbers:
     """Blocks of a range that contain the terms of these words in sequence, in document order; limit -1: all."""
     run = _terms(" ".join(words))
-    found = rows(_IN_ORDER, quoted(" ".join(run)), first, last, limit) if run and limit else []
+    found = rows(_IN_ORDER, quote_term(" ".join(run)), first, last, limit) if run and limit else []
     return np.array([number for (number,) in found], np.int64)
 
 
@@ -290,6 +290,6 @@ def _terms(text: str) -> list[str]:
     return [term[:MAX_TERM_CHARS] for term in terms(text)]
 
 
-def quoted(term: str) -> str:
+def quote_term(term: str) -> str:
     """A term quoted for an FTS5 query."""
     return '"' + term.replace('"', '""') + '"'

@@ -165,7 +165,7 @@ class ShardedSnapshot(Snapshot):
     def __init__(self, ask: Ask, generations: Sequence[int], blocks: int | None = None) -> None:
         self._ask = ask
         self._shards = len(generations)
-        self._generation = combined(generations)
+        self._generation = combine_generations(generations)
         self._blocks = blocks
         self._keys: list[tuple[Numbers, int]] = []
         self._next_key = count(EVERYTHING + 1)
@@ -200,7 +200,7 @@ class ShardedSnapshot(Snapshot):
         known = next((key for held, key in self._keys if held is admitted), None)
         if known is None:
             known = next(self._next_key)
-            self._ask("admit", {n: (known, self._own(n, admitted)) for n in range(self._shards)})
+            self._ask("admit", {n: (known, self._blocks_of_shard(n, admitted)) for n in range(self._shards)})
             self._keys.append((admitted, known))
         return known
 
@@ -264,22 +264,24 @@ class ShardedSnapshot(Snapshot):
         shard = shard_of(document_id, self._shards)
         return [self.number(shard, own) for own in self._ask("document_blocks", {shard: (document_id,)})[shard]]
 
-    def number(self, shard: int, own: int) -> int:
+    def number(self, shard: int, block: int) -> int:
         """The number in this view of a block of a shard."""
-        return own * self._shards + shard
+        return block * self._shards + shard
 
-    def numbers(self, shard: int, own: Numbers) -> Numbers:
+    def numbers(self, shard: int, blocks: Numbers) -> Numbers:
         """The numbers in this view of blocks of a shard."""
-        return own * self._shards + shard
+        return blocks * self._shards + shard
 
-    def _own(self, shard: int, numbers: Numbers) -> Numbers:
+    def _blocks_of_shard(self, shard: int, numbers: Numbers) -> Numbers:
         own: Numbers = numbers[numbers % self._shards == shard] // self._shards
         return own
 
     def _gathered(self, name: str, blocks: Sequence[int] | Numbers, *args: Any) -> list[Any]:
         """What a method of `ShardPart` returns for each of these blocks, of the shards that have any of them."""
         asked = np.asarray(blocks, np.int64)
-        own = {shard: self._own(shard, asked).tolist() for shard in np.unique(asked % self._shards).tolist()}
+        own = {
+            shard: self._blocks_of_shard(shard, asked).tolist() for shard in np.unique(asked % self._shards).tolist()
+        }
         parts = self._ask(name, {shard: (numbers, *args) for shard, numbers in own.items()}) if own else {}
         found = {
             self.number(shard, number): one
@@ -302,6 +304,6 @@ class LocalShardedSnapshot(ShardedSnapshot):
         return [vectors.renumbered(self.numbers(n, vectors.numbers)) for n, vectors in enumerate(found)]
 
 
-def combined(generations: Sequence[int]) -> int:
+def combine_generations(generations: Sequence[int]) -> int:
     """One number for several, each below 2**48."""
     return sum(generation << (48 * place) for place, generation in enumerate(generations))

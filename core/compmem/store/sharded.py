@@ -22,7 +22,7 @@ from compmem.store.folder_store import FolderStore
 from compmem.store.info import StoreInfo
 from compmem.store.interface import Snapshot, Store
 from compmem.store.manifest import JSON
-from compmem.store.shard_views import LocalShardedSnapshot, ShardPart, TermTotals, combined, shard_of
+from compmem.store.shard_views import LocalShardedSnapshot, ShardPart, TermTotals, combine_generations, shard_of
 
 SHARDS: Final = "shards.json"
 """The file that makes a folder one of shards."""
@@ -109,7 +109,7 @@ class ShardedStore(Store):
     @property
     def generation(self) -> int:
         """A number that is another one after every commit to any shard."""
-        return combined([store.generation for store in self.shards])
+        return combine_generations([store.generation for store in self.shards])
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -163,12 +163,12 @@ class ShardedStore(Store):
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""
-        found = [self.shards[shard].hashes(part) for shard, part in self._parted(ids).items()]
+        found = [self.shards[shard].hashes(part) for shard, part in self._ids_by_shard(ids).items()]
         return {name: digest for part in found for name, digest in part.items()}
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents; returns how many existed. Raises what `Store.delete` raises."""
-        return sum(self.shards[shard].delete(part) for shard, part in self._parted(ids).items())
+        return sum(self.shards[shard].delete(part) for shard, part in self._ids_by_shard(ids).items())
 
     def compact(self) -> None:
         """Compact every shard. Raises what `Store.compact` raises."""
@@ -200,14 +200,14 @@ class ShardedStore(Store):
 
     def info(self) -> StoreInfo:
         """What all shards hold together."""
-        return summed([store.info() for store in self.shards])
+        return sum_infos([store.info() for store in self.shards])
 
     def close(self) -> None:
         """Close every shard."""
         for store in self.shards:
             store.close()
 
-    def _parted(self, ids: Sequence[str]) -> dict[int, list[str]]:
+    def _ids_by_shard(self, ids: Sequence[str]) -> dict[int, list[str]]:
         parts: dict[int, list[str]] = {}
         for name in ids:
             parts.setdefault(shard_of(name, len(self.shards)), []).append(name)
@@ -223,7 +223,7 @@ def verify_shard(store: Store, shard: int, shards: int) -> list[str]:
     return [f"shard {shard}: {problem}" for problem in problems]
 
 
-def summed(infos: Sequence[StoreInfo]) -> StoreInfo:
+def sum_infos(infos: Sequence[StoreInfo]) -> StoreInfo:
     """What several shards hold together."""
     names = ("documents", "blocks", "sentences", "characters", "deleted", "vector_bytes", "kv_bytes", "text_bytes")
     totals = {name: sum(getattr(info, name) for info in infos) for name in names}

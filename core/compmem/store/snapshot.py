@@ -12,7 +12,7 @@ from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.blocks import BATCH, LocatedBlock, Numbers, number_list, parse_metadata, read_blocks, read_locations
 from compmem.store.cache import Arrays, Cache
 from compmem.store.filtered_lexical import FilteredLexicalIndex
-from compmem.store.filters import Node, admitted, compile_filter
+from compmem.store.filters import Node, admitted_documents, compile_filter
 from compmem.store.interface import DocumentInfo, Snapshot
 from compmem.store.lexical import LexicalIndex, StoredLexicalIndex
 from compmem.store.manifest import Rows, read_state, storable
@@ -51,9 +51,9 @@ class FolderSnapshot(Snapshot):
         """Numbers of the live blocks that a filter admits, ascending. None: all of them."""
         if filter is None:
             return self._arrays.numbers
-        wanted = compile_filter(filter)
+        node = compile_filter(filter)
         every, documents = self._arrays.numbers, self._arrays.documents
-        return self._selected("blocks", wanted, lambda: every[np.isin(documents, self._documents(wanted))])
+        return self._select_cached("blocks", node, lambda: every[np.isin(documents, self._documents(node))])
 
     def chunks(self, blocks: Sequence[int] | Numbers) -> list[Chunk]:
         """The chunks of blocks by number, in the order given."""
@@ -138,18 +138,18 @@ class FolderSnapshot(Snapshot):
     def _admitted(self, filter: Filter | None) -> Numbers:
         return self._documents(compile_filter({} if filter is None else filter))
 
-    def _documents(self, wanted: Node) -> Numbers:
+    def _documents(self, node: Node) -> Numbers:
         """The keys of the documents that a filter admits, ascending."""
-        return self._selected("documents", wanted, lambda: admitted(wanted, self._rows))
+        return self._select_cached("documents", node, lambda: admitted_documents(node, self._rows))
 
-    def _selected(self, what: str, wanted: Node, select: Callable[[], Numbers]) -> Numbers:
+    def _select_cached(self, what: str, node: Node, select: Callable[[], Numbers]) -> Numbers:
         """What a filter admits, selected once for a recently used filter."""
-        key = (self.generation, what + hashlib.sha256(repr(wanted).encode()).hexdigest())
+        key = (self.generation, what + hashlib.sha256(repr(node).encode()).hexdigest())
         found = self._cache.selection(key)
         if found is None:
             found = select()
             found.setflags(write=False)
-            self._cache.keep_selection(key, found)
+            self._cache.put_selection(key, found)
         return found
 
     def _document_infos(self, keys: Numbers) -> Iterator[DocumentInfo]:
@@ -164,10 +164,10 @@ class FolderSnapshot(Snapshot):
                 )
 
     def _fetch(self, blocks: Sequence[int] | Numbers) -> dict[int, LocatedBlock]:
-        asked = sorted({int(number) for number in blocks})
-        found = {block.location.number: block for block in read_blocks(self._rows, asked)}
-        if len(found) < len(asked):
-            missing = next(number for number in asked if number not in found)
+        numbers = sorted({int(number) for number in blocks})
+        found = {block.location.number: block for block in read_blocks(self._rows, numbers)}
+        if len(found) < len(numbers):
+            missing = next(number for number in numbers if number not in found)
             if missing in self._arrays.numbers:
                 raise CorruptStoreError(f"block {missing} is listed, but has no document or no text")
             raise ValueError(f"block {missing} is not in this snapshot")

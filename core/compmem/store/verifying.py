@@ -27,7 +27,7 @@ _ORPHANS: Final = {
         "SELECT number FROM blocks WHERE kv IS NOT NULL AND kv NOT IN (SELECT serial FROM kv)"
     ),
 }
-_SHOWN: Final = 5
+_MAX_EXAMPLES: Final = 5
 
 
 def verify(rows: Rows, state: State, cache: Cache) -> list[str]:
@@ -131,4 +131,4 @@ def _block(rows: Rows, state: State, cache: Cache, block: LocatedBlock) -> Itera
 
 
 def _some(values: list[object] | list[str]) -> str:
-    return ", ".join(repr(value) for value in values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
+    return ", ".join(repr(value) for value in values[:_MAX_EXAMPLES]) + (", ..." if len(values) > _MAX_EXAMPLES else "")
