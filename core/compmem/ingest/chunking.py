@@ -80,7 +80,7 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
         return
     counter = _Counter(document.text, count)
     if document.chunks is not None:
-        yield from _given(document, chunk_tokens, counter)
+        yield from _given_chunks(document, chunk_tokens, counter)
         return
     limit = chunk_tokens - counter.overhead
     path: list[tuple[int, str]] = []
@@ -141,11 +141,11 @@ def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
         yield window
 
 
-def _given(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator[Chunk]:
+def _given_chunks(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator[Chunk]:
     """The chunks given with the document, with missing fields filled in."""
     large = 0
     first = ""
-    for window in _windows(_completed(document)):
+    for window in _windows(_complete_chunks(document)):
         counts = counter([(c.start, c.end) for c in window])
         found = [c.id for c, n in zip(window, counts, strict=True) if n + counter.overhead > chunk_tokens]
         large, first = large + len(found), first or next(iter(found), "")
@@ -157,10 +157,10 @@ def _given(document: Document, chunk_tokens: int, counter: _Counter) -> Iterator
         )  # fmt: skip
 
 
-def _completed(document: Document) -> Iterator[Chunk]:
+def _complete_chunks(document: Document) -> Iterator[Chunk]:
     start = ordinal = 0
-    for given in document.chunks or ():
-        chunk = Chunk(text=given) if isinstance(given, str) else given
+    for item in document.chunks or ():
+        chunk = Chunk(text=item) if isinstance(item, str) else item
         if not chunk.text:
             continue
         yield replace(
@@ -170,14 +170,14 @@ def _completed(document: Document) -> Iterator[Chunk]:
             start=start,
             title=document.title or chunk.title,
             context=document.context or chunk.context,
-            sentences=_checked(chunk) or tuple(sentences(chunk.text)),
+            sentences=_check_spans(chunk) or tuple(sentences(chunk.text)),
             metadata={**document.metadata, **chunk.metadata},
             source=document.source or document.id,
         )
         start, ordinal = start + len(chunk.text), ordinal + 1
 
 
-def _checked(chunk: Chunk) -> tuple[tuple[int, int], ...]:
+def _check_spans(chunk: Chunk) -> tuple[tuple[int, int], ...]:
     at = 0
     for start, end in chunk.sentences:
         if not at <= start < end <= len(chunk.text):
@@ -202,7 +202,7 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
 
 def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
     """The text as units of at most `limit` tokens each, in order: blocks, and the parts of larger blocks."""
-    return _broken(_blocks(counter.text), (_into_sentences, _into_pieces(limit)), limit, counter)
+    return _broken(_blocks(counter.text), (_into_sentences, _split_into_pieces(limit)), limit, counter)
 
 
 def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
@@ -224,7 +224,7 @@ def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int,
         large = _sift(level, limit, counter, small)
         level = []
         for unit in large:
-            middle = _cut(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
+            middle = _word_boundary(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
             if middle == unit.end:
                 small.append(unit)
             else:
@@ -271,19 +271,19 @@ def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]
     yield at, end
 
 
-def _into_pieces(limit: int) -> _Breaker:
+def _split_into_pieces(limit: int) -> _Breaker:
     """A splitter into pieces of at most `limit` characters, which rarely have more tokens than that."""
 
     def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         while start < end:
-            middle = _cut(text, start, end, limit)
+            middle = _word_boundary(text, start, end, limit)
             yield start, middle
             start = middle
 
     return breaker
 
 
-def _cut(text: str, start: int, end: int, size: int) -> int:
+def _word_boundary(text: str, start: int, end: int, size: int) -> int:
     """The last word boundary within `size` characters of `start`; that position itself if there is none."""
     if end - start <= size:
         return end if size > 1 or end - start == 1 else start + 1
@@ -302,8 +302,8 @@ def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
             body = len(group)
             while body and group[body - 1].level:
                 body -= 1
-            kept = [*group[body:], unit]
-            if not body or sum(u.tokens for u in kept) > limit or unit.end - kept[0].start > most:
+            next_group = [*group[body:], unit]
+            if not body or sum(u.tokens for u in next_group) > limit or unit.end - next_group[0].start > most:
                 body = len(group)
             yield group[:body]
             group = group[body:]

@@ -109,7 +109,7 @@ _compressor: DocumentCompressor | None = None
 
 
 def _start(models: IndexModels | None, threads: int) -> None:
-    """Prepares a worker process. Models are loaded with the first task, so that what fails there is told."""
+    """Prepares a worker process. Models are loaded with the first task, so that errors in loading are reported."""
     global _compressor
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
