@@ -160,21 +160,21 @@ class _Server:
         query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.ANSWER)
         events = self._events(query, index)
         if query.stream:
-            return await self._stream(request, events, _named_pieces)
+            return await self._stream(request, events, _sse_events)
         return JSONResponse(answer_json(await _while_connected(request, _answer_of(events))))
 
     async def recall(self, request: Request, index: TenantIndex) -> Response:
         """The blocks that a question needs."""
         query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.RECALL)
 
-        async def found() -> list[dict[str, Any]]:
+        async def recall() -> list[dict[str, Any]]:
             async with self._question_limiter.slot(), asyncio.timeout(2 * self._limits.answer_seconds):
                 recalls = await index.arecall(
                     query.question, query.k, min_score=query.min_score, filter=query.filter, config=self._config
                 )
             return list(map(recall_json, recalls))
 
-        return JSONResponse({"recalls": await _while_connected(request, found())})
+        return JSONResponse({"recalls": await _while_connected(request, recall())})
 
     async def documents(self, request: Request, index: TenantIndex) -> Response:
         """The documents without their texts, one page at a time."""
@@ -268,18 +268,18 @@ async def _to_the_end(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield json.dumps(_error("the answer was cut off", 502))
 
 
-async def _named_pieces(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
+async def _sse_events(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
     """The events of `/answer`: `step`, `token` and `answer`."""
     async for event in events:
         if isinstance(event, AnswerToken):
-            yield _named("token", {"text": event.text})
+            yield _sse_event("token", {"text": event.text})
         elif isinstance(event, Answer):
-            yield _named("answer", answer_json(event))
+            yield _sse_event("answer", answer_json(event))
         else:
-            yield _named("step", step_json(event))
+            yield _sse_event("step", step_json(event))
 
 
-def _named(name: str, value: dict[str, Any]) -> dict[str, str]:
+def _sse_event(name: str, value: dict[str, Any]) -> dict[str, str]:
     return {"event": name, "data": json.dumps(value, ensure_ascii=False)}
 
 

@@ -57,13 +57,13 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
         raise HTTPException(413, f"the body has more than {limits.body_bytes} bytes")
     try:
         async with asyncio.timeout(limits.body_seconds):
-            body = await _read(request, limits.body_bytes)
+            body = await _read_body(request, limits.body_bytes)
     except TimeoutError as error:
         raise HTTPException(408, f"the body did not arrive within {limits.body_seconds:g} seconds") from error
-    if _most_values(body) > MAX_JSON_VALUES and _most_values(_STRING.sub(b"", body)) > MAX_JSON_VALUES:
+    if _count_values(body) > MAX_JSON_VALUES and _count_values(_STRING.sub(b"", body)) > MAX_JSON_VALUES:
         raise HTTPException(413, f"the body has more than {MAX_JSON_VALUES:,} JSON values")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refused)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the body is not JSON in UTF-8") from error
     if not isinstance(value, dict):
@@ -71,21 +71,21 @@ async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
     return value
 
 
-async def _read(request: Request, most: int) -> bytes:
+async def _read_body(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > most:
-            raise HTTPException(413, f"the body has more than {most} bytes")
+        if len(body) > max_bytes:
+            raise HTTPException(413, f"the body has more than {max_bytes} bytes")
     return bytes(body)
 
 
-def _most_values(body: bytes) -> int:
+def _count_values(body: bytes) -> int:
     """How many JSON values there may be besides the first; marks inside strings count too."""
     return sum(map(body.count, (b",", b"[", b"{")))
 
 
-def _refused(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -97,21 +97,21 @@ def parse_question(body: Mapping[str, Any], limits: Limits, fields: frozenset[st
     """
     if unknown := set(body) - fields:  # without a misspelt filter, every document would match
         raise HTTPException(400, f"unknown {min(unknown)[:100]!r}: there are {', '.join(sorted(fields))}")
-    k = _typed(body, "k", int, 8)
+    k = _typed_field(body, "k", int, 8)
     if not 1 <= k <= limits.k:
         raise HTTPException(400, f"'k' must be from 1 to {limits.k}")
     return QuestionRequest(
-        question=_question(_typed(body, "question", str, ""), limits),
+        question=_question(_typed_field(body, "question", str, ""), limits),
         filter=_filter(body),
-        stream=_typed(body, "stream", bool, False),
+        stream=_typed_field(body, "stream", bool, False),
         k=k,
-        min_score=_typed(body, "min_score", int | float, 0.0),
+        min_score=_typed_field(body, "min_score", int | float, 0.0),
     )
 
 
 def _filter(body: Mapping[str, Any]) -> Any:
     """The filter of a request; it is compiled in the event loop, so its size is limited."""
-    given = _typed(body, "filter", dict | list, None)
+    given = _typed_field(body, "filter", dict | list, None)
     count, parts = 0, [given]
     while parts:
         part = parts.pop()
@@ -129,17 +129,17 @@ def parse_chat(body: Mapping[str, Any], model: str, limits: Limits) -> QuestionR
     Raises:
         HTTPException: 400 a field is missing or wrong, 404 another model, 413 the question is too long.
     """
-    named = _typed(body, "model", str, "")
+    named = _typed_field(body, "model", str, "")
     if named != model:
         raise HTTPException(404, f"the model {named[:100]!r} does not exist; there is {model!r}")
-    if _typed(body, "n", int, 1) != 1:
+    if _typed_field(body, "n", int, 1) != 1:
         raise HTTPException(400, "'n' must be 1")
-    options = _typed(body, "stream_options", dict, {})
+    options = _typed_field(body, "stream_options", dict, {})
     return QuestionRequest(
-        question=_asked(_typed(body, "messages", list, []), limits),
+        question=_last_question(_typed_field(body, "messages", list, []), limits),
         filter=_filter(body),
-        stream=_typed(body, "stream", bool, False),
-        include_usage=_typed(options, "include_usage", bool, False),
+        stream=_typed_field(body, "stream", bool, False),
+        include_usage=_typed_field(options, "include_usage", bool, False),
     )
 
 
@@ -149,7 +149,7 @@ def documents(body: Mapping[str, Any], limits: Limits) -> list[Document]:
     Raises:
         HTTPException: 400 a field is missing or wrong, 413 there are too many.
     """
-    given = _typed(body, "documents", list, [])
+    given = _typed_field(body, "documents", list, [])
     if not given:
         raise HTTPException(400, "'documents' is missing or empty")
     if len(given) > limits.documents:
@@ -164,7 +164,7 @@ def _document(fields: Any, number: int) -> Document:
         raise HTTPException(400, f"documents[{number}]: {error}") from error
 
 
-def _asked(messages: list[Any], limits: Limits) -> str:
+def _last_question(messages: list[Any], limits: Limits) -> str:
     """The text of the last user message; a follow-up with the names that it refers to in the messages before."""
     if not all(isinstance(message, dict) for message in messages):
         raise HTTPException(400, "each of 'messages' must be an object")
@@ -196,7 +196,7 @@ def _question(text: str, limits: Limits) -> str:
     return text
 
 
-def _typed(fields: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
+def _typed_field(fields: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
     """The value of a field; null counts as missing."""
     value = fields.get(name)
     if value is None:

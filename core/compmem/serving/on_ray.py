@@ -103,7 +103,7 @@ def running(
     if serve.status().proxies:
         raise ValueError("the cluster runs Ray Serve already: deploy compmem.serving.on_ray.deployment(...) there")
     _check_free(host, port)
-    with _started(settings, shard_actors) as shards, _deployed(deployment(settings, tokens, shards), host, port):
+    with _started(settings, shard_actors) as shards, _deploy(deployment(settings, tokens, shards), host, port):
         yield
 
 
@@ -129,7 +129,7 @@ def _started(settings: Settings, shard_actors: int | None) -> Iterator["ShardAct
 
 
 @contextmanager
-def _deployed(made: Any, host: str, port: int) -> Iterator[None]:
+def _deploy(application: Any, host: str, port: int) -> Iterator[None]:
     """An application on Ray Serve, for the block."""
     serve = _ray_serve()
     try:
@@ -139,7 +139,7 @@ def _deployed(made: Any, host: str, port: int) -> Iterator[None]:
                 http_options={"host": host, "port": port},
                 controller_options={"runtime_env": {"env_vars": _ENVIRONMENT}},
             )
-        serve.run(made, name=APP, route_prefix="/")
+        serve.run(application, name=APP, route_prefix="/")
         yield
     finally:
         serve.delete(APP)  # waits for the requests at work
@@ -172,7 +172,7 @@ def deployment(settings: Settings, tokens: Tokens | None, shards: "ShardActors |
             raise ValueError(f"the cluster has {found:g} {kind}s, too few for {settings.processes} replicas")
     settings = settings if shards is None else replace(settings, read_only=True)
     here = {} if settings.read_only else {"resources": {f"node:{ray.util.get_node_ip_address()}": 0.001}}
-    made = serve.deployment(
+    application = serve.deployment(
         name=APP,
         num_replicas=settings.processes,
         max_ongoing_requests=CONNECTIONS,
@@ -181,7 +181,7 @@ def deployment(settings: Settings, tokens: Tokens | None, shards: "ShardActors |
         health_check_period_s=HEALTH_SECONDS,
         ray_actor_options={**needs, **here},
     )(serve.ingress()(Replica))
-    return made.bind(replace(settings, index=str(Path(settings.index).absolute())), tokens, shards)
+    return application.bind(replace(settings, index=str(Path(settings.index).absolute())), tokens, shards)
 
 
 def _opener(shards: "ShardActors") -> Callable[..., MemoryIndex]:

@@ -28,7 +28,7 @@ class Tokens:
     """
 
     def __init__(self, tenants: Iterable[tuple[str, Tenant]]) -> None:
-        self._held: list[tuple[bytes, Tenant]] = []
+        self._tenants: list[tuple[bytes, Tenant]] = []
         names: dict[str, Mapping[str, str]] = {}
         owners: dict[frozenset[tuple[str, str]], str] = {}
         for token, tenant in tenants:
@@ -45,10 +45,10 @@ class Tokens:
                     f"the tokens of {owner!r} and {tenant.name!r} have the same metadata: give them one name"
                 )
             digest = _digest(token)
-            if any(digest == other for other, _ in self._held):
+            if any(digest == other for other, _ in self._tenants):
                 raise ValueError(f"a token of {tenant.name!r} is given twice")
-            self._held.append((digest, tenant))
-        if not self._held:
+            self._tenants.append((digest, tenant))
+        if not self._tenants:
             raise ValueError("no token is given")
 
     @classmethod
@@ -96,7 +96,7 @@ class Tokens:
         kind, _, token = (authorization or "").partition(" ")
         given = _digest(token.strip()) if kind.lower() == "bearer" else b""
         found = None
-        for digest, tenant in self._held:
+        for digest, tenant in self._tenants:
             if hmac.compare_digest(digest, given):
                 found = tenant
         return found
