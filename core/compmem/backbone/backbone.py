@@ -317,7 +317,7 @@ class Backbone(TokenCodec):
 
     def score(
         self,
-        asked: Sequence[Sequence[int]],
+        questions: Sequence[Sequence[int]],
         blocks: Blocks,
         probe: Sequence[int],
         *,
@@ -329,7 +329,7 @@ class Backbone(TokenCodec):
         the few tokens of the probe.
 
         Args:
-            asked: Token ids of question and working memory, of each row.
+            questions: Token ids of question and working memory, of each row.
             blocks: The blocks of each row.
             probe: Token ids after the blocks.
             start: Position of the first question token, if blocks are read without rotation. None: 0.
@@ -342,16 +342,16 @@ class Backbone(TokenCodec):
             raise CheckpointError("this backbone has no gate head; train one, or use the dense gate")
         if start is not None and self.memory.positions == "rotated":
             raise ValueError(f"start={start!r}: a backbone that rotates its blocks reads from position 0")
-        distinct = list(dict.fromkeys(map(tuple, asked)))
+        distinct = list(dict.fromkeys(map(tuple, questions)))
         made = self.prompt_states(distinct, role="gate", start=start) if distinct else []
         states = dict(zip(distinct, made, strict=True))
 
         def run(rows: Sequence[int]) -> list[Tensor]:
-            behind = [[states[tuple(asked[row])], *blocks[row]] for row in rows]
-            first = [start + len(asked[row]) for row in rows] if start is not None else None
+            behind = [[states[tuple(questions[row])], *blocks[row]] for row in rows]
+            first = [start + len(questions[row]) for row in rows] if start is not None else None
             return list(gate(self._read([probe] * len(rows), behind, "gate", first)[:, -1])[:, 0])
 
-        sizes = [len(turn) + slots_of(row) for turn, row in zip(asked, blocks, strict=True)]
+        sizes = [len(turn) + slots_of(row) for turn, row in zip(questions, blocks, strict=True)]
         return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its question", self.release))
 
     def odds(

@@ -81,7 +81,7 @@ class Compression:
             tokens, several = sum(map(len, window)), len(window) > 1
             if several and self.memory.inserted:
                 raise ValueError("chunks with inserted memory tokens are compressed alone")
-            if (taken := self._taken(tokens)) > self.context:
+            if (taken := self._needed_positions(tokens)) > self.context:
                 named = f"chunks {first} to {first + len(window) - 1}" if several else f"chunk {first}"
                 raise ValueError(f"{named} of {tokens} tokens takes {taken}: larger than the context of {self.context}")
             first += len(window)
@@ -99,7 +99,7 @@ class Compression:
             return [[s] for s in compress(decoder, rotary, texts, ratio=self.ratio, window=self.memory.window)]
         made = iter(prune(
             encoder(decoder, self.memory), rotary, texts, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
-            repetition=self._again(), stock=decoder, kept=self.scores,
+            repetition=self._again(), stock=decoder, score_cache=self.scores,
             parts=[list(map(len, window)) for window in windows],
         ))  # fmt: skip
         return [list(islice(made, len(window))) for window in windows]
@@ -116,7 +116,7 @@ class Compression:
         needed = self.pruning in BY_REPETITION and self.ratio > 1
         return self.repetition() if needed and self.repetition else None
 
-    def _taken(self, tokens: int) -> int:
+    def _needed_positions(self, tokens: int) -> int:
         """Positions that a chunk of so many tokens takes."""
         if self.memory.inserted:
             return min(tokens, self.memory.window) + memory_count(tokens, self.ratio)

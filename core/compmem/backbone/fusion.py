@@ -47,7 +47,7 @@ def fuse_blocks(
     backbone: Backbone,
     blocks: Sequence[KVStates],
     texts: Sequence[Sequence[int]],
-    asked: Sequence[int],
+    question: Sequence[int],
     *,
     methods: Sequence[KVFusion],
     share: float = SHARE,
@@ -59,7 +59,7 @@ def fuse_blocks(
         backbone: The model that compressed them; what is computed again is read with the reasoner's adapter.
         blocks: Blocks in the order in which they are read.
         texts: The token ids that each was compressed from.
-        asked: Token ids of the question.
+        question: Token ids of the question.
         methods: How tokens are chosen.
         share: Share of the tokens that `prophetkv` and `cacheblend` choose.
         first: Tokens of each later block that `epic` chooses.
@@ -68,7 +68,7 @@ def fuse_blocks(
         ValueError: A block does not belong to its text or to this backbone, the question is empty, or the text is
             larger than the context.
     """
-    _check(backbone, blocks, texts, asked)
+    _check(backbone, blocks, texts, question)
     if not blocks or set(methods) <= {"none", "ape"}:
         return list(blocks)
     pruned = any(states.positions is not None for states in blocks)
@@ -90,7 +90,7 @@ def fuse_blocks(
     if "prophetkv" in methods:
         # A first block that lacks nothing was encoded where it stands.
         begin = begins[0] if pruned else second
-        chosen.update(_highest(lambda: _averaged(attention_to(decoder, rotary, joined, asked)), begin, end, share))
+        chosen.update(_highest(lambda: _averaged(attention_to(decoder, rotary, joined, question)), begin, end, share))
     if "cacheblend" in methods:
         chosen.update(_highest(lambda: value_change(decoder, rotary, joined, second), second, end, share))
     if not chosen:
@@ -110,13 +110,13 @@ def _highest(score: Callable[[], Tensor], begin: int, end: int, share: float) ->
 
 
 def _check(
-    backbone: Backbone, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], asked: Sequence[int]
+    backbone: Backbone, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], question: Sequence[int]
 ) -> None:
     if backbone.memory.inserted:
         raise ValueError("blocks of memory tokens cannot be fused: these are no tokens of the text")
-    if (total := len(backbone.lead) + sum(map(len, texts)) + len(asked)) > backbone.context:
+    if (total := len(backbone.lead) + sum(map(len, texts)) + len(question)) > backbone.context:
         raise ValueError(f"blocks of {total} tokens of text are larger than the context of {backbone.context}")
-    if not asked:
+    if not question:
         raise ValueError("the question has no tokens")
     check_states([blocks], backbone.shape)
 
@@ -130,13 +130,13 @@ def recompute(
     """
     context = _Recomputing(rotary, joined, chosen, depth or len(decoder.layers))
     _run(decoder, joined.ids[chosen], context, depth)
-    return context.made
+    return context.states
 
 
-def attention_to(decoder: Decoder, rotary: Rotary, joined: Joined, asked: Sequence[int]) -> Tensor:
+def attention_to(decoder: Decoder, rotary: Rotary, joined: Joined, question: Sequence[int]) -> Tensor:
     """Attention `[tokens]` that a question behind the blocks pays to each token of the text, summed over the layers."""
     context = _Asking(rotary, joined, len(decoder.layers))
-    _run(decoder, torch.tensor(asked, device=joined.ids.device), context)
+    _run(decoder, torch.tensor(question, device=joined.ids.device), context)
     return context.attention
 
 
@@ -168,13 +168,13 @@ class _Recomputing(Context):
         self._last = depth - 1
         self._others = torch.ones_like(joined.ids, dtype=torch.bool).index_fill_(0, chosen, False)
         self._among = torch.ones(len(chosen), len(chosen), dtype=torch.bool, device=chosen.device).tril()
-        self.made: list[tuple[Tensor, Tensor]] = []
+        self.states: list[tuple[Tensor, Tensor]] = []
         """Keys and values of each layer, `[kv_heads, chosen, head_dim]`."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
-        self.made.append((key[0], value[0]))
+        self.states.append((key[0], value[0]))
         if layer == self._last:
             return None
         old = self._joined.layers[layer]

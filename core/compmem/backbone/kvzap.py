@@ -28,7 +28,7 @@ class QueryFeatures(Context):
     def __init__(self, inner: Context, layers: int, use: Use) -> None:
         self._inner = inner
         self._use = use
-        self.made: list[Tensor | None] = [None] * layers
+        self.features: list[Tensor | None] = [None] * layers
         """What was kept, by layer."""
 
     def attend(
@@ -36,7 +36,7 @@ class QueryFeatures(Context):
     ) -> Tensor | None:
         """As the inner context."""
         # The features are the queries of all heads, side by side.
-        self.made[layer] = self._use(layer, query.detach().transpose(1, 2).flatten(2))
+        self.features[layer] = self._use(layer, query.detach().transpose(1, 2).flatten(2))
         return self._inner.attend(layer, query, key, value, scale=scale, dropout=dropout)
 
 

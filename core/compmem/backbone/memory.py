@@ -71,7 +71,7 @@ def _run_window(
     flat = (columns + torch.arange(len(parts))[:, None] * width)[real]
     context = _Window(rotary, carried, columns.to(device), len(decoder.layers))
     decoder(ids.to(device), context, memory_rows=flat.to(device))
-    return context.made
+    return context.states
 
 
 class _Window(Context):
@@ -82,14 +82,14 @@ class _Window(Context):
         self._carried = carried
         self._columns = columns[:, None, :, None]
         empty = torch.empty(0)
-        self.made: States = [(empty, empty)] * layers
+        self.states: States = [(empty, empty)] * layers
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float
     ) -> Tensor | None:
         index = self._columns.expand(-1, key.shape[1], -1, key.shape[3])
-        self.made[layer] = (key.gather(2, index), value.gather(2, index))
-        if layer == len(self.made) - 1:
+        self.states[layer] = (key.gather(2, index), value.gather(2, index))
+        if layer == len(self.states) - 1:
             return None
         if self._carried:
             old_key, old_value = self._carried[layer]

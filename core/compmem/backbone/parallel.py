@@ -94,14 +94,14 @@ class _Parallel(Context):
         self._rotary, self._temperature, self._shift = backbone.rotary, temperature, scale * temperature - 1
         cos, sin = self._rotary(self.begin, like)
 
-        def placed(states: KVStates, start: int) -> Tensor:
+        def rotate_from(states: KVStates, start: int) -> Tensor:
             end = start + states.keys.shape[2]
             return rotate(states.keys.to(like.device, like.dtype), cos[start:end], sin[start:end])
 
-        self._keys = torch.cat([placed(states, head) for states in blocks], dim=2)
+        self._keys = torch.cat([rotate_from(states, head) for states in blocks], dim=2)
         self._values = torch.cat([states.values.to(like.device, like.dtype) for states in blocks], dim=2)
         none = self._keys[:, :, :0]
-        keys = placed(lead, 0) if lead else none
+        keys = rotate_from(lead, 0) if lead else none
         values = lead.values.to(like.device, like.dtype) if lead else none
         self._near = list(zip(keys, values, strict=True))
         """Rotated keys and values of head, prompt and what is written, by layer."""

@@ -159,7 +159,7 @@ class StateRecorder(Context):
         self._reading = reading
         self._placed = positions == "unrotated"
         empty = torch.empty(0)
-        self.made: list[tuple[Tensor, Tensor]] = [(empty, empty)] * layers
+        self.layer_states: list[tuple[Tensor, Tensor]] = [(empty, empty)] * layers
         """Keys and values of each layer, `[rows, kv_heads, prompt, head_dim]`."""
 
     def attend(
@@ -167,14 +167,14 @@ class StateRecorder(Context):
     ) -> Tensor | None:
         """Attention among the prompt's own tokens; nothing for the last layer, whose output is not used."""
         # If blocks are read without rotation, these keys must be rotated already.
-        self.made[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
-        if layer == len(self.made) - 1:
+        self.layer_states[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
+        if layer == len(self.layer_states) - 1:
             return None
         return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)
 
     def states(self, lengths: Sequence[int]) -> list[KVStates]:
         """The states of each prompt, of these tokens each."""
-        keys, values = (torch.stack(states) for states in zip(*self.made, strict=True))
+        keys, values = (torch.stack(states) for states in zip(*self.layer_states, strict=True))
         return [
             KVStates(keys=keys[:, row, :, :length], values=values[:, row, :, :length])
             for row, length in enumerate(lengths)

@@ -54,7 +54,7 @@ def prune(
     pruning: KVPruning = "attention",
     repetition: Repetition | None = None,
     stock: Decoder | None = None,
-    kept: ScoreCache | None = None,
+    score_cache: ScoreCache | None = None,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> list[KVStates]:
     """The most important KV states of each chunk after the prefix: one per `ratio` tokens, in the text's order.
@@ -68,7 +68,7 @@ def prune(
         pruning: How importance is estimated.
         repetition: The request to repeat a chunk, which both kinds of KVzip need above ratio 1.
         stock: The layers that repeat a chunk. None: those that make the states.
-        kept: Scores of chunks that were repeated before.
+        score_cache: Scores of chunks that were repeated before.
         parts: Tokens of the parts of each chunk that become blocks of their own. None: each chunk is one block.
     """
     texts, parts = [[*lead, *chunk] for chunk in chunks], parts or [[len(chunk)] for chunk in chunks]
@@ -76,26 +76,26 @@ def prune(
         assert repetition is not None, "KVzip needs the request to repeat"
         stock = stock or decoder
 
-        def scored(asked: Sequence[Sequence[int]]) -> tuple[list[KVStates], list[Tensor]]:
+        def score_chunks(some_chunks: Sequence[Sequence[int]]) -> tuple[list[KVStates], list[Tensor]]:
             with torch.no_grad():
-                own = prune(stock, rotary, [[*lead, *chunk] for chunk in asked], ratio=1)
-                return own, repetition_scores(stock, rotary, own, asked, repetition)
+                own = prune(stock, rotary, [[*lead, *chunk] for chunk in some_chunks], ratio=1)
+                return own, repetition_scores(stock, rotary, own, some_chunks, repetition)
 
-        if kept is None:
-            whole, scores = scored(chunks)
+        if score_cache is None:
+            whole, scores = score_chunks(chunks)
         else:
-            whole, scores = [], kept.of(chunks, lambda asked: scored(asked)[1])
-        if torch.is_grad_enabled() or stock is not decoder or kept is not None:
+            whole, scores = [], score_cache.of(chunks, lambda some_chunks: score_chunks(some_chunks)[1])
+        if torch.is_grad_enabled() or stock is not decoder or score_cache is not None:
             whole = prune(decoder, rotary, texts, ratio=1)
         choose = _pruned if pruning == "kvzip" else _pruned_together
-        return _chosen(choose, whole, scores, parts, len(lead), ratio)
+        return _choose(choose, whole, scores, parts, len(lead), ratio)
     if pruning == "kvzap" and ratio > 1:
         weights = decoder.importance
         if weights is None:
             raise ValueError("kv_pruning='kvzap' needs a backbone with fitted importance: `compmem train importance`")
         whole, scores = _with_features(decoder, rotary, texts, lambda layer, made: predicted(weights[layer], made))
         scores = [score[..., len(lead) :] for score in scores]
-        return _chosen(_pruned_together, whole, scores, parts, len(lead), ratio)
+        return _choose(_pruned_together, whole, scores, parts, len(lead), ratio)
     context = _Scoring(rotary, parts, len(lead), ratio, len(decoder.layers), pruning)
     return _run(decoder, context, context, texts)
 
@@ -121,17 +121,17 @@ def _with_features(
     inner = _Scoring(rotary, [[len(text)] for text in texts], 0, 1, len(decoder.layers), "attention")
     context = QueryFeatures(inner, len(decoder.layers), use)
     whole = _run(decoder, context, inner, texts)
-    return whole, list(torch.stack([made for made in context.made if made is not None], dim=1))
+    return whole, list(torch.stack([made for made in context.features if made is not None], dim=1))
 
 
-def _run(decoder: Decoder, context: Context, kept: "_Scoring", texts: Sequence[Sequence[int]]) -> list[KVStates]:
+def _run(decoder: Decoder, context: Context, scoring: "_Scoring", texts: Sequence[Sequence[int]]) -> list[KVStates]:
     """The states of each part that were kept in a pass over the texts."""
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
     decoder(ids.to(decoder.embed_tokens.weight.device), context)
     states = []
-    for tokens, layers in zip(chain.from_iterable(kept.parts), zip(*kept.kept, strict=True), strict=True):
+    for tokens, layers in zip(chain.from_iterable(scoring.parts), zip(*scoring.selected, strict=True), strict=True):
         keys, values, places = (torch.stack(parts) for parts in zip(*layers, strict=True))
         states.append(_states(keys, values, places, tokens))
     return states
@@ -148,7 +148,7 @@ class _Scoring(Context):
         self._lead = lead
         self._ratio = ratio
         self._pruning = pruning
-        self.kept: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
+        self.selected: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(layers)]
         """Keys, values and positions of each part, by layer."""
 
     def attend(
@@ -157,7 +157,7 @@ class _Scoring(Context):
         tables = self._rotary(key.shape[2] + FUTURE, key)
         cos, sin = (table[: key.shape[2]] for table in tables)
         rotated = rotate(key, cos, sin)
-        self.kept[layer] = []
+        self.selected[layer] = []
         for row, parts in enumerate(self.parts):
             length = self._lead + sum(parts)
             own = slice(self._lead, length)
@@ -172,8 +172,8 @@ class _Scoring(Context):
                 if score is not None:
                     places = _best(score[:, begin:end], self._lead, self._ratio)
                     mine = (_at(mine[0], places), _at(mine[1], places))
-                self.kept[layer].append((*mine, places))
-        if layer == len(self.kept) - 1:
+                self.selected[layer].append((*mine, places))
+        if layer == len(self.selected) - 1:
             return None
         return attention(rotate(query, cos, sin), rotated, value, scale=scale, dropout=dropout)
 
@@ -225,7 +225,7 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(-2, places[..., None].expand(*places.shape, states.shape[-1]))
 
 
-def _chosen(
+def _choose(
     choose: Callable[[KVStates, Tensor, int, int], KVStates], whole: Sequence[KVStates], scores: Sequence[Tensor],
     parts: Sequence[Sequence[int]], lead: int, ratio: int,
 ) -> list[KVStates]:  # fmt: skip

@@ -25,7 +25,7 @@ class ScoreCache:
     def __init__(self, weights: Sequence[Tensor], most: int) -> None:
         self._weights = weights
         self._version: tuple[object, ...] | None = None
-        self._kept: LRUCache[tuple[int, ...], Tensor] = LRUCache(most)
+        self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(most)
 
     def of(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
         """The scores of each chunk; `compute` gets those whose scores are not kept."""
@@ -34,11 +34,11 @@ class ScoreCache:
         if version is None or torch.is_inference_mode_enabled():
             return compute(chunks)
         if version != self._version:
-            self._kept.clear()
+            self._cache.clear()
             self._version = version
-        wanted = list(map(tuple, chunks))
-        new = [chunk for chunk in dict.fromkeys(wanted) if chunk not in self._kept]
+        requested = list(map(tuple, chunks))
+        new = [chunk for chunk in dict.fromkeys(requested) if chunk not in self._cache]
         found = dict(zip(new, compute(new), strict=True)) if new else {}
-        found |= {chunk: self._kept[chunk] for chunk in wanted if chunk not in found}
-        self._kept.update(found)
-        return [found[chunk] for chunk in wanted]
+        found |= {chunk: self._cache[chunk] for chunk in requested if chunk not in found}
+        self._cache.update(found)
+        return [found[chunk] for chunk in requested]
