@@ -87,7 +87,7 @@ def test_folding_by_runs_is_folding_the_whole(text):
 
 
 def test_long_words_are_not_kept_in_memory():
-    caches = (tokenize._kept_stem, tokenize._kept_fold)
+    caches = (tokenize._cached_stem, tokenize._cached_fold)
     before = [cache.cache_info().currsize for cache in caches]
     for n in range(9):
         tokenize.terms(f"{'b' * 600}{n} {'é' * 600}{chr(0x5E00 + n)}")

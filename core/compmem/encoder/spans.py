@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compmem.schema import Vectors
-from compmem.text.tokenize import parted
+from compmem.text.tokenize import has_paragraph_break
 
 Spans = Sequence[tuple[int, int]]
 
@@ -51,7 +51,7 @@ def paragraphs(text: str, spans: Spans) -> list[tuple[int, int]]:
     first = 0
     for number in range(1, len(spans)):
         held = spans[number - 1][1] - spans[first][0]
-        if held >= PARAGRAPH and parted(text, spans[number - 1][1], spans[number][0]):
+        if held >= PARAGRAPH and has_paragraph_break(text, spans[number - 1][1], spans[number][0]):
             groups.append((first, number))
             first = number
     return [*groups, (first, len(spans))] if spans else []

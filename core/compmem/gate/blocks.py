@@ -10,10 +10,10 @@ from compmem.schema import Chunk, MemoryBlock, Vectors
 from compmem.text.tokenize import (
     STOPWORDS,
     content_terms,
+    has_paragraph_break,
     heading_at,
     headings_in,
     name,
-    parted,
     root,
     terms_of,
     words,
@@ -95,7 +95,7 @@ def _windows(block: MemoryBlock) -> Iterator[MemoryBlock]:
     title = over = chunk.title
     for number, (start, end) in enumerate(chunk.sentences):
         count = len(words(chunk.text[start:end]))
-        begins = number == 0 or parted(chunk.text, chunk.sentences[number - 1][1], start)
+        begins = number == 0 or has_paragraph_break(chunk.text, chunk.sentences[number - 1][1], start)
         heading = heading_at(chunk.text, start) if begins and not chunk.title else ""
         full = held + count > MAX_WINDOW_WORDS or heading or (begins and held >= PARAGRAPH)
         if number > first and full:

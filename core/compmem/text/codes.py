@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-_ASKED: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
+_CODE: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
 """Not a quarter or half of a year, which texts often spell out."""
 _MAX_CODES: Final = 16
 """Maximum number of codes of a question that are looked for."""
@@ -19,13 +19,13 @@ def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
     So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251. A code of letters that no text has
     may be written in another way there.
     """
-    asked = set(_ASKED.findall(question))
-    if not 0 < len(asked) <= _MAX_CODES:
+    codes = set(_CODE.findall(question))
+    if not 0 < len(codes) <= _MAX_CODES:
         return False
-    written = "|".join(rf"{letters}{_BETWEEN}{number}(?!\d)" for letters, number in sorted(asked))
+    written = "|".join(rf"{letters}{_BETWEEN}{number}(?!\d)" for letters, number in sorted(codes))
     known, letters = re.compile(rf"(?<![^\W\d_])(?:{written})", re.IGNORECASE), set[str]()
     for text in texts:
         if known.search(text):
             return False
         letters.update(found.upper() for found in _LETTERS.findall(text))
-    return {named for named, _ in asked} <= letters
+    return {named for named, _ in codes} <= letters

@@ -31,13 +31,13 @@ _HTML: Final = "|".join(
 
 # Each repetition is possessive or bounded, so that every text takes linear time.
 _BLANKS: Final = rf"[\s{_HIDDEN}]*+"
-_OWN: Final = rf"{_BLANKS}[/／]?{_BLANKS}(?i:(?:{_OURS})\b|s{_BLANKS}[{_ENDS}])"
+_CONTROL_NAME: Final = rf"{_BLANKS}[/／]?{_BLANKS}(?i:(?:{_OURS})\b|s{_BLANKS}[{_ENDS}])"
 _BAR: Final = rf"[{_HIDDEN}]*+[{_BARS}]"
 _TAG = re.compile(
     rf"[{_ANGLES}](?!/?(?i:{_HTML})>)(?="
-    rf"{_OWN}|{_BAR}|[{_SQUARES}]|[{_HIDDEN}]|[/／][{_HIDDEN}]*+[\w{_BARS}{_SQUARES}]"
+    rf"{_CONTROL_NAME}|{_BAR}|[{_SQUARES}]|[{_HIDDEN}]|[/／][{_HIDDEN}]*+[\w{_BARS}{_SQUARES}]"
     rf"|[^\W\d][\w.:{_HIDDEN}{_BARS}-]{{0,63}}\s{{0,99}}[{_ENDS}])"
-    rf"|[{_QUOTATION}](?={_OWN}|{_BAR})"
+    rf"|[{_QUOTATION}](?={_CONTROL_NAME}|{_BAR})"
     rf"|[{_SQUARES}](?={_BLANKS}[/／]?{_BLANKS}[A-Z][A-Z_{_HIDDEN}]{{2,40}}\s{{0,99}}[\]］])"
     r"|&(?=(?:amp;){0,9}(?:lt|#\d{2,5});)"
 )

@@ -74,7 +74,7 @@ def fold(text: str) -> str:
 
 def _fold_run(found: re.Match[str]) -> str:
     run = found[0]
-    return _kept_fold(run) if len(run) <= _MAX_FOLDED_CHARS else _new_fold(run)
+    return _cached_fold(run) if len(run) <= _MAX_FOLDED_CHARS else _new_fold(run)
 
 
 def _new_fold(run: str) -> str:
@@ -85,7 +85,7 @@ def _new_fold(run: str) -> str:
     return unicodedata.normalize("NFC", "".join(c for c in decomposed if not unicodedata.combining(c)))
 
 
-_kept_fold = lru_cache(maxsize=1 << 14)(_new_fold)
+_cached_fold = lru_cache(maxsize=1 << 14)(_new_fold)
 
 
 def words(text: str) -> list[str]:
@@ -168,7 +168,7 @@ def heading_over(text: str, at: int) -> str:
     return heading_at(text, max((blank.end() for blank in _BLANK_LINES.finditer(text, 0, at + 1)), default=0))
 
 
-def parted(text: str, start: int, end: int) -> bool:
+def has_paragraph_break(text: str, start: int, end: int) -> bool:
     """Whether there is an empty line, and so the end of a paragraph, between two positions."""
     return _BLANK_LINES.search(text, start, end) is not None
 
@@ -275,14 +275,14 @@ def root(word: str) -> str:
 
 
 def _stem(word: str) -> str:
-    return _kept_stem(word) if len(word) <= _MAX_STEMMED_CHARS else _new_stem(word)
+    return _cached_stem(word) if len(word) <= _MAX_STEMMED_CHARS else _new_stem(word)
 
 
 def _new_stem(word: str) -> str:
     return str(_stemmer().stemWord(word))
 
 
-_kept_stem = lru_cache(maxsize=1 << 17)(_new_stem)
+_cached_stem = lru_cache(maxsize=1 << 17)(_new_stem)
 
 
 @lru_cache(maxsize=1)

@@ -35,10 +35,10 @@ def nfc(text: str) -> str:
 
     Long runs of combining marks are split first, as in UAX 15 for streams, since sorting them takes quadratic time.
     """
-    return text if text.isascii() else unicodedata.normalize("NFC", _MARKS.sub(_parted, text))
+    return text if text.isascii() else unicodedata.normalize("NFC", _MARKS.sub(_split_marks, text))
 
 
-def _parted(run: re.Match[str]) -> str:
+def _split_marks(run: re.Match[str]) -> str:
     marks = run[0]
     if not any(map(unicodedata.combining, marks)):
         return marks
