@@ -147,7 +147,8 @@ class Memories:
             ratio = models.backbone.memory.ratio
             config = IndexConfig(memory="kv", backbone=models.backbone_name, chunk_tokens=tokens, ratio=ratio)
         store = MemoryIndex.create(None, config).store
-        return MemoryIndex(store, config, encoder=models.encoder, backbone=models.backbone, gate=models.gate)
+        backbone = models.backbone if latent else None
+        return MemoryIndex(store, config, encoder=models.encoder, backbone=backbone, gate=models.gate)
 
     def _chunks(self, document: Document, latent: bool) -> tuple[list[Chunk], Times]:
         """The chunks of the whole context, split once, and the time for it."""
