@@ -12,7 +12,7 @@ from llama_index.core.base.llms.types import ChatMessage
 
 import compmem
 import llama_index_compmem
-from compmem.cli import decoding, formats, html, json_lines, mail, pdf_process, records
+from compmem.cli import decoding, formats, html, json_lines, mail, pdf_layout, records
 from compmem.cli.answer_page import as_page
 from compmem.cli.answer_text import printable
 from compmem.encoder.loading import load_encoder
@@ -167,8 +167,8 @@ READERS = {
     "terms": tokenize.content_terms,
     "heading over": lambda text: tokenize.heading_over(text, len(text) // 2),
     "HTML": quietly(html.page_text),
-    "PDF lines": lambda text: pdf_process.laid_out(
-        [[pdf_process.Line(line, len(line) % 9, n, n) for n, line in enumerate(text.split("\n"))]] * 9
+    "PDF lines": lambda text: pdf_layout.laid_out(
+        [[pdf_layout.Line(line, len(line) % 9, n, n) for n, line in enumerate(text.split("\n"))]] * 9
     ),
     "Markdown": lambda text: formats.parse("md", b"x" + text.encode(), "a"),
     "plain text": lambda text: formats.parse("txt", b"x" + text.encode(), "a"),

@@ -8,13 +8,12 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from compmem.cli.decoding import UnreadableError
+from compmem.cli.pdf_layout import Line, laid_out
 
-_ENDS: Final = frozenset(".!?:;。！？")
 _SCRIPT: Final = Path(__file__).with_name("pdf_process.py")
 _SECONDS: Final = 20
 """Processor time for a small file."""
@@ -46,16 +45,10 @@ def pdf_text(data: bytes) -> tuple[str, str]:
     read = _read(data)
     if refused := read.get("refused"):
         raise UnreadableError(refused)
-    pages = [page for page in map(str.strip, read["pages"]) if page]
-    text = "".join(page + ("\n" if _goes_on(page, after) else "\n\n") for page, after in pairwise([*pages, ""])).strip()
-    if not text:
+    text = laid_out([[Line(*line) for line in page] for page in read["pages"]])
+    if not text.strip():
         raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(read["title"].split()), text
-
-
-def _goes_on(page: str, after: str) -> bool:
-    """Whether a sentence at the end of a page goes on in the next one."""
-    return page[-1] not in _ENDS and after[:1].islower()
 
 
 def _read(data: bytes) -> dict[str, Any]:
