@@ -69,8 +69,7 @@ def _without_headings(quoted: Sequence[_Quoted]) -> list[_Quoted]:
 def _label(one: _Quoted, said: dict[object, set[str]], *, begins: bool) -> tuple[str, bool]:
     """What stands before a sentence, and whether a heading is part of it; `begins`: it is the first of its section."""
     chunk, (document, path) = one.evidence.chunk, one.section
-    unsaid = (h for h in path if not roots(h) <= said[one.section] and roots(h) != roots(chunk.title))
-    headings = list(unsaid) if begins else []
+    headings = [h for h in path if not _is_said(h, said[one.section], chunk.title)] if begins else []
     if begins and path and is_reply(one.evidence.text) and path[-1] not in headings:
         headings.append(path[-1])
     says = len(chunk.title) > 1 and any(map(str.isalpha, chunk.title))  # not a mere number or letter
@@ -79,6 +78,11 @@ def _label(one: _Quoted, said: dict[object, set[str]], *, begins: bool) -> tuple
     said[document] |= title
     label = " › ".join([*([] if named else [chunk.title]), *headings])
     return label if not label or label.endswith((":", "?", "!")) else f"{label}:", bool(headings)
+
+
+def _is_said(heading: str, said: set[str], title: str) -> bool:
+    own = roots(heading)
+    return bool(own) and (own <= said or own == roots(title))
 
 
 def _gap(one: _Quoted) -> str:

@@ -22,6 +22,7 @@ _CODE_LINE = re.compile(
     r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
+_BOLD_LINE = re.compile(r"\s{0,8}\*\*[^*]++\*\*\s*$")
 _PIPED = re.compile(r"\s*+\|.*\|\s*$")
 """A row of a Markdown table."""
 _FIELD = re.compile(r"\s{0,8}[^\W\d_][\w()/&.'’ \-]{0,40}+:(?:\s|$)")
@@ -108,11 +109,12 @@ _NOT_LAST = _STARTERS | frozenset("of to into than und von zu für über durch u
 def sentences(text: str) -> list[tuple[int, int]]:
     """Spans of the sentences, in order and without overlap: each begins and ends with a character that is not blank.
 
-    Text between two spans is blank. A heading, a list item and a line of code are separate sentences; so is a row of
-    separated values or a line with a label and its value, directly after another one or a line that ends with a colon.
-    A short line without a mark at its end is separate too, if the next one begins with a capital or a digit. So is a
-    line that begins with a date or a time, as in a log, if the next or an earlier line of its paragraph does so too.
-    A short line directly above an indented line of prose, as in a list of definitions, is part of the sentence there.
+    Text between two spans is blank. A heading, a bold line, a list item and a line of code are separate sentences; so
+    is a row of separated values or a line with a label and its value, directly after another one or a line that ends
+    with a colon. A short line without a mark at its end is separate too, if the next one begins with a capital or a
+    digit. So is a line that begins with a date or a time, as in a log, if the next or an earlier line of its paragraph
+    does so too. A short line directly above an indented line of prose, as in a list of definitions, is part of the
+    sentence there.
     """
     return list(sentence_spans(text, 0, len(text)))
 
@@ -171,7 +173,10 @@ def _runs(text: str, begin: int, end: int) -> Iterator[tuple[int, int, bool]]:
             continue
         words = line.strip()
         piped = bool(_PIPED.match(line))
-        own = piped or bool(_CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()))
+        marked = (
+            _CODE_LINE.match(line) or ATX.match(line.rstrip()) or RULE.match(line.rstrip()) or _BOLD_LINE.match(line)
+        )
+        own = piped or bool(marked)
         bullet = bool(_BULLET.match(line))
         deep = len(line) - len(line.lstrip())
         longest = _longest(text, match.start(), end) if blank else max(longest, match.end() - match.start() - deep)

@@ -1,0 +1,85 @@
+"""What stands before and between quoted sentences: titles, headings, records, code, lists."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from compmem.readers.outline import Outline
+from compmem.schema import Chunk, MemoryBlock
+from compmem.text.sentences import sentences
+from tests.hashing import HashEncoder
+from tests.test_extractive import block, written
+
+
+def of_document(title, text, headings=()):
+    """A block of a text, with the sentences that the library finds."""
+    spans = tuple(sentences(text))
+    chunk = Chunk(text=text, document_id=title, title=title, headings=headings, sentences=spans)
+    return MemoryBlock(chunk=chunk, vectors=HashEncoder().encode([text, *chunk.sentence_texts()]))
+
+
+def test_a_heading_without_marks_is_written_before_what_it_introduces():
+    rent = of_document("Lease", "4. RENT\n\n4.1 The mill costs EUR 900.\n\n5. COSTS\n\n5.1 They are shared.\n")
+    assert written("What is the rent?", rent) == "Lease › 4. RENT: 4.1 The mill costs EUR 900."
+    for law in ("Governing law\n\n", "Governing law\n=====\n\n"):
+        terms = of_document("Terms", f"{law}That of Ireland.\n\nNotices\n\nThey go to the clerk.\n")
+        assert written("What is the governing law?", terms) == "Terms › Governing law: That of Ireland."
+
+
+def test_what_is_a_heading_without_marks():
+    def found(text):
+        return Outline.of(of_document("", text).chunk).levels
+
+    assert found("Alice Smith\n\nBob Jones\n\nCarol lives in Oslo.") == (0, 8, 0)
+    assert found("LEASE\n\n1. Rent\n\n1.1 Due dates\n\nOn the first day.") == (8, 9, 10, 0)
+    assert found("1. Open the lid\n\n2. Take it out\n\n3. Close it") == (0, 0, 0)
+    for text in ("Rent is due.\n\nOn Monday.", "rent\n\nOn Monday.", "Rent: 900\n\nOn Monday.", "Rent\nOn Monday."):
+        assert not any(found(text)), text
+
+
+def test_the_sections_of_a_sentence_are_those_that_are_known():
+    text = "## 3.2\n\n### Added\n\n- Dark mode\n\n## 3.1\n\n### Removed\n\n- Old menu\n\n**Note**\n\nSee below.\n"
+    block = of_document("Changes", text, headings=("Releases", "3.2", "Added"))
+    assert written("When was dark mode added?", block) == "Changes › Releases › 3.2 › Added:\n- Dark mode"
+    assert written("When was the old menu removed?", block) == "Changes › Releases › 3.1 › Removed:\n- Old menu"
+    bold = of_document("Changes", "**Old menu**\n\nIt is gone.\n", headings=("Releases", "3.2"))
+    assert written("Where is the old menu?", bold) == "Changes › Releases › 3.2 › Old menu: It is gone."
+
+
+def test_a_bold_question_is_quoted_with_its_answer():
+    text = "**Do you ship to Oslo?**\nYes, by boat.\n\n**Who pays for the return?**\n\nYou do.\n"
+    assert written("do you ship to oslo", of_document("FAQ", text)) == "FAQ › Do you ship to Oslo? Yes, by boat."
+    assert written("who pays the return", of_document("FAQ", text)) == "FAQ › Who pays for the return? You do."
+
+
+def test_a_line_of_a_record_is_quoted_with_the_first_one():
+    text = "A-1: lost mail\nCause: a storm\nFixed by: Ann\n\nA-2: slow search\nCause: a mouse\nFixed by: Piotr\n"
+    assert "A-2: slow search\nFixed by: Piotr" in written("Which was fixed by Piotr?", of_document("Log", text))
+    glossary = of_document("Words", "OCR: reading of scans\nPDF: a kind of file\nRAG: retrieval before writing\n")
+    assert written("What is PDF?", glossary) == "Words:\nPDF: a kind of file"
+
+
+def test_code_is_quoted_whole_as_it_stands():
+    code = "```python\nimport mill\n\nwheel = mill.turn(\n    speed=3,\n)\n```"
+    page = of_document("Mill", f"Use it in Python:\n\n{code}\n\nIt rains.\n")
+    assert written("How do I use it in Python?", page) == f"Use it in Python:\n{code}"
+    long = "```\n" + "".join(f"step_{n}();\n" for n in range(30)) + "```"
+    assert "step_29" not in written("How do I use step_3?", of_document("Mill", long))
+
+
+def test_of_labelled_items_only_those_are_quoted_that_the_question_names():
+    text = "## To do\n\n- [ ] Elif: ask the clerk\n- [ ] Ben: mend the wheel\n- [ ] Ann: call the miller\n"
+    assert written("What does Elif have to do?", of_document("", text)) == "To do:\n- [ ] Elif: ask the clerk"
+
+
+def test_a_sentence_as_good_as_the_best_of_its_chunk_is_quoted_too():
+    rules = block("Rules", "During probation the notice is two weeks.", "After probation the notice is long.")
+    even = replace(rules, vectors=np.ones_like(rules.vectors) / np.sqrt(rules.vectors.shape[1]))
+    assert written("What is the notice after probation?", even) == " ".join(f"{t}" for t in (
+        "Rules:", "During probation the notice is two weeks.", "After probation the notice is long.",
+    ))  # fmt: skip
+
+
+def test_this_after_a_preposition_is_quoted_with_what_it_means():
+    lease = block("Lease", "The tenant may leave in May.", "In this case the fee is EUR 300.")
+    assert written("What is the fee?", lease) == "Lease: The tenant may leave in May. In this case the fee is EUR 300."
