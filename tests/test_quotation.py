@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from compmem.readers.outline import Outline
-from compmem.schema import Chunk, MemoryBlock
+from compmem.readers.outline import Outline, Outlines
+from compmem.readers.quoting import quoted_sentences
+from compmem.schema import Chunk, Evidence, MemoryBlock
 from compmem.text.sentences import sentences
 from tests.hashing import HashEncoder
 from tests.test_extractive import block, written
@@ -83,3 +84,11 @@ def test_a_sentence_as_good_as_the_best_of_its_chunk_is_quoted_too():
 def test_this_after_a_preposition_is_quoted_with_what_it_means():
     lease = block("Lease", "The tenant may leave in May.", "In this case the fee is EUR 300.")
     assert written("What is the fee?", lease) == "Lease: The tenant may leave in May. In this case the fee is EUR 300."
+
+
+def test_a_chunk_with_little_of_the_best_score_is_not_quoted():
+    def kept(title, text, score):
+        return Evidence.of(block(title, text).chunk, (0, len(text)), score)
+
+    evidence = [kept("a", "Acme rents it.", 0.9), kept("b", "Bolt is old.", 0.3), kept("c", "Crux is far.", 0.37)]
+    assert [e.chunk.title for e in quoted_sentences({"rent": 1.0}, evidence, Outlines())] == ["a", "c"]

@@ -19,10 +19,13 @@ from compmem.schema import Chunk, Evidence
 from compmem.text.sentences import is_row
 
 QUOTED_CHUNKS = 3
-"""Chunks quoted in an answer."""
+"""Chunks quoted in an answer, if they are good enough."""
+
+MIN_QUOTED_SHARE = 0.4
+"""Minimum share of the best score with which one of them is."""
 
 QUOTED_SHARE = 0.5
-"""Chunks with at least this share of the best score are quoted too: a question may have several answers."""
+"""Further chunks with at least this share are quoted too: a question may have several answers."""
 
 MAX_QUOTED_CHUNKS = 12
 """Maximum number of chunks quoted in an answer."""
@@ -82,9 +85,10 @@ def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evide
         if e.chunk.id not in best or e.score > best[e.chunk.id].score:
             best[e.chunk.id] = e
     ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
+    first = [e for e in ranked[:QUOTED_CHUNKS] if e.score >= MIN_QUOTED_SHARE * ranked[0].score]
     others = [e for e in ranked[QUOTED_CHUNKS:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {e.chunk.id: (e.score, weights.keys() - roots(e.text)) for e in [*ranked[:QUOTED_CHUNKS], *others]}
-    left = {e.chunk.id: SHORT for e in ranked[:QUOTED_CHUNKS]}
+    chosen = {e.chunk.id: (e.score, weights.keys() - roots(e.text)) for e in [*first, *others]}
+    left = {e.chunk.id: SHORT for e in first}
     named = {e.chunk.id for e in ranked if (roots(e.text) & weights.keys()) <= roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
     for e in sorted(evidence, key=lambda one: -one.score):
