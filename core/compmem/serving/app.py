@@ -192,9 +192,8 @@ class _Server:
         self._check_may_write(index.tenant)
         given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
         characters = sum(len(document.text) for document in given)
-        async with self._write_limiter.slot(
-            characters
-        ):  # once begun, adding is finished even if the client disconnects
+        # Once begun, adding is finished even if the client disconnects.
+        async with self._write_limiter.slot(characters):
             added = await in_thread(index.add, given)
         return JSONResponse({"added": added, "unchanged": len(given) - added, "ids": [d.id for d in given]})
 
