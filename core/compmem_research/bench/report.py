@@ -74,6 +74,9 @@ NOTES = {
         "in a third of the time: seconds are the mean of both. From the 25th on, a text is read once for the answer "
         "and its loss."
     ),
+    "kv_1500m_long_2wiki": (
+        "`kv_1500m_long` on more questions of 2Wiki, in bfloat16: 63 so far, the first 33 and 30 from the 51st on."
+    ),
     "kv_1500m_bits": "The first 13 questions of HotpotQA and 2Wiki of `kv_1500m_long`, stored in 16, 8 and 4 bits.",
     "kv_memory_bits": "The questions of `kv_memory_fusion`, stored in 16, 8 and 4 bits.",
     "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
