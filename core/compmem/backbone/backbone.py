@@ -120,10 +120,8 @@ class Backbone(TokenCodec):
         """
         check_family(model.config.to_dict(), model.name_or_path)
         memory, decoder = MemoryConfig(trained=False, own=()), Decoder(model).eval()
-        return cls(
-            BackboneComponents(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={}),
-            graphs=graphs,
-        )
+        stock = BackboneComponents(model=model, tokenizer=tokenizer, decoder=decoder, memory=memory, adapters={})
+        return cls(stock, graphs=graphs)
 
     def save(self, folder: str | Path, *, base: str | None = None, dtype: torch.dtype | None = None) -> None:
         """Save everything to a folder; with `base`, only what is added to the model of that name, in this dtype."""
@@ -270,9 +268,8 @@ class Backbone(TokenCodec):
         self._scores = other._scores
 
     def _compression(self, ratio: int | None, pruning: KVPruning | None) -> Compression:
-        memory = self.memory
-        how = (ratio or memory.ratio, self.lead, pruning or memory.pruning, self.context)
-        return Compression(memory, *how, lambda: self._repetition, self._scores)
+        how = (ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning, self.context)
+        return Compression(self.memory, *how, lambda: self._repetition, self._scores)
 
     @cached_property
     def _repetition(self) -> Repetition:

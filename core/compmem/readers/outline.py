@@ -146,6 +146,7 @@ class Outlines:
     def __init__(self) -> None:
         self._made: dict[str, tuple[Outline, dict[int, int]]] = {}
         self._paths: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._path_roots: dict[tuple[str, ...], set[str]] = {}
 
     def of(self, chunk: Chunk) -> Outline:
         """The outline of a chunk."""
@@ -172,7 +173,10 @@ class Outlines:
 
     def roots(self, evidence: Evidence) -> set[str]:
         """The roots of the words of a sentence and of the headings above it."""
-        return roots(evidence.text).union(*map(roots, self.path(evidence)))
+        path = self.path(evidence)
+        if path not in self._path_roots:
+            self._path_roots[path] = set[str]().union(*map(roots, path))
+        return roots(evidence.text) | self._path_roots[path]
 
 
 def _blocks_of_code(texts: Sequence[str]) -> Iterator[int]:
