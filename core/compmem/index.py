@@ -25,6 +25,7 @@ from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
 from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
+from compmem.retrieval.spelling import correct_spelling
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
 from compmem.schema import Chunk, Document, Encoder, Filter
 from compmem.store import DocumentInfo, FolderStore, ShardedStore, Snapshot, Store, StoreInfo, open_store, store_exists
@@ -398,6 +399,7 @@ class MemoryIndex(BaseIndex):
             blocks, generator = BlockLoader(snapshot, self._block_cache), None
             if encoder is not None:
                 lexical_index = snapshot.lexical_index(admitted)
+                question = correct_spelling(question, lexical_index)
                 analyzer, search = QueryAnalyzer(question, encoder, lexical_index), self._search(snapshot)
                 generator = CandidateGenerator(
                     analyzer, lexical_index, search, admitted, settings.first_stage, settings.links

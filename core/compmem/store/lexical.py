@@ -34,9 +34,10 @@ PER_NAME: Final = 64
 _LAST: Final = (1 << 63) - 1
 _IN_ORDER: Final = "SELECT rowid FROM lexical WHERE lexical MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
 _NAMED: Final = "SELECT block, kind FROM names WHERE name = ? AND block BETWEEN ? AND ? ORDER BY kind, block LIMIT ?"
+_COUNTS: Final = "SELECT term, doc FROM json_each(?) CROSS JOIN vocabulary ON term = value"
 _KNOWN: Final = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM names WHERE name = value) ORDER BY key"
 _RANKED: Final = "SELECT rowid, rank FROM lexical WHERE lexical MATCH ? AND rank MATCH ? ORDER BY rank LIMIT ?"
-_PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα हिन्दी x"
+_PROBE: Final = "Die Straße; l'été, naïve running_2 ｆｕｌｌ 한국어의 東京都 ２０２４ Ελλάδα हिन्दी x 2024-04-08"
 
 
 _HEADED: Final = f"Head (aside)\n{'A line of some length stands below it.' * 2}\n\nno head\n{'x' * 50}"
@@ -201,14 +202,12 @@ class StoredLexicalIndex(SqliteLexicalIndex):
 
 
 def document_frequency(rows: Rows, words: Iterable[str], known: dict[str, int]) -> dict[str, int]:
-    """Number of blocks that contain each term; `known` caches the counts of this generation."""
-    out = {}
-    for word in words:
-        if word not in known:
-            found = rows("SELECT doc FROM vocabulary WHERE term = ?", word) if storable(word) else []
-            known[word] = int(found[0][0]) if found else 0
-        out[word] = known[word]
-    return out
+    """Number of blocks that contain each term; `known` caches the counts of this generation, but not those of 0."""
+    words = list(words)
+    new = [word for word in dict.fromkeys(words) if word not in known and storable(word)]
+    for at in range(0, len(new), BATCH):
+        known.update((word, int(count)) for word, count in rows(_COUNTS, json.dumps(new[at : at + BATCH])))
+    return {word: known.get(word, 0) for word in words}
 
 
 def rank(rows: Rows, frequency: Mapping[str, int], limit: int, blocks: int) -> list[tuple[int, float]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from compmem.text.dates import spell_dates
 from compmem.text.unicode import nfc
 
 NameKind = Literal["title", "heading", "term"]
@@ -89,8 +90,16 @@ _cached_fold = lru_cache(maxsize=1 << 14)(_new_fold)
 
 
 def words(text: str) -> list[str]:
-    """The folded words of a text; a run of characters without spaces is one word."""
-    return _WORD.findall(fold(text))
+    """The folded words of a text, with those of dates in another form than "8 April 2024" (see `spell_dates`).
+
+    A run of characters of a script without spaces is one word.
+    """
+    return _WORD.findall(spell_dates(fold(text)))
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each word of a text, as they stand in it."""
+    return (match.span() for match in _WORD.finditer(text))
 
 
 def terms(text: str) -> list[str]:
@@ -127,7 +136,11 @@ def in_english(text: str) -> bool:
 
 def name(text: str) -> str:
     """The form in which a name is stored and looked up: folded words, separated by single spaces."""
-    return " ".join(words(text))
+    return " ".join(_name_words(text))
+
+
+def _name_words(text: str) -> list[str]:
+    return _WORD.findall(fold(text))
 
 
 def names_of(title: str, headings: Sequence[str], text: str) -> list[tuple[str, NameKind]]:
@@ -179,7 +192,7 @@ def _is_heading(line: str, below: str) -> bool:
 
 def possible_names(text: str) -> list[str]:
     """Every run of up to `MAX_NAME_WORDS` words of the text, longest first: possible names."""
-    parts = words(text)
+    parts = _name_words(text)
     runs: dict[str, None] = {}
     for length in range(min(MAX_NAME_WORDS, len(parts)), 0, -1):
         for i in range(len(parts) - length + 1):

@@ -1,0 +1,52 @@
+"""Mistyped words of a question, replaced by words of the index."""
+
+from collections.abc import Iterator
+from string import ascii_lowercase
+from typing import Final
+
+from compmem.store.lexical import LexicalIndex
+from compmem.text.tokenize import STOPWORDS, content_terms, fold, terms, word_spans
+
+_MIN_LETTERS: Final = 5
+_MAX_LETTERS: Final = 32
+"""Letters of a word that is corrected: short words are near many others."""
+_MAX_WORDS: Final = 4
+"""Maximum number of words of a question that are corrected; this limits the number of lookups."""
+
+
+def correct_spelling(question: str, lexical_index: LexicalIndex) -> str:
+    """The question, its words that no block has replaced by ones that blocks have and that differ by one typing error.
+
+    That is one letter too many, one left out, or two neighbours swapped, never the first letter. Another letter in
+    place of one is no typing error here, because it is often another word ("heart", "heard"). Of several words, the one
+    that most blocks have is taken. It keeps a first capital.
+    """
+    frequency = lexical_index.document_frequency(content_terms(question))
+    unknown = [
+        (start, end, word)
+        for start, end in word_spans(question)
+        if (word := fold(question[start:end])) not in STOPWORDS and _may_be_mistyped(word)
+        and not any(frequency.get(term) for term in terms(word))
+    ][:_MAX_WORDS]  # fmt: skip
+    forms = {word: {form: terms(form)[0] for form in _corrections(word)} for _, _, word in unknown}
+    frequency = lexical_index.document_frequency([term for stems in forms.values() for term in stems.values()])
+    for start, end, word in reversed(unknown):
+        best = max(forms[word], key=lambda form, stems=forms[word]: frequency[stems[form]])
+        if frequency[forms[word][best]]:
+            best = best.capitalize() if question[start].isupper() else best
+            question = question[:start] + best + question[end:]
+    return question
+
+
+def _may_be_mistyped(word: str) -> bool:
+    return _MIN_LETTERS <= len(word) <= _MAX_LETTERS and word.isalpha() and word.isascii()
+
+
+def _corrections(word: str) -> Iterator[str]:
+    """What a word of ASCII letters would be without one typing error."""
+    for at in range(1, len(word)):
+        yield word[:at] + word[at + 1 :]
+        if at + 1 < len(word):
+            yield word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    for at in range(1, len(word) + 1):
+        yield from (word[:at] + letter + word[at:] for letter in ascii_lowercase)
