@@ -21,25 +21,24 @@ def correct_spelling(question: str, lexical_index: LexicalIndex) -> str:
     place of one is no typing error here, because it is often another word ("heart", "heard"). Of several words, the one
     that most blocks have is taken. It keeps a first capital.
     """
-    frequency = lexical_index.document_frequency(content_terms(question))
+    counts = lexical_index.document_frequency(content_terms(question))
     unknown = [
-        (start, end, word)
+        (start, end)
         for start, end in word_spans(question)
-        if (word := fold(question[start:end])) not in STOPWORDS and _may_be_mistyped(word)
-        and not any(frequency.get(term) for term in terms(word))
-    ][:_MAX_WORDS]  # fmt: skip
-    forms = {word: {form: terms(form)[0] for form in _corrections(word)} for _, _, word in unknown}
-    frequency = lexical_index.document_frequency([term for stems in forms.values() for term in stems.values()])
-    for start, end, word in reversed(unknown):
-        best = max(forms[word], key=lambda form, stems=forms[word]: frequency[stems[form]])
-        if frequency[forms[word][best]]:
-            best = best.capitalize() if question[start].isupper() else best
-            question = question[:start] + best + question[end:]
+        if _may_be_mistyped(word := fold(question[start:end])) and not any(counts.get(term) for term in terms(word))
+    ][:_MAX_WORDS]
+    stems = [{form: terms(form)[0] for form in _corrections(fold(question[start:end]))} for start, end in unknown]
+    counts = lexical_index.document_frequency([stem for forms in stems for stem in forms.values()])
+    for (start, end), forms in reversed(list(zip(unknown, stems, strict=True))):
+        blocks, form = max((counts[stem], form) for form, stem in forms.items())
+        if blocks:
+            form = form.capitalize() if question[start].isupper() else form
+            question = question[:start] + form + question[end:]
     return question
 
 
 def _may_be_mistyped(word: str) -> bool:
-    return _MIN_LETTERS <= len(word) <= _MAX_LETTERS and word.isalpha() and word.isascii()
+    return _MIN_LETTERS <= len(word) <= _MAX_LETTERS and word.isalpha() and word.isascii() and word not in STOPWORDS
 
 
 def _corrections(word: str) -> Iterator[str]:
