@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from compmem.cli.decoding import UnreadableError
-from compmem.text.sentences import MAX_LINE_CHARS
+from compmem.text.line_runs import MAX_LINE_CHARS
 
 _DROPPED: Final = frozenset(
     "head script style template noscript svg math iframe object button select dialog nav".split()

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from compmem.schema import Chunk, Document
-from compmem.text.sentences import ATX, LINE, MAX_LINE_CHARS, RULE, TEXT, is_row, sentence_spans, sentences
+from compmem.text.line_runs import ATX, LINE, MAX_LINE_CHARS, RULE, TEXT
+from compmem.text.sentences import is_row, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Final
 
 from compmem.schema import Chunk, Evidence
-from compmem.text.sentences import ATX, RULE, is_labelled, is_row
+from compmem.text.line_runs import ATX, RULE, is_labelled
+from compmem.text.sentences import is_row
 from compmem.text.tokenize import content_terms, root, words
 
 MAX_INTRODUCED_SENTENCES = 3
