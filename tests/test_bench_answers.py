@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from compmem_research.bench.answers import Settings, measure
 from compmem_research.bench.answers_model import Completion
-from compmem_research.bench.answers_report import PLAIN, pages, summary
+from compmem_research.bench.answers_report import BASELINES, pages, summary
 from compmem_research.bench.answers_systems import SYSTEMS
 from compmem_research.bench.commands import app
 from compmem_research.bench.report import report
@@ -75,7 +75,7 @@ def test_every_system_asks_the_same_model_with_as_many_passages_and_the_same_wor
     assert own["systems"]["none"]["f1"] == 0 and "in_context" not in own["systems"]["none"]
     assert own["systems"]["loop"]["f1"] == own["systems"]["loop"]["in_context"] == 100, "a mark is no part of an answer"
     assert {(pair["ours"], pair["plain"], pair["questions"]) for pair in own["paired"]} == {
-        (ours, plain, 2) for ours in ("fused", "loop", "loop-cite", "loop-ask") for plain in PLAIN
+        (ours, plain, 2) for ours in ("fused", "loop", "loop-cite", "loop-ask") for plain in BASELINES
     }
 
 

@@ -17,8 +17,8 @@ from compmem.errors import ReaderError
 from compmem.schema import Document
 from compmem_research.bench import memory as memories
 from compmem_research.bench.backbone_chat import BackboneChat
+from compmem_research.bench.cells import Cell, Sources
 from compmem_research.bench.commands import app
-from compmem_research.bench.conditions import Cell, Sources
 from compmem_research.bench.measuring import TIMES, ask, measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.plots import draw
@@ -57,7 +57,7 @@ def models():
 def row_of(name, models, given=None, scan_until=10**9):
     given = given or sample()
     with Memories(given, models, scan_until=scan_until) as made:
-        return measure(system_run(name), made.of(system_run(name)), given, models, before="What is that?")
+        return measure(system_run(name), made.get(system_run(name)), given, models, before="What is that?")
 
 
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if "extractive" in system.readers])
@@ -137,10 +137,10 @@ def test_latent_and_chat_systems_run_on_one_backbone(models, tiny_backbone):
     with pytest.raises(ReaderError, match="larger than the context of 16384"):
         row_of("full-context:chat", both, sample(noise=600))
     with Memories(sample(noise=2), both, scan_until=10**9) as made:
-        held = made.of(system_run("lychee-no-gate:latent"))
+        held = made.get(system_run("lychee-no-gate:latent"))
         assert held.index.info().kv_bytes > 0
         assert len(held.gold) == 1
-        assert made.of(system_run("compmem-once:latent")).index.config.chunk_tokens == 256
+        assert made.get(system_run("compmem-once:latent")).index.config.chunk_tokens == 256
         with held.index.question_context("Who?", None, config) as context:
             assert context.fetch(context.propose(""))[0].kv is not None
 
@@ -191,8 +191,8 @@ def test_names_of_systems_and_suites():
         system_run("lychee:chat")
     with pytest.raises(ValueError, match="unknown suite 'x'"):
         suite("x")
-    for conditions, systems in map(suite, ("length", "chunks", "ablations", "tasks", "ruler", "memory", "model")):
-        assert all(map(Cell.read, conditions)) and all(map(system_run, systems))
+    for cells, systems in map(suite, ("length", "chunks", "ablations", "tasks", "ruler", "memory", "model")):
+        assert all(map(Cell.read, cells)) and all(map(system_run, systems))
     assert set(suite("length", readers=True)[1]) > {"compmem-once:chat", "compmem-once:latent", "rag-fused:latent"}
 
 
@@ -216,7 +216,7 @@ def same(folder):
 def test_a_run_that_is_killed_and_started_again_gives_the_same_table(tmp_path):
     data = tmp_path / "own.jsonl"
     write_samples(data, [sample(n, noise=30) for n in range(10)])
-    given = {"data": tmp_path, "conditions": (str(data),), "systems": ("rag-fused", "compmem"), "questions": 10}
+    given = {"data": tmp_path, "cells": (str(data),), "systems": ("rag-fused", "compmem"), "questions": 10}
     assert sweep(Sweep(out=tmp_path / "whole", **given)) == 0
     command = [
         sys.executable, "-c", "from compmem_research.bench.commands import app; app()", "quality",
@@ -267,12 +267,12 @@ def test_the_page_and_the_plots_come_from_the_folders_of_runs(tmp_path, models):
         run = tmp_path / suite_name
         data = tmp_path / "own.jsonl"
         write_samples(data, [sample(n) for n in range(2)])
-        assert sweep(Sweep(data=tmp_path, out=run, conditions=(str(data),), systems=(system,), questions=2)) == 0
+        assert sweep(Sweep(data=tmp_path, out=run, cells=(str(data),), systems=(system,), questions=2)) == 0
         scores = json.loads((run / "scores.json").read_text())
         [entry] = scores["scores"]
-        conditions = ("hqa@56k", "hqa@112k", "hqa@224k")
-        scores["scores"] = [{**entry, "cell": cell} for cell in conditions]
-        scores["cells"] = {cell: {"tokens": 56000 * 2**i, "filled": 0.25 * i} for i, cell in enumerate(conditions)}
+        cells = ("hqa@56k", "hqa@112k", "hqa@224k")
+        scores["scores"] = [{**entry, "cell": cell} for cell in cells]
+        scores["cells"] = {cell: {"tokens": 56000 * 2**i, "filled": 0.25 * i} for i, cell in enumerate(cells)}
         (run / "scores.json").write_text(json.dumps(scores))
     plots = draw(results(tmp_path), tmp_path / "plots")
     assert {p.name for p in plots} == {
@@ -295,6 +295,6 @@ def test_the_page_and_the_plots_come_from_the_folders_of_runs(tmp_path, models):
 def test_an_answer_tells_what_was_proposed(models):
     one = system_run("rag-bm25")
     with Memories(sample(), models, scan_until=10**9) as made:
-        told = ask(one, made.of(one).index, sample().question, models)
+        told = ask(one, made.get(one).index, sample().question, models)
         assert told.proposed == told.ranked
         assert len(told.found.steps) == 1

@@ -68,7 +68,7 @@ def test_a_run_goes_on_only_with_the_files_and_weights_it_began_with(tmp_path):
 
 
 def test_a_sweep_with_another_gate_is_another_run(tmp_path, monkeypatch):
-    settings = Sweep(data=tmp_path, out=tmp_path, conditions=(), systems=())
+    settings = Sweep(data=tmp_path, out=tmp_path, cells=(), systems=())
     before = settings.config()
     monkeypatch.setattr("compmem_research.bench.quality.gate_digest", lambda: "another")
     assert settings.config() != before

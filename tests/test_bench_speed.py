@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from compmem_research.bench import speed, speed_conditions
+from compmem_research.bench import speed, speed_cells
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(speed, "LENGTHS", {"1K": 1000, "2K": 2000})
-    rules = speed.Rules(
+    rules = speed.SpeedSettings(
         chunk_tokens=128, memory_tokens=4, prompt_tokens=8, answer_tokens=2, recalled=2, candidates=4, timed_steps=6
     )
-    monkeypatch.setattr(speed, "Rules", lambda: rules)
+    monkeypatch.setattr(speed, "SpeedSettings", lambda: rules)
     shape = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "vocab_size": 300,
@@ -56,27 +56,31 @@ def test_a_cell_that_does_not_fit_is_told_and_the_others_go_on(small):
     def fails():
         raise MemoryError("tried batches of 2, 1")
 
-    rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    conditions, kept = {}, []
+    models = speed.SpeedModels(
+        speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.SpeedSettings()
+    )
+    cells, kept = {}, []
     planned = [speed.Planned("full 1K", fails, 1000), speed.Planned("rates", dict)]
-    speed.run(rig, planned, conditions, lambda: kept.append(len(conditions)), until=float("inf"))
-    assert conditions["full 1K"]["failed"] == "MemoryError: tried batches of 2, 1"
+    speed.run(models, planned, cells, lambda: kept.append(len(cells)), until=float("inf"))
+    assert cells["full 1K"]["failed"] == "MemoryError: tried batches of 2, 1"
     assert kept == [1, 2]
 
 
 def test_no_cell_begins_that_may_end_too_late(small):
-    conditions = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
+    cells = {"rates": {"took": 30.0}, "compmem 1K": {"took": 10.0}, "full 1K": {"took": 5.0}}
     tokens = {"rates": 0, "batch": 0, "compmem 1K": 1000, "full 1K": 1000, "compmem 2K": 2000, "full 3K": 3000}
     planned = [speed.Planned(name, dict, count) for name, count in tokens.items()]
-    assert [speed._expected(one, planned, conditions) for one in planned] == [30, 30, 30, 30, 20, 45]
-    rig = speed.Rig(speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.Rules())
-    speed.run(rig, planned, conditions, lambda: None, until=time.monotonic() + 25)
-    assert "compmem 2K" in conditions
-    assert "full 3K" not in conditions
+    assert [speed._expected(one, planned, cells) for one in planned] == [30, 30, 30, 30, 20, 45]
+    models = speed.SpeedModels(
+        speed.random_backbone("tiny-8x256", device="cpu", dtype="float32", ratio=4), speed.SpeedSettings()
+    )
+    speed.run(models, planned, cells, lambda: None, until=time.monotonic() + 25)
+    assert "compmem 2K" in cells
+    assert "full 3K" not in cells
 
 
 def test_works_that_take_turns_are_timed_each_by_itself():
-    done, clock = [], speed_conditions.Clock(speed.torch.device("cpu"), 0)
+    done, clock = [], speed_cells.Clock(speed.torch.device("cpu"), 0)
     works = {"short": lambda: done.append("short"), "long": lambda: (done.append("long"), time.sleep(0.02))}
     timed = clock.in_turns(works, rounds=3)
     assert done == ["short", "long"] * 3

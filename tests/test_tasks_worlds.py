@@ -264,4 +264,4 @@ def test_things_are_named_with_what_they_are():
         "The film {s} was shot in the city of {o}.",
     )
     assert reworded(["the film {s}"], kinds) == ("the film {s}",)
-    assert reworded(["Who made {s}?"], {"{s}": "film"}, shut=["Who made the film {s}?"]) == ("Who made {s}?",)
+    assert reworded(["Who made {s}?"], {"{s}": "film"}, excluded=["Who made the film {s}?"]) == ("Who made {s}?",)

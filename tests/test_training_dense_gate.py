@@ -18,22 +18,22 @@ from compmem.schema import Document
 from compmem_research.metrics import ndcg_at
 from compmem_research.training.dense_gate import DenseGateTraining, cache, sets, train
 from compmem_research.training.dense_gate.cache import fingerprint, load, save, states_of
-from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+from compmem_research.training.dense_gate.collection import Collection, Query, passages, relevant_to
 from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, fit_gate, judged_queries
-from compmem_research.training.dense_gate.judging import LOOK, judge, leave_one_out, table
+from compmem_research.training.dense_gate.judging import FIRST_RANKING, judge, leave_one_out, table
 from compmem_research.training.dense_gate.networks import list_loss, weights_of
 from compmem_research.training.dense_gate.pages import bodies, docstrings, sections, topics
 from compmem_research.training.dense_gate.sets import (
     abstracts_in_parts,
     abstracts_titled,
-    joined,
+    join_texts,
     reports,
     single,
     tiny_indexes,
     tiny_single,
 )
 from compmem_research.training.dense_gate.sources import Source, sources
-from compmem_research.training.dense_gate.states import State, recall_loop
+from compmem_research.training.dense_gate.states import State, collect_states
 from compmem_research.training.dense_gate.styles import restyle
 from compmem_research.training.dense_gate.thresholds import refusing
 from compmem_research.training.dense_gate.variants import later_of_few, of_few, weakened, without_relevant
@@ -54,13 +54,15 @@ def facts(group, hops):
         texts += [(house, f"{house} is insured by Ora{n}. It is red.") for n, house in enumerate(houses)]
         count = len(NAMES)
         if hops == 1:
-            queries = [Query(text=f"Which house does {n} rent?", relevant=among({i})) for i, n in enumerate(NAMES)]
+            queries = [
+                Query(text=f"Which house does {n} rent?", relevant=relevant_to({i})) for i, n in enumerate(NAMES)
+            ]
         else:
             queries = [
-                Query(text=f"Who insures the house that {n} rents?", relevant=among({i, count + i}), chained=True)
+                Query(text=f"Who insures the house that {n} rents?", relevant=relevant_to({i, count + i}), chained=True)
                 for i, n in enumerate(NAMES)
             ]
-        queries.append(Query(text="How tall is the tower of Zum?", relevant=among(set())))
+        queries.append(Query(text="How tall is the tower of Zum?", relevant=relevant_to(set())))
         yield Collection(documents=passages(texts), queries=queries, restyled=0.5)
 
     return Source(f"facts{hops}", group, collections)
@@ -72,7 +74,7 @@ def chunks_of(document):
 
 @pytest.fixture(scope="module")
 def asked():
-    return [a for hops in (1, 2) for a in recall_loop(facts(f"group{hops}", hops), HashEncoder(), 2)]
+    return [a for hops in (1, 2) for a in collect_states(facts(f"group{hops}", hops), HashEncoder(), 2)]
 
 
 def look_of(relevant, windows=None, dense=None, bm25=None, seed=0):
@@ -93,17 +95,17 @@ def test_looks_follow_what_is_relevant_and_hold_it_as_labels(asked):
     [direct] = [a for a in asked if a.id == "facts2/0/0" and a.style == "asked"]
     assert direct.chained
     assert len(direct.relevant) == 2
-    assert set(direct.look.blocks[direct.look.relevant == 1].tolist()) <= direct.relevant
+    assert set(direct.first_pass.blocks[direct.first_pass.relevant == 1].tolist()) <= direct.relevant
     first = direct.later[0]
-    [read] = set(direct.look.blocks.tolist()) - set(first.blocks.tolist())
+    [read] = set(direct.first_pass.blocks.tolist()) - set(first.blocks.tolist())
     assert read in direct.relevant  # the first rollout reads what is relevant, and has it no longer before it
     memory = FEATURES.index("memory_lines")
-    assert not direct.look.own[:, memory].any()
+    assert not direct.first_pass.own[:, memory].any()
     assert all(state.own[:, memory].all() for a in asked for state in a.later)  # nothing known: the first look serves
     assert set(direct.ranked) == {"dense", "bm25", "fused"}
     nothing = [a for a in asked if not a.relevant]
     assert nothing
-    assert not any(a.look.relevant.any() for a in nothing)
+    assert not any(a.first_pass.relevant.any() for a in nothing)
 
 
 def test_styles_of_one_query_are_held_out_together(asked):
@@ -147,50 +149,50 @@ def test_parts_count_as_the_square_root_of_their_size():
 
 
 def test_a_look_without_what_is_relevant_moves_the_others_up():
-    look = look_of([0, 1, 0, 0], windows=[1, 2, 2, 1], dense=[3, 1, 2, 0], bm25=[0, 2, 1, 3])
-    left = without_relevant(look)
+    first_pass = look_of([0, 1, 0, 0], windows=[1, 2, 2, 1], dense=[3, 1, 2, 0], bm25=[0, 2, 1, 3])
+    left = without_relevant(first_pass)
     assert left.blocks.tolist() == [100, 102, 103]
     assert left.rows.tolist() == [0, 1, 1, 2]
     assert left.search_ranks.dense.tolist() == [2, 1, 0]
     assert left.search_ranks.bm25.tolist() == [0, 1, 2]
-    assert np.array_equal(left.own, look.own[[0, 3, 4, 5]])
+    assert np.array_equal(left.own, first_pass.own[[0, 3, 4, 5]])
     assert without_relevant(look_of([0, 0])) is None
     assert without_relevant(look_of([1, 1])) is None
 
 
 def test_a_small_index_has_every_block_among_its_nearest():
-    look = look_of([1, *[0] * 30], dense=[0] * 31)
+    first_pass = look_of([1, *[0] * 30], dense=[0] * 31)
     for seed in range(20):
-        few = of_few(look, np.random.default_rng(seed), answered=True)
+        few = of_few(first_pass, np.random.default_rng(seed), answered=True)
         assert few.relevant.sum() == 1
         assert len(few.blocks) <= 8
         assert sorted(few.search_ranks.dense.tolist()) == list(range(1, len(few.blocks) + 1))
-        none = of_few(look, np.random.default_rng(seed), answered=False)
+        none = of_few(first_pass, np.random.default_rng(seed), answered=False)
         assert not none.relevant.any()
         assert len(none.blocks) >= 1
 
 
 def test_a_later_pass_over_a_few_blocks_is_over_those_of_its_first_pass():
-    look, later = look_of([1, 1, *[0] * 30], dense=[0] * 32), look_of([1, *[0] * 30])
+    first_pass, later = look_of([1, 1, *[0] * 30], dense=[0] * 32), look_of([1, *[0] * 30])
     later = dataclasses.replace(later, blocks=later.blocks + 1)  # the first block was read
     for seed in range(20):
-        few, late = later_of_few(look, later, np.random.default_rng(seed))
+        few, late = later_of_few(first_pass, later, np.random.default_rng(seed))
         assert few.relevant.sum() == 2
         assert late.relevant.sum() == 1
-        assert set(late.blocks) == set(few.blocks) - {look.blocks[0]}
+        assert set(late.blocks) == set(few.blocks) - {first_pass.blocks[0]}
         assert 3 <= len(few.blocks) <= 9
         assert sorted(few.search_ranks.dense.tolist()) == list(range(1, len(few.blocks) + 1))
 
 
 def test_a_weak_search_is_weak_in_features_and_ranks_and_leaves_the_look_alone():
-    look = look_of([1, *[0] * 30])
-    before = look.own.copy()
+    first_pass = look_of([1, *[0] * 30])
+    before = first_pass.own.copy()
     kinds = set()
     for seed in range(20):
-        weak = weakened(look, np.random.default_rng(seed))
+        weak = weakened(first_pass, np.random.default_rng(seed))
         words, vectors = (weak.own[:, FEATURES.index(n)] for n in ("coverage", "question_chunk"))
-        by_words = not np.array_equal(words, look.own[:, FEATURES.index("coverage")])
-        by_vectors = not np.array_equal(vectors, look.own[:, FEATURES.index("question_chunk")])
+        by_words = not np.array_equal(words, first_pass.own[:, FEATURES.index("coverage")])
+        by_vectors = not np.array_equal(vectors, first_pass.own[:, FEATURES.index("question_chunk")])
         assert by_words != by_vectors
         kinds.add((by_words, not words.any()))
         if by_vectors:
@@ -199,7 +201,7 @@ def test_a_weak_search_is_weak_in_features_and_ranks_and_leaves_the_look_alone()
             assert not weak.search_ranks.bm25.any()
         assert np.isfinite(weak.first).all()
     assert kinds == {(False, False), (True, False), (True, True)}
-    assert np.array_equal(look.own, before)
+    assert np.array_equal(first_pass.own, before)
 
 
 def test_a_cache_gives_back_the_states_and_nothing_made_of_other_data(asked, tmp_path):
@@ -212,7 +214,7 @@ def test_a_cache_gives_back_the_states_and_nothing_made_of_other_data(asked, tmp
         (a.id, a.question, a.half, a.style, a.chained, a.relevant, dict(a.ranked)) for a in own
     ]
     for before, after in zip(own, again, strict=True):
-        for one, two in zip((before.look, *before.later), (after.look, *after.later), strict=True):
+        for one, two in zip((before.first_pass, *before.later), (after.first_pass, *after.later), strict=True):
             assert np.array_equal(one.first, two.first)
             assert np.array_equal(one.relevant, two.relevant)
             assert np.array_equal(one.blocks, two.blocks)
@@ -297,7 +299,7 @@ def test_a_first_look_is_judged_beside_the_rankings_that_learn_nothing(asked):
     plain, restyled = judge(network, own)
     assert (plain["style"], restyled["style"]) == ("asked", "restyled")
     assert plain["queries"] == len(NAMES)  # not the one that nothing answers
-    assert plain[LOOK] == {"recall@5": 100.0, "ndcg@10": 100.0}
+    assert plain[FIRST_RANKING] == {"recall@5": 100.0, "ndcg@10": 100.0}
     assert plain["bm25"]["recall@5"] == 100.0
     assert ndcg_at([7, 1, 2], {1, 2}, 2) == pytest.approx((1 / np.log2(3)) / (1 + 1 / np.log2(3)))
 
@@ -310,9 +312,9 @@ def test_cross_fitted_logits_calibrate_every_head(asked, tmp_path):
     assert not any((head.calibration[n] == torch.tensor([1.0, 0.0])).all() for n in range(3))
     again = fit_first(settings, asked, heads=1)  # by the same seed
     assert all(torch.equal(again.state_dict()[name], value) for name, value in head.first.state_dict().items())
-    look = next(a for a in asked if a.id == "facts1/0/3").look
-    said = head.first_pass(look.own, look.search_ranks.take(look.rows), look.rows)
-    assert look.relevant[said.probabilities.argmax()] == 1
+    first_pass = next(a for a in asked if a.id == "facts1/0/3").first_pass
+    said = head.first_pass(first_pass.own, first_pass.search_ranks.take(first_pass.rows), first_pass.rows)
+    assert first_pass.relevant[said.probabilities.argmax()] == 1
     with pytest.raises(ValueError, match="too few"):
         fit_gate(settings, asked[:1])
 
@@ -389,7 +391,7 @@ def test_every_style_keeps_to_the_words_of_the_query():
 
 
 def test_long_passages_overlap_and_hold_every_text():
-    nodes, where = joined(11, 5, Random(0))
+    nodes, where = join_texts(11, 5, Random(0))
     assert [len(n) for n in nodes] == [5, 5, 3]
     assert nodes[0][-1] == nodes[1][0]
     assert set(where) == set(range(11))
@@ -480,12 +482,14 @@ def test_every_index_of_a_source_is_encoded_alike_by_an_encoder_loaded_once(monk
 
     def collections():
         for _ in range(3):
-            yield Collection(documents=passages([("", text)]), queries=[Query(text="a house", relevant=among({0}))])
+            yield Collection(
+                documents=passages([("", text)]), queries=[Query(text="a house", relevant=relevant_to({0}))]
+            )
 
-    looks = [a.look.own for a in recall_loop(Source("same", "same", collections), None, 1)]
+    looks = [a.first_pass.own for a in collect_states(Source("same", "same", collections), None, 1)]
     assert len(loaded) == 1
     assert len(looks) == 3
-    assert all(np.array_equal(look, looks[0]) for look in looks)
+    assert all(np.array_equal(first_pass, looks[0]) for first_pass in looks)
 
 
 TENANTS = [
@@ -502,10 +506,10 @@ TENANTS = [
 
 
 def test_long_passages_hold_many_texts_of_about_the_same_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(sets, "LONG", (100, 300))
+    monkeypatch.setattr(sets, "LONG_PASSAGE_CHARS", (100, 300))
     made = list(sets.long_passages(write(tmp_path / "hops.jsonl", *TENANTS), None, len(TENANTS)))
     assert [len(collection.queries) for collection in made] == [8, 8]
-    for collection, size in zip(made, sets.LONG, strict=True):
+    for collection, size in zip(made, sets.LONG_PASSAGE_CHARS, strict=True):
         texts = [c.text for d in collection.documents for c in chunks_of(d)]
         assert all(len(text) <= 1.2 * size for text in texts)
         assert sum(len(text) > size / 2 for text in texts) >= len(texts) - 1
@@ -556,7 +560,7 @@ def test_some_tiny_indexes_have_no_answer(tmp_path):
 def test_what_plain_search_says_is_added_to_what_is_learned(asked, tmp_path):
     settings = DenseGateTraining(out=tmp_path, **TINY)
     alone, both = (fit_first(dataclasses.replace(settings, plain=plain), asked, heads=1) for plain in (0.0, 2.0))
-    first = asked[0].look.first
+    first = asked[0].first_pass.first
     above = sum(first[:, FIRST_FEATURES.index(f"{signal}_standard")] for signal in ("question_chunk", "bm25"))
     added = (both(torch.from_numpy(first)) - alone(torch.from_numpy(first))).detach().numpy().squeeze(-1)
     assert np.allclose(added, 2 * 3 * above / 2, atol=1e-4)

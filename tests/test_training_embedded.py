@@ -17,9 +17,9 @@ from compmem.readers.latent_prompts import LatentPrompts
 from compmem.schema import Reading, WorkingMemory
 from compmem_research.training.data.sources import chunks_of
 from compmem_research.training.embedded import Embedded, run_all
+from compmem_research.training.engine.packing import pack, unpack
 from compmem_research.training.engine.settings import read_settings
-from compmem_research.training.engine.shard_export import pack, unpack
-from compmem_research.training.evaluate import Evaluation, answered, config_of, train
+from compmem_research.training.evaluate import Evaluation, answer_all, config_of, train
 from compmem_research.training.export import Export
 from compmem_research.training.export import train as export
 from compmem_research.training.rollouts.loops import Loop
@@ -343,9 +343,9 @@ def test_loops_together_answer_as_loops_alone(trained, recipe):
     questions = [s.question for s in samples]
     for system in ("compmem", "memagent"):
         config = config_of(system, settings)
-        together = answered(settings, backbone, config, questions, chunks, states)
+        together = answer_all(settings, backbone, config, questions, chunks, states)
         alone = [
-            answered(settings, backbone, config, [q], [c], [k])[0]
+            answer_all(settings, backbone, config, [q], [c], [k])[0]
             for q, c, k in zip(questions, chunks, states, strict=True)
         ]
         assert [told(loop) for loop in together] == [told(loop) for loop in alone]

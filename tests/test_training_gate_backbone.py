@@ -13,7 +13,7 @@ from compmem.readers.latent_prompts import LatentPrompts
 from compmem.schema import Chunk, Document
 from compmem_research.tasks.sample import Sample, Span
 from compmem_research.training.engine.trainer import RunSettings, Trainer
-from compmem_research.training.gate import GateStage, GateTraining, rolled_out
+from compmem_research.training.gate import GateStage, GateTraining, make_examples
 from compmem_research.training.gating import gate_examples
 from compmem_research.training.gating.calibration import auc, platt, threshold_for
 from compmem_research.training.gating.gate_examples import GateContext, GateState, collect, states_of
@@ -182,9 +182,9 @@ def test_rollouts_are_made_once(tmp_path, tiny_backbone):
         drawn.append(held)
         return chained(backbone)
 
-    first = rolled_out(given, backbone, draw)
+    first = make_examples(given, backbone, draw)
     assert drawn == [False, False, True, True]
-    assert rolled_out(given, backbone, draw) == first
+    assert make_examples(given, backbone, draw) == first
     assert len(drawn) == 4
     for changed, start, message in (
         (replace(given, contexts=3), None, "contexts=2, not 3"),
@@ -192,7 +192,7 @@ def test_rollouts_are_made_once(tmp_path, tiny_backbone):
         (given, "other", "start=None, not 'other'"),
     ):
         with pytest.raises(ValueError, match=f"was made with {message}: remove it"):
-            rolled_out(changed, backbone, draw, start)
+            make_examples(changed, backbone, draw, start)
 
 
 @pytest.mark.parametrize(

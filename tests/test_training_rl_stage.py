@@ -24,7 +24,7 @@ from compmem_research.training.from_scratch import REPLY_TAGS, DecoderConfig, tr
 from compmem_research.training.rl import RLStage, RLTraining
 from compmem_research.training.rollouts.objective import Objective
 from compmem_research.training.rollouts.questions import Context
-from compmem_research.training.rollouts.rollouts import RolloutSettings, check_whole
+from compmem_research.training.rollouts.rollouts import RolloutSettings, check_not_sharded
 from compmem_research.training.stages import run_stage
 from tests.training import hurry
 
@@ -230,9 +230,9 @@ def test_more_updates_on_the_rollouts_of_one_policy(warm, tmp_path):
     policies = []
 
     class RecordingContext(RLStage):
-        def _learn(self, batches):
+        def _roll_out(self, batches):
             policies.append(len(batches))
-            return super()._learn(batches)
+            return super()._roll_out(batches)
 
     given = settings(tmp_path, updates=2, run={"steps": 4, "learning_rate": 2e-2})
     backbone = toy_of(warm)
@@ -321,7 +321,7 @@ def test_sharded_weights_are_refused(monkeypatch):
 
     monkeypatch.setattr("accelerate.state.AcceleratorState", Sharded)
     with pytest.raises(ValueError, match="without FSDP"):
-        check_whole()
+        check_not_sharded()
 
 
 def test_nothing_to_train_is_an_error(warm, tmp_path):

@@ -21,7 +21,7 @@ from compmem_research.training import compressor, lm, text, warmup
 from compmem_research.training.data.components import Component, Turns
 from compmem_research.training.data.examples import Rows, row_losses, written_exactly
 from compmem_research.training.data.mixture import Mixture, MixtureSettings
-from compmem_research.training.data.packed import Text, read_tokenizer
+from compmem_research.training.data.packed import PackedText, read_tokenizer
 from compmem_research.training.data.sources import chunks_of
 from compmem_research.training.data.traces import as_curriculum, step_example, trace
 from compmem_research.training.engine.settings import read_settings
@@ -359,7 +359,7 @@ def test_a_mixture_grows_when_it_is_learned_and_only_then(backbone, data):
 
 def test_held_out_rows_are_never_drawn_for_training(backbone, data):
     stage = few(backbone, Component(kind="text", sizes=(16,), tokens=160), data=data)
-    packed = Text(data, 400)
+    packed = PackedText(data, 400)
     held = packed.window(np.random.default_rng(0), 16, held=True)
     drawn = {tuple(e.ids) for number in range(50) for e in Mixture.batch(stage, 0, range(number, number + 1)).examples}
     assert tuple(held) not in drawn
@@ -521,7 +521,7 @@ def test_the_tokenizer_keeps_bytes_tags_and_control_tokens_apart(tmp_path):
 def test_packed_text_is_the_text(tmp_path):
     texts = write_texts(tmp_path / "t.jsonl", 50)
     told = text.train(TextPreparation(texts=(texts,), out=tmp_path, vocabulary=320))
-    tokens = Text(tmp_path, 320)
+    tokens = PackedText(tmp_path, 320)
     ids = tokens.window(np.random.default_rng(0), told["tokens"] - int(told["tokens"] * 0.02), held=False)
     said = read_tokenizer(tmp_path).decode(ids)
     first = json.loads(texts.read_text().splitlines()[0])["text"]
@@ -529,10 +529,10 @@ def test_packed_text_is_the_text(tmp_path):
     with pytest.raises(ValueError, match="is longer than the"):
         tokens.window(np.random.default_rng(0), 10**6, held=False)
     with pytest.raises(CheckpointError, match="of 320 tokens, and this one has 321"):
-        Text(tmp_path, 321)
+        PackedText(tmp_path, 321)
     (tmp_path / "tokens.safetensors.xz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="has no tokens"):
-        Text(tmp_path, 320)
+        PackedText(tmp_path, 320)
     texts.write_text('{"text": "a"}\n{"tex\n')
     with pytest.raises(ValueError, match=r"t\.jsonl:2: not JSON"):
         text.train(TextPreparation(texts=(texts,), out=tmp_path))

@@ -16,7 +16,7 @@ from compmem_research.training.data.components import Component
 from compmem_research.training.data.mixture import MixtureSettings
 from compmem_research.training.engine.device import matmul_ceiling
 from compmem_research.training.engine.log import read_log
-from compmem_research.training.engine.settings import decisive, read_settings
+from compmem_research.training.engine.settings import decisive_settings, read_settings
 from compmem_research.training.engine.trainer import RunSettings
 from compmem_research.training.stages import run_stage
 from compmem_research.training.warmup import WarmupTraining
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_shape_or_stage_is_refused_and_stays(whole, tmp_
         ({"learning_rate": 2e-3}, "learning_rate=0.001, not 0.002"),
         ({"batch": 4}, "examples=8, not 4"),
         ({"betas": (0.9, 0.99)}, r"betas=\[0.9, 0.95\], not \[0.9, 0.99\]"),
-        ({"made_of": {"start": "b"}}, "start=None, not 'b'"),
+        ({"provenance": {"start": "b"}}, "start=None, not 'b'"),
     ],
 )
 def test_a_run_is_not_continued_with_what_changes_its_weights(whole, tmp_path, changes, message):
@@ -231,7 +231,7 @@ def test_the_settings_of_a_stage_decide_but_not_where_its_files_are(tmp_path):
     def made(seed=0, file="set.jsonl", **changes):
         mixture = MixtureSettings(components=(Component(kind="multihop", file=tmp_path / file),), **changes)
         settings = WarmupTraining(start=tmp_path, run=RunSettings(out=tmp_path, seed=seed), mixture=mixture)
-        return decisive(settings, "digest")
+        return decisive_settings(settings, "digest")
 
     assert made() == made(seed=1, file="elsewhere/set.jsonl")
     assert made()["start"] == "digest"

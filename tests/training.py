@@ -83,13 +83,13 @@ def hurry(patch):
     patch.setattr("compmem_research.training.data.sources.PASSAGES", 60)
 
 
-def run(out, stage=None, made_of=None, **settings):
+def run(out, stage=None, provenance=None, **settings):
     """Runs a stage to its end, or until it is killed; returns its metrics."""
     defaults = {
         "steps": 6, "batch": 8, "device": "cpu", "checkpoint_every": 2, "log_every": 1, "warmup": 2,
         "ceiling_seconds": 0.01,
     }  # fmt: skip
-    return Trainer(RunSettings(out=out, **{**defaults, **settings})).run(stage or Toy(), made_of)
+    return Trainer(RunSettings(out=out, **{**defaults, **settings})).run(stage or Toy(), provenance)
 
 
 def write_texts(file, lines=400):

@@ -16,7 +16,7 @@ from typing import Any
 
 from compmem.naming import DEFAULT_ENCODER
 from compmem.readers import ChatPrompts
-from compmem_research.bench.answers_model import Complete, Metered
+from compmem_research.bench.answers_model import Complete, MeteredChat
 from compmem_research.bench.answers_report import summary
 from compmem_research.bench.answers_systems import SYSTEMS, Setup, System, SystemReply
 from compmem_research.bench.retrieval import kept_index
@@ -28,7 +28,7 @@ from compmem_research.training.engine.resume import Key, Row, Rows
 KEY = ("fingerprint", "id", "system")
 """What identifies a row."""
 
-KEPT = 200
+MAX_ANSWER_CHARS = 200
 """Most characters of an answer stored in a row."""
 
 INSTRUCTION = "Answer in as few words as possible, not in a sentence."
@@ -67,13 +67,13 @@ class Settings:
 
     def fingerprint(self, files: Sequence[Path]) -> str:
         """The first 16 digits of a SHA-256 of everything that affects an answer; not which questions are sampled."""
-        decisive = {
+        answer_settings = {
             "model": self.model, "k": self.k, "max_tokens": self.max_tokens, "context_window": self.context_window,
             "instruction": self.instruction, "prompts": asdict(ChatPrompts()), "encoder": DEFAULT_ENCODER,
             "gate": gate_digest(),
             "files": [digest(file.read_bytes()) for file in files],
         }  # fmt: skip
-        return digest(json.dumps(decisive, sort_keys=True).encode())
+        return digest(json.dumps(answer_settings, sort_keys=True).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class _Task:
     fingerprint: str
     questions: list[Question]
     passages: int
-    chat: Metered
+    chat: MeteredChat
     systems: dict[str, System]
 
     def keys(self) -> set[Key]:
@@ -127,7 +127,7 @@ def measure(
             if (task.fingerprint, question.id, name) in kept.by_key:
                 continue
             try:
-                kept.add({"fingerprint": task.fingerprint, "data": task.name, **_asked(task, question, name)})
+                kept.add({"fingerprint": task.fingerprint, "data": task.name, **_ask(task, question, name)})
             except Exception as error:  # a framework or a server may fail in any way; the next run tries again
                 failed += 1
                 report_error(f"{task.name}, {question.id}, {name}: {type(error).__name__}: {error}")
@@ -149,7 +149,7 @@ def _task(
     Random(settings.seed).shuffle(questions)
     index, _ = kept_index(task, None if indices is None else indices / name)
     opened.enter_context(index)
-    chat = Metered(complete)
+    chat = MeteredChat(complete)
     setup = Setup(
         index=index, chat=chat, k=settings.k, instruction=settings.instruction, max_tokens=settings.max_tokens,
         context_window=settings.context_window,
@@ -168,14 +168,14 @@ def _turns(tasks: Sequence[_Task]) -> Iterator[tuple[_Task, Question, str]]:
                 yield from ((task, task.questions[number], name) for name in task.systems)
 
 
-def _asked(task: _Task, question: Question, name: str) -> Row:
+def _ask(task: _Task, question: Question, name: str) -> Row:
     task.chat.take_cost()
     began = time.perf_counter()
     reply: SystemReply = task.systems[name](question.question)
     seconds, cost = time.perf_counter() - began, task.chat.take_cost()
     answer, checkable = without_citations(reply.text), normalize(question.answers[0]) not in YES_NO
     row: Row = {
-        "id": question.id, "system": name, "answer": " ".join(reply.text.split())[:KEPT],
+        "id": question.id, "system": name, "answer": " ".join(reply.text.split())[:MAX_ANSWER_CHARS],
         "em": exact_match(answer, question.answers), "f1": round(f1(answer, question.answers), 4),
         "blocks": len(reply.context), "rounds": reply.rounds, "calls": cost.calls,
         "prompt_tokens": cost.prompt_tokens, "completion_tokens": cost.completion_tokens,

@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(slots=True)
-class Metered:
+class MeteredChat:
     """A chat model `messages -> text` that sums the cost of its calls."""
 
     complete: Complete

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compmem_research.bench.answers_systems import PLAIN, SYSTEMS
+from compmem_research.bench.answers_systems import BASELINES, SYSTEMS
 from compmem_research.metrics import bootstrap_interval
 
 SHARES: Final = ("f1", "em", "in_context")
@@ -42,7 +42,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "paired": [
             pair
             for ours in OURS
-            for plain in PLAIN
+            for plain in BASELINES
             if (pair := _paired(ours, plain, by_system.get(ours, {}), by_system.get(plain, {})))
         ],
     }

@@ -8,7 +8,7 @@ from compmem.config import RecallConfig, SearchMethod
 from compmem.index import MemoryIndex
 from compmem.readers import ChatPrompts, ChatReader
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
-from compmem_research.bench.answers_model import Metered
+from compmem_research.bench.answers_model import MeteredChat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Setup:
     """Settings that all systems share."""
 
     index: MemoryIndex
-    chat: Metered
+    chat: MeteredChat
     k: int = 5
     """Passages that the model sees."""
     instruction: str = ""
@@ -116,5 +116,5 @@ SYSTEMS: Final[dict[str, Callable[[Setup], System]]] = {
 """No context; the frameworks' plain RAG; BM25 and fused search with our prompt; the loop and one call; the same
 with citations; the loop with requests for missing facts; the model in every step of the loop."""
 
-PLAIN: Final = ("llamaindex", "langchain")
+BASELINES: Final = ("llamaindex", "langchain")
 """The baselines."""

@@ -91,7 +91,7 @@ def wrapped(
     as_json: Json = False,
 ) -> None:
     """Recall of gold passages by embedded LanceDB and Qdrant, by the loop over each, and by our own index."""
-    from compmem_research.bench.wrapped import KS, measure
+    from compmem_research.bench.external_stores import KS, measure
 
     result = measure(data, corpus, limit=limit, index_folder=index)
     table = Table(title=f"{result['data']}: {result['questions']} questions, {result['passages']} passages")
@@ -400,8 +400,8 @@ def quality(
         str, typer.Option(help="length, chunks, ablations, tasks, ruler, memory, model or loops.")
     ] = "length",
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: core/results/SUITE.")] = None,
-    conditions: Annotated[
-        str | None, typer.Option(help="Instead of the suite's: TASK@LENGTH[+VARIANT], comma-separated.")
+    cells: Annotated[
+        str | None, typer.Option("--conditions", help="Instead of the suite's: TASK@LENGTH[+VARIANT], comma-separated.")
     ] = None,
     systems: Annotated[str | None, typer.Option(help="Instead of the suite's: SYSTEM[:READER], by comma.")] = None,
     questions: Annotated[int, typer.Option(help="Questions per cell.")] = 20,
@@ -419,7 +419,7 @@ def quality(
 
     cells_of, systems_of = suite_of(suite, readers=model is not None or backbone is not None)
     settings = Sweep(
-        data=data, out=out or Path("core/results") / suite, conditions=_listed(conditions) or cells_of,
+        data=data, out=out or Path("core/results") / suite, cells=_listed(cells) or cells_of,
         systems=_listed(systems) or systems_of, questions=questions, seed=seed, scan_until=scan_until, model=model,
         base_url=base_url, api_key_env=api_key_env, backbone=backbone, ratio=ratio,
     )  # fmt: skip

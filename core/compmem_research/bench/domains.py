@@ -16,17 +16,17 @@ from compmem.index import MemoryIndex
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder
 from compmem_research.bench.machine import command, machine
-from compmem_research.bench.retrieval import PLAIN, SYSTEMS, Outcome, ask, figures, kept_index, scores
+from compmem_research.bench.retrieval import BASELINE_RANKINGS, SYSTEMS, Outcome, ask, figures, kept_index, scores
 from compmem_research.bench.styles import UNCHANGED, styled
 from compmem_research.metrics import bootstrap_interval
 from compmem_research.tasks.multihop import Question, read_corpus
 from compmem_research.training.engine.digests import digest, gate_digest
-from compmem_research.training.engine.resume import resumed, write_whole
+from compmem_research.training.engine.resume import read_progress, write_whole
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 QUESTIONS, CORPUS, UNANSWERABLE = "_questions", "_corpus", "_unanswerable"
 
-COMPARED: Final = ("recall@5", "ndcg@10")
+COMPARED_SETTINGS: Final = ("recall@5", "ndcg@10")
 """Scores in which CompMem is compared with the best baseline."""
 
 
@@ -62,7 +62,7 @@ class Results:
         """
         here = machine()
         now = {**settings, "machine": here}
-        sets = resumed(file, now, lambda kept: ({**kept["settings"], "machine": kept["machine"]}, kept["sets"]))
+        sets = read_progress(file, now, lambda kept: ({**kept["settings"], "machine": kept["machine"]}, kept["sets"]))
         return cls(file, settings, here, sets or [])
 
     def holds(self, name: str, style: str, files: Mapping[str, str]) -> bool:
@@ -163,8 +163,8 @@ def by_systems(index: MemoryIndex, questions: Sequence[Question]) -> dict[str, d
     rows = {name: figures(own, questions) for name, own in outcomes.items()}
     if any(q.gold for q in questions):
         for name in SYSTEMS:
-            if name not in PLAIN:
-                rows[name]["difference"] = {m: difference(name, m, outcomes, questions) for m in COMPARED}
+            if name not in BASELINE_RANKINGS:
+                rows[name]["difference"] = {m: difference(name, m, outcomes, questions) for m in COMPARED_SETTINGS}
     return rows
 
 
@@ -172,8 +172,8 @@ def difference(
     name: str, metric: str, outcomes: Mapping[str, Sequence[Outcome]], questions: Sequence[Question]
 ) -> dict[str, Any]:
     """The difference to the baseline with the best mean, in points, with a paired 95 % bootstrap interval."""
-    plain = {p: scores(metric, outcomes[p], questions) for p in PLAIN}
-    best = max(PLAIN, key=lambda p: float(np.mean(plain[p])))
+    plain = {p: scores(metric, outcomes[p], questions) for p in BASELINE_RANKINGS}
+    best = max(BASELINE_RANKINGS, key=lambda p: float(np.mean(plain[p])))
     paired = np.array(scores(metric, outcomes[name], questions)) - np.array(plain[best])
     low, high = bootstrap_interval(paired.tolist())
     return {"to": best, "mean": round(float(paired.mean()), 1), "95%": [round(low, 1), round(high, 1)]}

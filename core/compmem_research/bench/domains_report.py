@@ -77,12 +77,12 @@ def _table(entry: Entry) -> Iterator[str]:
     )
     yield "| --- |" + " ---: |" * 7
     for name, row in entry["systems"].items():
-        conditions = [
+        cells = [
             _figure(row, "recall@5"), _difference(row, "recall@5"),
             _figure(row, "ndcg@10"), _difference(row, "ndcg@10"),
             _figure(row, "nothing_found"), _figure(row, "false_alarms"), f"{row['median_seconds']:.3f}",
         ]  # fmt: skip
-        yield f"| {name} | {' | '.join(conditions)} |"
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _figure(row: Entry, name: str) -> str:

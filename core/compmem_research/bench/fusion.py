@@ -22,7 +22,7 @@ from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
 from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
-from compmem_research.bench.answers import KEY
+from compmem_research.bench.answers import KEY, MAX_ANSWER_CHARS
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.fusion_report import Condition, summary
 from compmem_research.metrics import exact_match, f1
@@ -30,14 +30,12 @@ from compmem_research.tasks.multihop import Corpus, Question, read_corpus
 from compmem_research.training.engine.digests import digest, part_digest
 from compmem_research.training.engine.resume import Key, Row, Rows
 
-TRAINED: Final = "trained"
+TRAINED_PRUNING: Final = "trained"
 """What stands for the pruning of a backbone with trained memory."""
 READER: Final = "reasoner"
 """The role that reads, whose adapter is no part of a backbone's fingerprint."""
-COMPARED: Final = ("methods", "ratios", "pruning", "windows", "kv", "limit")
+PLAN_SETTINGS: Final = ("methods", "ratios", "pruning", "windows", "kv", "limit")
 """Settings that say which systems answer how many questions; the others decide on each answer."""
-KEPT = 200
-"""Characters of an answer that are kept in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,15 +92,15 @@ class Settings:
 
     def fingerprint(self, data: bytes, backbone: Backbone) -> str:
         """The first 16 digits of a SHA-256 of everything that decides on an answer; not how many are asked."""
-        decisive = {k: v for k, v in asdict(self).items() if k not in COMPARED}
+        answer_settings = {k: v for k, v in asdict(self).items() if k not in PLAN_SETTINGS}
         for name in ("chunk_tokens", "context_tokens"):
-            if not decisive[name]:
-                del decisive[name]  # rows from before there were these settings stay valid
+            if not answer_settings[name]:
+                del answer_settings[name]  # rows from before there were these settings stay valid
         told = {"backbone": backbone.fingerprint(), "prompt": LatentPrompts().from_blocks}
         told |= {"dtype": str(backbone.decoder.embed_tokens.weight.dtype), "data": hashlib.sha256(data).hexdigest()}
         if backbone.parameters(READER):
             told["reader"] = part_digest(backbone, READER)
-        return digest(json.dumps(decisive | told, sort_keys=True).encode())
+        return digest(json.dumps(answer_settings | told, sort_keys=True).encode())
 
 
 def measure(
@@ -155,7 +153,7 @@ def _conditions(settings: Settings, name: str, model: Backbone) -> Iterator[Cond
     if trained := model.memory.trained:
         methods = ("none",) if model.memory.inserted else methods
         methods = tuple(m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET)
-        pruning = (TRAINED,)
+        pruning = (TRAINED_PRUNING,)
     for ratio in settings.ratios:
         if ratio > 1 or not trained:
             wanted = pruning if ratio > 1 else ("attention",)
@@ -231,7 +229,7 @@ class _Answering:
         answer = backbone.decode(written)
         return {
             **condition._asdict(), "id": self._question.id,
-            "answer": " ".join(answer.split())[:KEPT],
+            "answer": " ".join(answer.split())[:MAX_ANSWER_CHARS],
             "em": exact_match(answer, self._question.answers), "f1": round(f1(answer, self._question.answers), 4),
             "first_seconds": _seconds(first - began), "seconds": _seconds(seconds),
             "compress_seconds": _seconds(compressing), "loss": loss,
@@ -249,7 +247,7 @@ class _Answering:
         """The recalled blocks, and the time that it took to compress them, with a window the whole document."""
         key = (ratio, pruning, window)
         if key not in self._compressed:
-            texts, given = self._texts, None if pruning == TRAINED else cast("KVPruning", pruning)
+            texts, given = self._texts, None if pruning == TRAINED_PRUNING else cast("KVPruning", pruning)
             began, windows = now(), None
             if window:
                 texts = list(self._document.values())

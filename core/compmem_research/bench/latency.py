@@ -19,7 +19,7 @@ from compmem.config import IndexConfig
 from compmem.encoder import load_encoder
 from compmem.index import MemoryIndex
 from compmem.schema import Chunk, Document
-from compmem_research.bench.scale import StandIn, forced_steps, percentiles, timed
+from compmem_research.bench.scale import RandomVectorEncoder, forced_steps, percentiles, timed
 from compmem_research.tasks.names import word
 
 NOTE = (
@@ -46,7 +46,7 @@ def measure(
         questions: Timed questions of each kind; each is some words of a block.
         seed: Seed of blocks and questions.
     """
-    stand_in = StandIn(384, load_encoder("all-MiniLM-L6-v2"))
+    stand_in = RandomVectorEncoder(384, load_encoder("all-MiniLM-L6-v2"))
     rows = []
     for count in chunks:
         for parts in shards:
@@ -55,7 +55,9 @@ def measure(
     return {"latency": rows}
 
 
-def _measured(path: Path, stand_in: StandIn, count: int, shards: int, questions: int, seed: int) -> dict[str, Any]:
+def _measured(
+    path: Path, stand_in: RandomVectorEncoder, count: int, shards: int, questions: int, seed: int
+) -> dict[str, Any]:
     config = IndexConfig(encoder=stand_in)
     index = MemoryIndex.create(path, config, shards=shards if shards > 1 else None)
     began = time.perf_counter()

@@ -22,7 +22,7 @@ from compmem_research.tasks.sample import Sample
 Row = dict[str, Any]
 """The measurements of one question and system."""
 
-KEPT = 60
+MAX_ANSWER_CHARS = 60
 """Most characters of an answer stored in a row."""
 
 TIMES = ("index_s", "first_s", "warm_s")
@@ -121,7 +121,7 @@ def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Model
     device = models.backbone.device if models.backbone is not None and system_run.reader == "latent" else None
     with Peak(device) as peak:
         began = now()
-        told = ask(system_run, memory.index, sample.question, models)
+        answer = ask(system_run, memory.index, sample.question, models)
         cold = now() - began
     warm = cold
     if (
@@ -132,47 +132,52 @@ def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Model
         began = now()
         ask(system_run, again, sample.question, models)
         warm = now() - began
-    steps = told.found.steps
+    steps = answer.found.steps
     row: Row = {
         "id": sample.id,
         "system": system_run.name,
-        "blocks": told.found.usage.blocks_read,
+        "blocks": answer.found.usage.blocks_read,
         "steps": len(steps),
-        **_tokens(system_run, told, models),
+        **_tokens(system_run, answer, models),
         **_seconds(system_run, memory, cold, warm),
         "peak": peak.bytes,
         "disk": memory.disk_bytes if system_run.system.keeps else 0,
     }
     if memory.share < 1 and system_run.system.scans:
-        return _whole(row, memory.share)
-    return {**row, **_quality(sample, told), **_recall(system_run, memory, told), "exited": told.found.stop_reason}
+        return _extrapolate(row, memory.share)
+    return {
+        **row,
+        **_quality(sample, answer),
+        **_recall(system_run, memory, answer),
+        "exited": answer.found.stop_reason,
+    }
 
 
-def _quality(sample: Sample, told: BenchAnswer) -> Row:
+def _quality(sample: Sample, answer: BenchAnswer) -> Row:
     answers = sample.answers
-    row: Row = {"score": round(sample.score(told.text, found=bool(told.found.memory.text.strip())), 4)}
+    row: Row = {"score": round(sample.score(answer.text, found=bool(answer.found.memory.text.strip())), 4)}
     if sample.metric != "unanswerable":
         row |= {
-            "em": exact_match(told.text, answers), "f1": round(f1(told.text, answers), 4),
-            "sub_em": sub_em(told.text, answers), "sub_em_two_way": sub_em_two_way(told.text, answers),
+            "em": exact_match(answer.text, answers), "f1": round(f1(answer.text, answers), 4),
+            "sub_em": sub_em(answer.text, answers), "sub_em_two_way": sub_em_two_way(answer.text, answers),
         }  # fmt: skip
-    return {**row, "answer": " ".join(told.text.split())[:KEPT]}
+    return {**row, "answer": " ".join(answer.text.split())[:MAX_ANSWER_CHARS]}
 
 
-def _recall(system_run: SystemRun, memory: Memory, told: BenchAnswer) -> Row:
+def _recall(system_run: SystemRun, memory: Memory, answer: BenchAnswer) -> Row:
     row: Row = {}
-    read = [r.block for s in told.found.steps for r in s.recalls]
+    read = [r.block for s in answer.found.steps for r in s.recalls]
     if memory.gold_in_all:
         kept = len(memory.gold) / memory.gold_in_all
         if memory.gold:
-            if told.ranked:
-                row[f"recall@{RECALLED}"] = round(kept * recall_at(told.ranked, memory.gold, RECALLED), 4)
-            row["proposed"] = round(kept * recall_at(told.proposed, memory.gold, len(told.proposed)), 4)
+            if answer.ranked:
+                row[f"recall@{RECALLED}"] = round(kept * recall_at(answer.ranked, memory.gold, RECALLED), 4)
+            row["proposed"] = round(kept * recall_at(answer.proposed, memory.gold, len(answer.proposed)), 4)
             row["read"] = round(kept * recall_at(read, memory.gold, len(read)), 4)
         else:
             row |= {f"recall@{RECALLED}": 0.0, "proposed": 0.0, "read": 0.0}
     if system_run.system.config.exit_gate and memory.gold and len(memory.gold) == memory.gold_in_all:
-        row["exit"] = _exit(told.found.steps, memory.gold)
+        row["exit"] = _exit(answer.found.steps, memory.gold)
     return row
 
 
@@ -186,15 +191,15 @@ def _exit(steps: Sequence[Step], gold: frozenset[int]) -> str:
     return "early"
 
 
-def _tokens(system_run: SystemRun, told: BenchAnswer, models: Models) -> Row:
-    usage = told.found.usage + told.cost
+def _tokens(system_run: SystemRun, answer: BenchAnswer, models: Models) -> Row:
+    usage = answer.found.usage + answer.cost
     count = models.plain.count_tokens
     if system_run.reader == "extractive":
-        texts = [r.chunk.text for s in told.found.steps for r in s.recalls]
-        read, said = sum(count(texts)), sum(count([told.text]))
+        texts = [r.chunk.text for s in answer.found.steps for r in s.recalls]
+        read, said = sum(count(texts)), sum(count([answer.text]))
     else:
         read, said = usage.prompt_tokens, usage.completion_tokens
-    return {"in": read, "out": said, "memory": count([s.working_memory for s in told.found.steps])}
+    return {"in": read, "out": said, "memory": count([s.working_memory for s in answer.found.steps])}
 
 
 def _seconds(system_run: SystemRun, memory: Memory, cold: Times, warm: Times) -> Row:
@@ -217,7 +222,7 @@ def _seconds(system_run: SystemRun, memory: Memory, cold: Times, warm: Times) ->
     return {name: [round(float(t), 4) for t in times] for name, times in named}
 
 
-def _whole(row: Row, share: float) -> Row:
+def _extrapolate(row: Row, share: float) -> Row:
     """The measurements of a scan whose steps were timed on a sample, scaled to all of its steps."""
     timed = row["steps"]
     for name in ("blocks", "in", "disk"):

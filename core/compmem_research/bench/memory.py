@@ -16,7 +16,7 @@ from compmem.ingest.chunking import split
 from compmem.readers import ChatModel
 from compmem.schema import Chunk, Document
 from compmem_research.bench.clock import Times, none, now
-from compmem_research.bench.sharing import ReadOnce, shared
+from compmem_research.bench.sharing import ParagraphCache, shared
 from compmem_research.bench.systems import Layout, SystemRun
 from compmem_research.tasks.sample import Sample
 
@@ -36,7 +36,7 @@ class Models:
     backbone_name: str = ""
     plain: LoadedEncoder = field(default_factory=lambda: load_encoder(IndexConfig().encoder or ""))
     gate: GateHead = field(default_factory=GateHead.load)
-    _shared: list[tuple[LoadedEncoder, ReadOnce]] = field(default_factory=list)
+    _shared: list[tuple[LoadedEncoder, ParagraphCache]] = field(default_factory=list)
 
     @property
     def encoder(self) -> LoadedEncoder:
@@ -44,11 +44,11 @@ class Models:
         return self._pair()[0]
 
     @property
-    def account(self) -> ReadOnce:
+    def account(self) -> ParagraphCache:
         """Time of reading, and its time without sharing."""
         return self._pair()[1]
 
-    def _pair(self) -> tuple[LoadedEncoder, ReadOnce]:
+    def _pair(self) -> tuple[LoadedEncoder, ParagraphCache]:
         if not self._shared:
             self._shared.append(shared(self.plain))
         return self._shared[0]
@@ -100,7 +100,7 @@ class Memories:
         for memory in self._made.values():
             memory.index.close()
 
-    def of(self, system_run: SystemRun) -> Memory:
+    def get(self, system_run: SystemRun) -> Memory:
         """The memory that a system reads."""
         system, latent = system_run.system, system_run.reader == "latent"
         layout: Layout = "chunks" if latent and not system.direct else system.layout

@@ -25,7 +25,7 @@ class Peak:
         self._before = 0
         self._most = 0
         self._done = threading.Event()
-        self._watch = threading.Thread(target=self._look, name="compmem-peak", daemon=True)
+        self._watch = threading.Thread(target=self._sample, name="compmem-peak", daemon=True)
 
     def __enter__(self) -> Self:
         if self._cuda is not None:
@@ -46,7 +46,7 @@ class Peak:
             self._watch.join()
             self.bytes = max(self._most, _resident()) - self._before
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(_EVERY):
             self._most = max(self._most, _resident())
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench.conditions import Cell
+from compmem_research.bench.cells import Cell
 from compmem_research.bench.published import CHUNK_RECALL, SUB_EM
 from compmem_research.bench.quality_report import RECALL, Result
 
 Points = Sequence[tuple[float, float]]
 """Tokens of the context, and a value."""
 
-PLAIN = ("compmem", "chunks-loop")
+THICK_LINES = ("compmem", "chunks-loop")
 """Systems with a thick line."""
 
 
@@ -97,14 +97,14 @@ def _published(result: Result, figures: Mapping[str, Mapping[str, float]]) -> di
 
 
 def _tokens(result: Result, cell: str) -> float:
-    return float(result.conditions.get(cell, {}).get("tokens", Cell.read(cell).tokens))
+    return float(result.cells.get(cell, {}).get("tokens", Cell.read(cell).tokens))
 
 
 def _lines(lines: Mapping[str, Points], published: Mapping[str, Points], file: Path, what: str, *, log: bool) -> Path:
     figure, axes = _axes(what, "tokens of the context")
     colours = _colours(len(lines))
     for (name, points), colour in zip(lines.items(), colours, strict=True):
-        width = 2.6 if name in PLAIN else 1.2
+        width = 2.6 if name in THICK_LINES else 1.2
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, color=colour, label=name)
     for number, (name, points) in enumerate(published.items()):
         grey = str(0.35 + 0.1 * (number % 5))
@@ -121,7 +121,7 @@ def _memory(result: Result, file: Path) -> Path:
     figure, axes = _axes("tokens of working memory", "step")
     for entry, colour in zip(result.scores, _colours(len(result.scores)), strict=True):
         curve = entry.get("memory", [])
-        width = 2.6 if entry["system"] in PLAIN else 1.2
+        width = 2.6 if entry["system"] in THICK_LINES else 1.2
         axes.plot(range(1, len(curve) + 1), curve, linewidth=width, color=colour, label=entry["system"])
     axes.set_ylim(bottom=0)
     return _save(figure, axes, file)

@@ -12,7 +12,7 @@ from compmem.backbone import Backbone
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatModel, Endpoint, pieces
 from compmem_research.bench.backbone_chat import BackboneChat
-from compmem_research.bench.conditions import Cell, Sources
+from compmem_research.bench.cells import Cell, Sources
 from compmem_research.bench.measuring import measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.run import Run
@@ -27,7 +27,7 @@ RULER = (
     "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_2",
 )  # fmt: skip
-COMPARED = ("truncation", "rag-dense", "rag-fused", "gru-mem", "compmem")
+TASK_SYSTEMS = ("truncation", "rag-dense", "rag-fused", "gru-mem", "compmem")
 
 SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "length": (tuple(f"hqa@{length}" for length in LENGTHS), (*BASELINES, "compmem")),
@@ -36,9 +36,9 @@ SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tasks": (
         ("2wiki@56k", "musique@56k", "hqa@56k+first", "hqa@56k+last", "hqa@56k+reversed", "hqa@56k+memagent",
          "hqa@56k+unanswerable"),
-        COMPARED,
+        TASK_SYSTEMS,
     ),
-    "ruler": (tuple(f"{task}@14k" for task in RULER), COMPARED),
+    "ruler": (tuple(f"{task}@14k" for task in RULER), TASK_SYSTEMS),
     "memory": (("hqa@112k",), ("memagent", "gru-mem-no-exit", "compmem")),
     "model": (
         ("hqa@7k",),
@@ -61,7 +61,7 @@ class Sweep:
     """Folder of the evaluation files."""
     out: Path
     """Folder of the run."""
-    conditions: tuple[str, ...]
+    cells: tuple[str, ...]
     systems: tuple[str, ...]
     questions: int = 20
     """Questions of each cell."""
@@ -83,7 +83,7 @@ class Sweep:
     def config(self) -> dict[str, Any]:
         """Everything that affects the figures, without this machine's folders."""
         return {
-            "cells": list(self.conditions), "systems": list(self.systems), "questions": self.questions,
+            "cells": list(self.cells), "systems": list(self.systems), "questions": self.questions,
             "seed": self.seed,
             "scan_until": self.scan_until, "model": self.model, "base_url": self.base_url,
             "backbone": Path(self.backbone).name if self.backbone else None, "gate": gate_digest(),
@@ -99,12 +99,12 @@ def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) ->
     """
     report_error = report_error or _to_stderr
     run = Run.open(settings.out, settings.config())
-    conditions = list(_parsed(settings.conditions, Cell.read, run, report_error))
+    cells = list(_parsed(settings.cells, Cell.read, run, report_error))
     entrants = list(_parsed(settings.systems, system_run, run, report_error))
     models = _models(settings, entrants, run, report_error)
     entrants = list(_able(entrants, models, report_error))
     sources = Sources(settings.data, models.plain.count_tokens, settings.questions, settings.seed)
-    asked = dict(_asked(conditions, sources, run, report_error))
+    asked = dict(_asked(cells, sources, run, report_error))
     run.use({**sources.used, **({} if models.backbone is None else {"backbone": backbone_digest(models.backbone)})})
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     given_up: set[tuple[str, str]] = set()
@@ -123,10 +123,10 @@ def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) ->
 
 
 def _asked(
-    conditions: Sequence[Cell], sources: Sources, run: Run, report_error: Callable[[str], None]
+    cells: Sequence[Cell], sources: Sources, run: Run, report_error: Callable[[str], None]
 ) -> Iterator[tuple[str, list[Sample]]]:
     """The samples of each cell that has some."""
-    for cell in conditions:
+    for cell in cells:
         try:
             samples = sources.samples(cell)
         except (ValueError, OSError) as error:
@@ -150,7 +150,7 @@ def _question(
             if (cell, sample.id, one.name) in run.rows.by_key or (cell, one.name) in given_up:
                 continue
             try:
-                row = measure(one, memories.of(one), sample, models, before=before)
+                row = measure(one, memories.get(one), sample, models, before=before)
                 run.rows.add({"cell": cell, **row})
             except (CompMemError, ValueError, MemoryError, OSError) as error:
                 given_up.add((cell, one.name))
@@ -221,7 +221,7 @@ def suite(name: str, *, readers: bool = False) -> tuple[tuple[str, ...], tuple[s
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}: there are {', '.join(SUITES)}")
-    conditions, systems = SUITES[name]
+    cells, systems = SUITES[name]
     if not readers:
-        return conditions, systems
-    return conditions, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))
+        return cells, systems
+    return cells, tuple(with_readers([*systems, ONCE] if "compmem" in systems else systems))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compmem_research.bench.conditions import Cell
+from compmem_research.bench.cells import Cell
 from compmem_research.bench.published import CHUNK_RECALL, EXITS, FIRST_FIFTH, SUB_EM
 from compmem_research.bench.run import CONFIG, ENVIRONMENT, SCORES
 from compmem_research.bench.systems import CHUNKS, RECALLED, SYSTEMS
@@ -50,7 +50,7 @@ class Result:
 
     name: str
     config: Mapping[str, Any]
-    conditions: Mapping[str, Mapping[str, float]]
+    cells: Mapping[str, Mapping[str, float]]
     scores: Sequence[Entry]
     failed: Sequence[Mapping[str, str]]
     files: Mapping[str, str]
@@ -132,7 +132,7 @@ def _table(result: Result, title: str, show: Show, published: Mapping[str, Mappi
 
 
 def _named(result: Result, cell: str) -> str:
-    filled = result.conditions.get(cell, {}).get("filled", 0.0)
+    filled = result.cells.get(cell, {}).get("filled", 0.0)
     return f"{cell} ({100 * filled:.0f} % filled up)" if filled else cell
 
 

@@ -201,8 +201,8 @@ def _recall(run: Mapping[str, Any]) -> Iterator[str]:
     for name, row in run["systems"].items():
         low, high = row.get("recall@5 95%", (None, None))
         interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
-        conditions = " | ".join(f"{row[m]:.1f}" if m in row else "-" for m in shown)
-        yield f"| {name} | {conditions} | {interval} | {row['seconds_per_question']:.3f} |"
+        cells = " | ".join(f"{row[m]:.1f}" if m in row else "-" for m in shown)
+        yield f"| {name} | {cells} | {interval} | {row['seconds_per_question']:.3f} |"
     if losses := run["losses"]:
         yield ""
         yield (

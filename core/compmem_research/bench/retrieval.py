@@ -61,7 +61,7 @@ def _recalled(method: RecallMethod, answers: RecallConfig) -> System:
     return System(lambda index, question: documents(index.recall(question, DEPTH, method=method)), answers)
 
 
-PLAIN: Final = ("dense", "bm25", "fused")
+BASELINE_RANKINGS: Final = ("dense", "bm25", "fused")
 
 SYSTEMS: Final[dict[str, System]] = {
     "dense": _ranked(rankings.dense),

@@ -11,7 +11,7 @@ from typing import Any
 
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.scores import summary
-from compmem_research.training.engine.resume import Rows, changes, resumed, write_whole
+from compmem_research.training.engine.resume import Rows, changes, read_progress, write_whole
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 
@@ -40,7 +40,7 @@ class Run:
             ValueError: The folder has a run with other settings, or rows that cannot be read.
         """
         kept, fixed = folder / CONFIG, _without_growing(config)
-        before = resumed(kept, fixed, lambda found: (_without_growing(found), found)) or {}
+        before = read_progress(kept, fixed, lambda found: (_without_growing(found), found)) or {}
         config = {**config, **{n: list(dict.fromkeys([*before.get(n, ()), *config.get(n, ())])) for n in GROWING}}
         _write(kept, config)
         if not (folder / ENVIRONMENT).exists():

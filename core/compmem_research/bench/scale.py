@@ -27,7 +27,7 @@ STEPS = 4
 """With random vectors the gate rejects nearly everything, so so many steps of the loop are also timed by themselves."""
 
 
-class StandIn:
+class RandomVectorEncoder:
     """Random unit vectors for documents; the real encoder for questions."""
 
     def __init__(self, dim: int, real: LoadedEncoder) -> None:
@@ -69,7 +69,7 @@ def measure(
     Raises:
         ValueError: The pages' file has a broken line, or there are too few sentences in it.
     """
-    stand_in = StandIn(384, load_encoder("all-MiniLM-L6-v2"))
+    stand_in = RandomVectorEncoder(384, load_encoder("all-MiniLM-L6-v2"))
     index = MemoryIndex.create(folder, IndexConfig(encoder=stand_in))
     before = _memory()
     growth: list[dict[str, float]] = []

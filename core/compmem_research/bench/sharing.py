@@ -19,7 +19,7 @@ Key = tuple[str, str, tuple[tuple[int, int], ...]]
 
 
 @dataclass(slots=True)
-class ReadOnce:
+class ParagraphCache:
     """The engine of an encoder that reads each paragraph separately, as the inner encoder does.
 
     Except for rounding, every text has the vectors of that encoder; its whole vector is the mean over all of its
@@ -71,9 +71,9 @@ class ReadOnce:
             self._known[_key(paragraph)] = found, share * len(paragraph.text)
 
 
-def shared(inner: LoadedEncoder) -> tuple[LoadedEncoder, ReadOnce]:
+def shared(inner: LoadedEncoder) -> tuple[LoadedEncoder, ParagraphCache]:
     """An encoder that reads each paragraph once, and its engine, which records the time."""
-    engine = ReadOnce(inner)
+    engine = ParagraphCache(inner)
     dim = [] if inner.dim is None else [inner.dim]
     encoder = LoadedEncoder(name=inner.name, max_tokens=inner.max_tokens, dtype=inner.dtype, _engine=engine, _dim=dim)
     return encoder, engine

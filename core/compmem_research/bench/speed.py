@@ -25,49 +25,49 @@ from safetensors import SafetensorError
 
 from compmem.backbone import Backbone
 from compmem_research.bench.shapes import SHAPES, random_backbone
-from compmem_research.bench.speed_conditions import Cell, Planned, Rig, plan
+from compmem_research.bench.speed_cells import Cell, Planned, SpeedModels, plan
 from compmem_research.bench.speed_report import report, table
-from compmem_research.bench.timing_config import Rules
+from compmem_research.bench.timing_config import SpeedSettings
 
 LENGTHS = {"7K": 7_000, "28K": 28_000, "112K": 112_000, "448K": 448_000, "1.75M": 1_750_000}
 
 
 def run(
-    rig: Rig, planned: Sequence[Planned], conditions: dict[str, Cell], keep: Callable[[], None], *, until: float
+    models: SpeedModels, planned: Sequence[Planned], cells: dict[str, Cell], keep: Callable[[], None], *, until: float
 ) -> None:
     """Measure missing cells, storing each, and begin none that may end too late.
 
     Args:
-        rig: The backbone and the rules.
+        models: The backbone and the rules.
         planned: All cells.
-        conditions: Measured cells, which are updated.
+        cells: Measured cells, which are updated.
         keep: Called after each.
         until: Deadline on the monotonic clock. The first cell is always measured.
     """
-    left = [one for one in planned if one.name not in conditions]
+    left = [one for one in planned if one.name not in cells]
     for one in left:
         began = time.monotonic()
-        if one is not left[0] and began + _expected(one, planned, conditions) > until:
+        if one is not left[0] and began + _expected(one, planned, cells) > until:
             return
-        rig.backbone.release()
+        models.backbone.release()
         try:
             with torch.inference_mode():
                 cell = one.work()
         except (MemoryError, torch.OutOfMemoryError, ValueError, OSError, SafetensorError) as error:
             cell = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-        conditions[one.name] = {**cell, "took": time.monotonic() - began}
+        cells[one.name] = {**cell, "took": time.monotonic() - began}
         keep()
-        sys.stderr.write(f"{one.name}: {conditions[one.name]['took']:.0f} s\n")
+        sys.stderr.write(f"{one.name}: {cells[one.name]['took']:.0f} s\n")
 
 
-def _expected(one: Planned, planned: Sequence[Planned], conditions: Mapping[str, Cell]) -> float:
+def _expected(one: Planned, planned: Sequence[Planned], cells: Mapping[str, Cell]) -> float:
     """Estimated seconds of a cell: scaled from the last shorter document; else the largest so far."""
-    alike = [p for p in planned if p.kind == one.kind and p.name in conditions and 0 < p.tokens < one.tokens]
+    alike = [p for p in planned if p.kind == one.kind and p.name in cells and 0 < p.tokens < one.tokens]
     if not alike:
-        return max((float(cell["took"]) for cell in conditions.values()), default=0.0)
+        return max((float(cell["took"]) for cell in cells.values()), default=0.0)
     last = max(alike, key=lambda p: p.tokens)
     times = one.tokens / last.tokens
-    return float(conditions[last.name]["took"]) * (times**2 if one.kind == "full" else times)
+    return float(cells[last.name]["took"]) * (times**2 if one.kind == "full" else times)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lengths = {name: LENGTHS[name] for name in names}
     on_gpu = torch.device(given.device).type == "cuda"
     dtype = given.dtype or ("bfloat16" if on_gpu else "float32")
-    rules = Rules()
+    rules = SpeedSettings()
     if given.model:
         backbone = Backbone.load(given.model, device=given.device, dtype=dtype)
     else:
@@ -107,21 +107,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not backbone.has_gate:
         backbone.add_gate()
     full = given.full_until if given.full_until is not None else (448_000 if on_gpu else 28_000)
-    rig = Rig(backbone, rules)
+    models = SpeedModels(backbone, rules)
     parameters = sum(p.numel() for p in backbone.model.parameters())
     about = {
         "backbone": Path(given.model).name if given.model else given.shape, "parameters": parameters,
         "compressor": "memory tokens" if backbone.memory.trained else "training-free", "device": given.device,
         "dtype": dtype,
     }  # fmt: skip
-    planned = plan(rig, lengths, full)
-    conditions: dict[str, Cell] = {} if given.fresh else _measured(given.out, {**about, "rules": asdict(rules)})
+    planned = plan(models, lengths, full)
+    cells: dict[str, Cell] = {} if given.fresh else _measured(given.out, {**about, "rules": asdict(rules)})
 
     def made() -> dict[str, Any]:
-        left = [one.name for one in planned if one.name not in conditions]
-        return report(conditions, about, rules, lengths, left)
+        left = [one.name for one in planned if one.name not in cells]
+        return report(cells, about, rules, lengths, left)
 
-    run(rig, planned, conditions, lambda: _keep(given.out, made()), until=began + 60 * given.minutes)
+    run(models, planned, cells, lambda: _keep(given.out, made()), until=began + 60 * given.minutes)
     result = made()
     _keep(given.out, result)
     sys.stdout.write((json.dumps(result, indent=1) if given.json else "\n".join(table(result))) + "\n")
@@ -137,8 +137,8 @@ def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if other := [name for name, value in about.items() if found.get(name) != value]:
         raise SystemExit(f"{file} was measured with other {other[0]}: give --fresh, or another --out")
-    conditions: dict[str, Cell] = found.get("cells", {})
-    return conditions
+    cells: dict[str, Cell] = found.get("cells", {})
+    return cells
 
 
 def _keep(file: Path, result: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compmem_research.bench.machine import command, machine
-from compmem_research.bench.timing_config import Rules
+from compmem_research.bench.timing_config import SpeedSettings
 
 Row = dict[str, Any]
 """One system at one length."""
@@ -16,22 +16,22 @@ BASELINE = "MemAgent's loop"
 
 
 def report(
-    conditions: Mapping[str, Mapping[str, Any]],
+    cells: Mapping[str, Mapping[str, Any]],
     about: Mapping[str, Any],
-    rules: Rules,
+    rules: SpeedSettings,
     lengths: Mapping[str, int],
     left: Sequence[str],
 ) -> dict[str, Any]:
     """All measurements in one result.
 
     Args:
-        conditions: Finished measurements by name.
+        cells: Finished measurements by name.
         about: Backbone, device, dtype.
         rules: Settings that all systems share.
         lengths: Tokens of each document by name.
         left: Names of cells that are not measured yet.
     """
-    rows = [row for name, tokens in lengths.items() for row in _rows(conditions, rules, name, tokens)]
+    rows = [row for name, tokens in lengths.items() for row in _rows(cells, rules, name, tokens)]
     for row in rows:
         base = next((r for r in rows if r["system"] == BASELINE and r["length"] == row["length"]), None)
         for kind in ("first", "warm"):
@@ -42,18 +42,18 @@ def report(
         "machine": machine(),
         **about,
         "rules": asdict(rules),
-        "rates": {name: value for name, value in conditions.get("rates", {}).items() if name != "took"},
-        "batch": conditions.get("batch"),
+        "rates": {name: value for name, value in cells.get("rates", {}).items() if name != "took"},
+        "batch": cells.get("batch"),
         "rows": rows,
         "growth": _growth(rows),
-        "cells": dict(conditions),
+        "cells": dict(cells),
         "left": list(left),
     }
 
 
-def _rows(conditions: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, tokens: int) -> list[Row]:
+def _rows(cells: Mapping[str, Mapping[str, Any]], rules: SpeedSettings, name: str, tokens: int) -> list[Row]:
     steps = -(-tokens // rules.chunk_tokens)
-    ours = conditions.get(f"compmem {name}")
+    ours = cells.get(f"compmem {name}")
     rows = [_failed("CompMem", name, ours["failed"])] if ours and "failed" in ours else []
     indexed = ours if ours and "failed" not in ours else None
     read = min(rules.recalled, steps)
@@ -67,14 +67,14 @@ def _rows(conditions: Mapping[str, Mapping[str, Any]], rules: Rules, name: str, 
         (BASELINE, "memagent"), ("MemAgent's loop, stock generate()", "memagent generate"),
         ("the loop without a gate", "no gate"),
     ):  # fmt: skip
-        loop = _beside(conditions.get(f"loop {cell}"), (indexed or {}).get(cell))
+        loop = _beside(cells.get(f"loop {cell}"), (indexed or {}).get(cell))
         if loop and "failed" in loop:
             rows.append(_failed(system, name, loop["failed"]))
         elif loop and (cell != "no gate" or indexed is not None):
             rows.append(
                 _loop(system, name, loop, indexed if cell == "no gate" else None, steps, _decoded(rules, steps))
             )
-    full = conditions.get(f"full {name}")
+    full = cells.get(f"full {name}")
     if full and "failed" in full:
         rows.append(_failed("the whole document in the context", name, full["failed"]))
     elif full:
@@ -129,7 +129,7 @@ def _failed(system: str, name: str, why: str) -> Row:
     }  # fmt: skip
 
 
-def _decoded(rules: Rules, steps: int) -> int:
+def _decoded(rules: SpeedSettings, steps: int) -> int:
     return steps * rules.memory_tokens + rules.answer_tokens
 
 

@@ -22,7 +22,7 @@ from pydantic import PrivateAttr
 
 from compmem.encoder import LoadedEncoder
 from compmem.index import MemoryIndex
-from compmem_research.bench.answers_model import Metered
+from compmem_research.bench.answers_model import MeteredChat
 from compmem_research.bench.answers_systems import Setup, System, SystemReply
 
 
@@ -86,7 +86,7 @@ class Embedding(BaseEmbedding):
 class _Model(CustomLLM):
     """The chat model of the comparison as an LLM of LlamaIndex."""
 
-    _chat: Metered = PrivateAttr()
+    _chat: MeteredChat = PrivateAttr()
     _metadata: LLMMetadata = PrivateAttr()
 
     def __init__(self, setup: Setup) -> None:

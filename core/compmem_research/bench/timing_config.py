@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rules:
+class SpeedSettings:
     """Settings that all systems share."""
 
     chunk_tokens: int = 4096

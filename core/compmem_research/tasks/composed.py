@@ -169,9 +169,9 @@ def compose(
         fitting = [n for n in held.get(last, ()) if asked[n] < PER_QUESTION]
         if not fitting or used[last] >= per_name or last in STOPWORDS:
             continue
-        number = _one(rng, fitting)
+        number = _sample_passage(rng, fitting)
         single = questions[number]
-        question = _put(single.question, last, described)
+        question = _place_passage(single.question, last, described)
         if question is None:
             continue
         used[last] += 1
@@ -188,17 +188,17 @@ def _chain(
     fact: Fact, further: Mapping[str, Sequence[Fact]], held: Mapping[str, object], rng: np.random.Generator
 ) -> tuple[list[Passage], str, str]:
     """The passages of a fact, its description of an entity, and the entity's name; half continue to another lead."""
-    described = _one(rng, fact.described)
+    described = _sample_passage(rng, fact.described)
     if fact.named in further and rng.random() < 0.5:
-        beyond = _one(rng, further[fact.named])
+        beyond = _sample_passage(rng, further[fact.named])
         if beyond.named in held:
             about = _ASIDE.sub("", beyond.lead.title)
-            joined = _one(rng, beyond.described).replace(about, described)
+            joined = _sample_passage(rng, beyond.described).replace(about, described)
             return [fact.lead, beyond.lead], joined, beyond.named
     return [fact.lead], described, fact.named
 
 
-def _put(question: str, named: str, described: str) -> str | None:
+def _place_passage(question: str, named: str, described: str) -> str | None:
     """The question with the description instead of the name; None if the name is not a run of its words."""
     pattern = r"\b(?:the\s+)?" + r"\W+".join(map(re.escape, named.split())) + r"\b"
     match = re.search(pattern, fold(question)) if len(fold(question)) == len(question) else None
@@ -219,5 +219,5 @@ def _record(id: str, question: str, answer: str, gold: Sequence[Passage]) -> dic
     }  # fmt: skip
 
 
-def _one(rng: np.random.Generator, of: Sequence[T]) -> T:
+def _sample_passage(rng: np.random.Generator, of: Sequence[T]) -> T:
     return of[int(rng.integers(len(of)))]

@@ -108,7 +108,7 @@ class Contexts:
         if placement == "memagent":
             order = self._memagent(question, pools, tokens, answerable=answerable)
         else:
-            filled = gold + self._fill(pools, tokens, self.evidence_tokens(question) if answerable else 0)
+            filled = gold + self._take_distractors(pools, tokens, self.evidence_tokens(question) if answerable else 0)
             order = self._place(filled, gold, placement, rng)
         return Sample(
             id=question.id if answerable else f"{question.id}-unanswerable",
@@ -123,25 +123,25 @@ class Contexts:
 
     def _pools(self, question: Question, rng: Random, *, answerable: bool) -> list[list[int]]:
         """Candidates for distractors: the question's own paragraphs, the corpus, extra passages."""
-        shut = set(question.gold) if answerable else question.gold | self._holding(question.answers)
-        own = [n for n in sorted(question.own) if n not in shut]
-        seen = shut.union(own)
+        excluded = set(question.gold) if answerable else question.gold | self._passages_with(question.answers)
+        own = [n for n in sorted(question.own) if n not in excluded]
+        seen = excluded.union(own)
         corpus = [n for n in range(self._own_count) if n not in seen]
         extra = [n for n in range(self._own_count, len(self._sizes)) if n not in seen]
         rng.shuffle(corpus)
         rng.shuffle(extra)
         return [own, corpus, extra]
 
-    def _holding(self, answers: Sequence[str]) -> set[int]:
+    def _passages_with(self, answers: Sequence[str]) -> set[int]:
         """Passages that contain one of the answers, normalised as in the metric."""
-        said = [f" {a} " for a in map(normalize, answers) if a]
-        return {n for n, text in enumerate(self._normalized) if any(a in text for a in said)}
+        padded_answers = [f" {a} " for a in map(normalize, answers) if a]
+        return {n for n, text in enumerate(self._normalized) if any(a in text for a in padded_answers)}
 
     @cached_property
     def _normalized(self) -> list[str]:
         return [f" {normalize(f'{d.title} {d.text}')} " for d in self._documents]
 
-    def _fill(self, pools: list[list[int]], tokens: int, used: int) -> list[int]:
+    def _take_distractors(self, pools: list[list[int]], tokens: int, used: int) -> list[int]:
         if used > tokens:
             raise ValueError(f"tokens={tokens}, but the evidence alone has {used}")
         room, slack, taken = tokens - used, _SLACK * tokens, []

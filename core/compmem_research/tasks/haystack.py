@@ -115,7 +115,7 @@ class Filler:
         return best
 
 
-def plant(
+def insert(
     pieces: Sequence[Piece], said: Sequence[str], rng: Random, *, apart: int = 0
 ) -> tuple[tuple[Document, ...], tuple[Span, ...]]:
     """The pieces as documents with the given sentences inserted, and the positions of these.
@@ -158,7 +158,7 @@ def written(document: Document) -> str:
     return f"{document.title}\n{document.text}\n\n" if document.title else f"{document.text}\n\n"
 
 
-def opened(opening: str, template: str) -> str:
+def with_opening(opening: str, template: str) -> str:
     """A sentence template after an opening; its first letter becomes lower case unless it starts a name."""
     return opening + (template if template.startswith("{") or not opening else template[0].lower() + template[1:])
 
@@ -172,7 +172,7 @@ def _facts(split: Split, number: int) -> Document:
         relation = rng.choice(RELATIONS)
         template = rng.choice(relation.wording(split).statements)
         subject, object_ = draw(rng, relation.subject, role), draw(rng, relation.object, role)
-        sentence = opened(rng.choice(OPENINGS[split]), template).format(s=subject.name, o=object_.name)
+        sentence = with_opening(rng.choice(OPENINGS[split]), template).format(s=subject.name, o=object_.name)
         said.append(sentence)
     return Document(text=" ".join(said))
 

@@ -27,7 +27,7 @@ from uuid import UUID
 
 from compmem.schema import Document
 from compmem_research.tasks.contexts import Contexts
-from compmem_research.tasks.haystack import Filler, plant
+from compmem_research.tasks.haystack import Filler, insert
 from compmem_research.tasks.names import Split, has_role, word
 from compmem_research.tasks.sample import Sample, Span
 
@@ -36,7 +36,7 @@ RulerTask = Literal[
     "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2",
 ]  # fmt: skip
 
-_Thing = Literal["word", "number", "uuid"]
+_ValueKind = Literal["word", "number", "uuid"]
 _T = TypeVar("_T")
 
 
@@ -45,8 +45,8 @@ class _Needles:
     """A needle task: number of keys, of values per key, and of keys in the question."""
 
     haystack: Literal["noise", "essay", "needle"]
-    key: _Thing = "word"
-    value: _Thing = "number"
+    key: _ValueKind = "word"
+    value: _ValueKind = "number"
     keys: int = 1
     values: int = 1
     asked: int = 1
@@ -246,7 +246,7 @@ class Ruler:
         template = rng.choice(self._templates.needles)
         pairs = [(key, values[i * kind.values + j]) for i, key in enumerate(keys) for j in range(kind.values)]
         needles = [template.format(thing=_noun(kind.value), key=k, value=v) for k, v in pairs]
-        documents, spans, used = self._haystack(kind, template, needles, tokens, rng, shut={*keys, *values})
+        documents, spans, used = self._haystack(kind, template, needles, tokens, rng, excluded={*keys, *values})
         wanted = keys[: kind.asked]
         hit = [i for i, (key, _) in enumerate(pairs) if key in wanted]
         asks = self._templates.asks_all if len(hit) > 1 else self._templates.asks_one
@@ -255,20 +255,20 @@ class Ruler:
         return replace(made, notes=tuple("{}: {}.".format(*pairs[i]) for i in hit))
 
     def _haystack(
-        self, kind: _Needles, template: str, needles: list[str], tokens: int, rng: Random, shut: set[str]
+        self, kind: _Needles, template: str, needles: list[str], tokens: int, rng: Random, excluded: set[str]
     ) -> tuple[tuple[Document, ...], Sequence[Span], int]:
         if kind.haystack == "essay":
             own = sum(self._filler.counter([f" {n}" for n in needles]))
             pieces = self._filler.take(self._split, _room(tokens, own), rng)
-            documents, spans = plant(pieces, needles, rng, apart=len(needles))
+            documents, spans = insert(pieces, needles, rng, apart=len(needles))
             return documents, spans, own + sum(p.tokens for p in pieces)
         if kind.haystack == "noise":
-            return self._in_lines(needles, repeat(_one_of(self._templates.noise, rng)), tokens, rng)
-        keys, values = self._others(kind.key, rng, shut), self._others(kind.value, rng, shut)
+            return self._needle_document(needles, repeat(_one_of(self._templates.noise, rng)), tokens, rng)
+        keys, values = self._distractors(kind.key, rng, excluded), self._distractors(kind.value, rng, excluded)
         others = (template.format(thing=_noun(kind.value), key=k, value=v) for k, v in zip(keys, values, strict=False))
-        return self._in_lines(needles, others, tokens, rng)
+        return self._needle_document(needles, others, tokens, rng)
 
-    def _in_lines(
+    def _needle_document(
         self, said: list[str], hay: Iterator[str], tokens: int, rng: Random
     ) -> tuple[tuple[Document, ...], list[Span], int]:
         """One document: filler lines, and the needles in order at random positions among them."""
@@ -307,7 +307,7 @@ class Ruler:
         said = [first.format(new=names[0], old=value)]
         said += [copy.format(new=new, old=old) for old, new in pairwise(names)]
         noise = _one_of(self._templates.noise, rng)
-        documents, spans, used = self._in_lines(said, repeat(noise), tokens, rng)
+        documents, spans, used = self._needle_document(said, repeat(noise), tokens, rng)
         question = rng.choice(self._templates.asks_variables).format(value=value)
         return _sample(question, names, documents, spans, used)
 
@@ -320,13 +320,13 @@ class Ruler:
             rare = (number - _COMMON * _COMMON_TIMES) // _OTHER_TIMES
             while len(others) < _COMMON + rare:
                 other = word(rng, syllables).lower()
-                if self._ours(other):
+                if self._in_split(other):
                     others[other] = None
             texts = words * _COMMON_TIMES + list(others)[_COMMON : _COMMON + rare] * _OTHER_TIMES
             Random(number).shuffle(texts)
             return [f"{i}. {w}" for i, w in enumerate(texts, 1)]
 
-        text, used = self._fitted(make_words, tokens, least=_COMMON * _COMMON_TIMES + _OTHER_TIMES)
+        text, used = self._fit_text(make_words, tokens, least=_COMMON * _COMMON_TIMES + _OTHER_TIMES)
         question = rng.choice(self._templates.asks_common).format(count=_COMMON)
         return _sample(question, words, (Document(text=text),), (), used)
 
@@ -343,11 +343,11 @@ class Ruler:
             Random(number).shuffle(texts)
             return texts
 
-        text, used = self._fitted(make_words, tokens, least=_MIN_CODED_WORDS)
+        text, used = self._fit_text(make_words, tokens, least=_MIN_CODED_WORDS)
         question = rng.choice(self._templates.asks_coded).format(count=3)
         return _sample(question, words[1:4], (Document(text=text),), (), used)
 
-    def _fitted(self, make_words: Callable[[int], list[str]], tokens: int, *, least: int) -> tuple[str, int]:
+    def _fit_text(self, make_words: Callable[[int], list[str]], tokens: int, *, least: int) -> tuple[str, int]:
         """A text with the largest number of words that fits into the tokens, found by iteration."""
         number = max(least, tokens // 4)
         for _ in range(8):
@@ -361,42 +361,42 @@ class Ruler:
             raise ValueError(f"tokens={tokens}, but the shortest text has {used}")
         return "".join(runs).rstrip(), used
 
-    def _distinct(self, kind: _Thing, count: int, rng: Random) -> list[str]:
-        return self._distinct_of(lambda: _thing(kind, rng), count)
+    def _distinct(self, kind: _ValueKind, count: int, rng: Random) -> list[str]:
+        return self._distinct_of(lambda: _random_value(kind, rng), count)
 
     def _distinct_of(self, make: Callable[[], str], count: int) -> list[str]:
         """Different texts of this split."""
         found: dict[str, None] = {}
         while len(found) < count:
             text = make()
-            if self._ours(text):
+            if self._in_split(text):
                 found[text] = None
         return list(found)
 
-    def _others(self, kind: _Thing, rng: Random, shut: set[str]) -> Iterator[str]:
+    def _distractors(self, kind: _ValueKind, rng: Random, excluded: set[str]) -> Iterator[str]:
         """An endless sequence of texts of this split, without the excluded ones; words repeat in a long haystack."""
         while True:
-            text = _thing(kind, rng)
-            if text not in shut and self._ours(text):
+            text = _random_value(kind, rng)
+            if text not in excluded and self._in_split(text):
                 yield text
 
-    def _ours(self, text: str) -> bool:
+    def _in_split(self, text: str) -> bool:
         return has_role(text, self._split)
 
 
 def needle(rng: Random, split: Split) -> tuple[str, str, str]:
     """One needle, the question for its value, and the value, for training without a haystack."""
-    kind: _Thing = rng.choice(("number", "number", "uuid"))
-    while not has_role(key := _thing("word", rng), split):
+    kind: _ValueKind = rng.choice(("number", "number", "uuid"))
+    while not has_role(key := _random_value("word", rng), split):
         pass
-    while not has_role(value := _thing(kind, rng), split):
+    while not has_role(value := _random_value(kind, rng), split):
         pass
     templates, thing = TEMPLATES[split], _noun(kind)
     said = rng.choice(templates.needles).format(thing=thing, key=key, value=value)
     return said, rng.choice(templates.asks_one).format(thing=thing, key=key), value
 
 
-def _thing(kind: _Thing, rng: Random) -> str:
+def _random_value(kind: _ValueKind, rng: Random) -> str:
     if kind == "word":
         return f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"
     if kind == "number":
@@ -404,7 +404,7 @@ def _thing(kind: _Thing, rng: Random) -> str:
     return str(UUID(int=rng.getrandbits(128), version=4))
 
 
-def _noun(kind: _Thing) -> str:
+def _noun(kind: _ValueKind) -> str:
     return "code" if kind == "uuid" else kind
 
 

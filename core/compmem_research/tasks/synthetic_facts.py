@@ -12,7 +12,7 @@ from random import Random
 from typing import Literal, get_args
 
 from compmem.schema import Document
-from compmem_research.tasks.haystack import Filler, opened, plant
+from compmem_research.tasks.haystack import Filler, insert, with_opening
 from compmem_research.tasks.names import Entity, Kind, Split, draw
 from compmem_research.tasks.relations import OPENINGS, RELATIONS, Relation
 from compmem_research.tasks.sample import Sample, Span
@@ -136,7 +136,7 @@ class Worlds:
         if own > self.config.tokens:
             raise ValueError(f"tokens={self.config.tokens}, but the facts alone have {own}")
         pieces = self._filler.take(self.config.split, self.config.tokens - own, rng)
-        documents, spans = plant(pieces, said, rng, apart=facts)
+        documents, spans = insert(pieces, said, rng, apart=facts)
         return documents, spans, own + sum(p.tokens for p in pieces)
 
 
@@ -207,7 +207,7 @@ class _World:
     def say(self, link: _Link) -> str:
         """A sentence that states the fact."""
         split = self._config.split
-        sentence = opened(self._choice(OPENINGS[split]), self._choice(link.relation.wording(split).statements))
+        sentence = with_opening(self._choice(OPENINGS[split]), self._choice(link.relation.wording(split).statements))
         return sentence.format(s=link.subject.name, o=link.object.name)
 
     def ask(self, chain: list[_Link]) -> str:

@@ -44,20 +44,20 @@ def wording(split: Split, relation: str, subject: Kind, object_: Kind) -> Wordin
     parts = {part: tuple(texts) for part, texts in _file(split)[relation].items()}
     if split == "train":
         held, kinds = _file("eval")[relation], {"{s}": subject, "{o}": object_}
-        parts = {part: reworded(texts, kinds, shut=held[part]) for part, texts in parts.items()}
+        parts = {part: reworded(texts, kinds, excluded=held[part]) for part, texts in parts.items()}
     return Wording(**parts)
 
 
-def reworded(wordings: Sequence[str], kinds: Mapping[str, Kind], *, shut: Sequence[str] = ()) -> tuple[str, ...]:
+def reworded(wordings: Sequence[str], kinds: Mapping[str, Kind], *, excluded: Sequence[str] = ()) -> tuple[str, ...]:
     """The wordings themselves, then those with kinds before the names, each once.
 
     Args:
         wordings: Templates with gaps for names.
         kinds: The kind of entity of each gap.
-        shut: Wordings to exclude.
+        excluded: Wordings to exclude.
     """
     made = [*wordings, *(named for wording in wordings for named in _named(wording, kinds))]
-    return tuple(w for w in dict.fromkeys(made) if w not in shut)
+    return tuple(w for w in dict.fromkeys(made) if w not in excluded)
 
 
 @cache

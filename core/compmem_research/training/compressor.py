@@ -18,7 +18,7 @@ from compmem_research.training.data.examples import Example, as_text
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.engine.device import precision
 from compmem_research.training.engine.digests import backbone_digest
-from compmem_research.training.engine.settings import decisive
+from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
@@ -72,7 +72,7 @@ def train(settings: CompressorTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
-    made_of = decisive(settings, backbone_digest(backbone))
+    made_of = decisive_settings(settings, backbone_digest(backbone))
     if not backbone.memory.trained:
         backbone.add_memory(settings.memory)
     if settings.adapter is not None and "memory" not in backbone.adapters:

@@ -22,8 +22,8 @@ import torch
 
 from compmem.naming import absolute
 from compmem_research.training.engine.log import LOG
+from compmem_research.training.engine.packing import pack, unpack
 from compmem_research.training.engine.settings import read_settings
-from compmem_research.training.engine.shard_export import pack, unpack
 from compmem_research.training.engine.trainer import BACKBONE
 from compmem_research.training.stages import load_stage
 

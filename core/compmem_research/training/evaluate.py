@@ -26,11 +26,11 @@ from compmem_research.tasks.names import Split
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
-from compmem_research.training.data.packed import TOKENS, Text
+from compmem_research.training.data.packed import TOKENS, PackedText
 from compmem_research.training.data.sources import chunks_of, passages_of, token_counter
 from compmem_research.training.engine.device import device_name, precision
 from compmem_research.training.engine.digests import backbone_digest, file_digest
-from compmem_research.training.engine.resume import resumed, write_whole
+from compmem_research.training.engine.resume import read_progress, write_whole
 from compmem_research.training.rollouts.loops import Loop, Loops
 
 logger = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ def train(settings: Evaluation) -> dict[str, Any]:
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
     about = _about(settings, backbone)
     now = _decisive(about)
-    lines = resumed(settings.out, now, lambda kept: (_decisive(kept, now), kept["lines"])) or []
+    lines = read_progress(settings.out, now, lambda kept: (_decisive(kept, now), kept["lines"])) or []
     done = {(line["task"], line["length"], line["system"]) for line in lines}
-    makers = _Makers(settings, backbone)
+    makers = _SampleSource(settings, backbone)
     for length in settings.lengths:
         for task in settings.tasks:
             for system in settings.systems:
@@ -161,12 +161,12 @@ def config_of(system: System, settings: Evaluation) -> LoopConfig:
             return LoopConfig.memagent(memory_tokens=settings.memory_tokens)
 
 
-class _Makers:
+class _SampleSource:
     """Samples by task, length and number."""
 
     def __init__(self, settings: Evaluation, backbone: Backbone) -> None:
         self._settings = settings
-        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
+        text = PackedText(settings.data, len(backbone.tokenizer)) if settings.data else None
         count = token_counter(backbone)
         self._contexts = Contexts(read_corpus(settings.file), count) if settings.file else None
         # One passage in four is for evaluation, and none is used twice in a context.
@@ -201,7 +201,7 @@ def _measure(
         start = time.monotonic()
         states = [_compressed(backbone, own, settings.ratio) for own in chunks]
         middle = time.monotonic()
-        loops = answered(settings, backbone, config, [s.question for s in group], chunks, states)
+        loops = answer_all(settings, backbone, config, [s.question for s in group], chunks, states)
         compressing, asking = compressing + middle - start, asking + time.monotonic() - middle
         scores += [s.score(loop.text, found=loop.answer is not None) for s, loop in zip(group, loops, strict=True)]
         read += [len(loop.steps) for loop in loops]
@@ -226,7 +226,7 @@ def _compressed(backbone: Backbone, chunks: Sequence[Chunk], ratio: int | None) 
         return backbone.compress([chunk_ids(backbone, chunk) for chunk in chunks], ratio=ratio)
 
 
-def answered(
+def answer_all(
     settings: Evaluation,
     backbone: Backbone,
     config: LoopConfig,

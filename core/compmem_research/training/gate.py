@@ -23,14 +23,14 @@ from compmem.schema import KVStates
 from compmem_research.metrics import calibration_error
 from compmem_research.training.engine.device import precision
 from compmem_research.training.engine.digests import backbone_digest
-from compmem_research.training.engine.settings import decisive
-from compmem_research.training.engine.stage import HELD, save_added
+from compmem_research.training.engine.settings import decisive_settings
+from compmem_research.training.engine.stage import HELD_OUT_START, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.gating import gate_examples
 from compmem_research.training.gating.calibration import auc, platt, threshold_for
 from compmem_research.training.gating.gate_examples import GateContext, GateState
-from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
-from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem_research.training.rollouts.questions import ContextSource, QuestionSettings, context_source
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_not_sharded, drawn_seeds
 
 ROLLOUTS = "rollouts.jsonl"
 """The training examples, stored in the run's folder."""
@@ -93,7 +93,7 @@ class GateTraining:
 class Pairs:
     """Working memories, with blocks for each."""
 
-    asked: Sequence[Sequence[int]]
+    prompts: Sequence[Sequence[int]]
     """Question and working memory of each pair, as tokens."""
     blocks: Sequence[Sequence[KVStates]]
     labels: Tensor
@@ -109,22 +109,22 @@ def train(settings: GateTraining) -> dict[str, Any]:
         ValueError: A data file is broken, or the weights are sharded.
     """
     trainer = Trainer(settings.run, asks=True)
-    check_whole()
+    check_not_sharded()
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
-    made_of = decisive(settings, backbone_digest(backbone))
+    made_of = decisive_settings(settings, backbone_digest(backbone))
     if settings.adapter is not None and "gate" not in backbone.adapters:
         backbone.add_adapter("gate", settings.adapter)
     if not backbone.has_gate:
         backbone.add_gate()
-    draw = drawing(settings.questions, backbone, settings.run.seed)
-    learned, held = rolled_out(settings, backbone, draw, made_of["start"], keep=trainer.main)
-    return trainer.run(GateStage(settings, backbone, learned, held), made_of)
+    draw = context_source(settings.questions, backbone, settings.run.seed)
+    train_examples, held_out = make_examples(settings, backbone, draw, made_of["start"], keep=trainer.main)
+    return trainer.run(GateStage(settings, backbone, train_examples, held_out), made_of)
 
 
-def rolled_out(
-    settings: GateTraining, backbone: Backbone, draw: Draw, start: str | None = None, *, keep: bool = True
+def make_examples(
+    settings: GateTraining, backbone: Backbone, draw: ContextSource, start: str | None = None, *, keep: bool = True
 ) -> tuple[list[GateContext], list[GateContext]]:
     """Training examples, and held-out ones; read from the run's folder if they are there.
 
@@ -138,7 +138,7 @@ def rolled_out(
     Raises:
         ValueError: The file in the run's folder is broken, or was made with other settings or weights.
     """
-    file, chosen = settings.run.out / ROLLOUTS, decisive(settings, start)
+    file, chosen = settings.run.out / ROLLOUTS, decisive_settings(settings, start)
     made_of = {name: chosen[name] for name in ROLLED_OUT_BY} | {"held": settings.held, "seed": settings.run.seed}
     if file.exists():
         made = gate_examples.read(file, made_of)
@@ -146,12 +146,12 @@ def rolled_out(
         prompts = settings.prompts or LatentPrompts.from_backbone(backbone)
         rollouts = Rollouts(backbone, settings.rollouts, prompts, settings.ratio or backbone.memory.ratio)
         numbers = [(n, False) for n in range(settings.contexts)]
-        numbers += [(HELD + n, True) for n in range(2 * settings.held)]
+        numbers += [(HELD_OUT_START + n, True) for n in range(2 * settings.held)]
         made = []
         for at in range(0, len(numbers), settings.at_once):
             part = numbers[at : at + settings.at_once]
             seeds = [drawn_seeds(settings.run.seed, n, settings.rollouts.group) for n, _ in part]
-            made += gate_examples.collect(rollouts, [draw(n, held) for n, held in part], seeds)
+            made += gate_examples.collect(rollouts, [draw(n, held_out) for n, held_out in part], seeds)
         backbone.release()
         if keep:
             gate_examples.write(file, made, made_of)
@@ -166,21 +166,25 @@ class GateStage:
     Args:
         settings: Settings of the stage.
         backbone: With an adapter and a head for the gate.
-        learned: Training examples.
-        held: Examples to calibrate and measure on, half for each.
+        train_examples: Training examples.
+        held_out: Examples to calibrate and measure on, half for each.
     """
 
     name = "gate"
 
     def __init__(
-        self, settings: GateTraining, backbone: Backbone, learned: Sequence[GateContext], held: Sequence[GateContext]
+        self,
+        settings: GateTraining,
+        backbone: Backbone,
+        train_examples: Sequence[GateContext],
+        held_out: Sequence[GateContext],
     ) -> None:
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self.weights = {"gate": 1.0}
         self._settings = settings
-        self._rows = [(context, state) for context in learned for state in context.states]
-        self._held = held
+        self._rows = [(context, state) for context in train_examples for state in context.states]
+        self._held_out = held_out
         self._ratio = settings.ratio or backbone.memory.ratio
         self._prompt = gate_prompt(backbone)
         self._scale = (1.0, 0.0)
@@ -214,12 +218,12 @@ class GateStage:
 
     def measure(self, step: int) -> dict[str, float]:
         """Calibrates on one half of the held-out questions and measures on the other."""
-        half = len(self._held) // 2
-        logits, labels = self._scored(self._held[:half])
+        half = len(self._held_out) // 2
+        logits, labels = self._scored(self._held_out[:half])
         self._scale = platt(logits, labels)
         chances = torch.sigmoid(self._scale[0] * logits + self._scale[1])
         self.backbone.threshold = threshold_for(chances, labels, self._settings.recall)
-        logits, labels = self._scored(self._held[half:])
+        logits, labels = self._scored(self._held_out[half:])
         chances = torch.sigmoid(self._scale[0] * logits + self._scale[1])
         passed = chances >= self.backbone.threshold
         return {
@@ -263,7 +267,7 @@ class GateStage:
         halves = {turn: self._asked(*turn) for turn in dict.fromkeys(turns)}
         tokens = new + sum(len(asked) for asked, _ in halves.values()) + sum(len(halves[turn][1]) for turn in turns)
         return Pairs(
-            asked=[halves[turn][0] for turn in turns],
+            prompts=[halves[turn][0] for turn in turns],
             blocks=[[states[context.chunks[n]]] for context, _, n in pairs],
             labels=torch.tensor([float(state.labels[n]) for _, state, n in pairs], device=self.backbone.device),
             counts={"gate": float(len(pairs))},
@@ -287,7 +291,7 @@ class GateStage:
 
     def _logits(self, pairs: Pairs) -> Tensor:
         _, probe = self._prompt.around("block", question=[], memory=[])
-        return self.backbone.score(pairs.asked, pairs.blocks, probe)
+        return self.backbone.score(pairs.prompts, pairs.blocks, probe)
 
     def _scored(self, contexts: Sequence[GateContext]) -> tuple[Tensor, Tensor]:
         """Logits and labels of every block with every working memory of these questions."""

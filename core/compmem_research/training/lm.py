@@ -13,7 +13,7 @@ from compmem.backbone import MemoryConfig
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.data.mixture import Mixture, MixtureSettings
 from compmem_research.training.data.packed import read_tokenizer
-from compmem_research.training.engine.settings import decisive
+from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
 
@@ -48,4 +48,4 @@ def train(settings: LMTraining) -> dict[str, Any]:
     trained = backbone.parameters("base") | backbone.parameters("memory")
     steps = StepPrompts(backbone, settings.prompts)
     stage = Mixture("lm", backbone, trained, settings.mixture, steps=steps, seed=settings.run.seed)
-    return trainer.run(stage, decisive(settings))
+    return trainer.run(stage, decisive_settings(settings))

@@ -18,18 +18,18 @@ from torch.nn.parameter import Parameter
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts
 from compmem_research.training.engine.digests import backbone_digest
-from compmem_research.training.engine.settings import decisive
-from compmem_research.training.engine.stage import HELD, save_added
+from compmem_research.training.engine.settings import decisive_settings
+from compmem_research.training.engine.stage import HELD_OUT_START, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.rollouts.likelihood import frozen_copy, mask_of, reply_likelihood, run_tokens
 from compmem_research.training.rollouts.objective import Objective, Replies, divergence, policy_loss
 from compmem_research.training.rollouts.policy_batch import FIGURES, PolicyBatch, figures_of, turn_advantages
-from compmem_research.training.rollouts.questions import Draw, QuestionSettings, drawing
+from compmem_research.training.rollouts.questions import ContextSource, QuestionSettings, context_source
 from compmem_research.training.rollouts.rewards import Outcome, RewardPart, Rewards, reward
-from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_whole, drawn_seeds
+from compmem_research.training.rollouts.rollouts import Rollouts, RolloutSettings, check_not_sharded, drawn_seeds
 from compmem_research.training.rollouts.trajectory import Trajectory, Turn
 
-KEPT = 512
+CACHED_SCORES = 512
 """Chunks whose importance scores are kept, so that an update does not compute those of its rollouts again."""
 
 
@@ -115,16 +115,16 @@ def train(settings: RLTraining) -> dict[str, Any]:
         ValueError: There is nothing to train, a data file is broken, or the weights are sharded.
     """
     trainer = Trainer(settings.run, asks=True)
-    check_whole()
+    check_not_sharded()
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype, ratio=settings.ratio)
-    made_of = decisive(settings, backbone_digest(backbone))
+    made_of = decisive_settings(settings, backbone_digest(backbone))
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)
     if settings.memory_adapter is not None and "memory" not in backbone.adapters:
         backbone.add_adapter("memory", settings.memory_adapter)
-    draw = drawing(settings.questions, backbone, settings.run.seed)
+    draw = context_source(settings.questions, backbone, settings.run.seed)
     return trainer.run(RLStage(settings, backbone, draw), made_of)
 
 
@@ -142,9 +142,9 @@ class RLStage:
 
     name = "rl"
 
-    def __init__(self, settings: RLTraining, backbone: Backbone, draw: Draw) -> None:
+    def __init__(self, settings: RLTraining, backbone: Backbone, draw: ContextSource) -> None:
         backbone.steps_trained |= settings.rollouts.steps
-        backbone.keep_scores(KEPT)
+        backbone.keep_scores(CACHED_SCORES)
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self._settings = settings
@@ -173,7 +173,7 @@ class RLStage:
             left = self._settings.updates - step % self._settings.updates
             stride = self._settings.run.batch * self._settings.run.accumulate * _processes()
             starts = [rows.start + later * stride for later in range(left)]
-            made = self._learn([range(start, start + len(rows)) for start in starts])
+            made = self._roll_out([range(start, start + len(rows)) for start in starts])
             # A round that an interrupted run left unfinished is repeated.
             self._ahead |= dict(zip(starts, made, strict=True))
         return self._ahead.pop(rows.start)
@@ -201,13 +201,13 @@ class RLStage:
 
     def measure(self, step: int) -> dict[str, float]:
         """Rewards of greedy rollouts of held-out questions."""
-        contexts = [self._draw(HELD + number, True) for number in range(self._settings.held)]
+        contexts = [self._draw(HELD_OUT_START + number, True) for number in range(self._settings.held)]
         [*groups] = self._greedy.run(contexts, [[0]] * len(contexts))
         runs = [run for [run] in groups]
-        worth = [
+        rewards = [
             reward(run, context.sample, self._settings.outcome) for run, context in zip(runs, contexts, strict=True)
         ]
-        sums, counts = figures_of(runs, worth, self._settings.rewards)
+        sums, counts = figures_of(runs, rewards, self._settings.rewards)
         figures = {f"held_{name}": value / max(counts[name], 1e-9) for name, value in sums.items()}
         return {"held_answer": figures.pop("held_outcome"), **figures}
 
@@ -216,7 +216,7 @@ class RLStage:
         save_added(self.backbone, self._trained, folder)
         self._prompts.write(folder)
 
-    def _learn(self, batches: Sequence[range]) -> list[PolicyBatch]:
+    def _roll_out(self, batches: Sequence[range]) -> list[PolicyBatch]:
         """Rollouts of the questions of all batches at once; returns the data of each batch."""
         settings = self._settings
         began = time.monotonic()
@@ -226,23 +226,23 @@ class RLStage:
         groups = self._rollouts.run(contexts, seeds)
         self.backbone.release()
         seconds = (time.monotonic() - began) / len(batches)
-        worth = [
+        rewards = [
             [reward(run, context.sample, settings.outcome) for run in group]
             for group, context in zip(groups, contexts, strict=True)
         ]
-        pairs = iter(zip(groups, worth, strict=True))
-        return [self._lessons([next(pairs) for _ in batch], seconds) for batch in batches]
+        pairs = iter(zip(groups, rewards, strict=True))
+        return [self._policy_batch([next(pairs) for _ in batch], seconds) for batch in batches]
 
-    def _lessons(self, groups: Sequence[tuple[list[Trajectory], list[Rewards]]], seconds: float) -> PolicyBatch:
+    def _policy_batch(self, groups: Sequence[tuple[list[Trajectory], list[Rewards]]], seconds: float) -> PolicyBatch:
         settings = self._settings
         turns, advantages, shares = list[Turn](), list[float](), list[float]()
-        for runs, worth in groups:
-            for run, own in zip(runs, self._judged(runs, worth), strict=True):
+        for runs, rewards in groups:
+            for run, own in zip(runs, self._advantages(runs, rewards), strict=True):
                 turns += run.turns
                 advantages += own
                 shares += [1 / len(own)] * len(own)
         runs = [run for group, _ in groups for run in group]
-        metrics, counts = figures_of(runs, [w for _, worth in groups for w in worth], settings.rewards)
+        metrics, counts = figures_of(runs, [r for _, rewards in groups for r in rewards], settings.rewards)
         drawn = sum(len(turn.reply) for turn in turns)
         metrics |= {"rollout_tokens_per_second": drawn}
         divisor = len(runs) if settings.objective.algorithm == "gspo" else drawn
@@ -260,22 +260,22 @@ class RLStage:
             metrics=metrics,
             counts=counts,
             tokens=sum(run_tokens(turn, self._ratio) for turn in turns),
-            then=self._looked_up(self.backbone, turns) if settings.updates > 1 else None,
-            reference=self._referred(turns) if settings.beta else None,
+            then=self._likelihood_of(self.backbone, turns) if settings.updates > 1 else None,
+            reference=self._reference_likelihood(turns) if settings.beta else None,
         )
 
-    def _judged(self, runs: Sequence[Trajectory], worth: Sequence[Rewards]) -> list[list[float]]:
+    def _advantages(self, runs: Sequence[Trajectory], rewards: Sequence[Rewards]) -> list[list[float]]:
         settings = self._settings
         # Steps have their own advantages if they have their own rewards.
         alpha = settings.alpha if "update" in settings.rewards and settings.rollouts.gates else None
-        return turn_advantages(runs, worth, settings.rewards, alpha=alpha, scale=settings.scale)
+        return turn_advantages(runs, rewards, settings.rewards, alpha=alpha, scale=settings.scale)
 
-    def _referred(self, turns: Sequence[Turn]) -> Tensor:
+    def _reference_likelihood(self, turns: Sequence[Turn]) -> Tensor:
         if self._reference is None:
-            return self._looked_up(self.backbone, turns, base=True)
-        return self._looked_up(self._reference, turns)
+            return self._likelihood_of(self.backbone, turns, base=True)
+        return self._likelihood_of(self._reference, turns)
 
-    def _looked_up(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
+    def _likelihood_of(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
         """Likelihoods without gradients, computed in the same way as in the update."""
         bf16 = self._settings.run.bf16
         with torch.no_grad(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):

@@ -14,7 +14,7 @@ from compmem.errors import CheckpointError
 from compmem_research.tasks.multihop import read_lines
 from compmem_research.tasks.names import draw
 from compmem_research.tasks.relations import RELATIONS
-from compmem_research.training.data.packed import TOKENIZER, TOKENS, TokenIds, packed
+from compmem_research.training.data.packed import TOKENIZER, TOKENS, TokenIds, pack_tokens
 from compmem_research.training.from_scratch import REPLY_TAGS, train_tokenizer
 
 
@@ -62,7 +62,7 @@ def train(settings: TextPreparation) -> dict[str, Any]:
     file = settings.out / TOKENS
     try:
         tokenizer.save_pretrained(settings.out / TOKENIZER)
-        file.write_bytes(packed(tokens, len(tokenizer)))
+        file.write_bytes(pack_tokens(tokens, len(tokenizer)))
     except OSError as error:
         raise CheckpointError(f"{str(settings.out)!r} cannot be written: {error}") from error
     return {"vocabulary": len(tokenizer), "tokens": len(tokens), "bytes": file.stat().st_size}

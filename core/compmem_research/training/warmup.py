@@ -14,7 +14,7 @@ from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.engine.digests import backbone_digest
-from compmem_research.training.engine.settings import decisive
+from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 
 
@@ -55,7 +55,7 @@ def train(settings: WarmupTraining) -> dict[str, Any]:
     # A new adapter has random weights.
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.load(settings.start, device=trainer.device, dtype=settings.dtype)
-    made_of = decisive(settings, backbone_digest(backbone))
+    made_of = decisive_settings(settings, backbone_digest(backbone))
     if settings.adapter is not None and "reasoner" not in backbone.adapters:
         backbone.add_adapter("reasoner", settings.adapter)
     trained = {name: p for part in settings.train for name, p in backbone.parameters(part).items()}

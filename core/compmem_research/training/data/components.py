@@ -24,7 +24,7 @@ from compmem_research.tasks.relations import RELATIONS, Relation
 from compmem_research.tasks.ruler import RulerTask, needle
 from compmem_research.tasks.synthetic_facts import WorldConfig
 from compmem_research.training.data.examples import Example, Ids, as_text
-from compmem_research.training.data.packed import Text
+from compmem_research.training.data.packed import PackedText
 from compmem_research.training.data.sources import source_of
 from compmem_research.training.data.traces import ANSWER, SKIP, STEP, StepRows
 
@@ -177,7 +177,7 @@ class Turns:
         return as_text(self._backbone, row) if raw else row
 
 
-def text_rows(component: Component, text: Text) -> Maker:
+def text_rows(component: Component, text: PackedText) -> Maker:
     """Plain text; every token is predicted from those before it."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
@@ -187,7 +187,7 @@ def text_rows(component: Component, text: Text) -> Maker:
     return make
 
 
-def rebuilt_rows(component: Component, turns: Turns, text: Text | None) -> Maker:
+def rebuilt_rows(component: Component, turns: Turns, text: PackedText | None) -> Maker:
     """Chunks to repeat, of text or of random tokens."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
@@ -200,7 +200,7 @@ def rebuilt_rows(component: Component, turns: Turns, text: Text | None) -> Maker
     return make
 
 
-def continued_rows(component: Component, text: Text) -> Maker:
+def continued_rows(component: Component, text: PackedText) -> Maker:
     """Chunks, and half as many tokens of the text that comes after, which are learned."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
@@ -214,7 +214,7 @@ def continued_rows(component: Component, text: Text) -> Maker:
     return make
 
 
-def created_rows(component: Component, turns: Turns, text: Text) -> Maker:
+def created_rows(component: Component, turns: Turns, text: PackedText) -> Maker:
     """Chunks with a prompt but no reply yet: the model writes it from the uncompressed chunk."""
 
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
@@ -252,7 +252,7 @@ class FactRows:
         text: Text between the facts. None: random tokens.
     """
 
-    def __init__(self, component: Component, turns: Turns, text: Text | None) -> None:
+    def __init__(self, component: Component, turns: Turns, text: PackedText | None) -> None:
         self._component = component
         self._turns = turns
         self._text = text
@@ -342,14 +342,14 @@ def singlehop_rows(component: Component, turns: Turns) -> Maker:
         for number in rng.integers(0, fitting, max(1, component.tokens // size)).tolist():
             chunk, asked = parts[held][number]
             picked = [asked[i] for i in rng.permutation(len(asked))[:items]]
-            without_thinking = [(turns.encode(q), turns.encode(a)) for q, a in picked]
-            rows.append(turns.asked(component.part, chunk, without_thinking, raw=raw))
+            turns_of_questions = [(turns.encode(q), turns.encode(a)) for q, a in picked]
+            rows.append(turns.asked(component.part, chunk, turns_of_questions, raw=raw))
         return rows
 
     return make
 
 
-def step_rows(component: Component, prompts: StepPrompts, text: Text | None) -> Maker:
+def step_rows(component: Component, prompts: StepPrompts, text: PackedText | None) -> Maker:
     """Steps of the loop over made-up worlds, or over the questions of a file.
 
     Raises:

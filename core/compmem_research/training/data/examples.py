@@ -17,7 +17,7 @@ from compmem_research.training.engine.device import precision
 
 Ids = Sequence[int]
 
-ALIKE = 64
+BUCKET_TOKENS = 64
 """Largest difference in tokens, in memory and after it, between rows of one batch."""
 
 
@@ -77,7 +77,7 @@ def row_losses(
     for number, example in enumerate(rows.examples):
         # Similar lengths need little padding, but each group is a forward pass, and many small ones cost more.
         slots = sum(states.slots for states in memory[number])
-        key = (example.part, -(-slots // ALIKE), len(example.ids) // ALIKE)
+        key = (example.part, -(-slots // BUCKET_TOKENS), len(example.ids) // BUCKET_TOKENS)
         groups.setdefault(key, []).append(number)
     sums: dict[str, Tensor] = {}
     for (part, slots, _), numbers in groups.items():

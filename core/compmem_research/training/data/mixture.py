@@ -28,9 +28,9 @@ from compmem_research.training.data.components import (
 )
 from compmem_research.training.data.examples import Example, Rows, figures_of, row_losses, written_exactly
 from compmem_research.training.data.multihop import MultihopRows
-from compmem_research.training.data.packed import Text
+from compmem_research.training.data.packed import PackedText
 from compmem_research.training.engine.device import precision
-from compmem_research.training.engine.stage import HELD, save_added
+from compmem_research.training.engine.stage import HELD_OUT_START, save_added
 
 Trainable = Literal["base", "memory", "reasoner"]
 """Parts of the backbone that a supervised stage may train."""
@@ -104,7 +104,7 @@ class Mixture:
         self._seed = seed
         self._role = role
         self._finish = finish
-        text = Text(settings.data, len(backbone.tokenizer)) if settings.data else None
+        text = PackedText(settings.data, len(backbone.tokenizer)) if settings.data else None
         turns = Turns(backbone, settings.prompts)
         self._steps = steps
         self._makers = [_maker(c, turns, text, steps) for c in settings.components]
@@ -146,7 +146,9 @@ class Mixture:
             level = self._level(component)
             rows = [
                 row for number in range(self._settings.held)
-                for row in make(np.random.default_rng((self._seed, HELD + number)), *component.at(level), True)
+                for row in make(
+                    np.random.default_rng((self._seed, HELD_OUT_START + number)), *component.at(level), True
+                )
             ]  # fmt: skip
             if component.levels > 1:
                 figures[f"level_{component.part}"] = float(level)
@@ -182,10 +184,10 @@ class Mixture:
         return int(self.state.get(f"level/{component.part}", 0))
 
     def _ratio(self, step: int) -> int:
-        return int(np.random.default_rng((self._seed, HELD, step)).choice(self._settings.ratios))
+        return int(np.random.default_rng((self._seed, HELD_OUT_START, step)).choice(self._settings.ratios))
 
 
-def _maker(component: Component, turns: Turns, text: Text | None, steps: StepPrompts) -> Maker:
+def _maker(component: Component, turns: Turns, text: PackedText | None, steps: StepPrompts) -> Maker:
     match component.kind:
         case "random":
             return rebuilt_rows(component, turns, None)

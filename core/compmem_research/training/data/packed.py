@@ -19,7 +19,7 @@ HELD_OUT = 0.02
 TokenIds = NDArray[np.unsignedinteger[Any]]
 
 
-class Text:
+class PackedText:
     """Packed tokens; windows of them start anywhere.
 
     Args:
@@ -59,7 +59,7 @@ class Text:
         return window
 
 
-def packed(tokens: TokenIds, vocabulary: int) -> bytes:
+def pack_tokens(tokens: TokenIds, vocabulary: int) -> bytes:
     """The content of a file of tokens, for a tokenizer with this vocabulary size."""
     return lzma.compress(save({"text": tokens, "vocabulary": np.array([vocabulary])}))
 

@@ -17,7 +17,7 @@ from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.data.multihop import is_held
-from compmem_research.training.data.packed import Text
+from compmem_research.training.data.packed import PackedText
 
 FILLER_TOKENS, PASSAGES = 48, 4000
 """Tokens of a window of filler text, and the least number of windows."""
@@ -105,7 +105,13 @@ class QuestionSource:
 
 
 def source_of(
-    backbone: Backbone, file: Path | None, config: WorldConfig, tasks: Sequence[str], *, chunks: int, text: Text | None
+    backbone: Backbone,
+    file: Path | None,
+    config: WorldConfig,
+    tasks: Sequence[str],
+    *,
+    chunks: int,
+    text: PackedText | None,
 ) -> SampleSource:
     """The questions of a file if it is given, else made-up tasks with filler text.
 
@@ -137,7 +143,9 @@ def chunks_of(sample: Sample, backbone: Backbone, tokens: int) -> list[Chunk]:
     return [c for document in sample.documents for c in split(document, chunk_tokens=tokens, count=count)]
 
 
-def passages_of(backbone: Backbone, text: Text | None, *, tokens: int = 0, held: bool = False) -> list[Passage] | None:
+def passages_of(
+    backbone: Backbone, text: PackedText | None, *, tokens: int = 0, held: bool = False
+) -> list[Passage] | None:
     """Windows of packed text as filler, with at least this many tokens; None (made-up facts) if there is no text."""
     if text is None:
         return None

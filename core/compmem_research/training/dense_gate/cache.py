@@ -21,7 +21,7 @@ from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Encoder
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.sources import Source
-from compmem_research.training.dense_gate.states import SYSTEMS, QueryStates, State, recall_loop
+from compmem_research.training.dense_gate.states import SYSTEMS, QueryStates, State, collect_states
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ def states_of(source: Source, settings: DenseGateTraining, encoder: Encoder | No
         ValueError: A data file has a broken line.
     """
     if settings.cache is None:
-        return list(recall_loop(source, encoder, settings.steps))
+        return list(collect_states(source, encoder, settings.steps))
     path, made_of = settings.cache / f"{source.name}.safetensors", fingerprint(source, settings, encoder)
     found = load(path, source, made_of)
     if found is None:
-        found = list(recall_loop(source, encoder, settings.steps))
+        found = list(collect_states(source, encoder, settings.steps))
         settings.cache.mkdir(parents=True, exist_ok=True)
         save(path, found, made_of)
     logger.info("%s: %d queries", source.name, len(found))
@@ -86,7 +86,7 @@ def _named(encoder: Encoder | None) -> list[Any]:
 
 def save(path: Path, asked: Sequence[QueryStates], made_of: str) -> None:
     """Writes the states, under a temporary name until the file is complete."""
-    states = [s for a in asked for s in (a.look, *a.later)]
+    states = [s for a in asked for s in (a.first_pass, *a.later)]
     lines = [
         {
             "id": a.id, "question": a.question, "part": a.part, "style": a.style, "chained": a.chained,
@@ -145,7 +145,7 @@ def load(path: Path, source: Source, made_of: str) -> list[QueryStates] | None:
             chained=line["chained"],
             relevant=frozenset(line["relevant"]),
             ranked={name: tuple(line["ranked"][name]) for name in SYSTEMS},
-            look=next(states),
+            first_pass=next(states),
             later=tuple(next(states) for _ in range(line["looks"] - 1)),
         )
         for line in lines

@@ -32,7 +32,7 @@ class Collection:
     """Share of the queries that are also used in another style."""
 
 
-def among(documents: Container[int]) -> Relevant:
+def relevant_to(documents: Container[int]) -> Relevant:
     """A relevance function for the chunks of these documents, whose ids are numbers."""
     ids = {str(n) for n in documents}
     return lambda chunk: chunk.document_id in ids

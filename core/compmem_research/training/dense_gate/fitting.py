@@ -14,7 +14,7 @@ import torch
 
 from compmem.gate import FIRST_FEATURES, GateHead, Network, later_features, question_features
 from compmem.schema import Vectors
-from compmem_research.training.dense_gate.networks import Judged, Ranked, block_logits, fit_judged, fit_lists
+from compmem_research.training.dense_gate.networks import JudgedQuery, TrainingList, block_logits, fit_judged, fit_lists
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.states import Labels, QueryStates, State
 from compmem_research.training.dense_gate.variants import later_of_few, of_few, weakened, without_relevant
@@ -30,9 +30,9 @@ _FEW_LATER = 0.3
 _WEAKENED_FROM = 9
 """Least number of blocks in a list for a weakened search."""
 _LATER_EPOCHS = 1.25
-_PLAIN = ("question_chunk_standard", "bm25_standard")
+_BASELINE_FEATURES = ("question_chunk_standard", "bm25_standard")
 """Standard scores of a block in the list by vectors and by words."""
-_DEVIATION = 3.0
+_FEATURES_PER_DEVIATION = 3.0
 """These features are in thirds of a standard deviation."""
 _READ = 5
 """Blocks of the first pass that are read in any case: relevant ones after these are missed without more passes."""
@@ -46,7 +46,7 @@ class HeldOut:
     """Of each first pass."""
     later: list[tuple[Vectors, Labels]] = field(default_factory=list)
     """Of each later pass."""
-    judged: list[tuple[Judged, Vectors]] = field(default_factory=list)
+    judged: list[tuple[JudgedQuery, Vectors]] = field(default_factory=list)
     """For each query, with the changed ones, the logits of `more` and `found`."""
 
 
@@ -61,15 +61,15 @@ def fit_gate(settings: DenseGateTraining, asked: Sequence[QueryStates]) -> tuple
         raise ValueError("there are too few queries to train a gate: some must be held out")
     held = HeldOut()
     firsts = [fit_first(settings, halves[1 - n], heads=1) for n in (0, 1)]
-    said = {id(a): block_logits(firsts[a.half], a.look.first, a.look.rows)[0] for a in asked}
-    held.first = [(said[id(a)], a.look.relevant) for a in asked]
+    said = {id(a): block_logits(firsts[a.half], a.first_pass.first, a.first_pass.rows)[0] for a in asked}
+    held.first = [(said[id(a)], a.first_pass.relevant) for a in asked]
     head = GateHead(settings.hidden, settings.heads)
     head.threshold, head.more_threshold = settings.threshold, settings.more_threshold
     calibration = [_platt(held.first)]
     enough = _enough(settings.threshold, calibration[0])
 
-    later = [[(_later(s, a.look, said[id(a)]), s, a.part) for a in half for s in a.later] for half in halves]
-    few = [_few_later(settings, half, firsts[n]) for n, half in enumerate(halves)]
+    later = [[(_later(s, a.first_pass, said[id(a)]), s, a.part) for a in half for s in a.later] for half in halves]
+    few = [_later_passes_of_few(settings, half, firsts[n]) for n, half in enumerate(halves)]
     judged = [judged_queries(settings, half, firsts[n], enough) for n, half in enumerate(halves)]
     for n in (0, 1):
         network = _fit_later(settings, [*later[1 - n], *few[1 - n]], heads=1)
@@ -96,18 +96,20 @@ def fit_first(settings: DenseGateTraining, asked: Sequence[QueryStates], heads: 
     rng = np.random.default_rng(settings.seed)
     lists: list[tuple[State, str]] = []
     for a in asked:
-        shown: list[State | None] = [a.look]
+        shown: list[State | None] = [a.first_pass]
         if rng.random() < _UNANSWERED:
-            shown.append(without_relevant(a.look))
+            shown.append(without_relevant(a.first_pass))
         if rng.random() < _FEW:
-            shown.append(of_few(a.look, rng, answered=rng.random() < _FEW_ANSWERED))
-        if rng.random() < settings.weakened and len(a.look.blocks) >= _WEAKENED_FROM:
-            shown.append(weakened(a.look, rng))
-        lists += [(look, a.part) for look in shown if look is not None]
-    ranked = [Ranked(look.first, look.rows, look.relevant, part) for look, part in lists]
+            shown.append(of_few(a.first_pass, rng, answered=rng.random() < _FEW_ANSWERED))
+        if rng.random() < settings.weakened and len(a.first_pass.blocks) >= _WEAKENED_FROM:
+            shown.append(weakened(a.first_pass, rng))
+        lists += [(first_pass, a.part) for first_pass in shown if first_pass is not None]
+    ranked = [TrainingList(first_pass.first, first_pass.rows, first_pass.relevant, part) for first_pass, part in lists]
     network = fit_lists(settings, ranked, settings.epochs, heads)
-    for signal in _PLAIN:
-        network.direct[FIRST_FEATURES.index(signal)] = settings.plain * _DEVIATION / len(_PLAIN)
+    for signal in _BASELINE_FEATURES:
+        network.direct[FIRST_FEATURES.index(signal)] = (
+            settings.plain * _FEATURES_PER_DEVIATION / len(_BASELINE_FEATURES)
+        )
     return network
 
 
@@ -115,28 +117,28 @@ _Later = tuple[Vectors, State, str]
 """The features of a later pass, the pass, and its part of a source."""
 
 
-def _few_later(settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network) -> list[_Later]:
+def _later_passes_of_few(settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network) -> list[_Later]:
     """Some of the later passes as in an index of a few documents, scored by a network not trained on them."""
     rng = np.random.default_rng(settings.seed)
     found: list[_Later] = []
     for a in asked:
         for state in a.later:
             if rng.random() < _FEW_LATER:
-                look, few = later_of_few(a.look, state, rng)
-                if len(look.blocks) and len(few.blocks):
-                    said, _ = block_logits(first, look.first, look.rows)
-                    found.append((_later(few, look, said), few, a.part))
+                first_pass, few = later_of_few(a.first_pass, state, rng)
+                if len(first_pass.blocks) and len(few.blocks):
+                    said, _ = block_logits(first, first_pass.first, first_pass.rows)
+                    found.append((_later(few, first_pass, said), few, a.part))
     return found
 
 
 def _fit_later(settings: DenseGateTraining, later: Sequence[_Later], heads: int) -> Network:
-    ranked = [Ranked(features, state.rows, state.relevant, part) for features, state, part in later]
+    ranked = [TrainingList(features, state.rows, state.relevant, part) for features, state, part in later]
     return fit_lists(settings, ranked, max(round(_LATER_EPOCHS * settings.epochs), 1), heads)
 
 
-def _later(state: State, look: State, said: Vectors) -> Vectors:
+def _later(state: State, first_pass: State, said: Vectors) -> Vectors:
     """Features of a later pass, given these logits of the first."""
-    of_block = dict(zip(look.blocks.tolist(), said.tolist(), strict=True))
+    of_block = dict(zip(first_pass.blocks.tolist(), said.tolist(), strict=True))
     lowest = min(of_block.values())
     first = [*of_block.values(), *(of_block.get(n, lowest) for n in state.blocks.tolist())]
     seen = np.array([n in of_block for n in state.blocks.tolist()])
@@ -145,7 +147,7 @@ def _later(state: State, look: State, said: Vectors) -> Vectors:
 
 def judged_queries(
     settings: DenseGateTraining, asked: Sequence[QueryStates], first: Network, enough: float = -np.inf
-) -> list[Judged]:
+) -> list[JudgedQuery]:
     """Features of the first pass of each query, original and changed, with labels.
 
     Args:
@@ -155,39 +157,41 @@ def judged_queries(
         enough: Logit from which a block is read, for the label of `more`.
     """
     rng = np.random.default_rng(settings.seed)
-    found: list[Judged] = []
+    found: list[JudgedQuery] = []
     for a in asked:
-        features, logits = _seen(first, a.look)
-        more = float(a.chained and _misses(a.look, logits, len(a.relevant), enough))
-        found.append(Judged(features, more, float(bool(a.relevant)), a.part, plain=True))
-        unanswered = without_relevant(a.look)
+        features, logits = _question_input(first, a.first_pass)
+        more = float(a.chained and _has_missed_block(a.first_pass, logits, len(a.relevant), enough))
+        found.append(JudgedQuery(features, more, float(bool(a.relevant)), a.part, plain=True))
+        unanswered = without_relevant(a.first_pass)
         if unanswered is not None:
-            found.append(Judged(_seen(first, unanswered)[0], -1.0, 0.0, a.part, plain=False))
+            found.append(JudgedQuery(_question_input(first, unanswered)[0], -1.0, 0.0, a.part, plain=False))
         if rng.random() < _FEW_JUDGED:
             for answered in (True, False):
-                few = of_few(a.look, rng, answered=answered)
+                few = of_few(a.first_pass, rng, answered=answered)
                 if few is not None:
-                    features, logits = _seen(first, few)
+                    features, logits = _question_input(first, few)
                     held = int(few.relevant.sum())
-                    more = float(a.chained and _misses(few, logits, held, enough)) if answered else -1.0
-                    found.append(Judged(features, more, float(held > 0), a.part, plain=False))
+                    more = float(a.chained and _has_missed_block(few, logits, held, enough)) if answered else -1.0
+                    found.append(JudgedQuery(features, more, float(held > 0), a.part, plain=False))
     return found
 
 
-def _misses(look: State, logits: Vectors, relevant: int, enough: float) -> bool:
+def _has_missed_block(first_pass: State, logits: Vectors, relevant: int, enough: float) -> bool:
     """Whether a relevant block is not among the first ones or would not be read."""
     first = np.argsort(-logits, kind="stable")[:_READ]
-    return bool(look.relevant[first].sum() < min(relevant, _READ) or (logits[look.relevant > 0] < enough).any())
+    return bool(
+        first_pass.relevant[first].sum() < min(relevant, _READ) or (logits[first_pass.relevant > 0] < enough).any()
+    )
 
 
-def _seen(first: Network, look: State) -> tuple[Vectors, Vectors]:
+def _question_input(first: Network, first_pass: State) -> tuple[Vectors, Vectors]:
     """Question features of a first pass, and its logits of the blocks."""
-    logits, windows = block_logits(first, look.first, look.rows)
-    return question_features(look.own[windows], look.first[windows], logits), logits
+    logits, windows = block_logits(first, first_pass.first, first_pass.rows)
+    return question_features(first_pass.own[windows], first_pass.first[windows], logits), logits
 
 
 @torch.inference_mode()
-def query_logits(network: Network, judged: Sequence[Judged]) -> Vectors:
+def query_logits(network: Network, judged: Sequence[JudgedQuery]) -> Vectors:
     """Logits of `more` and `found` before calibration, `[queries, 2]`."""
     if not judged:
         return np.zeros((0, 2), np.float32)

@@ -14,12 +14,13 @@ from compmem_research.metrics import ndcg_at, recall_at
 from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, judged_queries, query_logits
 from compmem_research.training.dense_gate.networks import block_logits, fit_judged
 from compmem_research.training.dense_gate.settings import DenseGateTraining
-from compmem_research.training.dense_gate.states import KEPT, ORIGINAL, SYSTEMS, QueryStates
+from compmem_research.training.dense_gate.states import ORIGINAL, STORED_BLOCKS, SYSTEMS, QueryStates
 from compmem_research.training.dense_gate.thresholds import calibrated, refusing
 
 logger = logging.getLogger(__name__)
 
-LOOK = "first look"
+FIRST_RANKING = "first look"
+"""The ranking of the first pass, in rows of a report."""
 
 Row = dict[str, Any]
 """Means over queries of one part of a source, by system."""
@@ -90,7 +91,9 @@ def judge(network: Network, asked: Sequence[QueryStates]) -> list[Row]:
             parts[a.source.group, a.part, a.style == ORIGINAL].append(a)
     rows = []
     for (group, part, plain), own in sorted(parts.items(), key=lambda item: (*item[0][:2], not item[0][2])):
-        rankings = {name: [a.ranked[name] for a in own] for name in SYSTEMS} | {LOOK: [best(network, a) for a in own]}
+        rankings = {name: [a.ranked[name] for a in own] for name in SYSTEMS} | {
+            FIRST_RANKING: [best(network, a) for a in own]
+        }
         row: Row = {"group": group, "part": part, "style": ORIGINAL if plain else "restyled", "queries": len(own)}
         for name, ranked in rankings.items():
             row[name] = {
@@ -103,13 +106,13 @@ def judge(network: Network, asked: Sequence[QueryStates]) -> list[Row]:
 
 def best(network: Network, asked: QueryStates) -> list[int]:
     """The numbers of the blocks with the highest first-pass logits."""
-    logits, _ = block_logits(network, asked.look.first, asked.look.rows)
-    return [int(asked.look.blocks[n]) for n in np.argsort(-logits, kind="stable")[:KEPT]]
+    logits, _ = block_logits(network, asked.first_pass.first, asked.first_pass.rows)
+    return [int(asked.first_pass.blocks[n]) for n in np.argsort(-logits, kind="stable")[:STORED_BLOCKS]]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a table in Markdown, recall@5 / nDCG@10, with their mean last."""
-    systems = (*SYSTEMS, LOOK)
+    systems = (*SYSTEMS, FIRST_RANKING)
     lines = [
         f"| source | queries | {' | '.join(systems)} |",
         f"| --- | ---: |{' ---: |' * len(systems)}",

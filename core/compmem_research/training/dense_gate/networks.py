@@ -22,7 +22,7 @@ _UNKNOWN = -1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ranked:
+class TrainingList:
     """A training list of blocks."""
 
     features: Vectors
@@ -36,7 +36,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class JudgedQuery:
     """A first pass over a whole query, for training."""
 
     features: Vectors
@@ -50,7 +50,7 @@ class Judged:
     """It is a pass of the loop, not one changed for training."""
 
 
-def fit_lists(settings: DenseGateTraining, lists: Sequence[Ranked], epochs: int, heads: int) -> Network:
+def fit_lists(settings: DenseGateTraining, lists: Sequence[TrainingList], epochs: int, heads: int) -> Network:
     """A network that gives relevant blocks the highest logits; a block has the logit of its best window."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -109,7 +109,7 @@ def list_loss(
     return (each * weights).sum() / weights.sum()
 
 
-def fit_judged(settings: DenseGateTraining, judged: Sequence[Judged], heads: int) -> Network:
+def fit_judged(settings: DenseGateTraining, judged: Sequence[JudgedQuery], heads: int) -> Network:
     """A network that predicts for whole queries whether more passes help and whether anything answers."""
     torch.manual_seed(settings.seed)
     features = torch.from_numpy(np.stack([j.features for j in judged]))

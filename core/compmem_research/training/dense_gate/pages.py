@@ -14,7 +14,7 @@ import numpy as np
 
 from compmem.text.tokenize import STOPWORDS, words
 from compmem_research.tasks.multihop import read_lines
-from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+from compmem_research.training.dense_gate.collection import Collection, Query, passages, relevant_to
 from compmem_research.training.dense_gate.styles import keywords
 
 _TOPICS = (
@@ -65,7 +65,7 @@ def sections(file: Path, start: int, count: int, most: int, *, titled: bool) -> 
         query = _query_from(sentence, rng)
         if query:
             query = query.lower() if rng.random() < 0.3 else query
-            queries.append(Query(text=query, relevant=among({number})))
+            queries.append(Query(text=query, relevant=relevant_to({number})))
     yield Collection(documents=passages(texts), queries=queries)
 
 
@@ -110,7 +110,7 @@ def topics(file: Path, start: int, count: int, most: int) -> Iterator[Collection
         if relevant:
             joint = rng.choice((" ", " ", " ", " and ", " of ", " in "))
             request = rng.choice(_REQUESTS).format(" ".join(picked[:2]) + joint + " ".join(picked[2:]))
-            queries.append(Query(text=request, relevant=among(relevant)))
+            queries.append(Query(text=request, relevant=relevant_to(relevant)))
     rng.shuffle(queries)
     yield Collection(documents=passages(texts), queries=queries[:most])
 
@@ -134,13 +134,13 @@ def bodies(file: Path, start: int, count: int, most: int, *, titled: bool) -> It
         texts += [(heading if titled else "", p) for heading, p in held]
         summary = _described(paragraphs[0], rng)
         if summary:
-            queries.append(Query(text=summary, relevant=among(range(first, len(texts)))))
+            queries.append(Query(text=summary, relevant=relevant_to(range(first, len(texts)))))
         headings = sorted({h for h, _ in held if h and h.lower() not in _PLAIN_HEADINGS})
         if headings:
             chosen = rng.choice(headings)
             request = rng.choice(_HEADED).format(heading=chosen, title=re.sub(r" \(.*\)", "", title))
             under = {first + n for n, (heading, _) in enumerate(held) if heading == chosen}
-            queries.append(Query(text=_loose(request, rng), relevant=among(under), part=f"{part}_headed"))
+            queries.append(Query(text=_loose(request, rng), relevant=relevant_to(under), part=f"{part}_headed"))
     rng.shuffle(queries)
     yield Collection(documents=passages(texts), queries=queries[:most], restyled=0.2)
 
@@ -198,7 +198,7 @@ def docstrings(most: int) -> Iterator[Collection]:
             telling = [w for w in re.findall(r"[a-z_]{3,}", summary.lower()) if w not in STOPWORDS]
             query = " ".join(rng.sample(telling, min(len(telling), rng.randint(2, 4)))) if len(telling) > 2 else ""
         if query:
-            queries.append(Query(text=query, relevant=among({len(texts)})))
+            queries.append(Query(text=query, relevant=relevant_to({len(texts)})))
         texts.append((name if titled else "", ("" if titled else f"{short}\n") + docstring[:_DOCSTRING]))
     rng.shuffle(queries)
     yield Collection(documents=passages(texts), queries=queries[:most], restyled=0.2)

@@ -38,7 +38,7 @@ def train(settings: DenseGateTraining, *, encoder: Encoder | None = None) -> dic
     chosen = choose(head, held, settings.refused)
     logger.info("trained on %d queries in %.0f s", len(asked), time.monotonic() - made)
     report = {
-        "settings": {name: _plain(value) for name, value in asdict(settings).items()},
+        "settings": {name: _to_json_value(value) for name, value in asdict(settings).items()},
         "queries": counts(asked),
         "threshold": head.threshold,
         "more_threshold": head.more_threshold,
@@ -78,8 +78,8 @@ def _write(out: Path, report: dict[str, Any]) -> None:
     (out / "dense_gate.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     """A setting as a JSON value; a path is reduced to the file name, since folders differ between machines."""
     if isinstance(value, Path):
         return value.name
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+    return [_to_json_value(v) for v in value] if isinstance(value, tuple) else value

@@ -13,19 +13,19 @@ import numpy as np
 from compmem.backbone import window_sizes
 from compmem_research.tasks.multihop import Passage, Question, corpus_of, leads, read_corpus, read_lines
 from compmem_research.tasks.singlehop import read_singlehop
-from compmem_research.training.dense_gate.collection import Collection, Query, among, passages
+from compmem_research.training.dense_gate.collection import Collection, Query, passages, relevant_to
 
-SMALL = (1, 5, 25)
+SMALL_INDEX_QUESTIONS = (1, 5, 25)
 """Numbers of questions whose own paragraphs make a small index, used in turn."""
 PER_SMALL = 12
 """Most questions to one small index."""
-LONG = (4_000, 8_000, 16_000)
+LONG_PASSAGE_CHARS = (4_000, 8_000, 16_000)
 """Characters of a long passage; the questions are split among these sizes."""
 _LONG_INDEX = 1_600_000
 """Characters of an index of long passages."""
 _TINY, _TINY_UNANSWERED = 4, 0.25
 """Most other texts in a tiny index; share of its single questions whose text is not there."""
-_AN_ABSTRACT_SAYS = (40, 400)
+_CONCLUSION_CHARS = (40, 400)
 """Characters of a first sentence of conclusions that may describe its abstract."""
 
 _PART = 4
@@ -54,16 +54,16 @@ def single(file: Path, dataset: str, contexts: int, most: int, *, per_node: int 
     rng.shuffle(queries)
     where = {n: {n} for n in range(len(chosen))}
     if per_node:
-        nodes, where = joined(len(chosen), per_node, rng)
+        nodes, where = join_texts(len(chosen), per_node, rng)
         chosen = ["\n\n".join(chosen[n] for n in node) for node in nodes]
     yield Collection(
         documents=passages([("", text) for text in chosen]),
-        queries=[Query(text=text, relevant=among(where[number])) for text, number in queries[:most]],
+        queries=[Query(text=text, relevant=relevant_to(where[number])) for text, number in queries[:most]],
         restyled=0.3 if per_node else 0.6,
     )
 
 
-def joined(count: int, size: int, rng: Random) -> tuple[list[list[int]], dict[int, set[int]]]:
+def join_texts(count: int, size: int, rng: Random) -> tuple[list[list[int]], dict[int, set[int]]]:
     """Nodes of this many texts each, as from a splitter with overlap, and the nodes of each text."""
     order = rng.sample(range(count), count)
     nodes = [order[at : at + size] for at in range(0, max(count - 1, 1), size - 1)]
@@ -78,12 +78,12 @@ def abstracts(file: Path, most: int) -> Iterator[Collection]:
     """Questions with the abstract that answers each; some queries are conclusions of abstracts instead."""
     corpus = read_corpus(file)
     questions = Random(1).sample(corpus.questions, len(corpus.questions))
-    queries = [Query(text=q.question, relevant=among(q.gold)) for q in questions[:most]]
+    queries = [Query(text=q.question, relevant=relevant_to(q.gold)) for q in questions[:most]]
     described = []
     for question in questions[most : most + most // 3]:
         said = question.answers[0].split(". ")[0]
         if _describes(said):
-            described.append(Query(text=said, relevant=among(question.gold), part="pubmedqa_described"))
+            described.append(Query(text=said, relevant=relevant_to(question.gold), part="pubmedqa_described"))
     yield Collection(documents=corpus.documents(), queries=[*queries, *described], restyled=0.6)
 
 
@@ -99,7 +99,7 @@ def abstracts_in_parts(file: Path, most: int) -> Iterator[Collection]:
         texts += [("", " ".join(sentences[at : at + _PART])) for at in range(0, len(sentences), _PART)]
         said = line["answer"].split(". ")[0]
         asked = said if _describes(said) and rng.random() < 0.5 else line["question"]
-        queries.append(Query(text=asked, relevant=among(range(first, len(texts)))))
+        queries.append(Query(text=asked, relevant=relevant_to(range(first, len(texts)))))
     yield Collection(documents=passages(texts), queries=queries, restyled=0.4)
 
 
@@ -111,21 +111,21 @@ def abstracts_titled(file: Path, most: int) -> Iterator[Collection]:
     said = [(line["answer"].split(". ")[0], number) for number, line in enumerate(lines)]
     described = [(text, number) for text, number in said if _describes(text)]
     queries = [
-        Query(text=text.lower() if rng.random() < 0.5 else text, relevant=among({number}))
+        Query(text=text.lower() if rng.random() < 0.5 else text, relevant=relevant_to({number}))
         for text, number in rng.sample(described, min(len(described), most))
     ]
     yield Collection(documents=passages(texts), queries=queries, restyled=0.6)
 
 
 def _describes(said: str) -> bool:
-    least, longest = _AN_ABSTRACT_SAYS
+    least, longest = _CONCLUSION_CHARS
     return least < len(said) < longest
 
 
 def paired(file: Path, most: int) -> Iterator[Collection]:
     """Questions with one paragraph each; nothing is relevant if it does not support an answer."""
     corpus = read_corpus(file)
-    queries = [Query(text=q.question, relevant=among(q.gold)) for q in corpus.questions]
+    queries = [Query(text=q.question, relevant=relevant_to(q.gold)) for q in corpus.questions]
     yield Collection(documents=corpus.documents(), queries=Random(2).sample(queries, len(queries))[:most], restyled=0.4)
 
 
@@ -164,11 +164,13 @@ def _of_reports(
     if not whole:
         documents = passages([(p.title, p.text) for p in texts])
         return Collection(
-            documents=documents, queries=[Query(text=q.question, relevant=among(q.gold)) for q in asked], restyled=0.25
+            documents=documents,
+            queries=[Query(text=q.question, relevant=relevant_to(q.gold)) for q in asked],
+            restyled=0.25,
         )
     numbers = {own: n for n, own in enumerate(dict.fromkeys(q.own for q in every))}
     documents = passages([("", "\n\n".join(texts[n].text for n in sorted(own))) for own in numbers])
-    queries = [Query(text=q.question, relevant=among({numbers[q.own]})) for q in asked]
+    queries = [Query(text=q.question, relevant=relevant_to({numbers[q.own]})) for q in asked]
     return Collection(documents=documents, queries=queries, restyled=0.25)
 
 
@@ -188,7 +190,7 @@ def small_indexes(file: Path, most: int) -> Iterator[Collection]:
     left = iter(Random(3).sample(corpus.questions, len(corpus.questions)))
     documents = corpus.documents()
     made = 0
-    for size in itertools.cycle(SMALL):
+    for size in itertools.cycle(SMALL_INDEX_QUESTIONS):
         group = list(itertools.islice(left, size))
         asked = group[: min(PER_SMALL, most - made)]
         if not asked:
@@ -207,8 +209,8 @@ def long_passages(file: Path, distractors: Path | None, most: int) -> Iterator[C
     corpus, rng = read_corpus(file, extra=leads(distractors) if distractors else ()), Random(5)
     questions = rng.sample(corpus.questions, min(most, len(corpus.questions)))
     texts = [f"{p.title}\n{p.text}" if p.title else p.text for p in corpus.passages]
-    for at, size in enumerate(LONG):
-        asked = questions[at :: len(LONG)]
+    for at, size in enumerate(LONG_PASSAGE_CHARS):
+        asked = questions[at :: len(LONG_PASSAGE_CHARS)]
         if not asked:
             return
         relevant = frozenset[int]().union(*(q.gold for q in asked))
@@ -226,7 +228,7 @@ def _of_long(texts: Sequence[str], held: Sequence[int], asked: Sequence[Question
         own = list(itertools.islice(rest, count))
         where.update(dict.fromkeys(own, len(made)))
         made.append(("", "\n\n".join(texts[n] for n in own)))
-    queries = [replace(_chained(q, part="long"), relevant=among({where[n] for n in q.gold})) for q in asked]
+    queries = [replace(_chained(q, part="long"), relevant=relevant_to({where[n] for n in q.gold})) for q in asked]
     return Collection(documents=passages(made), queries=queries)
 
 
@@ -242,7 +244,7 @@ def tiny_indexes(file: Path, most: int) -> Iterator[Collection]:
         titled = rng.random() < 0.5
         places = {n: place for place, n in enumerate(sorted(held))}
         query = _chained(question, part="tiny")
-        query = replace(query, relevant=among({places[n] for n in question.gold}))
+        query = replace(query, relevant=relevant_to({places[n] for n in question.gold}))
         yield Collection(documents=passages([(p.title if titled else "", p.text) for p in documents]), queries=[query])
 
 
@@ -254,7 +256,7 @@ def tiny_single(file: Path, dataset: str, most: int) -> Iterator[Collection]:
         others = [q.context for q in rng.sample(asked, rng.randint(1, _TINY)) if q.context != question.context]
         texts = others if others and rng.random() < _TINY_UNANSWERED else [*others, question.context]
         rng.shuffle(texts)
-        relevant = among({n for n, text in enumerate(texts) if text == question.context})
+        relevant = relevant_to({n for n, text in enumerate(texts) if text == question.context})
         yield Collection(
             documents=passages([("", text) for text in texts]),
             queries=[Query(text=question.question, relevant=relevant, part="tiny_single")],
@@ -263,5 +265,8 @@ def tiny_single(file: Path, dataset: str, most: int) -> Iterator[Collection]:
 
 def _chained(question: Question, part: str = "") -> Query:
     return Query(
-        text=question.question, relevant=among(question.gold), part=part or question.dataset or "multihop", chained=True
+        text=question.question,
+        relevant=relevant_to(question.gold),
+        part=part or question.dataset or "multihop",
+        chained=True,
     )

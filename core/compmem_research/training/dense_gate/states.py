@@ -35,13 +35,13 @@ SYSTEMS = ("dense", "bm25", "fused")
 ORIGINAL = "asked"
 """The style of a query that is not restyled."""
 
-KEPT = 10
+STORED_BLOCKS = 10
 """Best blocks of each of these rankings that are stored."""
 
 _RANKED = 100
-_RIGHT = 0.4
+_CORRECT_SHARE = 0.4
 """How often the rollout with mistakes reads a relevant block if there is one."""
-_TAKEN_FOR = 12
+_MISTAKE_POOL = 12
 """Top blocks of the fused ranking from which mistakes are sampled."""
 
 
@@ -88,7 +88,7 @@ class QueryStates:
     """Numbers of the relevant blocks of the whole index."""
     ranked: Mapping[str, tuple[int, ...]]
     """The best blocks by each of `SYSTEMS`."""
-    look: State
+    first_pass: State
     later: tuple[State, ...]
 
     @property
@@ -98,7 +98,7 @@ class QueryStates:
         return zlib.crc32(f"{self.source.group}/{same}".encode()) % 2
 
 
-def recall_loop(source: Source, encoder: Encoder | None, steps: int) -> Iterator[QueryStates]:
+def collect_states(source: Source, encoder: Encoder | None, steps: int) -> Iterator[QueryStates]:
     """All states of every query of a source.
 
     Args:
@@ -152,16 +152,16 @@ def _ask(
     """The passes for one query; None if nothing is proposed for it."""
     id, style, text = named
     with index.question_context(text) as context:
-        look = _look(context, "", set(), relevant)
-        if look is None:
+        first_pass = _look(context, "", set(), relevant)
+        if first_pass is None:
             return None
         bm25 = [n for n, _ in context.required_generator.bm25(_RANKED)]
         near = context.required_generator.nearest(_RANKED)
         fused = list(reciprocal_rank_fusion([near, bm25]))
         most = steps if len(relevant) > 1 else max(steps // 2, 1)
         later = [
-            *_rollout(context, text, look, relevant, rng, min(len(relevant), steps), []),
-            *_rollout(context, text, look, relevant, rng, most, fused),
+            *_rollout(context, text, first_pass, relevant, rng, min(len(relevant), steps), []),
+            *_rollout(context, text, first_pass, relevant, rng, most, fused),
         ]
         return QueryStates(
             id=id,
@@ -171,8 +171,8 @@ def _ask(
             style=style,
             chained=query.chained,
             relevant=relevant,
-            ranked={name: tuple(r[:KEPT]) for name, r in zip(SYSTEMS, (near, bm25, fused), strict=True)},
-            look=look,
+            ranked={name: tuple(r[:STORED_BLOCKS]) for name, r in zip(SYSTEMS, (near, bm25, fused), strict=True)},
+            first_pass=first_pass,
             later=tuple(later),
         )
 
@@ -190,7 +190,7 @@ def _look(context: QuestionContext, memory: str, read: set[int], relevant: froze
 def _rollout(
     context: QuestionContext,
     query: str,
-    look: State,
+    first_pass: State,
     relevant: frozenset[int],
     rng: Random,
     steps: int,
@@ -201,14 +201,14 @@ def _rollout(
     Args:
         context: The index for the query.
         query: Its text.
-        look: The first pass.
+        first_pass: The first pass.
         relevant: Numbers of relevant blocks.
         rng: Chooses the blocks to read.
         steps: Most reads.
         mistakes: The ranking whose top blocks are mistakes; empty: only relevant blocks are read.
     """
     reader, memory, read = ExtractiveReader(context.analyzer), WorkingMemory(), set[int]()
-    state: State | None = look
+    state: State | None = first_pass
     for _ in range(steps):
         if state is None:
             return
@@ -226,8 +226,8 @@ def _rollout(
 def _chosen(blocks: Sequence[int], relevant: frozenset[int], rng: Random, mistakes: Sequence[int]) -> int | None:
     """The block that is read next; None if the rollout ends."""
     right = [n for n in blocks if n in relevant]
-    if right and (not mistakes or rng.random() < _RIGHT):
+    if right and (not mistakes or rng.random() < _CORRECT_SHARE):
         return rng.choice(right)
     proposed = set(blocks) - relevant if mistakes else set()
-    wrong = [n for n in mistakes[:_TAKEN_FOR] if n in proposed] or [n for n in blocks if n in proposed]
+    wrong = [n for n in mistakes[:_MISTAKE_POOL] if n in proposed] or [n for n in blocks if n in proposed]
     return wrong[min(int(rng.expovariate(0.7)), len(wrong) - 1)] if wrong else None

@@ -13,7 +13,7 @@ from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.singlehop import read_singlehop
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
-from compmem_research.training.dense_gate.collection import Collection, Query, among
+from compmem_research.training.dense_gate.collection import Collection, Query, relevant_to
 
 COMPOSED_OF = ("nq_qed", "squadshifts_new_wiki")
 """Sets of single questions about facts of named entities."""
@@ -39,7 +39,7 @@ def composed(file: Path, pages: Path, most: int) -> Iterator[Collection]:
     records = compose(list(leads(pages)), about, rng, most=most)
     apart = [passage_of(about[i]) for i in rng.permutation(len(about))[: 2 * most]]
     corpus = corpus_of(((r["id"], r) for r in records), extra=apart)
-    queries = [Query(text=q.question, relevant=among(q.gold), chained=True) for q in corpus.questions]
+    queries = [Query(text=q.question, relevant=relevant_to(q.gold), chained=True) for q in corpus.questions]
     if queries:
         yield Collection(documents=corpus.documents(), queries=queries)
 

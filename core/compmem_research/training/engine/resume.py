@@ -58,7 +58,7 @@ class Rows:
         self.by_key[tuple(str(row[name]) for name in self.names)] = row
 
 
-def resumed(
+def read_progress(
     file: Path, settings: Mapping[str, Any], read: Callable[[Any], tuple[Mapping[str, Any], Kept]]
 ) -> Kept | None:
     """What a JSON file of results has so far; None if there is no file.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
 
-HOW = frozenset({"run", "start", "held", "at_once", "piece_tokens"})
+NOT_DECISIVE = frozenset({"run", "start", "held", "at_once", "piece_tokens"})
 """Settings of a stage that decide on no weight, or that the trainer or the weights of the start stand for."""
 
 
@@ -29,14 +29,14 @@ def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None)
     return _from_table(values, kind, path, path.parent if base is None else base)
 
 
-def decisive(settings: Any, start: str | None = None) -> dict[str, Any]:
+def decisive_settings(settings: Any, start: str | None = None) -> dict[str, Any]:
     """The settings of a stage that decide on its weights, as JSON values; files and folders by their names.
 
     Args:
         settings: A stage's settings.
         start: The digest of the weights that it starts from. None: it starts from random ones.
     """
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in HOW}
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in NOT_DECISIVE}
     values: dict[str, Any] = json.loads(json.dumps({**kept, "start": start}, default=lambda path: Path(path).name))
     return values
 

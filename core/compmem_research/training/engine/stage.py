@@ -9,7 +9,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone
 
-HELD = 1 << 40
+HELD_OUT_START = 1 << 40
 """Examples with numbers from here on are only used for measuring."""
 
 

@@ -127,22 +127,22 @@ class Trainer:
         self.settings = settings if settings.workers is not None else replace(settings, workers=spare)
         self.main: bool = self._accelerator.is_main_process
 
-    def run(self, stage: Stage[B], made_of: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def run(self, stage: Stage[B], provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Train from the last checkpoint, or from the start; returns the last metrics.
 
         Args:
             stage: The stage.
-            made_of: What decides on its weights, besides the settings of the run; see `settings.decisive`.
+            provenance: What decides on its weights, besides the settings of the run; see `settings.decisive_settings`.
 
         Raises:
             CheckpointError: The checkpoint has another stage or shape, was trained with other settings or cannot be
                 continued, or none can be written.
             FloatingPointError: The gradient is no longer finite.
         """
-        return _Run(stage, self.settings, self._accelerator, made_of or {}).run()
+        return _Run(stage, self.settings, self._accelerator, provenance or {}).run()
 
 
-class _Inside(nn.Module):
+class _CallInForward(nn.Module):
     """Runs a call inside the wrapped module's forward pass, where shards are gathered and gradients are exchanged."""
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -154,9 +154,9 @@ class _Inside(nn.Module):
 
 
 class _Run(Generic[B]):
-    def __init__(self, stage: Stage[B], settings: RunSettings, accelerator: Any, made_of: Mapping[str, Any]) -> None:
+    def __init__(self, stage: Stage[B], settings: RunSettings, accelerator: Any, provenance: Mapping[str, Any]) -> None:
         self._stage = stage
-        self._made_of = made_of
+        self._provenance = provenance
         self._settings = settings
         self._accelerator = accelerator
         self._file = settings.out / CHECKPOINT
@@ -172,7 +172,7 @@ class _Run(Generic[B]):
             settings.learning_rate,
             betas=(settings.betas[0], settings.betas[1]),
         )
-        self._module, self._optimizer = accelerator.prepare(_Inside(decoder), optimizer)
+        self._module, self._optimizer = accelerator.prepare(_CallInForward(decoder), optimizer)
         self._step, self._spent, self._broken, self._stale = 0, 0.0, 0, False
 
     def run(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class _Run(Generic[B]):
         told, tokens = self._spent, 0
         began = time.monotonic()
         for micro in self._batches():
-            if self._over():
+            if self._time_is_up():
                 break
             line, used = self._make_step(micro)
             self._spent += time.monotonic() - began
@@ -194,7 +194,7 @@ class _Run(Generic[B]):
                 self._log.write({**line, **self._throughput(tokens, self._spent - told)})
                 told, tokens = self._spent, 0
             if self._step < settings.steps:
-                self._now_and_then()
+                self._measure_and_save()
             # Measuring and saving do not count as training time.
             began = time.monotonic()
         return self._end()
@@ -216,7 +216,7 @@ class _Run(Generic[B]):
         share = self._operations * speed / (self._ceiling * self._processes)
         return {"seconds": round(self._spent, 2), "tokens_per_second": round(speed), "ceiling_share": round(share, 4)}
 
-    def _now_and_then(self) -> None:
+    def _measure_and_save(self) -> None:
         settings = self._settings
         if settings.measure_every and self._step % settings.measure_every == 0:
             self._log.write({"step": self._step, **self._measure()})
@@ -241,9 +241,9 @@ class _Run(Generic[B]):
         settings = self._settings
         own = {name: getattr(settings, name) for name in DECISIVE}
         own |= {"betas": list(settings.betas), "examples": settings.batch * settings.accumulate * self._processes}
-        return {**own, **self._made_of}
+        return {**own, **self._provenance}
 
-    def _over(self) -> bool:
+    def _time_is_up(self) -> bool:
         limit = self._settings.minutes
         over = torch.tensor(float(limit is not None and self._spent >= 60 * limit), device=self._accelerator.device)
         return bool(self._accelerator.reduce(over, "sum").item())
@@ -251,14 +251,14 @@ class _Run(Generic[B]):
     def _batches(self) -> Iterator[Sequence[B]]:
         """The micro-batches of each step from now on, for this process."""
         settings, each = self._settings, self._settings.accumulate
-        view = _Numbered(self._stage, settings, self._accelerator.process_index, self._processes)
+        view = _MicroBatches(self._stage, settings, self._accelerator.process_index, self._processes)
         while self._step < settings.steps:
             self._stale = False
-            made = self._ahead(view, range(self._step * each, settings.steps * each))
+            made = self._prefetch(view, range(self._step * each, settings.steps * each))
             while self._step < settings.steps and not self._stale:
                 yield [next(made) for _ in range(each)]
 
-    def _ahead(self, view: "_Numbered[B]", numbers: range) -> Iterator[B]:
+    def _prefetch(self, view: "_MicroBatches[B]", numbers: range) -> Iterator[B]:
         if not self._settings.workers:
             return (view[number] for number in numbers)
         loader: Any = torch.utils.data.DataLoader
@@ -380,7 +380,7 @@ class _Run(Generic[B]):
         shapes = {name: tuple(p.shape) for name, p in self._trained.items()}
         found = checkpoints.read(self._file, self._stage.name, self._decisive(), shapes)
         self._step, self._spent = found.step, found.seconds
-        if not found.optimizer and self._step < self._settings.steps and not self._over():
+        if not found.optimizer and self._step < self._settings.steps and not self._time_is_up():
             raise CheckpointError(
                 f"{str(self._file)!r} has weights alone (keep_optimizer=false), so its run cannot be continued"
             )
@@ -394,7 +394,7 @@ class _Run(Generic[B]):
         logger.info("going on from step %d of %s", self._step, self._file)
 
 
-class _Numbered(Generic[B]):
+class _MicroBatches(Generic[B]):
     """The micro-batches of one process by number: steps times accumulation."""
 
     def __init__(self, stage: Stage[B], settings: RunSettings, process: int, processes: int) -> None:

@@ -41,7 +41,7 @@ RATIO: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class DeviceLoad:
     """What a stage stores on the device."""
 
     added: int
@@ -100,7 +100,7 @@ def activation_bytes(shape: Shape, tokens: int, each: int, run: RunSettings) -> 
     return tokens * each * (shape.layers * (shape.hidden + layer) + layer)
 
 
-def _load(settings: Settings, shape: Shape) -> Load:
+def _load(settings: Settings, shape: Shape) -> DeviceLoad:
     match settings:
         case RLTraining():
             return _rl(settings, shape)
@@ -110,12 +110,12 @@ def _load(settings: Settings, shape: Shape) -> Load:
             tokens = settings.run.batch * (asked + settings.blocks * PROBE)
             chunks, ratio = settings.questions.chunks * settings.at_once, settings.ratio or RATIO
             kept = _rolled(settings.rollouts, settings.questions.chunk_tokens, chunks, settings.at_once, ratio)
-            return Load(added=trained, trained=trained, tokens=tokens, learned=0, kept=kept)
+            return DeviceLoad(added=trained, trained=trained, tokens=tokens, learned=0, kept=kept)
         case _:
             return _supervised(settings, shape)
 
 
-def _rl(settings: RLTraining, shape: Shape) -> Load:
+def _rl(settings: RLTraining, shape: Shape) -> DeviceLoad:
     reading = shape.adapter(settings.adapter)
     memory = shape.hidden + shape.adapter(settings.memory_adapter)
     trained = 0 if settings.freeze_compressor else memory
@@ -132,10 +132,10 @@ def _rl(settings: RLTraining, shape: Shape) -> Load:
     copied = trained if settings.beta and settings.reference == "start" else 0
     tokens = max(settings.piece_tokens, turn)
     learned = tokens * _reply(settings.rollouts) // turn
-    return Load(added=reading + memory, trained=trained, tokens=tokens, learned=learned, kept=kept, copied=copied)
+    return DeviceLoad(added=reading + memory, trained=trained, tokens=tokens, learned=learned, kept=kept, copied=copied)
 
 
-def _supervised(settings: CompressorTraining | WarmupTraining, shape: Shape) -> Load:
+def _supervised(settings: CompressorTraining | WarmupTraining, shape: Shape) -> DeviceLoad:
     adapter = shape.adapter(settings.adapter)
     if isinstance(settings, CompressorTraining):
         sizes = {"memory": shape.memory(settings.memory.own) + adapter, "reasoner": 0}
@@ -145,7 +145,7 @@ def _supervised(settings: CompressorTraining | WarmupTraining, shape: Shape) -> 
     # A chunk is compressed, and at most read again as a whole.
     drawn = settings.run.batch * max(component.tokens for component in settings.mixture.components)
     tokens = 2 * drawn + drawn // min(settings.mixture.ratios)
-    return Load(added=sum(sizes.values()), trained=trained, tokens=tokens, learned=drawn)
+    return DeviceLoad(added=sum(sizes.values()), trained=trained, tokens=tokens, learned=drawn)
 
 
 def _reply(rollouts: RolloutSettings) -> int:

@@ -21,7 +21,7 @@ from compmem_research.training.engine.device import precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
+class SampledReply:
     """The reply to one prompt."""
 
     memory: WorkingMemory = field(default_factory=WorkingMemory)
@@ -49,7 +49,7 @@ class Loop:
         seed: Seed for sampling.
 
     Attributes:
-        asked: The request that it waits for.
+        request: The request that it waits for.
         steps: Its steps so far.
         memory: The working memory at the end.
         answer: The answer; None if there was nothing to answer from.
@@ -60,18 +60,18 @@ class Loop:
         config: LoopConfig, *, threshold: float | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.question = question
-        self.asked: ReadRequest | ScoreRequest | None = None
-        self.steps: list[Written] = []
+        self.request: ReadRequest | ScoreRequest | None = None
+        self.steps: list[SampledReply] = []
         self.memory = WorkingMemory()
-        self.answer: Written | None = None
+        self.answer: SampledReply | None = None
         self.rng = np.random.default_rng(seed)
         gate = (
             BackboneGate(backbone, question) if backbone.has_gate and config.gate in ("learned", "question") else None
         )
         limit = threshold if threshold is not None else gate.threshold if gate else 0.0
         self._loop = recall_loop(
-            _Bench(backbone, gate, chunks, states, blind=config.gate == "question"), config, limit if gate else 0.0,
-            can_score=True,
+            _BlockContext(backbone, gate, chunks, states, blind=config.gate == "question"),
+            config, limit if gate else 0.0, can_score=True,
         )  # fmt: skip
 
     @property
@@ -79,7 +79,7 @@ class Loop:
         """The answer's text; empty if there is none."""
         return without_thinking(self.answer.text).strip() if self.answer else ""
 
-    def take(self, written: Written) -> None:
+    def record(self, written: SampledReply) -> None:
         """Record a step and continue with its parsed reply; if invalid, with the same memory and closed gates."""
         self.steps.append(written)
         before, reply = written.memory, written.reply
@@ -96,14 +96,14 @@ class Loop:
             while isinstance(asked, Step):
                 asked = self._loop.send(None)
         except StopIteration as end:
-            run_loop: LoopResult = end.value
-            self.asked, self.memory = None, run_loop.memory
+            result: LoopResult = end.value
+            self.request, self.memory = None, result.memory
             return
-        self.asked = asked
+        self.request = asked
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
+class _BlockContext:
     """Blocks in memory, as the loop sees them; without a gate every block is accepted."""
 
     backbone: Backbone
@@ -160,21 +160,21 @@ class Loops:
         with torch.no_grad(), precision(self.prompts.backbone):
             for loop in loops:
                 loop.advance()
-            while any(loop.asked is not None for loop in loops):
+            while any(loop.request is not None for loop in loops):
                 for loop in loops:
-                    if isinstance(loop.asked, ScoreRequest):
-                        memory, blocks = loop.asked.memory.text, _states(loop.asked.blocks)
+                    if isinstance(loop.request, ScoreRequest):
+                        memory, blocks = loop.request.memory.text, _states(loop.request.blocks)
                         loop.advance(self.prompts.score_blocks(loop.question, memory, blocks))
-                waiting = [(loop, loop.asked) for loop in loops if isinstance(loop.asked, ReadRequest)]
+                waiting = [(loop, loop.request) for loop in loops if isinstance(loop.request, ReadRequest)]
                 for loop, written in self._written(waiting):
-                    loop.take(written)
+                    loop.record(written)
             ends = [(loop, ReadRequest(loop.memory, ())) for loop in loops if loop.memory.text.strip()]
             for loop, written in self._written(ends):
                 loop.answer = written
 
     def answers(
         self, questions: Sequence[str], blocks: Sequence[Sequence[KVStates]], seeds: Sequence[int]
-    ) -> list[Written]:
+    ) -> list[SampledReply]:
         """The answer to each question from all of its blocks, read at once without a loop.
 
         Raises:
@@ -185,7 +185,7 @@ class Loops:
         with torch.no_grad(), precision(self.prompts.backbone):
             return list(self._replies(prompts, blocks, self.answer_tokens, seeds, begun=[()] * len(prompts)))
 
-    def _written(self, asked: Sequence[tuple[Loop, ReadRequest]]) -> Iterator[tuple[Loop, Written]]:
+    def _written(self, asked: Sequence[tuple[Loop, ReadRequest]]) -> Iterator[tuple[Loop, SampledReply]]:
         """A step of each loop after its blocks, or the answer if there are none."""
         if not asked:
             return
@@ -207,7 +207,7 @@ class Loops:
     def _replies(
         self, prompts: Sequence[Sequence[int]], blocks: Sequence[Sequence[KVStates]] | None, most: int,
         seeds: Sequence[int], *, begun: Sequence[Sequence[int]], stop: Sequence[str] = (),
-    ) -> Iterator[Written]:  # fmt: skip
+    ) -> Iterator[SampledReply]:  # fmt: skip
         """The replies of at most this many tokens behind the blocks of each prompt, whose last tokens begin them."""
         backbone = self.prompts.backbone
         behind = [sum(b.slots for b in row) for row in blocks or [()] * len(prompts)]
@@ -224,7 +224,7 @@ class Loops:
             ended = stopped or len(ids) < most
             # Ending is an action too: the policy should learn when to end.
             drawn = [*ids, self.ends[0]] if ended and not stopped else ids
-            yield Written(prompt=prompt, ids=drawn, text=text, ended=ended)
+            yield SampledReply(prompt=prompt, ids=drawn, text=text, ended=ended)
 
 
 def _states(blocks: Sequence[MemoryBlock]) -> list[KVStates]:

@@ -14,7 +14,7 @@ Algorithm = Literal["gspo", "dapo"]
 
 CLIPS: Final[Mapping[Algorithm, tuple[float, float]]] = {"gspo": (3e-4, 4e-4), "dapo": (0.2, 0.2)}
 """Published ranges: 2507.18071, section 5.1; MemAgent's configuration (2507.02259)."""
-FAR: Final = 20.0
+MAX_LOG_RATIO: Final = 20.0
 """Log ratios are clipped to this value, since their exponential would overflow."""
 
 
@@ -75,7 +75,7 @@ def policy_loss(replies: Replies, objective: Objective) -> tuple[Tensor, Tensor]
         weights = replies.shares
     else:
         advantages = advantages[:, None]
-    ratio = apart.clamp(-FAR, FAR).exp()
+    ratio = apart.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     low, high = objective.range
     free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
     gain = torch.minimum(free, held)
@@ -92,7 +92,7 @@ def divergence(replies: Replies, reference: Tensor, algorithm: Algorithm) -> Ten
         reference: Log-probabilities under the reference, `[turns, tokens]`.
         algorithm: The weights of turns and tokens.
     """
-    apart = torch.where(replies.mask, reference - replies.now, 0.0).clamp(-FAR, FAR)
+    apart = torch.where(replies.mask, reference - replies.now, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     each = apart.exp() - apart - 1
     if algorithm == "gspo":
         return (each.sum(1) / replies.mask.sum(1) * replies.shares).sum()

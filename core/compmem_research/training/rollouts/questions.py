@@ -10,7 +10,7 @@ from compmem.backbone import Backbone, chunk_ids
 from compmem.schema import Chunk
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig
-from compmem_research.training.data.packed import Text
+from compmem_research.training.data.packed import PackedText
 from compmem_research.training.data.sources import chunks_of, source_of
 
 
@@ -28,7 +28,7 @@ class Context:
         return cls(sample, chunks, [chunk_ids(backbone, chunk) for chunk in chunks])
 
 
-Draw = Callable[[int, bool], Context]
+ContextSource = Callable[[int, bool], Context]
 """Returns the context with a number, from the held-out questions or from the others."""
 
 
@@ -64,7 +64,7 @@ class QuestionSettings:
             raise ValueError("hops, chunk_tokens and chunks must be at least 1")
 
 
-def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
+def context_source(settings: QuestionSettings, backbone: Backbone, seed: int) -> ContextSource:
     """Contexts by number, tokenised for the backbone.
 
     Raises:
@@ -72,7 +72,7 @@ def drawing(settings: QuestionSettings, backbone: Backbone, seed: int) -> Draw:
     """
     config = WorldConfig(distractors=settings.distractors, wordings=settings.wordings, syllables=settings.syllables)
     data = settings.data if settings.file is None else None
-    text = Text(data, len(backbone.tokenizer)) if data else None
+    text = PackedText(data, len(backbone.tokenizer)) if data else None
     source = source_of(backbone, settings.file, config, settings.tasks, chunks=settings.chunks, text=text)
 
     def draw(number: int, held: bool) -> Context:

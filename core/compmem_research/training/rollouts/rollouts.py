@@ -18,7 +18,7 @@ from compmem.readers import OVERHEAD, LatentPrompts, StepPrompts, without_thinki
 from compmem.schema import KVStates
 from compmem_research.training.engine.device import precision
 from compmem_research.training.rollouts.evidence import Evidence, Labels
-from compmem_research.training.rollouts.loops import Loop, Loops, Written
+from compmem_research.training.rollouts.loops import Loop, Loops, SampledReply
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rewards import well_formed
 from compmem_research.training.rollouts.trajectory import Step, Trajectory, Turn
@@ -168,18 +168,18 @@ class Rollouts:
         )
 
 
-def _answer(written: Written, chunks: Sequence[Sequence[int]]) -> Trajectory:
+def _answer(written: SampledReply, chunks: Sequence[Sequence[int]]) -> Trajectory:
     """The result of an answer without steps: there is no right step to stop."""
     text = without_thinking(written.text).strip()
     formed = written.ended and bool(text)
     return Trajectory(steps=(), enough=-1, answer=text, formed=formed, turn=_turn(written, chunks))
 
 
-def _turn(written: Written, chunks: Sequence[Sequence[int]] = ()) -> Turn:
+def _turn(written: SampledReply, chunks: Sequence[Sequence[int]] = ()) -> Turn:
     return Turn(prompt=written.prompt, reply=written.ids, chunks=tuple(chunks))
 
 
-def check_whole() -> None:
+def check_not_sharded() -> None:
     """Refuse sharded weights: rollouts run between the steps, when a process has only its shard.
 
     Raises:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from compmem.backbone import Backbone
 from compmem.kv_cache import KVCache
 from compmem.schema import KVStates
-from compmem_research.bench.timing_config import Rules
+from compmem_research.bench.timing_config import SpeedSettings
 
 Cell = dict[str, Any]
 """One finished measurement: figures by name, or the reason of a failure."""
@@ -31,11 +31,11 @@ ROUNDS = 6
 
 
 @dataclass(slots=True)
-class Rig:
+class SpeedModels:
     """A backbone and the rules; the steps of all systems are made of the same parts."""
 
     backbone: Backbone
-    rules: Rules
+    rules: SpeedSettings
     random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def ids(self, count: int) -> list[int]:
@@ -79,7 +79,7 @@ class Rig:
 
 
 @dataclass(slots=True)
-class Folder:
+class BlockFolder:
     """A document's KV blocks in files of a folder, and the vectors of its chunks."""
 
     path: Path
@@ -108,51 +108,55 @@ class Folder:
         return found
 
 
-def compress(rig: Rig, length: int, folder: Folder) -> None:
+def compress(models: SpeedModels, length: int, folder: BlockFolder) -> None:
     """Compress a document of this many tokens and write its blocks."""
-    starts = range(0, length, rig.rules.chunk_tokens)
-    sizes = [min(rig.rules.chunk_tokens, length - start) for start in starts]
+    starts = range(0, length, models.rules.chunk_tokens)
+    sizes = [min(models.rules.chunk_tokens, length - start) for start in starts]
     for at in range(0, len(sizes), SEGMENT):
-        folder.put(rig.backbone.compress([rig.ids(size) for size in sizes[at : at + SEGMENT]], ratio=rig.rules.ratio))
+        folder.put(
+            models.backbone.compress([models.ids(size) for size in sizes[at : at + SEGMENT]], ratio=models.rules.ratio)
+        )
 
 
-def answer(rig: Rig, folder: Folder, resident: KVCache, *, per_step: int) -> None:
+def answer(models: SpeedModels, folder: BlockFolder, resident: KVCache, *, per_step: int) -> None:
     """CompMem's answer: every step runs first stage and gate and reads the best blocks; then the answer."""
     random = torch.Generator().manual_seed(1)
     read: list[int] = []
-    most = min(rig.rules.recalled, folder.blocks)
+    most = min(models.rules.recalled, folder.blocks)
     while len(read) < most:
         asked = torch.randn(DIM, generator=random).to(folder.vectors)
         nearest = torch.argsort(folder.vectors @ asked, descending=True).tolist()
-        proposed = [n for n in nearest if n not in read][: rig.rules.candidates]
-        turn = rig.turn()
+        proposed = [n for n in nearest if n not in read][: models.rules.candidates]
+        turn = models.turn()
         states = resident.take(proposed, folder.load)
-        scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states], rig.ids(rig.rules.probe_tokens))
+        scores = models.backbone.score(
+            [turn] * len(proposed), [[s] for s in states], models.ids(models.rules.probe_tokens)
+        )
         best = torch.argsort(scores, descending=True, stable=True)[: min(per_step, most - len(read))].tolist()
-        rig.read([states[i] for i in best])
+        models.read([states[i] for i in best])
         read += [proposed[i] for i in best]
-    rig.conclude()
+    models.conclude()
 
 
-def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
+def measure_length(models: SpeedModels, length: int, clock: "Clock") -> Cell:
     """CompMem on one document: compressing, the first answer, and answers with cached blocks.
 
     Warm answers alternate with steps of MemAgent's loop, so both are measured under the same load of the machine.
     """
-    count = -(-length // rig.rules.chunk_tokens)
+    count = -(-length // models.rules.chunk_tokens)
     with tempfile.TemporaryDirectory(prefix="compmem-speed-") as name:
-        folder = Folder(Path(name), torch.randn(count, DIM, generator=rig.random).to(rig.backbone.device))
-        out: Cell = {"index": clock.time(lambda: compress(rig, length, folder))}
-        weight = rig.backbone.decoder.embed_tokens.weight
-        ways = {"several": rig.rules.recalled, "one": 1}
+        folder = BlockFolder(Path(name), torch.randn(count, DIM, generator=models.random).to(models.backbone.device))
+        out: Cell = {"index": clock.time(lambda: compress(models, length, folder))}
+        weight = models.backbone.decoder.embed_tokens.weight
+        ways = {"several": models.rules.recalled, "one": 1}
         # One block per step comes last: the blocks of its first step are already on the device.
         for label, per_step in ways.items():
             resident = KVCache(weight.device, weight.dtype, budget=64 << 30)
-            out[f"cold {label}"] = clock.time(partial(answer, rig, folder, resident, per_step=per_step))
-        asks = {f"warm {label}": partial(answer, rig, folder, resident, per_step=n) for label, n in ways.items()}
-        each = -(-rig.rules.timed_steps // ROUNDS)
-        steps = partial(rig.overwrite, times=each)
-        timed = clock.in_turns({**asks, "steps": steps, "answer": rig.conclude}, rounds=ROUNDS)
+            out[f"cold {label}"] = clock.time(partial(answer, models, folder, resident, per_step=per_step))
+        asks = {f"warm {label}": partial(answer, models, folder, resident, per_step=n) for label, n in ways.items()}
+        each = -(-models.rules.timed_steps // ROUNDS)
+        steps = partial(models.overwrite, times=each)
+        timed = clock.in_turns({**asks, "steps": steps, "answer": models.conclude}, rounds=ROUNDS)
         # Only seconds of MemAgent: its memory is measured when no block is on the device.
         seconds = {"step": timed["steps"]["seconds"] / each, "answer": timed["answer"]["seconds"]}
         return {
@@ -161,39 +165,39 @@ def measure_length(rig: Rig, length: int, clock: "Clock") -> Cell:
         }  # fmt: skip
 
 
-def measure_loop(rig: Rig, system: str, clock: "Clock") -> Cell:
+def measure_loop(models: SpeedModels, system: str, clock: "Clock") -> Cell:
     """Seconds of one step of a loop with equal steps, and of its answer."""
-    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    [block] = models.backbone.compress([models.ids(models.rules.chunk_tokens)], ratio=models.rules.ratio)
     step: Callable[[], None] = {
-        "memagent": rig.overwrite,
-        "memagent generate": rig.overwrite_stock,
-        "no gate": lambda: rig.read([block]),
+        "memagent": models.overwrite,
+        "memagent generate": models.overwrite_stock,
+        "no gate": lambda: models.read([block]),
     }[system]
     step()  # allocates, captures and compiles before timing
-    timed = clock.middle(step, rounds=rig.rules.timed_steps)
-    return {"steps": rig.rules.timed_steps, "step": timed, "answer": clock.middle(rig.conclude, rounds=3)}
+    timed = clock.median_of(step, rounds=models.rules.timed_steps)
+    return {"steps": models.rules.timed_steps, "step": timed, "answer": clock.median_of(models.conclude, rounds=3)}
 
 
-def measure_full(rig: Rig, length: int, clock: "Clock") -> Cell:
+def measure_full(models: SpeedModels, length: int, clock: "Clock") -> Cell:
     """The whole document in the context, then the answer."""
-    prompt = rig.ids(length) + rig.turn()
-    return {"answer": clock.time(lambda: rig.write([prompt], None, rig.rules.answer_tokens))}
+    prompt = models.ids(length) + models.turn()
+    return {"answer": clock.time(lambda: models.write([prompt], None, models.rules.answer_tokens))}
 
 
-def measure_rates(rig: Rig, clock: "Clock") -> Cell:
+def measure_rates(models: SpeedModels, clock: "Clock") -> Cell:
     """Tokens per second of the parts: stock prefill, compression, gate; milliseconds per token of decoding."""
-    chunk, backbone = rig.rules.chunk_tokens, rig.backbone
+    chunk, backbone = models.rules.chunk_tokens, models.backbone
     rows = 4 if backbone.device.type == "cuda" else 1
-    ids = [rig.ids(chunk) for _ in range(rows)]
+    ids = [models.ids(chunk) for _ in range(rows)]
     stacked = torch.tensor(ids, device=backbone.device)
-    ratio = rig.rules.ratio
+    ratio = models.rules.ratio
     prefill = clock.median(lambda: backbone.model(stacked, use_cache=True, logits_to_keep=1))
     compressing = clock.median(lambda: backbone.compress(ids, ratio=ratio))
     carried = 1 + 1 / ratio if backbone.memory.inserted else 1.0
     block = backbone.compress(ids[:1], ratio=ratio)
-    gated = 64 if backbone.device.type == "cuda" else rig.rules.candidates
-    turn = rig.turn()
-    probe = rig.ids(rig.rules.probe_tokens)
+    gated = 64 if backbone.device.type == "cuda" else models.rules.candidates
+    turn = models.turn()
+    probe = models.ids(models.rules.probe_tokens)
     gate = clock.median(lambda: backbone.score([turn] * gated, [block] * gated, probe))
     out: Cell = {
         "prefill_tokens_per_second": rows * chunk / prefill,
@@ -203,18 +207,18 @@ def measure_rates(rig: Rig, clock: "Clock") -> Cell:
     }
     for batch in (1, 4, 16):
         turns, blocks = [turn] * batch, [block] * batch
-        short = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 1))  # type: ignore[misc]
-        long = clock.median(lambda t=turns, b=blocks: rig.write(t, b, 129))  # type: ignore[misc]
+        short = clock.median(lambda t=turns, b=blocks: models.write(t, b, 1))  # type: ignore[misc]
+        long = clock.median(lambda t=turns, b=blocks: models.write(t, b, 129))  # type: ignore[misc]
         out[f"decode_ms_per_token_batch_{batch}"] = 1000 * (long - short) / 128
     return out
 
 
-def measure_batch(rig: Rig, clock: "Clock", rows: int = 8) -> Cell:
+def measure_batch(models: SpeedModels, clock: "Clock", rows: int = 8) -> Cell:
     """One step for several questions at once: memory beyond the weights."""
-    [block] = rig.backbone.compress([rig.ids(rig.rules.chunk_tokens)], ratio=rig.rules.ratio)
+    [block] = models.backbone.compress([models.ids(models.rules.chunk_tokens)], ratio=models.rules.ratio)
     out: Cell = {"rows": rows}
-    for name, step in (("compmem", partial(rig.read, [block], rows)), ("memagent", partial(rig.overwrite, rows))):
-        rig.backbone.release()  # the slots of the other measurement do not count here
+    for name, step in (("compmem", partial(models.read, [block], rows)), ("memagent", partial(models.overwrite, rows))):
+        models.backbone.release()  # the slots of the other measurement do not count here
         step()
         out[name] = clock.time(step)
     return out
@@ -242,7 +246,7 @@ class Clock:
             "peak": torch.cuda.max_memory_allocated(self.device) - self.weights if on_gpu else None,
         }
 
-    def middle(self, work: Callable[[], object], *, rounds: int) -> Cell:
+    def median_of(self, work: Callable[[], object], *, rounds: int) -> Cell:
         """The median of some rounds, to reduce the effect of other load; the highest peak."""
         return self.in_turns({"work": work}, rounds=rounds)["work"]
 
@@ -254,7 +258,7 @@ class Clock:
     def median(self, work: Callable[[], object]) -> float:
         """Median seconds of three rounds after a warm-up."""
         work()
-        return float(self.middle(work, rounds=3)["seconds"])
+        return float(self.median_of(work, rounds=3)["seconds"])
 
     def wait(self) -> None:
         """Wait until the device has finished its work."""
@@ -285,16 +289,17 @@ class Planned:
         return self.name.split()[0]
 
 
-def plan(rig: Rig, lengths: Mapping[str, int], full_until: int) -> list[Planned]:
+def plan(models: SpeedModels, lengths: Mapping[str, int], full_until: int) -> list[Planned]:
     """The cells by name, short ones first."""
-    device = rig.backbone.device
+    device = models.backbone.device
     clock = Clock(device, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
-    conditions = [
-        Planned("rates", partial(measure_rates, rig, clock)), Planned("batch", partial(measure_batch, rig, clock)),
-        *(Planned(f"loop {system}", partial(measure_loop, rig, system, clock)) for system in LOOPS),
+    cells = [
+        Planned("rates", partial(measure_rates, models, clock)),
+        Planned("batch", partial(measure_batch, models, clock)),
+        *(Planned(f"loop {system}", partial(measure_loop, models, system, clock)) for system in LOOPS),
     ]  # fmt: skip
     for name, tokens in lengths.items():
-        conditions.append(Planned(f"compmem {name}", partial(measure_length, rig, tokens, clock), tokens))
+        cells.append(Planned(f"compmem {name}", partial(measure_length, models, tokens, clock), tokens))
         if tokens <= full_until:
-            conditions.append(Planned(f"full {name}", partial(measure_full, rig, tokens, clock), tokens))
-    return conditions
+            cells.append(Planned(f"full {name}", partial(measure_full, models, tokens, clock), tokens))
+    return cells
