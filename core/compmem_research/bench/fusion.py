@@ -31,11 +31,11 @@ from compmem_research.training.engine.digests import digest, part_digest
 from compmem_research.training.engine.resume import Key, Row, Rows
 
 TRAINED_PRUNING: Final = "trained"
-"""What stands for the pruning of a backbone with trained memory."""
+"""Name of the pruning method in a row of a backbone with trained memory."""
 READER: Final = "reasoner"
 """The role that reads, whose adapter is no part of a backbone's fingerprint."""
 PLAN_SETTINGS: Final = ("methods", "ratios", "pruning", "windows", "kv", "limit")
-"""Settings that say which systems answer how many questions; the others decide on each answer."""
+"""Settings that choose systems and questions; all others change each answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

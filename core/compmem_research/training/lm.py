@@ -1,8 +1,7 @@
 """Stage 0: a small decoder from scratch, trained on plain text and on the other kinds in the mixture.
 
 With a `memory` table it has memory tokens from the start, and kinds that are read as memory train compression and
-copying
-first: plain text alone does not teach such a small model to copy.
+copying first: plain text alone does not teach such a small model to copy.
 """
 
 from dataclasses import dataclass, field

@@ -94,7 +94,7 @@ class RLTraining:
                 "rollouts are not kept with a checkpoint"
             )
         if self.run.workers:
-            raise ValueError("rollouts ask the model: set workers=0")
+            raise ValueError("rollouts need the model in this process: set workers=0")
         if self.rollouts.group < 2:
             raise ValueError(f"group={self.rollouts.group} must be at least 2: advantages compare")
         if not self.rollouts.steps and (unused := {"update", "exit"} & set(self.rewards)):
@@ -196,7 +196,7 @@ class RLStage:
         return sums | {name: torch.tensor(value, device=now.device) for name, value in batch.metrics.items()}
 
     def after(self, figures: Mapping[str, float]) -> bool:
-        """Does nothing, since no batch is made ahead of its step."""
+        """False: prepared batches stay valid."""
         return False
 
     def measure(self, step: int) -> dict[str, float]:

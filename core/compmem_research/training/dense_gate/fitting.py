@@ -33,7 +33,7 @@ _LATER_EPOCHS = 1.25
 _BASELINE_FEATURES = ("question_chunk_standard", "bm25_standard")
 """Standard scores of a block in the list by vectors and by words."""
 _FEATURES_PER_DEVIATION = 3.0
-"""These features are in thirds of a standard deviation."""
+"""Features are divided by 3 standard deviations."""
 _READ = 5
 """Blocks of the first pass that are read in any case: relevant ones after these are missed without more passes."""
 

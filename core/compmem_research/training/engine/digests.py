@@ -17,12 +17,12 @@ def digest(data: bytes) -> str:
 
 
 def file_digest(file: Path | None) -> str | None:
-    """That of a file's content; None if there is no file."""
+    """Digest of a file's content; None if there is no file."""
     return digest(file.read_bytes()) if file is not None and file.is_file() else None
 
 
 def gate_digest() -> str:
-    """That of the shipped gate."""
+    """Digest of the shipped gate."""
     return digest(resources.files("compmem").joinpath("weights", "dense_gate.safetensors").read_bytes())
 
 
@@ -35,7 +35,7 @@ def part_digest(backbone: Backbone, part: Literal["reasoner", "gate"], *, dtype:
 
 
 def backbone_digest(backbone: Backbone) -> str:
-    """That of all weights: what makes blocks, what reads them, and the gate with its threshold.
+    """Digest of all weights: what makes blocks, what reads them, and the gate with its threshold.
 
     It is the same on every device, in float32 and bfloat16.
     """

@@ -66,7 +66,7 @@ def read_progress(
     Args:
         file: The file.
         settings: Everything that changes the figures.
-        read: Returns the same of the file's content, and what it has so far.
+        read: Returns (settings, progress) from the file's content.
 
     Raises:
         ValueError: It is not such a file, or was measured with other settings.

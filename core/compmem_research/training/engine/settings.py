@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 Settings = TypeVar("Settings")
 
 NOT_DECISIVE = frozenset({"run", "start", "held", "at_once", "piece_tokens"})
-"""Settings of a stage that decide on no weight, or that the trainer or the weights of the start stand for."""
+"""Settings that do not change the trained weights, or that are recorded elsewhere."""
 
 
 def read_settings(path: Path, kind: type[Settings], *, base: Path | None = None) -> Settings:
