@@ -11,8 +11,8 @@ from compmem.backbone import AdapterConfig
 from compmem_research.bench.answers import KEY
 from compmem_research.bench.quality import Sweep
 from compmem_research.bench.run import CONFIG, ROWS, Run
-from compmem_research.training.engine.digests import backbone_digest
-from compmem_research.training.engine.resume import Rows
+from compmem_research.digests import backbone_digest
+from compmem_research.resume import Rows
 
 RESULTS = Path(__file__).parents[1] / "core" / "results"
 ROW = {"fingerprint": "f", "id": "q1", "system": "s", "answer": "one\u2028line\x85"}

@@ -41,7 +41,7 @@ def test_every_system_is_measured_and_a_finished_cell_is_not_measured_again(tmp_
     speed.main(given)
     assert json.loads(out.read_text()) == result
     assert "(extrapolated)" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="measured with other dtype"):
+    with pytest.raises(SystemExit, match=r"measured with dtype='float32', not 'bfloat16'.*--fresh"):
         speed.main([*given, "--dtype", "bfloat16"])
     speed.main([*given, "--fresh", "--minutes", "0"])
     assert list(json.loads(out.read_text())["cells"]) == ["rates"]

@@ -5,12 +5,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _CITATION = re.compile(r"\s{0,9}\[\d{1,4}(?:\s{0,3},\s{0,3}\d{1,4}){0,31}\]")
+_DRAWS = 2000
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -68,8 +70,9 @@ def ndcg_at(ranked: Sequence[object], gold: Collection[object], k: int) -> float
     return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(right), k) + 1))
 
 
-def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.floating], bins: int = 10) -> float:
-    """Expected calibration error: mean gap between probability and frequency over equal-width bins, by their size."""
+def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
+    """Expected calibration error: mean gap between probability and frequency over ten equal bins, by their size."""
+    bins = 10
     which = np.minimum((probabilities * bins).astype(int), bins - 1)
     gaps = [
         abs(float(probabilities[which == b].mean() - labels[which == b].mean())) * float((which == b).mean())
@@ -79,12 +82,26 @@ def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.fl
     return sum(gaps)
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of the mean, from resampled questions."""
     data = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
+    picks = np.random.default_rng(seed).integers(0, len(data), (_DRAWS, len(data)))
     low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_with_interval(values: Sequence[float], *, digits: int = 1, seed: int = 0) -> tuple[float, list[float]]:
+    """The mean and its 95 % bootstrap interval, rounded."""
+    interval = bootstrap_interval(values, seed=seed)
+    return round(float(np.mean(values)), digits), [round(limit, digits) for limit in interval]
+
+
+def mean_figures(name: str, values: Sequence[float], *, digits: int = 1) -> dict[str, Any]:
+    """The mean under a name, and its interval under `NAME 95%`; nothing if there are no values."""
+    if not values:
+        return {}
+    mean, interval = mean_with_interval(values, digits=digits)
+    return {name: mean, f"{name} 95%": interval}
 
 
 def _f1(said: list[str], gold: list[str]) -> float:

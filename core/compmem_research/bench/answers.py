@@ -20,10 +20,10 @@ from compmem_research.bench.answers_model import Complete, MeteredChat
 from compmem_research.bench.answers_report import summary
 from compmem_research.bench.answers_systems import SYSTEMS, Setup, System, SystemReply
 from compmem_research.bench.retrieval import kept_index
+from compmem_research.digests import digest, gate_digest
 from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
+from compmem_research.resume import Key, Row, Rows
 from compmem_research.tasks.multihop import Question, read_corpus
-from compmem_research.training.engine.digests import digest, gate_digest
-from compmem_research.training.engine.resume import Key, Row, Rows
 
 KEY = ("fingerprint", "id", "system")
 """What identifies a row."""

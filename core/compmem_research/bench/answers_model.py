@@ -10,6 +10,8 @@ from compmem.errors import CompMemError
 from compmem.schema import Message
 
 DEFAULT_KEY = "OPENAI_API_KEY"
+_TIMEOUT = 1800.0
+"""Longest time of a request in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +71,6 @@ class Server:
         api_key_env: Environment variable with the key. None: `OPENAI_API_KEY` for OpenAI's own endpoint, no key for
             any other.
         max_tokens: Most tokens of a reply.
-        timeout: Longest time of a request in seconds.
 
     Raises:
         ImportError: The client is not installed.
@@ -83,7 +84,6 @@ class Server:
         base_url: str | None = None,
         api_key_env: str | None = None,
         max_tokens: int,
-        timeout: float = 1800.0,
     ) -> None:
         import openai
 
@@ -92,7 +92,7 @@ class Server:
         if not key:
             raise CompMemError(f"environment variable {name!r} is not set: set it to the key of the endpoint")
         self._model, self._max_tokens = model, max_tokens
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout)
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=_TIMEOUT)
 
     def __call__(self, messages: Sequence[Message]) -> Completion:
         """The reply at temperature 0."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from compmem_research.bench.answers_systems import BASELINES, SYSTEMS
-from compmem_research.metrics import bootstrap_interval
+from compmem_research.metrics import mean_figures, mean_with_interval
 
 SHARES: Final = ("f1", "em", "in_context")
 """Scores in [0, 1], shown in per cent with an interval."""
@@ -72,9 +72,7 @@ def pages(run: Mapping[str, Any]) -> Iterator[str]:
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"questions": len(rows)}
     for name in SHARES:
-        if values := [100 * float(row[name]) for row in rows if name in row]:
-            low, high = bootstrap_interval(values)
-            out |= {name: round(float(np.mean(values)), 1), f"{name} 95%": [round(low, 1), round(high, 1)]}
+        out |= mean_figures(name, [100 * float(row[name]) for row in rows if name in row])
     for name in COUNTS:
         out[name] = round(float(np.mean([row[name] for row in rows])), 2)
     return out
@@ -87,11 +85,8 @@ def _paired(
     if not both:
         return None
     gains = [100 * (float(mine[key]["f1"]) - float(theirs[key]["f1"])) for key in both]
-    low, high = bootstrap_interval(gains)
-    made = {
-        "ours": ours, "plain": plain, "questions": len(both), "f1": round(float(np.mean(gains)), 1),
-        "95%": [round(low, 1), round(high, 1)],
-    }  # fmt: skip
+    mean, interval = mean_with_interval(gains)
+    made = {"ours": ours, "plain": plain, "questions": len(both), "f1": mean, "95%": interval}
     if any(mine[key]["fingerprint"] != theirs[key]["fingerprint"] for key in both):
         return made  # measured at other times, perhaps on another machine
     time = sum(mine[key]["seconds"] for key in both) / max(sum(theirs[key]["seconds"] for key in both), 1e-9)

@@ -11,6 +11,7 @@ from random import Random
 from typing import Final, get_args
 
 from compmem.ingest.chunking import TokenCounter
+from compmem_research.digests import digest
 from compmem_research.tasks.contexts import LENGTHS, Contexts, Placement
 from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.jsonl import read_samples
@@ -18,7 +19,6 @@ from compmem_research.tasks.multihop import Passage, read_corpus, read_lines
 from compmem_research.tasks.ruler import Ruler, RulerTask
 from compmem_research.tasks.sample import Sample
 from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
-from compmem_research.training.engine.digests import digest
 
 MULTIHOP: Final = {"hqa": "hotpotqa_dev", "2wiki": "2wikimultihopqa_dev", "musique": "musique_dev"}
 """Tasks that are built like RULER-HQA, and the file of each."""

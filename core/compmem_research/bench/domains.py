@@ -18,10 +18,10 @@ from compmem.schema import Encoder
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.retrieval import BASELINE_RANKINGS, SYSTEMS, Outcome, ask, figures, kept_index, scores
 from compmem_research.bench.styles import UNCHANGED, styled
-from compmem_research.metrics import bootstrap_interval
+from compmem_research.digests import digest, gate_digest
+from compmem_research.metrics import mean_with_interval
+from compmem_research.resume import read_progress, write_whole
 from compmem_research.tasks.multihop import Question, read_corpus
-from compmem_research.training.engine.digests import digest, gate_digest
-from compmem_research.training.engine.resume import read_progress, write_whole
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 QUESTIONS, CORPUS, UNANSWERABLE = "_questions", "_corpus", "_unanswerable"
@@ -175,8 +175,8 @@ def difference(
     plain = {p: scores(metric, outcomes[p], questions) for p in BASELINE_RANKINGS}
     best = max(BASELINE_RANKINGS, key=lambda p: float(np.mean(plain[p])))
     paired = np.array(scores(metric, outcomes[name], questions)) - np.array(plain[best])
-    low, high = bootstrap_interval(paired.tolist())
-    return {"to": best, "mean": round(float(paired.mean()), 1), "95%": [round(low, 1), round(high, 1)]}
+    mean, interval = mean_with_interval(paired.tolist())
+    return {"to": best, "mean": mean, "95%": interval}
 
 
 def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:

@@ -19,7 +19,7 @@ from compmem.base_index import BaseIndex
 from compmem.index import MemoryIndex
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.bench.stock_llama_index import Embedding, nodes_of
-from compmem_research.metrics import bootstrap_interval, recall_at
+from compmem_research.metrics import mean_figures, recall_at
 from compmem_research.tasks.multihop import Question, read_corpus
 from llama_index_compmem import CompMemRetriever
 
@@ -75,9 +75,7 @@ def _measured(system: System, questions: Sequence[Question]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for k in KS:
         values = [100 * recall_at(ranked, question.gold, k) for ranked, question in zip(found, questions, strict=True)]
-        low, high = bootstrap_interval(values)
-        out[f"recall@{k}"] = round(sum(values) / len(values), 1)
-        out[f"recall@{k} 95%"] = [round(low, 1), round(high, 1)]
+        out |= mean_figures(f"recall@{k}", values)
     return {**out, "seconds_per_question": round(seconds, 4)}
 
 

@@ -25,10 +25,10 @@ from compmem.schema import Chunk, KVStates
 from compmem_research.bench.answers import KEY, MAX_ANSWER_CHARS
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.fusion_report import Condition, summary
+from compmem_research.digests import digest, part_digest
 from compmem_research.metrics import exact_match, f1
+from compmem_research.resume import Key, Row, Rows
 from compmem_research.tasks.multihop import Corpus, Question, read_corpus
-from compmem_research.training.engine.digests import digest, part_digest
-from compmem_research.training.engine.resume import Key, Row, Rows
 
 TRAINED_PRUNING: Final = "trained"
 """Name of the pruning method in a row of a backbone with trained memory."""

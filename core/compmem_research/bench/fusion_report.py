@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from compmem_research.metrics import bootstrap_interval, f1
+from compmem_research.metrics import f1, mean_figures
 
 COLUMNS: Final = (
     "model", "system", "ratio", "pruning", "window", "stored", "questions", "F1", "F1 beside text",
@@ -151,24 +151,14 @@ def _change(
     """The mean difference of a figure from other rows of the same questions."""
     known = {row["id"]: row[name] for row in before if row[name] is not None}
     changes = [scale * (row[name] - known[row["id"]]) for row in rows if row["id"] in known and row[name] is not None]
-    if not changes:
-        return {}
-    return _mean(f"{name} {beside}", changes, digits=3 if scale == 1 else 1)
+    return mean_figures(f"{name} {beside}", changes, digits=3 if scale == 1 else 1)
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"questions": len(rows)}
     for name in ("f1", "em", "agreement"):
-        if values := [100 * float(row[name]) for row in rows if row[name] is not None]:
-            out |= _mean(name, values)
-    if losses := [row["loss"] for row in rows if row["loss"] is not None]:
-        out |= _mean("loss", losses, digits=3)
+        out |= mean_figures(name, [100 * float(row[name]) for row in rows if row[name] is not None])
+    out |= mean_figures("loss", [row["loss"] for row in rows if row["loss"] is not None], digits=3)
     for name in ("first_seconds", "seconds", "compress_seconds"):
         out[name] = np.mean([row[name] for row in rows], axis=0).round(3).tolist()
     return out | {"bytes": round(float(np.mean([row["bytes"] for row in rows])))}
-
-
-def _mean(name: str, values: Sequence[float], digits: int = 1) -> dict[str, Any]:
-    """The mean of a figure, and its 95 % bootstrap interval."""
-    low, high = bootstrap_interval(values)
-    return {name: round(float(np.mean(values)), digits), f"{name} 95%": [round(low, digits), round(high, digits)]}

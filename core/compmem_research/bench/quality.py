@@ -17,8 +17,8 @@ from compmem_research.bench.measuring import measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.run import Run
 from compmem_research.bench.systems import ABLATIONS, BASELINES, CHUNKS, ONCE, SystemRun, system_run, with_readers
+from compmem_research.digests import backbone_digest, gate_digest
 from compmem_research.tasks.sample import Sample
-from compmem_research.training.engine.digests import backbone_digest, gate_digest
 
 Named = TypeVar("Named")
 

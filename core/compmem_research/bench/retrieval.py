@@ -14,7 +14,7 @@ from compmem.config import IndexConfig, LoopConfig, RecallConfig, RecallMethod, 
 from compmem.index import MemoryIndex
 from compmem.schema import Encoder
 from compmem_research.bench import rankings
-from compmem_research.metrics import bootstrap_interval, ndcg_at, recall_at
+from compmem_research.metrics import mean_figures, ndcg_at, recall_at
 from compmem_research.tasks.multihop import Corpus, Question
 
 KS = (2, 5, 10)
@@ -109,10 +109,10 @@ def figures(outcomes: Sequence[Outcome], questions: Sequence[Question]) -> dict[
     """
     out: dict[str, Any] = {}
     for metric in METRICS:
-        out.update(_mean(metric, scores(metric, outcomes, questions)))
+        out.update(mean_figures(metric, scores(metric, outcomes, questions)))
     asked = [(100.0 * o.silent, q) for o, q in zip(outcomes, questions, strict=True) if o.silent is not None]
-    out.update(_mean("nothing_found", [silent for silent, q in asked if not q.gold]))
-    out.update(_mean("false_alarms", [silent for silent, q in asked if q.gold]))
+    out.update(mean_figures("nothing_found", [silent for silent, q in asked if not q.gold]))
+    out.update(mean_figures("false_alarms", [silent for silent, q in asked if q.gold]))
     seconds = [o.seconds for o in outcomes]
     return {
         **out,
@@ -146,10 +146,3 @@ def kept_index(
 def documents(found: Sequence[Any]) -> list[int]:
     """The passages of blocks or recalls, each once."""
     return list(dict.fromkeys(int(f.chunk.document_id) for f in found))
-
-
-def _mean(name: str, values: Sequence[float]) -> dict[str, Any]:
-    if not values:
-        return {}
-    low, high = bootstrap_interval(values)
-    return {name: round(float(np.mean(values)), 1), f"{name} 95%": [round(low, 1), round(high, 1)]}

@@ -11,7 +11,7 @@ from typing import Any
 
 from compmem_research.bench.machine import command, machine
 from compmem_research.bench.scores import summary
-from compmem_research.training.engine.resume import Rows, changes, read_progress, write_whole
+from compmem_research.resume import Rows, changes, read_progress, write_whole
 
 CONFIG, ROWS, SCORES, ENVIRONMENT = "config.json", "predictions.jsonl", "scores.json", "environment.json"
 

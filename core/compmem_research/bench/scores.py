@@ -30,15 +30,13 @@ def _figures(cell: str, system: str, rows: Sequence[dict[str, Any]], seed: int) 
     out: Figures = {"cell": cell, "system": system, "questions": len(rows)}
     for name in SHARES:
         if values := [100 * float(r[name]) for r in rows if name in r]:
-            low, high = bootstrap_interval(values, seed=seed)
-            out[name] = [round(mean(values), 1), round(low, 1), round(high, 1)]
+            out[name] = _mean(values, 1, seed)
     for name in COUNTS:
         out[name] = round(mean(r[name] for r in rows), 2)
     for name in TIMES:
         for place, clock in enumerate(("clock", "processor")):
             values = [float(r[name][place]) for r in rows]
-            low, high = bootstrap_interval(values, seed=seed)
-            out[f"{name} {clock}"] = [round(v, 4) for v in (mean(values), low, high)]
+            out[f"{name} {clock}"] = _mean(values, 4, seed)
     peaks = [r["peak"] for r in rows if r["peak"] is not None]
     out["peak"] = max(peaks) if peaks else None
     if exits := Counter(r["exit"] for r in rows if "exit" in r):
@@ -48,6 +46,11 @@ def _figures(cell: str, system: str, rows: Sequence[dict[str, Any]], seed: int) 
     if curve := _curve([r["memory"] for r in rows]):
         out["memory"] = curve
     return out
+
+
+def _mean(values: Sequence[float], digits: int, seed: int) -> list[float]:
+    """The exact mean and its interval, rounded; a sum in floats rounds some means of seconds to another digit."""
+    return [round(value, digits) for value in (mean(values), *bootstrap_interval(values, seed=seed))]
 
 
 def _curve(lists: Sequence[Sequence[int]]) -> list[float]:

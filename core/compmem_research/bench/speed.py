@@ -28,6 +28,7 @@ from compmem_research.bench.shapes import SHAPES, random_backbone
 from compmem_research.bench.speed_cells import Cell, Planned, SpeedModels, plan
 from compmem_research.bench.speed_report import report, table
 from compmem_research.bench.timing_config import SpeedSettings
+from compmem_research.resume import read_progress, write_whole
 
 LENGTHS = {"7K": 7_000, "28K": 28_000, "112K": 112_000, "448K": 448_000, "1.75M": 1_750_000}
 
@@ -132,20 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(file: Path, about: Mapping[str, Any]) -> dict[str, Cell]:
     """The cells of an earlier call with the same backbone, device and rules."""
-    if not file.exists():
-        return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if other := [name for name, value in about.items() if found.get(name) != value]:
-        raise SystemExit(f"{file} was measured with other {other[0]}: give --fresh, or another --out")
-    cells: dict[str, Cell] = found.get("cells", {})
-    return cells
+
+    def read(found: Any) -> tuple[dict[str, Any], dict[str, Cell]]:
+        return {name: found.get(name) for name in about}, found.get("cells", {})
+
+    try:
+        return read_progress(file, about, read) or {}
+    except ValueError as error:
+        raise SystemExit(f"{error}, or give --fresh") from error
 
 
 def _keep(file: Path, result: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

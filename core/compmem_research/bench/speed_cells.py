@@ -213,8 +213,9 @@ def measure_rates(models: SpeedModels, clock: "Clock") -> Cell:
     return out
 
 
-def measure_batch(models: SpeedModels, clock: "Clock", rows: int = 8) -> Cell:
+def measure_batch(models: SpeedModels, clock: "Clock") -> Cell:
     """One step for several questions at once: memory beyond the weights."""
+    rows = 8
     [block] = models.backbone.compress([models.ids(models.rules.chunk_tokens)], ratio=models.rules.ratio)
     out: Cell = {"rows": rows}
     for name, step in (("compmem", partial(models.read, [block], rows)), ("memagent", partial(models.overwrite, rows))):

@@ -14,10 +14,10 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.readers import LatentPrompts, StepPrompts
+from compmem_research.digests import backbone_digest
 from compmem_research.training.data.examples import Example, as_text
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
 from compmem_research.training.engine.device import precision
-from compmem_research.training.engine.digests import backbone_digest
 from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 

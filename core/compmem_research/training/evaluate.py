@@ -18,7 +18,9 @@ from compmem.backbone import Backbone, chunk_ids
 from compmem.config import LoopConfig
 from compmem.readers import LatentPrompts, StepPrompts
 from compmem.schema import Chunk, KVStates
+from compmem_research.digests import backbone_digest, file_digest
 from compmem_research.metrics import bootstrap_interval
+from compmem_research.resume import read_progress, write_whole
 from compmem_research.tasks.contexts import Contexts
 from compmem_research.tasks.haystack import Filler
 from compmem_research.tasks.multihop import read_corpus
@@ -29,8 +31,6 @@ from compmem_research.tasks.synthetic_facts import WorldConfig, Worlds
 from compmem_research.training.data.packed import TOKENS, PackedText
 from compmem_research.training.data.sources import chunks_of, passages_of, token_counter
 from compmem_research.training.engine.device import device_name, precision
-from compmem_research.training.engine.digests import backbone_digest, file_digest
-from compmem_research.training.engine.resume import read_progress, write_whole
 from compmem_research.training.rollouts.loops import Loop, Loops
 
 logger = logging.getLogger(__name__)

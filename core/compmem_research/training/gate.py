@@ -20,9 +20,9 @@ from compmem.gate import NO_NOTES, gate_prompt
 from compmem.kv_cache import KVCache
 from compmem.readers import LatentPrompts
 from compmem.schema import KVStates
+from compmem_research.digests import backbone_digest
 from compmem_research.metrics import calibration_error
 from compmem_research.training.engine.device import precision
-from compmem_research.training.engine.digests import backbone_digest
 from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.stage import HELD_OUT_START, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer

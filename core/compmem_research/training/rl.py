@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts
-from compmem_research.training.engine.digests import backbone_digest
+from compmem_research.digests import backbone_digest
 from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.stage import HELD_OUT_START, save_added
 from compmem_research.training.engine.trainer import RunSettings, Trainer

@@ -12,8 +12,8 @@ import torch
 
 from compmem.backbone import AdapterConfig, Backbone
 from compmem.readers import LatentPrompts, StepPrompts
+from compmem_research.digests import backbone_digest
 from compmem_research.training.data.mixture import Mixture, MixtureSettings, Trainable
-from compmem_research.training.engine.digests import backbone_digest
 from compmem_research.training.engine.settings import decisive_settings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from compmem.backbone import Backbone, Role
+from compmem.backbone import Backbone
 from compmem.readers import StepPrompts
 from compmem_research.training.data.components import (
     Component,
@@ -79,7 +79,6 @@ class Mixture:
         settings: The mixture.
         steps: Prompts for a step of the loop.
         seed: Seed of all sampling.
-        role: The role whose adapter reads.
         finish: Completes rows whose replies the model itself writes.
     """
 
@@ -92,7 +91,6 @@ class Mixture:
         *,
         steps: StepPrompts,
         seed: int,
-        role: Role | None = "reasoner",
         finish: Callable[[Sequence[Example]], list[Example]] = list,
     ) -> None:
         self.name = name
@@ -102,7 +100,6 @@ class Mixture:
         self._trained = dict(trained)
         self._settings = settings
         self._seed = seed
-        self._role = role
         self._finish = finish
         text = PackedText(settings.data, len(backbone.tokenizer)) if settings.data else None
         turns = Turns(backbone, settings.prompts)
@@ -123,7 +120,7 @@ class Mixture:
 
     def losses(self, batch: Rows) -> dict[str, Tensor]:
         """The parts of the loss and their metrics."""
-        return row_losses(self.backbone, batch, role=self._role, distill=self._settings.distill)
+        return row_losses(self.backbone, batch, role="reasoner", distill=self._settings.distill)
 
     def after(self, figures: Mapping[str, float]) -> bool:
         """Start the next level of each kind that is learned well enough; True if any did."""
@@ -158,7 +155,7 @@ class Mixture:
                 continue
             for part in sorted({row.part for row in rows}):
                 own = [row for row in finished if row.part == part]
-                exact = written_exactly(self.backbone, own, self._settings.ratios[0], role=self._role)
+                exact = written_exactly(self.backbone, own, self._settings.ratios[0], role="reasoner")
                 figures[f"held_exact_{part}"] = exact
         return figures
 
@@ -171,7 +168,7 @@ class Mixture:
         """Cross entropy a learned token, of each part of held-out rows."""
         batch = Rows.of(rows, self._settings.ratios[0])
         with torch.no_grad(), precision(self.backbone):
-            sums = row_losses(self.backbone, batch, role=self._role)
+            sums = row_losses(self.backbone, batch, role="reasoner")
         return {f"held_loss_{part}": float(sums[part]) / batch.counts[part] for part in sorted({r.part for r in rows})}
 
     def _draw(self, number: int) -> list[Example]:

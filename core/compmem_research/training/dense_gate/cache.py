@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from compmem.gate import FEATURES
 from compmem.naming import DEFAULT_ENCODER
 from compmem.retrieval.ranking import SearchRanks
 from compmem.schema import Encoder
+from compmem_research.resume import replacing
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.sources import Source
 from compmem_research.training.dense_gate.states import SYSTEMS, QueryStates, State, collect_states
@@ -107,9 +107,8 @@ def save(path: Path, asked: Sequence[QueryStates], made_of: str) -> None:
     tensors["windows_each"] = np.array([len(s.rows) for s in states], dtype=np.int64)
     tensors["blocks_each"] = np.array([len(s.blocks) for s in states], dtype=np.int64)
     tensors["lines"] = np.frombuffer(json.dumps(lines).encode(), dtype=np.uint8)
-    unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished, metadata={"format": FORMAT, "made_of": made_of})
-    os.replace(unfinished, path)
+    with replacing(path) as part:
+        save_file(tensors, part, metadata={"format": FORMAT, "made_of": made_of})
 
 
 def load(path: Path, source: Source, made_of: str) -> list[QueryStates] | None:

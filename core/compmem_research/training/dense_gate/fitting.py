@@ -32,7 +32,7 @@ _WEAKENED_FROM = 9
 _LATER_EPOCHS = 1.25
 _BASELINE_FEATURES = ("question_chunk_standard", "bm25_standard")
 """Standard scores of a block in the list by vectors and by words."""
-_FEATURES_PER_DEVIATION = 3.0
+_DEVIATIONS_PER_UNIT = 3.0
 """Features are divided by 3 standard deviations."""
 _READ = 5
 """Blocks of the first pass that are read in any case: relevant ones after these are missed without more passes."""
@@ -107,9 +107,7 @@ def fit_first(settings: DenseGateTraining, asked: Sequence[QueryStates], heads: 
     ranked = [TrainingList(first_pass.first, first_pass.rows, first_pass.relevant, part) for first_pass, part in lists]
     network = fit_lists(settings, ranked, settings.epochs, heads)
     for signal in _BASELINE_FEATURES:
-        network.direct[FIRST_FEATURES.index(signal)] = (
-            settings.plain * _FEATURES_PER_DEVIATION / len(_BASELINE_FEATURES)
-        )
+        network.direct[FIRST_FEATURES.index(signal)] = settings.plain * _DEVIATIONS_PER_UNIT / len(_BASELINE_FEATURES)
     return network
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compmem.errors import CheckpointError
-from compmem_research.training.engine.resume import changes
+from compmem_research.resume import changes, replacing
 
 WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
 
@@ -63,15 +63,12 @@ def replace(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] 
     Raises:
         CheckpointError: It cannot be written; the old file remains.
     """
-    part = file.with_name(f".{file.name}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=metadata)
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(file)
+        with replacing(file) as part:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, metadata=metadata)
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         kept = "; the last one is as it was" if file.exists() else ""
         raise CheckpointError(f"{str(file)!r} could not be written: {error}{kept}") from error
 

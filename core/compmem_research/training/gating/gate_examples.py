@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compmem_research.training.engine.resume import changes
+from compmem_research.resume import changes, replacing
 from compmem_research.training.rollouts.evidence import Evidence, Labels
 from compmem_research.training.rollouts.questions import Context
 from compmem_research.training.rollouts.rollouts import Rollouts
@@ -63,15 +63,12 @@ def states_of(context: Context, runs: Iterable[Trajectory], labels: Labels) -> t
 
 def write(file: Path, contexts: Iterable[GateContext], made_of: Mapping[str, Any]) -> None:
     """Write what decides on examples and the examples as JSON lines, atomically."""
-    part = file.with_name(f".{file.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("w", encoding="utf-8") as lines:
+    with replacing(file) as part, part.open("w", encoding="utf-8") as lines:
         lines.write(json.dumps({"made_of": made_of}, ensure_ascii=False) + "\n")
         for context in contexts:
             states = [[state.memory, [int(label) for label in state.labels]] for state in context.states]
             line = {"question": context.question, "chunks": context.chunks, "states": states}
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-    part.replace(file)
 
 
 def read(file: Path, made_of: Mapping[str, Any]) -> list[GateContext]:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,9 +92,20 @@ def changes(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     )
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file as a whole: a run that is killed leaves the one before."""
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """The path of a new file, which replaces the file at the end; an error or a killed run leaves the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        yield part
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file as a whole; see `replacing`."""
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
