@@ -89,6 +89,16 @@ def test_a_scan_of_a_long_context_is_timed_on_some_steps(models, monkeypatch):
     assert whole["steps"] == row["steps"]
 
 
+def test_what_a_model_writes_in_a_scan_is_scaled_to_all_steps(models, monkeypatch):
+    monkeypatch.setattr(memories, "CHUNK", 32)
+    talking = Models(chat=lambda messages: "Acme rents; Lloyd insures.", plain=models.plain)
+    long = sample(noise=200)
+    row, whole = (row_of("memagent:chat", talking, long, **until) for until in ({"scan_until": 100}, {}))
+    assert "timed_steps" in row and "timed_steps" not in whole
+    assert row["in"] == pytest.approx(whole["in"], rel=0.35)
+    assert row["out"] == pytest.approx(whole["out"], rel=0.35)
+
+
 def test_a_truncated_context_loses_the_evidence_in_its_middle(models, monkeypatch):
     monkeypatch.setattr(memories, "CHUNK", 64)
     long = sample(noise=600)

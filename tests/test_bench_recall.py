@@ -1,8 +1,10 @@
 import json
 from itertools import pairwise
 
+import pytest
 from typer.testing import CliRunner
 
+from compmem_research.bench import external_stores, recall
 from compmem_research.bench.commands import app
 from compmem_research.bench.recall import measure
 from compmem_research.bench.report import report
@@ -64,3 +66,12 @@ def test_a_question_that_nothing_answers_counts_where_a_system_says_so_and_in_no
     alone = measure(write(tmp_path / "alone.jsonl", nothing))
     assert alone["losses"] == {}
     assert all("recall@5" not in row for row in alone["systems"].values())
+
+
+@pytest.mark.parametrize("of", [recall, external_stores], ids=lambda of: of.__name__.rpartition(".")[2])
+def test_a_file_without_questions_is_told_before_an_index_is_made(tmp_path, monkeypatch, of):
+    monkeypatch.setattr(of, "kept_index", None)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(ValueError, match=r"empty\.jsonl: no question to ask"):
+        of.measure(empty, write(tmp_path / "passages.jsonl", {"title": "Zoo", "text": "It is insured by Lloyd."}))

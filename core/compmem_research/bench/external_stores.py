@@ -49,11 +49,13 @@ def measure(
         index_folder: Folder in which the index is stored and reused. None: a temporary one.
 
     Raises:
-        ValueError: A data file has a broken line.
+        ValueError: A data file has a broken line, or no question.
     """
     task = read_corpus(data, corpus)
-    index, _ = kept_index(task, index_folder)
     questions = task.questions[:limit]
+    if not questions:
+        raise ValueError(f"{data}: no question to ask")
+    index, _ = kept_index(task, index_folder)
     systems: dict[str, Any] = {}
     with index, ExitStack() as opened:
         index.recall(questions[0].question, 2)  # loads the models, so that no system's time includes it

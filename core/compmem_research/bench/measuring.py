@@ -124,9 +124,8 @@ def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Model
         answer = ask(system_run, memory.index, sample.question, models)
         cold = now() - began
     warm = cold
-    if (
-        system_run.reader == "extractive" and not system_run.system.scans
-    ):  # the model is called once, so its calls are the time
+    # Other systems are called once: their calls are the time.
+    if system_run.reader == "extractive" and not system_run.system.scans:
         again = memory.reopened(models)
         ask(system_run, again, before, models)
         began = now()
@@ -144,7 +143,7 @@ def measure(system_run: SystemRun, memory: Memory, sample: Sample, models: Model
         "disk": memory.disk_bytes if system_run.system.keeps else 0,
     }
     if memory.share < 1 and system_run.system.scans:
-        return _extrapolate(row, memory.share)
+        return _extrapolate(row, memory.share, written_in_steps=system_run.reader != "extractive")
     return {
         **row,
         **_quality(sample, answer),
@@ -222,10 +221,16 @@ def _seconds(system_run: SystemRun, memory: Memory, cold: Times, warm: Times) ->
     return {name: [round(float(t), 4) for t in times] for name, times in named}
 
 
-def _extrapolate(row: Row, share: float) -> Row:
-    """The measurements of a scan whose steps were timed on a sample, scaled to all of its steps."""
+def _extrapolate(row: Row, share: float, *, written_in_steps: bool) -> Row:
+    """The measurements of a scan whose steps were timed on a sample, scaled to all of its steps.
+
+    Args:
+        row: The measurements.
+        share: The share of the steps that were timed.
+        written_in_steps: A model writes notes in each step. False: only the answer is written.
+    """
     timed = row["steps"]
-    for name in ("blocks", "in", "disk"):
+    for name in ("blocks", "in", *(("out",) if written_in_steps else ()), "disk"):
         row[name] = round(row[name] / share)
     return {**row, "steps": round(timed / share), "timed_steps": timed, "memory": [], "peak": None}
 

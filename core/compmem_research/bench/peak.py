@@ -1,5 +1,6 @@
 """Peak memory of a piece of work."""
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +9,6 @@ from typing import Self
 import torch
 
 _STATUS = Path("/proc/self/statm")
-_PAGE = 4096
 _EVERY = 0.005
 
 
@@ -52,4 +52,4 @@ class Peak:
 
 
 def _resident() -> int:
-    return int(_STATUS.read_text().split()[1]) * _PAGE
+    return int(_STATUS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

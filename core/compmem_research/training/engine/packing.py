@@ -35,9 +35,9 @@ def pack(folder: Path, into: Path, *, name: str, dtype: torch.dtype, limit: int 
     """
     try:
         tensors = {
-            f"{file.name}/{name}": t.to(dtype) if t.is_floating_point() and name != IMPORTANCE else t
+            f"{file.name}/{own}": t.to(dtype) if t.is_floating_point() and own != IMPORTANCE else t
             for file in sorted(folder.glob("*.safetensors"))
-            for name, t in load_file(file).items()
+            for own, t in load_file(file).items()
         }
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{str(folder)!r} cannot be read: {error}") from error
