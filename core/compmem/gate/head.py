@@ -130,8 +130,8 @@ class GateHead(nn.Module):
         best, top = best_windows(self.first(torch.from_numpy(features)).squeeze(-1).numpy(), rows)
         whole = question_features(base_features[top], features[top], best)
         both = self.question(torch.from_numpy(whole)[None])[0].numpy()
-        more, found = (float(self._calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
-        return FirstPass(best, self._calibrated(best, 0), more, found)
+        more, found = (float(self.calibrated(both[n : n + 1], 2 + n)[0]) for n in (0, 1))
+        return FirstPass(best, self.calibrated(best, 0), more, found)
 
     @torch.inference_mode()
     def later_pass(
@@ -139,9 +139,10 @@ class GateHead(nn.Module):
     ) -> Vectors:
         """The probability of each block with a working memory, `[blocks]`; arguments as in `later_features`."""
         logits = self.later(torch.from_numpy(later_features(base_features, first, seen, rows))).squeeze(-1).numpy()
-        return self._calibrated(best_windows(logits, rows)[0], 1)
+        return self.calibrated(best_windows(logits, rows)[0], 1)
 
-    def _calibrated(self, logits: Vectors, of: int) -> Vectors:
+    def calibrated(self, logits: Vectors, of: int) -> Vectors:
+        """Logits as probabilities, by the calibration of one of the outputs."""
         slope, bias = self.calibration[of].tolist()
         return np.asarray(1 / (1 + np.exp(-np.clip(slope * logits + bias, -60, 60))), dtype=np.float32)
 

@@ -5,7 +5,6 @@ is a line of a JSONL file, with a fingerprint of everything that affects it; lin
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,9 @@ from compmem.naming import DEFAULT_ENCODER
 from compmem.readers import ChatPrompts
 from compmem_research.bench.answers_model import Complete, MeteredChat
 from compmem_research.bench.answers_report import summary
-from compmem_research.bench.answers_systems import SYSTEMS, Setup, System, SystemReply
+from compmem_research.bench.answers_systems import SYSTEMS
+from compmem_research.bench.answers_types import Setup, System, SystemReply
+from compmem_research.bench.errors import to_stderr
 from compmem_research.bench.retrieval import kept_index
 from compmem_research.digests import digest, gate_digest
 from compmem_research.metrics import exact_match, f1, normalize, sub_em, without_citations
@@ -118,7 +119,7 @@ def measure(
     Raises:
         ValueError: A file has a broken line, or no question.
     """
-    report_error = report_error or _to_stderr
+    report_error = report_error or to_stderr
     kept, failed = Rows.open(rows, KEY), 0
     with ExitStack() as opened:
         pairs = list(zip(data, corpora, strict=True))
@@ -184,7 +185,3 @@ def _ask(task: _Task, question: Question, name: str) -> Row:
     if checkable and reply.context:
         row["in_context"] = sub_em("\n".join(reply.context), question.answers)
     return row
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

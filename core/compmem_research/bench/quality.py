@@ -1,6 +1,5 @@
 """The sweep: every system on every cell, question by question; what cannot be measured is reported and skipped."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatModel, Endpoint, pieces
 from compmem_research.bench.backbone_chat import BackboneChat
 from compmem_research.bench.cells import Cell, Sources
+from compmem_research.bench.errors import to_stderr
 from compmem_research.bench.measuring import measure
 from compmem_research.bench.memory import Memories, Models
 from compmem_research.bench.run import Run
@@ -97,7 +97,7 @@ def sweep(settings: Sweep, report_error: Callable[[str], None] | None = None) ->
     Raises:
         ValueError: The folder has another run, or one of other weights or data.
     """
-    report_error = report_error or _to_stderr
+    report_error = report_error or to_stderr
     run = Run.open(settings.out, settings.config())
     cells = list(_parsed(settings.cells, Cell.read, run, report_error))
     entrants = list(_parsed(settings.systems, system_run, run, report_error))
@@ -201,10 +201,6 @@ def _able(entrants: Sequence[SystemRun], models: Models, report_error: Callable[
         report_error(
             f"left out, as no model is given (--model, --backbone) or it cannot be used: {', '.join(left_out)}"
         )
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
 
 
 def _record_failure(run: Run, report_error: Callable[[str], None], cell: str, system: str, error: Exception) -> None:

@@ -1,7 +1,9 @@
 """The page of results, made only from the result files."""
 
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,120 +29,10 @@ PUBLISHED = {
 """Published recall@5, and how the published setting differs."""
 
 NOTES = {
-    "answers": (
-        "The systems ran as separate processes over one server of the model, which batched their requests, so seconds "
-        "do not compare systems. The prompt was chosen on training questions."
-    ),
-    "answers_time": (
-        "One request at a time, server and client on the same core: these seconds do compare systems. The questions "
-        "are the first 15 of two sets of `answers`, less one of 2Wiki, during which the server was paused."
-    ),
-    "build": (
-        "Tests ran on the same cores beside the rows of one and two workers, which their processor seconds show."
-    ),
-    "scale": (
-        "The documents' vectors are random, so encoding is not in the adding times, and the gate turns nearly "
-        "everything down: `loop_ms` is about one step. `loop_of_four_steps_ms` forces four. Of the 180 timed calls, "
-        "152 repeat an earlier question, whose blocks may be in the cache; now each call has its own."
-    ),
-    "plan": (
-        "Arithmetic and a seeded simulation, not a measurement. What it starts from and what it assumes is in the "
-        "file, and explained in docs/scale.md."
-    ),
-    "serve": load.NOTE,
-    "kv_trained": (
-        "`reader` is phase 1 of the recipe `smollm2-135m`, a reader of text; `memory` is phase 2, compressor and "
-        "reader together, which ships. One seed."
-    ),
-    "kv_importance": (
-        "What ships: `memory` of `kv_trained`, its states chosen by KVzip, and in `memory-kvzap` by a prediction "
-        "of that. The first 50 questions of each set of `kv_trained`."
-    ),
-    "kv_1500m": "A stock model whose states are chosen by predicted scores, fitted on 80 passages (`importance`).",
-    "kv_1500m_stock": "A stock model with the default choice of states, on the questions of `kv_1500m`.",
-    "kv_1500m_fusion": (
-        "The same, on more questions, as stored and with `prophetkv`. For two thirds of them the head of the turn was "
-        "run again for each question; now it is run once."
-    ),
-    "kv_1500m_long": "A stock model over long chunks: all paragraphs of a question's context, in their order.",
-    "kv_1500m_windows": "A stock model over paragraphs that were read alone, and in one pass with their context.",
-    "kv_1500m_windows_int4": (
-        "The same with all states, in 4 bits: about the size of a quarter of them in 16 bits. The run was ended: 15 "
-        "questions of HotpotQA and 20 of 2Wiki. One more of each set was not answered by all systems and is left out."
-    ),
-    "kv_1500m_28k": (
-        "A stock model over contexts of 28,000 tokens in long chunks, with all states in 4 bits. The first 66 "
-        "questions were asked on a machine with AVX2 alone, in float32, the others on one with AVX-512, in bfloat16, "
-        "in a third of the time: seconds are the mean of both. From the 25th on, a text is read once for the answer "
-        "and its loss."
-    ),
-    "kv_1500m_long_2wiki": (
-        "`kv_1500m_long` on more questions of 2Wiki, in bfloat16: 63 so far, the first 33 and 30 from the 51st on."
-    ),
-    "kv_1500m_bits": "The first 13 questions of HotpotQA and 2Wiki of `kv_1500m_long`, stored in 16, 8 and 4 bits.",
-    "kv_memory_bits": "The questions of `kv_memory_fusion`, stored in 16, 8 and 4 bits.",
-    "kv_memory_fusion": "What ships as `smollm2-135m-memory` (`memory-kvzap`), as stored and with `prophetkv`.",
-    "kv_1500m_kvzip": "The model of `kv_1500m`, 4 questions of each set: all states, KVzip and its prediction.",
-    "importance": (
-        "Passages of the training questions. A random choice would keep a quarter of the same states. Seconds of one "
-        "core beside another run: only their ratio counts."
-    ),
-    "kv_answer_rl": (
-        "One seed. The standard error of 64 questions is some 6 points: these figures do not tell the three apart."
-    ),
-    "kv_trained_rounded": (
-        "What ships, over weights that were rounded to 4 bits once more, in other groups of 32 (0.076 of their norm "
-        "changed), on the questions of `kv_trained_ratios`."
-    ),
-    "kv_trained_ratios": "The first 10 questions of each set of `kv_trained`, at more ratios.",
-    "serve_blas_threads": (
-        "The server before it limited the threads of NumPy's BLAS, on the machine of `serve` and minutes before."
-    ),
-    "latency": latency.NOTE,
-    "sharded": sharded.NOTE,
-    "shard_actors": shard_actors.NOTE,
+    **tomllib.loads((files("compmem_research.bench") / "notes.toml").read_text(encoding="utf-8")),
+    "serve": load.NOTE, "latency": latency.NOTE, "sharded": sharded.NOTE, "shard_actors": shard_actors.NOTE,
     "threads": threads.NOTE,
-    "speed_cpu": (
-        "Random weights and an untrained gate: speed alone. Steps of MemAgent's loop on our engine take turns with the "
-        "warm answers of the same length, so a slow minute of the machine weighs on both; rows of other lengths, the "
-        "loop without a gate and stock generate() met other minutes."
-    ),
-    "embedded": (
-        "The backbone that ships, through the loop of `reasoner.py` over compressed chunks, behind its own gate, on "
-        "names, wordings and keys of evaluation that no stage saw. The goals for a backbone trained on a CPU are 85 % "
-        "at 7K and 80 % at 28K tokens for two hops, and 98 % for a single needle. `compmem-gate-alone` reads what the "
-        "gate lets through, best first; `compmem` has the reader weigh that first. The threshold for that was chosen "
-        "in wordings of training. Nothing found is right where the fact is not told."
-    ),
-    "embedded_ordering": (
-        "The backbone as each phase left it, before it has a gate: some 15 chunks, read in document order. Facts of "
-        "two hops count only where they stand in the order of the hops, so half is the most. One seed, some 100 steps "
-        "of reinforcement of a LoRA reasoner on a CPU. The intervals of the last three overlap: reinforcement brought "
-        "about three points, and with the compressor no more than without. Measured on earlier weights, as "
-        "`embedded_ratios` was on others."
-    ),
-    "embedded_ratios": (
-        "Earlier weights, trained on for ten minutes over chunks compressed at ratios of 2, 4, 8 and 16 in turn, then "
-        "asked at each; without a gate, some 15 chunks in document order. Facts of two hops count only where they "
-        "stand in the order of the hops, so half is the most."
-    ),
-    "embedded_dtype": (
-        "What shipped, as it is loaded on a CPU and in the type that it is stored in, both at once on a core each."
-    ),
-    "embedded_wordings": (
-        "As `embedded`, but asked and told in wordings of training, about names that no stage saw: what is between the "
-        "two is what unseen wordings cost."
-    ),
-    "embedded_questions": (
-        "Real questions, which the embedded backbone was not made for: it knows no English. What the extractive reader "
-        "gets of the same sets stands in `length` and `tasks`."
-    ),
-    "embedded_systems": (
-        "The papers' settings of the same loop, on the same backbone and the same questions. Its reader was taught to "
-        "pass over a fact that is not due yet, since our loop comes back; a loop that never does gets two hops only "
-        "where they stand in the right order."
-    ),
-}
+}  # fmt: skip
 """Notes for readers of a run."""
 
 

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from compmem.index import MemoryIndex
-from compmem_research.bench.answers_systems import Setup, System, SystemReply, texts
+from compmem_research.bench.answers_types import Setup, System, SystemReply, texts
 
 SYSTEM_PROMPT: Final = (
     "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer the "

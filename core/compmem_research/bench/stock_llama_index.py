@@ -23,7 +23,7 @@ from pydantic import PrivateAttr
 from compmem.encoder import LoadedEncoder
 from compmem.index import MemoryIndex
 from compmem_research.bench.answers_model import MeteredChat
-from compmem_research.bench.answers_systems import Setup, System, SystemReply
+from compmem_research.bench.answers_types import Setup, System, SystemReply
 
 
 def query_engine(setup: Setup) -> System:

@@ -15,7 +15,7 @@ from compmem_research.training.dense_gate.fitting import HeldOut, fit_first, jud
 from compmem_research.training.dense_gate.networks import block_logits, fit_judged
 from compmem_research.training.dense_gate.settings import DenseGateTraining
 from compmem_research.training.dense_gate.states import ORIGINAL, STORED_BLOCKS, SYSTEMS, QueryStates
-from compmem_research.training.dense_gate.thresholds import calibrated, refusing
+from compmem_research.training.dense_gate.thresholds import refusing
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def leave_one_out(settings: DenseGateTraining, asked: Sequence[QueryStates], hea
             settings, [j for j, _ in held.judged if not source[j.part].touches(group)], heads=settings.heads
         )
         judged = judged_queries(settings, own, network)
-        found = calibrated(head, query_logits(of_question, judged)[:, 1], 3)
+        found = head.calibrated(query_logits(of_question, judged)[:, 1], 3)
         answers = np.array([j.found == 1 for j in judged])
         left.answerable[group] = found[answers & np.array([j.plain for j in judged])]
         left.unanswerable[group] = found[~answers]

@@ -25,11 +25,11 @@ def choose(head: GateHead, held: HeldOut, refused: float) -> dict[str, Any]:
         refused: Largest share of answerable queries that may be refused.
     """
     first, later = (
-        (np.concatenate([calibrated(head, logits, n) for logits, _ in said]), np.concatenate([y for _, y in said]))
+        (np.concatenate([head.calibrated(logits, n) for logits, _ in said]), np.concatenate([y for _, y in said]))
         for n, said in enumerate((held.first, held.later))
     )
-    more = np.array([calibrated(head, logits[:1], 2)[0] for _, logits in held.judged])
-    found = np.array([calibrated(head, logits[1:], 3)[0] for _, logits in held.judged])
+    more = np.array([head.calibrated(logits[:1], 2)[0] for _, logits in held.judged])
+    found = np.array([head.calibrated(logits[1:], 3)[0] for _, logits in held.judged])
     helps = np.array([j.more for j, _ in held.judged])
     answers = np.array([j.found for j, _ in held.judged])
     plain = np.array([j.plain for j, _ in held.judged])
@@ -69,14 +69,8 @@ def refusing(answerable: Vectors, share: float) -> float:
     return float(rising[min(int(share * len(rising)), len(rising) - 1)])
 
 
-def calibrated(head: GateHead, logits: Vectors, of: int) -> Vectors:
-    """Logits as probabilities, by the calibration of one of the gate's heads."""
-    slope, bias = head.calibration[of].tolist()
-    return np.asarray(1 / (1 + np.exp(-np.clip(slope * logits + bias, -60, 60))), dtype=np.float32)
-
-
 def _read(head: GateHead, held: HeldOut, threshold: float) -> dict[str, float]:
-    passed = [calibrated(head, logits, 0) >= threshold for logits, _ in held.first]
+    passed = [head.calibrated(logits, 0) >= threshold for logits, _ in held.first]
     relevant = [y == 1 for _, y in held.first]
     hits = sum(int((p & y).sum()) for p, y in zip(passed, relevant, strict=True))
     read = sum(int(p.sum()) for p in passed)
