@@ -380,6 +380,7 @@ def test_decoding_is_what_reading_everything_again_would_choose(tiny_backbone):
     backbone = tiny_backbone("llama", memory=MEMORY)
     blocks, text = [backbone.compress([tokens(30)]), []], [tokens(6, 1), tokens(9, 2)]
     written = backbone.generate(text, blocks, max_new_tokens=6, stop_ids=(), start=20)
+    assert [len(row) for row in written] == [6, 6]
     for row in range(2):
         sofar = list(text[row])
         for token in written[row]:

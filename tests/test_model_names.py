@@ -62,9 +62,11 @@ def test_an_index_with_an_encoder_that_cannot_be_loaded_is_not_made(asked, tmp_p
 
 
 def test_the_default_encoder_is_not_loaded_before_it_is_needed(monkeypatch):
-    monkeypatch.setattr("compmem.index_models.load_encoder", None)
+    loaded = []
+    monkeypatch.setattr("compmem.index_models.load_encoder", lambda name, *_, **__: loaded.append(name))
     for name in (DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"):
         MemoryIndex.create(config=IndexConfig(encoder=name)).close()
+    assert loaded == []
 
 
 @pytest.mark.parametrize("load", [dense, kv, base])

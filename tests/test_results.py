@@ -17,6 +17,11 @@ FUSION = [name for name, made in FOUND.items() if "fusion" in made]
 ANSWERS = [name for name, made in FOUND.items() if "answers" in made]
 
 
+def test_both_kinds_of_results_are_committed():
+    assert FUSION
+    assert ANSWERS
+
+
 def rows_of(name):
     return list(map(json.loads, (RESULTS / f"{name}.jsonl").read_text().splitlines()))
 
