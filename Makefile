@@ -21,7 +21,7 @@ test-slow: $(STAMP)  ## run the long fault, load and growth tests
 
 test-gpu:  ## run the backbone and search tests on a CUDA device; needs only pytest, no install
 	PYTHONPATH=core:. $(PYTHON) -m pytest -c /dev/null --rootdir . --import-mode importlib -p no:cacheprovider -q -m gpu \
-		tests/test_backbone.py tests/test_vector_search.py
+		tests/test_backbone_generation.py tests/test_vector_search.py
 
 # The plugin for the command reference needs `typer` on the PATH.
 MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs

@@ -12,6 +12,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 from pydantic import PrivateAttr
 
+from compmem import RecallConfig
 from compmem.text.tokenize import STOPWORDS
 from llama_index_compmem import CompMemIndex
 
@@ -143,3 +144,16 @@ class FakeLLM(CustomLLM):
         raise AssertionError("a chat model is asked to chat")
 
     stream_complete = complete
+
+
+QUOTED = "The Orchid device was invented by Dr Elena Marsh. Elena Marsh was born in Tarnhill."
+
+
+READING = RecallConfig(reader="chat")
+"""The LLM reads in every step."""
+
+
+def failing(prompt):
+    if "born in" in prompt:
+        raise RuntimeError("rate limit")
+    return read_reply(prompt)

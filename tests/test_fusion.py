@@ -21,8 +21,8 @@ from compmem.backbone.joined import Joined
 from compmem.backbone.prune import prune
 from compmem.kv_format import pack, unpack
 from compmem.schema import Chunk
+from tests.backbones import close, close_states, tokens
 from tests.hashing import HashEncoder
-from tests.test_backbone import close, close_states, tokens
 
 TEXTS = [tokens(40, 1), tokens(25, 2), tokens(33, 3)]
 ASKED = tokens(12, 4)

@@ -14,9 +14,9 @@ from compmem.backbone.kvzap import predicted
 from compmem.backbone.ragged import best_of_all_heads
 from compmem.errors import CheckpointError
 from compmem_research.training.importance import Fit, ImportanceTraining, train
+from tests.backbones import tokens
 from tests.conftest import make_model, make_tokenizer
-from tests.test_backbone import tokens
-from tests.test_training_states import LORA, SELECTED, write_set
+from tests.training import LORA, SELECTED, write_set
 
 CHUNKS = [tokens(61, 1), tokens(9, 2), tokens(30, 3), tokens(1, 4)]
 

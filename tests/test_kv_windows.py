@@ -12,8 +12,8 @@ from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.config import KVPruning
 from compmem.ingest import compressor
+from tests.backbones import close, close_states, tokens
 from tests.hashing import HashEncoder
-from tests.test_backbone import close, close_states, tokens
 
 CHUNKS = [tokens(41, 1), tokens(9, 2), tokens(30, 3)]
 STOCK = [method for method in get_args(KVPruning) if method != "kvzap"]

@@ -15,8 +15,8 @@ from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.config import ONE_BUDGET, KVPruning
 from compmem.index_models import record_provenance
+from tests.backbones import close, close_states, tokens
 from tests.hashing import HashEncoder
-from tests.test_backbone import close, close_states, tokens
 
 METHODS = [method for method in get_args(KVPruning) if method not in ONE_BUDGET]  # of one length for all heads
 CHUNKS = [tokens(41, 1), tokens(9, 2), tokens(30, 3)]

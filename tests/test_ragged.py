@@ -15,8 +15,8 @@ from compmem.kv_format import RUN, checksum, pack, unpack
 from compmem.schema import KVStates
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments, write_segment
+from tests.backbones import close, close_states, tokens
 from tests.hashing import HashEncoder
-from tests.test_backbone import close, close_states, tokens
 
 CHUNKS = [tokens(61, 1), tokens(9, 2), tokens(30, 3), tokens(1, 4)]
 

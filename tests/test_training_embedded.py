@@ -24,7 +24,7 @@ from compmem_research.training.export import Export
 from compmem_research.training.export import train as export
 from compmem_research.training.rollouts.loops import Loop
 from compmem_research.training.stages import load_stage
-from tests.training import prepare
+from tests.training import TEXTS, prepare, world
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "core" / "compmem_research" / "training" / "configs"
@@ -311,7 +311,6 @@ def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch)
     backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
     backbone.add_gate()
     seen: dict[str, set[str]] = {"learned": set(), "question": set()}
-    from tests.test_training_stages import TEXTS, world
 
     [sample] = [world(TEXTS, [TEXTS[2], TEXTS[0]])]
     chunks = chunks_of(sample, backbone, 64)
@@ -334,7 +333,6 @@ def test_a_gate_may_be_blind_to_the_working_memory(trained, recipe, monkeypatch)
 def test_loops_together_answer_as_loops_alone(trained, recipe):
     backbone = Backbone.load(recipe / "two" / "backbone", device="cpu")
     settings = Evaluation(start=recipe, out=recipe, memory_tokens=8, answer_tokens=6)
-    from tests.test_training_stages import TEXTS, world
 
     samples = [world(TEXTS, [TEXTS[2], TEXTS[0]]), world(TEXTS[1:], [TEXTS[2]], question="Who made Ox?")]
     chunks = [chunks_of(s, backbone, 64) for s in samples]

@@ -8,7 +8,7 @@ from compmem_research.training import compressor
 from compmem_research.training.data.components import TaskPrompts, Turns
 from compmem_research.training.data.examples import as_text
 from compmem_research.training.data.multihop import MultihopRows
-from tests.test_training_states import SELECTED, write_set
+from tests.training import SELECTED, write_set
 
 
 @pytest.fixture

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from compmem.backbone import Backbone
+from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
+from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
+from compmem.schema import Document
+from compmem_research.tasks.sample import Span
+from compmem_research.tasks.synthetic_facts import Fact, WorldSample
+from compmem_research.training.data.mixture import Mixture, MixtureSettings
 from compmem_research.training.engine.trainer import RunSettings, Trainer
 from compmem_research.training.text import TextPreparation, made_up, train
 from tests.conftest import make_model, make_tokenizer
@@ -102,3 +107,71 @@ def prepare(folder, vocabulary=400):
     texts = write_texts(folder / "texts.jsonl")
     train(TextPreparation(texts=(texts,), out=folder / "data", vocabulary=vocabulary, made_up=50))
     return folder / "data"
+
+
+PROMPTS = LatentPrompts(
+    nothing="-", update="{question} | {memory}", overwrite="{question} | {memory} >", answer="{question} | {memory} ="
+)
+
+
+SELECTED = MemoryConfig(states="selected", own=())
+
+
+LORA = AdapterConfig(rank=4, targets=("q", "k", "v", "o", "gate", "up", "down"))
+
+
+MEMORY = MemoryConfig(window=64)
+
+TEXTS = ["Ida was born in Ulm.", "It rained.", "Ox was made by Ida.", "Bo was born in Kiel."]
+
+
+def settings(out, **changes):
+    defaults = {"steps": 40, "batch": 1, "device": "cpu", "learning_rate": 1e-2, "warmup": 5, "log_every": 1000}
+    defaults |= {"checkpoint_every": 0, "measure_every": 0, "ceiling_seconds": 0.01, "final_rate": 0.3}
+    return RunSettings(out=out, **{**defaults, **changes})
+
+
+class Few(Mixture):
+    """A mixture in which every step has the same samples."""
+
+    def batch(self, step, rows):
+        return super().batch(step, range(2))
+
+
+def few(backbone, *components, prompts=PROMPTS, data=None, trained=("base", "memory"), **changes):
+    parameters = {name: p for part in trained for name, p in backbone.parameters(part).items()}
+    mixture = MixtureSettings(components=components, data=data, **changes)
+    return Few("few", backbone, parameters, mixture, steps=StepPrompts(backbone, prompts), seed=0)
+
+
+def world(texts, facts, **changes):
+    documents = tuple(Document(id=str(n), text=t) for n, t in enumerate(texts))
+    evidence = []
+    for fact in facts:
+        n = next(n for n, t in enumerate(texts) if fact in t)
+        evidence.append(Span(document=str(n), start=texts[n].index(fact), end=texts[n].index(fact) + len(fact)))
+    values = {"id": "w", "task": "world-2hop", "question": "Where was the maker of Ox born?", "answers": ("Ulm",)}
+    told = (("Ox", "maker", "Ida"), ("Ida", "birthplace", "Ulm"))[: len(facts)]
+    facts = tuple(Fact(subject=s, relation=r, object=o) for s, r, o in told)
+    values |= {
+        "documents": documents,
+        "evidence": tuple(evidence),
+        "facts": facts,
+        "notes": tuple(f.note for f in facts),
+    }
+    return WorldSample(**{**values, **changes})
+
+
+def write_set(file, questions=60):
+    def line(n):
+        town = ("Ulm", "Kiel", "Bonn")[n % 3]
+        paragraphs = [
+            {"title": f"Ida{n}", "sentences": [f"Ida{n} was born in {town}."], "supporting": [0]},
+            {"title": f"Bo{n}", "sentences": [f"Bo{n} sings."], "supporting": []},
+            {"title": f"Cy{n}", "sentences": [f"Cy{n} reads."], "supporting": []},
+        ]
+        question = {"id": f"q{n}", "dataset": "own", "question": f"Where was Ida{n} born?", "answer": town}
+        return json.dumps(question | {"paragraphs": paragraphs}) + "\n"
+
+    file.write_text("".join(map(line, range(questions))))
+    return file
