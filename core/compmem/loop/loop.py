@@ -105,8 +105,21 @@ class LoopResult:
     """False if the gate finds that nothing answers, and no language model has judged the blocks."""
 
 
+Outcome = Reading | list[float] | OverdueError | None
+"""The driver's reply: a reading for `ReadRequest`, log-odds or None for `ScoreRequest`, an error after the deadline."""
+
+Loop = Generator[ReadRequest | ScoreRequest | Step, Outcome, LoopResult]
+
+
 @dataclass(slots=True)
-class _State:
+class _RecallLoop:
+    """What is known of one question so far, and the rules for the next step."""
+
+    context: LoopContext
+    config: LoopConfig
+    threshold: float
+    trusts_gate: bool
+    clock: Callable[[], float]
     memory: WorkingMemory = field(default_factory=WorkingMemory)
     steps: list[Step] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
@@ -124,11 +137,165 @@ class _State:
     late: bool = False
     """The reader did not finish by the deadline."""
 
+    def seconds_needed(self) -> float:
+        """Estimated seconds for another step and the answer, from the mean time of a step so far."""
+        return 2 * sum(step.seconds for step in self.steps) / max(1, len(self.steps))
 
-Outcome = Reading | list[float] | OverdueError | None
-"""The driver's reply: a reading for `ReadRequest`, log-odds or None for `ScoreRequest`, an error after the deadline."""
+    def blocks_for_writer(self, max_blocks: int) -> tuple[tuple[Recall, ...], WorkingMemory]:
+        """The blocks for the writer, and the memory with them: the best ones that updated it, then the best others.
 
-Loop = Generator[ReadRequest | ScoreRequest | Step, Outcome, LoopResult]
+        Blocks that updated the memory stand in reading order; without a gate that ranks them, all stand in document
+        order.
+        """
+
+        def ranked(blocks: Iterable[int]) -> list[int]:
+            return sorted(blocks, key=lambda n: (-self.scores.get(n, 1.0), n))
+
+        updating = dict.fromkeys(recall.block for recall in self.update_recalls)
+        best = [*ranked(updating), *ranked(self.scores.keys() - updating.keys())][:max_blocks]
+        numbers = [n for n in [*updating, *best[len(updating) :]] if n in best]
+        if self.config.gate == "off":
+            numbers.sort()
+        blocks = tuple(self.context.fetch(numbers)) if numbers else ()
+        return self._recalls(numbers, blocks), replace(self.memory, blocks=blocks)
+
+    def _recalls(self, numbers: Sequence[int], blocks: Sequence[MemoryBlock]) -> tuple[Recall, ...]:
+        scores = [self.scores.get(n, 1.0) for n in numbers]
+        return tuple(Recall(chunk=b.chunk, score=s, block=n) for n, s, b in zip(numbers, scores, blocks, strict=True))
+
+    def best_by_reader(self) -> Generator[ScoreRequest, Outcome, list[int] | None]:
+        """The block most likely to help by the reader's score, among the gate's best; empty if none is likely.
+
+        None if the reader cannot score blocks, or no gate ranks them.
+        """
+        memory = self.memory
+        if self.scored_with != memory.text:
+            proposed = self._propose()
+            gate = self._score(proposed)
+            self.rejected.update(n for n in proposed if gate[n] < self.threshold)
+            if len(proposed) > SCORED_AT_ONCE and len(set(gate.values())) == 1:
+                return None
+            likely = sorted(proposed, key=lambda n: (-gate[n], n))[:SCORED_AT_ONCE]
+            odds = (yield ScoreRequest(memory, tuple(self.context.fetch(likely)))) if likely else []
+            assert not isinstance(odds, Reading), "a driver answers ScoreRequest with log-odds"
+            if isinstance(odds, OverdueError):
+                self.late = True
+                return []
+            if odds is None:
+                return None
+            self.reader_scores = dict(zip(likely, odds, strict=True))
+            self.scored_with = memory.text
+        left = [n for n in self.reader_scores if n not in self.read]
+        best = max(left, key=lambda n: (self.reader_scores[n], -n), default=None)
+        assert self.config.reader_threshold is not None, "blocks are scored only with a threshold"
+        return [] if best is None or _probability(self.reader_scores[best]) < self.config.reader_threshold else [best]
+
+    def step(self, chosen: list[int], started: float, *, relevant: bool) -> Generator[ReadRequest, Outcome, Step]:
+        """Reads these blocks; `relevant` if the reader has scored them."""
+        blocks = self.context.fetch(chosen)
+        recalls = self._recalls(chosen, blocks)
+        reading = yield ReadRequest(self.memory, tuple(blocks), relevant=relevant)
+        self.late = isinstance(reading, OverdueError)
+        if isinstance(reading, OverdueError):
+            reading = Reading(memory=self.memory, update=False, exit=False)
+        assert isinstance(reading, Reading), "a driver answers every ReadRequest"
+        self.usage += reading.usage + Usage(blocks_read=0 if self.late else len(chosen))
+        self.read.update(zip(chosen, recalls, strict=True))
+        gate_decides = self.trusts_gate and bool(self.memory.text) and self.proposed >= FEW_CANDIDATES
+        likely = gate_decides and any(recall.score >= LIKELY_SCORE for recall in recalls)
+        updated = not self.late and (reading.update or likely)
+        if updated or not (self.late or self.config.update_gate):
+            self.memory = _within_budget(reading.memory, self.config.memory_tokens, self.context.count_tokens)
+            self.update_recalls.extend(recalls)
+        else:  # a higher score of a later pass was wrong
+            self.scores.update((n, self.first.get(n, 0.0)) for n in chosen)
+        step = Step(
+            number=len(self.steps) + 1,
+            recalls=recalls,
+            working_memory=self.memory.text,
+            updated=updated,
+            exit=reading.exit,
+            lost=self.late,
+            backtracked=any(n in self.rejected for n in chosen),
+            candidates=self.proposed,
+            seconds=self.clock() - started,
+        )
+        self.steps.append(step)
+        return step
+
+    def _propose(self) -> list[int]:
+        proposed = [n for n in self.context.propose(self.memory.text) if n not in self.read]
+        self.proposed = len(proposed)
+        return proposed
+
+    def _score(self, blocks: Sequence[int]) -> dict[int, float]:
+        scores = dict(zip(blocks, self.context.score(self.memory.text, blocks), strict=True))
+        self.usage += Usage(blocks_scored=len(blocks))
+        self.scores.update(scores)
+        for number, score in scores.items():
+            self.first.setdefault(number, score)
+        return scores
+
+    def best_first(self, *, fallback: int, quotes_only_if_answerable: bool, writes: bool) -> Iterator[list[int]]:
+        """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
+        context, config = self.context, self.config
+        seen_memory: str | None = None
+        scores, likely = dict[int, float](), dict[int, float]()
+        while True:
+            if seen_memory is None or (config.requery and self.memory.text != seen_memory and context.needs_requery):
+                seen_memory = self.memory.text
+                proposed = self._propose()
+                if not config.backtrack:
+                    proposed = [n for n in proposed if n not in self.rejected]
+                    self.proposed = len(proposed)
+                scores = self._score(proposed)
+                likely |= {
+                    n: s for n, s in scores.items() if config.backtrack and s >= max(self.threshold, LIKELY_SCORE)
+                }
+                if not self.steps:
+                    unanswerable = quotes_only_if_answerable and not context.answerable
+                    if unanswerable or not (writes or context.needs_requery):
+                        return
+            left = {n: s for n, s in scores.items() if n not in self.read}
+            admitted = sorted((n for n, s in left.items() if s >= self.threshold), key=lambda n: (-left[n], n))
+            self.rejected.update(n for n, s in left.items() if s < self.threshold)
+            if admitted:
+                yield admitted[: config.blocks_per_step]
+            elif fallback and left and not self.steps:
+                yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
+            elif unread := [n for n in likely if n not in self.read]:
+                yield [max(unread, key=lambda n: (likely[n], -n))]
+            else:
+                return
+
+    def in_document_order(self) -> Iterator[list[int]]:
+        """Groups of blocks in document order, each gated with the current memory."""
+        while True:
+            before = self.memory.text
+            yield from self._one_pass(sorted(self._propose()))
+            if not (self.config.backtrack and self.memory.text != before):
+                return
+
+    def _one_pass(self, proposed: list[int]) -> Iterator[list[int]]:
+        group: list[int] = []
+        at = 0
+        while at < len(proposed):
+            window = proposed[at : at + GATED_WINDOW]
+            scores = self._score(window)
+            for n in window:
+                at += 1
+                if scores[n] < self.threshold:
+                    self.rejected.add(n)
+                    continue
+                group.append(n)
+                if len(group) == self.config.blocks_per_step:
+                    before = self.memory.text
+                    yield group
+                    group = []
+                    if self.memory.text != before and self.config.gate == "learned":
+                        break  # the blocks after this one are gated again, with the new memory
+        if group:
+            yield group
 
 
 def recall_loop(
@@ -161,43 +328,34 @@ def recall_loop(
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.
     """
-    config, state, began = LoopConfig.complete(config), _State(), clock()
-    quotes_only_if_answerable = trusts_gate and not writer_blocks
+    config, began = LoopConfig.complete(config), clock()
+    loop = _RecallLoop(context, config, threshold, trusts_gate, clock)
     if config.order == "document":
-        picks = _in_document_order(context, config, threshold, state)
+        picks = loop.in_document_order()
     else:
-        picks = _best(
-            context,
-            config,
-            threshold,
-            state,
-            fallback=fallback,
-            quotes_only_if_answerable=quotes_only_if_answerable,
-            writes=writes,
-        )
+        checks = trusts_gate and not writer_blocks
+        picks = loop.best_first(fallback=fallback, quotes_only_if_answerable=checks, writes=writes)
     by_reader = can_score and config.can_score
     stop_reason: StopReason = "exhausted"
     while True:
         if cancelled():
             stop_reason = "cancelled"
             break
-        if config.max_steps is not None and len(state.steps) >= config.max_steps:
+        if config.max_steps is not None and len(loop.steps) >= config.max_steps:
             stop_reason = "steps"
             break
-        if config.max_seconds is not None and clock() - began + _still_needed(state) >= config.max_seconds:
+        if config.max_seconds is not None and clock() - began + loop.seconds_needed() >= config.max_seconds:
             stop_reason = "seconds"
             break
         started = clock()
-        chosen = (yield from _best_by_reader(context, config, threshold, state)) if by_reader else None
+        chosen = (yield from loop.best_by_reader()) if by_reader else None
         by_reader = chosen is not None
         if chosen is None:
             chosen = next(picks, None)
         if chosen:
-            step = yield from _step(
-                context, config, state, chosen, started, clock, relevant=by_reader, trusts_gate=trusts_gate
-            )
+            step = yield from loop.step(chosen, started, relevant=by_reader)
             yield step
-        if state.late:
+        if loop.late:
             stop_reason = "seconds"
             break
         if not chosen:
@@ -205,204 +363,17 @@ def recall_loop(
         if config.exit_gate and step.exit:
             stop_reason = "exit_gate"
             break
-    if state.late and not state.memory.text:
+    if loop.late and not loop.memory.text:
         writer_blocks = max(writer_blocks, QUOTED_ON_TIMEOUT)
-    recalls, memory = _blocks_for_writer(context, state, writer_blocks, ranked=config.gate != "off")
-    usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
+    recalls, memory = loop.blocks_for_writer(writer_blocks)
+    usage = replace(loop.usage, steps=len(loop.steps), seconds=clock() - began)
     answerable = context.answerable if trusts_gate else True
-    steps, updating = tuple(state.steps), tuple(state.update_recalls)
-    return LoopResult(memory, steps, state.scores, updating, usage, stop_reason, recalls, answerable)
-
-
-def _still_needed(state: _State) -> float:
-    """Estimated seconds for another step and the answer, from the mean time of a step so far."""
-    return 2 * sum(step.seconds for step in state.steps) / max(1, len(state.steps))
-
-
-def _blocks_for_writer(
-    context: LoopContext, state: _State, max_blocks: int, *, ranked: bool
-) -> tuple[tuple[Recall, ...], WorkingMemory]:
-    """The blocks for the writer, and the memory with them: the best ones that updated it, then the best others.
-
-    Blocks that updated the memory stand in reading order; without a gate that ranks them, all stand in document order.
-    """
-
-    def best_first(blocks: Iterable[int]) -> list[int]:
-        return sorted(blocks, key=lambda n: (-state.scores.get(n, 1.0), n))
-
-    updating = dict.fromkeys(recall.block for recall in state.update_recalls)
-    best = [*best_first(updating), *best_first(state.scores.keys() - updating.keys())][:max_blocks]
-    numbers = [n for n in [*updating, *best[len(updating) :]] if n in best] if ranked else sorted(best)
-    blocks = tuple(context.fetch(numbers)) if numbers else ()
-    return _recalls(state, numbers, blocks), replace(state.memory, blocks=blocks)
-
-
-def _recalls(state: _State, numbers: Sequence[int], blocks: Sequence[MemoryBlock]) -> tuple[Recall, ...]:
-    scores = [state.scores.get(n, 1.0) for n in numbers]
-    return tuple(Recall(chunk=b.chunk, score=s, block=n) for n, s, b in zip(numbers, scores, blocks, strict=True))
-
-
-def _best_by_reader(
-    context: LoopContext, config: LoopConfig, threshold: float, state: _State
-) -> Generator[ScoreRequest, Outcome, list[int] | None]:  # fmt: skip
-    """The block most likely to help by the reader's score, among the gate's best; empty if none is likely.
-
-    None if the reader cannot score blocks, or no gate ranks them.
-    """
-    memory = state.memory
-    if state.scored_with != memory.text:
-        proposed = [n for n in context.propose(memory.text) if n not in state.read]
-        state.proposed = len(proposed)
-        gate = _score(context, state, proposed)
-        state.rejected.update(n for n in proposed if gate[n] < threshold)
-        if len(proposed) > SCORED_AT_ONCE and len(set(gate.values())) == 1:
-            return None
-        likely = sorted(proposed, key=lambda n: (-gate[n], n))[:SCORED_AT_ONCE]
-        odds = (yield ScoreRequest(memory, tuple(context.fetch(likely)))) if likely else []
-        assert not isinstance(odds, Reading), "a driver answers ScoreRequest with log-odds"
-        if isinstance(odds, OverdueError):
-            state.late = True
-            return []
-        if odds is None:
-            return None
-        state.reader_scores = dict(zip(likely, odds, strict=True))
-        state.scored_with = memory.text
-    left = [n for n in state.reader_scores if n not in state.read]
-    best = max(left, key=lambda n: (state.reader_scores[n], -n), default=None)
-    assert config.reader_threshold is not None, "blocks are scored only with a threshold"
-    return [] if best is None or _probability(state.reader_scores[best]) < config.reader_threshold else [best]
+    steps, updating = tuple(loop.steps), tuple(loop.update_recalls)
+    return LoopResult(memory, steps, loop.scores, updating, usage, stop_reason, recalls, answerable)
 
 
 def _probability(log_odds: float) -> float:
     return 1 / (1 + math.exp(min(-log_odds, 700.0)))
-
-
-def _step(
-    context: LoopContext,
-    config: LoopConfig,
-    state: _State,
-    chosen: list[int],
-    started: float,
-    clock: Callable[[], float],
-    *,
-    relevant: bool,
-    trusts_gate: bool,
-) -> Generator[ReadRequest, Outcome, Step]:
-    blocks = context.fetch(chosen)
-    recalls = _recalls(state, chosen, blocks)
-    reading = yield ReadRequest(state.memory, tuple(blocks), relevant=relevant)
-    state.late = isinstance(reading, OverdueError)
-    if isinstance(reading, OverdueError):
-        reading = Reading(memory=state.memory, update=False, exit=False)
-    assert isinstance(reading, Reading), "a driver answers every ReadRequest"
-    state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
-    state.read.update(zip(chosen, recalls, strict=True))
-    trusts_gate = trusts_gate and bool(state.memory.text) and state.proposed >= FEW_CANDIDATES
-    likely = trusts_gate and any(recall.score >= LIKELY_SCORE for recall in recalls)
-    updated = not state.late and (reading.update or likely)
-    if updated or not (state.late or config.update_gate):
-        state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)
-        state.update_recalls.extend(recalls)
-    else:  # a higher score of a later pass was wrong
-        state.scores.update((n, state.first.get(n, 0.0)) for n in chosen)
-    step = Step(
-        number=len(state.steps) + 1,
-        recalls=recalls,
-        working_memory=state.memory.text,
-        updated=updated,
-        exit=reading.exit,
-        lost=state.late,
-        backtracked=any(n in state.rejected for n in chosen),
-        candidates=state.proposed,
-        seconds=clock() - started,
-    )
-    state.steps.append(step)
-    return step
-
-
-def _score(context: LoopContext, state: _State, blocks: Sequence[int]) -> dict[int, float]:
-    scores = dict(zip(blocks, context.score(state.memory.text, blocks), strict=True))
-    state.usage += Usage(blocks_scored=len(blocks))
-    state.scores.update(scores)
-    for number, score in scores.items():
-        state.first.setdefault(number, score)
-    return scores
-
-
-def _best(
-    context: LoopContext,
-    config: LoopConfig,
-    threshold: float,
-    state: _State,
-    *,
-    fallback: int,
-    quotes_only_if_answerable: bool,
-    writes: bool,
-) -> Iterator[list[int]]:
-    """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
-    seen_memory: str | None = None
-    scores, likely = dict[int, float](), dict[int, float]()
-    while True:
-        if seen_memory is None or (config.requery and state.memory.text != seen_memory and context.needs_requery):
-            seen_memory = state.memory.text
-            proposed = [n for n in context.propose(seen_memory) if n not in state.read]
-            if not config.backtrack:
-                proposed = [n for n in proposed if n not in state.rejected]
-            state.proposed = len(proposed)
-            scores = _score(context, state, proposed)
-            likely |= {n: s for n, s in scores.items() if config.backtrack and s >= max(threshold, LIKELY_SCORE)}
-            if not state.steps and (
-                (quotes_only_if_answerable and not context.answerable) or not (writes or context.needs_requery)
-            ):
-                return
-        left = {n: s for n, s in scores.items() if n not in state.read}
-        admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
-        state.rejected.update(n for n, s in left.items() if s < threshold)
-        if admitted:
-            yield admitted[: config.blocks_per_step]
-        elif fallback and left and not state.steps:
-            yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
-        elif unread := [n for n in likely if n not in state.read]:
-            yield [max(unread, key=lambda n: (likely[n], -n))]
-        else:
-            return
-
-
-def _in_document_order(
-    context: LoopContext, config: LoopConfig, threshold: float, state: _State
-) -> Iterator[list[int]]:
-    """Groups of blocks in document order, each gated with the current memory."""
-    while True:
-        before = state.memory.text
-        proposed = sorted(n for n in context.propose(before) if n not in state.read)
-        state.proposed = len(proposed)
-        yield from _one_pass(context, config, threshold, state, proposed)
-        if not (config.backtrack and state.memory.text != before):
-            return
-
-
-def _one_pass(
-    context: LoopContext, config: LoopConfig, threshold: float, state: _State, proposed: list[int]
-) -> Iterator[list[int]]:
-    group: list[int] = []
-    at = 0
-    while at < len(proposed):
-        window = proposed[at : at + GATED_WINDOW]
-        scores = _score(context, state, window)
-        for n in window:
-            at += 1
-            if scores[n] < threshold:
-                state.rejected.add(n)
-                continue
-            group.append(n)
-            if len(group) == config.blocks_per_step:
-                before = state.memory.text
-                yield group
-                group = []
-                if state.memory.text != before and config.gate == "learned":
-                    break  # the blocks after this one are gated again, with the new memory
-    if group:
-        yield group
 
 
 def _within_budget(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
