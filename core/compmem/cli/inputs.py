@@ -22,7 +22,7 @@ from compmem.cli.text_decoding import DETECTION_BYTES, BlankError, UnreadableErr
 from compmem.errors import CompMemError
 from compmem.schema import MAX_TITLE_CHARS, Document
 
-__all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "files", "path_id"]
+__all__ = ["FORMATS", "STDIN", "File", "Format", "InputError", "documents", "file_of", "files", "id_base", "path_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +148,17 @@ def path_id(path: str, base: Path) -> str:
     real, base = Path(os.path.realpath(path)), Path(os.path.realpath(base))
     shown = real.relative_to(base) if real.is_relative_to(base) else real
     return os.fsencode(shown.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def id_base(index: Path) -> Path:
+    """The folder from which the ids of an index name files: the one that it lies in, so that both may move together."""
+    return index.resolve().parent
+
+
+def file_of(document: Any) -> str:
+    """The file that a document was read from, as ids name files; empty where it was none."""
+    path = document.metadata.get("path")
+    return path if isinstance(path, str) and path != STDIN else ""
 
 
 def _storage_problem(document: Document) -> str:
