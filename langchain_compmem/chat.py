@@ -12,6 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import AfterValidator, WithJsonSchema
 
 from compmem import ReaderError
+from compmem.errors import chat_failure
 from langchain_compmem.window import window_of
 
 Messages = Sequence[Mapping[str, str]]
@@ -147,7 +148,7 @@ class ChatCalls:
             self.calls, self.condense_calls = self.calls + 1, 1
             reply = (prompt | self.model).invoke(asked, self.call_context.config)
         except Exception as error:
-            raise ReaderError(_failed(error)) from error
+            raise chat_failure(error) from error
         return self._question(reply, question)
 
     async def acondense(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
@@ -158,7 +159,7 @@ class ChatCalls:
             self.calls, self.condense_calls = self.calls + 1, 1
             reply = await (prompt | self.model).ainvoke(asked, self.call_context.config)
         except Exception as error:
-            raise ReaderError(_failed(error)) from error
+            raise chat_failure(error) from error
         return self._question(reply, question)
 
     def _condense_input(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
@@ -177,8 +178,3 @@ class ChatCalls:
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The messages of the user and the model, without tool calls and instructions."""
     return [type(m)(content=str(m.text)) for m in messages if m.type in ("human", "ai") and str(m.text).strip()]
-
-
-def _failed(error: Exception) -> str:
-    message = " ".join(str(error).split())[:300]
-    return f"the chat model failed: {type(error).__name__}{': ' if message else ''}{message}"

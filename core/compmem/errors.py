@@ -42,3 +42,9 @@ class ReaderError(CompMemError):
     def __init__(self, message: str, steps: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.steps = tuple(steps)
+
+
+def chat_failure(error: Exception) -> ReaderError:
+    """The error that names what a chat model raised, on one line."""
+    message = " ".join(str(error).split())[:300]
+    return ReaderError(f"the chat model failed: {type(error).__name__}{': ' if message else ''}{message}")

@@ -23,7 +23,7 @@ from functools import cache, partial
 from typing import Any, Final, TypeVar, cast
 
 from compmem.deadline import OverdueError, seconds_left
-from compmem.errors import ReaderError
+from compmem.errors import ReaderError, chat_failure
 from compmem.locks import after_fork
 from compmem.schema import Message
 from compmem.text.unicode import valid
@@ -89,8 +89,7 @@ def _chat_errors() -> Iterator[None]:
     except ReaderError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:300]
-        raise ReaderError(f"the chat model failed: {type(error).__name__}{': ' if message else ''}{message}") from error
+        raise chat_failure(error) from error
 
 
 def _is_async(chat: ChatModel) -> bool:
