@@ -71,20 +71,20 @@ class AddCommand:
         return {"added": added, "unchanged": len(seen.ids) - added, **pruned, "documents": documents}
 
     @contextmanager
-    def _readers(self) -> Iterator[inputs.MapFunction | None]:
-        """Reads files in other processes; None: in this one. A cluster is connected before an index is made."""
+    def _readers(self) -> Iterator[inputs.MapFunction]:
+        """Reads files, in other processes if there are workers. A cluster is connected before an index is made."""
         if self.ray is not None:
             from compmem import distributed
 
             with distributed.connected(self.ray):
-                yield None
+                yield map
         elif self.workers is not None:
             from compmem.ingest.workers import Workers
 
             with Workers(self.workers) as readers:
                 yield readers.each
         else:
-            yield None
+            yield map
 
     def _open_index(self) -> "compmem.MemoryIndex":
         """The index, made where there is none. A model that is given by name may be fetched.

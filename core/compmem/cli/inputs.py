@@ -94,7 +94,7 @@ def documents(
     report: Report,
     stdin: BinaryIO | None = None,
     stdin_format: Format = "txt",
-    each: MapFunction | None = None,
+    each: MapFunction = map,
 ) -> Iterator[Document]:
     """The documents in files, in order, one at a time. Of documents with the same id, only the first is returned.
 
@@ -106,35 +106,21 @@ def documents(
         report: Called with each file or line that cannot be read.
         stdin: Standard input, in bytes.
         stdin_format: The format of standard input.
-        each: Calls a function for items, in order, in other processes. None: files are read in this one.
+        each: Calls a function for items, in order; it may do so in other processes.
     """
     seen: dict[str, int] = {}
     skipped: Counter[str] = Counter()
-    for file, whole in _with_results(found, base, each):
-        if whole is not None:
-            read = iter(whole.documents)
-            skipped.update(whole.skipped)
-            for error in whole.errors:
-                report(error)
-        elif file.path == STDIN:
-            if stdin is None:
-                raise ValueError("a source '-' needs stdin=")
-            read = _read(stdin, "", stdin_format, STDIN, report)
+    for where, document in _contents(found, base, report, skipped, stdin, stdin_format, each):
+        content = hash((document.title, document.text))
+        if problem := _storage_problem(document):
+            report(InputError(f"{where}: {problem}"))
+        elif document.id not in seen:
+            seen[document.id] = content
+            yield document
+        elif seen[document.id] == content:
+            logger.warning("%s: %s is given twice, the second is left out", printable(where), printable(document.id))
         else:
-            read = _file(file, base, report, skipped)
-        for where, document in read:
-            content = hash((document.title, document.text))
-            if problem := _storage_problem(document):
-                report(InputError(f"{where}: {problem}"))
-            elif document.id not in seen:
-                seen[document.id] = content
-                yield document
-            elif seen[document.id] == content:
-                logger.warning(
-                    "%s: %s is given twice, the second is left out", printable(where), printable(document.id)
-                )
-            else:
-                report(InputError(f"{where}: another document has the id {document.id!r}"))
+            report(InputError(f"{where}: another document has the id {document.id!r}"))
     if skipped:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(skipped.items())[:8])
         logger.warning("%d file(s) without text left out: %s", skipped.total(), printable(kinds))
@@ -219,14 +205,29 @@ def _is_regular(path: str, unreadable: Callable[[OSError], None]) -> bool:
         return False
 
 
-def _with_results(
-    found: Iterable[File], base: Path, each: MapFunction | None
-) -> Iterator[tuple[File, FileResult | None]]:
-    """The files, each with what it holds where another process has read it."""
-    if each is None:
-        return ((file, None) for file in found)
+def _contents(
+    found: Iterable[File],
+    base: Path,
+    report: Report,
+    skipped: Counter[str],
+    stdin: BinaryIO | None,
+    stdin_format: Format,
+    each: MapFunction,
+) -> Iterator[tuple[str, Document]]:
+    """The documents in files, each with its location; `each` calls `read_file`, and what that leaves is read here."""
     listed, sent = tee(found)
-    return zip(listed, each(read_file, ((file, base) for file in sent)), strict=False)
+    for file, result in zip(listed, each(read_file, ((file, base) for file in sent)), strict=False):
+        if result is not None:
+            skipped.update(result.skipped)
+            for error in result.errors:
+                report(error)
+            yield from result.documents
+        elif file.path == STDIN:
+            if stdin is None:
+                raise ValueError("a source '-' needs stdin=")
+            yield from _read(stdin, "", stdin_format, STDIN, report)
+        else:
+            yield from _file(file, base, report, skipped)
 
 
 def read_file(task: tuple[File, Path]) -> FileResult | None:
@@ -238,9 +239,9 @@ def read_file(task: tuple[File, Path]) -> FileResult | None:
         or PurePath(file.path).suffix.lower() in (".jsonl", ".ndjson")
     ):
         return None
-    whole = FileResult()
-    whole.documents.extend(_file(file, base, whole.errors.append, whole.skipped))
-    return whole
+    result = FileResult()
+    result.documents.extend(_file(file, base, result.errors.append, result.skipped))
+    return result
 
 
 def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iterator[tuple[str, Document]]:
