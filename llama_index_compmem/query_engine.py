@@ -297,7 +297,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             return None
         limits: dict[str, Any] = {}
         if self._llm is not None:
-            limit = settings.prompt_tokens or prompt_tokens(self._llm, settings.memory_tokens)
+            limit = prompt_tokens(self._llm, settings.memory_tokens, settings.prompt_tokens)
             limits = {"prompt_tokens": limit, "count": count_tokens}
         return compmem.ChatReader.from_config(chat, settings, prompts=self._prompts, render=render, **limits)
 
