@@ -193,5 +193,5 @@ def _check_message(message: object) -> None:
 
 def _checked_history(history: object) -> list[ChatMessage]:
     if not isinstance(history, list) or not all(isinstance(m, ChatMessage) for m in history):
-        raise ValueError(f"chat_history={history!r} must be a list of ChatMessage")
+        raise ValueError(f"chat_history= must be a list of ChatMessage, not {type(history).__name__}")
     return list(history)  # some memories keep a reference to the given list

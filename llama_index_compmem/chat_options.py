@@ -49,5 +49,5 @@ def check_options(options: Iterable[str], make: Callable[..., object], engine: s
 
 def _system_template(system: object) -> PromptTemplate:
     if not isinstance(system, str):
-        raise TypeError(f"system_prompt={system!r} must be a text")
+        raise TypeError(f"system_prompt= must be a text, not {type(system).__name__}")
     return PromptTemplate(f"{compmem.ChatPrompts().system}\n\n{system}")

@@ -46,7 +46,7 @@ def to_filter(filters: MetadataFilters | MetadataFilter | None) -> dict[str, Any
     if isinstance(filters, MetadataFilter):
         return _single(filters)
     if not isinstance(filters, MetadataFilters):
-        raise TypeError(f"filters={filters!r} must be MetadataFilters or a MetadataFilter")
+        raise TypeError(f"filters= must be MetadataFilters or a MetadataFilter, not {type(filters).__name__}")
     return _group(filters) if filters.filters else None
 
 

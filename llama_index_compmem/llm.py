@@ -154,7 +154,7 @@ def _template_text(template: BasePromptTemplate) -> str:
     Its fields are first filled with marks. All other braces are then literal, as in the framework.
     """
     if not isinstance(template, BasePromptTemplate):
-        raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")
+        raise ValueError(f"a prompt must be a PromptTemplate, not {type(template).__name__}")
     if isinstance(template, ChatPromptTemplate) or getattr(template, "is_chat_template", False):
         raise ValueError(
             "a prompt is the text of one message, not a chat: give its system message as the prompt 'system', and the "

@@ -49,9 +49,9 @@ class CompMemQueryEngine(BaseQueryEngine):
     """Answers from the index: recalls relevant nodes, reads them step by step, and writes the answer.
 
     Without `llm` or `chat` no language model is called, not even the one in `Settings`: the answer is quoted from the
-    documents, or written by the backbone if the index has KV memory. `response.metadata` has the steps, the working
-    memory, the usage, and under `cited` the ids of the nodes that the answer cites as `[n]`, the n-th of
-    `source_nodes`. For a streamed response, metadata and sources are complete when the stream has ended.
+    documents, or written by the backbone if the index has KV memory. `response.metadata` is a `CompMemMetadata`: the
+    metadata of the sources by their ids, and as attributes the steps, the working memory, the usage and what is cited.
+    For a streamed response, metadata and sources are complete when the stream has ended.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
@@ -100,7 +100,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         if llm is not None and chat is not None:
             raise ValueError("give llm= or chat=, not both")
         if llm is not None and not isinstance(llm, LLM):
-            raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
+            raise ValueError(f"llm= must be an LLM of LlamaIndex, not {type(llm).__name__}; a callable goes to chat=")
         if isinstance(llm, StructuredLLM):
             raise ValueError(
                 "this engine writes the answer as text, so llm= cannot be a StructuredLLM: "
@@ -155,7 +155,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             **options: Other arguments of the engine.
 
         Raises:
-            ValueError: It is not a retriever, or candidates is below 1.
+            ValueError: It is not a retriever or is one over a CompMem index, or candidates is below 1.
         """
         index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, llm, **options)

@@ -35,6 +35,7 @@ def test_the_public_names_are_these():
         "CompMemChatEngine",
         "CompMemIndex",
         "CompMemLLMError",
+        "CompMemMetadata",
         "CompMemNodeParser",
         "CompMemQueryEngine",
         "CompMemRetriever",
