@@ -21,6 +21,7 @@ _DIRECT: Final = {
     FilterOperator.TEXT_MATCH_INSENSITIVE: "text match",
 }
 _OF_STRINGS: Final = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
+_OF_MISSING: Final = (FilterOperator.NE, FilterOperator.NIN, FilterOperator.IS_EMPTY)
 _OF_LISTS: Final = {FilterOperator.ANY: "or", FilterOperator.ALL: "and"}
 
 
@@ -71,6 +72,9 @@ def _single(wanted: MetadataFilter) -> dict[str, Any]:
     def test(key: str) -> dict[str, Any]:
         return _test(key, wanted.operator, wanted.value)
 
+    if wanted.key == "title":  # a missing one is an empty text in the core
+        admits = wanted.operator in _OF_MISSING
+        return {"or" if admits else "and": [{"title": {"is empty": admits}}, test("title")]}
     if wanted.key not in _SOURCE_ID:
         return test(wanted.key)
     source = _first_of((REF_DOC, test(REF_DOC)), test("document_id"))

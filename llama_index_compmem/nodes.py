@@ -42,6 +42,7 @@ OWN: Final = (NODE, REF_DOC, NODE_ID)
 
 _TITLES: Final = ("title", "document_title", "file_name")
 _MIN_SCORE: Final = 1e-9
+_PLACE_OF_TEXT: Final = "\0text\0"
 
 
 def to_document(node: BaseNode) -> Document:
@@ -195,7 +196,8 @@ def _document(node: BaseNode, metadata: Mapping[str, Any], *, cut: bool = False)
     key, title = _title(node)
     text: str = node.get_content(metadata_mode=MetadataMode.NONE)
     seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
-    above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
+    seen.set_content(_PLACE_OF_TEXT)  # the text itself may also occur in the metadata
+    above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(_PLACE_OF_TEXT)
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
     if cut:
         context = context[:MAX_CONTEXT_CHARS]

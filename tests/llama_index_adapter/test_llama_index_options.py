@@ -121,6 +121,22 @@ async def test_a_tool_answers_a_blank_query_and_takes_only_its_own_retriever(ind
         recall_tool(foreign)
 
 
+def test_filters_on_a_title_admit_no_node_without_one():
+    given = [Document(doc_id="titled", text="One.", metadata={"title": "B"}), Document(doc_id="bare", text="Two.")]
+    plain = VectorStoreIndex.from_documents(given, embed_model=MockEmbedding(4))
+    index = CompMemIndex.from_documents(given, embed_model=HashingEncoder())
+    values = {Op.IN: ["B", ""], Op.NIN: ["B"], Op.ANY: [""], Op.ALL: [""], Op.IS_EMPTY: None}
+    for operator in Op:
+        for value in [values[operator]] if operator in values else ["A", "B", "C", ""]:
+            filters = MetadataFilters(filters=[F(key="title", value=value, operator=operator)])
+            if operator in (Op.ANY, Op.ALL, Op.CONTAINS):  # the framework takes these for lists alone
+                expected = {"titled"} if value in ("B", "", [""]) else set()
+            else:
+                expected = set(names(plain.as_retriever(similarity_top_k=9, filters=filters).retrieve("One?")))
+            found = index.as_retriever(9, filters, method="gate").retrieve("One?")
+            assert set(names(found)) == expected, (operator, value)
+
+
 # Nodes that refer to other engines and retrievers
 
 
