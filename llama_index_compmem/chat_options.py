@@ -43,7 +43,7 @@ def check_options(options: Iterable[str], make: Callable[..., object], engine: s
         TypeError: It is unknown.
     """
     known = {p.name for p in inspect.signature(make).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    if others := [name for name in options if name not in known]:
+    if others := [name for name in options if name not in known and name != "verbose"]:  # an engine may print nothing
         raise TypeError(f"{others[0]}= is no option of {engine}")
 
 

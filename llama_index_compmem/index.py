@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
@@ -31,10 +32,10 @@ from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeCon
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.chat_options import chat_options, check_options, split_options
 from llama_index_compmem.errors import framework_errors
-from llama_index_compmem.llm import ChatModel
+from llama_index_compmem.llm import ChatModel, tell_of_unused_llm
 from llama_index_compmem.loading import as_encoder, open_memory
 from llama_index_compmem.node_parser import CompMemNodeParser, names_at_random, settings_name_transformations, take_ids
-from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_docs, source_hash, to_documents
+from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_docs, node_list, source_hash, to_documents
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
 from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, unpack
@@ -109,6 +110,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         insert_batch_size: int = 0,
         store_nodes_override: bool = False,
     ) -> None:
+        if nodes is None and objects is None and index_struct is None:
+            raise ValueError("give nodes=, which may be []; CompMemIndex.from_memory(path) opens an index that exists")
         self._recall_config = recall_config
         self._folder = path
         self._config = config or IndexConfig()
@@ -121,7 +124,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             self._memory = opened
             self._add_to_storage(index_struct, storage_context)
         super().__init__(
-            nodes=None if nodes is None else list(nodes),
+            nodes=None if nodes is None else node_list(nodes),
             objects=None if objects is None else list(objects),
             index_struct=index_struct,
             storage_context=storage_context,
@@ -149,7 +152,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         Raises:
             ValueError: The folder is not empty, or a document's metadata is not JSON.
         """
-        to_documents(documents)
+        to_documents(documents := node_list(documents))
         if transformations or settings_name_transformations():
             return super().from_documents(
                 documents, storage_context, show_progress, callback_manager, transformations, **options
@@ -407,6 +410,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
                 f"{name}= is no option of this engine, which writes the answer itself, from prompts=. "
                 "For response synthesizers: RetrieverQueryEngine.from_args(index.as_retriever(), llm=..., ...)"
             )
+        if llm is None and chat is None and Settings._llm is not None:
+            tell_of_unused_llm()
         return CompMemQueryEngine(
             self,
             self._resolved(llm),
@@ -446,7 +451,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
             own, rest = chat_options(options)
             check_options(rest, self.as_query_engine, _OWN_CHAT_ENGINE)
-            return CompMemChatEngine(self.as_query_engine(asked, **rest), asked, **own)
+            engine = self.as_query_engine(asked, **rest)
+            return CompMemChatEngine(engine, asked, verbose=rest.get("verbose", False), **own)
         if asked is None:
             raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
         if chat_mode == ChatMode.SIMPLE:

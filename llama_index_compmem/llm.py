@@ -1,10 +1,11 @@
 """An LLM of LlamaIndex as a chat model of the core, and its prompt templates as prompts of the core."""
 
+import logging
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core import Settings
@@ -17,6 +18,8 @@ from compmem.threads import in_chat_thread
 
 if TYPE_CHECKING:
     from compmem import ChatPrompts
+
+logger = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, str]]
 ChatModel = Callable[[Messages], Any]
@@ -124,6 +127,12 @@ def with_templates(prompts: "ChatPrompts", changed: Mapping[str, BasePromptTempl
     if unknown := sorted(set(changed) - set(names)):
         raise ValueError(f"unknown prompt {unknown[0]!r}; there are {names}")
     return replace(prompts, **{name: _template_text(template) for name, template in changed.items()})
+
+
+@cache
+def tell_of_unused_llm() -> None:
+    """Logs, once in a process, that the LLM in `Settings` is not called."""
+    logger.warning("the LLM in Settings is not called, answers are quoted: pass llm=Settings.llm to have it write them")
 
 
 def _messages(llm: LLM, messages: Messages) -> list[ChatMessage]:

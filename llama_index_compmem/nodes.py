@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
@@ -16,6 +16,8 @@ from compmem.schema import MAX_CONTEXT_CHARS
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
+
+_Node = TypeVar("_Node", bound=BaseNode)
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,18 @@ def to_wrapped_document(node: BaseNode) -> Document:
     return _document(node, {NODE: node}, cut=True)
 
 
+def node_list(nodes: Iterable[_Node]) -> list[_Node]:
+    """The nodes that may be iterated once.
+
+    Raises:
+        TypeError: It is a single node, or nothing that has any.
+    """
+    given: object = nodes
+    if isinstance(given, BaseNode) or not isinstance(given, Iterable):
+        raise TypeError(f"there must be a list of documents or nodes, not one {type(given).__name__}")
+    return list(nodes)
+
+
 def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
     """The nodes with text, as documents.
 
@@ -81,9 +95,7 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
         TypeError: Something is no node.
         ValueError: A node's metadata is not JSON, or has a key that is reserved for CompMem.
     """
-    given: object = nodes
-    if isinstance(given, BaseNode) or not isinstance(given, Iterable):
-        raise TypeError(f"there must be a list of documents or nodes, not one {type(given).__name__}")
+    nodes = node_list(nodes)
     if others := [n for n in nodes if not isinstance(n, BaseNode)]:
         name = type(others[0]).__name__
         raise TypeError(f"there must be a list of documents or nodes, not of {name}: Document(text=...) makes one")
