@@ -16,7 +16,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import ToolOutput
 from llama_index.core.types import Thread
 
-from llama_index_compmem.condense_question import CONDENSE, astandalone, condense, condense_by_rule, condense_template
+from llama_index_compmem.condense_question import CONDENSE, acondense, condense, condense_by_rule, condense_template
 from llama_index_compmem.query_engine import CompMemQueryEngine
 
 logger = logging.getLogger(__name__)
@@ -100,11 +100,11 @@ class CompMemChatEngine(BaseChatEngine):
         response = self._engine.with_streaming(True).query(question)
         assert isinstance(response, StreamingResponse)
         streamed = StreamingAgentChatResponse(
-            chat_stream=self._recorded(message, response_gen_from_query_engine(response.response_gen)),
+            chat_stream=self._record_message(message, response_gen_from_query_engine(response.response_gen)),
             sources=[_output(question, response)],
             source_nodes=response.source_nodes,
         )
-        thread = Thread(target=_quietly, args=(streamed, self._memory), daemon=True)
+        thread = Thread(target=_write_history, args=(streamed, self._memory), daemon=True)
         streamed.write_response_to_history_thread = thread
         thread.start()
         return streamed
@@ -144,9 +144,9 @@ class CompMemChatEngine(BaseChatEngine):
         history = await self._memory.aget(input=message)
         if self._llm is None:
             return condense_by_rule(history, message)
-        return await astandalone(self._llm, self._condense_prompt, history, message)
+        return await acondense(self._llm, self._condense_prompt, history, message)
 
-    def _recorded(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
+    def _record_message(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
         """The stream; the message is added to the history before the framework adds the answer."""
         yield from stream
         self._memory.put(ChatMessage(role=MessageRole.USER, content=message))
@@ -157,7 +157,7 @@ class CompMemChatEngine(BaseChatEngine):
         await self._memory.aput(ChatMessage(role=MessageRole.USER, content=message))
 
 
-def _quietly(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
+def _write_history(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
     """Adds the answer to the history; a reader of the stream gets the error that is stored with it."""
     try:
         streamed.write_response_to_history(memory)

@@ -39,7 +39,7 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     An LLM with the async methods of `CustomLLM` would block the loop, since these call its sync methods; the core runs
     a sync callable in a thread instead.
     """
-    if _blocks(llm, "astream_chat" if streaming else "achat"):
+    if _is_blocking(llm, "astream_chat" if streaming else "achat"):
         return sync_chat(llm, streaming=streaming)
 
     async def whole(messages: Messages) -> str:
@@ -54,12 +54,12 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
 
 async def apredict(llm: LLM, prompt: BasePromptTemplate, **fields: str) -> str:
     """The reply to a prompt without blocking the event loop; a thread with a sync method is abandoned if cancelled."""
-    if not _blocks(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
+    if not _is_blocking(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
         return await llm.apredict(prompt, **fields)
     return await in_chat_thread(copy_context().run, partial(llm.predict, prompt, **fields))
 
 
-def _blocks(llm: LLM, method: str) -> bool:
+def _is_blocking(llm: LLM, method: str) -> bool:
     """Whether an async method is that of `CustomLLM`, which calls a sync method.
 
     Wrappers of the framework make a new object at each access, so the methods themselves cannot be compared.
