@@ -40,7 +40,7 @@ _MAX_DOCX_BYTES: Final = 4 << 20
 _MAX_DOCX_RATIO: Final = 30
 """How many times as large as the file its parts may be together."""
 _MAX_OPEN_FIELDS: Final = 1000
-"""Fields of a .docx file that may have no end: each is looked through at every later one."""
+"""Maximum number of .docx fields without an end mark: each later field searches them all."""
 _MAX_FRONT_MATTER_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")

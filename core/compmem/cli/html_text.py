@@ -152,7 +152,7 @@ class _Term:
     lines: int
     """Line breaks before it."""
     end: int = 0
-    """Number of the first part after it; 0: it is open, or more than a line."""
+    """Index of the part after the term; 0 if the term is not closed or has several lines."""
     after: int = 0
     """Line breaks before its definition."""
 
@@ -166,7 +166,7 @@ class _Writer:
         self._items = 0
         self._rows: list[_Row] = []
         self._header_written = [False]
-        """Whether the first row of each open table is written; the first of these is for rows outside of tables."""
+        """For each open table, whether its first row was written; item 0 is for rows outside of tables."""
         self._last_chars = "\n\n"
         self._lines = 0
         """Line breaks so far."""

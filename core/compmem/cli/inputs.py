@@ -49,7 +49,7 @@ class FileResult:
     """What one file holds."""
 
     documents: list[tuple[str, Document]] = field(default_factory=list)
-    """Each with where it stands."""
+    """Pairs (location in the file, document)."""
     errors: list[InputError] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 

@@ -63,11 +63,11 @@ def line_document(fields: Any, about: Mapping[str, Any]) -> Document:
 
 
 def likely_typos(fields: Mapping[str, Any], known: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Other names that are like one with a meaning which the object does not have, each with that one, once.
+    """Pairs (unknown field, known field that it resembles and that the object lacks), each pair once.
 
     Args:
         fields: The object.
-        known: What the other names of earlier objects are like; those of this one are added.
+        known: The known field that each unknown field of earlier objects resembles; those of this one are added.
     """
     for name in [name for name in fields if name not in _NAMES]:
         if name not in known:
@@ -78,7 +78,7 @@ def likely_typos(fields: Mapping[str, Any], known: dict[str, str]) -> Iterator[t
 
 
 def _similar_field(name: str) -> str:
-    """The name with a meaning that this one, in lower case, is like; empty: none."""
+    """The known field that a name in lower case resembles; empty if there is none."""
     if name in _OTHER_WORDS:
         return ""
     if name in _NAMES:

@@ -23,7 +23,7 @@ _CONTENT_HEADS: Final = ("content-type", "content-disposition")
 _MAX_CONTENT_HEADER_CHARS: Final = 100_000
 """Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
 _BOUNDARIES: Final = 100
-"""Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
+"""Maximum number of part boundaries in an e-mail with many lines: each line is compared with the open ones."""
 _COMPARED_LINES: Final = 10_000_000
 _MARKS = re.compile(r"(?:> ?)+")
 _MONTHS: Final = "January February March April May June July August September October November December".split()
@@ -61,8 +61,7 @@ def mail_text(data: bytes, name: str) -> FileContents:
 def without_quote_marks(text: str) -> str:
     """The text of an e-mail without the marks `>` of quoted lines; lines of marks alone are blank.
 
-    A quotation is between blank lines. A line that ends with a colon says whose it is; without one, `QUOTED` is put
-    before it.
+    Quotations are separated by blank lines. If the line before does not end with a colon, `QUOTED` is inserted.
     """
     if "\n>" not in f"\n{text}":
         return text

@@ -99,7 +99,10 @@ def _without_headers_and_footers(pages: Sequence[Sequence[Line]]) -> list[Sequen
 
 
 def _running(marks: Sequence[set[_Mark]]) -> set[_Mark]:
-    """The marks that many pages have, or several, if their page number is first or last as in many: "Chapter 3 12"."""
+    """Marks that repeat on many pages, or on some pages if their page number is at the same end as on many pages.
+
+    "Chapter 3 12" is such a header.
+    """
     least, counts = max(3, _MIN_SHARE * len(marks)), Counter(chain(*marks))
     places = Counter(chain.from_iterable(set(map(_number_place, found)) for found in marks))
     several = {mark for mark, count in counts.items() if count > 1 and _number_place(mark)}

@@ -50,7 +50,7 @@ class Search:
 
 
 class _Repeats:
-    """Finds the pieces of an answer's part that an earlier part has too: both may quote one sentence."""
+    """Detects sentences of one sub-answer that an earlier sub-answer already has."""
 
     def __init__(self) -> None:
         self._earlier: set[str] = set()
@@ -63,7 +63,7 @@ class _Repeats:
         self._current, self._last = set(), False
 
     def has(self, piece: str) -> bool:
-        """Whether an earlier part has this piece of the current one; a yes or no if it has its question too."""
+        """Whether an earlier part has this piece. A bare yes or no counts only if its question was repeated too."""
         text = piece.strip()
         self._last = text in self._earlier and (self._last or not is_reply(text))
         self._current.add(text)

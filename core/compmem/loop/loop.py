@@ -30,11 +30,10 @@ QUOTED_ON_TIMEOUT = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
 LIKELY_SCORE = 0.5
-"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it; see also
-`trusts_gate`."""
+"""A block with this score in an earlier pass is read at the end, though later passes rejected it; see `trusts_gate`."""
 
 FEW_CANDIDATES = 20
-"""Candidates below which the gate, which compares them, is less sure than its scores say."""
+"""Below this number of candidates the gate is over-confident, because it compares them."""
 
 _WORD: Final = re.compile(r"\w+")
 

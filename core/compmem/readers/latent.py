@@ -82,10 +82,8 @@ class LatentReader:
         start = self._prompt_start(states)
         max_tokens = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
         with torch.inference_mode():
-            most, ends = (
-                self._available_tokens(prompt, states, start, max_tokens),
-                ("</next>",) if self.structured else (),
-            )
+            most = self._available_tokens(prompt, states, start, max_tokens)
+            ends = ("</next>",) if self.structured else ()
             if self._parallel(states):
                 written = list(self._stream(prompt, states, most, ends))
             else:

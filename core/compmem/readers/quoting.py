@@ -49,7 +49,7 @@ MAX_SHORT_WORDS = 32
 """Maximum number of words of the kept sentences of a chunk together, so that a short one is quoted too."""
 
 ALONE_SHARE = 0.3
-"""That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
+"""`SHORT_SENTENCE_SHARE` if it shares no other word with the quoted ones: the question asks for two things."""
 
 
 def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:

@@ -34,7 +34,7 @@ HEALTH_SECONDS: Final = 5
 """How often Ray Serve checks each replica; it replaces one that fails three times."""
 
 _ENVIRONMENT: Final = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
-"""A busy machine takes longer than Ray's 5 seconds to start what listens."""
+"""On a busy machine, Ray's proxy needs more than the default 5 seconds to start."""
 
 
 class Replica:
