@@ -230,7 +230,7 @@ def check_metadata(document: Document) -> None:
     """
     try:
         json.dumps(plain(own_metadata(document)), allow_nan=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata of document {id_of(document)!r} is not JSON: {error}") from error
 
 
@@ -261,7 +261,14 @@ def _title(metadata: Mapping[str, Any]) -> str:
 
 
 def _hash(document: Document) -> str:
-    """An id for a document without one; the same content gets the same id."""
-    metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
+    """An id for a document without one; the same content gets the same id.
+
+    Raises:
+        ValueError: The metadata is nested too deeply.
+    """
+    try:
+        metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
+    except RecursionError as error:
+        raise ValueError(f"the metadata of a document without an id is not JSON: {error}") from error
     text = f"{metadata}\0{document.page_content}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]

@@ -57,7 +57,7 @@ def to_document(node: BaseNode) -> Document:
     try:
         plain(dict(node.metadata))  # fails here, before an index is created
         kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"node {node.node_id!r} cannot be stored as JSON: {error}") from error
     own = {NODE_KEY: kept, REF_DOC_KEY: node.ref_doc_id, NODE_ID_KEY: node.node_id}
     return _document(node, {**node.metadata, **own})

@@ -131,6 +131,7 @@ class _AddCommand:
 
     def run(self, errors: list[str]) -> dict[str, int]:
         """Adds the documents and returns their numbers; appends what could not be read to `errors`."""
+        from compmem.store import store_exists
 
         def report(error: inputs.InputError) -> None:
             errors.append(str(error))
@@ -143,7 +144,7 @@ class _AddCommand:
             first = list(islice(found, 1))
             if not first and not errors:
                 report(inputs.InputError(f"nothing to add: no file with text in {', '.join(self.paths)}"))
-            if not first and not self.index.exists():
+            if not first and not store_exists(self.index):
                 return {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
             with self._open_index() as memory:
                 seen = _IdTracker(memory)
