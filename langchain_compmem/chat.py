@@ -80,7 +80,7 @@ class ChatCalls:
         self.system = system
         self.call_context = CallContext({}, False)
         self.calls = 0
-        self.rewritten = 0
+        self.condense_calls = 0
         self.reply_id: str | None = None
         """The id of the streamed reply."""
         self.answer_id: str | None = None
@@ -142,9 +142,9 @@ class ChatCalls:
             ReaderError: The model failed.
         """
         try:
-            if (asked := self._asked(prompt, question, history)) is None:
+            if (asked := self._condense_input(prompt, question, history)) is None:
                 return question
-            self.calls, self.rewritten = self.calls + 1, 1
+            self.calls, self.condense_calls = self.calls + 1, 1
             reply = (prompt | self.model).invoke(asked, self.call_context.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
@@ -153,15 +153,15 @@ class ChatCalls:
     async def acondense(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> str:
         """`condense` for an event loop."""
         try:
-            if (asked := self._asked(prompt, question, history)) is None:
+            if (asked := self._condense_input(prompt, question, history)) is None:
                 return question
-            self.calls, self.rewritten = self.calls + 1, 1
+            self.calls, self.condense_calls = self.calls + 1, 1
             reply = await (prompt | self.model).ainvoke(asked, self.call_context.config)
         except Exception as error:
             raise ReaderError(_failed(error)) from error
         return self._question(reply, question)
 
-    def _asked(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
+    def _condense_input(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
         """The variables of the prompt; None if no message fits into it."""
         frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
         newest = self.window.newest(conversation_of(history), frame)

@@ -22,17 +22,17 @@ Filter = Any
 """A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`. Over another
 retriever: a filter in the format of its store."""
 
-SCORE = "compmem_score"
+SCORE_KEY = "compmem_score"
 """Metadata key of the gate score of a recalled document."""
-CITED = "compmem_cited"
+CITED_KEY = "compmem_cited"
 """Metadata key, true if the answer cites the document as `[n]`, where it is the n-th of the context."""
-TITLE = "compmem_title"
+TITLE_KEY = "compmem_title"
 """Metadata key of a title that cannot be derived from the metadata."""
-DOCUMENT = "compmem_document_id"
+DOCUMENT_KEY = "compmem_document_id"
 """Metadata key of the whole document's id, in a part of a longer document."""
-START = "compmem_start_index"
+START_KEY = "compmem_start_index"
 """Metadata key of the offset in the whole document, in a part of a longer document."""
-ADDED = frozenset({SCORE, CITED, TITLE, DOCUMENT, START})
+ADDED_KEYS = frozenset({SCORE_KEY, CITED_KEY, TITLE_KEY, DOCUMENT_KEY, START_KEY})
 """Metadata keys that are added to results and never stored."""
 
 
@@ -51,7 +51,7 @@ class EmbeddingsEncoder:
         return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
 
 
-def opened(index: object) -> "compmem.BaseIndex":
+def open_index(index: object) -> "compmem.BaseIndex":
     """The index; for a path, the index in that folder.
 
     Raises:
@@ -79,7 +79,7 @@ def open_or_create(path: str | Path) -> "compmem.MemoryIndex":
         raise ValueError(str(error)) from error
 
 
-def checked(prompts: object) -> "compmem.ChatPrompts | None":
+def check_prompts(prompts: object) -> "compmem.ChatPrompts | None":
     """The prompts of the chat reader.
 
     Raises:
@@ -100,11 +100,11 @@ if TYPE_CHECKING:
 
     Prompts = compmem.ChatPrompts | None
 else:  # pydantic evaluates its types when a class is defined; these would import torch
-    Index = Annotated[Any, PlainValidator(opened)]
-    Prompts = Annotated[Any, PlainValidator(checked)]
+    Index = Annotated[Any, PlainValidator(open_index)]
+    Prompts = Annotated[Any, PlainValidator(check_prompts)]
 
 
-def combined(index: "compmem.BaseIndex", bound: Filter | None, given: Filter | None) -> Filter | None:
+def combine_filters(index: "compmem.BaseIndex", bound: Filter | None, given: Filter | None) -> Filter | None:
     """The filter that admits what both filters admit.
 
     Raises:
@@ -140,7 +140,7 @@ def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = (
     """
     text, metadata = document.page_content, own_metadata(document)
     content: dict[str, Any] = {"text": text} if split else {"chunks": [text]}
-    title, source = document.metadata.get(TITLE), metadata.get("source")
+    title, source = document.metadata.get(TITLE_KEY), metadata.get("source")
     return compmem.Document(
         id=id_of(document),
         title=title if isinstance(title, str) else _title(metadata),
@@ -157,7 +157,7 @@ def from_core(document: compmem.Document) -> Document:
     return Document(id=document.id, page_content=document.text, metadata=metadata)
 
 
-def shown_with(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str]:
+def chunk_formatter(prompt: BasePromptTemplate[str]) -> Callable[[compmem.Chunk], str]:
     """Formats a chunk for a chat model: its text and metadata in a document prompt."""
     return lambda chunk: format_document(_from_chunk(chunk, part=chunk.ordinal > 0), prompt)
 
@@ -178,9 +178,9 @@ def from_recalls(index: "compmem.BaseIndex", recalls: Sequence[compmem.Recall]) 
     """Recalled chunks with their gate scores in the metadata, in order."""
     documents = from_chunks(index, [recall.chunk for recall in recalls])
     for document, recall in zip(documents, recalls, strict=True):
-        document.metadata[SCORE] = float(recall.score)
+        document.metadata[SCORE_KEY] = float(recall.score)
         if recall.cited:
-            document.metadata[CITED] = True
+            document.metadata[CITED_KEY] = True
     return documents
 
 
@@ -190,15 +190,15 @@ def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
     Raises:
         ValueError: It is a changed part of a longer document.
     """
-    if not ADDED & document.metadata.keys():
+    if not ADDED_KEYS & document.metadata.keys():
         return False
     whole = whole_id(document)
     stored = {found.id: found for found in from_chunks(index, index.chunks(whole))}.get(document.id)
     if stored is None:
         return False
-    known = {key: value for key, value in document.metadata.items() if key not in (SCORE, CITED)}
+    known = {key: value for key, value in document.metadata.items() if key not in (SCORE_KEY, CITED_KEY)}
     same = (stored.page_content, stored.metadata) == (document.page_content, known)
-    if DOCUMENT in stored.metadata and not same:
+    if DOCUMENT_KEY in stored.metadata and not same:
         raise ValueError(
             f"{document.id!r} is a part of the document {whole!r} and cannot be changed alone: change and upsert the "
             f"whole document, from get([{whole!r}])"
@@ -213,16 +213,16 @@ def id_of(document: Document) -> str:
 
 def whole_id(document: Document) -> str:
     """The id of the document, or of the whole document if this is a part."""
-    whole = document.metadata.get(DOCUMENT)
+    whole = document.metadata.get(DOCUMENT_KEY)
     return whole if isinstance(whole, str) else id_of(document)
 
 
 def own_metadata(document: Document) -> dict[str, Any]:
     """The metadata without the keys that were added to it."""
-    return {key: value for key, value in document.metadata.items() if key not in ADDED}
+    return {key: value for key, value in document.metadata.items() if key not in ADDED_KEYS}
 
 
-def checked_metadata(document: Document) -> None:
+def check_metadata(document: Document) -> None:
     """Checks that the metadata can be stored.
 
     Raises:
@@ -230,7 +230,7 @@ def checked_metadata(document: Document) -> None:
     """
     try:
         json.dumps(plain(own_metadata(document)), allow_nan=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata of document {id_of(document)!r} is not JSON: {error}") from error
 
 
@@ -242,14 +242,14 @@ def _fact(key: str, value: object) -> str:
 def _from_chunk(chunk: compmem.Chunk, *, part: bool) -> Document:
     metadata = _titled(chunk.title, chunk.metadata)
     if part:
-        metadata |= {DOCUMENT: chunk.document_id, START: chunk.start}
+        metadata |= {DOCUMENT_KEY: chunk.document_id, START_KEY: chunk.start}
     return Document(id=chunk.id if part else chunk.document_id, page_content=chunk.text, metadata=metadata)
 
 
 def _titled(title: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the metadata, with the title if that cannot be derived from it."""
     copied = copy.deepcopy(dict(metadata))
-    return copied if title == _title(copied) else {**copied, TITLE: title}
+    return copied if title == _title(copied) else {**copied, TITLE_KEY: title}
 
 
 def _title(metadata: Mapping[str, Any]) -> str:
@@ -261,7 +261,14 @@ def _title(metadata: Mapping[str, Any]) -> str:
 
 
 def _hash(document: Document) -> str:
-    """An id for a document without one; the same content gets the same id."""
-    metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
+    """An id for a document without one; the same content gets the same id.
+
+    Raises:
+        ValueError: The metadata is nested too deeply.
+    """
+    try:
+        metadata = json.dumps(own_metadata(document), sort_keys=True, default=str)
+    except RecursionError as error:
+        raise ValueError(f"the metadata of a document without an id is not JSON: {error}") from error
     text = f"{metadata}\0{document.page_content}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[:32]

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 import compmem
 from compmem import Answer, AnswerToken, Event, Step, Usage
 from langchain_compmem.chat import ChatCalls
-from langchain_compmem.documents import CITED, Filter, from_recalls, whole_id
+from langchain_compmem.documents import CITED_KEY, Filter, from_recalls, whole_id
 
 
 class ReasonerInput(TypedDict):
@@ -85,7 +85,7 @@ class ParsedInput(NamedTuple):
     question: str
     history: list[BaseMessage]
     filter: Filter | None = None
-    replies: bool = False
+    as_message: bool = False
     """The input is a conversation, so the output has the answer as a message."""
 
     @property
@@ -126,7 +126,7 @@ def _conversation(given: object, filter: Filter | None) -> ParsedInput:
     place = max((n for n, message in enumerate(messages) if message.type == "human"), default=None)
     if place is None:
         raise ValueError("the messages have no question: none of them is from the user")
-    return ParsedInput(str(messages[place].text), messages[:place], filter, replies=True)
+    return ParsedInput(str(messages[place].text), messages[:place], filter, as_message=True)
 
 
 def _messages(name: str, given: object) -> list[BaseMessage]:
@@ -146,10 +146,10 @@ def joined(parts: list[Any]) -> Any:
         return parts[-1] if parts else None
 
 
-def part_of(
+def output_part(
     event: Event, chat: ChatCalls | None, index: "compmem.BaseIndex", *, replies: bool = False
 ) -> ReasonerOutput:
-    """The part of the output for an event of the loop; with `replies`, the last one has the answer as a message."""
+    """The part of the output for an event of the loop; with `as_message`, the last one has the answer as a message."""
     match event:
         case Step():
             part = AddableDict(steps=[_step(event, index)])
@@ -169,7 +169,7 @@ def part_of(
     return cast("ReasonerOutput", part)
 
 
-def whole(parts: list[ReasonerOutput]) -> ReasonerOutput:
+def merge_parts(parts: list[ReasonerOutput]) -> ReasonerOutput:
     """The output from its parts."""
     output: ReasonerOutput = reduce(operator.add, cast("list[Any]", parts))
     return ReasonerOutput(**{**output, "answer": output["answer"].strip()})
@@ -178,7 +178,7 @@ def whole(parts: list[ReasonerOutput]) -> ReasonerOutput:
 def format_tool_output(output: ReasonerOutput) -> str:
     """The answer and its sources as text for an agent, numbered as the answer cites them; all if it cites none."""
     numbered = list(enumerate(output["context"], 1))
-    cited = [(n, document) for n, document in numbered if document.metadata.get(CITED)]
+    cited = [(n, document) for n, document in numbered if document.metadata.get(CITED_KEY)]
     sources = ", ".join(f"[{n}] {whole_id(document)}" for n, document in cited or numbered)
     return f"{output['answer']}\n\nSources: {sources}" if sources else output["answer"]
 
@@ -201,7 +201,7 @@ def _step(step: Step, index: "compmem.BaseIndex") -> ReasonerStep:
 def _usage(usage: Usage, chat: ChatCalls | None) -> dict[str, float]:
     """The cost; tokens are counted by the chat model if it does so for every call, else estimated."""
     if chat is not None:
-        usage = replace(usage, model_calls=usage.model_calls + chat.rewritten)
+        usage = replace(usage, model_calls=usage.model_calls + chat.condense_calls)
         if (counted := chat.counted) and chat.calls == usage.model_calls:
             usage = replace(usage, prompt_tokens=counted["input_tokens"], completion_tokens=counted["output_tokens"])
     return asdict(usage)

@@ -69,42 +69,42 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         self.reasoner = reasoner
         self.direct = direct
         self.notes = notes
-        self._queried = reasoner if direct else _without_writer(reasoner)
+        self._reasoner = reasoner if direct else _without_writer(reasoner)
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Asks memory."""
-        asked = _asked(state)
-        return self._update(None if asked is None else self._queried.invoke(asked, _HIDDEN))
+        """Queries the index."""
+        asked = _reasoner_input(state)
+        return self._update(None if asked is None else self._reasoner.invoke(asked, _HIDDEN))
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index without blocking the event loop."""
-        asked = _asked(state)
-        return self._update(None if asked is None else await self._queried.ainvoke(asked, _HIDDEN))
+        asked = _reasoner_input(state)
+        return self._update(None if asked is None else await self._reasoner.ainvoke(asked, _HIDDEN))
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         """Adds the notes to the model's messages, or answers in its place."""
-        return self._answer(request) or handler(self._informed(request))
+        return self._answer(request) or handler(self._with_notes(request))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         """Adds the notes to the model's messages, or answers in its place."""
-        return self._answer(request) or await handler(self._informed(request))
+        return self._answer(request) or await handler(self._with_notes(request))
 
     def _update(self, output: ReasonerOutput | None) -> dict[str, Any]:
         return {"memory": output if output is not None and output["found"] else None}
 
     def _answer(self, request: ModelRequest[Any]) -> ModelResponse[Any] | None:
         """The reasoner's answer, if it is to be the agent's."""
-        known, fills = _known(request), request.response_format is not None
+        known, fills = _memory_output(request), request.response_format is not None
         if not self.direct or known is None or fills or request.messages[-1].type != "human":
             return None
         return ModelResponse(result=[AIMessage(known["answer"])])
 
-    def _informed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        known = _known(request)
+    def _with_notes(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        known = _memory_output(request)
         if known is None:
             return request
         place = _question_at(request.messages)
@@ -126,7 +126,7 @@ def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
     return reasoner.model_copy(update={"recall_config": notes})
 
 
-def _known(request: ModelRequest[Any]) -> ReasonerOutput | None:
+def _memory_output(request: ModelRequest[Any]) -> ReasonerOutput | None:
     """The reasoner's output for the newest question, if something was found."""
     state: Mapping[str, Any] = request.state
     return state.get("memory")
@@ -137,7 +137,7 @@ def _question_at(messages: list[Any]) -> int:
     return max((i for i, message in enumerate(messages) if message.type == "human"), default=0)
 
 
-def _asked(state: MemoryState) -> ReasonerInput | None:
+def _reasoner_input(state: MemoryState) -> ReasonerInput | None:
     """The newest user message as a question, with the conversation before it."""
     messages = state["messages"]
     if not messages or messages[-1].type != "human" or not str(messages[-1].text).strip():

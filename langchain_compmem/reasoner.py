@@ -28,7 +28,7 @@ from langchain_compmem.chat import (
     CondensePrompt,
     conversation_of,
 )
-from langchain_compmem.documents import Filter, Index, Prompts, combined, shown_with
+from langchain_compmem.documents import Filter, Index, Prompts, chunk_formatter, combine_filters
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.external import external_index
 from langchain_compmem.io_types import (
@@ -37,16 +37,16 @@ from langchain_compmem.io_types import (
     ReasonerOutput,
     format_tool_output,
     joined,
+    merge_parts,
+    output_part,
     parse,
-    part_of,
-    whole,
 )
 from langchain_compmem.retriever import refuse
 from langchain_compmem.tool import check_asked
 from langchain_compmem.tracing import AsyncTracingReader, QuestionTrace, TracingReader
 
 
-class Question(BaseModel):
+class QuestionArguments(BaseModel):
     """Arguments of the tool for agents."""
 
     question: str = Field(description="The whole question, with full names; it must be clear without context.")
@@ -185,7 +185,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     ) -> AsyncGenerator[ReasonerOutput, None]:
         """`stream` for an event loop; closing or cancelling it ends the work within one step."""
         refuse("astream", kwargs)
-        async with aclosing(self.atransform(_one(input), config, filter=filter)) as parts:
+        async with aclosing(self.atransform(_single_output(input), config, filter=filter)) as parts:
             async for part in parts:
                 yield part
 
@@ -257,7 +257,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             aask,
             name=name or "answer_from_memory",
             description=description or "Answers a question from the indexed documents, also from several of them.",
-            args_schema=args_schema or Question,
+            args_schema=args_schema or QuestionArguments,
             response_format="content_and_artifact",
             handle_tool_error=True,
         )
@@ -265,13 +265,13 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     def _invoke(
         self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        return whole(list(self._parts(given, run_manager, config, filter)))
+        return merge_parts(list(self._stream_parts(given, run_manager, config, filter)))
 
     async def _ainvoke(
         self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        async with aclosing(self._aparts(given, run_manager, config, filter)) as parts:
-            return whole([part async for part in parts])
+        async with aclosing(self._astream_parts(given, run_manager, config, filter)) as parts:
+            return merge_parts([part async for part in parts])
 
     def _transform(
         self,
@@ -280,7 +280,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         config: RunnableConfig,
         filter: Filter | None,
     ) -> Iterator[ReasonerOutput]:
-        yield from self._parts(joined(list(inputs)), run_manager, config, filter)
+        yield from self._stream_parts(joined(list(inputs)), run_manager, config, filter)
 
     async def _atransform(
         self,
@@ -290,14 +290,14 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         filter: Filter | None,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = joined([part async for part in inputs])
-        async with aclosing(self._aparts(asked, run_manager, config, filter)) as parts:
+        async with aclosing(self._astream_parts(asked, run_manager, config, filter)) as parts:
             async for part in parts:
                 yield part
 
-    def _parts(
+    def _stream_parts(
         self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> Iterator[ReasonerOutput]:
-        asked = self._asked(given, filter)
+        asked = self._parse_input(given, filter)
         chat = self._chat(asked.system)
         try:
             if chat is not None and asked.history:
@@ -308,14 +308,14 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             events = self.index.stream(asked.question, self.recall_config, filter=asked.filter, wrap=wrap, **models)
             with closing(events):
                 for event in events:
-                    yield part_of(event, chat, self.index, replies=asked.replies)
+                    yield output_part(event, chat, self.index, replies=asked.as_message)
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
-    async def _aparts(
+    async def _astream_parts(
         self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> AsyncGenerator[ReasonerOutput, None]:
-        asked = self._asked(given, filter)
+        asked = self._parse_input(given, filter)
         chat = self._chat(asked.system)
         try:
             if chat is not None and asked.history:
@@ -327,13 +327,13 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             events = self.index.astream(asked.question, self.recall_config, filter=asked.filter, wrap=wrap, **models)
             async with aclosing(events):
                 async for event in events:
-                    part = partial(part_of, event, chat, self.index, replies=asked.replies)
+                    part = partial(output_part, event, chat, self.index, replies=asked.as_message)
                     # a step and the answer look up documents in the index
                     yield part() if isinstance(event, AnswerToken) else await in_thread(part)
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
-    def _asked(self, given: object, filter: Filter | None) -> ParsedInput:
+    def _parse_input(self, given: object, filter: Filter | None) -> ParsedInput:
         """The checked input and filter of the call; without a chat model, a rule makes its question standalone."""
         asked = parse(given)
         if filter is not None:
@@ -345,7 +345,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             turns = conversation_of(asked.history)
             history = [{"role": roles.get(m.type, m.type), "content": str(m.text)} for m in turns]
             asked = asked._replace(question=standalone_question(history, asked.question))
-        return asked._replace(filter=combined(self.index, self.filter, asked.filter))
+        return asked._replace(filter=combine_filters(self.index, self.filter, asked.filter))
 
     def _chat(self, system: str) -> ChatCalls | None:
         if self.chat_model is None:
@@ -364,7 +364,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         if chat.window.tokens is not None:
             left = chat.window.tokens - (chat.window.count(chat.system) if chat.system else 0)
             limits = {"prompt_tokens": max(left, 1), "count": chat.window.count}
-        render = None if self.document_prompt is None else shown_with(self.document_prompt)
+        render = None if self.document_prompt is None else chunk_formatter(self.document_prompt)
         reader = compmem.ChatReader.from_config(ask, settings, prompts=self.prompts, render=render, **limits)
         return {"chat": reader}
 
@@ -377,5 +377,5 @@ def _standalone(
     return CallContext(patch_config(config, callbacks=manager, run_name="standalone question"), False)
 
 
-async def _one(given: Input) -> AsyncGenerator[Input, None]:
+async def _single_output(given: Input) -> AsyncGenerator[Input, None]:
     yield given

@@ -27,8 +27,8 @@ from langchain_compmem.documents import (
     Filter,
     Index,
     check_documents,
-    checked_metadata,
-    combined,
+    check_metadata,
+    combine_filters,
     from_chunks,
     from_core,
     from_recalls,
@@ -103,7 +103,7 @@ class CompMemRetriever(DocumentIndex):
         """
         check_documents(documents)
         for document in documents:
-            checked_metadata(document)
+            check_metadata(document)
         if embeddings is not None:
             if config is not None:
                 raise ValueError("give either embeddings or config, with encoder=EmbeddingsEncoder(embeddings)")
@@ -195,7 +195,7 @@ class CompMemRetriever(DocumentIndex):
         found = (self.own.get(document_id) for document_id in dict.fromkeys(ids))
         return [from_core(document) for document in found if document is not None]
 
-    def _completed(
+    def _recall_arguments(
         self, k: int | None, filter: Filter | None, method: RecallMethod | None, min_score: float | None
     ) -> dict[str, Any]:
         """The arguments of the index's `recall`; those that are None come from the fields."""
@@ -203,7 +203,7 @@ class CompMemRetriever(DocumentIndex):
             "k": self.k if k is None else k,
             "method": method or self.method,
             "min_score": self.min_score if min_score is None else min_score,
-            "filter": combined(self.index, self.filter, filter),
+            "filter": combine_filters(self.index, self.filter, filter),
             "config": self.recall_config,
             "reader": self.reader,
         }
@@ -226,7 +226,7 @@ class CompMemRetriever(DocumentIndex):
             ReasoningError: The reader of `recall_config` failed.
         """
         try:
-            return self.index.recall(query, **self._completed(k, filter, method, min_score))
+            return self.index.recall(query, **self._recall_arguments(k, filter, method, min_score))
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
@@ -241,7 +241,7 @@ class CompMemRetriever(DocumentIndex):
     ) -> list[Recall]:
         """`recall` for an event loop, without blocking it; cancelling it ends the work within one step."""
         try:
-            return await self.index.arecall(query, **self._completed(k, filter, method, min_score))
+            return await self.index.arecall(query, **self._recall_arguments(k, filter, method, min_score))
         except ReaderError as error:
             raise ReasoningError(str(error), error.steps) from error
 
@@ -254,14 +254,14 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         method: RecallMethod | None = None,
         min_score: float | None = None,
-        into: list[Recall] | None = None,  # the recalls are added to it, for a caller that needs the chunks
+        recalls: list[Recall] | None = None,  # the recalls are added to it, for a caller that needs the chunks
     ) -> list[Document]:
         if _is_blank(query):
             return self.listed(k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             found = context.run(self.recall, query, k, filter=filter, method=method, min_score=min_score)
-        if into is not None:
-            into += found
+        if recalls is not None:
+            recalls += found
         return from_recalls(self.index, found)
 
     async def _aget_relevant_documents(
@@ -273,15 +273,15 @@ class CompMemRetriever(DocumentIndex):
         filter: Filter | None = None,
         method: RecallMethod | None = None,
         min_score: float | None = None,
-        into: list[Recall] | None = None,
+        recalls: list[Recall] | None = None,
     ) -> list[Document]:
         if _is_blank(query):
             return await in_thread(self.listed, k, filter)
         with set_config_context(_config_of(run_manager)) as context:
             recalling = self.arecall(query, k, filter=filter, method=method, min_score=min_score)
             found = await coro_with_context(recalling, context, create_task=True)
-        if into is not None:
-            into += found
+        if recalls is not None:
+            recalls += found
         return await in_thread(from_recalls, self.index, found)
 
     def listed(self, k: int | None = None, filter: Filter | None = None) -> list[Document]:
@@ -296,7 +296,7 @@ class CompMemRetriever(DocumentIndex):
             logger.warning("the question is empty, so nothing is searched for")
             return []
         most = self.k if k is None else k
-        admitted = self.index.documents(combined(self.index, self.filter, filter), limit=most)
+        admitted = self.index.documents(combine_filters(self.index, self.filter, filter), limit=most)
         chunks = (chunk for document in admitted for chunk in self.index.chunks(document.id))
         return from_chunks(self.index, list(islice(chunks, most)))
 

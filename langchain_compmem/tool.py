@@ -42,12 +42,12 @@ def recall_tool(
     def search(query: str) -> tuple[str, list[Document]]:  # the tool's run is in the context, so it is the parent
         check_asked(query)
         recalls = list["compmem.Recall"]()
-        return listed(recalls, retriever.invoke(query, k=listing.wanted(retriever.k), into=recalls))
+        return listed(recalls, retriever.invoke(query, k=listing.wanted(retriever.k), recalls=recalls))
 
     async def asearch(query: str) -> tuple[str, list[Document]]:
         check_asked(query)
         recalls = list["compmem.Recall"]()
-        return listed(recalls, await retriever.ainvoke(query, k=listing.wanted(retriever.k), into=recalls))
+        return listed(recalls, await retriever.ainvoke(query, k=listing.wanted(retriever.k), recalls=recalls))
 
     return StructuredTool.from_function(
         search,

@@ -48,7 +48,7 @@ class QuestionTrace:
     steps: int = 0
     request: str = ""
     """The last request of the chat model; the next search is for it."""
-    since: float = field(default_factory=perf_counter)
+    recall_started: float = field(default_factory=perf_counter)
     """When the current recall began."""
 
     def searched(self, question: str, memory: WorkingMemory) -> str:
@@ -58,7 +58,7 @@ class QuestionTrace:
 
     def recall_run(self) -> tuple[str, dict[str, Any]]:
         """Tag and metadata of the recall run that ends now."""
-        return _tag(max(self.steps, 1)), {SECONDS: round(perf_counter() - self.since, 6)}
+        return _tag(max(self.steps, 1)), {SECONDS: round(perf_counter() - self.recall_started, 6)}
 
     def record(self, outputs: dict[str, Any], piece: str | Request | Usage) -> None:
         """Adds a piece that was written to the outputs of its run; keeps a request."""
@@ -67,7 +67,7 @@ class QuestionTrace:
             if self.chat is not None:
                 self.chat.answer_id = self.chat.reply_id
         elif isinstance(piece, Request):
-            self.request, self.since = piece.text, perf_counter()
+            self.request, self.recall_started = piece.text, perf_counter()
 
     def set_context(
         self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool = False, may_ask: bool = False
@@ -99,7 +99,7 @@ class TracingReader(ReaderProxy):
         with self._run(READING, _seen(question, memory, documents), _tag(self.trace.steps)) as outputs:
             reading = self.inner.read(question, memory, blocks, **options)
             outputs.update(_made(reading))
-        self.trace.since = perf_counter()
+        self.trace.recall_started = perf_counter()
         return reading
 
     def write(self, question: str, memory: WorkingMemory) -> Iterator[str | Request | Usage]:
@@ -148,7 +148,7 @@ class AsyncTracingReader(ReaderProxy):
         async with self._run(READING, _seen(question, memory, documents), _tag(self.trace.steps)) as outputs:
             reading = await self.inner.aread(question, memory, blocks, **options)
             outputs.update(_made(reading))
-        self.trace.since = perf_counter()
+        self.trace.recall_started = perf_counter()
         return reading
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Request | Usage]:

@@ -44,7 +44,7 @@ class CompMemVectorStore(VectorStore):
         """
         if isinstance(index, str | Path):
             index = open_or_create(index)
-        self.memory = CompMemRetriever(index=index, **fields)
+        self.retriever = CompMemRetriever(index=index, **fields)
 
     @classmethod
     def from_texts(
@@ -111,7 +111,7 @@ class CompMemVectorStore(VectorStore):
     @property
     def embeddings(self) -> Embeddings | None:
         """The embeddings that the index was made with; None if it has another encoder."""
-        encoder = self.memory.index.config.encoder
+        encoder = self.retriever.index.config.encoder
         return encoder.embeddings if isinstance(encoder, EmbeddingsEncoder) else None
 
     def add_documents(
@@ -139,7 +139,7 @@ class CompMemVectorStore(VectorStore):
             _check_many("ids", ids, documents)
             pairs = zip(documents, ids, strict=True)
             documents = [d if name is None else d.model_copy(update={"id": name}) for d, name in pairs]
-        return self.memory.upsert(documents)["succeeded"]
+        return self.retriever.upsert(documents)["succeeded"]
 
     def add_texts(
         self,
@@ -163,13 +163,13 @@ class CompMemVectorStore(VectorStore):
         Raises:
             TypeError: An argument is unknown.
         """
-        everything = [info.id for info in self.memory.own.documents()] if ids is None else ids
-        self.memory.delete(everything, **kwargs)
+        everything = [info.id for info in self.retriever.own.documents()] if ids is None else ids
+        self.retriever.delete(everything, **kwargs)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents with these ids, in that order, without unknown ones."""
-        return self.memory.get(ids)
+        return self.retriever.get(ids)
 
     def similarity_search(
         self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
@@ -203,8 +203,8 @@ class CompMemVectorStore(VectorStore):
         """The results of `similarity_search` with gate scores in [0, 1], higher is better. Raises what that raises."""
         refuse("similarity_search", kwargs)
         if not query.strip():
-            return [(document, 0.0) for document in self.memory.listed(k, filter)]
-        return self._scored(self.memory.recall(query, k, filter=filter, method=method))
+            return [(document, 0.0) for document in self.retriever.listed(k, filter)]
+        return self._scored(self.retriever.recall(query, k, filter=filter, method=method))
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
@@ -212,8 +212,8 @@ class CompMemVectorStore(VectorStore):
         """`similarity_search_with_score` for an event loop."""
         refuse("asimilarity_search", kwargs)
         if not query.strip():
-            return [(document, 0.0) for document in await in_thread(self.memory.listed, k, filter)]
-        return await in_thread(self._scored, await self.memory.arecall(query, k, filter=filter, method=method))
+            return [(document, 0.0) for document in await in_thread(self.retriever.listed, k, filter)]
+        return await in_thread(self._scored, await self.retriever.arecall(query, k, filter=filter, method=method))
 
     def max_marginal_relevance_search(
         self,
@@ -236,7 +236,7 @@ class CompMemVectorStore(VectorStore):
             ValueError: As `similarity_search`, or the index has no encoder.
         """
         found = self.similarity_search(query, max(k, fetch_k), **kwargs)
-        encoder = self.memory.index.encoder
+        encoder = self.retriever.index.encoder
         vectors = encoder.encode([document.page_content for document in found])
         chosen = maximal_marginal_relevance(encoder.encode_query([query])[0], vectors.tolist(), lambda_mult, k)
         return [found[number] for number in chosen]
@@ -245,7 +245,7 @@ class CompMemVectorStore(VectorStore):
         return lambda score: score
 
     def _scored(self, recalls: Sequence[compmem.Recall]) -> list[tuple[Document, float]]:
-        documents = from_chunks(self.memory.index, [recall.chunk for recall in recalls])
+        documents = from_chunks(self.retriever.index, [recall.chunk for recall in recalls])
         return [(document, float(recall.score)) for document, recall in zip(documents, recalls, strict=True)]
 
 

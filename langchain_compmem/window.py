@@ -44,11 +44,11 @@ def window_of(model: object, wanted: int | None) -> Window:
     tokens = wanted if wanted is not None else min((n for n in known if n), default=None)
     counters = [counter for counter in map(_counter, models) if counter is not None]
     if tokens is None or not counters or len(counters) < len(models):
-        return Window(tokens, estimated)
+        return Window(tokens, estimate_tokens)
     return Window(tokens, lambda text: max(count(text) for count in counters))
 
 
-def estimated(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """An estimate of a text's tokens, rather too high: 1.3 per word, or one per three bytes if that is more."""
     return int(max(1.3 * len(text.split()), len(text.encode("utf-8", "surrogatepass")) / 3)) + 1
 

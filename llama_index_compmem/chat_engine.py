@@ -17,7 +17,7 @@ from llama_index.core.tools import ToolOutput
 from llama_index.core.types import Thread
 from llama_index.core.utils import print_text
 
-from llama_index_compmem.condense_question import CONDENSE, astandalone, condense, condense_by_rule, condense_template
+from llama_index_compmem.condense_question import CONDENSE, acondense, condense, condense_by_rule, condense_template
 from llama_index_compmem.query_engine import CompMemQueryEngine
 
 logger = logging.getLogger(__name__)
@@ -109,11 +109,11 @@ class CompMemChatEngine(BaseChatEngine):
         response = self._engine.with_streaming(True).query(question)
         assert isinstance(response, StreamingResponse)
         streamed = StreamingAgentChatResponse(
-            chat_stream=self._recorded(message, response_gen_from_query_engine(response.response_gen)),
+            chat_stream=self._record_message(message, response_gen_from_query_engine(response.response_gen)),
             sources=[_output(question, response)],
             source_nodes=response.source_nodes,
         )
-        thread = Thread(target=_quietly, args=(streamed, self._memory), daemon=True)
+        thread = Thread(target=_write_history, args=(streamed, self._memory), daemon=True)
         streamed.write_response_to_history_thread = thread
         thread.start()
         return streamed
@@ -143,8 +143,8 @@ class CompMemChatEngine(BaseChatEngine):
             self._memory.set(_checked_history(chat_history))
         history = self._memory.get(input=message)
         if self._llm is None:
-            return self._told(condense_by_rule(history, message))
-        return self._told(condense(self._llm, self._condense_prompt, history, message))
+            return self._show_question(condense_by_rule(history, message))
+        return self._show_question(condense(self._llm, self._condense_prompt, history, message))
 
     async def _astandalone(self, message: str, chat_history: list[ChatMessage] | None) -> str:
         _check_message(message)
@@ -152,16 +152,16 @@ class CompMemChatEngine(BaseChatEngine):
             await self._memory.aset(_checked_history(chat_history))
         history = await self._memory.aget(input=message)
         if self._llm is None:
-            return self._told(condense_by_rule(history, message))
-        return self._told(await astandalone(self._llm, self._condense_prompt, history, message))
+            return self._show_question(condense_by_rule(history, message))
+        return self._show_question(await acondense(self._llm, self._condense_prompt, history, message))
 
-    def _told(self, question: str) -> str:
+    def _show_question(self, question: str) -> str:
         """The question, which is printed as the framework's engine does."""
         if self._verbose:
             print_text(f"Querying with: {question}", end="\n")
         return question
 
-    def _recorded(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
+    def _record_message(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
         """The stream; the message is added to the history before the framework adds the answer."""
         yield from stream
         self._memory.put(ChatMessage(role=MessageRole.USER, content=message))
@@ -172,7 +172,7 @@ class CompMemChatEngine(BaseChatEngine):
         await self._memory.aput(ChatMessage(role=MessageRole.USER, content=message))
 
 
-def _quietly(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
+def _write_history(streamed: StreamingAgentChatResponse, memory: BaseMemory) -> None:
     """Adds the answer to the history; a reader of the stream gets the error that is stored with it."""
     try:
         streamed.write_response_to_history(memory)

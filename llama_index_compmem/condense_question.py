@@ -18,7 +18,7 @@ CONDENSE: Final = PromptTemplate(
 )
 """The prompt for the LLM; fields `chat_history`, `question`."""
 
-_REWRITTEN: Final = 256
+_MAX_REWRITTEN_TOKENS: Final = 256
 """Maximum number of tokens of a rewritten message."""
 _MARGIN: Final = 16
 """Maximum number of tokens that a chat template adds to a prompt."""
@@ -61,7 +61,7 @@ def condense(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage
     return _checked(reply)
 
 
-async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
+async def acondense(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
     """`condense` for an event loop."""
     conversation = _history(llm, prompt, history, message)
     if not conversation:
@@ -75,7 +75,11 @@ async def astandalone(llm: LLM, prompt: BasePromptTemplate, history: Sequence[Ch
 
 def _history(llm: LLM, prompt: BasePromptTemplate, history: Sequence[ChatMessage], message: str) -> str:
     """The newest messages that fit into a prompt with the message; a single longer one is cut."""
-    left = prompt_tokens(llm, _REWRITTEN) - count_tokens(prompt.format(question=message, chat_history="")) - _MARGIN
+    left = (
+        prompt_tokens(llm, _MAX_REWRITTEN_TOKENS)
+        - count_tokens(prompt.format(question=message, chat_history=""))
+        - _MARGIN
+    )
     kept: list[ChatMessage] = []
     for item in reversed(history):
         tokens = count_tokens(messages_to_history_str([item])) + 1

@@ -51,27 +51,27 @@ def external_index(
         )
     options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
 
-    wrapped = _Wrapped(retriever)
+    wrapped = _RetrieverFunctions(retriever)
     own_async = type(retriever)._aretrieve is not BaseRetriever._aretrieve
     awaited = wrapped.aretrieve if use_async and own_async else None
     return compmem.ExternalIndex(wrapped.retrieve, aretrieve=awaited, candidates=candidates, **options)
 
 
 @dataclass(frozen=True)
-class _Wrapped:
+class _RetrieverFunctions:
     """The functions of an `ExternalIndex`, for a retriever."""
 
     retriever: BaseRetriever
 
     def retrieve(self, query: str, k: int, filter: Any) -> list[Document]:
-        _refuse(filter)
-        return _documents(self._bringing(k).retrieve(query))
+        _check_no_filter(filter)
+        return _documents(self._with_top_k(k).retrieve(query))
 
     async def aretrieve(self, query: str, k: int, filter: Any) -> list[Document]:
-        _refuse(filter)
-        return _documents(await self._bringing(k).aretrieve(query))
+        _check_no_filter(filter)
+        return _documents(await self._with_top_k(k).aretrieve(query))
 
-    def _bringing(self, k: int) -> BaseRetriever:
+    def _with_top_k(self, k: int) -> BaseRetriever:
         sized: Any = copy.copy(self.retriever)
         if hasattr(sized, "similarity_top_k"):
             sized.similarity_top_k = k
@@ -82,6 +82,6 @@ def _documents(nodes: Sequence[NodeWithScore]) -> list[Document]:
     return [to_wrapped_document(found.node) for found in nodes]
 
 
-def _refuse(filter: Any) -> None:
+def _check_no_filter(filter: Any) -> None:
     if filter is not None:
         raise ValueError("set filters in the wrapped retriever: index.as_retriever(filters=...)")

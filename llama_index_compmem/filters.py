@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from llama_index_compmem.nodes import REF_DOC
+from llama_index_compmem.nodes import REF_DOC_KEY
 
 _DIRECT: Final = {
     FilterOperator.EQ: "==",
@@ -77,7 +77,7 @@ def _single(wanted: MetadataFilter) -> dict[str, Any]:
         return {"or" if admits else "and": [{"title": {"is empty": admits}}, test("title")]}
     if wanted.key not in _SOURCE_ID:
         return test(wanted.key)
-    source = _first_of((REF_DOC, test(REF_DOC)), test("document_id"))
+    source = _first_of((REF_DOC_KEY, test(REF_DOC_KEY)), test("document_id"))
     # The core's `document_id` is never empty, so it cannot be told whether it is the user's own.
     return source if wanted.key == "document_id" else _first_of((wanted.key, test(wanted.key)), source)
 

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
@@ -32,13 +31,21 @@ from compmem import Encoder, IndexConfig, RecallConfig, RecallMethod, RuntimeCon
 from llama_index_compmem.chat_engine import CompMemChatEngine
 from llama_index_compmem.chat_options import chat_options, check_options, split_options
 from llama_index_compmem.errors import framework_errors
-from llama_index_compmem.llm import ChatModel, tell_of_unused_llm
+from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.loading import as_encoder, open_memory
-from llama_index_compmem.node_parser import CompMemNodeParser, names_at_random, settings_name_transformations, take_ids
-from llama_index_compmem.nodes import NODE, OWN, REF_DOC, ids_of_ref_docs, node_list, source_hash, to_documents
+from llama_index_compmem.node_parser import CompMemNodeParser, assign_ids, has_random_ids, settings_name_transformations
+from llama_index_compmem.nodes import (
+    NODE_KEY,
+    REF_DOC_KEY,
+    RESERVED_KEYS,
+    ids_of_ref_docs,
+    node_list,
+    source_hash,
+    to_documents,
+)
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, unpack
+from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, struct_of, unpack
 from llama_index_compmem.vector_store import CompMemVectorStore
 
 if TYPE_CHECKING:
@@ -120,7 +127,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         self._runtime = runtime
         storage_context = storage_context or StorageContext.from_defaults()
         if index_struct is not None:
-            opened = self._opened(index_struct, storage_context, embed_model) if memory is None else memory
+            opened = self._open_memory(index_struct, storage_context, embed_model) if memory is None else memory
             self._memory = opened
             self._add_to_storage(index_struct, storage_context)
         super().__init__(
@@ -190,12 +197,12 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             ValueError: There is no index, or it was made with another embedding model.
         """
         opened = open_memory(memory, embed_model) if isinstance(memory, str | Path) else memory
-        struct = _struct_of(opened)
+        struct = struct_of(opened)
         index = cls(
             index_struct=struct, storage_context=storage_context, memory=opened, embed_model=embed_model, **options
         )
         for document in opened.documents():  # for refresh, which compares hashes
-            if (ref_doc_id := document.metadata.get(REF_DOC)) and (known := source_hash(document.metadata)):
+            if (ref_doc_id := document.metadata.get(REF_DOC_KEY)) and (known := source_hash(document.metadata)):
                 index.docstore.set_document_hash(ref_doc_id, known)
         return index
 
@@ -227,7 +234,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
                 else compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
             )
             self._memory.add(documents, show_progress=self._show_progress)
-        struct = _struct_of(self._memory)
+        struct = struct_of(self._memory)
         self._add_to_storage(struct, self._storage_context)
         return struct
 
@@ -304,7 +311,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         with self._callback_manager.as_trace("refresh_ref_docs"):
             changed = self._changed(documents)
             self._replace(changed, run_transformations(changed, self._transformations, **options))
-        return _among(documents, changed)
+        return _is_changed(documents, changed)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """`refresh_ref_docs` for an event loop."""
@@ -313,7 +320,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             changed = await asyncio.to_thread(self._changed, documents)
             nodes = await arun_transformations(changed, self._transformations, **options)
             await asyncio.to_thread(self._replace, changed, nodes)
-        return _among(documents, changed)
+        return _is_changed(documents, changed)
 
     def _changed(self, documents: Sequence[Document]) -> list[Document]:
         """The documents that are new or have changed; of several with one id the last."""
@@ -322,16 +329,16 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         return [each for name, each in newest.items() if self.docstore.get_document_hash(name) != each.hash]
 
     def _replace(self, documents: Sequence[Document], nodes: Sequence[BaseNode]) -> None:
-        """Stores the new nodes of documents, then deletes those old ones that none of them took the place of."""
+        """Stores the new nodes, then deletes the old nodes that were not replaced."""
         if not documents:
             return
         old = ids_of_ref_docs(self._memory, [document.id_ for document in documents])
-        if names_at_random(self._transformations):
+        if has_random_ids(self._transformations):
             made: dict[str | None, list[BaseNode]] = {}
             for node in nodes:
                 made.setdefault(node.ref_doc_id, []).append(node)
             for name, ids in old.items():
-                take_ids(made.get(name, ()), [node_id for node_id in ids if node_id != name])
+                assign_ids(made.get(name, ()), [node_id for node_id in ids if node_id != name])
         stored = to_documents(nodes)
         with framework_errors():
             self._memory.add(stored, show_progress=self._show_progress)
@@ -349,12 +356,12 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         """The documents that the nodes belong to, with the nodes' ids and the first one's metadata."""
         found: dict[str, RefDocInfo] = {}
         for document in self._memory.documents():
-            if NODE in document.metadata:
-                ref_doc_id, ids = document.metadata.get(REF_DOC), [document.id]
+            if NODE_KEY in document.metadata:
+                ref_doc_id, ids = document.metadata.get(REF_DOC_KEY), [document.id]
             else:
                 ref_doc_id, ids = document.id, [f"{document.id}#{n}" for n in range(document.chunks)]
             if ref_doc_id:
-                metadata = {k: v for k, v in document.metadata.items() if k not in OWN}
+                metadata = {k: v for k, v in document.metadata.items() if k not in RESERVED_KEYS}
                 found.setdefault(ref_doc_id, RefDocInfo(metadata=metadata)).node_ids.extend(ids)
         return found
 
@@ -410,11 +417,9 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
                 f"{name}= is no option of this engine, which writes the answer itself, from prompts=. "
                 "For response synthesizers: RetrieverQueryEngine.from_args(index.as_retriever(), llm=..., ...)"
             )
-        if llm is None and chat is None and Settings._llm is not None:
-            tell_of_unused_llm()
         return CompMemQueryEngine(
             self,
-            self._resolved(llm),
+            self._resolve_llm(llm),
             chat=chat,
             similarity_top_k=similarity_top_k,
             filters=filters,
@@ -427,7 +432,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             verbose=verbose,
         )
 
-    def _resolved(self, llm: Any) -> Any:
+    def _resolve_llm(self, llm: Any) -> Any:
         """The resolved LLM; a plain callable is returned unchanged, and the engine refuses it with a hint."""
         if llm is None or (callable(llm) and not isinstance(llm, LLM)):
             return llm
@@ -447,7 +452,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             TypeError: An option is unknown.
             ValueError: The mode is unknown or no longer supported, or needs an LLM and none is given.
         """
-        asked = self._resolved(llm)
+        asked = self._resolve_llm(llm)
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
             own, rest = chat_options(options)
             check_options(rest, self.as_query_engine, _OWN_CHAT_ENGINE)
@@ -466,7 +471,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             return kind.from_defaults(retriever=retriever, llm=asked, **options)
         return super().as_chat_engine(chat_mode, llm=asked)
 
-    def _opened(
+    def _open_memory(
         self, struct: CompMemStruct, storage: StorageContext, embed_model: BaseEmbedding | Encoder | None
     ) -> "MemoryIndex":
         if self._folder is not None or struct.path is not None:
@@ -488,10 +493,6 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
 
 
-def _among(documents: Sequence[Document], changed: Sequence[Document]) -> list[bool]:
+def _is_changed(documents: Sequence[Document], changed: Sequence[Document]) -> list[bool]:
     names = {document.id_ for document in changed}
     return [document.id_ in names for document in documents]
-
-
-def _struct_of(memory: "MemoryIndex") -> CompMemStruct:
-    return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))

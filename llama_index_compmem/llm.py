@@ -55,7 +55,7 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     a sync callable in a thread instead.
     """
     chats = llm.metadata.is_chat_model
-    if _blocks(llm, ("astream_" if streaming else "a") + ("chat" if chats else "complete")):
+    if _is_blocking(llm, ("astream_" if streaming else "a") + ("chat" if chats else "complete")):
         return sync_chat(llm, streaming=streaming)
 
     async def whole(messages: Messages) -> str:
@@ -76,12 +76,12 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
 
 async def apredict(llm: LLM, prompt: BasePromptTemplate, **fields: str) -> str:
     """The reply to a prompt without blocking the event loop; a thread with a sync method is abandoned if cancelled."""
-    if not _blocks(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
+    if not _is_blocking(llm, "achat" if llm.metadata.is_chat_model else "acomplete"):
         return await llm.apredict(prompt, **fields)
     return await in_chat_thread(copy_context().run, partial(llm.predict, prompt, **fields))
 
 
-def _blocks(llm: LLM, method: str) -> bool:
+def _is_blocking(llm: LLM, method: str) -> bool:
     """Whether an async method is that of `CustomLLM`, which calls a sync method.
 
     Wrappers of the framework make a new object at each access, so the methods themselves cannot be compared.

@@ -16,7 +16,7 @@ import compmem
 if TYPE_CHECKING:
     from compmem import MemoryIndex
 
-HEADERS: Final = "header_path"
+HEADER_PATH_KEY: Final = "header_path"
 """Metadata key of the headings above a node, as in `MarkdownNodeParser`."""
 
 
@@ -58,7 +58,7 @@ class CompMemNodeParser(NodeParser):
         made: list[BaseNode] = [*build_nodes_from_splits([c.text.strip() for c in chunks], node, id_func=self.id_func)]
         for cut, chunk in zip(made, chunks, strict=True):
             if chunk.headings:
-                cut.metadata[HEADERS] = " > ".join(chunk.headings)
+                cut.metadata[HEADER_PATH_KEY] = " > ".join(chunk.headings)
         return made
 
 
@@ -76,13 +76,13 @@ def settings_name_transformations() -> bool:
     return (named[0].chunk_size, named[0].chunk_overlap) != (DEFAULT_CHUNK_SIZE, SENTENCE_CHUNK_OVERLAP)
 
 
-def names_at_random(transformations: Sequence[TransformComponent]) -> bool:
-    """Whether a document's nodes get random ids, so that nothing is known by them."""
+def has_random_ids(transformations: Sequence[TransformComponent]) -> bool:
+    """Whether nodes get random ids, so that a stored node cannot be found by its id."""
     return all(isinstance(t, NodeParser) and t.id_func is default_id_func for t in transformations)
 
 
-def take_ids(nodes: Sequence[BaseNode], ids: Sequence[str]) -> None:
-    """Give the nodes these ids, as far as they go, also in their relations: they replace the nodes so called."""
+def assign_ids(nodes: Sequence[BaseNode], ids: Sequence[str]) -> None:
+    """Give the nodes these ids, in order, also in their relations; nodes beyond the last id keep theirs."""
     names = {node.node_id: name for node, name in zip(nodes, ids, strict=False)}
     for node in nodes:
         related = [one for any_of in node.relationships.values() for one in _listed(any_of)]

@@ -21,14 +21,14 @@ _Node = TypeVar("_Node", bound=BaseNode)
 
 logger = logging.getLogger(__name__)
 
-NODE: Final = "compmem:node"
+NODE_KEY: Final = "compmem:node"
 """Key of the node in a document's metadata: as JSON (relationships, offsets, templates, class), or itself where nothing
 is stored."""
 
-REF_DOC: Final = "compmem:ref_doc_id"
+REF_DOC_KEY: Final = "compmem:ref_doc_id"
 """Key of the id of the node's source document."""
 
-NODE_ID: Final = "compmem:node_id"
+NODE_ID_KEY: Final = "compmem:node_id"
 """Key of the node's id, for filters."""
 
 _TEMPLATE_FIELDS: Final = {
@@ -39,7 +39,7 @@ _TEMPLATE_FIELDS: Final = {
 
 _MAX_SEPARATOR_CHARS: Final = 20
 
-OWN: Final = (NODE, REF_DOC, NODE_ID)
+RESERVED_KEYS: Final = (NODE_KEY, REF_DOC_KEY, NODE_ID_KEY)
 """Keys that user metadata must not have."""
 
 _TITLES: Final = ("title", "document_title", "file_name")
@@ -55,25 +55,25 @@ def to_document(node: BaseNode) -> Document:
     Raises:
         ValueError: Its metadata is not JSON, or has a key that is reserved for CompMem.
     """
-    if taken := sorted(set(OWN) & set(node.metadata)):
+    if taken := sorted(set(RESERVED_KEYS) & set(node.metadata)):
         raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is reserved for CompMem")
     try:
         plain(dict(node.metadata))  # fails here, before an index is created
         kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"node {node.node_id!r} cannot be stored as JSON: {error}") from error
-    own = {NODE: kept, REF_DOC: node.ref_doc_id, NODE_ID: node.node_id}
+    own = {NODE_KEY: kept, REF_DOC_KEY: node.ref_doc_id, NODE_ID_KEY: node.node_id}
     return _document(node, {**node.metadata, **own})
 
 
 def to_bare_document(node: BaseNode) -> Document:
     """The node's text, title and context with its id, for a temporary index; the node itself is not stored."""
-    return _document(node, {NODE: None}, cut=True)
+    return _document(node, {NODE_KEY: None}, cut=True)
 
 
 def to_wrapped_document(node: BaseNode) -> Document:
     """The node of another store as a document that is not stored: its metadata may be anything."""
-    return _document(node, {NODE: node}, cut=True)
+    return _document(node, {NODE_KEY: node}, cut=True)
 
 
 def node_list(nodes: Iterable[_Node]) -> list[_Node]:
@@ -108,12 +108,12 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
 def ids_of_ref_docs(memory: "MemoryIndex", ref_doc_ids: Sequence[str]) -> dict[str, list[str]]:
     """Ids of the nodes of each document, or of the document itself if it was added whole."""
     found: dict[str, list[str]] = {name: [] for name in ref_doc_ids}
-    for document in memory.documents({REF_DOC: {"in": list(found)}}):
-        if (name := document.metadata[REF_DOC]) in found:  # a filter takes texts for the same time as equal
+    for document in memory.documents({REF_DOC_KEY: {"in": list(found)}}):
+        if (name := document.metadata[REF_DOC_KEY]) in found:  # a filter takes texts for the same time as equal
             found[name].append(document.id)
     for name, ids in found.items():
         whole = memory.metadata(name)
-        if whole is not None and whole.get(REF_DOC) is None:
+        if whole is not None and whole.get(REF_DOC_KEY) is None:
             ids.append(name)
     return found
 
@@ -124,7 +124,7 @@ def to_node(chunk: Chunk) -> BaseNode:
     Raises:
         ValueError: The stored node cannot be read.
     """
-    kept = chunk.metadata.get(NODE)
+    kept = chunk.metadata.get(NODE_KEY)
     if isinstance(kept, BaseNode):
         return kept.model_copy(update={"metadata": dict(kept.metadata)})  # a caller may change it
     if kept is None:
@@ -165,7 +165,7 @@ def _check_templates(node: BaseNode) -> None:
 
 def llm_content(chunk: Chunk) -> str | None:
     """The text of a chunk's node for a language model; None if the document did not come from LlamaIndex."""
-    if chunk.metadata.get(NODE) is None:
+    if chunk.metadata.get(NODE_KEY) is None:
         return None
     content: str = to_node(chunk).get_content(metadata_mode=MetadataMode.LLM)
     return content
@@ -181,13 +181,13 @@ def to_scored(recalls: Iterable[Recall]) -> list[NodeWithScore]:
 
 def node_ids(recalls: Sequence[Recall]) -> list[str]:
     """Ids of the nodes of the recalled chunks."""
-    return [r.chunk.document_id if NODE in r.chunk.metadata else r.chunk.id for r in recalls]
+    return [r.chunk.document_id if NODE_KEY in r.chunk.metadata else r.chunk.id for r in recalls]
 
 
 def source_hash(metadata: Mapping[str, Any]) -> str | None:
     """Hash of a node's source document, from the stored node."""
     try:
-        found = json.loads(metadata[NODE])["__data__"]["relationships"][NodeRelationship.SOURCE.value]["hash"]
+        found = json.loads(metadata[NODE_KEY])["__data__"]["relationships"][NodeRelationship.SOURCE.value]["hash"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return found if isinstance(found, str) else None

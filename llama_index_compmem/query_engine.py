@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core import Settings
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -32,6 +33,7 @@ from llama_index_compmem.llm import (
     count_tokens,
     prompt_tokens,
     sync_chat,
+    tell_of_unused_llm,
     to_templates,
     with_templates,
 )
@@ -39,7 +41,13 @@ from llama_index_compmem.loading import HasMemory, recall_config_of, resolve_ind
 from llama_index_compmem.nodes import llm_content
 from llama_index_compmem.response_builder import ResponseBuilder
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.synthesis import above, index_of_nodes, node_contents, read_all_config, scores_by_id
+from llama_index_compmem.synthesis import (
+    index_of_nodes,
+    node_contents,
+    nodes_above_threshold,
+    read_all_config,
+    scores_by_id,
+)
 
 if TYPE_CHECKING:
     from compmem import BaseIndex
@@ -108,6 +116,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             )
         if similarity_top_k is not None:
             check_whole("similarity_top_k", similarity_top_k)
+        if llm is None and chat is None and Settings._llm is not None:
+            tell_of_unused_llm()
         super().__init__(callback_manager)
         self._memory = resolve_index(index)
         self._llm = llm
@@ -199,13 +209,13 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """The nodes that the question needs, best first."""
-        return self._processed(self._retriever.retrieve(query_bundle), query_bundle)
+        return self._postprocess(self._retriever.retrieve(query_bundle), query_bundle)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """`retrieve` for an event loop."""
         return await self._aprocessed(await self._retriever.aretrieve(query_bundle), query_bundle)
 
-    def _processed(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
+    def _postprocess(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         for postprocessor in self._node_postprocessors:
             nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
@@ -246,10 +256,10 @@ class CompMemQueryEngine(BaseQueryEngine):
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
-            if self._chooses:
+            if self._answers_from_retrieved:
                 found = self._retriever.retrieve(query_bundle)
                 scores = scores_by_id(found)
-                nodes = self._worth_reading(self._processed(found, query_bundle), scores)
+                nodes = self._above_threshold(self._postprocess(found, query_bundle), scores)
                 response = self.synthesize(query_bundle, nodes)
             else:
                 builder = ResponseBuilder(query_bundle, self.callback_manager)
@@ -260,10 +270,10 @@ class CompMemQueryEngine(BaseQueryEngine):
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         payload: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
         with self.callback_manager.event(CBEventType.QUERY, payload=payload) as event:
-            if self._chooses:
+            if self._answers_from_retrieved:
                 found = await self._retriever.aretrieve(query_bundle)
                 scores = scores_by_id(found)
-                nodes = self._worth_reading(await self._aprocessed(found, query_bundle), scores)
+                nodes = self._above_threshold(await self._aprocessed(found, query_bundle), scores)
                 response = await self.asynthesize(query_bundle, nodes)
             else:
                 builder = ResponseBuilder(query_bundle, self.callback_manager)
@@ -274,11 +284,11 @@ class CompMemQueryEngine(BaseQueryEngine):
         return response
 
     @property
-    def _chooses(self) -> bool:
+    def _answers_from_retrieved(self) -> bool:
         """Whether answers are written from the nodes of `retrieve`."""
         return bool(self._node_postprocessors or self._retriever.object_map)
 
-    def _worth_reading(self, nodes: list[NodeWithScore], scores: Mapping[str, float | None]) -> list[NodeWithScore]:
+    def _above_threshold(self, nodes: list[NodeWithScore], scores: Mapping[str, float | None]) -> list[NodeWithScore]:
         """The nodes to quote from; all if a language model reads them, or if their scores are not the gate's."""
         settings = LoopConfig.complete(self._recall_config)
         asks = self._has_model and settings.uses_chat
@@ -287,7 +297,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             return nodes
         threshold = self._memory.gate.threshold if settings.threshold is None else settings.threshold
         # An answer of an object has the score of the node that refers to it, which may say little about it.
-        return above(nodes, threshold, scores) or (nodes[:1] if self._retriever.object_map else [])
+        return nodes_above_threshold(nodes, threshold, scores) or (nodes[:1] if self._retriever.object_map else [])
 
     def _reader(self, chat_of: Any, render: Callable[[Chunk], str | None] = llm_content) -> "compmem.ChatReader | None":
         """The chat model as a reader; None if it has nothing to do with these settings."""
@@ -311,12 +321,12 @@ class CompMemQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         events = memory.stream(builder.question, config, filter=filter, wrap=builder.watched, chat=chat)
         with builder.tracing():
-            pieces = builder.pieces(builder.gather(events), events)
+            pieces = builder.pieces(builder.run_loop(events), events)
             if self.streaming:
-                return builder.wrote(StreamingResponse(pieces, builder.nodes, builder.metadata))
+                return builder.finish(StreamingResponse(pieces, builder.nodes, builder.metadata))
             for _ in pieces:
                 pass
-            return builder.wrote(Response(builder.text, builder.nodes, builder.metadata))
+            return builder.finish(Response(builder.text, builder.nodes, builder.metadata))
 
     async def _aask(
         self,
@@ -330,10 +340,10 @@ class CompMemQueryEngine(BaseQueryEngine):
         with builder.tracing():
             pieces = builder.apieces(await builder.agather(events), events)
             if self.streaming:
-                return builder.wrote(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
+                return builder.finish(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
             async for _ in pieces:
                 pass
-            return builder.wrote(Response(builder.text, builder.nodes, builder.metadata))
+            return builder.finish(Response(builder.text, builder.nodes, builder.metadata))
 
 
 def _bundle(query: QueryType) -> QueryBundle:

@@ -57,21 +57,21 @@ class ResponseBuilder:
     """
 
     def __init__(
-        self, query: QueryBundle, callbacks: CallbackManager, given: Sequence[NodeWithScore] | None = None
+        self, query: QueryBundle, callbacks: CallbackManager, source_nodes: Sequence[NodeWithScore] | None = None
     ) -> None:
         self.query = query
         self.question = query.query_str
-        self.nodes: list[NodeWithScore] = list(given or [])
+        self.nodes: list[NodeWithScore] = list(source_nodes or [])
         self.metadata = CompMemMetadata()
         self.text = ""
         self._callbacks = callbacks
-        self._chosen = given is not None
+        self._chosen = source_nodes is not None
         self._kept: dict[int, Recall] = {}
         self._running = ExitStack()
         self._event: Any = None
         self._writes = False
 
-    def gather(self, events: Generator[Event, None, None]) -> Event:
+    def run_loop(self, events: Generator[Event, None, None]) -> Event:
         """Runs the loop; returns the first event after its last step."""
         with framework_errors():
             for event in events:
@@ -133,7 +133,7 @@ class ResponseBuilder:
         dispatcher.event(SynthesizeStartEvent(query=self.query))
         self._begin(CBEventType.SYNTHESIZE)
 
-    def wrote(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
+    def finish(self, response: RESPONSE_TYPE) -> RESPONSE_TYPE:
         """The response, reported to tracing."""
         self._end({EventPayload.RESPONSE: response})
         dispatcher.event(SynthesizeEndEvent(query=self.query, response=response))
@@ -164,10 +164,10 @@ class ResponseBuilder:
     def _text_of(self, event: Event) -> str | None:
         """The text of a piece of the answer; of the answer itself, sources and metadata are kept instead."""
         if isinstance(event, Answer):
-            self._answered(event)
+            self._set_answer(event)
         return event.text if isinstance(event, AnswerToken) else None
 
-    def _answered(self, answer: Answer) -> None:
+    def _set_answer(self, answer: Answer) -> None:
         self.text = answer.text
         self._sources(answer.sources)
         self.metadata.working_memory = answer.working_memory

@@ -71,9 +71,8 @@ class CompMemRetriever(BaseRetriever):
         self._memory = resolve_index(index)
         self.similarity_top_k = similarity_top_k
         self._filter = to_filter(filters)
-        self._recall_config = (
-            recall_config or recall_config_of(index) or RecallConfig()
-        )  # a chat model that it names is not used here
+        # a chat model that it names is not used here
+        self._recall_config = recall_config or recall_config_of(index) or RecallConfig()
         self._method = method
         check_share("min_score", min_score)
         self._min_score = min_score

@@ -39,7 +39,7 @@ STRUCT_TYPE: Final = cast("IndexStructType", "compmem")
 """Type by which the framework's loader finds the class of a persisted index."""
 
 _DEFAULT_PATH: Final = str(Path(DEFAULT_PERSIST_DIR) / DEFAULT_PERSIST_FNAME)
-_FILES: Final = "compmem"
+_PACKED_KEY: Final = "compmem"
 _PLAIN: Final = re.compile(r"[a-z]{1,20}(?:-\d{1,20})?\.(?:sqlite|bin|safetensors)")
 
 
@@ -56,6 +56,11 @@ class CompMemStruct(IndexStruct):
     def get_type(cls) -> IndexStructType:
         """Type by which the loader finds the class."""
         return STRUCT_TYPE
+
+
+def struct_of(memory: "MemoryIndex") -> CompMemStruct:
+    """What LlamaIndex stores of an index: its folder, if it has one of its own."""
+    return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))
 
 
 INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = CompMemStruct
@@ -84,7 +89,7 @@ class PackedVectorStore(SimpleVectorStore):
         if fs is None or not separated:
             SimpleVectorStore(packed).persist(persist_path, fs)
             return
-        _add_to_file(f"{folder}/{DEFAULT_VECTOR_STORE}{NAMESPACE_SEP}{rest}", f"{_FILES}:{name}", packed, fs)
+        _add_to_file(f"{folder}/{DEFAULT_VECTOR_STORE}{NAMESPACE_SEP}{rest}", f"{_PACKED_KEY}:{name}", packed, fs)
         if fs.exists(persist_path):  # of a call without fs=
             fs.rm(persist_path)
 
@@ -103,7 +108,7 @@ def pack(memory: "MemoryIndex") -> SimpleVectorStoreData:
             for f in sorted(Path(folder).iterdir())
             if _PLAIN.fullmatch(f.name)
         }
-    return SimpleVectorStoreData(metadata_dict={_FILES: files})
+    return SimpleVectorStoreData(metadata_dict={_PACKED_KEY: files})
 
 
 def _add_to_file(path: str, key: str, packed: SimpleVectorStoreData, fs: Any) -> None:
@@ -112,7 +117,7 @@ def _add_to_file(path: str, key: str, packed: SimpleVectorStoreData, fs: Any) ->
     if fs.exists(path):
         with fs.open(path, "r", encoding="utf-8") as file:
             content = json.load(file)
-    content["metadata_dict"] = {**content.get("metadata_dict", {}), key: packed.metadata_dict[_FILES]}
+    content["metadata_dict"] = {**content.get("metadata_dict", {}), key: packed.metadata_dict[_PACKED_KEY]}
     with fs.open(path, "w", encoding="utf-8") as file:
         json.dump(content, file)
 
@@ -129,7 +134,7 @@ def unpack(
     """
     if isinstance(own := stores.get(name), PackedVectorStore):
         return own.memory
-    files = _packed(own, _FILES) or _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_FILES}:{name}")
+    files = _packed(own, _PACKED_KEY) or _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_PACKED_KEY}:{name}")
     if files is None:
         raise ValueError("the storage context does not contain this index: give its folder as path=")
     if others := [file for file in files if not _PLAIN.fullmatch(file)]:
@@ -142,7 +147,7 @@ def unpack(
     except BaseException:
         temporary.discard(folder)
         raise
-    _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_FILES}:{name}", remove=True)  # so that it is not persisted twice
+    _packed(stores.get(DEFAULT_VECTOR_STORE), f"{_PACKED_KEY}:{name}", remove=True)  # so that it is not persisted twice
     return memory
 
 

@@ -54,7 +54,9 @@ def scores_by_id(nodes: Sequence[NodeWithScore]) -> dict[str, float | None]:
     return {found.node.node_id: found.score for found in nodes}
 
 
-def above(nodes: Sequence[NodeWithScore], threshold: float, scores: Mapping[str, float | None]) -> list[NodeWithScore]:
+def nodes_above_threshold(
+    nodes: Sequence[NodeWithScore], threshold: float, scores: Mapping[str, float | None]
+) -> list[NodeWithScore]:
     """The nodes without those that still have their score and whose score is below the threshold."""
 
     def is_kept(found: NodeWithScore) -> bool:

@@ -36,7 +36,7 @@ def recall_tool(
         raise TypeError(f"there must be a CompMemRetriever (index.as_retriever()), not {type(retriever).__name__}")
     listing = compmem.Listing(skip_seen=skip_seen, render=llm_content)
 
-    def listed(search: _Search, found: Sequence[NodeWithScore]) -> _ListedNodes:
+    def listed(search: _RecordingRetriever, found: Sequence[NodeWithScore]) -> _ListedNodes:
         recalls = dict(zip(node_ids(search.recalls), search.recalls, strict=True))
         entries = [(recalls.get(n.node.node_id) or _of_object(n), n) for n in found]
         nodes = {recall.chunk.id: node for recall, node in entries}
@@ -46,13 +46,13 @@ def recall_tool(
     def search(query: str) -> _ListedNodes:
         if not query.strip():
             return _ListedNodes(BLANK)
-        asked = _Search(retriever, listing.wanted(retriever.similarity_top_k))
+        asked = _RecordingRetriever(retriever, listing.wanted(retriever.similarity_top_k))
         return listed(asked, asked.retrieve(query))
 
     async def asearch(query: str) -> _ListedNodes:
         if not query.strip():
             return _ListedNodes(BLANK)
-        asked = _Search(retriever, listing.wanted(retriever.similarity_top_k))
+        asked = _RecordingRetriever(retriever, listing.wanted(retriever.similarity_top_k))
         return listed(asked, await asked.aretrieve(query))
 
     return FunctionTool.from_defaults(search, name=name, description=description, async_fn=asearch, callback=str)
@@ -69,7 +69,7 @@ class _ListedNodes(list[NodeWithScore]):
         return self.text
 
 
-class _Search(CompMemRetriever):
+class _RecordingRetriever(CompMemRetriever):
     """The retriever for one call of the tool; it keeps what was recalled, which has the titles and headings."""
 
     def __init__(self, retriever: CompMemRetriever, k: int) -> None:

@@ -22,9 +22,9 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.loading import HasMemory, memory_of, open_or_create
 from llama_index_compmem.nodes import (
-    NODE,
-    NODE_ID,
-    REF_DOC,
+    NODE_ID_KEY,
+    NODE_KEY,
+    REF_DOC_KEY,
     ids_of_ref_docs,
     node_ids,
     to_documents,
@@ -162,11 +162,11 @@ class CompMemVectorStore(BasePydanticVectorStore):
             return
         with framework_errors():
             for name in node_ids or ():
-                if (whole := _whole(name)) == name or self.memory.metadata(name) is not None:
+                if (whole := _document_id(name)) == name or self.memory.metadata(name) is not None:
                     continue
-                if (about := self.memory.metadata(whole)) is not None and NODE not in about:
+                if (about := self.memory.metadata(whole)) is not None and NODE_KEY not in about:
                     raise ValueError(f"node {name!r} is a part of a document: delete it with delete({whole!r})")
-            self.memory.delete(self._found(node_ids, filters))
+            self.memory.delete(self._document_ids(node_ids, filters))
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -197,8 +197,8 @@ class CompMemVectorStore(BasePydanticVectorStore):
             ValueError: An operator or value of a filter is unknown, or a node cannot be read.
         """
         with framework_errors():
-            wanted = None if node_ids is None else [*node_ids, *map(_whole, node_ids)]
-            chunks = [chunk for found in self._found(wanted, filters) for chunk in self.memory.chunks(found)]
+            wanted = None if node_ids is None else [*node_ids, *map(_document_id, node_ids)]
+            chunks = [chunk for found in self._document_ids(wanted, filters) for chunk in self.memory.chunks(found)]
             nodes = [(chunk.document_id, to_node(chunk)) for chunk in chunks]
         asked = set(node_ids or ())
         return [node for name, node in nodes if node_ids is None or not asked.isdisjoint((name, node.node_id))]
@@ -243,7 +243,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         nodes = [to_node(chunk) for chunk in found[:k]]
         return VectorStoreQueryResult(nodes=nodes, similarities=[0.0] * len(nodes), ids=[n.node_id for n in nodes])
 
-    def _found(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
+    def _document_ids(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
         """Ids of the documents in the index that contain these nodes."""
         wanted = to_filter(filters)
         if node_ids is None or wanted is not None:
@@ -253,7 +253,7 @@ class CompMemVectorStore(BasePydanticVectorStore):
         return list(dict.fromkeys(node_ids))
 
 
-def _whole(node_id: str) -> str:
+def _document_id(node_id: str) -> str:
     """The id of the document whose chunk has this id, or else the id itself."""
     document_id, _, ordinal = node_id.rpartition("#")
     return document_id if ordinal.isdecimal() else node_id
@@ -269,7 +269,9 @@ def _filter_of(query: VectorStoreQuery) -> dict[str, Any] | None:
     if query.mode not in _MODES:
         raise ValueError(f"query mode {query.mode!r} is not supported; supported are {[mode.value for mode in _MODES]}")
     parts = [to_filter(query.filters)]
-    parts += [{key: {"in": list(ids)}} for key, ids in ((REF_DOC, query.doc_ids), (NODE_ID, query.node_ids)) if ids]
+    parts += [
+        {key: {"in": list(ids)}} for key, ids in ((REF_DOC_KEY, query.doc_ids), (NODE_ID_KEY, query.node_ids)) if ids
+    ]
     given = [part for part in parts if part is not None]
     return {"and": given} if given else None
 

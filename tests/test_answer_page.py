@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from compmem.cli.answer_page import as_page
-from compmem.cli.answer_text import cost, new_notes, printable
+from compmem.cli.answer_page import answer_page
+from compmem.cli.answer_text import cost_text, new_notes, printable
 from compmem.schema import Answer, Chunk, Evidence, Recall, Step, Usage
 
 FIRST = "Acme rents Mill House. It is old."
@@ -51,8 +51,10 @@ def test_nothing_found_is_said():
         question="q", text="Nothing.", found=False, sources=(), evidence=(), steps=(), working_memory="",
         usage=Usage(model_calls=2, prompt_tokens=10, completion_tokens=3, malformed_replies=1), stop_reason="exhausted",
     )  # fmt: skip
-    assert cost(answer.usage) == ("0 steps, 0 blocks scored, 0 read, 2 model calls, 10 + 3 tokens, 1 malformed, 0.00 s")
-    page = as_page(answer)
+    assert cost_text(answer.usage) == (
+        "0 steps, 0 blocks scored, 0 read, 2 model calls, 10 + 3 tokens, 1 malformed, 0.00 s"
+    )
+    page = answer_page(answer)
     assert 'class="answer none"' in page
     assert "Sources" not in page
 
@@ -83,7 +85,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_self_contained():
-    page = Page(as_page(an_answer()))
+    page = Page(answer_page(an_answer()))
     text = " ".join(page.words)
     for part in (
         "Who pays the insurance", "The owner.", "Lease › 1 Parties", "characters 100-133", "gate 0.91", "Step 2",
@@ -93,11 +95,11 @@ def test_the_page_is_whole_and_self_contained():
     assert page.tags.count("mark") == 2
     assert not {"script", "img", "link", "iframe"} & set(page.tags)
     assert not {"href", "src", "style"} & {name for name, _ in page.attributes}
-    assert "prefers-color-scheme: dark" in as_page(an_answer())
+    assert "prefers-color-scheme: dark" in answer_page(an_answer())
 
 
 def test_untrusted_text_stays_text():
-    plain, hostile = as_page(an_answer()), as_page(an_answer(HOSTILE))
+    plain, hostile = answer_page(an_answer()), answer_page(an_answer(HOSTILE))
     assert Page(hostile).tags == Page(plain).tags
     assert {name for name, _ in Page(hostile).attributes} == {name for name, _ in Page(plain).attributes}
     assert "<script>alert(1)</script>" in " ".join(Page(hostile).words)
@@ -113,7 +115,7 @@ def test_overlapping_quotes_are_marked_once():
     answer = Answer(
         **{**{n: getattr(base, n) for n in Answer.__slots__}, "sources": (source,), "evidence": evidence, "steps": ()}
     )
-    assert "<mark>abc</mark>d<mark>ef</mark>" in as_page(answer)
+    assert "<mark>abc</mark>d<mark>ef</mark>" in answer_page(answer)
 
 
 @pytest.mark.parametrize(

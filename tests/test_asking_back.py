@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from compmem import AnswerToken, Document, IndexConfig, LoopConfig, MemoryIndex, RecallConfig, Request, Step
-from compmem.cli.answer_page import as_page
-from compmem.cli.answer_text import cost
+from compmem.cli.answer_page import answer_page
+from compmem.cli.answer_text import cost_text
 from compmem.loop.answering import citations
 from compmem.readers.replies import MAX_REQUEST_CHARS, AnswerFilter
 from tests.hashing import HashEncoder
@@ -77,8 +77,8 @@ def test_what_is_missing_is_recalled_and_the_model_writes_again(index, how):
     assert [step.number for step in steps] == list(range(1, len(steps) + 1))
     assert {step.request for step in steps} == {"", "who painted the zebra crossing"}
     assert len({r.chunk.id for r in answer.sources}) == len(answer.sources)
-    assert "1 follow-up search" in cost(answer.usage)
-    assert "search for: who painted the zebra crossing" in as_page(answer)
+    assert "1 follow-up search" in cost_text(answer.usage)
+    assert "search for: who painted the zebra crossing" in answer_page(answer)
 
 
 def test_a_model_asks_no_more_often_than_it_may(index):

@@ -112,6 +112,8 @@ def test_no_index_is_made_of_nothing(tmp_path):
         assert (result.exit_code, json.loads(result.stdout)["added"]) == (1, 0)
         assert message in result.stderr
     assert not (tmp_path / "a.mem").exists()
+    run("add", tmp_path / "empty", tmp_path / "pictures")
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_files_of_the_same_name_are_kept_apart_and_found_by_their_paths(tmp_path, monkeypatch, caplog):

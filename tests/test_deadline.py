@@ -15,7 +15,7 @@ import pytest
 
 from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, ReaderError, RecallConfig, deadline, threads
 from compmem.as_json import answer_json
-from compmem.cli.answer_page import as_page
+from compmem.cli.answer_page import answer_page
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import recall_loop
 from compmem.readers import ChatReader
@@ -139,7 +139,7 @@ def test_a_reading_that_hangs_is_a_lost_step_and_the_blocks_are_quoted(index, hu
     assert answer.found
     assert "Acme rents Harbour House." in answer.text
     assert {e.chunk.document_id for e in answer.evidence} == {r.chunk.document_id for r in answer.sources}
-    assert "not read in time" in as_page(answer)
+    assert "not read in time" in answer_page(answer)
 
 
 @both

@@ -59,9 +59,9 @@ def test_the_evidence_of_each_question_stands_in_two_chunks(found, encoder, ques
         assert holding, f"{words!r} is not in {document}"
         chunks.append(set(holding))
     assert not chunks[0] & chunks[1]
-    assert question.right(found[question.second[0]].text)
-    assert not question.right(question.text)
-    assert not question.right(found[question.first[0]].text), "one document does not suffice"
+    assert question.is_correct(found[question.second[0]].text)
+    assert not question.is_correct(question.text)
+    assert not question.is_correct(found[question.first[0]].text), "one document does not suffice"
     assert question.second[0] not in question.text, "the second document is not named by the question"
 
 
@@ -71,7 +71,7 @@ def test_four_of_five_are_right_in_the_modules_they_are_about(found):
     with MemoryIndex.create() as index:
         index.add(d for d in found.values() if f"{d.id}.".startswith(about))
         answers = [index.answer(q.text) for q in QUESTIONS]
-    right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
+    right = [q.is_correct(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
     assert sum(right) >= 0.8 * len(right), [a.text for a in answers]
     for question, answer, is_right in zip(QUESTIONS, answers, right, strict=True):
         if is_right:
@@ -90,8 +90,8 @@ def test_the_demo_takes_the_real_model_where_it_is_and_downloads_nothing_that_wa
 
 def test_a_part_of_another_number_is_not_right():
     haystack = Haystack(documents=(), question="?", answer="7047575")
-    assert haystack.right("It is 7047575.")
-    assert not haystack.right("17047575")
+    assert haystack.is_correct("It is 7047575.")
+    assert not haystack.is_correct("17047575")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 
 from compmem.loop.loop import _within_budget
 from compmem.readers import NOTHING_FOUND, ExtractiveReader
-from compmem.readers.extractive import LINKED, NAMED
+from compmem.readers.extractive import LINKED_BONUS, NAMED_BONUS
 from compmem.readers.identifiers import IdentifierLinks, identifiers
 from compmem.readers.outline import Outline, Outlines
 from compmem.readers.quoting import quoted_sentences
@@ -280,7 +280,7 @@ def test_a_document_whose_title_was_named_is_the_next_hop():
     )
     question = "Who sells spare parts?"
     after = scores(question, other)
-    assert scores(question, named) == {text: pytest.approx(score + NAMED) for text, score in after.items()}
+    assert scores(question, named) == {text: pytest.approx(score + NAMED_BONUS) for text, score in after.items()}
     asked = "Who sells spare parts to Borva Pumps?"
     assert scores(asked, named) == scores(asked, other), "the question names it itself"
     assert (
@@ -361,7 +361,7 @@ def test_a_name_from_the_notes_leads_to_the_sentence_that_has_it():
         found = reads.read(asked, WorkingMemory(text=notes), [homes]).memory.evidence
         scores[notes] = {e.text: e.score for e in found}
     without, having = scores.values()
-    assert having["In Tallinn it is four days."] == pytest.approx(without["In Tallinn it is four days."] + LINKED)
+    assert having["In Tallinn it is four days."] == pytest.approx(without["In Tallinn it is four days."] + LINKED_BONUS)
     assert having["In Ghent two."] == without["In Ghent two."]
 
 
@@ -405,7 +405,7 @@ def test_a_pronoun_counts_for_the_name_that_it_stands_for():
         evidence = one.read("Where was the leader of Heron born?", known, [people]).memory.evidence
         scores.append({e.text: e.score for e in evidence})
     gained = {text: round(scores[1][text] - scores[0][text], 3) for text in scores[0].keys() & scores[1].keys()}
-    assert gained["She was born in Porto."] == LINKED
+    assert gained["She was born in Porto."] == LINKED_BONUS
     assert gained["He was born in Leeds."] == 0.0
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compmem.serving import bodies
+from compmem.serving import request_bodies
 from compmem.serving.limits import Limits
 from compmem.text.follow_up import standalone_question
 
@@ -105,7 +105,7 @@ def test_the_first_word_of_a_sentence_or_a_label_in_an_answer_is_no_name(asked, 
 
 
 def chat(*messages):
-    return bodies.parse_chat({"model": "m", "messages": list(messages)}, "m", Limits()).question
+    return request_bodies.parse_chat({"model": "m", "messages": list(messages)}, "m", Limits()).question
 
 
 def test_a_chat_completion_uses_the_turns_before_the_question():
@@ -116,5 +116,5 @@ def test_a_chat_completion_uses_the_turns_before_the_question():
     image = {"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "What is this?"}]}
     assert chat(system, image, *HISTORY, asked, {"role": "assistant", "content": None}) == chat(*HISTORY, asked)
     assert chat({"role": "assistant", "content": None, "tool_calls": []}, asked) == "Where was she born?"
-    many = [{"role": "assistant", "content": f"Person {n} Noon."} for n in range(bodies.MAX_HISTORY_MESSAGES)]
+    many = [{"role": "assistant", "content": f"Person {n} Noon."} for n in range(request_bodies.MAX_HISTORY_MESSAGES)]
     assert chat(*HISTORY, *many, asked) == chat(*many, asked)

@@ -102,3 +102,20 @@ def test_metadata_that_cannot_be_kept_is_refused_before_a_folder_is_made(tmp_pat
             [LangChainDocument(page_content="a", metadata={"x": float("nan")})], path=folder, config=CONFIG
         )
     assert not folder.exists()
+
+
+def test_metadata_that_is_nested_too_deeply_is_not_json():
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="cannot be stored as JSON"):
+        CompMemIndex.from_documents([Document(text="a", metadata={"x": deep})], config=CONFIG)
+    for name in ("a", None):
+        document = LangChainDocument(id=name, page_content="a", metadata={"x": deep})
+        with pytest.raises(ValueError, match="is not JSON"):
+            CompMemRetriever.from_documents([document], config=CONFIG)
+        with (
+            CompMemRetriever.from_documents([], config=CONFIG).own as index,
+            pytest.raises(ValueError, match="is not JSON"),
+        ):
+            CompMemRetriever(index=index).upsert([document])

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from compmem import Document
-from compmem.cli.decoding import UnreadableError
 from compmem.cli.formats import parse
-from compmem.cli.html import page_text
+from compmem.cli.html_text import page_text
+from compmem.cli.text_decoding import UnreadableError
 from compmem.ingest.chunking import split
 
 PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title> The

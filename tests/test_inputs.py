@@ -13,10 +13,10 @@ import pypdf
 import pytest
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from compmem.cli.decoding import UnreadableError, decode
 from compmem.cli.formats import parse
 from compmem.cli.inputs import documents, files, path_id
-from compmem.cli.records import csv_text, json_text
+from compmem.cli.record_text import csv_text, json_text
+from compmem.cli.text_decoding import UnreadableError, decode
 
 
 def read(*sources, base=None, **options):

@@ -12,7 +12,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from compmem import ChatPrompts, RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, ReasoningError
 from langchain_compmem.middleware import CompMemMiddleware
-from langchain_compmem.window import estimated
+from langchain_compmem.window import estimate_tokens
 from tests.frameworks_langchain import UPDATE, ScriptedChat, make_index
 
 PEOPLE = [
@@ -66,7 +66,7 @@ def test_system_messages_are_counted(reasoner):
     chat = ScriptedChat(replies=["Oslo."])
     told = CompMemReasoner(index=reasoner.index, chat_model=chat, recall_config=limit)
     assert told.invoke([long, ("human", "Where was Ann Lee born?")])["answer"] == "Oslo."
-    assert sum(estimated(str(m.text)) for m in chat.asked[0]) <= 700
+    assert sum(estimate_tokens(str(m.text)) for m in chat.asked[0]) <= 700
     with pytest.raises(ReasoningError, match="the question and the instructions leave"):
         told.invoke([long, long, ("human", "Where was Ann Lee born?")])
 

@@ -81,7 +81,7 @@ async def test_filters_and_settings_of_a_search(store):
     person = {"tags": {"contains": "person"}}
     assert set(ids(store.similarity_search(QUESTION, filter=person))) == {"marsh", "veld"}
     assert ids(await store.as_retriever(search_kwargs={"filter": {"title": "Esk"}}).ainvoke(QUESTION)) == ["esk"]
-    assert ids(CompMemVectorStore(store.memory.index, filter={"title": "Esk"}).similarity_search("river")) == ["esk"]
+    assert ids(CompMemVectorStore(store.retriever.index, filter={"title": "Esk"}).similarity_search("river")) == ["esk"]
     with pytest.raises(TypeError, match="top_k"):
         store.similarity_search(QUESTION, top_k=2)
     with pytest.raises(NotImplementedError):
@@ -137,7 +137,7 @@ async def test_in_a_parent_document_retriever(store):
     )
     other = Document(page_content="Nobody mines here.", metadata={"source": "b"})
     parents.add_documents([Document(page_content=text, metadata={"source": "a"}), other])
-    assert len(store.memory.index) == 4, "the children were stored"
+    assert len(store.retriever.index) == 4, "the children were stored"
     found = parents.invoke("Who built the mill?")
     assert found[0] == Document(page_content=text, metadata={"source": "a"})
     assert await parents.ainvoke("Who built the mill?") == found
@@ -177,7 +177,7 @@ def test_in_an_ensemble_and_under_compression(store):
         def compress_documents(self, documents, query, callbacks=None):
             return list(documents)[:1]
 
-    both = EnsembleRetriever(retrievers=[store.as_retriever(), CompMemRetriever(index=store.memory.index)])
+    both = EnsembleRetriever(retrievers=[store.as_retriever(), CompMemRetriever(index=store.retriever.index)])
     assert len(both.invoke(QUESTION)) == 4
     squeezed = ContextualCompressionRetriever(base_compressor=First(), base_retriever=store.as_retriever())
     assert squeezed.invoke(QUESTION) == store.similarity_search(QUESTION, k=1)
@@ -217,9 +217,9 @@ async def test_indexing_leaves_nothing_of_what_changed_or_went(kind, cleanup, tm
 
 def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
     folder = tmp_path / "new.mem"
-    with CompMemVectorStore(folder).memory.index as index:
+    with CompMemVectorStore(folder).retriever.index as index:
         assert index.documents() == []
-    with CompMemVectorStore(str(folder)).memory.index as index:
+    with CompMemVectorStore(str(folder)).retriever.index as index:
         assert index.path == folder
     with pytest.raises(ValueError, match="not empty"):
         CompMemVectorStore(tmp_path)

@@ -7,7 +7,7 @@ from langchain_core.prompts import PromptTemplate
 
 from compmem import LoopConfig, RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, ReasoningError
-from langchain_compmem.window import estimated, window_of
+from langchain_compmem.window import estimate_tokens, window_of
 from tests.frameworks_langchain import QUESTION, UPDATE, WORLD, ScriptedChat, make_index
 
 WINDOW = 900
@@ -56,7 +56,7 @@ def test_tokens_are_counted_by_the_model_if_it_can():
         raise OSError("no network")
 
     for other in (ScriptedChat(custom_get_token_ids=offline), ScriptedChat()):
-        assert window_of(other, WINDOW).count is estimated
+        assert window_of(other, WINDOW).count is estimate_tokens
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from llama_index.core.base.llms.types import ChatMessage
 
 import compmem
 import llama_index_compmem
-from compmem.cli import decoding, formats, html, json_lines, mail, pdf_layout, records
-from compmem.cli.answer_page import as_page
+from compmem.cli import formats, html_text, json_lines, mail, pdf_layout, record_text, text_decoding
+from compmem.cli.answer_page import answer_page
 from compmem.cli.answer_text import printable
 from compmem.encoder.loading import load_encoder
 from compmem.errors import CompMemError
@@ -129,7 +129,7 @@ def paged(text):
     nothing = {"found": True, "sources": (), "evidence": (), "steps": (), "stop_reason": "exhausted", "usage": Usage()}
     answer = Answer(question=text, text=text, working_memory=text, **nothing)
     printable(answer.text)
-    as_page(answer)
+    answer_page(answer)
 
 
 def asked(text):
@@ -150,7 +150,7 @@ def quoted(text):
 
 def quietly(read):
     def run(text):
-        with contextlib.suppress(CompMemError, decoding.UnreadableError):
+        with contextlib.suppress(CompMemError, text_decoding.UnreadableError):
             read(text)
 
     return run
@@ -166,17 +166,17 @@ READERS = {
     "mentions": lambda text: tokenize.mentions(text, ["a a"]),
     "terms": tokenize.content_terms,
     "heading over": lambda text: tokenize.heading_over(text, len(text) // 2),
-    "HTML": quietly(html.page_text),
-    "PDF lines": lambda text: pdf_layout.laid_out(
+    "HTML": quietly(html_text.page_text),
+    "PDF lines": lambda text: pdf_layout.pages_text(
         [[pdf_layout.Line(line, len(line) % 9, n, n) for n, line in enumerate(text.split("\n"))]] * 9
     ),
     "Markdown": lambda text: formats.parse("md", b"x" + text.encode(), "a"),
     "plain text": lambda text: formats.parse("txt", b"x" + text.encode(), "a"),
-    "CSV": quietly(records.csv_text),
-    "JSON": records.json_text,
+    "CSV": quietly(record_text.csv_text),
+    "JSON": record_text.json_text,
     "JSON lines": quietly(lambda text: json_lines.line_document({text: text, "a": [text] * 9}, {})),
-    "quotations of mail": lambda text: mail.without_marks(f"> {text}".replace("\n", "\n> ")),
-    "bytes": quietly(lambda text: decoding.decode(text.encode() + b"\xff", "a", html=True)),
+    "quotations of mail": lambda text: mail.without_quote_marks(f"> {text}".replace("\n", "\n> ")),
+    "bytes": quietly(lambda text: text_decoding.decode(text.encode() + b"\xff", "a", html=True)),
     "reply": replies.parse_reply,
     "spoken": replies.without_thinking,
     "swallowed tag": replies.ends_untagged_thinking,

@@ -6,10 +6,10 @@ from email.message import EmailMessage
 import pytest
 
 from compmem import IndexConfig, MemoryIndex
-from compmem.cli.decoding import UnreadableError
 from compmem.cli.formats import parse
 from compmem.cli.inputs import documents, files
-from compmem.cli.mail import without_marks
+from compmem.cli.mail import without_quote_marks
+from compmem.cli.text_decoding import UnreadableError
 from tests.hashing import HashEncoder
 
 
@@ -98,5 +98,5 @@ def test_an_e_mail_without_text_is_found_by_what_it_says_of_itself():
     ("Yes.\n>> Paid?\n>\n> Sent.", "Yes.\n\nQuoted from an earlier message:\n\nPaid?\n\nSent."),
 ])  # fmt: skip
 def test_quoted_lines_of_an_e_mail_have_no_marks_but_are_set_apart(given, text):
-    assert without_marks(given) == text
+    assert without_quote_marks(given) == text
     assert parse("eml", f"Subject: Kiln\n\n{given}".encode(), "a.eml").text == text.strip()

@@ -6,9 +6,9 @@ import pytest
 
 from compmem import Document
 from compmem.cli import pdf as pdf_module
-from compmem.cli.decoding import UnreadableError
 from compmem.cli.formats import parse
-from compmem.cli.pdf_layout import Line, laid_out
+from compmem.cli.pdf_layout import Line, pages_text
+from compmem.cli.text_decoding import UnreadableError
 from compmem.ingest.chunking import split
 
 
@@ -54,7 +54,7 @@ def test_a_pdf_of_endless_pages_or_forms_is_refused(monkeypatch):
     kids = b"<</Type/Pages/Count 4/Kids[2 0 R 2 0 R]>>"
     with pytest.raises(UnreadableError, match="or ends its parser"):
         parse("pdf", pdf_of(b"<</Type/Catalog/Pages 2 0 R>>", kids), "a.pdf")
-    monkeypatch.setattr(pdf_module, "_SECONDS", 1)
+    monkeypatch.setattr(pdf_module, "_CPU_SECONDS", 1)
     with pytest.raises(UnreadableError, match="takes too long or too much memory, or ends its parser"):
         parse("pdf", page_of(*[b"/X Do " * 30] * 9, ACME), "a.pdf")
 
@@ -114,7 +114,7 @@ def test_lines_of_a_pdf_that_are_out_of_the_page_are_left_out():
 
 def plain(*pages):
     """The text of pages, each a list of lines in one size."""
-    return laid_out([[Line(line, 10.0) for line in page] for page in pages])
+    return pages_text([[Line(line, 10.0) for line in page] for page in pages])
 
 
 def test_a_sentence_that_goes_on_on_the_next_page_of_a_pdf_is_not_divided():
@@ -147,13 +147,13 @@ def test_first_lines_of_a_pdf_that_say_something_stay():
     ):
         assert [page[0] for page in running(*pages)] == [page[0] for page in pages]
     large = [[Line(f"Step {n}", 20.0), Line(f"Do {n}{n}{n}.", 10.0), Line("Go on.", 10.0)] for n in range(1, 9)]
-    assert all(f"Step {n}" in laid_out(large) for n in range(1, 9))
+    assert all(f"Step {n}" in pages_text(large) for n in range(1, 9))
 
 
 def test_lines_of_odd_places_of_a_pdf_are_kept():
     some = random.Random(0)
     numbers = [0.0, 1e-9, 1e300, -5.0, 10.0, 12.0]
     pages = [[Line(first + second, *some.choices(numbers, k=3)) for second in "abcdefghi"] for first in "abcdefghi"]
-    assert laid_out(pages).replace("\n", "") == "".join(line.text for page in pages for line in page)
+    assert pages_text(pages).replace("\n", "") == "".join(line.text for page in pages for line in page)
     broken = page_of(b"BT /F 12 Tf 1 0 0 1e39 9 99 Tm (Acme)Tj 0 -1e39 Td (pays.)Tj ET " + ACME)
     assert "Acme" in parse("pdf", broken, "a.pdf")[1]

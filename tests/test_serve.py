@@ -111,7 +111,7 @@ async def test_the_chat_model_cites_only_where_the_server_is_told_so(index, monk
     asked = []
     monkeypatch.setattr(run, "Endpoint", lambda **options: lambda messages: asked.append(messages) or "Lloyd [1].")
     for cite in (False, True):
-        app = run.application(Settings(index="", chat={}, cite=cite), index, TOKENS)
+        app = run.make_app(Settings(index="", chat={}, cite=cite), index, TOKENS)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://server", headers={"Authorization": f"Bearer {ADMIN}"}
         ) as client:

@@ -144,7 +144,7 @@ def test_replicas_are_one_server(cluster, folder, chat):
     settings = Settings(index=str(folder), chat=writer, processes=2)
     call = Client(port)
     with ThreadPoolExecutor(8) as pool:
-        with on_ray.running(settings, TOKENS, "127.0.0.1", port):
+        with on_ray.run_server(settings, TOKENS, "127.0.0.1", port):
             wait_until(lambda: listens(port))
             # The routes, tokens, tenants and limits are those of the application.
             assert call("GET", "/documents", token="wrong")[0] == 401
@@ -167,7 +167,7 @@ def test_replicas_are_one_server(cluster, folder, chat):
             connection.close()
             assert chat.stopped.wait(60)
             with pytest.raises(ValueError, match="runs Ray Serve already"):
-                on_ray.running(settings, TOKENS, "127.0.0.1", port).__enter__()
+                on_ray.run_server(settings, TOKENS, "127.0.0.1", port).__enter__()
             # A request at work is finished before the server ends.
             chat.writing.clear()
             last = pool.submit(call, "POST", "/answer", {"question": QUESTION}, RED)
@@ -187,7 +187,7 @@ def test_replicas_ask_shards_in_actors(cluster, folder):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     call = Client(port)
-    with on_ray.running(Settings(index=str(folder), processes=2), TOKENS, "127.0.0.1", port, shard_actors=2):
+    with on_ray.run_server(Settings(index=str(folder), processes=2), TOKENS, "127.0.0.1", port, shard_actors=2):
         wait_until(lambda: listens(port))
         found = [call("POST", "/recall", {"question": QUESTION, "k": 2}, RED) for _ in range(4)]
         assert {r["document"] for _, body in found for r in body["recalls"]} == {"acme", "harbour"}

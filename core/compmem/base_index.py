@@ -285,7 +285,7 @@ class BaseIndex(ABC):
 
         stream = events(
             question, begin, runner,
-            parts=parts, apart=roles.quotes, seconds=settings.max_seconds, rounds=settings.rounds,
+            parts=parts, answer_separately=roles.quotes, seconds=settings.max_seconds, rounds=settings.rounds,
         )  # fmt: skip
         async with aclosing(stream):
             async for event in stream:

@@ -25,7 +25,7 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from compmem import Document as CoreDocument
 from compmem import IndexConfig, LoopConfig, MemoryIndex
 from llama_index_compmem import CompMemIndex, CompMemRetriever
-from llama_index_compmem.nodes import NODE
+from llama_index_compmem.nodes import NODE_KEY
 from tests.frameworks_llama_index import QUESTION, FakeLLM, HashingEncoder, documents, names
 
 # The retriever
@@ -277,6 +277,6 @@ def test_settings_of_the_loop_are_passed_on(index):
 
 def test_a_node_that_cannot_be_read_is_told(tmp_path):
     core = MemoryIndex.create(tmp_path / "odd.mem", IndexConfig(encoder=HashingEncoder()))
-    core.add([CoreDocument(id="odd", text="Anvil Rock is red.", metadata={NODE: "[" * 50_000})])
+    core.add([CoreDocument(id="odd", text="Anvil Rock is red.", metadata={NODE_KEY: "[" * 50_000})])
     with pytest.raises(ValueError, match="the node 'odd' in the index cannot be read"):
         CompMemRetriever(core).retrieve("Anvil Rock?")

@@ -5,7 +5,7 @@ import compmem.cli.demo
 import compmem.cli.index_commands
 import compmem.cli.query_commands
 import compmem.cli.research
-import compmem.cli.serving  # noqa: F401
+import compmem.cli.serve_commands  # noqa: F401
 from compmem.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -4,10 +4,20 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Final
 
-from compmem.cli.answer_text import LATE, NOTHING_NEW, cost, counted, gates, new_notes, place, printable, quotes
+from compmem.cli.answer_text import (
+    NOT_READ_IN_TIME,
+    NOTHING_NEW,
+    cost_text,
+    count_text,
+    gate_decisions,
+    location,
+    new_notes,
+    printable,
+    quotes,
+)
 from compmem.schema import Answer
 
-_SHOWN: Final = 400
+_MAX_TITLE_CHARS: Final = 400
 """Maximum number of characters of the question in the title."""
 
 _STYLE: Final = """
@@ -45,9 +55,11 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 0 .
 """
 
 
-def as_page(answer: Answer) -> str:
+def answer_page(answer: Answer) -> str:
     """The answer, its sources and every step, as one self-contained HTML page without scripts."""
-    title = _html(answer.question if len(answer.question) <= _SHOWN else answer.question[:_SHOWN] + "…")
+    title = _html(
+        answer.question if len(answer.question) <= _MAX_TITLE_CHARS else answer.question[:_MAX_TITLE_CHARS] + "…"
+    )
     body = "\n".join([*_page_head(answer, title), *_page_sources(answer), *_page_steps(answer)])
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -70,7 +82,7 @@ def as_page(answer: Answer) -> str:
 def _page_head(answer: Answer, title: str) -> Iterator[str]:
     yield f'<p class="kicker">Question</p>\n<h1>{title}</h1>'
     yield f'<div class="answer{"" if answer.found else " none"}">{_html(answer.text)}</div>'
-    yield f'<p class="meta">Ended by: {_html(answer.stop_reason)} · {_html(cost(answer.usage))}</p>'
+    yield f'<p class="meta">Ended by: {_html(answer.stop_reason)} · {_html(cost_text(answer.usage))}</p>'
 
 
 def _page_sources(answer: Answer) -> Iterator[str]:
@@ -78,7 +90,7 @@ def _page_sources(answer: Answer) -> Iterator[str]:
         yield "<h2>Sources</h2>"
     for number, source in enumerate(answer.sources, start=1):
         chunk = source.chunk
-        marked = _marked(chunk.text, [(q.start, q.end) for q in quotes(answer, source)])
+        marked = _with_marks(chunk.text, [(q.start, q.end) for q in quotes(answer, source)])
         yield f"""<section class="card">
 <h3>{number}. {_html(chunk.label or chunk.document_id)}{" · cited" if source.cited else ""}</h3>
 <p class="meta">{_html(chunk.document_id)} · characters {chunk.start}-{chunk.end}</p>
@@ -93,16 +105,16 @@ def _page_steps(answer: Answer) -> Iterator[str]:
     yield '<h2>How it was reached</h2>\n<ol class="steps">'
     before = ""
     for step in answer.steps:
-        reads = "\n".join(f"{_score(r.score)}\n<p class='meta'>{_html(place(r))}</p>" for r in step.recalls)
+        reads = "\n".join(f"{_score(r.score)}\n<p class='meta'>{_html(location(r))}</p>" for r in step.recalls)
         kept = new_notes(step, before)
         pills = "".join(
-            f'<span class="pill{" yes" if word not in (NOTHING_NEW, LATE) else ""}">{_html(word)}</span>'
-            for word in gates(step)
+            f'<span class="pill{" yes" if word not in (NOTHING_NEW, NOT_READ_IN_TIME) else ""}">{_html(word)}</span>'
+            for word in gate_decisions(step)
         )
         yield f"""<li class="card{" updated" if step.updated else ""}">
 <h3>Step {step.number}</h3>
 {f'<p class="meta">search for: {_html(step.request)}</p>' if step.request else ""}
-<p class="meta">{counted(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
+<p class="meta">{count_text(step.candidates, "candidate")} · {step.seconds:.2f} s</p>
 {reads}
 {f'<div class="kept">{_html(kept)}</div>' if kept else ""}
 {pills}
@@ -116,7 +128,7 @@ def _score(score: float) -> str:
     return f'<div class="score"><meter min="0" max="1" value="{score:.3f}"></meter> gate {score:.2f}</div>'
 
 
-def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def _with_marks(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """The escaped text, with the spans marked."""
     parts: list[str] = []
     at = 0

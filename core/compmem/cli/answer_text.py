@@ -7,7 +7,7 @@ from compmem.schema import Answer, Evidence, Recall, Step, Usage
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NOTHING_NEW: Final = "nothing new"
-LATE: Final = "not read in time"
+NOT_READ_IN_TIME: Final = "not read in time"
 
 
 def printable(text: str) -> str:
@@ -15,7 +15,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
-def place(recall: Recall) -> str:
+def location(recall: Recall) -> str:
     """The position of a recalled block: document, title and headings, characters."""
     chunk = recall.chunk
     named = [chunk.document_id] if chunk.document_id not in (chunk.title, *chunk.headings) else []
@@ -33,10 +33,10 @@ def new_notes(step: Step, before: str) -> str:
     return "\n".join(added if old.issubset({*lines, ""}) else lines)
 
 
-def gates(step: Step) -> list[str]:
+def gate_decisions(step: Step) -> list[str]:
     """The decisions of the gates of a step, in words."""
     if step.lost:
-        return [LATE]
+        return [NOT_READ_IN_TIME]
     return [
         "memory updated" if step.updated else NOTHING_NEW,
         *(["a block rejected before"] if step.backtracked else []),
@@ -50,13 +50,13 @@ def quotes(answer: Answer, source: Recall) -> list[Evidence]:
     return [kept[span] for span in sorted(kept)]
 
 
-def cost(usage: Usage) -> str:
+def cost_text(usage: Usage) -> str:
     """The cost of the answer, on one line."""
     parts = [
-        counted(usage.steps, "step"),
-        f"{counted(usage.blocks_scored, 'block')} scored",
+        count_text(usage.steps, "step"),
+        f"{count_text(usage.blocks_scored, 'block')} scored",
         f"{usage.blocks_read} read",
-        *([counted(usage.model_calls, "model call")] if usage.model_calls else []),
+        *([count_text(usage.model_calls, "model call")] if usage.model_calls else []),
         *([f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"] if usage.model_calls else []),
         *([f"{usage.rounds} follow-up {'search' if usage.rounds == 1 else 'searches'}"] if usage.rounds else []),
         *([f"{usage.malformed_replies} malformed"] if usage.malformed_replies else []),
@@ -65,6 +65,6 @@ def cost(usage: Usage) -> str:
     return ", ".join(parts)
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """A count with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

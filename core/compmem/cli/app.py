@@ -37,7 +37,7 @@ class _Group(TyperGroup):
         except (CompMemError, ValueError, ImportError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            fail(str(error) or type(error).__name__)
+            print_error(str(error) or type(error).__name__)
             raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error
 
 
@@ -79,19 +79,21 @@ def main() -> None:
     app()
 
 
-def out() -> Console:
+def stdout_console() -> Console:
     """The console for results."""
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
-def err() -> Console:
+def stderr_console() -> Console:
     """The console for progress, warnings and errors."""
     return Console(stderr=True, highlight=False)
 
 
-def fail(message: str) -> None:
+def print_error(message: str) -> None:
     """Prints an error as one line on standard error."""
-    err().print(Text("error: ", style="bold red") + Text(" ".join(printable(message).split())), soft_wrap=True)
+    stderr_console().print(
+        Text("error: ", style="bold red") + Text(" ".join(printable(message).split())), soft_wrap=True
+    )
 
 
 def write_json(value: Any) -> None:
@@ -113,7 +115,7 @@ def parse_filter(text: str | None) -> Any:
         raise ValueError(f"--filter is not JSON ({error}): {text[:200]!r}") from error
 
 
-def given(**options: Any) -> dict[str, Any]:
+def without_none(**options: Any) -> dict[str, Any]:
     """The options that have a value."""
     return {name: value for name, value in options.items() if value is not None}
 

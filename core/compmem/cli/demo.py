@@ -12,10 +12,10 @@ from rich.text import Text
 
 import compmem
 from compmem.as_json import answer_json
-from compmem.cli.answer_page import as_page
-from compmem.cli.app import app, out, write_json
+from compmem.cli.answer_page import answer_page
+from compmem.cli.app import app, stdout_console, write_json
 from compmem.cli.demo_docs import documents
-from compmem.cli.index_commands import progress
+from compmem.cli.index_commands import progress_bar
 from compmem.cli.query_commands import AsJson, BackboneBase, Device, follow, last
 from compmem.schema import Answer
 
@@ -32,7 +32,7 @@ class Question:
     second: tuple[str, str]
     """Document and words that contain the answer."""
 
-    def right(self, answer: str) -> bool:
+    def is_correct(self, answer: str) -> bool:
         """Whether an answer contains the expected text."""
         return self.expected.lower() in " ".join(answer.split()).lower()
 
@@ -82,7 +82,7 @@ QUESTIONS: Final = (
 def add_documents(index: "compmem.MemoryIndex") -> int:
     """Adds the documentation to an index, with a progress bar; returns how many documents were new or changed."""
     found = list(documents())
-    with progress() as bar:
+    with progress_bar() as bar:
         return index.add(bar.track(found, total=len(found), description="compressing"))
 
 
@@ -104,7 +104,7 @@ def demo(
     machine, or named; else with the embedded backbone.
     """
     started = time.perf_counter()
-    console = out()
+    console = stdout_console()
     made, runtime = compmem.MemoryIndex, compmem.RuntimeConfig(device=device)
     with made.create(runtime=runtime) if index is None else made.open_or_create(index, runtime=runtime) as memory:
         if others := {info.id for info in memory.documents()} - {document.id for document in documents()}:
@@ -117,9 +117,9 @@ def demo(
                 f"{facts.documents:,} documents, {facts.characters:,} characters, {facts.blocks:,} blocks; "
                 f"{added} documents compressed in {ready:.1f} s\n"
             )
-        answers = [_answered(console, memory, number, as_json) for number in range(len(QUESTIONS))]
+        answers = [_answer(console, memory, number, as_json) for number in range(len(QUESTIONS))]
         encoder = memory.encoder
-    right = [q.right(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
+    right = [q.is_correct(a.text) for q, a in zip(QUESTIONS, answers, strict=True)]
     if not as_json:
         console.print(f"{sum(right)} of {len(right)} right\n")
     from compmem.cli.demo_needles import read_needles  # imports torch, which --help does not need
@@ -129,7 +129,7 @@ def demo(
     if pages is not None:
         pages.mkdir(parents=True, exist_ok=True)
         for number, answer in enumerate(answers, start=1):
-            (pages / f"{number}.html").write_text(as_page(answer), encoding="utf-8")
+            (pages / f"{number}.html").write_text(answer_page(answer), encoding="utf-8")
     if as_json:
         write_json({
             "documents": facts.documents, "characters": facts.characters, "blocks": facts.blocks,
@@ -144,7 +144,7 @@ def demo(
         )
 
 
-def _answered(console: Console, memory: "compmem.MemoryIndex", number: int, as_json: bool) -> Answer:
+def _answer(console: Console, memory: "compmem.MemoryIndex", number: int, as_json: bool) -> Answer:
     question = QUESTIONS[number]
     events = memory.stream(question.text)
     if as_json:
@@ -152,6 +152,6 @@ def _answered(console: Console, memory: "compmem.MemoryIndex", number: int, as_j
     console.print(Rule(Text(f"question {number + 1}"), align="left", style="cyan"))
     console.print(Text(question.text, style="bold"))
     answer = follow(console, events, trace=True, kept_only=True)
-    verdict = Text("right", style="green") if question.right(answer.text) else Text("not found", style="red")
+    verdict = Text("right", style="green") if question.is_correct(answer.text) else Text("not found", style="red")
     console.print(verdict + Text(f" (expected: {question.expected})\n", style="dim"))
     return answer

@@ -34,7 +34,7 @@ class Haystack:
     question: str
     answer: str
 
-    def right(self, answer: str) -> bool:
+    def is_correct(self, answer: str) -> bool:
         """Whether an answer contains the number, and not as a part of another one."""
         return self.answer in re.findall(r"\d+", answer)
 
@@ -65,7 +65,7 @@ def read_needles(
                 "name HuggingFaceTB/SmolLM2-135M-Instruct (270 MB are downloaded), a folder or a .gguf file."
             )
         console.print()
-    return name, [_asked(name, backbone, encoder, haystack, console) for haystack in _haystacks(name, backbone)]
+    return name, [_ask(name, backbone, encoder, haystack, console) for haystack in _haystacks(name, backbone)]
 
 
 def _backbone(device: str | None, base: str | None) -> tuple[str, Backbone]:
@@ -92,7 +92,7 @@ def _haystack(rng: Random, excerpts: Sequence[str], sizes: Sequence[int], tokens
     return Haystack(documents=documents, question=f"Which hidden number belongs to {key}?", answer=value)
 
 
-def _asked(name: str, backbone: Backbone, encoder: Encoder, haystack: Haystack, console: Console | None) -> Result:
+def _ask(name: str, backbone: Backbone, encoder: Encoder, haystack: Haystack, console: Console | None) -> Result:
     scorer = None if backbone.has_gate else encoder
     kv = compmem.IndexConfig(memory="kv", backbone=name, chunk_tokens=96, encoder=scorer)
     with compmem.MemoryIndex.create(None, kv, backbone=backbone) as memory:
@@ -102,7 +102,7 @@ def _asked(name: str, backbone: Backbone, encoder: Encoder, haystack: Haystack, 
         memory.add(haystack.documents)
         quoted = memory.answer(haystack.question)
     expected, answers = haystack.answer, {"latent": latent, "extractive": quoted}
-    right = {reader: haystack.right(answer.text) for reader, answer in answers.items()}
+    right = {reader: haystack.is_correct(answer.text) for reader, answer in answers.items()}
     if console is not None:
         console.print(Text(haystack.question, style="bold"))
         for reader, answer in answers.items():

@@ -13,11 +13,11 @@ from pathlib import PurePath
 from typing import Any, Final, Literal, get_args
 from xml.parsers import expat
 
-from compmem.cli.decoding import HEAD, BlankError, Contents, UnreadableError, decode, is_text
-from compmem.cli.html import page_text
+from compmem.cli.html_text import page_text
 from compmem.cli.mail import mail_text
 from compmem.cli.pdf import pdf_text
-from compmem.cli.records import csv_text, json_text
+from compmem.cli.record_text import csv_text, json_text
+from compmem.cli.text_decoding import DETECTION_BYTES, BlankError, FileContents, UnreadableError, decode, is_text
 from compmem.schema import MAX_TITLE_CHARS
 
 Format = Literal["txt", "md", "html", "pdf", "docx", "eml", "csv", "json", "jsonl"]
@@ -35,13 +35,13 @@ SUFFIXES: Final[dict[str, Format]] = {
 }  # fmt: skip
 """Formats by suffix; for other suffixes the first bytes decide."""
 
-_DOCX_UNPACKED: Final = 4 << 20
+_MAX_DOCX_BYTES: Final = 4 << 20
 """Bytes that a small .docx file may have after unpacking."""
-_DOCX_GROWTH: Final = 30
+_MAX_DOCX_RATIO: Final = 30
 """How many times as large as the file its parts may be together."""
-_OPEN_FIELDS: Final = 1000
-"""Fields of a .docx file that may have no end: each is looked through at every later one."""
-_FRONT_LINES: Final = 50
+_MAX_OPEN_FIELDS: Final = 1000
+"""Maximum number of .docx fields without an end mark: each later field searches them all."""
+_MAX_FRONT_MATTER_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
 _UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
@@ -54,12 +54,12 @@ def format_of(name: str, head: bytes) -> Format | None:
         return known
     if head.startswith(b"%PDF-"):
         return "pdf"
-    if head.startswith((b"{\\rtf", b"%!PS")) or not is_text(head[:HEAD]):
+    if head.startswith((b"{\\rtf", b"%!PS")) or not is_text(head[:DETECTION_BYTES]):
         return None
     return "html" if head[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")) else "txt"
 
 
-def parse(form: Format, data: bytes, name: str) -> Contents:
+def parse(form: Format, data: bytes, name: str) -> FileContents:
     """What a file contains that is one document.
 
     Raises:
@@ -68,7 +68,7 @@ def parse(form: Format, data: bytes, name: str) -> Contents:
         ImportError: The parser of the format is not installed.
         Exception: Whatever the parser raises for a damaged file.
     """
-    found = Contents(*_PARSERS[form](data, name))
+    found = FileContents(*_PARSERS[form](data, name))
     if not found.text.strip():
         raise BlankError("contains no text")
     return found._replace(title=found.title[:MAX_TITLE_CHARS])
@@ -92,7 +92,7 @@ def _front_title(text: str) -> str:
     lines = io.StringIO(text)
     title = ""
     if next(lines, "").rstrip() == "---":
-        for line in islice(lines, _FRONT_LINES):
+        for line in islice(lines, _MAX_FRONT_MATTER_LINES):
             if line.rstrip() == "---":
                 return title
             if line.startswith("title:"):
@@ -139,7 +139,7 @@ def _docx(data: bytes, name: str) -> tuple[str, str]:
 
     with zipfile.ZipFile(io.BytesIO(data)) as parts:
         unpacked = sum(part.file_size for part in parts.infolist())
-        if unpacked > max(_DOCX_UNPACKED, _DOCX_GROWTH * len(data)):
+        if unpacked > max(_MAX_DOCX_BYTES, _MAX_DOCX_RATIO * len(data)):
             raise UnreadableError(f"{len(data):,} bytes that unpack to {unpacked:,}: not read")
         for part in parts.infolist():
             _check_part(parts.read(part))
@@ -161,7 +161,7 @@ def _check_part(content: bytes) -> None:
         if name.endswith("fldChar"):
             kinds = [value for key, value in attributes.items() if key.endswith("fldCharType")]
             opened += ("begin" in kinds) - ("end" in kinds)
-            if opened > _OPEN_FIELDS:
+            if opened > _MAX_OPEN_FIELDS:
                 raise UnreadableError("has too many fields without an end")
 
     parser = expat.ParserCreate()
@@ -175,7 +175,7 @@ def _pdf(data: bytes, name: str) -> tuple[str, str]:
     return pdf_text(data)
 
 
-_PARSERS: Final[dict[Format, Callable[[bytes, str], Contents | tuple[str, str]]]] = {
+_PARSERS: Final[dict[Format, Callable[[bytes, str], FileContents | tuple[str, str]]]] = {
     "txt": _plain,
     "md": _markdown,
     "html": _html,

@@ -19,7 +19,7 @@ import compmem
 from compmem.as_json import document_json
 from compmem.cli import inputs, render
 from compmem.cli.answer_text import printable
-from compmem.cli.app import app, err, fail, given, out, parse_filter, write_json
+from compmem.cli.app import app, parse_filter, print_error, stderr_console, stdout_console, without_none, write_json
 from compmem.cli.query_commands import AllowDownload, AsJson, BackboneBase, Device, Filter, IndexPath
 from compmem.schema import Document
 
@@ -82,9 +82,9 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add documents to an index, made where there is none; known ones are kept, and changed ones replaced."""
-    adding = _Adding(
+    adding = _AddCommand(
         index=index, paths=paths, stdin_format=stdin_format, shards=shards, workers=workers, ray=ray, prune=prune,
-        settings=given(
+        settings=without_none(
             encoder=encoder, chunk_tokens=chunk_tokens, vectors=vectors, memory="kv" if backbone else None,
             backbone=backbone, ratio=ratio, kv_pruning=kv_pruning, kv_window=kv_window, kv=kv,
         ),
@@ -99,7 +99,7 @@ def add(
     else:
         left_out = f", {len(errors)} left out" if errors else ""
         deleted = f", {counts['deleted']} deleted" if "deleted" in counts else ""
-        out().print(
+        stdout_console().print(
             f"{counts['added']} added or changed, {counts['unchanged']} unchanged{deleted}{left_out}, "
             f"{counts['documents']} documents in all ({seconds:.1f} s)"
         )
@@ -108,7 +108,7 @@ def add(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Adding:
+class _AddCommand:
     """What `add` was told to do."""
 
     index: Path
@@ -131,29 +131,32 @@ class _Adding:
 
     def run(self, errors: list[str]) -> dict[str, int]:
         """Adds the documents and returns their numbers; appends what could not be read to `errors`."""
+        from compmem.store import store_exists
 
         def report(error: inputs.InputError) -> None:
             errors.append(str(error))
-            fail(str(error))
+            print_error(str(error))
 
-        with progress() as bar, self._readers() as each:
+        with progress_bar() as bar, self._readers() as each:
             files = bar.track(list(inputs.files(self.paths, report=report)), description="compressing")
-            base, stdin, form = base_of(self.index), sys.stdin.buffer, cast("inputs.Format", self.stdin_format)
+            base, stdin, form = id_base(self.index), sys.stdin.buffer, cast("inputs.Format", self.stdin_format)
             found = inputs.documents(files, base=base, report=report, stdin=stdin, stdin_format=form, each=each)
             first = list(islice(found, 1))
             if not first and not errors:
                 report(inputs.InputError(f"nothing to add: no file with text in {', '.join(self.paths)}"))
-            if not first and not self.index.exists():
+            if not first and not store_exists(self.index):
                 return {"added": 0, "unchanged": 0, "documents": 0}  # no index is made of nothing
-            with self._opened() as memory:
-                seen = _Seen(memory)
-                added = self._added(memory, map(seen.one, chain(first, found)), bar)
-                pruned = {"deleted": memory.delete(_gone(memory, self.paths, base, seen.ids))} if self.prune else {}
+            with self._open_index() as memory:
+                seen = _IdTracker(memory)
+                added = self._add_documents(memory, map(seen.track, chain(first, found)), bar)
+                pruned = (
+                    {"deleted": memory.delete(_missing_files(memory, self.paths, base, seen.ids))} if self.prune else {}
+                )
                 documents = memory.info().documents
         return {"added": added, "unchanged": len(seen.ids) - added, **pruned, "documents": documents}
 
     @contextmanager
-    def _readers(self) -> Iterator[inputs.Each | None]:
+    def _readers(self) -> Iterator[inputs.MapFunction | None]:
         """Reads files in other processes; None: in this one. A cluster is connected before an index is made."""
         if self.ray is not None:
             from compmem import distributed
@@ -168,7 +171,7 @@ class _Adding:
         else:
             yield None
 
-    def _opened(self) -> "compmem.MemoryIndex":
+    def _open_index(self) -> "compmem.MemoryIndex":
         """The index, made where there is none. A model that is given by name may be fetched.
 
         `MemoryIndex.open_or_create` also compares the settings that were not given, and does not try the models.
@@ -191,7 +194,7 @@ class _Adding:
         memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
         return memory
 
-    def _added(self, memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress) -> int:
+    def _add_documents(self, memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress) -> int:
         if self.ray is None:
             return memory.add(documents, workers=self.workers)
         from compmem import distributed
@@ -225,14 +228,14 @@ def delete(
                 wanted = [d.id for d in snapshot.documents(conditions)]
                 unknown: list[str] = []
             else:
-                wanted, unknown = _named(snapshot, ids or [], base_of(index))
+                wanted, unknown = _resolve_names(snapshot, ids or [], id_base(index))
         deleted = store.delete(wanted)
     if as_json:
         write_json({"deleted": deleted, "unknown": unknown})
     else:
         for missing in unknown:
-            err().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
-        out().print(f"{deleted} deleted")
+            stderr_console().print(Text("not in the index: ") + render.plain(missing), soft_wrap=True)
+        stdout_console().print(f"{deleted} deleted")
     if unknown:
         raise typer.Exit(1)
 
@@ -242,26 +245,26 @@ def compact(index: IndexPath, as_json: AsJson = False) -> None:
     """Free the disk space of deleted and replaced documents."""
     with _store(index) as store:
         before = _bytes(store.info())
-        with err().status("compacting"):
+        with stderr_console().status("compacting"):
             store.compact()
         after = _bytes(store.info())
     if as_json:
         write_json({"bytes_before": before, "bytes": after})
     else:
-        out().print(f"{before:,} bytes before, {after:,} now")
+        stdout_console().print(f"{before:,} bytes before, {after:,} now")
 
 
 @app.command()
 def verify(index: IndexPath, as_json: AsJson = False) -> None:
     """Read everything and compare checksums. Problems end it with exit code 1."""
-    with _store(index) as store, err().status("reading every block"):
+    with _store(index) as store, stderr_console().status("reading every block"):
         problems = store.verify()
     if as_json:
         write_json({"problems": problems})
     else:
         for problem in problems:
-            fail(problem)
-        out().print(f"{len(problems)} problems" if problems else "no problem found")
+            print_error(problem)
+        stdout_console().print(f"{len(problems)} problems" if problems else "no problem found")
     if problems:
         raise typer.Exit(1)
 
@@ -285,7 +288,7 @@ def info(
         shown = {"path": str(index), **facts, "settings": settings}
         write_json({**shown, **({"list": [document_json(d) for d in listed]} if documents or filter else {})})
         return
-    console = out()
+    console = stdout_console()
     console.print(render.facts_table({"path": str(index), **facts, **settings}))
     if listed:
         made = render.table("id", "title", "characters", "chunks", "metadata", numbers=("characters", "chunks"))
@@ -309,7 +312,7 @@ def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, {"kv_pruning": chosen}
 
 
-class _Seen:
+class _IdTracker:
     """Documents on their way into an index: their ids, and a warning where a file takes over the id of another."""
 
     def __init__(self, memory: "compmem.MemoryIndex") -> None:
@@ -317,7 +320,7 @@ class _Seen:
         self._memory = memory
         self._warned: set[tuple[str, str]] = set()
 
-    def one(self, document: Document) -> Document:
+    def track(self, document: Document) -> Document:
         """The document as it is."""
         self.ids.add(document.id)
         if (known := self._memory.metadata(document.id)) is not None:
@@ -333,12 +336,12 @@ class _Seen:
         return document
 
 
-def base_of(index: Path) -> Path:
+def id_base(index: Path) -> Path:
     """The folder from which the ids of an index name files: the one that it lies in, so that both may move together."""
     return index.resolve().parent
 
 
-def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list[str]]:
+def _resolve_names(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list[str]]:
     """The ids of documents that are named by id, by file or by folder; and the names that are none of them."""
     wanted = [name for name in names if snapshot.document_blocks(name)]
     others = [name for name in names if not snapshot.document_blocks(name)]
@@ -352,7 +355,7 @@ def _named(snapshot: Any, names: list[str], base: Path) -> tuple[list[str], list
     return list(dict.fromkeys(wanted)), unknown
 
 
-def _gone(memory: "compmem.MemoryIndex", paths: list[str], base: Path, read: set[str]) -> list[str]:
+def _missing_files(memory: "compmem.MemoryIndex", paths: list[str], base: Path, read: set[str]) -> list[str]:
     """The ids of documents whose files were in the given folders and are no longer there; of those just read, none."""
     folders = [PurePosixPath(inputs.path_id(path, base)) for path in paths if os.path.isdir(path)]
     return [
@@ -371,9 +374,9 @@ def _path(document: Any) -> str:
     return path if isinstance(path, str) and path != inputs.STDIN else ""
 
 
-def progress() -> Progress:
+def progress_bar() -> Progress:
     """A bar on standard error, where that is a terminal."""
-    console = err()
+    console = stderr_console()
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 

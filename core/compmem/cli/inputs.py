@@ -16,9 +16,9 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
 
 from compmem.cli.answer_text import printable
-from compmem.cli.decoding import HEAD, BlankError, UnreadableError
 from compmem.cli.formats import FORMATS, Format, format_of, parse
-from compmem.cli.json_lines import line_document, mistaken, parse_line
+from compmem.cli.json_lines import likely_typos, line_document, parse_line
+from compmem.cli.text_decoding import DETECTION_BYTES, BlankError, UnreadableError
 from compmem.errors import CompMemError
 from compmem.schema import MAX_TITLE_CHARS, Document
 
@@ -45,18 +45,18 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class FileResult:
     """What one file holds."""
 
     documents: list[tuple[str, Document]] = field(default_factory=list)
-    """Each with where it stands."""
+    """Pairs (location in the file, document)."""
     errors: list[InputError] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-Each = Callable[
-    [Callable[[tuple[File, Path]], Whole | None], Iterable[tuple[File, Path]]],
-    Iterable[Whole | None],
+MapFunction = Callable[
+    [Callable[[tuple[File, Path]], FileResult | None], Iterable[tuple[File, Path]]],
+    Iterable[FileResult | None],
 ]
 
 
@@ -94,7 +94,7 @@ def documents(
     report: Report,
     stdin: BinaryIO | None = None,
     stdin_format: Format = "txt",
-    each: Each | None = None,
+    each: MapFunction | None = None,
 ) -> Iterator[Document]:
     """The documents in files, in order, one at a time. Of documents with the same id, only the first is returned.
 
@@ -110,7 +110,7 @@ def documents(
     """
     seen: dict[str, int] = {}
     skipped: Counter[str] = Counter()
-    for file, whole in _ahead(found, base, each):
+    for file, whole in _with_results(found, base, each):
         if whole is not None:
             read = iter(whole.documents)
             skipped.update(whole.skipped)
@@ -124,7 +124,7 @@ def documents(
             read = _file(file, base, report, skipped)
         for where, document in read:
             content = hash((document.title, document.text))
-            if problem := _refusal(document):
+            if problem := _storage_problem(document):
                 report(InputError(f"{where}: {problem}"))
             elif document.id not in seen:
                 seen[document.id] = content
@@ -150,7 +150,7 @@ def path_id(path: str, base: Path) -> str:
     return os.fsencode(shown.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _refusal(document: Document) -> str:
+def _storage_problem(document: Document) -> str:
     """Why an index would refuse the document; empty if it would not."""
     from compmem.store import check_document, content_hash
 
@@ -208,15 +208,17 @@ def _is_regular(path: str, unreadable: Callable[[OSError], None]) -> bool:
         return False
 
 
-def _ahead(found: Iterable[File], base: Path, each: Each | None) -> Iterator[tuple[File, Whole | None]]:
+def _with_results(
+    found: Iterable[File], base: Path, each: MapFunction | None
+) -> Iterator[tuple[File, FileResult | None]]:
     """The files, each with what it holds where another process has read it."""
     if each is None:
         return ((file, None) for file in found)
     listed, sent = tee(found)
-    return zip(listed, each(read_whole, ((file, base) for file in sent)), strict=False)
+    return zip(listed, each(read_file, ((file, base) for file in sent)), strict=False)
 
 
-def read_whole(task: tuple[File, Path]) -> Whole | None:
+def read_file(task: tuple[File, Path]) -> FileResult | None:
     """What a file holds; None for what is not read at once: JSON lines, standard input, pipes."""
     file, base = task
     if (
@@ -225,15 +227,15 @@ def read_whole(task: tuple[File, Path]) -> Whole | None:
         or PurePath(file.path).suffix.lower() in (".jsonl", ".ndjson")
     ):
         return None
-    whole = Whole()
+    whole = FileResult()
     whole.documents.extend(_file(file, base, whole.errors.append, whole.skipped))
     return whole
 
 
 def _file(file: File, base: Path, report: Report, skipped: Counter[str]) -> Iterator[tuple[str, Document]]:
     try:
-        with io.BufferedReader(io.FileIO(file.path), HEAD) as stream:
-            head = stream.peek(HEAD)[:HEAD]
+        with io.BufferedReader(io.FileIO(file.path), DETECTION_BYTES) as stream:
+            head = stream.peek(DETECTION_BYTES)[:DETECTION_BYTES]
             form = format_of(file.path, head) if head or file.chosen else None
             if form:
                 blank = None if file.chosen else skipped
@@ -258,9 +260,9 @@ def _read(
 
     A file without text is counted in `skipped`, or reported if there is no such counter.
     """
-    about = {"path": id or STDIN, "format": form}
+    metadata = {"path": id or STDIN, "format": form}
     if form == "jsonl":
-        yield from _json_lines(stream, shown, about, report)
+        yield from _json_lines(stream, shown, metadata, report)
         return
     data = stream.read()
     try:
@@ -274,7 +276,7 @@ def _read(
         report(InputError(f"{shown}: cannot be read as {form.upper()} ({type(error).__name__}: {_reason(error)})"))
     else:
         title = found.title or PurePath(id).stem[:MAX_TITLE_CHARS]
-        metadata = {**found.metadata, **about}
+        metadata = {**found.metadata, **metadata}
         yield shown, Document(id=id, title=title, text=found.text, context=found.context, metadata=metadata)
 
 
@@ -294,7 +296,7 @@ def _json_lines(stream: BinaryIO, shown: str, about: dict[str, Any], report: Rep
         except (ValueError, RecursionError) as error:
             report(InputError(f"{where}: {_reason(error)}"))
             continue
-        for name, meant in mistaken(fields, known):
+        for name, meant in likely_typos(fields, known):
             logger.warning(
                 "%s: the name %s is kept as it is; is %r meant?", printable(where), printable(repr(name)), meant
             )

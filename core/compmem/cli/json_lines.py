@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from compmem.cli.records import value_text
+from compmem.cli.record_text import value_text
 from compmem.schema import Document
 
 _NAMES: Final = ("id", "title", "context", "text", "metadata")
@@ -62,23 +62,23 @@ def line_document(fields: Any, about: Mapping[str, Any]) -> Document:
     return replace(document, metadata={**others, **about, **document.metadata})
 
 
-def mistaken(fields: Mapping[str, Any], known: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Other names that are like one with a meaning which the object does not have, each with that one, once.
+def likely_typos(fields: Mapping[str, Any], known: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Pairs (unknown field, known field that it resembles and that the object lacks), each pair once.
 
     Args:
         fields: The object.
-        known: What the other names of earlier objects are like; those of this one are added.
+        known: The known field that each unknown field of earlier objects resembles; those of this one are added.
     """
     for name in [name for name in fields if name not in _NAMES]:
         if name not in known:
-            known[name] = _like(name.lower()) if len(name) <= _MAX_NAME_CHARS else ""
+            known[name] = _similar_field(name.lower()) if len(name) <= _MAX_NAME_CHARS else ""
         if (meant := known[name]) and meant not in fields:
             known[name] = ""
             yield name, meant
 
 
-def _like(name: str) -> str:
-    """The name with a meaning that this one, in lower case, is like; empty: none."""
+def _similar_field(name: str) -> str:
+    """The known field that a name in lower case resembles; empty if there is none."""
     if name in _OTHER_WORDS:
         return ""
     if name in _NAMES:

@@ -8,8 +8,8 @@ from datetime import datetime
 from email.message import EmailMessage
 from typing import Any, Final, cast
 
-from compmem.cli.decoding import Contents, UnreadableError, decode
-from compmem.cli.html import page_text
+from compmem.cli.html_text import page_text
+from compmem.cli.text_decoding import FileContents, UnreadableError, decode
 from compmem.text.unicode import valid
 
 QUOTED: Final = "Quoted from an earlier message:"
@@ -23,18 +23,18 @@ _CONTENT_HEADS: Final = ("content-type", "content-disposition")
 _MAX_CONTENT_HEADER_CHARS: Final = 100_000
 """Characters that these headers of all parts of a small e-mail may have: each is parsed several times."""
 _BOUNDARIES: Final = 100
-"""Boundaries of parts in an e-mail with many lines: each line is compared with those of the parts around it."""
+"""Maximum number of part boundaries in an e-mail with many lines: each line is compared with the open ones."""
 _COMPARED_LINES: Final = 10_000_000
 _MARKS = re.compile(r"(?:> ?)+")
 _MONTHS: Final = "January February March April May June July August September October November December".split()
 
 
-def mail_text(data: bytes, name: str) -> Contents:
+def mail_text(data: bytes, name: str) -> FileContents:
     """Subject, text, context and metadata of an e-mail, without attachments.
 
     The context has sender, recipients and date, one per line. The metadata has the same as values, as far as they are
     given: `from`, an address in lower case; `to` and `cc`, lists of them; `date`, in ISO form. Quoted lines have no
-    marks, see `without_marks`. An e-mail without text has its context as text.
+    marks, see `without_quote_marks`. An e-mail without text has its context as text.
 
     Raises:
         UnreadableError: It would take long to parse.
@@ -44,23 +44,24 @@ def mail_text(data: bytes, name: str) -> Contents:
     lines: list[str] = []
     metadata: dict[str, Any] = {}
     for head in _HEADS:
-        if shown := _flat(value := message[head]):
+        if shown := _one_line(value := message[head]):
             lines.append(f"{head}: {_short(shown)}")
-            addresses = [_flat(address.addr_spec).lower() for address in value.addresses if address.domain] or [shown]
+            addresses = [_one_line(address.addr_spec).lower() for address in value.addresses if address.domain] or [
+                shown
+            ]
             metadata[head.lower()] = addresses[0] if head == "From" else addresses
-    if (date := message["Date"]) and (shown := _flat(date)):
+    if (date := message["Date"]) and (shown := _one_line(date)):
         when = date.datetime
-        lines.append(f"Date: {_short(shown) if when is None else _spoken(when)}")
+        lines.append(f"Date: {_short(shown) if when is None else _date_text(when)}")
         metadata["date"] = shown if when is None else when.isoformat()
     context = "\n".join(lines)
-    return Contents(_flat(message["Subject"]), _body(message, name).strip() or context, context, metadata)
+    return FileContents(_one_line(message["Subject"]), _body(message, name).strip() or context, context, metadata)
 
 
-def without_marks(text: str) -> str:
+def without_quote_marks(text: str) -> str:
     """The text of an e-mail without the marks `>` of quoted lines; lines of marks alone are blank.
 
-    A quotation is between blank lines. A line that ends with a colon says whose it is; without one, `QUOTED` is put
-    before it.
+    Quotations are separated by blank lines. If the line before does not end with a colon, `QUOTED` is inserted.
     """
     if "\n>" not in f"\n{text}":
         return text
@@ -88,10 +89,10 @@ def _body(message: EmailMessage, name: str) -> str:
         text: str = body.get_content()
     except LookupError:  # an unknown encoding
         text = decode(cast("bytes", body.get_payload(decode=True)), name)
-    return page_text(text)[1] if body.get_content_subtype() == "html" else without_marks(text)
+    return page_text(text)[1] if body.get_content_subtype() == "html" else without_quote_marks(text)
 
 
-def _flat(value: Any) -> str:
+def _one_line(value: Any) -> str:
     """A header on one line, without characters that cannot be stored."""
     return " ".join(valid(str(value or "")).replace("\0", " ").split())
 
@@ -104,7 +105,7 @@ def _short(value: str) -> str:
     return f"{cut.rpartition(',')[0] or cut}, ..."
 
 
-def _spoken(when: datetime) -> str:
+def _date_text(when: datetime) -> str:
     """A date as questions may name it, in English and in ISO form."""
     return f"{when:%Y-%m-%d}, {when.day} {_MONTHS[when.month - 1]} {when.year}, {when:%H:%M}"
 

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from compmem.cli.decoding import UnreadableError
-from compmem.cli.pdf_layout import Line, laid_out
+from compmem.cli.pdf_layout import Line, pages_text
+from compmem.cli.text_decoding import UnreadableError
 
 _SCRIPT: Final = Path(__file__).with_name("pdf_process.py")
-_SECONDS: Final = 20
+_CPU_SECONDS: Final = 20
 """Processor time for a small file."""
 _SPEED: Final = 50_000
 """Bytes of a larger one for each further second."""
@@ -42,24 +42,23 @@ def pdf_text(data: bytes) -> tuple[str, str]:
     """
     if find_spec("pypdfium2") is None:
         raise ImportError('reading PDF needs pypdfium2: pip install "compmem[formats]"')
-    read = _read(data)
+    read = _run_pdf_process(data)
     if refused := read.get("refused"):
         raise UnreadableError(refused)
-    text = laid_out([[Line(*line) for line in page] for page in read["pages"]])
+    text = pages_text([[Line(*line) for line in page] for page in read["pages"]])
     if not text.strip():
         raise UnreadableError("the PDF contains no text (scanned pages?)")
     return " ".join(read["title"].split()), text
 
 
-def _read(data: bytes) -> dict[str, Any]:
+def _run_pdf_process(data: bytes) -> dict[str, Any]:
     """What the process writes."""
-    seconds = _SECONDS + len(data) // _SPEED
+    seconds = _CPU_SECONDS + len(data) // _SPEED
     limits = (seconds, _MEMORY + _COPIES * len(data), max(_TEXT, _GROWTH * len(data)))
-    # -P: this folder has a module named html.
-    command = [sys.executable, "-P", str(_SCRIPT), *map(str, limits)]
+    command = [sys.executable, str(_SCRIPT), *map(str, limits)]
     try:
-        ended = subprocess.run(command, input=data, capture_output=True, timeout=_WAIT * seconds, check=True)  # noqa: S603
+        process = subprocess.run(command, input=data, capture_output=True, timeout=_WAIT * seconds, check=True)  # noqa: S603
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise UnreadableError("the PDF takes too long or too much memory, or ends its parser: not read") from error
-    read: dict[str, Any] = json.loads(ended.stdout)
+    read: dict[str, Any] = json.loads(process.stdout)
     return read

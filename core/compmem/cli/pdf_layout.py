@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 from statistics import median
 from typing import Final, NamedTuple
 
-_LARGER: Final = 1.2
+_BREAK_FACTOR: Final = 1.2
 """A distance of lines of so many times the usual one, or a font of so many times the size, begins a paragraph."""
 _DISTANCES: Final = (0.8, 3.0)
 """The smallest and largest distance of the lines of a paragraph, in sizes of the font."""
@@ -40,7 +40,7 @@ class Line(NamedTuple):
     """Height of its last character: it may go on behind a divided word."""
 
 
-def laid_out(pages: Sequence[Sequence[Line]]) -> str:
+def pages_text(pages: Sequence[Sequence[Line]]) -> str:
     """The text of the pages without running headers and footers, and with a blank line before each paragraph.
 
     A paragraph begins where the distance of lines is clearly larger than usual or the size of the font changes, and
@@ -48,12 +48,12 @@ def laid_out(pages: Sequence[Sequence[Line]]) -> str:
     """
     usual = _usual_distance(pages)
     text, last = list[str](), ""
-    for lines in filter(None, _without_running(pages)):
+    for lines in filter(None, _without_headers_and_footers(pages)):
         first = lines[0].text
         goes_on = last[-1:] not in _SENTENCE_ENDS and first[:1].islower()
         text += ["\n" if goes_on else "\n\n" if last else "", first]
         for before, line in pairwise(lines):
-            text += ["\n\n" if _is_apart(before, line, usual) else "\n", line.text]
+            text += ["\n\n" if _starts_paragraph(before, line, usual) else "\n", line.text]
         last = lines[-1].text
     return "".join(text)
 
@@ -71,14 +71,14 @@ def _usual_distance(pages: Sequence[Sequence[Line]]) -> float:
     return found[len(found) // 4] if found else most
 
 
-def _is_apart(before: Line, line: Line, usual: float) -> bool:
+def _starts_paragraph(before: Line, line: Line, usual: float) -> bool:
     small, large = sorted((before.size, line.size))
     if not small:
         return False
-    return large > _LARGER * small or before.bottom - line.top > _LARGER * usual * large
+    return large > _BREAK_FACTOR * small or before.bottom - line.top > _BREAK_FACTOR * usual * large
 
 
-def _without_running(pages: Sequence[Sequence[Line]]) -> list[Sequence[Line]]:
+def _without_headers_and_footers(pages: Sequence[Sequence[Line]]) -> list[Sequence[Line]]:
     """The pages without first and last lines that many of them have, but for the number of the page.
 
     One without such a number stays on the first page. A line in a larger font than most is no running one, and a page
@@ -87,7 +87,7 @@ def _without_running(pages: Sequence[Sequence[Line]]) -> list[Sequence[Line]]:
     left = list(pages)
     if len(pages) < _MIN_PAGES:
         return left
-    largest = _LARGER * median([line.size for line in chain(*pages)] or [0.0])
+    largest = _BREAK_FACTOR * median([line.size for line in chain(*pages)] or [0.0])
     for at, _ in ((at, n) for at in (0, -1) for n in range(_MAX_LINES)):
         ends = [lines[at] if len(lines) > 1 and lines[at].size <= largest else None for lines in left]
         marks = [set(_marks(line.text, page)) if line else set() for page, line in enumerate(ends)]
@@ -99,7 +99,10 @@ def _without_running(pages: Sequence[Sequence[Line]]) -> list[Sequence[Line]]:
 
 
 def _running(marks: Sequence[set[_Mark]]) -> set[_Mark]:
-    """The marks that many pages have, or several, if their page number is first or last as in many: "Chapter 3 12"."""
+    """Marks that repeat on many pages, or on some pages if their page number is at the same end as on many pages.
+
+    "Chapter 3 12" is such a header.
+    """
     least, counts = max(3, _MIN_SHARE * len(marks)), Counter(chain(*marks))
     places = Counter(chain.from_iterable(set(map(_number_place, found)) for found in marks))
     several = {mark for mark, count in counts.items() if count > 1 and _number_place(mark)}

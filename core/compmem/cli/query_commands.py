@@ -12,9 +12,9 @@ from rich.text import Text
 import compmem
 from compmem.as_json import answer_json, recall_json
 from compmem.cli import render
-from compmem.cli.answer_page import as_page
+from compmem.cli.answer_page import answer_page
 from compmem.cli.answer_text import printable
-from compmem.cli.app import app, chat_model, err, given, out, parse_filter, write_json
+from compmem.cli.app import app, chat_model, parse_filter, stderr_console, stdout_console, without_none, write_json
 from compmem.config import RecallConfig, RecallMethod
 from compmem.schema import Answer, AnswerToken, Event, ReaderName, Step, WriterName
 
@@ -98,17 +98,17 @@ def ask(
         raise typer.BadParameter(f"there is no folder {str(page.parent)!r}", param_hint="--page")
     config = RecallConfig(
         reader=reader, writer=writer, max_seconds=max_seconds, threshold=threshold, rounds=rounds, cite=cite,
-        **given(max_steps=max_steps),
+        **without_none(max_steps=max_steps),
     )  # fmt: skip
     chat = chat_model(config, model, base_url, api_key_env)
     with open_index(index, device, backbone_base, allow_download) as opened:
         events = opened.stream(question, config, filter=parse_filter(filter), chat=chat)
-        answer = last(events) if as_json else follow(out(), events, trace=trace)
+        answer = last(events) if as_json else follow(stdout_console(), events, trace=trace)
     if as_json:
         write_json(answer_json(answer))
     if page is not None:
-        page.write_text(as_page(answer), encoding="utf-8")
-        err().print(Text(f"wrote {page}", style="dim"), soft_wrap=True)
+        page.write_text(answer_page(answer), encoding="utf-8")
+        stderr_console().print(Text(f"wrote {page}", style="dim"), soft_wrap=True)
 
 
 @app.command()
@@ -132,9 +132,9 @@ def recall(
     if as_json:
         write_json([recall_json(r) for r in found])
     elif found:
-        out().print(render.recalls_table(found))
+        stdout_console().print(render.recalls_table(found))
     else:
-        out().print("Nothing was found.")
+        stdout_console().print("Nothing was found.")
 
 
 def open_index(path: Path, device: str | None, backbone_base: str | None, download: bool) -> "compmem.MemoryIndex":
@@ -152,7 +152,7 @@ def last(events: Iterator[Event]) -> Answer:
 
 def follow(console: Console, events: Iterator[Event], *, trace: bool, kept_only: bool = False) -> Answer:
     """Prints the events as they come; returns the answer. With `kept_only`, steps that found nothing are counted."""
-    with err().status("opening the index"):
+    with stderr_console().status("opening the index"):
         first = next(events)
     before = ""
     skipped = 0

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compmem.cli.answer_text import cost, gates, new_notes, place, printable, quotes
+from compmem.cli.answer_text import cost_text, gate_decisions, location, new_notes, printable, quotes
 from compmem.schema import Answer, Chunk, Recall, Step
 
 SNIPPET = 240
@@ -36,11 +36,11 @@ def step_trace(console: Console, step: Step, before: str) -> None:
     console.print(head + Text(f"  {step.candidates} candidates, {step.seconds:.2f} s", style="dim"))
     for recall in step.recalls:
         score = Text(f"{recall.score:.2f} ", style="green" if step.updated else "yellow")
-        console.print(Padding(score + Text(place(recall)), (0, 0, 0, 2), expand=False))
+        console.print(Padding(score + Text(location(recall)), (0, 0, 0, 2), expand=False))
     for line in new_notes(step, before).split("\n"):
         if line.strip():
             console.print(Padding(Text("+ ", style="green") + plain(line), (0, 0, 0, 4), expand=False))
-    console.print(Padding(Text(", ".join(gates(step)), style="dim"), (0, 0, 0, 4), expand=False))
+    console.print(Padding(Text(", ".join(gate_decisions(step)), style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def sources(console: Console, answer: Answer) -> None:
@@ -55,14 +55,14 @@ def sources(console: Console, answer: Answer) -> None:
         named = Text(f"[{number}]" if source.cited else str(number))
         made.add_row(
             named, f"{source.score:.2f}", plain(chunk.document_id), plain(_section(chunk)),
-            f"{chunk.start}-{chunk.end}", plain(_cut(shown_text)),
+            f"{chunk.start}-{chunk.end}", plain(_snippet(shown_text)),
         )  # fmt: skip
     console.print(made)
 
 
 def footer(console: Console, answer: Answer) -> None:
     """Why the loop ended and its cost, on one line."""
-    console.print(Text(f"ended by: {answer.stop_reason}; {cost(answer.usage)}", style="dim"))
+    console.print(Text(f"ended by: {answer.stop_reason}; {cost_text(answer.usage)}", style="dim"))
 
 
 def recalls_table(recalls: Iterable[Recall]) -> Table:
@@ -72,7 +72,7 @@ def recalls_table(recalls: Iterable[Recall]) -> Table:
         chunk = recall.chunk
         made.add_row(
             str(rank), f"{recall.score:.2f}", plain(chunk.document_id), plain(_section(chunk)),
-            f"{chunk.start}-{chunk.end}", plain(_cut(chunk.text)),
+            f"{chunk.start}-{chunk.end}", plain(_snippet(chunk.text)),
         )  # fmt: skip
     return made
 
@@ -89,6 +89,6 @@ def _section(chunk: Chunk) -> str:
     return " › ".join(h for h in (chunk.headings or (chunk.title,)) if h != chunk.document_id)
 
 
-def _cut(text: str) -> str:
+def _snippet(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= SNIPPET else text[: SNIPPET - 1].rstrip() + "…"

@@ -12,7 +12,7 @@ _ENGLISH = 0.25
 
 
 def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:
-    """Share of the question's words that no block has, by weight, each of them with that of the rarest word.
+    """Weighted share of the question's words that no block has; an unknown word weighs as much as the rarest word.
 
     0 if the question or most blocks are not in English: in another language the same thing has other words. Half as
     much if blocks have all names of the question: they may say the rest in other words. A word that differs from one of
@@ -33,7 +33,7 @@ def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:
 
 
 def _without_a_letter(word: str, near: Sequence[str]) -> Iterator[str]:
-    """The word and what it is without each one of its letters, if it begins as one of these words and has its length.
+    """The word and all forms with one letter removed, if a word of `near` has the same first letter and similar length.
 
     Two words that differ by one letter, or by two that changed places, have one of these forms in common.
     """

@@ -50,7 +50,7 @@ class Search:
 
 
 class _Repeats:
-    """Finds the pieces of an answer's part that an earlier part has too: both may quote one sentence."""
+    """Detects sentences of one sub-answer that an earlier sub-answer already has."""
 
     def __init__(self) -> None:
         self._earlier: set[str] = set()
@@ -63,7 +63,7 @@ class _Repeats:
         self._current, self._last = set(), False
 
     def has(self, piece: str) -> bool:
-        """Whether an earlier part has this piece of the current one; a yes or no if it has its question too."""
+        """Whether an earlier part has this piece. A bare yes or no counts only if its question was repeated too."""
         text = piece.strip()
         self._last = text in self._earlier and (self._last or not is_reply(text))
         self._current.add(text)
@@ -80,7 +80,7 @@ async def events(
     runner: Runner = INLINE,
     *,
     parts: Sequence[str] = (),
-    apart: bool = False,
+    answer_separately: bool = False,
     seconds: float | None = None,
     rounds: int = 0,
 ) -> AsyncGenerator[Event, None]:
@@ -93,7 +93,7 @@ async def events(
         begin: Makes a search.
         runner: `INLINE` for sync callers, `THREADED` for async ones.
         parts: The questions that it consists of; if these are several, each has a search of its own.
-        apart: An answer is written to each part, from what was found for it; else one answer from everything.
+        answer_separately: An answer is written to each part, from what was found for it; else one from everything.
         seconds: Until the deadline, from now.
         rounds: Maximum number of requests of the writer.
 
@@ -101,7 +101,7 @@ async def events(
         ReaderError: The reader failed; the error carries the steps so far.
     """
     async with AsyncExitStack() as opened:
-        work = _Answering(question, begin, runner, opened, seconds=seconds, apart=apart)
+        work = _Answering(question, begin, runner, opened, seconds=seconds, answer_separately=answer_separately)
         searches = [(part, part, part) for part in parts] if len(parts) > 1 else [(question, question, "")]
         try:
             while searches:
@@ -130,7 +130,7 @@ class _Answering:
         runner: Runs it.
         opened: Keeps the searches open.
         seconds: Until the deadline, from now.
-        apart: An answer is written to what each search found.
+        answer_separately: An answer is written to what each search found.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Answering:
         opened: AsyncExitStack,
         *,
         seconds: float | None,
-        apart: bool,
+        answer_separately: bool,
     ) -> None:
         self.steps: list[Step] = []
         self.cost = Usage()
@@ -152,7 +152,7 @@ class _Answering:
         self._begin = begin
         self._runner = runner
         self._opened = opened
-        self._apart = apart
+        self._answer_separately = answer_separately
         self._began = now()
         self._deadline = None if seconds is None else self._began + seconds
         self._found: list[tuple[str, Search, LoopResult]] = []
@@ -193,7 +193,7 @@ class _Answering:
                             self.cost += piece
                         elif isinstance(piece, Request):
                             self.request = piece.text if may else ""
-                        elif not self._apart:
+                        elif not self._answer_separately:
                             yield self._token(piece)
                         elif not self._repeats.has(piece):
                             yield self._token(f" {piece.lstrip()}" if 0 < begun == len(self._pieces) else piece)
@@ -216,7 +216,7 @@ class _Answering:
 
     def _to_write(self) -> Iterator[tuple[str, Reader, WorkingMemory]]:
         """The questions to answer, each with its reader and memory; those for which something was found, if any."""
-        if self._apart:
+        if self._answer_separately:
             each = [(question, search.reader, result.memory) for question, search, result in self._found]
             yield from [one for one in each if one[2].text] or each[:1]
         else:
@@ -293,8 +293,8 @@ def _answer(question: str, found: LoopResult, text: str) -> Answer:
             len(found.steps),
         )
     quoted = {e.chunk.id for e in found.memory.evidence}
-    rests_on = found.writer_recalls or [r for r in found.update_recalls if not quoted or r.chunk.id in quoted]
-    sources = {r.chunk.id: r for r in rests_on}.values()
+    answer_recalls = found.writer_recalls or [r for r in found.update_recalls if not quoted or r.chunk.id in quoted]
+    sources = {r.chunk.id: r for r in answer_recalls}.values()
     cited = citations(text) if found.writer_recalls else set()
     return Answer(
         question=question,

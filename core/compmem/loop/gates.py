@@ -12,7 +12,7 @@ from compmem.config import LoopConfig
 from compmem.gate import BackboneGate, FirstPass, GateHead, features, unknown_share
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader
-from compmem.loop.loop import FEW
+from compmem.loop.loop import FEW_CANDIDATES
 from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Vectors
@@ -95,7 +95,7 @@ class DenseGate:
         self._blocks = blocks
         self._generator = generator
         self._open_ended = open_ended
-        self._look: FirstPass | None = None
+        self._first_pass: FirstPass | None = None
         self._first: dict[int, float] = {}
 
     @property
@@ -105,10 +105,10 @@ class DenseGate:
 
     @property
     def needs_requery(self) -> bool:
-        """Whether the first candidates leave something to find; fewer than `FEW` always do, at next to no cost."""
-        if self._open_ended or self._look is None or len(self._first) < FEW:
+        """Whether the first candidates leave something to find; fewer than `FEW_CANDIDATES` always do."""
+        if self._open_ended or self._first_pass is None or len(self._first) < FEW_CANDIDATES:
             return True
-        return self._look.more >= self._head.more_threshold
+        return self._first_pass.more >= self._head.more_threshold
 
     @property
     def answerable(self) -> bool:
@@ -117,12 +117,12 @@ class DenseGate:
         The trained network must be the surer, the more words of the question no block has: its features are about
         words that blocks have. None does if the question's codes are in none of them.
         """
-        if self._look is None:
+        if self._first_pass is None:
             return True
         if self._open_ended:  # other blocks may have the words
-            return self._look.found >= self._head.found_threshold
+            return self._first_pass.found >= self._head.found_threshold
         unknown = self._unknown_share()
-        odds = _log_odds(self._look.found) - _UNKNOWN_ODDS * unknown
+        odds = _log_odds(self._first_pass.found) - _UNKNOWN_ODDS * unknown
         if odds < _log_odds(self._head.found_threshold) or unknown >= _MIN_UNKNOWN_SHARE:
             return False
         return not only_unknown_codes(self._generator.analyzer.question, self._texts())
@@ -136,7 +136,7 @@ class DenseGate:
         if not memory or not known.any():
             look = self._head.first_pass(own, self._generator.search_ranks(blocks).take(rows), rows)
             if not self._first:
-                self._look = look
+                self._first_pass = look
             self._first.update(zip(blocks, look.logits.tolist(), strict=True))
             return [float(p) for p in look.probabilities]
         looked = list(self._first.values())

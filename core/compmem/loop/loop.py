@@ -20,21 +20,20 @@ from compmem.deadline import OverdueError, now
 from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
 from compmem.text.truncation import ending
 
-WINDOW = 64
+GATED_WINDOW = 64
 """Blocks gated at once in a pass in document order."""
 
 SCORED_AT_ONCE = 16
 """Number of blocks with the highest gate scores that the reader scores at once."""
 
-QUOTED = 3
+QUOTED_ON_TIMEOUT = 3
 """Number of blocks with the highest gate scores to quote from if no read finished in time."""
 
-LIKELY = 0.5
-"""A block with this gate score in an earlier pass is read in the end, though later passes rejected it; see also
-`trusts_gate`."""
+LIKELY_SCORE = 0.5
+"""A block with this score in an earlier pass is read at the end, though later passes rejected it; see `trusts_gate`."""
 
-FEW = 20
-"""Candidates below which the gate, which compares them, is less sure than its scores say."""
+FEW_CANDIDATES = 20
+"""Below this number of candidates the gate is over-confident, because it compares them."""
 
 _WORD: Final = re.compile(r"\w+")
 
@@ -154,19 +153,28 @@ def recall_loop(
         can_score: The reader can score blocks before it reads them.
         writer_blocks: Maximum number of recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
-        trusts_gate: Once something is noted, what is read of a block with a gate score of `LIKELY` among at least `FEW`
-            is kept, whatever the reader says: it compares with the question, and a later fact is near to the notes.
-            Unless blocks are shown to a model, nothing is read if the gate finds that nothing answers.
+        trusts_gate: After the first note, evidence of a block with gate score >= `LIKELY_SCORE` among >=
+            `FEW_CANDIDATES` candidates is kept even if the reader rejects it: the reader compares with the question,
+            and a later fact is near to the notes. Unless blocks are shown to a model, nothing is read if the gate finds
+            that nothing answers.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.
     """
     config, state, began = LoopConfig.complete(config), _State(), clock()
-    refuses = trusts_gate and not writer_blocks
+    quotes_only_if_answerable = trusts_gate and not writer_blocks
     if config.order == "document":
         picks = _in_document_order(context, config, threshold, state)
     else:
-        picks = _best(context, config, threshold, state, fallback=fallback, refuses=refuses, writes=writes)
+        picks = _best(
+            context,
+            config,
+            threshold,
+            state,
+            fallback=fallback,
+            quotes_only_if_answerable=quotes_only_if_answerable,
+            writes=writes,
+        )
     by_reader = can_score and config.can_score
     stop_reason: StopReason = "exhausted"
     while True:
@@ -198,7 +206,7 @@ def recall_loop(
             stop_reason = "exit_gate"
             break
     if state.late and not state.memory.text:
-        writer_blocks = max(writer_blocks, QUOTED)
+        writer_blocks = max(writer_blocks, QUOTED_ON_TIMEOUT)
     recalls, memory = _blocks_for_writer(context, state, writer_blocks, ranked=config.gate != "off")
     usage = replace(state.usage, steps=len(state.steps), seconds=clock() - began)
     answerable = context.answerable if trusts_gate else True
@@ -289,8 +297,8 @@ def _step(
     assert isinstance(reading, Reading), "a driver answers every ReadRequest"
     state.usage += reading.usage + Usage(blocks_read=0 if state.late else len(chosen))
     state.read.update(zip(chosen, recalls, strict=True))
-    trusts_gate = trusts_gate and bool(state.memory.text) and state.proposed >= FEW
-    likely = trusts_gate and any(recall.score >= LIKELY for recall in recalls)
+    trusts_gate = trusts_gate and bool(state.memory.text) and state.proposed >= FEW_CANDIDATES
+    likely = trusts_gate and any(recall.score >= LIKELY_SCORE for recall in recalls)
     updated = not state.late and (reading.update or likely)
     if updated or not (state.late or config.update_gate):
         state.memory = _within_budget(reading.memory, config.memory_tokens, context.count_tokens)
@@ -328,7 +336,7 @@ def _best(
     state: _State,
     *,
     fallback: int,
-    refuses: bool,
+    quotes_only_if_answerable: bool,
     writes: bool,
 ) -> Iterator[list[int]]:
     """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
@@ -342,8 +350,10 @@ def _best(
                 proposed = [n for n in proposed if n not in state.rejected]
             state.proposed = len(proposed)
             scores = _score(context, state, proposed)
-            likely |= {n: s for n, s in scores.items() if config.backtrack and s >= max(threshold, LIKELY)}
-            if not state.steps and ((refuses and not context.answerable) or not (writes or context.needs_requery)):
+            likely |= {n: s for n, s in scores.items() if config.backtrack and s >= max(threshold, LIKELY_SCORE)}
+            if not state.steps and (
+                (quotes_only_if_answerable and not context.answerable) or not (writes or context.needs_requery)
+            ):
                 return
         left = {n: s for n, s in scores.items() if n not in state.read}
         admitted = sorted((n for n, s in left.items() if s >= threshold), key=lambda n: (-left[n], n))
@@ -377,7 +387,7 @@ def _one_pass(
     group: list[int] = []
     at = 0
     while at < len(proposed):
-        window = proposed[at : at + WINDOW]
+        window = proposed[at : at + GATED_WINDOW]
         scores = _score(context, state, window)
         for n in window:
             at += 1

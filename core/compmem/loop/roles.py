@@ -12,7 +12,7 @@ from compmem.reader_proxy import ReaderProxy
 from compmem.readers import ChatReader, ExtractiveReader, LatentReader, ReaderWithWriter
 from compmem.schema import Reader, ReaderName, ScoringReader, Writer, WriterName
 
-FALLBACK = 4
+FALLBACK_BLOCKS = 4
 """Blocks that a language model reads in one step if the gate rejected all, so that it can judge itself. The extractive
 reader then reads the best one before it answers, unless the gate finds that nothing answers, or a threshold is set."""
 
@@ -158,7 +158,7 @@ def make_loop(
         threshold,
         can_score=isinstance(reader, ScoringReader) and reader.can_score,
         writer_blocks=config.writer_blocks if isinstance(reader, ReaderWithWriter) else 0,
-        fallback=FALLBACK if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
+        fallback=FALLBACK_BLOCKS if isinstance(reads, ChatReader | LatentReader) else int(reads_best),
         trusts_gate=isinstance(reads, ExtractiveReader) and config.gate in ("learned", "question"),
         writes=writes,
         cancelled=cancelled,

@@ -21,10 +21,10 @@ MAX_SENTENCES_PER_BLOCK = 3
 MIN_RELEVANCE = 0.25
 """Sentences below this score are not relevant to the question."""
 
-LINKED = 0.15
+LINKED_BONUS = 0.15
 """What a sentence gains by a name that the working memory has and neither the question nor its own chunk's label."""
 
-NAMED = 0.075
+NAMED_BONUS = 0.075
 """What each sentence of a document gains if a kept sentence of another one has its title, and the question has not."""
 
 _NAME = re.compile(r"\b[^\W\d_][\w&-]{2,63}")
@@ -135,7 +135,7 @@ def best_sentences(
     """
     chunk = block.chunk
     scores = _sentence_scores(state, block, outline, names - _names(chunk.label))
-    scores = np.clip(scores + NAMED, 0.0, 1.0) if named else scores
+    scores = np.clip(scores + NAMED_BONUS, 0.0, 1.0) if named else scores
     ranked = np.argsort(-scores, kind="stable").tolist()
     about = set(words(chunk.title))
     informative = [i for i in ranked if _says_something(outline, i, about)]
@@ -169,7 +169,7 @@ def _sentence_scores(state: QueryState, block: MemoryBlock, outline: Outline, na
     ]
     held = [one.union(beside, *(above[n] for n in outline.above(place))) for place, one in enumerate(own)]
     shares = [sum(weight for t, weight in state.weights.items() if t in one) / total for one in held]
-    linked = [LINKED * _has_name(outline, place, names) for place in range(len(outline.texts))]
+    linked = [LINKED_BONUS * _has_name(outline, place, names) for place in range(len(outline.texts))]
     relevance = (near + 0.5 * np.asarray(shares, dtype=np.float32)) / 1.5 + np.asarray(linked, dtype=np.float32)
     return np.clip(relevance, 0.0, 1.0)
 

@@ -79,13 +79,11 @@ class LatentReader:
         """
         states = self._fuse(question, blocks)
         prompt = self._turns.step(question, memory.text) + (self._turns.helps if relevant else [])
-        start = self._behind(states)
+        start = self._prompt_start(states)
         max_tokens = self.memory_tokens + OVERHEAD if self.structured else self.memory_tokens
         with torch.inference_mode():
-            most, ends = (
-                self._available_tokens(prompt, states, start, max_tokens),
-                ("</next>",) if self.structured else (),
-            )
+            most = self._available_tokens(prompt, states, start, max_tokens)
+            ends = ("</next>",) if self.structured else ()
             if self._parallel(states):
                 written = list(self._stream(prompt, states, most, ends))
             else:
@@ -144,7 +142,7 @@ class LatentReader:
         else:
             yield from (NOTHING_FOUND, Usage())
             return
-        start = self._behind(states) if states else None
+        start = self._prompt_start(states) if states else None
         most = self._available_tokens(prompt, states, start, self.answer_tokens)
         answer, written = ThinkingFilter(hold=self._thinks_untagged), list[int]()
         tokens = self._stream(prompt, states, most, start=start)
@@ -173,7 +171,7 @@ class LatentReader:
         states = [_states(block) for block in blocks]
         computed = self.kv_fusion not in ("none", "ape")
         text = sum(len(chunk_ids(self.backbone, block.chunk)) for block in blocks) if computed else 0
-        return max(self._behind(states) or _slots(states), text)
+        return max(self._prompt_start(states) or _slots(states), text)
 
     def _parallel(self, states: Sequence[KVStates]) -> bool:
         return self.kv_fusion == "ape" and len(states) > 1
@@ -198,7 +196,7 @@ class LatentReader:
         with torch.inference_mode():
             return fuse_blocks(self.backbone, states, texts, self.backbone.encode(question), methods=(self.kv_fusion,))
 
-    def _behind(self, states: Sequence[KVStates]) -> int | None:
+    def _prompt_start(self, states: Sequence[KVStates]) -> int | None:
         if self._full_chunk_tokens is None:
             return None
         return max(self._full_chunk_tokens * len(states), _slots(states))

@@ -152,8 +152,8 @@ class StepPrompts:
         self.helps = backbone.encode_reply(HELPS)
         """Token ids at the beginning of a step's reply if its blocks help."""
         other = backbone.encode_reply(_HELPS_NOT)
-        self._fork = next(i for i, (yes, no) in enumerate(zip(self.helps, other, strict=False)) if yes != no)
-        self._yes, self._no = self.helps[self._fork], other[self._fork]
+        self._verdict_index = next(i for i, (yes, no) in enumerate(zip(self.helps, other, strict=False)) if yes != no)
+        self._yes, self._no = self.helps[self._verdict_index], other[self._verdict_index]
         self.can_score = structured and "<think>" not in prompts.update
         """Whether a step's reply begins with whether its blocks help."""
 
@@ -190,7 +190,7 @@ class StepPrompts:
         behind = starts or [block.slots for block in blocks]
         if not self.can_score or max(behind) + len(prompt) + len(self.helps) >= self.backbone.context:
             return None
-        begun = [*prompt, *self.helps[: self._fork]]
+        begun = [*prompt, *self.helps[: self._verdict_index]]
         with torch.inference_mode():
             odds: list[float] = self.backbone.odds(
                 [begun] * len(blocks), [[block] for block in blocks], self._yes, self._no, starts=starts

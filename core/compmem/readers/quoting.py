@@ -39,17 +39,17 @@ ADDED_SHARE = 0.1
 NEARLY_BEST = 0.9
 """Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
 
-AS_GOOD = 0.95
+EXCEPTION_SHARE = 0.95
 """Share of the best score from which a short sentence of the best chunk is as good: it may be an exception."""
 
-GOOD = 0.5
+SHORT_SENTENCE_SHARE = 0.5
 """Share of the best score of a quoted chunk from which a short sentence of it is quoted too."""
 
-SHORT = 32
+MAX_SHORT_WORDS = 32
 """Maximum number of words of the kept sentences of a chunk together, so that a short one is quoted too."""
 
 ALONE_SHARE = 0.3
-"""That share for a sentence without a further word in common with the quoted ones: the question asks for two things."""
+"""`SHORT_SENTENCE_SHARE` if it shares no other word with the quoted ones: the question asks for two things."""
 
 
 def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
@@ -88,7 +88,7 @@ def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evide
     first = [e for e in ranked[:QUOTED_CHUNKS] if e.score >= MIN_QUOTED_SHARE * ranked[0].score]
     others = [e for e in ranked[QUOTED_CHUNKS:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
     chosen = {e.chunk.id: (e.score, weights.keys() - roots(e.text)) for e in [*first, *others]}
-    left = {e.chunk.id: SHORT for e in first}
+    left = {e.chunk.id: MAX_SHORT_WORDS for e in first}
     named = {e.chunk.id for e in ranked if (roots(e.text) & weights.keys()) <= roots(e.chunk.title)}
     kept: dict[tuple[str, str], Evidence] = {}
     for e in sorted(evidence, key=lambda one: -one.score):
@@ -96,7 +96,7 @@ def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evide
         score, missing = chosen.get(of, (math.inf, set[str]()))
         more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(roots(e.text))
         line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
-        good = GOOD if line else AS_GOOD if of == ranked[0].chunk.id else math.inf
+        good = SHORT_SENTENCE_SHARE if line else EXCEPTION_SHARE if of == ranked[0].chunk.id else math.inf
         short = e.score >= good * score and length <= left.get(of, 0)
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e

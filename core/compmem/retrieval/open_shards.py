@@ -20,7 +20,16 @@ from compmem.errors import StoreError
 from compmem.locks import Lock
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, Scored, dense_search
 from compmem.schema import MemoryBlock, Vectors
-from compmem.store import EVERYTHING, JSON, FolderSnapshot, FolderStore, ShardPart, StoreInfo, TermTotals, verify_shard
+from compmem.store import (
+    ALL_BLOCKS_KEY,
+    JSON,
+    FolderSnapshot,
+    FolderStore,
+    ShardPart,
+    StoreInfo,
+    TermTotals,
+    verify_shard,
+)
 
 MAX_OPEN_VIEWS: Final = 256
 """Maximum number of open views; beyond that, the one that was not used for the longest time is closed."""
@@ -60,7 +69,7 @@ class _Part(ShardPart):
     def search_with_scores(self, key: int, queries: Vectors, k: int) -> list[Scored]:
         """The k nearest blocks of a selection for each query `[queries, dim]`."""
         return self._search(self.snapshot).search_with_scores(
-            queries, k, self.lexical_index(key).numbers if key != EVERYTHING else None
+            queries, k, self.lexical_index(key).numbers if key != ALL_BLOCKS_KEY else None
         )
 
     def pack_blocks(self, blocks: Sequence[int]) -> tuple[list[MemoryBlock], list[int], Vectors]:

@@ -27,9 +27,16 @@ from compmem.config import RecallConfig
 from compmem.errors import CompMemError, ReaderError, StoreError, StoreLockedError
 from compmem.index import MemoryIndex
 from compmem.schema import Answer, AnswerModels, AnswerToken, Event
-from compmem.serving import bodies, chat
-from compmem.serving.bodies import QuestionRequest
+from compmem.serving import chat, request_bodies
 from compmem.serving.limits import BusyError, Limits
+from compmem.serving.request_bodies import (
+    ANSWER_FIELDS,
+    RECALL_FIELDS,
+    QuestionRequest,
+    parse_chat,
+    parse_question,
+    read_json,
+)
 from compmem.serving.tenancy import Tenant, TenantIndex
 from compmem.serving.tokens import Tokens
 from compmem.threads import in_thread
@@ -38,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host names accepted by a server without tokens, so that no web page can reach it under another name."""
 
 
@@ -74,8 +81,8 @@ def create_app(
         Route("/documents", server.route(server.add), methods=["POST"]),
         Route("/documents/{id:path}", server.route(server.delete), methods=["DELETE"]),
     ]
-    local = [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL))] if tokens is None else []
-    handlers: dict[Any, Any] = {HTTPException: _refusal, Exception: _failure}
+    local = [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS))] if tokens is None else []
+    handlers: dict[Any, Any] = {HTTPException: _http_error_response, Exception: _server_error_response}
     return Starlette(routes=routes, middleware=local, exception_handlers=handlers)
 
 
@@ -96,7 +103,7 @@ class _Server:
         self._read_only = read_only
         self._index = index
         self._tokens = tokens
-        self._config = limits.in_time(config)
+        self._config = limits.with_time_limit(config)
         self._limits = limits
         self._model = model
         self._started = int(time.time())
@@ -148,16 +155,16 @@ class _Server:
 
     async def completions(self, request: Request, index: TenantIndex) -> Response:
         """A chat completion."""
-        query = bodies.parse_chat(await bodies.json_of(request, self._limits), self._model, self._limits)
+        query = parse_chat(await read_json(request, self._limits), self._model, self._limits)
         reply = chat.Completion(self._model)
         events = self._events(query, index)
         if query.stream:
-            return await self._stream(request, events, partial(reply.pieces, include_usage=query.include_usage))
-        return JSONResponse(reply.whole(await _while_connected(request, _answer_of(events))))
+            return await self._stream(request, events, partial(reply.stream_chunks, include_usage=query.include_usage))
+        return JSONResponse(reply.response(await _while_connected(request, _answer_of(events))))
 
     async def answer(self, request: Request, index: TenantIndex) -> Response:
         """An answer with its steps, sources and usage."""
-        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.ANSWER)
+        query = parse_question(await read_json(request, self._limits), self._limits, ANSWER_FIELDS)
         events = self._events(query, index)
         if query.stream:
             return await self._stream(request, events, _sse_events)
@@ -165,7 +172,7 @@ class _Server:
 
     async def recall(self, request: Request, index: TenantIndex) -> Response:
         """The blocks that a question needs."""
-        query = bodies.parse_question(await bodies.json_of(request, self._limits), self._limits, bodies.RECALL)
+        query = parse_question(await read_json(request, self._limits), self._limits, RECALL_FIELDS)
 
         async def recall() -> list[dict[str, Any]]:
             async with self._question_limiter.slot(), asyncio.timeout(2 * self._limits.answer_seconds):
@@ -190,7 +197,7 @@ class _Server:
     async def add(self, request: Request, index: TenantIndex) -> Response:
         """Adds documents; unchanged ones are not compressed again."""
         self._check_may_write(index.tenant)
-        given = bodies.documents(await bodies.json_of(request, self._limits), self._limits)
+        given = request_bodies.documents(await read_json(request, self._limits), self._limits)
         characters = sum(len(document.text) for document in given)
         # Once begun, adding is finished even if the client disconnects.
         async with self._write_limiter.slot(characters):
@@ -233,7 +240,7 @@ class _Server:
         except BaseException:
             await events.aclose()
             raise
-        pieces = _to_the_end(as_pieces(_chained(first, events)))
+        pieces = _with_error_piece(as_pieces(_prepend(first, events)))
         return _Stream(events, pieces, send_timeout=self._limits.send_seconds)
 
 
@@ -251,13 +258,13 @@ class _Stream(EventSourceResponse):
             await self._events.aclose()
 
 
-async def _chained(first: Event, others: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _prepend(first: Event, others: AsyncIterator[Event]) -> AsyncIterator[Event]:
     yield first
     async for event in others:
         yield event
 
 
-async def _to_the_end(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _with_error_piece(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The pieces; a failure becomes a last piece in the OpenAI error format."""
     try:
         async for piece in pieces:
@@ -319,13 +326,13 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _refusal(request: Request, error: Exception) -> Response:
+def _http_error_response(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse(_error(error.detail, error.status_code), error.status_code, headers=error.headers)
 
 
-def _failure(request: Request, error: Exception) -> Response:
-    return _refusal(request, HTTPException(500, "the server failed; see its log"))
+def _server_error_response(request: Request, error: Exception) -> Response:
+    return _http_error_response(request, HTTPException(500, "the server failed; see its log"))
 
 
 def _error(message: str, code: int) -> dict[str, Any]:

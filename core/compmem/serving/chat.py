@@ -14,17 +14,17 @@ class Completion:
     """One reply with one id. Values that the OpenAI format does not have are under `compmem`."""
 
     def __init__(self, model: str) -> None:
-        self._about = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
+        self._header = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def response(self, answer: Answer) -> dict[str, Any]:
         """The whole reply."""
         choice = {"index": 0, "message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop"}
         return {
-            **self._about, "object": "chat.completion", "choices": [choice], "usage": _usage(answer),
+            **self._header, "object": "chat.completion", "choices": [choice], "usage": _usage(answer),
             "compmem": extras(answer),
         }  # fmt: skip
 
-    async def pieces(self, events: AsyncIterator[Event], *, include_usage: bool) -> AsyncIterator[str]:
+    async def stream_chunks(self, events: AsyncIterator[Event], *, include_usage: bool) -> AsyncIterator[str]:
         """The reply in pieces, each the JSON of one event, with `[DONE]` at the end."""
         yield self._piece({"role": "assistant", "content": ""})
         async for event in events:
@@ -38,7 +38,7 @@ class Completion:
 
     @property
     def _chunk(self) -> dict[str, Any]:
-        return {**self._about, "object": "chat.completion.chunk"}
+        return {**self._header, "object": "chat.completion.chunk"}
 
     def _piece(
         self, delta: Mapping[str, str], *, finish_reason: str | None = None, more: Mapping[str, Any] | None = None

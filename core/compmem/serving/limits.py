@@ -50,7 +50,7 @@ class Limits:
         """A limiter of requests at work at once, with these limits for those that wait."""
         return ConcurrencyLimiter(at_once, self.waiting, self.wait_seconds)
 
-    def in_time(self, config: RecallConfig) -> RecallConfig:
+    def with_time_limit(self, config: RecallConfig) -> RecallConfig:
         """The settings with `answer_seconds` as their limit if they have none."""
         return config if config.max_seconds is not None else config.replace(max_seconds=self.answer_seconds)
 

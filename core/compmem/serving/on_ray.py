@@ -13,28 +13,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from compmem.index import MemoryIndex
-from compmem.serving.run import CONNECTIONS, FINISH_SECONDS, TOKENS, Settings, application, check_access, open_index
+from compmem.serving.run import (
+    MAX_CONNECTIONS,
+    SHUTDOWN_SECONDS,
+    TOKENS_VARIABLE,
+    Settings,
+    check_access,
+    make_app,
+    open_index,
+)
 from compmem.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from compmem.shard_actors import ShardActors
 
-APP: Final = "compmem"
+APP_NAME: Final = "compmem"
 """Name of the application on Ray Serve."""
 
 HEALTH_SECONDS: Final = 5
 """How often Ray Serve checks each replica; it replaces one that fails three times."""
 
 _ENVIRONMENT: Final = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300"}
-"""A busy machine takes longer than Ray's 5 seconds to start what listens."""
+"""On a busy machine, Ray's proxy needs more than the default 5 seconds to start."""
 
 
 class Replica:
     """The application over an index that this process has opened, or over actors with its shards."""
 
     def __init__(self, settings: Settings, tokens: Tokens | None, shards: "ShardActors | None" = None) -> None:
-        self._index = open_index(settings, None if shards is None else _opener(shards))
-        self._app = application(settings, self._index, tokens)
+        self._index = open_index(settings, None if shards is None else _index_opener(shards))
+        self._app = make_app(settings, self._index, tokens)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application, for `ray.serve.ingress`."""
@@ -57,7 +65,7 @@ def serve(settings: Settings, host: str, port: int, address: str, shard_actors: 
         host: Address to listen on, of each machine with a replica.
         port: Port to listen on.
         address: The cluster: `auto`, `HOST:PORT`, or `local` for one of this machine that ends with the server.
-        shard_actors: Actors on this machine that open the shards for all replicas; see `running`.
+        shard_actors: Actors on this machine that open the shards for all replicas; see `run_server`.
 
     Raises:
         ValueError: Others could reach the server without a token, or a setting is wrong.
@@ -70,18 +78,18 @@ def serve(settings: Settings, host: str, port: int, address: str, shard_actors: 
 
     tokens = check_access(settings, host)
     if tokens is None and address != "local":
-        raise ValueError(f"serving on a cluster needs tokens: name a file with --tokens, or set {TOKENS}")
+        raise ValueError(f"serving on a cluster needs tokens: name a file with --tokens, or set {TOKENS_VARIABLE}")
     MemoryIndex.open(settings.index).close()
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's processes give way to all others
     stop = threading.Event()
-    with distributed.connected(address), running(settings, tokens, host, port, shard_actors):
+    with distributed.connected(address), run_server(settings, tokens, host, port, shard_actors):
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, lambda *_: stop.set())
         stop.wait()
 
 
 @contextmanager
-def running(
+def run_server(
     settings: Settings, tokens: Tokens | None, host: str, port: int, shard_actors: int | None = None
 ) -> Iterator[None]:
     """The server on the cluster that this process is connected to; at the end it finishes its requests and is removed.
@@ -103,7 +111,7 @@ def running(
     if serve.status().proxies:
         raise ValueError("the cluster runs Ray Serve already: deploy compmem.serving.on_ray.deployment(...) there")
     _check_free(host, port)
-    with _started(settings, shard_actors) as shards, _deploy(deployment(settings, tokens, shards), host, port):
+    with _shard_actors(settings, shard_actors) as shards, _deploy(deployment(settings, tokens, shards), host, port):
         yield
 
 
@@ -114,7 +122,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 @contextmanager
-def _started(settings: Settings, shard_actors: int | None) -> Iterator["ShardActors | None"]:
+def _shard_actors(settings: Settings, shard_actors: int | None) -> Iterator["ShardActors | None"]:
     """The actors with the shards of the index, for the block."""
     if shard_actors is None:
         yield None
@@ -139,10 +147,10 @@ def _deploy(application: Any, host: str, port: int) -> Iterator[None]:
                 http_options={"host": host, "port": port},
                 controller_options={"runtime_env": {"env_vars": _ENVIRONMENT}},
             )
-        serve.run(application, name=APP, route_prefix="/")
+        serve.run(application, name=APP_NAME, route_prefix="/")
         yield
     finally:
-        serve.delete(APP)  # waits for the requests at work
+        serve.delete(APP_NAME)  # waits for the requests at work
         serve.shutdown()
 
 
@@ -173,18 +181,18 @@ def deployment(settings: Settings, tokens: Tokens | None, shards: "ShardActors |
     settings = settings if shards is None else replace(settings, read_only=True)
     here = {} if settings.read_only else {"resources": {f"node:{ray.util.get_node_ip_address()}": 0.001}}
     application = serve.deployment(
-        name=APP,
+        name=APP_NAME,
         num_replicas=settings.processes,
-        max_ongoing_requests=CONNECTIONS,
-        max_queued_requests=CONNECTIONS,
-        graceful_shutdown_timeout_s=FINISH_SECONDS,
+        max_ongoing_requests=MAX_CONNECTIONS,
+        max_queued_requests=MAX_CONNECTIONS,
+        graceful_shutdown_timeout_s=SHUTDOWN_SECONDS,
         health_check_period_s=HEALTH_SECONDS,
         ray_actor_options={**needs, **here},
     )(serve.ingress()(Replica))
     return application.bind(replace(settings, index=str(Path(settings.index).absolute())), tokens, shards)
 
 
-def _opener(shards: "ShardActors") -> Callable[..., MemoryIndex]:
+def _index_opener(shards: "ShardActors") -> Callable[..., MemoryIndex]:
     from compmem.shard_actors import ActorIndex, ActorStore
 
     return partial(ActorIndex.of_store, ActorStore(shards))

@@ -19,13 +19,13 @@ from compmem.schema import AnswerModels
 from compmem.serving.limits import Limits
 from compmem.serving.tokens import Tokens
 
-TOKENS: Final = "COMPMEM_TOKENS"
+TOKENS_VARIABLE: Final = "COMPMEM_TOKENS"
 """Environment variable with the tokens, used if no file is given."""
 
-CONNECTIONS: Final = 1000
+MAX_CONNECTIONS: Final = 1000
 """Maximum number of requests that a process or replica holds, those that wait among them."""
 
-FINISH_SECONDS: Final = 10
+SHUTDOWN_SECONDS: Final = 10
 """How long a server that was told to stop works on the requests that it has."""
 
 _SETTINGS: Final = "COMPMEM_SERVE_SETTINGS"
@@ -65,38 +65,38 @@ def serve(settings: Settings, host: str, port: int) -> None:
     except ImportError as error:
         raise ImportError('the server needs packages that are not installed: pip install "compmem[serve]"') from error
     tokens = check_access(settings, host)
-    shared: dict[str, Any] = {
-        "host": host, "port": port, "server_header": False, "limit_concurrency": CONNECTIONS,
-        "timeout_graceful_shutdown": FINISH_SECONDS, "http": "h11",  # which limits the size of URL and headers
+    server_options: dict[str, Any] = {
+        "host": host, "port": port, "server_header": False, "limit_concurrency": MAX_CONNECTIONS,
+        "timeout_graceful_shutdown": SHUTDOWN_SECONDS, "http": "h11",  # which limits the size of URL and headers
     }  # fmt: skip
     if settings.processes == 1:
-        uvicorn.run(application(settings, open_index(settings), tokens), **shared)
+        uvicorn.run(make_app(settings, open_index(settings), tokens), **server_options)
         return
     os.environ[_SETTINGS] = json.dumps(asdict(settings))
-    uvicorn.run("compmem.serving.run:of_environment", factory=True, workers=settings.processes, **shared)
+    uvicorn.run("compmem.serving.run:app_from_environment", factory=True, workers=settings.processes, **server_options)
 
 
-def open_index(settings: Settings, opened: Callable[..., MemoryIndex] | None = None) -> MemoryIndex:
+def open_index(settings: Settings, open_function: Callable[..., MemoryIndex] | None = None) -> MemoryIndex:
     """The index, with loaded models; the cores are divided among the questions at work.
 
     Args:
         settings: The server.
-        opened: Opens the index with `runtime` and `allow_download`. None: the one in the settings' folder.
+        open_function: Opens the index with `runtime` and `allow_download`. None: the one in the settings' folder.
     """
     cores, at_once = os.cpu_count() or 1, Limits(**settings.limits).at_once
     threads = max(1, cores // (settings.processes * at_once))
     torch.set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")
     runtime = RuntimeConfig(device=settings.device, backbone_base=settings.backbone_base)
-    opened = opened or partial(MemoryIndex.open, settings.index)
-    index = opened(runtime=runtime, allow_download=settings.allow_download)
+    open_function = open_function or partial(MemoryIndex.open, settings.index)
+    index = open_function(runtime=runtime, allow_download=settings.allow_download)
     if index.config.encoder is not None:
         index.encoder.encode_query(["loads what the first question needs"])
         index.gate  # noqa: B018
     return index
 
 
-def application(settings: Settings, index: MemoryIndex, tokens: Tokens | None) -> Any:
+def make_app(settings: Settings, index: MemoryIndex, tokens: Tokens | None) -> Any:
     """The ASGI application over an open index."""
     from compmem.serving.app import create_app
 
@@ -105,10 +105,10 @@ def application(settings: Settings, index: MemoryIndex, tokens: Tokens | None) -
     return create_app(index, config=config, tokens=tokens, limits=limits, read_only=settings.read_only, **models)
 
 
-def of_environment() -> Any:
+def app_from_environment() -> Any:
     """The application of one of several processes."""
     settings = Settings(**json.loads(os.environ[_SETTINGS]))
-    return application(settings, open_index(settings), _tokens(settings))
+    return make_app(settings, open_index(settings), _tokens(settings))
 
 
 def check_access(settings: Settings, host: str) -> Tokens | None:
@@ -122,15 +122,15 @@ def check_access(settings: Settings, host: str) -> Tokens | None:
         raise ValueError(f"{settings.processes} processes: there must be 1 or more")
     tokens = _tokens(settings)
     if tokens is None and not _is_local(host):
-        raise ValueError(f"serving at {host!r} needs tokens: name a file with --tokens, or set {TOKENS}")
+        raise ValueError(f"serving at {host!r} needs tokens: name a file with --tokens, or set {TOKENS_VARIABLE}")
     return tokens
 
 
 def _tokens(settings: Settings) -> Tokens | None:
     if settings.tokens is not None:
         return Tokens.read(Path(settings.tokens))
-    held = os.environ.get(TOKENS)
-    return None if held is None else Tokens.parse(held, TOKENS)
+    held = os.environ.get(TOKENS_VARIABLE)
+    return None if held is None else Tokens.parse(held, TOKENS_VARIABLE)
 
 
 def _is_local(host: str) -> bool:

@@ -50,9 +50,9 @@ class Tenant:
         return f"{self.name}/" if self.metadata else ""
 
     def filter(self, requested: Any = None) -> Any:
-        """A filter limited to the tenant's metadata, which do not count for the limits of a filter.
+        """The requested filter and the tenant's metadata; the latter does not count towards the filter's size limit.
 
-        Its ids are the tenant's own.
+        The requested filter has the tenant's own ids.
 
         Raises:
             ValueError: The filter is invalid, or compares ids other than for equality.
@@ -75,7 +75,7 @@ class Tenant:
         return Test(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
 
     def possible_index_ids(self, document_id: str) -> list[str]:
-        """The ids in the index that one of the tenant's own ids may stand for; no other of its ids stands for them."""
+        """Ids in the index that may belong to this id of the tenant; no other id of the tenant belongs to them."""
         stored = f"{self.prefix}{document_id}"
         return [stored] if document_id.startswith(self.prefix) else [stored, document_id]
 

@@ -27,7 +27,9 @@ from compmem.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
-_HOLDS = "Contains documents and answers questions from them, also questions that need facts from several documents."
+_INSTRUCTIONS = (
+    "Contains documents and answers questions from them, also questions that need facts from several documents."
+)
 _ANSWER_FIELDS = ("answer", "found", "sources", "stop_reason")
 
 Question = Annotated[str, Field(description="A whole question in words, not keywords.", max_length=4000)]
@@ -71,7 +73,7 @@ def create_tools(
         **models: Models that read and write answers; see `AnswerModels`.
     """
     limits = limits or Limits()
-    config = limits.in_time(config or RecallConfig())
+    config = limits.with_time_limit(config or RecallConfig())
     question_limiter, write_limiter = limits.limiter(limits.at_once), limits.limiter(1)
     reading = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 
@@ -111,11 +113,11 @@ def create_tools(
             added = await in_thread(index.add, made)
             return {"added": added, "unchanged": len(made) - added, "ids": [d.id for d in made]}
 
-    offered = [_tool(each, reading) for each in (recall, answer, list_documents)]
+    mcp_tools = [_tool(each, reading) for each in (recall, answer, list_documents)]
     if not read_only:
         changing = ToolAnnotations(read_only_hint=False, idempotent_hint=True, open_world_hint=False)
-        offered.append(_tool(add_documents, changing))
-    return MCPServer("compmem", instructions=_HOLDS, version=__version__, tools=offered, log_level="WARNING")
+        mcp_tools.append(_tool(add_documents, changing))
+    return MCPServer("compmem", instructions=_INSTRUCTIONS, version=__version__, tools=mcp_tools, log_level="WARNING")
 
 
 def _tool(function: Callable[..., Any], annotations: ToolAnnotations) -> Tool:

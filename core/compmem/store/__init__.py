@@ -5,7 +5,7 @@ from compmem.store.info import KV_WRITTEN, StoreInfo
 from compmem.store.interface import DocumentInfo, Snapshot, Store
 from compmem.store.manifest import FORMAT, JSON
 from compmem.store.records import check_document, content_hash
-from compmem.store.shard_views import EVERYTHING, ShardedSnapshot, ShardPart, TermTotals, shard_of
+from compmem.store.shard_views import ALL_BLOCKS_KEY, ShardedSnapshot, ShardPart, TermTotals, shard_of
 from compmem.store.sharded import (
     SHARDS,
     ShardedStore,
@@ -20,7 +20,7 @@ from compmem.store.transient import TransientLexicalIndex
 from compmem.store.vectors import ChunkVectors
 
 __all__ = [
-    "EVERYTHING",
+    "ALL_BLOCKS_KEY",
     "FORMAT",
     "JSON",
     "KV_WRITTEN",

@@ -315,7 +315,7 @@ class FolderStore(Store):
         with self._manifest.reading() as rows:
             dead = read_state(rows).deleted
             live = rows("SELECT count(*) FROM blocks")[0][0]
-        if dead < _MIN_DEAD_BLOCKS or dead <= share * (live + dead) or not self._manifest.settled():
+        if dead < _MIN_DEAD_BLOCKS or dead <= share * (live + dead) or not self._manifest.is_checkpointed():
             return
         try:
             self.compact()
@@ -329,7 +329,7 @@ class FolderStore(Store):
 
     def _sweep(self) -> None:
         """Remove files that no row names, if no reader can be at a commit that used them."""
-        if not self._manifest.settled():
+        if not self._manifest.is_checkpointed():
             return
         with self._manifest.writing() as connection:
             rows = rows_of(connection)

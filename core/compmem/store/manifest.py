@@ -214,7 +214,7 @@ class Manifest:
                 if size_of(self.folder.log) > _LOG_BYTES:
                     cut_log(connection)
 
-    def settled(self) -> bool:
+    def is_checkpointed(self) -> bool:
         """Whether every reader sees the last commit, so that files only used by older ones can be removed.
 
         SQLite copies the last frame of its log into the database only when no reader needs the old page.
@@ -252,7 +252,7 @@ class Manifest:
             if self._shorten is not None:
                 self._shorten()
 
-    def rest(self) -> None:
+    def close_idle(self) -> None:
         """Close idle connections before a fork, since a child that inherits them would share locks with its parent."""
         with self._guard:
             if self._process == os.getpid():
@@ -320,7 +320,7 @@ _manifests: "weakref.WeakSet[Manifest]" = weakref.WeakSet()
 
 def _rest() -> None:
     for manifest in list(_manifests):
-        manifest.rest()
+        manifest.close_idle()
 
 
 if hasattr(os, "register_at_fork"):

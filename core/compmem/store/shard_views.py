@@ -22,7 +22,7 @@ from compmem.store.snapshot import FolderSnapshot, part_of
 from compmem.store.vectors import ChunkVectors
 from compmem.text.tokenize import NameKind
 
-EVERYTHING: Final = 0
+ALL_BLOCKS_KEY: Final = 0
 """Key of the selection of all blocks."""
 
 Ask = Callable[[str, Mapping[int, tuple[Any, ...]]], dict[int, Any]]
@@ -87,13 +87,13 @@ class ShardPart:
 
     def lexical_index(self, key: int) -> FilteredLexicalIndex:
         """The lexical index of a selection."""
-        if key == EVERYTHING and key not in self._selections:
-            self.select(EVERYTHING, None)
+        if key == ALL_BLOCKS_KEY and key not in self._selections:
+            self.select(ALL_BLOCKS_KEY, None)
         return self._selections[key]
 
     def statistics(self, key: int, terms: Sequence[str]) -> tuple[dict[str, int], float]:
         """The number of blocks of a selection that contain each term, and the number of terms in all its blocks."""
-        if key == EVERYTHING:
+        if key == ALL_BLOCKS_KEY:
             return self.snapshot.lexical_index().document_frequency(terms), self._length(self.snapshot)
         return self.lexical_index(key).document_frequency(terms), self.lexical_index(key).length()
 
@@ -111,7 +111,7 @@ class ShardPart:
         """The blocks of a selection with each name."""
         return self.lexical_index(key).blocks_by_name(names, per_name)
 
-    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+    def call_many(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """The result of each of these methods."""
         return [getattr(self, name)(*args) for name, args in calls]
 
@@ -168,7 +168,7 @@ class ShardedSnapshot(Snapshot):
         self._generation = combine_generations(generations)
         self._blocks = blocks
         self._keys: list[tuple[Numbers, int]] = []
-        self._next_key = count(EVERYTHING + 1)
+        self._next_key = count(ALL_BLOCKS_KEY + 1)
         self._everything: ShardedLexicalIndex | None = None
 
     @property
@@ -187,7 +187,7 @@ class ShardedSnapshot(Snapshot):
 
     def select(self, filter: Filter | None) -> Numbers:
         """Numbers of the live blocks that a filter admits, ascending. Raises what `Snapshot.select` raises."""
-        key = EVERYTHING if filter is None else next(self._next_key)
+        key = ALL_BLOCKS_KEY if filter is None else next(self._next_key)
         parts = self.ask_all("select", key, filter)
         found = np.sort(np.concatenate([self.numbers(n, own) for n, own in enumerate(parts)]))
         self._keys.append((found, key))
@@ -196,7 +196,7 @@ class ShardedSnapshot(Snapshot):
     def key(self, admitted: Numbers | None) -> int:
         """The key under which the shards keep these blocks; those that `select` has returned are known there."""
         if admitted is None:
-            return EVERYTHING
+            return ALL_BLOCKS_KEY
         known = next((key for held, key in self._keys if held is admitted), None)
         if known is None:
             known = next(self._next_key)
@@ -225,7 +225,7 @@ class ShardedSnapshot(Snapshot):
         if admitted is not None:
             return ShardedLexicalIndex(self.ask_all, self.number, self.key(admitted), len(admitted))
         if self._everything is None:
-            self._everything = ShardedLexicalIndex(self.ask_all, self.number, EVERYTHING, len(self))
+            self._everything = ShardedLexicalIndex(self.ask_all, self.number, ALL_BLOCKS_KEY, len(self))
         return self._everything
 
     def documents(

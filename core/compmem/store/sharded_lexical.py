@@ -78,7 +78,7 @@ class ShardedLexicalIndex(LexicalIndex):
             ((name, args, store),) = lookups
             store(self._ask_all(name, self._key, *args))
         elif lookups:
-            found = self._ask_all("several", [(name, (self._key, *args)) for name, args, _ in lookups])
+            found = self._ask_all("call_many", [(name, (self._key, *args)) for name, args, _ in lookups])
             for (_, _, store), answers in zip(lookups, zip(*found, strict=True), strict=True):
                 store(answers)
 

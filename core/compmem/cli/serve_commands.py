@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from compmem.cli.app import app, chat_arguments, chat_model, given
+from compmem.cli.app import app, chat_arguments, chat_model, without_none
 from compmem.cli.query_commands import AllowDownload, BackboneBase, BaseUrl, Device, IndexPath, KeyOption, open_index
 from compmem.config import RecallConfig
 
@@ -75,7 +75,7 @@ def serve(
     from compmem.serving import run
 
     chat = chat_arguments(RecallConfig(cite=cite), model, base_url, api_key_env)
-    limits = given(
+    limits = without_none(
         at_once=at_once, waiting=waiting, wait_seconds=wait_seconds, answer_seconds=answer_seconds,
         body_bytes=body_bytes,
     )  # fmt: skip
@@ -125,6 +125,8 @@ def mcp(
 
     config = RecallConfig(cite=cite)
     chat = chat_model(config, model, base_url, api_key_env)
-    limits = Limits(**given(at_once=at_once, waiting=waiting, wait_seconds=wait_seconds, answer_seconds=answer_seconds))
+    limits = Limits(
+        **without_none(at_once=at_once, waiting=waiting, wait_seconds=wait_seconds, answer_seconds=answer_seconds)
+    )
     with open_index(index, device, backbone_base, allow_download) as opened:
         create_tools(opened, config=config, limits=limits, read_only=read_only, chat=chat).run("stdio")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import chain, repeat
 from typing import Any, Final
 
-from compmem.cli.decoding import UnreadableError
+from compmem.cli.text_decoding import UnreadableError
 
 _MAX_NAME_CHARS: Final = 60
 """Maximum number of characters of a name before a value: long names would make the text much longer than the file."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from compmem.cli.decoding import UnreadableError
+from compmem.cli.text_decoding import UnreadableError
 from compmem.text.sentences import MAX_LINE_CHARS
 
 _DROPPED: Final = frozenset(
@@ -19,18 +19,23 @@ _BLOCKS: Final = frozenset(
     """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
     li main nav ol p pre section summary table tbody thead tfoot tr ul h1 h2 h3 h4 h5 h6""".split()
 )
-_OPENING: Final = {"li": "- ", "br": "\n", "pre": "```\n", **{f"h{level}": "#" * level + " " for level in range(1, 7)}}
+_TAG_PREFIX: Final = {
+    "li": "- ",
+    "br": "\n",
+    "pre": "```\n",
+    **{f"h{level}": "#" * level + " " for level in range(1, 7)},
+}
 """What is written where a tag begins."""
-_TIGHT: Final = frozenset("li dt dd tr tbody thead tfoot".split())
+_SINGLE_BREAK_TAGS: Final = frozenset("li dt dd tr tbody thead tfoot".split())
 _CELLS: Final = frozenset({"td", "th"})
 _NOT_IN_ROWS: Final = frozenset("table tr li dt dd pre h1 h2 h3 h4 h5 h6".split())
 """A row of a table with one of these in it is written as text; a definition is not in the line of its term."""
 _MAX_WRAPPED_ROW_CHARS: Final = 300
 """Maximum number of characters of a row that has several lines in a cell, or a single cell with text."""
-_PILCROW: Final = frozenset({"headerlink", "anchor", "permalink"})
+_PERMALINK_CLASSES: Final = frozenset({"headerlink", "anchor", "permalink"})
 _MAX_NESTED_TAGS: Final = 3000
 """Maximum number of nested tags: libxml2 compares each closing tag with all open ones, which takes quadratic time."""
-_PIECE: Final = 1 << 16
+_FEED_CHARS: Final = 1 << 16
 
 
 def page_text(html: str) -> tuple[str, str]:
@@ -54,8 +59,8 @@ def page_text(html: str) -> tuple[str, str]:
 
     page = _Page()
     parser = HTMLParser(target=page)
-    for start in range(0, len(html), _PIECE):
-        parser.feed(html[start : start + _PIECE])
+    for start in range(0, len(html), _FEED_CHARS):
+        parser.feed(html[start : start + _FEED_CHARS])
     parser.close()
     return page.title(), page.text()
 
@@ -122,7 +127,7 @@ class _Page:
             or attributes.get("hidden", "until-found") != "until-found"
             or attributes.get("role") in _DROPPED_ROLES
             or "display:none" in "".join(attributes.get("style", "").lower().split())
-            or not _PILCROW.isdisjoint(attributes.get("class", "").split())
+            or not _PERMALINK_CLASSES.isdisjoint(attributes.get("class", "").split())
         )
 
 
@@ -136,7 +141,7 @@ class _Row:
     """The last two characters before it."""
     cells: list[tuple[int, int]] = field(default_factory=list)
     """The numbers of the first part of each cell, and of the first one after it."""
-    plain: bool = False
+    as_text: bool = False
     """It is written as text."""
 
 
@@ -147,7 +152,7 @@ class _Term:
     lines: int
     """Line breaks before it."""
     end: int = 0
-    """Number of the first part after it; 0: it is open, or more than a line."""
+    """Index of the part after the term; 0 if the term is not closed or has several lines."""
     after: int = 0
     """Line breaks before its definition."""
 
@@ -160,25 +165,25 @@ class _Writer:
         self._code = 0
         self._items = 0
         self._rows: list[_Row] = []
-        self._headed = [False]
-        """Whether the first row of each open table is written; the first of these is for rows outside of tables."""
-        self._ends = "\n\n"
+        self._header_written = [False]
+        """For each open table, whether its first row was written; item 0 is for rows outside of tables."""
+        self._last_chars = "\n\n"
         self._lines = 0
         """Line breaks so far."""
         self._term: _Term | None = None
 
     def enter(self, tag: str) -> None:
         if tag in _BLOCKS:
-            self._break(tight=tag in _TIGHT)
-        self._items += tag in _TIGHT
+            self._break(tight=tag in _SINGLE_BREAK_TAGS)
+        self._items += tag in _SINGLE_BREAK_TAGS
         if self._rows and tag in _NOT_IN_ROWS:
-            self._rows[-1].plain = True
+            self._rows[-1].as_text = True
         if tag in _NOT_IN_ROWS and tag != "dd":
             self._term = None
         if tag == "table":
-            self._headed.append(False)
+            self._header_written.append(False)
         elif tag == "tr":
-            self._rows.append(_Row(len(self._parts), self._ends))
+            self._rows.append(_Row(len(self._parts), self._last_chars))
         elif tag in _CELLS:
             self._begin_cell()
         elif tag == "dt":
@@ -186,30 +191,30 @@ class _Writer:
         elif tag == "dd":
             self._begin_definition()
         self._code += tag == "pre"
-        self._put(_OPENING.get(tag, ""))
+        self._put(_TAG_PREFIX.get(tag, ""))
 
     def leave(self, tag: str) -> None:
         if tag == "pre":
             self._code -= 1
-            self._put("```" if self._ends.startswith("\n") else "\n```")
+            self._put("```" if self._last_chars.startswith("\n") else "\n```")
         elif tag in _CELLS and self._rows and self._rows[-1].cells:
             self._rows[-1].cells[-1] = (self._rows[-1].cells[-1][0], len(self._parts))
         elif tag == "tr" and self._rows:
             self._write_row(self._rows.pop())
         elif tag == "table":
-            self._headed.pop()
+            self._header_written.pop()
         elif tag == "dt" and self._term:
-            self._term.end = len(self._parts) - self._broken() if self._is_line(self._term.lines) else 0
+            self._term.end = len(self._parts) - self._ends_with_break() if self._is_line(self._term.lines) else 0
         elif tag == "dd":
             self._end_definition()
         if tag in _BLOCKS:
-            self._break(tight=tag in _TIGHT)
-        self._items -= tag in _TIGHT
+            self._break(tight=tag in _SINGLE_BREAK_TAGS)
+        self._items -= tag in _SINGLE_BREAK_TAGS
 
     def write(self, text: str) -> None:
         if not self._code:
             text = re.sub(r"\s+", " ", text)
-            text = text.lstrip() if self._ends[-1:].isspace() else text
+            text = text.lstrip() if self._last_chars[-1:].isspace() else text
         self._put(text)
 
     def text(self) -> str:
@@ -217,25 +222,25 @@ class _Writer:
         return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip() + "\n"
 
     def _begin_cell(self) -> None:
-        if not self._ends.endswith("\n"):
+        if not self._last_chars.endswith("\n"):
             self._put(" | ")
         if self._rows:
             self._rows[-1].cells.append((len(self._parts), len(self._parts)))
 
     def _write_row(self, row: _Row) -> None:
         """Writes a row as one of a Markdown table if it is one; otherwise it stays as it was written."""
-        if row.plain:
+        if row.as_text:
             return
         cells = ["".join(self._parts[first:last]).strip() for first, last in row.cells]
         filled = sum(map(bool, cells))
         line = " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells)
         most = MAX_LINE_CHARS - 5 if filled > 1 and "\n" not in "".join(cells) else _MAX_WRAPPED_ROW_CHARS
-        if len(line) > most or filled < (1 if self._headed[-1] else 2):
+        if len(line) > most or filled < (1 if self._header_written[-1] else 2):
             return
         del self._parts[row.first :]
-        self._ends = row.before
-        self._put(f"| {line} |" if self._headed[-1] else f"| {line} |\n|{' --- |' * len(cells)}")
-        self._headed[-1] = True
+        self._last_chars = row.before
+        self._put(f"| {line} |" if self._header_written[-1] else f"| {line} |\n|{' --- |' * len(cells)}")
+        self._header_written[-1] = True
 
     def _begin_definition(self) -> None:
         """Forgets the last term if it is not one line, or not directly before the definition."""
@@ -255,21 +260,21 @@ class _Writer:
 
     def _is_line(self, lines: int) -> bool:
         """Whether only one line was written since there were so many line breaks."""
-        return self._lines - self._broken() == lines
+        return self._lines - self._ends_with_break() == lines
 
-    def _broken(self) -> bool:
+    def _ends_with_break(self) -> bool:
         """Whether the last part is a line break."""
         return self._parts[-1:] == ["\n"]
 
     def _break(self, *, tight: bool) -> None:
-        if self._code or self._ends in ("- ", "# "):
+        if self._code or self._last_chars in ("- ", "# "):
             return
         wanted = "\n" if tight or self._items else "\n\n"
-        if not self._ends.endswith(wanted):
-            self._put("\n" if self._ends.endswith("\n") else wanted)
+        if not self._last_chars.endswith(wanted):
+            self._put("\n" if self._last_chars.endswith("\n") else wanted)
 
     def _put(self, text: str) -> None:
         if text:
             self._parts.append(text)
             self._lines += text.count("\n")
-            self._ends = (self._ends + text)[-2:]
+            self._last_chars = (self._last_chars + text)[-2:]

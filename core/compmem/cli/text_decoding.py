@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-HEAD: Final = 8192
+DETECTION_BYTES: Final = 8192
 """Bytes at the beginning of a file from which its kind is detected."""
 
 _BOMS: Final = (
@@ -33,7 +33,7 @@ class BlankError(UnreadableError):
     """A file contains no text."""
 
 
-class Contents(NamedTuple):
+class FileContents(NamedTuple):
     """What a file has for its document."""
 
     title: str
@@ -63,7 +63,7 @@ def decode(data: bytes, name: str, *, html: bool = False) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise UnreadableError(f"not {encoding} as its first bytes say ({error.reason})") from error
-        text = _not_utf8(data, name, declared=_CHARSET.search(data[:HEAD]) if html else None)
+        text = _not_utf8(data, name, declared=_CHARSET.search(data[:DETECTION_BYTES]) if html else None)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -72,7 +72,7 @@ def _encoding(data: bytes) -> str | None:
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return encoding
-    head = data[:HEAD]
+    head = data[:DETECTION_BYTES]
     if not _CONTROLS.search(head):
         return "utf-8"
     for encoding, zeros, letters in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):

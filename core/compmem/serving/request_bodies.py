@@ -24,9 +24,9 @@ MAX_JSON_VALUES = 100_000
 """Most JSON values of a body: they take far more memory and time than their text."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
-RECALL = frozenset({"question", "filter", "k", "min_score"})
+RECALL_FIELDS = frozenset({"question", "filter", "k", "min_score"})
 """Fields of `/recall`."""
-ANSWER = frozenset({"question", "filter", "stream"})
+ANSWER_FIELDS = frozenset({"question", "filter", "stream"})
 """Fields of `/answer`."""
 
 
@@ -43,7 +43,7 @@ class QuestionRequest:
     """A stream ends with a piece that contains the token counts."""
 
 
-async def json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
+async def read_json(request: Request, limits: Limits) -> Mapping[str, Any]:
     """The JSON object in a body.
 
     Raises:
