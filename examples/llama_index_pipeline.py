@@ -81,7 +81,7 @@ async def main() -> None:
     engine = index.as_query_engine(model)
     response = await engine.aquery(QUESTION)
     print("question:", QUESTION)
-    for step in response.metadata["steps"]:
+    for step in response.metadata.steps:
         print(f"step {step['number']}:", step["working_memory"].splitlines()[-1])
     print("answer:", response)
     for source in response.source_nodes:

@@ -6,6 +6,7 @@ from llama_index_compmem.events import CompMemStepEvent
 from llama_index_compmem.index import CompMemIndex
 from llama_index_compmem.node_parser import CompMemNodeParser
 from llama_index_compmem.query_engine import CompMemQueryEngine
+from llama_index_compmem.response_builder import CompMemMetadata
 from llama_index_compmem.retriever import CompMemRetriever
 from llama_index_compmem.tool import recall_tool
 from llama_index_compmem.vector_store import CompMemVectorStore
@@ -14,6 +15,7 @@ __all__ = [
     "CompMemChatEngine",
     "CompMemIndex",
     "CompMemLLMError",
+    "CompMemMetadata",
     "CompMemNodeParser",
     "CompMemQueryEngine",
     "CompMemRetriever",

@@ -15,6 +15,7 @@ from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import ToolOutput
 from llama_index.core.types import Thread
+from llama_index.core.utils import print_text
 
 from llama_index_compmem.condense_question import CONDENSE, acondense, condense, condense_by_rule, condense_template
 from llama_index_compmem.query_engine import CompMemQueryEngine
@@ -37,10 +38,11 @@ class CompMemChatEngine(BaseChatEngine):
         chat_history: The beginning of the conversation.
         condense_prompt: The prompt for the LLM, a template or a text; fields `chat_history` and `question`.
         callback_manager: Legacy callbacks. Default: the query engine's.
+        verbose: Print each question that is asked.
 
     Raises:
         ValueError: The chat history or the prompt is invalid.
-        TypeError: The prompt is no template.
+        TypeError: The query engine is something else, or the prompt is no template.
     """
 
     def __init__(
@@ -52,9 +54,16 @@ class CompMemChatEngine(BaseChatEngine):
         chat_history: list[ChatMessage] | None = None,
         condense_prompt: BasePromptTemplate | str = CONDENSE,
         callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
     ) -> None:
+        if not isinstance(query_engine, CompMemQueryEngine):
+            raise TypeError(
+                "query_engine= must be a CompMemQueryEngine (index.as_query_engine(...)), "
+                f"not {type(query_engine).__name__}"
+            )
         self._engine = query_engine
         self._llm = llm
+        self._verbose = verbose
         self._memory = memory if memory is not None else ChatMemoryBuffer.from_defaults()
         self._condense_prompt = condense_template(condense_prompt)
         self.callback_manager = callback_manager or query_engine.callback_manager
@@ -134,8 +143,8 @@ class CompMemChatEngine(BaseChatEngine):
             self._memory.set(_checked_history(chat_history))
         history = self._memory.get(input=message)
         if self._llm is None:
-            return condense_by_rule(history, message)
-        return condense(self._llm, self._condense_prompt, history, message)
+            return self._show_question(condense_by_rule(history, message))
+        return self._show_question(condense(self._llm, self._condense_prompt, history, message))
 
     async def _astandalone(self, message: str, chat_history: list[ChatMessage] | None) -> str:
         _check_message(message)
@@ -143,8 +152,14 @@ class CompMemChatEngine(BaseChatEngine):
             await self._memory.aset(_checked_history(chat_history))
         history = await self._memory.aget(input=message)
         if self._llm is None:
-            return condense_by_rule(history, message)
-        return await acondense(self._llm, self._condense_prompt, history, message)
+            return self._show_question(condense_by_rule(history, message))
+        return self._show_question(await acondense(self._llm, self._condense_prompt, history, message))
+
+    def _show_question(self, question: str) -> str:
+        """The question, which is printed as the framework's engine does."""
+        if self._verbose:
+            print_text(f"Querying with: {question}", end="\n")
+        return question
 
     def _record_message(self, message: str, stream: Any) -> Generator[ChatResponse, None, None]:
         """The stream; the message is added to the history before the framework adds the answer."""
@@ -193,5 +208,5 @@ def _check_message(message: object) -> None:
 
 def _checked_history(history: object) -> list[ChatMessage]:
     if not isinstance(history, list) or not all(isinstance(m, ChatMessage) for m in history):
-        raise ValueError(f"chat_history={history!r} must be a list of ChatMessage")
+        raise ValueError(f"chat_history= must be a list of ChatMessage, not {type(history).__name__}")
     return list(history)  # some memories keep a reference to the given list

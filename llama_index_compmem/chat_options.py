@@ -43,11 +43,11 @@ def check_options(options: Iterable[str], make: Callable[..., object], engine: s
         TypeError: It is unknown.
     """
     known = {p.name for p in inspect.signature(make).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    if others := [name for name in options if name not in known]:
+    if others := [name for name in options if name not in known and name != "verbose"]:  # an engine may print nothing
         raise TypeError(f"{others[0]}= is no option of {engine}")
 
 
 def _system_template(system: object) -> PromptTemplate:
     if not isinstance(system, str):
-        raise TypeError(f"system_prompt={system!r} must be a text")
+        raise TypeError(f"system_prompt= must be a text, not {type(system).__name__}")
     return PromptTemplate(f"{compmem.ChatPrompts().system}\n\n{system}")

@@ -33,7 +33,7 @@ def condense_template(prompt: object) -> BasePromptTemplate:
     """
     template = PromptTemplate(prompt) if isinstance(prompt, str) else prompt
     if not isinstance(template, BasePromptTemplate):
-        raise TypeError(f"condense_prompt={prompt!r} must be a prompt template or a text")
+        raise TypeError(f"condense_prompt= must be a prompt template or a text, not {type(prompt).__name__}")
     names = {*template.template_vars} - {*template.kwargs}
     if "question" not in names or names - {"question", "chat_history"}:
         raise ValueError(f"condense_prompt must have the fields question and chat_history alone, not {sorted(names)}")

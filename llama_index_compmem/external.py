@@ -12,7 +12,7 @@ from llama_index.core.schema import NodeWithScore
 import compmem
 from compmem import Document, Encoder
 from compmem.config import CANDIDATES
-from llama_index_compmem.loading import as_encoder
+from llama_index_compmem.loading import as_encoder, index_behind
 from llama_index_compmem.nodes import to_wrapped_document
 
 if TYPE_CHECKING:
@@ -36,11 +36,19 @@ def external_index(
             stores without an async client.
 
     Raises:
-        ValueError: It is not a retriever, or candidates is below 1.
+        ValueError: It is not a retriever or is one over a CompMem index, or candidates is below 1.
     """
     if not isinstance(retriever, BaseRetriever):
-        raise ValueError(f"retriever must be a BaseRetriever of LlamaIndex, not {retriever!r}")
+        raise ValueError(
+            f"retriever must be a BaseRetriever of LlamaIndex, not {type(retriever).__name__}: an index of the "
+            "framework has .as_retriever(), a vector store VectorStoreIndex.from_vector_store(...).as_retriever()"
+        )
     encoder = as_encoder(embed_model)
+    if index_behind(retriever) is not None:
+        raise ValueError(
+            f"this {type(retriever).__name__} already asks a CompMem index: give that index itself, with filters= and "
+            "other settings, such as CompMemIndex.as_query_engine(filters=...)"
+        )
     options: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
 
     wrapped = _RetrieverFunctions(retriever)

@@ -21,6 +21,7 @@ _DIRECT: Final = {
     FilterOperator.TEXT_MATCH_INSENSITIVE: "text match",
 }
 _OF_STRINGS: Final = (FilterOperator.TEXT_MATCH, FilterOperator.TEXT_MATCH_INSENSITIVE)
+_OF_MISSING: Final = (FilterOperator.NE, FilterOperator.NIN, FilterOperator.IS_EMPTY)
 _OF_LISTS: Final = {FilterOperator.ANY: "or", FilterOperator.ALL: "and"}
 
 
@@ -46,7 +47,7 @@ def to_filter(filters: MetadataFilters | MetadataFilter | None) -> dict[str, Any
     if isinstance(filters, MetadataFilter):
         return _single(filters)
     if not isinstance(filters, MetadataFilters):
-        raise TypeError(f"filters={filters!r} must be MetadataFilters or a MetadataFilter")
+        raise TypeError(f"filters= must be MetadataFilters or a MetadataFilter, not {type(filters).__name__}")
     return _group(filters) if filters.filters else None
 
 
@@ -71,6 +72,9 @@ def _single(wanted: MetadataFilter) -> dict[str, Any]:
     def test(key: str) -> dict[str, Any]:
         return _test(key, wanted.operator, wanted.value)
 
+    if wanted.key == "title":  # a missing one is an empty text in the core
+        admits = wanted.operator in _OF_MISSING
+        return {"or" if admits else "and": [{"title": {"is empty": admits}}, test("title")]}
     if wanted.key not in _SOURCE_ID:
         return test(wanted.key)
     source = _first_of((REF_DOC_KEY, test(REF_DOC_KEY)), test("document_id"))

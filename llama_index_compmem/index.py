@@ -34,10 +34,18 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.llm import ChatModel
 from llama_index_compmem.loading import as_encoder, open_memory
 from llama_index_compmem.node_parser import CompMemNodeParser, assign_ids, has_random_ids, settings_name_transformations
-from llama_index_compmem.nodes import NODE_KEY, REF_DOC_KEY, RESERVED_KEYS, ids_of_ref_docs, source_hash, to_documents
+from llama_index_compmem.nodes import (
+    NODE_KEY,
+    REF_DOC_KEY,
+    RESERVED_KEYS,
+    ids_of_ref_docs,
+    node_list,
+    source_hash,
+    to_documents,
+)
 from llama_index_compmem.query_engine import CompMemQueryEngine
 from llama_index_compmem.retriever import DEFAULT_TOP_K, CompMemRetriever
-from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, unpack
+from llama_index_compmem.storage import STRUCT_TYPE, CompMemStruct, PackedVectorStore, struct_of, unpack
 from llama_index_compmem.vector_store import CompMemVectorStore
 
 if TYPE_CHECKING:
@@ -109,6 +117,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         insert_batch_size: int = 0,
         store_nodes_override: bool = False,
     ) -> None:
+        if nodes is None and objects is None and index_struct is None:
+            raise ValueError("give nodes=, which may be []; CompMemIndex.from_memory(path) opens an index that exists")
         self._recall_config = recall_config
         self._folder = path
         self._config = config or IndexConfig()
@@ -121,7 +131,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             self._memory = opened
             self._add_to_storage(index_struct, storage_context)
         super().__init__(
-            nodes=None if nodes is None else list(nodes),
+            nodes=None if nodes is None else node_list(nodes),
             objects=None if objects is None else list(objects),
             index_struct=index_struct,
             storage_context=storage_context,
@@ -149,7 +159,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         Raises:
             ValueError: The folder is not empty, or a document's metadata is not JSON.
         """
-        to_documents(documents)
+        to_documents(documents := node_list(documents))
         if transformations or settings_name_transformations():
             return super().from_documents(
                 documents, storage_context, show_progress, callback_manager, transformations, **options
@@ -187,7 +197,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
             ValueError: There is no index, or it was made with another embedding model.
         """
         opened = open_memory(memory, embed_model) if isinstance(memory, str | Path) else memory
-        struct = _struct_of(opened)
+        struct = struct_of(opened)
         index = cls(
             index_struct=struct, storage_context=storage_context, memory=opened, embed_model=embed_model, **options
         )
@@ -224,7 +234,7 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
                 else compmem.MemoryIndex.create(self._folder, self._config, runtime=self._runtime)
             )
             self._memory.add(documents, show_progress=self._show_progress)
-        struct = _struct_of(self._memory)
+        struct = struct_of(self._memory)
         self._add_to_storage(struct, self._storage_context)
         return struct
 
@@ -446,7 +456,8 @@ class CompMemIndex(BaseIndex[CompMemStruct]):
         if chat_mode in (ChatMode.BEST, ChatMode.CONDENSE_QUESTION):
             own, rest = chat_options(options)
             check_options(rest, self.as_query_engine, _OWN_CHAT_ENGINE)
-            return CompMemChatEngine(self.as_query_engine(asked, **rest), asked, **own)
+            engine = self.as_query_engine(asked, **rest)
+            return CompMemChatEngine(engine, asked, verbose=rest.get("verbose", False), **own)
         if asked is None:
             raise ValueError(f"chat_mode={chat_mode!r} needs llm=; without one there is {ChatMode.BEST.value!r}")
         if chat_mode == ChatMode.SIMPLE:
@@ -485,7 +496,3 @@ INDEX_STRUCT_TYPE_TO_INDEX_CLASS[STRUCT_TYPE] = CompMemIndex
 def _is_changed(documents: Sequence[Document], changed: Sequence[Document]) -> list[bool]:
     names = {document.id_ for document in changed}
     return [document.id_ in names for document in documents]
-
-
-def _struct_of(memory: "MemoryIndex") -> CompMemStruct:
-    return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))

@@ -1,13 +1,16 @@
 """An LLM of LlamaIndex as a chat model of the core, and its prompt templates as prompts of the core."""
 
+import logging
 import string
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.llms import LLM, ChatMessage, CustomLLM
+from llama_index.core import Settings
+from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.llms import LLM, ChatMessage, CustomLLM, LLMMetadata
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate
 from llama_index.core.utils import get_tokenizer
 
@@ -16,18 +19,30 @@ from compmem.threads import in_chat_thread
 if TYPE_CHECKING:
     from compmem import ChatPrompts
 
+logger = logging.getLogger(__name__)
+
 Messages = Sequence[Mapping[str, str]]
 ChatModel = Callable[[Messages], Any]
 
 
 def sync_chat(llm: LLM, *, streaming: bool) -> ChatModel:
-    """The LLM as a callable `messages -> text`, or `messages -> pieces of text`."""
+    """The LLM as a callable `messages -> text`, or `messages -> pieces of text`.
+
+    It is called as `LLM.predict` of the framework does, with the system prompt and the query wrapper of its own.
+    """
+    chats = llm.metadata.is_chat_model
 
     def whole(messages: Messages) -> str:
-        return llm.chat(_messages(messages)).message.content or ""
+        if chats:
+            return llm.chat(_messages(llm, messages)).message.content or ""
+        return llm.complete(_prompt(llm, messages), formatted=True).text
 
     def pieces(messages: Messages) -> Iterator[str]:
-        for reply in llm.stream_chat(_messages(messages)):
+        for reply in (
+            llm.stream_chat(_messages(llm, messages))
+            if chats
+            else llm.stream_complete(_prompt(llm, messages), formatted=True)
+        ):
             yield reply.delta or ""
 
     return pieces if streaming else whole
@@ -39,14 +54,21 @@ def async_chat(llm: LLM, *, streaming: bool) -> ChatModel:
     An LLM with the async methods of `CustomLLM` would block the loop, since these call its sync methods; the core runs
     a sync callable in a thread instead.
     """
-    if _is_blocking(llm, "astream_chat" if streaming else "achat"):
+    chats = llm.metadata.is_chat_model
+    if _is_blocking(llm, ("astream_" if streaming else "a") + ("chat" if chats else "complete")):
         return sync_chat(llm, streaming=streaming)
 
     async def whole(messages: Messages) -> str:
-        return (await llm.achat(_messages(messages))).message.content or ""
+        if chats:
+            return (await llm.achat(_messages(llm, messages))).message.content or ""
+        return (await llm.acomplete(_prompt(llm, messages), formatted=True)).text
 
     async def pieces(messages: Messages) -> AsyncIterator[str]:
-        async for reply in await llm.astream_chat(_messages(messages)):
+        async for reply in (
+            await llm.astream_chat(_messages(llm, messages))
+            if chats
+            else await llm.astream_complete(_prompt(llm, messages), formatted=True)
+        ):
             yield reply.delta or ""
 
     return pieces if streaming else whole
@@ -72,10 +94,21 @@ def count_tokens(text: str) -> int:
     return len(get_tokenizer()(text))
 
 
-def prompt_tokens(llm: LLM, reply: int) -> int:
-    """Maximum number of tokens of a prompt to the LLM: its context window less its output, or less this reply."""
-    window = llm.metadata.context_window
-    return max(window - max(llm.metadata.num_output, min(reply, window // 4)), window // 2, 1)
+def prompt_tokens(llm: LLM, reply: int, limit: int | None = None) -> int:
+    """Maximum number of tokens of a prompt to the LLM, without what the LLM itself adds to each.
+
+    It is `limit`, or the context window less the LLM's output or less this reply. Both are also those of
+    `Settings.prompt_helper`, if it is set: the smaller window and the larger output.
+    """
+    if limit is None:
+        known: list[LLMMetadata | PromptHelper] = [llm.metadata]
+        if Settings._prompt_helper is not None:
+            known.append(Settings._prompt_helper)
+        window = min(each.context_window for each in known)
+        output = max(each.num_output for each in known)
+        limit = max(window - max(output, min(reply, window // 4)), window // 2)
+    added = (llm.system_prompt or "") if llm.metadata.is_chat_model else llm._extend_prompt("")
+    return max(limit - count_tokens(added), 1)
 
 
 def to_templates(prompts: "ChatPrompts") -> dict[str, BasePromptTemplate]:
@@ -96,7 +129,22 @@ def with_templates(prompts: "ChatPrompts", changed: Mapping[str, BasePromptTempl
     return replace(prompts, **{name: _template_text(template) for name, template in changed.items()})
 
 
-def _messages(messages: Messages) -> list[ChatMessage]:
+@cache
+def tell_of_unused_llm() -> None:
+    """Logs, once in a process, that the LLM in `Settings` is not called."""
+    logger.warning("the LLM in Settings is not called, answers are quoted: pass llm=Settings.llm to have it write them")
+
+
+def _messages(llm: LLM, messages: Messages) -> list[ChatMessage]:
+    return llm._extend_messages(_as_given(messages))
+
+
+def _prompt(llm: LLM, messages: Messages) -> str:
+    assert llm.messages_to_prompt is not None
+    return llm._extend_prompt(llm.messages_to_prompt(_as_given(messages)))
+
+
+def _as_given(messages: Messages) -> list[ChatMessage]:
     return [ChatMessage(role=m["role"], content=m["content"]) for m in messages]
 
 
@@ -115,7 +163,7 @@ def _template_text(template: BasePromptTemplate) -> str:
     Its fields are first filled with marks. All other braces are then literal, as in the framework.
     """
     if not isinstance(template, BasePromptTemplate):
-        raise ValueError(f"a prompt must be a PromptTemplate, not {template!r}")
+        raise ValueError(f"a prompt must be a PromptTemplate, not {type(template).__name__}")
     if isinstance(template, ChatPromptTemplate) or getattr(template, "is_chat_template", False):
         raise ValueError(
             "a prompt is the text of one message, not a chat: give its system message as the prompt 'system', and the "

@@ -50,7 +50,10 @@ def memory_of(index: "HasMemory | MemoryIndex | str | Path") -> "MemoryIndex":
         return index
     if isinstance(index, HasMemory):
         return index.memory
-    raise ValueError(f"index={index!r} must be a CompMemIndex, a compmem.MemoryIndex or the folder of one")
+    raise ValueError(
+        f"index= must be a CompMemIndex, a compmem.MemoryIndex or the folder of one, not {type(index).__name__}: "
+        "for documents there is CompMemIndex.from_documents(...), for another store from_retriever(its retriever)"
+    )
 
 
 def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
@@ -60,6 +63,12 @@ def resolve_index(index: "HasMemory | BaseIndex | str | Path") -> "BaseIndex":
         ValueError: As `memory_of`.
     """
     return index if isinstance(index, compmem.BaseIndex) else memory_of(index)
+
+
+def index_behind(asked: object) -> "BaseIndex | None":
+    """The index that a retriever or an engine of this package asks, or a retriever over its vector store."""
+    memories = (getattr(part, "memory", None) for part in (asked, getattr(asked, "_vector_store", None)))
+    return next((memory for memory in memories if isinstance(memory, compmem.BaseIndex)), None)
 
 
 def recall_config_of(index: object) -> RecallConfig | None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
@@ -16,6 +16,8 @@ from compmem.schema import MAX_CONTEXT_CHARS
 
 if TYPE_CHECKING:
     from compmem import MemoryIndex
+
+_Node = TypeVar("_Node", bound=BaseNode)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ RESERVED_KEYS: Final = (NODE_KEY, REF_DOC_KEY, NODE_ID_KEY)
 
 _TITLES: Final = ("title", "document_title", "file_name")
 _MIN_SCORE: Final = 1e-9
+_PLACE_OF_TEXT: Final = "\0text\0"
 
 
 def to_document(node: BaseNode) -> Document:
@@ -73,6 +76,18 @@ def to_wrapped_document(node: BaseNode) -> Document:
     return _document(node, {NODE_KEY: node}, cut=True)
 
 
+def node_list(nodes: Iterable[_Node]) -> list[_Node]:
+    """The nodes that may be iterated once.
+
+    Raises:
+        TypeError: It is a single node, or nothing that has any.
+    """
+    given: object = nodes
+    if isinstance(given, BaseNode) or not isinstance(given, Iterable):
+        raise TypeError(f"there must be a list of documents or nodes, not one {type(given).__name__}")
+    return list(nodes)
+
+
 def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
     """The nodes with text, as documents.
 
@@ -80,9 +95,7 @@ def to_documents(nodes: Sequence[BaseNode]) -> list[Document]:
         TypeError: Something is no node.
         ValueError: A node's metadata is not JSON, or has a key that is reserved for CompMem.
     """
-    given: object = nodes
-    if isinstance(given, BaseNode) or not isinstance(given, Iterable):
-        raise TypeError(f"there must be a list of documents or nodes, not one {type(given).__name__}")
+    nodes = node_list(nodes)
     if others := [n for n in nodes if not isinstance(n, BaseNode)]:
         name = type(others[0]).__name__
         raise TypeError(f"there must be a list of documents or nodes, not of {name}: Document(text=...) makes one")
@@ -195,7 +208,8 @@ def _document(node: BaseNode, metadata: Mapping[str, Any], *, cut: bool = False)
     key, title = _title(node)
     text: str = node.get_content(metadata_mode=MetadataMode.NONE)
     seen = node.model_copy(update={"excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key]})
-    above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(text or "\0")
+    seen.set_content(_PLACE_OF_TEXT)  # the text itself may also occur in the metadata
+    above, _, below = seen.get_content(metadata_mode=MetadataMode.EMBED).partition(_PLACE_OF_TEXT)
     context = "\n".join(part for part in (above.strip(), below.strip()) if part)
     if cut:
         context = context[:MAX_CONTEXT_CHARS]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core import Settings
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -32,6 +33,7 @@ from llama_index_compmem.llm import (
     count_tokens,
     prompt_tokens,
     sync_chat,
+    tell_of_unused_llm,
     to_templates,
     with_templates,
 )
@@ -55,9 +57,9 @@ class CompMemQueryEngine(BaseQueryEngine):
     """Answers from the index: recalls relevant nodes, reads them step by step, and writes the answer.
 
     Without `llm` or `chat` no language model is called, not even the one in `Settings`: the answer is quoted from the
-    documents, or written by the backbone if the index has KV memory. `response.metadata` has the steps, the working
-    memory, the usage, and under `cited` the ids of the nodes that the answer cites as `[n]`, the n-th of
-    `source_nodes`. For a streamed response, metadata and sources are complete when the stream has ended.
+    documents, or written by the backbone if the index has KV memory. `response.metadata` is a `CompMemMetadata`: the
+    metadata of the sources by their ids, and as attributes the steps, the working memory, the usage and what is cited.
+    For a streamed response, metadata and sources are complete when the stream has ended.
 
     Args:
         index: A `CompMemIndex`, a `compmem.MemoryIndex` or `compmem.ExternalIndex`, or the folder of an index.
@@ -106,7 +108,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         if llm is not None and chat is not None:
             raise ValueError("give llm= or chat=, not both")
         if llm is not None and not isinstance(llm, LLM):
-            raise ValueError(f"llm={llm!r} must be an LLM of LlamaIndex; a callable goes to chat=")
+            raise ValueError(f"llm= must be an LLM of LlamaIndex, not {type(llm).__name__}; a callable goes to chat=")
         if isinstance(llm, StructuredLLM):
             raise ValueError(
                 "this engine writes the answer as text, so llm= cannot be a StructuredLLM: "
@@ -114,6 +116,8 @@ class CompMemQueryEngine(BaseQueryEngine):
             )
         if similarity_top_k is not None:
             check_whole("similarity_top_k", similarity_top_k)
+        if llm is None and chat is None and Settings._llm is not None:
+            tell_of_unused_llm()
         super().__init__(callback_manager)
         self._memory = resolve_index(index)
         self._llm = llm
@@ -161,7 +165,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             **options: Other arguments of the engine.
 
         Raises:
-            ValueError: It is not a retriever, or candidates is below 1.
+            ValueError: It is not a retriever or is one over a CompMem index, or candidates is below 1.
         """
         index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, llm, **options)
@@ -303,7 +307,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             return None
         limits: dict[str, Any] = {}
         if self._llm is not None:
-            limit = settings.prompt_tokens or prompt_tokens(self._llm, settings.memory_tokens)
+            limit = prompt_tokens(self._llm, settings.memory_tokens, settings.prompt_tokens)
             limits = {"prompt_tokens": limit, "count": count_tokens}
         return compmem.ChatReader.from_config(chat, settings, prompts=self._prompts, render=render, **limits)
 

@@ -1,7 +1,7 @@
 """Collects sources and metadata of a response while it is made, and reports them to tracing."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing, contextmanager
 from itertools import chain
 from typing import Any
@@ -23,9 +23,28 @@ from llama_index_compmem.watched_reader import WatchedReader
 dispatcher = get_dispatcher(__name__)
 
 
-def is_own_metadata(metadata: Mapping[str, Any]) -> bool:
-    """Whether it is the metadata of a response that was made here."""
-    return metadata.keys() >= {"steps", "usage", "stop_reason"}
+class CompMemMetadata(dict[str, Any]):
+    """The metadata of a response: as in the framework, that of each source node by the node's id.
+
+    How the answer came about is in its attributes, which the framework neither copies into nodes nor shows to a model.
+
+    Attributes:
+        steps: The steps of the loop, as in `CompMemStepEvent`.
+        working_memory: The working memory after the last step.
+        found: Whether something answers the question; None until the answer has ended.
+        stop_reason: Why the loop ended.
+        cited: Ids of the nodes that the answer cites as `[n]`, the n-th of `source_nodes`.
+        usage: Seconds, calls and tokens.
+    """
+
+    def __init__(self, *entries: Any) -> None:
+        super().__init__(*entries)
+        self.steps: list[dict[str, Any]] = []
+        self.working_memory = ""
+        self.found: bool | None = None
+        self.stop_reason = ""
+        self.cited: list[str] = []
+        self.usage: dict[str, Any] = {}
 
 
 class ResponseBuilder:
@@ -43,7 +62,7 @@ class ResponseBuilder:
         self.query = query
         self.question = query.query_str
         self.nodes: list[NodeWithScore] = list(source_nodes or [])
-        self.metadata: dict[str, Any] = {"steps": []}
+        self.metadata = CompMemMetadata()
         self.text = ""
         self._callbacks = callbacks
         self._chosen = source_nodes is not None
@@ -129,8 +148,8 @@ class ResponseBuilder:
         self._running.close()
 
     def _step(self, step: Step) -> None:
-        self.metadata["steps"].append(announce(self.question, step, self._callbacks))
-        self.metadata["working_memory"] = step.working_memory
+        self.metadata.steps.append(announce(self.question, step, self._callbacks))
+        self.metadata.working_memory = step.working_memory
         if step.updated:
             self._kept.update((r.block, r) for r in step.recalls)
 
@@ -151,10 +170,8 @@ class ResponseBuilder:
     def _set_answer(self, answer: Answer) -> None:
         self.text = answer.text
         self._sources(answer.sources)
-        self.metadata |= {
-            "working_memory": answer.working_memory,
-            "found": answer.found,
-            "stop_reason": answer.stop_reason,
-            "cited": node_ids([source for source in answer.sources if source.cited]),
-            "usage": dataclasses.asdict(answer.usage),
-        }
+        self.metadata.working_memory = answer.working_memory
+        self.metadata.found = answer.found
+        self.metadata.stop_reason = answer.stop_reason
+        self.metadata.cited = node_ids([source for source in answer.sources if source.cited])
+        self.metadata.usage = dataclasses.asdict(answer.usage)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
@@ -16,9 +17,8 @@ from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
-from llama_index_compmem.loading import HasMemory, recall_config_of, resolve_index
+from llama_index_compmem.loading import HasMemory, index_behind, recall_config_of, resolve_index
 from llama_index_compmem.nodes import to_scored
-from llama_index_compmem.response_builder import is_own_metadata
 
 if TYPE_CHECKING:
     from compmem import BaseIndex
@@ -101,7 +101,7 @@ class CompMemRetriever(BaseRetriever):
             **options: Other arguments of the retriever.
 
         Raises:
-            ValueError: It is not a retriever, or candidates is below 1.
+            ValueError: It is not a retriever or is one over a CompMem index, or candidates is below 1.
         """
         index = external_index(retriever, embed_model=embed_model, candidates=candidates, use_async=use_async)
         return cls(index, similarity_top_k, **options)
@@ -144,10 +144,10 @@ class CompMemRetriever(BaseRetriever):
         return to_scored(await self.arecall(query_bundle.query_str))
 
     def _retrieve_from_object(self, obj: Any, query_bundle: QueryBundle, score: float) -> list[NodeWithScore]:
-        return _without_diagnostics(super()._retrieve_from_object(obj, query_bundle, score))
+        return _without_sources(obj, super()._retrieve_from_object(obj, query_bundle, score))
 
     async def _aretrieve_from_object(self, obj: Any, query_bundle: QueryBundle, score: float) -> list[NodeWithScore]:
-        return _without_diagnostics(await super()._aretrieve_from_object(obj, query_bundle, score))
+        return _without_sources(obj, await super()._aretrieve_from_object(obj, query_bundle, score))
 
     def _recall_arguments(self, query: str, k: int | None) -> dict[str, Any]:
         def announce_step(step: Step) -> None:
@@ -159,9 +159,10 @@ class CompMemRetriever(BaseRetriever):
         }  # fmt: skip
 
 
-def _without_diagnostics(nodes: list[NodeWithScore]) -> list[NodeWithScore]:
-    """The nodes; the metadata of an answer of a CompMem engine is neither searched nor shown to a model."""
-    for found in nodes:
-        if isinstance(found.node, TextNode) and is_own_metadata(found.node.metadata):
-            found.node.excluded_embed_metadata_keys = found.node.excluded_llm_metadata_keys = [*found.node.metadata]
+def _without_sources(obj: object, nodes: list[NodeWithScore]) -> list[NodeWithScore]:
+    """The nodes; of an answer of a CompMem engine, the metadata of its sources is neither searched nor shown."""
+    if isinstance(obj, BaseQueryEngine) and index_behind(obj) is not None:
+        for found in nodes:
+            if isinstance(found.node, TextNode):
+                found.node.excluded_embed_metadata_keys = found.node.excluded_llm_metadata_keys = [*found.node.metadata]
     return nodes

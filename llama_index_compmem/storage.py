@@ -58,6 +58,11 @@ class CompMemStruct(IndexStruct):
         return STRUCT_TYPE
 
 
+def struct_of(memory: "MemoryIndex") -> CompMemStruct:
+    """What LlamaIndex stores of an index: its folder, if it has one of its own."""
+    return CompMemStruct(path=None if memory.temporary else str(memory.path.absolute()))
+
+
 INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[STRUCT_TYPE] = CompMemStruct
 
 

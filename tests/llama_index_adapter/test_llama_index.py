@@ -35,6 +35,7 @@ def test_the_public_names_are_these():
         "CompMemChatEngine",
         "CompMemIndex",
         "CompMemLLMError",
+        "CompMemMetadata",
         "CompMemNodeParser",
         "CompMemQueryEngine",
         "CompMemRetriever",
@@ -64,7 +65,7 @@ def test_from_documents_and_from_nodes_hold_the_same(index):
 
 
 def test_the_constructor_refuses_documents_and_nothing():
-    with pytest.raises(ValueError, match="One of nodes, objects, or index_struct"):
+    with pytest.raises(ValueError, match="give nodes="):
         CompMemIndex()
     with pytest.raises((ValueError, TypeError)):
         CompMemIndex(nodes=["text"])

@@ -46,7 +46,7 @@ async def test_a_conversation_with_an_llm(index):
         response = chat.chat(message) if asked == "chat" else await chat.achat(message)
         assert response.response == "The answer is Tarnhill."
         assert response.sources[0].raw_input["query"].startswith("Where was Elena Marsh")
-        assert response.metadata["found"]
+        assert response.metadata.found
 
 
 async def test_a_conversation_is_streamed(index):

@@ -48,10 +48,10 @@ async def test_without_an_llm_the_answer_is_quoted(index):
         assert all(0 < n.score <= 1 for n in response.source_nodes)
         assert "Tarnhill" in response.get_formatted_sources()
         told = response.metadata
-        assert [s["number"] for s in told["steps"]] == list(range(1, told["usage"]["steps"] + 1))
-        assert told["steps"][0]["node_ids"] == [response.source_nodes[0].node.node_id]
-        assert "born in Tarnhill" in told["working_memory"]
-        assert (told["found"], told["stop_reason"] in ("exit_gate", "exhausted", "steps")) == (True, True)
+        assert [s["number"] for s in told.steps] == list(range(1, told.usage["steps"] + 1))
+        assert told.steps[0]["node_ids"] == [response.source_nodes[0].node.node_id]
+        assert "born in Tarnhill" in told.working_memory
+        assert (told.found, told.stop_reason in ("exit_gate", "exhausted", "steps")) == (True, True)
         assert told[response.source_nodes[0].node.node_id]["year"] == 1998
 
 
@@ -62,7 +62,7 @@ async def test_an_llm_reads_and_answers(index):
     assert str(response) == "The answer is Tarnhill."
     assert names(response.source_nodes) == ["orchid", "marsh"]
     assert {kind for kind, _ in llm.calls} == {"chat"}
-    assert response.metadata["usage"]["model_calls"] == len(llm.calls) == 3
+    assert response.metadata.usage["model_calls"] == len(llm.calls) == 3
     llm.calls.clear()
     assert str(await engine.aquery(QUESTION)) == "The answer is Tarnhill."
     assert {kind for kind, _ in llm.calls} == {"achat"}
@@ -74,11 +74,11 @@ async def test_answers_are_streamed(index):
     assert isinstance(response, StreamingResponse)
     assert names(response.source_nodes) == ["orchid", "marsh"]
     assert list(response.response_gen) == ["The ", "answer ", "is ", "Tarnhill."]
-    assert response.metadata["usage"]["model_calls"] == 3
+    assert response.metadata.usage["model_calls"] == 3
     response = await engine.aquery(QUESTION)
     assert isinstance(response, AsyncStreamingResponse)
     assert [p async for p in response.async_response_gen()] == ["The ", "answer ", "is ", "Tarnhill."]
-    assert response.metadata["stop_reason"] == "exit_gate"
+    assert response.metadata.stop_reason == "exit_gate"
     assert str(index.as_query_engine(streaming=True).query(QUESTION)) == QUOTED
     abandoned = engine.query(QUESTION)
     assert next(abandoned.response_gen) == "The "
@@ -110,13 +110,13 @@ def test_filters_hold_in_every_step(index):
 
 def test_settings_of_the_loop_hold(index):
     engine = index.as_query_engine(recall_config=RecallConfig(max_steps=1))
-    assert len(engine.query(QUESTION).metadata["steps"]) == 1
+    assert len(engine.query(QUESTION).metadata.steps) == 1
     assert (
-        make_index(recall_config=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata["stop_reason"]
+        make_index(recall_config=RecallConfig(max_steps=1)).as_query_engine().query(QUESTION).metadata.stop_reason
         == "steps"
     )
     memagent = index.as_query_engine(FakeLLM(lambda prompt: "notes"), recall_config=LoopConfig.memagent())
-    assert len(memagent.query(QUESTION).metadata["steps"]) == 5
+    assert len(memagent.query(QUESTION).metadata.steps) == 5
 
 
 def test_unknown_options_are_refused_not_passed_over(index):
@@ -133,7 +133,7 @@ async def test_over_kv_memory_the_backbone_reads_and_answers(saved_model, encode
     engine = index.as_query_engine(recall_config=None)
     assert engine.get_prompts() == {}
     response = engine.query(QUESTION)
-    assert response.metadata["usage"]["model_calls"] > 0
+    assert response.metadata.usage["model_calls"] > 0
     assert str(await engine.aquery(QUESTION)) == str(response)
     nodes = index.as_retriever(2).retrieve(QUESTION)
     assert len(nodes) == 2
@@ -223,8 +223,8 @@ async def test_an_llm_asks_back_and_cites(index):
         if isinstance(response, StreamingResponse):
             assert "".join(response.response_gen) == "Tarnhill [2]."
         assert str(response) == "Tarnhill [2]." or isinstance(response, StreamingResponse)
-        assert response.metadata["usage"]["rounds"] == 1
-        assert response.metadata["cited"] == [response.source_nodes[1].node.node_id]
+        assert response.metadata.usage["rounds"] == 1
+        assert response.metadata.cited == [response.source_nodes[1].node.node_id]
 
 
 def test_top_k_limits_the_nodes_that_a_model_answers_from(index):
@@ -252,7 +252,7 @@ async def test_retrieving_and_synthesizing_apart(index):
         assert str(response) == "The answer is Tarnhill."
         assert response.source_nodes == [*nodes, extra]
     assert str(index.as_query_engine().synthesize(QUESTION, nodes)) != ""
-    assert index.as_query_engine().synthesize(QUESTION, []).metadata["found"] is False
+    assert index.as_query_engine().synthesize(QUESTION, []).metadata.found is False
 
 
 def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(index):
@@ -268,8 +268,8 @@ def test_all_given_nodes_are_read_in_their_order_within_the_steps_there_are(inde
     assert [told.index(f"Fact number {i}.") for i in range(30)] == sorted(
         told.index(f"Fact number {i}.") for i in range(30)
     )
-    assert len(response.metadata["steps"]) <= 12
-    assert response.metadata["steps"][0]["node_ids"] == [n.node.node_id for n in nodes[:3]]
+    assert len(response.metadata.steps) <= 12
+    assert response.metadata.steps[0]["node_ids"] == [n.node.node_id for n in nodes[:3]]
 
 
 def test_a_model_sees_all_given_nodes_in_their_order_and_cites_them(index):
@@ -288,7 +288,7 @@ def test_a_model_sees_all_given_nodes_in_their_order_and_cites_them(index):
     response = engine.synthesize(asked, nodes)
     shown = [seen[0].index(n.node.text) for n in nodes if n.node.text.strip()]
     assert shown == sorted(shown) and len(seen) == 1
-    assert response.metadata["cited"] == ["n6"] == [response.source_nodes[6].node.node_id]
+    assert response.metadata.cited == ["n6"] == [response.source_nodes[6].node.node_id]
 
 
 async def test_postprocessors_choose_what_is_read(index):
@@ -407,8 +407,8 @@ async def test_an_llm_that_times_out_or_says_nothing_is_told(index):
 def test_an_llm_that_talks_nonsense_finds_nothing(index):
     for llm in (MockLLM(max_tokens=7), FakeLLM(lambda prompt: "")):
         response = index.as_query_engine(llm, recall_config=READING).query(QUESTION)
-        assert response.metadata["found"] is False
-        assert response.metadata["usage"]["malformed_replies"] == len(response.metadata["steps"]) > 0
+        assert response.metadata.found is False
+        assert response.metadata.usage["malformed_replies"] == len(response.metadata.steps) > 0
 
 
 async def test_a_slow_llm_is_left_when_the_caller_has_waited_enough(index):

@@ -198,9 +198,9 @@ async def test_a_timeout_stops_the_loop():
     engine = index.as_query_engine(recall_config=slow.replace(max_seconds=0.3))
     encoder.seconds = 0.1
     response = engine.query(QUESTION)
-    assert response.metadata["stop_reason"] == "seconds"
-    assert len(response.metadata["steps"]) < 5
-    assert response.metadata["usage"]["seconds"] < 2
+    assert response.metadata.stop_reason == "seconds"
+    assert len(response.metadata.steps) < 5
+    assert response.metadata.usage["seconds"] < 2
 
     class BaseIndex(Workflow):
         @step
@@ -278,8 +278,8 @@ async def test_the_dispatcher_is_told_of_queries_retrievals_and_steps(index, kep
         for kind in (QueryStartEvent, QueryEndEvent, RetrievalStartEvent, RetrievalEndEvent):
             assert kinds.count(kind) == 1
         steps = [e for e in kept if isinstance(e, CompMemStepEvent)]
-        assert [e.number for e in steps] == [s["number"] for s in response.metadata["steps"]]
-        assert (steps[0].question, steps[0].node_ids) == (QUESTION, response.metadata["steps"][0]["node_ids"])
+        assert [e.number for e in steps] == [s["number"] for s in response.metadata.steps]
+        assert (steps[0].question, steps[0].node_ids) == (QUESTION, response.metadata.steps[0]["node_ids"])
         ended = next(e for e in kept if isinstance(e, RetrievalEndEvent))
         assert [n.node.ref_doc_id for n in ended.nodes] == ["orchid", "marsh"]
         assert {e.span_id.partition("-")[0] for e in steps} <= {
@@ -322,7 +322,7 @@ async def test_legacy_callbacks_are_told_too():
             ((start, end),) = debug.get_event_pairs(kind)
             assert start.payload[EventPayload.QUERY_STR] == QUESTION
         assert end.payload[EventPayload.RESPONSE] is response
-        assert len(debug.get_event_pairs(CBEventType.AGENT_STEP)) == len(response.metadata["steps"])
+        assert len(debug.get_event_pairs(CBEventType.AGENT_STEP)) == len(response.metadata.steps)
         debug.flush_event_logs()
         nodes = index.as_retriever(2).retrieve(QUESTION)
         ((_, end),) = debug.get_event_pairs(CBEventType.RETRIEVE)

@@ -57,6 +57,21 @@ def test_top_k_may_be_more_than_there_is_and_none_and_is_checked(index):
             index.as_retriever(wrong)
 
 
+@pytest.mark.parametrize("kind", [Document, TextNode])
+def test_metadata_is_searched_whole_where_the_text_is_a_part_of_it(kind):
+    given = [
+        kind(id_="acme", text="Acme", metadata={"customer": "Acme Holdings Ltd"}),
+        kind(id_="row", text="1", metadata={"row": "1", "year": "2011"}),
+    ]
+    index = CompMemIndex.from_nodes(given, embed_model=HashingEncoder())
+    contexts = {name: [chunk.context for chunk in index.memory.chunks(name)] for name in ("acme", "row")}
+    assert contexts == {"acme": ["customer: Acme Holdings Ltd"], "row": ["row: 1\nyear: 2011"]}
+    assert {n.node.node_id: n.node.get_content() for n in index.as_retriever().retrieve("Acme")} == {
+        node.node_id: node.get_content() for node in given
+    }
+    assert [node.get_content() for node in given] == ["Acme", "1"]
+
+
 def test_an_empty_question_is_refused(index):
     with pytest.raises(ValueError, match="question is empty"):
         index.as_retriever().retrieve(" ")
