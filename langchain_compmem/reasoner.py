@@ -265,12 +265,12 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     def _invoke(
         self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        return whole(list(self._parts(given, run_manager, config, filter)))
+        return whole(list(self._parts(given, run_manager, config, filter, stream=False)))
 
     async def _ainvoke(
         self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        async with aclosing(self._aparts(given, run_manager, config, filter)) as parts:
+        async with aclosing(self._aparts(given, run_manager, config, filter, stream=False)) as parts:
             return whole([part async for part in parts])
 
     def _transform(
@@ -280,7 +280,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         config: RunnableConfig,
         filter: Filter | None,
     ) -> Iterator[ReasonerOutput]:
-        yield from self._parts(joined(list(inputs)), run_manager, config, filter)
+        yield from self._parts(joined(list(inputs)), run_manager, config, filter, stream=True)
 
     async def _atransform(
         self,
@@ -290,15 +290,21 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         filter: Filter | None,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = joined([part async for part in inputs])
-        async with aclosing(self._aparts(asked, run_manager, config, filter)) as parts:
+        async with aclosing(self._aparts(asked, run_manager, config, filter, stream=True)) as parts:
             async for part in parts:
                 yield part
 
     def _parts(
-        self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+        self,
+        given: Input,
+        run: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        filter: Filter | None,
+        *,
+        stream: bool,
     ) -> Iterator[ReasonerOutput]:
         asked = self._asked(given, filter)
-        chat = self._chat(asked.system)
+        chat = self._chat(asked.system, stream=stream)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -313,10 +319,16 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             raise ReasoningError(str(error), error.steps) from error
 
     async def _aparts(
-        self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+        self,
+        given: Input,
+        run: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        filter: Filter | None,
+        *,
+        stream: bool,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = self._asked(given, filter)
-        chat = self._chat(asked.system)
+        chat = self._chat(asked.system, stream=stream)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -347,11 +359,11 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             asked = asked._replace(question=standalone_question(history, asked.question))
         return asked._replace(filter=combined(self.index, self.filter, asked.filter))
 
-    def _chat(self, system: str) -> ChatCalls | None:
+    def _chat(self, system: str, *, stream: bool) -> ChatCalls | None:
         if self.chat_model is None:
             return None
         limit = None if self.recall_config is None else self.recall_config.prompt_tokens
-        return ChatCalls(self.chat_model, limit, system=system)
+        return ChatCalls(self.chat_model, limit, system=system, stream=stream)
 
     def _models(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> "compmem.AnswerModels":
         """The models for one question; the chat model only if it has something to do with these settings."""
