@@ -1,13 +1,14 @@
 """A LangChain chat model as a callable for CompMem's chat reader, inside the current run."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.prompt_values import PromptValue
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import AfterValidator, WithJsonSchema
 
@@ -164,8 +165,7 @@ class ChatCalls:
 
     def _asked(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
         """The variables of the prompt; None if no message fits into it."""
-        frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
-        newest = self.window.newest(conversation_of(history), frame)
+        newest = self.window.newest(conversation_of(history), partial(_frame, prompt, question))
         return {"question": question, "chat_history": newest} if newest else None
 
     def _question(self, reply: object, question: str) -> str:
@@ -173,6 +173,14 @@ class ChatCalls:
         if not isinstance(reply_text, str):
             raise ReaderError(f"the chat model gave a {type(reply_text).__name__}, not text")
         return reply_text.strip() if reply_text.strip() and len(reply_text) <= MAX_QUESTION_CHARS else question
+
+
+def _frame(prompt: Prompt, question: str) -> list[BaseMessage]:
+    """The prompt without a history, to count its tokens; a trace does not show it."""
+    variables = {"question": question, "chat_history": list[BaseMessage]()}
+    if isinstance(prompt, BasePromptTemplate):
+        return prompt.format_prompt(**variables).to_messages()
+    return prompt.invoke(variables, {"callbacks": []}).to_messages()
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
