@@ -34,6 +34,7 @@ from langchain_compmem.external import external_index
 from langchain_compmem.io_types import (
     Input,
     ParsedInput,
+    ReasonerInput,
     ReasonerOutput,
     format_tool_output,
     joined,
@@ -121,7 +122,8 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             **fields: Other fields of the reasoner, such as `recall_config`.
 
         Raises:
-            ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+            ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
+                below 1.
         """
         index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=metadata_keys)
         return cls(index=index, chat_model=chat_model, **fields)
@@ -230,26 +232,30 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         To a blank question it replies with a message that has the status `error`.
 
         Args:
-            args_schema: Arguments from the agent, keys of `ReasonerInput`. None: the question alone. A filter from the
-                agent holds together with the reasoner's own.
+            args_schema: Arguments from the agent: `question`, and other keys of `ReasonerInput`. None: the question
+                alone. A filter from the agent holds together with the reasoner's own.
             name: Name of the tool.
             description: When the agent should use it.
             arg_types: Not supported: use `args_schema`.
 
         Raises:
-            ValueError: `arg_types` is given.
+            ValueError: `arg_types` is given, or the schema has no `question` or an unknown argument.
         """
         if arg_types is not None:
             raise ValueError("as_tool takes args_schema=, not arg_types=")
+        schema, known = args_schema or Question, ReasonerInput.__annotations__.keys()
+        if "question" not in schema.model_fields or schema.model_fields.keys() - known:
+            raise ValueError(f"args_schema must have 'question', and may have others of {sorted(known)} alone")
 
-        def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, so it is the parent
-            check_asked(asked.get("question"))
-            output = self.invoke(cast("Input", asked))
+        # the tool's run is in the context, so it is the parent
+        def ask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
+            check_asked(question)
+            output = self.invoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
-        async def aask(**asked: Any) -> tuple[str, ReasonerOutput]:
-            check_asked(asked.get("question"))
-            output = await self.ainvoke(cast("Input", asked))
+        async def aask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
+            check_asked(question)
+            output = await self.ainvoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
         return StructuredTool.from_function(
@@ -257,7 +263,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             aask,
             name=name or "answer_from_memory",
             description=description or "Answers a question from the indexed documents, also from several of them.",
-            args_schema=args_schema or Question,
+            args_schema=schema,
             response_format="content_and_artifact",
             handle_tool_error=True,
         )
