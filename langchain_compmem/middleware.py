@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langgraph.runtime import Runtime
 
 from compmem import LoopConfig
@@ -140,7 +140,7 @@ def _each(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -
             return change(reasoner)
         case RunnableBindingBase():
             return reasoner.model_copy(update={"bound": _each(reasoner.bound, change)})
-        case DynamicRunnable():
+        case RunnableConfigurableFields():
             return reasoner.model_copy(update={"default": _each(reasoner.default, change)})
         case RunnableWithFallbacks():
             fallbacks = [_each(one, change) for one in reasoner.fallbacks]

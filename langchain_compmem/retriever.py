@@ -50,9 +50,9 @@ class CompMemRetriever(DocumentIndex):
     """The documents that a question needs, found by the loop: what one document says can lead to another.
 
     The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document contains what the
-    question needs. It is not a cosine, and right documents often have less than 0.5. Keys such as this one
-    are added to results and not stored, so a recalled document may be upserted again. It is a `DocumentIndex`:
-    `upsert`, `delete`, `get`, their async methods, and `langchain_core.indexing.index` work.
+    question needs. It is not a cosine, and right documents often have less than 0.5. Such keys are added to results
+    and not stored, so a recalled document may be upserted again. It is a `DocumentIndex`: `upsert`, `delete`, `get`,
+    their async methods, and `langchain_core.indexing.index` work.
 
     Example:
         >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)

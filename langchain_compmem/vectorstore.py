@@ -104,7 +104,7 @@ class CompMemVectorStore(VectorStore):
             embedding: The encoder. None: the one `config` names.
             **kwargs: Other arguments of `from_texts`; `ids` are used instead of the documents' own.
         """
-        return super().from_documents(documents, cast("Embeddings", embedding), **kwargs)
+        return super().from_documents(checked_documents(documents), cast("Embeddings", embedding), **kwargs)
 
     @classmethod
     async def afrom_documents(

@@ -34,6 +34,8 @@ def test_documents_may_come_one_by_one(tmp_path):
         assert len(store.add_documents(d for d in WORLD)) == len(WORLD)
         named = store.add_documents((Document(page_content="An old mill.") for _ in range(1)), ids=["mill"])
         assert named == ["mill"]
+    new = CompMemVectorStore.from_documents((d for d in WORLD), config=config)
+    assert new.get_by_ids([d.id for d in WORLD]) == WORLD
 
 
 def test_the_same_documents_change_nothing_after_a_reopening(tmp_path, caplog):
