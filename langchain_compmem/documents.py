@@ -60,12 +60,12 @@ def opened(index: object) -> "compmem.BaseIndex":
     if isinstance(index, compmem.BaseIndex):
         return index
     if isinstance(index, str | Path):
-        return open_index(index)
+        return open_folder(index)
     hint = ": give its .index" if isinstance(getattr(index, "index", None), compmem.BaseIndex) else ""
     raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {type(index).__name__}{hint}")
 
 
-def open_index(
+def open_folder(
     path: str | Path, embeddings: Embeddings | None = None, *, create: bool = False
 ) -> "compmem.MemoryIndex":
     """The index in a folder.
@@ -135,7 +135,7 @@ def combined(index: "compmem.BaseIndex", bound: Filter | None, given: Filter | N
     )
 
 
-def checked_documents(items: Iterable[Document]) -> list[Document]:
+def as_documents(items: Iterable[Document]) -> list[Document]:
     """The documents in a list.
 
     Raises:

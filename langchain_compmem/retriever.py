@@ -27,7 +27,7 @@ from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
     Index,
-    checked_documents,
+    as_documents,
     checked_metadata,
     combined,
     from_chunks,
@@ -35,7 +35,7 @@ from langchain_compmem.documents import (
     from_recalls,
     id_of,
     is_stored,
-    open_index,
+    open_folder,
     part_with_id,
     to_core,
     whole_id,
@@ -105,7 +105,7 @@ class CompMemRetriever(DocumentIndex):
         Raises:
             ValueError: The folder is not empty, both `embeddings` and `config` are given, or metadata is not JSON.
         """
-        documents = checked_documents(documents)
+        documents = as_documents(documents)
         for document in documents:
             checked_metadata(document)
         if embeddings is not None:
@@ -128,7 +128,7 @@ class CompMemRetriever(DocumentIndex):
         Raises:
             ValueError: There is no index, or it was made with another encoder.
         """
-        return cls(index=open_index(path, embeddings), **fields)
+        return cls(index=open_folder(path, embeddings), **fields)
 
     @classmethod
     def from_retriever(
@@ -179,7 +179,7 @@ class CompMemRetriever(DocumentIndex):
             TypeError: An argument is unknown, or something is no document.
         """
         refuse("upsert", kwargs)
-        items = checked_documents(items)
+        items = as_documents(items)
         blank = [id_of(item) for item in items if not item.page_content.strip()]
         if blank:
             logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])

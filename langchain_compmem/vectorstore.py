@@ -13,7 +13,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 import compmem
 from compmem import IndexConfig, RecallMethod
 from compmem.threads import in_thread
-from langchain_compmem.documents import EmbeddingsEncoder, Filter, checked_documents, from_chunks, open_index
+from langchain_compmem.documents import EmbeddingsEncoder, Filter, as_documents, from_chunks, open_folder
 from langchain_compmem.retriever import CompMemRetriever, refuse
 
 
@@ -46,7 +46,7 @@ class CompMemVectorStore(VectorStore):
             ValueError: The index cannot be opened or created, or a field is unknown.
         """
         if isinstance(index, str | Path):
-            index = open_index(index, embeddings, create=True)
+            index = open_folder(index, embeddings, create=True)
         elif embeddings is not None:
             raise ValueError("embeddings= is for the path of an index: an open index has its encoder")
         self.memory = CompMemRetriever(index=index, **{"split": False, **fields})
@@ -104,7 +104,7 @@ class CompMemVectorStore(VectorStore):
             embedding: The encoder. None: the one `config` names.
             **kwargs: Other arguments of `from_texts`; `ids` are used instead of the documents' own.
         """
-        return super().from_documents(checked_documents(documents), cast("Embeddings", embedding), **kwargs)
+        return super().from_documents(as_documents(documents), cast("Embeddings", embedding), **kwargs)
 
     @classmethod
     async def afrom_documents(
@@ -145,7 +145,7 @@ class CompMemVectorStore(VectorStore):
             TypeError: An argument is unknown.
         """
         refuse("add_documents", kwargs)
-        documents = checked_documents(documents)
+        documents = as_documents(documents)
         if ids is not None:
             _check_many("ids", ids, documents)
             pairs = zip(documents, ids, strict=True)
