@@ -1,13 +1,14 @@
 """A LangChain chat model as a callable for CompMem's chat reader, inside the current run."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.prompt_values import PromptValue
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import AfterValidator, WithJsonSchema
 
@@ -62,8 +63,8 @@ class CallContext(NamedTuple):
 
     config: RunnableConfig
     """The caller's config, with the current run as parent."""
-    streamed: bool
-    """Whether the reply is shown to the user, and so is streamed."""
+    answers: bool
+    """Whether the reply may be the answer."""
 
 
 class ChatCalls:
@@ -73,17 +74,21 @@ class ChatCalls:
         model: The chat model.
         prompt_tokens: Maximum number of tokens of a prompt. None: as its profile says.
         system: Instructions of the conversation, added to the system message of the answer alone.
+        stream: Stream the answer; otherwise every reply comes whole, so that retries, fallbacks and caches work.
     """
 
-    def __init__(self, model: ChatModel, prompt_tokens: int | None = None, *, system: str = "") -> None:
+    def __init__(
+        self, model: ChatModel, prompt_tokens: int | None = None, *, system: str = "", stream: bool = False
+    ) -> None:
         self.model = model
         self.window = window_of(model, prompt_tokens)
         self.system = system
+        self.stream = stream
         self.call_context = CallContext({}, False)
         self.calls = 0
         self.condense_calls = 0
         self.reply_id: str | None = None
-        """The id of the streamed reply."""
+        """The id of the newest reply."""
         self.answer_id: str | None = None
         """The id of the reply that the answer's text is from; None if no model wrote it."""
         self.usage: UsageMetadata | None = None
@@ -97,18 +102,18 @@ class ChatCalls:
     def ask(self, messages: Messages) -> Iterator[Any]:
         """The reply in pieces."""
         self.calls += 1
-        if self.call_context.streamed:
+        if self.stream and self.call_context.answers:
             for piece in self.model.stream(self._input(messages), self.call_context.config):
-                yield self._streamed(piece)
+                yield self.text(piece)
         else:
             yield self.text(self.model.invoke(self._input(messages), self.call_context.config))
 
     async def aask(self, messages: Messages) -> AsyncIterator[Any]:
         """The reply in pieces."""
         self.calls += 1
-        if self.call_context.streamed:
+        if self.stream and self.call_context.answers:
             async for piece in self.model.astream(self._input(messages), self.call_context.config):
-                yield self._streamed(piece)
+                yield self.text(piece)
         else:
             yield self.text(await self.model.ainvoke(self._input(messages), self.call_context.config))
 
@@ -118,20 +123,17 @@ class ChatCalls:
 
     def _input(self, messages: Messages) -> list[dict[str, Any]]:
         first, *others = (dict(message) for message in messages)
-        if self.system and self.call_context.streamed:
+        if self.system and self.call_context.answers:
             first["content"] = f"{first['content']}\n\n{self.system}"
         return [first, *others]
 
-    def _streamed(self, piece: object) -> Any:
-        if isinstance(piece, BaseMessage):
-            self.reply_id = self.reply_id or piece.id
-        return self.text(piece)
-
     def text(self, reply: object) -> Any:
-        """The text of a message; other values are returned unchanged, and the reader refuses them."""
+        """The text of a reply or a piece of it; what is no message is returned unchanged, and the reader refuses it."""
         if not isinstance(reply, BaseMessage):
             return reply
-        if isinstance(reply, AIMessage) and reply.usage_metadata is not None:
+        self.reply_id = self.reply_id or reply.id
+        # a reply from a cache may have a cost alone
+        if isinstance(reply, AIMessage) and reply.usage_metadata and "input_tokens" in reply.usage_metadata:
             self._counted.add(self.calls)
             self.usage = add_usage(self.usage, reply.usage_metadata)
         return str(reply.text)
@@ -164,8 +166,7 @@ class ChatCalls:
 
     def _condense_input(self, prompt: Prompt, question: str, history: list[BaseMessage]) -> dict[str, Any] | None:
         """The variables of the prompt; None if no message fits into it."""
-        frame = prompt.invoke({"question": question, "chat_history": []}).to_messages()
-        newest = self.window.newest(conversation_of(history), frame)
+        newest = self.window.newest(conversation_of(history), partial(_frame, prompt, question))
         return {"question": question, "chat_history": newest} if newest else None
 
     def _question(self, reply: object, question: str) -> str:
@@ -173,6 +174,14 @@ class ChatCalls:
         if not isinstance(reply_text, str):
             raise ReaderError(f"the chat model gave a {type(reply_text).__name__}, not text")
         return reply_text.strip() if reply_text.strip() and len(reply_text) <= MAX_QUESTION_CHARS else question
+
+
+def _frame(prompt: Prompt, question: str) -> list[BaseMessage]:
+    """The prompt without a history, to count its tokens; a trace does not show it."""
+    variables = {"question": question, "chat_history": list[BaseMessage]()}
+    if isinstance(prompt, BasePromptTemplate):
+        return prompt.format_prompt(**variables).to_messages()
+    return prompt.invoke(variables, {"callbacks": []}).to_messages()
 
 
 def conversation_of(messages: Sequence[BaseMessage]) -> list[BaseMessage]:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,24 +59,37 @@ def open_index(index: object) -> "compmem.BaseIndex":
     """
     if isinstance(index, compmem.BaseIndex):
         return index
-    if not isinstance(index, str | Path):
-        raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {index!r}")
-    try:
-        return compmem.MemoryIndex.open(index)
-    except compmem.StoreError as error:
-        raise ValueError(str(error)) from error
+    if isinstance(index, str | Path):
+        return open_folder(index)
+    hint = ": give its .index" if isinstance(getattr(index, "index", None), compmem.BaseIndex) else ""
+    raise ValueError(f"index must be a MemoryIndex or the path of its folder, not {type(index).__name__}{hint}")
 
 
-def open_or_create(path: str | Path) -> "compmem.MemoryIndex":
-    """The index in a folder; a new one if the folder does not exist or is empty.
+def open_folder(
+    path: str | Path, embeddings: Embeddings | None = None, *, create: bool = False
+) -> "compmem.MemoryIndex":
+    """The index in a folder.
+
+    Args:
+        path: The folder.
+        embeddings: The encoder, if the index was made with LangChain embeddings.
+        create: Create the index if the folder does not exist or is empty.
 
     Raises:
         ValueError: The index cannot be opened or created.
     """
+    encoder = None if embeddings is None else EmbeddingsEncoder(embeddings)
     try:
-        return compmem.MemoryIndex.open_or_create(path)
+        try:
+            return compmem.MemoryIndex.open(path, encoder=encoder)
+        except compmem.StoreError:
+            if not create:
+                raise
+        config = None if encoder is None else compmem.IndexConfig(encoder=encoder)
+        return compmem.MemoryIndex.open_or_create(path, config)
     except compmem.StoreError as error:
-        raise ValueError(str(error)) from error
+        hint = " (with LangChain embeddings: CompMemRetriever.open(path, embeddings=...))" if encoder is None else ""
+        raise ValueError(f"{error}{hint if str(error).endswith('encoder=') else ''}") from error
 
 
 def check_prompts(prompts: object) -> "compmem.ChatPrompts | None":
@@ -87,7 +100,7 @@ def check_prompts(prompts: object) -> "compmem.ChatPrompts | None":
     """
     if prompts is None or isinstance(prompts, compmem.ChatPrompts):
         return prompts
-    raise ValueError(f"prompts must be ChatPrompts, not {prompts!r}")
+    raise ValueError(f"prompts must be ChatPrompts, not {type(prompts).__name__}")
 
 
 if TYPE_CHECKING:
@@ -122,15 +135,17 @@ def combine_filters(index: "compmem.BaseIndex", bound: Filter | None, given: Fil
     )
 
 
-def check_documents(items: Sequence[Document]) -> None:
-    """Refuses anything but documents.
+def as_documents(items: Iterable[Document]) -> list[Document]:
+    """The documents in a list.
 
     Raises:
         TypeError: Something is no document.
     """
-    if others := [item for item in items if not isinstance(item, Document)]:
+    documents = list(items)
+    if others := [item for item in documents if not isinstance(item, Document)]:
         name = type(others[0]).__name__
         raise TypeError(f"there must be a list of Documents, not of {name}: Document(page_content=...) makes one")
+    return documents
 
 
 def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = ()) -> compmem.Document:
@@ -193,7 +208,7 @@ def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
     if not ADDED_KEYS & document.metadata.keys():
         return False
     whole = whole_id(document)
-    stored = {found.id: found for found in from_chunks(index, index.chunks(whole))}.get(document.id)
+    stored = _result(index, whole, document.id)
     if stored is None:
         return False
     known = {key: value for key, value in document.metadata.items() if key not in (SCORE_KEY, CITED_KEY)}
@@ -204,6 +219,16 @@ def is_stored(index: "compmem.MemoryIndex", document: Document) -> bool:
             f"whole document, from get([{whole!r}])"
         )
     return same
+
+
+def part_with_id(index: "compmem.MemoryIndex", part_id: str) -> Document | None:
+    """The part of a longer document with the id that results have; None if there is none."""
+    return _result(index, part_id.rpartition("#")[0], part_id)
+
+
+def _result(index: "compmem.MemoryIndex", whole: str, result_id: str | None) -> Document | None:
+    """The document or its part as results show it."""
+    return next((found for found in from_chunks(index, index.chunks(whole)) if found.id == result_id), None)
 
 
 def id_of(document: Document) -> str:

@@ -31,10 +31,14 @@ def external_index(
         metadata_keys: Metadata that questions may ask about, such as `author`.
 
     Raises:
-        ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+        ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
+            below 1.
     """
     if not isinstance(retriever, BaseRetriever | VectorStore):
-        raise ValueError(f"retriever must be a BaseRetriever or a VectorStore of LangChain, not {retriever!r}")
+        raise ValueError(f"retriever must be a BaseRetriever or a VectorStore, not {type(retriever).__name__}")
+    store = retriever.vectorstore if isinstance(retriever, VectorStoreRetriever) else retriever
+    if isinstance(getattr(store, "index", None), compmem.BaseIndex):
+        raise ValueError("retriever has an index of CompMem already: give that as index=, and its filter as filter=")
     options: dict[str, Any] = {} if embeddings is None else {"encoder": EmbeddingsEncoder(embeddings)}
 
     wrapped = _Wrapped(retriever, metadata_keys)
@@ -51,15 +55,21 @@ class _Wrapped:
     def retrieve(self, query: str, k: int, filter: Any) -> list[compmem.Document]:
         if isinstance(self.retriever, VectorStore):
             return self._documents(self.retriever.similarity_search(query, k=k, **_filter(filter)))
-        return self._documents(self.retriever.invoke(query, **_arguments(self.retriever, k, filter)))
+        return self._documents(_with_k(self.retriever, k).invoke(query, **_arguments(self.retriever, k, filter)))
 
     async def aretrieve(self, query: str, k: int, filter: Any) -> list[compmem.Document]:
         if isinstance(self.retriever, VectorStore):
             return self._documents(await self.retriever.asimilarity_search(query, k=k, **_filter(filter)))
-        return self._documents(await self.retriever.ainvoke(query, **_arguments(self.retriever, k, filter)))
+        arguments = _arguments(self.retriever, k, filter)
+        return self._documents(await _with_k(self.retriever, k).ainvoke(query, **arguments))
 
     def _documents(self, found: Sequence[Document]) -> list[compmem.Document]:
         return [to_core(document, split=False, metadata_keys=self.metadata_keys) for document in found]
+
+
+def _with_k(retriever: BaseRetriever, k: int) -> BaseRetriever:
+    """A copy with this number of results, if the retriever has a field for it."""
+    return retriever.model_copy(update={"k": k}) if "k" in type(retriever).model_fields else retriever
 
 
 def _filter(filter: Any) -> dict[str, Any]:

@@ -79,6 +79,10 @@ class ReasonerOutput(TypedDict):
     """The answer as a message; only if the input had messages."""
 
 
+_NO_FILTERS = frozenset("Filter filters Filters metadata_filter metadata_filters where".split())
+"""Names that a filter has elsewhere. Other keys of an input are not used here, and are those of a chain or graph."""
+
+
 class ParsedInput(NamedTuple):
     """A checked input."""
 
@@ -98,7 +102,7 @@ def parse(given: object) -> ParsedInput:
     """The checked input. In a mapping with `question`, `messages` are not used.
 
     Raises:
-        ValueError: It has no question, or its messages are invalid.
+        ValueError: It has no question, its messages are invalid, or a filter has another name than `filter`.
     """
     if isinstance(given, str):
         return ParsedInput(given, [])
@@ -108,13 +112,15 @@ def parse(given: object) -> ParsedInput:
         return _conversation(given, None)
     if not isinstance(given, Mapping):
         raise ValueError(f"the input must be a string or a mapping with 'question', not {type(given).__name__}")
+    if wrong := [key for key in given if key in _NO_FILTERS and isinstance(given[key], Mapping | list | tuple)]:
+        raise ValueError(f"the input has {wrong[0]!r}: the filter of a question is named 'filter'")
     if "question" not in given and "messages" in given:
         return _conversation(given["messages"], given.get("filter"))
     if "question" not in given:
         raise ValueError(f"the input has no 'question', only {', '.join(sorted(map(repr, given))) or 'nothing'}")
     question, history = given["question"], given.get("chat_history")
     if not isinstance(question, str):
-        raise ValueError(f"the input's 'question' must be a string, not {question!r}")
+        raise ValueError(f"the input's 'question' must be a string, not {type(question).__name__}")
     return ParsedInput(
         question, [] if history is None else _messages("chat_history", history), filter=given.get("filter")
     )
@@ -131,7 +137,7 @@ def _conversation(given: object, filter: Filter | None) -> ParsedInput:
 
 def _messages(name: str, given: object) -> list[BaseMessage]:
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-        raise ValueError(f"{name} must be a list of messages, not {given!r}")
+        raise ValueError(f"{name} must be a list of messages, not {type(given).__name__}")
     try:
         return convert_to_messages(given)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:

@@ -13,14 +13,17 @@ try:
 except ImportError as error:
     raise ImportError('langchain_compmem.middleware needs langchain: pip install "compmem[middleware]"') from error
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.configurable import RunnableConfigurableFields
 from langgraph.runtime import Runtime
 
 from compmem import LoopConfig
 from compmem.text.escaping import escaped
 from langchain_compmem.chat import NOSTREAM
 from langchain_compmem.documents import whole_id
-from langchain_compmem.io_types import ReasonerInput, ReasonerOutput
+from langchain_compmem.io_types import Input, ReasonerInput, ReasonerOutput
 from langchain_compmem.reasoner import CompMemReasoner
 
 NOTES = """\
@@ -34,6 +37,9 @@ Sources: {sources}"""
 
 _HIDDEN: RunnableConfig = {"tags": [NOSTREAM]}
 """The reasoner's answer may not become the agent's, so a stream of the agent's messages does not show its tokens."""
+
+
+Reasoner = Runnable[Input, ReasonerOutput]
 
 
 class MemoryState(AgentState[Any]):
@@ -57,19 +63,28 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
 
     state_schema = MemoryState
 
-    def __init__(self, reasoner: CompMemReasoner, *, direct: bool = False, notes: str = NOTES) -> None:
+    def __init__(self, reasoner: Reasoner, *, direct: bool = False, notes: str = NOTES) -> None:
         """Creates the middleware.
 
         Args:
-            reasoner: Answers questions from the index.
+            reasoner: Answers questions from the index; a `CompMemReasoner`, or one with a config, retries, fallbacks
+                or configurable fields.
             direct: Answer with the reasoner's answer if it found something.
             notes: The prompt for the model; fields `notes` and `sources`.
+
+        Raises:
+            TypeError: The reasoner is something else.
+            ValueError: The prompt has other fields.
         """
         super().__init__()
+        try:
+            notes.format(notes="", sources="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"notes= may have the fields {{notes}} and {{sources}} alone: {error!r}") from error
         self.reasoner = reasoner
         self.direct = direct
         self.notes = notes
-        self._reasoner = reasoner if direct else _without_writer(reasoner)
+        self._reasoner = _each(reasoner, (lambda one: one) if direct else _without_writer)
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index."""
@@ -114,9 +129,29 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
 
 
+def _each(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -> Any:
+    """The reasoner with each `CompMemReasoner` in it changed.
+
+    Raises:
+        TypeError: Something else is in it.
+    """
+    match reasoner:
+        case CompMemReasoner():
+            return change(reasoner)
+        case RunnableBindingBase():
+            return reasoner.model_copy(update={"bound": _each(reasoner.bound, change)})
+        case RunnableConfigurableFields():
+            return reasoner.model_copy(update={"default": _each(reasoner.default, change)})
+        case RunnableWithFallbacks():
+            fallbacks = [_each(one, change) for one in reasoner.fallbacks]
+            return reasoner.model_copy(update={"runnable": _each(reasoner.runnable, change), "fallbacks": fallbacks})
+    hint = ": CompMemReasoner(index=retriever.index)" if isinstance(reasoner, BaseRetriever) else ""
+    raise TypeError(f"reasoner must be a CompMemReasoner, not {type(reasoner).__name__}{hint}")
+
+
 def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
     """A copy whose chat model writes no answer from quoted notes, since the agent's model answers from them."""
-    if not isinstance(reasoner, CompMemReasoner) or reasoner.chat_model is None or reasoner.reader is not None:
+    if reasoner.chat_model is None or reasoner.reader is not None:
         return reasoner
     settings = LoopConfig.complete(reasoner.recall_config)
     quotes = settings.order == "best" and reasoner.index.config.encoder is not None

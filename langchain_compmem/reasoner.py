@@ -34,6 +34,7 @@ from langchain_compmem.external import external_index
 from langchain_compmem.io_types import (
     Input,
     ParsedInput,
+    ReasonerInput,
     ReasonerOutput,
     format_tool_output,
     joined,
@@ -121,7 +122,8 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             **fields: Other fields of the reasoner, such as `recall_config`.
 
         Raises:
-            ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+            ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
+                below 1.
         """
         index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=metadata_keys)
         return cls(index=index, chat_model=chat_model, **fields)
@@ -230,26 +232,30 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         To a blank question it replies with a message that has the status `error`.
 
         Args:
-            args_schema: Arguments from the agent, keys of `ReasonerInput`. None: the question alone. A filter from the
-                agent holds together with the reasoner's own.
+            args_schema: Arguments from the agent: `question`, and other keys of `ReasonerInput`. None: the question
+                alone. A filter from the agent holds together with the reasoner's own.
             name: Name of the tool.
             description: When the agent should use it.
             arg_types: Not supported: use `args_schema`.
 
         Raises:
-            ValueError: `arg_types` is given.
+            ValueError: `arg_types` is given, or the schema has no `question` or an unknown argument.
         """
         if arg_types is not None:
             raise ValueError("as_tool takes args_schema=, not arg_types=")
+        schema, known = args_schema or QuestionArguments, ReasonerInput.__annotations__.keys()
+        if "question" not in schema.model_fields or schema.model_fields.keys() - known:
+            raise ValueError(f"args_schema must have 'question', and may have others of {sorted(known)} alone")
 
-        def ask(**asked: Any) -> tuple[str, ReasonerOutput]:  # the tool's run is in the context, so it is the parent
-            check_asked(asked.get("question"))
-            output = self.invoke(cast("Input", asked))
+        # the tool's run is in the context, so it is the parent
+        def ask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
+            check_asked(question)
+            output = self.invoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
-        async def aask(**asked: Any) -> tuple[str, ReasonerOutput]:
-            check_asked(asked.get("question"))
-            output = await self.ainvoke(cast("Input", asked))
+        async def aask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
+            check_asked(question)
+            output = await self.ainvoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
         return StructuredTool.from_function(
@@ -257,7 +263,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             aask,
             name=name or "answer_from_memory",
             description=description or "Answers a question from the indexed documents, also from several of them.",
-            args_schema=args_schema or QuestionArguments,
+            args_schema=schema,
             response_format="content_and_artifact",
             handle_tool_error=True,
         )
@@ -265,12 +271,12 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     def _invoke(
         self, given: Input, run_manager: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        return merge_parts(list(self._stream_parts(given, run_manager, config, filter)))
+        return merge_parts(list(self._stream_parts(given, run_manager, config, filter, stream=False)))
 
     async def _ainvoke(
         self, given: Input, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
     ) -> ReasonerOutput:
-        async with aclosing(self._astream_parts(given, run_manager, config, filter)) as parts:
+        async with aclosing(self._astream_parts(given, run_manager, config, filter, stream=False)) as parts:
             return merge_parts([part async for part in parts])
 
     def _transform(
@@ -280,7 +286,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         config: RunnableConfig,
         filter: Filter | None,
     ) -> Iterator[ReasonerOutput]:
-        yield from self._stream_parts(joined(list(inputs)), run_manager, config, filter)
+        yield from self._stream_parts(joined(list(inputs)), run_manager, config, filter, stream=True)
 
     async def _atransform(
         self,
@@ -290,15 +296,21 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         filter: Filter | None,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = joined([part async for part in inputs])
-        async with aclosing(self._astream_parts(asked, run_manager, config, filter)) as parts:
+        async with aclosing(self._astream_parts(asked, run_manager, config, filter, stream=True)) as parts:
             async for part in parts:
                 yield part
 
     def _stream_parts(
-        self, given: Input, run: CallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+        self,
+        given: Input,
+        run: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        filter: Filter | None,
+        *,
+        stream: bool,
     ) -> Iterator[ReasonerOutput]:
         asked = self._parse_input(given, filter)
-        chat = self._chat(asked.system)
+        chat = self._chat(asked.system, stream=stream)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -313,10 +325,16 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             raise ReasoningError(str(error), error.steps) from error
 
     async def _astream_parts(
-        self, given: Input, run: AsyncCallbackManagerForChainRun, config: RunnableConfig, filter: Filter | None
+        self,
+        given: Input,
+        run: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        filter: Filter | None,
+        *,
+        stream: bool,
     ) -> AsyncGenerator[ReasonerOutput, None]:
         asked = self._parse_input(given, filter)
-        chat = self._chat(asked.system)
+        chat = self._chat(asked.system, stream=stream)
         try:
             if chat is not None and asked.history:
                 chat.begin(_standalone(config, run))
@@ -347,11 +365,11 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
             asked = asked._replace(question=standalone_question(history, asked.question))
         return asked._replace(filter=combine_filters(self.index, self.filter, asked.filter))
 
-    def _chat(self, system: str) -> ChatCalls | None:
+    def _chat(self, system: str, *, stream: bool) -> ChatCalls | None:
         if self.chat_model is None:
             return None
         limit = None if self.recall_config is None else self.recall_config.prompt_tokens
-        return ChatCalls(self.chat_model, limit, system=system)
+        return ChatCalls(self.chat_model, limit, system=system, stream=stream)
 
     def _models(self, chat: ChatCalls | None, ask: Callable[..., Any] | None) -> "compmem.AnswerModels":
         """The models for one question; the chat model only if it has something to do with these settings."""

@@ -1,7 +1,7 @@
 """The retriever: a document index of LangChain that can be written to, searched with the loop or in one pass."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -20,13 +20,14 @@ from pydantic import ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
+from compmem.checks import checked_ids
 from compmem.config import CANDIDATES
 from compmem.threads import in_thread
 from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
     Index,
-    check_documents,
+    as_documents,
     check_metadata,
     combine_filters,
     from_chunks,
@@ -34,7 +35,10 @@ from langchain_compmem.documents import (
     from_recalls,
     id_of,
     is_stored,
+    open_folder,
+    part_with_id,
     to_core,
+    whole_id,
 )
 from langchain_compmem.errors import ReasoningError
 from langchain_compmem.external import external_index
@@ -46,9 +50,9 @@ class CompMemRetriever(DocumentIndex):
     """The documents that a question needs, found by the loop: what one document says can lead to another.
 
     The score in `metadata["compmem_score"]` is the gate's probability, in [0, 1], that the document contains what the
-    question needs. It is not a cosine, and right documents often have less than 0.5. Keys that begin with `compmem_`
-    are added to results and never stored, so a recalled document may be upserted again. It is a `DocumentIndex`:
-    `upsert`, `delete`, `get`, their async methods, and `langchain_core.indexing.index` work.
+    question needs. It is not a cosine, and right documents often have less than 0.5. Such keys are added to results
+    and not stored, so a recalled document may be upserted again. It is a `DocumentIndex`: `upsert`, `delete`, `get`,
+    their async methods, and `langchain_core.indexing.index` work.
 
     Example:
         >>> retriever = CompMemRetriever.from_documents(documents, path="handbook.mem", k=4)
@@ -67,10 +71,12 @@ class CompMemRetriever(DocumentIndex):
     """Documents with a lower score are left out, so there may be fewer than `k`."""
     method: RecallMethod = "loop"
     """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`."""
-    split: bool = False
-    """Whether `upsert` lets CompMem split documents; otherwise each is one chunk, as from your text splitter."""
+    split: bool = True
+    """Whether `upsert` splits documents into chunks of `IndexConfig.chunk_tokens`; shorter documents, such as those
+    from a text splitter, stay unchanged. False: each document is one chunk."""
     metadata_keys: Sequence[str] = ()
-    """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text."""
+    """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text. It is not stored
+    with the index, so give the same ones when you open it again to write to it."""
     recall_config: InstanceOf[RecallConfig] | None = None
     """Settings of the loop: steps, seconds. None: the defaults. Its `threshold` decides what the loop reads, not what
     is returned: for that, use `min_score`."""
@@ -80,7 +86,7 @@ class CompMemRetriever(DocumentIndex):
     @classmethod
     def from_documents(
         cls,
-        documents: Sequence[Document],
+        documents: Iterable[Document],
         *,
         embeddings: Embeddings | None = None,
         path: str | Path | None = None,
@@ -94,23 +100,35 @@ class CompMemRetriever(DocumentIndex):
             embeddings: The encoder. None: the one `config` names.
             path: Folder of the index, which must be new. None: a temporary one.
             config: How documents are compressed.
-            **fields: Fields of the retriever, such as `k`. `split` is true by default: the index splits documents into
-                chunks of `chunk_tokens`; shorter documents, such as those from a text splitter, stay unchanged.
-                `split=False` keeps each document as one chunk. Documents are checked before the index is created.
+            **fields: Fields of the retriever, such as `k`. Documents are checked before the index is created.
 
         Raises:
             ValueError: The folder is not empty, both `embeddings` and `config` are given, or metadata is not JSON.
         """
-        check_documents(documents)
+        documents = as_documents(documents)
         for document in documents:
             check_metadata(document)
         if embeddings is not None:
             if config is not None:
                 raise ValueError("give either embeddings or config, with encoder=EmbeddingsEncoder(embeddings)")
             config = IndexConfig(encoder=EmbeddingsEncoder(embeddings))
-        made = cls(index=compmem.MemoryIndex.create(path, config), **{"split": True, **fields})
+        made = cls(index=compmem.MemoryIndex.create(path, config), **fields)
         made.upsert(documents)
         return made
+
+    @classmethod
+    def open(cls, path: str | Path, *, embeddings: Embeddings | None = None, **fields: Any) -> Self:
+        """A retriever over the index in a folder.
+
+        Args:
+            path: The folder.
+            embeddings: The encoder, if the index was made with `embeddings`.
+            **fields: Fields of the retriever, such as `k`.
+
+        Raises:
+            ValueError: There is no index, or it was made with another encoder.
+        """
+        return cls(index=open_folder(path, embeddings), **fields)
 
     @classmethod
     def from_retriever(
@@ -132,7 +150,8 @@ class CompMemRetriever(DocumentIndex):
             **fields: Fields of the retriever, such as `k` and `metadata_keys`.
 
         Raises:
-            ValueError: It is neither a retriever nor a vector store, or candidates is below 1.
+            ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
+                below 1.
         """
         keys = fields.get("metadata_keys", ())
         index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=keys)
@@ -149,7 +168,7 @@ class CompMemRetriever(DocumentIndex):
             raise ValueError("add, delete and look up documents in the store behind this retriever, not here")
         return self.index
 
-    def upsert(self, items: Sequence[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
+    def upsert(self, items: Iterable[Document], /, *, show_progress: bool = False, **kwargs: Any) -> UpsertResponse:
         """Compresses and stores documents; changed ones replace those with their ids, unchanged ones are skipped.
 
         A document without an id gets a hash of its content. Of documents with the same id, the last one is stored. One
@@ -160,7 +179,7 @@ class CompMemRetriever(DocumentIndex):
             TypeError: An argument is unknown, or something is no document.
         """
         refuse("upsert", kwargs)
-        check_documents(items)
+        items = as_documents(items)
         blank = [id_of(item) for item in items if not item.page_content.strip()]
         if blank:
             logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])
@@ -170,30 +189,51 @@ class CompMemRetriever(DocumentIndex):
             for item in kept
             if not is_stored(self.own, item)
         ]
+        self._warn_of_lost_context(changed)
         self.own.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
+
+    def _warn_of_lost_context(self, documents: Sequence[compmem.Document]) -> None:
+        """Warns if stored documents would no longer be found by the metadata that was searched with them."""
+        if self.metadata_keys:
+            return
+        lost = [d.id for d in documents if (stored := self.own.get(d.id)) is not None and stored.context]
+        if lost:
+            logger.warning(
+                "%d document(s) are no longer searched by their metadata, the first is %r: give the retriever the "
+                "metadata_keys= that they were stored with",
+                len(lost),
+                lost[0],
+            )
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
         """Deletes documents; unknown ids are ignored.
 
         Raises:
-            ValueError: No ids are given.
+            ValueError: No ids are given, or one is the id of a part of a longer document; nothing is deleted.
             TypeError: An argument is unknown.
         """
         refuse("delete", kwargs)
         if ids is None:
             raise ValueError("delete needs ids=, the documents to delete")
+        ids = checked_ids(ids)
+        for name, chunks in self.own.count_chunks(ids).items():
+            if not chunks and (part := part_with_id(self.own, name)) is not None:
+                raise ValueError(f"{name!r} is a part of a document: delete it with delete([{whole_id(part)!r}])")
         return DeleteResponse(num_deleted=self.own.delete(ids), num_failed=0, failed=[])
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
-        """The whole documents with these ids, in that order, without unknown ones.
+        """The whole documents with these ids, in that order, without unknown ones; for the id of a part, that part.
 
         Raises:
             TypeError: An argument is unknown.
         """
         refuse("get", kwargs)
-        found = (self.own.get(document_id) for document_id in dict.fromkeys(ids))
-        return [from_core(document) for document in found if document is not None]
+        found = (
+            part_with_id(self.own, name) if (document := self.own.get(name)) is None else from_core(document)
+            for name in dict.fromkeys(ids)
+        )
+        return [document for document in found if document is not None]
 
     def _recall_arguments(
         self, k: int | None, filter: Filter | None, method: RecallMethod | None, min_score: float | None

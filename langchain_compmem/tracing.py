@@ -70,7 +70,7 @@ class QuestionTrace:
             self.request, self.recall_started = piece.text, perf_counter()
 
     def set_context(
-        self, manager: CallbackManager | AsyncCallbackManager, *, streamed: bool = False, may_ask: bool = False
+        self, manager: CallbackManager | AsyncCallbackManager, *, answers: bool = False, may_ask: bool = False
     ) -> None:
         """Sets the run that the next calls of the chat model belong to.
 
@@ -78,9 +78,9 @@ class QuestionTrace:
         request instead.
         """
         if self.chat is not None:
-            if may_ask or not streamed:
+            if may_ask or not answers:
                 manager.add_tags([NOSTREAM])
-            self.chat.begin(CallContext(patch_config(self.config, callbacks=manager), streamed))
+            self.chat.begin(CallContext(patch_config(self.config, callbacks=manager), answers))
 
 
 class TracingReader(ReaderProxy):
@@ -106,7 +106,7 @@ class TracingReader(ReaderProxy):
         """The answer of the inner reader, in a run."""
         if not self.trace.steps:
             self._recalled(self.trace.searched(self.trace.question, memory), [])
-        with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True, may_ask=memory.may_ask) as outputs:
+        with self._run(ANSWER, _seen(question, memory), ANSWER, answers=True, may_ask=memory.may_ask) as outputs:
             for piece in self.inner.write(question, memory):
                 self.trace.record(outputs, piece)
                 yield piece
@@ -118,9 +118,9 @@ class TracingReader(ReaderProxy):
         manager.on_retriever_start(None, query, name=RECALL).on_retriever_end(documents)
 
     @contextmanager
-    def _run(self, name: str, inputs: dict[str, Any], tag: str, **shown: bool) -> Iterator[dict[str, Any]]:
+    def _run(self, name: str, inputs: dict[str, Any], tag: str, **kind: bool) -> Iterator[dict[str, Any]]:
         run = self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self.trace.set_context(run.get_child(tag), **shown)
+        self.trace.set_context(run.get_child(tag), **kind)
         outputs: dict[str, Any] = {}
         try:
             yield outputs
@@ -155,7 +155,7 @@ class AsyncTracingReader(ReaderProxy):
         """The answer of the inner reader, in a run."""
         if not self.trace.steps:
             await self._recalled(self.trace.searched(self.trace.question, memory), [])
-        async with self._run(ANSWER, _seen(question, memory), ANSWER, streamed=True, may_ask=memory.may_ask) as outputs:
+        async with self._run(ANSWER, _seen(question, memory), ANSWER, answers=True, may_ask=memory.may_ask) as outputs:
             async for piece in self.inner.awrite(question, memory):
                 self.trace.record(outputs, piece)
                 yield piece
@@ -168,9 +168,9 @@ class AsyncTracingReader(ReaderProxy):
         await run.on_retriever_end(documents)
 
     @asynccontextmanager
-    async def _run(self, name: str, inputs: dict[str, Any], tag: str, **shown: bool) -> AsyncIterator[dict[str, Any]]:
+    async def _run(self, name: str, inputs: dict[str, Any], tag: str, **kind: bool) -> AsyncIterator[dict[str, Any]]:
         run = await self.parent.get_child(tag).on_chain_start(None, inputs, name=name)
-        self.trace.set_context(run.get_child(tag), **shown)
+        self.trace.set_context(run.get_child(tag), **kind)
         outputs: dict[str, Any] = {}
         try:
             yield outputs

@@ -13,7 +13,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 import compmem
 from compmem import IndexConfig, RecallMethod
 from compmem.threads import in_thread
-from langchain_compmem.documents import EmbeddingsEncoder, Filter, from_chunks, open_or_create
+from langchain_compmem.documents import EmbeddingsEncoder, Filter, as_documents, from_chunks, open_folder
 from langchain_compmem.retriever import CompMemRetriever, refuse
 
 
@@ -32,19 +32,24 @@ class CompMemVectorStore(VectorStore):
         >>> store.similarity_search("When does the lease end?", k=2, filter={"year": 2024})
     """
 
-    def __init__(self, index: "compmem.MemoryIndex | str | Path", **fields: Any) -> None:
+    def __init__(
+        self, index: "compmem.MemoryIndex | str | Path", *, embeddings: Embeddings | None = None, **fields: Any
+    ) -> None:
         """Creates the vector store.
 
         Args:
             index: The index, or the path of its folder. The index is created if the folder does not exist or is empty.
+            embeddings: The encoder of the index in the folder. None: CompMem's own encoder.
             **fields: Fields of `CompMemRetriever`: `filter`, `min_score`, `method`, `metadata_keys`, `recall_config`.
 
         Raises:
             ValueError: The index cannot be opened or created, or a field is unknown.
         """
         if isinstance(index, str | Path):
-            index = open_or_create(index)
-        self.retriever = CompMemRetriever(index=index, **fields)
+            index = open_folder(index, embeddings, create=True)
+        elif embeddings is not None:
+            raise ValueError("embeddings= is for the path of an index: an open index has its encoder")
+        self.retriever = CompMemRetriever(index=index, **{"split": False, **fields})
 
     @classmethod
     def from_texts(
@@ -99,7 +104,7 @@ class CompMemVectorStore(VectorStore):
             embedding: The encoder. None: the one `config` names.
             **kwargs: Other arguments of `from_texts`; `ids` are used instead of the documents' own.
         """
-        return super().from_documents(documents, cast("Embeddings", embedding), **kwargs)
+        return super().from_documents(as_documents(documents), cast("Embeddings", embedding), **kwargs)
 
     @classmethod
     async def afrom_documents(
@@ -107,6 +112,11 @@ class CompMemVectorStore(VectorStore):
     ) -> Self:
         """`from_documents` for an event loop."""
         return await in_thread(partial(cls.from_documents, documents, embedding, **kwargs))
+
+    @property
+    def index(self) -> "compmem.MemoryIndex":
+        """The index, for example for a `CompMemReasoner`."""
+        return self.retriever.own
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -135,6 +145,7 @@ class CompMemVectorStore(VectorStore):
             TypeError: An argument is unknown.
         """
         refuse("add_documents", kwargs)
+        documents = as_documents(documents)
         if ids is not None:
             _check_many("ids", ids, documents)
             pairs = zip(documents, ids, strict=True)
@@ -158,21 +169,29 @@ class CompMemVectorStore(VectorStore):
         return self.add_documents(documents, ids=ids or None, **kwargs)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Deletes documents; unknown ids are ignored. None: every document.
+        """Deletes documents; unknown ids are ignored. None: every document that the store's `filter` admits.
 
         Raises:
+            ValueError: An id is that of a part of a longer document; nothing is deleted.
             TypeError: An argument is unknown.
         """
-        everything = [info.id for info in self.retriever.own.documents()] if ids is None else ids
-        self.retriever.delete(everything, **kwargs)
+        admitted = [info.id for info in self.index.documents(self.retriever.filter)] if ids is None else ids
+        self.retriever.delete(admitted, **kwargs)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents with these ids, in that order, without unknown ones."""
+        """The documents with these ids, in that order, without unknown ones; for the id of a part, that part."""
         return self.retriever.get(ids)
 
     def similarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,
+        *,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
         """The k documents that the question needs, best first; fewer if the filter admits fewer, or with `min_score`.
 
@@ -181,39 +200,63 @@ class CompMemVectorStore(VectorStore):
             k: Number of results.
             filter: Metadata filter, such as `{"year": {">=": 2020}}`; it holds together with the field's.
             method: The loop, or one pass; see `CompMemRetriever.method`. None: the field's.
+            min_score: Documents with a lower score are left out. None: the field's.
             **kwargs: Not supported.
 
         Raises:
             ValueError: The question is too long, k is below 1, or the filter is invalid.
             TypeError: An argument is unknown.
         """
-        found = self.similarity_search_with_score(query, k, filter, method=method, **kwargs)
+        found = self.similarity_search_with_score(query, k, filter, method=method, min_score=min_score, **kwargs)
         return [document for document, _ in found]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,
+        *,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
         """`similarity_search` for an event loop."""
-        found = await self.asimilarity_search_with_score(query, k, filter, method=method, **kwargs)
+        found = await self.asimilarity_search_with_score(query, k, filter, method=method, min_score=min_score, **kwargs)
         return [document for document, _ in found]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,
+        *,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """The results of `similarity_search` with gate scores in [0, 1], higher is better. Raises what that raises."""
         refuse("similarity_search", kwargs)
         if not query.strip():
             return [(document, 0.0) for document in self.retriever.listed(k, filter)]
-        return self._scored(self.retriever.recall(query, k, filter=filter, method=method))
+        return self._scored(self.retriever.recall(query, k, filter=filter, method=method, min_score=min_score))
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter | None = None, *, method: RecallMethod | None = None, **kwargs: Any
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter | None = None,
+        *,
+        method: RecallMethod | None = None,
+        min_score: float | None = None,
+        **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """`similarity_search_with_score` for an event loop."""
         refuse("asimilarity_search", kwargs)
         if not query.strip():
             return [(document, 0.0) for document in await in_thread(self.retriever.listed, k, filter)]
-        return await in_thread(self._scored, await self.retriever.arecall(query, k, filter=filter, method=method))
+        return await in_thread(
+            self._scored, await self.retriever.arecall(query, k, filter=filter, method=method, min_score=min_score)
+        )
 
     def max_marginal_relevance_search(
         self,
@@ -230,7 +273,7 @@ class CompMemVectorStore(VectorStore):
             k: Number of results.
             fetch_k: Number of documents to choose from.
             lambda_mult: 1 for similarity to the question alone, 0 for diversity alone.
-            **kwargs: `filter` and `method`, as in `similarity_search`.
+            **kwargs: `filter`, `method` and `min_score`, as in `similarity_search`.
 
         Raises:
             ValueError: As `similarity_search`, or the index has no encoder.

@@ -23,11 +23,11 @@ class Window(NamedTuple):
     """None: unknown."""
     count: Count
 
-    def newest(self, history: list[BaseMessage], frame: list[BaseMessage]) -> list[BaseMessage]:
-        """The end of a conversation that fits together with the messages of the frame."""
+    def newest(self, history: list[BaseMessage], frame: Callable[[], list[BaseMessage]]) -> list[BaseMessage]:
+        """The end of a conversation that fits together with the frame, which is made if that is limited."""
         if self.tokens is None:
             return history
-        left = self.tokens - self._count(frame)
+        left = self.tokens - self._count(frame())
         return trim_messages(history, max_tokens=max(left, 0), token_counter=self._count, allow_partial=True)
 
     def _count(self, messages: list[BaseMessage]) -> int:

@@ -42,6 +42,8 @@ HISTORY = [turn("user", "Who founded Bolt?"), turn("assistant", "Bolt was founde
         (HISTORY, "What does IT buy for visitors?", "What does IT buy for visitors?"),
         (HISTORY, "WHERE WAS SHE BORN?", "WHERE WAS SHE BORN? (Ann Lee)"),
         (HISTORY, "Ok?", "Who founded Bolt? Ok?"),
+        ([turn("user", "Hello"), turn("user", "thanks!"), turn("user", "What do giraffes eat?")], "and in Leeds?",
+         "What do giraffes eat? and in Leeds?"),
     ],
 )  # fmt: skip
 def test_the_names_that_a_question_refers_to_stand_behind_it(history, question, expected):

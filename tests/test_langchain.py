@@ -252,10 +252,10 @@ def test_in_chains_of_langchain_classic(retriever):
         ("  ", "the question is empty"),
         ([], "the messages have no question"),
         ({"messages": [("ai", "Hello")]}, "the messages have no question: none of them is from the user"),
-        ({"messages": "hello"}, "messages must be a list of messages, not 'hello'"),
+        ({"messages": "hello"}, "messages must be a list of messages, not str"),
         ([3], "messages must be a list of messages: Unsupported message type"),
         ([("human", " ")], "the question is empty"),
-        ({"question": "Who?", "chat_history": "hello"}, "chat_history must be a list of messages, not 'hello'"),
+        ({"question": "Who?", "chat_history": "hello"}, "chat_history must be a list of messages, not str"),
         (
             {"question": "Who?", "chat_history": [3]},
             "chat_history must be a list of messages: Unsupported message type",
@@ -298,7 +298,7 @@ async def test_bad_calls_of_the_retriever(own, tmp_path):
         CompMemRetriever(index=own.index, k=0)
     with pytest.raises(ValidationError, match="MemoryIndex"):
         CompMemRetriever(index=7)
-    with pytest.raises(ValidationError, match="prompts must be ChatPrompts, not 7"):
+    with pytest.raises(ValidationError, match="prompts must be ChatPrompts, not int"):
         CompMemReasoner(index=own.index, prompts=7)
     with pytest.raises(ValueError, match="metadata"):
         own.upsert([Document(page_content="x", metadata={"when": object()})])

@@ -7,13 +7,15 @@ from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 
 from compmem import ChatPrompts, RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, ReasoningError
+from langchain_compmem.chat import CONDENSE_PROMPT
 from langchain_compmem.middleware import CompMemMiddleware
 from langchain_compmem.window import estimate_tokens
-from tests.frameworks_langchain import UPDATE, ScriptedChat, make_index
+from tests.frameworks_langchain import UPDATE, Recorder, ScriptedChat, make_index
 
 PEOPLE = [
     Document(id="bolt", page_content="Bolt was founded by Ann Lee."),
@@ -171,3 +173,22 @@ def test_the_middleware_asks_with_the_conversation(reasoner):
     agent = create_agent(ScriptedChat(replies=["?"]), [], middleware=[CompMemMiddleware(reasoner, direct=True)])
     state = agent.invoke({"messages": [*HISTORY, ("human", FOLLOW_UP)]})
     assert state["messages"][-1].content == ANSWER
+
+
+@pytest.mark.parametrize("profile", [None, {"max_input_tokens": 9_000}])
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_the_condense_prompt_shows_once_in_a_trace(reasoner, profile, way):
+    chat = ScriptedChat(replies=["Where was Ann Lee born?", ANSWER], profile=profile)
+    made = []
+
+    def custom(variables):
+        made.append(variables)
+        return CONDENSE_PROMPT.invoke(variables, {"callbacks": []})
+
+    for prompt, name in ((CONDENSE_PROMPT, "ChatPromptTemplate"), (RunnableLambda(custom), "custom")):
+        recorder = Recorder()
+        asking = CompMemReasoner(index=reasoner.index, chat_model=chat, condense_prompt=prompt)
+        asked, config = {"question": FOLLOW_UP, "chat_history": HISTORY}, {"callbacks": [recorder]}
+        _ = asking.invoke(asked, config) if way == "invoke" else await asking.ainvoke(asked, config)
+        assert [run for _, run, _ in recorder.tree()].count(name) == 1
+    assert len(made) == (1 if profile is None else 2), "the tokens of the prompt are counted only for a known window"

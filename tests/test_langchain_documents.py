@@ -122,3 +122,19 @@ def test_documents_of_one_file_have_it_as_their_source():
     pages = [Document(page_content=f"Page {n}.", metadata={"source": "report.pdf", "page": n}) for n in range(2)]
     assert [to_core(page, split=False).source for page in pages] == ["report.pdf", "report.pdf"]
     assert to_core(Document(page_content="Alone.", metadata={"source": 7}), split=True).source == ""
+
+
+def test_the_id_of_a_part_is_known(index):
+    retriever = CompMemRetriever(index=index, k=50)
+    retriever.upsert([Document(id="a#1", page_content="Tarnhill has a mill.")])
+    retriever.upsert([Document(id="report", page_content=REPORT, metadata={"year": 2024})])
+    part = next(d for d in retriever.invoke("the mill") if "compmem_document_id" in d.metadata)
+    (got,) = retriever.get([part.id])
+    assert (got.id, got.page_content, own(got)) == (part.id, part.page_content, {"year": 2024})
+    assert CompMemVectorStore(index).get_by_ids([part.id, "report#999", "a#2"]) == [got]
+    for holder in (retriever, CompMemVectorStore(index)):
+        with pytest.raises(ValueError, match=r"is a part of a document: delete it with delete\(\['report'\]\)"):
+            holder.delete(["a#1", part.id])
+    assert index.count_documents() == 2, "nothing was deleted"
+    assert retriever.delete(["report#999", "a#1", "a#2"])["num_deleted"] == 1
+    assert retriever.delete(name for name in ["report"])["num_deleted"] == 1

@@ -140,3 +140,23 @@ async def test_filters_of_another_store_are_not_combined():
             call()
     with pytest.raises(ValueError, match="a filter is set already"):
         await reasoner.ainvoke({"question": QUESTION, "filter": lambda document: True})
+
+
+@pytest.mark.parametrize("name", ["filters", "Filter", "metadata_filter", "where"])
+async def test_a_misnamed_filter_is_refused(index, name):
+    reasoner = CompMemReasoner(index=index)
+    for asked in ({"question": QUESTION}, {"messages": [("human", QUESTION)]}):
+        with pytest.raises(ValueError, match=f"the input has '{name}': the filter of a question is named 'filter'"):
+            reasoner.invoke({**asked, name: MINE})
+        with pytest.raises(ValueError, match="named 'filter'"):
+            await reasoner.ainvoke({**asked, name: [MINE]})
+        assert reasoner.invoke({**asked, name: None, "tenant": {"a": 1}})["found"], "other keys are those of a chain"
+
+
+def test_a_store_with_a_filter_deletes_within_it(tmp_path):
+    with make_index(tmp_path / "index") as made:
+        CompMemRetriever(index=made).upsert(BOTH)
+        assert CompMemVectorStore(made, filter=MINE).delete()
+        assert sorted(info.id for info in made.documents()) == ["b-barn", "b-mill"]
+        assert CompMemVectorStore(made).delete()
+        assert len(made) == 0

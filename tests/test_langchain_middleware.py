@@ -6,6 +6,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -90,12 +91,12 @@ def test_where_memory_has_nothing_the_model_is_on_its_own(tmp_path, direct):
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("found", [True, False])
 def test_what_the_output_says_decides_whether_something_was_found(reasoner, direct, found):
-    class Saying:
+    class Saying(CompMemReasoner):
         def invoke(self, asked, config=None):
             return {**reasoner.invoke(asked), "working_memory": "" if found else "A note.", "found": found}
 
     model = ScriptedChat(replies=["I do not know."])
-    agent = create_agent(model, [], middleware=[CompMemMiddleware(Saying(), direct=direct)])
+    agent = create_agent(model, [], middleware=[CompMemMiddleware(Saying(index=reasoner.index), direct=direct)])
     state = agent.invoke({"messages": [HumanMessage(QUESTION)]})
     assert (state["memory"] is not None) == found
     assert ("Tarnhill" in state["messages"][-1].content) == (direct and found)
@@ -149,3 +150,35 @@ def test_without_langchain_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "langchain_compmem.middleware")
     with pytest.raises(ImportError, match=r'pip install "compmem\[middleware\]"'):
         __import__("langchain_compmem.middleware")
+
+
+WRAPS = {
+    "config": lambda reasoner: reasoner.with_config(tags=["mine"]),
+    "retries": lambda reasoner: reasoner.with_retry(stop_after_attempt=2),
+    "fallbacks": lambda reasoner: reasoner.with_fallbacks([reasoner.with_config(tags=["other"])]),
+    "fields": lambda reasoner: reasoner.configurable_fields(filter=ConfigurableField(id="filter")),
+}
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_reasoner_with_a_config_writes_no_hidden_answer(reasoner, wrap, direct):
+    chat, model = ScriptedChat(replies=["Somewhere."]), ScriptedChat(replies=["In Tarnhill."])
+    own = CompMemReasoner(index=reasoner.index, chat_model=chat)
+    agent = create_agent(model, [], middleware=[CompMemMiddleware(WRAPS[wrap](own), direct=direct)])
+    state = agent.invoke({"messages": [HumanMessage(QUESTION)]})
+    assert state["messages"][-1].content == ("Somewhere." if direct else "In Tarnhill.")
+    assert bool(chat.asked) == direct
+    assert direct or "Elena Marsh was born in Tarnhill." in model.asked[0][0].content
+
+
+def test_the_arguments_are_checked_at_once(reasoner):
+    retriever = CompMemRetriever(index=reasoner.index)
+    with pytest.raises(TypeError, match=r"not CompMemRetriever: CompMemReasoner\(index=retriever\.index\)"):
+        CompMemMiddleware(retriever)
+    for other in (RunnableLambda(len), retriever.with_config(tags=["mine"]), reasoner | len):
+        with pytest.raises(TypeError, match="must be a CompMemReasoner"):
+            CompMemMiddleware(other, direct=True)
+    for notes in ("Use {context}", "Use {}", "Use {notes"):
+        with pytest.raises(ValueError, match=r"fields \{notes\} and \{sources\} alone"):
+            CompMemMiddleware(reasoner, notes=notes)

@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.structured_query import Comparator, Comparison, StructuredQuery
 from langchain_core.tools import create_retriever_tool
 from langchain_core.vectorstores import InMemoryVectorStore
+from pydantic import BaseModel
 
 from compmem import RecallConfig
 from langchain_compmem import (
@@ -175,3 +176,32 @@ async def test_no_sql_runs_in_the_event_loop(retriever, monkeypatch):
         threads.clear()
         assert await work()
         assert threads and threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_the_answering_tool_takes_a_string(retriever, way):
+    tool = CompMemReasoner(index=retriever.index).as_tool()
+    assert "Tarnhill" in (tool.invoke(QUESTION) if way == "invoke" else await tool.ainvoke(QUESTION))
+
+
+class Narrowed(BaseModel):
+    question: str
+    filter: dict | None = None
+
+
+class Misnamed(BaseModel):
+    query: str
+
+
+class Unknown(BaseModel):
+    question: str
+    year: int
+
+
+def test_a_schema_for_the_answering_tool_has_known_arguments(retriever):
+    reasoner = CompMemReasoner(index=retriever.index)
+    narrowed = reasoner.as_tool(Narrowed).invoke({"question": QUESTION, "filter": {"year": 1998}})
+    assert "orchid" in narrowed and "marsh" not in narrowed
+    for schema in (Misnamed, Unknown):
+        with pytest.raises(ValueError, match=r"must have 'question', .* \['chat_history', 'filter', 'question'\]"):
+            reasoner.as_tool(schema)

@@ -16,7 +16,13 @@ from langchain_tests.integration_tests import VectorStoreIntegrationTests
 from langchain_text_splitters import CharacterTextSplitter
 
 from compmem import IndexConfig, MemoryIndex
-from langchain_compmem import CompMemRetriever, CompMemTranslator, CompMemVectorStore, EmbeddingsEncoder
+from langchain_compmem import (
+    CompMemReasoner,
+    CompMemRetriever,
+    CompMemTranslator,
+    CompMemVectorStore,
+    EmbeddingsEncoder,
+)
 from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
 
 
@@ -223,3 +229,18 @@ def test_a_path_is_an_index_that_is_created_the_first_time(tmp_path):
         assert index.path == folder
     with pytest.raises(ValueError, match="not empty"):
         CompMemVectorStore(tmp_path)
+
+
+async def test_a_minimum_score_goes_with_a_search(store):
+    scores = [score for _, score in store.similarity_search_with_score(QUESTION, k=5)]
+    least = sorted(scores)[-2]
+    best = [score for score in scores if score >= least]
+    assert 0 < len(best) < len(scores)
+    assert len(store.similarity_search(QUESTION, k=5, min_score=least)) == len(best)
+    assert len(await store.asimilarity_search(QUESTION, k=5, min_score=least)) == len(best)
+    retriever = store.as_retriever(search_kwargs={"k": 5, "min_score": least})
+    assert len(retriever.invoke(QUESTION)) == len(best)
+
+
+def test_the_index_of_a_store_is_for_a_reasoner(store):
+    assert "Tarnhill" in CompMemReasoner(index=store.index).invoke(QUESTION)["answer"]

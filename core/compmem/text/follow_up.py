@@ -35,7 +35,10 @@ _VERBS: Final = frozenset(
 )
 """Verbs that begin a question."""
 _ARTICLES: Final = frozenset("der die das ein eine le la les un une el los las una".split())
-_REPLIES: Final = frozenset("ok okay yes no really sure thanks please ja nein oui non sí".split())
+_REPLIES: Final = frozenset(
+    """ok okay yes no really sure thank thanks please hello hi hey ja nein danke hallo oui non merci bonjour salut
+    sí gracias hola""".split()
+)
 _NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _RUN: Final = re.compile(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*|-\d\w*)*")

@@ -1,0 +1,66 @@
+"""Retrievers and stores that the LangChain adapter wraps, and those that it refuses."""
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, EmbeddingsEncoder
+from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
+from tests.test_langchain_tracing import Hashed
+
+
+class Numbered(BaseRetriever):
+    """Returns its first k documents."""
+
+    documents: list[Document]
+    k: int = 1
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return self.documents[: self.k]
+
+
+@pytest.fixture
+def own(tmp_path):
+    with make_index(tmp_path / "index") as made:
+        retriever = CompMemRetriever(index=made)
+        retriever.upsert(WORLD)
+        yield retriever
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_the_number_of_candidates_reaches_a_retriever_with_k(way):
+    inner = Numbered(documents=WORLD)
+    retriever = CompMemRetriever.from_retriever(inner, embeddings=Hashed(), k=4)
+    found = retriever.invoke(QUESTION) if way == "invoke" else await retriever.ainvoke(QUESTION)
+    assert len(found) == 4
+    assert inner.k == 1, "the caller's retriever is not changed"
+
+
+@pytest.mark.parametrize("kind", [CompMemReasoner, CompMemRetriever])
+def test_an_index_of_compmem_is_not_wrapped(own, kind):
+    store = CompMemVectorStore(own.index)
+    for given in (own, store, store.as_retriever()):
+        with pytest.raises(ValueError, match=r"give that as index="):
+            kind.from_retriever(given)
+
+
+def test_messages_name_the_type_and_show_no_documents(own):
+    for given in (WORLD, object()):
+        with pytest.raises(ValueError, match=f"folder, not {type(given).__name__}") as caught:
+            CompMemRetriever(index=given)
+        assert "Orchid" not in str(caught.value).split("[type=")[0]
+    for given in (own, CompMemVectorStore(own.index)):
+        with pytest.raises(ValueError, match=r": give its \.index"):
+            CompMemReasoner(index=given)
+
+    with pytest.raises(ValueError, match="a VectorStore, not list"):
+        CompMemReasoner.from_retriever(WORLD)
+
+
+def test_a_store_of_others_is_still_wrapped():
+    store = InMemoryVectorStore(Hashed())
+    store.add_documents(WORLD)
+    for given in (store, store.as_retriever()):
+        assert CompMemRetriever.from_retriever(given, embeddings=Hashed()).invoke(QUESTION)
+    assert EmbeddingsEncoder(Hashed()).encode(["a"]).shape == HashingEncoder().encode(["a"]).shape
