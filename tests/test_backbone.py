@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, Prompt
 from compmem.backbone import backbone as backbone_module
 from compmem.backbone.attention import attention
-from compmem.backbone.batching import batches, halving
+from compmem.backbone.batching import padded_batches, run_or_halve
 from compmem.backbone.prune import prune
-from compmem.backbone.stop import Stop, is_repeating
+from compmem.backbone.stop import StopDetector, is_repeating
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
@@ -172,7 +172,7 @@ def test_memory_states_are_those_of_a_masked_pass_over_each_window(tiny_backbone
 
 @torch.inference_mode()
 def test_fresh_memory_tokens_and_fresh_adapters_change_nothing(tiny_backbone, tiny_model, tiny_tokenizer):
-    plain, dressed = (Backbone.of(tiny_model(), tiny_tokenizer) for _ in range(2))
+    plain, dressed = (Backbone.from_model(tiny_model(), tiny_tokenizer) for _ in range(2))
     plain.add_memory(MemoryConfig(window=16, own=()))
     dressed.add_memory(MEMORY)
     for role in ("memory", "reasoner", "gate"):
@@ -217,7 +217,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
     backbone = tiny_backbone(family)
     texts, prompts = [tokens(50, 1), tokens(21, 2)], [tokens(12, 3), tokens(5, 4)]
     blocks = [[states] for states in backbone.compress(texts, ratio=1)]
-    lead = backbone.lead
+    lead = backbone.chat_prefix_ids
     assert lead, "the text stands in a chat turn"
     recalled = backbone.generate(prompts, blocks, max_new_tokens=12, stop_ids=())
     assert recalled == backbone.generate([lead + p for p in prompts], blocks, max_new_tokens=12, stop_ids=())
@@ -230,7 +230,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
         over = backbone.model.model(torch.tensor([lead + text + prompt])).last_hidden_state[0, -len(prompt) :]
         close(hidden[row, skipped : skipped + len(prompt)], over, atol=1e-4)
         assert not hidden[row, :skipped].any(), "the head was read in front of the block"
-    odds = backbone.odds(prompts, blocks, 5, 6)
+    odds = backbone.log_odds(prompts, blocks, 5, 6)
     for text, prompt, found in zip(texts, prompts, odds, strict=True):
         logits = backbone.model(torch.tensor([lead + text + prompt])).logits[0, -1]
         close(found, logits[5] - logits[6], atol=1e-4)
@@ -240,7 +240,7 @@ def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbo
     backbone, run = tiny_backbone(), []
     monkeypatch.setattr(backbone_module, "prune", lambda *given, **how: run.append(how) or prune(*given, **how))
     [block] = backbone.compress([tokens(50, 1)], ratio=1)
-    prompt = backbone.lead + tokens(12, 3)
+    prompt = backbone.chat_prefix_ids + tokens(12, 3)
 
     def read():
         return backbone.read([prompt], [[block]])[0, -1]
@@ -254,7 +254,7 @@ def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbo
         changed = read()
         assert not torch.allclose(changed, first)
         assert len(run) == 2
-        backbone.release()
+        backbone.free_caches()
         assert torch.equal(read(), changed)
         assert len(run) == 3
         with torch.autocast("cpu", torch.bfloat16):
@@ -279,8 +279,8 @@ def test_pruning_keeps_the_first_tokens_and_states_of_the_text_in_order(tiny_bac
     backbone = tiny_backbone("qwen3")
     bare = copy.deepcopy(backbone.tokenizer)
     bare.chat_template = bare.bos_token = None
-    backbone = Backbone.of(backbone.model, bare)
-    assert backbone.lead == []
+    backbone = Backbone.from_model(backbone.model, bare)
+    assert backbone.chat_prefix_ids == []
     chunks = [tokens(60, 1), tokens(9, 2), tokens(2, 3)]
     whole, kept = backbone.compress(chunks, ratio=1), backbone.compress(chunks, ratio=4)
     for full, some in zip(whole, kept, strict=True):
@@ -412,11 +412,11 @@ def test_streaming_gives_the_tokens_of_generate_and_stops_where_it_stops(tiny_ba
 
 
 def test_a_stop_string_may_span_tokens(tiny_tokenizer):
-    stop = Stop(tiny_tokenizer, (2,), ("</b>", "zz"))
+    stop = StopDetector(tiny_tokenizer, (2,), ("</b>", "zz"))
     written = tiny_tokenizer.encode("a <b>x</b> and more")
-    kept = stop.take(written[:7])
-    kept += stop.take(written[7:])
-    assert (tiny_tokenizer.decode(kept), stop.done, stop.take([5])) == ("a <b>x</b>", True, [])
+    kept = stop.append(written[:7])
+    kept += stop.append(written[7:])
+    assert (tiny_tokenizer.decode(kept), stop.done, stop.append([5])) == ("a <b>x</b>", True, [])
 
 
 # --- gradients
@@ -708,7 +708,7 @@ def test_a_batch_that_does_not_fit_is_halved(caplog):
         return [item * 10 for item in items]
 
     with caplog.at_level(logging.WARNING):
-        assert halving(run, list(range(7)), "a chunk") == [0, 10, 20, 30, 40, 50, 60]
+        assert run_or_halve(run, list(range(7)), "a chunk") == [0, 10, 20, 30, 40, 50, 60]
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert "out of memory with a batch of 7" in caplog.text
 
@@ -718,7 +718,7 @@ def test_what_does_not_fit_even_alone_is_an_error_that_names_what_was_tried():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     with pytest.raises(MemoryError, match=r"a chunk does not fit .* \(tried batches of 4, 2, 1\): CUDA out of memory"):
-        halving(run, [1, 2, 3, 4], "a chunk")
+        run_or_halve(run, [1, 2, 3, 4], "a chunk")
 
 
 @torch.inference_mode()
@@ -738,17 +738,17 @@ def test_generation_goes_on_in_halves(tiny_backbone, monkeypatch):
 
 def test_batches_hold_every_item_once_within_the_budget():
     sizes = [3, 50, 1, 7, 7, 2, 20]
-    made = list(batches(sizes, 20))
+    made = list(padded_batches(sizes, 20))
     assert sorted(i for batch in made for i in batch) == list(range(7))
     assert all(len(batch) == 1 or len(batch) * max(sizes[i] for i in batch) <= 20 for batch in made)
 
 
 def test_a_large_batch_has_little_padding():
     sizes = [900, 880, 800, 500, 460, 100, 90, 30, 20, 5]
-    made = list(batches(sizes, 4096))
+    made = list(padded_batches(sizes, 4096))
     assert made == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]], "up to 256 tokens any padding is taken"
-    assert list(batches(sizes, 1600)) == [[0], [1], [2], [3, 4], [5, 6], [7, 8, 9]]
-    assert list(batches([], 16)) == []
+    assert list(padded_batches(sizes, 1600)) == [[0], [1], [2], [3, 4], [5, 6], [7, 8, 9]]
+    assert list(padded_batches([], 16)) == []
 
 
 # --- graphs
@@ -770,11 +770,11 @@ def check_fixed_slots(growing, fixed):
 
 @torch.inference_mode()
 def test_slots_of_fixed_size_used_again_write_what_growing_ones_do(tiny_backbone, tiny_model, tiny_tokenizer):
-    fixed = Backbone.of(tiny_model("qwen3"), tiny_tokenizer, graphs=True)
+    fixed = Backbone.from_model(tiny_model("qwen3"), tiny_tokenizer, graphs=True)
     check_fixed_slots(tiny_backbone("qwen3"), fixed)
     for count in range(1, 11):
         fixed.generate([tokens(3)] * count, max_new_tokens=2)
-    assert len(fixed._engine._ready) == 8
+    assert len(fixed._engine._cached) == 8
 
 
 @pytest.mark.gpu

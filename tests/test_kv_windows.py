@@ -54,7 +54,7 @@ def test_each_chunk_of_a_window_keeps_as_much_as_alone(tiny_backbone, method):
 @torch.inference_mode()
 def test_states_are_chosen_while_the_whole_window_is_repeated(tiny_backbone):
     backbone, text = tiny_backbone(), [*CHUNKS[0], *CHUNKS[1], *CHUNKS[2]]
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.lead + text], ratio=1)
+    whole = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + text], ratio=1)
     [score] = repetition_scores(backbone.decoder, backbone.rotary, whole, [text], Repetition(backbone.prompt))
     made = backbone.compress(CHUNKS, ratio=4, pruning="kvzip", windows=[3])
     for states, own in zip(made, score.split(list(map(len, CHUNKS)), dim=2), strict=True):
@@ -86,11 +86,11 @@ def test_windows_that_are_not_possible_are_refused(tiny_backbone):
 @pytest.mark.parametrize("context", [256, 1024, 8192])
 def test_the_longest_window_fits_and_no_longer_one(tiny_backbone, method, context):
     backbone = tiny_backbone(max_position_embeddings=context)
-    most = backbone.longest_window(ratio=4, pruning=method)
+    most = backbone.max_window_tokens(ratio=4, pruning=method)
     backbone._compression(4, method).check([[tokens(most)]])
     with pytest.raises(ValueError, match=f"larger than the context of {context}"):
         backbone._compression(4, method).check([[tokens(most + 2)]])
-    assert backbone.longest_window(ratio=1, pruning=method) == context - len(backbone.lead)
+    assert backbone.max_window_tokens(ratio=1, pruning=method) == context - len(backbone.chat_prefix_ids)
 
 
 def test_a_window_is_of_one_document():

@@ -36,8 +36,8 @@ def equal_budgets_apart(states):
 @torch.inference_mode()
 def test_the_best_states_of_all_heads_are_kept_within_one_budget(tiny_backbone, ratio):
     backbone = tiny_backbone(num_hidden_layers=3)
-    lead = len(backbone.lead)
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.lead + chunk for chunk in CHUNKS], ratio=1)
+    lead = len(backbone.chat_prefix_ids)
+    whole = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS], ratio=1)
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, Repetition(backbone.prompt))
     equal = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip")
     kept = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip-heads")
@@ -119,10 +119,10 @@ class Masked(Context):
 @torch.inference_mode()
 def test_padded_heads_are_read_as_whole_blocks_with_a_mask(tiny_backbone, tiny_model, tiny_tokenizer, family):
     backbone = tiny_backbone(family, num_hidden_layers=3)
-    fixed = Backbone.of(tiny_model(family, num_hidden_layers=3), tiny_tokenizer, graphs=True)
+    fixed = Backbone.from_model(tiny_model(family, num_hidden_layers=3), tiny_tokenizer, graphs=True)
     whole = backbone.compress(CHUNKS, ratio=1)
     kept = backbone.compress(CHUNKS, ratio=4, pruning="kvzip-heads")
-    head = prune(backbone.decoder, backbone.rotary, [backbone.lead], ratio=1)
+    head = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids], ratio=1)
     chosen, prompts = ([0, 1], [2], [3, 0, 2]), [tokens(12, 5), tokens(1, 6), tokens(7, 7)]
     blocks = [[kept[number] for number in numbers] for numbers in chosen]
 
@@ -158,7 +158,7 @@ def test_heads_of_equal_length_are_read_as_the_equal_form(tiny_backbone):
     apart = [[equal_budgets_apart(states) for states in row] for row in rows]
     close(backbone.read(prompts, apart), backbone.read(prompts, rows), atol=1e-5)
     mixed = [[rows[0][0], apart[0][1]], apart[1]]
-    close(backbone.odds(prompts, mixed, 5, 6), backbone.odds(prompts, rows, 5, 6), atol=1e-4)
+    close(backbone.log_odds(prompts, mixed, 5, 6), backbone.log_odds(prompts, rows, 5, 6), atol=1e-4)
 
 
 # Files

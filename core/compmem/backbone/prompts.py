@@ -58,7 +58,7 @@ class Prompt:
         return filled
 
 
-def head(tokenizer: Any) -> list[int]:
+def chat_prefix_ids(tokenizer: Any) -> list[int]:
     """Token ids of a user turn before the user's text: the chat template's prefix, or the first token of a text."""
     ids: list[int] = tokenizer.encode(_turn(tokenizer, False).partition(_MESSAGE)[0], add_special_tokens=False)
     return ids

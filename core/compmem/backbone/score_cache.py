@@ -19,15 +19,15 @@ class ScoreCache:
 
     Args:
         weights: What the scores depend on.
-        most: Chunks whose scores are kept.
+        max_chunks: Chunks whose scores are kept.
     """
 
-    def __init__(self, weights: Sequence[Tensor], most: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], max_chunks: int) -> None:
         self._weights = weights
         self._version: tuple[object, ...] | None = None
-        self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(most)
+        self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(max_chunks)
 
-    def of(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
+    def get(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
         """The scores of each chunk; `compute` gets those whose scores are not kept."""
         version = weights_version(self._weights)
         # A tensor made in inference mode cannot be used in training.

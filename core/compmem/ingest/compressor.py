@@ -50,7 +50,7 @@ class KVCompressor:
         """
         bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
         ids = [chunk_ids(self.backbone, chunk) for chunk in chunks]
-        most = min(self.window, self.backbone.longest_window(ratio=self.ratio, pruning=self.pruning))
+        most = min(self.window, self.backbone.max_window_tokens(ratio=self.ratio, pruning=self.pruning))
         windows = list(window_sizes([chunk.source for chunk in chunks], list(map(len, ids)), most))
         rest, states = iter(windows), list[KVStates]()
         for count in window_sizes([""] * len(windows), windows, AT_ONCE):

@@ -192,7 +192,7 @@ class StepPrompts:
             return None
         begun = [*prompt, *self.helps[: self._fork]]
         with torch.inference_mode():
-            odds: list[float] = self.backbone.odds(
+            odds: list[float] = self.backbone.log_odds(
                 [begun] * len(blocks), [[block] for block in blocks], self._yes, self._no, starts=starts
             ).tolist()
         return odds

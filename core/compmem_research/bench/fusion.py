@@ -210,7 +210,7 @@ class _Answering:
             stored = sum(tensor.nbytes for parts in packed for tensor in parts.values())
             began, prompt, start = now(), self._prompt, None
             if not ratio:
-                lead = len(backbone.lead)
+                lead = len(backbone.chat_prefix_ids)
                 text = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:-1]]
                 # Read once, for the answer and for its loss.
                 blocks, prompt, start = backbone.prompt_states([text]), prompt[-1:], len(text)

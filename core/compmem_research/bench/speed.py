@@ -49,7 +49,7 @@ def run(
         began = time.monotonic()
         if one is not left[0] and began + _expected(one, planned, conditions) > until:
             return
-        rig.backbone.release()
+        rig.backbone.free_caches()
         try:
             with torch.inference_mode():
                 cell = one.work()

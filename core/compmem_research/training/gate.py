@@ -152,7 +152,7 @@ def rolled_out(
             part = numbers[at : at + settings.at_once]
             seeds = [drawn_seeds(settings.run.seed, n, settings.rollouts.group) for n, _ in part]
             made += gate_examples.collect(rollouts, [draw(n, held) for n, held in part], seeds)
-        backbone.release()
+        backbone.free_caches()
         if keep:
             gate_examples.write(file, made, made_of)
     if len(made) != settings.contexts + 2 * settings.held:
