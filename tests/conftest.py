@@ -52,7 +52,7 @@ def encoders_stay_loaded():
     from compmem.encoder import loading
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_in_use", {})
+        patch.setattr(loading, "_loaded", {})
         yield
 
 

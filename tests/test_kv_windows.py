@@ -107,7 +107,7 @@ def stored(index):
 
 
 def test_an_index_reads_a_document_in_windows(tmp_path, tiny_backbone, monkeypatch):
-    monkeypatch.setattr(compressor, "AT_ONCE", 3)  # fewer than a window has
+    monkeypatch.setattr(compressor, "MAX_CHUNKS_ON_DEVICE", 3)  # fewer than a window has
     backbone = tiny_backbone(max_position_embeddings=8192)
     sentences = [f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(8)]
     documents = [Document(id="a", text="\n\n".join(sentences)), Document(id="b", text=sentences[3])]

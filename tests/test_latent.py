@@ -362,7 +362,7 @@ def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     loaded = []
     kv_cache = KVCache(torch.device("cpu"), torch.float32, budget=3 * 128)
     for numbers in ([1, 2, 3], [1], [4], [1, 3]):
-        assert [int(s.keys[0, 0, 0, 0]) for s in kv_cache.take(numbers, load)] == numbers
+        assert [int(s.keys[0, 0, 0, 0]) for s in kv_cache.get(numbers, load)] == numbers
     assert loaded == [1, 2, 3, 4]
     assert kv_cache.bytes == len(kv_cache) * 128 <= 3 * 128
     groups = list(kv_cache.stream(list(range(10)), load, size=4))
@@ -371,7 +371,7 @@ def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     assert list(kv_cache.stream([], load, size=4)) == []
     held = len(kv_cache)
     large = [KVStates(keys=torch.zeros(1, 1, 40, 4), values=torch.zeros(1, 1, 40, 4))]
-    assert len(kv_cache.take([99], lambda numbers: large)) == 1
+    assert len(kv_cache.get([99], lambda numbers: large)) == 1
     assert len(kv_cache) == held, "a block that does not fit displaces none"
 
 

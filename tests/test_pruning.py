@@ -13,12 +13,13 @@ from compmem.backbone import Backbone, MemoryConfig, chunk_ids, kvzip
 from compmem.backbone.expected_attention import FUTURE_POSITIONS
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
-from compmem.config import ONE_BUDGET, KVPruning
+from compmem.config import SHARED_BUDGET_METHODS, KVPruning
 from compmem.index_models import record_provenance
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 
-METHODS = [method for method in get_args(KVPruning) if method not in ONE_BUDGET]  # of one length for all heads
+METHODS = [method for method in get_args(KVPruning) if method not in SHARED_BUDGET_METHODS]
+"""Those with equally many states in each head."""
 CHUNKS = [tokens(41, 1), tokens(9, 2), tokens(30, 3)]
 
 

@@ -11,7 +11,7 @@ from compmem.backbone.decoder import Context
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.backbone.rotary import rotate
-from compmem.kv_format import RUN, checksum, pack, unpack
+from compmem.kv_format import KEY_GROUP_STATES, checksum, pack, unpack
 from compmem.schema import KVStates
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments, write_segment
@@ -251,14 +251,14 @@ def test_a_file_of_half_bytes_that_do_not_fit_is_refused(tmp_path, one_block, sp
 
 
 def test_keys_of_a_long_head_are_rounded_in_runs():
-    keys = torch.randn(1, 1, 3 * RUN, 8, generator=torch.Generator().manual_seed(0))
-    keys[..., 2 * RUN :, :] *= 100  # a run of large keys does not spoil the others
+    keys = torch.randn(1, 1, 3 * KEY_GROUP_STATES, 8, generator=torch.Generator().manual_seed(0))
+    keys[..., 2 * KEY_GROUP_STATES :, :] *= 100  # a run of large keys does not spoil the others
     keys[..., 3] += 50  # nor a channel that is always large
     found = unpack(pack(KVStates(keys=keys, values=keys), "int4"))
     error = (found.keys - keys).abs()[0, 0]
-    assert error[: 2 * RUN].max() < 0.3
-    assert error[: 2 * RUN, :3].max() < 0.25
-    assert (found.values - keys).abs()[0, 0, : 2 * RUN].max() > 1, "values have one scale for all channels"
+    assert error[: 2 * KEY_GROUP_STATES].max() < 0.3
+    assert error[: 2 * KEY_GROUP_STATES, :3].max() < 0.25
+    assert (found.values - keys).abs()[0, 0, : 2 * KEY_GROUP_STATES].max() > 1, "values have one scale for all channels"
     same = KVStates(keys=torch.full((1, 1, 2, 4), 3.0), values=torch.zeros(1, 1, 2, 4))
     assert torch.equal(unpack(pack(same, "int4")).keys, same.keys.bfloat16())
     with pytest.raises(ValueError, match="even number of channels"):

@@ -514,7 +514,7 @@ def test_a_server_that_others_could_reach_needs_tokens(tmp_path, monkeypatch):
 
 
 async def test_health_is_told_while_all_threads_are_at_work(index, monkeypatch):
-    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    monkeypatch.setattr(threads, "_index_pool", ThreadPoolExecutor(1))
     done = threading.Event()
     threads.submit(done.wait, 20)
     try:

@@ -5,8 +5,8 @@ from compmem.backbone.checkpoint import IMPORTANCE, BackboneComponents, size_on_
 from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role
 from compmem.backbone.fusion import fuse_blocks
-from compmem.backbone.memory import memory_token_count
-from compmem.backbone.parallel import stream_parallel
+from compmem.backbone.memory_tokens import memory_token_count
+from compmem.backbone.parallel_encoding import stream_parallel
 from compmem.backbone.prompts import Prompt
 from compmem.backbone.stock import load_tokenizer
 

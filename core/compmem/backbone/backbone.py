@@ -18,7 +18,6 @@ from compmem.backbone.compression import Compression, chunk_layers
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
 from compmem.backbone.decode import DecodeEngine, Sampling, check_generation
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_fits_context, slots_of
@@ -29,6 +28,7 @@ from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
 from compmem.backbone.stock import check_family
 from compmem.backbone.stop import StopDetector
+from compmem.backbone.token_codec import TokenCodec
 from compmem.config import KVPruning
 from compmem.deadline import seconds_left
 from compmem.devices import device_of, dtype_of

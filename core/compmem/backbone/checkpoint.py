@@ -32,7 +32,7 @@ from compmem.backbone.stock import (
     weights_size,
 )
 from compmem.errors import CheckpointError
-from compmem.naming import SHIPPED_BACKBONES, absolute, is_plain
+from compmem.naming import SHIPPED_BACKBONES, absolute_path, is_safe_name
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def load(
     return BackboneComponents(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold, steps_trained=steps_trained,
-        base=absolute(str(base or name)) if not has_stock_model or not settings else None,
+        base=absolute_path(str(base or name)) if not has_stock_model or not settings else None,
         folder=place if place.is_dir() else None,
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def load_added(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str,
 def _base(settings: Mapping[str, Any], folder: Path) -> str:
     """The model that a checkpoint names; a folder name must be absolute."""
     base = str(_field(settings, "base", folder))
-    if not is_plain(base):
+    if not is_safe_name(base):
         raise CheckpointError(f"{str(folder)!r} names the folder {base!r} as its base, which is not an absolute path")
     return base
 

@@ -10,11 +10,11 @@ from compmem.backbone.batching import COMPRESS_BATCH_TOKENS, run_in_batches
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.kvzip import REPETITION_METHODS, Repetition
-from compmem.backbone.memory import compress, memory_token_count
+from compmem.backbone.memory_tokens import compress, memory_token_count
 from compmem.backbone.prune import importance_examples, prune
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
-from compmem.config import ONE_BUDGET, KVPruning
+from compmem.config import SHARED_BUDGET_METHODS, KVPruning
 from compmem.schema import KVStates
 
 Chunks = Sequence[Sequence[int]]
@@ -43,7 +43,7 @@ class Compression:
 
     def __post_init__(self) -> None:
         # One predicts what the other computes.
-        alike = {self.pruning, self.memory.pruning} <= set(ONE_BUDGET)
+        alike = {self.pruning, self.memory.pruning} <= set(SHARED_BUDGET_METHODS)
         if self.memory.trained and self.pruning != self.memory.pruning and not alike:
             raise ValueError(
                 f"kv_pruning={self.pruning!r} is for stock models: memory was trained with {self.memory.pruning!r}"

@@ -33,7 +33,7 @@ from compmem.backbone.decoder import Context, Decoder
 from compmem.backbone.expected_attention import FUTURE_POSITIONS, expected_attention
 from compmem.backbone.kvzap import FeatureFunction, QueryFeatures, predict_log_scores
 from compmem.backbone.kvzip import REPETITION_METHODS, Repetition, repetition_scores
-from compmem.backbone.memory import memory_token_count
+from compmem.backbone.memory_tokens import memory_token_count
 from compmem.backbone.ragged import select_across_heads
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.backbone.score_cache import ScoreCache

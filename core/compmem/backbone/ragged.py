@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compmem.backbone.config import Positions
-from compmem.backbone.memory import memory_token_count
+from compmem.backbone.memory_tokens import memory_token_count
 from compmem.backbone.prefix_context import Layout, Prefix, check_states, slots_of
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates

@@ -158,13 +158,13 @@ class _Adding:
         if self.ray is not None:
             from compmem import distributed
 
-            with distributed.connected(self.ray):
+            with distributed.ray_cluster(self.ray):
                 yield None
         elif self.workers is not None:
             from compmem.ingest.workers import Workers
 
             with Workers(self.workers) as readers:
-                yield readers.each
+                yield readers.map
         else:
             yield None
 

@@ -27,7 +27,7 @@ _MAX_HEADINGS = 8
 """A chunk keeps only this many headings, the innermost ones: a deep path would be stored with each chunk below it."""
 _MAX_TABLE_HEAD_CHARS = 200
 """Maximum number of characters of a table's head that are kept."""
-_WINDOW = 1 << 16
+_WINDOW_CHARS = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
 
 _BLANKS = re.compile(r"\s*+")
@@ -38,10 +38,10 @@ _DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:-
 _NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
 _TABLE_HEAD = re.compile(r"\||[^\d{\[<]\D*$")
 """The first row of a Markdown table; of other rows, one without digits that is no JSON or XML."""
-_BORDERS = "、，；："
+_BOUNDARY_CHARS = "、，；："
 
 
-_Breaker = Callable[[str, int, int], Iterator[tuple[int, int]]]
+_Splitter = Callable[[str, int, int], Iterator[tuple[int, int]]]
 """Splits a span of a text."""
 
 
@@ -54,7 +54,7 @@ class _Unit:
     level: int = 0
     heading: str = ""
     tokens: int = 0
-    opens: bool = False
+    starts_paragraph: bool = False
     """It begins a paragraph that is split."""
     table: str = ""
     """The head of the table that it continues."""
@@ -133,7 +133,7 @@ def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
     """The spans in lists, each of at most one window of characters, or of one span."""
     window: list[_S] = []
     for span in spans:
-        if window and span.end - window[0].start > _WINDOW:
+        if window and span.end - window[0].start > _WINDOW_CHARS:
             yield window
             window = []
         window.append(span)
@@ -202,42 +202,44 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
 
 def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
     """The text as units of at most `limit` tokens each, in order: blocks, and the parts of larger blocks."""
-    return _broken(_blocks(counter.text), (_into_sentences, _split_into_pieces(limit)), limit, counter)
+    return _split_units(_blocks(counter.text), (_into_sentences, _split_into_pieces(limit)), limit, counter)
 
 
-def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
+def _split_units(
+    units: Iterable[_Unit], breakers: Sequence[_Splitter], limit: int, counter: _Counter
+) -> Iterator[_Unit]:
     """Units of at most `limit` tokens, in order, one window at a time; a longer unit is split when it is read."""
     for window in _windows(units):
-        if breakers and window[0].end - window[0].start > _WINDOW:
-            parts = _parts(window[0], breakers[0], counter.text)
-            yield from _broken(parts, breakers[1:], limit, counter)
+        if breakers and window[0].end - window[0].start > _WINDOW_CHARS:
+            parts = _split_unit(window[0], breakers[0], counter.text)
+            yield from _split_units(parts, breakers[1:], limit, counter)
         else:
-            yield from _broken_window(window, breakers, limit, counter)
+            yield from _split_window(window, breakers, limit, counter)
 
 
-def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> list[_Unit]:
+def _split_window(level: list[_Unit], breakers: Sequence[_Splitter], limit: int, counter: _Counter) -> list[_Unit]:
     small: list[_Unit] = []
     for breaker in breakers:
-        large = _sift(level, limit, counter, small)
-        level = [part for unit in large for part in _parts(unit, breaker, counter.text)]
+        large = _separate_large(level, limit, counter, small)
+        level = [part for unit in large for part in _split_unit(unit, breaker, counter.text)]
     while level:
-        large = _sift(level, limit, counter, small)
+        large = _separate_large(level, limit, counter, small)
         level = []
         for unit in large:
             middle = _word_boundary(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
             if middle == unit.end:
                 small.append(unit)
             else:
-                whole = replace(unit, opens=False)
+                whole = replace(unit, starts_paragraph=False)
                 level += [replace(whole, end=middle), replace(whole, start=middle)]
     return sorted(small, key=lambda unit: unit.start)
 
 
-def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
+def _split_unit(unit: _Unit, breaker: _Splitter, text: str) -> Iterator[_Unit]:
     """The parts of a unit; the first one may begin a paragraph, and rows after the first one of a table continue it."""
     head: str | None = None
     for a, b in breaker(text, unit.start, unit.end):
-        opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
+        opens, table = a == unit.start and (unit.starts_paragraph or breaker is _into_sentences), unit.table
         if breaker is _into_sentences:
             row = text[a : min(b, a + _MAX_TABLE_HEAD_CHARS)].strip()
             if not is_row(row):
@@ -246,10 +248,10 @@ def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
                 table, head = "", row if _TABLE_HEAD.match(row) else ""
             else:
                 table = head
-        yield _Unit(a, b, unit.level, unit.heading, opens=opens, table=table)
+        yield _Unit(a, b, unit.level, unit.heading, starts_paragraph=opens, table=table)
 
 
-def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
+def _separate_large(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
     """Units larger than the limit; the others are counted and added to `small`."""
     most = limit * CHARS_PER_TOKEN
     large = [u for u in units if u.end - u.start > most]
@@ -271,7 +273,7 @@ def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]
     yield at, end
 
 
-def _split_into_pieces(limit: int) -> _Breaker:
+def _split_into_pieces(limit: int) -> _Splitter:
     """A splitter into pieces of at most `limit` characters, which rarely have more tokens than that."""
 
     def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -287,7 +289,7 @@ def _word_boundary(text: str, start: int, end: int, size: int) -> int:
     """The last word boundary within `size` characters of `start`; that position itself if there is none."""
     if end - start <= size:
         return end if size > 1 or end - start == 1 else start + 1
-    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BORDERS)
+    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BOUNDARY_CHARS)
     return next(borders, start + size)
 
 
@@ -297,7 +299,7 @@ def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
     tokens, most = 0, limit * CHARS_PER_TOKEN
     for unit in units:
         full = bool(group) and (tokens + unit.tokens > limit or unit.end - group[0].start > most)
-        turn = (unit.level > 0 or unit.opens) and tokens * 2 >= limit and not all(u.level for u in group)
+        turn = (unit.level > 0 or unit.starts_paragraph) and tokens * 2 >= limit and not all(u.level for u in group)
         if full or turn:
             body = len(group)
             while body and group[body - 1].level:
@@ -346,22 +348,22 @@ def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) 
         yield from (group.units for group in sorted(done, key=lambda group: group.start))
 
 
-class _Lines:
+class _LineReader:
     """The lines of a text from the current one on, a few at a time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._found = LINE.finditer(text)
-        self._ahead: deque[tuple[int, int]] = deque()
+        self._matches = LINE.finditer(text)
+        self._buffer: deque[tuple[int, int]] = deque()
 
     def span(self, n: int = 0) -> tuple[int, int] | None:
         """The span of the line `n` after the current one; None after the end."""
-        while len(self._ahead) <= n:
-            match = next(self._found, None)
+        while len(self._buffer) <= n:
+            match = next(self._matches, None)
             if match is None:
                 return None
-            self._ahead.append(match.span())
-        return self._ahead[n]
+            self._buffer.append(match.span())
+        return self._buffer[n]
 
     def line(self, n: int = 0) -> str:
         """The beginning of that line, up to the length that is checked, stripped on the right; empty after the end."""
@@ -372,13 +374,13 @@ class _Lines:
         """Move on by this many lines."""
         for _ in range(count):
             self.span()
-            self._ahead.popleft()
+            self._buffer.popleft()
 
 
 def _blocks(text: str) -> Iterator[_Unit]:
     """Paragraphs and headings, each with the blank lines after it."""
     styles: dict[tuple[str, bool], int] = {}
-    lines = _Lines(text)
+    lines = _LineReader(text)
     fence = ""
     start = 0
     blank = True
@@ -405,7 +407,9 @@ def _blocks(text: str) -> Iterator[_Unit]:
         yield _Unit(start, len(text))
 
 
-def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
+def _heading(
+    lines: _LineReader, line: str, blank: bool, styles: dict[tuple[str, bool], int]
+) -> tuple[int, str, int] | None:
     """Level, title and number of lines of the heading that begins at the current line."""
     if not line or len(line) > _MAX_HEADING_CHARS:
         return None

@@ -15,16 +15,16 @@ from typing import Any, Final, Self, TypeVar
 
 import torch
 
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.errors import CompMemError, WorkerError
 from compmem.index_models import IndexModels
-from compmem.ingest.compressor import Compressed, DocumentCompressor
-from compmem.ingest.pipeline import Task
+from compmem.ingest.compressor import CompressedBatch, DocumentCompressor
+from compmem.ingest.pipeline import CompressionTask
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-AHEAD: Final = 2
+TASKS_PER_WORKER: Final = 2
 """Tasks for each worker that are compressed or wait at once."""
 
 
@@ -38,13 +38,13 @@ class Workers:
     """
 
     def __init__(self, number: int, models: IndexModels | None = None) -> None:
-        check_whole("workers", number)
-        _check_sendable(models)
+        check_integer("workers", number)
+        _check_picklable(models)
         self._number = number
         self._pool = ProcessPoolExecutor(
             number,
             mp_context=_context(),
-            initializer=_start,
+            initializer=_initialize_worker,
             initargs=(models, max(1, torch.get_num_threads() // number)),
         )
 
@@ -56,11 +56,11 @@ class Workers:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def compress(self, tasks: Iterable[Task]) -> Iterator[Compressed]:
-        """The tasks' documents with their blocks, in order. Raises what `each` raises."""
-        return self.each(_compress, tasks)
+    def compress(self, tasks: Iterable[CompressionTask]) -> Iterator[CompressedBatch]:
+        """The tasks' documents with their blocks, in order. Raises what `map` raises."""
+        return self.map(_compress, tasks)
 
-    def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    def map(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
         """The results of a function for items, in order; only a few items are in work or wait.
 
         Args:
@@ -74,7 +74,7 @@ class Workers:
         try:
             for item in items:
                 waiting.append(self._pool.submit(work, item))
-                if len(waiting) >= AHEAD * self._number:
+                if len(waiting) >= TASKS_PER_WORKER * self._number:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -95,7 +95,7 @@ def _context() -> Any:
     return context
 
 
-def _check_sendable(models: IndexModels | None) -> None:
+def _check_picklable(models: IndexModels | None) -> None:
     try:
         ForkingPickler.dumps(models)
     except CompMemError:
@@ -108,7 +108,7 @@ _compressor: DocumentCompressor | None = None
 """What a worker process works with."""
 
 
-def _start(models: IndexModels | None, threads: int) -> None:
+def _initialize_worker(models: IndexModels | None, threads: int) -> None:
     """Prepares a worker process. Models are loaded with the first task, so that errors in loading are reported."""
     global _compressor
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -125,6 +125,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _compress(task: Task) -> Compressed:
+def _compress(task: CompressionTask) -> CompressedBatch:
     assert _compressor is not None, "the pool has started this process"
-    return _compressor.batch(*task)
+    return _compressor.compress_new(*task)

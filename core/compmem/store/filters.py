@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from compmem.metadata import plain
+from compmem.metadata import to_json_value
 from compmem.store.blocks import BATCH, Numbers, parse_metadata
 from compmem.store.columns import Column, Hits
 from compmem.store.manifest import Rows, storable
@@ -275,7 +275,7 @@ def _scalar(key: str, operator: str, operand: Any) -> Any:
 def _plain(operand: Any) -> Any:
     """The operand converted like metadata, or unchanged if that is impossible; lists are not converted."""
     try:
-        return operand if isinstance(operand, Mapping) or _is_list(operand) else plain(operand)
+        return operand if isinstance(operand, Mapping) or _is_list(operand) else to_json_value(operand)
     except ValueError:
         return operand
 

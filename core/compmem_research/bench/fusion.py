@@ -18,7 +18,7 @@ from typing import Any, Final, cast, get_args
 import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse_blocks, stream_parallel, window_sizes
-from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
+from compmem.config import SHARED_BUDGET_METHODS, KVFusion, KVPruning, KVType
 from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
@@ -80,8 +80,10 @@ class Settings:
         ):  # fmt: skip
             if unknown := set(names) - set(get_args(known)):
                 raise ValueError(f"unknown {kind} {min(unknown)!r}: there are {', '.join(get_args(known))}")
-        if set(ONE_BUDGET) & set(self.pruning) and "ape" in methods:
-            raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} cannot be read with the method ape")
+        if set(SHARED_BUDGET_METHODS) & set(self.pruning) and "ape" in methods:
+            raise ValueError(
+                f"blocks pruned by {' and '.join(SHARED_BUDGET_METHODS)} cannot be read with the method ape"
+            )
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
@@ -154,7 +156,9 @@ def _conditions(settings: Settings, name: str, model: Backbone) -> Iterator[Cond
     methods, pruning = settings.methods, tuple(n for n in get_args(KVPruning) if n in settings.pruning)
     if trained := model.memory.trained:
         methods = ("none",) if model.memory.inserted else methods
-        methods = tuple(m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET)
+        methods = tuple(
+            m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in SHARED_BUDGET_METHODS
+        )
         pruning = (TRAINED,)
     for ratio in settings.ratios:
         if ratio > 1 or not trained:

@@ -126,7 +126,7 @@ def answer(rig: Rig, folder: Folder, resident: KVCache, *, per_step: int) -> Non
         nearest = torch.argsort(folder.vectors @ asked, descending=True).tolist()
         proposed = [n for n in nearest if n not in read][: rig.rules.candidates]
         turn = rig.turn()
-        states = resident.take(proposed, folder.load)
+        states = resident.get(proposed, folder.load)
         scores = rig.backbone.score([turn] * len(proposed), [[s] for s in states], rig.ids(rig.rules.probe_tokens))
         best = torch.argsort(scores, descending=True, stable=True)[: min(per_step, most - len(read))].tolist()
         rig.read([states[i] for i in best])

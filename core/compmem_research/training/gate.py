@@ -278,7 +278,7 @@ class GateStage:
             with torch.no_grad(), precision(self.backbone):
                 return self.backbone.compress([named[n] for n in numbers], ratio=self._ratio)
 
-        return self._resident.take(list(named), make)
+        return self._resident.get(list(named), make)
 
     def _asked(self, question: str, memory: str) -> tuple[list[int], list[int]]:
         encode = self.backbone.encode

@@ -18,7 +18,7 @@ from compmem.backbone.decoder import Context
 from compmem.backbone.prefix_context import check_states
 from compmem.backbone.rotary import rotate
 from compmem.backbone.stop import StopDetector
-from compmem.config import ONE_BUDGET
+from compmem.config import SHARED_BUDGET_METHODS
 from compmem.deadline import seconds_left
 from compmem.schema import KVStates
 
@@ -63,7 +63,7 @@ def stream_parallel(
     if any(states.lengths is not None for states in blocks):
         raise ValueError(
             "kv_fusion='ape' needs equally many KV states in each head: it cannot read blocks that were made with "
-            f"kv_pruning={' or '.join(map(repr, ONE_BUDGET))}"
+            f"kv_pruning={' or '.join(map(repr, SHARED_BUDGET_METHODS))}"
         )
     prefix_ids = backbone.chat_prefix_ids
     [rest], [row] = move_prefix_to_blocks(prefix_ids, backbone.chat_prefix_states, [prompt], [blocks])
