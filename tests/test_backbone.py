@@ -691,8 +691,14 @@ def test_adapter_settings_are_checked(tiny_backbone):
         tiny_backbone().add_memory(MemoryConfig(trained=False))
     with pytest.raises(ValueError, match="rank=0"):
         AdapterConfig(rank=0)
-    with pytest.raises(ValueError, match="targets="):
-        AdapterConfig(targets=("embed",))
+    for targets in (("embed",), ()):
+        with pytest.raises(ValueError, match="targets="):
+            AdapterConfig(targets=targets)
+
+
+def test_the_mask_is_on_the_device_of_the_queries():
+    query, key = torch.empty(1, 4, 2, 8, device="meta"), torch.empty(1, 2, 10, 8, device="meta")
+    assert attention(query, key, key, scale=1.0).shape == (1, 2, 32)
 
 
 # --- memory of the device

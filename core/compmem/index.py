@@ -195,11 +195,15 @@ class MemoryIndex(BaseIndex):
         )
         settings = {} if config is None else settings_json(with_absolute_folders(config))
         left_out = {name for name in ("ratio", "kv_pruning") if settings.get(name) is None}
-        index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
+        try:
+            index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
+        except IncompatibleStoreError:
+            index.close()
+            raise
         return index
 
     def check_made_with(self, settings: Mapping[str, Any], shards: int | None = None) -> None:
-        """Compare settings with those that the index was made with; it is closed if they differ.
+        """Compare settings with those that the index was made with.
 
         Args:
             settings: Fields of `IndexConfig` by name.
@@ -213,7 +217,6 @@ class MemoryIndex(BaseIndex):
         expected = settings if shards is None else {**settings, "shards": shards}
         for name, value in expected.items():
             if here[name] != value:
-                self.close()
                 raise IncompatibleStoreError(f"{str(self.path)!r} was made with {name}={here[name]!r}, not {value!r}")
 
     @property

@@ -40,7 +40,7 @@ def attention(
     if mask is None and query.is_cuda and past:
         bias = causal_lower_right(queries, slots)
     elif mask is None and past > queries:
-        bias = torch.ones(queries, slots, dtype=torch.bool).tril(past)
+        bias = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(past)
     elif mask is None and past:
         # With empty queries in front the mask is plainly causal, which is faster on a CPU than an explicit mask.
         query = pad(query, (0, 0, past, 0))

@@ -188,7 +188,11 @@ class _Adding:
                     raise
         models = {name: self.settings[name] for name in ("encoder", "backbone") if name in self.settings}
         memory = MemoryIndex.open(self.index, runtime=self.runtime, allow_download=self.allow_download, **models)
-        memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
+        try:
+            memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
+        except compmem.IncompatibleStoreError:
+            memory.close()
+            raise
         return memory
 
     def _added(self, memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress) -> int:
