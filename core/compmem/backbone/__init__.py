@@ -1,6 +1,7 @@
 """The causal LM: loading, memory tokens, reading recalled blocks, scoring, decoding."""
 
-from compmem.backbone.backbone import Backbone, Blocks
+from compmem.backbone.backbone import Backbone
+from compmem.backbone.chat_prefix import Blocks
 from compmem.backbone.checkpoint import IMPORTANCE, BackboneComponents, size_on_disk
 from compmem.backbone.chunk_text import chunk_ids, window_sizes
 from compmem.backbone.config import AdapterConfig, Linear, MemoryConfig, Role

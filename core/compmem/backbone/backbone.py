@@ -12,7 +12,13 @@ from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
 from compmem.backbone.batching import SCORE_BATCH_SLOTS, run_in_batches, run_or_halve
-from compmem.backbone.chat_prefix import ChatPrefixCache, move_prefix_to_blocks, restore_prompt_positions
+from compmem.backbone.chat_prefix import (
+    Blocks,
+    ChatPrefixCache,
+    Prompts,
+    move_prefix_to_blocks,
+    restore_prompt_positions,
+)
 from compmem.backbone.checkpoint import BackboneComponents
 from compmem.backbone.compression import Compression, chunk_layers
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
@@ -34,9 +40,6 @@ from compmem.deadline import seconds_left
 from compmem.devices import device_of, dtype_of
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
-
-Blocks = Sequence[Sequence[KVStates]]
-"""The recalled blocks of each row, in reading order."""
 
 STOP_CHECK_INTERVAL = 16
 """Decoding steps between two checks whether rows have ended, on devices where each check waits for the device."""
@@ -284,7 +287,7 @@ class Backbone(TokenCodec):
 
     def read(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         blocks: Blocks | None = None,
         *,
         role: Role | None = "reasoner",
@@ -298,7 +301,8 @@ class Backbone(TokenCodec):
             role: The role whose adapter is used, if it has one.
             start: Position of the first prompt token, for all rows or for each. None: directly after the row's memory.
 
-        Blocks of a stock model are read after the beginning of a chat turn; a prompt that starts with it has 0 there.
+        Blocks of a stock model come after the chat prefix. The hidden states of a prompt's own chat prefix are zero in
+        the result.
         """
         if blocks is None or start is not None:
             return self._read(prompts, blocks, role, start)
@@ -307,7 +311,7 @@ class Backbone(TokenCodec):
         return hidden if shortened is prompts else restore_prompt_positions(hidden, prompts, shortened)
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, role: Role | None,
+        self, prompts: Prompts, blocks: Blocks | None, role: Role | None,
         start: int | Sequence[int] | None,
     ) -> Tensor:  # fmt: skip
         prefix, layout = self._make_layout(prompts, blocks, start, 0)
@@ -362,7 +366,7 @@ class Backbone(TokenCodec):
 
     def log_odds(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         blocks: Blocks,
         yes: int,
         no: int,
@@ -396,7 +400,7 @@ class Backbone(TokenCodec):
         )
 
     def prompt_states(
-        self, prompts: Sequence[Sequence[int]], *, role: Role | None = "reasoner", start: int | None = None
+        self, prompts: Prompts, *, role: Role | None = "reasoner", start: int | None = None
     ) -> list[KVStates]:
         """The states of prompts without blocks, which are read once: as a block in front of what follows (`start`)."""
         prefix, layout = self._make_layout(prompts, None, start, 0)
@@ -407,7 +411,7 @@ class Backbone(TokenCodec):
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         blocks: Blocks | None = None,
         *,
         max_new_tokens: int,
@@ -492,9 +496,7 @@ class Backbone(TokenCodec):
             if stop.done:
                 return
 
-    def _move_chat_prefix(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks
-    ) -> tuple[Sequence[Sequence[int]], Blocks]:
+    def _move_chat_prefix(self, prompts: Prompts, blocks: Blocks) -> tuple[Prompts, Blocks]:
         return move_prefix_to_blocks(self.chat_prefix_ids, self.chat_prefix_states, prompts, blocks)
 
     def chat_prefix_states(self, ids: list[int]) -> KVStates:
@@ -503,7 +505,7 @@ class Backbone(TokenCodec):
         return self._chat_prefix_cache.get(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
 
     def _make_layout(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int
+        self, prompts: Prompts, blocks: Blocks | None, start: int | Sequence[int] | None, more: int
     ) -> tuple[Prefix, Layout]:
         rows = [()] * len(prompts) if blocks is None else blocks
         if len(rows) != len(prompts):

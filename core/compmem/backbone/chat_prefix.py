@@ -9,7 +9,9 @@ from compmem.backbone.weights_version import weights_version
 from compmem.schema import KVStates
 
 Prompts = Sequence[Sequence[int]]
+"""Token ids of each row."""
 Blocks = Sequence[Sequence[KVStates]]
+"""The recalled blocks of each row, in reading order."""
 
 
 class ChatPrefixCache:

@@ -13,12 +13,9 @@ from compmem.backbone.kvzip import REPETITION_METHODS, Repetition
 from compmem.backbone.memory_tokens import compress, memory_token_count
 from compmem.backbone.prune import importance_examples, prune
 from compmem.backbone.rotary import Rotary
-from compmem.backbone.score_cache import ScoreCache
+from compmem.backbone.score_cache import Chunks, ScoreCache
 from compmem.config import SHARED_BUDGET_METHODS, KVPruning
 from compmem.schema import KVStates
-
-Chunks = Sequence[Sequence[int]]
-"""Token ids of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +86,8 @@ class Compression:
     def longest(self) -> int:
         """Maximum number of tokens that can be read in one pass."""
         free = self.context - len(self.chat_prefix_ids)
-        again = self._again()
-        return again.longest(free) if again else free
+        repetition = self._repetition()
+        return repetition.longest(free) if repetition else free
 
     def _run(self, decoder: Decoder, rotary: Rotary, windows: Sequence[Chunks]) -> list[list[KVStates]]:
         """The KV states of each chunk of each window, keys before rotation."""
@@ -100,7 +97,7 @@ class Compression:
         made = iter(prune(
             chunk_layers(decoder, self.memory), rotary, texts, ratio=self.ratio,
             chat_prefix_ids=self.chat_prefix_ids, pruning=self.pruning,
-            repetition=self._again(), stock=decoder, score_cache=self.scores,
+            repetition=self._repetition(), stock=decoder, score_cache=self.scores,
             parts=[list(map(len, window)) for window in windows],
         ))  # fmt: skip
         return [list(islice(made, len(window))) for window in windows]
@@ -108,14 +105,15 @@ class Compression:
     def examples(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[tuple[Tensor, Tensor]]:
         """Of each chunk what importance is predicted from, and KVzip's scores; see `importance_examples`."""
         self.check([[chunk] for chunk in chunks])
-        again = self._again()
-        assert again is not None, "a method that repeats, above ratio 1"
+        repetition = self._repetition()
+        assert repetition is not None, "a method that repeats, above ratio 1"
         layers = chunk_layers(decoder, self.memory)
         return importance_examples(
-            layers, rotary, chunks, chat_prefix_ids=self.chat_prefix_ids, stock=decoder, repetition=again
+            layers, rotary, chunks, chat_prefix_ids=self.chat_prefix_ids, stock=decoder, repetition=repetition
         )
 
-    def _again(self) -> Repetition | None:
+    def _repetition(self) -> Repetition | None:
+        """The request to repeat a chunk, if the method needs it."""
         needed = self.pruning in REPETITION_METHODS and self.ratio > 1
         return self.repetition() if needed and self.repetition else None
 
@@ -123,8 +121,8 @@ class Compression:
         """Positions that a chunk of so many tokens takes."""
         if self.memory.inserted:
             return min(tokens, self.memory.window) + memory_token_count(tokens, self.ratio)
-        again = self._again()
-        return len(self.chat_prefix_ids) + tokens + (again.tokens(tokens) if again else 0)
+        repetition = self._repetition()
+        return len(self.chat_prefix_ids) + tokens + (repetition.tokens(tokens) if repetition else 0)
 
 
 def _windows(chunks: Chunks, sizes: Sequence[int] | None) -> list[Chunks]:

@@ -21,6 +21,8 @@ from compmem.backbone.rotary import Rotary, rotate
 
 SLOT_STEP = 512
 """On a GPU, slots are allocated in multiples of this, so that graphs can be reused."""
+MAX_CACHED = 8
+"""Maximum number of shapes whose slots and graphs are cached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,11 +162,10 @@ RunStep = Callable[[], object]
 class DecodeEngine:
     """Runs the steps of a batch, and caches the slots and graphs of the last few shapes."""
 
-    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 8) -> None:
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None) -> None:
         self._decoder = decoder
         self._rotary = rotary
         self._graphs = graphs
-        self._kept = kept
         self._cached: dict[tuple[int, int, bool, bool, Role | None], tuple[DecodeState, RunStep]] = {}
         self._capturing = Lock()
 
@@ -203,7 +204,7 @@ class DecodeEngine:
         finally:
             if fixed:
                 self._cached[key] = (slots, step)
-                while len(self._cached) > self._kept:
+                while len(self._cached) > MAX_CACHED:
                     self._cached.pop(next(iter(self._cached)), None)
 
     def _prepare(

@@ -1,10 +1,9 @@
 """Blocks that see one another, without training: states of recalled blocks computed again in their common context.
 
-Each chunk was compressed alone, so a block that is read behind others knows nothing of them. The methods here choose
-tokens of the later blocks and run them again, each behind everything that stands before it in the joined text: the head
-of the turn, the stored states of earlier blocks and of its own, and the other chosen tokens. Their new states take the
-places of the old ones, and are added in heads that were pruned of these tokens. Keys are kept before rotation; the
-chosen tokens are run at their positions in the joined text.
+Each chunk was compressed without the others. These methods choose tokens of later blocks and compute their KV states
+again, with attention to: the chat prefix, the stored states of earlier blocks and of the same block, and the other
+chosen tokens. The new states replace the old ones; a head that had pruned the token gets a new state. Keys are kept
+before rotation; the chosen tokens are run at their positions in the joined text.
 
 * `epic`: the first tokens of every block but the first (LegoLink, 2410.15332).
 * `prophetkv`: the tokens that the question attends to most, over all layers (2602.02579); of the first block too, if
@@ -14,8 +13,8 @@ chosen tokens are run at their positions in the joined text.
 * `graph-kv`: all tokens of every later block, each block behind the first one alone (2506.07334). Pruned heads take
   nothing more.
 
-A whole first block is never changed: where it stands, it was encoded. With every token chosen, the result is that of
-reading the joined text.
+A first block that kept all its states is never computed again: it was encoded at the position where it is read. With
+every token chosen, the result is that of reading the joined text.
 """
 
 from collections.abc import Callable, Sequence

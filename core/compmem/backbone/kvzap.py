@@ -13,7 +13,7 @@ from torch import Tensor
 from compmem.backbone.decoder import Context
 
 FeatureFunction = Callable[[int, Tensor], Tensor]
-"""What is kept of a layer's features `[rows, tokens, features]`, from its number and them."""
+"""A function of the layer number and its features `[rows, tokens, features]`; its result is stored."""
 
 
 class QueryFeatures(Context):

@@ -12,6 +12,7 @@ from torch import Tensor
 from compmem.backbone.weights_version import weights_version
 
 Chunks = Sequence[Sequence[int]]
+"""Token ids of chunks."""
 
 
 class ScoreCache:
