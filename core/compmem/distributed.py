@@ -70,8 +70,8 @@ def build(
 ) -> int:
     """Builds the index in a folder from a dataset, or adds to the one there; returns how many documents were new.
 
-    One that has changed counts as new, and replaces the old one. Of a batch that Ray did again after a failure, those
-    count that were left to do.
+    A changed document counts as new and replaces the old one. If Ray repeats a batch after a failure, only documents
+    not yet written count.
 
     Args:
         dataset: Rows with the columns `id` and `text`, and perhaps `title`, `context` and `metadata`, which is a struct
@@ -179,7 +179,7 @@ def dataset_of(documents: Iterable[Document]) -> "ray.data.Dataset":
 
 
 class _Encoder:
-    """An actor that splits and compresses batches and has them written; a row of what came of it for each batch."""
+    """An actor that splits and compresses batches and sends them to the writers; one result row per batch."""
 
     def __init__(self, models: IndexModels, writers: Sequence[Any], shards: int) -> None:
         self._compressor = models.document_compressor()
@@ -216,7 +216,7 @@ class _Encoder:
 
 
 class _Writer:
-    """An actor that writes some shards, as their only writer."""
+    """An actor that writes some shards. No other process writes to them."""
 
     def __init__(self, folders: Mapping[int, str]) -> None:
         self._stores = {shard: FolderStore.open(folder) for shard, folder in folders.items()}

@@ -269,8 +269,8 @@ class MemoryIndex(BaseIndex):
         Args:
             documents: Documents with ids of their own.
             show_progress: A bar on the terminal.
-            workers: Processes that split and compress side by side, each with models of its own; this one writes. The
-                index is the one that a single process makes. None: all in this process.
+            workers: Number of processes that split and compress. This process writes. The index is the same as with one
+                process. None: all in this process.
 
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one with other content in this

@@ -34,7 +34,7 @@ _TYPES: Final = {
 }  # fmt: skip
 """Type of each tensor of a block."""
 _OPTIONAL_TYPES: Final = {"positions": "torch.int32", "lengths": "torch.int32"}
-"""Type of those that not every block has."""
+"""Types of the optional tensors."""
 
 TENSOR_NAMES: Final = (*_TYPES["int8"], *_OPTIONAL_TYPES)
 """Names of all tensors that a block may have."""

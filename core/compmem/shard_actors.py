@@ -1,4 +1,4 @@
-"""Asking an index whose shards are open in Ray actors, on the machine that has the folder.
+"""Queries an index whose shards are open in Ray actors on the machine with the folder.
 
 The actors of all shards are asked at the same time. Only queries, numbers, scores and the blocks that the gate compares
 travel.
@@ -38,7 +38,7 @@ MAX_CONCURRENCY: Final = 16
 """Calls that an actor works on at once, each in a thread."""
 
 UNLIMITED_RETRIES: Final = -1
-"""Retries, for Ray: a call that needs no open view is sent again when its actor was started again."""
+"""`max_task_retries` for Ray, unlimited: a call that needs no open view may be repeated after a restart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 SINK_TOKENS = 4
-"""First tokens of a text, to which attention goes that finds nothing (2309.17453)."""
+"""Number of first tokens that collect the attention which no other token needs (attention sinks, 2309.17453)."""
 
 
 def attention(

@@ -42,7 +42,7 @@ from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
 STOP_CHECK_INTERVAL = 16
-"""Decoding steps between two checks whether rows have ended, on devices where each check waits for the device."""
+"""Steps between two checks whether all rows have ended; each check waits for the device."""
 
 
 class Backbone(TokenCodec):
@@ -51,14 +51,14 @@ class Backbone(TokenCodec):
     Attributes:
         model: The stock model, unchanged.
         tokenizer: Its tokenizer.
-        decoder: The same layers, run over contexts of our own, with the parameters that are added.
+        decoder: The layers of `model` with the added parameters; the attention context is an argument.
         memory: How chunks are compressed.
         adapters: The adapter of each role that has one.
-        rotary: Its positions.
+        rotary: The model's rotary position embedding.
         threshold: Blocks with a lower gate score are rejected.
         steps_trained: Whether the reader was trained for the steps of the loop. If not, the extractive reader runs the
             loop by default, and the backbone writes the answer from the recalled blocks.
-        base: The stock model that it was loaded from, if that is not in one folder with what was added.
+        base: Name of the stock model, if the folder has only the added parameters.
         folder: The folder that it was loaded from, with what was added. None for a file, or a model loaded elsewhere.
     """
 
@@ -135,7 +135,7 @@ class Backbone(TokenCodec):
         checkpoint.save(Path(folder), components, base=base, dtype=dtype)
 
     def free_caches(self) -> None:
-        """Free what decoding caches: slots, graphs and the states of the prefix."""
+        """Free what decoding caches: slots, graphs and the states of the chat prefix."""
         self._engine.clear()
         self._chat_prefix_cache.release()
 
@@ -402,7 +402,7 @@ class Backbone(TokenCodec):
     def prompt_states(
         self, prompts: Prompts, *, role: Role | None = "reasoner", start: int | None = None
     ) -> list[KVStates]:
-        """The states of prompts without blocks, which are read once: as a block in front of what follows (`start`)."""
+        """KV states of prompts without blocks, to use as a block before later tokens (`start`: the first position)."""
         prefix, layout = self._make_layout(prompts, None, start, 0)
         context = PrefixContext(prefix, layout, self.rotary)
         recorder = StateRecorder(context, len(self.decoder.layers), self.memory.positions)
@@ -500,7 +500,7 @@ class Backbone(TokenCodec):
         return move_prefix_to_blocks(self.chat_prefix_ids, self.chat_prefix_states, prompts, blocks)
 
     def chat_prefix_states(self, ids: list[int]) -> KVStates:
-        """All states of the beginning of a turn, as those of a chunk are made; computed once."""
+        """All states of the chat prefix, made as those of a chunk; computed once."""
         layers = chunk_layers(self.decoder, self.memory)
         return self._chat_prefix_cache.get(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
 

@@ -17,9 +17,9 @@ SCORE_BATCH_SLOTS = {"cuda": 65536}
 """Memory and prompt tokens of one forward pass that scores blocks."""
 CPU_BATCH_TOKENS = 4096
 SMALL_BATCH_DIVISOR = 16
-"""A batch of less than this part of the budget takes any padding: there are too few tokens to keep the device busy."""
+"""A batch below 1/16 of the budget may have any padding: it does not fill the device anyway."""
 PADDING_DIVISOR = 8
-"""Of a larger batch, less than this part is padding."""
+"""In a larger batch, less than 1/8 of the tokens is padding."""
 
 
 def padded_batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

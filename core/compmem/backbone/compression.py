@@ -39,7 +39,7 @@ class Compression:
     """Scores of chunks that were repeated before, for training."""
 
     def __post_init__(self) -> None:
-        # One predicts what the other computes.
+        # `kvzap` predicts the scores of `kvzip-heads`, so memory trained with one works with the other.
         alike = {self.pruning, self.memory.pruning} <= set(SHARED_BUDGET_METHODS)
         if self.memory.trained and self.pruning != self.memory.pruning and not alike:
             raise ValueError(

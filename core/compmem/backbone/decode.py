@@ -75,11 +75,11 @@ class DecodeState(Context):
             self.temperature = torch.ones((), device=device) if sampled else None
             self.rows = torch.arange(rows, device=device)
         self.first_slots = first_slots
-        """Of each layer, first slots that it has no room for."""
+        """For each layer, the number of leading slots that it does not store."""
         self.visible_slots = slots
         """Slots that attention sees; a step without a graph leaves out those not written yet."""
         self.needs_mask = True
-        """Whether some of those are masked; a mask costs half of attention's time on a CPU."""
+        """Whether some visible slots are masked. A mask doubles the time of attention on a CPU."""
         self._decoder = decoder
         self._rotary = rotary
         self._angles: tuple[Tensor, Tensor] = (weight, weight)

@@ -24,7 +24,7 @@ REPETITION_METHODS: Final[tuple[KVPruning, ...]] = ("kvzip", "kvzip-heads")
 PIECE_TOKENS = 2048
 """Tokens that are repeated at once."""
 OPENING_TOKENS = 8
-"""Tokens before a later piece that say where it begins."""
+"""Tokens before a later piece that are shown to the model, so that it knows where to continue."""
 
 
 class Repetition:

@@ -1,8 +1,9 @@
 """Parallel encoding: all recalled blocks at the same positions, and attention to them scaled (APE, 2502.05431).
 
-Each block was encoded right behind the head of the turn, and there it stays: the prompt stands behind the longest one.
+Each block keeps the positions that it was encoded at, directly after the chat prefix. The prompt comes after the
+longest block.
 Attention to the blocks is made sharper by a temperature T, and the share that they get together is scaled by S: their
-scores s / T are shifted by (S T - 1) log sum exp(s / T), and one softmax is taken over blocks, head and prompt.
+scores s / T are shifted by (S T - 1) log sum exp(s / T), and one softmax is taken over blocks, chat prefix and prompt.
 """
 
 from collections.abc import Iterator, Sequence

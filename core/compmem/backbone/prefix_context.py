@@ -48,7 +48,7 @@ class Prefix:
         return keys, values
 
     def leading_slots(self, number: int) -> int:
-        """Slots of the longest row, from the first on, that a layer does without."""
+        """Number of leading slots, of the longest row, that a layer does not store."""
         return 0
 
     def occupied(self) -> Tensor:
@@ -81,9 +81,8 @@ class Layout:
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
-    """The attention mask, `[rows or 1, 1, prompt, slots]`: True where a token attends (CPU: 0 there, else minus
-    infinity).
-    None: causal attention is enough."""
+    """The attention mask, `[rows or 1, 1, prompt, slots]`. On a CPU: 0 where a token attends, else minus infinity.
+    Elsewhere: True where it attends. None: causal."""
     equal_lengths: bool
     """Whether memory and prompt of all rows are equally long."""
 

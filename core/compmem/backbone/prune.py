@@ -9,8 +9,8 @@ The question is not known yet. What its queries will attend to is estimated by o
 * `kvzip-heads`: the same.
 * `kvzap`: that, predicted without the repetition; see `compmem.backbone.kvzap`.
 
-Each head of each layer keeps its own states, and all of them equally many. With `kvzip-heads` and `kvzap` they have one
-budget together; see `compmem.backbone.ragged`.
+Each head keeps its own states; all heads keep the same number. With `kvzip-heads` and `kvzap`, all heads share one
+budget; see `compmem.backbone.ragged`.
 
 Chunks of one document may be read in one pass, so that each sees those before it (`parts`); scores are then those of
 the whole text, and each chunk still keeps its own number of states.

@@ -3,8 +3,8 @@
 They are stored one head after the other, without padding. Only where blocks are read, the heads of a layer are padded
 to the longest of that layer, and a mask for each head leaves the padding out.
 
-A block takes as many positions as with equal budgets. The states of each head are spread over them in their order: of c
-states of a block of n positions, number i stands at i n / c, rounded down. With equal budgets these are 0 to n - 1.
+A block takes n positions, as with equal budgets. A head with c states puts state i at position floor(i*n/c). With equal
+budgets these are 0 to n - 1.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """Importance scores of recent chunks, for training: a rollout and its update compress the same chunks.
 
-The update keeps the states that the rollout read, also where only one of them runs under autocast.
+So the update uses the same states as the rollout, even if only one of them runs under autocast.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import JSON, check_document, content_hash
 
 MAX_CHUNKS_ON_DEVICE = 64
-"""Chunks whose KV states are on the device at once, or those of a larger window."""
+"""Maximum number of chunks whose KV states are on the device together; a larger window is not split."""
 
 
 @dataclass(frozen=True, slots=True)

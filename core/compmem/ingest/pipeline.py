@@ -1,7 +1,7 @@
 """Adds documents: each batch is checked, split into chunks, compressed and committed.
 
-A document that is longer than a batch is a batch of its own. It goes through the same steps in pieces, within one
-transaction, so that what is held of it beside its text does not grow with it.
+A document longer than a batch is added alone, in pieces, in one transaction. Memory for it is bounded, except for its
+text.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
