@@ -8,7 +8,7 @@ be.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -89,7 +89,7 @@ def load(
     """
     place = find_model(name, fetch=allow_download is not False)
     settings = read_json(place / SETTINGS_FILE) if (place / SETTINGS_FILE).exists() else {}
-    has_stock_model = place.is_file() or (place / "config.json").exists()
+    has_stock_model = _has_stock_model(place)
     if base is None and not has_stock_model:
         base = _base(settings, place)
         # The name in a folder of the library's own is as good as one that the caller passes.
@@ -114,16 +114,15 @@ def load(
     adapters: dict[Role, AdapterConfig] = {}
     threshold, steps_trained = 0.5, False
     if settings:
-        memory = _restore(decoder, settings, place)
+        memory, adapters = _restore(decoder, settings, place)
         steps_trained = _steps_trained(settings, place, memory)
         threshold = _threshold(settings, place)
-        adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     elif any(key.startswith("lychee_memory_") for key in config):
         memory, steps_trained = _restore_lychee(decoder, config, place, ratio), True
     else:
         memory = MemoryConfig(trained=False, own=())
     if ratio is not None and ratio != memory.ratio:
-        memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
+        memory = replace(memory, ratio=ratio)
     decoder.to(device=device, dtype=model.dtype).eval()
     if memory.pruning == "kvzap":
         _restore_importance(decoder, place)
@@ -175,8 +174,9 @@ def size_on_disk(name: str | Path) -> int | None:
     """Bytes of a model's weights, those of its stock model included; None if not all are on this machine."""
     try:
         place = find_model(name, fetch=False)
-        whole = place.is_file() or (place / "config.json").exists()
-        parts = [place] if whole else [place, find_model(_base(read_json(place / SETTINGS_FILE), place), fetch=False)]
+        parts = [place]
+        if not _has_stock_model(place):
+            parts.append(find_model(_base(read_json(place / SETTINGS_FILE), place), fetch=False))
     except CheckpointError:
         return None
     return sum(map(weights_size, parts))
@@ -198,6 +198,11 @@ def load_added(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str,
                 f"{stored_name!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
             )
         parameter.data.copy_(tensor)
+
+
+def _has_stock_model(place: Path) -> bool:
+    """Whether a folder contains a whole model and not only what is added to one; a file always does."""
+    return place.is_file() or (place / "config.json").exists()
 
 
 def _base(settings: Mapping[str, Any], folder: Path) -> str:
@@ -231,12 +236,15 @@ def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     return settings[key]
 
 
-def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> MemoryConfig:
+def _restore(
+    decoder: Decoder, settings: Mapping[str, Any], folder: Path
+) -> tuple[MemoryConfig, dict[Role, AdapterConfig]]:
+    """The memory and the adapters that the settings name, added to the decoder with their weights."""
     if settings.get("format") != FORMAT:
         raise CheckpointError(f"{str(folder)!r} has the format {settings.get('format')!r}; supported is {FORMAT}")
     try:
         memory = MemoryConfig(**settings["memory"])
-        adapters = {role: AdapterConfig(**values) for role, values in settings["adapters"].items()}
+        adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{str(folder / SETTINGS_FILE)!r} is invalid: {error}") from error
     if unknown := sorted(set(adapters) - set(get_args(Role))):
@@ -251,7 +259,7 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
         decoder.add_gate()
     names = {name: name for name in decoder.added()}
     load_added(decoder, names, _read_tensors([folder / WEIGHTS_FILE], set(names)), folder)
-    return memory
+    return memory, adapters
 
 
 def _restore_importance(decoder: Decoder, folder: Path) -> None:
