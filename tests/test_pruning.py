@@ -14,7 +14,7 @@ from compmem.backbone.expected_attention import FUTURE_POSITIONS
 from compmem.backbone.kvzip import Repetition, repetition_scores
 from compmem.backbone.prune import prune
 from compmem.config import SHARED_BUDGET_METHODS, KVPruning
-from compmem.index_models import record_provenance
+from compmem.provenance import record_provenance
 from tests.hashing import HashEncoder
 from tests.test_backbone import close, close_states, tokens
 

@@ -18,9 +18,10 @@ from compmem import errors
 from compmem.checks import check_integer
 from compmem.config import IndexConfig, RuntimeConfig
 from compmem.index import MemoryIndex
-from compmem.index_models import IndexModels, record_provenance
+from compmem.index_models import IndexModels
 from compmem.ingest.compressor import CompressedBatch
 from compmem.ingest.pipeline import document_batches
+from compmem.provenance import record_provenance
 from compmem.schema import Document
 from compmem.shard_actors import assign_shards, local_actor
 from compmem.shard_actors import open_index as open_index

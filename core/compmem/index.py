@@ -15,7 +15,7 @@ from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, record_provenance
+from compmem.index_models import IndexModels
 from compmem.index_settings import config_of_store, settings_json, with_absolute_folders
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
@@ -23,6 +23,7 @@ from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
+from compmem.provenance import record_provenance
 from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, ShardedSearch, dense_search
@@ -283,7 +284,7 @@ class MemoryIndex(BaseIndex):
         pipeline = IngestPipeline(self.store, models.document_compressor(), partial(record_provenance, self.store))
         if workers is None:
             return pipeline.add(documents, show_progress=show_progress)
-        with Workers(workers, models) as pool:
+        with Workers(workers, models.document_compressor) as pool:
             return pipeline.add(documents, show_progress=show_progress, compress_tasks=pool.compress)
 
     def split(self, document: Document) -> list[Chunk]:

@@ -6,9 +6,9 @@ from typing import Any
 from compmem.backbone import Backbone
 from compmem.config import DEFAULT_KV_TYPE, IndexConfig
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
-from compmem.index_models import stored_pruning
 from compmem.metadata import to_json_value
 from compmem.naming import absolute_path
+from compmem.provenance import stored_pruning
 from compmem.schema import Encoder
 from compmem.store import Store
 
