@@ -1,8 +1,8 @@
 """KV states as the tensors of a file: in bf16, in 8 bits, or in 4 bits.
 
 8 bits: each channel of a head has one scale. 4 bits, as in KIVI (arXiv 2402.02750): keys have a scale and a least value
-for each channel of a run of states of a head, since the same few channels of keys are large in all states; values have
-them for each state.
+for each channel of a group of states of a head, since the same few channels of keys are large in all states; values
+have them for each state.
 """
 
 import zlib
@@ -57,16 +57,7 @@ def pack(states: KVStates, kind: KVType) -> KVTensors:
         name: tensor.detach().cpu().int().contiguous() for name, tensor in optional.items() if tensor is not None
     }
     positions, lengths = tensors.get("positions"), tensors.get("lengths")
-    dimensions = 4 if lengths is None else 2
-    if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
-        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-        raise ValueError(f"KV states of shapes {shapes}, not one of {dimensions} dimensions")
-    if lengths is not None and not _positions_ascend(lengths, positions, len(keys)):
-        raise ValueError(f"lengths that do not fit {len(keys)} KV states, or positions that do not ascend in each head")
-    if lengths is None and positions is not None and positions.shape != keys.shape[:3]:
-        raise ValueError(f"positions of shape {tuple(positions.shape)} for KV states of {tuple(keys.shape)}")
-    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
-        raise ValueError("KV states that are not finite")
+    _check_states(keys, values, positions, lengths)
     if kind == "int4" and keys.shape[-1] % 2:
         raise ValueError(f"kv='int4' needs an even number of channels, not {keys.shape[-1]}")
     if kind == "bf16":
@@ -96,8 +87,8 @@ def unpack(tensors: KVTensors) -> KVStates:
             _dequantize_int8(tensors[f"{name}s"], tensors[f"{name}_scales"], heads) for name in ("key", "value")
         )
     else:
-        keys = _from_nibbles(keys, tensors["key_scales"], _group_sizes(heads))
-        values = _from_nibbles(values, tensors["value_scales"], None)
+        keys = _dequantize_int4(keys, tensors["key_scales"], _group_sizes(heads))
+        values = _dequantize_int4(values, tensors["value_scales"], None)
     return KVStates(keys=keys.to(torch.bfloat16), values=values.to(torch.bfloat16), **optional)
 
 
@@ -138,13 +129,31 @@ def shapes_fit(tensors: KVTensors) -> bool:
     )  # fmt: skip
 
 
+def _check_states(
+    keys: "torch.Tensor", values: "torch.Tensor", positions: "torch.Tensor | None", lengths: "torch.Tensor | None"
+) -> None:
+    """Refuse states that are not of one shape or not finite, or that positions or lengths do not fit."""
+    import torch
+
+    dimensions = 4 if lengths is None else 2
+    if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
+        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        raise ValueError(f"KV states of shapes {shapes}, not one of {dimensions} dimensions")
+    if lengths is not None and not _positions_ascend(lengths, positions, len(keys)):
+        raise ValueError(f"lengths that do not fit {len(keys)} KV states, or positions that do not ascend in each head")
+    if lengths is None and positions is not None and positions.shape != keys.shape[:3]:
+        raise ValueError(f"positions of shape {tuple(positions.shape)} for KV states of {tuple(keys.shape)}")
+    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+        raise ValueError("KV states that are not finite")
+
+
 def _states_per_head(states: "torch.Tensor", lengths: "torch.Tensor | None") -> list[int]:
     """How many states each head has."""
     return [states.shape[2]] * states.shape[:2].numel() if lengths is None else lengths.flatten().tolist()
 
 
 def _group_sizes(heads: list[int]) -> list[int]:
-    """How many states each run of a head has."""
+    """How many states each group of a head has."""
     return [min(KEY_GROUP_STATES, size - at) for size in heads for at in range(0, size, KEY_GROUP_STATES)]
 
 
@@ -170,36 +179,36 @@ def _dequantize_int8(whole: "torch.Tensor", scales: "torch.Tensor", heads: list[
     return (whole.flatten(0, -2).float() * _expand(scales.flatten(0, -2), heads)).view(whole.shape)
 
 
-def _quantize_int4(states: "torch.Tensor", runs: list[int] | None) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _quantize_int4(states: "torch.Tensor", groups: list[int] | None) -> tuple["torch.Tensor", "torch.Tensor"]:
     """States in half bytes, `[..., head_dim / 2]`, and scales and least values.
 
     Args:
         states: Keys or values.
-        runs: How many states share the scale of a channel; then scales are `[runs, 2, head_dim]`. None: the channels
-            of a state share one, and they are `[states, 2, 1]`.
+        groups: How many states share the scale of a channel; then scales are `[groups, 2, head_dim]`. None: the
+            channels of a state share one, and they are `[states, 2, 1]`.
     """
     import torch
 
     flat = states.float().flatten(0, -2)
-    if runs is None:
+    if groups is None:
         least, most = flat.aminmax(dim=-1, keepdim=True)
     else:
-        ends = [run.aminmax(dim=0) for run in torch.split(flat, runs)]
+        ends = [group.aminmax(dim=0) for group in torch.split(flat, groups)]
         least, most = torch.stack([end.min for end in ends]), torch.stack([end.max for end in ends])
     largest = torch.finfo(torch.float16).max
     scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-largest, largest).half()
     scales[:, 0].masked_fill_(scales[:, 0] == 0, 1)
-    scale, least = (_expand(tensor, runs) for tensor in scales.float().unbind(dim=1))
+    scale, least = (_expand(tensor, groups) for tensor in scales.float().unbind(dim=1))
     whole = ((flat - least) / scale).round().clamp(0, _LEVELS).to(torch.uint8)
     return (whole[:, 0::2] | whole[:, 1::2] << 4).view(*states.shape[:-1], -1), scales
 
 
-def _from_nibbles(halves: "torch.Tensor", scales: "torch.Tensor", runs: list[int] | None) -> "torch.Tensor":
+def _dequantize_int4(halves: "torch.Tensor", scales: "torch.Tensor", groups: list[int] | None) -> "torch.Tensor":
     import torch
 
     flat = halves.flatten(0, -2)
     whole = torch.stack([flat & _LEVELS, flat >> 4], dim=-1).flatten(1).float()
-    scale, least = (_expand(tensor, runs) for tensor in scales.float().unbind(dim=1))
+    scale, least = (_expand(tensor, groups) for tensor in scales.float().unbind(dim=1))
     return (whole * scale + least).view(*halves.shape[:-1], -1)
 
 

@@ -12,7 +12,8 @@ or `not` is reached by giving it operators: `{"or": {"==": 1}}`, `{"not": {"in":
 * Dates: two ISO texts, `2024-05-01` or `2024-05-01T10:00` with or without seconds and offset, are compared as times.
   A time without an offset is in UTC, and a date is its midnight. A `date` or `datetime` in a filter is converted to ISO
   text, as in metadata.
-* Operands are converted like metadata (see `compmem.metadata.plain`): a `Decimal` becomes a number, a `UUID` text.
+* Operands are converted like metadata (see `compmem.metadata.to_json_value`): a `Decimal` becomes a number,
+  a `UUID` text.
 
 The time is linear in the documents and in the conditions, each of which is tested once per distinct value. There may be
 `MAX_CONDITIONS` conditions on `MAX_KEYS` keys. Values are never inserted into SQL text.
