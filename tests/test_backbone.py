@@ -13,7 +13,7 @@ from compmem.backbone import AdapterConfig, Backbone, MemoryConfig, Prompt
 from compmem.backbone import backbone as backbone_module
 from compmem.backbone.attention import attention
 from compmem.backbone.batching import padded_batches, run_or_halve
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.backbone.stop import StopDetector, is_repeating
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
@@ -238,7 +238,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
 
 def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbone, monkeypatch):
     backbone, run = tiny_backbone(), []
-    monkeypatch.setattr(backbone_module, "prune", lambda *given, **how: run.append(how) or prune(*given, **how))
+    monkeypatch.setattr(backbone_module, "all_states", lambda *given: run.append(given) or all_states(*given))
     [block] = backbone.compress([tokens(50, 1)], ratio=1)
     prompt = backbone.chat_prefix_ids + tokens(12, 3)
 

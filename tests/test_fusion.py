@@ -18,7 +18,7 @@ from compmem import (
 from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse_blocks, stream_parallel
 from compmem.backbone.fusion import attention_to
 from compmem.backbone.joined import JoinedBlocks
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.kv_format import pack, unpack
 from compmem.schema import Chunk
 from tests.hashing import HashEncoder
@@ -96,7 +96,7 @@ def test_each_method_chooses_its_tokens(tiny_backbone):
     second = begin + len(TEXTS[1])
     assert chosen(fused(backbone, "epic", first=4)) == [*range(begin, begin + 4), *range(second, second + 4)]
     lead = backbone.chat_prefix_ids
-    parts, texts = [*prune(backbone.decoder, backbone.rotary, [lead], ratio=1), *before], [lead, *TEXTS]
+    parts, texts = [*all_states(backbone.decoder, backbone.rotary, [lead]), *before], [lead, *TEXTS]
     joined = JoinedBlocks.of(parts, texts, backbone.decoder.embed_tokens.weight)
     paid = attention_to(backbone.decoder, backbone.rotary, joined, ASKED)
     paid = torch.stack([paid[max(0, i - 2) : i + 3].mean() for i in range(len(paid))])[len(lead) + begin :]
@@ -114,7 +114,7 @@ def test_each_method_chooses_its_tokens(tiny_backbone):
 def test_the_attention_of_a_question_is_the_stock_models(tiny_backbone):
     backbone = tiny_backbone("llama", num_hidden_layers=3)
     text = [*backbone.chat_prefix_ids, *TEXTS[0]]
-    states = prune(backbone.decoder, backbone.rotary, [text], ratio=1)
+    states = all_states(backbone.decoder, backbone.rotary, [text])
     joined = JoinedBlocks.of(states, [text], backbone.decoder.embed_tokens.weight)
     backbone.model.set_attn_implementation("eager")
     weights = backbone.model(torch.tensor([text + ASKED]), output_attentions=True).attentions
@@ -240,7 +240,7 @@ def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(
         return backbone
 
     backbone = trained("kvzip-heads")
-    [lead] = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids], ratio=1)
+    [lead] = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids])
     whole, behind = [i for text in TEXTS for i in text], len(backbone.chat_prefix_ids)
     text = backbone.read([whole + ASKED], [[lead]], start=behind)[0, -len(ASKED) :]
     blocks = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=1.0)

@@ -9,7 +9,7 @@ import torch
 from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex
 from compmem.backbone import MemoryConfig, chunk_ids, window_sizes
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.config import KVPruning
 from compmem.ingest import compressor
 from tests.hashing import HashEncoder
@@ -54,7 +54,7 @@ def test_each_chunk_of_a_window_keeps_as_much_as_alone(tiny_backbone, method):
 @torch.inference_mode()
 def test_states_are_chosen_while_the_whole_window_is_repeated(tiny_backbone):
     backbone, text = tiny_backbone(), [*CHUNKS[0], *CHUNKS[1], *CHUNKS[2]]
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + text], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + text])
     [score] = repetition_scores(backbone.decoder, backbone.rotary, whole, [text], Repetition(backbone.prompt))
     made = backbone.compress(CHUNKS, ratio=4, pruning="kvzip", windows=[3])
     for states, own in zip(made, score.split(list(map(len, CHUNKS)), dim=2), strict=True):

@@ -12,7 +12,7 @@ from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex, 
 from compmem.backbone import Backbone, MemoryConfig, chunk_ids, kvzip
 from compmem.backbone.expected_attention import FUTURE_POSITIONS
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.config import SHARED_BUDGET_METHODS, KVPruning
 from compmem.provenance import record_provenance
 from tests.hashing import HashEncoder
@@ -48,7 +48,7 @@ def test_kvzip_scores_are_the_most_attention_while_the_text_is_repeated(tiny_bac
     monkeypatch.setattr(kvzip, "PIECE_TOKENS", piece)
     backbone = tiny_backbone(family, num_hidden_layers=3)
     lead, asking = backbone.chat_prefix_ids, Repetition(backbone.prompt)
-    whole = prune(backbone.decoder, backbone.rotary, [lead + chunk for chunk in CHUNKS], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [lead + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, asking)
     for chunk, score in zip(CHUNKS, scores, strict=True):
         assert score.shape == (3, 2, len(chunk))
@@ -75,7 +75,7 @@ def test_kvzip_scores_are_the_most_attention_while_the_text_is_repeated(tiny_bac
 @torch.inference_mode()
 def test_kvzip_keeps_the_states_with_the_highest_scores(tiny_backbone):
     backbone = tiny_backbone()
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, Repetition(backbone.prompt))
     for chunk, score, states in zip(CHUNKS, scores, backbone.compress(CHUNKS, ratio=4, pruning="kvzip"), strict=True):
         places = score.topk(-(-len(chunk) // 4)).indices.sort().values

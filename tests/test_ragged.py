@@ -9,7 +9,7 @@ from compmem import CorruptStoreError, Document, IndexConfig, LoopConfig, Memory
 from compmem.backbone import Backbone, fuse_blocks, stream_parallel
 from compmem.backbone.decoder import Context
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.backbone.rotary import rotate
 from compmem.kv_format import KEY_GROUP_STATES, checksum, pack, unpack
 from compmem.schema import KVStates
@@ -37,7 +37,7 @@ def equal_budgets_apart(states):
 def test_the_best_states_of_all_heads_are_kept_within_one_budget(tiny_backbone, ratio):
     backbone = tiny_backbone(num_hidden_layers=3)
     lead = len(backbone.chat_prefix_ids)
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, Repetition(backbone.prompt))
     equal = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip")
     kept = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip-heads")
@@ -122,7 +122,7 @@ def test_padded_heads_are_read_as_whole_blocks_with_a_mask(tiny_backbone, tiny_m
     fixed = Backbone.from_model(tiny_model(family, num_hidden_layers=3), tiny_tokenizer, graphs=True)
     whole = backbone.compress(CHUNKS, ratio=1)
     kept = backbone.compress(CHUNKS, ratio=4, pruning="kvzip-heads")
-    head = prune(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids], ratio=1)
+    head = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids])
     chosen, prompts = ([0, 1], [2], [3, 0, 2]), [tokens(12, 5), tokens(1, 6), tokens(7, 7)]
     blocks = [[kept[number] for number in numbers] for numbers in chosen]
 

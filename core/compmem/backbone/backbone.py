@@ -28,7 +28,7 @@ from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_fits_context, slots_of
 from compmem.backbone.prompts import chat_prefix_ids
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.backbone.ragged import make_prefix
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
@@ -502,7 +502,7 @@ class Backbone(TokenCodec):
     def chat_prefix_states(self, ids: list[int]) -> KVStates:
         """All states of the chat prefix, made as those of a chunk; computed once."""
         layers = chunk_layers(self.decoder, self.memory)
-        return self._chat_prefix_cache.get(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
+        return self._chat_prefix_cache.get(ids, lambda: all_states(layers, self.rotary, [ids])[0])
 
     def _make_layout(
         self, prompts: Prompts, blocks: Blocks | None, start: int | Sequence[int] | None, more: int

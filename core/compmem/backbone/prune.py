@@ -36,7 +36,7 @@ from compmem.backbone.kvzip import REPETITION_METHODS, Repetition, repetition_sc
 from compmem.backbone.memory_tokens import memory_token_count
 from compmem.backbone.ragged import select_across_heads
 from compmem.backbone.rotary import Rotary, rotate
-from compmem.backbone.score_cache import ScoreCache
+from compmem.backbone.score_cache import Chunks, ScoreCache
 from compmem.config import KVPruning
 from compmem.schema import KVStates
 
@@ -72,34 +72,62 @@ def prune(
         parts: Tokens of the parts of each chunk that become blocks of their own. None: each chunk is one block.
     """
     texts, parts = [[*chat_prefix_ids, *chunk] for chunk in chunks], parts or [[len(chunk)] for chunk in chunks]
+    prefix_tokens, select = len(chat_prefix_ids), _select_across_heads
     if pruning in REPETITION_METHODS and ratio > 1:
         assert repetition is not None, "KVzip needs the request to repeat"
-        stock = stock or decoder
-
-        def score_chunks(some_chunks: Sequence[Sequence[int]]) -> tuple[list[KVStates], list[Tensor]]:
-            with torch.no_grad():
-                own = prune(stock, rotary, [[*chat_prefix_ids, *chunk] for chunk in some_chunks], ratio=1)
-                return own, repetition_scores(stock, rotary, own, some_chunks, repetition)
-
-        if score_cache is None:
-            whole, scores = score_chunks(chunks)
-        else:
-            whole, scores = [], score_cache.get(chunks, lambda some_chunks: score_chunks(some_chunks)[1])
-        if torch.is_grad_enabled() or stock is not decoder or score_cache is not None:
-            whole = prune(decoder, rotary, texts, ratio=1)
-        choose = _select_per_head if pruning == "kvzip" else _select_across_heads
-        return _select_parts(choose, whole, scores, parts, len(chat_prefix_ids), ratio)
-    if pruning == "kvzap" and ratio > 1:
-        weights = decoder.importance
-        if weights is None:
-            raise ValueError("kv_pruning='kvzap' needs a backbone with fitted importance: `compmem train importance`")
-        whole, scores = _with_features(
-            decoder, rotary, texts, lambda layer, made: predict_log_scores(weights[layer], made)
+        whole, scores = _score_by_repetition(
+            decoder, rotary, chunks, chat_prefix_ids, stock or decoder, repetition, score_cache
         )
-        scores = [score[..., len(chat_prefix_ids) :] for score in scores]
-        return _select_parts(_select_across_heads, whole, scores, parts, len(chat_prefix_ids), ratio)
-    context = _SelectionContext(rotary, parts, len(chat_prefix_ids), ratio, len(decoder.layers), pruning)
+        if pruning == "kvzip":
+            select = _select_per_head
+    elif pruning == "kvzap" and ratio > 1:
+        whole, scores = _score_by_prediction(decoder, rotary, texts, prefix_tokens)
+    else:
+        context = _SelectionContext(rotary, parts, prefix_tokens, ratio, len(decoder.layers), pruning)
+        return _run(decoder, context, context, texts)
+    return _select_parts(select, whole, scores, parts, prefix_tokens, ratio)
+
+
+def all_states(decoder: Decoder, rotary: Rotary, texts: Sequence[Sequence[int]]) -> list[KVStates]:
+    """All KV states of each text, keys before rotation."""
+    context = _SelectionContext(rotary, [[len(text)] for text in texts], 0, 1, len(decoder.layers), "attention")
     return _run(decoder, context, context, texts)
+
+
+def _score_by_repetition(
+    decoder: Decoder, rotary: Rotary, chunks: Chunks, chat_prefix_ids: Sequence[int], stock: Decoder,
+    repetition: Repetition, score_cache: ScoreCache | None,
+) -> tuple[list[KVStates], list[Tensor]]:  # fmt: skip
+    """All states of prefix and chunk, for each chunk, and KVzip's scores of those of the chunk."""
+
+    def with_prefix(some_chunks: Chunks) -> list[list[int]]:
+        return [[*chat_prefix_ids, *chunk] for chunk in some_chunks]
+
+    def score(some_chunks: Chunks) -> tuple[list[KVStates], list[Tensor]]:
+        with torch.no_grad():
+            own = all_states(stock, rotary, with_prefix(some_chunks))
+            return own, repetition_scores(stock, rotary, own, some_chunks, repetition)
+
+    if score_cache is None:
+        whole, scores = score(chunks)
+        if stock is decoder and not torch.is_grad_enabled():
+            return whole, scores
+    else:
+        scores = score_cache.get(chunks, lambda some_chunks: score(some_chunks)[1])
+    return all_states(decoder, rotary, with_prefix(chunks)), scores
+
+
+def _score_by_prediction(
+    decoder: Decoder, rotary: Rotary, texts: Sequence[Sequence[int]], prefix_tokens: int
+) -> tuple[list[KVStates], list[Tensor]]:
+    """All states of each text, and the predicted scores of those after the chat prefix."""
+    weights = decoder.importance
+    if weights is None:
+        raise ValueError("kv_pruning='kvzap' needs a backbone with fitted importance: `compmem train importance`")
+    whole, scores = _with_features(
+        decoder, rotary, texts, lambda layer, features: predict_log_scores(weights[layer], features)
+    )
+    return whole, [score[..., prefix_tokens:] for score in scores]
 
 
 def importance_examples(
@@ -111,7 +139,7 @@ def importance_examples(
     The scores are `[layers, kv_heads, tokens]`; the arguments are those of `prune`.
     """
     texts = [[*chat_prefix_ids, *chunk] for chunk in chunks]
-    scores = repetition_scores(stock, rotary, prune(stock, rotary, texts, ratio=1), chunks, repetition)
+    scores = repetition_scores(stock, rotary, all_states(stock, rotary, texts), chunks, repetition)
     _, features = _with_features(decoder, rotary, texts, lambda _, made: made)
     first = len(chat_prefix_ids)
     return [(own[:, first : len(text)], score) for own, score, text in zip(features, scores, texts, strict=True)]
