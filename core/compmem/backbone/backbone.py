@@ -272,27 +272,19 @@ class Backbone(TokenCodec):
 
     def _compression(self, ratio: int | None, pruning: KVPruning | None) -> Compression:
         return Compression(
-            memory=self.memory,
-            ratio=ratio or self.memory.ratio,
-            chat_prefix_ids=self.chat_prefix_ids,
-            pruning=pruning or self.memory.pruning,
-            context=self.context,
-            repetition=lambda: self._repetition,
-            scores=self._scores,
-        )
+            memory=self.memory, ratio=ratio or self.memory.ratio, chat_prefix_ids=self.chat_prefix_ids,
+            pruning=pruning or self.memory.pruning, context=self.context,
+            repetition=lambda: self._repetition, scores=self._scores,
+        )  # fmt: skip
 
     @cached_property
     def _repetition(self) -> Repetition:
         return Repetition(self.prompt)
 
     def read(
-        self,
-        prompts: Prompts,
-        blocks: Blocks | None = None,
-        *,
-        role: Role | None = "reasoner",
+        self, prompts: Prompts, blocks: Blocks | None = None, *, role: Role | None = "reasoner",
         start: int | Sequence[int] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Hidden states `[rows, prompt, hidden]` of prompts that follow their blocks, padded on the right.
 
         Args:
@@ -324,13 +316,8 @@ class Backbone(TokenCodec):
         return logits
 
     def score(
-        self,
-        questions: Sequence[Sequence[int]],
-        blocks: Blocks,
-        probe: Sequence[int],
-        *,
-        start: int | None = None,
-    ) -> Tensor:
+        self, questions: Prompts, blocks: Blocks, probe: Sequence[int], *, start: int | None = None
+    ) -> Tensor:  # fmt: skip
         """The gate's logits `[rows]`: the head applied to the last hidden state of question, blocks and probe.
 
         The question comes before the blocks, so its states are computed once for all of them. A block then costs only
@@ -365,14 +352,8 @@ class Backbone(TokenCodec):
         )
 
     def log_odds(
-        self,
-        prompts: Prompts,
-        blocks: Blocks,
-        yes: int,
-        no: int,
-        *,
-        starts: Sequence[int] | None = None,
-    ) -> Tensor:
+        self, prompts: Prompts, blocks: Blocks, yes: int, no: int, *, starts: Sequence[int] | None = None
+    ) -> Tensor:  # fmt: skip
         """Log-odds `[rows]` of one next token against another, after each prompt and its blocks.
 
         Args:
