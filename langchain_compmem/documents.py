@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator
 
 import compmem
-from compmem.metadata import plain
+from compmem.metadata import to_json_value
 
 Filter = Any
 """A metadata filter: `{"year": 2024}`, `{"year": {">=": 2020}}`, `{"or": [...]}`; a list is `and`. Over another
@@ -254,7 +254,7 @@ def check_metadata(document: Document) -> None:
         ValueError: It is not JSON.
     """
     try:
-        json.dumps(plain(own_metadata(document)), allow_nan=False)
+        json.dumps(to_json_value(own_metadata(document)), allow_nan=False)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the metadata of document {id_of(document)!r} is not JSON: {error}") from error
 

@@ -11,7 +11,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 import compmem
-from compmem.config import CANDIDATES
+from compmem.config import DEFAULT_CANDIDATES
 from langchain_compmem.documents import EmbeddingsEncoder, to_core
 
 
@@ -19,7 +19,7 @@ def external_index(
     retriever: BaseRetriever | VectorStore,
     *,
     embeddings: Embeddings | None = None,
-    candidates: int = CANDIDATES,
+    candidates: int = DEFAULT_CANDIDATES,
     metadata_keys: Sequence[str] = (),
 ) -> "compmem.ExternalIndex":
     """An index over this retriever or vector store; each of its documents is one chunk.

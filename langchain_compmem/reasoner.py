@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
 from compmem import AnswerToken, ReaderError, RecallConfig
-from compmem.config import CANDIDATES
+from compmem.config import DEFAULT_CANDIDATES
 from compmem.text.follow_up import standalone_question
 from compmem.threads import in_thread
 from langchain_compmem.chat import (
@@ -105,7 +105,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         chat_model: ChatModel | None = None,
         *,
         embeddings: Embeddings | None = None,
-        candidates: int = CANDIDATES,
+        candidates: int = DEFAULT_CANDIDATES,
         metadata_keys: Sequence[str] = (),
         **fields: Any,
     ) -> Self:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, InstanceOf
 import compmem
 from compmem import IndexConfig, ReaderError, Recall, RecallConfig, RecallMethod
 from compmem.checks import checked_ids
-from compmem.config import CANDIDATES
+from compmem.config import DEFAULT_CANDIDATES
 from compmem.threads import in_thread
 from langchain_compmem.documents import (
     EmbeddingsEncoder,
@@ -136,7 +136,7 @@ class CompMemRetriever(DocumentIndex):
         retriever: BaseRetriever | VectorStore,
         *,
         embeddings: Embeddings | None = None,
-        candidates: int = CANDIDATES,
+        candidates: int = DEFAULT_CANDIDATES,
         **fields: Any,
     ) -> Self:
         """A retriever over another one, or over a vector store: the loop queries it, and nothing is indexed.

@@ -11,7 +11,7 @@ from llama_index.core.schema import NodeWithScore
 
 import compmem
 from compmem import Document, Encoder
-from compmem.config import CANDIDATES
+from compmem.config import DEFAULT_CANDIDATES
 from llama_index_compmem.loading import as_encoder, index_behind
 from llama_index_compmem.nodes import to_wrapped_document
 
@@ -23,7 +23,7 @@ def external_index(
     retriever: BaseRetriever,
     *,
     embed_model: BaseEmbedding | Encoder | None = None,
-    candidates: int = CANDIDATES,
+    candidates: int = DEFAULT_CANDIDATES,
     use_async: bool = True,
 ) -> "ExternalIndex":
     """An index over this retriever; each of its nodes is one chunk.

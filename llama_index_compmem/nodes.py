@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, No
 from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 
 from compmem import Chunk, Document, Recall
-from compmem.metadata import plain
+from compmem.metadata import to_json_value
 from compmem.schema import MAX_CONTEXT_CHARS
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def to_document(node: BaseNode) -> Document:
     if taken := sorted(set(RESERVED_KEYS) & set(node.metadata)):
         raise ValueError(f"node {node.node_id!r}: the metadata key {taken[0]!r} is reserved for CompMem")
     try:
-        plain(dict(node.metadata))  # fails here, before an index is created
-        kept = json.dumps(plain(_without_text(node)), ensure_ascii=False)
+        to_json_value(dict(node.metadata))  # fails here, before an index is created
+        kept = json.dumps(to_json_value(_without_text(node)), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"node {node.node_id!r} cannot be stored as JSON: {error}") from error
     own = {NODE_KEY: kept, REF_DOC_KEY: node.ref_doc_id, NODE_ID_KEY: node.node_id}

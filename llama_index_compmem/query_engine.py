@@ -23,8 +23,8 @@ from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 import compmem
 from compmem import Chunk, Encoder, LoopConfig, RecallConfig
-from compmem.checks import check_whole
-from compmem.config import CANDIDATES
+from compmem.checks import check_integer
+from compmem.config import DEFAULT_CANDIDATES
 from llama_index_compmem.external import external_index
 from llama_index_compmem.filters import to_filter
 from llama_index_compmem.llm import (
@@ -115,7 +115,7 @@ class CompMemQueryEngine(BaseQueryEngine):
                 "RetrieverQueryEngine.from_args(index.as_retriever(), llm=...) returns objects"
             )
         if similarity_top_k is not None:
-            check_whole("similarity_top_k", similarity_top_k)
+            check_integer("similarity_top_k", similarity_top_k)
         if llm is None and chat is None and Settings._llm is not None:
             tell_of_unused_llm()
         super().__init__(callback_manager)
@@ -149,7 +149,7 @@ class CompMemQueryEngine(BaseQueryEngine):
         llm: LLM | None = None,
         *,
         embed_model: BaseEmbedding | Encoder | None = None,
-        candidates: int = CANDIDATES,
+        candidates: int = DEFAULT_CANDIDATES,
         use_async: bool = True,
         **options: Any,
     ) -> Self:

@@ -11,8 +11,8 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle, TextN
 from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 
 from compmem import Encoder, Recall, RecallConfig, RecallMethod, Step
-from compmem.checks import check_share, check_whole
-from compmem.config import CANDIDATES
+from compmem.checks import check_fraction, check_integer
+from compmem.config import DEFAULT_CANDIDATES
 from llama_index_compmem.errors import framework_errors
 from llama_index_compmem.events import announce
 from llama_index_compmem.external import external_index
@@ -74,7 +74,7 @@ class CompMemRetriever(BaseRetriever):
         # a chat model that it names is not used here
         self._recall_config = recall_config or recall_config_of(index) or RecallConfig()
         self._method = method
-        check_share("min_score", min_score)
+        check_fraction("min_score", min_score)
         self._min_score = min_score
         super().__init__(callback_manager, object_map, objects, verbose)
 
@@ -85,7 +85,7 @@ class CompMemRetriever(BaseRetriever):
         similarity_top_k: int = DEFAULT_TOP_K,
         *,
         embed_model: BaseEmbedding | Encoder | None = None,
-        candidates: int = CANDIDATES,
+        candidates: int = DEFAULT_CANDIDATES,
         use_async: bool = True,
         **options: Any,
     ) -> Self:
@@ -118,7 +118,7 @@ class CompMemRetriever(BaseRetriever):
 
     @similarity_top_k.setter
     def similarity_top_k(self, value: int) -> None:
-        check_whole("similarity_top_k", value, 0)
+        check_integer("similarity_top_k", value, 0)
         self._top_k = value
 
     def recall(self, query: str, k: int | None = None) -> list[Recall]:

@@ -139,7 +139,7 @@ def unpack(
         raise ValueError("the storage context does not contain this index: give its folder as path=")
     if others := [file for file in files if not _PLAIN.fullmatch(file)]:
         raise ValueError(f"the storage context contains a file {others[0]!r}, which does not belong to an index")
-    folder = temporary.make()
+    folder = temporary.make_folder()
     try:
         for file, content in files.items():
             (folder / file).write_bytes(base64.b64decode(content, validate=True))

@@ -31,7 +31,7 @@ def build(path, how):
     if how == "ray":
         from compmem import distributed
 
-        with distributed.connected("local"):
+        with distributed.ray_cluster("local"):
             dataset = distributed.dataset_of(documents()).repartition(12)
             distributed.build(dataset, path, shards=2, config=CONFIG, batch_size=5)
         return

@@ -52,7 +52,7 @@ def encoders_stay_loaded():
     from compmem.encoder import loading
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_in_use", {})
+        patch.setattr(loading, "_loaded", {})
         yield
 
 
@@ -92,7 +92,7 @@ def tiny_backbone(tiny_tokenizer):
 
         from compmem.backbone import Backbone
 
-        backbone = Backbone.of(make_model(family, **changes), tiny_tokenizer)
+        backbone = Backbone.from_model(make_model(family, **changes), tiny_tokenizer)
         if memory is not None:
             backbone.add_memory(memory)
             with torch.random.fork_rng(), torch.no_grad():

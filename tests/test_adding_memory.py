@@ -29,7 +29,7 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 8_000)
     monkeypatch.setattr(pipeline, "PIECE_CHARACTERS", 8_000)
     monkeypatch.setattr(writing, "PIECE", 8_000)
-    monkeypatch.setattr(chunking, "_WINDOW", 8_000)
+    monkeypatch.setattr(chunking, "_WINDOW_CHARS", 8_000)
 
 
 def index(path, shards=None):

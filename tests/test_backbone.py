@@ -9,7 +9,7 @@ import torch
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
 from compmem.backbone import backbone as backbone_module
 from compmem.backbone.attention import attention
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.schema import KVStates
 from tests.backbones import MEMORY, close, close_states, randomize, tokens
 
@@ -146,7 +146,7 @@ def test_memory_states_are_those_of_a_masked_pass_over_each_window(tiny_backbone
 
 @torch.inference_mode()
 def test_fresh_memory_tokens_and_fresh_adapters_change_nothing(tiny_backbone, tiny_model, tiny_tokenizer):
-    plain, dressed = (Backbone.of(tiny_model(), tiny_tokenizer) for _ in range(2))
+    plain, dressed = (Backbone.from_model(tiny_model(), tiny_tokenizer) for _ in range(2))
     plain.add_memory(MemoryConfig(window=16, own=()))
     dressed.add_memory(MEMORY)
     for role in ("memory", "reasoner", "gate"):
@@ -191,7 +191,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
     backbone = tiny_backbone(family)
     texts, prompts = [tokens(50, 1), tokens(21, 2)], [tokens(12, 3), tokens(5, 4)]
     blocks = [[states] for states in backbone.compress(texts, ratio=1)]
-    lead = backbone.lead
+    lead = backbone.chat_prefix_ids
     assert lead, "the text stands in a chat turn"
     recalled = backbone.generate(prompts, blocks, max_new_tokens=12, stop_ids=())
     assert recalled == backbone.generate([lead + p for p in prompts], blocks, max_new_tokens=12, stop_ids=())
@@ -204,7 +204,7 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
         over = backbone.model.model(torch.tensor([lead + text + prompt])).last_hidden_state[0, -len(prompt) :]
         close(hidden[row, skipped : skipped + len(prompt)], over, atol=1e-4)
         assert not hidden[row, :skipped].any(), "the head was read in front of the block"
-    odds = backbone.odds(prompts, blocks, 5, 6)
+    odds = backbone.log_odds(prompts, blocks, 5, 6)
     for text, prompt, found in zip(texts, prompts, odds, strict=True):
         logits = backbone.model(torch.tensor([lead + text + prompt])).logits[0, -1]
         close(found, logits[5] - logits[6], atol=1e-4)
@@ -212,9 +212,9 @@ def test_at_ratio_1_an_untrained_backbone_answers_as_over_the_text(tiny_backbone
 
 def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbone, monkeypatch):
     backbone, run = tiny_backbone(), []
-    monkeypatch.setattr(backbone_module, "prune", lambda *given, **how: run.append(how) or prune(*given, **how))
+    monkeypatch.setattr(backbone_module, "all_states", lambda *given: run.append(given) or all_states(*given))
     [block] = backbone.compress([tokens(50, 1)], ratio=1)
-    prompt = backbone.lead + tokens(12, 3)
+    prompt = backbone.chat_prefix_ids + tokens(12, 3)
 
     def read():
         return backbone.read([prompt], [[block]])[0, -1]
@@ -228,7 +228,7 @@ def test_the_prefix_is_computed_again_only_after_the_weights_changed(tiny_backbo
         changed = read()
         assert not torch.allclose(changed, first)
         assert len(run) == 2
-        backbone.release()
+        backbone.free_caches()
         assert torch.equal(read(), changed)
         assert len(run) == 3
         with torch.autocast("cpu", torch.bfloat16):
@@ -253,8 +253,8 @@ def test_pruning_keeps_the_first_tokens_and_states_of_the_text_in_order(tiny_bac
     backbone = tiny_backbone("qwen3")
     bare = copy.deepcopy(backbone.tokenizer)
     bare.chat_template = bare.bos_token = None
-    backbone = Backbone.of(backbone.model, bare)
-    assert backbone.lead == []
+    backbone = Backbone.from_model(backbone.model, bare)
+    assert backbone.chat_prefix_ids == []
     chunks = [tokens(60, 1), tokens(9, 2), tokens(2, 3)]
     whole, kept = backbone.compress(chunks, ratio=1), backbone.compress(chunks, ratio=4)
     for full, some in zip(whole, kept, strict=True):

@@ -229,5 +229,6 @@ def test_adapter_settings_are_checked(tiny_backbone):
         tiny_backbone().add_memory(MemoryConfig(trained=False))
     with pytest.raises(ValueError, match="rank=0"):
         AdapterConfig(rank=0)
-    with pytest.raises(ValueError, match="targets="):
-        AdapterConfig(targets=("embed",))
+    for targets in (("embed",), ()):
+        with pytest.raises(ValueError, match="targets="):
+            AdapterConfig(targets=targets)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from compmem.backbone import Backbone
-from compmem.backbone.batching import batches, halving
-from compmem.backbone.stop import Stop, is_repeating
+from compmem.backbone.batching import padded_batches, run_or_halve
+from compmem.backbone.stop import StopDetector, is_repeating
 from tests.backbones import MEMORY, tokens
 
 
@@ -49,11 +49,11 @@ def test_streaming_gives_the_tokens_of_generate_and_stops_where_it_stops(tiny_ba
 
 
 def test_a_stop_string_may_span_tokens(tiny_tokenizer):
-    stop = Stop(tiny_tokenizer, (2,), ("</b>", "zz"))
+    stop = StopDetector(tiny_tokenizer, (2,), ("</b>", "zz"))
     written = tiny_tokenizer.encode("a <b>x</b> and more")
-    kept = stop.take(written[:7])
-    kept += stop.take(written[7:])
-    assert (tiny_tokenizer.decode(kept), stop.done, stop.take([5])) == ("a <b>x</b>", True, [])
+    kept = stop.append(written[:7])
+    kept += stop.append(written[7:])
+    assert (tiny_tokenizer.decode(kept), stop.done, stop.append([5])) == ("a <b>x</b>", True, [])
 
 
 # --- memory of the device
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_halved(caplog):
         return [item * 10 for item in items]
 
     with caplog.at_level(logging.WARNING):
-        assert halving(run, list(range(7)), "a chunk") == [0, 10, 20, 30, 40, 50, 60]
+        assert run_or_halve(run, list(range(7)), "a chunk") == [0, 10, 20, 30, 40, 50, 60]
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert "out of memory with a batch of 7" in caplog.text
 
@@ -79,7 +79,7 @@ def test_what_does_not_fit_even_alone_is_an_error_that_names_what_was_tried():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     with pytest.raises(MemoryError, match=r"a chunk does not fit .* \(tried batches of 4, 2, 1\): CUDA out of memory"):
-        halving(run, [1, 2, 3, 4], "a chunk")
+        run_or_halve(run, [1, 2, 3, 4], "a chunk")
 
 
 @torch.inference_mode()
@@ -99,17 +99,17 @@ def test_generation_goes_on_in_halves(tiny_backbone, monkeypatch):
 
 def test_batches_hold_every_item_once_within_the_budget():
     sizes = [3, 50, 1, 7, 7, 2, 20]
-    made = list(batches(sizes, 20))
+    made = list(padded_batches(sizes, 20))
     assert sorted(i for batch in made for i in batch) == list(range(7))
     assert all(len(batch) == 1 or len(batch) * max(sizes[i] for i in batch) <= 20 for batch in made)
 
 
 def test_a_large_batch_has_little_padding():
     sizes = [900, 880, 800, 500, 460, 100, 90, 30, 20, 5]
-    made = list(batches(sizes, 4096))
+    made = list(padded_batches(sizes, 4096))
     assert made == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]], "up to 256 tokens any padding is taken"
-    assert list(batches(sizes, 1600)) == [[0], [1], [2], [3, 4], [5, 6], [7, 8, 9]]
-    assert list(batches([], 16)) == []
+    assert list(padded_batches(sizes, 1600)) == [[0], [1], [2], [3, 4], [5, 6], [7, 8, 9]]
+    assert list(padded_batches([], 16)) == []
 
 
 # --- graphs
@@ -131,11 +131,11 @@ def check_fixed_slots(growing, fixed):
 
 @torch.inference_mode()
 def test_slots_of_fixed_size_used_again_write_what_growing_ones_do(tiny_backbone, tiny_model, tiny_tokenizer):
-    fixed = Backbone.of(tiny_model("qwen3"), tiny_tokenizer, graphs=True)
+    fixed = Backbone.from_model(tiny_model("qwen3"), tiny_tokenizer, graphs=True)
     check_fixed_slots(tiny_backbone("qwen3"), fixed)
     for count in range(1, 11):
         fixed.generate([tokens(3)] * count, max_new_tokens=2)
-    assert len(fixed._engine._ready) == 8
+    assert len(fixed._engine._cached) == 8
 
 
 @pytest.mark.gpu

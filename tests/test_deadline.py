@@ -230,7 +230,7 @@ def test_no_call_is_begun_when_the_time_is_up(index, hung, clock, how):
 
 async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(index, hung, monkeypatch):
     monkeypatch.setattr(threads, "MAX_CONCURRENT_CALLS", 3)
-    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    monkeypatch.setattr(threads, "_index_pool", ThreadPoolExecutor(1))
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     chat = models(hung, [])["plain"]
     stuck = [asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat"), chat=chat)) for _ in range(3)]
@@ -240,7 +240,7 @@ async def test_calls_that_hang_hold_neither_quotations_nor_the_default_executor(
         assert (await index.aanswer(QUESTION)).found
         assert await asyncio.to_thread(int, "7") == 7
         waiting = asyncio.create_task(index.aanswer(QUESTION, RecallConfig(reader="chat"), chat=lambda messages: NOTE))
-        while not threads.chat_calls()._waiting:  # noqa: ASYNC110
+        while not threads.chat_calls()._queued:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert len(calling()) == 3
         stuck[0].cancel()  # its client disconnects, and the next call takes its place

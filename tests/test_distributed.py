@@ -39,14 +39,14 @@ def contents(index):
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        with distributed.connected("local"):
+        with distributed.ray_cluster("local"):
             yield
 
 
 @pytest.mark.slow  # a Ray cluster takes half a minute
 @pytest.mark.timeout(600)
 def test_a_dataset_makes_the_index_that_one_process_makes(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr(distributed, "WRITERS", 1)
+    monkeypatch.setattr(distributed, "MAX_WRITERS", 1)
     counted = []
     settings = {"shards": 2, "config": CONFIG, "batch_size": 8, "on_batch": counted.append}
     assert distributed.build(distributed.dataset_of(documents()[:15]), tmp_path / "a", **settings) == 15
@@ -93,5 +93,8 @@ def test_rows_become_documents():
 
 
 def test_addresses_of_ray_clients_are_refused():
-    with pytest.raises(ValueError, match="on a machine of the cluster"), distributed.connected("ray://10.0.0.1:10001"):
+    with (
+        pytest.raises(ValueError, match="on a machine of the cluster"),
+        distributed.ray_cluster("ray://10.0.0.1:10001"),
+    ):
         pass

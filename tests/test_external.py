@@ -193,7 +193,7 @@ async def test_an_index_over_an_index_never_waits_for_its_own_threads(monkeypatc
             return [inner.get(r.chunk.document_id) for r in await inner.asearch(query, k)]
 
         outer = ExternalIndex(Narrow(), aretrieve=aretrieve, encoder=HashEncoder())
-        monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(2))
+        monkeypatch.setattr(threads, "_index_pool", ThreadPoolExecutor(2))
         async with asyncio.timeout(30):
             answers = await asyncio.gather(*(outer.aanswer(QUESTION, READ_ALL) for _ in range(4)))
             recalls = await asyncio.gather(*(outer.arecall(QUESTION, 3) for _ in range(4)))
@@ -240,7 +240,7 @@ def test_numbers_are_checked(wrong):
 
 
 async def test_retrievers_that_hang_take_no_thread_from_other_indexes(monkeypatch):
-    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    monkeypatch.setattr(threads, "_index_pool", ThreadPoolExecutor(1))
     over, began = threading.Event(), threading.Event()
 
     def hangs(query, k, filter):

@@ -17,8 +17,8 @@ from compmem import (
 )
 from compmem.backbone import AdapterConfig, MemoryConfig, chunk_ids, fuse_blocks, stream_parallel
 from compmem.backbone.fusion import attention_to
-from compmem.backbone.joined import Joined
-from compmem.backbone.prune import prune
+from compmem.backbone.joined import JoinedBlocks
+from compmem.backbone.prune import all_states
 from compmem.kv_format import pack, unpack
 from compmem.schema import Chunk
 from tests.backbones import close, close_states, tokens
@@ -39,7 +39,7 @@ def logits(backbone, blocks):
 
 
 def over_text(backbone, texts=TEXTS):
-    ids = [*backbone.lead, *(i for text in texts for i in text), *ASKED]
+    ids = [*backbone.chat_prefix_ids, *(i for text in texts for i in text), *ASKED]
     return backbone.model(torch.tensor([ids])).logits[0, -len(ASKED) :]
 
 
@@ -95,9 +95,9 @@ def test_each_method_chooses_its_tokens(tiny_backbone):
 
     second = begin + len(TEXTS[1])
     assert chosen(fused(backbone, "epic", first=4)) == [*range(begin, begin + 4), *range(second, second + 4)]
-    lead = backbone.lead
-    parts, texts = [*prune(backbone.decoder, backbone.rotary, [lead], ratio=1), *before], [lead, *TEXTS]
-    joined = Joined.of(parts, texts, backbone.decoder.embed_tokens.weight)
+    lead = backbone.chat_prefix_ids
+    parts, texts = [*all_states(backbone.decoder, backbone.rotary, [lead]), *before], [lead, *TEXTS]
+    joined = JoinedBlocks.of(parts, texts, backbone.decoder.embed_tokens.weight)
     paid = attention_to(backbone.decoder, backbone.rotary, joined, ASKED)
     paid = torch.stack([paid[max(0, i - 2) : i + 3].mean() for i in range(len(paid))])[len(lead) + begin :]
     expected = sorted((begin + paid.topk(count).indices).tolist())
@@ -113,9 +113,9 @@ def test_each_method_chooses_its_tokens(tiny_backbone):
 @torch.inference_mode()
 def test_the_attention_of_a_question_is_the_stock_models(tiny_backbone):
     backbone = tiny_backbone("llama", num_hidden_layers=3)
-    text = [*backbone.lead, *TEXTS[0]]
-    states = prune(backbone.decoder, backbone.rotary, [text], ratio=1)
-    joined = Joined.of(states, [text], backbone.decoder.embed_tokens.weight)
+    text = [*backbone.chat_prefix_ids, *TEXTS[0]]
+    states = all_states(backbone.decoder, backbone.rotary, [text])
+    joined = JoinedBlocks.of(states, [text], backbone.decoder.embed_tokens.weight)
     backbone.model.set_attn_implementation("eager")
     weights = backbone.model(torch.tensor([text + ASKED]), output_attentions=True).attentions
     expected = torch.stack(weights)[:, 0, :, -len(ASKED) :, : len(text)].mean((1, 2)).sum(0)
@@ -135,7 +135,7 @@ def test_graph_kv_encodes_every_later_block_behind_the_first_alone(tiny_backbone
 @torch.inference_mode()
 def test_parallel_blocks_all_stand_right_behind_the_head(tiny_backbone):
     backbone = tiny_backbone("llama")
-    lead = backbone.lead
+    lead = backbone.chat_prefix_ids
     prompt, texts = [*lead, *ASKED], [*TEXTS[:2], TEXTS[0]]
     blocks = backbone.compress(texts, ratio=1)
     settings = {"max_new_tokens": 6, "temperature": 0.8, "scale": 0.7}
@@ -240,8 +240,8 @@ def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(
         return backbone
 
     backbone = trained("kvzip-heads")
-    [lead] = prune(backbone.decoder, backbone.rotary, [backbone.lead], ratio=1)
-    whole, behind = [i for text in TEXTS for i in text], len(backbone.lead)
+    [lead] = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids])
+    whole, behind = [i for text in TEXTS for i in text], len(backbone.chat_prefix_ids)
     text = backbone.read([whole + ASKED], [[lead]], start=behind)[0, -len(ASKED) :]
     blocks = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=1.0)
     close(backbone.read([ASKED], [[lead, *blocks]], start=behind + len(whole))[0], text)
@@ -251,7 +251,7 @@ def test_selected_states_of_trained_memory_are_fused_with_what_the_reader_reads(
     few = fused(backbone, "prophetkv", ratio=4, pruning="kvzip-heads", share=0.2)
     assert sum(states.keys.numel() for states in few) < sum(states.keys.numel() for states in blocks)
     backbone = trained("attention")
-    prompt, blocks = [*backbone.lead, *ASKED], backbone.compress(TEXTS[:1], ratio=4)
+    prompt, blocks = [*backbone.chat_prefix_ids, *ASKED], backbone.compress(TEXTS[:1], ratio=4)
     aside = list(stream_parallel(backbone, prompt, blocks, max_new_tokens=6, temperature=1.0, scale=1.0))
     assert aside == list(backbone.stream(prompt, blocks, max_new_tokens=6))
     assert aside != list(backbone.stream(prompt, blocks, max_new_tokens=6, role=None))

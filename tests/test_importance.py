@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from compmem import Document, IndexConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import AdapterConfig, Backbone, MemoryConfig
-from compmem.backbone.kvzap import predicted
-from compmem.backbone.ragged import best_of_all_heads
+from compmem.backbone.kvzap import predict_log_scores
+from compmem.backbone.ragged import select_across_heads
 from compmem.errors import CheckpointError
 from compmem_research.training.importance import Fit, ImportanceTraining, train
 from tests.backbones import tokens
@@ -56,7 +56,7 @@ def test_the_best_by_the_prediction_are_kept(stock):
             assert states.lengths is None
             continue
         score = torch.einsum("ltf,lhf->lht", features, weights[..., :-1]) + weights[..., -1:]
-        wanted = best_of_all_heads(all_of_it, score, 4, 0)
+        wanted = select_across_heads(all_of_it, score, 4, 0)
         assert torch.equal(states.positions, wanted.positions)
         assert torch.equal(states.lengths, wanted.lengths)
         assert torch.allclose(states.values, wanted.values, atol=1e-5)
@@ -71,7 +71,7 @@ def test_the_examples_have_the_scores_that_kvzip_chooses_by(adapted):
         assert features.shape == (2, len(chunk), adapted.decoder.layers[0].linear("q").out_features)
         if len(chunk) > 1:
             whole = adapted.compress([chunk], ratio=1)[0]
-            assert torch.equal(states.positions, best_of_all_heads(whole, score, 4, 0).positions)
+            assert torch.equal(states.positions, select_across_heads(whole, score, 4, 0).positions)
 
 
 def test_one_pass_over_the_text_is_enough(adapted, monkeypatch):
@@ -84,7 +84,7 @@ def test_one_pass_over_the_text_is_enough(adapted, monkeypatch):
     monkeypatch.setattr(type(adapted.decoder), "forward", count)
     adapted.set_importance(weights_for(adapted))
     adapted.compress(CHUNKS[:1])
-    assert counted == [((1, len(adapted.lead) + len(CHUNKS[0])), "memory")]
+    assert counted == [((1, len(adapted.chat_prefix_ids) + len(CHUNKS[0])), "memory")]
 
 
 def test_trained_memory_may_be_chosen_by_the_repetition_or_its_prediction(adapted):
@@ -124,10 +124,12 @@ def test_it_is_kept_in_float32_and_counts_only_where_it_chooses(stock, tmp_path)
     stock.save(tmp_path / "whole")
     loaded = Backbone.load(tmp_path / "whole", device="cpu", dtype="bfloat16")
     assert torch.equal(loaded.decoder.importance, weights_for(stock))
-    wanted = predicted(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16))
+    wanted = predict_log_scores(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16))
     assert wanted.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(predicted(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16)), wanted)
+        assert torch.equal(
+            predict_log_scores(weights_for(stock)[0], torch.ones(1, 3, 64, dtype=torch.bfloat16)), wanted
+        )
 
 
 def test_it_is_not_rounded_where_the_other_added_weights_are(adapted, tmp_path):

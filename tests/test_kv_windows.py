@@ -9,7 +9,7 @@ import torch
 from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex
 from compmem.backbone import MemoryConfig, chunk_ids, window_sizes
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.config import KVPruning
 from compmem.ingest import compressor
 from tests.backbones import close, close_states, tokens
@@ -54,7 +54,7 @@ def test_each_chunk_of_a_window_keeps_as_much_as_alone(tiny_backbone, method):
 @torch.inference_mode()
 def test_states_are_chosen_while_the_whole_window_is_repeated(tiny_backbone):
     backbone, text = tiny_backbone(), [*CHUNKS[0], *CHUNKS[1], *CHUNKS[2]]
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.lead + text], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + text])
     [score] = repetition_scores(backbone.decoder, backbone.rotary, whole, [text], Repetition(backbone.prompt))
     made = backbone.compress(CHUNKS, ratio=4, pruning="kvzip", windows=[3])
     for states, own in zip(made, score.split(list(map(len, CHUNKS)), dim=2), strict=True):
@@ -86,11 +86,11 @@ def test_windows_that_are_not_possible_are_refused(tiny_backbone):
 @pytest.mark.parametrize("context", [256, 1024, 8192])
 def test_the_longest_window_fits_and_no_longer_one(tiny_backbone, method, context):
     backbone = tiny_backbone(max_position_embeddings=context)
-    most = backbone.longest_window(ratio=4, pruning=method)
+    most = backbone.max_window_tokens(ratio=4, pruning=method)
     backbone._compression(4, method).check([[tokens(most)]])
     with pytest.raises(ValueError, match=f"larger than the context of {context}"):
         backbone._compression(4, method).check([[tokens(most + 2)]])
-    assert backbone.longest_window(ratio=1, pruning=method) == context - len(backbone.lead)
+    assert backbone.max_window_tokens(ratio=1, pruning=method) == context - len(backbone.chat_prefix_ids)
 
 
 def test_a_window_is_of_one_document():
@@ -107,7 +107,7 @@ def stored(index):
 
 
 def test_an_index_reads_a_document_in_windows(tmp_path, tiny_backbone, monkeypatch):
-    monkeypatch.setattr(compressor, "AT_ONCE", 3)  # fewer than a window has
+    monkeypatch.setattr(compressor, "MAX_CHUNKS_ON_DEVICE", 3)  # fewer than a window has
     backbone = tiny_backbone(max_position_embeddings=8192)
     sentences = [f"Acme rents house {n} in Kiel, and Bolt sells rockets." for n in range(8)]
     documents = [Document(id="a", text="\n\n".join(sentences)), Document(id="b", text=sentences[3])]

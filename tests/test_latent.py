@@ -82,11 +82,11 @@ def made(tiny_backbone):
 def test_at_ratio_1_the_index_answers_as_plain_generation_does(tiny_backbone, made):
     backbone = tiny_backbone()
     backbone.model.to(torch.bfloat16)
-    backbone = Backbone.of(backbone.model, backbone.tokenizer)
+    backbone = Backbone.from_model(backbone.model, backbone.tokenizer)
     index = made(backbone=backbone, ratio=1, add=False)
     index.add([Document(id="one", text="Harbour is insured by Lloyd.")])
     answer = index.answer(QUESTION, SCAN, reader=overwriting(backbone))
-    text = backbone.lead + backbone.encode("Harbour is insured by Lloyd.\n\n")
+    text = backbone.chat_prefix_ids + backbone.encode("Harbour is insured by Lloyd.\n\n")
     step, last = backbone.prompt(SHORT.overwrite), backbone.prompt(SHORT.answer)
 
     def plain(ids):
@@ -98,8 +98,8 @@ def test_at_ratio_1_the_index_answers_as_plain_generation_does(tiny_backbone, ma
 
     question = backbone.encode(QUESTION)
     asked = step.fill(question=question, memory=backbone.encode("none"))
-    assert asked[: len(backbone.lead)] == backbone.lead, "the text stands within the turn"
-    memory = plain(text + asked[len(backbone.lead) :])
+    assert asked[: len(backbone.chat_prefix_ids)] == backbone.chat_prefix_ids, "the text stands within the turn"
+    memory = plain(text + asked[len(backbone.chat_prefix_ids) :])
     assert answer.working_memory == memory
     assert answer.text == plain(last.fill(question=question, memory=backbone.encode(memory)))
 
@@ -290,8 +290,8 @@ def test_weighing_a_block_is_asking_the_stock_model_that_has_read_its_text(tiny_
         odds = prompts.score_blocks(QUESTION, "none", backbone.compress(texts, ratio=1))
         expected, (yes, no) = [], (backbone.encode(word)[0] for word in ("yes", "no"))
         for text in texts:
-            turn = prompts.step(QUESTION, "none")[len(backbone.lead) :]
-            ids = [*backbone.lead, *text, *turn, *backbone.encode_reply("<check>")]
+            turn = prompts.step(QUESTION, "none")[len(backbone.chat_prefix_ids) :]
+            ids = [*backbone.chat_prefix_ids, *text, *turn, *backbone.encode_reply("<check>")]
             logits = backbone.model(torch.tensor([ids])).logits[0, -1]
             expected.append(float(logits[yes] - logits[no]))
     assert odds == pytest.approx(expected, abs=1e-4)
@@ -362,7 +362,7 @@ def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     loaded = []
     kv_cache = KVCache(torch.device("cpu"), torch.float32, budget=3 * 128)
     for numbers in ([1, 2, 3], [1], [4], [1, 3]):
-        assert [int(s.keys[0, 0, 0, 0]) for s in kv_cache.take(numbers, load)] == numbers
+        assert [int(s.keys[0, 0, 0, 0]) for s in kv_cache.get(numbers, load)] == numbers
     assert loaded == [1, 2, 3, 4]
     assert kv_cache.bytes == len(kv_cache) * 128 <= 3 * 128
     groups = list(kv_cache.stream(list(range(10)), load, size=4))
@@ -371,7 +371,7 @@ def test_cached_kv_blocks_are_the_last_used_within_the_budget():
     assert list(kv_cache.stream([], load, size=4)) == []
     held = len(kv_cache)
     large = [KVStates(keys=torch.zeros(1, 1, 40, 4), values=torch.zeros(1, 1, 40, 4))]
-    assert len(kv_cache.take([99], lambda numbers: large)) == 1
+    assert len(kv_cache.get([99], lambda numbers: large)) == 1
     assert len(kv_cache) == held, "a block that does not fit displaces none"
 
 

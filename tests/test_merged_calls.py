@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from compmem.encoder import load_encoder, merging
-from compmem.encoder.merging import MergedCalls
+from compmem.encoder import load_encoder, merged_calls
+from compmem.encoder.merged_calls import MergedCalls
 
 
 class Lengths:
@@ -58,7 +58,7 @@ def test_calls_that_wait_are_made_though_no_thread_can_be_started(monkeypatch):
         def submit(self, *args):
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(merging, "_threads", Full)
+    monkeypatch.setattr(merged_calls, "_threads", Full)
     calls, results = together([["a"], ["bb"], ["ccc"]])
     assert calls == [["a"], ["bb", "ccc"]]
     assert [result.result(20)[:, 0].tolist() for result in results] == [[1], [2], [3]]
@@ -74,7 +74,7 @@ def test_an_error_reaches_only_its_caller():
 
 
 def test_a_batch_is_bounded(monkeypatch):
-    monkeypatch.setattr(merging, "MAX_MERGED_TEXTS", 3)
+    monkeypatch.setattr(merged_calls, "MAX_MERGED_TEXTS", 3)
     calls, results = together([["a"], ["bb"], ["c", "d"], ["e"], ["f", "g", "h", "i"]])
     assert calls == [["a"], ["bb", "c", "d"], ["e", "f", "g", "h", "i"]]
     assert [len(result.result()) for result in results] == [1, 1, 2, 1, 4]

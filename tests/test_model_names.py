@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from compmem import CheckpointError, IncompatibleStoreError, IndexConfig, MemoryIndex
 from compmem.backbone import Backbone
-from compmem.backbone.stock import find
+from compmem.backbone.stock import find_model
 from compmem.cli import app
 from compmem.naming import DEFAULT_ENCODER, SMOLLM2
 
@@ -129,7 +129,7 @@ def test_a_folder_in_the_working_folder_is_not_taken_for_what_ships(tmp_path, mo
 
 
 def test_shipped_adapters_are_found_by_name_without_their_model(monkeypatch):
-    place = find(SMOLLM2)
+    place = find_model(SMOLLM2)
     kept = json.loads((place / "compmem.json").read_text())
     assert (kept["base"], kept["steps_trained"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", False)
     assert sum(file.stat().st_size for file in place.iterdir()) < 20_000_000

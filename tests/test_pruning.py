@@ -10,15 +10,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compmem import Document, IncompatibleStoreError, IndexConfig, MemoryIndex, index_models
 from compmem.backbone import Backbone, MemoryConfig, chunk_ids, kvzip
-from compmem.backbone.expected_attention import FUTURE
+from compmem.backbone.expected_attention import FUTURE_POSITIONS
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
-from compmem.config import ONE_BUDGET, KVPruning
-from compmem.index_models import record_provenance
+from compmem.backbone.prune import all_states
+from compmem.config import SHARED_BUDGET_METHODS, KVPruning
+from compmem.provenance import record_provenance
 from tests.backbones import close, close_states, tokens
 from tests.hashing import HashEncoder
 
-METHODS = [method for method in get_args(KVPruning) if method not in ONE_BUDGET]  # of one length for all heads
+METHODS = [method for method in get_args(KVPruning) if method not in SHARED_BUDGET_METHODS]
+"""Those with equally many states in each head."""
 CHUNKS = [tokens(41, 1), tokens(9, 2), tokens(30, 3)]
 
 
@@ -44,10 +45,10 @@ def attended(backbone, ids):
 @pytest.mark.parametrize(("family", "piece"), [("llama", 100), ("qwen3", 16)])
 @torch.inference_mode()
 def test_kvzip_scores_are_the_most_attention_while_the_text_is_repeated(tiny_backbone, monkeypatch, family, piece):
-    monkeypatch.setattr(kvzip, "PIECE", piece)
+    monkeypatch.setattr(kvzip, "PIECE_TOKENS", piece)
     backbone = tiny_backbone(family, num_hidden_layers=3)
-    lead, asking = backbone.lead, Repetition(backbone.prompt)
-    whole = prune(backbone.decoder, backbone.rotary, [lead + chunk for chunk in CHUNKS], ratio=1)
+    lead, asking = backbone.chat_prefix_ids, Repetition(backbone.prompt)
+    whole = all_states(backbone.decoder, backbone.rotary, [lead + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, asking)
     for chunk, score in zip(CHUNKS, scores, strict=True):
         assert score.shape == (3, 2, len(chunk))
@@ -74,7 +75,7 @@ def test_kvzip_scores_are_the_most_attention_while_the_text_is_repeated(tiny_bac
 @torch.inference_mode()
 def test_kvzip_keeps_the_states_with_the_highest_scores(tiny_backbone):
     backbone = tiny_backbone()
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.lead + chunk for chunk in CHUNKS], ratio=1)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, Repetition(backbone.prompt))
     for chunk, score, states in zip(CHUNKS, scores, backbone.compress(CHUNKS, ratio=4, pruning="kvzip"), strict=True):
         places = score.topk(-(-len(chunk) // 4)).indices.sort().values
@@ -84,7 +85,7 @@ def test_kvzip_keeps_the_states_with_the_highest_scores(tiny_backbone):
 @torch.inference_mode()
 def test_expected_attention_is_that_of_normal_queries_behind_an_average_rotation(tiny_backbone):
     backbone = tiny_backbone("llama", num_hidden_layers=2)
-    chunk, lead, width = CHUNKS[0], backbone.lead, 16
+    chunk, lead, width = CHUNKS[0], backbone.chat_prefix_ids, 16
     ids, states = lead + chunk, backbone.compress([CHUNKS[0]], ratio=4, pruning="expected-attention")[0]
     attention, inputs = [layer.self_attn for layer in backbone.model.model.layers], []
     hooks = [a.q_proj.register_forward_hook(lambda _, given, made: inputs.append(given[0][0])) for a in attention]
@@ -99,7 +100,7 @@ def test_expected_attention_is_that_of_normal_queries_behind_an_average_rotation
         swapped = torch.cat((-half[width // 2 :], half[: width // 2]))
         return cos[0][:, :, None] * half + sin[0][:, :, None] * swapped
 
-    average = turns(len(ids), FUTURE).mean(0)
+    average = turns(len(ids), FUTURE_POSITIONS).mean(0)
     for layer, (module, x) in enumerate(zip(attention, inputs, strict=True)):
         query = module.q_proj(x).view(len(ids), 4, width)[len(lead) :]
         key = (turns(0, len(ids)) @ module.k_proj(x).view(len(ids), 2, width, 1).transpose(0, 1))[..., 0]
@@ -144,8 +145,8 @@ def test_methods_keep_equally_much_and_at_ratio_1_everything(tiny_backbone):
 def test_without_a_prefix_every_head_keeps_the_first_tokens(tiny_backbone, method):
     bare = copy.deepcopy(tiny_backbone().tokenizer)
     bare.chat_template = bare.bos_token = None
-    backbone = Backbone.of(tiny_backbone().model, bare)
-    assert backbone.lead == []
+    backbone = Backbone.from_model(tiny_backbone().model, bare)
+    assert backbone.chat_prefix_ids == []
     for states in backbone.compress([tokens(60, 1), tokens(9, 2), tokens(2, 3)], ratio=4, pruning=method):
         sinks = min(4, max(1, states.keys.shape[2] // 4))
         assert (states.positions[..., :sinks] == torch.arange(sinks)).all()

@@ -9,9 +9,9 @@ from compmem import CorruptStoreError, Document, IndexConfig, LoopConfig, Memory
 from compmem.backbone import Backbone, fuse_blocks, stream_parallel
 from compmem.backbone.decoder import Context
 from compmem.backbone.kvzip import Repetition, repetition_scores
-from compmem.backbone.prune import prune
+from compmem.backbone.prune import all_states
 from compmem.backbone.rotary import rotate
-from compmem.kv_format import RUN, checksum, pack, unpack
+from compmem.kv_format import KEY_GROUP_STATES, checksum, pack, unpack
 from compmem.schema import KVStates
 from compmem.store.folder import Folder
 from compmem.store.kv import KVSegments, write_segment
@@ -36,8 +36,8 @@ def equal_budgets_apart(states):
 @torch.inference_mode()
 def test_the_best_states_of_all_heads_are_kept_within_one_budget(tiny_backbone, ratio):
     backbone = tiny_backbone(num_hidden_layers=3)
-    lead = len(backbone.lead)
-    whole = prune(backbone.decoder, backbone.rotary, [backbone.lead + chunk for chunk in CHUNKS], ratio=1)
+    lead = len(backbone.chat_prefix_ids)
+    whole = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids + chunk for chunk in CHUNKS])
     scores = repetition_scores(backbone.decoder, backbone.rotary, whole, CHUNKS, Repetition(backbone.prompt))
     equal = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip")
     kept = backbone.compress(CHUNKS, ratio=ratio, pruning="kvzip-heads")
@@ -119,10 +119,10 @@ class Masked(Context):
 @torch.inference_mode()
 def test_padded_heads_are_read_as_whole_blocks_with_a_mask(tiny_backbone, tiny_model, tiny_tokenizer, family):
     backbone = tiny_backbone(family, num_hidden_layers=3)
-    fixed = Backbone.of(tiny_model(family, num_hidden_layers=3), tiny_tokenizer, graphs=True)
+    fixed = Backbone.from_model(tiny_model(family, num_hidden_layers=3), tiny_tokenizer, graphs=True)
     whole = backbone.compress(CHUNKS, ratio=1)
     kept = backbone.compress(CHUNKS, ratio=4, pruning="kvzip-heads")
-    head = prune(backbone.decoder, backbone.rotary, [backbone.lead], ratio=1)
+    head = all_states(backbone.decoder, backbone.rotary, [backbone.chat_prefix_ids])
     chosen, prompts = ([0, 1], [2], [3, 0, 2]), [tokens(12, 5), tokens(1, 6), tokens(7, 7)]
     blocks = [[kept[number] for number in numbers] for numbers in chosen]
 
@@ -158,7 +158,7 @@ def test_heads_of_equal_length_are_read_as_the_equal_form(tiny_backbone):
     apart = [[equal_budgets_apart(states) for states in row] for row in rows]
     close(backbone.read(prompts, apart), backbone.read(prompts, rows), atol=1e-5)
     mixed = [[rows[0][0], apart[0][1]], apart[1]]
-    close(backbone.odds(prompts, mixed, 5, 6), backbone.odds(prompts, rows, 5, 6), atol=1e-4)
+    close(backbone.log_odds(prompts, mixed, 5, 6), backbone.log_odds(prompts, rows, 5, 6), atol=1e-4)
 
 
 # Files
@@ -251,14 +251,14 @@ def test_a_file_of_half_bytes_that_do_not_fit_is_refused(tmp_path, one_block, sp
 
 
 def test_keys_of_a_long_head_are_rounded_in_runs():
-    keys = torch.randn(1, 1, 3 * RUN, 8, generator=torch.Generator().manual_seed(0))
-    keys[..., 2 * RUN :, :] *= 100  # a run of large keys does not spoil the others
+    keys = torch.randn(1, 1, 3 * KEY_GROUP_STATES, 8, generator=torch.Generator().manual_seed(0))
+    keys[..., 2 * KEY_GROUP_STATES :, :] *= 100  # a run of large keys does not spoil the others
     keys[..., 3] += 50  # nor a channel that is always large
     found = unpack(pack(KVStates(keys=keys, values=keys), "int4"))
     error = (found.keys - keys).abs()[0, 0]
-    assert error[: 2 * RUN].max() < 0.3
-    assert error[: 2 * RUN, :3].max() < 0.25
-    assert (found.values - keys).abs()[0, 0, : 2 * RUN].max() > 1, "values have one scale for all channels"
+    assert error[: 2 * KEY_GROUP_STATES].max() < 0.3
+    assert error[: 2 * KEY_GROUP_STATES, :3].max() < 0.25
+    assert (found.values - keys).abs()[0, 0, : 2 * KEY_GROUP_STATES].max() > 1, "values have one scale for all channels"
     same = KVStates(keys=torch.full((1, 1, 2, 4), 3.0), values=torch.zeros(1, 1, 2, 4))
     assert torch.equal(unpack(pack(same, "int4")).keys, same.keys.bfloat16())
     with pytest.raises(ValueError, match="even number of channels"):

@@ -126,7 +126,7 @@ def test_a_client_that_does_not_read_its_stream_is_let_go(index):
 
 
 async def test_health_is_told_while_all_threads_are_at_work(index, monkeypatch):
-    monkeypatch.setattr(threads, "_work", ThreadPoolExecutor(1))
+    monkeypatch.setattr(threads, "_index_pool", ThreadPoolExecutor(1))
     done = threading.Event()
     threads.submit(done.wait, 20)
     try:

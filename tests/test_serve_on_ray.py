@@ -90,7 +90,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.setenv("RAY_worker_niceness", "0")
-        with distributed.connected("local"):
+        with distributed.ray_cluster("local"):
             yield
 
 

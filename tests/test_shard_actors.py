@@ -28,7 +28,7 @@ SHARDS = 3
 class Processes(ShardActors):
     """The actors' own objects in this process; what travels is pickled as between processes."""
 
-    def answers(self, method, arguments, *, retries=0, seconds=None):
+    def call_each(self, method, arguments, *, retries=0, seconds=None):
         done = {}
         for n, args in pickle.loads(pickle.dumps(arguments)).items():
             try:
@@ -190,7 +190,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.setenv("RAY_worker_niceness", "0")
-        with distributed.connected("local"):
+        with distributed.ray_cluster("local"):
             yield
 
 

@@ -263,10 +263,19 @@ def test_an_existing_index_must_have_as_many_shards(tmp_path):
         MemoryIndex.open_or_create(tmp_path / "whole", config, shards=2)
 
 
+def test_settings_can_be_compared_with_an_index_that_stays_open(tmp_path):
+    with sharded(tmp_path / "m", 2) as index:
+        with pytest.raises(IncompatibleStoreError, match="was made with shards=2, not 3"):
+            index.check_made_with({}, shards=3)
+        assert len(index.documents()) == 60
+
+
 def test_an_index_that_cannot_be_opened_is_closed(tmp_path, monkeypatch):
     sharded(tmp_path / "m", 2).close()
     closed = []
     monkeypatch.setattr(ShardedStore, "close", lambda store: closed.append(store.path))
     with pytest.raises(IncompatibleStoreError, match="open it with encoder="):
         MemoryIndex.open(tmp_path / "m")
-    assert closed == [tmp_path / "m"]
+    with pytest.raises(IncompatibleStoreError, match="was made with shards=2, not 3"):
+        MemoryIndex.open_or_create(tmp_path / "m", IndexConfig(encoder=HashEncoder()), shards=3)
+    assert closed == [tmp_path / "m"] * 2

@@ -395,7 +395,7 @@ def test_a_writer_of_several_stores_and_a_fork_do_not_wait_for_each_other():
     def write() -> None:
         with made[0]:
             begun.set()
-            while locks._passage.is_set():
+            while locks._no_fork_waiting.is_set():
                 time.sleep(0.01)
             time.sleep(0.1)
             with contextlib.ExitStack() as held:

@@ -15,12 +15,12 @@ from tests.training import SELECTED, write_set
 def backbone(tiny_backbone):
     backbone = tiny_backbone("llama")
     backbone.add_memory(SELECTED)
-    assert backbone.lead
+    assert backbone.chat_prefix_ids
     return backbone
 
 
 def test_text_stands_where_its_states_are_read_in_rows_of_every_kind(backbone, tmp_path):
-    lead, chunk = backbone.lead, [7, 8, 9]
+    lead, chunk = backbone.chat_prefix_ids, [7, 8, 9]
     turns, asked = Turns(backbone, TaskPrompts()), [([20, 21], [30]), ([22], [31, 32])]
     behind, raw = (turns.asked("facts", chunk, asked, raw=raw) for raw in (False, True))
     assert raw == as_text(backbone, behind)
@@ -39,5 +39,5 @@ def test_the_model_writes_about_a_text_that_stands_there(backbone, monkeypatch):
     row = turns.behind("create", [7, 8, 9], [(turns.create, [])], raw=False)
     monkeypatch.setattr(backbone, "generate", lambda prompts, **_: seen.extend(prompts) or [[5]])
     [done] = compressor.written_by_itself(backbone, [row], 5)
-    assert seen == [[*backbone.lead, 7, 8, 9, *turns.create[len(backbone.lead) :]]]
+    assert seen == [[*backbone.chat_prefix_ids, 7, 8, 9, *turns.create[len(backbone.chat_prefix_ids) :]]]
     assert done.blocks == row.blocks

@@ -9,7 +9,7 @@ import torch
 
 from compmem import Document, IndexConfig, MemoryIndex
 from compmem.backbone import Backbone, MemoryConfig, chunk_ids
-from compmem.backbone.stock import WEIGHTS
+from compmem.backbone.stock import SHIPPED_FOLDER
 from compmem.readers.latent_prompts import LatentPrompts, StepPrompts
 from compmem.schema import Chunk
 from compmem_research.tasks.multihop import read_corpus
@@ -44,7 +44,7 @@ def hurried(monkeypatch):
 @torch.inference_mode()
 def test_before_training_the_states_are_those_of_the_stock_model(selected, tiny_backbone):
     stock = tiny_backbone("llama")
-    assert selected.lead == stock.lead != []
+    assert selected.chat_prefix_ids == stock.chat_prefix_ids != []
     assert chunk_ids(selected, Chunk(text="Ida.")) == chunk_ids(stock, Chunk(text="Ida."))
     for ratio in (1, 4):
         made = selected.compress(TEXTS, ratio=ratio)
@@ -91,7 +91,7 @@ def test_scores_of_chunks_are_kept_until_the_stock_model_changes(tiny_backbone, 
     backbone.add_memory(replace(SELECTED, pruning="kvzip-heads"))
     backbone.add_adapter("memory", LORA)
     wanted = backbone.compress(TEXTS)
-    backbone.keep_scores(2)
+    backbone.cache_scores(2)
     counts = passes(backbone, monkeypatch)
     with torch.no_grad():
         backbone.compress(TEXTS[:1])
@@ -121,7 +121,7 @@ def test_a_frozen_copy_shares_the_scores_while_the_stock_model_is_frozen(tiny_ba
     backbone = tiny_backbone("llama")
     backbone.add_memory(replace(SELECTED, pruning="kvzip-heads"))
     backbone.add_adapter("memory", LORA)
-    backbone.keep_scores(4)
+    backbone.cache_scores(4)
     shared = frozen_copy(backbone, backbone.parameters("memory").values())
     apart = frozen_copy(backbone, [*backbone.parameters("memory").values(), *backbone.parameters("base").values()])
     counts = passes(backbone, monkeypatch)
@@ -133,7 +133,7 @@ def test_a_frozen_copy_shares_the_scores_while_the_stock_model_is_frozen(tiny_ba
 
 def test_scores_are_kept_from_a_pass_with_autocast_to_one_without(tiny_backbone, monkeypatch):
     backbone = tiny_backbone("llama")
-    backbone.keep_scores(4)
+    backbone.cache_scores(4)
     counts = passes(backbone, monkeypatch)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         made = backbone.compress(TEXTS, pruning="kvzip", ratio=4)
@@ -211,7 +211,7 @@ def test_what_is_distilled_is_what_the_model_says_behind_the_text(selected, tmp_
         Example(part="b", blocks=(TEXTS[1],), ids=list(b" So is Ulm."), spans=((1, 11),)),
     ]
     text = as_text(selected, rows[1])
-    assert text.ids == [*selected.lead, *TEXTS[1], *rows[1].ids]
+    assert text.ids == [*selected.chat_prefix_ids, *TEXTS[1], *rows[1].ids]
     assert text.ids[slice(*text.spans[0])] == list(b"So is Ulm.")
     losses = {ratio: row_losses(selected, Rows.of(rows, ratio), distill=1.0) for ratio in (1, 4)}
     for part in "ab":
@@ -221,9 +221,9 @@ def test_what_is_distilled_is_what_the_model_says_behind_the_text(selected, tmp_
 
 def test_the_shipped_backbone_and_checkpoints_without_the_setting_are_unchanged(tiny_backbone, tmp_path):
     shipped = Backbone.load("embedded", device="cpu")
-    told = json.loads((WEIGHTS / "embedded" / "training.json").read_text())
+    told = json.loads((SHIPPED_FOLDER / "embedded" / "training.json").read_text())
     assert shipped.fingerprint() == told["fingerprint"]
-    assert (shipped.memory.states, shipped.lead, shipped.base) == ("inserted", [], None)
+    assert (shipped.memory.states, shipped.chat_prefix_ids, shipped.base) == ("inserted", [], None)
     backbone = tiny_backbone("llama", memory=MemoryConfig(window=16))
     backbone.save(tmp_path)
     kept = json.loads((tmp_path / "compmem.json").read_text())
@@ -272,4 +272,4 @@ def test_a_question_stands_behind_its_gold_paragraphs_and_none_is_trained_and_he
     assert all(is_held(question) for question in read_corpus(file).questions if question.id in seen[True])
     [raw, *_] = MultihopRows("multihop", file, prompts, tokens=10, raw=1.0)(np.random.default_rng(0), 64, 2, False)
     assert not raw.blocks
-    assert raw.ids[: len(selected.lead)] == selected.lead
+    assert raw.ids[: len(selected.chat_prefix_ids)] == selected.chat_prefix_ids

@@ -36,7 +36,7 @@ class Toy:
     state: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.backbone = Backbone.of(
+        self.backbone = Backbone.from_model(
             make_model("qwen3", hidden_size=self.hidden, tie_word_embeddings=True), make_tokenizer()
         )
 

@@ -11,7 +11,7 @@ from itertools import chain, count, zip_longest
 from math import ceil
 from typing import Self, Unpack, get_args
 
-from compmem.checks import check_one_of, check_share, check_whole
+from compmem.checks import check_fraction, check_integer, check_one_of
 from compmem.config import FIRST_STAGE, IndexConfig, LoopConfig, RecallConfig, RecallMethod, SearchMethod
 from compmem.deadline import now, remaining
 from compmem.encoder import LoadedEncoder
@@ -49,7 +49,7 @@ class BaseIndex(ABC):
             ValueError: The question is empty or too long, or the filter is invalid.
         """
 
-    def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
+    def _for_event_loop(self, loop: asyncio.AbstractEventLoop) -> Self:
         """This index, for use in an event loop."""
         return self
 
@@ -111,7 +111,7 @@ class BaseIndex(ABC):
         if method != "loop":
             _check_names(models)
             return await self.asearch(question, k, method=method, min_score=min_score, filter=filter)
-        stop, here = threading.Event(), self._within(asyncio.get_running_loop())
+        stop, here = threading.Event(), self._for_event_loop(asyncio.get_running_loop())
         settings = LoopConfig.complete(config)
         arguments = (question, k, min_score, filter, settings, stop.is_set, on_step, models)
         try:
@@ -135,8 +135,8 @@ class BaseIndex(ABC):
         models: AnswerModels,
     ) -> list[Recall]:
         question, settings = checked_question(question), LoopConfig.complete(config)
-        check_whole("k", k)
-        check_share("min_score", min_score)
+        check_integer("k", k)
+        check_fraction("min_score", min_score)
         roles = await runner.call(partial(self._roles, settings, models, writes=False))
         parts, steps, ranked = _parts(question, settings, roles), count(1), list[list[Recall]]()
         deadline = None if settings.max_seconds is None else now() + settings.max_seconds
@@ -178,8 +178,8 @@ class BaseIndex(ABC):
             ValueError: The question is empty or too long, k is below 1, min_score is not from 0 to 1, the filter or the
                 method is invalid, or the index was made without an encoder and the method is not `"gate"`.
         """
-        check_whole("k", k)
-        check_share("min_score", min_score)
+        check_integer("k", k)
+        check_fraction("min_score", min_score)
         check_one_of("method", method, get_args(SearchMethod))
         with self.question_context(question, filter, LoopConfig(first_stage=max(k, FIRST_STAGE))) as context:
             return context.best(context.search(method, k), k, min_score)
@@ -194,7 +194,7 @@ class BaseIndex(ABC):
         filter: Filter | None = None,
     ) -> list[Recall]:
         """`search` for an event loop, without blocking it."""
-        here = self._within(asyncio.get_running_loop())
+        here = self._for_event_loop(asyncio.get_running_loop())
         work = partial(here.search, method=method, min_score=min_score, filter=filter)
         return await here._threaded.call(work, question, k)
 
@@ -249,7 +249,7 @@ class BaseIndex(ABC):
         **models: Unpack[AnswerModels],
     ) -> AsyncGenerator[Event, None]:
         """`stream` for an event loop, without blocking it; closing or cancelling it ends the work within one step."""
-        stop, here = threading.Event(), self._within(asyncio.get_running_loop())
+        stop, here = threading.Event(), self._for_event_loop(asyncio.get_running_loop())
         try:
             async with aclosing(
                 here._events(here._threaded, question, config, filter, stop.is_set, wrap, models)

@@ -20,13 +20,13 @@ def check_one_of(name: str, value: object, allowed: tuple[str | bool | None, ...
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse a value that is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Refuse a value that is no whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}")
 
 
-def check_share(name: str, value: Any) -> None:
+def check_fraction(name: str, value: Any) -> None:
     """Refuse a value that is no number from 0 to 1."""
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r} must be a number between 0 and 1")

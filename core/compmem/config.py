@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from compmem.checks import check_choices, check_positive, check_share, check_whole
+from compmem.checks import check_choices, check_fraction, check_integer, check_positive
 from compmem.naming import DEFAULT_ENCODER
 from compmem.schema import Encoder, ReaderName, WriterName
 
@@ -20,10 +20,10 @@ RecallMethod = Literal["loop", SearchMethod]
 STOCK_PRUNING: KVPruning = "kvzip-heads"
 """How the KV states that a stock model keeps are chosen, unless `IndexConfig.kv_pruning` says otherwise."""
 
-ONE_BUDGET: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
+SHARED_BUDGET_METHODS: tuple[KVPruning, ...] = ("kvzip-heads", "kvzap")
 """The ways with one budget for all heads; the second one predicts the scores of the first."""
 
-DEFAULT_KV: KVType = "int8"
+DEFAULT_KV_TYPE: KVType = "int8"
 """How KV states are stored, unless `IndexConfig.kv` says otherwise."""
 
 FIRST_STAGE = 40
@@ -32,7 +32,7 @@ FIRST_STAGE = 40
 KV_CACHE_BYTES = 2 << 30
 """Default size of the cache of KV blocks on the device, in bytes."""
 
-CANDIDATES = 50
+DEFAULT_CANDIDATES = 50
 """Documents to request for a question from another retriever or vector store, by default."""
 
 
@@ -78,13 +78,13 @@ class IndexConfig:
         check_choices(self)
         if not (self.encoder is None or isinstance(self.encoder, str) or hasattr(self.encoder, "encode")):
             raise TypeError(f"encoder={self.encoder!r} must be a model's name as a string, or have encode(texts)")
-        check_whole("chunk_tokens", self.chunk_tokens, 16)
+        check_integer("chunk_tokens", self.chunk_tokens, 16)
         if self.ratio is not None:
-            check_whole("ratio", self.ratio)
+            check_integer("ratio", self.ratio)
         if self.kv_window is not None:
-            check_whole("kv_window", self.kv_window)
+            check_integer("kv_window", self.kv_window)
         if self.compact_at is not None:
-            check_share("compact_at", self.compact_at)
+            check_fraction("compact_at", self.compact_at)
             check_positive("compact_at", self.compact_at)
         for_kv = ("backbone", "ratio", "kv_pruning", "kv_window", "kv")
         given = [name for name in for_kv if getattr(self, name) is not None]
@@ -122,7 +122,7 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole("kv_cache_bytes", self.kv_cache_bytes, 0)
+        check_integer("kv_cache_bytes", self.kv_cache_bytes, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,16 +170,16 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole("writer_blocks", self.writer_blocks)
-        check_whole("rounds", self.rounds, 0)
-        check_whole("memory_tokens", self.memory_tokens)
+        check_integer("writer_blocks", self.writer_blocks)
+        check_integer("rounds", self.rounds, 0)
+        check_integer("memory_tokens", self.memory_tokens)
         for name in ("max_steps", "prompt_tokens"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
+                check_integer(name, getattr(self, name))
         if self.max_seconds is not None:
             check_positive("max_seconds", self.max_seconds)
         if self.threshold is not None:
-            check_share("threshold", self.threshold)
+            check_fraction("threshold", self.threshold)
 
     def replace(self, **changes: Any) -> Self:
         """A copy of these settings with changes."""
@@ -231,10 +231,10 @@ class LoopConfig(RecallConfig):
 
     def __post_init__(self) -> None:
         RecallConfig.__post_init__(self)
-        check_whole("first_stage", self.first_stage)
-        check_whole("blocks_per_step", self.blocks_per_step)
+        check_integer("first_stage", self.first_stage)
+        check_integer("blocks_per_step", self.blocks_per_step)
         if self.reader_threshold is not None:
-            check_share("reader_threshold", self.reader_threshold)
+            check_fraction("reader_threshold", self.reader_threshold)
 
     @property
     def structured(self) -> bool:

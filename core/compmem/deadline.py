@@ -8,7 +8,7 @@ from typing import Final
 
 from compmem.errors import ReaderError
 
-_UNTIL: Final = ContextVar[float | None]("compmem_until", default=None)
+_DEADLINE: Final = ContextVar[float | None]("compmem_until", default=None)
 
 
 class OverdueError(ReaderError):
@@ -32,11 +32,11 @@ def remaining(deadline: float | None) -> float | None:
 @contextmanager
 def until(moment: float | None) -> Iterator[None]:
     """Sets the deadline inside the block, as a value of `now`; None: no deadline."""
-    token = _UNTIL.set(moment)
+    token = _DEADLINE.set(moment)
     try:
         yield
     finally:
-        _UNTIL.reset(token)
+        _DEADLINE.reset(token)
 
 
 def seconds_left() -> float | None:
@@ -45,7 +45,7 @@ def seconds_left() -> float | None:
     Raises:
         OverdueError: The deadline has passed.
     """
-    moment = _UNTIL.get()
+    moment = _DEADLINE.get()
     if moment is None:
         return None
     seconds = moment - now()

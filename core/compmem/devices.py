@@ -14,12 +14,12 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is unknown to torch: 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; use device='cpu'")
-    return place
+    return parsed
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:

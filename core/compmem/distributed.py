@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from compmem import errors
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.config import IndexConfig, RuntimeConfig
 from compmem.index import MemoryIndex
-from compmem.index_models import IndexModels, record_provenance
-from compmem.ingest.compressor import Compressed
-from compmem.ingest.pipeline import batches
+from compmem.index_models import IndexModels
+from compmem.ingest.compressor import CompressedBatch
+from compmem.ingest.pipeline import document_batches
+from compmem.provenance import record_provenance
 from compmem.schema import Document
-from compmem.shard_actors import divided, on_this_machine
+from compmem.shard_actors import assign_shards, local_actor
 from compmem.shard_actors import open_index as open_index
 from compmem.store import FolderStore, content_hash, shard_of
 from compmem.store.records import metadata_json
@@ -37,13 +38,13 @@ except ImportError as error:
 COLUMNS: Final = ("id", "text", "title", "context", "metadata")
 """What is read of a dataset; all but the first two may be missing. Metadata is a struct, or a JSON object as text."""
 
-BATCH: Final = 256
+BATCH_SIZE: Final = 256
 """Documents that an encoder compresses at once."""
 
-WRITERS: Final = 4
+MAX_WRITERS: Final = 4
 """Actors that write, at most; each has shards of its own."""
 
-RESTARTS: Final = 5
+MAX_RESTARTS: Final = 5
 """How often a writer that was killed is started again."""
 
 _BLOCK_CHARACTERS: Final = 200_000
@@ -65,13 +66,13 @@ def build(
     allow_download: bool = False,
     encoders: int | None = None,
     num_gpus: float | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
     """Builds the index in a folder from a dataset, or adds to the one there; returns how many documents were new.
 
-    One that has changed counts as new, and replaces the old one. Of a batch that Ray did again after a failure, those
-    count that were left to do.
+    A changed document counts as new and replaces the old one. If Ray repeats a batch after a failure, only documents
+    not yet written count.
 
     Args:
         dataset: Rows with the columns `id` and `text`, and perhaps `title`, `context` and `metadata`, which is a struct
@@ -107,7 +108,7 @@ def add_dataset(
     *,
     encoders: int | None = None,
     num_gpus: float | None = None,
-    batch_size: int = BATCH,
+    batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int], None] | None = None,
 ) -> int:
     """Adds a dataset to an index that is open; returns how many documents were new or changed. See `build`."""
@@ -115,8 +116,8 @@ def add_dataset(
         num_gpus = 1 if str(index._models.runtime.device or "").startswith("cuda") else 0
     folders = list(map(str, index.store.folders))
     writers = _writers(folders)
-    number, cpus = _places(encoders, num_gpus)
-    acknowledged = dataset.map_batches(
+    number, cpus = _encoder_count_and_cpus(encoders, num_gpus)
+    results = dataset.map_batches(
         _Encoder,
         fn_constructor_args=(index._models, writers, len(folders)),
         compute=ray.data.ActorPoolStrategy(size=number),
@@ -127,7 +128,7 @@ def add_dataset(
     )
     added = 0
     try:
-        for done in acknowledged.iter_rows():
+        for done in results.iter_rows():
             if done["error"]:
                 raise _KNOWN_ERRORS.get(done["error"], errors.WorkerError)(done["message"])
             added += done["added"]
@@ -146,7 +147,7 @@ def add_dataset(
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def ray_cluster(address: str) -> Iterator[None]:
     """Connects this process to a cluster for the block; `local` is one of this machine that ends with the block.
 
     Raises:
@@ -156,8 +157,8 @@ def connected(address: str) -> Iterator[None]:
     if address.startswith("ray://"):
         raise ValueError(f"{address!r}: start the command on a machine of the cluster, with --ray auto or HOST:PORT")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    alone = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **alone)
+    local_options = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local_options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
@@ -172,14 +173,14 @@ def dataset_of(documents: Iterable[Document]) -> "ray.data.Dataset":
         ValueError: A document is split already.
     """
     tables = []
-    for batch in batches(documents, _BLOCK_CHARACTERS):
+    for batch in document_batches(documents, _BLOCK_CHARACTERS):
         rows = [_row(document) for document in batch]
         tables.append(ray.put(pa.Table.from_pylist(rows, schema=_SCHEMA)))
     return ray.data.from_arrow_refs(tables or [ray.put(_SCHEMA.empty_table())])
 
 
 class _Encoder:
-    """An actor that splits and compresses batches and has them written; a row of what came of it for each batch."""
+    """An actor that splits and compresses batches and sends them to the writers; one result row per batch."""
 
     def __init__(self, models: IndexModels, writers: Sequence[Any], shards: int) -> None:
         self._compressor = models.document_compressor()
@@ -204,11 +205,11 @@ class _Encoder:
             parts.setdefault(shard_of(document.id, self._shards), []).append(document)
         asked = [self._writer(n).claim.remote(n, {d.id: _digest(d) for d in part}) for n, part in parts.items()]
         known = {name: digest for part in ray.get(asked) for name, digest in part.items()}
-        done = self._compressor.batch(documents, known)
+        done = self._compressor.compress_new(documents, known)
         new: dict[int, list[Any]] = {}
         for entry in done.entries:
             new.setdefault(shard_of(entry[0].id, self._shards), []).append(entry)
-        ray.get([self._writer(n).add.remote(n, Compressed(part, done.provenance)) for n, part in new.items()])
+        ray.get([self._writer(n).add.remote(n, CompressedBatch(part, done.provenance)) for n, part in new.items()])
         return len(done.entries)
 
     def _writer(self, shard: int) -> Any:
@@ -216,7 +217,7 @@ class _Encoder:
 
 
 class _Writer:
-    """An actor that writes some shards, as their only writer."""
+    """An actor that writes some shards. No other process writes to them."""
 
     def __init__(self, folders: Mapping[int, str]) -> None:
         self._stores = {shard: FolderStore.open(folder) for shard, folder in folders.items()}
@@ -233,7 +234,7 @@ class _Writer:
                 raise ValueError(f"document id {name!r} is given twice")
         return self._stores[shard].hashes(list(digests))
 
-    def add(self, shard: int, done: Compressed) -> None:
+    def add(self, shard: int, done: CompressedBatch) -> None:
         """Commits documents with their blocks, but for those that a try before a restart has committed."""
         store = self._stores[shard]
         known = store.hashes([document.id for document, _ in done.entries])
@@ -248,14 +249,14 @@ class _Writer:
 
 def _writers(folders: Sequence[str]) -> list[Any]:
     """Actors on this machine, which take no CPU from the encoders; Ray starts one that was killed again."""
-    actor = on_this_machine(_Writer, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-    return [actor.remote(part) for part in divided(folders, min(WRITERS, os.cpu_count() or 1))]
+    actor = local_actor(_Writer, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
+    return [actor.remote(part) for part in assign_shards(folders, min(MAX_WRITERS, os.cpu_count() or 1))]
 
 
-def _places(encoders: int | None, num_gpus: float) -> tuple[int, float | None]:
+def _encoder_count_and_cpus(encoders: int | None, num_gpus: float) -> tuple[int, float | None]:
     """How many encoders there are, and the CPUs of each. Reading the dataset needs a CPU of its own, or would wait."""
     if encoders is not None:
-        check_whole("encoders", encoders)
+        check_integer("encoders", encoders)
     found = ray.cluster_resources()
     if num_gpus:
         return encoders or max(1, int(found.get("GPU", 0) / num_gpus)), None
@@ -301,5 +302,5 @@ def _row(document: Document) -> dict[str, str]:
 
 
 def _digest(document: Document) -> int:
-    said = f"{content_hash(document, ())}\0{document.context}\0{document.text}"
-    return int.from_bytes(hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    content = f"{content_hash(document, ())}\0{document.context}\0{document.text}"
+    return int.from_bytes(hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest())

@@ -29,7 +29,7 @@ class CheckpointError(CompMemError):
 
 
 class WorkerError(CompMemError):
-    """A process that worked for this one ended before its work was done."""
+    """A worker process ended before its work was done."""
 
 
 class ReaderError(CompMemError):

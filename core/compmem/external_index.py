@@ -14,8 +14,8 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from compmem.base_index import BaseIndex, checked_question
-from compmem.checks import check_whole
-from compmem.config import CANDIDATES, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
+from compmem.checks import check_integer
+from compmem.config import DEFAULT_CANDIDATES, IndexConfig, LoopConfig, RecallConfig, RuntimeConfig
 from compmem.index_models import IndexModels
 from compmem.ingest.chunking import split
 from compmem.locks import Lock
@@ -42,7 +42,7 @@ class Retrieve(Protocol):
         ...
 
 
-class ARetrieve(Protocol):
+class AsyncRetrieve(Protocol):
     """`Retrieve` for an event loop."""
 
     def __call__(self, query: str, k: int, filter: Any) -> Awaitable[Iterable[Document]]:
@@ -75,9 +75,9 @@ class ExternalIndex(BaseIndex):
         self,
         retrieve: Retrieve,
         *,
-        aretrieve: ARetrieve | None = None,
+        aretrieve: AsyncRetrieve | None = None,
         encoder: str | Encoder = DEFAULT_ENCODER,
-        candidates: int = CANDIDATES,
+        candidates: int = DEFAULT_CANDIDATES,
         chunk_tokens: int = 256,
         cached_blocks: int = CACHED_BLOCKS,
         runtime: RuntimeConfig | None = None,
@@ -85,8 +85,8 @@ class ExternalIndex(BaseIndex):
         for name, given in (("retrieve", retrieve), ("aretrieve", aretrieve)):
             if not callable(given) and (given is not None or name == "retrieve"):
                 raise TypeError(f"{name}={given!r} must be a function of query, k and filter that returns documents")
-        check_whole("candidates", candidates)
-        check_whole("cached_blocks", cached_blocks)
+        check_integer("candidates", candidates)
+        check_integer("cached_blocks", cached_blocks)
         config = IndexConfig(encoder=encoder, chunk_tokens=chunk_tokens)
         models = IndexModels(None, config, encoder=None, backbone=None, gate=None, runtime=runtime or RuntimeConfig())
         super().__init__(config, models)
@@ -113,7 +113,7 @@ class ExternalIndex(BaseIndex):
         }  # fmt: skip
         return _recreate, (type(self), self._retrieve, options)
 
-    def _within(self, loop: asyncio.AbstractEventLoop) -> Self:
+    def _for_event_loop(self, loop: asyncio.AbstractEventLoop) -> Self:
         if self._aretrieve is None:
             return self
         other = copy.copy(self)
@@ -171,11 +171,13 @@ class ExternalIndex(BaseIndex):
             return [self._retrieve(text, k, filter) for text, k in texts.items()]
         return asyncio.run_coroutine_threadsafe(self._aask(self._aretrieve, texts, filter), self._loop).result()
 
-    async def _aask(self, retrieve: ARetrieve, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
+    async def _aask(self, retrieve: AsyncRetrieve, texts: Mapping[str, int], filter: Any) -> list[Iterable[Document]]:
         return await asyncio.gather(*(retrieve(text, k, filter) for text, k in texts.items()))
 
     def _split(self, document: Document) -> list[Chunk]:
-        pieces = split(_readable(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens)
+        pieces = split(
+            _without_surrogates(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens
+        )
         return list(pieces)
 
 
@@ -183,7 +185,7 @@ def _recreate(kind: type[ExternalIndex], retrieve: Retrieve, options: Mapping[st
     return kind(retrieve, **options)
 
 
-Pieces = tuple[tuple[int, Chunk], ...]
+NumberedChunks = tuple[tuple[int, Chunk], ...]
 """The chunks of a document and their numbers."""
 
 
@@ -192,11 +194,11 @@ class _DocumentCache:
 
     def __init__(self, max_chunks: int, split: Callable[[Document], list[Chunk]]) -> None:
         self._split = split
-        self._cached: LRUCache[str, Pieces] = LRUCache(max_chunks, getsizeof=lambda pieces: len(pieces) or 1)
+        self._cached: LRUCache[str, NumberedChunks] = LRUCache(max_chunks, getsizeof=lambda pieces: len(pieces) or 1)
         self._numbers = itertools.count()
         self._guard = Lock()
 
-    def of(self, key: str, document: Document) -> Pieces:
+    def get(self, key: str, document: Document) -> NumberedChunks:
         """The chunks of the document with this hash; their numbers do not change while it is cached."""
         with self._guard:
             if key in self._cached:
@@ -217,13 +219,13 @@ class _QuestionBlocks:
     def __init__(self, cache: _DocumentCache, compress: Callable[[Sequence[Chunk]], list[MemoryBlock]]) -> None:
         self._cache = cache
         self._compress = compress
-        self._documents: dict[tuple[str, str], Pieces] = {}
+        self._documents: dict[tuple[str, str], NumberedChunks] = {}
         """By id and hash of the content: a retriever may give a document a new score in its metadata each time."""
         self._first: dict[str, str] = {}
         """The hash of the content of the first document of each id."""
         self._chunks: dict[int, Chunk] = {}
 
-    def add(self, document: Document) -> tuple[Pieces, bool]:
+    def add(self, document: Document) -> tuple[NumberedChunks, bool]:
         """The chunks of a document, and whether they are new."""
         content = _hash(replace(document, metadata={}))
         if self._first.setdefault(document.id, content) != content:  # another text with the same id
@@ -231,7 +233,7 @@ class _QuestionBlocks:
         key = (document.id, content)
         new = key not in self._documents
         if new:
-            self._documents[key] = self._cache.of(_hash(document), document)
+            self._documents[key] = self._cache.get(_hash(document), document)
             self._chunks.update(self._documents[key])
         return self._documents[key], new
 
@@ -268,7 +270,7 @@ def _hash(document: Document) -> str:
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _readable(document: Document) -> Document:
+def _without_surrogates(document: Document) -> Document:
     """The document with its lone surrogates replaced, so that one damaged text in a store does not fail a question."""
     return replace(
         document,

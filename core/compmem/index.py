@@ -15,14 +15,15 @@ from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
-from compmem.index_models import IndexModels, record_provenance
-from compmem.index_settings import as_json, opened_config, with_absolute_folders
+from compmem.index_models import IndexModels
+from compmem.index_settings import config_of_store, settings_json, with_absolute_folders
 from compmem.ingest.chunking import split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
 from compmem.loop.context import QuestionContext
 from compmem.loop.gates import DenseGate, Gate, KVGate, NoGate, make_gate
+from compmem.provenance import record_provenance
 from compmem.retrieval.candidates import CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.spelling import correct_spelling
@@ -60,7 +61,7 @@ class MemoryIndex(BaseIndex):
         )  # fmt: skip
         super().__init__(config, models)
         self._block_cache = BlockCache()
-        self._newest = NewestSearch()
+        self._search_cache = NewestSearch()
 
     @classmethod
     def create(
@@ -99,9 +100,9 @@ class MemoryIndex(BaseIndex):
         if shards is not None:
             if path is None:
                 raise ValueError("shards need a path")
-            sharded = ShardedStore.create_shards(path, shards, config=as_json(config), vectors=config.vectors)
+            sharded = ShardedStore.create_shards(path, shards, config=settings_json(config), vectors=config.vectors)
             return cls(sharded, config, encoder=encoder, backbone=backbone, runtime=runtime)
-        store = FolderStore.create(path, config=as_json(config), vectors=config.vectors)
+        store = FolderStore.create(path, config=settings_json(config), vectors=config.vectors)
         return cls(store, config, encoder=encoder, backbone=backbone, runtime=runtime)
 
     @classmethod
@@ -147,7 +148,7 @@ class MemoryIndex(BaseIndex):
         """The index over an open store, which is closed if this fails. Arguments and errors are those of `open`."""
         with ExitStack() as opened:
             opened.callback(store.close)
-            config = opened_config(store, encoder, backbone)
+            config = config_of_store(store, encoder, backbone)
             loaded, named = (None, True) if isinstance(backbone, str) else (backbone, False)
             index = cls(
                 store, config, backbone=loaded, runtime=runtime,
@@ -194,13 +195,17 @@ class MemoryIndex(BaseIndex):
         index = cls.open(
             path, encoder=encoder, backbone=backbone or named, runtime=runtime, allow_download=allow_download
         )
-        settings = {} if config is None else as_json(with_absolute_folders(config))
+        settings = {} if config is None else settings_json(with_absolute_folders(config))
         left_out = {name for name in ("ratio", "kv_pruning") if settings.get(name) is None}
-        index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
+        try:
+            index.check_made_with({name: value for name, value in settings.items() if name not in left_out}, shards)
+        except IncompatibleStoreError:
+            index.close()
+            raise
         return index
 
     def check_made_with(self, settings: Mapping[str, Any], shards: int | None = None) -> None:
-        """Compare settings with those that the index was made with; it is closed if they differ.
+        """Compare settings with those that the index was made with.
 
         Args:
             settings: Fields of `IndexConfig` by name.
@@ -210,11 +215,10 @@ class MemoryIndex(BaseIndex):
             IncompatibleStoreError: They differ.
         """
         names = {name: self.store.config[name] for name in ("encoder", "backbone")}
-        here = {**as_json(self.config), **names, "shards": self.store.shard_count}
+        here = {**settings_json(self.config), **names, "shards": self.store.shard_count}
         expected = settings if shards is None else {**settings, "shards": shards}
         for name, value in expected.items():
             if here[name] != value:
-                self.close()
                 raise IncompatibleStoreError(f"{str(self.path)!r} was made with {name}={here[name]!r}, not {value!r}")
 
     @property
@@ -267,8 +271,8 @@ class MemoryIndex(BaseIndex):
         Args:
             documents: Documents with ids of their own.
             show_progress: A bar on the terminal.
-            workers: Processes that split and compress side by side, each with models of its own; this one writes. The
-                index is the one that a single process makes. None: all in this process.
+            workers: Number of processes that split and compress. This process writes. The index is the same as with one
+                process. None: all in this process.
 
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one with other content in this
@@ -278,11 +282,11 @@ class MemoryIndex(BaseIndex):
             WorkerError: A worker was killed. What was committed stays; adding the same documents again completes it.
         """
         models = self._models
-        adding = IngestPipeline(self.store, models.document_compressor(), partial(record_provenance, self.store))
+        pipeline = IngestPipeline(self.store, models.document_compressor(), partial(record_provenance, self.store))
         if workers is None:
-            return adding.add(documents, show_progress=show_progress)
-        with Workers(workers, models) as side_by_side:
-            return adding.add(documents, show_progress=show_progress, elsewhere=side_by_side.compress)
+            return pipeline.add(documents, show_progress=show_progress)
+        with Workers(workers, models.document_compressor) as pool:
+            return pipeline.add(documents, show_progress=show_progress, compress_tasks=pool.compress)
 
     def split(self, document: Document) -> list[Chunk]:
         """The chunks that `add` would make of a document, in order, without storing them; empty if it has no text."""
@@ -393,7 +397,7 @@ class MemoryIndex(BaseIndex):
         """
         question, settings = checked_question(question), LoopConfig.complete(config)
         encoder = None if self.config.encoder is None else self.encoder
-        latent, kv_cache = self._models.backbone_gate(question), self._models.kv_cache
+        backbone_gate, kv_cache = self._models.backbone_gate(question), self._models.kv_cache
         with self.store.snapshot() as snapshot:
             admitted = None if filter is None else snapshot.select(filter)
             blocks, generator = BlockLoader(snapshot, self._block_cache), None
@@ -405,8 +409,8 @@ class MemoryIndex(BaseIndex):
                     analyzer, lexical_index, search, admitted, settings.first_stage, settings.links
                 )
             trained: Gate = NoGate()
-            if latent is not None and kv_cache is not None:
-                trained = KVGate(latent, blocks, kv_cache)
+            if backbone_gate is not None and kv_cache is not None:
+                trained = KVGate(backbone_gate, blocks, kv_cache)
             elif generator is not None:
                 trained = DenseGate(self.gate, blocks, generator)
             yield QuestionContext(
@@ -425,15 +429,15 @@ class MemoryIndex(BaseIndex):
             return found[0] if len(found) == 1 else ShardedSearch(found)
 
         runtime = self._models.runtime
-        return self._newest.of(
+        return self._search_cache.of(
             snapshot.generation, lambda: build(runtime.search, device_of(runtime.device)), lambda: build("exact")
         )
 
 
 def reopen(
-    opening: Callable[..., MemoryIndex], source: Any, gate: GateHead | None, arguments: Mapping[str, Any]
+    open_function: Callable[..., MemoryIndex], source: Any, gate: GateHead | None, arguments: Mapping[str, Any]
 ) -> MemoryIndex:
     """A copy of an index, with its dense gate."""
-    index = opening(source, **arguments)
+    index = open_function(source, **arguments)
     index._models.use_gate(gate)
     return index

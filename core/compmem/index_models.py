@@ -1,11 +1,10 @@
 """The models of an index: loaded on first use, and compared with those that the index was made with."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-import numpy as np
 import torch
 
 from compmem.backbone import Backbone, chunk_ids
@@ -16,17 +15,12 @@ from compmem.gate import BackboneGate, GateHead
 from compmem.ingest.compressor import DenseCompressor, DocumentCompressor, KVCompressor
 from compmem.kv_cache import KVCache
 from compmem.locks import Lock
-from compmem.naming import is_default_encoder, is_plain
+from compmem.naming import is_default_encoder, is_safe_name
+from compmem.provenance import BACKBONE_KEY, ENCODER_KEY, check_backbone, check_encoder
 from compmem.schema import Chunk, MemoryBlock
 from compmem.store import JSON, KV_WRITTEN, Store
 
 log = logging.getLogger(__name__)
-
-SAME_ENCODER = 0.99
-"""Two encoders are taken as the same from this cosine of their probe vectors; rounding differs between devices."""
-
-ENCODER, BACKBONE = "encoder fingerprint", "backbone"
-"""Keys under which a store keeps which models made it."""
 
 _NO_BACKBONE: Final = "this index has dense memory, which needs no backbone: make one with IndexConfig(memory='kv')"
 
@@ -65,7 +59,7 @@ class IndexModels:
         self._gate = gate
         self._kv_cache: KVCache | None = None
         self._encoder_checked = self._backbone_checked = False
-        self._identity: dict[str, JSON] = {}
+        self._provenance: dict[str, JSON] = {}
         self._missing_gate_logged = False
         self._guard = Lock()
 
@@ -221,15 +215,15 @@ class IndexModels:
     def provenance(self, chunks: Sequence[Chunk]) -> dict[str, JSON]:
         """Which models make the blocks of these chunks, and how much a backbone reads; for `record_provenance`."""
         with self._guard:
-            if not self._identity:
+            if not self._provenance:
                 if self._config.encoder is not None:
-                    self._identity[ENCODER] = [round(float(x), 5) for x in self.encoder.fingerprint()]
+                    self._provenance[ENCODER_KEY] = [round(float(x), 5) for x in self.encoder.fingerprint()]
                 if self._config.memory == "kv":
-                    self._identity[BACKBONE] = {"name": self._config.backbone, **self._kv_settings(self.backbone)}
+                    self._provenance[BACKBONE_KEY] = {"name": self._config.backbone, **self._kv_settings(self.backbone)}
         if self._config.memory != "kv":
-            return dict(self._identity)
+            return dict(self._provenance)
         tokens = sum(len(chunk_ids(self.backbone, chunk)) for chunk in chunks)
-        return {**self._identity, KV_WRITTEN: {"tokens": tokens, "blocks": len(chunks)}}
+        return {**self._provenance, KV_WRITTEN: {"tokens": tokens, "blocks": len(chunks)}}
 
     def _ratio(self, backbone: Backbone) -> int:
         return self._config.ratio or backbone.memory.ratio
@@ -253,13 +247,13 @@ class IndexModels:
     def _check_backbone(self, backbone: Backbone) -> None:
         if self._store is not None and not self._backbone_checked:
             name = str(backbone.tokenizer.name_or_path) or str(self._config.backbone)
-            _check_backbone(self._store, self._kv_settings(backbone), name)
+            check_backbone(self._store, self._kv_settings(backbone), name)
             self._backbone_checked = True
 
     def _check_name(self, part: str, name: object, named: bool) -> None:
         """Refuse a relative folder name read from the index: it would depend on the working folder."""
         given = named or self.allow_download
-        if self._store is not None and not given and isinstance(name, str) and not is_plain(name):
+        if self._store is not None and not given and isinstance(name, str) and not is_safe_name(name):
             raise IncompatibleStoreError(
                 f"{str(self._store.path)!r} names the folder {name!r} as its {part}, which is not an absolute path on "
                 f"this machine: open the index with {part}={name!r} if that folder is meant"
@@ -267,35 +261,8 @@ class IndexModels:
 
     def _check_encoder(self, encoder: LoadedEncoder) -> None:
         if self._store is not None and not self._encoder_checked:
-            _check_encoder(self._store, encoder.fingerprint, encoder.name)
+            check_encoder(self._store, encoder.fingerprint, encoder.name)
             self._encoder_checked = True
-
-
-def stored_pruning(store: Store) -> KVPruning | None:
-    """How the KV states in a store were chosen; None if it has none, or does not say."""
-    made = store.get_meta(BACKBONE)
-    name = made.get("pruning") if isinstance(made, dict) else None
-    return next((known for known in get_args(KVPruning) if known == name), None)
-
-
-def record_provenance(store: Store, provenance: Mapping[str, JSON]) -> None:
-    """Writes what `IndexModels.provenance` says of blocks into the store that takes them, with the blocks.
-
-    Raises:
-        IncompatibleStoreError: Earlier blocks were made by other models.
-    """
-    if (here := provenance.get(ENCODER)) is not None:
-        _check_encoder(store, lambda: here, str(store.config.get("encoder")))
-    if isinstance(made := provenance.get(BACKBONE), dict):
-        _check_backbone(store, made, str(made["name"]))
-    for name in (ENCODER, BACKBONE):
-        if name in provenance and store.get_meta(name) is None:
-            store.put_meta(name, provenance[name])
-    if isinstance(written := provenance.get(KV_WRITTEN), dict):
-        stored = store.get_meta(KV_WRITTEN)
-        whole = isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in written)
-        before = stored if isinstance(stored, dict) and whole else dict.fromkeys(written, 0)
-        store.put_meta(KV_WRITTEN, {name: before[name] + count for name, count in written.items()})
 
 
 def _without_store(
@@ -305,36 +272,3 @@ def _without_store(
         None, config, encoder=None, backbone=None, gate=None, runtime=runtime,
         encoder_named=encoder_named, backbone_named=backbone_named, allow_download=allow_download,
     )  # fmt: skip
-
-
-def _check_encoder(store: Store, fingerprint: Callable[[], Any], name: str) -> None:
-    stored = store.get_meta(ENCODER)
-    if stored is None:
-        return
-    here = fingerprint()
-    vector = (
-        stored if isinstance(stored, list) and all(isinstance(x, int | float) and abs(x) <= 2 for x in stored) else []
-    )
-    if len(vector) != len(here) or not float(np.dot(vector, here)) >= SAME_ENCODER:
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with other weights than the encoder {name!r} has "
-            "here: their vectors of the probe text differ"
-        )
-
-
-def _check_backbone(store: Store, here: Mapping[str, Any], current_name: str) -> None:
-    stored = store.get_meta(BACKBONE)
-    if stored is None:
-        return
-    name, made = (stored.get("name"), stored.get("fingerprint")) if isinstance(stored, dict) else (None, None)
-    if made != here["fingerprint"]:
-        raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the backbone {name!r} ({made}), not with {current_name!r} "
-            f"({here['fingerprint']}): weights or memory settings differ"
-        )
-    for setting in ("ratio", "pruning"):
-        if isinstance(stored, dict) and stored.get(setting) != here[setting]:
-            raise IncompatibleStoreError(
-                f"{str(store.path)!r} was made with {setting}={stored.get(setting)!r}, and the backbone "
-                f"{name!r} compresses at {setting}={here[setting]!r} now"
-            )

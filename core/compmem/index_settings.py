@@ -4,30 +4,30 @@ import dataclasses
 from typing import Any
 
 from compmem.backbone import Backbone
-from compmem.config import DEFAULT_KV, IndexConfig
+from compmem.config import DEFAULT_KV_TYPE, IndexConfig
 from compmem.errors import CorruptStoreError, IncompatibleStoreError
-from compmem.index_models import stored_pruning
-from compmem.metadata import plain
-from compmem.naming import absolute
+from compmem.metadata import to_json_value
+from compmem.naming import absolute_path
+from compmem.provenance import stored_pruning
 from compmem.schema import Encoder
 from compmem.store import Store
 
-_OBJECT = "object:"
+_OBJECT_PREFIX = "object:"
 
 
-def as_json(config: IndexConfig) -> dict[str, Any]:
+def settings_json(config: IndexConfig) -> dict[str, Any]:
     """The settings as they are stored."""
-    values = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
-    return {**values, "kv": config.kv or DEFAULT_KV, "encoder": _encoder_name(config.encoder)}
+    values = {f.name: to_json_value(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "encoder"}
+    return {**values, "kv": config.kv or DEFAULT_KV_TYPE, "encoder": _encoder_name(config.encoder)}
 
 
 def with_absolute_folders(config: IndexConfig) -> IndexConfig:
     """The settings with absolute paths of folders, so that they do not depend on the working folder."""
-    encoder = absolute(config.encoder) if isinstance(config.encoder, str) else config.encoder
-    return dataclasses.replace(config, encoder=encoder, backbone=absolute(config.backbone))
+    encoder = absolute_path(config.encoder) if isinstance(config.encoder, str) else config.encoder
+    return dataclasses.replace(config, encoder=encoder, backbone=absolute_path(config.backbone))
 
 
-def opened_config(store: Store, encoder: str | Encoder | None, backbone: str | Backbone | None) -> IndexConfig:
+def config_of_store(store: Store, encoder: str | Encoder | None, backbone: str | Backbone | None) -> IndexConfig:
     """The settings that an index was made with, and the given encoder and backbone.
 
     Raises:
@@ -37,13 +37,13 @@ def opened_config(store: Store, encoder: str | Encoder | None, backbone: str | B
     """
     settings = _stored_settings(store)
     stored_name = settings["encoder"]
-    if encoder is None and str(stored_name).startswith(_OBJECT):
+    if encoder is None and str(stored_name).startswith(_OBJECT_PREFIX):
         raise IncompatibleStoreError(
-            f"{str(store.path)!r} was made with the encoder object {stored_name.removeprefix(_OBJECT)!r}: "
+            f"{str(store.path)!r} was made with the encoder object {stored_name.removeprefix(_OBJECT_PREFIX)!r}: "
             "open it with encoder="
         )
     given = stored_name if encoder is None else encoder
-    if stored_name not in (_encoder_name(given), absolute(_encoder_name(given))):
+    if stored_name not in (_encoder_name(given), absolute_path(_encoder_name(given))):
         raise IncompatibleStoreError(
             f"{str(store.path)!r} was made with the encoder {stored_name!r}, not with {_encoder_name(given)!r}"
         )
@@ -79,4 +79,4 @@ def _stored_settings(store: Store) -> dict[str, Any]:
 
 
 def _encoder_name(encoder: str | Encoder | None) -> str | None:
-    return encoder if encoder is None or isinstance(encoder, str) else f"{_OBJECT}{type(encoder).__name__}"
+    return encoder if encoder is None or isinstance(encoder, str) else f"{_OBJECT_PREFIX}{type(encoder).__name__}"

@@ -28,24 +28,24 @@ class KVCache:
     def __init__(self, device: torch.device, dtype: torch.dtype, *, budget: int = KV_CACHE_BYTES) -> None:
         self._device = device
         self._dtype = dtype
-        self._held: LRUCache[int, KVStates] = LRUCache(budget, getsizeof=_bytes)
+        self._cache: LRUCache[int, KVStates] = LRUCache(budget, getsizeof=_bytes)
         self._guard = Lock()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._cache)
 
     @property
     def bytes(self) -> int:
         """Bytes held."""
-        return int(self._held.currsize)
+        return int(self._cache.currsize)
 
-    def take(self, numbers: Sequence[int], load: Load) -> list[KVStates]:
+    def get(self, numbers: Sequence[int], load: Load) -> list[KVStates]:
         """The blocks with these numbers, in order; missing ones are loaded and cached."""
         with self._guard:
-            found = {n: self._held[n] for n in numbers if n in self._held}
+            found = {n: self._cache[n] for n in numbers if n in self._cache}
         missing = [n for n in dict.fromkeys(numbers) if n not in found]
         if missing:
-            new = {n: self._placed(states) for n, states in zip(missing, load(missing), strict=True)}
+            new = {n: self._to_device(states) for n, states in zip(missing, load(missing), strict=True)}
             self._keep(new)
             found.update(new)
         return [found[n] for n in numbers]
@@ -56,24 +56,29 @@ class KVCache:
         if not groups:
             return
         with ThreadPoolExecutor(1, thread_name_prefix="compmem-kv") as pool:
-            ahead = pool.submit(self.take, groups[0], load)
+            next_group = pool.submit(self.get, groups[0], load)
             for following in groups[1:]:
-                states = ahead.result()
-                ahead = pool.submit(self.take, following, load)
+                states = next_group.result()
+                next_group = pool.submit(self.get, following, load)
                 yield states
-            yield ahead.result()
+            yield next_group.result()
 
     def _keep(self, new: dict[int, KVStates]) -> None:
         with self._guard:
             for number, states in new.items():
-                if _bytes(states) <= self._held.maxsize:
-                    self._held[number] = states
+                if _bytes(states) <= self._cache.maxsize:
+                    self._cache[number] = states
 
-    def _placed(self, states: KVStates) -> KVStates:
+    def _to_device(self, states: KVStates) -> KVStates:
         positions = None if states.positions is None else states.positions.to(self._device)
-        return replace(states, keys=self._moved(states.keys), values=self._moved(states.values), positions=positions)
+        return replace(
+            states,
+            keys=self._tensor_to_device(states.keys),
+            values=self._tensor_to_device(states.values),
+            positions=positions,
+        )
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _tensor_to_device(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda" and not tensor.is_cuda:
             # From pinned memory, the copy overlaps with computation on the device.
             return tensor.pin_memory().to(self._device, self._dtype, non_blocking=True)

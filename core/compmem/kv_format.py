@@ -1,8 +1,8 @@
 """KV states as the tensors of a file: in bf16, in 8 bits, or in 4 bits.
 
 8 bits: each channel of a head has one scale. 4 bits, as in KIVI (arXiv 2402.02750): keys have a scale and a least value
-for each channel of a run of states of a head, since the same few channels of keys are large in all states; values have
-them for each state.
+for each channel of a group of states of a head, since the same few channels of keys are large in all states; values
+have them for each state.
 """
 
 import zlib
@@ -18,7 +18,7 @@ KVTensors = dict[str, "torch.Tensor"]
 """A block's tensors by name: `keys`, `values`, for 8 and 4 bits `key_scales`, `value_scales`; where it has them
 `positions` and `lengths`."""
 
-RUN: Final = 64
+KEY_GROUP_STATES: Final = 64
 """Maximum number of states of a head that share the scales of their keys in 4 bits."""
 
 _LEVELS: Final = 15
@@ -34,9 +34,9 @@ _TYPES: Final = {
 }  # fmt: skip
 """Type of each tensor of a block."""
 _OPTIONAL_TYPES: Final = {"positions": "torch.int32", "lengths": "torch.int32"}
-"""Type of those that not every block has."""
+"""Types of the optional tensors."""
 
-NAMES: Final = (*_TYPES["int8"], *_OPTIONAL_TYPES)
+TENSOR_NAMES: Final = (*_TYPES["int8"], *_OPTIONAL_TYPES)
 """Names of all tensors that a block may have."""
 
 
@@ -57,29 +57,20 @@ def pack(states: KVStates, kind: KVType) -> KVTensors:
         name: tensor.detach().cpu().int().contiguous() for name, tensor in optional.items() if tensor is not None
     }
     positions, lengths = tensors.get("positions"), tensors.get("lengths")
-    dimensions = 4 if lengths is None else 2
-    if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
-        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-        raise ValueError(f"KV states of shapes {shapes}, not one of {dimensions} dimensions")
-    if lengths is not None and not _ordered(lengths, positions, len(keys)):
-        raise ValueError(f"lengths that do not fit {len(keys)} KV states, or positions that do not ascend in each head")
-    if lengths is None and positions is not None and positions.shape != keys.shape[:3]:
-        raise ValueError(f"positions of shape {tuple(positions.shape)} for KV states of {tuple(keys.shape)}")
-    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
-        raise ValueError("KV states that are not finite")
+    _check_states(keys, values, positions, lengths)
     if kind == "int4" and keys.shape[-1] % 2:
         raise ValueError(f"kv='int4' needs an even number of channels, not {keys.shape[-1]}")
     if kind == "bf16":
         stored = {"keys": keys.to(torch.bfloat16).contiguous(), "values": values.to(torch.bfloat16).contiguous()}
         return tensors | stored
-    heads = _heads(keys, lengths)
+    heads = _states_per_head(keys, lengths)
     if kind == "int8":
         shape = _byte_scales(keys, lengths)
-        tensors["keys"], tensors["key_scales"] = _to_bytes(keys, heads, shape)
-        tensors["values"], tensors["value_scales"] = _to_bytes(values, heads, shape)
+        tensors["keys"], tensors["key_scales"] = _quantize_int8(keys, heads, shape)
+        tensors["values"], tensors["value_scales"] = _quantize_int8(values, heads, shape)
     else:
-        tensors["keys"], tensors["key_scales"] = _to_nibbles(keys, _runs(heads))
-        tensors["values"], tensors["value_scales"] = _to_nibbles(values, None)
+        tensors["keys"], tensors["key_scales"] = _quantize_int4(keys, _group_sizes(heads))
+        tensors["values"], tensors["value_scales"] = _quantize_int4(values, None)
     return tensors
 
 
@@ -90,12 +81,14 @@ def unpack(tensors: KVTensors) -> KVStates:
     optional = {"positions": tensors.get("positions"), "lengths": tensors.get("lengths")}
     if "key_scales" not in tensors:
         return KVStates(keys=tensors["keys"], values=tensors["values"], **optional)
-    keys, values, heads = tensors["keys"], tensors["values"], _heads(tensors["keys"], optional["lengths"])
+    keys, values, heads = tensors["keys"], tensors["values"], _states_per_head(tensors["keys"], optional["lengths"])
     if keys.dtype == torch.int8:
-        keys, values = (_from_bytes(tensors[f"{name}s"], tensors[f"{name}_scales"], heads) for name in ("key", "value"))
+        keys, values = (
+            _dequantize_int8(tensors[f"{name}s"], tensors[f"{name}_scales"], heads) for name in ("key", "value")
+        )
     else:
-        keys = _from_nibbles(keys, tensors["key_scales"], _runs(heads))
-        values = _from_nibbles(values, tensors["value_scales"], None)
+        keys = _dequantize_int4(keys, tensors["key_scales"], _group_sizes(heads))
+        values = _dequantize_int4(values, tensors["value_scales"], None)
     return KVStates(keys=keys.to(torch.bfloat16), values=values.to(torch.bfloat16), **optional)
 
 
@@ -122,28 +115,46 @@ def shapes_fit(tensors: KVTensors) -> bool:
     if lengths is None:
         whole = keys.ndim == 4 and (positions is None or positions.shape == keys.shape[:3])
     else:
-        whole = keys.ndim == 2 and _ordered(lengths, positions, len(keys))
+        whole = keys.ndim == 2 and _positions_ascend(lengths, positions, len(keys))
     if not whole or not keys.numel() or tensors["values"].shape != keys.shape:
         return False
     if "key_scales" not in tensors:
         return True
     if str(keys.dtype) == "torch.int8":
         return tensors["key_scales"].shape == _byte_scales(keys, lengths) == tensors["value_scales"].shape
-    heads, channels = _heads(keys, lengths), 2 * keys.shape[-1]
+    heads, channels = _states_per_head(keys, lengths), 2 * keys.shape[-1]
     return (
-        tensors["key_scales"].shape == (len(_runs(heads)), 2, channels)
+        tensors["key_scales"].shape == (len(_group_sizes(heads)), 2, channels)
         and tensors["value_scales"].shape == (sum(heads), 2, 1)
     )  # fmt: skip
 
 
-def _heads(states: "torch.Tensor", lengths: "torch.Tensor | None") -> list[int]:
+def _check_states(
+    keys: "torch.Tensor", values: "torch.Tensor", positions: "torch.Tensor | None", lengths: "torch.Tensor | None"
+) -> None:
+    """Refuse states that are not of one shape or not finite, or that positions or lengths do not fit."""
+    import torch
+
+    dimensions = 4 if lengths is None else 2
+    if keys.ndim != dimensions or keys.shape != values.shape or not keys.numel():
+        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        raise ValueError(f"KV states of shapes {shapes}, not one of {dimensions} dimensions")
+    if lengths is not None and not _positions_ascend(lengths, positions, len(keys)):
+        raise ValueError(f"lengths that do not fit {len(keys)} KV states, or positions that do not ascend in each head")
+    if lengths is None and positions is not None and positions.shape != keys.shape[:3]:
+        raise ValueError(f"positions of shape {tuple(positions.shape)} for KV states of {tuple(keys.shape)}")
+    if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+        raise ValueError("KV states that are not finite")
+
+
+def _states_per_head(states: "torch.Tensor", lengths: "torch.Tensor | None") -> list[int]:
     """How many states each head has."""
     return [states.shape[2]] * states.shape[:2].numel() if lengths is None else lengths.flatten().tolist()
 
 
-def _runs(heads: list[int]) -> list[int]:
-    """How many states each run of a head has."""
-    return [min(RUN, size - at) for size in heads for at in range(0, size, RUN)]
+def _group_sizes(heads: list[int]) -> list[int]:
+    """How many states each group of a head has."""
+    return [min(KEY_GROUP_STATES, size - at) for size in heads for at in range(0, size, KEY_GROUP_STATES)]
 
 
 def _byte_scales(states: "torch.Tensor", lengths: "torch.Tensor | None") -> tuple[int, ...]:
@@ -151,7 +162,7 @@ def _byte_scales(states: "torch.Tensor", lengths: "torch.Tensor | None") -> tupl
     return (*(states.shape[:2] if lengths is None else lengths.shape), 1, states.shape[-1])
 
 
-def _to_bytes(
+def _quantize_int8(
     states: "torch.Tensor", heads: list[int], shape: tuple[int, ...]
 ) -> tuple["torch.Tensor", "torch.Tensor"]:  # fmt: skip
     """States in bytes, and the scale of each channel of each head, of this shape."""
@@ -160,55 +171,55 @@ def _to_bytes(
     flat = states.float().flatten(0, -2)
     scale = torch.stack([head.amax(dim=0) for head in torch.split(flat.abs(), heads)]) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    whole = (flat / _for_each(scale, heads)).round().to(torch.int8)
+    whole = (flat / _expand(scale, heads)).round().to(torch.int8)
     return whole.view(states.shape), scale.view(shape)
 
 
-def _from_bytes(whole: "torch.Tensor", scales: "torch.Tensor", heads: list[int]) -> "torch.Tensor":
-    return (whole.flatten(0, -2).float() * _for_each(scales.flatten(0, -2), heads)).view(whole.shape)
+def _dequantize_int8(whole: "torch.Tensor", scales: "torch.Tensor", heads: list[int]) -> "torch.Tensor":
+    return (whole.flatten(0, -2).float() * _expand(scales.flatten(0, -2), heads)).view(whole.shape)
 
 
-def _to_nibbles(states: "torch.Tensor", runs: list[int] | None) -> tuple["torch.Tensor", "torch.Tensor"]:
+def _quantize_int4(states: "torch.Tensor", groups: list[int] | None) -> tuple["torch.Tensor", "torch.Tensor"]:
     """States in half bytes, `[..., head_dim / 2]`, and scales and least values.
 
     Args:
         states: Keys or values.
-        runs: How many states share the scale of a channel; then scales are `[runs, 2, head_dim]`. None: the channels
-            of a state share one, and they are `[states, 2, 1]`.
+        groups: How many states share the scale of a channel; then scales are `[groups, 2, head_dim]`. None: the
+            channels of a state share one, and they are `[states, 2, 1]`.
     """
     import torch
 
     flat = states.float().flatten(0, -2)
-    if runs is None:
+    if groups is None:
         least, most = flat.aminmax(dim=-1, keepdim=True)
     else:
-        ends = [run.aminmax(dim=0) for run in torch.split(flat, runs)]
+        ends = [group.aminmax(dim=0) for group in torch.split(flat, groups)]
         least, most = torch.stack([end.min for end in ends]), torch.stack([end.max for end in ends])
     largest = torch.finfo(torch.float16).max
     scales = torch.stack([(most - least) / _LEVELS, least], dim=1).clamp(-largest, largest).half()
     scales[:, 0].masked_fill_(scales[:, 0] == 0, 1)
-    scale, least = (_for_each(tensor, runs) for tensor in scales.float().unbind(dim=1))
+    scale, least = (_expand(tensor, groups) for tensor in scales.float().unbind(dim=1))
     whole = ((flat - least) / scale).round().clamp(0, _LEVELS).to(torch.uint8)
     return (whole[:, 0::2] | whole[:, 1::2] << 4).view(*states.shape[:-1], -1), scales
 
 
-def _from_nibbles(halves: "torch.Tensor", scales: "torch.Tensor", runs: list[int] | None) -> "torch.Tensor":
+def _dequantize_int4(halves: "torch.Tensor", scales: "torch.Tensor", groups: list[int] | None) -> "torch.Tensor":
     import torch
 
     flat = halves.flatten(0, -2)
     whole = torch.stack([flat & _LEVELS, flat >> 4], dim=-1).flatten(1).float()
-    scale, least = (_for_each(tensor, runs) for tensor in scales.float().unbind(dim=1))
+    scale, least = (_expand(tensor, groups) for tensor in scales.float().unbind(dim=1))
     return (whole * scale + least).view(*halves.shape[:-1], -1)
 
 
-def _for_each(scales: "torch.Tensor", groups: list[int] | None) -> "torch.Tensor":
+def _expand(scales: "torch.Tensor", groups: list[int] | None) -> "torch.Tensor":
     """The scales of the group of each state; None: each state is one."""
     import torch
 
     return scales if groups is None else scales.repeat_interleave(torch.tensor(groups), dim=0)
 
 
-def _ordered(lengths: "torch.Tensor", positions: "torch.Tensor | None", states: int) -> bool:
+def _positions_ascend(lengths: "torch.Tensor", positions: "torch.Tensor | None", states: int) -> bool:
     """Whether lengths `[layers, kv_heads]` divide so many states, and the positions ascend in each head."""
     if lengths.ndim != 2 or not lengths.numel() or int(lengths.min()) < 1 or int(lengths.sum()) != states:
         return False

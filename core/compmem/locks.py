@@ -36,10 +36,10 @@ class Lock:
 
     def __enter__(self) -> Self:
         if self.forks_wait and not _holding.count:
-            _passage.wait(MAX_WAIT_SECONDS)
+            _no_fork_waiting.wait(MAX_WAIT_SECONDS)
         lock = self._lock
         lock.acquire()
-        self._took(lock)
+        self._record_acquired(lock)
         return self
 
     def __exit__(
@@ -54,14 +54,14 @@ class Lock:
         lock = self._lock
         taken = lock.acquire(timeout=seconds)
         if taken:
-            self._took(lock)
+            self._record_acquired(lock)
         return taken
 
     def renew(self) -> None:
         """Replace it by a free lock, in a forked child."""
         self._lock = threading.RLock()
 
-    def _took(self, lock: Any) -> None:
+    def _record_acquired(self, lock: Any) -> None:
         self._held.append(lock)
         _holding.count += self.forks_wait
 
@@ -75,14 +75,14 @@ class _Holding(threading.local):
 _holding = _Holding()
 _locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 _forking = threading.local()
-_passage = threading.Event()
+_no_fork_waiting = threading.Event()
 """Cleared while a fork waits, so that a thread which writes repeatedly lets the fork go first."""
-_passage.set()
+_no_fork_waiting.set()
 
 
 def _wait() -> None:
     """Acquire the locks that a fork waits for: all at once, since a thread with one of them may need another."""
-    _passage.clear()
+    _no_fork_waiting.clear()
     end = time.monotonic() + MAX_WAIT_SECONDS
     wanted = [lock for lock in list(_locks) if lock.forks_wait]
     while True:
@@ -101,12 +101,12 @@ def _release() -> None:
     for lock in reversed(_forking.locks):
         lock.__exit__(None, None, None)
     _forking.locks = []
-    _passage.set()
+    _no_fork_waiting.set()
 
 
 def _renew() -> None:
-    global _passage
-    _passage = threading.Event()
+    global _no_fork_waiting
+    _no_fork_waiting = threading.Event()
     _release()
     for lock in list(_locks):
         lock.renew()

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """The nearest JSON value; lists and mappings are converted recursively.
 
     Dates and times become ISO text, `Decimal` and NumPy numbers become numbers, `UUID` and paths become text, and a
@@ -21,17 +21,17 @@ def plain(value: Any) -> Any:
         ValueError: JSON has no similar value, or a key is not a string.
     """
     if isinstance(value, Enum):
-        return plain(value.value)
+        return to_json_value(value.value)
     if isinstance(value, np.generic):
         return _of_numpy(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise ValueError(f"the key {wrong[0]!r} is not a string")
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_json_value(item) for key, item in value.items()}
     if isinstance(value, date | time):
         return _checked(value.isoformat())
     if isinstance(value, Decimal):

@@ -33,12 +33,12 @@ def is_gguf(name: str | Path) -> bool:
     return Path(name).suffix == ".gguf" and Path(name).is_file()
 
 
-def absolute(name: str | None) -> str | None:
+def absolute_path(name: str | None) -> str | None:
     """The name; for a folder or file, its absolute path, which does not depend on the working folder."""
     return str(Path(name).absolute()) if name is not None and (is_folder(name) or is_gguf(name)) else name
 
 
-def is_plain(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
     """Whether a name read from a file may be looked up: an absolute path on this machine, or a model name."""
     if name.startswith(("//", "\\\\")):  # a folder on another machine: requesting it may reveal a password
         return False

@@ -99,7 +99,7 @@ class Chunk:
         return [self.text[a:b].strip() for a, b in self.spans]
 
 
-_AT_ONCE = 1 << 16
+_HASH_CHARS = 1 << 16
 """Characters of a text that are UTF-8 encoded at once."""
 
 
@@ -147,8 +147,8 @@ class Document:
             object.__setattr__(self, "text", text)
         if not self.id:
             digest = hashlib.sha256(f"{self.title}\0".encode("utf-8", "surrogatepass"))
-            for at in range(0, len(self.text), _AT_ONCE):
-                digest.update(self.text[at : at + _AT_ONCE].encode("utf-8", "surrogatepass"))
+            for at in range(0, len(self.text), _HASH_CHARS):
+                digest.update(self.text[at : at + _HASH_CHARS].encode("utf-8", "surrogatepass"))
             object.__setattr__(self, "id", digest.hexdigest()[:32])
 
     @classmethod

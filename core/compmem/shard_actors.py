@@ -1,4 +1,4 @@
-"""Asking an index whose shards are open in Ray actors, on the machine that has the folder.
+"""Queries an index whose shards are open in Ray actors on the machine with the folder.
 
 The actors of all shards are asked at the same time. Only queries, numbers, scores and the blocks that the gate compares
 travel.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compmem.backbone import Backbone
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.config import RuntimeConfig, Search
 from compmem.errors import StoreError
 from compmem.index import MemoryIndex, reopen
@@ -31,14 +31,14 @@ try:
 except ImportError as error:
     raise ImportError("shards in actors need Ray: pip install 'compmem[ray]'") from error
 
-ANSWER_SECONDS: Final = 120.0
+CALL_TIMEOUT_SECONDS: Final = 120.0
 """Longest wait for the actors."""
 
-AT_ONCE: Final = 16
+MAX_CONCURRENCY: Final = 16
 """Calls that an actor works on at once, each in a thread."""
 
-UNTIL_STARTED: Final = -1
-"""Retries, for Ray: a call that needs no open view is sent again when its actor was started again."""
+UNLIMITED_RETRIES: Final = -1
+"""`max_task_retries` for Ray, unlimited: a call that needs no open view may be repeated after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class ShardActors:
             StoreError: The index cannot be opened.
         """
         if actors is not None:
-            check_whole("actors", actors)
+            check_integer("actors", actors)
         with open_store(Path(path).absolute()) as store:
             folders = list(map(str, store.folders))
             settings = dict(store.config)
-        actor = on_this_machine(OpenShards, max_restarts=-1, max_concurrency=AT_ONCE)
-        handles = tuple(actor.remote(part, search) for part in divided(folders, actors or os.cpu_count() or 1))
+        actor = local_actor(OpenShards, max_restarts=-1, max_concurrency=MAX_CONCURRENCY)
+        handles = tuple(actor.remote(part, search) for part in assign_shards(folders, actors or os.cpu_count() or 1))
         return cls(str(Path(path).absolute()), settings, len(folders), handles)
 
     def stop(self) -> None:
@@ -78,13 +78,13 @@ class ShardActors:
         for handle in self.handles:
             ray.kill(handle)
 
-    def answers(
+    def call_each(
         self,
         method: str,
         arguments: Mapping[int, tuple[Any, ...]],
         *,
         retries: int = 0,
-        seconds: float | None = ANSWER_SECONDS,
+        seconds: float | None = CALL_TIMEOUT_SECONDS,
     ) -> dict[int, Any]:
         """Call a method of `OpenShards` on some actors at the same time; the result of each, or its exception.
 
@@ -107,29 +107,29 @@ class ShardActors:
                 "Ray starts it again if its machine is there: ask again"
             )
 
-    def everywhere(self, method: str, *args: Any, seconds: float | None = ANSWER_SECONDS) -> dict[int, Any]:
+    def call_all(self, method: str, *args: Any, seconds: float | None = CALL_TIMEOUT_SECONDS) -> dict[int, Any]:
         """Call a method that needs no open view on all actors; the result of each.
 
         Raises:
             StoreError: An actor has ended or does not answer. Also what the method raises.
         """
         everyone = dict.fromkeys(range(len(self.handles)), args)
-        return _all_answered(self.answers(method, everyone, retries=UNTIL_STARTED, seconds=seconds))
+        return _raise_first_error(self.call_each(method, everyone, retries=UNLIMITED_RETRIES, seconds=seconds))
 
 
-def on_this_machine(kind: type, **options: Any) -> Any:
+def local_actor(kind: type, **options: Any) -> Any:
     """An actor class whose actors run on this machine and take no CPU from others; `options` are Ray's."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
-def divided(folders: Sequence[str], most: int) -> list[dict[int, str]]:
+def assign_shards(folders: Sequence[str], most: int) -> list[dict[int, str]]:
     """The shards of at most so many actors, each with its folder: shard n is in actor n modulo their number."""
     number = min(len(folders), most)
     return [dict(list(enumerate(folders))[n::number]) for n in range(number)]
 
 
-def _all_answered(answers: dict[int, Any]) -> dict[int, Any]:
+def _raise_first_error(answers: dict[int, Any]) -> dict[int, Any]:
     """The answers of all actors. Raises the first exception among them."""
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
@@ -141,18 +141,18 @@ class ActorStore(Store):
 
     Args:
         actors: The actors.
-        stops: Closing the store stops the actors.
+        owns_actors: Closing the store stops the actors.
 
     Attributes:
         round_trips: Calls to the actors by views so far; one asks all actors that it needs at the same time.
     """
 
-    def __init__(self, actors: ShardActors, *, stops: bool = False) -> None:
+    def __init__(self, actors: ShardActors, *, owns_actors: bool = False) -> None:
         self.path = Path(actors.path)
         self.config = actors.config
         self.actors = actors
         self.round_trips = 0
-        self._stops = stops
+        self._owns_actors = owns_actors
         self._identities: dict[int, Any] | None = None
 
     @property
@@ -174,10 +174,12 @@ class ActorStore(Store):
             StoreError: An actor does not answer, or another index is in the folder now.
         """
         self.round_trips += 1
-        answers = self.actors.answers("open", dict.fromkeys(range(len(self.actors.handles)), ()), retries=UNTIL_STARTED)
+        answers = self.actors.call_each(
+            "open", dict.fromkeys(range(len(self.actors.handles)), ()), retries=UNLIMITED_RETRIES
+        )
         views = {n: opened for n, opened in answers.items() if isinstance(opened, Opened)}
         try:
-            _all_answered(answers)
+            _raise_first_error(answers)
             facts = {shard: told for opened in views.values() for shard, told in opened.shards.items()}
             self._check({shard: identity for shard, (identity, _, _) in facts.items()})
             order = [facts[shard] for shard in range(self.actors.shards)]
@@ -198,12 +200,12 @@ class ActorStore(Store):
 
     def verify(self) -> list[str]:
         """Problems found after reading everything."""
-        found = self.actors.everywhere("verify", self.actors.shards, seconds=None)
+        found = self.actors.call_all("verify", self.actors.shards, seconds=None)
         return [problem for own in found.values() for problem in own]
 
     def close(self) -> None:
         """Stop the actors, if they were started for this store."""
-        if self._stops:
+        if self._owns_actors:
             self.actors.stop()
 
     @property
@@ -232,7 +234,7 @@ class ActorStore(Store):
 
     def _everywhere(self, method: str, *args: Any) -> dict[int, Any]:
         self.round_trips += 1
-        return self.actors.everywhere(method, *args)
+        return self.actors.call_all(method, *args)
 
     def _ask(self, views: Mapping[int, str], name: str, asked: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Asks the actors of these shards at the same time; the `Ask` of a view."""
@@ -242,7 +244,7 @@ class ActorStore(Store):
             call = (shard, "pack_blocks", args[:1]) if packed else (shard, name, args)
             calls.setdefault(shard % len(self.actors.handles), []).append(call)
         self.round_trips += 1
-        found = _all_answered(self.actors.answers("ask", {n: (views[n], own) for n, own in calls.items()}))
+        found = _raise_first_error(self.actors.call_each("ask", {n: (views[n], own) for n, own in calls.items()}))
         results = {call[0]: result for n, own in calls.items() for call, result in zip(own, found[n], strict=True)}
         return {shard: unpack_blocks(*results[shard]) if packed else results[shard] for shard in asked}
 
@@ -304,7 +306,7 @@ def open_index(
         StoreError: The index cannot be opened.
         IncompatibleStoreError: As in `MemoryIndex.open`.
     """
-    store = ActorStore(ShardActors.start(path, actors, (runtime or RuntimeConfig()).search), stops=True)
+    store = ActorStore(ShardActors.start(path, actors, (runtime or RuntimeConfig()).search), owns_actors=True)
     return ActorIndex.of_store(
         store, encoder=encoder, backbone=backbone, runtime=runtime, allow_download=allow_download
     )

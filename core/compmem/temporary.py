@@ -13,7 +13,7 @@ _stores: dict[str, int] = {}
 _guard = Lock()
 
 
-def make() -> Path:
+def make_folder() -> Path:
     """A new folder, which is removed with the last store that uses it."""
     path = os.path.abspath(tempfile.mkdtemp(prefix="compmem-"))
     with _guard:

@@ -30,7 +30,7 @@ class CallThreads:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._waiting: dict[Future[Any], Callable[[], Any]] = {}
+        self._queued: dict[Future[Any], Callable[[], Any]] = {}
         self._running: set[Future[Any]] = set()
         self._abandoned: set[Future[Any]] = set()
 
@@ -44,7 +44,7 @@ class CallThreads:
         with self._guard:
             if len(self._abandoned) >= MAX_ABANDONED_CALLS:
                 raise _too_many()
-            self._waiting[future] = call
+            self._queued[future] = call
             self._start()
         return future
 
@@ -52,22 +52,22 @@ class CallThreads:
         """Stops waiting for a call; if it has not begun, it is not made. Too many that hang end the calls that wait."""
         refused = list[Future[Any]]()
         with self._guard:
-            if self._waiting.pop(future, None) is not None:
+            if self._queued.pop(future, None) is not None:
                 future.cancel()
             elif future in self._running:
                 self._running.remove(future)
                 self._abandoned.add(future)
             if len(self._abandoned) >= MAX_ABANDONED_CALLS:
-                refused += [one for one in self._waiting if one.set_running_or_notify_cancel()]
-                self._waiting.clear()
+                refused += [one for one in self._queued if one.set_running_or_notify_cancel()]
+                self._queued.clear()
             self._start()
         for one in refused:
             one.set_exception(_too_many())
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < MAX_CONCURRENT_CALLS:
-            future = next(iter(self._waiting))
-            call = self._waiting.pop(future)
+        while self._queued and len(self._running) < MAX_CONCURRENT_CALLS:
+            future = next(iter(self._queued))
+            call = self._queued.pop(future)
             if future.set_running_or_notify_cancel():
                 self._running.add(future)
                 try:
@@ -108,7 +108,7 @@ def chat_calls() -> CallThreads:
 
 def submit(call: Callable[..., T], *args: Any) -> "Future[T]":
     """Runs work of the index in a thread, with the caller's context variables."""
-    return _work.submit(copy_context().run, call, *args)
+    return _index_pool.submit(copy_context().run, call, *args)
 
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
@@ -128,19 +128,19 @@ async def in_chat_thread(call: Callable[..., T], *args: Any) -> T:
 
 async def in_waiting_thread(call: Callable[..., T], *args: Any) -> T:
     """`in_thread` for work that waits for the event loop, which may itself wait for a thread of `in_thread`."""
-    return await asyncio.wrap_future(_waiting.submit(copy_context().run, call, *args))
+    return await asyncio.wrap_future(_waiting_pool.submit(copy_context().run, call, *args))
 
 
 def _renew() -> None:
     """A forked child has no threads of its parent, and its locks may be held by one of them."""
-    global _calls, _work, _waiting
+    global _calls, _index_pool, _waiting_pool
     _calls = CallThreads()
-    _waiting = ThreadPoolExecutor(MAX_WAITING_THREADS, "compmem-waiting")
-    _work = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "compmem")
+    _waiting_pool = ThreadPoolExecutor(MAX_WAITING_THREADS, "compmem-waiting")
+    _index_pool = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), "compmem")
 
 
 _calls: CallThreads
-_work: ThreadPoolExecutor
-_waiting: ThreadPoolExecutor
+_index_pool: ThreadPoolExecutor
+_waiting_pool: ThreadPoolExecutor
 _renew()
 after_fork(_renew)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-SINKS = 4
-"""First tokens of a text, to which attention goes that finds nothing (2309.17453)."""
+SINK_TOKENS = 4
+"""Number of first tokens that collect the attention which no other token needs (attention sinks, 2309.17453)."""
 
 
 def attention(
@@ -40,7 +40,7 @@ def attention(
     if mask is None and query.is_cuda and past:
         bias = causal_lower_right(queries, slots)
     elif mask is None and past > queries:
-        bias = torch.ones(queries, slots, dtype=torch.bool).tril(past)
+        bias = torch.ones(queries, slots, dtype=torch.bool, device=query.device).tril(past)
     elif mask is None and past:
         # With empty queries in front the mask is plainly causal, which is faster on a CPU than an explicit mask.
         query = pad(query, (0, 0, past, 0))
@@ -48,12 +48,12 @@ def attention(
         # CUDA kernels that take a mask do not share keys between heads; the fallback would store all scores.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # On a CPU the backward pass in bfloat16 takes four times as long as in float32.
-    widened = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    use_float32 = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
     dtype = query.dtype
-    if widened:
+    if use_float32:
         query, key, value = query.float(), key.float(), value.float()
         bias = bias.float() if bias is not None and bias.is_floating_point() else bias
-    with torch.autocast(query.device.type, enabled=False) if widened else nullcontext():
+    with torch.autocast(query.device.type, enabled=False) if use_float32 else nullcontext():
         out = scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=bias is None, scale=scale,
             enable_gqa=key.shape[1] != heads,

@@ -11,35 +11,38 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import checkpoint
-from compmem.backbone.batching import SCORE_SLOTS, halving, in_batches
-from compmem.backbone.chat_prefix import PrefixStates, move_prefix_to_blocks, restore_prompt_positions
+from compmem.backbone.batching import SCORE_BATCH_SLOTS, run_in_batches, run_or_halve
+from compmem.backbone.chat_prefix import (
+    Blocks,
+    ChatPrefixCache,
+    Prompts,
+    move_prefix_to_blocks,
+    restore_prompt_positions,
+)
 from compmem.backbone.checkpoint import BackboneComponents
-from compmem.backbone.compression import Compression, encoder
+from compmem.backbone.compression import Compression, chunk_layers
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Role
-from compmem.backbone.decode import Engine, Sampling, check_writing
+from compmem.backbone.decode import DecodeEngine, Sampling, check_generation
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.encoding import TokenCodec
 from compmem.backbone.fingerprint import fingerprint
 from compmem.backbone.kvzip import Repetition
-from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_room, slots_of
-from compmem.backbone.prompts import head
-from compmem.backbone.prune import prune
-from compmem.backbone.ragged import prefix_of
+from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext, StateRecorder, check_fits_context, slots_of
+from compmem.backbone.prompts import chat_prefix_ids
+from compmem.backbone.prune import all_states
+from compmem.backbone.ragged import make_prefix
 from compmem.backbone.rotary import Rotary
 from compmem.backbone.score_cache import ScoreCache
 from compmem.backbone.stock import check_family
-from compmem.backbone.stop import Stop
+from compmem.backbone.stop import StopDetector
+from compmem.backbone.token_codec import TokenCodec
 from compmem.config import KVPruning
 from compmem.deadline import seconds_left
 from compmem.devices import device_of, dtype_of
 from compmem.errors import CheckpointError
 from compmem.schema import KVStates
 
-Blocks = Sequence[Sequence[KVStates]]
-"""The recalled blocks of each row, in reading order."""
-
-LOOK_EVERY = 16
-"""Decoding steps between two checks whether rows have ended, on devices where each check waits for the device."""
+STOP_CHECK_INTERVAL = 16
+"""Steps between two checks whether all rows have ended; each check waits for the device."""
 
 
 class Backbone(TokenCodec):
@@ -48,14 +51,14 @@ class Backbone(TokenCodec):
     Attributes:
         model: The stock model, unchanged.
         tokenizer: Its tokenizer.
-        decoder: The same layers, run over contexts of our own, with the parameters that are added.
+        decoder: The layers of `model` with the added parameters; the attention context is an argument.
         memory: How chunks are compressed.
         adapters: The adapter of each role that has one.
-        rotary: Its positions.
+        rotary: The model's rotary position embedding.
         threshold: Blocks with a lower gate score are rejected.
         steps_trained: Whether the reader was trained for the steps of the loop. If not, the extractive reader runs the
             loop by default, and the backbone writes the answer from the recalled blocks.
-        base: The stock model that it was loaded from, if that is not in one folder with what was added.
+        base: Name of the stock model, if the folder has only the added parameters.
         folder: The folder that it was loaded from, with what was added. None for a file, or a model loaded elsewhere.
     """
 
@@ -69,9 +72,9 @@ class Backbone(TokenCodec):
         self.base = components.base
         self.folder = components.folder
         self.rotary = Rotary(components.model.model.rotary_emb)
-        self._engine = Engine(components.decoder, self.rotary, graphs=graphs)
-        self._head = head(components.tokenizer)
-        self._prefix_states = PrefixStates(components.decoder)
+        self._engine = DecodeEngine(components.decoder, self.rotary, graphs=graphs)
+        self._chat_prefix_ids = chat_prefix_ids(components.tokenizer)
+        self._chat_prefix_cache = ChatPrefixCache(components.decoder)
         self._scores: ScoreCache | None = None
 
     @classmethod
@@ -105,14 +108,14 @@ class Backbone(TokenCodec):
                 weights than those of the base.
             ValueError: The device or dtype is not available.
         """
-        place = device_of(device)
+        device = device_of(device)
         components = checkpoint.load(
-            name, device=place, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download, base=base
+            name, device=device, dtype=dtype_of(dtype), ratio=ratio, allow_download=allow_download, base=base
         )
         return cls(components, graphs=graphs)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
+    def from_model(cls, model: Any, tokenizer: Any, *, graphs: bool | None = None) -> "Backbone":
         """A backbone from a stock model that is already loaded.
 
         Raises:
@@ -131,10 +134,10 @@ class Backbone(TokenCodec):
         )  # fmt: skip
         checkpoint.save(Path(folder), components, base=base, dtype=dtype)
 
-    def release(self) -> None:
-        """Free what decoding caches: slots, graphs and the states of the prefix."""
-        self._engine.forget()
-        self._prefix_states.release()
+    def free_caches(self) -> None:
+        """Free what decoding caches: slots, graphs and the states of the chat prefix."""
+        self._engine.clear()
+        self._chat_prefix_cache.release()
 
     def add_memory(self, config: MemoryConfig) -> None:
         """Add trained memory; inserted tokens start as copies of stock weights (the end token's embedding).
@@ -156,7 +159,7 @@ class Backbone(TokenCodec):
         """Add an adapter for a role; it changes nothing until it is trained."""
         self.decoder.add_adapter(role, config)
         self.adapters[role] = config
-        self._engine.forget()
+        self._engine.clear()
 
     def add_gate(self) -> None:
         """Add a gate head; it scores every block alike until it is trained."""
@@ -164,7 +167,7 @@ class Backbone(TokenCodec):
 
     def parameters(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
         """The parameters of one part, by name, for an optimiser."""
-        return self.decoder.part(part)
+        return self.decoder.parameters_of(part)
 
     @property
     def device(self) -> torch.device:
@@ -178,9 +181,9 @@ class Backbone(TokenCodec):
         return positions
 
     @property
-    def lead(self) -> list[int]:
+    def chat_prefix_ids(self) -> list[int]:
         """Token ids in front of every chunk and every block; none if memory tokens are inserted."""
-        return [] if self.memory.inserted else self._head
+        return [] if self.memory.inserted else self._chat_prefix_ids
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -223,9 +226,9 @@ class Backbone(TokenCodec):
                 ("kvzip-heads" and "kvzap" are one).
             MemoryError: A single window does not fit on the device.
         """
-        return self._compression(ratio, pruning).states(self.decoder, self.rotary, chunks, windows, self.release)
+        return self._compression(ratio, pruning).states(self.decoder, self.rotary, chunks, windows, self.free_caches)
 
-    def longest_window(self, *, ratio: int | None = None, pruning: KVPruning | None = None) -> int:
+    def max_window_tokens(self, *, ratio: int | None = None, pruning: KVPruning | None = None) -> int:
         """Maximum number of tokens that `compress` reads in one pass: less than the context where they are repeated."""
         return self._compression(ratio, pruning).longest()
 
@@ -256,33 +259,32 @@ class Backbone(TokenCodec):
         self.decoder.set_importance(weights)
         self.memory = memory
 
-    def keep_scores(self, chunks: int) -> None:
+    def cache_scores(self, chunks: int) -> None:
         """Keep the stock model's scores of this many recent chunks (KVzip's), for training that compresses them again.
 
         They take 4 bytes for each layer, KV head and token of a chunk.
         """
         self._scores = ScoreCache(list(self.parameters("base").values()), chunks)
 
-    def share_scores(self, other: "Backbone") -> None:
+    def use_scores_of(self, other: "Backbone") -> None:
         """Use the scores that another backbone over the same stock weights keeps."""
         self._scores = other._scores
 
     def _compression(self, ratio: int | None, pruning: KVPruning | None) -> Compression:
-        how = (ratio or self.memory.ratio, self.lead, pruning or self.memory.pruning, self.context)
-        return Compression(self.memory, *how, lambda: self._repetition, self._scores)
+        return Compression(
+            memory=self.memory, ratio=ratio or self.memory.ratio, chat_prefix_ids=self.chat_prefix_ids,
+            pruning=pruning or self.memory.pruning, context=self.context,
+            repetition=lambda: self._repetition, scores=self._scores,
+        )  # fmt: skip
 
     @cached_property
     def _repetition(self) -> Repetition:
         return Repetition(self.prompt)
 
     def read(
-        self,
-        prompts: Sequence[Sequence[int]],
-        blocks: Blocks | None = None,
-        *,
-        role: Role | None = "reasoner",
+        self, prompts: Prompts, blocks: Blocks | None = None, *, role: Role | None = "reasoner",
         start: int | Sequence[int] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Hidden states `[rows, prompt, hidden]` of prompts that follow their blocks, padded on the right.
 
         Args:
@@ -291,19 +293,20 @@ class Backbone(TokenCodec):
             role: The role whose adapter is used, if it has one.
             start: Position of the first prompt token, for all rows or for each. None: directly after the row's memory.
 
-        Blocks of a stock model are read after the beginning of a chat turn; a prompt that starts with it has 0 there.
+        Blocks of a stock model come after the chat prefix. The hidden states of a prompt's own chat prefix are zero in
+        the result.
         """
         if blocks is None or start is not None:
             return self._read(prompts, blocks, role, start)
-        rest, rows = self._led(prompts, blocks)
-        hidden = self._read(rest, rows, role, None)
-        return hidden if rest is prompts else restore_prompt_positions(hidden, prompts, rest)
+        shortened, rows = self._move_chat_prefix(prompts, blocks)
+        hidden = self._read(shortened, rows, role, None)
+        return hidden if shortened is prompts else restore_prompt_positions(hidden, prompts, shortened)
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, role: Role | None,
+        self, prompts: Prompts, blocks: Blocks | None, role: Role | None,
         start: int | Sequence[int] | None,
     ) -> Tensor:  # fmt: skip
-        prefix, layout = self._lay_out(prompts, blocks, start, 0)
+        prefix, layout = self._make_layout(prompts, blocks, start, 0)
         hidden: Tensor = self.decoder(layout.ids, PrefixContext(prefix, layout, self.rotary), role=role)
         return hidden
 
@@ -313,13 +316,8 @@ class Backbone(TokenCodec):
         return logits
 
     def score(
-        self,
-        questions: Sequence[Sequence[int]],
-        blocks: Blocks,
-        probe: Sequence[int],
-        *,
-        start: int | None = None,
-    ) -> Tensor:
+        self, questions: Prompts, blocks: Blocks, probe: Sequence[int], *, start: int | None = None
+    ) -> Tensor:  # fmt: skip
         """The gate's logits `[rows]`: the head applied to the last hidden state of question, blocks and probe.
 
         The question comes before the blocks, so its states are computed once for all of them. A block then costs only
@@ -344,22 +342,18 @@ class Backbone(TokenCodec):
         states = dict(zip(distinct, made, strict=True))
 
         def run(rows: Sequence[int]) -> list[Tensor]:
-            behind = [[states[tuple(questions[row])], *blocks[row]] for row in rows]
+            prefix_blocks = [[states[tuple(questions[row])], *blocks[row]] for row in rows]
             first = [start + len(questions[row]) for row in rows] if start is not None else None
-            return list(gate(self._read([probe] * len(rows), behind, "gate", first)[:, -1])[:, 0])
+            return list(gate(self._read([probe] * len(rows), prefix_blocks, "gate", first)[:, -1])[:, 0])
 
         sizes = [len(turn) + slots_of(row) for turn, row in zip(questions, blocks, strict=True)]
-        return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its question", self.release))
+        return torch.stack(
+            run_in_batches(run, sizes, SCORE_BATCH_SLOTS, self.device, "a block with its question", self.free_caches)
+        )
 
-    def odds(
-        self,
-        prompts: Sequence[Sequence[int]],
-        blocks: Blocks,
-        yes: int,
-        no: int,
-        *,
-        starts: Sequence[int] | None = None,
-    ) -> Tensor:
+    def log_odds(
+        self, prompts: Prompts, blocks: Blocks, yes: int, no: int, *, starts: Sequence[int] | None = None
+    ) -> Tensor:  # fmt: skip
         """Log-odds `[rows]` of one next token against another, after each prompt and its blocks.
 
         Args:
@@ -382,21 +376,23 @@ class Backbone(TokenCodec):
             return list(logits[:, yes] - logits[:, no])
 
         sizes = [len(prompt) + slots_of(row) for prompt, row in zip(prompts, blocks, strict=True)]
-        return torch.stack(in_batches(run, sizes, SCORE_SLOTS, self.device, "a block with its prompt", self.release))
+        return torch.stack(
+            run_in_batches(run, sizes, SCORE_BATCH_SLOTS, self.device, "a block with its prompt", self.free_caches)
+        )
 
     def prompt_states(
-        self, prompts: Sequence[Sequence[int]], *, role: Role | None = "reasoner", start: int | None = None
+        self, prompts: Prompts, *, role: Role | None = "reasoner", start: int | None = None
     ) -> list[KVStates]:
-        """The states of prompts without blocks, which are read once: as a block in front of what follows (`start`)."""
-        prefix, layout = self._lay_out(prompts, None, start, 0)
+        """KV states of prompts without blocks, to use as a block before later tokens (`start`: the first position)."""
+        prefix, layout = self._make_layout(prompts, None, start, 0)
         context = PrefixContext(prefix, layout, self.rotary)
-        kept = StateRecorder(context, len(self.decoder.layers), self.memory.positions)
-        self.decoder(layout.ids, kept, role=role)
-        return kept.states(list(map(len, prompts)))
+        recorder = StateRecorder(context, len(self.decoder.layers), self.memory.positions)
+        self.decoder(layout.ids, recorder, role=role)
+        return recorder.states(list(map(len, prompts)))
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         blocks: Blocks | None = None,
         *,
         max_new_tokens: int,
@@ -427,30 +423,32 @@ class Backbone(TokenCodec):
             MemoryError: A single row does not fit on the device.
             OverdueError: The time for a question is up.
         """
-        rows_seeds = range(len(prompts)) if seeds is None else seeds
-        if len(rows_seeds) != len(prompts):
-            raise ValueError(f"{len(rows_seeds)} seeds for {len(prompts)} prompts")
-        check_writing(max_new_tokens, temperature)
+        row_seeds = range(len(prompts)) if seeds is None else seeds
+        if len(row_seeds) != len(prompts):
+            raise ValueError(f"{len(row_seeds)} seeds for {len(prompts)} prompts")
+        check_generation(max_new_tokens, temperature)
         ids = self.end_ids if stop_ids is None else stop_ids
         if blocks is not None and start is None:
-            prompts, blocks = self._led(prompts, blocks)
+            prompts, blocks = self._move_chat_prefix(prompts, blocks)
 
         def run(rows: Sequence[int]) -> list[list[int]]:
-            stops = [Stop(self.tokenizer, ids, stop_strings, circles=stop_on_repetition) for _ in rows]
-            sampling = Sampling(temperature=temperature, seeds=[rows_seeds[row] for row in rows])
-            prefix, layout = self._lay_out(
+            stops = [
+                StopDetector(self.tokenizer, ids, stop_strings, stop_on_repetition=stop_on_repetition) for _ in rows
+            ]
+            sampling = Sampling(temperature=temperature, seeds=[row_seeds[row] for row in rows])
+            prefix, layout = self._make_layout(
                 [prompts[row] for row in rows], [blocks[row] for row in rows] if blocks else None, start, max_new_tokens
             )
-            look = LOOK_EVERY if layout.ids.is_cuda else 1
+            look = STOP_CHECK_INTERVAL if layout.ids.is_cuda else 1
             for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=look, role=role):
                 seconds_left()
                 for stop, tokens in zip(stops, made, strict=True):
-                    stop.take(tokens)
+                    stop.append(tokens)
                 if all(stop.done for stop in stops):
                     break
             return [stop.tokens for stop in stops]
 
-        return halving(run, range(len(prompts)), "a prompt with its memory", self.release) if prompts else []
+        return run_or_halve(run, range(len(prompts)), "a prompt with its memory", self.free_caches) if prompts else []
 
     def stream(
         self,
@@ -467,34 +465,34 @@ class Backbone(TokenCodec):
         start: int | None = None,
     ) -> Iterator[int]:
         """The tokens of `generate` for one prompt, streamed."""
-        check_writing(max_new_tokens, temperature)
-        prompts, rows = self._led([prompt], [blocks]) if start is None else ([prompt], [blocks])
-        prefix, layout = self._lay_out(prompts, rows, start, max_new_tokens)
+        check_generation(max_new_tokens, temperature)
+        prompts, rows = self._move_chat_prefix([prompt], [blocks]) if start is None else ([prompt], [blocks])
+        prefix, layout = self._make_layout(prompts, rows, start, max_new_tokens)
         ids = self.end_ids if stop_ids is None else stop_ids
-        stop = Stop(self.tokenizer, ids, stop_strings, circles=stop_on_repetition)
+        stop = StopDetector(self.tokenizer, ids, stop_strings, stop_on_repetition=stop_on_repetition)
         sampling = Sampling(temperature=temperature, seeds=[seed])
         for made in self._engine.run(prefix, layout, sampling, steps=max_new_tokens, look_every=1, role=role):
             seconds_left()
-            yield from stop.take(made[0])
+            yield from stop.append(made[0])
             if stop.done:
                 return
 
-    def _led(self, prompts: Sequence[Sequence[int]], blocks: Blocks) -> tuple[Sequence[Sequence[int]], Blocks]:
-        return move_prefix_to_blocks(self.lead, self.states_of_prefix, prompts, blocks)
+    def _move_chat_prefix(self, prompts: Prompts, blocks: Blocks) -> tuple[Prompts, Blocks]:
+        return move_prefix_to_blocks(self.chat_prefix_ids, self.chat_prefix_states, prompts, blocks)
 
-    def states_of_prefix(self, ids: list[int]) -> KVStates:
-        """All states of the beginning of a turn, as those of a chunk are made; computed once."""
-        layers = encoder(self.decoder, self.memory)
-        return self._prefix_states.get(ids, lambda: prune(layers, self.rotary, [ids], ratio=1)[0])
+    def chat_prefix_states(self, ids: list[int]) -> KVStates:
+        """All states of the chat prefix, made as those of a chunk; computed once."""
+        layers = chunk_layers(self.decoder, self.memory)
+        return self._chat_prefix_cache.get(ids, lambda: all_states(layers, self.rotary, [ids])[0])
 
-    def _lay_out(
-        self, prompts: Sequence[Sequence[int]], blocks: Blocks | None, start: int | Sequence[int] | None, more: int
+    def _make_layout(
+        self, prompts: Prompts, blocks: Blocks | None, start: int | Sequence[int] | None, more: int
     ) -> tuple[Prefix, Layout]:
         rows = [()] * len(prompts) if blocks is None else blocks
         if len(rows) != len(prompts):
             raise ValueError(f"{len(rows)} rows of blocks for {len(prompts)} prompts")
         like = self.decoder.embed_tokens.weight
-        prefix = prefix_of(rows, self.rotary, self.memory.positions, like, self.shape)
+        prefix = make_prefix(rows, self.rotary, self.memory.positions, like, self.shape)
         starts = prefix.counts if start is None else [start] * len(prompts) if isinstance(start, int) else start
-        check_room(prompts, prefix.counts, starts, more, self.context)
+        check_fits_context(prompts, prefix.counts, starts, more, self.context)
         return prefix, Layout.of(prompts, prefix.counts, starts, like)

@@ -11,18 +11,18 @@ Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
-COMPRESS_TOKENS = {"cuda": 16384}
+COMPRESS_BATCH_TOKENS = {"cuda": 16384}
 """Tokens of one forward pass of compression; larger passes are no faster on a GPU and need more memory."""
-SCORE_SLOTS = {"cuda": 65536}
+SCORE_BATCH_SLOTS = {"cuda": 65536}
 """Memory and prompt tokens of one forward pass that scores blocks."""
-CPU_TOKENS = 4096
-SMALL = 16
-"""A batch of less than this part of the budget takes any padding: there are too few tokens to keep the device busy."""
-PADDING = 8
-"""Of a larger batch, less than this part is padding."""
+CPU_BATCH_TOKENS = 4096
+SMALL_BATCH_DIVISOR = 16
+"""A batch below 1/16 of the budget may have any padding: it does not fill the device anyway."""
+PADDING_DIVISOR = 8
+"""In a larger batch, less than 1/8 of the tokens is padding."""
 
 
-def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+def padded_batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices of items, longest first, in batches of at most `budget` after padding to the longest item.
 
     A batch ends before an item that would make too much of it padding.
@@ -30,8 +30,10 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     batch, filled = list[int](), 0
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         padded = (len(batch) + 1) * max(1, sizes[batch[0]] if batch else 0)
-        empty = padded - filled - sizes[item]
-        if batch and (padded > budget or (padded * SMALL > budget and empty * PADDING > padded)):
+        padding = padded - filled - sizes[item]
+        if batch and (
+            padded > budget or (padded * SMALL_BATCH_DIVISOR > budget and padding * PADDING_DIVISOR > padded)
+        ):
             yield batch
             batch, filled = [], 0
         batch.append(item)
@@ -40,7 +42,7 @@ def batches(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def in_batches(
+def run_in_batches(
     run: Callable[[Sequence[int]], list[Result]],
     sizes: Sequence[int],
     budgets: Mapping[str, int],
@@ -48,18 +50,18 @@ def in_batches(
     what: str,
     release: Callable[[], None],
 ) -> list[Result]:
-    """Results of `run`, which takes numbers of items, for all items of these sizes: in `batches`, with `halving`.
+    """Results of `run`, which takes numbers of items, for all items of these sizes, in batches that fit.
 
     Raises:
         MemoryError: A single item does not fit.
     """
-    made: dict[int, Result] = {}
-    for batch in batches(sizes, budgets.get(device.type, CPU_TOKENS)):
-        made.update(zip(batch, halving(run, batch, what, release), strict=True))
-    return [made[number] for number in range(len(sizes))]
+    results: dict[int, Result] = {}
+    for batch in padded_batches(sizes, budgets.get(device.type, CPU_BATCH_TOKENS)):
+        results.update(zip(batch, run_or_halve(run, batch, what, release), strict=True))
+    return [results[number] for number in range(len(sizes))]
 
 
-def halving(
+def run_or_halve(
     run: Callable[[Sequence[Item]], list[Result]],
     items: Sequence[Item],
     what: str,

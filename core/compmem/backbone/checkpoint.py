@@ -8,7 +8,7 @@ be.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,24 +19,24 @@ from torch import Tensor
 
 from compmem.backbone.config import AdapterConfig, MemoryConfig, Projection, Role
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.fingerprint import base_fingerprint, base_sample, likeness
+from compmem.backbone.fingerprint import base_fingerprint, base_sample, sample_similarity
 from compmem.backbone.stock import (
     check_family,
     dtype_for,
-    find,
+    find_model,
     load_model,
     load_tokenizer,
-    quietly,
     read_config,
     read_json,
+    silence_transformers,
     weights_size,
 )
 from compmem.errors import CheckpointError
-from compmem.naming import SHIPPED_BACKBONES, absolute, is_plain
+from compmem.naming import SHIPPED_BACKBONES, absolute_path, is_safe_name
 
 log = logging.getLogger(__name__)
 
-SETTINGS, WEIGHTS, FORMAT = "compmem.json", "compmem.safetensors", 1
+SETTINGS_FILE, WEIGHTS_FILE, FORMAT = "compmem.json", "compmem.safetensors", 1
 SAMPLE = "base_sample"
 """Name of the tensor with values of the stock model, beside the parameters that were added to it."""
 IMPORTANCE = "importance"
@@ -44,7 +44,9 @@ IMPORTANCE = "importance"
 MIN_SIMILARITY = 0.98
 """Minimum similarity of a stock model to the one that the added parameters were trained on; 4-bit weights have 0.99."""
 
-_LYCHEE = {"attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1}
+_LYCHEE_SUPPORTED = {
+    "attn": "full-coverage", "pos": "interleave", "sink_size": 0, "attend_prev": True, "parallel_window": 1,
+}  # fmt: skip
 """Settings of the public format that affect the computation, with the only supported value of each."""
 
 
@@ -85,22 +87,22 @@ def load(
         CheckpointError: The folder is incomplete, contains a model that is not supported, or was trained on another
             stock model.
     """
-    place = find(name, fetch=allow_download is not False)
-    settings = read_json(place / SETTINGS) if (place / SETTINGS).exists() else {}
-    whole = place.is_file() or (place / "config.json").exists()
-    if base is None and not whole:
+    place = find_model(name, fetch=allow_download is not False)
+    settings = read_json(place / SETTINGS_FILE) if (place / SETTINGS_FILE).exists() else {}
+    has_stock_model = _has_stock_model(place)
+    if base is None and not has_stock_model:
         base = _base(settings, place)
         # The name in a folder of the library's own is as good as one that the caller passes.
         fetch = allow_download is not False if str(name) in SHIPPED_BACKBONES else bool(allow_download)
         try:
-            stock = find(base, fetch=fetch)
+            stock = find_model(base, fetch=fetch)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{str(name)!r} needs its stock model, which RuntimeConfig(backbone_base=...) or --backbone-base may "
                 f"name: {error}"
             ) from error
     else:
-        stock = place if base is None else find(base, fetch=allow_download is not False)
+        stock = place if base is None else find_model(base, fetch=allow_download is not False)
     config = read_config(stock)
     check_family(config, str(stock))
     dtype = dtype or dtype_for(stock, config, device)
@@ -112,23 +114,22 @@ def load(
     adapters: dict[Role, AdapterConfig] = {}
     threshold, steps_trained = 0.5, False
     if settings:
-        memory = _restore(decoder, settings, place)
+        memory, adapters = _restore(decoder, settings, place)
         steps_trained = _steps_trained(settings, place, memory)
         threshold = _threshold(settings, place)
-        adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     elif any(key.startswith("lychee_memory_") for key in config):
         memory, steps_trained = _restore_lychee(decoder, config, place, ratio), True
     else:
         memory = MemoryConfig(trained=False, own=())
     if ratio is not None and ratio != memory.ratio:
-        memory = MemoryConfig(**{**asdict(memory), "ratio": ratio})
+        memory = replace(memory, ratio=ratio)
     decoder.to(device=device, dtype=model.dtype).eval()
     if memory.pruning == "kvzap":
         _restore_importance(decoder, place)
     return BackboneComponents(
         model=model, tokenizer=load_tokenizer(stock), decoder=decoder, memory=memory, adapters=adapters,
         threshold=threshold, steps_trained=steps_trained,
-        base=absolute(str(base or name)) if not whole or not settings else None,
+        base=absolute_path(str(base or name)) if not has_stock_model or not settings else None,
         folder=place if place.is_dir() else None,
     )  # fmt: skip
 
@@ -145,7 +146,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if base is None:
-        with quietly():
+        with silence_transformers():
             components.model.save_pretrained(folder)
             components.tokenizer.save_pretrained(folder)
     added = {
@@ -154,7 +155,7 @@ def save(
     }
     if base is not None:
         added[SAMPLE] = base_sample(components.decoder).to(dtype)
-    save_file(added, folder / WEIGHTS, metadata={"format": f"compmem/{FORMAT}"})
+    save_file(added, folder / WEIGHTS_FILE, metadata={"format": f"compmem/{FORMAT}"})
     settings = {
         "format": FORMAT,
         "base": base,
@@ -166,21 +167,22 @@ def save(
         "steps_trained": components.steps_trained,
     }
     # Written last, so a folder with settings always has weights.
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def size_on_disk(name: str | Path) -> int | None:
     """Bytes of a model's weights, those of its stock model included; None if not all are on this machine."""
     try:
-        place = find(name, fetch=False)
-        whole = place.is_file() or (place / "config.json").exists()
-        parts = [place] if whole else [place, find(_base(read_json(place / SETTINGS), place), fetch=False)]
+        place = find_model(name, fetch=False)
+        parts = [place]
+        if not _has_stock_model(place):
+            parts.append(find_model(_base(read_json(place / SETTINGS_FILE), place), fetch=False))
     except CheckpointError:
         return None
     return sum(map(weights_size, parts))
 
 
-def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
+def load_added(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Load tensors into the added parameters; `names` maps our names to those in the file.
 
     Raises:
@@ -189,19 +191,24 @@ def fill(decoder: Decoder, names: Mapping[str, str], tensors: Mapping[str, Tenso
     if missing := sorted(set(names.values()) - set(tensors)):
         raise CheckpointError(f"{str(folder)!r} lacks {len(missing)} memory weights, such as {missing[0]!r}")
     added = decoder.added()
-    for name, theirs in names.items():
-        parameter, tensor = added[name], tensors[theirs]
+    for name, stored_name in names.items():
+        parameter, tensor = added[name], tensors[stored_name]
         if tensor.shape != parameter.shape:
             raise CheckpointError(
-                f"{theirs!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+                f"{stored_name!r} in {str(folder)!r} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
             )
         parameter.data.copy_(tensor)
+
+
+def _has_stock_model(place: Path) -> bool:
+    """Whether a folder contains a whole model and not only what is added to one; a file always does."""
+    return place.is_file() or (place / "config.json").exists()
 
 
 def _base(settings: Mapping[str, Any], folder: Path) -> str:
     """The model that a checkpoint names; a folder name must be absolute."""
     base = str(_field(settings, "base", folder))
-    if not is_plain(base):
+    if not is_safe_name(base):
         raise CheckpointError(f"{str(folder)!r} names the folder {base!r} as its base, which is not an absolute path")
     return base
 
@@ -215,30 +222,35 @@ def _check_base(decoder: Decoder, settings: Mapping[str, Any], folder: Path, sto
     wanted = settings.get("base_fingerprint")
     if wanted is None or wanted == (found := base_fingerprint(decoder)):
         return
-    told = f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
-    sample = _read_tensors([folder / WEIGHTS], {SAMPLE}).get(SAMPLE)
-    alike = 0.0 if sample is None else likeness(sample.flatten(), base_sample(decoder))
-    if not alike >= MIN_SIMILARITY:  # not a number is not alike either
-        raise CheckpointError(f"{told}{found!r}: it is another model")
-    log.warning("%s%r and is alike to %.3f, as another quantisation: answers may differ", told, found, alike)
+    message = f"{str(folder)!r} was trained on {settings.get('base')!r} with the fingerprint {wanted!r}; {stock!r} has "
+    sample = _read_tensors([folder / WEIGHTS_FILE], {SAMPLE}).get(SAMPLE)
+    similarity = 0.0 if sample is None else sample_similarity(sample.flatten(), base_sample(decoder))
+    if not similarity >= MIN_SIMILARITY:  # not a number is not alike either
+        raise CheckpointError(f"{message}{found!r}: it is another model")
+    log.warning("%s%r and is alike to %.3f, as another quantisation: answers may differ", message, found, similarity)
 
 
 def _field(settings: Mapping[str, Any], key: str, folder: Path) -> Any:
     if settings.get(key) is None:
-        raise CheckpointError(f"{str(folder)!r} contains no model: no config.json, and no {key!r} in {SETTINGS}")
+        raise CheckpointError(f"{str(folder)!r} contains no model: no config.json, and no {key!r} in {SETTINGS_FILE}")
     return settings[key]
 
 
-def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> MemoryConfig:
+def _restore(
+    decoder: Decoder, settings: Mapping[str, Any], folder: Path
+) -> tuple[MemoryConfig, dict[Role, AdapterConfig]]:
+    """The memory and the adapters that the settings name, added to the decoder with their weights."""
     if settings.get("format") != FORMAT:
         raise CheckpointError(f"{str(folder)!r} has the format {settings.get('format')!r}; supported is {FORMAT}")
     try:
         memory = MemoryConfig(**settings["memory"])
-        adapters = {role: AdapterConfig(**values) for role, values in settings["adapters"].items()}
+        adapters = {cast("Role", role): AdapterConfig(**values) for role, values in settings["adapters"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} is invalid: {error}") from error
+        raise CheckpointError(f"{str(folder / SETTINGS_FILE)!r} is invalid: {error}") from error
     if unknown := sorted(set(adapters) - set(get_args(Role))):
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the roles {unknown!r}; supported are {get_args(Role)!r}")
+        raise CheckpointError(
+            f"{str(folder / SETTINGS_FILE)!r} has the roles {unknown!r}; supported are {get_args(Role)!r}"
+        )
     if memory.trained:
         decoder.add_memory(memory, 0)
     for role, config in adapters.items():
@@ -246,8 +258,8 @@ def _restore(decoder: Decoder, settings: Mapping[str, Any], folder: Path) -> Mem
     if settings.get("gate"):
         decoder.add_gate()
     names = {name: name for name in decoder.added()}
-    fill(decoder, names, _read_tensors([folder / WEIGHTS], set(names)), folder)
-    return memory
+    load_added(decoder, names, _read_tensors([folder / WEIGHTS_FILE], set(names)), folder)
+    return memory, adapters
 
 
 def _restore_importance(decoder: Decoder, folder: Path) -> None:
@@ -256,19 +268,21 @@ def _restore_importance(decoder: Decoder, folder: Path) -> None:
     Raises:
         CheckpointError: They are missing, have another shape or are not finite.
     """
-    found = _read_tensors([folder / WEIGHTS], {IMPORTANCE})
+    found = _read_tensors([folder / WEIGHTS_FILE], {IMPORTANCE})
     if IMPORTANCE not in found:
         raise CheckpointError(f"{str(folder)!r} lacks the weights {IMPORTANCE!r}")
     try:
         decoder.set_importance(found[IMPORTANCE])
     except ValueError as error:
-        raise CheckpointError(f"{str(folder / WEIGHTS)!r}: {error}") from error
+        raise CheckpointError(f"{str(folder / WEIGHTS_FILE)!r}: {error}") from error
 
 
 def _threshold(settings: Mapping[str, Any], folder: Path) -> float:
     value = settings.get("threshold", 0.5)
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} has the threshold {value!r}; it must be between 0 and 1")
+        raise CheckpointError(
+            f"{str(folder / SETTINGS_FILE)!r} has the threshold {value!r}; it must be between 0 and 1"
+        )
     return float(value)
 
 
@@ -276,12 +290,12 @@ def _steps_trained(settings: Mapping[str, Any], folder: Path, memory: MemoryConf
     """Checkpoints without the setting were trained for the steps if their memory is trained."""
     value = settings.get("steps_trained", memory.trained)
     if not isinstance(value, bool):
-        raise CheckpointError(f"{str(folder / SETTINGS)!r} has steps_trained={value!r}; it must be true or false")
+        raise CheckpointError(f"{str(folder / SETTINGS_FILE)!r} has steps_trained={value!r}; it must be true or false")
     return value
 
 
 def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, ratio: int | None) -> MemoryConfig:
-    for key, value in _LYCHEE.items():
+    for key, value in _LYCHEE_SUPPORTED.items():
         found = config.get(f"lychee_memory_{key}", value)
         if found != value:
             raise CheckpointError(f"{str(folder)!r} has lychee_memory_{key}={found!r}; supported is {value!r}")
@@ -306,7 +320,7 @@ def _restore_lychee(decoder: Decoder, config: Mapping[str, Any], folder: Path, r
             _, layer, _, projection, kind = name.split(".")
             names[name] = f"model.layers.{layer}.self_attn.lychee_memory_{projection}_proj.{kind}"
     tensors = _read_tensors(sorted(folder.glob("*.safetensors")), set(names.values()))
-    fill(decoder, names, tensors, folder)
+    load_added(decoder, names, tensors, folder)
     return memory
 
 

@@ -6,19 +6,16 @@ from itertools import chain, islice
 
 from torch import Tensor
 
-from compmem.backbone.batching import COMPRESS_TOKENS, in_batches
+from compmem.backbone.batching import COMPRESS_BATCH_TOKENS, run_in_batches
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
-from compmem.backbone.kvzip import BY_REPETITION, Repetition
-from compmem.backbone.memory import compress, memory_count
+from compmem.backbone.kvzip import REPETITION_METHODS, Repetition
+from compmem.backbone.memory_tokens import compress, memory_token_count
 from compmem.backbone.prune import importance_examples, prune
 from compmem.backbone.rotary import Rotary
-from compmem.backbone.score_cache import ScoreCache
-from compmem.config import ONE_BUDGET, KVPruning
+from compmem.backbone.score_cache import Chunks, ScoreCache
+from compmem.config import SHARED_BUDGET_METHODS, KVPruning
 from compmem.schema import KVStates
-
-Chunks = Sequence[Sequence[int]]
-"""Token ids of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ class Compression:
 
     memory: MemoryConfig
     ratio: int
-    lead: Sequence[int]
+    chat_prefix_ids: Sequence[int]
     """Token ids in front of every chunk."""
     pruning: KVPruning
     context: int
@@ -42,8 +39,8 @@ class Compression:
     """Scores of chunks that were repeated before, for training."""
 
     def __post_init__(self) -> None:
-        # One predicts what the other computes.
-        alike = {self.pruning, self.memory.pruning} <= set(ONE_BUDGET)
+        # `kvzap` predicts the scores of `kvzip-heads`, so memory trained with one works with the other.
+        alike = {self.pruning, self.memory.pruning} <= set(SHARED_BUDGET_METHODS)
         if self.memory.trained and self.pruning != self.memory.pruning and not alike:
             raise ValueError(
                 f"kv_pruning={self.pruning!r} is for stock models: memory was trained with {self.memory.pruning!r}"
@@ -63,7 +60,7 @@ class Compression:
 
         tokens = [sum(map(len, window)) for window in windows]
         what = "a chunk" if len(windows) == len(chunks) else "a window"
-        made = in_batches(run, tokens, COMPRESS_TOKENS, decoder.embed_tokens.weight.device, what, release)
+        made = run_in_batches(run, tokens, COMPRESS_BATCH_TOKENS, decoder.embed_tokens.weight.device, what, release)
         return list(chain.from_iterable(made))
 
     def check(self, windows: Sequence[Chunks]) -> None:
@@ -88,9 +85,9 @@ class Compression:
 
     def longest(self) -> int:
         """Maximum number of tokens that can be read in one pass."""
-        free = self.context - len(self.lead)
-        again = self._again()
-        return again.longest(free) if again else free
+        free = self.context - len(self.chat_prefix_ids)
+        repetition = self._repetition()
+        return repetition.longest(free) if repetition else free
 
     def _run(self, decoder: Decoder, rotary: Rotary, windows: Sequence[Chunks]) -> list[list[KVStates]]:
         """The KV states of each chunk of each window, keys before rotation."""
@@ -98,8 +95,9 @@ class Compression:
         if self.memory.inserted:
             return [[s] for s in compress(decoder, rotary, texts, ratio=self.ratio, window=self.memory.window)]
         made = iter(prune(
-            encoder(decoder, self.memory), rotary, texts, ratio=self.ratio, lead=self.lead, pruning=self.pruning,
-            repetition=self._again(), stock=decoder, score_cache=self.scores,
+            chunk_layers(decoder, self.memory), rotary, texts, ratio=self.ratio,
+            chat_prefix_ids=self.chat_prefix_ids, pruning=self.pruning,
+            repetition=self._repetition(), stock=decoder, score_cache=self.scores,
             parts=[list(map(len, window)) for window in windows],
         ))  # fmt: skip
         return [list(islice(made, len(window))) for window in windows]
@@ -107,21 +105,24 @@ class Compression:
     def examples(self, decoder: Decoder, rotary: Rotary, chunks: Chunks) -> list[tuple[Tensor, Tensor]]:
         """Of each chunk what importance is predicted from, and KVzip's scores; see `importance_examples`."""
         self.check([[chunk] for chunk in chunks])
-        again = self._again()
-        assert again is not None, "a method that repeats, above ratio 1"
-        layers = encoder(decoder, self.memory)
-        return importance_examples(layers, rotary, chunks, lead=self.lead, stock=decoder, repetition=again)
+        repetition = self._repetition()
+        assert repetition is not None, "a method that repeats, above ratio 1"
+        layers = chunk_layers(decoder, self.memory)
+        return importance_examples(
+            layers, rotary, chunks, chat_prefix_ids=self.chat_prefix_ids, stock=decoder, repetition=repetition
+        )
 
-    def _again(self) -> Repetition | None:
-        needed = self.pruning in BY_REPETITION and self.ratio > 1
+    def _repetition(self) -> Repetition | None:
+        """The request to repeat a chunk, if the method needs it."""
+        needed = self.pruning in REPETITION_METHODS and self.ratio > 1
         return self.repetition() if needed and self.repetition else None
 
     def _needed_positions(self, tokens: int) -> int:
         """Positions that a chunk of so many tokens takes."""
         if self.memory.inserted:
-            return min(tokens, self.memory.window) + memory_count(tokens, self.ratio)
-        again = self._again()
-        return len(self.lead) + tokens + (again.tokens(tokens) if again else 0)
+            return min(tokens, self.memory.window) + memory_token_count(tokens, self.ratio)
+        repetition = self._repetition()
+        return len(self.chat_prefix_ids) + tokens + (repetition.tokens(tokens) if repetition else 0)
 
 
 def _windows(chunks: Chunks, sizes: Sequence[int] | None) -> list[Chunks]:
@@ -132,6 +133,6 @@ def _windows(chunks: Chunks, sizes: Sequence[int] | None) -> list[Chunks]:
     return [list(islice(rest, size)) for size in sizes]
 
 
-def encoder(decoder: Decoder, memory: MemoryConfig) -> Decoder:
+def chunk_layers(decoder: Decoder, memory: MemoryConfig) -> Decoder:
     """The layers that encode the tokens of a chunk: with the memory adapter if their own states were trained."""
     return decoder.as_role("memory") if memory.trained and not memory.inserted else decoder

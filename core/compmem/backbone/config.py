@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from compmem.checks import check_choices, check_whole
+from compmem.checks import check_choices, check_integer
 from compmem.config import KVPruning
 
 Projection = Literal["q", "k", "v", "o"]
@@ -46,8 +46,8 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", tuple(self.own))
         check_choices(self)
-        check_whole("ratio", self.ratio)
-        check_whole("window", self.window)
+        check_integer("ratio", self.ratio)
+        check_integer("window", self.window)
         if self.states == "selected" and (self.own or self.positions != "rotated"):
             raise ValueError("states='selected' inserts no memory tokens: it needs own=() and positions='rotated'")
         if self.inserted and self.pruning != "attention":
@@ -77,6 +77,6 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
-        check_whole("rank", self.rank)
-        if not self.targets or (unknown := set(self.targets) - set(get_args(Linear))):
-            raise ValueError(f"targets={self.targets!r} must be some of {', '.join(get_args(Linear))}, not {unknown!r}")
+        check_integer("rank", self.rank)
+        if not self.targets or not set(self.targets) <= set(get_args(Linear)):
+            raise ValueError(f"targets={self.targets!r} must be some of {', '.join(get_args(Linear))}")

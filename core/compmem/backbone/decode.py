@@ -21,6 +21,8 @@ from compmem.backbone.rotary import Rotary, rotate
 
 SLOT_STEP = 512
 """On a GPU, slots are allocated in multiples of this, so that graphs can be reused."""
+MAX_CACHED = 8
+"""Maximum number of shapes whose slots and graphs are cached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +32,7 @@ class Sampling:
     temperature: float = 0.0
     seeds: Sequence[int] = ()
 
-    def numbers(self, steps: int) -> Tensor:
+    def uniform_numbers(self, steps: int) -> Tensor:
         """Uniform random numbers `[steps, rows]`, the same on every device and for every batch size."""
         rows = [
             torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in self.seeds
@@ -38,7 +40,7 @@ class Sampling:
         return torch.stack(rows, dim=1)
 
 
-def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tensor:
+def sample_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tensor:
     """Tokens `[rows]` from logits `[rows, vocabulary]`, by inverse transform sampling with `numbers` `[rows]`."""
     if temperature is None:
         return logits.argmax(dim=-1)
@@ -47,11 +49,11 @@ def choose(logits: Tensor, numbers: Tensor, temperature: Tensor | None) -> Tenso
     return chosen.clamp(max=logits.shape[-1] - 1)
 
 
-class Slots(Context):
+class DecodeState(Context):
     """Preallocated keys and values of every layer, and the state of one step, for a number of rows and slots."""
 
     def __init__(
-        self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool, skipped: Sequence[int],
+        self, decoder: Decoder, rotary: Rotary, *, rows: int, slots: int, sampled: bool, first_slots: Sequence[int],
         ragged: bool,
     ) -> None:  # fmt: skip
         weight = decoder.embed_tokens.weight
@@ -59,11 +61,11 @@ class Slots(Context):
         # A graph reuses slots, so they must not be inference tensors: those cannot be written outside inference mode.
         with torch.inference_mode(False):
             # Zeros, since a masked slot still enters the sum with weight zero.
-            self.keys = [weight.new_zeros(rows, heads, slots - first, width) for first in skipped]
-            self.values = [weight.new_zeros(rows, heads, slots - first, width) for first in skipped]
+            self.keys = [weight.new_zeros(rows, heads, slots - first, width) for first in first_slots]
+            self.values = [weight.new_zeros(rows, heads, slots - first, width) for first in first_slots]
             device = weight.device
-            apart = (layers, rows, heads) if ragged else (1, rows, 1)
-            self.open = torch.zeros(*apart, 1, slots, dtype=torch.bool, device=device)
+            mask_shape = (layers, rows, heads) if ragged else (1, rows, 1)
+            self.visible = torch.zeros(*mask_shape, 1, slots, dtype=torch.bool, device=device)
             """Slots that attention sees, `[1 or layers, rows, 1 or kv_heads, 1, slots]`."""
             self.column = torch.zeros(rows, dtype=torch.long, device=device)
             self.position = torch.zeros(rows, dtype=torch.long, device=device)
@@ -72,12 +74,12 @@ class Slots(Context):
             self.numbers = torch.zeros(slots, rows, dtype=torch.float64, device=device)
             self.temperature = torch.ones((), device=device) if sampled else None
             self.rows = torch.arange(rows, device=device)
-        self.skipped = skipped
-        """Of each layer, first slots that it has no room for."""
-        self.length = slots
+        self.first_slots = first_slots
+        """For each layer, the number of leading slots that it does not store."""
+        self.visible_slots = slots
         """Slots that attention sees; a step without a graph leaves out those not written yet."""
-        self.gaps = True
-        """Whether some of those are masked; a mask costs half of attention's time on a CPU."""
+        self.needs_mask = True
+        """Whether some visible slots are masked. A mask doubles the time of attention on a CPU."""
         self._decoder = decoder
         self._rotary = rotary
         self._angles: tuple[Tensor, Tensor] = (weight, weight)
@@ -85,13 +87,13 @@ class Slots(Context):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
         """Attention of one token per row; its states are written to the row's column."""
         cos, sin = self._angles
-        keys, values, first = self.keys[layer], self.values[layer], self.skipped[layer]
+        keys, values, first = self.keys[layer], self.values[layer], self.first_slots[layer]
         column = self.column - first if first else self.column
         keys[self.rows, :, column] = rotate(key, cos, sin)[:, :, 0].detach()
         values[self.rows, :, column] = value[:, :, 0].detach()
-        seen, mask = self.length - first, None
-        if self.gaps:
-            mask = self.open[layer if len(self.open) > 1 else 0, ..., first : self.length]
+        seen, mask = self.visible_slots - first, None
+        if self.needs_mask:
+            mask = self.visible[layer if len(self.visible) > 1 else 0, ..., first : self.visible_slots]
         return attention(
             rotate(query, cos, sin), keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=mask, dropout=dropout
         )
@@ -99,51 +101,51 @@ class Slots(Context):
     def advance(self, role: Role | None) -> None:
         """Run the last chosen token and choose the next one."""
         last = self.tokens.index_select(0, self.step)[0]
-        column = self.column[:, None, None, None].expand(*self.open.shape[:4], 1)
-        self.open.scatter_(4, column, True)
+        column = self.column[:, None, None, None].expand(*self.visible.shape[:4], 1)
+        self.visible.scatter_(4, column, True)
         cos, sin = self._rotary.at(self.position, self.keys[0])
         self._angles = (cos[:, None, None], sin[:, None, None])
         hidden = self._decoder(last[:, None], self, role=role)
         self.step.add_(1)
-        self.put(self._decoder.lm_head(hidden[:, -1]))
+        self.store_tokens(self._decoder.lm_head(hidden[:, -1]))
         self.column.add_(1)
         self.position.add_(1)
 
-    def put(self, logits: Tensor) -> None:
+    def store_tokens(self, logits: Tensor) -> None:
         """Choose tokens from logits `[rows, vocabulary]` and store them as this step's tokens."""
         numbers = self.numbers.index_select(0, self.step)[0]
-        self.tokens.index_copy_(0, self.step, choose(logits.detach(), numbers, self.temperature)[None])
+        self.tokens.index_copy_(0, self.step, sample_tokens(logits.detach(), numbers, self.temperature)[None])
 
     def start(self, prefix: Prefix, layout: Layout, sampling: Sampling, role: Role | None) -> None:
         """Run the prompts, fill the slots, and choose the first tokens."""
         self.step.zero_()
         memory = prefix.longest
-        behind = torch.arange(self.open.shape[-1] - memory, device=self.open.device)
-        self.open[..., :memory] = prefix.filled()[..., None, :]
-        self.open[..., memory:] = (behind < layout.lengths[:, None])[:, None, None]
+        behind = torch.arange(self.visible.shape[-1] - memory, device=self.visible.device)
+        self.visible[..., :memory] = prefix.occupied()[..., None, :]
+        self.visible[..., memory:] = (behind < layout.lengths[:, None])[:, None, None]
         self.column.copy_(layout.lengths + memory)
         self.position.copy_(layout.positions[:, 0] + layout.lengths)
         if self.temperature is not None:
             self.temperature.fill_(sampling.temperature)
-            self.numbers.copy_(sampling.numbers(len(self.numbers)))
-        hidden = self._decoder(layout.ids, _Filling(self, prefix, layout, self._rotary), role=role)
-        self.put(self._decoder.lm_head(hidden[self.rows, layout.lengths - 1]))
+            self.numbers.copy_(sampling.uniform_numbers(len(self.numbers)))
+        hidden = self._decoder(layout.ids, _PromptPass(self, prefix, layout, self._rotary), role=role)
+        self.store_tokens(self._decoder.lm_head(hidden[self.rows, layout.lengths - 1]))
 
 
-class _Filling(Context):
+class _PromptPass(Context):
     """Prompts after their blocks, run once; all states are kept in the slots."""
 
-    def __init__(self, slots: Slots, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
+    def __init__(self, slots: DecodeState, prefix: Prefix, layout: Layout, rotary: Rotary) -> None:
         self._slots = slots
         self._prefix = prefix
         self._layout = layout
         self._reading = PrefixContext(prefix, layout, rotary)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float) -> Tensor:
-        query, key = self._reading.place(query, key)
-        first = self._slots.skipped[layer]
+        query, key = self._reading.rotate_prompts(query, key)
+        first = self._slots.first_slots[layer]
         keys, values = self._slots.keys[layer], self._slots.values[layer]
-        begin, memory = self._prefix.skipped(layer) - first, self._prefix.longest - first
+        begin, memory = self._prefix.leading_slots(layer) - first, self._prefix.longest - first
         end = memory + key.shape[2]
         if memory:
             past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
@@ -153,19 +155,18 @@ class _Filling(Context):
         return attention(query, keys[:, :, begin:end], values[:, :, begin:end], scale=scale, mask=mask, dropout=dropout)
 
 
-Step = Callable[[], object]
+RunStep = Callable[[], object]
 """Runs one step of its slots."""
 
 
-class Engine:
+class DecodeEngine:
     """Runs the steps of a batch, and caches the slots and graphs of the last few shapes."""
 
-    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None, kept: int = 8) -> None:
+    def __init__(self, decoder: Decoder, rotary: Rotary, *, graphs: bool | None = None) -> None:
         self._decoder = decoder
         self._rotary = rotary
         self._graphs = graphs
-        self._kept = kept
-        self._ready: dict[tuple[int, int, bool, bool, Role | None], tuple[Slots, Step]] = {}
+        self._cached: dict[tuple[int, int, bool, bool, Role | None], tuple[DecodeState, RunStep]] = {}
         self._capturing = Lock()
 
     def run(
@@ -186,9 +187,9 @@ class Engine:
         size = -(-(written + steps) // SLOT_STEP) * SLOT_STEP if fixed else written + steps
         key = (len(layout.ids), size, sampling.temperature > 0, prefix.ragged, role)
         # Removed from the cache while in use: a concurrent run of this shape gets its own slots.
-        taken: tuple[Slots, Step] | None = self._ready.pop(key, None)
+        taken: tuple[DecodeState, RunStep] | None = self._cached.pop(key, None)
         slots, step = taken or self._prepare(*key, prefix=None if fixed else prefix)
-        slots.gaps = fixed or prefix.ragged or not layout.even
+        slots.needs_mask = fixed or prefix.ragged or not layout.equal_lengths
         try:
             slots.start(prefix, layout, sampling, role)
             for made in range(1, steps + 1):
@@ -198,21 +199,21 @@ class Engine:
                 if made == steps:
                     return
                 if not fixed:
-                    slots.length = written + made
+                    slots.visible_slots = written + made
                 step()
         finally:
             if fixed:
-                self._ready[key] = (slots, step)
-                while len(self._ready) > self._kept:
-                    self._ready.pop(next(iter(self._ready)), None)
+                self._cached[key] = (slots, step)
+                while len(self._cached) > MAX_CACHED:
+                    self._cached.pop(next(iter(self._cached)), None)
 
     def _prepare(
         self, rows: int, size: int, sampled: bool, ragged: bool, role: Role | None, *, prefix: Prefix | None
-    ) -> tuple[Slots, Step]:
+    ) -> tuple[DecodeState, RunStep]:
         """Slots and their step: for this memory alone, or of a fixed size for any."""
-        skipped = [prefix.skipped(layer) if prefix else 0 for layer in range(len(self._decoder.layers))]
-        slots = Slots(
-            self._decoder, self._rotary, rows=rows, slots=size, sampled=sampled, skipped=skipped, ragged=ragged
+        first_slots = [prefix.leading_slots(layer) if prefix else 0 for layer in range(len(self._decoder.layers))]
+        slots = DecodeState(
+            self._decoder, self._rotary, rows=rows, slots=size, sampled=sampled, first_slots=first_slots, ragged=ragged
         )
         if prefix or not slots.column.is_cuda:
             return slots, partial(slots.advance, role)
@@ -229,12 +230,12 @@ class Engine:
                 slots.advance(role)
             return slots, graph.replay
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Free the memory of all graphs."""
-        self._ready.clear()
+        self._cached.clear()
 
 
-def check_writing(max_new_tokens: int, temperature: float) -> None:
+def check_generation(max_new_tokens: int, temperature: float) -> None:
     """Refuse invalid generation settings.
 
     Raises:

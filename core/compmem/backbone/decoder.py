@@ -51,7 +51,7 @@ class Layer(nn.Module):
         self.index = index
         self.own = nn.ModuleDict()
         self.adapters = nn.ModuleDict()
-        self._normed_heads = family == "qwen3"
+        self._has_qk_norm = family == "qwen3"
 
     def linear(self, name: Linear) -> nn.Linear:
         """The stock linear layer of this name."""
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         module: nn.Linear = getattr(owner, f"{name}_proj")
         return module
 
-    def add_own(self, names: tuple[Projection, ...]) -> None:
+    def add_memory_projections(self, names: tuple[Projection, ...]) -> None:
         """Add copies of these projections for memory tokens."""
         for name in names:
             self.own[name] = copy.deepcopy(self.linear(name))
@@ -84,19 +84,19 @@ class Layer(nn.Module):
         query = self._project("q", attn.q_proj, normed, memory_rows, role).view(shape)
         key = self._project("k", attn.k_proj, normed, memory_rows, role).view(shape)
         value = self._project("v", attn.v_proj, normed, memory_rows, role).view(shape)
-        if self._normed_heads:
+        if self._has_qk_norm:
             query, key = attn.q_norm(query), attn.k_norm(key)
-        read = context.attend(
+        attended = context.attend(
             self.index, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
             scale=attn.scaling, dropout=attn.attention_dropout if self.training else 0.0,
         )  # fmt: skip
-        if read is None:
+        if attended is None:
             return x
-        x = x + self._project("o", attn.o_proj, read, memory_rows, role)
+        x = x + self._project("o", attn.o_proj, attended, memory_rows, role)
         normed = self.stock.post_attention_layernorm(x)
         gate = mlp.act_fn(self._project("gate", mlp.gate_proj, normed, memory_rows, role))
-        wide = gate * self._project("up", mlp.up_proj, normed, memory_rows, role)
-        return x + self._project("down", mlp.down_proj, wide, memory_rows, role)
+        activated = gate * self._project("up", mlp.up_proj, normed, memory_rows, role)
+        return x + self._project("down", mlp.down_proj, activated, memory_rows, role)
 
     def _project(
         self, name: Linear, stock: nn.Linear, x: Tensor, memory_rows: Tensor | None, role: Role | None
@@ -111,11 +111,11 @@ class Layer(nn.Module):
         if own is None and memory_adapter is None:
             return out
         flat = out.flatten(0, 1)
-        picked = x.flatten(0, 1).index_select(0, memory_rows)
-        replaced: Tensor = flat.index_select(0, memory_rows) if own is None else own(picked)
+        memory_inputs = x.flatten(0, 1).index_select(0, memory_rows)
+        memory_outputs: Tensor = flat.index_select(0, memory_rows) if own is None else own(memory_inputs)
         if memory_adapter is not None:
-            replaced = replaced + memory_adapter(picked)
-        return flat.index_copy(0, memory_rows, replaced).view_as(out)
+            memory_outputs = memory_outputs + memory_adapter(memory_inputs)
+        return flat.index_copy(0, memory_rows, memory_outputs).view_as(out)
 
 
 class Decoder(nn.Module):
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
             return
         self.memory_embedding = Parameter(self.embed_tokens.weight[token : token + 1].detach().clone())
         for layer in self._layers:
-            layer.add_own(config.own)
+            layer.add_memory_projections(config.own)
 
     def add_adapter(self, role: Role, config: AdapterConfig) -> None:
         """Add an adapter for a role; it changes nothing until it is trained."""
@@ -194,7 +194,7 @@ class Decoder(nn.Module):
             if not name.startswith(stock) and ".stock." not in name
         }
 
-    def part(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
+    def parameters_of(self, part: Literal["base", "memory", "reasoner", "gate"]) -> dict[str, Parameter]:
         """The parameters of one part, by name."""
         added = self.added()
         if part == "base":

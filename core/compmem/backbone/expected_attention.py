@@ -5,7 +5,7 @@ from torch import Tensor
 
 from compmem.backbone.rotary import rotate
 
-FUTURE = 512
+FUTURE_POSITIONS = 512
 """Coming positions over which the rotary matrix is averaged, as in kvpress."""
 
 
@@ -23,13 +23,14 @@ def expected_attention(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, sca
         scale: Factor of the scores.
     """
     query, key = query.detach().float(), key.detach().float()
-    turn = cos.float().mean(dim=0), sin.float().mean(dim=0)
+    mean_rotation = cos.float().mean(dim=0), sin.float().mean(dim=0)
     mean = query.mean(dim=1, keepdim=True)
     centred = query - mean
     covariance = centred.transpose(1, 2) @ centred / query.shape[1]
-    mean, covariance = rotate(mean, *turn), rotate(rotate(covariance, *turn).transpose(1, 2), *turn)
+    mean = rotate(mean, *mean_rotation)
+    covariance = rotate(rotate(covariance, *mean_rotation).transpose(1, 2), *mean_rotation)
     heads, _, width = key.shape
     key = key[:, None]
-    near = (key @ mean.reshape(heads, -1, width, 1))[..., 0]
-    spread = ((key @ covariance.reshape(heads, -1, width, width)) * key).sum(dim=-1)
-    return torch.softmax(scale * near + scale**2 / 2 * spread, dim=-1).mean(dim=1)
+    mean_term = (key @ mean.reshape(heads, -1, width, 1))[..., 0]
+    variance_term = ((key @ covariance.reshape(heads, -1, width, width)) * key).sum(dim=-1)
+    return torch.softmax(scale * mean_term + scale**2 / 2 * variance_term, dim=-1).mean(dim=1)

@@ -12,7 +12,7 @@ from torch.nn.parameter import Parameter
 from compmem.backbone.config import MemoryConfig
 from compmem.backbone.decoder import Decoder
 
-SAMPLED = 64
+SAMPLE_VALUES = 64
 """Values of each matrix in a sample."""
 
 
@@ -36,16 +36,18 @@ def fingerprint(decoder: Decoder, memory_config: MemoryConfig, *, predicted: boo
 
 def base_fingerprint(decoder: Decoder) -> str:
     """The hash of the stock model alone, 32 hexadecimal digits; the same in float32 and in bfloat16."""
-    return _hash("", decoder.part("base"))
+    return _hash("", decoder.parameters_of("base"))
 
 
 def base_sample(decoder: Decoder) -> Tensor:
     """Some values of each matrix of the stock model, one after the other, `[values]` in float32."""
-    matrices = [(n, p.detach().flatten()) for n, p in sorted(decoder.part("base").items()) if p.dim() > 1]
-    return torch.cat([flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].float().cpu() for _, flat in matrices])
+    matrices = [(n, p.detach().flatten()) for n, p in sorted(decoder.parameters_of("base").items()) if p.dim() > 1]
+    return torch.cat(
+        [flat[:: max(1, flat.numel() // SAMPLE_VALUES)][:SAMPLE_VALUES].float().cpu() for _, flat in matrices]
+    )
 
 
-def likeness(sample: Tensor, other: Tensor) -> float:
+def sample_similarity(sample: Tensor, other: Tensor) -> float:
     """The cosine of two samples; 0 if they are of models of other sizes."""
     if sample.shape != other.shape:
         return 0.0

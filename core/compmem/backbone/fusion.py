@@ -1,10 +1,9 @@
 """Blocks that see one another, without training: states of recalled blocks computed again in their common context.
 
-Each chunk was compressed alone, so a block that is read behind others knows nothing of them. The methods here choose
-tokens of the later blocks and run them again, each behind everything that stands before it in the joined text: the head
-of the turn, the stored states of earlier blocks and of its own, and the other chosen tokens. Their new states take the
-places of the old ones, and are added in heads that were pruned of these tokens. Keys are kept before rotation; the
-chosen tokens are run at their positions in the joined text.
+Each chunk was compressed without the others. These methods choose tokens of later blocks and compute their KV states
+again, with attention to: the chat prefix, the stored states of earlier blocks and of the same block, and the other
+chosen tokens. The new states replace the old ones; a head that had pruned the token gets a new state. Keys are kept
+before rotation; the chosen tokens are run at their positions in the joined text.
 
 * `epic`: the first tokens of every block but the first (LegoLink, 2410.15332).
 * `prophetkv`: the tokens that the question attends to most, over all layers (2602.02579); of the first block too, if
@@ -14,8 +13,8 @@ chosen tokens are run at their positions in the joined text.
 * `graph-kv`: all tokens of every later block, each block behind the first one alone (2506.07334). Pruned heads take
   nothing more.
 
-A whole first block is never changed: where it stands, it was encoded. With every token chosen, the result is that of
-reading the joined text.
+A first block that kept all its states is never computed again: it was encoded at the position where it is read. With
+every token chosen, the result is that of reading the joined text.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,18 +27,18 @@ from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from compmem.backbone.backbone import Backbone
 from compmem.backbone.decoder import Context, Decoder
-from compmem.backbone.joined import Joined
+from compmem.backbone.joined import JoinedBlocks
 from compmem.backbone.prefix_context import check_states
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.config import KVFusion
 from compmem.schema import KVStates
 
-SHARE: Final = 0.1
+RECOMPUTED_SHARE: Final = 0.1
 """Share of the tokens that `prophetkv` and `cacheblend` choose."""
-NEAR: Final = 5
+POOL_TOKENS: Final = 5
 """Neighbouring tokens over which the attention of `prophetkv` is averaged, so that words are chosen and not parts of
 them; SnapKV (2404.14469) pools in this way."""
-FIRST: Final = 16
+EPIC_TOKENS: Final = 16
 """Tokens of each later block that `epic` chooses."""
 
 
@@ -50,8 +49,8 @@ def fuse_blocks(
     question: Sequence[int],
     *,
     methods: Sequence[KVFusion],
-    share: float = SHARE,
-    first: int = FIRST,
+    share: float = RECOMPUTED_SHARE,
+    first: int = EPIC_TOKENS,
 ) -> list[KVStates]:
     """The blocks with a part of their states computed again; of several methods, the union of the tokens.
 
@@ -73,15 +72,16 @@ def fuse_blocks(
         return list(blocks)
     pruned = any(states.positions is not None for states in blocks)
     decoder, rotary, like = backbone.decoder.as_role("reasoner"), backbone.rotary, backbone.decoder.embed_tokens.weight
-    lead, ahead = backbone.lead, 0
-    if lead:
-        blocks, texts, ahead = [backbone.states_of_prefix(lead), *blocks], [lead, *texts], 1
+    prefix_ids, prefix_count = backbone.chat_prefix_ids, 0
+    if prefix_ids:
+        blocks, texts = [backbone.chat_prefix_states(prefix_ids), *blocks], [prefix_ids, *texts]
+        prefix_count = 1
     if "graph-kv" in methods:
-        before = [*zip(blocks[: ahead + 1], texts[: ahead + 1], strict=True)]
-        later = zip(blocks[ahead + 1 :], texts[ahead + 1 :], strict=True)
-        blocks = [*blocks[: ahead + 1], *(_behind(decoder, rotary, before, *one, like) for one in later)]
-    joined = Joined.of(blocks, texts, like)
-    begins, end = joined.starts[ahead:], len(joined.ids)
+        before = [*zip(blocks[: prefix_count + 1], texts[: prefix_count + 1], strict=True)]
+        later = zip(blocks[prefix_count + 1 :], texts[prefix_count + 1 :], strict=True)
+        blocks = [*blocks[: prefix_count + 1], *(_reencode(decoder, rotary, before, *one, like) for one in later)]
+    joined = JoinedBlocks.of(blocks, texts, like)
+    begins, end = joined.starts[prefix_count:], len(joined.ids)
     second = min(begins[1:], default=end)
     chosen = set[int]()
     if "epic" in methods:
@@ -90,20 +90,23 @@ def fuse_blocks(
     if "prophetkv" in methods:
         # A first block that lacks nothing was encoded where it stands.
         begin = begins[0] if pruned else second
-        chosen.update(_highest(lambda: _averaged(attention_to(decoder, rotary, joined, question)), begin, end, share))
+        chosen.update(
+            _top_positions(lambda: _pooled(attention_to(decoder, rotary, joined, question)), begin, end, share)
+        )
     if "cacheblend" in methods:
-        chosen.update(_highest(lambda: value_change(decoder, rotary, joined, second), second, end, share))
+        chosen.update(_top_positions(lambda: value_change(decoder, rotary, joined, second), second, end, share))
     if not chosen:
-        return list(blocks[ahead:])
+        return list(blocks[prefix_count:])
     places = torch.tensor(sorted(chosen), device=like.device)
-    return joined.taking(places, recompute(decoder, rotary, joined, places), all_heads=True)[ahead:]
+    return joined.with_states(places, recompute(decoder, rotary, joined, places), all_heads=True)[prefix_count:]
 
 
-def _averaged(scores: Tensor) -> Tensor:
-    return avg_pool1d(scores[None, None], NEAR, stride=1, padding=NEAR // 2, count_include_pad=False)[0, 0]
+def _pooled(scores: Tensor) -> Tensor:
+    padding = POOL_TOKENS // 2
+    return avg_pool1d(scores[None, None], POOL_TOKENS, stride=1, padding=padding, count_include_pad=False)[0, 0]
 
 
-def _highest(score: Callable[[], Tensor], begin: int, end: int, share: float) -> list[int]:
+def _top_positions(score: Callable[[], Tensor], begin: int, end: int, share: float) -> list[int]:
     """The positions from `begin` to `end` of that share of the tokens with the highest scores."""
     count = round(share * (end - begin))
     return (begin + score()[begin:].topk(count).indices).tolist() if count else []
@@ -114,7 +117,7 @@ def _check(
 ) -> None:
     if backbone.memory.inserted:
         raise ValueError("blocks of memory tokens cannot be fused: these are no tokens of the text")
-    if (total := len(backbone.lead) + sum(map(len, texts)) + len(question)) > backbone.context:
+    if (total := len(backbone.chat_prefix_ids) + sum(map(len, texts)) + len(question)) > backbone.context:
         raise ValueError(f"blocks of {total} tokens of text are larger than the context of {backbone.context}")
     if not question:
         raise ValueError("the question has no tokens")
@@ -122,25 +125,25 @@ def _check(
 
 
 def recompute(
-    decoder: Decoder, rotary: Rotary, joined: Joined, chosen: Tensor, *, depth: int | None = None
+    decoder: Decoder, rotary: Rotary, joined: JoinedBlocks, chosen: Tensor, *, depth: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """New states of the tokens at the chosen positions: of each of the first layers, keys and values.
 
     They are `[kv_heads, chosen, head_dim]`, keys before rotation.
     """
-    context = _Recomputing(rotary, joined, chosen, depth or len(decoder.layers))
+    context = _RecomputeContext(rotary, joined, chosen, depth or len(decoder.layers))
     _run(decoder, joined.ids[chosen], context, depth)
     return context.states
 
 
-def attention_to(decoder: Decoder, rotary: Rotary, joined: Joined, question: Sequence[int]) -> Tensor:
+def attention_to(decoder: Decoder, rotary: Rotary, joined: JoinedBlocks, question: Sequence[int]) -> Tensor:
     """Attention `[tokens]` that a question behind the blocks pays to each token of the text, summed over the layers."""
-    context = _Asking(rotary, joined, len(decoder.layers))
+    context = _QuestionContext(rotary, joined, len(decoder.layers))
     _run(decoder, torch.tensor(question, device=joined.ids.device), context)
     return context.attention
 
 
-def value_change(decoder: Decoder, rotary: Rotary, joined: Joined, begin: int) -> Tensor:
+def value_change(decoder: Decoder, rotary: Rotary, joined: JoinedBlocks, begin: int) -> Tensor:
     """Squared change `[tokens]` of each token's values in the second layer, where all from `begin` on see one another.
 
     In the first layer a token's values depend on nothing but the token.
@@ -155,13 +158,13 @@ def value_change(decoder: Decoder, rotary: Rotary, joined: Joined, begin: int) -
     return change.new_zeros(len(joined.ids)).index_add_(0, begin + number.flatten(), change.flatten())
 
 
-class _Recomputing(Context):
+class _RecomputeContext(Context):
     """Chosen tokens of the text among the stored states of all others; keeps the states that result.
 
     A head that was pruned of a chosen token sees its new state all the same.
     """
 
-    def __init__(self, rotary: Rotary, joined: Joined, chosen: Tensor, depth: int) -> None:
+    def __init__(self, rotary: Rotary, joined: JoinedBlocks, chosen: Tensor, depth: int) -> None:
         self._rotary = rotary
         self._joined = joined
         self._chosen = chosen
@@ -194,10 +197,10 @@ class _Recomputing(Context):
         return made.flatten(0, 1).transpose(0, 1).flatten(1)[None]
 
 
-class _Asking(Context):
+class _QuestionContext(Context):
     """A question behind joined blocks; adds up the attention that each token of their text gets."""
 
-    def __init__(self, rotary: Rotary, joined: Joined, depth: int) -> None:
+    def __init__(self, rotary: Rotary, joined: JoinedBlocks, depth: int) -> None:
         self._rotary = rotary
         self._joined = joined
         self._last = depth - 1
@@ -217,8 +220,8 @@ class _Asking(Context):
         scores[..., -count:].masked_fill_(later, -torch.inf)
         scores[..., :-count].masked_fill_((old.positions < 0)[:, None, None], -torch.inf)
         weights = scores.softmax(dim=-1)
-        paid = weights[..., :-count].mean(dim=(1, 2))
-        self.attention.index_add_(0, old.positions.clamp(min=0).flatten(), paid.flatten())
+        weight_sums = weights[..., :-count].mean(dim=(1, 2))
+        self.attention.index_add_(0, old.positions.clamp(min=0).flatten(), weight_sums.flatten())
         if layer == self._last:
             return None
         values = torch.cat((old.values, value[0]), dim=1)[:, None]
@@ -231,12 +234,12 @@ def _run(decoder: Decoder, ids: Tensor, context: Context, depth: int | None = No
         x = layer(x, context, None, decoder.role)
 
 
-def _behind(
+def _reencode(
     decoder: Decoder, rotary: Rotary, ahead: Sequence[tuple[KVStates, Sequence[int]]], states: KVStates,
     text: Sequence[int], like: Tensor,
 ) -> KVStates:  # fmt: skip
     """A block encoded again behind what stands ahead; of its new states, those that it had."""
     blocks, texts = zip(*ahead, (states, text), strict=True)
-    joined = Joined.of(blocks, texts, like)
+    joined = JoinedBlocks.of(blocks, texts, like)
     own = torch.arange(joined.starts[-1], len(joined.ids), device=like.device)
-    return joined.taking(own, recompute(decoder, rotary, joined, own), all_heads=False)[-1]
+    return joined.with_states(own, recompute(decoder, rotary, joined, own), all_heads=False)[-1]

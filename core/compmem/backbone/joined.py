@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from compmem.backbone.ragged import lengths_of
+from compmem.backbone.ragged import head_lengths
 from compmem.schema import KVStates
 
 
@@ -28,7 +28,7 @@ class LayerStates:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class JoinedBlocks:
     """Blocks one after the other, and the text that they stand for."""
 
     layers: Sequence[LayerStates]
@@ -38,7 +38,7 @@ class Joined:
     """Position of the first token of each block."""
 
     @classmethod
-    def of(cls, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], like: Tensor) -> "Joined":
+    def of(cls, blocks: Sequence[KVStates], texts: Sequence[Sequence[int]], like: Tensor) -> "JoinedBlocks":
         """Blocks with the token ids of their texts, on device and in type of `like`.
 
         Raises:
@@ -47,14 +47,14 @@ class Joined:
         starts = tuple(accumulate(map(len, texts[:-1]), initial=0))
         parts = [_by_head(*block, like) for block in zip(blocks, starts, texts, strict=True)]
         heads = [tuple(map(torch.cat, zip(*own, strict=True))) for own in zip(*parts, strict=True)]
-        each = lengths_of(blocks[0]).shape[1]
+        each = head_lengths(blocks[0]).shape[1]
         return cls(
             layers=[_padded(heads[first : first + each]) for first in range(0, len(heads), each)],
             ids=torch.tensor([i for text in texts for i in text], device=like.device),
             starts=starts,
         )
 
-    def taking(self, chosen: Tensor, made: Iterable[tuple[Tensor, Tensor]], *, all_heads: bool) -> list[KVStates]:
+    def with_states(self, chosen: Tensor, made: Iterable[tuple[Tensor, Tensor]], *, all_heads: bool) -> list[KVStates]:
         """The blocks with new states of some tokens.
 
         Args:
@@ -63,7 +63,7 @@ class Joined:
             all_heads: Whether the new states are also kept in heads that were pruned of their tokens.
         """
         layers = [
-            _taking(old, chosen, *new, len(self.ids), all_heads)
+            _replace_states(old, chosen, *new, len(self.ids), all_heads)
             for old, new in zip(self.layers, made, strict=True)
         ]  # fmt: skip
         return [_block(layers, start, stop) for start, stop in pairwise((*self.starts, len(self.ids)))]
@@ -71,7 +71,7 @@ class Joined:
 
 def _by_head(states: KVStates, start: int, text: Sequence[int], like: Tensor) -> list[tuple[Tensor, ...]]:
     """Keys, values and positions of each head of all layers."""
-    sizes = lengths_of(states).flatten().tolist()
+    sizes = head_lengths(states).flatten().tolist()
     flat = (
         states.keys.to(like.device, like.dtype).flatten(0, -2),
         states.values.to(like.device, like.dtype).flatten(0, -2),
@@ -101,17 +101,18 @@ def _padded(heads: Sequence[tuple[Tensor, ...]]) -> LayerStates:
     )
 
 
-def _taking(
+def _replace_states(
     old: LayerStates, chosen: Tensor, keys: Tensor, values: Tensor, tokens: int, all_heads: bool
 ) -> LayerStates:  # fmt: skip
     """A layer with new states of the chosen tokens, in the order of the text."""
     heads = len(old.keys)
-    again = torch.zeros(tokens + 1, dtype=torch.bool, device=chosen.device).index_fill_(0, chosen, True)
+    is_replaced = torch.zeros(tokens + 1, dtype=torch.bool, device=chosen.device).index_fill_(0, chosen, True)
     places = chosen.expand(heads, -1)
     if not all_heads:
-        held = again.new_zeros(heads, tokens + 1).scatter_(1, old.positions % (tokens + 1), True)  # -1: the last one
-        places = torch.where(held.gather(1, places), places, -1)
-    positions = torch.cat((torch.where(again[old.positions], -1, old.positions), places), dim=1)
+        # Padding has the position -1, which marks the last column.
+        has_state = is_replaced.new_zeros(heads, tokens + 1).scatter_(1, old.positions % (tokens + 1), True)
+        places = torch.where(has_state.gather(1, places), places, -1)
+    positions = torch.cat((torch.where(is_replaced[old.positions], -1, old.positions), places), dim=1)
     positions, order = positions.sort(dim=1)
     index = order[..., None].expand(-1, -1, keys.shape[-1])
     return LayerStates(

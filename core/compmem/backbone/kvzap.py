@@ -12,8 +12,8 @@ from torch import Tensor
 
 from compmem.backbone.decoder import Context
 
-Use = Callable[[int, Tensor], Tensor]
-"""What is kept of a layer's features `[rows, tokens, features]`, from its number and them."""
+FeatureFunction = Callable[[int, Tensor], Tensor]
+"""A function of the layer number and its features `[rows, tokens, features]`; its result is stored."""
 
 
 class QueryFeatures(Context):
@@ -25,7 +25,7 @@ class QueryFeatures(Context):
         use: What is kept.
     """
 
-    def __init__(self, inner: Context, layers: int, use: Use) -> None:
+    def __init__(self, inner: Context, layers: int, use: FeatureFunction) -> None:
         self._inner = inner
         self._use = use
         self.features: list[Tensor | None] = [None] * layers
@@ -40,7 +40,7 @@ class QueryFeatures(Context):
         return self._inner.attend(layer, query, key, value, scale=scale, dropout=dropout)
 
 
-def predicted(weights: Tensor, features: Tensor) -> Tensor:
+def predict_log_scores(weights: Tensor, features: Tensor) -> Tensor:
     """The logarithm of scores, `[rows, kv_heads, tokens]`.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from compmem.backbone.attention import SINKS, attention
+from compmem.backbone.attention import SINK_TOKENS, attention
 from compmem.backbone.decoder import Decoder
 from compmem.backbone.prefix_context import Layout, Prefix, PrefixContext
 from compmem.backbone.prompts import Prompt
@@ -19,38 +19,38 @@ from compmem.backbone.rotary import Rotary
 from compmem.config import KVPruning
 from compmem.schema import KVStates
 
-BY_REPETITION: Final[tuple[KVPruning, ...]] = ("kvzip", "kvzip-heads")
+REPETITION_METHODS: Final[tuple[KVPruning, ...]] = ("kvzip", "kvzip-heads")
 """The pruning methods that use these scores."""
-PIECE = 2048
+PIECE_TOKENS = 2048
 """Tokens that are repeated at once."""
-OPENING = 8
-"""Tokens before a later piece that say where it begins."""
+OPENING_TOKENS = 8
+"""Tokens before a later piece that are shown to the model, so that it knows where to continue."""
 
 
 class Repetition:
     """The request to repeat a text, and the text as the reply; `prompt` makes a user turn."""
 
     def __init__(self, prompt: Callable[[str], Prompt]) -> None:
-        self._whole = prompt("{text}\n\nRepeat the previous context exactly.")
-        self._part = prompt("{text}\n\nRepeat the part of the previous context exactly, starting with{opening}")
-        self._request = max(len(self._whole), len(self._part) + OPENING)
+        self._first_prompt = prompt("{text}\n\nRepeat the previous context exactly.")
+        self._later_prompt = prompt("{text}\n\nRepeat the part of the previous context exactly, starting with{opening}")
+        self._request = max(len(self._first_prompt), len(self._later_prompt) + OPENING_TOKENS)
 
     def ids(self, text: Sequence[int], start: int) -> list[int]:
         """Token ids of the request and of the piece of the text from `start` on."""
         if start:
-            _, request = self._part.around("text", opening=text[start - OPENING : start])
+            _, request = self._later_prompt.around("text", opening=text[start - OPENING_TOKENS : start])
         else:
-            _, request = self._whole.around("text")
-        return [*request, *text[start : start + PIECE]]
+            _, request = self._first_prompt.around("text")
+        return [*request, *text[start : start + PIECE_TOKENS]]
 
     def tokens(self, text: int) -> int:
         """Maximum number of tokens of a request and its reply, for a text of so many tokens."""
-        return self._request + min(text, PIECE)
+        return self._request + min(text, PIECE_TOKENS)
 
     def longest(self, positions: int) -> int:
         """Maximum number of tokens of a text that fits, with its repetition, in so many positions."""
         free = positions - self._request
-        return max(free // 2, free - PIECE)
+        return max(free // 2, free - PIECE_TOKENS)
 
 
 def repetition_scores(
@@ -71,21 +71,21 @@ def repetition_scores(
     """
     like = decoder.embed_tokens.weight
     pieces: list[list[Tensor]] = [[] for _ in chunks]
-    for start in range(0, max(map(len, chunks)), PIECE):
+    for start in range(0, max(map(len, chunks)), PIECE_TOKENS):
         rows = [row for row, chunk in enumerate(chunks) if len(chunk) > start]
         said = [repetition.ids(chunks[row], start) for row in rows]
         prefix = Prefix([[whole[row]] for row in rows], rotary, "rotated", like)
         layout = Layout.of(said, prefix.counts, prefix.counts, like)
         begins = [count - len(chunks[row]) + start for row, count in zip(rows, prefix.counts, strict=True)]
-        spans = [(begin, min(begin + PIECE, count)) for begin, count in zip(begins, prefix.counts, strict=True)]
-        context = _Repeating(prefix, layout, rotary, spans, list(map(len, said)), len(decoder.layers))
+        spans = [(begin, min(begin + PIECE_TOKENS, count)) for begin, count in zip(begins, prefix.counts, strict=True)]
+        context = _RepetitionContext(prefix, layout, rotary, spans, list(map(len, said)), len(decoder.layers))
         decoder(layout.ids, context)
         for row, scores in zip(rows, context.scores, strict=True):
             pieces[row].append(torch.stack(scores))
     return [torch.cat(parts, dim=2) for parts in pieces]
 
 
-class _Repeating(PrefixContext):
+class _RepetitionContext(PrefixContext):
     """Requests and replies behind their texts; scores the states of the texts' spans in each layer."""
 
     def __init__(
@@ -105,16 +105,16 @@ class _Repeating(PrefixContext):
         query, key, value = self.behind(layer, query, key, value)
         own = self._prefix.longest
         for row, ((start, stop), length) in enumerate(zip(self._spans, self._lengths, strict=True)):
-            first = min(SINKS, start)
+            first = min(SINK_TOKENS, start)
             parts = (key[row, :, :first], key[row, :, start:stop], key[row, :, own : own + length])
-            weights = _most(query[row, :, :length], torch.cat(parts, dim=1), scale)
+            weights = _max_attention(query[row, :, :length], torch.cat(parts, dim=1), scale)
             self.scores[row].append(weights[:, first : first + stop - start])
         if layer == self._layers - 1:
             return None
         return attention(query, key, value, scale=scale, mask=self._layout.mask, dropout=dropout)
 
 
-def _most(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def _max_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The most attention that each key gets, `[kv_heads, keys]`; the last keys are the queries' own, seen causally."""
     length, count = query.shape[1], key.shape[1]
     later = torch.ones(length, count, dtype=torch.bool, device=key.device).triu(count - length + 1)

@@ -40,18 +40,18 @@ class Prefix:
 
     def layer(self, number: int, heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
         """Keys at their positions, and values, `[rows, kv_heads, longest, head_dim]` each."""
-        keys = self._joined(((layers[number] for layers in row) for row in self._keys), heads, head_dim)
-        values = self._joined(((layers[number] for layers in row) for row in self._values), heads, head_dim)
+        keys = self._concatenate(((layers[number] for layers in row) for row in self._keys), heads, head_dim)
+        values = self._concatenate(((layers[number] for layers in row) for row in self._values), heads, head_dim)
         if self._positions == "rotated":
             cos, sin = self._rotary(self.longest, keys)
             keys = rotate(keys, cos, sin)
         return keys, values
 
-    def skipped(self, number: int) -> int:
-        """Slots of the longest row, from the first on, that a layer does without."""
+    def leading_slots(self, number: int) -> int:
+        """Number of leading slots, of the longest row, that a layer does not store."""
         return 0
 
-    def filled(self) -> Tensor:
+    def occupied(self) -> Tensor:
         """Which slots have a state, `[1 or layers, rows, 1 or kv_heads, longest]`."""
         counts = torch.tensor(self.counts, device=self._like.device)
         return (torch.arange(self.longest, device=counts.device) < counts[:, None])[None, :, None]
@@ -60,7 +60,7 @@ class Prefix:
         """The attention mask of a layer for prompts behind this memory; see `attention`."""
         return layout.mask
 
-    def _joined(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
+    def _concatenate(self, rows: Iterable[Iterable[Tensor]], heads: int, head_dim: int) -> Tensor:
         """The blocks of all rows, each row padded to the longest, copied once."""
         like, pieces = self._like, list[Tensor]()
         for blocks, count in zip(rows, self.counts, strict=True):
@@ -81,10 +81,9 @@ class Layout:
     positions: Tensor
     """Position of each prompt token, `[rows, prompt]`."""
     mask: Tensor | None
-    """The attention mask, `[rows or 1, 1, prompt, slots]`: True where a token attends (CPU: 0 there, else minus
-    infinity).
-    None: causal attention is enough."""
-    even: bool
+    """The attention mask, `[rows or 1, 1, prompt, slots]`. On a CPU: 0 where a token attends, else minus infinity.
+    Elsewhere: True where it attends. None: causal."""
+    equal_lengths: bool
     """Whether memory and prompt of all rows are equally long."""
 
     @classmethod
@@ -117,7 +116,7 @@ class Layout:
             lengths=torch.tensor([len(prompt) for prompt in prompts], device=device),
             positions=(first[:, None] + torch.arange(width)).to(device),
             mask=mask,
-            even=alike and len({len(prompt) for prompt in prompts}) == 1,
+            equal_lengths=alike and len({len(prompt) for prompt in prompts}) == 1,
         )
 
 
@@ -140,13 +139,13 @@ class PrefixContext(Context):
 
     def behind(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The prompts' rotated queries; rotated keys, and values, of memory and prompts."""
-        query, key = self.place(query, key)
+        query, key = self.rotate_prompts(query, key)
         if self._prefix.longest:
             past_key, past_value = self._prefix.layer(layer, key.shape[1], key.shape[3])
             key, value = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
         return query, key, value
 
-    def place(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate_prompts(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys rotated to the prompts' positions."""
         cos, sin = (table[self._layout.positions][:, None] for table in self._rotary(self._last, key))
         return rotate(query, cos, sin), rotate(key, cos, sin)
@@ -157,7 +156,7 @@ class StateRecorder(Context):
 
     def __init__(self, reading: PrefixContext, layers: int, positions: Positions) -> None:
         self._reading = reading
-        self._placed = positions == "unrotated"
+        self._rotate_keys = positions == "unrotated"
         empty = torch.empty(0)
         self.layer_states: list[tuple[Tensor, Tensor]] = [(empty, empty)] * layers
         """Keys and values of each layer, `[rows, kv_heads, prompt, head_dim]`."""
@@ -167,7 +166,7 @@ class StateRecorder(Context):
     ) -> Tensor | None:
         """Attention among the prompt's own tokens; nothing for the last layer, whose output is not used."""
         # If blocks are read without rotation, these keys must be rotated already.
-        self.layer_states[layer] = (self._reading.place(query, key)[1] if self._placed else key, value)
+        self.layer_states[layer] = (self._reading.rotate_prompts(query, key)[1] if self._rotate_keys else key, value)
         if layer == len(self.layer_states) - 1:
             return None
         return self._reading.attend(layer, query, key, value, scale=scale, dropout=dropout)
@@ -186,8 +185,8 @@ def slots_of(row: Sequence[KVStates]) -> int:
     return sum(states.slots for states in row)
 
 
-def check_room(
-    prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], more: int, context: int
+def check_fits_context(
+    prompts: Sequence[Sequence[int]], counts: Sequence[int], starts: Sequence[int], new_tokens: int, context: int
 ) -> None:
     """Refuse prompts that are empty, or do not fit in the context.
 
@@ -195,7 +194,7 @@ def check_room(
         prompts: Token ids of each row.
         counts: Memory tokens in front of each.
         starts: Position of the first token of each.
-        more: Tokens that are to be written.
+        new_tokens: Tokens that are to be written.
         context: Positions of the model.
 
     Raises:
@@ -204,10 +203,10 @@ def check_room(
     for number, (prompt, count, first) in enumerate(zip(prompts, counts, starts, strict=True)):
         if not prompt:
             raise ValueError(f"prompt {number} has no tokens")
-        if first + len(prompt) + more > context:
+        if first + len(prompt) + new_tokens > context:
             raise ValueError(
-                f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {more} to write, "
-                f"is larger than the context of {context}"
+                f"prompt {number} of {len(prompt)} tokens, behind {count} memory tokens and with {new_tokens} to "
+                f"write, is larger than the context of {context}"
             )
 
 

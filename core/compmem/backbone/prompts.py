@@ -8,7 +8,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _MESSAGE = "{message}"
-_GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
+GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
+"""A gap of a prompt; its first group is the name."""
 
 
 class Prompt:
@@ -17,8 +18,8 @@ class Prompt:
     Without a chat template, the prompt is the plain text.
     """
 
-    def __init__(self, text: str, tokenizer: Any, *, thinking: bool = False) -> None:
-        parts = _GAP.split(_as_turn(text, tokenizer, thinking))
+    def __init__(self, text: str, tokenizer: Any) -> None:
+        parts = GAP.split(_as_turn(text, tokenizer))
         self.gaps = tuple(parts[1::2])
         self._pieces = [list(tokenizer.encode(part, add_special_tokens=False)) for part in parts[::2]]
 
@@ -58,23 +59,23 @@ class Prompt:
         return filled
 
 
-def head(tokenizer: Any) -> list[int]:
+def chat_prefix_ids(tokenizer: Any) -> list[int]:
     """Token ids of a user turn before the user's text: the chat template's prefix, or the first token of a text."""
-    ids: list[int] = tokenizer.encode(_turn(tokenizer, False).partition(_MESSAGE)[0], add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(_turn(tokenizer).partition(_MESSAGE)[0], add_special_tokens=False)
     return ids
 
 
-def _as_turn(text: str, tokenizer: Any, thinking: bool) -> str:
+def _as_turn(text: str, tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         log.warning("tokenizer of %r has no chat template: prompts are given as plain text", tokenizer.name_or_path)
     # The text is inserted afterwards, since some templates strip their input.
-    return _turn(tokenizer, thinking).replace(_MESSAGE, text)
+    return _turn(tokenizer).replace(_MESSAGE, text)
 
 
-def _turn(tokenizer: Any, thinking: bool) -> str:
+def _turn(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         return f"{tokenizer.bos_token or ''}{_MESSAGE}"
     turn: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _MESSAGE}], add_generation_prompt=True, tokenize=False, enable_thinking=thinking
+        [{"role": "user", "content": _MESSAGE}], add_generation_prompt=True, tokenize=False, enable_thinking=False
     )
     return turn

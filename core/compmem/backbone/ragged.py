@@ -3,8 +3,8 @@
 They are stored one head after the other, without padding. Only where blocks are read, the heads of a layer are padded
 to the longest of that layer, and a mask for each head leaves the padding out.
 
-A block takes as many positions as with equal budgets. The states of each head are spread over them in their order: of c
-states of a block of n positions, number i stands at i n / c, rounded down. With equal budgets these are 0 to n - 1.
+A block takes n positions, as with equal budgets. A head with c states puts state i at position floor(i*n/c). With equal
+budgets these are 0 to n - 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from compmem.backbone.config import Positions
-from compmem.backbone.memory import memory_count
+from compmem.backbone.memory_tokens import memory_token_count
 from compmem.backbone.prefix_context import Layout, Prefix, check_states, slots_of
 from compmem.backbone.rotary import Rotary, rotate
 from compmem.schema import KVStates
 
-SAFE: Final = 0.2
+MIN_HEAD_SHARE: Final = 0.2
 """Share of an equal budget that every head keeps, as in Ada-KV (2407.11550)."""
 
 
-def best_of_all_heads(states: KVStates, score: Tensor, ratio: int, sinks: int) -> KVStates:
+def select_across_heads(states: KVStates, score: Tensor, ratio: int, sinks: int) -> KVStates:
     """The best of a chunk's states over all layers and heads, as many as with equal budgets.
 
     Args:
@@ -33,10 +33,10 @@ def best_of_all_heads(states: KVStates, score: Tensor, ratio: int, sinks: int) -
         sinks: First tokens of the chunk that every head keeps.
     """
     layers, heads, tokens = score.shape
-    equal = memory_count(tokens, ratio)
+    equal = memory_token_count(tokens, ratio)
     score = score.clone()
     score[..., :sinks] = torch.inf
-    score.scatter_(2, score.topk(max(1, int(SAFE * equal)), dim=-1).indices, torch.inf)
+    score.scatter_(2, score.topk(max(1, int(MIN_HEAD_SHARE * equal)), dim=-1).indices, torch.inf)
     best = score.flatten().topk(layers * heads * equal).indices
     kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device).index_fill_(0, best, True).view_as(score)
     return KVStates(
@@ -47,24 +47,24 @@ def best_of_all_heads(states: KVStates, score: Tensor, ratio: int, sinks: int) -
     )
 
 
-def lengths_of(states: KVStates) -> Tensor:
+def head_lengths(states: KVStates) -> Tensor:
     """States of each head of a block, `[layers, kv_heads]`."""
     found = states.keys.shape
     return torch.full(found[:2], found[2]) if states.lengths is None else states.lengths.long()
 
 
-def head_of_each(lengths: Tensor) -> Tensor:
+def head_indices(lengths: Tensor) -> Tensor:
     """The head of each state, counted over all layers, `[states]`."""
     return torch.arange(lengths.numel()).repeat_interleave(lengths.flatten())
 
 
-def number_of_each(lengths: Tensor) -> Tensor:
+def indices_in_head(lengths: Tensor) -> Tensor:
     """The number of each state within its head, `[states]`."""
     flat = lengths.flatten().long()
     return torch.arange(int(flat.sum())) - (flat.cumsum(0) - flat).repeat_interleave(flat)
 
 
-def prefix_of(
+def make_prefix(
     rows: Sequence[Sequence[KVStates]], rotary: Rotary, positions: Positions, like: Tensor, shape: tuple[int, int, int]
 ) -> Prefix:
     """The recalled blocks of each row, for a backbone of this shape; see `Prefix`.
@@ -92,7 +92,7 @@ class RaggedPrefix(Prefix):
         blocks = []
         for row, own in enumerate(rows):
             for number, states in enumerate(own):
-                lengths = lengths_of(states)
+                lengths = head_lengths(states)
                 blocks.append((states, lengths, row, totals[row].clone(), slots_of(own[:number])))
                 totals[row] += lengths
         self.counts = list(map(slots_of, rows))
@@ -117,11 +117,11 @@ class RaggedPrefix(Prefix):
         shape = (rows, heads, self._widths[number], head_dim)
         return empty.index_copy(0, slots, keys).view(shape), empty.index_copy(0, slots, values).view(shape)
 
-    def skipped(self, number: int) -> int:
+    def leading_slots(self, number: int) -> int:
         """As in `Prefix`."""
         return self.longest - self._widths[number]
 
-    def filled(self) -> Tensor:
+    def occupied(self) -> Tensor:
         """As in `Prefix`."""
         first = self.longest - torch.tensor(self._widths, device=self._totals.device)
         number = (torch.arange(self.longest, device=first.device) - first[:, None])[:, None, None]
@@ -149,7 +149,7 @@ def _by_layer(
         begin: Positions of the blocks in front of it.
         widths: Slots of each layer.
     """
-    head, number, heads = head_of_each(lengths), number_of_each(lengths), lengths.shape[1]
+    head, number, heads = head_indices(lengths), indices_in_head(lengths), lengths.shape[1]
     slots = (row * heads + head % heads) * widths[head // heads] + before.flatten()[head] + number
     places = begin + number * states.slots // lengths.flatten()[head]
     flat = (states.keys.flatten(0, -2), states.values.flatten(0, -2), slots, places)

@@ -19,7 +19,7 @@ class Rotary:
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions 0 to `length`, `[length, head_dim]` each, with dtype and device of `like`."""
+        """Cosine and sine of positions 0 to `length - 1`, `[length, head_dim]` each, as `like` in dtype and device."""
         tables = self._tables
         if (
             tables is None

@@ -1,6 +1,6 @@
 """Importance scores of recent chunks, for training: a rollout and its update compress the same chunks.
 
-The update keeps the states that the rollout read, also where only one of them runs under autocast.
+So the update uses the same states as the rollout, even if only one of them runs under autocast.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from compmem.backbone.weights_version import weights_version
 
 Chunks = Sequence[Sequence[int]]
+"""Token ids of chunks."""
 
 
 class ScoreCache:
@@ -19,15 +20,15 @@ class ScoreCache:
 
     Args:
         weights: What the scores depend on.
-        most: Chunks whose scores are kept.
+        max_chunks: Chunks whose scores are kept.
     """
 
-    def __init__(self, weights: Sequence[Tensor], most: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], max_chunks: int) -> None:
         self._weights = weights
         self._version: tuple[object, ...] | None = None
-        self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(most)
+        self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(max_chunks)
 
-    def of(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
+    def get(self, chunks: Chunks, compute: Callable[[Chunks], list[Tensor]]) -> list[Tensor]:
         """The scores of each chunk; `compute` gets those whose scores are not kept."""
         version = weights_version(self._weights)
         # A tensor made in inference mode cannot be used in training.

@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
-WEIGHTS = Path(__file__).parents[1] / "weights"
+SHIPPED_FOLDER = Path(__file__).parents[1] / "weights"
 """Folder of the models that ship with the library."""
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _GIB = 2**30
 
 
-def find(name: str | Path, *, fetch: bool = True) -> Path:
+def find_model(name: str | Path, *, fetch: bool = True) -> Path:
     """The folder, or the `.gguf` file, of a model.
 
     Args:
@@ -38,12 +38,12 @@ def find(name: str | Path, *, fetch: bool = True) -> Path:
         CheckpointError: The model is not found.
     """
     if str(name) in SHIPPED_BACKBONES:
-        if not (WEIGHTS / name / "compmem.json").exists():
+        if not (SHIPPED_FOLDER / name / "compmem.json").exists():
             raise CheckpointError(
                 f"this build ships no backbone {str(name)!r}: train it with `compmem train embedded`, or name another "
                 "model"
             )
-        return WEIGHTS / name
+        return SHIPPED_FOLDER / name
     place = Path(name)
     if place.is_dir() or is_gguf(name):
         return place
@@ -134,14 +134,14 @@ def dtype_for(place: Path, config: Mapping[str, Any], device: torch.device) -> t
     """
     if device.type != "cpu":
         return torch.bfloat16 if place.is_file() else None
-    if place == WEIGHTS / EMBEDDED:
+    if place == SHIPPED_FOLDER / EMBEDDED:
         return torch.float32
     stored = str(config.get("dtype") or config.get("torch_dtype"))
-    return faster_on_cpu() if place.is_file() or stored in ("bfloat16", "float16") else None
+    return faster_cpu_dtype() if place.is_file() or stored in ("bfloat16", "float16") else None
 
 
 @cache
-def faster_on_cpu() -> torch.dtype:
+def faster_cpu_dtype() -> torch.dtype:
     """The faster of bfloat16 and float32 on this CPU for a prompt and a decoding step; measured once."""
 
     def seconds(dtype: torch.dtype) -> float:
@@ -175,10 +175,10 @@ def load_model(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None
         log.info("loading %s (%.1f GiB on disk) in %s: %s", place.name, size / _GIB, shown, _memory(made, dtype))
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": False, "output_loading_info": True}
     if place.is_file():
-        loaded: Any = _from_gguf(place, lambda source: _dequantised(source, config=made, **options))
+        loaded: Any = _from_gguf(place, lambda source: _load_dequantised(source, config=made, **options))
     else:
         try:
-            with quietly():
+            with silence_transformers():
                 loaded = AutoModelForCausalLM.from_pretrained(
                     place, **options, use_safetensors=True, local_files_only=True
                 )
@@ -198,7 +198,7 @@ def load_tokenizer(name: str | Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    place = find(name)
+    place = find_model(name)
     if place.is_file():  # AutoTokenizer would read the file twice
         return _from_gguf(place, lambda source: PreTrainedTokenizerFast.from_pretrained(**source))
     # AutoTokenizer silently replaces the splitting rules of tokenizer.json by those of the model family.
@@ -210,7 +210,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Silence transformers: no progress bars, and no list of unexpected weights (the memory's are loaded later)."""
     from transformers.utils import logging as transformers_logging
 
@@ -230,7 +230,7 @@ def _from_gguf(file: Path, load: Callable[[dict[str, Any]], T]) -> T:
     """The object that transformers makes from a `.gguf` file; `load` gets the arguments of `from_pretrained`."""
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
     try:
-        with quietly():
+        with silence_transformers():
             return load(source)
     except ImportError as error:
         raise ImportError('a .gguf file needs its reader: pip install "compmem[gguf]"') from error
@@ -238,7 +238,7 @@ def _from_gguf(file: Path, load: Callable[[dict[str, Any]], T]) -> T:
         raise CheckpointError(f"{str(file)!r} cannot be loaded: {error}") from error
 
 
-def _dequantised(source: dict[str, Any], **options: Any) -> Any:
+def _load_dequantised(source: dict[str, Any], **options: Any) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # With its config, which takes seconds to read from the file once more.

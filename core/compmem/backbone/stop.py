@@ -3,32 +3,34 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-CIRCLE = range(8, 129)
+REPEATED_LENGTHS = range(8, 129)
 """Tokens of a run that counts as repetition if it occurs three times in a row. Shorter runs form longer ones."""
 
 
-class Stop:
+class StopDetector:
     """Watches the tokens of one row.
 
     Args:
         tokenizer: Turns tokens into text.
         ids: Tokens that end the row.
         strings: Texts that end it.
-        circles: End a row that repeats itself, as weak models do up to the last allowed token.
+        stop_on_repetition: End a row that repeats itself, as weak models do up to the last allowed token.
     """
 
-    def __init__(self, tokenizer: Any, ids: Collection[int], strings: Sequence[str], *, circles: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, ids: Collection[int], strings: Sequence[str], *, stop_on_repetition: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._ids = frozenset(ids)
         self._strings = tuple(strings)
-        self._circles = circles
+        self._circles = stop_on_repetition
         # A token has at least one byte of text; a few more let a decoder complete a character that began earlier.
         self._tail = max((len(s.encode()) for s in strings), default=0) + 8
         self.tokens: list[int] = []
         """The tokens so far: without a stop id, with the token that completes a stop string."""
         self.done = False
 
-    def take(self, tokens: Sequence[int]) -> list[int]:
+    def append(self, tokens: Sequence[int]) -> list[int]:
         """Take tokens up to the end of the row; returns those that were kept."""
         before = len(self.tokens)
         for token in tokens:
@@ -41,7 +43,7 @@ class Stop:
             if self._strings:
                 tail = self._tokenizer.decode(self.tokens[-self._tail :])
                 self.done = any(s in tail for s in self._strings)
-            if self._circles and len(self.tokens) % CIRCLE.start == 0 and is_repeating(self.tokens):
+            if self._circles and len(self.tokens) % REPEATED_LENGTHS.start == 0 and is_repeating(self.tokens):
                 self.done = True
         return self.tokens[before:]
 
@@ -51,6 +53,6 @@ def is_repeating(tokens: Sequence[int]) -> bool:
     last = len(tokens) - 1
     return any(
         tokens[last - n] == tokens[last] and tokens[-n:] == tokens[-2 * n : -n] == tokens[-3 * n : -2 * n]
-        for n in CIRCLE
+        for n in REPEATED_LENGTHS
         if 3 * n <= len(tokens)
     )

@@ -76,13 +76,13 @@ class AddCommand:
         if self.ray is not None:
             from compmem import distributed
 
-            with distributed.connected(self.ray):
+            with distributed.ray_cluster(self.ray):
                 yield map
         elif self.workers is not None:
             from compmem.ingest.workers import Workers
 
             with Workers(self.workers) as readers:
-                yield readers.each
+                yield readers.map
         else:
             yield map
 
@@ -106,7 +106,11 @@ class AddCommand:
                     raise
         models = {name: self.settings[name] for name in ("encoder", "backbone") if name in self.settings}
         memory = MemoryIndex.open(self.index, runtime=self.runtime, allow_download=self.allow_download, **models)
-        memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
+        try:
+            memory.check_made_with({n: v for n, v in self.settings.items() if n not in models}, self.shards)
+        except compmem.IncompatibleStoreError:
+            memory.close()
+            raise
         return memory
 
     def _add_documents(self, memory: "compmem.MemoryIndex", documents: Iterable[Document], bar: Progress) -> int:

@@ -201,7 +201,7 @@ def _backbone(store: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.get("memory") != "kv":
         return {}, {}
     from compmem.backbone import size_on_disk
-    from compmem.index_models import stored_pruning
+    from compmem.provenance import stored_pruning
 
     chosen = config.get("kv_pruning") or stored_pruning(store)
     return {"backbone_bytes": size_on_disk(str(config.get("backbone")))}, {"kv_pruning": chosen}

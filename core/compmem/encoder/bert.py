@@ -22,8 +22,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from compmem.devices import device_of, dtype_of
-from compmem.encoder.layers import ByteLayer, FloatLayer, Layer, LayerWeights, Ranges, Shape, layer_norm, layers_of
-from compmem.encoder.merging import MergedCalls
+from compmem.encoder.layers import (
+    BatchLayout,
+    FloatLayer,
+    Int8Layer,
+    Layer,
+    LayerWeights,
+    Ranges,
+    layer_norm,
+    layers_of,
+)
+from compmem.encoder.merged_calls import MergedCalls
 from compmem.encoder.prompts import Prompts, prompts_of
 from compmem.encoder.spans import TextWithSpans, Window, encode_spans_separately, windows
 from compmem.errors import CheckpointError
@@ -42,8 +51,8 @@ Die Versicherung zahlt der Mieter, z. B. bei Brand oder Wasser.
 what
 Raised when an operation would block, for example a read from a socket set to non-blocking mode. The argument is \
 ignored if it is None. Changed in version 3.11: returns a tuple of integers instead of a string."""
-_FAITHFUL = 0.998
-_BUDGET = {"cpu": 2048, "cuda": 65536}
+_MIN_INT8_COSINE = 0.998
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 _MIN_SPLIT_TOKENS = 256
 """Tokens of a batch that is not divided among the cores: passing it to other threads takes longer."""
 
@@ -139,32 +148,32 @@ class Bert:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._end: int = self._tokenizer.encode("").ids[-1]
-        self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._passes)
+        self._queries = MergedCalls(partial(self._encode, settings.prompts.query), self._max_concurrent_passes)
         weights = {k.removeprefix("bert."): v.float() for k, v in raw.items() if v.is_floating_point()}
-        kind = dtype or (_fastest_here() if self._device.type == "cpu" else "float16")
+        kind = dtype or (_fastest_cpu_dtype() if self._device.type == "cpu" else "float16")
         with torch.inference_mode():
             number = torch.float32 if kind == "int8" else dtype_of(kind)
             weights = {k: v.to(number) for k, v in weights.items()}
             try:
-                self._words = weights["embeddings.word_embeddings.weight"]
+                self._word_embeddings = weights["embeddings.word_embeddings.weight"]
                 kinds = weights["embeddings.token_type_embeddings.weight"]
-                self._places = weights["embeddings.position_embeddings.weight"] + kinds[0]
+                self._position_embeddings = weights["embeddings.position_embeddings.weight"] + kinds[0]
                 layers, self._last_norm = layers_of(weights, settings.layers)
             except KeyError as error:
                 raise CheckpointError(f"the encoder in {str(folder)!r} has no weights {error}") from error
             self._layers: list[Layer] = [FloatLayer(layer) for layer in layers]
             self.dtype = kind
             if kind == "int8":
-                self._quantise(layers, must=dtype is not None)
+                self._quantise(layers, required=dtype is not None)
 
-    def _quantise(self, layers: Sequence[LayerWeights], *, must: bool) -> None:
+    def _quantise(self, layers: Sequence[LayerWeights], *, required: bool) -> None:
         """Use 8-bit layers, unless they change the vectors and the caller did not ask for them."""
         plain, before = self._probe(), self._layers
         ranges = self._ranges(layers)
-        self._layers = [ByteLayer(layer, found) for layer, found in zip(layers, ranges, strict=True)]
-        likeness = float((plain * self._probe()).sum(1).mean())
-        if likeness < _FAITHFUL and not must:
-            logger.info("8-bit layers give vectors of cosine %.4f with this model; using fp32", likeness)
+        self._layers = [Int8Layer(layer, found) for layer, found in zip(layers, ranges, strict=True)]
+        similarity = float((plain * self._probe()).sum(1).mean())
+        if similarity < _MIN_INT8_COSINE and not required:
+            logger.info("8-bit layers give vectors of cosine %.4f with this model; using fp32", similarity)
             self._layers, self.dtype = before, "float32"
 
     def _probe(self) -> Tensor:
@@ -177,7 +186,7 @@ class Bert:
         start = self._tokenizer.encode("").ids[0]
         rows = [
             [start, *row, self._end]
-            for row in torch.randint(1000, len(self._words), (12, 48), generator=words).tolist()
+            for row in torch.randint(1000, len(self._word_embeddings), (12, 48), generator=words).tolist()
         ]
         rows += self._ids([_CALIBRATION, *_CALIBRATION.split("\n")])
         found = [Ranges() for _ in layers]
@@ -195,7 +204,7 @@ class Bert:
         """Vectors of questions `[texts, dim]`, not normalised; several threads' are encoded together."""
         return self._queries(texts)
 
-    def _passes(self) -> int:
+    def _max_concurrent_passes(self) -> int:
         """How many passes may run at once: as many as their threads fill the cores of a CPU, or one on a GPU."""
         return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if self._device.type == "cpu" else 1
 
@@ -216,7 +225,7 @@ class Bert:
     ) -> None:
         """Runs batches of row numbers; on a CPU several at once, one per core."""
         lengths = [len(r) for r in rows]
-        budget = _BUDGET.get(self._device.type, 8192)
+        budget = _BATCH_TOKENS.get(self._device.type, 8192)
         cores = torch.get_num_threads() if self._device.type == "cpu" else 1
         if cores > 1:
             budget = min(budget, max(_MIN_SPLIT_TOKENS, -(-sum(lengths) // cores)))
@@ -267,10 +276,10 @@ class Bert:
         rows: list[list[int]] = []
         places: list[tuple[int, int, Window]] = []
         for number, (text, head, tokens) in enumerate(zip(texts, heads, tokenized, strict=True)):
-            under = [start, *head.ids[: limit // 2]]
-            for window in windows(tokens.offsets, text, limit + 1 - len(under)):
-                rows.append([*under, *tokens.ids[window.first : window.last], end])
-                places.append((number, len(under) - window.first, window))
+            head_ids = [start, *head.ids[: limit // 2]]
+            for window in windows(tokens.offsets, text, limit + 1 - len(head_ids)):
+                rows.append([*head_ids, *tokens.ids[window.first : window.last], end])
+                places.append((number, len(head_ids) - window.first, window))
         return rows, places
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -285,7 +294,7 @@ class Bert:
             )
         return out
 
-    def _embed(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Shape, Tensor]:
+    def _embed(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchLayout, Tensor]:
         """Sums before the first norm, their shape, and a mask of token positions `[rows, width]`."""
         lengths = [len(r) for r in rows]
         width = max(lengths)
@@ -293,10 +302,10 @@ class Bert:
         keep = torch.arange(width) < torch.tensor(lengths)[:, None]
         mask = None
         if min(lengths) < width:
-            mask = torch.zeros(len(rows), 1, 1, width, dtype=self._words.dtype)
+            mask = torch.zeros(len(rows), 1, 1, width, dtype=self._word_embeddings.dtype)
             mask = mask.masked_fill_(~keep[:, None, None], -torch.inf).to(self._device)
-        x = (self._words[ids] + self._places[:width]).flatten(0, 1)
-        shape = Shape(rows=len(rows), width=width, heads=self.settings.heads, eps=self.settings.eps, mask=mask)
+        x = (self._word_embeddings[ids] + self._position_embeddings[:width]).flatten(0, 1)
+        shape = BatchLayout(rows=len(rows), width=width, heads=self.settings.heads, eps=self.settings.eps, mask=mask)
         return x, shape, keep.to(self._device)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -340,6 +349,6 @@ def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _fastest_here() -> str:
+def _fastest_cpu_dtype() -> str:
     """The fastest type of linear layers on this CPU: int8 if it has instructions for products of bytes."""
     return "int8" if torch.cpu._is_avx2_supported() else "float32"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_OUTLIERS = 32
+_FLOAT_CHANNELS = 32
 
 MAX_WEIGHT = 127 if torch.cpu._is_vnni_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability() else 88
 """Largest 8-bit weight. A CPU without VNNI adds two products in 16 bits, and with weights up to 127 they overflow."""
@@ -35,7 +35,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class BatchLayout:
     """Layout of the tokens `[rows * width, dim]` of a batch; `mask` is added to attention scores."""
 
     rows: int
@@ -45,7 +45,7 @@ class Shape:
     mask: Tensor | None
 
 
-Layer = Callable[[Tensor, Shape], Tensor]
+Layer = Callable[[Tensor, BatchLayout], Tensor]
 """Sums before the layer's first norm -> sums before its last norm, `[tokens, dim]` each."""
 
 
@@ -55,7 +55,7 @@ class Ranges:
     def __init__(self) -> None:
         self._found: dict[str, Pair] = {}
 
-    def see(self, name: str, x: Tensor) -> None:
+    def update(self, name: str, x: Tensor) -> None:
         """Extends the range by an input's values `[tokens, channels]`."""
         low, high = x.amin(0), x.amax(0)
         if name in self._found:
@@ -73,7 +73,7 @@ class FloatLayer:
         self._w = weights
         self._ranges = ranges
 
-    def __call__(self, x: Tensor, shape: Shape) -> Tensor:
+    def __call__(self, x: Tensor, shape: BatchLayout) -> Tensor:
         """A `Layer`."""
         w = self._w
         x = layer_norm(x, w.norm_in, shape)
@@ -82,12 +82,12 @@ class FloatLayer:
         h = F.gelu(F.linear(y, *w.up))
         if self._ranges is not None:
             for name, value in (("x", x), ("a", a), ("y", y), ("h", h)):
-                self._ranges.see(name, value)
+                self._ranges.update(name, value)
         return y + F.linear(h, *w.down)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _ByteLinear:
+class _Int8Linear:
     """A linear layer with 8-bit weights, one scale per row; its input is bytes `round(x / smooth / scale) + zero`."""
 
     smooth: Tensor
@@ -98,7 +98,7 @@ class _ByteLinear:
     bias: Tensor
 
     @classmethod
-    def make(cls, layer: Pair, low: Tensor, high: Tensor, *, alpha: float, margin: float) -> "_ByteLinear":
+    def make(cls, layer: Pair, low: Tensor, high: Tensor, *, alpha: float, margin: float) -> "_Int8Linear":
         """From fp32 weights and the range of each input channel; `alpha` is its share moved into the weights."""
         weight, bias = layer
         most = torch.maximum(low.abs(), high.abs()).clamp(min=1e-5)
@@ -140,56 +140,56 @@ class _ByteLinear:
         return out
 
 
-def _zeros(layer: _ByteLinear) -> Tensor:
+def _zeros(layer: _Int8Linear) -> Tensor:
     return torch.zeros(len(layer.weight_scales), dtype=torch.int64)
 
 
-class ByteLayer:
+class Int8Layer:
     """A layer whose four linear layers take bytes; sums, norms and attention stay in fp32."""
 
     def __init__(self, weights: LayerWeights, ranges: Ranges) -> None:
         w = self._w = weights
         dim = len(w.norm_in[0])
-        self._out = _ByteLinear.make(w.out, *ranges["a"], alpha=0.5, margin=1.05)
+        self._out = _Int8Linear.make(w.out, *ranges["a"], alpha=0.5, margin=1.05)
         # Attention is linear in the values, so their weights can output the units of the next layer's bytes.
         bytes_of = 1 / (self._out.smooth * self._out.scale)
         weight, bias = w.qkv[0].clone(), w.qkv[1].clone()
         weight[2 * dim :] *= bytes_of[:, None]
         bias[2 * dim :] = bias[2 * dim :] * bytes_of + self._out.zero + 0.5
-        self._qkv = _ByteLinear.make((weight, bias), *ranges["x"], alpha=0.8, margin=1.15)
-        self._up = _ByteLinear.make(w.up, *ranges["y"], alpha=0.65, margin=1.05)
+        self._qkv = _Int8Linear.make((weight, bias), *ranges["x"], alpha=0.8, margin=1.15)
+        self._up = _Int8Linear.make(w.up, *ranges["y"], alpha=0.65, margin=1.05)
         self._norm_qkv, self._norm_up = self._qkv.norm(w.norm_in), self._up.norm(w.norm_mid)
         low, high = ranges["h"]
-        large = high.topk(min(_OUTLIERS, len(high) // 8)).indices
+        large = high.topk(min(_FLOAT_CHANNELS, len(high) // 8)).indices
         self._up_large = w.up[0][large], w.up[1][large]
         self._down_large = w.down[0][:, large].T.contiguous()
         rest = w.down[0].clone()
         rest[:, large] = 0
         low, high = low.clone(), high.clone()
         high[large] = 0
-        self._down = _ByteLinear.make((rest, w.down[1]), low, high, alpha=0, margin=1.05)
+        self._down = _Int8Linear.make((rest, w.down[1]), low, high, alpha=0, margin=1.05)
 
-    def __call__(self, x: Tensor, shape: Shape) -> Tensor:
+    def __call__(self, x: Tensor, shape: BatchLayout) -> Tensor:
         """A `Layer`."""
-        states = self._qkv(_bytes(layer_norm(x, self._norm_qkv, shape)))
-        a = _merge(_bytes(_attend(states, shape)))
+        states = self._qkv(_to_uint8(layer_norm(x, self._norm_qkv, shape)))
+        a = _merge(_to_uint8(_attend(states, shape)))
         mid = self._out.add(a, layer_norm(x, self._w.norm_in, shape))
-        h = self._up.gelu(_bytes(layer_norm(mid, self._norm_up, shape)), self._down.scale, self._down.zero)
+        h = self._up.gelu(_to_uint8(layer_norm(mid, self._norm_up, shape)), self._down.scale, self._down.zero)
         y = layer_norm(mid, self._w.norm_mid, shape)
         y.addmm_(F.gelu(F.linear(y, *self._up_large)), self._down_large)
         return self._down.add(h, y)
 
 
-def _bytes(x: Tensor) -> Tensor:
+def _to_uint8(x: Tensor) -> Tensor:
     return x.clamp_(0, 255).to(torch.uint8)
 
 
-def layer_norm(x: Tensor, norm: Pair, shape: Shape) -> Tensor:
+def layer_norm(x: Tensor, norm: Pair, shape: BatchLayout) -> Tensor:
     """A layer norm of tokens `[tokens, dim]`."""
     return F.layer_norm(x, norm[0].shape, *norm, shape.eps)
 
 
-def _attend(states: Tensor, shape: Shape) -> Tensor:
+def _attend(states: Tensor, shape: BatchLayout) -> Tensor:
     """Attention over queries, keys and values `[tokens, 3 * dim]` -> `[rows, heads, width, head_dim]`."""
     parts = states.view(shape.rows, shape.width, 3, shape.heads, -1).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=shape.mask)

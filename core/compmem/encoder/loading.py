@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from compmem.encoder.merging import MergedCalls
+from compmem.encoder.merged_calls import MergedCalls
 from compmem.encoder.prompts import prompts_of
 from compmem.encoder.spans import TextWithSpans, encode_spans_separately
 from compmem.errors import CheckpointError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PROBE = "The quick brown fox jumps over the lazy dog, 1984: Schöne Grüße, 안녕하세요, 你好。"
 _PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,6}|[^\w\s]")
 _FOREIGN_TOKENS = 512
-_in_use: MutableMapping[Hashable, "Bert"] = WeakValueDictionary()
+_loaded: MutableMapping[Hashable, "Bert"] = WeakValueDictionary()
 _guard = Lock()
 
 
@@ -155,8 +155,8 @@ def load_encoder(
     if not isinstance(spec, str):
         name = type(spec).__name__
         if not _is_stock(spec):
-            return LoadedEncoder(name=name, max_tokens=_FOREIGN_TOKENS, _engine=_Foreign(spec))
-        stock = _Stock(spec, name)
+            return LoadedEncoder(name=name, max_tokens=_FOREIGN_TOKENS, _engine=_CustomEngine(spec))
+        stock = _SentenceTransformersEngine(spec, name)
         return LoadedEncoder(name=name, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
     folder = _local_folder(spec)
     if folder is not None and (folder / "modules.json").exists():
@@ -170,7 +170,9 @@ def load_encoder(
         return LoadedEncoder(
             name=spec, max_tokens=settings.max_tokens, dtype=bert.dtype, _engine=bert, _dim=[settings.dim]
         )
-    stock = _Stock(stock_encoder(spec, device=device, dtype=dtype, allow_download=allow_download), spec)
+    stock = _SentenceTransformersEngine(
+        stock_encoder(spec, device=device, dtype=dtype, allow_download=allow_download), spec
+    )
     return LoadedEncoder(name=spec, max_tokens=stock.max_tokens, _engine=stock, _dim=[stock.dim])
 
 
@@ -183,8 +185,8 @@ def _bert(folder: Path, settings: "BertSettings", device: str | None, dtype: str
     files = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
     key = (folder.resolve(), files, settings, device_of(device), dtype)
     with _guard:
-        if (found := _in_use.get(key)) is None:
-            found = _in_use[key] = Bert(folder, settings, device, dtype)
+        if (found := _loaded.get(key)) is None:
+            found = _loaded[key] = Bert(folder, settings, device, dtype)
         return found
 
 
@@ -216,7 +218,7 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _fetched(name: str, allow_download: bool) -> Path:
+def _download(name: str, allow_download: bool) -> Path:
     """The folder of a model, downloaded if that is allowed; no code in it is run."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -245,7 +247,7 @@ def _refuse_code(folder: Path) -> None:
             raise ValueError(f"{str(pickled)!r} may contain code: only weights in safetensors are loaded")
 
 
-class _Foreign:
+class _CustomEngine:
     """Any object with `encode(texts)`; `encode_query` and `encode_document` are used if it has them."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -265,7 +267,7 @@ class _Foreign:
         return [len(_PIECE.findall(text)) for text in texts]
 
 
-class _Stock:
+class _SentenceTransformersEngine:
     """A model that only sentence_transformers can run."""
 
     def __init__(self, model: Any, name: str) -> None:
@@ -323,7 +325,7 @@ def stock_encoder(
     place = None if device is None else str(device_of(device))
     options: dict[str, Any] = {"use_safetensors": True, **({} if dtype is None else {"dtype": dtype_of(dtype)})}
     try:
-        folder = _local_folder(name) or _fetched(name, allow_download)
+        folder = _local_folder(name) or _download(name, allow_download)
         _refuse_code(folder)
         from sentence_transformers import SentenceTransformer  # takes seconds; not needed if the model is missing
 

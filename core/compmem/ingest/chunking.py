@@ -6,14 +6,14 @@ needed; the given counter counts tokens.
 
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
+from compmem.ingest.headings import LineReader, find_heading
 from compmem.schema import Chunk, Document
-from compmem.text.line_runs import ATX, LINE, MAX_LINE_CHARS, RULE, TEXT
+from compmem.text.line_runs import TEXT
 from compmem.text.sentences import is_row, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
@@ -22,27 +22,23 @@ TokenCounter = Callable[[Sequence[str]], list[int]]
 """Token counts of many texts at once, each including the tokens that the tokenizer adds to every text."""
 
 CHARS_PER_TOKEN = 16
-"""Maximum number of characters of a chunk per token: some tokenizers count no token for blanks and unknown words."""
-_MAX_HEADING_CHARS = 120
+"""Maximum number of characters of a chunk per token: needed because some tokenizers count no tokens for spaces and
+unknown words."""
 _MAX_HEADINGS = 8
 """A chunk keeps only this many headings, the innermost ones: a deep path would be stored with each chunk below it."""
 _MAX_TABLE_HEAD_CHARS = 200
 """Maximum number of characters of a table's head that are kept."""
-_WINDOW = 1 << 16
+_WINDOW_CHARS = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
 
 _BLANKS = re.compile(r"\s*+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
-_NUMBERED = re.compile(r"(\d{1,3}(?:\.\d{1,3})*)\.?[ \t]+([^\W\d_].*)$")
-_CLASS = re.compile(r"([ \t]*)class[ \t]+(?:(\w[\w.]*)[ \t]*(?:\(.*\)[ \t]*:?|:)|([A-Z]\w*))$")
-_DEF = re.compile(r"([ \t]*)(?:async[ \t]+)?def[ \t]+(\w+)[ \t]*\(.*\)[ \t]*(?:->.*)?:?$")
-_NUMBERED_LEVEL, _CODE_LEVEL = 10, 20
 _TABLE_HEAD = re.compile(r"\||[^\d{\[<]\D*$")
 """The first row of a Markdown table; of other rows, one without digits that is no JSON or XML."""
-_BORDERS = "、，；："
+_BOUNDARY_CHARS = "、，；："
 
 
-_Breaker = Callable[[str, int, int], Iterator[tuple[int, int]]]
+_Splitter = Callable[[str, int, int], Iterator[tuple[int, int]]]
 """Splits a span of a text."""
 
 
@@ -55,7 +51,7 @@ class _Unit:
     level: int = 0
     heading: str = ""
     tokens: int = 0
-    opens: bool = False
+    starts_paragraph: bool = False
     """It begins a paragraph that is split."""
     table: str = ""
     """The head of the table that it continues."""
@@ -134,7 +130,7 @@ def _windows(spans: Iterable[_S]) -> Iterator[list[_S]]:
     """The spans in lists, each of at most one window of characters, or of one span."""
     window: list[_S] = []
     for span in spans:
-        if window and span.end - window[0].start > _WINDOW:
+        if window and span.end - window[0].start > _WINDOW_CHARS:
             yield window
             window = []
         window.append(span)
@@ -203,42 +199,44 @@ def _headings(group: Sequence[_Unit], path: list[tuple[int, str]]) -> tuple[str,
 
 def _units(limit: int, counter: _Counter) -> Iterator[_Unit]:
     """The text as units of at most `limit` tokens each, in order: blocks, and the parts of larger blocks."""
-    return _broken(_blocks(counter.text), (_into_sentences, _split_into_pieces(limit)), limit, counter)
+    return _split_units(_blocks(counter.text), (_into_sentences, _split_into_pieces(limit)), limit, counter)
 
 
-def _broken(units: Iterable[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> Iterator[_Unit]:
+def _split_units(
+    units: Iterable[_Unit], breakers: Sequence[_Splitter], limit: int, counter: _Counter
+) -> Iterator[_Unit]:
     """Units of at most `limit` tokens, in order, one window at a time; a longer unit is split when it is read."""
     for window in _windows(units):
-        if breakers and window[0].end - window[0].start > _WINDOW:
-            parts = _parts(window[0], breakers[0], counter.text)
-            yield from _broken(parts, breakers[1:], limit, counter)
+        if breakers and window[0].end - window[0].start > _WINDOW_CHARS:
+            parts = _split_unit(window[0], breakers[0], counter.text)
+            yield from _split_units(parts, breakers[1:], limit, counter)
         else:
-            yield from _broken_window(window, breakers, limit, counter)
+            yield from _split_window(window, breakers, limit, counter)
 
 
-def _broken_window(level: list[_Unit], breakers: Sequence[_Breaker], limit: int, counter: _Counter) -> list[_Unit]:
+def _split_window(level: list[_Unit], breakers: Sequence[_Splitter], limit: int, counter: _Counter) -> list[_Unit]:
     small: list[_Unit] = []
     for breaker in breakers:
-        large = _sift(level, limit, counter, small)
-        level = [part for unit in large for part in _parts(unit, breaker, counter.text)]
+        large = _separate_large(level, limit, counter, small)
+        level = [part for unit in large for part in _split_unit(unit, breaker, counter.text)]
     while level:
-        large = _sift(level, limit, counter, small)
+        large = _separate_large(level, limit, counter, small)
         level = []
         for unit in large:
             middle = _word_boundary(counter.text, unit.start, unit.end, max(1, (unit.end - unit.start) // 2))
             if middle == unit.end:
                 small.append(unit)
             else:
-                whole = replace(unit, opens=False)
+                whole = replace(unit, starts_paragraph=False)
                 level += [replace(whole, end=middle), replace(whole, start=middle)]
     return sorted(small, key=lambda unit: unit.start)
 
 
-def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
+def _split_unit(unit: _Unit, breaker: _Splitter, text: str) -> Iterator[_Unit]:
     """The parts of a unit; the first one may begin a paragraph, and rows after the first one of a table continue it."""
     head: str | None = None
     for a, b in breaker(text, unit.start, unit.end):
-        opens, table = a == unit.start and (unit.opens or breaker is _into_sentences), unit.table
+        opens, table = a == unit.start and (unit.starts_paragraph or breaker is _into_sentences), unit.table
         if breaker is _into_sentences:
             row = text[a : min(b, a + _MAX_TABLE_HEAD_CHARS)].strip()
             if not is_row(row):
@@ -247,10 +245,10 @@ def _parts(unit: _Unit, breaker: _Breaker, text: str) -> Iterator[_Unit]:
                 table, head = "", row if _TABLE_HEAD.match(row) else ""
             else:
                 table = head
-        yield _Unit(a, b, unit.level, unit.heading, opens=opens, table=table)
+        yield _Unit(a, b, unit.level, unit.heading, starts_paragraph=opens, table=table)
 
 
-def _sift(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
+def _separate_large(units: Sequence[_Unit], limit: int, counter: _Counter, small: list[_Unit]) -> list[_Unit]:
     """Units larger than the limit; the others are counted and added to `small`."""
     most = limit * CHARS_PER_TOKEN
     large = [u for u in units if u.end - u.start > most]
@@ -272,7 +270,7 @@ def _into_sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]
     yield at, end
 
 
-def _split_into_pieces(limit: int) -> _Breaker:
+def _split_into_pieces(limit: int) -> _Splitter:
     """A splitter into pieces of at most `limit` characters, which rarely have more tokens than that."""
 
     def breaker(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -288,7 +286,7 @@ def _word_boundary(text: str, start: int, end: int, size: int) -> int:
     """The last word boundary within `size` characters of `start`; that position itself if there is none."""
     if end - start <= size:
         return end if size > 1 or end - start == 1 else start + 1
-    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BORDERS)
+    borders = (at for at in range(start + size, start, -1) if text[at - 1].isspace() or text[at - 1] in _BOUNDARY_CHARS)
     return next(borders, start + size)
 
 
@@ -298,7 +296,7 @@ def _pack(units: Iterable[_Unit], limit: int) -> Iterator[list[_Unit]]:
     tokens, most = 0, limit * CHARS_PER_TOKEN
     for unit in units:
         full = bool(group) and (tokens + unit.tokens > limit or unit.end - group[0].start > most)
-        turn = (unit.level > 0 or unit.opens) and tokens * 2 >= limit and not all(u.level for u in group)
+        turn = (unit.level > 0 or unit.starts_paragraph) and tokens * 2 >= limit and not all(u.level for u in group)
         if full or turn:
             body = len(group)
             while body and group[body - 1].level:
@@ -347,39 +345,10 @@ def _within_limit(groups: Iterable[list[_Unit]], limit: int, counter: _Counter) 
         yield from (group.units for group in sorted(done, key=lambda group: group.start))
 
 
-class _Lines:
-    """The lines of a text from the current one on, a few at a time."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._found = LINE.finditer(text)
-        self._ahead: deque[tuple[int, int]] = deque()
-
-    def span(self, n: int = 0) -> tuple[int, int] | None:
-        """The span of the line `n` after the current one; None after the end."""
-        while len(self._ahead) <= n:
-            match = next(self._found, None)
-            if match is None:
-                return None
-            self._ahead.append(match.span())
-        return self._ahead[n]
-
-    def line(self, n: int = 0) -> str:
-        """The beginning of that line, up to the length that is checked, stripped on the right; empty after the end."""
-        span = self.span(n)
-        return "" if span is None else self._text[span[0] : min(span[1], span[0] + MAX_LINE_CHARS)].rstrip()
-
-    def skip(self, count: int) -> None:
-        """Move on by this many lines."""
-        for _ in range(count):
-            self.span()
-            self._ahead.popleft()
-
-
 def _blocks(text: str) -> Iterator[_Unit]:
     """Paragraphs and headings, each with the blank lines after it."""
     styles: dict[tuple[str, bool], int] = {}
-    lines = _Lines(text)
+    lines = LineReader(text)
     fence = ""
     start = 0
     blank = True
@@ -387,7 +356,7 @@ def _blocks(text: str) -> Iterator[_Unit]:
         line = lines.line()
         if (mark := _FENCE.match(line)) and fence in ("", mark[1]):
             fence = "" if fence else mark[1]
-        found = None if fence else _heading(lines, line, blank, styles)
+        found = None if fence else find_heading(lines, line, blank, styles)
         if (found or (line and blank)) and TEXT.search(text, start, span[0]):
             yield _Unit(start, span[0])
             start = span[0]
@@ -404,35 +373,3 @@ def _blocks(text: str) -> Iterator[_Unit]:
         lines.skip(1)
     if start < len(text):
         yield _Unit(start, len(text))
-
-
-def _heading(lines: _Lines, line: str, blank: bool, styles: dict[tuple[str, bool], int]) -> tuple[int, str, int] | None:
-    """Level, title and number of lines of the heading that begins at the current line."""
-    if not line or len(line) > _MAX_HEADING_CHARS:
-        return None
-    if (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):
-        return len(match[1]), title, 1
-    if not blank:
-        return None
-
-    def after(n: int) -> str:
-        return lines.line(n)[: _MAX_HEADING_CHARS + 1]
-
-    if (over := RULE.match(line)) and after(2) == line and 0 < len(after(1).strip()) <= len(line):
-        return styles.setdefault((over[1], True), len(styles) + 1), after(1).strip(), 3
-    if (under := RULE.match(after(1))) and line[0] not in " \t>|-*+" and not RULE.match(line):
-        if under[1] in "=-" or len(after(1)) >= len(line):
-            return styles.setdefault((under[1], False), len(styles) + 1), line, 2
-        return None
-    return _bare_heading(line, alone=not after(1))
-
-
-def _bare_heading(line: str, *, alone: bool) -> tuple[int, str, int] | None:
-    """A numbered heading between blank lines, or the first line of a class or function."""
-    if (match := _NUMBERED.match(line)) and alone and line[-1] not in ".。!?:;," and len(line.split()) <= 12:
-        return _NUMBERED_LEVEL + match[1].count("."), match[2], 1
-    if match := _CLASS.match(line):
-        return _CODE_LEVEL + len(match[1].expandtabs()), match[2] or match[3], 1
-    if match := _DEF.match(line):
-        return _CODE_LEVEL + len(match[1].expandtabs()), match[2], 1
-    return None

@@ -13,8 +13,8 @@ from compmem.ingest.chunking import split
 from compmem.schema import Chunk, Document, KVStates, MemoryBlock
 from compmem.store import JSON, check_document, content_hash
 
-AT_ONCE = 64
-"""Chunks whose KV states are on the device at once, or those of a larger window."""
+MAX_CHUNKS_ON_DEVICE = 64
+"""Maximum number of chunks whose KV states are on the device together; a larger window is not split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ class KVCompressor:
             ValueError: A chunk is longer than the backbone's context.
             MemoryError: A single window does not fit on the device.
         """
-        bare = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
+        blocks = self.dense.compress(chunks) if self.dense else [MemoryBlock(chunk=c) for c in chunks]
         ids = [chunk_ids(self.backbone, chunk) for chunk in chunks]
-        most = min(self.window, self.backbone.longest_window(ratio=self.ratio, pruning=self.pruning))
+        most = min(self.window, self.backbone.max_window_tokens(ratio=self.ratio, pruning=self.pruning))
         windows = list(window_sizes([chunk.source for chunk in chunks], list(map(len, ids)), most))
         rest, states = iter(windows), list[KVStates]()
-        for count in window_sizes([""] * len(windows), windows, AT_ONCE):
+        for count in window_sizes([""] * len(windows), windows, MAX_CHUNKS_ON_DEVICE):
             group = list(islice(rest, count))
-            here = ids[len(states) : len(states) + sum(group)]
-            made = self.backbone.compress(here, ratio=self.ratio, pruning=self.pruning, windows=group)
+            group_ids = ids[len(states) : len(states) + sum(group)]
+            made = self.backbone.compress(group_ids, ratio=self.ratio, pruning=self.pruning, windows=group)
             states += [replace(s, keys=s.keys.cpu(), values=s.values.cpu(), positions=_cpu(s.positions)) for s in made]
-        return [replace(block, kv=kv) for block, kv in zip(bare, states, strict=True)]
+        return [replace(block, kv=kv) for block, kv in zip(blocks, states, strict=True)]
 
 
 def _cpu(tensor: Tensor | None) -> Tensor | None:
@@ -66,7 +66,7 @@ def _cpu(tensor: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Compressed:
+class CompressedBatch:
     """Documents that are new or changed, with their blocks."""
 
     entries: list[tuple[Document, list[MemoryBlock]]] = field(default_factory=list)
@@ -87,7 +87,7 @@ class DocumentCompressor:
     provenance: Callable[[Sequence[Chunk]], dict[str, JSON]]
     """Which models make the blocks of chunks."""
 
-    def batch(self, documents: Sequence[Document], known: Mapping[str, str]) -> Compressed:
+    def compress_new(self, documents: Sequence[Document], known: Mapping[str, str]) -> CompressedBatch:
         """The documents that are new or changed, with their blocks.
 
         Args:
@@ -101,9 +101,9 @@ class DocumentCompressor:
         new = [(d, c) for d, c in pieces if known.get(d.id) != content_hash(d, c)]
         chunks = [chunk for _, own in new for chunk in own]
         if not chunks:
-            return Compressed()
+            return CompressedBatch()
         blocks = iter(self.compress(chunks))
-        return Compressed([(d, [next(blocks) for _ in own]) for d, own in new], self.provenance(chunks))
+        return CompressedBatch([(d, [next(blocks) for _ in own]) for d, own in new], self.provenance(chunks))
 
     def chunks(self, document: Document) -> Iterator[Chunk]:
         """The chunks of a document, in order.

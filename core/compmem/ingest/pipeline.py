@@ -1,7 +1,7 @@
 """Adds documents: each batch is checked, split into chunks, compressed and committed.
 
-A document that is longer than a batch is a batch of its own. It goes through the same steps in pieces, within one
-transaction, so that what is held of it beside its text does not grow with it.
+A document longer than a batch is added alone, in pieces, in one transaction. Memory for it is bounded, except for its
+text.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rich.progress import track
 
-from compmem.ingest.compressor import Compressed, DocumentCompressor
+from compmem.ingest.compressor import CompressedBatch, DocumentCompressor
 from compmem.schema import Chunk, Document, MemoryBlock
 from compmem.store import JSON, Store, content_hash
 from compmem.store.records import metadata_json
@@ -21,7 +21,7 @@ PIECE_CHARACTERS = 200_000
 TASK_CHARACTERS = 25_000
 """Text that a worker compresses at once."""
 
-Task = tuple[Sequence[Document], Mapping[str, str]]
+CompressionTask = tuple[Sequence[Document], Mapping[str, str]]
 """Documents, and the content hash of each one of them that is known."""
 
 
@@ -39,14 +39,14 @@ class IngestPipeline:
         documents: Iterable[Document],
         *,
         show_progress: bool = False,
-        elsewhere: Callable[[Iterator[Task]], Iterator[Compressed]] | None = None,
+        compress_tasks: Callable[[Iterator[CompressionTask]], Iterator[CompressedBatch]] | None = None,
     ) -> int:
         """Compresses and stores documents; returns how many were new or changed.
 
         Args:
             documents: Documents with ids of their own.
             show_progress: A bar on the terminal.
-            elsewhere: Compresses tasks in other processes, in order. None: in this one.
+            compress_tasks: Compresses tasks in other processes, in order. None: in this one.
 
         Raises:
             ValueError: A document is empty, cannot be stored, or has the id of another one. Documents that were
@@ -58,21 +58,21 @@ class IngestPipeline:
             raise ValueError("add takes documents in a list or another iterable, not one document")
         if not isinstance(documents, Iterable):
             raise TypeError(f"add takes documents in a list or another iterable, not {type(documents).__name__}")
-        distinct: Iterable[Document] = _distinct(documents)
+        distinct: Iterable[Document] = _without_repeats(documents)
         if isinstance(documents, Sequence):
             distinct = list(distinct)  # a list is checked completely before any document is stored
         incoming = track(distinct, "compressing") if show_progress else distinct
-        if elsewhere is None:
-            return sum(self._add_batch(batch) for batch in batches(incoming, BATCH_CHARACTERS))
-        tasks = ((batch, self._known(batch)) for batch in batches(incoming, TASK_CHARACTERS))
-        return sum(self._commit(done) for done in elsewhere(tasks))
+        if compress_tasks is None:
+            return sum(self._add_batch(batch) for batch in document_batches(incoming, BATCH_CHARACTERS))
+        tasks = ((batch, self._known(batch)) for batch in document_batches(incoming, TASK_CHARACTERS))
+        return sum(self._commit(done) for done in compress_tasks(tasks))
 
     def _add_batch(self, batch: Sequence[Document]) -> int:
         if len(batch) == 1 and len(batch[0].text) > BATCH_CHARACTERS:
             return self._add_long(batch[0])
-        return self._commit(self.compressor.batch(batch, self._known(batch)))
+        return self._commit(self.compressor.compress_new(batch, self._known(batch)))
 
-    def _commit(self, done: Compressed) -> int:
+    def _commit(self, done: CompressedBatch) -> int:
         self.store.add(done.entries, record=lambda: self.record_provenance(done.provenance))
         return len(done.entries)
 
@@ -105,7 +105,7 @@ class IngestPipeline:
         return blocks
 
 
-def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
+def _without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents, each once, until one has the id of an earlier one and other content."""
     seen: dict[str, int] = {}
     for document in documents:
@@ -127,7 +127,7 @@ def _content(chunk: Chunk | str) -> Hashable:
     return chunk if isinstance(chunk, str) else (chunk.text, chunk.headings, chunk.context, chunk.sentences)
 
 
-def batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+def document_batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
     """The documents in lists of so many characters and some more; one that is longer is alone in its list."""
     batch: list[Document] = []
     held = 0

@@ -15,37 +15,43 @@ from typing import Any, Final, Self, TypeVar
 
 import torch
 
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.errors import CompMemError, WorkerError
-from compmem.index_models import IndexModels
-from compmem.ingest.compressor import Compressed, DocumentCompressor
-from compmem.ingest.pipeline import Task
+from compmem.ingest.compressor import CompressedBatch, DocumentCompressor
+from compmem.ingest.pipeline import CompressionTask
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-AHEAD: Final = 2
+MakeCompressor = Callable[[], DocumentCompressor]
+"""Makes what compresses documents; it is sent to each worker."""
+
+TASKS_PER_WORKER: Final = 2
 """Tasks for each worker that are compressed or wait at once."""
 
 
 class Workers:
-    """Worker processes, until the block ends; with models of their own where they are to compress.
+    """Worker processes for the duration of the `with` block; each loads its own models if it compresses.
 
-    They are no forks of this process, whose threads and locks a fork would not have.
+    They are not forks of this process, whose threads and locks a fork would not have.
+
+    Args:
+        number: How many.
+        make_compressor: Makes what compresses in a worker. None: the workers do not compress.
 
     Raises:
-        ValueError: The number is none, or an object that is the encoder cannot be sent to another process.
+        ValueError: The number is below 1, or the encoder object cannot be pickled.
     """
 
-    def __init__(self, number: int, models: IndexModels | None = None) -> None:
-        check_whole("workers", number)
-        _check_sendable(models)
+    def __init__(self, number: int, make_compressor: MakeCompressor | None = None) -> None:
+        check_integer("workers", number)
+        _check_picklable(make_compressor)
         self._number = number
         self._pool = ProcessPoolExecutor(
             number,
             mp_context=_context(),
-            initializer=_start,
-            initargs=(models, max(1, torch.get_num_threads() // number)),
+            initializer=_initialize_worker,
+            initargs=(make_compressor, max(1, torch.get_num_threads() // number)),
         )
 
     def __enter__(self) -> Self:
@@ -56,11 +62,11 @@ class Workers:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def compress(self, tasks: Iterable[Task]) -> Iterator[Compressed]:
-        """The tasks' documents with their blocks, in order. Raises what `each` raises."""
-        return self.each(_compress, tasks)
+    def compress(self, tasks: Iterable[CompressionTask]) -> Iterator[CompressedBatch]:
+        """The tasks' documents with their blocks, in order. Raises what `map` raises."""
+        return self.map(_compress, tasks)
 
-    def each(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    def map(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
         """The results of a function for items, in order; only a few items are in work or wait.
 
         Args:
@@ -74,7 +80,7 @@ class Workers:
         try:
             for item in items:
                 waiting.append(self._pool.submit(work, item))
-                if len(waiting) >= AHEAD * self._number:
+                if len(waiting) >= TASKS_PER_WORKER * self._number:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -95,9 +101,9 @@ def _context() -> Any:
     return context
 
 
-def _check_sendable(models: IndexModels | None) -> None:
+def _check_picklable(make_compressor: MakeCompressor | None) -> None:
     try:
-        ForkingPickler.dumps(models)
+        ForkingPickler.dumps(make_compressor)
     except CompMemError:
         raise
     except Exception as error:  # an object's own class decides what it raises
@@ -108,13 +114,13 @@ _compressor: DocumentCompressor | None = None
 """What a worker process works with."""
 
 
-def _start(models: IndexModels | None, threads: int) -> None:
+def _initialize_worker(make_compressor: MakeCompressor | None, threads: int) -> None:
     """Prepares a worker process. Models are loaded with the first task, so that errors in loading are reported."""
     global _compressor
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
     torch.set_num_threads(threads)
-    _compressor = models.document_compressor() if models is not None else None
+    _compressor = None if make_compressor is None else make_compressor()
 
 
 def _end_with_parent() -> None:
@@ -125,6 +131,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _compress(task: Task) -> Compressed:
+def _compress(task: CompressionTask) -> CompressedBatch:
     assert _compressor is not None, "the pool has started this process"
-    return _compressor.batch(*task)
+    return _compressor.compress_new(*task)

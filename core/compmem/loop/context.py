@@ -92,7 +92,7 @@ class QuestionContext:
         found = self.loader.get(blocks)
         if self.kv_cache is None:
             return found
-        states = self.kv_cache.take(blocks, self.snapshot.kv_states)
+        states = self.kv_cache.get(blocks, self.snapshot.kv_states)
         return [replace(block, kv=kv) for block, kv in zip(found, states, strict=True)]
 
     def count_tokens(self, text: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.config import LoopConfig, RecallConfig
 from compmem.errors import ReaderError
 from compmem.readers.answers import ANSWER, NOTHING_FOUND
@@ -186,9 +186,9 @@ class ChatReader:
     ) -> None:
         if not callable(chat):
             raise ValueError(f"chat={chat!r} must be a callable that takes messages and gives text")
-        check_whole("memory_tokens", memory_tokens)
+        check_integer("memory_tokens", memory_tokens)
         if prompt_tokens is not None:
-            check_whole("prompt_tokens", prompt_tokens)
+            check_integer("prompt_tokens", prompt_tokens)
         self.prompts = prompts or ChatPrompts()
         self.structured = structured
         self.memory_tokens = memory_tokens if prompt_tokens is None else max(1, min(memory_tokens, prompt_tokens // 4))

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 
 from compmem.backbone import Backbone
+from compmem.backbone.prompts import GAP
 from compmem.errors import CheckpointError
 from compmem.readers.answers import ANSWER
 from compmem.schema import KVStates
@@ -24,7 +25,6 @@ HELPS: Final = "<check>yes</check><update>"
 """The beginning of a step's reply if its blocks help (2602.10560)."""
 
 _HELPS_NOT: Final = "<check>no</check><update>"
-_GAP = re.compile(r"\{([a-z_]+)\}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +93,7 @@ Answer this question from them alone, in as few words as it allows. If they do n
     def __post_init__(self) -> None:
         noted = {"question", "memory"}
         for name, gaps in (("update", noted), ("overwrite", noted), ("answer", noted), ("from_blocks", {"question"})):
-            if (found := set(_GAP.findall(getattr(self, name)))) != gaps:
+            if (found := set(GAP.findall(getattr(self, name)))) != gaps:
                 raise ValueError(f"prompt {name!r} has the gaps {sorted(found)}, not {sorted(gaps)}")
 
     @classmethod
@@ -192,7 +192,7 @@ class StepPrompts:
             return None
         begun = [*prompt, *self.helps[: self._verdict_index]]
         with torch.inference_mode():
-            odds: list[float] = self.backbone.odds(
+            odds: list[float] = self.backbone.log_odds(
                 [begun] * len(blocks), [[block] for block in blocks], self._yes, self._no, starts=starts
             ).tolist()
         return odds

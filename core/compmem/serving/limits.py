@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 
-from compmem.checks import check_positive, check_whole
+from compmem.checks import check_integer, check_positive
 from compmem.config import RecallConfig
 
 MAX_WAITING_CHARS = 64 << 20
@@ -43,7 +43,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            check = check_positive if each.name.endswith("_seconds") else check_whole
+            check = check_positive if each.name.endswith("_seconds") else check_integer
             check(each.name, getattr(self, each.name))
 
     def limiter(self, at_once: int) -> "ConcurrencyLimiter":

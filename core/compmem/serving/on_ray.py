@@ -82,7 +82,7 @@ def serve(settings: Settings, host: str, port: int, address: str, shard_actors: 
     MemoryIndex.open(settings.index).close()
     os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray's processes give way to all others
     stop = threading.Event()
-    with distributed.connected(address), run_server(settings, tokens, host, port, shard_actors):
+    with distributed.ray_cluster(address), run_server(settings, tokens, host, port, shard_actors):
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, lambda *_: stop.set())
         stop.wait()

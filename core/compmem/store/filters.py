@@ -12,7 +12,8 @@ or `not` is reached by giving it operators: `{"or": {"==": 1}}`, `{"not": {"in":
 * Dates: two ISO texts, `2024-05-01` or `2024-05-01T10:00` with or without seconds and offset, are compared as times.
   A time without an offset is in UTC, and a date is its midnight. A `date` or `datetime` in a filter is converted to ISO
   text, as in metadata.
-* Operands are converted like metadata (see `compmem.metadata.plain`): a `Decimal` becomes a number, a `UUID` text.
+* Operands are converted like metadata (see `compmem.metadata.to_json_value`): a `Decimal` becomes a number,
+  a `UUID` text.
 
 The time is linear in the documents and in the conditions, each of which is tested once per distinct value. There may be
 `MAX_CONDITIONS` conditions on `MAX_KEYS` keys. Values are never inserted into SQL text.
@@ -26,7 +27,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from compmem.metadata import plain
+from compmem.metadata import to_json_value
 from compmem.store.blocks import BATCH, Numbers, parse_metadata
 from compmem.store.columns import Column, Hits
 from compmem.store.manifest import Rows, storable
@@ -275,7 +276,7 @@ def _scalar(key: str, operator: str, operand: Any) -> Any:
 def _plain(operand: Any) -> Any:
     """The operand converted like metadata, or unchanged if that is impossible; lists are not converted."""
     try:
-        return operand if isinstance(operand, Mapping) or _is_list(operand) else plain(operand)
+        return operand if isinstance(operand, Mapping) or _is_list(operand) else to_json_value(operand)
     except ValueError:
         return operand
 

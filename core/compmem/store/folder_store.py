@@ -84,7 +84,7 @@ class FolderStore(Store):
             "terms": lexical.fingerprint(),
         }
         _check_kinds(facts)
-        folder = Folder(temporary.make() if path is None else Path(path))
+        folder = Folder(temporary.make_folder() if path is None else Path(path))
         folder.prepare()
         with _locked(FileLock(folder.lock), folder):
             folder.prepare()

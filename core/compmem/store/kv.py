@@ -6,7 +6,7 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from compmem.errors import CorruptStoreError, StoreError
-from compmem.kv_format import NAMES, KVTensors, have_known_types, shapes_fit
+from compmem.kv_format import TENSOR_NAMES, KVTensors, have_known_types, shapes_fit
 from compmem.locks import Lock
 from compmem.store.folder import Folder
 
@@ -50,7 +50,7 @@ class KVSegments:
 
         segment = self._segment(serial, size)
         try:
-            names = [name for name in NAMES if f"{number}.{name}" in segment[1]]
+            names = [name for name in TENSOR_NAMES if f"{number}.{name}" in segment[1]]
             tensors = {name: segment[0].get_tensor(f"{number}.{name}") for name in names}
         except (SafetensorError, OSError) as error:
             raise CorruptStoreError(f"{self._folder.kv(serial).name} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from typing import IO, Final
 import numpy as np
 
 from compmem.errors import CorruptStoreError
-from compmem.metadata import plain
+from compmem.metadata import to_json_value
 from compmem.schema import MAX_CONTEXT_CHARS, MAX_TITLE_CHARS, Chunk, Document, MemoryBlock, Vectors
 from compmem.store.manifest import parse_json
 from compmem.text.unicode import check
@@ -210,7 +210,7 @@ def metadata_json(document: Document) -> str:
         if not isinstance(key, str):
             raise ValueError(f"{where}: a key must be a string")
         try:
-            kept[key] = plain(value)
+            kept[key] = to_json_value(value)
             json.dumps({key: kept[key]}, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from error

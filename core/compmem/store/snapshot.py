@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from compmem.checks import check_whole
+from compmem.checks import check_integer
 from compmem.errors import CorruptStoreError
 from compmem.schema import Chunk, Document, Filter, KVStates, MemoryBlock
 from compmem.store.blocks import BATCH, LocatedBlock, Numbers, number_list, parse_metadata, read_blocks, read_locations
@@ -25,9 +25,9 @@ def part_of(offset: int, limit: int | None) -> slice:
     Raises:
         ValueError: A number is below 0.
     """
-    check_whole("offset", offset, 0)
+    check_integer("offset", offset, 0)
     if limit is not None:
-        check_whole("limit", limit, 0)
+        check_integer("limit", limit, 0)
     return slice(offset, None if limit is None else offset + limit)
 
 

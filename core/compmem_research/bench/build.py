@@ -93,7 +93,7 @@ def _on_ray(
 
     rows = []
     for number in encoders:
-        with TemporaryDirectory() as folder, distributed.connected("local"):
+        with TemporaryDirectory() as folder, distributed.ray_cluster("local"):
             dataset = distributed.dataset_of(documents)
             with MemoryIndex.create(Path(folder) / "a", config, shards=shards) as index:
                 row = _timed(partial(distributed.add_dataset, index, dataset, encoders=number), documents, index)

@@ -18,7 +18,7 @@ from typing import Any, Final, cast, get_args
 import torch
 
 from compmem.backbone import Backbone, chunk_ids, fuse_blocks, stream_parallel, window_sizes
-from compmem.config import ONE_BUDGET, KVFusion, KVPruning, KVType
+from compmem.config import SHARED_BUDGET_METHODS, KVFusion, KVPruning, KVType
 from compmem.kv_format import pack, unpack
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
@@ -78,8 +78,10 @@ class Settings:
         ):  # fmt: skip
             if unknown := set(names) - set(get_args(known)):
                 raise ValueError(f"unknown {kind} {min(unknown)!r}: there are {', '.join(get_args(known))}")
-        if set(ONE_BUDGET) & set(self.pruning) and "ape" in methods:
-            raise ValueError(f"blocks pruned by {' and '.join(ONE_BUDGET)} cannot be read with the method ape")
+        if set(SHARED_BUDGET_METHODS) & set(self.pruning) and "ape" in methods:
+            raise ValueError(
+                f"blocks pruned by {' and '.join(SHARED_BUDGET_METHODS)} cannot be read with the method ape"
+            )
         for name in ("blocks", "limit", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
@@ -152,7 +154,9 @@ def _conditions(settings: Settings, name: str, model: Backbone) -> Iterator[Cond
     methods, pruning = settings.methods, tuple(n for n in get_args(KVPruning) if n in settings.pruning)
     if trained := model.memory.trained:
         methods = ("none",) if model.memory.inserted else methods
-        methods = tuple(m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in ONE_BUDGET)
+        methods = tuple(
+            m for m in methods if "ape" not in m.split("+") or model.memory.pruning not in SHARED_BUDGET_METHODS
+        )
         pruning = (TRAINED_PRUNING,)
     for ratio in settings.ratios:
         if ratio > 1 or not trained:
@@ -208,7 +212,7 @@ class _Answering:
             stored = sum(tensor.nbytes for parts in packed for tensor in parts.values())
             began, prompt, start = now(), self._prompt, None
             if not ratio:
-                lead = len(backbone.lead)
+                lead = len(backbone.chat_prefix_ids)
                 text = [*prompt[:lead], *(i for text in self._texts for i in text), *prompt[lead:-1]]
                 # Read once, for the answer and for its loss.
                 blocks, prompt, start = backbone.prompt_states([text]), prompt[-1:], len(text)

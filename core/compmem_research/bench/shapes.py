@@ -44,7 +44,7 @@ def random_backbone(shape: str, *, device: str, dtype: str, ratio: int) -> Backb
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()  # type: ignore[no-untyped-call]
     model.generation_config.eos_token_id = None
-    backbone = Backbone.of(model, _tokenizer())
+    backbone = Backbone.from_model(model, _tokenizer())
     backbone.add_memory(MemoryConfig(ratio=ratio))
     backbone.decoder.to(device)
     backbone.add_gate()

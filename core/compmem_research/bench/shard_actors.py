@@ -54,7 +54,7 @@ def measure(
         whole = held.enter_context(kept_index(task, index_folder)[0])
         folder = Path(held.enter_context(TemporaryDirectory()))
         os.environ.setdefault("RAY_worker_niceness", str(os.nice(0)))  # by default Ray's processes give way to others
-        held.enter_context(distributed.connected("local"))
+        held.enter_context(distributed.ray_cluster("local"))
         until = None if minutes is None else time.monotonic() + 60 * minutes
         for n in shards:
             with divided(whole, folder / str(n), n) as one, distributed.open_index(one.path, actors=actors) as many:

@@ -50,7 +50,7 @@ def run(
         began = time.monotonic()
         if one is not left[0] and began + _expected(one, planned, cells) > until:
             return
-        models.backbone.release()
+        models.backbone.free_caches()
         try:
             with torch.inference_mode():
                 cell = one.work()

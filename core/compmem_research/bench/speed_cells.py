@@ -128,7 +128,7 @@ def answer(models: SpeedModels, folder: BlockFolder, resident: KVCache, *, per_s
         nearest = torch.argsort(folder.vectors @ asked, descending=True).tolist()
         proposed = [n for n in nearest if n not in read][: models.rules.candidates]
         turn = models.turn()
-        states = resident.take(proposed, folder.load)
+        states = resident.get(proposed, folder.load)
         scores = models.backbone.score(
             [turn] * len(proposed), [[s] for s in states], models.ids(models.rules.probe_tokens)
         )
@@ -219,7 +219,7 @@ def measure_batch(models: SpeedModels, clock: "Clock") -> Cell:
     [block] = models.backbone.compress([models.ids(models.rules.chunk_tokens)], ratio=models.rules.ratio)
     out: Cell = {"rows": rows}
     for name, step in (("compmem", partial(models.read, [block], rows)), ("memagent", partial(models.overwrite, rows))):
-        models.backbone.release()  # the slots of the other measurement do not count here
+        models.backbone.free_caches()  # the slots of the other measurement do not count here
         step()
         out[name] = clock.time(step)
     return out

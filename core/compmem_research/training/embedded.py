@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from compmem.naming import absolute
+from compmem.naming import absolute_path
 from compmem_research.training.engine.log import LOG
 from compmem_research.training.engine.packing import pack, unpack
 from compmem_research.training.engine.settings import read_settings
@@ -72,7 +72,7 @@ def run_all(
         CheckpointError: A checkpoint cannot be read or written, or the moved files are not of a phase's start.
     """
     settings = read_settings(config, Embedded)
-    settings = settings if base is None else dataclasses.replace(settings, base=absolute(base))
+    settings = settings if base is None else dataclasses.replace(settings, base=absolute_path(base))
     if phase is not None and not 1 <= phase <= len(settings.phases):
         raise ValueError(f"phase={phase}: there are 1 to {len(settings.phases)}")
     chosen = settings.phases if phase is None else settings.phases[phase - 1 : phase]

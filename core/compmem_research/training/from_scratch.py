@@ -98,7 +98,7 @@ def untrained_backbone(
     config: DecoderConfig, tokenizer: Any, *, seed: int = 0, device: str | torch.device | None = None
 ) -> Backbone:
     """A backbone with random weights. Device None: the CPU."""
-    return Backbone.of(untrained_model(config, tokenizer, seed=seed).to(device or "cpu"), tokenizer)
+    return Backbone.from_model(untrained_model(config, tokenizer, seed=seed).to(device or "cpu"), tokenizer)
 
 
 def untrained_model(config: DecoderConfig, tokenizer: Any, *, seed: int = 0) -> Any:

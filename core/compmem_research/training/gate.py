@@ -152,7 +152,7 @@ def make_examples(
             part = numbers[at : at + settings.at_once]
             seeds = [drawn_seeds(settings.run.seed, n, settings.rollouts.group) for n, _ in part]
             made += gate_examples.collect(rollouts, [draw(n, held_out) for n, held_out in part], seeds)
-        backbone.release()
+        backbone.free_caches()
         if keep:
             gate_examples.write(file, made, made_of)
     if len(made) != settings.contexts + 2 * settings.held:
@@ -282,7 +282,7 @@ class GateStage:
             with torch.no_grad(), precision(self.backbone):
                 return self.backbone.compress([named[n] for n in numbers], ratio=self._ratio)
 
-        return self._resident.take(list(named), make)
+        return self._resident.get(list(named), make)
 
     def _asked(self, question: str, memory: str) -> tuple[list[int], list[int]]:
         encode = self.backbone.encode

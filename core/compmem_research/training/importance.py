@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from compmem.backbone import Backbone, chunk_ids
-from compmem.config import ONE_BUDGET
-from compmem.naming import absolute
+from compmem.config import SHARED_BUDGET_METHODS
+from compmem.naming import absolute_path
 from compmem.readers import LatentPrompts
 from compmem.schema import Chunk, KVStates
 from compmem_research.tasks.multihop import read_corpus
@@ -78,8 +78,8 @@ def train(settings: ImportanceTraining) -> dict[str, Any]:
     """
     began = time.monotonic()
     backbone = Backbone.load(settings.start, device=settings.device, dtype=settings.dtype)
-    if backbone.memory.trained and backbone.memory.pruning not in ONE_BUDGET:
-        raise ValueError(f"{str(settings.start)!r} was not trained on states that {ONE_BUDGET[0]} chooses")
+    if backbone.memory.trained and backbone.memory.pruning not in SHARED_BUDGET_METHODS:
+        raise ValueError(f"{str(settings.start)!r} was not trained on states that {SHARED_BUDGET_METHODS[0]} chooses")
     drawn = _passages(settings, backbone)
     fit = Fit()
     for number, (features, scores) in enumerate(_examples(backbone, drawn[: settings.passages], settings.at_once)):
@@ -88,7 +88,7 @@ def train(settings: ImportanceTraining) -> dict[str, Any]:
             logger.info("%d passages read in %.0f s", number + 1, time.monotonic() - began)
     backbone.set_importance(fit.weights(settings.ridge))
     figures = _measured(backbone, drawn[settings.passages :], settings)
-    base = backbone.base if backbone.base is not None else absolute(str(settings.start))
+    base = backbone.base if backbone.base is not None else absolute_path(str(settings.start))
     folder = settings.out / BACKBONE
     backbone.save(folder, base=base)
     LatentPrompts.from_backbone(backbone).write(folder)
@@ -163,7 +163,7 @@ def _measured(backbone: Backbone, chunks: Sequence[Sequence[int]], settings: Imp
         for start in range(0, len(chunks), settings.at_once):
             group = chunks[start : start + settings.at_once]
             chosen = []
-            for number, pruning in enumerate(ONE_BUDGET):
+            for number, pruning in enumerate(SHARED_BUDGET_METHODS):
                 begun = time.perf_counter()
                 chosen.append(backbone.compress(group, ratio=ratio, pruning=pruning))
                 seconds[number] += time.perf_counter() - begun
@@ -172,7 +172,7 @@ def _measured(backbone: Backbone, chunks: Sequence[Sequence[int]], settings: Imp
         "held_correlation": round(float(np.mean(alike)), 4),
         "held_overlap": round(float(np.mean(kept)), 4),
         "held_ratio": ratio,
-        "held_seconds": dict(zip(ONE_BUDGET, (round(s, 2) for s in seconds), strict=True)),
+        "held_seconds": dict(zip(SHARED_BUDGET_METHODS, (round(s, 2) for s in seconds), strict=True)),
     }
 
 

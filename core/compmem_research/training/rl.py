@@ -144,7 +144,7 @@ class RLStage:
 
     def __init__(self, settings: RLTraining, backbone: Backbone, draw: ContextSource) -> None:
         backbone.steps_trained |= settings.rollouts.steps
-        backbone.keep_scores(CACHED_SCORES)
+        backbone.cache_scores(CACHED_SCORES)
         self.backbone = backbone
         self.state: dict[str, float] = {}
         self._settings = settings
@@ -224,7 +224,7 @@ class RLStage:
         contexts = [self._draw(row, False) for row in rows]
         seeds = [drawn_seeds(settings.run.seed, row, settings.rollouts.group) for row in rows]
         groups = self._rollouts.run(contexts, seeds)
-        self.backbone.release()
+        self.backbone.free_caches()
         seconds = (time.monotonic() - began) / len(batches)
         rewards = [
             [reward(run, context.sample, settings.outcome) for run in group]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compmem.backbone import Backbone, Blocks, Role, memory_count
+from compmem.backbone import Backbone, Blocks, Role, memory_token_count
 from compmem.schema import KVStates
 from compmem_research.training.engine.device import precision
 
@@ -52,7 +52,7 @@ class Rows:
             for name, count in zip(figures_of(example.part), (learned, learned, len(example.spans)), strict=True):
                 counts[name] = counts.get(name, 0.0) + count
         chunks = {tuple(block) for e in kept for block in e.blocks}
-        inside = sum(len(chunk) + memory_count(len(chunk), ratio) for chunk in chunks)
+        inside = sum(len(chunk) + memory_token_count(len(chunk), ratio) for chunk in chunks)
         return cls(examples=kept, ratio=ratio, counts=counts, tokens=inside + sum(len(e.ids) for e in kept))
 
 
@@ -106,7 +106,7 @@ def _group(
 
 def as_text(backbone: Backbone, example: Example) -> Example:
     """The row with its blocks as plain tokens, where their states are read."""
-    lead = backbone.lead
+    lead = backbone.chat_prefix_ids
     begun = len(lead) if list(example.ids[: len(lead)]) == lead else 0
     text = [*(() if begun else lead), *(i for block in example.blocks for i in block)]
     spans = tuple((start + len(text), end + len(text)) for start, end in example.spans)

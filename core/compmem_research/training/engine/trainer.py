@@ -341,7 +341,7 @@ class _Run(Generic[B]):
         self._stage.backbone.decoder.eval()
         with torch.no_grad():
             figures: dict[str, float] = self._module(lambda: self._stage.measure(self._step))
-        self._stage.backbone.release()
+        self._stage.backbone.free_caches()
         return figures
 
     def _save(self) -> None:

@@ -70,7 +70,7 @@ def frozen_copy(backbone: Backbone, trained: Collection[Parameter]) -> Backbone:
     )  # fmt: skip
     frozen = Backbone(components)
     if kept.isdisjoint(map(id, backbone.parameters("base").values())):
-        frozen.share_scores(backbone)
+        frozen.use_scores_of(backbone)
     return frozen
 
 

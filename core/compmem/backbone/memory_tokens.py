@@ -19,7 +19,7 @@ States = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, `[rows, kv_heads, memory_tokens, head_dim]`."""
 
 
-def memory_count(tokens: int, ratio: int) -> int:
+def memory_token_count(tokens: int, ratio: int) -> int:
     """Memory tokens for a number of source tokens."""
     return -(-tokens // ratio)
 
@@ -29,36 +29,36 @@ def compress(
 ) -> list[KVStates]:
     """The KV states of each chunk's memory tokens, in order."""
     order = sorted(range(len(chunks)), key=lambda i: -len(chunks[i]))
-    carried: States = []
+    past_states: States = []
     pieces: list[tuple[list[int], Sequence[Tensor], Sequence[Tensor]]] = []
     for start in range(0, len(chunks[order[0]]), window):
         parts = [chunks[i][start : start + window] for i in order if len(chunks[i]) > start]
-        carried = [(key[: len(parts)], value[: len(parts)]) for key, value in carried]
-        made = _run_window(decoder, rotary, parts, carried, ratio)
-        counts = [memory_count(len(part), ratio) for part in parts]
+        past_states = [(key[: len(parts)], value[: len(parts)]) for key, value in past_states]
+        made = _run_window(decoder, rotary, parts, past_states, ratio)
+        counts = [memory_token_count(len(part), ratio) for part in parts]
         keys, values = (torch.stack(states, dim=1) for states in zip(*made, strict=True))
         # Split now: the gradient of one row at a time would be as large as that of all rows.
         pieces.append((counts, keys.unbind(), values.unbind()))
-        carried = [
+        past_states = [
             (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
-            for old, new in zip(carried, made, strict=True)
-        ] if carried else made  # fmt: skip
+            for old, new in zip(past_states, made, strict=True)
+        ] if past_states else made  # fmt: skip
     states: list[KVStates | None] = [None] * len(chunks)
     for row, index in enumerate(order):
-        mine = [(counts[row], keys[row], values[row]) for counts, keys, values in pieces if row < len(counts)]
+        row_states = [(counts[row], keys[row], values[row]) for counts, keys, values in pieces if row < len(counts)]
         states[index] = KVStates(
-            keys=torch.cat([keys[:, :, :count] for count, keys, _ in mine], dim=2),
-            values=torch.cat([values[:, :, :count] for count, _, values in mine], dim=2),
+            keys=torch.cat([keys[:, :, :count] for count, keys, _ in row_states], dim=2),
+            values=torch.cat([values[:, :, :count] for count, _, values in row_states], dim=2),
         )
     return [state for state in states if state is not None]
 
 
 def _run_window(
-    decoder: Decoder, rotary: Rotary, parts: Sequence[Sequence[int]], carried: States, ratio: int
+    decoder: Decoder, rotary: Rotary, parts: Sequence[Sequence[int]], past_states: States, ratio: int
 ) -> States:
     """Run one window of every row and return the states of its memory tokens."""
     device = decoder.embed_tokens.weight.device
-    counts = [memory_count(len(part), ratio) for part in parts]
+    counts = [memory_token_count(len(part), ratio) for part in parts]
     width = len(parts[0]) + counts[0]
     ids = torch.zeros(len(parts), width, dtype=torch.long)
     columns = torch.zeros(len(parts), counts[0], dtype=torch.long)
@@ -67,19 +67,19 @@ def _run_window(
         ids[row, place + place // ratio] = torch.tensor(part, dtype=torch.long)
         number = torch.arange(count)
         columns[row, :count] = ((number + 1) * ratio).clamp(max=len(part)) + number
-    real = torch.arange(counts[0])[None] < torch.tensor(counts)[:, None]
-    flat = (columns + torch.arange(len(parts))[:, None] * width)[real]
-    context = _Window(rotary, carried, columns.to(device), len(decoder.layers))
+    is_memory = torch.arange(counts[0])[None] < torch.tensor(counts)[:, None]
+    flat = (columns + torch.arange(len(parts))[:, None] * width)[is_memory]
+    context = _WindowContext(rotary, past_states, columns.to(device), len(decoder.layers))
     decoder(ids.to(device), context, memory_rows=flat.to(device))
     return context.states
 
 
-class _Window(Context):
+class _WindowContext(Context):
     """One window of each row after the memory of earlier windows; records the states of its memory tokens."""
 
-    def __init__(self, rotary: Rotary, carried: States, columns: Tensor, layers: int) -> None:
+    def __init__(self, rotary: Rotary, past_states: States, columns: Tensor, layers: int) -> None:
         self._rotary = rotary
-        self._carried = carried
+        self._past_states = past_states
         self._columns = columns[:, None, :, None]
         empty = torch.empty(0)
         self.states: States = [(empty, empty)] * layers
@@ -91,8 +91,8 @@ class _Window(Context):
         self.states[layer] = (key.gather(2, index), value.gather(2, index))
         if layer == len(self.states) - 1:
             return None
-        if self._carried:
-            old_key, old_value = self._carried[layer]
+        if self._past_states:
+            old_key, old_value = self._past_states[layer]
             key, value = torch.cat((old_key, key), dim=2), torch.cat((old_value, value), dim=2)
         cos, sin = self._rotary(key.shape[2], key)
         past = key.shape[2] - query.shape[2]

@@ -38,8 +38,8 @@ class MergedCalls:
     """
 
     def __init__(self, run: Callable[[Sequence[str]], Vectors], places: Callable[[], int] = lambda: 1) -> None:
-        self._of_texts = run
-        self._places = places
+        self._function = run
+        self._max_running = places
         self.renew()
         _merged.add(self)
 
@@ -53,7 +53,7 @@ class MergedCalls:
         """The vectors of these texts. Raises what the function raises for them alone."""
         call = None
         with self._guard:
-            if self._running < self._places():
+            if self._running < self._max_running():
                 self._running += 1
             else:
                 call = _Call(texts)
@@ -63,13 +63,13 @@ class MergedCalls:
         try:
             return self.run(texts)
         finally:
-            self._leave()
+            self._finish()
 
     def run(self, texts: Sequence[str]) -> Vectors:
         """The vectors of these texts, at once."""
-        return self._of_texts(texts)
+        return self._function(texts)
 
-    def _leave(self) -> None:
+    def _finish(self) -> None:
         """Gives the place to the calls that wait; if there are many, to the first ones."""
         batch: list[_Call] = []
         with self._guard:
@@ -81,9 +81,8 @@ class MergedCalls:
             begun = threading.Lock()
             try:
                 _threads().submit(self._run_batch, batch, begun)
-            except (
-                RuntimeError
-            ):  # no thread could be started; if there is another one, it may run the batch all the same
+            except RuntimeError:
+                # No thread could be started; if there is another one, it may run the batch all the same.
                 self._run_batch(batch, begun)
 
     def _run_batch(self, batch: Sequence[_Call], begun: threading.Lock) -> None:
@@ -92,7 +91,7 @@ class MergedCalls:
         try:
             self._encode(batch)
         finally:
-            self._leave()
+            self._finish()
 
     def _encode(self, batch: Sequence[_Call]) -> None:
         ends = list(accumulate(len(call.texts) for call in batch))

@@ -34,9 +34,9 @@ class TokenCodec:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def prompt(self, text: str, *, thinking: bool = False) -> Prompt:
+    def prompt(self, text: str) -> Prompt:
         """A user turn with gaps to fill, in the tokenizer's chat template."""
-        return Prompt(text, self.tokenizer, thinking=thinking)
+        return Prompt(text, self.tokenizer)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
