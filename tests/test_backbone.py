@@ -399,3 +399,8 @@ def test_reading_after_inference_mode_still_trains(tiny_backbone):
         backbone.generate([tokens(5)], [backbone.compress([tokens(20)])], max_new_tokens=3)
     backbone.read([tokens(5)], [backbone.compress([tokens(20)])]).sum().backward()
     assert backbone.parameters("memory")["memory_embedding"].grad.abs().sum() > 0
+
+
+def test_the_mask_is_on_the_device_of_the_queries():
+    query, key = torch.empty(1, 4, 2, 8, device="meta"), torch.empty(1, 2, 10, 8, device="meta")
+    assert attention(query, key, key, scale=1.0).shape == (1, 2, 32)
