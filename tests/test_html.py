@@ -109,3 +109,11 @@ def test_time_for_html_grows_with_its_length(piece):
 def test_wide_html_is_read():
     assert page_text("<div>" * 2_000 + "deep" + "</div>" * 2_000)[1] == "deep\n"
     assert page_text("<p>" * 20_000 + "wide<")[1] == "wide<\n"
+
+
+def test_boilerplate_is_known_by_its_id_or_class_outside_the_content():
+    page = """<body class="with-sidebar nav"><div id="sidebar">Ads</div><ul class="Breadcrumbs big"><li>Home</li></ul>
+        <div class="with-sidebar"><p>The lease ends.</p><div class="toc">1 Rent</div></div>
+        <main class="sidebar"><div class="navigation">Steer by the stars.</div></main>
+        <div class="footer">Imprint</div>"""
+    assert page_text(page)[1].split("\n\n") == ["The lease ends.", "Steer by the stars.\n"]

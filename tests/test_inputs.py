@@ -260,6 +260,16 @@ def test_a_folder_without_files_is_named(tmp_path):
     assert read(tmp_path) == ([], [f"{tmp_path}: contains no file to read"])
 
 
+def test_the_header_of_a_table_is_found_below_its_title():
+    assert csv_text("Prices, May\n\nItem;Net;Gross\nBolt;1,5;2\nNut;0,5;1\n") == (
+        "Prices, May\n\nItem: Bolt; Net: 1,5; Gross: 2\n\nItem: Nut; Net: 0,5; Gross: 1"
+    )
+    assert csv_text("sep=|\nItem|Net\nBolt, long|1\n") == "Item: Bolt, long; Net: 1"
+    assert csv_text("Item,,Net\nBolt,x,1\nNut,y,2\n") == "Item: Bolt; x; Net: 1\n\nItem: Nut; y; Net: 2"
+    assert csv_text("Note\n1\n2\n") == "Note: 1\n\nNote: 2"
+    assert csv_text("\n") == "\n"
+
+
 def test_tables_and_json_name_every_value():
     assert csv_text('Name;Born\n"Finch; Dora";Leeds\n;\nBob;"a\nb"\n') == (
         "Name: Finch; Dora; Born: Leeds\n\nName: Bob; Born: a b"
@@ -317,7 +327,7 @@ def test_the_time_for_a_table_grows_with_its_size():
         csv_text("a," * n + "\n" + "x\n" * n)
         return time.process_time() - began
 
-    assert seconds(40_000) < 40 * max(seconds(4000), 0.002)
+    assert min(seconds(40_000) for _ in range(3)) < 40 * max(seconds(4000), 0.002)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -113,3 +113,10 @@ def test_wrapped_prose_with_a_date_or_a_time_at_the_start_of_a_line_is_not_cut(t
 def test_a_term_and_the_indented_text_below_it_are_one_sentence(parts, between):
     between = "\n" if parts[1].startswith(" ") else between
     assert split(between.join(parts)) == [part.strip() for part in parts]
+
+
+def test_no_sentence_ends_inside_code_or_at_an_abbreviation_of_spanish_and_french():
+    text = "Run `make all. Then stop` first. Ask the Sra. Ruiz, Tél. 4, or Mme. Roy. Go."
+    assert [text[a:b] for a, b in sentences(text)] == [
+        "Run `make all. Then stop` first.", "Ask the Sra. Ruiz, Tél. 4, or Mme. Roy.", "Go.",
+    ]  # fmt: skip

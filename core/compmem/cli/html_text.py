@@ -14,6 +14,12 @@ _DROPPED: Final = frozenset(
 _DROPPED_ROLES: Final = frozenset("navigation banner contentinfo search".split())
 _AROUND_MAIN: Final = frozenset({"aside", "footer"})
 """Boilerplate, unless it is inside the main content."""
+_AROUND_MAIN_NAMES: Final = frozenset(
+    """breadcrumb breadcrumbs catlinks cookie-banner footer mw-editsection mw-navigation nav navbar navigation noprint
+    printfooter sidebar site-footer site-nav toc""".split()
+)
+"""Ids and classes of such boilerplate; a longer name, such as `with-sidebar`, may be that of the page."""
+_PAGE: Final = frozenset({"html", "body"})
 _MAIN: Final = frozenset({"main", "article"})
 _BLOCKS: Final = frozenset(
     """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
@@ -63,6 +69,11 @@ def page_text(html: str) -> tuple[str, str]:
         parser.feed(html[start : start + _FEED_CHARS])
     parser.close()
     return page.title(), page.text()
+
+
+def _is_around_main(tag: str, attributes: Mapping[str, str]) -> bool:
+    names = f"{attributes.get('id', '')} {attributes.get('class', '')}".lower().split()
+    return tag not in _MAIN | _PAGE and not _AROUND_MAIN_NAMES.isdisjoint(names)
 
 
 class _Page:
@@ -123,7 +134,7 @@ class _Page:
     def _is_dropped(self, tag: str, attributes: Mapping[str, str]) -> bool:
         return (
             tag in _DROPPED
-            or (tag in _AROUND_MAIN and not self._main)
+            or (not self._main and (tag in _AROUND_MAIN or _is_around_main(tag, attributes)))
             or attributes.get("hidden", "until-found") != "until-found"
             or attributes.get("role") in _DROPPED_ROLES
             or "display:none" in "".join(attributes.get("style", "").lower().split())

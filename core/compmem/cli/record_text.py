@@ -4,8 +4,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
+from statistics import median_low
 from typing import Any, Final
 
 from compmem.cli.text_decoding import UnreadableError
@@ -14,23 +15,48 @@ _MAX_NAME_CHARS: Final = 60
 """Maximum number of characters of a name before a value: long names would make the text much longer than the file."""
 _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS: Final = ",;\t|"
+_NAMED_DELIMITER: Final = re.compile(r"sep=([^\n])\n")
+"""The first line of some exported tables."""
+_MAX_LINES_ABOVE: Final = 20
+"""Maximum number of rows above the header."""
 
 
 def csv_text(text: str) -> str:
-    """A table as text: each row is a paragraph, `name: value; name: value`, with names from the first row.
+    """A table as text: each row is a paragraph, `name: value; name: value`, with names from the row of the header.
+
+    Rows above the header, such as a title, have a cell or two where most rows have many, and stay as they are.
 
     Raises:
         UnreadableError: A row is not CSV.
     """
     lines = text.lstrip("\n")
-    first = _QUOTED.sub("", lines[:10_000].partition("\n")[0])
-    rows = csv.reader(io.StringIO(lines), delimiter=max(_DELIMITERS, key=first.count))
+    if named := _NAMED_DELIMITER.match(lines):
+        lines = lines[named.end() :]
+    rows = csv.reader(io.StringIO(lines), delimiter=named[1] if named else _delimiter(lines))
     try:
-        header = [cell.strip() for cell in next(rows, [])]
-        written = [_line(zip(chain(header, repeat("")), row, strict=False)) for row in rows]
+        table = [[cell.strip() for cell in row] for row in rows]
     except csv.Error as error:
         raise UnreadableError(f"line {rows.line_num}: {error}") from error
-    return "\n\n".join(row for row in written if row) or text
+    table = [row for row in table if any(row)]
+    head = _header_place(table)
+    header, body = (table[head], table[head + 1 :]) if table else ([], [])
+    written = [_line(("", cell) for cell in row) for row in table[:head]]
+    written += [_line(zip(chain(header, repeat("")), row, strict=False)) for row in body]
+    return "\n\n".join(written) or text
+
+
+def _delimiter(lines: str) -> str:
+    """The mark that most of the first lines have most often, outside quotes."""
+    whole, _, _ = _QUOTED.sub("", lines[:10_000]).rpartition("\n")
+    counted = [line for line in whole.split("\n") if line] or [lines[:10_000]]
+    return max(_DELIMITERS, key=lambda mark: median_low([line.count(mark) for line in counted]))
+
+
+def _header_place(table: Sequence[Sequence[str]]) -> int:
+    """Index of the first row with more than half as many filled cells as most rows have; 0 if there is none."""
+    filled = [sum(map(bool, row)) for row in table]
+    enough = max(2, median_low(filled) // 2 + 1) if filled else 0
+    return next((place for place, count in enumerate(filled[:_MAX_LINES_ABOVE]) if count >= enough), 0)
 
 
 def json_text(text: str) -> str:

@@ -15,7 +15,9 @@ _END = re.compile(
     rf"|(?<![.!?…])[.!?…]++{_CLOSERS}(?=\s)"
     rf"|(?<=[\uac00-\ud7af])[.!?]++{_CLOSERS}(?=[\uac00-\ud7af])"
 )
-_QUOTED = re.compile(r"「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])")
+_QUOTED = re.compile(
+    r"`[^`\n]{0,300}`|「[^「」]{0,300}」|『[^『』]{0,300}』|（[^（）]{0,300}）|“[^“”\n]{0,300}”(?=[\u3040-\u30ff])"
+)
 _AFTER_QUOTE = tuple("とっはがをにのもで、,，")
 _NUMBER = re.compile(
     r"\s{0,8}(?:#{1,6}[ \t]+)?"
@@ -37,7 +39,8 @@ _ABBREVIATIONS = frozenset(
     """dr mr mrs ms prof rev gen col sgt capt lt gov sen rep hon st mt ft jr sr messrs vs v cf al approx fig figs eq eqs
     sec ch chap vol vols pp p no nos art ed eds trans op cit dept univ inc ltd corp co bros jan feb mar apr jun jul aug
     sep sept oct nov dec hr fr nr bzw ca vgl sog abs abb bd bsp evtl ggf inkl exkl max min mio mrd hrsg jh str tel dipl
-    ing geb gest z.b d.h u.a e.g i.e""".split()
+    ing geb gest z.b d.h u.a e.g i.e
+    sra srta dña ud uds núm núms pág págs avda mme mlle tél éd""".split()
 )
 _BEFORE_NUMBER = frozenset("ext est para paras qty anm kap rdnr rn ziff".split())
 """Abbreviations only before a number or a sign."""
