@@ -22,33 +22,8 @@ from compmem import (
 from compmem import Document as CoreDocument
 from langchain_compmem import CompMemReasoner, CompMemRetriever, ReasoningError
 from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, Recorder, ScriptedChat, make_index
-from tests.langchain_world import READ_ALL, STEP_1, STEP_2, ask, chatting, ids, world
+from tests.langchain_world import READ_ALL, STEP_1, STEP_2, ask, chatting, ids
 from tests.replies import keep_short
-
-
-@pytest.fixture(scope="module")
-def unchanged(tmp_path_factory):
-    """An index that no test changes."""
-    with world(tmp_path_factory.mktemp("world")) as made:
-        yield made
-
-
-@pytest.fixture
-def retriever(unchanged):
-    return CompMemRetriever(index=unchanged)
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A retriever over an index of the test's own, to be changed or with an encoder that waits."""
-    with world(tmp_path) as made:
-        yield CompMemRetriever(index=made)
-
-
-@pytest.fixture
-def reasoner(retriever):
-    return CompMemReasoner(index=retriever.index)
-
 
 # The reasoner
 

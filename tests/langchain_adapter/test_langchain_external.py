@@ -7,7 +7,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, EmbeddingsEncoder
 from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
-from tests.test_langchain_tracing import Hashed
+from tests.langchain_adapter.test_langchain_tracing import Hashed
 
 
 class Numbered(BaseRetriever):
