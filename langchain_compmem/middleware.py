@@ -84,17 +84,17 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         self.reasoner = reasoner
         self.direct = direct
         self.notes = notes
-        self._reasoner = _each(reasoner, (lambda one: one) if direct else _without_writer)
+        self._notes_reasoner = _change_reasoners(reasoner, (lambda one: one) if direct else _without_writer)
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index."""
         asked = _reasoner_input(state)
-        return self._update(None if asked is None else self._reasoner.invoke(asked, _HIDDEN))
+        return self._update(None if asked is None else self._notes_reasoner.invoke(asked, _HIDDEN))
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index without blocking the event loop."""
         asked = _reasoner_input(state)
-        return self._update(None if asked is None else await self._reasoner.ainvoke(asked, _HIDDEN))
+        return self._update(None if asked is None else await self._notes_reasoner.ainvoke(asked, _HIDDEN))
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
@@ -129,7 +129,7 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
 
 
-def _each(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -> Any:
+def _change_reasoners(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -> Any:
     """The reasoner with each `CompMemReasoner` in it changed.
 
     Raises:
@@ -139,12 +139,14 @@ def _each(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -
         case CompMemReasoner():
             return change(reasoner)
         case RunnableBindingBase():
-            return reasoner.model_copy(update={"bound": _each(reasoner.bound, change)})
+            return reasoner.model_copy(update={"bound": _change_reasoners(reasoner.bound, change)})
         case RunnableConfigurableFields():
-            return reasoner.model_copy(update={"default": _each(reasoner.default, change)})
+            return reasoner.model_copy(update={"default": _change_reasoners(reasoner.default, change)})
         case RunnableWithFallbacks():
-            fallbacks = [_each(one, change) for one in reasoner.fallbacks]
-            return reasoner.model_copy(update={"runnable": _each(reasoner.runnable, change), "fallbacks": fallbacks})
+            fallbacks = [_change_reasoners(one, change) for one in reasoner.fallbacks]
+            return reasoner.model_copy(
+                update={"runnable": _change_reasoners(reasoner.runnable, change), "fallbacks": fallbacks}
+            )
     hint = ": CompMemReasoner(index=retriever.index)" if isinstance(reasoner, BaseRetriever) else ""
     raise TypeError(f"reasoner must be a CompMemReasoner, not {type(reasoner).__name__}{hint}")
 

@@ -183,45 +183,28 @@ class CompMemVectorStore(VectorStore):
         """The documents with these ids, in that order, without unknown ones; for the id of a part, that part."""
         return self.retriever.get(ids)
 
-    def similarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,
-        *,
-        method: RecallMethod | None = None,
-        min_score: float | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
+    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """The k documents that the question needs, best first; fewer if the filter admits fewer, or with `min_score`.
 
         Args:
             query: The question. If it is blank: documents that `filter` admits, each with a score of 0.
             k: Number of results.
             filter: Metadata filter, such as `{"year": {">=": 2020}}`; it holds together with the field's.
-            method: The loop, or one pass; see `CompMemRetriever.method`. None: the field's.
-            min_score: Documents with a lower score are left out. None: the field's.
-            **kwargs: Not supported.
+            **kwargs: `method`, the loop or one pass, and `min_score`, below which documents are left out; by default
+                those of the store.
 
         Raises:
             ValueError: The question is too long, k is below 1, or the filter is invalid.
             TypeError: An argument is unknown.
         """
-        found = self.similarity_search_with_score(query, k, filter, method=method, min_score=min_score, **kwargs)
+        found = self.similarity_search_with_score(query, k, filter, **kwargs)
         return [document for document, _ in found]
 
     async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter | None = None,
-        *,
-        method: RecallMethod | None = None,
-        min_score: float | None = None,
-        **kwargs: Any,
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """`similarity_search` for an event loop."""
-        found = await self.asimilarity_search_with_score(query, k, filter, method=method, min_score=min_score, **kwargs)
+        found = await self.asimilarity_search_with_score(query, k, filter, **kwargs)
         return [document for document, _ in found]
 
     def similarity_search_with_score(

@@ -15,7 +15,7 @@ from compmem_research.training.data.mixture import Mixture, MixtureSettings
 from compmem_research.training.data.packed import PackedText, read_tokenizer
 from compmem_research.training.from_scratch import DecoderConfig, train_tokenizer, untrained_backbone
 from compmem_research.training.text import TextPreparation
-from tests.training import MEMORY, few, hurry, prepare, settings, write_texts
+from tests.training import few, hurry, prepare, settings, small_backbone, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,7 @@ def hurried(monkeypatch):
 
 @pytest.fixture
 def backbone(data):
-    config = DecoderConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=96, context=1024)
-    made = untrained_backbone(config, read_tokenizer(data), device="cpu")
-    made.add_memory(MEMORY)
-    return made
+    return small_backbone(data)
 
 
 def test_rows_of_many_shapes_lose_as_one_by_one(backbone, data):

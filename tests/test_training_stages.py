@@ -19,14 +19,12 @@ from compmem_research.training import compressor, lm, text, warmup
 from compmem_research.training.data.components import Component
 from compmem_research.training.data.examples import row_losses, written_exactly
 from compmem_research.training.data.mixture import Mixture, MixtureSettings
-from compmem_research.training.data.packed import read_tokenizer
 from compmem_research.training.data.sources import chunks_of
 from compmem_research.training.data.traces import as_curriculum, step_example, trace
 from compmem_research.training.engine.settings import read_settings
 from compmem_research.training.engine.trainer import Trainer
-from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
 from compmem_research.training.text import TextPreparation
-from tests.training import MEMORY, PROMPTS, TEXTS, few, hurry, prepare, settings, world, write_texts
+from tests.training import MEMORY, PROMPTS, TEXTS, few, hurry, prepare, settings, small_backbone, world, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +39,7 @@ def hurried(monkeypatch):
 
 @pytest.fixture
 def backbone(data):
-    config = DecoderConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=96, context=1024)
-    made = untrained_backbone(config, read_tokenizer(data), device="cpu")
-    made.add_memory(MEMORY)
-    return made
+    return small_backbone(data)
 
 
 # --- memorising

@@ -12,7 +12,9 @@ from compmem.schema import Document
 from compmem_research.tasks.sample import Span
 from compmem_research.tasks.synthetic_facts import Fact, WorldSample
 from compmem_research.training.data.mixture import Mixture, MixtureSettings
+from compmem_research.training.data.packed import read_tokenizer
 from compmem_research.training.engine.trainer import RunSettings, Trainer
+from compmem_research.training.from_scratch import DecoderConfig, untrained_backbone
 from compmem_research.training.text import TextPreparation, made_up, train
 from tests.conftest import make_model, make_tokenizer
 
@@ -107,6 +109,14 @@ def prepare(folder, vocabulary=400):
     texts = write_texts(folder / "texts.jsonl")
     train(TextPreparation(texts=(texts,), out=folder / "data", vocabulary=vocabulary, made_up=50))
     return folder / "data"
+
+
+def small_backbone(data):
+    """An untrained backbone with memory, for the tokenizer of packed text."""
+    config = DecoderConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=96, context=1024)
+    made = untrained_backbone(config, read_tokenizer(data), device="cpu")
+    made.add_memory(MEMORY)
+    return made
 
 
 PROMPTS = LatentPrompts(

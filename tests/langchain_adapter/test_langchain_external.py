@@ -6,7 +6,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, EmbeddingsEncoder
-from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
+from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder
 from tests.langchain_adapter.test_langchain_tracing import Hashed
 
 
@@ -18,14 +18,6 @@ class Numbered(BaseRetriever):
 
     def _get_relevant_documents(self, query, *, run_manager):
         return self.documents[: self.k]
-
-
-@pytest.fixture
-def own(tmp_path):
-    with make_index(tmp_path / "index") as made:
-        retriever = CompMemRetriever(index=made)
-        retriever.upsert(WORLD)
-        yield retriever
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke"])

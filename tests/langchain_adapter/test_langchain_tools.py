@@ -22,18 +22,7 @@ from langchain_compmem import (
     recall_tool,
 )
 from tests.frameworks_langchain import QUESTION, WORLD, ScriptedChat, make_index
-
-
-@pytest.fixture
-def retriever(tmp_path):
-    with make_index(tmp_path / "index") as made:
-        retriever = CompMemRetriever(index=made)
-        retriever.upsert(WORLD)
-        yield retriever
-
-
-def ids(documents):
-    return [document.id for document in documents]
+from tests.langchain_world import ids
 
 
 @pytest.mark.parametrize("kind", ["recall", "framework", "reasoner"])

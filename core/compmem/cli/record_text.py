@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from statistics import median_low
 from typing import Any, Final
 
@@ -17,8 +17,8 @@ _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS: Final = ",;\t|"
 _NAMED_DELIMITER: Final = re.compile(r"sep=([^\n])\n")
 """The first line of some exported tables."""
-_MAX_LINES_ABOVE: Final = 20
-"""Maximum number of rows above the header."""
+_FIRST_ROWS: Final = 50
+"""Number of rows among which the header is looked for."""
 
 
 def csv_text(text: str) -> str:
@@ -33,15 +33,16 @@ def csv_text(text: str) -> str:
     if named := _NAMED_DELIMITER.match(lines):
         lines = lines[named.end() :]
     rows = csv.reader(io.StringIO(lines), delimiter=named[1] if named else _delimiter(lines))
+    filled = (row for row in rows if any(cell.strip() for cell in row))
     try:
-        table = [[cell.strip() for cell in row] for row in rows]
+        first = list(islice(filled, _FIRST_ROWS))
+        head = _header_place(first)
+        header = [cell.strip() for cell in first[head]] if first else []
+        written = [_line(("", cell) for cell in row) for row in first[:head]]
+        body = chain(first[head + 1 :], filled)
+        written.extend(_line(zip(chain(header, repeat("")), row, strict=False)) for row in body)
     except csv.Error as error:
         raise UnreadableError(f"line {rows.line_num}: {error}") from error
-    table = [row for row in table if any(row)]
-    head = _header_place(table)
-    header, body = (table[head], table[head + 1 :]) if table else ([], [])
-    written = [_line(("", cell) for cell in row) for row in table[:head]]
-    written += [_line(zip(chain(header, repeat("")), row, strict=False)) for row in body]
     return "\n\n".join(written) or text
 
 
@@ -54,9 +55,9 @@ def _delimiter(lines: str) -> str:
 
 def _header_place(table: Sequence[Sequence[str]]) -> int:
     """Index of the first row with more than half as many filled cells as most rows have; 0 if there is none."""
-    filled = [sum(map(bool, row)) for row in table]
+    filled = [sum(bool(cell.strip()) for cell in row) for row in table]
     enough = max(2, median_low(filled) // 2 + 1) if filled else 0
-    return next((place for place, count in enumerate(filled[:_MAX_LINES_ABOVE]) if count >= enough), 0)
+    return next((place for place, count in enumerate(filled) if count >= enough), 0)
 
 
 def json_text(text: str) -> str:

@@ -5,7 +5,7 @@ from string import ascii_lowercase
 from typing import Final
 
 from compmem.store.lexical import LexicalIndex
-from compmem.text.tokenize import STOPWORDS, content_terms, fold, terms, word_spans
+from compmem.text.tokenize import STOPWORDS, content_terms, fold, possible_names, terms, word_spans
 
 _MIN_LETTERS: Final = 5
 _MAX_LETTERS: Final = 32
@@ -21,12 +21,16 @@ def correct_spelling(question: str, lexical_index: LexicalIndex) -> str:
     place of one is no typing error here, because it is often another word ("heart", "heard"). Of several words, the one
     that most blocks have is taken. It keeps a first capital.
     """
-    counts = lexical_index.document_frequency(content_terms(question))
+    own_terms = content_terms(question)
+    lexical_index.prepare(possible_names(question), own_terms)  # in one call with what the analysis looks up first
+    counts = lexical_index.document_frequency(own_terms)
     unknown = [
         (start, end)
         for start, end in word_spans(question)
         if _may_be_mistyped(word := fold(question[start:end])) and not any(counts.get(term) for term in terms(word))
     ][:_MAX_WORDS]
+    if not unknown:
+        return question
     stems = [{form: terms(form)[0] for form in _corrections(fold(question[start:end]))} for start, end in unknown]
     counts = lexical_index.document_frequency([stem for forms in stems for stem in forms.values()])
     for (start, end), forms in reversed(list(zip(unknown, stems, strict=True))):

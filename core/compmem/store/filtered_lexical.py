@@ -46,9 +46,9 @@ class FilteredLexicalIndex(lexical.LexicalIndex):
 
     def document_frequency(self, terms: Sequence[str]) -> dict[str, int]:
         """The number of admitted blocks that contain each term."""
-        for term in terms:
-            if term not in self._frequency:
-                self._frequency[term] = self._count_blocks(term)
+        new = [term for term in dict.fromkeys(terms) if term not in self._frequency]
+        anywhere = lexical.document_frequency(self.rows, new, {})  # one call for all, of which most may be in no block
+        self._frequency.update((term, self._count_blocks(term) if anywhere[term] else 0) for term in new)
         return {term: self._frequency[term] for term in terms}
 
     def bm25(self, queries: Sequence[Sequence[str]], limit: int) -> list[list[tuple[int, float]]]:
