@@ -46,9 +46,8 @@ def mail_text(data: bytes, name: str) -> FileContents:
     for head in _HEADS:
         if shown := _one_line(value := message[head]):
             lines.append(f"{head}: {_short(shown)}")
-            addresses = [_one_line(address.addr_spec).lower() for address in value.addresses if address.domain] or [
-                shown
-            ]
+            addresses = [_one_line(address.addr_spec).lower() for address in value.addresses if address.domain]
+            addresses = addresses or [shown]
             metadata[head.lower()] = addresses[0] if head == "From" else addresses
     if (date := message["Date"]) and (shown := _one_line(date)):
         when = date.datetime

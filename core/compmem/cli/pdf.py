@@ -55,7 +55,8 @@ def _run_pdf_process(data: bytes) -> dict[str, Any]:
     """What the process writes."""
     seconds = _CPU_SECONDS + len(data) // _SPEED
     limits = (seconds, _MEMORY + _COPIES * len(data), max(_TEXT, _GROWTH * len(data)))
-    command = [sys.executable, str(_SCRIPT), *map(str, limits)]
+    # -P: the modules of this folder do not stand in for installed ones of the same names.
+    command = [sys.executable, "-P", str(_SCRIPT), *map(str, limits)]
     try:
         process = subprocess.run(command, input=data, capture_output=True, timeout=_WAIT * seconds, check=True)  # noqa: S603
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
