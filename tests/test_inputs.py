@@ -270,6 +270,13 @@ def test_the_header_of_a_table_is_found_below_its_title():
     assert csv_text("\n") == "\n"
 
 
+def test_a_markdown_file_about_several_things_is_not_named_by_the_first(tmp_path):
+    (tmp_path / "fleet.md").write_text("# Ferry Aurora\n\nFast.\n\n```sh\n# a comment\n```\n\n# Ferry Fjord\n\nSlow.\n")
+    (tmp_path / "one.md").write_text("Ferry Aurora\n===\n\nFast.\n\n```sh\n# a comment\n```\n\n## Speed\n\nSlow.\n")
+    (tmp_path / "parts.md").write_text("## Speed\n\nSlow.\n\n## Boats\n\nTwo.\n")
+    assert [d.title for d in read(tmp_path)[0]] == ["fleet", "Ferry Aurora", "Speed"]
+
+
 def test_tables_and_json_name_every_value():
     assert csv_text('Name;Born\n"Finch; Dora";Leeds\n;\nBob;"a\nb"\n') == (
         "Name: Finch; Dora; Born: Leeds\n\nName: Bob; Born: a b"

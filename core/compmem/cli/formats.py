@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, Final, Literal, get_args
@@ -43,7 +43,7 @@ _MAX_OPEN_FIELDS: Final = 1000
 """Maximum number of .docx fields without an end mark: each later field searches them all."""
 _MAX_FRONT_MATTER_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
-_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*)$")
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 _UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
 _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 
@@ -79,12 +79,18 @@ def _plain(data: bytes, name: str) -> tuple[str, str]:
     path = PurePath(name)
     if path.suffix and path.suffix.lower() not in SUFFIXES:
         return path.name, text  # in code, a line above a rule is not a heading
-    return _first_heading(text, atx=False), text
+    return next((title for _, title in _headings(text, atx=False)), ""), text
 
 
 def _markdown(data: bytes, name: str) -> tuple[str, str]:
     text = decode(data, name)
-    return _front_title(text) or _first_heading(text, atx=True), text
+    return _front_title(text) or _first_heading(text), text
+
+
+def _first_heading(text: str) -> str:
+    """The first heading, unless several have the highest level: then each is about a part of the file."""
+    found = list(_headings(text, atx=True))
+    return found[0][1] if found and [level for level, _ in found].count(1) < 2 else ""
 
 
 def _front_title(text: str) -> str:
@@ -100,8 +106,8 @@ def _front_title(text: str) -> str:
     return ""
 
 
-def _first_heading(text: str, *, atx: bool) -> str:
-    """The first heading outside code, with `#` or underlined."""
+def _headings(text: str, *, atx: bool) -> Iterator[tuple[int, str]]:
+    """The headings outside code, with `#` or underlined, each with its level from 1."""
     fenced = False
     before = ""
     for line in io.StringIO(text):
@@ -110,12 +116,11 @@ def _first_heading(text: str, *, atx: bool) -> str:
             fenced = not fenced
         elif fenced:
             continue
-        elif atx and (match := _ATX.match(line)) and (title := match[1].rstrip("#").strip()):
-            return title
-        elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and _UNDERLINE.match(line):
-            return before.strip()
+        elif atx and (match := _ATX.match(line)) and (title := match[2].rstrip("#").strip()):
+            yield len(match[1]), title
+        elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and (match := _UNDERLINE.match(line)):
+            yield 1 if match[1] == "=" else 2, before.strip()
         before = "" if fenced else line
-    return ""
 
 
 def _csv(data: bytes, name: str) -> tuple[str, str]:

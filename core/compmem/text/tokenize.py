@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from compmem.text.code_names import spell_code_names
 from compmem.text.dates import spell_dates
 from compmem.text.unicode import nfc
 
@@ -90,11 +91,11 @@ _cached_fold = lru_cache(maxsize=1 << 14)(_new_fold)
 
 
 def words(text: str) -> list[str]:
-    """The folded words of a text, with those of dates in another form than "8 April 2024" (see `spell_dates`).
+    """The folded words of a text, and those that its dates (see `spell_dates`) and names in code consist of.
 
     A run of characters of a script without spaces is one word.
     """
-    return _WORD.findall(spell_dates(fold(text)))
+    return _WORD.findall(spell_dates(fold(spell_code_names(text))))
 
 
 def word_spans(text: str) -> Iterator[tuple[int, int]]:
