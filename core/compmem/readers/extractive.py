@@ -11,6 +11,7 @@ from compmem.readers.identifiers import IdentifierLinks
 from compmem.readers.outline import Outline, Outlines, is_fence, is_question
 from compmem.readers.quotation import quotation
 from compmem.readers.quoting import quoted_sentences
+from compmem.readers.siblings import without_siblings
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
 from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
@@ -104,7 +105,8 @@ class ExtractiveReader:
         weights = self.analyzer.analyze("").weights
         # A word whose stem no block has may still be there in another form: founder, founded.
         asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question)}
-        yield from quotation(quoted_sentences(asked, memory.evidence, self._outlines), self._outlines)
+        evidence = without_siblings(self.analyzer.question, memory.evidence, self._outlines)
+        yield from quotation(quoted_sentences(asked, evidence, self._outlines), self._outlines)
 
     async def awrite(self, question: str, memory: WorkingMemory) -> AsyncIterator[str | Usage]:
         """The same; it never waits."""
