@@ -69,6 +69,23 @@ def test_a_part_that_needs_another_one_is_asked_within_the_whole(asked, alone):
     assert question_parts(asked) == [alone, asked]
 
 
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ("Good morning! I hope you are well. When does the lease end? Thanks a lot.", ["When does the lease end?"]),
+        ("A neighbour asked me.\nwho pays for fuel and how long is the notice?",
+         ["who pays for fuel", "How long is the notice?"]),
+        ("We are on version 3.2. How is the cache cleared?", ["We are on version 3.2. How is the cache cleared?"]),
+        ("I met Bob Hill in town. Who insures the building?", ["I met Bob Hill in town. Who insures the building?"]),
+        ("The pump leaks. What does it mean?", ["The pump leaks. What does it mean?"]),
+        ("The pump leaks. Why?", ["The pump leaks. Why?"]),
+        ("Tell me about the lease. Thanks.", ["Tell me about the lease. Thanks."]),
+    ],
+)  # fmt: skip
+def test_sentences_around_a_question_are_left_out_unless_it_needs_them(asked, parts):
+    assert question_parts(asked) == parts
+
+
 @pytest.fixture(scope="module")
 def index():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
@@ -120,6 +137,22 @@ def test_a_model_writes_one_answer_from_the_blocks_of_all_parts(index, how):
     assert BOTH in prompt and "ends in 2031" in prompt and "Lloyd insures" in prompt
     assert answer.text == "In 2031, and Lloyd."
     assert {r.chunk.document_id for r in answer.sources} == {"lease", "policy"}
+
+
+def test_a_greeting_changes_no_answer_and_a_model_sees_it(index):
+    asked = "Hi, sorry to bother you again. Who insures the building? It has been on my mind."
+    greeted, plain = index.answer(asked), index.answer("Who insures the building?")
+    assert plain.found and (greeted.text, greeted.sources) == (plain.text, plain.sources)
+    assert greeted.question == asked and {step.request for step in greeted.steps} == {""}
+    assert index.recall(asked, 3) == index.recall("Who insures the building?", 3)
+    prompts = []
+
+    def chat(messages):
+        prompts.append(messages[-1]["content"])
+        return "Lloyd."
+
+    assert index.answer(asked, chat=chat).text == "Lloyd."
+    assert asked in prompts[0]
 
 
 def test_recall_gives_each_part_its_share(index):

@@ -1,6 +1,7 @@
 """The questions that one text asks: "When does the lease end, and who insures the building?" asks two.
 
-The rules are for English. A part that cannot be understood by itself stays in the whole text.
+The rules are for English. A part that cannot be understood by itself stays in the whole text. Sentences around the
+questions, such as a greeting or the reason for asking, are left out if the questions say what they are about.
 """
 
 import re
@@ -28,6 +29,7 @@ _BACK: Final = frozenset(
 """Words that stand for something said before."""
 _DETERMINERS: Final = frozenset("the a an my our your".split())
 _SENTENCE: Final = re.compile(r"[^.!?:\n]*+[.!?:\n]?")
+_BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.!?])\s++|\n++")
 _AFTER_MARK: Final = re.compile(r"\?++\s{1,8}+")
 _AND: Final = re.compile(
     r"[,;]?\s{1,8}and\s{1,8}(?:also\s{1,8})?(?=(?:(?:in|on|at|to|for|from|by|with|of|since|until)\s{1,8})?"
@@ -46,9 +48,11 @@ def question_parts(question: str) -> list[str]:
     """The questions in a text, each as it is written; the text itself if it asks one, and for parts that need others.
 
     A part needs another one if it has a pronoun without a name before it, or no name where another part has some.
+    Likewise, questions need the sentences around them, which are left out otherwise.
     """
     if len(question) > MAX_SPLIT_CHARS:
         return [question]
+    question = _without_background(question)
     each = (part for sentence in _sentences(question) for part in _coordinated(sentence))
     asked = list(islice(each, MAX_PARTS + 1))
     if not 1 < len(asked) <= MAX_PARTS:
@@ -56,6 +60,14 @@ def question_parts(question: str) -> list[str]:
     named = [_has_name(_WORD.findall(part)) for part in asked]
     alone = [_stands_alone(part) and (own or not any(named)) for part, own in zip(asked, named, strict=True)]
     return list(dict.fromkeys(part if own else question for part, own in zip(asked, alone, strict=True)))
+
+
+def _without_background(text: str) -> str:
+    """The sentences that ask, if they can be understood without the others and these have no names."""
+    found = _BETWEEN_SENTENCES.split(text)
+    asked = " ".join(sentence for sentence in found if sentence.endswith("?"))
+    named = any(_has_name(_WORD.findall(sentence)) for sentence in found if not sentence.endswith("?"))
+    return asked if asked and not named and _stands_alone(asked) else text
 
 
 def _sentences(text: str) -> Iterator[str]:
